@@ -1,0 +1,52 @@
+"""Install the locked packages and Retain itself into the Python that runs this: `python tools/install.py [test]`.
+
+torch is the one package with builds of our choice: the lock accepts the index's build, which on Linux needs the CUDA
+packages of cuda.lock, and a CPU build that pip was told of (PIP_FIND_LINKS). Asked for several hashes, pip takes the
+index's file even where it would take the CPU build by itself; so pip is asked first, and its choice is then held to.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ROOT / "requirements"
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+TORCH = re.compile(r"^torch==.*?(?=^\S)", re.MULTILINE | re.DOTALL)
+
+
+def torch_build(pin: str) -> tuple[str, bool]:
+    """SHA-256 of the file that pip takes for this pin, and whether it needs CUDA packages."""
+    command = [*PIP, "install", "--quiet", "--dry-run", "--no-deps", "--ignore-installed", "--report", "-", pin]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    (choice,) = report["install"]
+    needs = choice["metadata"].get("requires_dist", [])
+    cuda = sys.platform == "linux" and any(need.startswith(("nvidia-", "cuda-")) for need in needs)
+    return choice["download_info"]["archive_info"]["hashes"]["sha256"], cuda
+
+
+def main() -> int:
+    demo = (LOCKS / "demo.lock").read_text()
+    torch = TORCH.search(demo)
+    assert torch is not None, "requirements/demo.lock pins no torch; write it anew with tools/lock.py"
+    pin = torch[0].split()[0]
+    digest, cuda = torch_build(pin)
+    if digest not in torch[0]:
+        print(f"pip would take a build of {pin} whose hash {digest} requirements/demo.lock lacks", file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        narrowed = Path(folder) / "demo.lock"
+        narrowed.write_text(TORCH.sub(f"{pin} --hash=sha256:{digest}\n", demo))
+        more = [LOCKS / f"{name}.lock" for name, wanted in (("test", "test" in sys.argv), ("cuda", cuda)) if wanted]
+        files = [word for lock in (narrowed, *more) for word in ("-r", str(lock))]
+        subprocess.run([*PIP, "install", "--quiet", "--require-hashes", *files], check=True)
+    # setuptools, which builds Retain itself, is among the locked packages.
+    subprocess.run([*PIP, "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

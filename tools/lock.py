@@ -1,0 +1,56 @@
+"""Write requirements/*.lock from pyproject.toml: `pip install uv && python tools/lock.py`.
+
+demo.lock holds Retain with its demo, test.lock what testing adds, cuda.lock what the index's build of torch needs on
+Linux beyond a CPU build. Each pins every package with the hashes of all its files.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ROOT / "requirements"
+
+# uv sees the index's files only; builds of torch from elsewhere that we accept are listed here.
+MORE_HASHES = {
+    # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
+    "torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
+}
+CUDA = re.compile(r"^(nvidia-|cuda-|triton==)")
+
+
+def compile_lock(*extras: str) -> list[str]:
+    """One string a package, its hashes included, sorted by name."""
+    command = ["uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version", "3.11", "--quiet"]
+    command += ["--generate-hashes", "--no-emit-index-url", "--no-annotate", "--no-header"]
+    command += [word for extra in extras for word in ("--extra", extra)]
+    text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [with_more_hashes(entry) for entry in re.split(r"\n(?=[a-z])", text.strip())]
+
+
+def with_more_hashes(entry: str) -> str:
+    more = MORE_HASHES.get(entry.split(" ", 1)[0], [])
+    return entry + "".join(f" \\\n    --hash=sha256:{digest}" for digest in more)
+
+
+def main() -> int:
+    demo = compile_lock("demo")
+    everything = compile_lock("demo", "test")
+    if missing := set(demo) - set(everything):
+        print(f"demo and test disagree on {sorted(entry.split()[0] for entry in missing)}", file=sys.stderr)
+        return 1
+    locks = {
+        "demo": [entry for entry in demo if not CUDA.match(entry)],
+        "test": [entry for entry in everything if entry not in set(demo)],
+        "cuda": [entry for entry in demo if CUDA.match(entry)],
+    }
+    for name, entries in locks.items():
+        header = "# Written by tools/lock.py; do not edit.\n"
+        (LOCKS / f"{name}.lock").write_text(header + "\n".join(entries) + "\n")
+        print(f"requirements/{name}.lock: {len(entries)} packages")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
