@@ -1,0 +1,72 @@
+"""Model presets, parameter counts and FLOPs, from the architecture's numbers alone."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A Llama: RMSNorm, rotary positions, SiLU-gated MLP, no biases."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    vocabulary: int
+    """Entries; 0 takes the tokeniser's."""
+    tied: bool
+    context: int
+    """Longest sequence in tokens."""
+    rope_base: float = 100_000.0
+    norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+
+PRESETS = {
+    "laptop": Architecture(
+        layers=4, hidden=128, heads=4, kv_heads=4, mlp=344, vocabulary=0, tied=True, context=1024, rope_base=10_000.0
+    ),
+    # SmolLM2-135M as published.
+    "smollm2-135m": Architecture(
+        layers=30,
+        hidden=576,
+        heads=9,
+        kv_heads=3,
+        mlp=1536,
+        vocabulary=49_152,
+        tied=True,
+        context=8192,
+        initializer_range=1 / 24,
+    ),
+    # The paper's Table 2; the initializer range is SmolLM2's rule, 1 / sqrt(hidden), as the table prints none.
+    "smollm2-1b": Architecture(
+        layers=24,
+        hidden=1728,
+        heads=27,
+        kv_heads=27,
+        mlp=4608,
+        vocabulary=49_152,
+        tied=False,
+        context=8192,
+        initializer_range=1728**-0.5,
+    ),
+}
+
+
+def matrix_parameters(model: Architecture) -> int:
+    """Parameters that multiply every token: all but the norms and, where untied, the input embedding."""
+    head = model.hidden // model.heads
+    attention = model.hidden * head * (2 * model.heads + 2 * model.kv_heads)
+    return model.layers * (attention + 3 * model.hidden * model.mlp) + model.vocabulary * model.hidden
+
+
+def parameters(model: Architecture) -> int:
+    """All trainable parameters; a tied embedding counts once."""
+    norms = (2 * model.layers + 1) * model.hidden
+    embedding = 0 if model.tied else model.vocabulary * model.hidden
+    return matrix_parameters(model) + norms + embedding
+
+
+def flops_per_token(model: Architecture, sequence_length: int) -> int:
+    """Forward and backward: 6 per matrix parameter, 12 · layers · hidden · length for attention."""
+    return 6 * matrix_parameters(model) + 12 * model.layers * model.hidden * sequence_length

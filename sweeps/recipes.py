@@ -1,0 +1,135 @@
+"""The recipe of a stage: everything that decides its weights beside its parent, in sequences and steps.
+
+Amounts of tokens become sequences (rounded down), and fields without effect are left out or brought to one form, so that
+stages which train the same weights have the same recipe: λ = 0 names no post-training corpus, half of 300M tokens is all
+of 150M, a floor above the peak is the peak, and the allocation itself never enters.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from sweeps.errors import StudyError
+from sweeps.facts import CorpusFacts, Facts
+from sweeps.schema import Optimisation, Study
+
+Recipe = dict[str, Any]
+
+
+def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
+    """Stage 1: D_pre and the first λ·|D_post| of D_post (paper, Sections 3.3 and 4.2)."""
+    stage = study.pretrain
+    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "pretrain")
+    exposure = None
+    if stage.exposure > 0:
+        post, distinct = _draw(study, facts, study.posttrain.corpus, study.posttrain.tokens, "posttrain")
+        mixed = exposed_sequences(stage.exposure, distinct)
+        if mixed:
+            exposure = {"corpus": post.fingerprint, "distinct": min(mixed, distinct), "sequences": mixed}
+    total = count + (exposure["sequences"] if exposure else 0)
+    model = asdict(study.model.architecture())
+    model["vocabulary"] = model["vocabulary"] or facts.vocabulary
+    return {
+        "model": model,
+        "tokenizer": facts.tokenizer,
+        "corpus": corpus.fingerprint,
+        "distinct": count,
+        "exposure": exposure,
+        "sequences": total,
+        **_optimisation(study, stage, "pretrain", total),
+    }
+
+
+def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
+    """Stage 2: passes over D_post up to max_tokens, with replay; None where matched allocation leaves nothing to it."""
+    stage = study.posttrain
+    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "posttrain")
+    first, total = 0, (count if stage.max_tokens is None else stage.max_tokens // study.sequence_length)
+    if study.allocation == "matched":
+        if study.pretrain.exposure > 1:
+            raise StudyError("allocation: matched divides one pass of D_post; keep pretrain.exposure within [0, 1]")
+        if stage.early_stopping or stage.replay:
+            field = "early_stopping" if stage.early_stopping else "replay"
+            raise StudyError(f"posttrain.{field}: matched allocation trains each D_post token once; take it out")
+        first = exposed_sequences(study.pretrain.exposure, count)
+        total = count - first
+        if total == 0:
+            return None
+    if total == 0:
+        raise StudyError("posttrain.max_tokens: less than one sequence; raise it")
+    replay = None
+    if stage.replay > 0:
+        pre, distinct = _draw(study, facts, study.pretrain.corpus, study.pretrain.tokens, "pretrain")
+        replay = {"corpus": pre.fingerprint, "distinct": distinct, "fraction": stage.replay}
+    return {
+        "corpus": corpus.fingerprint,
+        "first": first,
+        "distinct": count - first,
+        "replay": replay,
+        "sequences": total,
+        "early_stopping": stage.early_stopping and stage.early_stopping.model_dump(),
+        "method": stage.method,
+        **_optimisation(study, stage, "posttrain", total),
+    }
+
+
+def finetune_recipe(study: Study, facts: Facts) -> Recipe:
+    """Stage 3: exactly its token budget of D_ft, once."""
+    stage = study.finetune
+    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "finetune")
+    return {
+        "corpus": corpus.fingerprint,
+        "distinct": count,
+        "sequences": count,
+        "method": stage.method,
+        **_optimisation(study, stage, "finetune", count),
+    }
+
+
+def exposed_sequences(exposure: float, distinct: int) -> int:
+    """λ·|D_post| in sequences, to the nearest."""
+    return int(exposure * distinct + 0.5)
+
+
+def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str) -> tuple[CorpusFacts, int]:
+    """A corpus and how many of its sequences a budget takes; raises StudyError where it holds too few."""
+    corpus = facts.corpora[name, study.sequence_length]
+    count = tokens // study.sequence_length
+    if count == 0:
+        raise StudyError(f"{stage}.tokens: {tokens} tokens are less than one sequence of {study.sequence_length}")
+    if corpus.train is not None and corpus.train < count:
+        raise StudyError(
+            f"{stage}.tokens: {tokens:,} tokens asked of corpus {name}, whose training split holds "
+            f"{corpus.train * study.sequence_length:,}; lower the budget or enlarge the corpus"
+        )
+    if corpus.heldout == 0:
+        raise StudyError(
+            f"corpora.{name}.heldout: the held-out split would be empty (less than one sequence of "
+            f"{study.sequence_length} tokens); raise the share or enlarge the corpus"
+        )
+    return corpus, count
+
+
+def _optimisation(study: Study, stage: Optimisation, name: str, sequences: int) -> Recipe:
+    steps = -(-sequences // stage.batch)
+    if stage.warmup >= steps:
+        raise StudyError(
+            f"{name}.warmup: {stage.warmup} steps of warm-up, but the stage has {steps} in all "
+            f"({sequences} sequences in batches of {stage.batch}); shorten it"
+        )
+    model = study.model.architecture()
+    if study.sequence_length > model.context:
+        raise StudyError(f"sequence_length: {study.sequence_length} is beyond the model's context of {model.context}")
+    return {
+        "sequence_length": study.sequence_length,
+        "subset_seed": study.subset_seed,
+        "seed": study.seed if stage.seed is None else stage.seed,
+        "batch": stage.batch,
+        "steps": steps,
+        "lr": stage.lr,
+        "min_lr": min(stage.min_lr, stage.lr),
+        "warmup": stage.warmup,
+        "weight_decay": stage.weight_decay,
+        "betas": list(stage.betas),
+        "clip": stage.clip,
+        "dropout": stage.dropout,
+    }

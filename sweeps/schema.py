@@ -1,0 +1,216 @@
+"""The study file, field by field; unknown fields are refused."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from sweeps.models import PRESETS, Architecture
+from sweeps.units import parse_size
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Corpus(Section):
+    """Where documents come from: `package:`, `files:`, or `hf:` (with `files:`, a local folder in that format)."""
+
+    package: str | None = None
+    files: str | list[str] | None = None
+    hf: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    text: str = "text"
+    """The field that holds a document, in jsonl, parquet and hf sources."""
+    separator: str | None = None
+    """Where a plain text file is cut into documents; without it a file is one document."""
+    tokens: Size | None = None
+    """Stop reading once the training split holds this many tokens; without it the whole source is read."""
+    heldout: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """The share of documents, chosen by their hash, that is evaluated on and never trained on."""
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Corpus":
+        given = [name for name in ("package", "files", "hf") if getattr(self, name) is not None]
+        if given not in (["package"], ["files"], ["hf"], ["files", "hf"]):
+            raise ValueError("name exactly one source: package, files, or hf (hf may add files)")
+        return self
+
+
+class Tokenizer(Section):
+    """Either trained on the study's corpora or read from Hugging Face (or a local folder)."""
+
+    train: Annotated[int, Field(ge=300)] | None = None
+    """Entries of a byte-level BPE to train."""
+    sample: Size = 2_000_000
+    """Characters of each corpus to train it on."""
+    hf: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Tokenizer":
+        if (self.train is None) == (self.hf is None):
+            raise ValueError("give either train: ENTRIES or hf: ID")
+        return self
+
+
+class Model(Section):
+    """A preset, or a preset with some of its numbers changed, or all numbers."""
+
+    preset: str | None = None
+    layers: Positive | None = None
+    hidden: Positive | None = None
+    heads: Positive | None = None
+    kv_heads: Positive | None = None
+    mlp: Positive | None = None
+    vocabulary: Annotated[int, Field(ge=0)] | None = None
+    tied: bool | None = None
+    context: Positive | None = None
+    rope_base: float | None = None
+    norm_eps: float | None = None
+    initializer_range: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_name(cls, value: Any) -> Any:
+        return {"preset": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def complete(self) -> "Model":
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"{self.preset!r} is no preset; the presets are {', '.join(PRESETS)}")
+        needed = ("layers", "hidden", "heads", "kv_heads", "mlp", "vocabulary", "tied", "context")
+        missing = [name for name in needed if self.preset is None and getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"without a preset, {', '.join(missing)} must be given")
+        model = self.architecture()
+        if model.hidden % model.heads or model.heads % model.kv_heads:
+            raise ValueError("heads must divide hidden, and kv_heads must divide heads")
+        if model.hidden // model.heads % 2:
+            raise ValueError("hidden / heads must be even, for rotary positions")
+        return self
+
+    def architecture(self) -> Architecture:
+        given = self.model_dump(exclude_none=True, exclude={"preset"})
+        base = {} if self.preset is None else {name: getattr(PRESETS[self.preset], name) for name in _NUMBERS}
+        return Architecture(**(base | given))
+
+
+_NUMBERS = tuple(Architecture.__dataclass_fields__)
+
+
+class Optimisation(Section):
+    """What all stages share (paper, Table 5, where it prints a value)."""
+
+    corpus: str
+    tokens: Size
+    lr: Annotated[float, Field(gt=0)]
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """The cosine's floor; one above the peak is lowered to it, so that the rate stays constant after the warm-up."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    batch: Positive
+    """Sequences in one optimiser step, over all devices."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """At the embedding, the attention, the residual branches and the MLP."""
+    seed: Seed | None = None
+    """Initialisation, order and dropout; the study's seed where it is not given."""
+
+
+class Pretrain(Optimisation):
+    exposure: Annotated[float, Field(ge=0)] = 0.0
+    """λ: the share of the post-training corpus that is mixed in."""
+    repeat: bool = False
+    """Allows λ > 1 by going through the post-training corpus again."""
+
+    @model_validator(mode="after")
+    def at_most_one_pass(self) -> "Pretrain":
+        if self.exposure > 1 and not self.repeat:
+            raise ValueError(
+                f"exposure: {self.exposure:g} is more than one pass over the post-training corpus; "
+                "keep it within [0, 1] or set pretrain.repeat: true"
+            )
+        return self
+
+
+class EarlyStopping(Section):
+    """Stop once the held-out loss has not improved in `patience` evaluations, and keep the best weights."""
+
+    every: Positive
+    """Steps between evaluations."""
+    patience: Positive
+
+
+class Posttrain(Optimisation):
+    max_tokens: Size | None = None
+    """Tokens to train at most, over repeated passes; one pass where it is not given."""
+    replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of this stage's tokens that comes from the pretraining data."""
+    method: Literal["full"] = "full"
+    early_stopping: EarlyStopping | None = None
+
+
+class Finetune(Optimisation):
+    method: Literal["full"] = "full"
+
+
+class Execution(Section):
+    """What cannot change what a run is: it never enters a stage key."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Positive = 1
+    """Devices, so processes, of one stage."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU, fp32 on a CPU."""
+    micro_batch: Positive | None = None
+    """Sequences that one device takes at a time; without it, its whole share of the batch."""
+    threads: Positive = 1
+    """Threads of one CPU process; another number may change the last bits of a sum."""
+    parallel: Positive | None = None
+    """Stages side by side on this machine; without it, as many as its cores or GPUs allow."""
+    heldout_every: Positive | None = None
+    """Steps between the held-out losses of the curves; without it they are taken at the end only."""
+
+
+class Study(Section):
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    model: Model
+    tokenizer: Tokenizer
+    sequence_length: Annotated[int, Field(ge=2)]
+    corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
+    pretrain: Pretrain
+    posttrain: Posttrain
+    finetune: Finetune
+    allocation: Literal["additive", "matched"] = "additive"
+    """matched: every sequence of D_post is seen once, λ of them in pretraining and the others in post-training."""
+    seed: Seed = 0
+    subset_seed: Seed = 0
+    """Of the shuffle whose first sequences are the subsets of each corpus."""
+    grid: dict[str, list[Any]] = {}
+    search: dict[str, Any] = {}
+    execution: Execution = Execution()
+
+    @field_validator("search")
+    @classmethod
+    def no_search_yet(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value:
+            raise ValueError("this version has no search; leave it empty and list the points under grid:")
+        return value
+
+    @model_validator(mode="after")
+    def known_corpora(self) -> "Study":
+        for stage in ("pretrain", "posttrain", "finetune"):
+            name = getattr(self, stage).corpus
+            if name not in self.corpora:
+                raise ValueError(f"{stage}.corpus: {name!r} is not among corpora ({', '.join(self.corpora)})")
+        return self

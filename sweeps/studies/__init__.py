@@ -1,0 +1,1 @@
+"""The study files that come with Retain."""

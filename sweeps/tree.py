@@ -1,0 +1,177 @@
+"""The tree of stages of a study: every trial is a path, every stage that trials share is one node."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from sweeps.errors import StudyError
+from sweeps.facts import Facts
+from sweeps.keys import canonical, stage_key
+from sweeps.read import StudyFile, get_field
+from sweeps.recipes import Recipe, finetune_recipe, posttrain_recipe, pretrain_recipe
+from sweeps.schema import Study
+
+STAGES = ("pretrain", "posttrain", "finetune")
+Axes = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One node: trained once, whoever shares it."""
+
+    key: str
+    stage: str
+    """pretrain, posttrain or finetune."""
+    parent: str | None
+    recipe: str
+    """Canonical text."""
+    tokens: int
+    """Tokens it trains at most."""
+    axes: Axes
+    """The values of the study's axes that lead to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One path from the root to a leaf; `posttrain` is None where matched allocation leaves Stage 2 nothing."""
+
+    axes: Axes
+    pretrain: str
+    posttrain: str | None
+    finetune: str
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return tuple(key for key in (self.pretrain, self.posttrain, self.finetune) if key is not None)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Stages by key, parents before children, and the trials in the order of the grid."""
+
+    study: str
+    stages: dict[str, Stage]
+    trials: list[Trial]
+    provisional: bool
+    """True while the keys stand for data that is yet to be prepared."""
+
+    def ancestors(self, key: str) -> list[Stage]:
+        """The path from the root to this stage, itself included."""
+        stage = self.stages[key]
+        return [*(self.ancestors(stage.parent) if stage.parent else []), stage]
+
+
+def expand(file: StudyFile, facts: Facts) -> Tree:
+    """All trials of a study's grid. Raises StudyError for a point of the grid that makes no sense."""
+    names = list(file.axes)
+    stages: dict[str, Stage] = {}
+    trials = []
+    grow = {stage: _Family(stage, file, facts, names, stages) for stage in STAGES}
+    for values in itertools.product(*file.axes.values()):
+        pre = grow["pretrain"].member(None, values)
+        assert pre is not None
+        post = grow["posttrain"].member(pre, values)
+        leaf = grow["finetune"].member(post or pre, values)
+        assert leaf is not None
+        axes = {name: plain(value) for name, value in zip(names, values, strict=True)}
+        trials.append(Trial(axes, pre, post, leaf))
+    return Tree(file.study.study, stages, trials, provisional=not facts.prepared)
+
+
+class _Family:
+    """The stages of one kind, each recipe made once for each combination of the axes that it depends on."""
+
+    builders: dict[str, Callable[[Study, Facts], Recipe | None]] = {
+        "pretrain": pretrain_recipe,
+        "posttrain": posttrain_recipe,
+        "finetune": finetune_recipe,
+    }
+
+    def __init__(self, stage: str, file: StudyFile, facts: Facts, names: list[str], stages: dict[str, Stage]) -> None:
+        self.stage, self.file, self.facts, self.names, self.stages = stage, file, facts, names, stages
+        self.relevant = [index for index, name in enumerate(names) if may_matter(name, stage)]
+        self.recipes: dict[tuple[Any, ...], tuple[str, int] | None] = {}
+        self.keys: dict[tuple[str | None, str], str] = {}
+
+    def member(self, parent: str | None, values: tuple[Any, ...]) -> str | None:
+        """The key of this kind's stage at a point of the grid; None where there is none."""
+        point = tuple([values[index] for index in self.relevant])
+        if point not in self.recipes:
+            self.recipes[point] = self._recipe(point)
+        made = self.recipes[point]
+        if made is None:
+            return None
+        recipe, tokens = made
+        key = self.keys.get((parent, recipe))
+        if key is None:
+            key = self.keys[parent, recipe] = stage_key(self.stage, parent, recipe)
+            inherited = self.stages[parent].axes if parent else {}
+            own = {self.names[index]: plain(values[index]) for index in self.relevant if self._names(index, recipe)}
+            self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | own)
+        return key
+
+    def _recipe(self, point: tuple[Any, ...]) -> tuple[str, int] | None:
+        axes = {self.names[index]: value for index, value in zip(self.relevant, point, strict=True)}
+        study = with_values(self.file.study, axes)
+        try:
+            recipe = self.builders[self.stage](study, self.facts)
+        except StudyError as error:
+            at = ", ".join(f"{name}={value}" for name, value in axes.items())
+            raise StudyError(f"{self.file.path.name}: {error}{f' (at {at})' if at else ''}") from None
+        return recipe and (canonical(recipe), recipe["sequences"] * study.sequence_length)
+
+    def _names(self, index: int, recipe: str) -> bool:
+        """Whether an axis belongs to this kind's label: its own and the study's, and D_post's where it is mixed in."""
+        section = self.names[index].partition(".")[0]
+        if self.stage == "pretrain" and section == "posttrain":
+            return '"exposure":null' not in recipe
+        return section == self.stage or section not in STAGES
+
+
+def may_matter(axis: str, stage: str) -> bool:
+    """Whether an axis can change the recipe of a kind of stage; a superset is safe, as keys come from recipes."""
+    section = axis.partition(".")[0]
+    if section not in STAGES or section == stage:
+        return True
+    if stage == "pretrain":
+        return axis in ("posttrain.corpus", "posttrain.tokens")
+    return stage == "posttrain" and axis in ("pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
+
+
+def with_values(study: Study, axes: Axes) -> Study:
+    """A study with checked values put in their places."""
+    for axis, value in axes.items():
+        study = _replaced(study, axis.split("."), value)
+    return study
+
+
+def _replaced(section: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    inner = _replaced(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: inner})
+
+
+def plain(value: Any) -> Any:
+    """An axis value as a table or JSON shows it: a section of the study becomes its mapping, or its preset's name."""
+    if not isinstance(value, BaseModel):
+        return value
+    fields = value.model_dump(exclude_none=True)
+    return fields["preset"] if set(fields) == {"preset"} else fields
+
+
+def axes_label(axes: Axes) -> str:
+    """`pretrain.exposure=0.5 finetune.lr=5e-05`; `-` for none."""
+    return " ".join(f"{name}={value}" for name, value in axes.items()) or "-"
+
+
+def device_mismatch(file: StudyFile) -> str | None:
+    """The sentence about a batch that the devices, or a micro-batch, do not divide; None where all do."""
+    execution = file.study.execution
+    for stage in STAGES:
+        for batch in file.axes.get(f"{stage}.batch", [get_field(file.study, f"{stage}.batch")]):
+            if batch % execution.devices:
+                return f"{stage}.batch: {batch} sequences are not divided by execution.devices: {execution.devices}"
+    return None

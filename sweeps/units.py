@@ -1,0 +1,50 @@
+"""Sizes as people write them: 300M, 8.7B, 200k."""
+
+from decimal import Decimal, InvalidOperation
+
+SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+
+
+def parse_size(value: object) -> int:
+    """A count from an integer, a whole float, or text such as `300M`, `8.7B`, `1_000`.
+
+    Raises ValueError for anything that is not a whole, non-negative number: a size is never rounded.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a size; write a whole number such as 1000, 200k, 300M or 8.7B")
+    text = str(value).strip().replace("_", "")
+    scale = SCALES.get(text[-1:], None) if text[-1:].isalpha() else 1
+    number = text[:-1] if text[-1:].isalpha() else text
+    try:
+        exact = Decimal(number) * scale if scale is not None else None
+    except InvalidOperation:
+        exact = None
+    if exact is None or not exact.is_finite() or exact < 0 or exact != exact.to_integral_value():
+        raise ValueError(f"{value!r} is not a size; write a whole number such as 1000, 200k, 300M or 8.7B")
+    return int(exact)
+
+
+def format_size(count: float) -> str:
+    """The shortest text with at most four significant digits: 300M, 8.7B, 1.054M, 12."""
+    for suffix, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= scale:
+            return f"{float(f'{count / scale:.4g}'):g}{suffix}"
+    return f"{float(f'{count:.4g}'):g}"
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in decimal units: 4.2 MB."""
+    for suffix, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {suffix}"
+    return f"{count:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as a reader's clock: 42s, 3m 05s, 2h 10m."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
