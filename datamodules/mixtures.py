@@ -1,0 +1,135 @@
+"""The order in which a stage sees its sequences: a pure function of its recipe, so of its seed, at any position.
+
+A position counts the sequences of a stage from 0. `locate` says which corpus and which sequence stand there, in O(1) and
+without stored state, so resuming is starting at an offset and ranks and workers cannot change the order.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from datamodules.permutation import Indices, derive_seed, permute
+
+
+@dataclass(frozen=True)
+class Subset:
+    """`distinct` sequences of a corpus from the `first` on, in the order of the corpus's one seeded shuffle.
+
+    Subsets from 0 are nested: a smaller one is the beginning of a larger one.
+    """
+
+    corpus: str
+    """Fingerprint."""
+    size: int
+    """Sequences in the corpus's training split."""
+    distinct: int
+    first: int
+    seed: int
+
+    def sequences(self, indices: Indices) -> Indices:
+        """Sequence numbers in the corpus; indices beyond `distinct` begin again."""
+        return permute(self.first + indices % self.distinct, self.size, derive_seed(self.seed, "subset"))
+
+
+class Order(Protocol):
+    """What a stage sees at each of its positions."""
+
+    subsets: tuple[Subset, ...]
+    total: int
+    """Positions, in sequences."""
+
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
+        """For each position, which of `subsets` it comes from and the sequence's number in that corpus."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Subsets in stated amounts, uniformly interleaved: one permutation of all their sequences."""
+
+    subsets: tuple[Subset, ...]
+    amounts: tuple[int, ...]
+    seed: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.amounts)
+
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
+        drawn = permute(positions, self.total, derive_seed(self.seed, "order"))
+        return _assign(drawn, self.subsets, self.amounts, (0,) * len(self.subsets))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Repeated passes over one subset, each in a new order, with a share of replayed sequences in every pass.
+
+    A pass holds all of the subset and the replayed sequences that make up `share` of it; a last, shorter pass keeps the
+    share. Replay goes on through its own subset from pass to pass.
+    """
+
+    post: Subset
+    replay: Subset | None
+    share: float
+    total: int
+    seed: int
+
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        return (self.post,) if self.replay is None else (self.post, self.replay)
+
+    @property
+    def replayed_a_pass(self) -> int:
+        return int(self.post.distinct * self.share / (1 - self.share) + 0.5)
+
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
+        length = self.post.distinct + self.replayed_a_pass
+        source, sequence = np.empty_like(positions), np.empty_like(positions)
+        for number in np.unique(positions // length):
+            here = positions // length == number
+            source[here], sequence[here] = self._locate_in_pass(int(number), positions[here] % length, length)
+        return source, sequence
+
+    def _locate_in_pass(self, number: int, positions: Indices, length: int) -> tuple[Indices, Indices]:
+        size = min(length, self.total - number * length)
+        replayed = self.replayed_a_pass if size == length else int(size * self.share + 0.5)
+        drawn = permute(positions, size, derive_seed(self.seed, "order", number))
+        fresh = drawn < size - replayed
+        # A pass that is cut short takes a random part of the subset, not always its beginning.
+        shuffled = permute(drawn[fresh], self.post.distinct, derive_seed(self.seed, "pass", number))
+        drawn[fresh] = shuffled
+        offsets = (0, number * self.replayed_a_pass)
+        drawn[~fresh] += self.post.distinct - (size - replayed)
+        return _assign(drawn, self.subsets, (self.post.distinct, replayed)[: len(self.subsets)], offsets)
+
+
+def _assign(
+    drawn: Indices, subsets: tuple[Subset, ...], amounts: tuple[int, ...], offsets: tuple[int, ...]
+) -> tuple[Indices, Indices]:
+    """Numbers in range(sum(amounts)) as (subset, sequence): the first amounts[0] belong to the first subset, and so on."""
+    ends = np.cumsum(amounts)
+    source = np.searchsorted(ends, drawn, side="right").astype(np.int64)
+    sequence = np.empty_like(drawn)
+    for index, subset in enumerate(subsets):
+        here = source == index
+        sequence[here] = subset.sequences(offsets[index] + drawn[here] - (ends[index] - amounts[index]))
+    return source, sequence
+
+
+def stage_order(recipe: Mapping[str, Any], sizes: Mapping[str, int]) -> Order:
+    """The order that a recipe means; `sizes` gives the training sequences of each corpus by fingerprint."""
+
+    def subset(part: Mapping[str, Any], first: int = 0) -> Subset:
+        corpus = part["corpus"]
+        return Subset(corpus, sizes[corpus], part["distinct"], first, recipe["subset_seed"])
+
+    main = subset(recipe, recipe.get("first", 0))
+    if "early_stopping" in recipe:
+        replay = recipe["replay"]
+        share = replay["fraction"] if replay else 0.0
+        return Passes(main, subset(replay) if replay else None, share, recipe["sequences"], recipe["seed"])
+    exposure = recipe.get("exposure")
+    subsets = (main, subset(exposure)) if exposure else (main,)
+    amounts = (recipe["distinct"], exposure["sequences"]) if exposure else (recipe["sequences"],)
+    return Mixture(subsets, amounts, recipe["seed"])

@@ -1,0 +1,143 @@
+"""Documents into sequences: tokenised, end of text between them, cut to one length, memory-mapped."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from datamodules.documents import document_hash, is_heldout
+from datamodules.tokenizer import Tokenizer
+
+DOCUMENTS_A_BATCH = 1024
+SPLITS = ("train", "heldout")
+Report = Callable[[int, int], None]
+"""Called with the documents and the training tokens so far."""
+
+
+@dataclass(frozen=True)
+class PackedCorpus:
+    """A packed corpus on disk: `train.bin` and `heldout.bin`, little-endian, [sequences, length]."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    def count(self, split: str) -> int:
+        """Sequences in a split."""
+        return int(self.manifest[split]["sequences"])
+
+    def sequences(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """All sequences of a split, mapped, not read: [sequences, length]."""
+        shape = (self.count(split), int(self.manifest["sequence_length"]))
+        if shape[0] == 0:
+            return np.empty(shape, self.manifest["dtype"])
+        return np.memmap(self.folder / f"{split}.bin", self.manifest["dtype"], "r", shape=shape)
+
+
+def open_packed(folder: Path) -> PackedCorpus:
+    """A packed corpus from its folder. Raises FileNotFoundError."""
+    return PackedCorpus(folder, json.loads((folder / "manifest.json").read_text()))
+
+
+def pack(
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    heldout: float,
+    tokens: int | None,
+    folder: Path,
+    report: Report,
+) -> PackedCorpus:
+    """Tokenise and pack documents into `folder`, in flat memory but for 8 bytes of hash a document.
+
+    heldout: share of the documents; tokens: where the training split ends, None for all documents. Exact duplicates
+    are dropped. What is left of each split after its last whole sequence is dropped: less than one sequence.
+    """
+    folder.mkdir(parents=True)
+    dtype = np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
+    read = 0
+    with (folder / "train.bin").open("wb") as train, (folder / "heldout.bin").open("wb") as held:
+        writers = {"train": _SplitWriter(train, dtype, sequence_length), "heldout": _SplitWriter(held, dtype, sequence_length)}
+        for batch in _batches(_distinct(documents)):
+            for document, numbers in zip(batch, tokenizer.encode(batch), strict=True):
+                writers["heldout" if is_heldout(document, heldout) else "train"].add([*numbers, tokenizer.end_id])
+                read += 1
+                if tokens is not None and writers["train"].tokens >= tokens:
+                    break
+            for writer in writers.values():
+                writer.flush()
+            report(read, writers["train"].tokens)
+            if tokens is not None and writers["train"].tokens >= tokens:
+                break
+    manifest: dict[str, Any] = {
+        "sequence_length": sequence_length,
+        "dtype": dtype.str,
+        "tokenizer": tokenizer.fingerprint,
+        **{split: writers[split].summary() for split in SPLITS},
+    }
+    manifest["fingerprint"] = fingerprint_of(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return PackedCorpus(folder, manifest)
+
+
+def fingerprint_of(manifest: dict[str, Any]) -> str:
+    """The identity of a packed corpus: its length, its number type, and the digests of its two splits."""
+    parts = [manifest["sequence_length"], manifest["dtype"], *(manifest[split]["sha256"] for split in SPLITS)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+class _SplitWriter:
+    """Appends whole sequences to a file and digests them on the way."""
+
+    def __init__(self, stream: BinaryIO, dtype: np.dtype[Any], length: int) -> None:
+        self.stream, self.dtype, self.length = stream, dtype, length
+        self.digest = hashlib.sha256()
+        self.waiting: list[int] = []
+        self.documents = self.sequences = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length + len(self.waiting)
+
+    def add(self, numbers: list[int]) -> None:
+        self.waiting += numbers
+        self.documents += 1
+
+    def flush(self) -> None:
+        whole = len(self.waiting) // self.length
+        block = np.asarray(self.waiting[: whole * self.length], self.dtype).tobytes()
+        self.stream.write(block)
+        self.digest.update(block)
+        del self.waiting[: whole * self.length]
+        self.sequences += whole
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "documents": self.documents,
+            "sequences": self.sequences,
+            "tokens": self.sequences * self.length,
+            "sha256": self.digest.hexdigest(),
+        }
+
+
+def _distinct(documents: Iterable[str]) -> Iterator[str]:
+    seen: set[int] = set()
+    for document in documents:
+        number = document_hash(document)
+        if number not in seen:
+            seen.add(number)
+            yield document
+
+
+def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
+    while batch := list(islice(documents, DOCUMENTS_A_BATCH)):
+        yield batch

@@ -1,0 +1,201 @@
+"""From a study's corpora to packed data in the store, prepared once per (corpus, tokeniser, sequence length).
+
+    <store>/tokenizers/<fingerprint>/   tokenizer.json, tokenizer_config.json
+    <store>/corpora/<fingerprint>/      train.bin, heldout.bin, manifest.json
+    <store>/prepared/<digest>.json      which fingerprint a source was prepared to
+
+Each is made beside its place and renamed into it, so two processes may prepare the same corpus: both work, one wins, the
+result is the same. What a killed process leaves behind is removed by the next one.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from datamodules.documents import is_heldout, read_documents, source_of
+from datamodules.packing import PackedCorpus, open_packed, pack
+from datamodules.tokenizer import Tokenizer, fetch_tokenizer, load_tokenizer, train_tokenizer
+from sweeps.atomic import sync_folder, write_json
+from sweeps.errors import MissingResourceError
+from sweeps.facts import UNPREPARED, CorpusFacts, Facts
+from sweeps.keys import canonical
+from sweeps.read import StudyFile
+from sweeps.schema import Corpus
+
+FORMAT = 1
+"""Of the packed data; another way to read, split or pack raises it."""
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being prepared, the documents and the training tokens so far."""
+
+
+def prepare(file: StudyFile, store: Path, report: Report) -> Facts:
+    """Fetch, tokenise and pack whatever a study reads and the store lacks. Raises StudyError, MissingResourceError."""
+    facts = known_facts(file, store)
+    if facts.prepared:
+        return facts
+    try:
+        _remove_leftovers(store)
+        tokenizer = _prepare_tokenizer(file, store, report)
+        for name in file.study.corpora:
+            for length in sequence_lengths(file):
+                _prepare_corpus(file, store, name, length, tokenizer, report)
+    except OSError as error:
+        raise MissingResourceError(f"{store}: the data cannot be written ({error}); free space or choose --store") from error
+    return known_facts(file, store)
+
+
+def known_facts(file: StudyFile, store: Path) -> Facts:
+    """What is prepared already; stand-ins for what is not. Reads no corpus."""
+    source = _tokenizer_source(file)
+    tokenizer = _lookup(store, "tokenizers", source)
+    corpora = {}
+    for name, corpus in file.study.corpora.items():
+        for length in sequence_lengths(file):
+            wanted = _corpus_source(file, corpus, length, tokenizer or _digest(source))
+            fingerprint = _lookup(store, "corpora", wanted)
+            if tokenizer is None or fingerprint is None:
+                corpora[name, length] = CorpusFacts(UNPREPARED + _digest(wanted))
+            else:
+                packed = open_packed(store / "corpora" / fingerprint)
+                corpora[name, length] = CorpusFacts(fingerprint, packed.count("train"), packed.count("heldout"))
+    if tokenizer is None:
+        return Facts(UNPREPARED + _digest(source), file.study.tokenizer.train or 0, corpora)
+    return Facts(tokenizer, load_tokenizer(store / "tokenizers" / tokenizer).vocabulary, corpora)
+
+
+def sequence_lengths(file: StudyFile) -> list[int]:
+    """Every sequence length that the study's grid asks for."""
+    return list(file.axes.get("sequence_length", [file.study.sequence_length]))
+
+
+def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
+    """A prepared corpus. Raises MissingResourceError."""
+    try:
+        return open_packed(store / "corpora" / fingerprint)
+    except FileNotFoundError:
+        raise MissingResourceError(f"corpus {fingerprint} is not in {store}; run `retain data` for the study again") from None
+
+
+def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:
+    source = _tokenizer_source(file)
+    fingerprint = _lookup(store, "tokenizers", source)
+    if fingerprint is None:
+        settings = file.study.tokenizer
+        report("tokenizer", 0, 0)
+        if settings.hf is not None:
+            tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
+        else:
+            assert settings.train is not None
+            samples = [_sample(corpus, file.folder, settings.sample) for _, corpus in sorted(file.study.corpora.items())]
+            tokenizer = train_tokenizer(chain.from_iterable(samples), settings.train)
+        fingerprint = tokenizer.fingerprint
+        building = _building_place(store)
+        tokenizer.save(building)
+        _publish(store, building, store / "tokenizers" / fingerprint, source, fingerprint)
+    return load_tokenizer(store / "tokenizers" / fingerprint)
+
+
+def _sample(corpus: Corpus, folder: Path, characters: int) -> Iterator[str]:
+    """Training documents from the beginning of a corpus, up to a number of characters."""
+    for document in read_documents(corpus, folder):
+        if not is_heldout(document, corpus.heldout):
+            yield document[:characters]
+            characters -= len(document)
+            if characters <= 0:
+                return
+
+
+def _prepare_corpus(
+    file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report
+) -> None:
+    corpus = file.study.corpora[name]
+    source = _corpus_source(file, corpus, length, tokenizer.fingerprint)
+    if _lookup(store, "corpora", source) is not None:
+        return
+    building = _building_place(store)
+    packed = pack(
+        read_documents(corpus, file.folder),
+        tokenizer,
+        length,
+        corpus.heldout,
+        corpus.tokens,
+        building,
+        lambda documents, tokens: report(name, documents, tokens),
+    )
+    _publish(store, building, store / "corpora" / packed.fingerprint, source, packed.fingerprint)
+
+
+def _tokenizer_source(file: StudyFile) -> dict[str, Any]:
+    settings = file.study.tokenizer
+    source: dict[str, Any] = {"format": FORMAT, **settings.model_dump()}
+    if settings.train is not None:
+        source["tokenizers"] = importlib.metadata.version("tokenizers")
+        source["corpora"] = [
+            {**source_of(corpus, file.folder), "heldout": corpus.heldout} for _, corpus in sorted(file.study.corpora.items())
+        ]
+    elif settings.hf is not None and (file.folder / settings.hf).is_dir():
+        content = (file.folder / settings.hf / "tokenizer.json").read_bytes()
+        source["sha256"] = hashlib.sha256(content).hexdigest()
+    return source
+
+
+def _corpus_source(file: StudyFile, corpus: Corpus, length: int, tokenizer: str) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        **source_of(corpus, file.folder),
+        "heldout": corpus.heldout,
+        "tokens": corpus.tokens,
+        "tokenizer": tokenizer,
+        "sequence_length": length,
+    }
+
+
+def _digest(source: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(source).encode()).hexdigest()[:20]
+
+
+def _lookup(store: Path, kind: str, source: dict[str, Any]) -> str | None:
+    """The fingerprint that a source was prepared to, if it was and is still there; kind: corpora or tokenizers."""
+    try:
+        fingerprint = str(json.loads((store / "prepared" / f"{_digest(source)}.json").read_text())["fingerprint"])
+    except FileNotFoundError:
+        return None
+    return fingerprint if (store / kind / fingerprint).is_dir() else None
+
+
+def _building_place(store: Path) -> Path:
+    """A folder of this process's own, named so that another can tell whether this one still lives."""
+    return store / "building" / f"{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
+
+
+def _publish(store: Path, building: Path, place: Path, source: dict[str, Any], fingerprint: str) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    sync_folder(building)
+    try:
+        building.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+        shutil.rmtree(building)
+    note = store / "prepared" / f"{_digest(source)}.json"
+    note.parent.mkdir(exist_ok=True)
+    write_json(note, {"fingerprint": fingerprint, "source": source})
+
+
+def _remove_leftovers(store: Path) -> None:
+    for building in (store / "building").glob(f"{socket.gethostname()}.*"):
+        process = int(building.name.rsplit(".", 2)[1])
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            shutil.rmtree(building, ignore_errors=True)
+        except PermissionError:
+            pass
