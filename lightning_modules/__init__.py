@@ -1,0 +1,1 @@
+"""What is optimised: models, the objective of each stage, schedules, dropout."""

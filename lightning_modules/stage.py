@@ -1,0 +1,73 @@
+"""One stage as Lightning trains it: a batch is an optimiser step, whatever ranks and micro-batches share it."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from transformers import LlamaForCausalLM
+
+from lightning_modules.models import add_dropout, parameter_groups
+from lightning_modules.objective import next_token_losses
+from lightning_modules.schedules import learning_rate
+
+
+class StageModule(LightningModule):
+    """AdamW on the next-token loss, by a stage's recipe.
+
+    Optimisation is manual so that one Lightning batch is one step: the position in the data is the step counter, and the
+    gradient of a step is that of the mean over its global batch, also where the last batch is smaller.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, recipe: Mapping[str, Any], micro_batch: int | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.recipe = recipe
+        self.micro_batch = micro_batch
+        self.loss_sum = torch.zeros(())
+        """Of the steps since a callback last cleared it: their mean losses, added up (nats per token)."""
+        add_dropout(model, recipe["dropout"])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        groups = parameter_groups(self.model, recipe["weight_decay"])
+        return torch.optim.AdamW(groups, lr=recipe["lr"], betas=tuple(recipe["betas"]), fused=True)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        recipe = self.recipe
+        return learning_rate(step, recipe["steps"], recipe["lr"], recipe["min_lr"], recipe["warmup"])
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        """One optimiser step. batch: this rank's sequences, int64 [sequences, length]."""
+        step = self.global_step
+        if self.recipe["dropout"]:
+            # Dropout is a function of seed, step and rank, so that a resumed run draws the same.
+            torch.manual_seed(((self.recipe["seed"] * 1_000_003 + step) * 4_099 + self.global_rank) % 2**63)
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(step)
+        self._accumulate_gradients(batch, step)
+        self.clip_gradients(optimizer, gradient_clip_val=self.recipe["clip"], gradient_clip_algorithm="norm")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _accumulate_gradients(self, batch: torch.Tensor, step: int) -> None:
+        """The gradient of the mean loss over the global batch; the strategy averages over ranks."""
+        world = self.trainer.world_size
+        whole = min(self.recipe["batch"], self.recipe["sequences"] - step * self.recipe["batch"])
+        predictions = whole * (batch.shape[1] - 1)
+        largest = -(-whole // world)
+        size = self.micro_batch or largest
+        for first in range(0, largest, size):
+            part = batch[first : first + size]
+            last = first + size >= largest
+            with contextlib.nullcontext() if last or world == 1 else self.trainer.strategy.block_backward_sync():
+                # A rank without sequences left still takes part, with no weight.
+                losses = next_token_losses(self.model, part if len(part) else batch.new_zeros(1, batch.shape[1]))
+                loss = losses.sum() * (world / predictions if len(part) else 0.0)
+                self.manual_backward(loss)
+            self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
