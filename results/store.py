@@ -1,0 +1,195 @@
+"""The store of runs: one folder a stage key, readable at any moment, complete and checksummed once done."""
+
+import hashlib
+import json
+import shutil
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from results.lease import is_held
+from sweeps.atomic import sync_folder, write_json
+from sweeps.errors import MissingResourceError, StudyError
+
+STATES = ("planned", "queued", "running", "done", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One life of a run. Times are seconds since 1970; `cause` says how it ended, None while it lasts."""
+
+    start: float
+    host: str
+    pid: int
+    end: float | None = None
+    tokens: int = 0
+    """Tokens trained when it ended."""
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the current attempt is."""
+
+    tokens: int = 0
+    total: int = 0
+    loss: float | None = None
+    """Training loss, nats per token."""
+    tokens_per_second: float = 0.0
+
+
+@dataclass(frozen=True)
+class State:
+    """The content of state.json."""
+
+    state: str = "planned"
+    attempts: tuple[Attempt, ...] = ()
+    job_ids: tuple[str, ...] = ()
+    heartbeat: float | None = None
+    progress: Progress = Progress()
+    reason: str | None = None
+    """One line: why it failed."""
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file of a done run, by its path in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stage in the store."""
+
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def lease(self) -> Path:
+        return self.folder / "lease.json"
+
+    def spec(self) -> dict[str, Any]:
+        """stage.json: the payload of the key, the evaluation, the execution, versions."""
+        return dict(json.loads((self.folder / "stage.json").read_text()))
+
+    def state(self) -> State:
+        """state.json; a run that nobody registered is planned."""
+        try:
+            raw = json.loads((self.folder / "state.json").read_text())
+        except FileNotFoundError:
+            return State()
+        attempts = tuple(Attempt(**attempt) for attempt in raw.pop("attempts"))
+        return State(**raw | {"attempts": attempts, "progress": Progress(**raw["progress"]), "job_ids": tuple(raw["job_ids"])})
+
+    def losses(self) -> dict[str, Any]:
+        """losses.json: by split, the loss (nats per token), the tokens behind it and the corpus's fingerprint."""
+        return dict(json.loads((self.folder / "losses.json").read_text()))
+
+    def save_state(self, state: State) -> None:
+        write_json(self.folder / "state.json", asdict(state))
+
+    def is_done(self) -> bool:
+        return self.state().state == "done"
+
+    def is_running(self) -> bool:
+        """Whether a living process trains it, whatever state.json was last told."""
+        return is_held(self.lease)
+
+    def begin_attempt(self, pid: int) -> State:
+        """Enter a new attempt; one that never said its end is closed as lost. For the lease's owner only."""
+        old = self.state()
+        now = time.time()
+        attempts = tuple(
+            attempt if attempt.end else replace(attempt, end=old.heartbeat or now, tokens=old.progress.tokens, cause="lost")
+            for attempt in old.attempts
+        )
+        state = State("running", (*attempts, Attempt(now, socket.gethostname(), pid)), old.job_ids, now)
+        self.save_state(state)
+        return state
+
+    def end_attempt(self, state: str, cause: str, reason: str | None = None) -> None:
+        """Close the current attempt and leave the run in `state`."""
+        old = self.state()
+        attempts = old.attempts
+        if attempts and attempts[-1].end is None:
+            last = replace(attempts[-1], end=time.time(), tokens=old.progress.tokens, cause=cause)
+            attempts = (*attempts[:-1], last)
+        self.save_state(replace(old, state=state, attempts=attempts, reason=reason, heartbeat=time.time()))
+
+    def finish(self, model: Path, losses: Mapping[str, Any]) -> None:
+        """Make the run done: `model`, a folder beside, becomes model/; then losses.json, checksums, and the state."""
+        sync_folder(model)
+        shutil.rmtree(self.model, ignore_errors=True)
+        model.rename(self.model)
+        write_json(self.folder / "losses.json", losses)
+        files = [*sorted(path for path in self.model.rglob("*") if path.is_file()), self.folder / "losses.json"]
+        checksums = {str(path.relative_to(self.folder)): sha256_of(path) for path in files}
+        self.save_state(replace(self.state(), checksums=checksums))
+        self.end_attempt("done", "finished")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory on a file system that all nodes see."""
+
+    root: Path
+
+    def run(self, key: str) -> Run:
+        return Run(self.root / key)
+
+    def runs(self) -> list[Run]:
+        """Every registered run."""
+        return [Run(path.parent) for path in sorted(self.root.glob("*/stage.json"))]
+
+    def find(self, prefix: str) -> Run:
+        """The run whose key begins so. Raises StudyError for none or several."""
+        found = [run for run in self.runs() if run.key.startswith(prefix)]
+        if len(found) != 1:
+            several = f"{len(found)} runs begin so; give more of the key" if found else "no such run; see retain status"
+            raise StudyError(f"{prefix}: {several} (store {self.root})")
+        return found[0]
+
+    def register(self, key: str, spec: Mapping[str, Any]) -> None:
+        """Enter a run as planned, unless it is known; its part `execution` follows the latest caller."""
+        folder = self.root / key
+        folder.mkdir(exist_ok=True)
+        run = Run(folder)
+        if not (folder / "stage.json").exists() or (run.spec()["execution"] != spec["execution"] and not run.is_done()):
+            write_json(folder / "stage.json", spec)
+        if not (folder / "state.json").exists():
+            run.save_state(State())
+
+    def states(self, keys: Mapping[str, Any]) -> dict[str, State]:
+        return {key: self.run(key).state() for key in keys}
+
+
+def open_store(root: Path, create: bool = True) -> Store:
+    """A store, made where it is missing. Raises MissingResourceError where it cannot be written."""
+    if not create:
+        return Store(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".probe.{socket.gethostname()}.{time.monotonic_ns()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MissingResourceError(
+            f"--store {root}: cannot be written ({error.strerror}); choose a writable folder with --store or RETAIN_STORE"
+        ) from None
+    return Store(root)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
