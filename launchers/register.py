@@ -1,0 +1,51 @@
+"""Entering a tree's stages into the store, so that a process can train one from its key alone."""
+
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+from results.store import Store
+from sweeps.facts import Facts
+from sweeps.keys import FORMAT
+from sweeps.read import StudyFile
+from sweeps.tree import Stage, Tree
+
+PACKAGES = ("retain", "torch", "lightning", "transformers", "tokenizers", "numpy")
+ROLES = {"pretrain": "pretraining", "posttrain": "posttraining", "finetune": "finetuning"}
+
+
+def register(tree: Tree, file: StudyFile, facts: Facts, store: Store) -> None:
+    """Write stage.json and a first state.json for every stage that the store does not know."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    execution = file.study.execution.model_dump()
+    evaluations: dict[str, dict[str, str]] = {}
+    for stage in tree.stages.values():
+        recipe = json.loads(stage.recipe)
+        inherited = evaluations[stage.parent] if stage.parent else {}
+        evaluations[stage.key] = inherited | evaluation(stage.stage, recipe)
+        spec = stage_spec(stage, recipe) | {
+            "evaluation": evaluations[stage.key],
+            "tokenizer": facts.tokenizer,
+            "execution": execution,
+            "axes": stage.axes,
+            "study": tree.study,
+            "versions": versions,
+        }
+        store.register(stage.key, spec)
+
+
+def stage_spec(stage: Stage, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The payload of a stage's key, and the key."""
+    return {"key": stage.key, "format": FORMAT, "stage": stage.stage, "parent": stage.parent, "recipe": recipe}
+
+
+def evaluation(stage: str, recipe: dict[str, Any]) -> dict[str, str]:
+    """The held-out splits that a stage adds to those of its ancestors, by role, as fingerprints of their corpora.
+
+    A pretraining is judged on D_post only where it saw some of it: at λ = 0 it is the same run whatever D_post is.
+    """
+    roles = {ROLES[stage]: recipe["corpus"]}
+    if exposure := recipe.get("exposure"):
+        roles["posttraining"] = exposure["corpus"]
+    return roles
