@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.files import document_of, find_files, read_files
 from datamodules.packages import package_versions, read_package
-from sweeps.errors import MissingResourceError
+from sweeps.errors import MissingResourceError, RetainError
 from sweeps.schema import Corpus
 
 
@@ -32,7 +32,9 @@ def source_of(corpus: Corpus, folder: Path) -> dict[str, Any]:
     Packages by version, files by path, size and time, Hugging Face by id and revision. It only finds prepared data
     again; identity is the fingerprint of the tokens.
     """
-    source: dict[str, Any] = corpus.model_dump(include={"package", "hf", "config", "revision", "split", "text", "separator"})
+    source: dict[str, Any] = corpus.model_dump(
+        include={"package", "hf", "config", "revision", "split", "text", "separator"}
+    )
     if corpus.package is not None:
         source["versions"] = package_versions(corpus.package)
     if corpus.files is not None:
@@ -61,10 +63,13 @@ def _read_hf(corpus: Corpus, folder: Path) -> Iterator[str]:
         stream = datasets.load_dataset(
             corpus.hf, corpus.config, data_files=files, split=corpus.split, revision=corpus.revision, streaming=True
         )
+        for record in stream:
+            yield document_of(record, corpus.text, f"hf: {corpus.hf}")
+    except RetainError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise MissingResourceError(
-            f"hf: {corpus.hf} cannot be opened ({type(error).__name__}: {reason}); check id, config, revision and split, "
+            f"hf: {corpus.hf} cannot be read ({type(error).__name__}: {reason}); check id, config, revision and split, "
             "and run `retain data` where there is internet"
         ) from error
-    return (document_of(record, corpus.text, f"hf: {corpus.hf}") for record in stream)

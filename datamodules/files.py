@@ -3,15 +3,22 @@
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-import zstandard
-
 from sweeps.errors import MissingResourceError, StudyError
 
-FORMATS = {".txt": "text", ".text": "text", ".md": "text", ".abc": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".abc": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
 COMPRESSIONS = (".gz", ".zst")
 
 
@@ -44,22 +51,30 @@ def file_format(path: Path) -> str:
 
 
 def read_files(paths: list[Path], field: str, separator: str | None) -> Iterator[str]:
-    """The documents of files, in order. Raises StudyError where a record lacks the text field."""
+    """The documents of files, in order. Raises StudyError where a record lacks the text field or a file is damaged."""
+    readers = {
+        "text": lambda path: _text_documents(path, separator),
+        "jsonl": lambda path: _jsonl_documents(path, field),
+        "parquet": lambda path: _parquet_documents(path, field),
+    }
     for path in paths:
-        match file_format(path):
-            case "text":
-                yield from _text_documents(path, separator)
-            case "jsonl":
-                yield from _jsonl_documents(path, field)
-            case _:
-                yield from _parquet_documents(path, field)
+        try:
+            yield from readers[file_format(path)](path)
+        # ValueError is also what pyarrow and UTF-8 raise.
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise StudyError(
+                f"{path}: cannot be read ({error}); mend it, or take it out of the corpus's files:"
+            ) from error
 
 
 def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding="utf-8")
     if path.suffix == ".zst":
-        return io.TextIOWrapper(zstandard.open(path, "rb"), encoding="utf-8")
+        import pyarrow
+
+        # The reader of `zstandard` takes a file that breaks off for a complete one.
+        return io.TextIOWrapper(pyarrow.input_stream(path, compression="zstd"), encoding="utf-8")
     return path.open(encoding="utf-8")
 
 
@@ -91,7 +106,9 @@ def _parquet_documents(path: Path, field: str) -> Iterator[str]:
 
     table = pyarrow.parquet.ParquetFile(path)
     if field not in table.schema_arrow.names:
-        raise StudyError(f"{path}: no field {field!r} (it has {', '.join(table.schema_arrow.names)}); set text: in the corpus")
+        raise StudyError(
+            f"{path}: no field {field!r} (it has {', '.join(table.schema_arrow.names)}); set text: in the corpus"
+        )
     for batch in table.iter_batches(batch_size=1024, columns=[field]):
         for document in batch.column(0).to_pylist():
             yield document_of({field: document}, field, str(path))

@@ -36,9 +36,12 @@ class Subset:
 class Order(Protocol):
     """What a stage sees at each of its positions."""
 
-    subsets: tuple[Subset, ...]
-    total: int
-    """Positions, in sequences."""
+    @property
+    def subsets(self) -> tuple[Subset, ...]: ...
+
+    @property
+    def total(self) -> int:
+        """Positions, in sequences."""
 
     def locate(self, positions: Indices) -> tuple[Indices, Indices]:
         """For each position, which of `subsets` it comes from and the sequence's number in that corpus."""

@@ -54,7 +54,11 @@ def read_tunes() -> Iterator[str]:
 def read_compounds() -> Iterator[str]:
     """The compound records of chemicals' identifier tables, one document a record."""
     folder = _folder("chemicals") / "Identifiers"
-    for name in ("chemical identifiers pubchem small.tsv", "chemical identifiers example user db.tsv", "Inorganic db.tsv"):
+    for name in (
+        "chemical identifiers pubchem small.tsv",
+        "chemical identifiers example user db.tsv",
+        "Inorganic db.tsv",
+    ):
         with (folder / name).open(encoding="utf-8") as table:
             yield from (record for line in table if (record := line.strip()))
 
@@ -82,5 +86,7 @@ def _folder(package: str) -> Path:
     """Where a package is installed, found without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise MissingResourceError(f"the package {package} is not installed; install Retain with its demo: pip install retain[demo]")
+        raise MissingResourceError(
+            f"the package {package} is not installed; install the extra: pip install retain[demo]"
+        )
     return Path(spec.origin).parent

@@ -48,6 +48,20 @@ def open_packed(folder: Path) -> PackedCorpus:
     return PackedCorpus(folder, json.loads((folder / "manifest.json").read_text()))
 
 
+def packed_problem(folder: Path) -> str | None:
+    """What is wrong with a packed corpus, read again from disk; None where it is what its name says."""
+    cure = "delete the folder and run `retain data` again"
+    try:
+        packed = open_packed(folder)
+        for split in SPLITS:
+            with (folder / f"{split}.bin").open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != packed.manifest[split]["sha256"]:
+                    return f"{split}.bin is damaged; {cure}"
+    except (OSError, ValueError, KeyError) as error:
+        return f"it cannot be read ({error}); {cure}"
+    return None if fingerprint_of(packed.manifest) == folder.name else f"its manifest is damaged; {cure}"
+
+
 def pack(
     documents: Iterable[str],
     tokenizer: Tokenizer,
@@ -66,7 +80,10 @@ def pack(
     dtype = np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
     read = 0
     with (folder / "train.bin").open("wb") as train, (folder / "heldout.bin").open("wb") as held:
-        writers = {"train": _SplitWriter(train, dtype, sequence_length), "heldout": _SplitWriter(held, dtype, sequence_length)}
+        writers = {
+            "train": _SplitWriter(train, dtype, sequence_length),
+            "heldout": _SplitWriter(held, dtype, sequence_length),
+        }
         for batch in _batches(_distinct(documents)):
             for document, numbers in zip(batch, tokenizer.encode(batch), strict=True):
                 writers["heldout" if is_heldout(document, heldout) else "train"].add([*numbers, tokenizer.end_id])

@@ -21,7 +21,7 @@ from typing import Any
 
 from datamodules.documents import is_heldout, read_documents, source_of
 from datamodules.packing import PackedCorpus, open_packed, pack
-from datamodules.tokenizer import Tokenizer, fetch_tokenizer, load_tokenizer, train_tokenizer
+from datamodules.tokenizer import TOKENIZER_FILES, Tokenizer, fetch_tokenizer, load_tokenizer, train_tokenizer
 from sweeps.atomic import sync_folder, write_json
 from sweeps.errors import MissingResourceError
 from sweeps.facts import UNPREPARED, CorpusFacts, Facts
@@ -48,7 +48,9 @@ def prepare(file: StudyFile, store: Path, report: Report) -> Facts:
             for length in sequence_lengths(file):
                 _prepare_corpus(file, store, name, length, tokenizer, report)
     except OSError as error:
-        raise MissingResourceError(f"{store}: the data cannot be written ({error}); free space or choose --store") from error
+        raise MissingResourceError(
+            f"{store}: the data cannot be written ({error}); free space or choose --store"
+        ) from error
     return known_facts(file, store)
 
 
@@ -81,7 +83,9 @@ def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
     try:
         return open_packed(store / "corpora" / fingerprint)
     except FileNotFoundError:
-        raise MissingResourceError(f"corpus {fingerprint} is not in {store}; run `retain data` for the study again") from None
+        raise MissingResourceError(
+            f"corpus {fingerprint} is not in {store}; run `retain data` for the study again"
+        ) from None
 
 
 def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:
@@ -94,7 +98,9 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
             tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
         else:
             assert settings.train is not None
-            samples = [_sample(corpus, file.folder, settings.sample) for _, corpus in sorted(file.study.corpora.items())]
+            samples = [
+                _sample(corpus, file.folder, settings.sample) for _, corpus in sorted(file.study.corpora.items())
+            ]
             tokenizer = train_tokenizer(chain.from_iterable(samples), settings.train)
         fingerprint = tokenizer.fingerprint
         building = _building_place(store)
@@ -113,9 +119,7 @@ def _sample(corpus: Corpus, folder: Path, characters: int) -> Iterator[str]:
                 return
 
 
-def _prepare_corpus(
-    file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report
-) -> None:
+def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report) -> None:
     corpus = file.study.corpora[name]
     source = _corpus_source(file, corpus, length, tokenizer.fingerprint)
     if _lookup(store, "corpora", source) is not None:
@@ -139,11 +143,13 @@ def _tokenizer_source(file: StudyFile) -> dict[str, Any]:
     if settings.train is not None:
         source["tokenizers"] = importlib.metadata.version("tokenizers")
         source["corpora"] = [
-            {**source_of(corpus, file.folder), "heldout": corpus.heldout} for _, corpus in sorted(file.study.corpora.items())
+            {**source_of(corpus, file.folder), "heldout": corpus.heldout}
+            for _, corpus in sorted(file.study.corpora.items())
         ]
     elif settings.hf is not None and (file.folder / settings.hf).is_dir():
-        content = (file.folder / settings.hf / "tokenizer.json").read_bytes()
-        source["sha256"] = hashlib.sha256(content).hexdigest()
+        source["sha256"] = [
+            hashlib.sha256((file.folder / settings.hf / name).read_bytes()).hexdigest() for name in TOKENIZER_FILES
+        ]
     return source
 
 
@@ -191,10 +197,12 @@ def _publish(store: Path, building: Path, place: Path, source: dict[str, Any], f
 
 
 def _remove_leftovers(store: Path) -> None:
-    for building in (store / "building").glob(f"{socket.gethostname()}.*"):
-        process = int(building.name.rsplit(".", 2)[1])
+    for building in (store / "building").glob("*.*.*"):
+        host, process, _ = building.name.rsplit(".", 2)
+        if host != socket.gethostname():
+            continue
         try:
-            os.kill(process, 0)
+            os.kill(int(process), 0)
         except ProcessLookupError:
             shutil.rmtree(building, ignore_errors=True)
         except PermissionError:

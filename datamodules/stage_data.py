@@ -21,7 +21,9 @@ class StepDataset(Dataset[torch.Tensor]):
     be smaller, on some ranks even empty.
     """
 
-    def __init__(self, order: Order, corpora: Mapping[str, PackedCorpus], batch: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, order: Order, corpora: Mapping[str, PackedCorpus], batch: int, rank: int = 0, world: int = 1
+    ) -> None:
         self.order, self.batch, self.rank, self.world = order, batch, rank, world
         self.sources = [corpora[subset.corpus].sequences("train") for subset in order.subsets]
 

@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from sweeps.errors import MissingResourceError, StudyError
 
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def fetch_tokenizer(name: str, revision: str | None, folder: Path) -> Tokenizer:
     from huggingface_hub import hf_hub_download
 
     try:
-        files = [hf_hub_download(name, file, revision=revision) for file in ("tokenizer.json", "tokenizer_config.json")]
+        files = [hf_hub_download(name, file, revision=revision) for file in TOKENIZER_FILES]
     except Exception as error:
         raise MissingResourceError(
             f"tokenizer.hf: {name} cannot be fetched ({type(error).__name__}); check id and revision, or name a local folder"

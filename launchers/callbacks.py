@@ -37,7 +37,7 @@ class Heldout:
 
 
 class Curves(Callback):
-    """Training loss, learning rate, tokens per second and held-out losses against tokens seen; progress in state.json."""
+    """Training and held-out losses, learning rate, tokens per second, all against tokens seen; progress in state.json."""
 
     def __init__(self, run: Run, heldout: Heldout, heldout_every: int | None) -> None:
         self.run, self.heldout, self.heldout_every = run, heldout, heldout_every
@@ -66,7 +66,9 @@ class Curves(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.logged_at = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         step = trainer.global_step
         if step % LOG_EVERY == 0 or step == self.steps:
             self._log(trainer, step)

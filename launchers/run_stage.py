@@ -7,22 +7,24 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import contextlib
 import json
+import logging
 import shutil
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 from transformers import LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from datamodules.stage_data import StageData, heldout_sequences
 from datamodules.tokenizer import Tokenizer, load_tokenizer
@@ -80,6 +82,8 @@ def run_stage(store: Store, key: str, group: Group) -> None:
 
 
 def _train(store: Store, run: Run, group: Group) -> None:
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     spec = run.spec()
     recipe, execution = spec["recipe"], spec["execution"]
     gpu = execution["accelerator"] == "gpu" or (execution["accelerator"] == "auto" and torch.cuda.is_available())
@@ -114,6 +118,7 @@ def _train(store: Store, run: Run, group: Group) -> None:
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
         trainer.fit(module, datamodule=data)
     if not trainer.state.finished:
         raise StageFailedError("the trainer was interrupted")
@@ -189,13 +194,17 @@ def _write_summary(
         recipe = stage["recipe"]
         fields = ("lr", "min_lr", "batch", "dropout", "weight_decay", "seed", "steps")
         settings |= {f"{stage['stage']}.{name}": recipe[name] for name in fields}
-    settings |= {name: value if isinstance(value, int | float) else json.dumps(value) for name, value in spec["axes"].items()}
+    settings |= {
+        name: value if isinstance(value, int | float) else json.dumps(value) for name, value in spec["axes"].items()
+    }
     before = [store.run(stage["key"]).losses()["splits"] for stage in path[:-1]]
     metrics = {name: loss for name, loss in four_losses([*before, losses]).items() if loss is not None}
     for name, loss in metrics.items():
         writer.add_scalar(f"losses/{name}", loss, 0)
-    for part in hparams_summary(settings, {f"losses/{name}": loss for name, loss in metrics.items()}):
-        writer._get_file_writer().add_summary(part)
+    for part in hparams_summary(  # type: ignore[no-untyped-call]
+        settings, {f"losses/{name}": loss for name, loss in metrics.items()}
+    ):
+        writer._get_file_writer().add_summary(part)  # type: ignore[no-untyped-call]
     writer.close()
 
 

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class KeepBest(Callback):
-    """Evaluates (a function of the step) every so many steps, stops after `patience` evaluations without a new best, restores the best weights.
+    """Evaluates every so many steps, stops after `patience` evaluations without a new best, restores the best weights.
 
     The last step of the stage is always evaluated, so the best of all that was trained is kept.
     """
@@ -20,7 +20,9 @@ class KeepBest(Callback):
         self.without_gain = 0
         self.best_weights: dict[str, torch.Tensor] = {}
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         step = trainer.global_step
         if step % self.every and step != self.steps:
             return

@@ -1,6 +1,5 @@
 """Llama models from their architecture's numbers, and dropout where the paper has it."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,13 @@ def build_model(model: Architecture, seed: int, end_of_text: int | None = None) 
 
 
 def load_model(folder: Path) -> LlamaForCausalLM:
-    """A model from its Hugging Face folder; safetensors only."""
-    return LlamaForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
+    """A model from its Hugging Face folder, safetensors only, in fp32 and ready to be trained further."""
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+    )
+    # transformers hands it out in evaluation mode, in which dropout is off.
+    model.train()
+    return model
 
 
 def add_dropout(model: LlamaForCausalLM, rate: float) -> None:
@@ -63,10 +67,11 @@ def add_dropout(model: LlamaForCausalLM, rate: float) -> None:
         layer.mlp.down_proj.register_forward_pre_hook(drop_input)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[Mapping[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's two groups: matrices decay; norms and embeddings (with a tied head) do not."""
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.dim() > 1 and id(parameter) not in embeddings else kept).append(parameter)

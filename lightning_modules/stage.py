@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
 from transformers import LlamaForCausalLM
 
 from lightning_modules.models import add_dropout, parameter_groups
@@ -51,7 +52,7 @@ class StageModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.rate(step)
         self._accumulate_gradients(batch, step)
-        self.clip_gradients(optimizer, gradient_clip_val=self.recipe["clip"], gradient_clip_algorithm="norm")
+        self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.recipe["clip"], gradient_clip_algorithm="norm")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -65,9 +66,14 @@ class StageModule(LightningModule):
         for first in range(0, largest, size):
             part = batch[first : first + size]
             last = first + size >= largest
-            with contextlib.nullcontext() if last or world == 1 else self.trainer.strategy.block_backward_sync():
+            with contextlib.nullcontext() if last else self._no_sync():
                 # A rank without sequences left still takes part, with no weight.
                 losses = next_token_losses(self.model, part if len(part) else batch.new_zeros(1, batch.shape[1]))
                 loss = losses.sum() * (world / predictions if len(part) else 0.0)
                 self.manual_backward(loss)
             self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        """Gradients of all but a step's last micro-batch stay on their rank."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else contextlib.nullcontext()

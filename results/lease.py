@@ -1,7 +1,7 @@
 """Who trains a run: a lease that one process holds, and that another may take over once its owner is dead.
 
-It relies on two operations that local file systems and NFS carry out atomically: `link` fails where the name exists, and
-`rename` replaces. No file locks.
+It relies on two operations that local file systems and NFS carry out atomically: `link` fails where the name exists,
+and `rename` replaces. No file locks.
 """
 
 import json
@@ -27,7 +27,7 @@ class Owner:
     token: str
 
     def alive(self, heartbeat: float) -> bool:
-        """Whether the process lives (same host) or has been heard of lately (elsewhere); heartbeat: seconds of time()."""
+        """Whether the process lives (same host) or was heard of lately (elsewhere); heartbeat: seconds of time()."""
         if self.host == socket.gethostname():
             return process_start(self.pid) == self.started
         return time.time() - heartbeat < SILENCE_S

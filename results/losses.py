@@ -43,7 +43,7 @@ def four_losses(path: Sequence[Mapping[str, Any] | None]) -> dict[str, float | N
 
 
 def trial_rows(tree: Tree, store: Store) -> list[Row]:
-    """One row per trial: axes, keys, the four losses (nats per token) and the tokens its path trained, None where missing."""
+    """One row per trial: axes, keys, the four losses (nats per token), tokens trained on its path; None where missing."""
     done = {key: store.run(key).losses() for key, state in store.states(tree.stages).items() if state.state == "done"}
     rows = []
     for trial in tree.trials:
@@ -96,4 +96,4 @@ def frame_of(rows: Sequence[Row]) -> "pandas.DataFrame":
     import pandas
 
     frame = pandas.DataFrame([flat_row(row) for row in rows])
-    return frame.astype({name: float for name in (*LOSSES, "tokens")})
+    return frame.astype(dict.fromkeys((*LOSSES, "tokens"), float))

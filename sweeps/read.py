@@ -1,6 +1,7 @@
 """From a study's file and overrides to a checked Study; every mistake is one sentence with file, field and cure."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    names = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    names = [loader.construct_object(key) for key, _ in node.value]
     if repeated := {str(name) for name in names if names.count(name) > 1}:
-        raise yaml.constructor.ConstructorError(None, None, f"{', '.join(sorted(repeated))} is given twice", node.start_mark)
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{', '.join(sorted(repeated))} is given twice", node.start_mark
+        )
     return loader.construct_mapping(node, deep=True)
 
 
@@ -80,6 +83,15 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
     return StudyFile(path, study, axes)
 
 
+def check_together(study: Study, name: str) -> None:
+    """Check a section whose fields were put in place one by one. Raises StudyError."""
+    section = getattr(study, name)
+    try:
+        type(section).model_validate(section.model_dump())
+    except ValidationError as error:
+        raise StudyError(f"{name}: {_first_sentence(error)}") from None
+
+
 def get_field(study: Study, axis: str) -> Any:
     """The value of a dotted path."""
     value: Any = study
@@ -97,6 +109,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise StudyError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise StudyError(f"{path.name}: a study is a mapping of fields; this file holds {type(raw).__name__}")
+    if not isinstance(raw.setdefault("grid", {}), dict):
+        raise StudyError(f"{path.name}: grid: a grid is a mapping of axes to lists of values; write `axis: [a, b]`")
     raw.setdefault("study", path.stem)
     return raw
 
@@ -109,7 +123,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise StudyError(f"{override!r}: the value is not YAML; quote it") from None
-    grid = raw["grid"] if isinstance(raw.get("grid"), dict) else {}
+    grid = raw["grid"]
     if isinstance(value, list) and not field.startswith(("corpora.", "grid.")) and not field.endswith(".betas"):
         raw["grid"] = grid | {field: value}
         return
@@ -167,7 +181,9 @@ def _first_sentence(error: ValidationError) -> str:
         return f"{field}: this field must be given"
     given = "" if isinstance(first["input"], dict) or first["type"] == "value_error" else f" (it is {first['input']!r})"
     more = f"; {error.error_count() - 1} more like this" if error.error_count() > 1 else ""
-    return f"{field}: {message}{given}{more}" if field else f"{message}{more}"
+    # A section's own check begins with the field that it is about.
+    own = first["type"] == "value_error" and re.match(r"[a-z_]+: ", message)
+    return f"{field}{'.' if own else ': '}{message}{given}{more}" if field else f"{message}{more}"
 
 
 def _fields_of(location: tuple[Any, ...]) -> list[str]:

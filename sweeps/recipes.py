@@ -1,8 +1,8 @@
 """The recipe of a stage: everything that decides its weights beside its parent, in sequences and steps.
 
-Amounts of tokens become sequences (rounded down), and fields without effect are left out or brought to one form, so that
-stages which train the same weights have the same recipe: λ = 0 names no post-training corpus, half of 300M tokens is all
-of 150M, a floor above the peak is the peak, and the allocation itself never enters.
+Amounts of tokens become sequences (rounded down), and fields without effect are left out or brought to one form, so
+that stages which train the same weights have the same recipe: λ = 0 names no post-training corpus, half of 300M tokens
+is all of 150M, a floor above the peak is the peak, and the allocation itself never enters.
 """
 
 from dataclasses import asdict
@@ -19,15 +19,20 @@ def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
     """Stage 1: D_pre and the first λ·|D_post| of D_post (paper, Sections 3.3 and 4.2)."""
     stage = study.pretrain
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "pretrain")
-    exposure = None
+    exposure, mixed = None, 0
     if stage.exposure > 0:
         post, distinct = _draw(study, facts, study.posttrain.corpus, study.posttrain.tokens, "posttrain")
         mixed = exposed_sequences(stage.exposure, distinct)
         if mixed:
             exposure = {"corpus": post.fingerprint, "distinct": min(mixed, distinct), "sequences": mixed}
-    total = count + (exposure["sequences"] if exposure else 0)
+    total = count + mixed
     model = asdict(study.model.architecture())
     model["vocabulary"] = model["vocabulary"] or facts.vocabulary
+    if model["vocabulary"] < facts.vocabulary:
+        raise StudyError(
+            f"model.vocabulary: {model['vocabulary']} entries are too few for the tokeniser's {facts.vocabulary}; "
+            "raise it, or leave it 0 to take the tokeniser's"
+        )
     return {
         "model": model,
         "tokenizer": facts.tokenizer,

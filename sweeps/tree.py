@@ -1,7 +1,7 @@
 """The tree of stages of a study: every trial is a path, every stage that trials share is one node."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,16 @@ from pydantic import BaseModel
 from sweeps.errors import StudyError
 from sweeps.facts import Facts
 from sweeps.keys import canonical, stage_key
-from sweeps.read import StudyFile, get_field
+from sweeps.read import StudyFile, check_together, get_field
 from sweeps.recipes import Recipe, finetune_recipe, posttrain_recipe, pretrain_recipe
 from sweeps.schema import Study
 
 STAGES = ("pretrain", "posttrain", "finetune")
+BUILDERS: Mapping[str, Callable[[Study, Facts], Recipe | None]] = {
+    "pretrain": pretrain_recipe,
+    "posttrain": posttrain_recipe,
+    "finetune": finetune_recipe,
+}
 Axes = dict[str, Any]
 
 
@@ -84,12 +89,6 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
 class _Family:
     """The stages of one kind, each recipe made once for each combination of the axes that it depends on."""
 
-    builders: dict[str, Callable[[Study, Facts], Recipe | None]] = {
-        "pretrain": pretrain_recipe,
-        "posttrain": posttrain_recipe,
-        "finetune": finetune_recipe,
-    }
-
     def __init__(self, stage: str, file: StudyFile, facts: Facts, names: list[str], stages: dict[str, Stage]) -> None:
         self.stage, self.file, self.facts, self.names, self.stages = stage, file, facts, names, stages
         self.relevant = [index for index, name in enumerate(names) if may_matter(name, stage)]
@@ -117,11 +116,16 @@ class _Family:
         axes = {self.names[index]: value for index, value in zip(self.relevant, point, strict=True)}
         study = with_values(self.file.study, axes)
         try:
-            recipe = self.builders[self.stage](study, self.facts)
+            if self.stage == "pretrain":
+                check_together(study, "model")
+                check_together(study, "pretrain")
+            recipe = BUILDERS[self.stage](study, self.facts)
         except StudyError as error:
             at = ", ".join(f"{name}={value}" for name, value in axes.items())
             raise StudyError(f"{self.file.path.name}: {error}{f' (at {at})' if at else ''}") from None
-        return recipe and (canonical(recipe), recipe["sequences"] * study.sequence_length)
+        if recipe is None:
+            return None
+        return canonical(recipe), recipe["sequences"] * study.sequence_length
 
     def _names(self, index: int, recipe: str) -> bool:
         """Whether an axis belongs to this kind's label: its own and the study's, and D_post's where it is mixed in."""
@@ -137,8 +141,8 @@ def may_matter(axis: str, stage: str) -> bool:
     if section not in STAGES or section == stage:
         return True
     if stage == "pretrain":
-        return axis in ("posttrain.corpus", "posttrain.tokens")
-    return stage == "posttrain" and axis in ("pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
+        return axis in ("posttrain", "posttrain.corpus", "posttrain.tokens")
+    return stage == "posttrain" and axis in ("pretrain", "pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
 
 
 def with_values(study: Study, axes: Axes) -> Study:

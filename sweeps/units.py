@@ -1,8 +1,10 @@
 """Sizes as people write them: 300M, 8.7B, 200k."""
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+LARGEST = 10**18
+"""Beyond it a number of tokens is a slip of the pen."""
 
 
 def parse_size(value: object) -> int:
@@ -13,13 +15,13 @@ def parse_size(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not a size; write a whole number such as 1000, 200k, 300M or 8.7B")
     text = str(value).strip().replace("_", "")
-    scale = SCALES.get(text[-1:], None) if text[-1:].isalpha() else 1
+    scale = SCALES.get(text[-1:]) if text[-1:].isalpha() else 1
     number = text[:-1] if text[-1:].isalpha() else text
     try:
         exact = Decimal(number) * scale if scale is not None else None
-    except InvalidOperation:
+    except ArithmeticError:
         exact = None
-    if exact is None or not exact.is_finite() or exact < 0 or exact != exact.to_integral_value():
+    if exact is None or not exact.is_finite() or not 0 <= exact <= LARGEST or exact != exact.to_integral_value():
         raise ValueError(f"{value!r} is not a size; write a whole number such as 1000, 200k, 300M or 8.7B")
     return int(exact)
 
