@@ -89,7 +89,9 @@ class Run:
         except FileNotFoundError:
             return State()
         attempts = tuple(Attempt(**attempt) for attempt in raw.pop("attempts"))
-        return State(**raw | {"attempts": attempts, "progress": Progress(**raw["progress"]), "job_ids": tuple(raw["job_ids"])})
+        return State(
+            **raw | {"attempts": attempts, "progress": Progress(**raw["progress"]), "job_ids": tuple(raw["job_ids"])}
+        )
 
     def losses(self) -> dict[str, Any]:
         """losses.json: by split, the loss (nats per token), the tokens behind it and the corpus's fingerprint."""
@@ -110,7 +112,9 @@ class Run:
         old = self.state()
         now = time.time()
         attempts = tuple(
-            attempt if attempt.end else replace(attempt, end=old.heartbeat or now, tokens=old.progress.tokens, cause="lost")
+            attempt
+            if attempt.end
+            else replace(attempt, end=old.heartbeat or now, tokens=old.progress.tokens, cause="lost")
             for attempt in old.attempts
         )
         state = State("running", (*attempts, Attempt(now, socket.gethostname(), pid)), old.job_ids, now)
@@ -173,10 +177,16 @@ class Store:
         return {key: self.run(key).state() for key in keys}
 
 
-def open_store(root: Path, create: bool = True) -> Store:
-    """A store, made where it is missing. Raises MissingResourceError where it cannot be written."""
-    if not create:
-        return Store(root)
+def open_store(root: Path) -> Store:
+    """A store to read; it need not exist yet. Raises MissingResourceError where there can be none."""
+    above = next(place for place in (root, *root.absolute().parents) if place.exists())
+    if not above.is_dir():
+        raise MissingResourceError(f"--store {root}: cannot be made, as {above} is a file; choose another with --store or RETAIN_STORE")
+    return Store(root)
+
+
+def make_store(root: Path) -> Store:
+    """A store to write, made where it is missing. Raises MissingResourceError where it cannot be written."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".probe.{socket.gethostname()}.{time.monotonic_ns()}"
@@ -184,7 +194,7 @@ def open_store(root: Path, create: bool = True) -> Store:
         probe.unlink()
     except OSError as error:
         raise MissingResourceError(
-            f"--store {root}: cannot be written ({error.strerror}); choose a writable folder with --store or RETAIN_STORE"
+            f"--store {root}: cannot be written ({error.strerror}); choose another with --store or RETAIN_STORE"
         ) from None
     return Store(root)
 

@@ -1,0 +1,274 @@
+"""The local launcher: ready stages side by side on this machine, as many as its cores or GPUs allow."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from types import FrameType
+
+from launchers.worker import work
+from results.lease import take_lease
+from results.store import Run, State, Store
+from sweeps.errors import MissingResourceError
+from sweeps.schema import Execution
+from sweeps.tree import Tree
+
+POLL_S = 0.1
+TRAINING_ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Read when the libraries are imported: training needs no network, and its log no progress bars."""
+GRACE_S = 5.0
+"""How long the other ranks of a group may outlive one that failed."""
+
+Watch = Callable[[Mapping[str, State]], None]
+"""Called several times a second with the state of every stage that is to be trained."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one stage at a time: how many processes train it, and which GPUs they see (none: on the CPU)."""
+
+    processes: int
+    gpus: str
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train one run, the slot they occupy, and the pipe that tells them we live."""
+
+    processes: list[ForkServerProcess]
+    slot: int
+    alive: Connection
+    failed_at: list[float]
+    """When the first of them was seen to have failed; empty until then."""
+
+
+def train(tree: Tree, store: Store, slots: Sequence[Slot], watch: Watch) -> dict[str, State]:
+    """Train every stage of a tree that the store lacks; returns the last state of each.
+
+    A stage that fails stops its own branch only. One that another launcher on this store trains is waited for. On
+    KeyboardInterrupt all processes are stopped, their runs are left planned, and the exception goes on.
+    """
+    crew = _Crew(tree, store, slots)
+    with _terminate_as_interrupt():
+        try:
+            while not crew.finished():
+                crew.collect()
+                crew.start_ready()
+                watch(crew.states)
+                time.sleep(POLL_S)
+        except KeyboardInterrupt:
+            crew.stop_all("interrupted")
+            raise
+        except BaseException:
+            crew.stop_all("the launcher failed")
+            raise
+    watch(crew.states)
+    return crew.states
+
+
+def local_slots(execution: Execution) -> list[Slot]:
+    """One slot for each stage that may run at a time.
+
+    Raises MissingResourceError where the machine has not the devices that are asked for.
+    """
+    gpus = 0 if execution.accelerator == "cpu" else _count_gpus()
+    if (gpus or execution.accelerator == "gpu") and gpus < execution.devices:
+        raise MissingResourceError(
+            f"execution.devices: {execution.devices} GPUs are asked for each stage, this machine has {gpus}; "
+            "ask for fewer, or set execution.accelerator=cpu"
+        )
+    if gpus:
+        visible = (
+            os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else []
+        )
+        names = visible or [str(number) for number in range(gpus)]
+        groups = [names[first : first + execution.devices] for first in range(0, gpus, execution.devices)]
+        whole = [group for group in groups if len(group) == execution.devices]
+        return [Slot(execution.devices, ",".join(group)) for group in whole[: execution.parallel]]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = execution.parallel or max(1, cores // (execution.threads * execution.devices))
+    return [Slot(execution.devices, "")] * count
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+class _Crew:
+    """Who trains what: the states of all stages, the teams at work, the free slots."""
+
+    def __init__(self, tree: Tree, store: Store, slots: Sequence[Slot]) -> None:
+        self.tree, self.store, self.slots = tree, store, slots
+        self.context = _fork_server()
+        self.states = store.states(tree.stages)
+        self.waiting = sorted((key for key, state in self.states.items() if state.state != "done"), key=self._urgency())
+        self.teams: dict[str, Team] = {}
+        self.elsewhere: set[str] = set()
+        """Runs that another launcher was seen to train."""
+        self.stopped: set[str] = set()
+        """Stages that failed, and those below them."""
+
+    def finished(self) -> bool:
+        return not self.waiting and not self.teams
+
+    def collect(self) -> None:
+        """Take in the progress of the teams, and the end of those that ended."""
+        for key, team in list(self.teams.items()):
+            codes = [process.exitcode for process in team.processes]
+            if any(codes) and not team.failed_at:
+                team.failed_at.append(time.monotonic())
+            if None in codes and team.failed_at and time.monotonic() - team.failed_at[0] > GRACE_S:
+                _kill(team)
+            elif None not in codes:
+                self._dismiss(key, team, next((code for code in codes if code), 0))
+            self.states[key] = self.store.run(key).state()
+
+    def start_ready(self) -> None:
+        """Start waiting stages whose parent is done while slots are free, the longest path first."""
+        free = [slot for slot in range(len(self.slots)) if slot not in {team.slot for team in self.teams.values()}]
+        for key in list(self.waiting):
+            parent = self.tree.stages[key].parent
+            if parent in self.stopped:
+                self.waiting.remove(key)
+                self.stopped.add(key)
+            elif (free or key in self.elsewhere) and (parent is None or self.states[parent].state == "done"):
+                if self._settled_elsewhere(key):
+                    self.waiting.remove(key)
+                elif free and key not in self.elsewhere:
+                    self.waiting.remove(key)
+                    self.teams[key] = self._start(key, free.pop(0))
+
+    def stop_all(self, cause: str) -> None:
+        """Kill every process; their runs are left planned."""
+        for team in self.teams.values():
+            _kill(team)
+        for key, team in self.teams.items():
+            for process in team.processes:
+                process.join()
+            _close(self.store.run(key), "planned", cause)
+            self.states[key] = self.store.run(key).state()
+        self.teams.clear()
+
+    def _settled_elsewhere(self, key: str) -> bool:
+        """Whether another launcher trained this run meanwhile; notes the runs that one is training."""
+        run = self.store.run(key)
+        if run.is_running():
+            self.elsewhere.add(key)
+            self.states[key] = run.state()
+            return False
+        state = run.state()
+        if state.state == "done" or (key in self.elsewhere and state.state == "failed"):
+            self.states[key] = state
+            if state.state == "failed":
+                self.stopped.add(key)
+            return True
+        self.elsewhere.discard(key)
+        return False
+
+    def _start(self, key: str, slot: int) -> Team:
+        world = self.slots[slot].processes
+        theirs, ours = self.context.Pipe(duplex=False)
+        shared = {"CUDA_VISIBLE_DEVICES": self.slots[slot].gpus}
+        if world > 1:
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world)}
+            shared |= {"GLOO_SOCKET_IFNAME": _loopback(), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0"}
+        processes = []
+        for rank in range(world):
+            environment = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})
+            arguments = (self.store.root, key, rank, world, environment, theirs)
+            process = self.context.Process(target=work, args=arguments, name=f"{key} rank {rank}")
+            process.start()
+            processes.append(process)
+        theirs.close()
+        return Team(processes, slot, ours, [])
+
+    def _dismiss(self, key: str, team: Team, code: int) -> None:
+        """Take in a team whose processes have all ended."""
+        team.alive.close()
+        del self.teams[key]
+        run = self.store.run(key)
+        if run.is_done():
+            return
+        if run.is_running():
+            self.waiting.append(key)  # another launcher was faster
+            return
+        if run.state().state != "failed":
+            _close(run, "failed", f"{_ending(code)}; see retain logs {key[:8]}")
+        self.stopped.add(key)
+
+    def _urgency(self) -> Callable[[str], tuple[int, str]]:
+        """Sort key: the most tokens on a path below a stage first, so that no branch is left for the end."""
+        below: dict[str, int] = {}
+        for stage in reversed(self.tree.stages.values()):
+            below[stage.key] = below.get(stage.key, 0) + stage.tokens
+            if stage.parent:
+                below[stage.parent] = max(below.get(stage.parent, 0), below[stage.key])
+        return lambda key: (-below[key], key)
+
+
+def _close(run: Run, state: str, cause: str) -> None:
+    """Enter the end of an attempt whose process is gone, unless another launcher has taken the run."""
+    if lease := take_lease(run.lease):
+        if not run.is_done():
+            run.end_attempt(state, cause, cause if state == "failed" else None)
+        lease.release()
+
+
+def _ending(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed (SIGKILL), perhaps for lack of memory"
+    return (
+        f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"its process exited with code {code}"
+    )
+
+
+def _kill(team: Team) -> None:
+    for process in team.processes:
+        process.kill()
+
+
+def _fork_server() -> ForkServerContext:
+    """Processes forked from one that has imported torch: the imports are paid once."""
+    os.environ.update(TRAINING_ENVIRONMENT)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["launchers.run_stage"])
+    return context
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _loopback() -> str:
+    """The name of the interface that only this machine sees."""
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in names if name.startswith("lo")), names[0])
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM, as batch systems and service managers send it, stops the launcher the way Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
