@@ -1,0 +1,42 @@
+"""A study as the verbs of the command line work on it: its file, its store, its data, its tree."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.prepare import Report, known_facts, prepare
+from results.store import Store, make_store, open_store
+from sweeps.errors import StudyError
+from sweeps.facts import Facts
+from sweeps.read import StudyFile, read_study
+from sweeps.tree import Tree, device_mismatch, expand
+
+
+@dataclass(frozen=True)
+class OpenedStudy:
+    """Everything that is known of a study before anything is trained."""
+
+    file: StudyFile
+    store: Store
+    facts: Facts
+    tree: Tree
+
+
+def open_study(name: str, overrides: Sequence[str], store: Path) -> OpenedStudy:
+    """A study with what its store knows already; reads no corpus and writes nothing. Raises StudyError."""
+    file = read_study(name, overrides)
+    return _opened(file, open_store(store), known_facts(file, store))
+
+
+def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Report) -> OpenedStudy:
+    """A study whose data is in its store, fetched where it was missing. Raises StudyError, MissingResourceError."""
+    file = read_study(name, overrides)
+    # What is wrong with the study itself is found before a corpus is read or a folder is made.
+    _opened(file, open_store(store), known_facts(file, store))
+    return _opened(file, make_store(store), prepare(file, store, report))
+
+
+def _opened(file: StudyFile, store: Store, facts: Facts) -> OpenedStudy:
+    if mismatch := device_mismatch(file):
+        raise StudyError(f"{file.path.name}: {mismatch}; choose a batch that they divide, or other devices")
+    return OpenedStudy(file, store, facts, expand(file, facts))

@@ -1,0 +1,116 @@
+"""The figure of a study: L_im and L_ret over exposure, and L_ret against L_ft for each exposure."""
+
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results.losses import Row, frame_of, study_folder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+EXPOSURE = "pretrain.exposure"
+RATE = "finetune.lr"
+SEEDS = ("seed", "pretrain.seed", "posttrain.seed", "finetune.seed")
+MOST_LINES = 12
+"""More lines than these are drawn without names."""
+
+# Paul Tol's "bright" scheme: told apart with any colour vision; the marker says the same once more.
+COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
+MARKERS = "osD^vPX"
+
+
+def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
+    """Write losses.png and losses.svg of what is there so far; returns their paths, none where no trial has a loss yet.
+
+    Points are means over seeds, bars reach from the lowest to the highest seed.
+    """
+    frame = frame_of(rows).dropna(subset=["retained_posttraining_loss"])
+    if frame.empty:
+        return []
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if EXPOSURE not in frame:
+        frame[EXPOSURE] = 0.0
+    with matplotlib.rc_context({"svg.hashsalt": "retain", "font.size": 9}):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        over, against = figure.subplots(1, 2)
+        _over_exposure(over, frame)
+        _against_finetuning(against, frame)
+        missing = f"; {len(rows) - len(frame)} of {len(rows)} trials are missing" if len(frame) < len(rows) else ""
+        figure.suptitle(f"{study}: what is left of post-training after fine-tuning{missing}")
+        paths = [study_folder(store, study) / f"losses.{ending}" for ending in ("png", "svg")]
+        for path in paths:
+            beside = path.with_name(f".{path.name}")
+            figure.savefig(
+                beside, format=path.suffix[1:], dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None
+            )
+            beside.replace(path)
+    return paths
+
+
+def _over_exposure(axes: "Axes", frame: "DataFrame") -> None:
+    immediate = frame.drop_duplicates("posttrain_key").assign(group="after post-training (L_im)")
+    others = [name for name in _axis_columns(frame) if name != EXPOSURE]
+    lines = frame.assign(group=[_label(values, others) for values in frame[others].itertuples(index=False)])
+    _lines(axes, immediate, "immediate_posttraining_loss", EXPOSURE, ["black"], "--")
+    _lines(axes, lines, "retained_posttraining_loss", EXPOSURE, COLOURS, "-", "after fine-tuning (L_ret), ")
+    axes.set_xlabel("exposure λ: share of the post-training corpus mixed into pretraining")
+    axes.set_ylabel("held-out loss on the post-training corpus (nats per token)")
+
+
+def _against_finetuning(axes: "Axes", frame: "DataFrame") -> None:
+    others = [name for name in _axis_columns(frame) if name != RATE]
+    lines = frame.assign(group=[_label(values, others) for values in frame[others].itertuples(index=False)])
+    for index, (name, group) in enumerate(lines.groupby("group", sort=False)):
+        points = group.groupby(RATE if RATE in group else EXPOSURE)[
+            ["retained_posttraining_loss", "finetuning_loss"]
+        ].mean()
+        points = points.sort_values("retained_posttraining_loss")
+        axes.plot(points.iloc[:, 0], points.iloc[:, 1], label=str(name), **_style(index))
+    axes.set_xlabel("L_ret: held-out loss on the post-training corpus (nats per token)")
+    axes.set_ylabel("L_ft: held-out loss on the fine-tuning corpus (nats per token)")
+    axes.set_title("lower left is better", fontsize=9)
+    _legend(axes, "one point per fine-tuning rate")
+
+
+def _lines(
+    axes: "Axes", frame: "DataFrame", loss: str, over: str, colours: Sequence[str], line: str, prefix: str = ""
+) -> None:
+    """One line a group: the mean over seeds, with bars from the lowest to the highest."""
+    for index, (name, group) in enumerate(frame.groupby("group", sort=False)):
+        spread = group.groupby(over)[loss].agg(["mean", "min", "max"])
+        bars = [spread["mean"] - spread["min"], spread["max"] - spread["mean"]]
+        style = _style(index) | {"color": colours[index % len(colours)], "linestyle": line}
+        axes.errorbar(spread.index, spread["mean"], bars, label=f"{prefix}{name}", capsize=2, **style)
+    _legend(axes, None)
+
+
+def _legend(axes: "Axes", title: str | None) -> None:
+    if len(axes.get_legend_handles_labels()[1]) <= MOST_LINES:
+        axes.legend(fontsize=8, title=title, title_fontsize=8, frameon=False)
+
+
+def _axis_columns(frame: "DataFrame") -> list[str]:
+    """The study's axes among the columns, without the seeds, that have more than one value or are the exposure."""
+    names = [name for name in frame.columns if "." in name and name not in SEEDS]
+    return [name for name in names if name == EXPOSURE or frame[name].astype(str).nunique() > 1]
+
+
+def _label(values: Iterable[Hashable], names: Sequence[str]) -> str:
+    return ", ".join(f"{_short(name)}={value}" for name, value in zip(names, values, strict=True)) or "all trials"
+
+
+def _short(name: str) -> str:
+    return {EXPOSURE: "λ", RATE: "lr"}.get(name, name)
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "markersize": 5,
+        "linewidth": 1.2,
+    }

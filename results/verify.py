@@ -1,0 +1,57 @@
+"""Whether the store's runs are what they say: keys match their payloads, done runs are complete and unchanged."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from results.store import STATES, Run, Store, sha256_of
+from sweeps.keys import canonical, stage_key
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where, and what with its cure."""
+
+    where: str
+    what: str
+
+
+def verify_runs(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
+    """How many runs were checked (those of `keys`, or all), and every problem found."""
+    runs = [run for run in store.runs() if keys is None or run.key in keys]
+    return len(runs), [Problem(run.key, what) for run in runs for what in run_problems(store, run)]
+
+
+def run_problems(store: Store, run: Run) -> list[str]:
+    """What is wrong with one run, a sentence each."""
+    try:
+        spec, state = run.spec(), run.state()
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"stage.json or state.json cannot be read ({error}); delete the run's folder and train it again"]
+    found = []
+    if run.key != stage_key(spec["stage"], spec["parent"], canonical(spec["recipe"])):
+        found.append("its recipe in stage.json hashes to another key; delete the run's folder and train it again")
+    if state.state not in STATES:
+        found.append(f"state.json says {state.state!r}, which is no state")
+    if state.state != "done":
+        return found
+    if damage := damaged_files(run):
+        return [*found, *(f"{what}; delete the run's folder and train it again" for what in damage)]
+    if missing := set(spec["evaluation"]) - set(run.losses()["splits"]):
+        found.append(
+            f"losses.json lacks the split {', '.join(sorted(missing))}; delete the run's folder and train it again"
+        )
+    if spec["parent"] and not store.run(spec["parent"]).is_done():
+        found.append(f"it is done, but its parent {spec['parent']} is not; train the parent again")
+    return found
+
+
+def damaged_files(run: Run) -> list[str]:
+    """The files of a done run that are missing or differ from their checksums."""
+    checksums = run.state().checksums
+    if "losses.json" not in checksums or not any(name.endswith(".safetensors") for name in checksums):
+        return ["state.json names no checksums of its weights and losses"]
+    return [
+        f"{name} is {'damaged' if (run.folder / name).is_file() else 'missing'}"
+        for name, checksum in checksums.items()
+        if not (run.folder / name).is_file() or sha256_of(run.folder / name) != checksum
+    ]
