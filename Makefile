@@ -1,0 +1,30 @@
+# Two commands: `make demo` trains the laptop study, `make test` runs the whole suite. Each sets up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+LOCKS := $(wildcard requirements/*.lock) pyproject.toml tools/install.py
+
+demo: .venv/demo.installed
+	$(BIN)/retain run laptop
+
+test: .venv/test.installed
+	$(BIN)/pytest
+
+check: .venv/test.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.venv/demo.installed: $(LOCKS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python tools/install.py
+	touch $@
+
+.venv/test.installed: $(LOCKS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python tools/install.py test
+	touch .venv/demo.installed $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: demo test check clean
