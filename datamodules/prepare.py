@@ -8,6 +8,7 @@ Each is made beside its place and renamed into it, so two processes may prepare 
 result is the same. What a killed process leaves behind is removed by the next one.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -21,13 +22,12 @@ from typing import Any
 
 from datamodules.documents import is_heldout, read_documents, source_of
 from datamodules.packing import PackedCorpus, open_packed, pack
-from datamodules.tokenizer import TOKENIZER_FILES, Tokenizer, fetch_tokenizer, load_tokenizer, train_tokenizer
+from datamodules.tokenizer import Tokenizer, fetch_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
 from sweeps.atomic import sync_folder, write_json
-from sweeps.errors import MissingResourceError
+from sweeps.errors import MissingResourceError, RetainError
 from sweeps.facts import UNPREPARED, CorpusFacts, Facts
 from sweeps.keys import canonical
 from sweeps.read import StudyFile
-from sweeps.schema import Corpus
 
 FORMAT = 1
 """Of the packed data; another way to read, split or pack raises it."""
@@ -59,9 +59,9 @@ def known_facts(file: StudyFile, store: Path) -> Facts:
     source = _tokenizer_source(file)
     tokenizer = _lookup(store, "tokenizers", source)
     corpora = {}
-    for name, corpus in file.study.corpora.items():
+    for name in file.study.corpora:
         for length in sequence_lengths(file):
-            wanted = _corpus_source(file, corpus, length, tokenizer or _digest(source))
+            wanted = _corpus_source(file, name, length, tokenizer or _digest(source))
             fingerprint = _lookup(store, "corpora", wanted)
             if tokenizer is None or fingerprint is None:
                 corpora[name, length] = CorpusFacts(UNPREPARED + _digest(wanted))
@@ -98,9 +98,7 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
             tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
         else:
             assert settings.train is not None
-            samples = [
-                _sample(corpus, file.folder, settings.sample) for _, corpus in sorted(file.study.corpora.items())
-            ]
+            samples = [_sample(file, name, settings.sample) for name in sorted(file.study.corpora)]
             tokenizer = train_tokenizer(chain.from_iterable(samples), settings.train)
         fingerprint = tokenizer.fingerprint
         building = _building_place(store)
@@ -109,24 +107,43 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
     return load_tokenizer(store / "tokenizers" / fingerprint)
 
 
-def _sample(corpus: Corpus, folder: Path, characters: int) -> Iterator[str]:
+def _sample(file: StudyFile, name: str, characters: int) -> Iterator[str]:
     """Training documents from the beginning of a corpus, up to a number of characters."""
-    for document in read_documents(corpus, folder):
-        if not is_heldout(document, corpus.heldout):
+    for document in _documents(file, name):
+        if not is_heldout(document, file.study.corpora[name].heldout):
             yield document[:characters]
             characters -= len(document)
             if characters <= 0:
                 return
 
 
+def _documents(file: StudyFile, name: str) -> Iterator[str]:
+    with _named(file, name):
+        yield from read_documents(file.study.corpora[name], file.folder)
+
+
+def _source(file: StudyFile, name: str) -> dict[str, Any]:
+    with _named(file, name):
+        return source_of(file.study.corpora[name], file.folder)
+
+
+@contextlib.contextmanager
+def _named(file: StudyFile, name: str) -> Iterator[None]:
+    """Says in an error about a corpus which study and corpus it is about."""
+    try:
+        yield
+    except RetainError as error:
+        raise type(error)(f"{file.path.name}: corpora.{name}: {error}") from error
+
+
 def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report) -> None:
     corpus = file.study.corpora[name]
-    source = _corpus_source(file, corpus, length, tokenizer.fingerprint)
+    source = _corpus_source(file, name, length, tokenizer.fingerprint)
     if _lookup(store, "corpora", source) is not None:
         return
     building = _building_place(store)
     packed = pack(
-        read_documents(corpus, file.folder),
+        _documents(file, name),
         tokenizer,
         length,
         corpus.heldout,
@@ -143,20 +160,19 @@ def _tokenizer_source(file: StudyFile) -> dict[str, Any]:
     if settings.train is not None:
         source["tokenizers"] = importlib.metadata.version("tokenizers")
         source["corpora"] = [
-            {**source_of(corpus, file.folder), "heldout": corpus.heldout}
-            for _, corpus in sorted(file.study.corpora.items())
+            {**_source(file, name), "heldout": corpus.heldout} for name, corpus in sorted(file.study.corpora.items())
         ]
     elif settings.hf is not None and (file.folder / settings.hf).is_dir():
-        source["sha256"] = [
-            hashlib.sha256((file.folder / settings.hf / name).read_bytes()).hexdigest() for name in TOKENIZER_FILES
-        ]
+        files = tokenizer_files(file.folder / settings.hf)
+        source["sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return source
 
 
-def _corpus_source(file: StudyFile, corpus: Corpus, length: int, tokenizer: str) -> dict[str, Any]:
+def _corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> dict[str, Any]:
+    corpus = file.study.corpora[name]
     return {
         "format": FORMAT,
-        **source_of(corpus, file.folder),
+        **_source(file, name),
         "heldout": corpus.heldout,
         "tokens": corpus.tokens,
         "tokenizer": tokenizer,
@@ -172,7 +188,7 @@ def _lookup(store: Path, kind: str, source: dict[str, Any]) -> str | None:
     """The fingerprint that a source was prepared to, if it was and is still there; kind: corpora or tokenizers."""
     try:
         fingerprint = str(json.loads((store / "prepared" / f"{_digest(source)}.json").read_text())["fingerprint"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return fingerprint if (store / kind / fingerprint).is_dir() else None
 

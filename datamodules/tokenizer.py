@@ -63,6 +63,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(core, end)
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a local tokeniser. Raises MissingResourceError."""
+    if absent := [name for name in TOKENIZER_FILES if not (folder / name).is_file()]:
+        raise MissingResourceError(f"tokenizer.hf: {folder} lacks {' and '.join(absent)}; name a tokeniser's folder")
+    return [folder / name for name in TOKENIZER_FILES]
+
+
 def fetch_tokenizer(name: str, revision: str | None, folder: Path) -> Tokenizer:
     """A tokeniser of Hugging Face, or of a local folder (relative to `folder`). Raises MissingResourceError."""
     local = folder / name

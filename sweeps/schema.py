@@ -28,7 +28,7 @@ class Corpus(Section):
     split: str = "train"
     text: str = "text"
     """The field that holds a document, in jsonl, parquet and hf sources."""
-    separator: str | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
     """Where a plain text file is cut into documents; without it a file is one document."""
     tokens: Size | None = None
     """Stop reading once the training split holds this many tokens; without it the whole source is read."""
@@ -178,8 +178,16 @@ class Execution(Section):
     """Threads of one CPU process; another number may change the last bits of a sum."""
     parallel: Positive | None = None
     """Stages side by side on this machine; without it, as many as its cores or GPUs allow."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How the processes of one stage share it: each with all weights (ddp, the default) or with a part of them (fsdp)."""
     heldout_every: Positive | None = None
     """Steps between the held-out losses of the curves; without it they are taken at the end only."""
+    save_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """Minutes between resumable states: what a kill without warning loses at most."""
+    save_steps: Positive | None = None
+    """Steps between resumable states, beside the minutes."""
+    keep_states: bool = False
+    """Keep the last resumable states of a done run."""
 
 
 class Study(Section):

@@ -1,0 +1,44 @@
+"""A study cut down to seconds: the same model, data and kinds of stages, a few steps and a few trials of each."""
+
+from typing import Any
+
+from sweeps.read import StudyFile, check_study, get_field
+from sweeps.tree import STAGES, plain
+
+STEPS = {"pretrain": 40, "posttrain": 60, "finetune": 30}
+EVALUATE_EVERY = 20
+SAVE_EVERY = 7
+"""Steps; not a divisor of the others, so that states are saved beside evaluations and between them."""
+
+
+def cut_down(file: StudyFile) -> StudyFile:
+    """The first and last value of each axis, three at most of them, and stages of a few steps that save often."""
+    raw: dict[str, Any] = file.study.model_dump(exclude_none=True, mode="json")
+    length = min(_values(file, "sequence_length"))
+    for stage in STAGES:
+        section = raw[stage]
+        batch = max(_values(file, f"{stage}.batch"))
+        section["tokens"] = STEPS[stage] * batch * length
+        section["warmup"] = min(section["warmup"], STEPS[stage] // 4)
+    post = raw["posttrain"]
+    # Two passes, so that the second one's new order is part of what is tested.
+    post["tokens"] //= 2
+    if raw["allocation"] == "additive":
+        post["max_tokens"] = 2 * post["tokens"]
+    if post.get("early_stopping"):
+        post["early_stopping"] |= {"every": EVALUATE_EVERY}
+    raw["execution"] |= {"save_steps": SAVE_EVERY}
+    raw["execution"].pop("heldout_every", None)
+    varied = [axis for axis in file.axes if axis.split(".")[-1] not in ("tokens", "max_tokens", "warmup")]
+    raw["grid"] = {axis: [plain(value) for value in _ends(file.axes[axis])] for axis in varied[:3]}
+    raw["study"] = f"{file.study.study}-drill"
+    return check_study(raw, file.path)
+
+
+def _values(file: StudyFile, path: str) -> list[Any]:
+    """The values of a field over the grid; its one value where it is no axis."""
+    return file.axes.get(path) or [get_field(file.study, path)]
+
+
+def _ends(values: list[Any]) -> list[Any]:
+    return values[:1] if len(values) == 1 else [values[0], values[-1]]

@@ -1,0 +1,50 @@
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from sweeps.facts import Facts
+from sweeps.read import StudyFile, read_study
+from tests.retain import retain
+from tests.studies import tiny_study
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study whose corpora are in a store."""
+
+    file: StudyFile
+    store: Path
+    facts: Facts
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """The tiny study, its data prepared once for all tests: read it, do not write into it."""
+    from datamodules.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("prepared")
+    file = read_study(str(tiny_study(folder / "study")))
+    return Prepared(file, folder / "store", prepare(file, folder / "store", lambda *_: None))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The tiny study, trained by `retain run`: its file, its store, and what the command printed."""
+
+    study: Path
+    store: Path
+    output: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Trained once for all tests: read it, do not write into it."""
+    folder = tmp_path_factory.mktemp("trained")
+    study = tiny_study(folder / "study")
+    return Trained(study, folder / "runs", retain("run", study, "--store", folder / "runs"))

@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import torch
+
+from lightning_modules.models import add_dropout
+from lightning_modules.objective import heldout_loss, next_token_losses
+from tests.lightning_modules.tiny_models import LENGTH, SMALL, random_sequences, small_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_objective_is_the_loss_of_transformers(count: int) -> None:
+    model, sequences = small_model().eval(), random_sequences(count)
+    with torch.no_grad():
+        theirs = model(input_ids=sequences, labels=sequences).loss.item()
+        ours = next_token_losses(model, sequences).sum().item() / (count * (LENGTH - 1))
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_its_gradient_is_that_of_transformers() -> None:
+    model, sequences = small_model(initializer_range=0.2), random_sequences(6)
+    theirs = torch.autograd.grad(model(input_ids=sequences, labels=sequences).loss, list(model.parameters()))
+    mean = next_token_losses(model, sequences).sum() / (6 * (LENGTH - 1))
+    ours = torch.autograd.grad(mean, list(model.parameters()))
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-8)
+
+
+def test_each_sequence_has_its_own_loss() -> None:
+    model, sequences = small_model().eval(), random_sequences(4)
+    with torch.no_grad():
+        together = next_token_losses(model, sequences)
+        alone = torch.cat([next_token_losses(model, one[None]) for one in sequences])
+    assert together.shape == (4,)
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_knows_nothing_loses_the_logarithm_of_its_vocabulary() -> None:
+    model = small_model()
+    torch.nn.init.zeros_(model.model.embed_tokens.weight)
+    found = heldout_loss(model, random_sequences(3), CPU, bf16=False)
+    assert found.loss == pytest.approx(math.log(SMALL.vocabulary), rel=1e-6)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 7, 16])
+def test_a_held_out_loss_does_not_depend_on_how_many_are_taken_at_a_time(at_a_time: int) -> None:
+    model, sequences = small_model(initializer_range=0.2), random_sequences(10)
+    whole = heldout_loss(model, sequences, CPU, bf16=False, at_a_time=10)
+    parts = heldout_loss(model, sequences, CPU, bf16=False, at_a_time=at_a_time)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert parts.tokens == whole.tokens == 10 * (LENGTH - 1)
+
+
+def test_a_held_out_loss_weights_every_token_alike_and_does_not_depend_on_their_order() -> None:
+    model, sequences = small_model(initializer_range=0.2), random_sequences(9)
+    with torch.no_grad():
+        token = [
+            -torch.log_softmax(model(input_ids=one[None]).logits[0, :-1], -1)[range(LENGTH - 1), one[1:]]
+            for one in sequences
+        ]
+    found = heldout_loss(model, sequences, CPU, bf16=False, at_a_time=4)
+    assert found.loss == pytest.approx(torch.cat(token).double().mean().item(), rel=1e-6)
+    assert heldout_loss(model, sequences.flip(0), CPU, bf16=False, at_a_time=4).loss == pytest.approx(
+        found.loss, rel=1e-9
+    )
+
+
+def test_a_held_out_loss_of_parts_is_the_mean_by_their_tokens() -> None:
+    model, sequences = small_model(initializer_range=0.2), random_sequences(9)
+    whole, few, more = (
+        heldout_loss(model, part, CPU, bf16=False) for part in (sequences, sequences[:2], sequences[2:])
+    )
+    assert (few.loss * few.tokens + more.loss * more.tokens) / whole.tokens == pytest.approx(whole.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_taking_a_held_out_loss_leaves_the_model_as_it_was(training: bool) -> None:
+    model = small_model()
+    add_dropout(model, 0.5)
+    model.train(training)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    first, again = (heldout_loss(model, random_sequences(4), CPU, bf16=False) for _ in range(2))
+    assert first == again
+    assert model.training is training
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_bf16_changes_a_held_out_loss_little() -> None:
+    model, sequences = small_model(initializer_range=0.2), random_sequences(8)
+    exact = heldout_loss(model, sequences, CPU, bf16=False)
+    rounded = heldout_loss(model, sequences, CPU, bf16=True)
+    assert rounded.loss != exact.loss
+    assert rounded.loss == pytest.approx(exact.loss, rel=0.01)

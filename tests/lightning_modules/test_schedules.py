@@ -1,0 +1,53 @@
+import itertools
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from lightning_modules.schedules import learning_rate
+
+STEPS = st.integers(2, 3000)
+RATES = st.floats(1e-6, 1.0)
+
+
+def whole(steps: int, peak: float, floor: float, warmup: int) -> list[float]:
+    return [learning_rate(step, steps, peak, floor, warmup) for step in range(steps)]
+
+
+@given(STEPS, RATES, RATES, st.data())
+def test_the_rate_rises_in_equal_steps_to_the_peak_and_falls_to_the_floor(
+    steps: int, peak: float, floor: float, data: st.DataObject
+) -> None:
+    assume(floor <= peak)
+    warmup = data.draw(st.integers(0, steps - 2))
+    rates = whole(steps, peak, floor, warmup)
+    assert rates[:warmup] == pytest.approx([peak * (step + 1) / (warmup + 1) for step in range(warmup)])
+    assert rates[warmup] == pytest.approx(peak)
+    assert rates[-1] == pytest.approx(floor)
+    falling = rates[warmup:]
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(falling))
+    assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates[:-1])
+
+
+def test_the_fall_is_a_cosine() -> None:
+    rates = whole(101, 1.0, 0.2, 0)
+    assert rates[50] == pytest.approx(0.6)
+    assert rates[25] == pytest.approx(0.2 + 0.8 * (1 + 2**-0.5) / 2)
+
+
+@given(STEPS, RATES, st.data())
+def test_a_floor_above_the_peak_leaves_the_rate_at_the_peak(steps: int, peak: float, data: st.DataObject) -> None:
+    warmup = data.draw(st.integers(0, steps - 1))
+    floor = data.draw(st.floats(peak, 2.0))
+    assert whole(steps, peak, floor, warmup)[warmup:] == pytest.approx([peak] * (steps - warmup))
+
+
+def test_the_first_step_already_moves_and_a_floor_of_zero_is_reached_exactly() -> None:
+    rates = whole(10, 1e-3, 0.0, 4)
+    assert rates[0] == pytest.approx(2e-4)
+    assert rates[-1] == 0.0
+
+
+@given(RATES)
+def test_one_step_trains_at_the_peak(peak: float) -> None:
+    assert whole(1, peak, 0.0, 0) == [peak]

@@ -1,0 +1,115 @@
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch.nn.utils import clip_grad_norm_
+
+from lightning_modules.objective import next_token_losses
+from lightning_modules.stage import StageModule
+from tests.lightning_modules.tiny_models import LENGTH, RECIPE, small_model, steps_of, train
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Seen(Callback):
+    """The gradients (clipped), the rates and the weights at every step."""
+
+    def __init__(self) -> None:
+        self.gradients: list[list[torch.Tensor]] = []
+        self.rates: list[set[float]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        self.gradients.append([parameter.grad.clone() for parameter in module.parameters()])
+        self.rates.append({group["lr"] for group in optimizer.param_groups})
+
+
+def trained(micro_batch: int | None = None, **fields: Any) -> tuple[StageModule, Seen]:
+    recipe = RECIPE | fields
+    module, seen = StageModule(small_model(initializer_range=0.2), recipe, micro_batch), Seen()
+    train(module, steps_of(recipe), seen)
+    return module, seen
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 8, 100])
+def test_a_micro_batch_changes_no_gradient_also_in_a_smaller_last_step(micro_batch: int) -> None:
+    still = {"lr": 1e-12, "min_lr": 0.0, "clip": 1e9}
+    _, whole = trained(**still)
+    _, parts = trained(micro_batch, **still)
+    assert len(whole.gradients) == len(parts.gradients) == 4
+    for one, two in zip(whole.gradients, parts.gradients, strict=True):
+        for exact, summed in zip(one, two, strict=True):
+            torch.testing.assert_close(summed, exact, rtol=1e-4, atol=1e-7)
+
+
+def test_every_gradient_is_that_of_the_mean_over_its_batch() -> None:
+    _, seen = trained(3, lr=1e-12, min_lr=0.0, clip=1e9)
+    model = small_model(initializer_range=0.2)
+    for batch, gradients in zip(steps_of(RECIPE), seen.gradients, strict=True):
+        mean = next_token_losses(model, batch).sum() / (len(batch) * (LENGTH - 1))
+        for ours, exact in zip(gradients, torch.autograd.grad(mean, list(model.parameters())), strict=True):
+            torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stage_is_adamw_by_its_recipe_step_for_step() -> None:
+    module, _ = trained()
+    model = small_model(initializer_range=0.2)
+    matrices = [parameter for name, parameter in model.named_parameters() if "proj" in name]
+    others = [parameter for name, parameter in model.named_parameters() if "proj" not in name]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.95)
+    )
+    for batch, rate in zip(steps_of(RECIPE), [0.005, 0.01, 0.0055, 0.001], strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        model(input_ids=batch, labels=batch).loss.backward()
+        clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    for ours, exact in zip(module.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-3, atol=2e-5)
+
+
+def test_the_rate_of_every_step_is_the_schedules() -> None:
+    module, seen = trained()
+    assert seen.rates == [{module.rate(step)} for step in range(4)]
+    assert [module.rate(step) for step in range(4)] == pytest.approx([0.005, 0.01, 0.0055, 0.001])
+
+
+def test_gradients_are_clipped_to_the_recipes_norm() -> None:
+    _, seen = trained(clip=0.01)
+    for gradients in seen.gradients:
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in gradients]))
+        assert norm.item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_summed_loss_is_that_of_the_steps() -> None:
+    module, _ = trained(lr=1e-12, min_lr=0.0)
+    model = small_model(initializer_range=0.2)
+    with torch.no_grad():
+        means = [model(input_ids=batch, labels=batch).loss.item() for batch in steps_of(RECIPE)]
+    assert module.loss_sum.item() == pytest.approx(sum(means), rel=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_training_again_gives_the_same_weights_bit_for_bit(dropout: float) -> None:
+    first, _ = trained(dropout=dropout)
+    torch.manual_seed(12345)
+    again, _ = trained(dropout=dropout)
+    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_another_seed_is_another_dropout_and_no_dropout_does_not_read_the_seed() -> None:
+    first, other = (trained(dropout=0.1, seed=seed)[0] for seed in (1, 2))
+    assert any(not torch.equal(one, two) for one, two in zip(first.parameters(), other.parameters(), strict=True))
+    first, other = (trained(seed=seed)[0] for seed in (1, 2))
+    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_training_lowers_the_loss_on_what_it_sees() -> None:
+    recipe = RECIPE | {"sequences": 40 * 8, "steps": 40}
+    module = StageModule(small_model(), recipe)
+    batch = steps_of(RECIPE)[0]
+    before = next_token_losses(module.model, batch).mean().item()
+    train(module, [batch] * 40)
+    assert next_token_losses(module.model, batch).mean().item() < 0.7 * before

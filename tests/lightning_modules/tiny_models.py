@@ -1,0 +1,64 @@
+"""A small Llama and a recipe to train it by, for the tests of this folder."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+from transformers import LlamaForCausalLM
+
+from lightning_modules.models import build_model
+from lightning_modules.stage import StageModule
+from sweeps.models import Architecture
+
+# A second thread costs a model of this size more than it helps.
+torch.set_num_threads(1)
+
+SMALL = Architecture(layers=2, hidden=32, heads=4, kv_heads=2, mlp=48, vocabulary=96, tied=True, context=64)
+LENGTH = 16
+
+RECIPE: dict[str, Any] = {
+    "seed": 0,
+    "batch": 8,
+    "sequences": 27,
+    "steps": 4,
+    "lr": 1e-2,
+    "min_lr": 1e-3,
+    "warmup": 1,
+    "weight_decay": 0.1,
+    "betas": [0.9, 0.95],
+    "clip": 1.0,
+    "dropout": 0.0,
+}
+"""Four steps, of which the last has three sequences."""
+
+
+def small_model(seed: int = 0, **fields: Any) -> LlamaForCausalLM:
+    numbers = {name: getattr(SMALL, name) for name in Architecture.__dataclass_fields__}
+    return build_model(Architecture(**numbers | fields), seed)
+
+
+def random_sequences(count: int, seed: int = 0, length: int = LENGTH) -> torch.Tensor:
+    return torch.randint(0, SMALL.vocabulary, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def steps_of(recipe: dict[str, Any], seed: int = 0) -> list[torch.Tensor]:
+    """Random batches of a recipe, the last one smaller."""
+    return list(random_sequences(recipe["sequences"], seed).split(recipe["batch"]))
+
+
+def train(module: StageModule, batches: list[torch.Tensor], *callbacks: Any) -> Trainer:
+    """Fit a module on these batches, one step each, as a stage is trained."""
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        max_steps=module.recipe["steps"],
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    return trainer

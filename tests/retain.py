@@ -1,0 +1,51 @@
+"""The command line as a user calls it: a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+COMMAND = [sys.executable, "-m", "launchers.cli"]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without a store of the developer's own."""
+    return {name: value for name, value in os.environ.items() if name != "RETAIN_STORE"}
+
+
+def retain(*arguments: str | Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """Run one verb to its end; `code` is the exit code that it must have."""
+    command = [*COMMAND, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600, check=False)
+    assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def retain_json(*arguments: str | Path, code: int = 0) -> Any:
+    """The document that a verb prints with --json."""
+    return json.loads(retain(*arguments, "--json", code=code).stdout)
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start one verb in a session of its own."""
+    command = [*COMMAND, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), start_new_session=True)
+
+
+def weights(store: Path) -> dict[str, bytes]:
+    """The final weights of every run of a store, as bytes, by stage key and tensor."""
+    return {
+        f"{file.parent.parent.name} {name}": tensor.tobytes()
+        for file in sorted(store.glob("*/model/*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def losses(store: Path) -> dict[str, Any]:
+    """losses.json of every run of a store, by stage key."""
+    return {file.parent.name: json.loads(file.read_text()) for file in sorted(store.glob("*/losses.json"))}

@@ -1,0 +1,112 @@
+"""Tiny studies with generated corpora: all three stages train in about a second."""
+
+import json
+import random
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sweeps.facts import CorpusFacts, Facts
+from sweeps.read import StudyFile, check_study
+from sweeps.tree import Tree, expand
+
+WORDS = {
+    "general": "the model of a river and its bank under old rain where time will pass over every stone",
+    "music": "C D E F G A B c d e f g a b |: :| M:3/4 K:D L:1/8 z2 G2A2 B3c",
+    "chemistry": "methyl ethyl propan benzene oxide chloride acid amine sulfate C6H6 NaCl H2O CO2 mol",
+}
+DOCUMENTS = 400
+
+TINY: dict[str, Any] = {
+    "study": "tiny",
+    "model": {
+        "layers": 2,
+        "hidden": 32,
+        "heads": 2,
+        "kv_heads": 2,
+        "mlp": 64,
+        "vocabulary": 0,
+        "tied": True,
+        "context": 64,
+    },
+    "tokenizer": {"train": 320},
+    "sequence_length": 32,
+    "corpora": {
+        "general": {"files": "general.txt", "separator": "\n\n", "heldout": 0.1},
+        "music": {"files": "music.jsonl", "heldout": 0.1},
+        "chemistry": {"files": "chemistry.jsonl", "heldout": 0.1},
+    },
+    "pretrain": {"corpus": "general", "tokens": 7680, "lr": 3e-3, "warmup": 5, "batch": 8},
+    "posttrain": {"corpus": "music", "tokens": 2560, "max_tokens": 5120, "lr": 1e-3, "warmup": 2, "batch": 8},
+    "finetune": {"corpus": "chemistry", "tokens": 5120, "lr": 1e-3, "warmup": 2, "batch": 8},
+    "grid": {"pretrain.exposure": [0, 1], "finetune.lr": [5e-4, 2e-3]},
+}
+
+
+def tiny_study(folder: Path, **overrides: Any) -> Path:
+    """Write a study of two exposures by two fine-tuning rates, and its corpora; the study file's path.
+
+    overrides: fields of the study by name or, in `**{"pretrain.lr": 1e-2}`, by dotted path (under grid, the path of an
+    axis is one name: replace grid as a whole).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in WORDS:
+        write_corpus(folder, name)
+    path = folder / f"{overrides.get('study', TINY['study'])}.yaml"
+    path.write_text(yaml.safe_dump(tiny_fields(**overrides), sort_keys=False))
+    return path
+
+
+def tiny_fields(**overrides: Any) -> dict[str, Any]:
+    """The fields of the tiny study as a plain mapping, with overrides as in `tiny_study`."""
+    return replaced(TINY, overrides)
+
+
+def replaced(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested fields with the values at some dotted paths replaced."""
+    copy = deepcopy(dict(fields))
+    for field, value in overrides.items():
+        *sections, last = field.split(".")
+        place = copy
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = deepcopy(value)
+    return copy
+
+
+def documents_of(name: str, count: int = DOCUMENTS) -> list[str]:
+    """Distinct documents of about a hundred characters, the same at every call."""
+    draw, words = random.Random(name), WORDS[name].split()
+    return [f"{number} " + " ".join(draw.choices(words, k=22)) for number in range(count)]
+
+
+def write_corpus(folder: Path, name: str, count: int = DOCUMENTS) -> Path:
+    """A generated corpus as the tiny study reads it: general as text, the others as jsonl."""
+    documents = documents_of(name, count)
+    if name == "general":
+        path = folder / "general.txt"
+        path.write_text("\n\n".join(documents))
+    else:
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    return path
+
+
+def made_up_facts(file: StudyFile, train: int | None = 10**9, heldout: int | None = 100, mark: str = "") -> Facts:
+    """Facts of data that does not exist, for planning: sequences of each split, and a mark in every fingerprint."""
+    lengths = file.axes.get("sequence_length", [file.study.sequence_length])
+    corpora = {
+        (name, length): CorpusFacts(f"{mark}{name}-{length}", train, heldout)
+        for name in file.study.corpora
+        for length in lengths
+    }
+    return Facts(f"{mark}tokenizer", file.study.tokenizer.train or 49_152, corpora)
+
+
+def tiny_tree(**overrides: Any) -> Tree:
+    """The tree of the tiny study with overrides, on made-up data."""
+    file = check_study(tiny_fields(**overrides), Path("tiny.yaml"))
+    return expand(file, made_up_facts(file))

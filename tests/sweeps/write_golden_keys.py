@@ -1,0 +1,98 @@
+"""The stage keys of a handful of studies, on made-up data. A change of any of them orphans what users have trained.
+
+If a change of identity is deliberate, raise sweeps.keys.FORMAT where old runs would be wrong, then from the project's
+root: `python -m tests.sweeps.write_golden_keys`, and say in the commit which keys changed and why.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sweeps.read import check_study
+from sweeps.tree import axes_label, expand
+from tests.studies import made_up_facts, replaced
+
+GOLDEN = Path(__file__).with_name("golden_keys.json")
+COMMAND = "python -m tests.sweeps.write_golden_keys"
+
+LAPTOP: dict[str, Any] = {
+    "study": "laptop",
+    "model": "laptop",
+    "tokenizer": {"train": 2048},
+    "sequence_length": 128,
+    "corpora": {
+        "general": {"package": "docstrings"},
+        "music": {"package": "music21"},
+        "chemistry": {"package": "chemicals"},
+    },
+    "pretrain": {"corpus": "general", "tokens": "1M", "lr": 2e-3, "min_lr": 2e-4, "warmup": 20, "batch": 32},
+    "posttrain": {"corpus": "music", "tokens": "200k", "max_tokens": "800k", "lr": 1e-3, "warmup": 20, "batch": 32},
+    "finetune": {"corpus": "chemistry", "tokens": "150k", "lr": 5e-5, "warmup": 5, "batch": 32},
+    "grid": {"pretrain.exposure": [0, 0.5, 1], "finetune.lr": [5e-5, 2e-4]},
+}
+
+PAPER: dict[str, Any] = {
+    "study": "paper",
+    "model": "smollm2-135m",
+    "tokenizer": {"hf": "HuggingFaceTB/SmolLM2-135M"},
+    "sequence_length": 1024,
+    "corpora": {
+        "c4": {"hf": "allenai/c4", "config": "en"},
+        "music": {"hf": "m-a-p/MusicPile"},
+        "chemistry": {"hf": "jablonkagroup/chempile-education"},
+    },
+    "pretrain": {"corpus": "c4", "tokens": "8.7B", "lr": 3e-3, "min_lr": 3e-4, "warmup": 1000, "batch": 512},
+    "posttrain": {"corpus": "music", "tokens": "300M", "max_tokens": "2B", "lr": 5e-4, "warmup": 500, "batch": 480},
+    "finetune": {"corpus": "chemistry", "tokens": "200M", "lr": 5e-5, "warmup": 100, "batch": 192},
+    "seed": 42,
+    "grid": {"pretrain.exposure": [0, 1]},
+}
+
+STUDIES: dict[str, dict[str, Any]] = {
+    "laptop": LAPTOP,
+    "laptop, early stopping": replaced(LAPTOP, {"posttrain.early_stopping": {"every": 50, "patience": 3}}),
+    "laptop, replay and dropout": replaced(LAPTOP, {"posttrain.replay": 0.01, "posttrain.dropout": 0.05}),
+    "laptop, matched": replaced(LAPTOP, {"allocation": "matched"}),
+    "laptop, seeds and lengths": replaced(LAPTOP, {"grid": {"seed": [1, 2], "sequence_length": [64, 128]}}),
+    "laptop, own numbers": replaced(
+        LAPTOP,
+        {
+            "model": {"preset": "laptop", "layers": 2, "tied": False, "vocabulary": 4096},
+            "subset_seed": 3,
+            "finetune.seed": 4,
+            "finetune.betas": [0.9, 0.99],
+            "finetune.clip": 0.5,
+            "finetune.weight_decay": 0,
+            "grid": {"pretrain.exposure": [2.5], "pretrain.repeat": [True]},
+            "pretrain.repeat": True,
+        },
+    ),
+    "135M": PAPER,
+    "135M, sizes of D_post": replaced(
+        PAPER, {"grid": {"pretrain.exposure": [0, 0.25, 1], "posttrain.tokens": ["30M", "150M", "300M"]}}
+    ),
+    "1B, floor above peak": replaced(
+        PAPER,
+        {
+            "model": "smollm2-1b",
+            "pretrain.tokens": "19.7B",
+            "posttrain.min_lr": 5e-5,
+            "posttrain.batch": 512,
+            "grid": {"posttrain.lr": [1e-5, 2e-5, 1e-4]},
+        },
+    ),
+}
+
+
+def golden_keys() -> dict[str, list[str]]:
+    """For each study, its stages in the order of the tree: `key stage axes`."""
+    keys = {}
+    for name, fields in STUDIES.items():
+        file = check_study(fields, Path("golden.yaml"))
+        tree = expand(file, made_up_facts(file))
+        keys[name] = [f"{stage.key} {stage.stage} {axes_label(stage.axes)}" for stage in tree.stages.values()]
+    return keys
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(golden_keys(), indent=1) + "\n")
