@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 import time
@@ -24,10 +25,17 @@ class Attempt:
     start: float
     host: str
     pid: int
+    job_id: str | None = None
+    world: int = 1
+    """Processes that trained together."""
+    tokens_at_start: int = 0
+    """Tokens in the state that it went on from."""
     end: float | None = None
     tokens: int = 0
-    """Tokens trained when it ended."""
+    """Tokens trained when it ended; what lies beyond the last saved state is trained again."""
     cause: str | None = None
+    note: str | None = None
+    """What a reader of the results should know: damaged states, another number of processes."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Progress:
     loss: float | None = None
     """Training loss, nats per token."""
     tokens_per_second: float = 0.0
+    phase: str = "training"
+    """training, evaluating, or writing the results."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class State:
     """One line: why it failed."""
     checksums: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file of a done run, by its path in the run's folder."""
+    weights_freed: bool = False
+    """The run is done, and `retain gc --weights` has removed its weights."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +119,16 @@ class Run:
         """Whether a living process trains it, whatever state.json was last told."""
         return is_held(self.lease)
 
-    def begin_attempt(self, pid: int) -> State:
-        """Enter a new attempt; one that never said its end is closed as lost. For the lease's owner only."""
+    @property
+    def checkpoint(self) -> Path:
+        """The last resumable states, until the run is done."""
+        return self.folder / "checkpoint"
+
+    def begin_attempt(self, pid: int, tokens: int = 0, world: int = 1, note: str | None = None) -> State:
+        """Enter a new attempt that goes on from `tokens`; one that never said its end is closed as lost.
+
+        For the lease's owner only.
+        """
         old = self.state()
         now = time.time()
         attempts = tuple(
@@ -117,7 +137,10 @@ class Run:
             else replace(attempt, end=old.heartbeat or now, tokens=old.progress.tokens, cause="lost")
             for attempt in old.attempts
         )
-        state = State("running", (*attempts, Attempt(now, socket.gethostname(), pid)), old.job_ids, now)
+        job = os.environ.get("SLURM_JOB_ID")
+        attempt = Attempt(now, socket.gethostname(), pid, job, world, tokens_at_start=tokens, note=note)
+        progress = Progress(tokens, old.progress.total)
+        state = State("running", (*attempts, attempt), old.job_ids, now, progress)
         self.save_state(state)
         return state
 
@@ -130,8 +153,11 @@ class Run:
             attempts = (*attempts[:-1], last)
         self.save_state(replace(old, state=state, attempts=attempts, reason=reason, heartbeat=time.time()))
 
-    def finish(self, model: Path, losses: Mapping[str, Any]) -> None:
-        """Make the run done: `model`, a folder beside, becomes model/; then losses.json, checksums, and the state."""
+    def finish(self, model: Path, losses: Mapping[str, Any], keep_states: bool = False) -> None:
+        """Make the run done: `model`, a folder beside, becomes model/; then losses.json, checksums, and the state.
+
+        The resumable states go afterwards, unless they are to be kept.
+        """
         sync_folder(model)
         shutil.rmtree(self.model, ignore_errors=True)
         model.rename(self.model)
@@ -140,6 +166,8 @@ class Run:
         checksums = {str(path.relative_to(self.folder)): sha256_of(path) for path in files}
         self.save_state(replace(self.state(), checksums=checksums))
         self.end_attempt("done", "finished")
+        if not keep_states:
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -181,7 +209,7 @@ def open_store(root: Path) -> Store:
     """A store to read; it need not exist yet. Raises MissingResourceError where there can be none."""
     above = next(place for place in (root, *root.absolute().parents) if place.exists())
     if not above.is_dir():
-        raise MissingResourceError(f"--store {root}: cannot be made, as {above} is a file; choose another with --store or RETAIN_STORE")
+        raise MissingResourceError(f"--store {root}: {above} is a file; choose another with --store or RETAIN_STORE")
     return Store(root)
 
 

@@ -46,10 +46,14 @@ def run_problems(store: Store, run: Run) -> list[str]:
 
 
 def damaged_files(run: Run) -> list[str]:
-    """The files of a done run that are missing or differ from their checksums."""
-    checksums = run.state().checksums
-    if "losses.json" not in checksums or not any(name.endswith(".safetensors") for name in checksums):
-        return ["state.json names no checksums of its weights and losses"]
+    """The files of a done run that are missing or differ from their checksums; freed weights are not missed."""
+    state = run.state()
+    checksums = state.checksums
+    if (
+        "losses.json" not in checksums
+        or any(name.endswith(".safetensors") for name in checksums) == state.weights_freed
+    ):
+        return ["state.json does not name the checksums of its weights and losses"]
     return [
         f"{name} is {'damaged' if (run.folder / name).is_file() else 'missing'}"
         for name, checksum in checksums.items()

@@ -1,0 +1,55 @@
+"""Stores whose runs were registered from a real tree and finished by hand, without training."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+from safetensors.numpy import save_file
+
+from launchers.register import register
+from results.store import Run, Store
+from sweeps.read import check_study
+from sweeps.tree import Tree, expand
+from tests.studies import made_up_facts, tiny_fields
+
+
+def registered(root: Path, **overrides: Any) -> tuple[Tree, Store]:
+    """The tiny study with overrides, every stage of it planned in a new or a present store."""
+    root.mkdir(exist_ok=True)
+    file = check_study(tiny_fields(**overrides), root / "tiny.yaml")
+    facts = made_up_facts(file)
+    tree = expand(file, facts)
+    register(tree, file, facts, Store(root))
+    return tree, Store(root)
+
+
+def write_model(folder: Path, size: int = 1000) -> Path:
+    """A folder as a trained model's: weights (4 · size bytes and a header), a configuration, a tokeniser."""
+    folder.mkdir()
+    save_file({"weight": numpy.arange(size, dtype=numpy.float32)}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}\n")
+    (folder / "tokenizer.json").write_text("{}\n")
+    return folder
+
+
+def finish(run: Run, loss: float = 1.0) -> None:
+    """One attempt that ends with the run done, with this loss on the split of each role, plus 1, 2, ... by role."""
+    run.begin_attempt(os.getpid())
+    roles = sorted(run.spec()["evaluation"])
+    splits = {role: {"loss": loss + number, "tokens": 100} for number, role in enumerate(roles)}
+    losses: Mapping[str, Any] = {"splits": splits, "steps": 1, "trained_tokens": 64}
+    run.finish(write_model(run.folder / "model.partial"), losses)
+
+
+def finish_all(tree: Tree, store: Store, where: Callable[[str], bool] = lambda stage: True) -> None:
+    """Finish every stage of a tree, or those of the kinds that `where` accepts."""
+    for stage in tree.stages.values():
+        if where(stage.stage):
+            finish(store.run(stage.key))
+
+
+def kinds(tree: Tree, store: Store, stage: str) -> list[Run]:
+    """The runs of one kind of stage, in the tree's order."""
+    return [store.run(key) for key, node in tree.stages.items() if node.stage == stage]
