@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,9 @@ LOG_EVERY = 10
 """Steps between the points of the training curves; the loss is read from the device only then."""
 
 PROGRESS_EVERY_S = 1.0
+
+Point = tuple[str, float, int, float]
+"""Of a curve: tag, value, tokens seen, seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,26 @@ class Heldout:
 
 
 class Curves(Callback):
-    """Training and held-out losses, learning rate, tokens per second, all against tokens seen; progress in state.json."""
+    """Training and held-out losses, learning rate, tokens per second, all against tokens seen; progress in state.json.
 
-    def __init__(self, run: Run, heldout: Heldout, heldout_every: int | None) -> None:
+    `saved` is the `state()` that a resumed attempt goes on from: the event file is written anew from its points.
+    """
+
+    def __init__(self, run: Run, heldout: Heldout, heldout_every: int | None, saved: Mapping[str, Any] | None) -> None:
         self.run, self.heldout, self.heldout_every = run, heldout, heldout_every
-        self.writer = SummaryWriter(str(run.folder)) if heldout.rank == 0 else None
         recipe = heldout.module.recipe
         self.sequences, self.batch, self.length = recipe["sequences"], recipe["batch"], recipe["sequence_length"]
         self.steps = recipe["steps"]
+        self.points: list[Point] = [tuple(point) for point in saved["points"]] if saved else []
+        self.logged_step: int = saved["logged_step"] if saved else 0
+        self.writer = _fresh_writer(run, self.points) if heldout.rank == 0 else None
         self.progress = Progress(total=self.sequences * self.length)
-        self.logged_step, self.logged_at, self.told_at = 0, time.monotonic(), 0.0
+        self.timed_step, self.timed_at, self.told_at = 0, time.monotonic(), 0.0
         self.evaluated: dict[tuple[int, str], float] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed attempt needs: JSON."""
+        return {"points": list(self.points), "logged_step": self.logged_step}
 
     def tokens(self, step: int) -> int:
         """Tokens seen after so many steps."""
@@ -57,48 +69,76 @@ class Curves(Callback):
         """A held-out loss after `step` steps (nats per token), evaluated once and put on its curve."""
         if (step, split) not in self.evaluated:
             begin = time.monotonic()
+            self.enter("evaluating")
             self.evaluated = {point: loss for point, loss in self.evaluated.items() if point[0] == step}
             self.evaluated[step, split] = self.heldout.loss(split).loss
             self._add(f"heldout/{split}", self.evaluated[step, split], step)
-            self.logged_at += time.monotonic() - begin
+            self.enter("training")
+            self.timed_at += time.monotonic() - begin
         return self.evaluated[step, split]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.logged_at = time.monotonic()
+        self.timed_step, self.timed_at = self.heldout.module.step, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        step = trainer.global_step
+        step = self.heldout.module.step
         if step % LOG_EVERY == 0 or step == self.steps:
             self._log(trainer, step)
         if self.heldout_every and step % self.heldout_every == 0:
             for split in self.heldout.sequences:
                 self.heldout_loss(split, step)
-        if self.writer and time.monotonic() - self.told_at > PROGRESS_EVERY_S:
-            self.told_at = time.monotonic()
-            self.progress = replace(self.progress, tokens=self.tokens(step))
-            self.run.save_state(replace(self.run.state(), progress=self.progress, heartbeat=time.time()))
+        if time.monotonic() - self.told_at > PROGRESS_EVERY_S:
+            self._tell(step)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.progress = replace(self.progress, tokens=self.tokens(trainer.global_step))
+        self._tell(self.heldout.module.step)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._tell(self.heldout.module.step)
+        if self.writer:
+            self.writer.close()
+
+    def enter(self, phase: str) -> None:
+        """Say what is done now; see `Progress.phase`."""
+        self.progress = replace(self.progress, phase=phase)
+        self._tell(self.heldout.module.step)
+
+    def _tell(self, step: int) -> None:
+        self.told_at = time.monotonic()
+        self.progress = replace(self.progress, tokens=self.tokens(step))
         if self.writer:
             self.run.save_state(replace(self.run.state(), progress=self.progress, heartbeat=time.time()))
 
     def _log(self, trainer: Trainer, step: int) -> None:
         module = self.heldout.module
-        steps, now = step - self.logged_step, time.monotonic()
-        loss = float(trainer.strategy.reduce(module.loss_sum, reduce_op="mean")) / steps
+        loss = float(trainer.strategy.reduce(module.loss_sum, reduce_op="mean")) / (step - self.logged_step)
         module.loss_sum = torch.zeros(())
         if not math.isfinite(loss):
             raise StageFailedError(f"diverged: the training loss is {loss} at step {step}; lower lr or lengthen warmup")
-        per_second = (self.tokens(step) - self.tokens(self.logged_step)) / (now - self.logged_at)
-        self.logged_step, self.logged_at = step, now
+        now = time.monotonic()
+        per_second = (self.tokens(step) - self.tokens(self.timed_step)) / max(now - self.timed_at, 1e-9)
+        self.logged_step, self.timed_step, self.timed_at = step, step, now
         self.progress = replace(self.progress, loss=loss, tokens_per_second=per_second)
         self._add("train/loss", loss, step)
         self._add("train/learning_rate", module.rate(step - 1), step)
         self._add("train/tokens_per_second", per_second, step)
 
     def _add(self, tag: str, value: float, step: int) -> None:
+        self.points.append((tag, value, self.tokens(step), time.time()))
         if self.writer:
-            self.writer.add_scalar(tag, value, self.tokens(step))
+            self.writer.add_scalar(tag, value, self.tokens(step), self.points[-1][3])
+
+
+def _fresh_writer(run: Run, points: Iterable[Point]) -> SummaryWriter:
+    """One event file in place of all that earlier attempts left, with the points that are still true."""
+    old = list(run.folder.glob("events.*"))
+    # purge_step makes a TensorBoard that is watching forget what it has read.
+    writer = SummaryWriter(str(run.folder), purge_step=0)
+    for tag, value, tokens, when in points:
+        writer.add_scalar(tag, value, tokens, when)
+    writer.flush()
+    for path in old:
+        path.unlink(missing_ok=True)
+    return writer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweeps.errors import RetainError, StudyError
+from sweeps.errors import MissingResourceError, RetainError, StudyError
 
 if TYPE_CHECKING:
     from launchers.opened import OpenedStudy
@@ -98,14 +98,16 @@ def run(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, 
     from launchers.progress import watching
     from launchers.register import register
     from launchers.views import print_failures
+    from results.collect import check_starts
 
     opened = _prepare(study, overrides or (), store)
     states = opened.store.states(opened.tree.stages)
+    check_starts(opened.store, opened.tree.stages, states)
     if any(state.state != "done" for state in states.values()):
         slots = local_slots(opened.file.study.execution)
         register(opened.tree, opened.file, opened.facts, opened.store)
         try:
-            with watching(opened.tree, Console(stderr=True)) as watch:
+            with watching(opened.tree, Console(stderr=True, markup=False)) as watch:
                 states = train(opened.tree, opened.store, slots, watch)
         except KeyboardInterrupt:
             print(f"interrupted: what is done is kept; retain run {study} goes on from there", file=sys.stderr)
@@ -262,6 +264,85 @@ def verify(
     else:
         print_problems(checked, problems)
     return SOME_RUN_FAILED if problems else 0
+
+
+@app.command()
+def gc(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, the whole store.")
+    ] = None,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also weights that no run of the store starts from any more.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Free what nothing needs: resumable states of done runs, and what dead processes left."""
+    from launchers.views import print_json, print_waste, waste_document
+    from results.collect import find_waste, free
+    from results.store import Store
+
+    keys = None
+    if study is not None:
+        from launchers.opened import open_study
+
+        keys = set(open_study(study, overrides or (), store).tree.stages)
+    found = find_waste(Store(store), keys, weights)
+    document = waste_document(
+        study, found, [None if dry_run else free(Store(store), waste) for waste in found], dry_run
+    )
+    if as_json:
+        print_json(document)
+    else:
+        print_waste(document)
+    return MissingResourceError.exit_code if document["kept"] else 0
+
+
+@app.command()
+def pin(
+    run_key: RunKey,
+    store: StorePath = RUNS,
+    off: Annotated[bool, typer.Option("--off", help="Let gc --weights have them again.")] = False,
+) -> None:
+    """Keep a run's weights from gc --weights."""
+    from results.collect import set_pin
+    from results.store import Store
+
+    chosen = Store(store).find(run_key)
+    set_pin(chosen, not off)
+    print(f"{chosen.key} is {'no longer pinned' if off else 'pinned'}")
+
+
+@app.command()
+def drill(
+    study: StudyName,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    kills: Annotated[int, typer.Option(min=1, help="How many kills to make.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of the random moments.")] = 0,
+    as_json: AsJson = False,
+) -> int:
+    """Kill the runs of a small copy of the study at every kind of moment; compare with an undisturbed twin."""
+    from rich.console import Console
+
+    from launchers.drill import drill_document, run_drill
+    from launchers.local import local_slots
+    from launchers.opened import prepare_cut
+    from launchers.progress import reporting, watching
+    from launchers.views import print_drill, print_json
+
+    with reporting() as report:
+        opened = prepare_cut(study, overrides or (), store, report)
+    slots = local_slots(opened.file.study.execution)
+    with watching(opened.tree, Console(stderr=True, markup=False)) as watch:
+        result = run_drill(opened, slots, kills, seed, watch)
+    if as_json:
+        print_json(drill_document(opened.tree.study, result))
+    else:
+        print_drill(result)
+    return SOME_RUN_FAILED if result.differences or len(result.kills) < kills else 0
 
 
 def _prepare(study: str, overrides: Sequence[str], store: Path) -> "OpenedStudy":

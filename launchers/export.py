@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from results.collect import freed_sentence
 from results.store import Run, Store
 from results.verify import damaged_files
 from sweeps.atomic import sync_folder
@@ -21,6 +22,8 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
         raise StudyError(
             f"{run.key}: the run is {run.state().state}, and only a done one has final weights; train it first"
         )
+    if run.state().weights_freed:
+        raise MissingResourceError(freed_sentence([run]))
     if damaged := damaged_files(run):
         raise MissingResourceError(f"{run.key}: {damaged[0]}; delete the run's folder and train it again")
     if to.exists():

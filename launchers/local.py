@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import FrameType
 
-from launchers.worker import work
+from launchers.worker import BUSY, STOP_GRACE_S, STOPPED, work
 from results.lease import take_lease
 from results.store import Run, State, Store
 from sweeps.errors import MissingResourceError
@@ -42,31 +42,43 @@ class Slot:
     gpus: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Team:
     """The processes that train one run, the slot they occupy, and the pipe that tells them we live."""
 
     processes: list[ForkServerProcess]
     slot: int
     alive: Connection
-    failed_at: list[float]
-    """When the first of them was seen to have failed; empty until then."""
+    failed_at: float | None = None
+    """When the first of them was seen to have failed."""
+    code: int = 0
+    """Its exit code."""
 
 
-def train(tree: Tree, store: Store, slots: Sequence[Slot], watch: Watch) -> dict[str, State]:
+Disturb = Callable[[Mapping[str, Team]], None]
+"""Called with the teams at work, instead of a pause; see `launchers.drill`."""
+
+
+def train(
+    tree: Tree, store: Store, slots: Sequence[Slot], watch: Watch, disturb: Disturb | None = None
+) -> dict[str, State]:
     """Train every stage of a tree that the store lacks; returns the last state of each.
 
     A stage that fails stops its own branch only. One that another launcher on this store trains is waited for. On
     KeyboardInterrupt all processes are stopped, their runs are left planned, and the exception goes on.
+    With `disturb`, a run whose processes it has killed is taken up again.
     """
-    crew = _Crew(tree, store, slots)
+    crew = _Crew(tree, store, slots, forgiving=disturb is not None)
     with _terminate_as_interrupt():
         try:
             while not crew.finished():
                 crew.collect()
                 crew.start_ready()
                 watch(crew.states)
-                time.sleep(POLL_S)
+                if disturb is not None:
+                    disturb(crew.teams)
+                else:
+                    time.sleep(POLL_S)
         except KeyboardInterrupt:
             crew.stop_all("interrupted")
             raise
@@ -110,8 +122,9 @@ def _count_gpus() -> int:
 class _Crew:
     """Who trains what: the states of all stages, the teams at work, the free slots."""
 
-    def __init__(self, tree: Tree, store: Store, slots: Sequence[Slot]) -> None:
+    def __init__(self, tree: Tree, store: Store, slots: Sequence[Slot], forgiving: bool) -> None:
         self.tree, self.store, self.slots = tree, store, slots
+        self.forgiving = forgiving
         self.context = _fork_server()
         self.states = store.states(tree.stages)
         self.waiting = sorted((key for key, state in self.states.items() if state.state != "done"), key=self._urgency())
@@ -128,12 +141,14 @@ class _Crew:
         """Take in the progress of the teams, and the end of those that ended."""
         for key, team in list(self.teams.items()):
             codes = [process.exitcode for process in team.processes]
-            if any(codes) and not team.failed_at:
-                team.failed_at.append(time.monotonic())
-            if None in codes and team.failed_at and time.monotonic() - team.failed_at[0] > GRACE_S:
-                _kill(team)
-            elif None not in codes:
-                self._dismiss(key, team, next((code for code in codes if code), 0))
+            if team.failed_at is None and (bad := [code for code in codes if code not in (None, 0, STOPPED)]):
+                # What a signal did to one rank comes before the errors that this makes in the others.
+                team.failed_at, team.code = time.monotonic(), min(bad)
+            if None in codes:
+                if team.failed_at is not None and time.monotonic() - team.failed_at > GRACE_S:
+                    _kill(team)
+            else:
+                self._dismiss(key, team, team.code or (STOPPED if STOPPED in codes else 0))
             self.states[key] = self.store.run(key).state()
 
     def start_ready(self) -> None:
@@ -152,12 +167,19 @@ class _Crew:
                     self.teams[key] = self._start(key, free.pop(0))
 
     def stop_all(self, cause: str) -> None:
-        """Kill every process; their runs are left planned."""
-        for team in self.teams.values():
-            _kill(team)
+        """Stop every process once it has saved its state, or at once at a second interrupt; their runs are left planned."""
+        everyone = [process for team in self.teams.values() for process in team.processes]
+        with contextlib.suppress(KeyboardInterrupt):
+            for process in everyone:
+                process.terminate()
+            deadline = time.monotonic() + STOP_GRACE_S
+            for process in everyone:
+                process.join(max(0.0, deadline - time.monotonic()))
         for key, team in self.teams.items():
+            _kill(team)
             for process in team.processes:
                 process.join()
+            team.alive.close()
             _close(self.store.run(key), "planned", cause)
             self.states[key] = self.store.run(key).state()
         self.teams.clear()
@@ -193,7 +215,7 @@ class _Crew:
             process.start()
             processes.append(process)
         theirs.close()
-        return Team(processes, slot, ours, [])
+        return Team(processes, slot, ours)
 
     def _dismiss(self, key: str, team: Team, code: int) -> None:
         """Take in a team whose processes have all ended."""
@@ -202,10 +224,10 @@ class _Crew:
         run = self.store.run(key)
         if run.is_done():
             return
-        if run.is_running():
-            self.waiting.append(key)  # another launcher was faster
+        if code in (BUSY, STOPPED) or (self.forgiving and code < 0) or run.is_running():
+            self.waiting.insert(0, key)
             return
-        if run.state().state != "failed":
+        if code < 0 or run.state().state != "failed":
             _close(run, "failed", f"{_ending(code)}; see retain logs {key[:8]}")
         self.stopped.add(key)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datamodules.prepare import Report, known_facts, prepare
 from results.store import Store, make_store, open_store
+from sweeps.cut import cut_down
 from sweeps.errors import StudyError
 from sweeps.facts import Facts
 from sweeps.read import StudyFile, read_study
@@ -34,6 +35,13 @@ def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Repo
     # What is wrong with the study itself is found before a corpus is read or a folder is made.
     _opened(file, open_store(store), known_facts(file, store))
     return _opened(file, make_store(store), prepare(file, store, report))
+
+
+def prepare_cut(name: str, overrides: Sequence[str], store: Path, report: Report) -> OpenedStudy:
+    """As `prepare_study`, the study cut down to seconds: on the same data, so that it need not be prepared again."""
+    whole = prepare_study(name, overrides, store, report)
+    file = cut_down(whole.file)
+    return _opened(file, whole.store, known_facts(file, store))
 
 
 def _opened(file: StudyFile, store: Store, facts: Facts) -> OpenedStudy:

@@ -30,7 +30,7 @@ MARKS = {
 @contextmanager
 def reporting() -> Iterator[Report]:
     """A function to call while data is prepared: it shows what was read so far on standard error, or a line a corpus."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     if not console.is_terminal:
         told: set[str] = set()
 

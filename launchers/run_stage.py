@@ -14,23 +14,29 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from datamodules.digest import add_digests, as_text
 from datamodules.stage_data import StageData, heldout_sequences
 from datamodules.tokenizer import Tokenizer, load_tokenizer
 from launchers.callbacks import Curves, Heldout
+from launchers.group import broadcast, gather, join_group, strategy_of
+from launchers.resume import Cadence, Resume, StageStopped
+from launchers.signals import StopRequest
+from launchers.states import SavedState, StateWriter, clear_unfinished, newest_state, open_state, saved_states
 from lightning_modules.early_stopping import KeepBest
 from lightning_modules.models import build_model, load_model
+from lightning_modules.shards import whole_weights
 from lightning_modules.stage import StageModule
 from results.lease import Lease, take_lease
 from results.losses import four_losses
@@ -39,6 +45,10 @@ from sweeps.errors import RetainError, StageFailedError
 from sweeps.models import Architecture
 
 BEAT_EVERY_S = 15.0
+
+
+class RunBusyError(RetainError):
+    """Another process trains this run."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +63,30 @@ class Group:
         return self.rank == 0
 
 
-def run_stage(store: Store, key: str, group: Group) -> None:
-    """Train one run of the store whose parent is done; returns at once where it is done already.
+def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
+    """Train one run of the store whose parent is done, from its last state on; returns at once where it is done already.
 
-    Raises StageFailedError, with the run left as failed, and lets no other error out.
+    Raises StageFailedError, with the run left as failed; StageStopped, with the run left as planned and its state saved;
+    RunBusyError where another process trains it. Lets no other error out.
     """
     run = store.run(key)
     if run.is_done():
         return
     lease = take_lease(run.lease) if group.chief else None
     if group.chief and lease is None:
-        raise StageFailedError(f"{key}: another process is training this run; see retain status")
+        raise RunBusyError(f"{key}: another process is training this run; see retain status")
     try:
         with _heartbeat(lease):
-            if group.chief:
-                run.begin_attempt(os.getpid())
-            _train(store, run, group)
+            _train(store, run, group, stop, lease)
+    except StageStopped as stopped:
+        if group.chief:
+            run.end_attempt("planned", str(stopped))
+        raise
     except Exception as error:
         traceback.print_exc()
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         reason = reason if isinstance(error, RetainError) else f"{type(error).__name__}: {reason}"
-        if group.chief:
+        if group.chief and (lease is None or lease.held()):
             run.end_attempt("failed", "error", reason)
         raise StageFailedError(reason) from error
     finally:
@@ -81,34 +94,37 @@ def run_stage(store: Store, key: str, group: Group) -> None:
             lease.release()
 
 
-def _train(store: Store, run: Run, group: Group) -> None:
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease | None) -> None:
+    _quiet_libraries()
     spec = run.spec()
     recipe, execution = spec["recipe"], spec["execution"]
     gpu = execution["accelerator"] == "gpu" or (execution["accelerator"] == "auto" and torch.cuda.is_available())
     bf16 = execution["precision"] == "bf16" or (execution["precision"] == "auto" and gpu)
+    sharded = group.world > 1 and execution["strategy"] == "fsdp"
     if not gpu:
         torch.set_num_threads(execution["threads"])
+    join_group(group.world, gpu)
+    saved = _begin(run, recipe, group)
     tokenizer = load_tokenizer(store.root / "tokenizers" / spec["tokenizer"])
-    module = StageModule(_starting_model(store, spec, tokenizer), recipe, execution["micro_batch"])
+    module = StageModule(_starting_model(store, spec, tokenizer), recipe, execution["micro_batch"], sharded)
     data = StageData(recipe, store.root, group.rank, group.world)
+    data.next_step = saved.step if saved else 0
     splits = {role: heldout_sequences(store.root, corpus) for role, corpus in spec["evaluation"].items()}
     heldout = Heldout(splits, module, bf16, group.rank, group.world)
-    if group.chief:
-        _clear_attempt(run)
-    curves = Curves(run, heldout, execution["heldout_every"])
+    curves = Curves(run, heldout, execution["heldout_every"], saved.shared["curves"] if saved else None)
     best = _early_stopping(recipe, curves)
-    final = FinalLosses(heldout)
+    writer = StateWriter(run.checkpoint, group.rank, group.world, lambda: lease is None or lease.held())
+    cadence = Cadence(execution["save_minutes"] * 60, execution["save_steps"])
+    resume = Resume(saved, data, curves, best, writer, stop, cadence, holds_all=not sharded)
+    final = FinalLosses(curves, data)
     trainer = Trainer(
         accelerator="gpu" if gpu else "cpu",
         devices=group.world if group.world > 1 else 1,
-        strategy=_strategy(group, gpu),
+        strategy=strategy_of(group.world, sharded),
         plugins=[TorchElasticEnvironment() if group.world > 1 else LightningEnvironment()],
         precision="bf16-mixed" if bf16 else "32-true",
         max_epochs=1,
-        max_steps=recipe["steps"],
-        callbacks=[*([best] if best else []), curves, final],
+        callbacks=[*([best] if best else []), curves, resume, final],
         deterministic=True,
         use_distributed_sampler=False,
         logger=False,
@@ -120,26 +136,80 @@ def _train(store: Store, run: Run, group: Group) -> None:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
         trainer.fit(module, datamodule=data)
-    if not trainer.state.finished:
-        raise StageFailedError("the trainer was interrupted")
     if group.chief:
-        losses: dict[str, Any] = {"splits": final.losses, "steps": trainer.global_step}
-        losses["trained_tokens"] = curves.tokens(trainer.global_step)
-        if best:
-            losses |= best.summary()
-        _write_summary(store, run, spec, final.losses, curves.writer)
-        _write_model(run, module.model, tokenizer, losses)
+        assert lease is not None
+        _finish(store, run, spec, module, curves, best, final, tokenizer, lease)
+
+
+def _begin(run: Run, recipe: Mapping[str, Any], group: Group) -> SavedState | None:
+    """Enter the attempt, and choose the state that all ranks go on from."""
+    notes: list[str] = []
+    saved = None
+    if group.chief:
+        clear_unfinished(run.checkpoint)
+        shutil.rmtree(run.folder / "model.partial", ignore_errors=True)
+        had_states = bool(saved_states(run.checkpoint))
+        saved = newest_state(run.checkpoint, notes.append)
+        if had_states and saved is None:
+            notes.append("no undamaged state is left: the stage starts anew")
+        if saved is not None and saved.world != group.world:
+            notes.append(
+                f"goes on with {group.world} processes what {saved.world} began: the same order of data, other last bits"
+            )
+        for note in notes:
+            print(note, flush=True)
+        tokens = saved.step * recipe["batch"] * recipe["sequence_length"] if saved else 0
+        run.begin_attempt(os.getpid(), tokens, group.world, "; ".join(notes) or None)
+    chosen = broadcast(str(saved.folder) if saved else "", group.world)
+    if chosen and saved is None:
+        saved = open_state(Path(chosen), check=False)
+    return saved
+
+
+def _finish(
+    store: Store,
+    run: Run,
+    spec: Mapping[str, Any],
+    module: StageModule,
+    curves: Curves,
+    best: KeepBest | None,
+    final: "FinalLosses",
+    tokenizer: Tokenizer,
+    lease: Lease,
+) -> None:
+    losses: dict[str, Any] = {"splits": final.losses, "steps": module.step}
+    losses |= {"trained_tokens": curves.tokens(module.step), "token_digest": final.token_digest}
+    if best:
+        losses |= best.summary()
+    _write_summary(store, run, spec, final.losses, curves.writer)
+    partial = run.folder / "model.partial"
+    module.model.save_pretrained(partial, state_dict=final.weights)
+    tokenizer.save(partial)
+    if not lease.held():
+        raise StageFailedError("another process has taken this run over; this one writes no more")
+    run.finish(partial, losses, keep_states=spec["execution"]["keep_states"])
+
+
+def _quiet_libraries() -> None:
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 class FinalLosses(Callback):
-    """The losses of the final weights on every split; after early stopping has restored the best."""
+    """The final weights, after early stopping has restored the best, and their losses on every split."""
 
-    def __init__(self, heldout: Heldout) -> None:
-        self.heldout = heldout
+    def __init__(self, curves: Curves, data: StageData) -> None:
+        self.curves, self.heldout, self.data = curves, curves.heldout, data
         self.losses: dict[str, dict[str, float]] = {}
+        self.weights: dict[str, torch.Tensor] = {}
+        self.token_digest = ""
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
+        self.curves.enter("evaluating")
         self.losses = {split: asdict(self.heldout.loss(split)) for split in self.heldout.sequences}
+        self.curves.enter("writing")
+        self.weights = whole_weights(self.heldout.module.model)
+        self.token_digest = as_text(add_digests(gather(self.data.digest, self.heldout.world)))
 
 
 def _starting_model(store: Store, spec: Mapping[str, Any], tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -152,12 +222,6 @@ def _starting_model(store: Store, spec: Mapping[str, Any], tokenizer: Tokenizer)
     return load_model(parent.model)
 
 
-def _strategy(group: Group, gpu: bool) -> Strategy | str:
-    if group.world == 1:
-        return "auto"
-    return DDPStrategy(process_group_backend="nccl" if gpu else "gloo")
-
-
 def _early_stopping(recipe: Mapping[str, Any], curves: Curves) -> KeepBest | None:
     settings = recipe.get("early_stopping")
     if not settings:
@@ -165,20 +229,6 @@ def _early_stopping(recipe: Mapping[str, Any], curves: Curves) -> KeepBest | Non
     return KeepBest(
         lambda step: curves.heldout_loss("posttraining", step), settings["every"], settings["patience"], recipe["steps"]
     )
-
-
-def _clear_attempt(run: Run) -> None:
-    """Remove what an unfinished attempt left: it starts anew."""
-    for path in run.folder.glob("events.*"):
-        path.unlink()
-    shutil.rmtree(run.folder / "model.partial", ignore_errors=True)
-
-
-def _write_model(run: Run, model: LlamaForCausalLM, tokenizer: Tokenizer, losses: Mapping[str, Any]) -> None:
-    partial = run.folder / "model.partial"
-    model.save_pretrained(partial)
-    tokenizer.save(partial)
-    run.finish(partial, losses)
 
 
 def _write_summary(

@@ -11,7 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from launchers.drill import SIGNALS, DrillResult, count_kills
 from launchers.opened import OpenedStudy
+from results.collect import Waste
 from results.losses import LOSSES, Row
 from results.status import RunStatus, count_states, held_up_stages
 from results.store import State
@@ -164,7 +166,7 @@ def print_results(opened: OpenedStudy, rows: Sequence[Row], shown: Sequence[Path
 
 def print_failures(tree: Tree, states: Mapping[str, State]) -> int:
     """Which stages failed and why, and how many they hold up; returns how many failed."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     held_up = held_up_stages(tree.stages, states)
     failed = [tree.stages[key] for key, state in states.items() if state.state in ("failed", "cancelled")]
     for stage in failed:
@@ -203,16 +205,78 @@ def print_problems(checked: int, problems: Sequence[Problem]) -> None:
     console.print(f"{checked:,} runs checked, {len(problems):,} problems")
 
 
+def waste_document(
+    study: str | None, found: Sequence[Waste], kept: Sequence[str | None], dry_run: bool
+) -> dict[str, Any]:
+    """`retain gc --json`: what was freed (or would be), what stays although nothing needs it, and the bytes freed.
+
+    kept: for each, why it stays; None where it does not.
+    """
+    rows = [
+        {
+            "path": str(waste.path),
+            "run": waste.run,
+            "kind": waste.kind,
+            "bytes": waste.bytes,
+            "reason": why or waste.reason,
+        }
+        for waste, why in zip(found, kept, strict=True)
+    ]
+    freed = [row for row, why in zip(rows, kept, strict=True) if why is None]
+    return {
+        "study": study,
+        "dry_run": dry_run,
+        "freed": freed,
+        "kept": [row for row, why in zip(rows, kept, strict=True) if why is not None],
+        "bytes": sum(waste.bytes for waste, why in zip(found, kept, strict=True) if why is None),
+    }
+
+
+def print_waste(document: Mapping[str, Any]) -> None:
+    """One row for each thing freed, and for each that stays; then the total."""
+    rows = [*document["freed"], *document["kept"]]
+    console = _console()
+    if rows:
+        table = _table("what", "run", "bytes", "reason", "path", left=2)
+        for row in rows[:MOST_ROWS]:
+            table.add_row(
+                row["kind"], (row["run"] or "")[:8], format_bytes(row["bytes"]), row["reason"], Text(row["path"])
+            )
+        console.print(table)
+    if len(rows) > MOST_ROWS:
+        console.print(f"{len(rows) - MOST_ROWS:,} more with --json")
+    verb = "would be freed" if document["dry_run"] else "freed"
+    stays = f"; {len(document['kept']):,} stay" if document["kept"] else ""
+    console.print(
+        f"{format_bytes(document['bytes'])} {verb}, {len(document['freed']):,} things{stays}", highlight=False
+    )
+
+
+def print_drill(result: DrillResult) -> None:
+    """Kills by moment and signal, and what differs."""
+    console = _console()
+    table = _table("moment", *SIGNALS)
+    for moment, counts in count_kills(result.kills):
+        table.add_row(moment, *(str(count) for count in counts.values()))
+    console.print(table)
+    for difference in result.differences:
+        line = f"difference: {difference.stage} {difference.key}: {difference.what}"
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(result.kills)} kills, {result.attempts} attempts of {result.runs} runs, {len(result.differences)} differences"
+    )
+
+
 def _console() -> Console:
-    console = Console()
+    console = Console(markup=False)
     # A table that is piped to a file or a pager is not cut at 80 columns.
-    return console if console.is_terminal else Console(width=240)
+    return console if console.is_terminal else Console(width=240, markup=False)
 
 
 def _table(*columns: str, left: int = 1) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
-        text = index < left or name in ("stage", "axes", "state", "reason", "fingerprint", "job")
+        text = index < left or name in ("stage", "axes", "state", "reason", "fingerprint", "job", "path")
         table.add_column(name, justify="left" if text else "right", overflow="fold")
     return table
 

@@ -6,39 +6,59 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_modules.shards import local_part
+from lightning_modules.stage import StageModule
+
 
 class KeepBest(Callback):
     """Evaluates every so many steps, stops after `patience` evaluations without a new best, restores the best weights.
 
-    The last step of the stage is always evaluated, so the best of all that was trained is kept.
+    `evaluate` is given the step. The last step of the stage is always evaluated, so the best of all that was trained is
+    kept.
     """
 
     def __init__(self, evaluate: Callable[[int], float], every: int, patience: int, steps: int) -> None:
         self.evaluate, self.every, self.patience, self.steps = evaluate, every, patience, steps
-        self.best_loss = float("inf")
-        self.best_step = 0
+        self.loss: float | None = None
+        self.step = 0
         self.without_gain = 0
-        self.best_weights: dict[str, torch.Tensor] = {}
+        self.weights: dict[str, torch.Tensor] = {}
+        """This rank's rows of the best weights, on the CPU."""
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        step = trainer.global_step
+        assert isinstance(module, StageModule)
+        step = module.step
         if step % self.every and step != self.steps:
             return
         loss = self.evaluate(step)
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.without_gain = loss, step, 0
-            self.best_weights = {name: weight.detach().cpu().clone() for name, weight in module.state_dict().items()}
+        if self.loss is None or loss < self.loss:
+            self.loss, self.step, self.without_gain = loss, step, 0
+            parameters = module.model.named_parameters()
+            self.weights = {name: local_part(weight).detach().cpu().clone() for name, weight in parameters}
         else:
             self.without_gain += 1
             if self.without_gain >= self.patience:
                 trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.best_weights:
-            module.load_state_dict(self.best_weights)
+        assert isinstance(module, StageModule)
+        with torch.no_grad():
+            for name, parameter in module.model.named_parameters():
+                if name in self.weights:
+                    local_part(parameter).copy_(self.weights[name])
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed stage needs beside the best weights."""
+        return {"loss": self.loss, "step": self.step, "without_gain": self.without_gain}
+
+    def restore(self, state: Mapping[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        """Go on from a `state` and the best weights of that time."""
+        self.loss, self.step, self.without_gain = state["loss"], state["step"], state["without_gain"]
+        self.weights = weights
 
     def summary(self) -> Mapping[str, float]:
         """Where the best weights were found: step and held-out loss (nats per token)."""
-        return {"best_step": self.best_step, "best_loss": self.best_loss}
+        assert self.loss is not None
+        return {"best_step": self.step, "best_loss": self.loss}

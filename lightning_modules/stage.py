@@ -8,11 +8,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
+from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaForCausalLM
 
 from lightning_modules.models import add_dropout, parameter_groups
 from lightning_modules.objective import next_token_losses
 from lightning_modules.schedules import learning_rate
+from lightning_modules.shards import shard_model
 
 
 class StageModule(LightningModule):
@@ -22,15 +24,25 @@ class StageModule(LightningModule):
     gradient of a step is that of the mean over its global batch, also where the last batch is smaller.
     """
 
-    def __init__(self, model: LlamaForCausalLM, recipe: Mapping[str, Any], micro_batch: int | None = None) -> None:
+    def __init__(
+        self, model: LlamaForCausalLM, recipe: Mapping[str, Any], micro_batch: int | None = None, sharded: bool = False
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.recipe = recipe
         self.micro_batch = micro_batch
+        self.sharded = sharded
+        """Whether ranks hold the weights in parts."""
+        self.step = 0
+        """Steps trained, over all attempts."""
         self.loss_sum = torch.zeros(())
         """Of the steps since a callback last cleared it: their mean losses, added up (nats per token)."""
         add_dropout(model, recipe["dropout"])
+
+    def configure_model(self) -> None:
+        if self.sharded and self.device_mesh is not None and not isinstance(self.model, FSDPModule):
+            shard_model(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -44,7 +56,7 @@ class StageModule(LightningModule):
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         """One optimiser step. batch: this rank's sequences, int64 [sequences, length]."""
-        step = self.global_step
+        step = self.step
         if self.recipe["dropout"]:
             # Dropout is a function of seed, step and rank, so that a resumed run draws the same.
             torch.manual_seed(((self.recipe["seed"] * 1_000_003 + step) * 4_099 + self.global_rank) % 2**63)
@@ -52,9 +64,10 @@ class StageModule(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.rate(step)
         self._accumulate_gradients(batch, step)
-        self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.recipe["clip"], gradient_clip_algorithm="norm")
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe["clip"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self.step += 1
 
     def _accumulate_gradients(self, batch: torch.Tensor, step: int) -> None:
         """The gradient of the mean loss over the global batch; the strategy averages over ranks."""
