@@ -9,6 +9,9 @@ demo: .venv/demo.installed
 test: .venv/test.installed
 	$(BIN)/pytest
 
+drill: .venv/test.installed
+	$(BIN)/retain drill laptop posttrain.dropout=0.1 posttrain.replay=0.1 --kills 200
+
 check: .venv/test.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -27,4 +30,4 @@ check: .venv/test.installed
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: demo test check clean
+.PHONY: demo test drill check clean

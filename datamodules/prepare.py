@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -27,6 +26,7 @@ from sweeps.atomic import sync_folder, write_json
 from sweeps.errors import MissingResourceError, RetainError
 from sweeps.facts import UNPREPARED, CorpusFacts, Facts
 from sweeps.keys import canonical
+from sweeps.processes import is_gone, process_name
 from sweeps.read import StudyFile
 
 FORMAT = 1
@@ -195,7 +195,7 @@ def _lookup(store: Path, kind: str, source: dict[str, Any]) -> str | None:
 
 def _building_place(store: Path) -> Path:
     """A folder of this process's own, named so that another can tell whether this one still lives."""
-    return store / "building" / f"{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
+    return store / "building" / f"{process_name()}-{os.urandom(4).hex()}"
 
 
 def _publish(store: Path, building: Path, place: Path, source: dict[str, Any], fingerprint: str) -> None:
@@ -213,13 +213,6 @@ def _publish(store: Path, building: Path, place: Path, source: dict[str, Any], f
 
 
 def _remove_leftovers(store: Path) -> None:
-    for building in (store / "building").glob("*.*.*"):
-        host, process, _ = building.name.rsplit(".", 2)
-        if host != socket.gethostname():
-            continue
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
+    for building in (store / "building").glob("*-*"):
+        if is_gone(building.name.rpartition("-")[0]):
             shutil.rmtree(building, ignore_errors=True)
-        except PermissionError:
-            pass

@@ -39,7 +39,11 @@ class Tokenizer:
         return hashlib.sha256(content.encode()).hexdigest()[:20]
 
     def encode(self, documents: list[str]) -> list[list[int]]:
-        """Token numbers of each document, in parallel over the machine's cores."""
+        """Token numbers of each document, in parallel over the machine's cores.
+
+        A document that spells out a special entry gets the tokens of that text: only packing puts in an end of text.
+        """
+        self.core.encode_special_tokens = True
         return [encoding.ids for encoding in self.core.encode_batch_fast(documents, add_special_tokens=False)]
 
     def save(self, folder: Path) -> None:

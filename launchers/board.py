@@ -1,5 +1,6 @@
 """`retain board`: TensorBoard over a study's runs, each under a name that says its axes."""
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -22,9 +23,9 @@ def link_runs(tree: Tree, store: Store) -> Path:
             wanted[f"{stage.stage} {axes_label(stage.axes)}".replace("/", "_")[:200] + f" {stage.key[:6]}"] = stage.key
     for link in folder.iterdir():
         if link.name not in wanted:
-            link.unlink()
+            link.unlink(missing_ok=True)
     for name, key in wanted.items():
-        if not (folder / name).is_symlink():
+        with contextlib.suppress(FileExistsError):  # it is there, or another launcher was faster
             (folder / name).symlink_to(os.path.relpath(store.root / key, folder), target_is_directory=True)
     return folder
 

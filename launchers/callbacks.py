@@ -1,5 +1,6 @@
 """What a stage tells the world while it trains: curves for TensorBoard, progress for whoever watches."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -71,7 +72,7 @@ class Curves(Callback):
             begin = time.monotonic()
             self.enter("evaluating")
             self.evaluated = {point: loss for point, loss in self.evaluated.items() if point[0] == step}
-            self.evaluated[step, split] = self.heldout.loss(split).loss
+            self.evaluated[step, split] = _finite(self.heldout.loss(split).loss, f"held-out loss on {split}", step)
             self._add(f"heldout/{split}", self.evaluated[step, split], step)
             self.enter("training")
             self.timed_at += time.monotonic() - begin
@@ -109,14 +110,15 @@ class Curves(Callback):
         self.told_at = time.monotonic()
         self.progress = replace(self.progress, tokens=self.tokens(step))
         if self.writer:
-            self.run.save_state(replace(self.run.state(), progress=self.progress, heartbeat=time.time()))
+            # A full disk is told by what cannot do without it: a state, or the results.
+            with contextlib.suppress(OSError):
+                self.run.save_state(replace(self.run.state(), progress=self.progress, heartbeat=time.time()))
 
     def _log(self, trainer: Trainer, step: int) -> None:
         module = self.heldout.module
         loss = float(trainer.strategy.reduce(module.loss_sum, reduce_op="mean")) / (step - self.logged_step)
         module.loss_sum = torch.zeros(())
-        if not math.isfinite(loss):
-            raise StageFailedError(f"diverged: the training loss is {loss} at step {step}; lower lr or lengthen warmup")
+        _finite(loss, "training loss", step)
         now = time.monotonic()
         per_second = (self.tokens(step) - self.tokens(self.timed_step)) / max(now - self.timed_at, 1e-9)
         self.logged_step, self.timed_step, self.timed_at = step, step, now
@@ -129,6 +131,12 @@ class Curves(Callback):
         self.points.append((tag, value, self.tokens(step), time.time()))
         if self.writer:
             self.writer.add_scalar(tag, value, self.tokens(step), self.points[-1][3])
+
+
+def _finite(loss: float, name: str, step: int) -> float:
+    if not math.isfinite(loss):
+        raise StageFailedError(f"diverged: the {name} is {loss} at step {step}; lower lr or lengthen warmup")
+    return loss
 
 
 def _fresh_writer(run: Run, points: Iterable[Point]) -> SummaryWriter:

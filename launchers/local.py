@@ -7,15 +7,15 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import FrameType
 
-from launchers.worker import BUSY, STOP_GRACE_S, STOPPED, work
-from results.lease import take_lease
+from launchers.worker import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED, work
+from results.lease import Witness, take_lease
 from results.store import Run, State, Store
-from sweeps.errors import MissingResourceError
+from sweeps.errors import MissingResourceError, RetainError
 from sweeps.schema import Execution
 from sweeps.tree import Tree
 
@@ -73,8 +73,8 @@ def train(
         try:
             while not crew.finished():
                 crew.collect()
-                crew.start_ready()
                 watch(crew.states)
+                crew.start_ready()
                 if disturb is not None:
                     disturb(crew.teams)
                 else:
@@ -125,6 +125,9 @@ class _Crew:
     def __init__(self, tree: Tree, store: Store, slots: Sequence[Slot], forgiving: bool) -> None:
         self.tree, self.store, self.slots = tree, store, slots
         self.forgiving = forgiving
+        self.witness = Witness()
+        self.unwritten: dict[str, State] = {}
+        """Of failed stages whose end could not be written."""
         self.context = _fork_server()
         self.states = store.states(tree.stages)
         self.waiting = sorted((key for key, state in self.states.items() if state.state != "done"), key=self._urgency())
@@ -149,7 +152,7 @@ class _Crew:
                     _kill(team)
             else:
                 self._dismiss(key, team, team.code or (STOPPED if STOPPED in codes else 0))
-            self.states[key] = self.store.run(key).state()
+            self.states[key] = self.unwritten.get(key) or self.store.run(key).state()
 
     def start_ready(self) -> None:
         """Start waiting stages whose parent is done while slots are free, the longest path first."""
@@ -187,7 +190,7 @@ class _Crew:
     def _settled_elsewhere(self, key: str) -> bool:
         """Whether another launcher trained this run meanwhile; notes the runs that one is training."""
         run = self.store.run(key)
-        if run.is_running():
+        if run.is_running(self.witness):
             self.elsewhere.add(key)
             self.states[key] = run.state()
             return False
@@ -201,6 +204,9 @@ class _Crew:
         return False
 
     def _start(self, key: str, slot: int) -> Team:
+        if dead := take_lease(self.store.run(key).lease, self.witness):
+            # The worker has seen nothing yet, so it could not tell that a foreign owner is dead.
+            dead.release()
         world = self.slots[slot].processes
         theirs, ours = self.context.Pipe(duplex=False)
         shared = {"CUDA_VISIBLE_DEVICES": self.slots[slot].gpus}
@@ -227,9 +233,13 @@ class _Crew:
         if code in (BUSY, STOPPED) or (self.forgiving and code < 0) or run.is_running():
             self.waiting.insert(0, key)
             return
-        if code < 0 or run.state().state != "failed":
-            _close(run, "failed", f"{_ending(code)}; see retain logs {key[:8]}")
         self.stopped.add(key)
+        if code < 0 or run.state().state != "failed":
+            reason = f"{_ending(code)}; see retain logs {key[:8]}"
+            try:
+                _close(run, "failed", reason)
+            except (OSError, RetainError):  # the disk is full: what cannot be written is told all the same
+                self.unwritten[key] = replace(run.state(), state="failed", reason=reason)
 
     def _urgency(self) -> Callable[[str], tuple[int, str]]:
         """Sort key: the most tokens on a path below a stage first, so that no branch is left for the end."""
@@ -250,6 +260,8 @@ def _close(run: Run, state: str, cause: str) -> None:
 
 
 def _ending(code: int) -> str:
+    if code == NO_ROOM:
+        return "the disk is full: free space and run it again, the last saved state is kept"
     if code == -signal.SIGKILL:
         return "its process was killed (SIGKILL), perhaps for lack of memory"
     return (

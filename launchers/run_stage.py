@@ -6,14 +6,16 @@ import os
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import contextlib
+import errno
 import json
 import logging
 import shutil
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from datamodules.stage_data import StageData, heldout_sequences
 from datamodules.tokenizer import Tokenizer, load_tokenizer
 from launchers.callbacks import Curves, Heldout
 from launchers.group import broadcast, gather, join_group, strategy_of
+from launchers.place import Group
 from launchers.resume import Cadence, Resume, StageStopped
 from launchers.signals import StopRequest
 from launchers.states import SavedState, StateWriter, clear_unfinished, newest_state, open_state, saved_states
@@ -38,6 +41,8 @@ from lightning_modules.early_stopping import KeepBest
 from lightning_modules.models import build_model, load_model
 from lightning_modules.shards import whole_weights
 from lightning_modules.stage import StageModule
+from results.collect import freed_sentence
+from results.disk import check_room, stage_bytes, used_bytes
 from results.lease import Lease, take_lease
 from results.losses import four_losses
 from results.store import Run, Store
@@ -45,22 +50,11 @@ from sweeps.errors import RetainError, StageFailedError
 from sweeps.models import Architecture
 
 BEAT_EVERY_S = 15.0
+LEASE_PATIENCE_S = 3.0
 
 
 class RunBusyError(RetainError):
     """Another process trains this run."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """This process's place among those that train one stage together; the launcher sets the rendezvous."""
-
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def chief(self) -> bool:
-        return self.rank == 0
 
 
 def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
@@ -72,9 +66,7 @@ def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
     run = store.run(key)
     if run.is_done():
         return
-    lease = take_lease(run.lease) if group.chief else None
-    if group.chief and lease is None:
-        raise RunBusyError(f"{key}: another process is training this run; see retain status")
+    lease = _take_patiently(run) if group.chief else None
     try:
         with _heartbeat(lease):
             _train(store, run, group, stop, lease)
@@ -83,15 +75,39 @@ def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
             run.end_attempt("planned", str(stopped))
         raise
     except Exception as error:
-        traceback.print_exc()
+        no_room = is_no_room(error)
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         reason = reason if isinstance(error, RetainError) else f"{type(error).__name__}: {reason}"
-        if group.chief and (lease is None or lease.held()):
-            run.end_attempt("failed", "error", reason)
-        raise StageFailedError(reason) from error
+        try:
+            if lease is not None and lease.held():
+                run.end_attempt("failed", "error", reason)
+        except OSError as unwritten:
+            no_room = no_room or is_no_room(unwritten)
+        raise StageFailedError(reason, no_room) from error
     finally:
         if lease:
             lease.release()
+
+
+def is_no_room(error: BaseException | None) -> bool:
+    """Whether a full disk, or a quota, is at the bottom of an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _take_patiently(run: Run) -> Lease:
+    """The run's lease; launchers and `retain gc` hold one for moments only. Raises RunBusyError."""
+    deadline = time.monotonic() + LEASE_PATIENCE_S
+    while (lease := take_lease(run.lease)) is None:
+        if time.monotonic() > deadline:
+            raise RunBusyError(f"{run.key}: another process is training this run; see retain status")
+        time.sleep(0.1)
+    return lease
 
 
 def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease | None) -> None:
@@ -106,7 +122,11 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease
     join_group(group.world, gpu)
     saved = _begin(run, recipe, group)
     tokenizer = load_tokenizer(store.root / "tokenizers" / spec["tokenizer"])
-    module = StageModule(_starting_model(store, spec, tokenizer), recipe, execution["micro_batch"], sharded)
+    model = _starting_model(store, spec, tokenizer)
+    if group.chief:
+        needed = stage_bytes(sum(parameter.numel() for parameter in model.parameters()))
+        check_room(run.folder, needed - used_bytes(run.checkpoint))
+    module = StageModule(model, recipe, execution["micro_batch"], sharded)
     data = StageData(recipe, store.root, group.rank, group.world)
     data.next_step = saved.step if saved else 0
     splits = {role: heldout_sequences(store.root, corpus) for role, corpus in spec["evaluation"].items()}
@@ -219,6 +239,8 @@ def _starting_model(store: Store, spec: Mapping[str, Any], tokenizer: Tokenizer)
     parent = store.run(spec["parent"])
     if not parent.is_done():
         raise StageFailedError(f"its parent {parent.key} is not done; run the study again")
+    if parent.state().weights_freed:
+        raise StageFailedError(freed_sentence([parent]))
     return load_model(parent.model)
 
 
@@ -268,10 +290,13 @@ def _heartbeat(lease: Lease | None) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(BEAT_EVERY_S):
-            if not lease.held():
-                print("another process has taken this run over; this one stops", flush=True)
-                os._exit(3)
-            lease.beat()
+            try:
+                if not lease.held():
+                    print("another process has taken this run over; this one stops", flush=True)
+                    os._exit(3)
+                lease.beat()
+            except OSError as error:  # a file system that answers late: the next beat may come through
+                print(f"the heartbeat could not be written: {error}", flush=True)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

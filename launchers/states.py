@@ -154,10 +154,12 @@ class StateWriter:
                 if self.saved_step is not None
                 else "older states are kept"
             )
-            self.error = MissingResourceError(
+            told = MissingResourceError(
                 f"{self.folder}: the state of step {snapshot.step} cannot be written ({error.strerror or error}); "
                 f"free space and run it again, {kept}"
             )
+            told.__cause__ = error
+            self.error = told
         except Exception as error:  # told to the training loop, which fails with it
             self.error = error
 

@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from launchers.place import Group
 from launchers.signals import StopRequest
+from results.store import Store
+from sweeps.errors import StageFailedError
 
-FAILED, BUSY, STOPPED = 1, 74, 75
-"""Exit codes: the stage failed; another process trains the run; a signal stopped it and its state is saved."""
+FAILED, BUSY, STOPPED, NO_ROOM = 1, 74, 75, 76
+"""Exit codes: the stage failed; another process trains the run; a signal stopped it and its state is saved; the disk is
+full, so that nothing more could be written about it."""
 
 STOP_GRACE_S = 30.0
 """How long a process may take to save its state once it was told to stop."""
@@ -26,25 +30,34 @@ def work(root: Path, key: str, rank: int, world: int, environment: Mapping[str, 
     threading.Thread(target=_stop_with, args=(launcher,), daemon=True).start()
     os.environ.update(environment)
     _log_into(root / key / "log.txt")
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank} of {world}: process {os.getpid()} begins", flush=True)
+    say(f"rank {rank} of {world}: process {os.getpid()} begins")
+    code, ending = _train(Store(root), key, Group(rank, world), stop)
+    say(f"rank {rank}: {ending}")
+    # The libraries' exit handlers may wait for a rank that is gone.
+    os._exit(code)
 
+
+def _train(store: Store, key: str, group: Group, stop: StopRequest) -> tuple[int, str]:
+    """The exit code, and what the log says of it."""
+    # What it imports is there already where a fork server has preloaded it.
     from launchers.resume import StageStopped
-    from launchers.run_stage import Group, RunBusyError, run_stage
-    from results.store import Store
-    from sweeps.errors import StageFailedError
+    from launchers.run_stage import RunBusyError, run_stage
 
     try:
-        run_stage(Store(root), key, Group(rank, world), stop)
+        run_stage(store, key, group, stop)
     except StageFailedError as error:
-        print(f"failed: {error}", flush=True)
-        sys.exit(FAILED)
+        return (NO_ROOM if error.no_room else FAILED), f"failed: {error}"
     except StageStopped as stopped:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank}: stopped by {stopped}, its state is saved", flush=True)
-        sys.exit(STOPPED)
+        return STOPPED, f"stopped by {stopped}, its state is saved"
     except RunBusyError as busy:
-        print(f"rank {rank}: {busy}", flush=True)
-        sys.exit(BUSY)
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank}: done", flush=True)
+        return BUSY, str(busy)
+    return 0, "done"
+
+
+def say(line: str) -> None:
+    """A line of the log; a disk without room for it stops nothing."""
+    with contextlib.suppress(OSError):
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 
 
 def _stop_with(launcher: Connection) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
+from lightning_modules.shards import reshard
+
 
 @dataclass(frozen=True)
 class HeldoutLoss:
@@ -48,6 +50,7 @@ def heldout_loss(
         if len(block):
             total += losses.double().sum().cpu()
     model.train(was_training)
+    reshard(model)
     if world > 1:
         shared = total.to(device)
         distributed.all_reduce(shared)

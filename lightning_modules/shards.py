@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM
 
@@ -13,6 +13,12 @@ def shard_model(model: LlamaForCausalLM, mesh: DeviceMesh) -> None:
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def reshard(model: nn.Module) -> None:
+    """Go back to this rank's rows after a forward pass without a backward one, which leaves the root's gathered."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:

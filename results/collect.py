@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from results.disk import used_bytes
-from results.lease import process_start, take_lease
+from results.lease import take_lease
 from results.store import Run, State, Store
 from sweeps.errors import MissingResourceError, StudyError
+from sweeps.processes import is_gone, is_here, process_start
 from sweeps.tree import Stage
 
 CHECKPOINT, LEFTOVER, WEIGHTS = "resumable states", "leftover", "weights"
@@ -27,7 +28,7 @@ QUIET_ELSEWHERE_S = 86_400.0
 TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]+)\.[0-9a-f]{6,16}")
 """As sweeps.atomic and results.lease name what they write beside its place."""
 PROBE = re.compile(r"\.probe\..+\.[0-9]+")
-BUILDING = re.compile(r"(?P<host>.+)\.(?P<pid>[0-9]+)\.[0-9a-f]{8}")
+BUILDING = re.compile(r"(?P<process>[0-9a-f]+\.[0-9]+\.\w+)-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
                 yield _temporary(folder / name, None)
     for place in root.glob("building/*"):
         match = BUILDING.fullmatch(place.name)
-        if match and (match["host"] != socket.gethostname() or process_start(int(match["pid"])) is None):
+        if match and (is_gone(match["process"]) or not is_here(match["process"])):
             yield Waste(place, None, LEFTOVER, used_bytes(place), "half-prepared data of a process that is gone")
 
 
@@ -231,7 +232,7 @@ def _quiet(root: Path, found: list[Waste]) -> list[Waste]:
 
 def _quiet_s(path: Path) -> float:
     match = BUILDING.fullmatch(path.name) if path.parent.name == "building" else None
-    return QUIET_ELSEWHERE_S if match and match["host"] != socket.gethostname() else QUIET_S
+    return QUIET_ELSEWHERE_S if match and not is_here(match["process"]) else QUIET_S
 
 
 def _last_change(path: Path) -> float:

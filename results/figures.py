@@ -1,10 +1,12 @@
 """The figure of a study: L_im and L_ret over exposure, and L_ret against L_ft for each exposure."""
 
+import io
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.losses import Row, frame_of, study_folder
+from sweeps.atomic import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,19 +37,19 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
     if EXPOSURE not in frame:
         frame[EXPOSURE] = 0.0
     with matplotlib.rc_context({"svg.hashsalt": "retain", "font.size": 9}):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        figure = Figure(figsize=(10.5, 4.8), layout="constrained")
         over, against = figure.subplots(1, 2)
         _over_exposure(over, frame)
         _against_finetuning(against, frame)
         missing = f"; {len(rows) - len(frame)} of {len(rows)} trials are missing" if len(frame) < len(rows) else ""
         figure.suptitle(f"{study}: what is left of post-training after fine-tuning{missing}")
         paths = [study_folder(store, study) / f"losses.{ending}" for ending in ("png", "svg")]
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
         for path in paths:
-            beside = path.with_name(f".{path.name}")
-            figure.savefig(
-                beside, format=path.suffix[1:], dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None
-            )
-            beside.replace(path)
+            drawn = io.BytesIO()
+            dated = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata=dated)
+            write_bytes(path, drawn.getvalue())
     return paths
 
 
@@ -57,8 +59,8 @@ def _over_exposure(axes: "Axes", frame: "DataFrame") -> None:
     lines = frame.assign(group=[_label(values, others) for values in frame[others].itertuples(index=False)])
     _lines(axes, immediate, "immediate_posttraining_loss", EXPOSURE, ["black"], "--")
     _lines(axes, lines, "retained_posttraining_loss", EXPOSURE, COLOURS, "-", "after fine-tuning (L_ret), ")
-    axes.set_xlabel("exposure λ: share of the post-training corpus mixed into pretraining")
-    axes.set_ylabel("held-out loss on the post-training corpus (nats per token)")
+    axes.set_xlabel("λ: share of the post-training corpus mixed into pretraining")
+    axes.set_ylabel("loss on held-out post-training text (nats per token)")
 
 
 def _against_finetuning(axes: "Axes", frame: "DataFrame") -> None:
@@ -70,8 +72,8 @@ def _against_finetuning(axes: "Axes", frame: "DataFrame") -> None:
         ].mean()
         points = points.sort_values("retained_posttraining_loss")
         axes.plot(points.iloc[:, 0], points.iloc[:, 1], label=str(name), **_style(index))
-    axes.set_xlabel("L_ret: held-out loss on the post-training corpus (nats per token)")
-    axes.set_ylabel("L_ft: held-out loss on the fine-tuning corpus (nats per token)")
+    axes.set_xlabel("L_ret: loss on held-out post-training text (nats per token)")
+    axes.set_ylabel("L_ft: loss on held-out fine-tuning text (nats per token)")
     axes.set_title("lower left is better", fontsize=9)
     _legend(axes, "one point per fine-tuning rate")
 
@@ -100,7 +102,13 @@ def _axis_columns(frame: "DataFrame") -> list[str]:
 
 
 def _label(values: Iterable[Hashable], names: Sequence[str]) -> str:
-    return ", ".join(f"{_short(name)}={value}" for name, value in zip(names, values, strict=True)) or "all trials"
+    return (
+        ", ".join(f"{_short(name)}={_text(value)}" for name, value in zip(names, values, strict=True)) or "all trials"
+    )
+
+
+def _text(value: Hashable) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _short(name: str) -> str:

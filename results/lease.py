@@ -15,7 +15,6 @@ watcher believes in it once it has itself seen the heartbeat stand still for lon
 """
 
 import errno
-import functools
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from sweeps.atomic import write_json
 from sweeps.errors import MissingResourceError
+from sweeps.processes import machine_id, process_start
 
 SILENCE_S = 600.0
 """A lease held on another machine counts as dead once a watcher has seen no heartbeat for so many seconds."""
@@ -186,35 +186,6 @@ def this_process() -> Owner:
     pid = os.getpid()
     job = os.environ.get("SLURM_JOB_ID")
     return Owner(socket.gethostname(), machine_id(), pid, process_start(pid) or "", os.urandom(8).hex(), job)
-
-
-@functools.cache
-def machine_id() -> str:
-    """The boot of this machine and the name space of its process numbers; empty where the system tells neither."""
-    parts = []
-    try:
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:
-        pass
-    return " ".join(parts)
-
-
-def process_start(pid: int) -> str | None:
-    """When a process of this machine started, as the kernel writes it; None where it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self").exists():
-            return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "unknown"
 
 
 def _lives(path: Path, claim: Claim, witness: Witness | None) -> bool:

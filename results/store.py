@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from results.lease import is_held
-from sweeps.atomic import sync_folder, write_json
+from results.lease import Witness, is_held
+from sweeps.atomic import sync_folder, sync_path, write_json
 from sweeps.errors import MissingResourceError, StudyError
 
 STATES = ("planned", "queued", "running", "done", "failed", "cancelled")
@@ -115,9 +115,9 @@ class Run:
     def is_done(self) -> bool:
         return self.state().state == "done"
 
-    def is_running(self) -> bool:
-        """Whether a living process trains it, whatever state.json was last told."""
-        return is_held(self.lease)
+    def is_running(self, witness: Witness | None = None) -> bool:
+        """Whether a living process trains it, whatever state.json was last told; see `take_lease` for the witness."""
+        return is_held(self.lease, witness)
 
     @property
     def checkpoint(self) -> Path:
@@ -162,6 +162,7 @@ class Run:
         shutil.rmtree(self.model, ignore_errors=True)
         model.rename(self.model)
         write_json(self.folder / "losses.json", losses)
+        sync_path(self.folder)
         files = [*sorted(path for path in self.model.rglob("*") if path.is_file()), self.folder / "losses.json"]
         checksums = {str(path.relative_to(self.folder)): sha256_of(path) for path in files}
         self.save_state(replace(self.state(), checksums=checksums))

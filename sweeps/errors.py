@@ -20,6 +20,10 @@ class MissingResourceError(RetainError):
 
 
 class StageFailedError(RetainError):
-    """A stage that could not be trained."""
+    """A stage that could not be trained; `no_room`: because the disk is full."""
 
     exit_code = 1
+
+    def __init__(self, message: str, no_room: bool = False) -> None:
+        super().__init__(message)
+        self.no_room = no_room

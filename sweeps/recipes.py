@@ -64,6 +64,11 @@ def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
     replay = None
     if stage.replay > 0:
         pre, distinct = _draw(study, facts, study.pretrain.corpus, study.pretrain.tokens, "pretrain")
+        fresh = count - first
+        if stage.replay / (1 - stage.replay) * fresh < 0.5:
+            raise StudyError(
+                f"posttrain.replay: {stage.replay:g} of a pass over {fresh} sequences is none; raise it or enlarge D_post"
+            )
         replay = {"corpus": pre.fingerprint, "distinct": distinct, "fraction": stage.replay}
     return {
         "corpus": corpus.fingerprint,

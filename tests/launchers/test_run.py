@@ -105,7 +105,8 @@ def wait_until(condition: object, process: subprocess.Popen[str] | None = None, 
     assert callable(condition)
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited too long"
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited for {seconds} s")
         if process is not None and process.poll() is not None:
             raise AssertionError(f"it ended first: {process.communicate()}")
         time.sleep(0.05)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from results.lease import take_lease
 from results.store import Run, Store
 from results.verify import verify_runs
 from sweeps.errors import MissingResourceError, StudyError
+from sweeps.processes import process_name
 from sweeps.tree import Tree, expand
 from tests.conftest import Prepared
 from tests.results.runs import finish, finish_all, kinds, registered, write_model
@@ -180,13 +180,14 @@ def test_old_temporary_files_of_dead_processes_go_and_those_of_the_living_or_fre
 
 
 def test_half_prepared_data_goes_once_its_process_is_gone_and_it_has_been_quiet(tmp_path: Path) -> None:
-    store, here, dead = Store(tmp_path), socket.gethostname(), dead_process()
+    store, dead = Store(tmp_path), dead_process()
+    here = process_name().split(".")[0]
     hours = {
-        f"{here}.{dead}.01234567": 2.0,
-        f"{here}.{dead}.11111111": 0.1,
-        f"{here}.{os.getpid()}.22222222": 2.0,
-        f"n17.{dead}.33333333": 2.0,
-        f"n17.{dead}.44444444": 25.0,
+        f"{here}.{dead}.5-01234567": 2.0,
+        f"{here}.{dead}.5-11111111": 0.1,
+        f"{process_name()}-22222222": 2.0,
+        f"abc.{dead}.5-33333333": 2.0,
+        f"abc.{dead}.5-44444444": 25.0,
         "mine": 100.0,
     }
     for name in hours:
@@ -195,7 +196,7 @@ def test_half_prepared_data_goes_once_its_process_is_gone_and_it_has_been_quiet(
     for name, old in hours.items():
         age(tmp_path / "building" / name, old)
     found = gc(store)
-    assert {waste.path.name for waste in found} == {f"{here}.{dead}.01234567", f"n17.{dead}.44444444"}
+    assert {waste.path.name for waste in found} == {f"{here}.{dead}.5-01234567", f"abc.{dead}.5-44444444"}
     assert {waste.bytes for waste in found} == {5}
 
 
