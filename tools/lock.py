@@ -1,4 +1,6 @@
-"""Write requirements/*.lock from pyproject.toml: `pip install uv && python tools/lock.py`.
+"""Write requirements/*.lock from pyproject.toml: `pip install uv && python tools/lock.py [--upgrade]`.
+
+Without --upgrade what is pinned stays pinned, and only what pyproject.toml asks for anew is looked up.
 
 demo.lock holds Retain with its demo, test.lock what testing adds, cuda.lock what the index's build of torch needs on
 Linux beyond a CPU build. Each pins every package with the hashes of all its files.
@@ -7,6 +9,7 @@ Linux beyond a CPU build. Each pins every package with the hashes of all its fil
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +28,21 @@ def compile_lock(*extras: str) -> list[str]:
     command = ["uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version", "3.11", "--quiet"]
     command += ["--generate-hashes", "--no-emit-index-url", "--no-annotate", "--no-header"]
     command += [word for extra in extras for word in ("--extra", extra)]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+        if "--upgrade" not in sys.argv:
+            constraints.write("".join(f"{pin}\n" for pin in pinned()))
+            constraints.flush()
+        command += ["--constraints", constraints.name]
+        return entries_of(command)
+
+
+def pinned() -> list[str]:
+    """`name==version ; marker` of every package in the locks."""
+    texts = [lock.read_text() for lock in sorted(LOCKS.glob("*.lock"))]
+    return [line.removesuffix(" \\") for text in texts for line in text.splitlines() if re.match(r"[a-z0-9][^ ]*==", line)]
+
+
+def entries_of(command: list[str]) -> list[str]:
     text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [with_more_hashes(entry) for entry in re.split(r"\n(?=[a-z])", text.strip())]
 
