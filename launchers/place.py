@@ -9,6 +9,7 @@ class Group:
 
     rank: int = 0
     world: int = 1
+    nodes: int = 1
 
     @property
     def chief(self) -> bool:

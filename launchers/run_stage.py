@@ -139,7 +139,8 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease
     final = FinalLosses(curves, data)
     trainer = Trainer(
         accelerator="gpu" if gpu else "cpu",
-        devices=group.world if group.world > 1 else 1,
+        devices=group.world // group.nodes,
+        num_nodes=group.nodes,
         strategy=strategy_of(group.world, sharded),
         plugins=[TorchElasticEnvironment() if group.world > 1 else LightningEnvironment()],
         precision="bf16-mixed" if bf16 else "32-true",

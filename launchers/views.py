@@ -13,6 +13,7 @@ from rich.text import Text
 
 from launchers.drill import SIGNALS, DrillResult, count_kills
 from launchers.opened import OpenedStudy
+from launchers.submit import Submitted
 from results.collect import Waste
 from results.losses import LOSSES, Row
 from results.status import RunStatus, count_states, held_up_stages
@@ -175,6 +176,53 @@ def print_failures(tree: Tree, states: Mapping[str, State]) -> int:
         line = f"{state.state}: {stage.stage} {stage.key[:8]} ({axes_label(stage.axes)}): {state.reason}"
         console.print(line + (f"; {below} stages below it wait" if below else ""), highlight=False, soft_wrap=True)
     return len(failed)
+
+
+def submitted_document(study: str, result: Submitted) -> dict[str, Any]:
+    """`retain submit --json`."""
+    return {
+        "study": study,
+        "jobs": [{"job_id": job_id, "keys": list(keys)} for job_id, keys in result.jobs],
+        "adopted": list(result.adopted),
+        "queued_already": result.queued_already,
+        "done_already": result.done_already,
+        "failed": list(result.failed),
+        "deferred": list(result.deferred),
+    }
+
+
+def print_submitted(study: str, result: Submitted) -> None:
+    """What was submitted, what was not, and why."""
+    console = _console()
+    stages = sum(len(keys) for _, keys in result.jobs)
+    console.print(f"{stages:,} stages submitted in {len(result.jobs):,} jobs", highlight=False)
+    lines = {
+        f"{result.done_already:,} are done already": result.done_already,
+        f"{result.queued_already:,} are queued or running already": result.queued_already,
+        f"{len(result.adopted):,} jobs of an earlier submission without an answer were found again": len(
+            result.adopted
+        ),
+        f"{len(result.failed):,} failed, were cancelled or skipped: retain retry {study}": len(result.failed),
+        f"{len(result.deferred):,} are beyond your limit of jobs; submit again once some have ended": len(
+            result.deferred
+        ),
+    }
+    for line, count in lines.items():
+        if count:
+            console.print(line, highlight=False)
+
+
+def print_scripts(opened: OpenedStudy) -> None:
+    """The script of every family of siblings, as it would be submitted."""
+    from launchers.snapshot import snapshot_code
+    from launchers.submit import families, sbatch_script
+
+    code = snapshot_code(opened.store.root)
+    missing = [key for key, state in opened.store.states(opened.tree.stages).items() if state.state != "done"]
+    for family in families(opened.store, missing):
+        dependency = None if family.parent is None else f"afterany:<job of {family.parent[:8]}>"
+        print(f"# {family.stage}: {' '.join(key[:8] for key in family.keys)}")
+        print(sbatch_script(opened.store, family, dependency, code))
 
 
 def print_why(document: Mapping[str, Any]) -> None:

@@ -29,16 +29,16 @@ def work(root: Path, key: str, rank: int, world: int, environment: Mapping[str, 
     stop.install()
     threading.Thread(target=_stop_with, args=(launcher,), daemon=True).start()
     os.environ.update(environment)
-    _log_into(root / key / "log.txt")
+    log_into(root / key / "log.txt")
     say(f"rank {rank} of {world}: process {os.getpid()} begins")
-    code, ending = _train(Store(root), key, Group(rank, world), stop)
+    code, ending = train_one(Store(root), key, Group(rank, world), stop)
     say(f"rank {rank}: {ending}")
     # The libraries' exit handlers may wait for a rank that is gone.
     os._exit(code)
 
 
-def _train(store: Store, key: str, group: Group, stop: StopRequest) -> tuple[int, str]:
-    """The exit code, and what the log says of it."""
+def train_one(store: Store, key: str, group: Group, stop: StopRequest) -> tuple[int, str]:
+    """Train one run as one of its ranks; returns the exit code, and what the log says of it."""
     # What it imports is there already where a fork server has preloaded it.
     from launchers.resume import StageStopped
     from launchers.run_stage import RunBusyError, run_stage
@@ -69,7 +69,7 @@ def _stop_with(launcher: Connection) -> None:
     os._exit(FAILED)
 
 
-def _log_into(path: Path) -> None:
+def log_into(path: Path) -> None:
     """Send standard output and error, also of libraries written in C, to the end of a file."""
     sys.stdout.flush()
     sys.stderr.flush()

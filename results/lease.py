@@ -26,7 +26,7 @@ from pathlib import Path
 
 from sweeps.atomic import write_json
 from sweeps.errors import MissingResourceError
-from sweeps.processes import machine_id, process_start
+from sweeps.processes import machine_id, process_start, slurm_job
 
 SILENCE_S = 600.0
 """A lease held on another machine counts as dead once a watcher has seen no heartbeat for so many seconds."""
@@ -184,8 +184,7 @@ def is_held(path: Path, witness: Witness | None = None) -> bool:
 def this_process() -> Owner:
     """This process as the owner of a new lease."""
     pid = os.getpid()
-    job = os.environ.get("SLURM_JOB_ID")
-    return Owner(socket.gethostname(), machine_id(), pid, process_start(pid) or "", os.urandom(8).hex(), job)
+    return Owner(socket.gethostname(), machine_id(), pid, process_start(pid) or "", os.urandom(8).hex(), slurm_job())
 
 
 def _lives(path: Path, claim: Claim, witness: Witness | None) -> bool:

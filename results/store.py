@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import socket
 import time
@@ -14,8 +13,9 @@ from typing import Any
 from results.lease import Witness, is_held
 from sweeps.atomic import sync_folder, sync_path, write_json
 from sweeps.errors import MissingResourceError, StudyError
+from sweeps.processes import slurm_job
 
-STATES = ("planned", "queued", "running", "done", "failed", "cancelled")
+STATES = ("planned", "queued", "running", "done", "failed", "cancelled", "skipped")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ class State:
     state: str = "planned"
     attempts: tuple[Attempt, ...] = ()
     job_ids: tuple[str, ...] = ()
+    """Of the SLURM jobs that have trained it."""
+    submission: str | None = None
+    """The token of the last submission to SLURM."""
     heartbeat: float | None = None
     progress: Progress = Progress()
     reason: str | None = None
@@ -137,10 +140,11 @@ class Run:
             else replace(attempt, end=old.heartbeat or now, tokens=old.progress.tokens, cause="lost")
             for attempt in old.attempts
         )
-        job = os.environ.get("SLURM_JOB_ID")
+        job = slurm_job()
         attempt = Attempt(now, socket.gethostname(), pid, job, world, tokens_at_start=tokens, note=note)
         progress = Progress(tokens, old.progress.total)
-        state = State("running", (*attempts, attempt), old.job_ids, now, progress)
+        jobs = old.job_ids if job is None or job in old.job_ids else (*old.job_ids, job)
+        state = State("running", (*attempts, attempt), jobs, old.submission, now, progress)
         self.save_state(state)
         return state
 

@@ -23,6 +23,13 @@ def is_here(name: str) -> bool:
     return name.partition(".")[0] == _here()
 
 
+def slurm_job() -> str | None:
+    """The id of the SLURM job that this process belongs to, as squeue shows it: 123, or 123_4 for a task of an array."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
 def _here() -> str:
     return hashlib.sha256(f"{socket.gethostname()} {machine_id()}".encode()).hexdigest()[:12]
 

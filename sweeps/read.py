@@ -73,6 +73,11 @@ def find_study(name: str) -> Path:
     raise StudyError(f"{name}: no such study file, and no such study in sweeps/studies; {hint}")
 
 
+def is_study(name: str) -> bool:
+    """Whether this is a study's name or the path of a file."""
+    return (STUDIES / f"{name}.yaml").is_file() or Path(name).is_file()
+
+
 def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
     """A Study and its axes from the plain mapping that a study file holds."""
     try:

@@ -164,6 +164,33 @@ class Finetune(Optimisation):
     method: Literal["full"] = "full"
 
 
+class Slurm(Section):
+    """What a stage asks of SLURM; sizes are those of one node."""
+
+    partition: str | None = None
+    """Several, separated by commas: SLURM takes whichever starts first."""
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    nodes: Positive = 1
+    cpus: Positive = 2
+    """Per process."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    gres: str | None = None
+    """Where the site does not understand --gpus-per-node: its own words, for instance gpu:a100:4."""
+    minutes: Positive = 240
+    """Walltime of one attempt; a longer stage takes several."""
+    warning_seconds: Positive = 120
+    """How long before the walltime's end a job is told to save and go back to the queue."""
+    at_a_time: Positive = 64
+    """Tasks of one array that run at a time."""
+    setup: list[str] = []
+    """Shell lines before the job's own: modules to load, environment."""
+    extra: dict[str, str | int | bool] = {}
+    """More options of sbatch, without the dashes."""
+
+
 class Execution(Section):
     """What cannot change what a run is: it never enters a stage key."""
 
@@ -188,6 +215,7 @@ class Execution(Section):
     """Steps between resumable states, beside the minutes."""
     keep_states: bool = False
     """Keep the last resumable states of a done run."""
+    slurm: Slurm = Slurm()
 
 
 class Study(Section):

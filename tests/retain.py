@@ -9,6 +9,11 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
+from launchers.local import local_slots, train
+from launchers.opened import prepare_study
+from launchers.register import register
+from results.store import State
+
 COMMAND = [sys.executable, "-m", "launchers.cli"]
 
 
@@ -49,3 +54,10 @@ def weights(store: Path) -> dict[str, bytes]:
 def losses(store: Path) -> dict[str, Any]:
     """losses.json of every run of a store, by stage key."""
     return {file.parent.name: json.loads(file.read_text()) for file in sorted(store.glob("*/losses.json"))}
+
+
+def train_here(study: Path, store: Path, *overrides: str) -> dict[str, State]:
+    """Train what is missing as `retain run` does, from this process: its fork server pays the imports once for all tests."""
+    opened = prepare_study(str(study), overrides, store, lambda *_: None)
+    register(opened.tree, opened.file, opened.facts, opened.store)
+    return train(opened.tree, opened.store, local_slots(opened.file.study.execution), lambda _: None)

@@ -18,7 +18,7 @@ from launchers.drill import compare, curve_points
 from launchers.opened import open_study
 from results.store import Run, Store
 from tests.launchers.test_run import wait_until
-from tests.retain import losses, retain, retain_json, start, weights
+from tests.retain import losses, retain, retain_json, start, train_here, weights
 from tests.studies import tiny_study
 
 LONG: dict[str, Any] = {
@@ -38,7 +38,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The long tiny study, and its undisturbed store with all states kept."""
     folder = tmp_path_factory.mktemp("calm")
     study = tiny_study(folder / "study", **LONG)
-    retain("run", study, "execution.keep_states=true", "--store", folder / "runs")
+    train_here(study, folder / "runs", "execution.keep_states=true")
     return study, folder / "runs"
 
 
@@ -62,7 +62,7 @@ def test_drilled_runs_end_in_the_bits_of_their_undisturbed_twins(execution: list
     assert document["attempts"] > document["runs_compared"]
 
 
-@settings(max_examples=5, phases=[Phase.generate], suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=3, phases=[Phase.generate], suppress_health_check=list(HealthCheck), deadline=None)
 @given(moments=st.lists(st.floats(0, 2.5), min_size=1, max_size=3), number=st.sampled_from(["KILL", "TERM"]))
 def test_a_launcher_killed_at_random_times_loses_nothing(
     moments: list[float], number: str, calm: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
@@ -71,7 +71,7 @@ def test_a_launcher_killed_at_random_times_loses_nothing(
     store = tmp_path_factory.mktemp("random") / "runs"
     for moment in moments:
         kill_after(moment, signal.Signals[f"SIG{number}"], study, store)
-    retain("run", study, "--store", store)
+    train_here(study, store)
     assert weights(store) == weights(undisturbed)
     assert losses(store) == losses(undisturbed)
     assert_token_ranges_join(Store(store))
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_from_the_step_at_which_it_was_stopped(calm: tuple
     attempt = run.state().attempts[0]
     assert (run.state().state, attempt.cause) == ("planned", "SIGTERM")
     assert attempt.tokens > 0
-    retain("run", study, "--store", store)
+    train_here(study, store)
     assert run.state().attempts[1].tokens_at_start == attempt.tokens
 
 
@@ -92,7 +92,7 @@ def test_curves_have_no_gap_and_no_overlap_after_several_attempts(calm: tuple[Pa
     study, undisturbed = calm
     store = stopped_midway(study, tmp_path / "runs", signal.SIGKILL)
     stopped_midway(study, store, signal.SIGTERM)
-    retain("run", study, "--store", store)
+    train_here(study, store)
     run = begun(store)
     assert len(run.state().attempts) >= 2
     assert len(list(run.folder.glob("events.*"))) == 1
@@ -140,7 +140,7 @@ def test_a_damaged_state_is_said_and_the_older_one_or_none_is_used(
     assert len(states) == 2
     for state in states if both else states[-1:]:
         harm(state)
-    retain("run", study, "--store", store)
+    train_here(study, store)
     last = run.state().attempts[-1]
     assert last.note is not None
     assert f"{states[-1].name}" in last.note
@@ -184,7 +184,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_says_so(
     store = stopped_midway(
         study, tmp_path / "runs", signal.SIGTERM, "execution.devices=2", f"execution.strategy={strategy}"
     )
-    retain("run", study, devices, f"execution.strategy={strategy}", "--store", store)
+    train_here(study, store, devices, f"execution.strategy={strategy}")
     run = begun(store)
     first, second = run.state().attempts
     assert second.tokens_at_start == first.tokens > 0

@@ -1,0 +1,36 @@
+"""What `retain run` and `retain results` end with: the rows kept, the figure drawn, the table printed."""
+
+import contextlib
+from pathlib import Path
+
+from launchers.board import link_runs
+from launchers.opened import OpenedStudy
+from launchers.views import print_json, print_results
+from results.figures import draw_losses
+from results.losses import csv_text, save_rows, trial_rows
+from sweeps.atomic import write_text
+from sweeps.errors import StudyError
+
+
+def show_results(opened: OpenedStudy, as_json: bool, csv: Path | None) -> None:
+    """Print one row per trial, from whatever is there. Raises StudyError where `csv` cannot be written."""
+    tree, root = opened.tree, opened.store.root
+    rows = trial_rows(tree, opened.store)
+    if csv is not None:
+        try:
+            write_text(csv, csv_text(rows))
+        except OSError as error:
+            raise StudyError(f"--csv {csv}: cannot be written ({error.strerror}); choose another file") from None
+    made = []
+    # Whoever may only read a store sees its results all the same.
+    with contextlib.suppress(PermissionError):
+        if any(state.state == "done" for state in opened.store.states(tree.stages).values()):
+            made = [
+                save_rows(root, tree.study, rows),
+                *draw_losses(root, tree.study, rows),
+                link_runs(tree, opened.store),
+            ]
+    if as_json:
+        print_json({"study": tree.study, "trials": rows})
+    else:
+        print_results(opened, rows, made)

@@ -1,0 +1,33 @@
+"""What SLURM adds to the status of runs: one squeue for all of them, and the runs whose job is gone."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from launchers.slurm import has_slurm, live_jobs
+from launchers.submissions import submitted_job
+from results.status import RunStatus
+from results.store import Store
+
+
+def with_jobs(rows: Sequence[RunStatus], store: Store) -> list[RunStatus]:
+    """The rows with job ids and SLURM's reasons; a queued run whose job SLURM does not know is planned again."""
+    job_of = {
+        row.key: named
+        for row in rows
+        if row.state in ("queued", "running", "planned") and (named := submitted_job(store, store.run(row.key)))
+    }
+    if not job_of or not has_slurm():
+        return list(rows)
+    live = live_jobs(job_of.values())
+    found = []
+    for row in rows:
+        job = live.get(job_of.get(row.key, ""))
+        if job is not None:
+            state = "queued" if job.waits else row.state
+            found.append(replace(row, state=state, job_id=job.job_id, reason=job.reason or row.reason))
+        elif row.key in job_of and row.state == "queued":
+            gone = f"its job {job_of[row.key]} is gone; retain submit takes it up again"
+            found.append(replace(row, state="planned", reason=gone))
+        else:
+            found.append(row)
+    return found

@@ -1,0 +1,81 @@
+"""What was handed to SLURM: one folder a submission, written before sbatch is called.
+
+    submissions/<token>/intent.json   the stage keys of its tasks, in order, and the job's id once it is known
+
+The token is in the job's name, so that a job whose sbatch never answered is found again.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from results.store import Run, Store
+from sweeps.atomic import write_json
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job, or one array of jobs."""
+
+    token: str
+    keys: tuple[str, ...]
+    when: float
+    """Seconds since 1970."""
+    job_id: str | None = None
+    """None until sbatch has answered."""
+
+    @property
+    def name(self) -> str:
+        """The job's name in SLURM."""
+        return f"retain-{self.token}"
+
+    def task_id(self, key: str) -> str | None:
+        """The id of the job that trains a stage: 123, or 123_4 in an array."""
+        if self.job_id is None or len(self.keys) == 1:
+            return self.job_id
+        return f"{self.job_id}_{self.keys.index(key)}"
+
+
+def submission_folder(store: Store, token: str) -> Path:
+    return store.root / "submissions" / token
+
+
+def new_submission(keys: Sequence[str]) -> Submission:
+    return Submission(os.urandom(6).hex(), tuple(keys), time.time())
+
+
+def write_submission(store: Store, submission: Submission) -> None:
+    """Enter a submission, or what is new about it."""
+    folder = submission_folder(store, submission.token)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "intent.json", asdict(submission))
+
+
+def read_submission(store: Store, token: str) -> Submission:
+    """Raises FileNotFoundError."""
+    fields = json.loads((submission_folder(store, token) / "intent.json").read_text())
+    return Submission(**fields | {"keys": tuple(fields["keys"])})
+
+
+def unanswered(store: Store) -> list[Submission]:
+    """Submissions whose sbatch has not answered: it failed, timed out, or its caller was killed."""
+    found = []
+    for path in (store.root / "submissions").glob("*/intent.json"):
+        submission = read_submission(store, path.parent.name)
+        if submission.job_id is None:
+            found.append(submission)
+    return found
+
+
+def submitted_job(store: Store, run: Run) -> str | None:
+    """The id of the job that a run's last submission gave it; None where there is none, or sbatch has not answered."""
+    token = run.state().submission
+    if token is None:
+        return None
+    try:
+        return read_submission(store, token).task_id(run.key)
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,270 @@
+"""`retain submit`: hand what a store lacks to SLURM, through submitit, each stage exactly once."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launchers.slurm import Limits, live_jobs, read_limits
+from launchers.slurm_job import RunStage
+from launchers.snapshot import snapshot_code
+from launchers.submissions import (
+    Submission,
+    new_submission,
+    submission_folder,
+    submitted_job,
+    unanswered,
+    write_submission,
+)
+from results.lease import Witness, take_lease
+from results.store import Store
+from sweeps.errors import MissingResourceError
+from sweeps.schema import Slurm
+
+if TYPE_CHECKING:
+    import submitit
+
+SUBMITTER_WAIT_S = 120.0
+"""How long one submitter waits for another on the same store."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Stages of one kind below one parent: one array of jobs."""
+
+    stage: str
+    parent: str | None
+    keys: tuple[str, ...]
+    execution: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What one call of `submit` did."""
+
+    jobs: Sequence[tuple[str, Sequence[str]]]
+    """Job ids with the stage keys of their tasks."""
+    adopted: Sequence[str]
+    """Ids of jobs whose sbatch had not answered earlier, found again."""
+    queued_already: int
+    done_already: int
+    failed: Sequence[str]
+    """Left alone: `retain retry` takes them up again."""
+    deferred: Sequence[str]
+    """Beyond the user's limit of jobs: submit again once some have ended."""
+
+
+def submit_runs(store: Store, keys: Sequence[str]) -> Submitted:
+    """Submit those of these registered runs, parents first, that are neither done nor in SLURM's hands.
+
+    Raises MissingResourceError where SLURM does not answer, or another submitter holds the store for too long.
+    """
+    with _alone(store):
+        adopted = settle_unanswered(store)
+        runs = {key: store.run(key) for key in keys}
+        states = {key: run.state() for key, run in runs.items()}
+        recorded = {key: job for key, run in runs.items() if (job := submitted_job(store, run)) is not None}
+        live = live_jobs(recorded.values())
+        job_of = {key: job for key, job in recorded.items() if job in live}
+        failed = [key for key, state in states.items() if state.state in ("failed", "cancelled", "skipped")]
+        wanted = [
+            key
+            for key, state in states.items()
+            if state.state in ("planned", "queued", "running") and key not in job_of and not runs[key].is_running()
+        ]
+        limits = read_limits()
+        room = None if limits.jobs is None else max(0, limits.jobs - len(live_jobs()))
+        jobs, deferred = _submit_families(store, families(store, wanted), job_of, limits, room)
+    return Submitted(
+        jobs=jobs,
+        adopted=adopted,
+        queued_already=len(keys) - len(wanted) - len(failed) - sum(state.state == "done" for state in states.values()),
+        done_already=sum(state.state == "done" for state in states.values()),
+        failed=failed,
+        deferred=deferred,
+    )
+
+
+def families(store: Store, keys: Sequence[str]) -> list[Family]:
+    """Stages grouped by kind, parent and resources, in the order of the first of each."""
+    grouped: dict[tuple[str, str | None, str], list[str]] = {}
+    executions: dict[tuple[str, str | None, str], Mapping[str, Any]] = {}
+    for key in keys:
+        spec = store.run(key).spec()
+        group = (spec["stage"], spec["parent"], repr(sorted(spec["execution"].items(), key=str)))
+        grouped.setdefault(group, []).append(key)
+        executions[group] = spec["execution"]
+    return [Family(group[0], group[1], tuple(found), executions[group]) for group, found in grouped.items()]
+
+
+def settle_unanswered(store: Store) -> list[str]:
+    """Find the jobs of submissions whose sbatch never answered, and adopt them; forget those that SLURM knows not.
+
+    Returns the ids of the adopted. For a submitter that holds the store alone.
+    """
+    adopted = []
+    for submission in unanswered(store):
+        found = live_jobs(name=submission.name)
+        if found:
+            job_id = next(iter(found)).split("_")[0]
+            _hand_over(store, submission, job_id)
+            write_submission(store, replace(submission, job_id=job_id))
+            adopted.append(job_id)
+        else:
+            for key in submission.keys:
+                run = store.run(key)
+                state = run.state()
+                if state.submission == submission.token and state.state == "queued":
+                    run.save_state(replace(state, state="planned", submission=None))
+            (submission_folder(store, submission.token) / "intent.json").unlink()
+    return adopted
+
+
+def sbatch_script(store: Store, family: Family, dependency: str | None, code: Path) -> str:
+    """The script that a family would be submitted with."""
+    submission = Submission("dry-run", family.keys, time.time())
+    executor = _executor(store, submission, family, dependency, code)
+    if len(family.keys) > 1:
+        executor.parameters["map_count"] = len(family.keys)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
+
+
+def _submit_families(
+    store: Store, wanted: Sequence[Family], job_of: dict[str, str], limits: Limits, room: int | None
+) -> tuple[list[tuple[str, Sequence[str]]], list[str]]:
+    code = snapshot_code(store.root)
+    jobs: list[tuple[str, Sequence[str]]] = []
+    deferred: list[str] = []
+    for family in wanted:
+        parent_done = family.parent is None or store.run(family.parent).is_done()
+        for first in range(0, len(family.keys), limits.array_tasks):
+            keys = family.keys[first : first + limits.array_tasks]
+            taken = keys if room is None else keys[:room]
+            if not parent_done and family.parent not in job_of:
+                taken = ()
+            deferred += keys[len(taken) :]
+            if not taken:
+                continue
+            dependency = None if parent_done else f"afterany:{job_of[str(family.parent)]}"
+            submission = _submit(store, replace(family, keys=taken), dependency, code)
+            assert submission.job_id is not None
+            job_of |= {key: str(submission.task_id(key)) for key in taken}
+            jobs.append((submission.job_id, taken))
+            room = None if room is None else room - len(taken)
+    return jobs, deferred
+
+
+def _submit(store: Store, family: Family, dependency: str | None, code: Path) -> Submission:
+    """One sbatch. The intent is written first; a job whose sbatch gave no answer is looked for by its name."""
+    submission = new_submission(family.keys)
+    write_submission(store, submission)
+    for key in family.keys:
+        run = store.run(key)
+        run.save_state(replace(run.state(), state="queued", submission=submission.token, reason=None))
+    executor = _executor(store, submission, family, dependency, code)
+    stages = [RunStage(str(store.root.absolute()), submission.token) for _ in family.keys]
+    try:
+        made = executor.map_array(_call, stages) if len(stages) > 1 else [executor.submit(stages[0])]
+        job_id = made[0].job_id.split("_")[0]
+    except Exception as error:
+        found = live_jobs(name=submission.name)
+        if not found:
+            settle_unanswered(store)
+            reason = " ".join(str(error).split())[-300:]
+            raise MissingResourceError(
+                f"SLURM: sbatch refused {family.stage} {family.keys[0][:8]}: {reason}"
+            ) from error
+        job_id = next(iter(found)).split("_")[0]
+        _hand_over(store, submission, job_id)
+    answered = replace(submission, job_id=job_id)
+    write_submission(store, answered)
+    return answered
+
+
+def _call(stage: RunStage) -> str:
+    return stage()
+
+
+def _hand_over(store: Store, submission: Submission, job_id: str) -> None:
+    """Put submitit's pickles where an adopted job looks for them; all tasks of a submission have the same."""
+    folder = submission_folder(store, submission.token)
+    waiting = list(folder.glob("*.pkl"))
+    names = [f"{job_id}_{index}" for index in range(len(submission.keys))] if len(submission.keys) > 1 else [job_id]
+    for name in names:
+        place = folder / f"{name}_submitted.pkl"
+        if not place.exists() and waiting:
+            beside = folder / f".{uuid.uuid4().hex}"
+            beside.write_bytes(next(path for path in waiting if path.exists()).read_bytes())
+            beside.replace(place)
+
+
+def _executor(
+    store: Store, submission: Submission, family: Family, dependency: str | None, code: Path
+) -> "submitit.SlurmExecutor":
+    import submitit
+
+    execution = family.execution
+    slurm = Slurm.model_validate(execution["slurm"])
+    processes = execution["devices"] // slurm.nodes
+    gpus = execution["accelerator"] != "cpu"
+    parameters: dict[str, Any] = {
+        "job_name": submission.name,
+        "comment": f"retain {family.stage} of {store.root}",
+        "time": slurm.minutes,
+        "nodes": slurm.nodes,
+        "ntasks_per_node": processes,
+        "cpus_per_task": slurm.cpus,
+        "mem": f"{int(slurm.memory_gb * 1024)}M" if slurm.memory_gb else None,
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "exclude": slurm.exclude,
+        "gres": slurm.gres,
+        "gpus_per_node": processes if gpus and slurm.gres is None else None,
+        "dependency": dependency,
+        "signal_delay_s": slurm.warning_seconds,
+        "array_parallelism": slurm.at_a_time,
+        "stderr_to_stdout": True,
+        "setup": [f"export PYTHONPATH={code.absolute()}${{PYTHONPATH:+:$PYTHONPATH}}", *slurm.setup],
+        "additional_parameters": {"requeue": True} | slurm.extra,
+    }
+    executor = submitit.SlurmExecutor(
+        folder=submission_folder(store, submission.token).absolute(), python=sys.executable
+    )
+    executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+    return executor
+
+
+@contextlib.contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """One submitter at a time; what a killed one left is settled by the next."""
+    place = store.root / "submissions"
+    place.mkdir(parents=True, exist_ok=True)
+    witness = Witness()
+    deadline = time.monotonic() + SUBMITTER_WAIT_S
+    while (lease := take_lease(place / "lease.json", witness)) is None:
+        if time.monotonic() > deadline:
+            raise MissingResourceError(
+                f"{place}: another submitter has held the store for {SUBMITTER_WAIT_S:g} s; try again"
+            )
+        time.sleep(0.2)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def start_detached(study: str, overrides: Sequence[str], store: Path) -> Path:
+    """Start `retain run` on this machine so that it outlives the terminal; returns its log."""
+    log = store / f"run.{socket.gethostname()}.{time.strftime('%Y%m%d-%H%M%S')}.log"
+    command = [sys.executable, "-m", "launchers.cli", "run", study, *overrides, "--store", str(store)]
+    with log.open("ab") as stream:
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
+    return log

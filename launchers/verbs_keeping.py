@@ -1,0 +1,100 @@
+"""Verbs that look after the store: export, checks, garbage. Each imports what it needs when it is called."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launchers.options import RUNS, SOME_RUN_FAILED, AsJson, Overrides, RunKey, StorePath
+from sweeps.errors import MissingResourceError
+
+if TYPE_CHECKING:
+    pass
+
+
+def export(
+    run_key: RunKey,
+    store: StorePath = RUNS,
+    to: Annotated[
+        Path | None, typer.Option(help="The folder to make; RUN's key in this folder where it is not given.")
+    ] = None,
+) -> None:
+    """A Hugging Face folder that AutoModelForCausalLM.from_pretrained loads, with its tokeniser and a model card."""
+    from launchers.export import export_run
+    from results.store import Store
+
+    chosen = Store(store).find(run_key)
+    print(export_run(Store(store), chosen, to or Path(chosen.key)))
+
+
+def verify(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, the whole store.")
+    ] = None,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    as_json: AsJson = False,
+) -> int:
+    """Check every checksum and invariant of the store."""
+    from launchers.verify import verify_store
+    from launchers.views import print_json, print_problems
+    from results.store import Store
+
+    keys = None
+    if study is not None:
+        from launchers.opened import open_study
+
+        keys = set(open_study(study, overrides or (), store).tree.stages)
+    checked, problems = verify_store(Store(store), keys)
+    if as_json:
+        print_json({"study": study, "runs": checked, "problems": [vars(problem) for problem in problems]})
+    else:
+        print_problems(checked, problems)
+    return SOME_RUN_FAILED if problems else 0
+
+
+def gc(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, the whole store.")
+    ] = None,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also weights that no run of the store starts from any more.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Free what nothing needs: resumable states of done runs, and what dead processes left."""
+    from launchers.views import print_json, print_waste, waste_document
+    from results.collect import find_waste, free
+    from results.store import Store
+
+    keys = None
+    if study is not None:
+        from launchers.opened import open_study
+
+        keys = set(open_study(study, overrides or (), store).tree.stages)
+    found = find_waste(Store(store), keys, weights)
+    document = waste_document(
+        study, found, [None if dry_run else free(Store(store), waste) for waste in found], dry_run
+    )
+    if as_json:
+        print_json(document)
+    else:
+        print_waste(document)
+    return MissingResourceError.exit_code if document["kept"] else 0
+
+
+def pin(
+    run_key: RunKey,
+    store: StorePath = RUNS,
+    off: Annotated[bool, typer.Option("--off", help="Let gc --weights have them again.")] = False,
+) -> None:
+    """Keep a run's weights from gc --weights."""
+    from results.collect import set_pin
+    from results.store import Store
+
+    chosen = Store(store).find(run_key)
+    set_pin(chosen, not off)
+    print(f"{chosen.key} is {'no longer pinned' if off else 'pinned'}")

@@ -1,0 +1,136 @@
+"""Verbs that show: what would be trained, what is trained, what came out. Each imports what it needs when it is called."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launchers.options import RUNS, AsJson, Overrides, RunKey, StorePath, StudyName
+from sweeps.errors import StudyError
+
+if TYPE_CHECKING:
+    pass
+
+
+def plan(
+    study: StudyName,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    device: Annotated[str, typer.Option(help="The GPU that the hours are of: A100, H100, H200 or L40S.")] = "H100",
+    as_json: AsJson = False,
+) -> None:
+    """The tree: stages to train and already in the store, tokens, FLOPs, GPU-hours, disk, jobs."""
+    from launchers.opened import open_study
+    from launchers.views import plan_document, print_json, print_plan
+
+    opened = open_study(study, overrides or (), store)
+    document = plan_document(opened, device)
+    if as_json:
+        print_json(document)
+    else:
+        print_plan(opened, document, device)
+
+
+def status(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, the whole store.")
+    ] = None,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until all has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Each run's state, attempts, progress, time left, job id."""
+    from launchers.slurm_status import with_jobs
+    from launchers.views import print_json, print_status, watch_status
+    from results.status import RunStatus, store_status, study_status
+    from results.status import as_json as rows_as_json
+    from results.store import Store
+
+    tree = None
+    if study is not None:
+        from launchers.opened import open_study
+
+        tree = open_study(study, overrides or (), store).tree
+
+    def rows() -> list[RunStatus]:
+        found = store_status(Store(store)) if tree is None else study_status(tree, Store(store))
+        return with_jobs(found, Store(store))
+
+    if as_json:
+        print_json({"study": tree and tree.study, "runs": rows_as_json(rows())})
+    elif watch:
+        watch_status(rows)
+    else:
+        print_status(rows())
+
+
+def logs(
+    run_key: RunKey,
+    store: StorePath = RUNS,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+) -> None:
+    """What a run has logged, over all its attempts."""
+    from launchers.logs import follow_log
+    from results.store import Store
+
+    follow_log(Store(store).find(run_key), follow)
+
+
+def results(
+    study: StudyName,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    csv: Annotated[Path | None, typer.Option(help="Write the rows to this file too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One row per trial: the axes, the four losses, tokens, the stage keys; works on partial results."""
+    from launchers.opened import open_study
+    from launchers.show import show_results
+
+    show_results(open_study(study, overrides or (), store), as_json, csv)
+
+
+def board(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, the whole store.")
+    ] = None,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    port: Annotated[int, typer.Option(help="The port on localhost.")] = 6006,
+) -> int:
+    """TensorBoard over a study's runs, named by their axes, on localhost."""
+    from launchers.board import link_runs, serve
+
+    if study is None:
+        return serve(store, port)
+    from launchers.opened import open_study
+
+    opened = open_study(study, overrides or (), store)
+    return serve(link_runs(opened.tree, opened.store), port)
+
+
+def why(
+    study: StudyName,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A stage key of the study or the store, or its beginning.")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY2] [PATH=VALUE]...", help="A second key to compare with; overrides of the study."),
+    ] = None,
+    store: StorePath = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """What a stage key is made of; which fields split two stages, or split one from its nearest run in the store."""
+    from launchers.explain import why_document
+    from launchers.opened import open_study
+    from launchers.views import print_json, print_why
+
+    others = [word for word in more or () if "=" not in word]
+    if len(others) > 1:
+        raise StudyError(f"why compares two keys at most; {len(others) + 1} are given")
+    opened = open_study(study, [word for word in more or () if "=" in word], store)
+    document = why_document(opened, key, others[0] if others else None)
+    if as_json:
+        print_json(document)
+    else:
+        print_why(document)

@@ -1,0 +1,172 @@
+"""Verbs that train: here or on SLURM, and that stop or take up again. Each imports what it needs when it is called."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launchers.options import INTERRUPTED, RUNS, SOME_RUN_FAILED, AsJson, Overrides, StorePath, StudyName
+from sweeps.errors import StudyError
+
+if TYPE_CHECKING:
+    from launchers.opened import OpenedStudy
+
+
+def data(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> None:
+    """Fetch, tokenise and pack the corpora; later verbs need no network."""
+    from launchers.views import data_document, print_data, print_json
+
+    opened = _prepare(study, overrides or (), store)
+    document = data_document(opened)
+    if as_json:
+        print_json(document)
+    else:
+        print_data(document)
+
+
+def run(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> int:
+    """Train what is missing on this machine, with progress, then print the results."""
+    from rich.console import Console
+
+    from launchers.local import local_slots, train
+    from launchers.progress import watching
+    from launchers.register import register
+    from launchers.show import show_results
+    from launchers.views import print_failures
+    from results.collect import check_starts
+
+    opened = _prepare(study, overrides or (), store)
+    states = opened.store.states(opened.tree.stages)
+    check_starts(opened.store, opened.tree.stages, states)
+    if any(state.state != "done" for state in states.values()):
+        slots = local_slots(opened.file.study.execution)
+        register(opened.tree, opened.file, opened.facts, opened.store)
+        try:
+            with watching(opened.tree, Console(stderr=True, markup=False)) as watch:
+                states = train(opened.tree, opened.store, slots, watch)
+        except KeyboardInterrupt:
+            print(f"interrupted: what is done is kept; retain run {study} goes on from there", file=sys.stderr)
+            return INTERRUPTED
+    show_results(opened, as_json, csv=None)
+    return SOME_RUN_FAILED if print_failures(opened.tree, states) else 0
+
+
+def submit(
+    study: StudyName,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    launcher: Annotated[
+        str, typer.Option(help="slurm, or local: retain run on this machine, in the background.")
+    ] = "slurm",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; submit nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hand what is missing to SLURM and return; nothing of Retain stays alive."""
+    from launchers.register import register
+    from launchers.slurm import require_slurm
+    from launchers.submit import start_detached, submit_runs
+    from launchers.views import print_json, print_scripts, print_submitted, submitted_document
+
+    if launcher not in ("slurm", "local"):
+        raise StudyError(f"--launcher {launcher}: not known; it is slurm or local")
+    if launcher == "slurm" and not dry_run:
+        require_slurm()
+    opened = _prepare(study, overrides or (), store)
+    register(opened.tree, opened.file, opened.facts, opened.store)
+    if dry_run:
+        print_scripts(opened)
+    elif launcher == "local":
+        print(start_detached(study, overrides or (), store))
+    else:
+        result = submit_runs(opened.store, list(opened.tree.stages))
+        if as_json:
+            print_json(submitted_document(opened.tree.study, result))
+        else:
+            print_submitted(opened.tree.study, result)
+
+
+def cancel(
+    name: Annotated[str, typer.Argument(metavar="STUDY|RUN", help="A study, or a run with all that lies below it.")],
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+) -> None:
+    """Take runs back from SLURM that have not ended."""
+    from launchers.branches import cancel_runs
+    from results.store import Store
+
+    cancelled = cancel_runs(Store(store), _keys_of(name, overrides or (), store))
+    print(f"{len(cancelled)} runs cancelled; retain retry {name} takes them up again")
+
+
+def retry(
+    name: Annotated[str, typer.Argument(metavar="STUDY|RUN", help="A study, or a run with all that lies below it.")],
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+) -> None:
+    """Take runs up again that failed, were cancelled or skipped; on SLURM they are submitted."""
+    from launchers.branches import plan_again
+    from launchers.slurm import has_slurm
+    from launchers.submit import submit_runs
+    from launchers.views import print_submitted
+    from results.store import Store
+
+    keys = _keys_of(name, overrides or (), store)
+    again = plan_again(Store(store), keys)
+    if has_slurm():
+        print_submitted(name, submit_runs(Store(store), keys))
+    else:
+        print(f"{len(again)} runs are planned again; retain run trains them")
+
+
+def drill(
+    study: StudyName,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    kills: Annotated[int, typer.Option(min=1, help="How many kills to make.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of the random moments.")] = 0,
+    as_json: AsJson = False,
+) -> int:
+    """Kill the runs of a small copy of the study at every kind of moment; compare with an undisturbed twin."""
+    from rich.console import Console
+
+    from launchers.drill import drill_document, run_drill
+    from launchers.local import local_slots
+    from launchers.opened import prepare_cut
+    from launchers.progress import reporting, watching
+    from launchers.views import print_drill, print_json
+
+    with reporting() as report:
+        opened = prepare_cut(study, overrides or (), store, report)
+    slots = local_slots(opened.file.study.execution)
+    with watching(opened.tree, Console(stderr=True, markup=False)) as watch:
+        result = run_drill(opened, slots, kills, seed, watch)
+    if as_json:
+        print_json(drill_document(opened.tree.study, result))
+    else:
+        print_drill(result)
+    return SOME_RUN_FAILED if result.differences or len(result.kills) < kills else 0
+
+
+def _prepare(study: str, overrides: Sequence[str], store: Path) -> "OpenedStudy":
+    """The study with its data prepared, with progress on standard error."""
+    from launchers.opened import prepare_study
+    from launchers.progress import reporting
+
+    with reporting() as report:
+        return prepare_study(study, overrides, store, report)
+
+
+def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:
+    """The registered stage keys of a study, or of a run and all below it, parents first."""
+    from launchers.branches import branch
+    from results.store import Store
+    from sweeps.read import is_study
+
+    if not is_study(name):
+        return branch(Store(store), Store(store).find(name).key)
+    from launchers.opened import open_study
+
+    known = {run.key for run in Store(store).runs()}
+    return [key for key in open_study(name, overrides, store).tree.stages if key in known]
