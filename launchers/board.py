@@ -3,9 +3,9 @@
 import contextlib
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from results.losses import study_folder
 from results.store import Store
@@ -30,24 +30,11 @@ def link_runs(tree: Tree, store: Store) -> Path:
     return folder
 
 
-def serve(folder: Path, port: int) -> int:
-    """Run TensorBoard on localhost until it is interrupted; returns its exit code. Raises MissingResourceError."""
+def serve(folder: Path, port: int) -> NoReturn:
+    """Become TensorBoard on localhost, so that whatever stops this process stops it. Raises MissingResourceError."""
     if importlib.util.find_spec("tensorboard") is None:
         raise MissingResourceError("tensorboard is not installed; install Retain from its lock file")
     if not folder.is_dir():
         raise MissingResourceError(f"{folder}: no such store; train something first, or name it with --store")
-    command = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(folder),
-        "--host",
-        "localhost",
-        "--port",
-        str(port),
-    ]
-    try:
-        return subprocess.run(command, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "localhost"]
+    os.execv(sys.executable, [*command, "--port", str(port)])

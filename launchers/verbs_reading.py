@@ -1,7 +1,7 @@
 """Verbs that show: what would be trained, what is trained, what came out. Each imports what it needs when it is called."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -97,17 +97,17 @@ def board(
     ] = None,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    port: Annotated[int, typer.Option(help="The port on localhost.")] = 6006,
-) -> int:
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="The port on localhost.")] = 6006,
+) -> NoReturn:
     """TensorBoard over a study's runs, named by their axes, on localhost."""
     from launchers.board import link_runs, serve
 
     if study is None:
-        return serve(store, port)
+        serve(store, port)
     from launchers.opened import open_study
 
     opened = open_study(study, overrides or (), store)
-    return serve(link_runs(opened.tree, opened.store), port)
+    serve(link_runs(opened.tree, opened.store), port)
 
 
 def why(

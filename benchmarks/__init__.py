@@ -1,0 +1,1 @@
+"""Side-by-side measurements, each a runnable script that prints one table."""
