@@ -37,6 +37,7 @@ for verb in (
     verbs_keeping.gc,
     verbs_keeping.pin,
     verbs_training.drill,
+    verbs_keeping.doctor,
 ):
     app.command()(verb)
 

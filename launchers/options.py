@@ -16,5 +16,9 @@ Overrides = Annotated[
 ]
 RunKey = Annotated[str, typer.Argument(metavar="RUN", help="A stage key, or as much of its beginning as is unique.")]
 StorePath = Annotated[Path, typer.Option("--store", envvar="RETAIN_STORE", help="The store of runs.")]
+SiteName = Annotated[
+    str | None,
+    typer.Option("--site", help="A profile of sites.yaml; without it, the one that matches this machine, if any does."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 RUNS = Path("runs")

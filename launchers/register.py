@@ -3,22 +3,32 @@
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 from results.store import Store
 from sweeps.facts import Facts
 from sweeps.keys import FORMAT
 from sweeps.read import StudyFile
-from sweeps.tree import Stage, Tree
+from sweeps.tree import STAGES, Stage, Tree
 
 PACKAGES = ("retain", "torch", "lightning", "transformers", "tokenizers", "numpy")
 ROLES = {"pretrain": "pretraining", "posttrain": "posttraining", "finetune": "finetuning"}
 
 
-def register(tree: Tree, file: StudyFile, facts: Facts, store: Store) -> None:
-    """Write stage.json and a first state.json for every stage that the store does not know."""
+def register(
+    tree: Tree,
+    file: StudyFile,
+    facts: Facts,
+    store: Store,
+    executions: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write stage.json and a first state.json for every stage that the store does not know.
+
+    executions: how each stage runs, by key, as `launchers.resources` has it for SLURM; without it, as the study says.
+    """
     versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    execution = file.study.execution.model_dump()
+    here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in STAGES}
     evaluations: dict[str, dict[str, str]] = {}
     for stage in tree.stages.values():
         recipe = json.loads(stage.recipe)
@@ -27,7 +37,7 @@ def register(tree: Tree, file: StudyFile, facts: Facts, store: Store) -> None:
         spec = stage_spec(stage, recipe) | {
             "evaluation": evaluations[stage.key],
             "tokenizer": facts.tokenizer,
-            "execution": execution,
+            "execution": executions[stage.key] if executions else here[stage.stage],
             "axes": stage.axes,
             "study": tree.study,
             "versions": versions,

@@ -1,5 +1,6 @@
 """What Retain asks of SLURM: one squeue for any number of jobs, limits, requeue, cancel. No accounting is needed."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -29,6 +30,11 @@ class Job:
     @property
     def waits(self) -> bool:
         return self.state in NOT_STARTED
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the jobs that a user may have."""
+        return self.state != "COMPLETING"
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def live_jobs(job_ids: Iterable[str] | None = None, name: str | None = None) -> 
     if wanted is not None and not wanted:
         return {}
     found = {}
-    for line in _ask(command).splitlines():
+    for line in ask(command).splitlines():
         job_id, job_name, state, reason = (*line.strip().split("|", 3), "", "", "")[:4]
         if _is_live(state) and (wanted is None or job_id.split("_")[0] in wanted):
             found[job_id] = Job(job_id, job_name, state, "" if reason == "None" else reason)
@@ -79,7 +85,7 @@ def _is_live(state: str) -> bool:
 
 def read_limits() -> Limits:
     """The cluster's largest array, and the user's MaxSubmitJobs where accounting tells one."""
-    text = _ask(["scontrol", "show", "config"])
+    text = ask(["scontrol", "show", "config"])
     size = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
     return Limits(max(1, int(size[1]) - 1) if size else 1000, _max_submit_jobs())
 
@@ -90,10 +96,10 @@ def _max_submit_jobs() -> int | None:
         return None
     show = ["sacctmgr", "--noheader", "--parsable2", "show"]
     try:
-        associations = _ask([*show, "assoc", f"user={_user()}", "format=MaxSubmitJobs,QOS"], 10).splitlines()
+        associations = ask([*show, "assoc", f"user={_user()}", "format=MaxSubmitJobs,QOS"], 10).splitlines()
         limits = [line.split("|")[0] for line in associations]
         if named := {name for line in associations for name in line.split("|")[-1].split(",") if name}:
-            limits += _ask([*show, "qos", ",".join(sorted(named)), "format=MaxSubmitJobsPerUser"], 10).splitlines()
+            limits += ask([*show, "qos", ",".join(sorted(named)), "format=MaxSubmitJobsPerUser"], 10).splitlines()
     except MissingResourceError:
         return None
     return min((int(limit) for limit in limits if limit.isdecimal()), default=None)
@@ -102,7 +108,7 @@ def _max_submit_jobs() -> int | None:
 def cancel_jobs(job_ids: Sequence[str]) -> None:
     """Cancel jobs or tasks of arrays; those that have ended are no error. Raises MissingResourceError."""
     for first in range(0, len(job_ids), 500):
-        _ask(["scancel", "--quiet", *job_ids[first : first + 500]])
+        ask(["scancel", "--quiet", *job_ids[first : first + 500]])
 
 
 def requeue_job(job_id: str, hold_s: int = 0) -> None:
@@ -126,13 +132,36 @@ def requeue_job(job_id: str, hold_s: int = 0) -> None:
         )
 
 
+def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:
+    """Keep a waiting job away from some nodes, besides those that it avoids already; what SLURM refuses stays undone."""
+    with contextlib.suppress(MissingResourceError):
+        told = re.search(r"\bExcNodeList=(\S+)", ask(["scontrol", "--oneliner", "show", "job", job_id]))
+        before = [] if told is None or told[1] == "(null)" else [told[1]]
+        ask(["scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join([*before, *sorted(nodes)])}"])
+
+
+def accounted_states(job_ids: Iterable[str]) -> dict[str, str]:
+    """How jobs ended, in SLURM's words, by id: one call of sacct; empty without accounting."""
+    wanted = set(job_ids)
+    if not wanted or shutil.which("sacct") is None:
+        return {}
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format=JobID,State"]
+    try:
+        lines = ask([*command, f"--jobs={','.join(sorted(wanted))}"], 20).splitlines()
+    except MissingResourceError:
+        return {}
+    rows = [line.split("|") for line in lines]
+    return {job_id: state for job_id, state, *_ in rows if job_id in wanted and not _is_live(state)}
+
+
 def _user() -> str:
     import pwd
 
     return pwd.getpwuid(os.getuid()).pw_name
 
 
-def _ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
+def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
+    """What a command of SLURM prints. Raises MissingResourceError where it fails, is not there or does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
     except subprocess.TimeoutExpired:

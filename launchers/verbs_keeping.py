@@ -1,11 +1,11 @@
-"""Verbs that look after the store: export, checks, garbage. Each imports what it needs when it is called."""
+"""Verbs that look after the store and the machine: export, checks, garbage. Each imports what it needs when it is called."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launchers.options import RUNS, SOME_RUN_FAILED, AsJson, Overrides, RunKey, StorePath
+from launchers.options import RUNS, SOME_RUN_FAILED, AsJson, Overrides, RunKey, SiteName, StorePath
 from sweeps.errors import MissingResourceError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def verify(
         from launchers.opened import open_study
 
         keys = set(open_study(study, overrides or (), store).tree.stages)
+    if not store.is_dir():
+        raise MissingResourceError(f"--store {store}: no such store; train something first, or name another")
     checked, problems = verify_store(Store(store), keys)
     if as_json:
         print_json({"study": study, "runs": checked, "problems": [vars(problem) for problem in problems]})
@@ -98,3 +100,24 @@ def pin(
     chosen = Store(store).find(run_key)
     set_pin(chosen, not off)
     print(f"{chosen.key} is {'no longer pinned' if off else 'pinned'}")
+
+
+def doctor(
+    store: StorePath = RUNS,
+    site: SiteName = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Also submit a tiny job to each SLURM partition, and tell what it finds.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """What this machine offers: SLURM, partitions, GPUs, torch, disk; what is missing, and the cure."""
+    import json
+
+    from launchers.doctor import examine, print_document
+
+    document = examine(store, site, probe)
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        print_document(document)
+    return 0 if document["ok"] else MissingResourceError.exit_code

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launchers.options import INTERRUPTED, RUNS, SOME_RUN_FAILED, AsJson, Overrides, StorePath, StudyName
+from launchers.options import INTERRUPTED, RUNS, SOME_RUN_FAILED, AsJson, Overrides, SiteName, StorePath, StudyName
 from sweeps.errors import StudyError
 
 if TYPE_CHECKING:
@@ -60,11 +60,13 @@ def submit(
     launcher: Annotated[
         str, typer.Option(help="slurm, or local: retain run on this machine, in the background.")
     ] = "slurm",
+    site: SiteName = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; submit nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Hand what is missing to SLURM and return; nothing of Retain stays alive."""
     from launchers.register import register
+    from launchers.resources import as_executions, find_site, slurm_resources
     from launchers.slurm import require_slurm
     from launchers.submit import start_detached, submit_runs
     from launchers.views import print_json, print_scripts, print_submitted, submitted_document
@@ -73,12 +75,17 @@ def submit(
         raise StudyError(f"--launcher {launcher}: not known; it is slurm or local")
     if launcher == "slurm" and not dry_run:
         require_slurm()
+    chosen = find_site(site) if launcher == "slurm" else None
     opened = _prepare(study, overrides or (), store)
-    register(opened.tree, opened.file, opened.facts, opened.store)
+    if launcher == "local":
+        register(opened.tree, opened.file, opened.facts, opened.store)
+        if not dry_run:
+            print(start_detached(study, overrides or (), store))
+        return
+    resources = slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1])
+    register(opened.tree, opened.file, opened.facts, opened.store, as_executions(resources))
     if dry_run:
-        print_scripts(opened)
-    elif launcher == "local":
-        print(start_detached(study, overrides or (), store))
+        print_scripts(opened, resources, chosen and chosen[0])
     else:
         result = submit_runs(opened.store, list(opened.tree.stages))
         if as_json:
@@ -104,15 +111,22 @@ def retry(
     name: Annotated[str, typer.Argument(metavar="STUDY|RUN", help="A study, or a run with all that lies below it.")],
     overrides: Overrides = None,
     store: StorePath = RUNS,
+    site: SiteName = None,
 ) -> None:
-    """Take runs up again that failed, were cancelled or skipped; on SLURM they are submitted."""
+    """Take runs up again that failed, were cancelled or skipped; on SLURM they are submitted.
+
+    Those of a STUDY ask for what it says now; a RUN asks for what it did.
+    """
     from launchers.branches import plan_again
     from launchers.slurm import has_slurm
     from launchers.submit import submit_runs
     from launchers.views import print_submitted
     from results.store import Store
+    from sweeps.read import is_study
 
     keys = _keys_of(name, overrides or (), store)
+    if has_slurm() and keys and is_study(name):
+        _register_again(name, overrides or (), store, site)
     again = plan_again(Store(store), keys)
     if has_slurm():
         print_submitted(name, submit_runs(Store(store), keys))
@@ -156,6 +170,18 @@ def _prepare(study: str, overrides: Sequence[str], store: Path) -> "OpenedStudy"
 
     with reporting() as report:
         return prepare_study(study, overrides, store, report)
+
+
+def _register_again(study: str, overrides: Sequence[str], store: Path, site: str | None) -> None:
+    """Bring what a study's stages ask of SLURM up to what the study and the site's profile say now."""
+    from launchers.opened import open_study
+    from launchers.register import register
+    from launchers.resources import as_executions, find_site, slurm_resources
+
+    chosen = find_site(site)
+    opened = open_study(study, overrides, store)
+    resources = slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1])
+    register(opened.tree, opened.file, opened.facts, opened.store, as_executions(resources))
 
 
 def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:

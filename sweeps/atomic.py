@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sweeps.errors import MissingResourceError
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file; readers see the old text or the new one."""
@@ -28,6 +30,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of a value as indented JSON."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises FileNotFoundError, and MissingResourceError where the file is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MissingResourceError(
+            f"{path} is damaged ({error}); delete {path.parent} and run the study again, which makes it anew"
+        ) from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -27,8 +27,12 @@ def cut_down(file: StudyFile) -> StudyFile:
         post["max_tokens"] = 2 * post["tokens"]
     if post.get("early_stopping"):
         post["early_stopping"] |= {"every": EVALUATE_EVERY}
-    raw["execution"] |= {"save_steps": SAVE_EVERY}
-    raw["execution"].pop("heldout_every", None)
+    # Only what the study gives, so that what a stage does not override stays as it is.
+    execution: dict[str, Any] = file.study.execution.model_dump(exclude_unset=True, mode="json")
+    for part in (execution, *execution.get("stages", {}).values()):
+        part.pop("heldout_every", None)
+        part.pop("save_steps", None)
+    raw["execution"] = execution | {"save_steps": SAVE_EVERY}
     varied = [axis for axis in file.axes if axis.split(".")[-1] not in ("tokens", "max_tokens", "warmup")]
     raw["grid"] = {axis: [plain(value) for value in _ends(file.axes[axis])] for axis in varied[:3]}
     raw["study"] = f"{file.study.study}-drill"

@@ -19,11 +19,15 @@ class MissingResourceError(RetainError):
     exit_code = 3
 
 
+class NoRoomError(MissingResourceError):
+    """A disk that what is to be written does not fit on."""
+
+
 class StageFailedError(RetainError):
-    """A stage that could not be trained; `no_room`: because the disk is full."""
+    """A stage that could not be trained; `failure`: the class of the cause, where who raises it knows."""
 
     exit_code = 1
 
-    def __init__(self, message: str, no_room: bool = False) -> None:
+    def __init__(self, message: str, failure: str | None = None) -> None:
         super().__init__(message)
-        self.no_room = no_room
+        self.failure = failure

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from sweeps.errors import StudyError
 from sweeps.schema import Study
@@ -37,7 +37,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    names = [loader.construct_object(key) for key, _ in node.value]
+    # `<<: *anchor` brings in fields that those beside it may replace; it is no field of its own.
+    names = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
     if repeated := {str(name) for name in names if names.count(name) > 1}:
         raise yaml.constructor.ConstructorError(
             None, None, f"{', '.join(sorted(repeated))} is given twice", node.start_mark
@@ -83,7 +84,7 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
     try:
         study = Study.model_validate(raw)
     except ValidationError as error:
-        raise StudyError(f"{path.name}: {_first_sentence(error)}") from None
+        raise StudyError(f"{path.name}: {first_sentence(error)}") from None
     axes = {axis: _axis(raw, axis, values, path) for axis, values in study.grid.items()}
     return StudyFile(path, study, axes)
 
@@ -94,7 +95,7 @@ def check_together(study: Study, name: str) -> None:
     try:
         type(section).model_validate(section.model_dump())
     except ValidationError as error:
-        raise StudyError(f"{name}: {_first_sentence(error)}") from None
+        raise StudyError(f"{name}: {first_sentence(error)}") from None
 
 
 def get_field(study: Study, axis: str) -> Any:
@@ -105,13 +106,18 @@ def get_field(study: Study, axis: str) -> Any:
     return value
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds; a name given twice is refused. Raises StudyError."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise StudyError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    raw = load_yaml(path)
     if not isinstance(raw, dict):
         raise StudyError(f"{path.name}: a study is a mapping of fields; this file holds {type(raw).__name__}")
     if not isinstance(raw.setdefault("grid", {}), dict):
@@ -129,7 +135,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise StudyError(f"{override!r}: the value is not YAML; quote it") from None
     grid = raw["grid"]
-    if isinstance(value, list) and not field.startswith(("corpora.", "grid.")) and not field.endswith(".betas"):
+    if (
+        isinstance(value, list)
+        and not field.startswith(("corpora.", "grid."))
+        and not field.endswith((".betas", ".setup"))
+    ):
         raw["grid"] = grid | {field: value}
         return
     raw["grid"] = {axis: values for axis, values in grid.items() if axis != field}
@@ -165,20 +175,20 @@ def _axis(raw: dict[str, Any], axis: str, values: list[Any], path: Path) -> list
         try:
             value = get_field(Study.model_validate(trial), axis)
         except ValidationError as error:
-            raise StudyError(f"{where}: {_first_sentence(error)}") from None
+            raise StudyError(f"{where}: {first_sentence(error)}") from None
         if value in checked:
             raise StudyError(f"{where}: {value} is listed twice; each value of an axis makes trials of its own")
         checked[value] = None
     return list(checked)
 
 
-def _first_sentence(error: ValidationError) -> str:
-    """pydantic's first complaint as `field: what is wrong; the cure`."""
+def first_sentence(error: ValidationError, root: type[BaseModel] = Study) -> str:
+    """pydantic's first complaint about a `root` as `field: what is wrong; the cure`."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    field = ".".join(str(part) for part in first["loc"] if part != "[key]")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        section = Study.model_fields if len(first["loc"]) == 1 else _fields_of(first["loc"])
+        section = root.model_fields if len(first["loc"]) == 1 else _fields_of(first["loc"], root)
         near = difflib.get_close_matches(str(first["loc"][-1]), section, n=1)
         cure = f"did you mean {near[0]}?" if near else f"the fields here are {', '.join(section)}"
         return f"{field}: unknown field; {cure}"
@@ -187,13 +197,13 @@ def _first_sentence(error: ValidationError) -> str:
     given = "" if isinstance(first["input"], dict) or first["type"] == "value_error" else f" (it is {first['input']!r})"
     more = f"; {error.error_count() - 1} more like this" if error.error_count() > 1 else ""
     # A section's own check begins with the field that it is about.
-    own = first["type"] == "value_error" and re.match(r"[a-z_]+: ", message)
+    own = first["type"] == "value_error" and re.match(r"[a-z_.]+: ", message)
     return f"{field}{'.' if own else ': '}{message}{given}{more}" if field else f"{message}{more}"
 
 
-def _fields_of(location: tuple[Any, ...]) -> list[str]:
+def _fields_of(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
     """The fields of the section in which an unknown one was found."""
-    model: Any = Study
+    model: Any = root
     for part in location[:-1]:
         annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else model
         inner = [item for item in (annotation, *getattr(annotation, "__args__", ())) if hasattr(item, "model_fields")]

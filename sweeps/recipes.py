@@ -18,6 +18,12 @@ Recipe = dict[str, Any]
 def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
     """Stage 1: D_pre and the first λ·|D_post| of D_post (paper, Sections 3.3 and 4.2)."""
     stage = study.pretrain
+    context = study.model.architecture().context
+    if study.sequence_length > context:
+        raise StudyError(
+            f"sequence_length: {study.sequence_length} is beyond the model's context of {context}; shorten it, "
+            "or raise model.context"
+        )
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "pretrain")
     exposure, mixed = None, 0
     if stage.exposure > 0:
@@ -105,7 +111,9 @@ def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str) -> tup
     corpus = facts.corpora[name, study.sequence_length]
     count = tokens // study.sequence_length
     if count == 0:
-        raise StudyError(f"{stage}.tokens: {tokens} tokens are less than one sequence of {study.sequence_length}")
+        raise StudyError(
+            f"{stage}.tokens: {tokens} tokens are less than one sequence of {study.sequence_length}; raise it"
+        )
     if corpus.train is not None and corpus.train < count:
         raise StudyError(
             f"{stage}.tokens: {tokens:,} tokens asked of corpus {name}, whose training split holds "
@@ -126,9 +134,6 @@ def _optimisation(study: Study, stage: Optimisation, name: str, sequences: int) 
             f"{name}.warmup: {stage.warmup} steps of warm-up, but the stage has {steps} in all "
             f"({sequences} sequences in batches of {stage.batch}); shorten it"
         )
-    model = study.model.architecture()
-    if study.sequence_length > model.context:
-        raise StudyError(f"sequence_length: {study.sequence_length} is beyond the model's context of {model.context}")
     return {
         "sequence_length": study.sequence_length,
         "subset_seed": study.subset_seed,

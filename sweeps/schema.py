@@ -1,8 +1,9 @@
 """The study file, field by field; unknown fields are refused."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from sweeps.models import PRESETS, Architecture
 from sweeps.units import parse_size
@@ -15,6 +16,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as booleans, which would pass for 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
+            raise ValueError(f"{'yes' if value else 'no'} is not a value for this field; write a number or a text")
+        return value
 
 
 class Corpus(Section):
@@ -40,6 +49,13 @@ class Corpus(Section):
         given = [name for name in ("package", "files", "hf") if getattr(self, name) is not None]
         if given not in (["package"], ["files"], ["hf"], ["files", "hf"]):
             raise ValueError("name exactly one source: package, files, or hf (hf may add files)")
+        if self.files == []:
+            raise ValueError("files: the list is empty; name a path, a folder or a pattern")
+        needless = (
+            [] if self.hf else [name for name in ("config", "revision", "split") if name in self.model_fields_set]
+        )
+        if needless:
+            raise ValueError(f"{needless[0]}: this is for hf sources only; take it out")
         return self
 
 
@@ -72,9 +88,9 @@ class Model(Section):
     vocabulary: Annotated[int, Field(ge=0)] | None = None
     tied: bool | None = None
     context: Positive | None = None
-    rope_base: float | None = None
-    norm_eps: float | None = None
-    initializer_range: float | None = None
+    rope_base: Annotated[float, Field(gt=0)] | None = None
+    norm_eps: Annotated[float, Field(gt=0)] | None = None
+    initializer_range: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -164,8 +180,8 @@ class Finetune(Optimisation):
     method: Literal["full"] = "full"
 
 
-class Slurm(Section):
-    """What a stage asks of SLURM; sizes are those of one node."""
+class SiteOptions(Section):
+    """What a study and a site's profile may both say about jobs; the study's word counts."""
 
     partition: str | None = None
     """Several, separated by commas: SLURM takes whichever starts first."""
@@ -173,26 +189,37 @@ class Slurm(Section):
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
-    nodes: Positive = 1
+    """Nodes to keep away from."""
     cpus: Positive = 2
     """Per process."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Of one node."""
     gres: str | None = None
-    """Where the site does not understand --gpus-per-node: its own words, for instance gpu:a100:4."""
-    minutes: Positive = 240
-    """Walltime of one attempt; a longer stage takes several."""
+    """Where the site does not understand --gpus-per-node: its own words, for instance gpu:a100:{gpus}, where {gpus} is
+    how many GPUs a stage takes of one node. Without the word gpu in it, --gpus-per-node is asked for beside it."""
     warning_seconds: Positive = 120
     """How long before the walltime's end a job is told to save and go back to the queue."""
     at_a_time: Positive = 64
     """Tasks of one array that run at a time."""
     setup: list[str] = []
-    """Shell lines before the job's own: modules to load, environment."""
+    """Shell lines before the job's own, such as modules to load; a site's come before a study's."""
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str | int | float] = {}
+    """Environment variables of the job, taken literally."""
     extra: dict[str, str | int | bool] = {}
     """More options of sbatch, without the dashes."""
 
 
-class Execution(Section):
-    """What cannot change what a run is: it never enters a stage key."""
+class Slurm(SiteOptions):
+    """What a stage asks of SLURM; sizes are those of one node."""
+
+    nodes: Positive = 1
+    """They share the stage's devices evenly."""
+    minutes: Positive | None = None
+    """Walltime of one attempt; a longer stage takes several. Without it, from the speed of earlier runs."""
+
+
+class StageExecution(Section):
+    """How one stage runs."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Positive = 1
@@ -203,8 +230,6 @@ class Execution(Section):
     """Sequences that one device takes at a time; without it, its whole share of the batch."""
     threads: Positive = 1
     """Threads of one CPU process; another number may change the last bits of a sum."""
-    parallel: Positive | None = None
-    """Stages side by side on this machine; without it, as many as its cores or GPUs allow."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How the processes of one stage share it: each with all weights (ddp, the default) or with a part of them (fsdp)."""
     heldout_every: Positive | None = None
@@ -216,6 +241,49 @@ class Execution(Section):
     keep_states: bool = False
     """Keep the last resumable states of a done run."""
     slurm: Slurm = Slurm()
+
+
+class Execution(StageExecution):
+    """What cannot change what a run is: it never enters a stage key. The fields hold for all stages."""
+
+    stages: dict[Literal["pretrain", "posttrain", "finetune"], StageExecution] = {}
+    """What is different for one kind of stage: any of the fields above."""
+    parallel: Positive | None = None
+    """Stages side by side on this machine; without it, as many as its cores or GPUs allow."""
+
+    def of_stage(self, kind: str, site: SiteOptions | None = None) -> StageExecution:
+        """How stages of one kind run: the site's options, over them the study's, over them those of this kind."""
+        own = next((stage for name, stage in self.stages.items() if name == kind), StageExecution())
+        general = self.model_dump(exclude_unset=True, include=set(StageExecution.model_fields))
+        fields = overlaid(general, own.model_dump(exclude_unset=True))
+        options = site.model_dump(exclude_unset=True, include=set(SiteOptions.model_fields)) if site else {}
+        fields["slurm"] = overlaid(options, fields.get("slurm", {}))
+        return StageExecution.model_validate(fields)
+
+    @model_validator(mode="after")
+    def nodes_share_the_devices(self) -> "Execution":
+        for kind in ("pretrain", "posttrain", "finetune"):
+            stage = self.of_stage(kind)
+            if stage.devices % stage.slurm.nodes:
+                of = f" of {kind}" if kind in self.stages else ""
+                raise ValueError(
+                    f"slurm.nodes: {stage.slurm.nodes} nodes cannot share {stage.devices} devices{of} evenly; "
+                    "choose execution.devices, all nodes counted, so that they divide it"
+                )
+        return self
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one: the upper's values count, mappings are merged, shell lines (setup) follow each other."""
+    made = dict(below)
+    for name, value in above.items():
+        if isinstance(value, Mapping) and isinstance(made.get(name), Mapping):
+            made[name] = overlaid(made[name], value)
+        elif name == "setup":
+            made[name] = [*made.get(name, []), *value]
+        else:
+            made[name] = value
+    return made
 
 
 class Study(Section):

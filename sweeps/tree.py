@@ -114,8 +114,8 @@ class _Family:
 
     def _recipe(self, point: tuple[Any, ...]) -> tuple[str, int] | None:
         axes = {self.names[index]: value for index, value in zip(self.relevant, point, strict=True)}
-        study = with_values(self.file.study, axes)
         try:
+            study = with_values(self.file.study, axes)
             if self.stage == "pretrain":
                 check_together(study, "model")
                 check_together(study, "pretrain")
@@ -132,6 +132,8 @@ class _Family:
         section = self.names[index].partition(".")[0]
         if self.stage == "pretrain" and section == "posttrain":
             return '"exposure":null' not in recipe
+        if self.stage == "pretrain" and section == "allocation":
+            return False  # both allocations share their pretrainings
         return section == self.stage or section not in STAGES
 
 
@@ -154,6 +156,8 @@ def with_values(study: Study, axes: Axes) -> Study:
 
 def _replaced(section: Any, path: list[str], value: Any) -> Any:
     name, *rest = path
+    if not isinstance(section, BaseModel):
+        raise StudyError(f"grid: an axis sets {name} of a section that another axis leaves out; take one of them out")
     inner = _replaced(getattr(section, name), rest, value) if rest else value
     return section.model_copy(update={name: inner})
 
@@ -175,7 +179,9 @@ def device_mismatch(file: StudyFile) -> str | None:
     """The sentence about a batch that the devices, or a micro-batch, do not divide; None where all do."""
     execution = file.study.execution
     for stage in STAGES:
+        devices = execution.of_stage(stage).devices
+        field = "execution.devices" if devices == execution.devices else f"execution.stages.{stage}.devices"
         for batch in file.axes.get(f"{stage}.batch", [get_field(file.study, f"{stage}.batch")]):
-            if batch % execution.devices:
-                return f"{stage}.batch: {batch} sequences are not divided by execution.devices: {execution.devices}"
+            if batch % devices:
+                return f"{stage}.batch: {batch} sequences are not divided by {field}: {devices}"
     return None

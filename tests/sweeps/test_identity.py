@@ -147,9 +147,11 @@ OTHER_EXECUTION = {
     "parallel": 3,
     "strategy": "fsdp",
     "heldout_every": 5,
+    "slurm": {"partition": "low"},
     "save_minutes": 1.5,
     "save_steps": 7,
     "keep_states": True,
+    "stages": {"pretrain": {"devices": 2, "micro_batch": 1}, "finetune": {"precision": "bf16"}},
 }
 
 

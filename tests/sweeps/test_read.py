@@ -62,6 +62,13 @@ def test_an_override_with_a_list_makes_an_axis_or_replaces_its_values(path: Path
     assert file.axes == {"pretrain.exposure": [0.5], "finetune.lr": [5e-4, 2e-3], "seed": [0, 1, 2]}
 
 
+def test_anchors_of_yaml_can_be_merged_and_fields_beside_them_count(tmp_path: Path) -> None:
+    path = tiny_study(tmp_path)
+    path.write_text(path.read_text().replace("finetune:\n", "finetune:\n  <<: {corpus: music, dropout: 0.1}\n", 1))
+    finetune = read_study(str(path)).study.finetune
+    assert (finetune.corpus, finetune.dropout) == ("chemistry", 0.1)
+
+
 def test_an_override_of_the_grid_sets_its_axis(path: Path) -> None:
     assert read_study(str(path), ["grid.finetune.lr=[1e-3]"]).axes["finetune.lr"] == [1e-3]
 
@@ -113,6 +120,11 @@ EXPOSURE = (
     "keep it within [0, 1] or set pretrain.repeat: true"
 )
 BAD_OVERRIDES = [
+    ("pretrain.exposure=yes", "pretrain.exposure: yes is not a value for this field; write a number"),
+    ("seed=[on, off]", "grid.seed: seed: yes is not a value for this field"),
+    ("corpora.general.files=[]", "corpora.general.files: the list is empty; name a path"),
+    ("corpora.general.split=test", "corpora.general.split: this is for hf sources only; take it out"),
+    ("model.rope_base=-1", "model.rope_base: Input should be greater than 0 (it is -1)"),
     ("pretrain.exposur=0.5", "pretrain.exposur: unknown field; did you mean exposure?"),
     ("posttrain.early_stopping.stop=2", "posttrain.early_stopping.every: this field must be given"),
     ("corpora.music.file=a", "corpora.music.file: unknown field; did you mean files?"),

@@ -216,3 +216,16 @@ def test_matched_allocation_refuses_more_than_one_pass() -> None:
 def test_numbers_that_only_fail_together_are_refused_too() -> None:
     with pytest.raises(StudyError, match="heads must divide hidden"):
         tiny_tree(grid={"model.hidden": [96, 64], "model.heads": [2, 3]}, **{"model.hidden": 96, "model.kv_heads": 1})
+
+
+def test_an_axis_below_a_section_that_another_axis_leaves_out_is_refused() -> None:
+    stopping = {"every": 5, "patience": 2}
+    grid = {"posttrain.early_stopping": [None, stopping], "posttrain.early_stopping.every": [5, 10]}
+    with pytest.raises(StudyError, match="an axis sets every of a section that another axis leaves out"):
+        tiny_tree(grid=grid, **{"posttrain.early_stopping": stopping})
+
+
+def test_a_pretraining_that_both_allocations_share_is_labelled_with_neither() -> None:
+    tree = tiny_tree(grid={"allocation": ["additive", "matched"], "pretrain.exposure": [0, 0.5]})
+    pretrainings = [stage.axes for stage in tree.stages.values() if stage.stage == "pretrain"]
+    assert pretrainings == [{"pretrain.exposure": 0.0}, {"pretrain.exposure": 0.5}]
