@@ -12,6 +12,9 @@ test: .venv/test.installed
 drill: .venv/test.installed
 	$(BIN)/retain drill laptop posttrain.dropout=0.1 posttrain.replay=0.1 --kills 200
 
+slurm-chaos: .venv/test.installed
+	$(BIN)/python -m tests.slurm.chaos
+
 check: .venv/test.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -30,4 +33,4 @@ check: .venv/test.installed
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: demo test drill check clean
+.PHONY: demo test drill slurm-chaos check clean

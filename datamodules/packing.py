@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from datamodules.documents import document_hash, is_heldout
 from datamodules.tokenizer import Tokenizer
+from sweeps.atomic import read_json
+from sweeps.errors import MissingResourceError
 
 DOCUMENTS_A_BATCH = 1024
 SPLITS = ("train", "heldout")
@@ -36,16 +38,21 @@ class PackedCorpus:
         return int(self.manifest[split]["sequences"])
 
     def sequences(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """All sequences of a split, mapped, not read: [sequences, length]."""
+        """All sequences of a split, mapped, not read: [sequences, length]. Raises MissingResourceError."""
         shape = (self.count(split), int(self.manifest["sequence_length"]))
         if shape[0] == 0:
             return np.empty(shape, self.manifest["dtype"])
-        return np.memmap(self.folder / f"{split}.bin", self.manifest["dtype"], "r", shape=shape)
+        try:
+            return np.memmap(self.folder / f"{split}.bin", self.manifest["dtype"], "r", shape=shape)
+        except (OSError, ValueError) as error:
+            raise MissingResourceError(
+                f"{self.folder / split}.bin is damaged ({error}); delete {self.folder} and run `retain data` again"
+            ) from None
 
 
 def open_packed(folder: Path) -> PackedCorpus:
-    """A packed corpus from its folder. Raises FileNotFoundError."""
-    return PackedCorpus(folder, json.loads((folder / "manifest.json").read_text()))
+    """A packed corpus from its folder. Raises FileNotFoundError, MissingResourceError."""
+    return PackedCorpus(folder, read_json(folder / "manifest.json"))
 
 
 def packed_problem(folder: Path) -> str | None:
@@ -57,7 +64,7 @@ def packed_problem(folder: Path) -> str | None:
             with (folder / f"{split}.bin").open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != packed.manifest[split]["sha256"]:
                     return f"{split}.bin is damaged; {cure}"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, MissingResourceError, ValueError, KeyError) as error:
         return f"it cannot be read ({error}); {cure}"
     return None if fingerprint_of(packed.manifest) == folder.name else f"its manifest is damaged; {cure}"
 

@@ -11,7 +11,6 @@ result is the same. What a killed process leaves behind is removed by the next o
 import contextlib
 import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from typing import Any
 from datamodules.documents import is_heldout, read_documents, source_of
 from datamodules.packing import PackedCorpus, open_packed, pack
 from datamodules.tokenizer import Tokenizer, fetch_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
-from sweeps.atomic import sync_folder, write_json
+from sweeps.atomic import read_json, sync_folder, write_json
 from sweeps.errors import MissingResourceError, RetainError
 from sweeps.facts import UNPREPARED, CorpusFacts, Facts
 from sweeps.keys import canonical
@@ -66,7 +65,7 @@ def known_facts(file: StudyFile, store: Path) -> Facts:
             if tokenizer is None or fingerprint is None:
                 corpora[name, length] = CorpusFacts(UNPREPARED + _digest(wanted))
             else:
-                packed = open_packed(store / "corpora" / fingerprint)
+                packed = packed_corpus(store, fingerprint)
                 corpora[name, length] = CorpusFacts(fingerprint, packed.count("train"), packed.count("heldout"))
     if tokenizer is None:
         return Facts(UNPREPARED + _digest(source), file.study.tokenizer.train or 0, corpora)
@@ -80,12 +79,12 @@ def sequence_lengths(file: StudyFile) -> list[int]:
 
 def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
     """A prepared corpus. Raises MissingResourceError."""
+    folder = store / "corpora" / fingerprint
     try:
-        return open_packed(store / "corpora" / fingerprint)
+        return open_packed(folder)
     except FileNotFoundError:
-        raise MissingResourceError(
-            f"corpus {fingerprint} is not in {store}; run `retain data` for the study again"
-        ) from None
+        what = f"has no manifest.json; delete {folder} and" if folder.is_dir() else f"is not in {store};"
+        raise MissingResourceError(f"corpus {fingerprint} {what} run `retain data` for the study again") from None
 
 
 def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:
@@ -187,7 +186,7 @@ def _digest(source: dict[str, Any]) -> str:
 def _lookup(store: Path, kind: str, source: dict[str, Any]) -> str | None:
     """The fingerprint that a source was prepared to, if it was and is still there; kind: corpora or tokenizers."""
     try:
-        fingerprint = str(json.loads((store / "prepared" / f"{_digest(source)}.json").read_text())["fingerprint"])
+        fingerprint = str(read_json(store / "prepared" / f"{_digest(source)}.json")["fingerprint"])
     except (FileNotFoundError, NotADirectoryError):
         return None
     return fingerprint if (store / kind / fingerprint).is_dir() else None

@@ -56,10 +56,16 @@ class Tokenizer:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """A tokeniser from a folder with tokenizer.json and tokenizer_config.json. Raises StudyError."""
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises plain ones
+        raise StudyError(
+            f"tokenizer: {folder} cannot be read ({error}); choose another, or, where it lies in the store, delete it "
+            "and run `retain data` again"
+        ) from None
     end = settings.get("eos_token")
     end = end["content"] if isinstance(end, dict) else end
-    core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     core.no_truncation()
     core.no_padding()
     if end is None or core.token_to_id(end) is None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from launchers.slurm import cancel_jobs, has_slurm
 from launchers.submissions import submitted_job
-from results.store import Store
+from results.store import Run, Store
 
 ENDED_BADLY = ("failed", "cancelled", "skipped")
 
@@ -43,5 +43,44 @@ def plan_again(store: Store, keys: Sequence[str]) -> list[str]:
     found = [key for key in keys if store.run(key).state().state in ENDED_BADLY]
     for key in found:
         run = store.run(key)
-        run.save_state(replace(run.state(), state="planned", reason=None, submission=None))
+        state = run.state()
+        run.adapt(None)
+        forgiven = len(state.attempts)
+        run.save_state(replace(state, state="planned", reason=None, submission=None, forgiven=forgiven))
     return found
+
+
+def ended_above(store: Store, run: Run) -> str | None:
+    """The sentence that says which ancestor ended this run's branch and why; None where its parent may still be done."""
+    key = run.spec()["parent"]
+    if key is None:
+        return None
+    parent = store.run(key)
+    state, kind = parent.state(), parent.spec()["stage"]
+    if state.state == "skipped":
+        return state.reason or f"{kind} {key[:8]} was skipped"
+    if state.state not in ENDED_BADLY:
+        return None
+    verb = "failed" if state.state == "failed" else "was cancelled"
+    return f"{kind} {key[:8]} {verb}{f': {state.reason}' if state.reason else ''}"
+
+
+def settle_descendants(store: Store, keys: Sequence[str]) -> list[str]:
+    """Skip those of these runs, parents first, whose branch has ended above them; plan skipped ones whose has not.
+
+    Runs that are training stay as they are. Returns the keys of the skipped.
+    """
+    skipped = []
+    for key in keys:
+        run = store.run(key)
+        state = run.state()
+        if state.state not in ("planned", "queued", "skipped"):
+            continue
+        why = ended_above(store, run)
+        if why is not None:
+            skipped.append(key)
+            if (state.state, state.reason) != ("skipped", why):
+                run.save_state(replace(state, state="skipped", reason=why))
+        elif state.state == "skipped":
+            run.save_state(replace(state, state="planned", reason=None, submission=None))
+    return skipped

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.tensorboard import SummaryWriter
 
+from launchers.failures import DIVERGED
 from lightning_modules.objective import HeldoutLoss, heldout_loss
 from lightning_modules.stage import StageModule
 from results.store import Progress, Run
@@ -72,7 +73,7 @@ class Curves(Callback):
             begin = time.monotonic()
             self.enter("evaluating")
             self.evaluated = {point: loss for point, loss in self.evaluated.items() if point[0] == step}
-            self.evaluated[step, split] = _finite(self.heldout.loss(split).loss, f"held-out loss on {split}", step)
+            self.evaluated[step, split] = finite(self.heldout.loss(split).loss, f"held-out loss on {split}", step)
             self._add(f"heldout/{split}", self.evaluated[step, split], step)
             self.enter("training")
             self.timed_at += time.monotonic() - begin
@@ -118,7 +119,7 @@ class Curves(Callback):
         module = self.heldout.module
         loss = float(trainer.strategy.reduce(module.loss_sum, reduce_op="mean")) / (step - self.logged_step)
         module.loss_sum = torch.zeros(())
-        _finite(loss, "training loss", step)
+        finite(loss, "training loss", step)
         now = time.monotonic()
         per_second = (self.tokens(step) - self.tokens(self.timed_step)) / max(now - self.timed_at, 1e-9)
         self.logged_step, self.timed_step, self.timed_at = step, step, now
@@ -133,9 +134,10 @@ class Curves(Callback):
             self.writer.add_scalar(tag, value, self.tokens(step), self.points[-1][3])
 
 
-def _finite(loss: float, name: str, step: int) -> float:
+def finite(loss: float, name: str, step: int) -> float:
+    """The loss, nats per token. Raises StageFailedError where it is none."""
     if not math.isfinite(loss):
-        raise StageFailedError(f"diverged: the {name} is {loss} at step {step}; lower lr or lengthen warmup")
+        raise StageFailedError(f"diverged: the {name} is {loss} at step {step}; lower lr or lengthen warmup", DIVERGED)
     return loss
 
 

@@ -12,12 +12,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import FrameType
 
+from launchers.failures import BUG, DISK, HERE, classify_death, prepare_retry, sentence
 from launchers.worker import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED, work
 from results.lease import Witness, take_lease
 from results.store import Run, State, Store
 from sweeps.errors import MissingResourceError, RetainError
 from sweeps.schema import Execution
-from sweeps.tree import Tree
+from sweeps.tree import STAGES, Tree
 
 POLL_S = 0.1
 TRAINING_ENVIRONMENT = {
@@ -36,10 +37,10 @@ Watch = Callable[[Mapping[str, State]], None]
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one stage at a time: how many processes train it, and which GPUs they see (none: on the CPU)."""
+    """Room for one stage at a time: how many processes train it, by its kind, and the GPUs (none: on the CPU)."""
 
-    processes: int
-    gpus: str
+    processes: Mapping[str, int]
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass
@@ -94,10 +95,14 @@ def local_slots(execution: Execution) -> list[Slot]:
 
     Raises MissingResourceError where the machine has not the devices that are asked for.
     """
-    gpus = 0 if execution.accelerator == "cpu" else _count_gpus()
-    if (gpus or execution.accelerator == "gpu") and gpus < execution.devices:
+    kinds = {kind: execution.of_stage(kind) for kind in STAGES}
+    processes = {kind: stage.devices for kind, stage in kinds.items()}
+    on_gpus = {kind: stage for kind, stage in kinds.items() if stage.accelerator != "cpu"}
+    gpus = _count_gpus() if on_gpus else 0
+    most = max((stage.devices for stage in on_gpus.values()), default=0)
+    if (gpus or any(stage.accelerator == "gpu" for stage in on_gpus.values())) and gpus < most:
         raise MissingResourceError(
-            f"execution.devices: {execution.devices} GPUs are asked for each stage, this machine has {gpus}; "
+            f"execution.devices: {most} GPUs are asked for each stage, this machine has {gpus}; "
             "ask for fewer, or set execution.accelerator=cpu"
         )
     if gpus:
@@ -105,12 +110,12 @@ def local_slots(execution: Execution) -> list[Slot]:
             os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else []
         )
         names = visible or [str(number) for number in range(gpus)]
-        groups = [names[first : first + execution.devices] for first in range(0, gpus, execution.devices)]
-        whole = [group for group in groups if len(group) == execution.devices]
-        return [Slot(execution.devices, ",".join(group)) for group in whole[: execution.parallel]]
+        groups = [tuple(names[first : first + most]) for first in range(0, gpus, most)]
+        whole = [group for group in groups if len(group) == most]
+        return [Slot(processes, group) for group in whole[: execution.parallel]]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = execution.parallel or max(1, cores // (execution.threads * execution.devices))
-    return [Slot(execution.devices, "")] * count
+    busiest = max(stage.threads * stage.devices for stage in kinds.values())
+    return [Slot(processes)] * (execution.parallel or max(1, cores // busiest))
 
 
 def _count_gpus() -> int:
@@ -207,9 +212,9 @@ class _Crew:
         if dead := take_lease(self.store.run(key).lease, self.witness):
             # The worker has seen nothing yet, so it could not tell that a foreign owner is dead.
             dead.release()
-        world = self.slots[slot].processes
+        world = self.slots[slot].processes[self.tree.stages[key].stage]
         theirs, ours = self.context.Pipe(duplex=False)
-        shared = {"CUDA_VISIBLE_DEVICES": self.slots[slot].gpus}
+        shared = {"CUDA_VISIBLE_DEVICES": ",".join(self.slots[slot].gpus[:world])}
         if world > 1:
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world)}
             shared |= {"GLOO_SOCKET_IFNAME": _loopback(), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0"}
@@ -233,11 +238,18 @@ class _Crew:
         if code in (BUSY, STOPPED) or (self.forgiving and code < 0) or run.is_running():
             self.waiting.insert(0, key)
             return
+        try:
+            if code >= 0 and run.state().state == "failed" and prepare_retry(run, HERE):
+                self.waiting.insert(0, key)
+                return
+        except OSError:  # the disk is full
+            pass
         self.stopped.add(key)
         if code < 0 or run.state().state != "failed":
-            reason = f"{_ending(code)}; see retain logs {key[:8]}"
+            failure = DISK if code == NO_ROOM else classify_death(code) or BUG
+            reason = sentence(failure, f"{_ending(code)}; see retain logs {key[:8]}")
             try:
-                _close(run, "failed", reason)
+                _close(run, "failed", reason, failure)
             except (OSError, RetainError):  # the disk is full: what cannot be written is told all the same
                 self.unwritten[key] = replace(run.state(), state="failed", reason=reason)
 
@@ -251,11 +263,11 @@ class _Crew:
         return lambda key: (-below[key], key)
 
 
-def _close(run: Run, state: str, cause: str) -> None:
+def _close(run: Run, state: str, cause: str, failure: str | None = None) -> None:
     """Enter the end of an attempt whose process is gone, unless another launcher has taken the run."""
     if lease := take_lease(run.lease):
         if not run.is_done():
-            run.end_attempt(state, cause, cause if state == "failed" else None)
+            run.end_attempt(state, cause, cause if state == "failed" else None, failure)
         lease.release()
 
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from datamodules.digest import add_digests, as_text
 from datamodules.stage_data import StageData
-from launchers.callbacks import Curves
+from launchers.callbacks import Curves, finite
 from launchers.signals import StopRequest
 from launchers.states import SavedState, Snapshot, StateWriter
 from lightning_modules.early_stopping import KeepBest
@@ -103,6 +103,8 @@ class Resume(Callback):
         # At its end a stage is written as done; a state of it would help nobody.
         if decision == GO_ON or trainer.should_stop or module.step == module.recipe["steps"]:
             return
+        # The copies are made into the memory that the state before is written from.
+        self.writer.wait()
         self.writer.save(self._snapshot(trainer, module))
         self.saved_at = time.monotonic()
         if decision == STOP:
@@ -133,7 +135,10 @@ class Resume(Callback):
                 tensors[name] = self._copied(name, local_part(tensor))
                 if isinstance(parameter, DTensor):
                     rows[name] = (first_row(parameter), parameter.shape[0])
-        own = {"digest": as_text(self.data.digest), "loss_sum": module.loss_sum.item()}
+        own = {
+            "digest": as_text(self.data.digest),
+            "loss_sum": finite(module.loss_sum.item(), "training loss", module.step),
+        }
         shared: dict[str, Any] = {"curves": self.curves.state()} if chief else {}
         if chief and self.best is not None:
             shared["early_stopping"] = self.best.state()

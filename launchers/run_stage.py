@@ -6,7 +6,6 @@ import os
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import contextlib
-import errno
 import json
 import logging
 import shutil
@@ -32,6 +31,8 @@ from datamodules.digest import add_digests, as_text
 from datamodules.stage_data import StageData, heldout_sequences
 from datamodules.tokenizer import Tokenizer, load_tokenizer
 from launchers.callbacks import Curves, Heldout
+from launchers.causes import agree_on_cause, explained, forget_causes
+from launchers.failures import DISK, classify
 from launchers.group import broadcast, gather, join_group, strategy_of
 from launchers.place import Group
 from launchers.resume import Cadence, Resume, StageStopped
@@ -46,6 +47,7 @@ from results.disk import check_room, stage_bytes, used_bytes
 from results.lease import Lease, take_lease
 from results.losses import four_losses
 from results.store import Run, Store
+from results.verify import damaged_files
 from sweeps.errors import RetainError, StageFailedError
 from sweeps.models import Architecture
 
@@ -75,29 +77,18 @@ def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
             run.end_attempt("planned", str(stopped))
         raise
     except Exception as error:
-        no_room = is_no_room(error)
         with contextlib.suppress(OSError):
             traceback.print_exc()
-        reason = " ".join(str(error).split())[:400] or type(error).__name__
-        reason = reason if isinstance(error, RetainError) else f"{type(error).__name__}: {reason}"
+        failure, reason = agree_on_cause(run.folder, group, *explained(error))
         try:
             if lease is not None and lease.held():
-                run.end_attempt("failed", "error", reason)
+                run.end_attempt("failed", "error", reason, failure)
         except OSError as unwritten:
-            no_room = no_room or is_no_room(unwritten)
-        raise StageFailedError(reason, no_room) from error
+            failure = DISK if classify(unwritten) == DISK else failure
+        raise StageFailedError(reason, failure) from error
     finally:
         if lease:
             lease.release()
-
-
-def is_no_room(error: BaseException | None) -> bool:
-    """Whether a full disk, or a quota, is at the bottom of an error."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__
-    return False
 
 
 def _take_patiently(run: Run) -> Lease:
@@ -107,20 +98,26 @@ def _take_patiently(run: Run) -> Lease:
         if time.monotonic() > deadline:
             raise RunBusyError(f"{run.key}: another process is training this run; see retain status")
         time.sleep(0.1)
+    if run.is_done():  # whoever held the lease has just finished it
+        lease.release()
+        raise RunBusyError(f"{run.key}: another process has trained this run")
     return lease
 
 
 def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease | None) -> None:
     _quiet_libraries()
-    spec = run.spec()
-    recipe, execution = spec["recipe"], spec["execution"]
+    spec, execution = run.spec(), run.execution()
+    recipe = spec["recipe"]
     gpu = execution["accelerator"] == "gpu" or (execution["accelerator"] == "auto" and torch.cuda.is_available())
     bf16 = execution["precision"] == "bf16" or (execution["precision"] == "auto" and gpu)
     sharded = group.world > 1 and execution["strategy"] == "fsdp"
     if not gpu:
         torch.set_num_threads(execution["threads"])
+    if group.chief:
+        forget_causes(run.folder)
     join_group(group.world, gpu)
-    saved = _begin(run, recipe, group)
+    smaller = execution["micro_batch"] if execution != spec["execution"] else None
+    saved = _begin(run, recipe, group, smaller)
     tokenizer = load_tokenizer(store.root / "tokenizers" / spec["tokenizer"])
     model = _starting_model(store, spec, tokenizer)
     if group.chief:
@@ -162,9 +159,11 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease
         _finish(store, run, spec, module, curves, best, final, tokenizer, lease)
 
 
-def _begin(run: Run, recipe: Mapping[str, Any], group: Group) -> SavedState | None:
-    """Enter the attempt, and choose the state that all ranks go on from."""
+def _begin(run: Run, recipe: Mapping[str, Any], group: Group, smaller: int | None) -> SavedState | None:
+    """Enter the attempt, and choose the state that all ranks go on from; smaller: an adapted micro-batch."""
     notes: list[str] = []
+    if smaller is not None:
+        notes.append(f"for lack of GPU memory {smaller} sequences at a time: the same batches, other last bits")
     saved = None
     if group.chief:
         clear_unfinished(run.checkpoint)
@@ -242,6 +241,8 @@ def _starting_model(store: Store, spec: Mapping[str, Any], tokenizer: Tokenizer)
         raise StageFailedError(f"its parent {parent.key} is not done; run the study again")
     if parent.state().weights_freed:
         raise StageFailedError(freed_sentence([parent]))
+    if damaged := damaged_files(parent):
+        raise StageFailedError(f"{parent.folder}: {damaged[0]}; delete this folder and run the study again")
     return load_model(parent.model)
 
 

@@ -1,18 +1,24 @@
 """What a SLURM job does: look at the parent's run, train its own, and go back to the queue when it is stopped."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launchers.branches import ended_above
+from launchers.causes import blamed_nodes
+from launchers.deferred import deferred_keys, take_up_lost
+from launchers.failures import DISK, ON_SLURM, prepare_retry
+from launchers.lost import settle_losses
 from launchers.place import Group
 from launchers.signals import StopRequest
-from launchers.slurm import live_jobs, requeue_job
+from launchers.slurm import exclude_nodes, live_jobs, requeue_job
 from launchers.submissions import read_submission, submitted_job
 from launchers.worker import BUSY, FAILED, NO_ROOM, STOPPED, log_into, say, train_one
 from results.store import Run, State, Store
@@ -21,8 +27,6 @@ from sweeps.processes import slurm_job
 
 WAIT_S = 60
 """Seconds in the queue before a job looks again at a parent that has not finished."""
-NO_ROOM_WAIT_S = 600
-"""Seconds in the queue before a job tries a full disk again."""
 MEETING_S = 300.0
 """How long the ranks of a job wait for their chief."""
 FRUITLESS = 2
@@ -46,6 +50,8 @@ class RunStage:
         rank, world = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
         group = Group(rank, world, nodes=int(os.environ["SLURM_NNODES"]))
         log_into(run.log)
+        if group.chief:
+            settle_losses(store, [run])
         decision, why = look_at_parent(store, run)
         say(
             f"rank {rank} of {world}: job {slurm_job()} on {socket.gethostname()}: {decision}{f', {why}' if why else ''}"
@@ -55,6 +61,7 @@ class RunStage:
             return _train(store, run, group, stop)
         if group.chief:
             if decision == "wait":
+                take_up_lost(store, run.spec()["parent"])
                 _requeue(run, WAIT_S)
             elif decision == "skip":
                 run.save_state(replace(run.state(), state="skipped", reason=why))
@@ -64,7 +71,7 @@ class RunStage:
 def look_at_parent(store: Store, run: Run) -> tuple[str, str]:
     """done, train, wait or skip, and why; a job's first question."""
     own = run.state()
-    if own.state in ("done", "cancelled"):
+    if own.state in ("done", "cancelled", "failed"):
         return "done", f"the run is {own.state}"
     parent_key = run.spec()["parent"]
     if parent_key is None:
@@ -73,12 +80,10 @@ def look_at_parent(store: Store, run: Run) -> tuple[str, str]:
     state = parent.state()
     if state.state == "done":
         return "train", ""
+    if why := ended_above(store, run):
+        return "skip", why
     kind = parent.spec()["stage"]
-    if state.state in ("failed", "cancelled"):
-        return "skip", f"{kind} {parent_key[:8]} {_verb(state)}{f': {state.reason}' if state.reason else ''}"
-    if state.state == "skipped":
-        return "skip", state.reason or f"{kind} {parent_key[:8]} was skipped"
-    if parent.is_running() or _is_queued(store, parent):
+    if state.state == "running" or parent_key in deferred_keys(store) or _is_queued(store, parent):
         return "wait", f"{kind} {parent_key[:8]} is {state.state}"
     return "skip", f"{kind} {parent_key[:8]} is {state.state} and has no job; retain submit takes it up again"
 
@@ -94,7 +99,9 @@ def is_fruitless(state: State) -> bool:
 def _train(store: Store, run: Run, group: Group, stop: StopRequest) -> str:
     code, ending = train_one(store, run.key, group, stop)
     say(f"rank {group.rank}: {ending}")
-    if code == FAILED:
+    if code in (FAILED, NO_ROOM):
+        if group.chief:
+            _after_failure(run, group, code)
         raise SystemExit(FAILED)
     if not group.chief:
         return ending
@@ -107,20 +114,33 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest) -> str:
         _requeue(run, 0)
     elif code == BUSY:
         _requeue(run, WAIT_S)
-    elif code == NO_ROOM:
-        _requeue(run, NO_ROOM_WAIT_S)
     return ending
 
 
-def _requeue(run: Run, hold_s: int) -> None:
+def _after_failure(run: Run, group: Group, code: int) -> None:
+    """Back into the queue where the failure's class allows another attempt."""
+    policy = prepare_retry(run, ON_SLURM)
+    if code == NO_ROOM and run.state().state == "running":  # the disk has not even room to say so
+        policy = ON_SLURM[DISK]
+    if policy is None:
+        return
+    avoided = blamed_nodes(run.folder, run.state().reason or "", group.nodes) if policy.elsewhere else set()
+    say(f"back to the queue after: {run.state().reason}")
+    _requeue(run, policy.wait_s, avoided)
+
+
+def _requeue(run: Run, hold_s: int, avoided: Collection[str] = ()) -> None:
     """Back into the queue; SLURM ends this process on the way."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     state = run.state()
-    if state.state not in ("done", "cancelled"):
-        run.save_state(replace(state, state="queued"))
+    with contextlib.suppress(OSError):  # a full disk
+        if state.state not in ("done", "cancelled"):
+            run.save_state(replace(state, state="queued"))
     job = slurm_job()
     assert job is not None
     requeue_job(job, hold_s)
+    if avoided:
+        exclude_nodes(job, avoided)
 
 
 def _rendezvous(folder: Path, group: Group) -> Mapping[str, str]:
@@ -154,7 +174,3 @@ def _rendezvous(folder: Path, group: Group) -> Mapping[str, str]:
 def _is_queued(store: Store, run: Run) -> bool:
     job = submitted_job(store, run)
     return job is not None and job in live_jobs([job])
-
-
-def _verb(state: State) -> str:
-    return "failed" if state.state == "failed" else "was cancelled"

@@ -1,6 +1,7 @@
 """What was handed to SLURM: one folder a submission, written before sbatch is called.
 
     submissions/<token>/intent.json   the stage keys of its tasks, in order, and the job's id once it is known
+    submissions/deferred.json         the stage keys that are to be submitted once the user's limit of jobs allows it
 
 The token is in the job's name, so that a job whose sbatch never answered is found again.
 """
@@ -37,6 +38,30 @@ class Submission:
         if self.job_id is None or len(self.keys) == 1:
             return self.job_id
         return f"{self.job_id}_{self.keys.index(key)}"
+
+
+@dataclass(frozen=True)
+class Deferral:
+    """What is beyond the user's limit of jobs."""
+
+    keys: tuple[str, ...] = ()
+    """Parents first."""
+    carrier: str | None = None
+    """The job that has stayed in the queue to submit them."""
+
+
+def read_deferral(store: Store) -> Deferral:
+    """What waits for room."""
+    try:
+        fields = json.loads((store.root / "submissions" / "deferred.json").read_text())
+    except FileNotFoundError:
+        return Deferral()
+    return Deferral(tuple(fields["keys"]), fields["carrier"])
+
+
+def write_deferral(store: Store, deferral: Deferral) -> None:
+    """For a submitter that holds the store alone."""
+    write_json(store.root / "submissions" / "deferred.json", asdict(deferral))
 
 
 def submission_folder(store: Store, token: str) -> Path:

@@ -1,6 +1,8 @@
 """`retain submit`: hand what a store lacks to SLURM, through submitit, each stage exactly once."""
 
 import contextlib
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,15 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launchers.branches import ENDED_BADLY, settle_descendants
+from launchers.local import TRAINING_ENVIRONMENT
+from launchers.lost import settle_losses
+from launchers.resources import UNMEASURED_MINUTES
 from launchers.slurm import Limits, live_jobs, read_limits
 from launchers.slurm_job import RunStage
 from launchers.snapshot import snapshot_code
 from launchers.submissions import (
     Submission,
     new_submission,
+    read_deferral,
     submission_folder,
     submitted_job,
     unanswered,
+    write_deferral,
     write_submission,
 )
 from results.lease import Witness, take_lease
@@ -32,6 +40,10 @@ if TYPE_CHECKING:
 
 SUBMITTER_WAIT_S = 120.0
 """How long one submitter waits for another on the same store."""
+
+
+class QueueFullError(MissingResourceError):
+    """A job more than the user may have."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,9 @@ class Submitted:
     failed: Sequence[str]
     """Left alone: `retain retry` takes them up again."""
     deferred: Sequence[str]
-    """Beyond the user's limit of jobs: submit again once some have ended."""
+    """Beyond the user's limit of jobs: submitted by the jobs that end."""
+    limit: int | None
+    """Of the user's jobs."""
 
 
 def submit_runs(store: Store, keys: Sequence[str]) -> Submitted:
@@ -65,22 +79,34 @@ def submit_runs(store: Store, keys: Sequence[str]) -> Submitted:
 
     Raises MissingResourceError where SLURM does not answer, or another submitter holds the store for too long.
     """
-    with _alone(store):
-        adopted = settle_unanswered(store)
-        runs = {key: store.run(key) for key in keys}
-        states = {key: run.state() for key, run in runs.items()}
-        recorded = {key: job for key, run in runs.items() if (job := submitted_job(store, run)) is not None}
-        live = live_jobs(recorded.values())
-        job_of = {key: job for key, job in recorded.items() if job in live}
-        failed = [key for key, state in states.items() if state.state in ("failed", "cancelled", "skipped")]
-        wanted = [
-            key
-            for key, state in states.items()
-            if state.state in ("planned", "queued", "running") and key not in job_of and not runs[key].is_running()
-        ]
-        limits = read_limits()
-        room = None if limits.jobs is None else max(0, limits.jobs - len(live_jobs()))
-        jobs, deferred = _submit_families(store, families(store, wanted), job_of, limits, room)
+    with alone(store):
+        return submit_held(store, keys)
+
+
+def submit_held(store: Store, keys: Sequence[str]) -> Submitted:
+    """`submit_runs` for a submitter that holds the store alone already."""
+    adopted = settle_unanswered(store)
+    runs = {key: store.run(key) for key in keys}
+    settle_losses(store, list(runs.values()))
+    parents = {str(parent) for run in runs.values() if (parent := run.spec()["parent"])}
+    recorded = {key: job for key in {*keys, *parents} if (job := submitted_job(store, store.run(key))) is not None}
+    live = live_jobs(recorded.values())
+    job_of = {key: job for key, job in recorded.items() if job in live}
+    settle_descendants(store, [key for key in keys if key not in job_of])
+    states = {key: run.state() for key, run in runs.items()}
+    failed = [key for key, state in states.items() if state.state in ENDED_BADLY]
+    wanted = [
+        key
+        for key, state in states.items()
+        if state.state in ("planned", "queued", "running") and key not in job_of and not runs[key].is_running()
+    ]
+    limits = read_limits()
+    room = None if limits.jobs is None else limits.jobs - sum(job.counts for job in live_jobs().values())
+    jobs, deferred = _submit_families(store, families(store, wanted), job_of, limits, room)
+    waiting = read_deferral(store)
+    others = [key for key in waiting.keys if key not in runs]
+    if deferred or waiting.keys:
+        write_deferral(store, replace(waiting, keys=(*others, *(key for key in keys if key in set(deferred)))))
     return Submitted(
         jobs=jobs,
         adopted=adopted,
@@ -88,6 +114,7 @@ def submit_runs(store: Store, keys: Sequence[str]) -> Submitted:
         done_already=sum(state.state == "done" for state in states.values()),
         failed=failed,
         deferred=deferred,
+        limit=limits.jobs,
     )
 
 
@@ -145,14 +172,19 @@ def _submit_families(
         parent_done = family.parent is None or store.run(family.parent).is_done()
         for first in range(0, len(family.keys), limits.array_tasks):
             keys = family.keys[first : first + limits.array_tasks]
-            taken = keys if room is None else keys[:room]
+            taken = keys if room is None else keys[: max(0, room)]
             if not parent_done and family.parent not in job_of:
                 taken = ()
             deferred += keys[len(taken) :]
             if not taken:
                 continue
             dependency = None if parent_done else f"afterany:{job_of[str(family.parent)]}"
-            submission = _submit(store, replace(family, keys=taken), dependency, code)
+            try:
+                submission = _submit(store, replace(family, keys=taken), dependency, code)
+            except QueueFullError:
+                deferred += taken
+                room = 0
+                continue
             assert submission.job_id is not None
             job_of |= {key: str(submission.task_id(key)) for key in taken}
             jobs.append((submission.job_id, taken))
@@ -177,9 +209,8 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
         if not found:
             settle_unanswered(store)
             reason = " ".join(str(error).split())[-300:]
-            raise MissingResourceError(
-                f"SLURM: sbatch refused {family.stage} {family.keys[0][:8]}: {reason}"
-            ) from error
+            refusal = QueueFullError if re.search("MaxSubmitJob|job submit limit", str(error)) else MissingResourceError
+            raise refusal(f"SLURM: sbatch refused {family.stage} {family.keys[0][:8]}: {reason}") from error
         job_id = next(iter(found)).split("_")[0]
         _hand_over(store, submission, job_id)
     answered = replace(submission, job_id=job_id)
@@ -209,14 +240,26 @@ def _executor(
 ) -> "submitit.SlurmExecutor":
     import submitit
 
+    class SlurmExecutor(submitit.SlurmExecutor):
+        """Also where there is no srun: a script may be looked at anywhere, and `submit` asks for SLURM itself."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
     execution = family.execution
     slurm = Slurm.model_validate(execution["slurm"])
     processes = execution["devices"] // slurm.nodes
     gpus = execution["accelerator"] != "cpu"
+    # A site's words for GPUs are not for a stage that takes none.
+    gres = slurm.gres if gpus or "{gpus}" not in (slurm.gres or "") else None
+    # Since SLURM 22.05 srun does not take the job's --cpus-per-task over by itself.
+    variables = TRAINING_ENVIRONMENT | {"SRUN_CPUS_PER_TASK": str(slurm.cpus)}
+    variables |= {name: str(value) for name, value in slurm.environment.items()}
     parameters: dict[str, Any] = {
         "job_name": submission.name,
         "comment": f"retain {family.stage} of {store.root}",
-        "time": slurm.minutes,
+        "time": slurm.minutes or UNMEASURED_MINUTES,
         "nodes": slurm.nodes,
         "ntasks_per_node": processes,
         "cpus_per_task": slurm.cpus,
@@ -226,24 +269,33 @@ def _executor(
         "qos": slurm.qos,
         "constraint": slurm.constraint,
         "exclude": slurm.exclude,
-        "gres": slurm.gres,
-        "gpus_per_node": processes if gpus and slurm.gres is None else None,
+        "gres": gres and gres.replace("{gpus}", str(processes)),
+        "gpus_per_node": processes if gpus and "gpu" not in (gres or "") else None,
         "dependency": dependency,
         "signal_delay_s": slurm.warning_seconds,
         "array_parallelism": slurm.at_a_time,
         "stderr_to_stdout": True,
-        "setup": [f"export PYTHONPATH={code.absolute()}${{PYTHONPATH:+:$PYTHONPATH}}", *slurm.setup],
+        "setup": [
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+            *slurm.setup,
+            # After the setup: modules may set it too.
+            f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        ],
+        "teardown": [
+            f"{shlex.quote(sys.executable)} -m launchers.slurm_after "
+            f"{shlex.quote(str(store.root.absolute()))} {submission.token}"
+        ],
         "additional_parameters": {"requeue": True} | slurm.extra,
     }
-    executor = submitit.SlurmExecutor(
-        folder=submission_folder(store, submission.token).absolute(), python=sys.executable
+    executor = SlurmExecutor(
+        folder=submission_folder(store, submission.token).absolute(), python=shlex.quote(sys.executable)
     )
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
     return executor
 
 
 @contextlib.contextmanager
-def _alone(store: Store) -> Iterator[None]:
+def alone(store: Store) -> Iterator[None]:
     """One submitter at a time; what a killed one left is settled by the next."""
     place = store.root / "submissions"
     place.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,6 @@
 """`retain verify`: the runs of a store, the data that they were trained on, and the tokens that they saw."""
 
-import json
 from collections.abc import Collection
-from pathlib import Path
 
 from datamodules.batches import recipe_digest
 from datamodules.digest import add_digests, as_text
@@ -26,8 +24,19 @@ def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[
 
 def token_problems(store: Store, run: Run) -> list[str]:
     """Where the tokens that a run consumed are not those of its recipe: at its end, or at a resumable state."""
+    from launchers.states import open_state, saved_states  # imports torch
+
     recipe = run.spec()["recipe"]
-    proofs = {f"step {step}": (step, digest) for step, digest in (_state_proof(path) for path in _states(run))}
+    proofs: dict[str, tuple[int, str]] = {}
+    damaged = []
+    for folder in saved_states(run.checkpoint):
+        try:
+            state = open_state(folder, check=False)
+            digest = add_digests(int(rank["own"]["digest"], 16) for rank in state.ranks)
+            proofs[f"step {state.step}"] = (state.step, as_text(digest))
+        except (ValueError, KeyError):
+            if folder.exists():  # a run at work has replaced it otherwise
+                damaged.append(f"the state {folder.name} is damaged; the next attempt goes on from an older one")
     if run.is_done():
         losses = run.losses()
         proofs["its end"] = (losses["steps"], losses["token_digest"])
@@ -38,17 +47,6 @@ def token_problems(store: Store, run: Run) -> list[str]:
             if as_text(recipe_digest(recipe, store.root, step)) != digest
         ]
     except RetainError as error:
-        return [f"its tokens cannot be compared with its recipe: {error}"]
+        return [*damaged, f"its tokens cannot be compared with its recipe: {error}"]
     cure = "delete the run's folder and train it again"
-    return [f"up to {where} it saw other tokens than its recipe says; {cure}" for where in wrong]
-
-
-def _states(run: Run) -> list[Path]:
-    return sorted(run.checkpoint.glob("step-*/state.json"))
-
-
-def _state_proof(manifest: Path) -> tuple[int, str]:
-    """Step and token proof of a resumable state, over all its ranks."""
-    state = json.loads(manifest.read_text())
-    ranks = [json.loads((manifest.parent / name).read_text()) for name in state["files"]]
-    return int(state["step"]), as_text(add_digests(int(rank["own"]["digest"], 16) for rank in ranks))
+    return [*damaged, *(f"up to {where} it saw other tokens than its recipe says; {cure}" for where in wrong)]

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from launchers.drill import SIGNALS, DrillResult, count_kills
 from launchers.opened import OpenedStudy
+from launchers.resources import Resources
 from launchers.submit import Submitted
 from results.collect import Waste
 from results.losses import LOSSES, Row
@@ -110,7 +111,16 @@ def print_data(document: Mapping[str, Any]) -> None:
 
 
 def print_status(rows: Sequence[RunStatus]) -> None:
-    _console().print(status_table(rows))
+    console = _console()
+    console.print(status_table(rows))
+    _print_logs(console, rows)
+
+
+def _print_logs(console: Console, rows: Sequence[RunStatus]) -> None:
+    """Where those that failed have told why; a path in a column of the table would be broken."""
+    for row in rows:
+        if row.state == "failed" and row.log is not None:
+            console.print(f"log of {row.key[:8]}: {row.log}", highlight=False, soft_wrap=True)
 
 
 def status_table(rows: Sequence[RunStatus]) -> Table:
@@ -142,8 +152,9 @@ def watch_status(rows: Callable[[], Sequence[RunStatus]]) -> None:
             now = rows()
             live.update(status_table(now), refresh=True)
             if not any(row.state in ("running", "queued") for row in now):
-                return
+                break
             time.sleep(WATCH_EVERY_S)
+    _print_logs(_console(), now)
 
 
 def print_results(opened: OpenedStudy, rows: Sequence[Row], shown: Sequence[Path]) -> None:
@@ -203,17 +214,15 @@ def print_submitted(study: str, result: Submitted) -> None:
             result.adopted
         ),
         f"{len(result.failed):,} failed, were cancelled or skipped: retain retry {study}": len(result.failed),
-        f"{len(result.deferred):,} are beyond your limit of jobs; submit again once some have ended": len(
-            result.deferred
-        ),
+        f"{len(result.deferred):,} are beyond your limit of jobs: the jobs that end submit them": len(result.deferred),
     }
     for line, count in lines.items():
         if count:
             console.print(line, highlight=False)
 
 
-def print_scripts(opened: OpenedStudy) -> None:
-    """The script of every family of siblings, as it would be submitted."""
+def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site: str | None) -> None:
+    """The script of every family of siblings, as it would be submitted, and where its walltime comes from."""
     from launchers.snapshot import snapshot_code
     from launchers.submit import families, sbatch_script
 
@@ -222,6 +231,7 @@ def print_scripts(opened: OpenedStudy) -> None:
     for family in families(opened.store, missing):
         dependency = None if family.parent is None else f"afterany:<job of {family.parent[:8]}>"
         print(f"# {family.stage}: {' '.join(key[:8] for key in family.keys)}")
+        print(f"# site {site or 'without a profile'}; walltime {resources[family.keys[0]].walltime}")
         print(sbatch_script(opened.store, family, dependency, code))
 
 

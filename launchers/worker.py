@@ -40,13 +40,14 @@ def work(root: Path, key: str, rank: int, world: int, environment: Mapping[str, 
 def train_one(store: Store, key: str, group: Group, stop: StopRequest) -> tuple[int, str]:
     """Train one run as one of its ranks; returns the exit code, and what the log says of it."""
     # What it imports is there already where a fork server has preloaded it.
+    from launchers.failures import DISK
     from launchers.resume import StageStopped
     from launchers.run_stage import RunBusyError, run_stage
 
     try:
         run_stage(store, key, group, stop)
     except StageFailedError as error:
-        return (NO_ROOM if error.no_room else FAILED), f"failed: {error}"
+        return (NO_ROOM if error.failure == DISK else FAILED), f"failed: {error}"
     except StageStopped as stopped:
         return STOPPED, f"stopped by {stopped}, its state is saved"
     except RunBusyError as busy:

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from sweeps.errors import MissingResourceError
+from sweeps.errors import NoRoomError
 from sweeps.units import format_bytes
 
 BYTES_A_NUMBER = 4
@@ -45,12 +45,12 @@ def used_bytes(place: Path) -> int:
 def check_room(folder: Path, needed: int) -> None:
     """Check that so many bytes fit beside what lies there already; `folder` need not exist yet.
 
-    Raises MissingResourceError. A quota that the file system does not tell is found out only by writing.
+    Raises NoRoomError. A quota that the file system does not tell is found out only by writing.
     """
     place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise MissingResourceError(
+        raise NoRoomError(
             f"{folder}: {format_bytes(needed)} are needed and {format_bytes(free)} are free; "
             "make room, for instance with retain gc, or choose another disk with --store"
         )

@@ -2,13 +2,12 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.store import Store
-from sweeps.atomic import write_json, write_text
+from sweeps.atomic import read_json, write_json, write_text
 from sweeps.tree import Tree
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
 
 def read_rows(store: Path, study: str) -> list[Row]:
     """The rows last kept for a study. Raises FileNotFoundError."""
-    return list(json.loads((study_folder(store, study) / "trials.json").read_text()))
+    return list(read_json(study_folder(store, study) / "trials.json"))
 
 
 def csv_text(rows: Sequence[Row]) -> str:

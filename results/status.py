@@ -30,13 +30,19 @@ class RunStatus:
     job_id: str | None
     reason: str | None
     """Why it failed, or what it waits for."""
+    failure: str | None
+    """The class of the failure that ended its last attempt; see `launchers.failures`."""
+    log: str | None
+    """The path of what it has logged."""
 
 
 def study_status(tree: Tree, store: Store) -> list[RunStatus]:
     """A row for every stage of a tree, parents first; those below a failed one say so."""
     states = {key: current_state(store.run(key)) for key in tree.stages}
     held_up = held_up_stages(tree.stages, states)
-    return [_row(stage, states[stage.key], held_up.get(stage.key)) for stage in tree.stages.values()]
+    return [
+        _row(stage, store.run(stage.key), states[stage.key], held_up.get(stage.key)) for stage in tree.stages.values()
+    ]
 
 
 def store_status(store: Store) -> list[RunStatus]:
@@ -47,7 +53,7 @@ def store_status(store: Store) -> list[RunStatus]:
         tokens = spec["recipe"]["sequences"] * spec["recipe"]["sequence_length"]
         stage = Stage(run.key, spec["stage"], spec["parent"], "", tokens, spec["axes"])
         state = current_state(run)
-        rows.append((max((attempt.start for attempt in state.attempts), default=0.0), _row(stage, state, None)))
+        rows.append((max((attempt.start for attempt in state.attempts), default=0.0), _row(stage, run, state, None)))
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
@@ -57,9 +63,8 @@ def current_state(run: Run) -> State:
     if state.state == "running" and not run.is_running():
         if (again := run.state()).state != "running":
             return again
-        return State(
-            "planned", state.attempts, state.job_ids, reason="its process is gone; retain run takes it up again"
-        )
+        reason = "its process is gone; retain run takes it up again"
+        return State("planned", state.attempts, state.job_ids, state.submission, reason=reason, forgiven=state.forgiven)
     return state
 
 
@@ -92,8 +97,9 @@ def seconds_left(state: State) -> float | None:
     return max(0.0, (progress.total - progress.tokens) / progress.tokens_per_second - since)
 
 
-def _row(stage: Stage, state: State, held_up: str | None) -> RunStatus:
+def _row(stage: Stage, run: Run, state: State, held_up: str | None) -> RunStatus:
     done = state.state == "done"
+    last = None if done or not state.counted_attempts else state.counted_attempts[-1]
     tokens = stage.tokens if done else state.progress.tokens
     return RunStatus(
         key=stage.key,
@@ -109,6 +115,8 @@ def _row(stage: Stage, state: State, held_up: str | None) -> RunStatus:
         seconds_left=seconds_left(state),
         job_id=state.job_ids[-1] if state.job_ids else None,
         reason=state.reason or held_up,
+        failure=last.failure if last else None,
+        log=str(run.log) if run.log.exists() else None,
     )
 
 

@@ -1,7 +1,6 @@
 """The store of runs: one folder a stage key, readable at any moment, complete and checksummed once done."""
 
 import hashlib
-import json
 import shutil
 import socket
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from results.lease import Witness, is_held
-from sweeps.atomic import sync_folder, sync_path, write_json
+from sweeps.atomic import read_json, sync_folder, sync_path, write_json
 from sweeps.errors import MissingResourceError, StudyError
 from sweeps.processes import slurm_job
 
@@ -36,6 +35,8 @@ class Attempt:
     cause: str | None = None
     note: str | None = None
     """What a reader of the results should know: damaged states, another number of processes."""
+    failure: str | None = None
+    """The class of the failure that ended it; see `launchers.failures`."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,17 @@ class State:
     progress: Progress = Progress()
     reason: str | None = None
     """One line: why it failed."""
+    forgiven: int = 0
+    """How many of the attempts came before the last `retain retry`: they count no more against the run."""
     checksums: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file of a done run, by its path in the run's folder."""
     weights_freed: bool = False
     """The run is done, and `retain gc --weights` has removed its weights."""
+
+    @property
+    def counted_attempts(self) -> tuple[Attempt, ...]:
+        """Those since the last `retain retry`."""
+        return self.attempts[self.forgiven :]
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,31 @@ class Run:
 
     def spec(self) -> dict[str, Any]:
         """stage.json: the payload of the key, the evaluation, the execution, versions."""
-        return dict(json.loads((self.folder / "stage.json").read_text()))
+        return dict(read_json(self.folder / "stage.json"))
+
+    def execution(self) -> dict[str, Any]:
+        """How it is to be trained: the part `execution` of stage.json, over it what failures have taught (adapted.json)."""
+        execution: dict[str, Any] = self.spec()["execution"]
+        try:
+            adapted: dict[str, Any] = read_json(self.folder / "adapted.json")
+        except FileNotFoundError:
+            return execution
+        if (smaller := adapted["micro_batch"]) < (execution["micro_batch"] or smaller + 1):
+            execution["micro_batch"] = smaller
+        return execution
+
+    def adapt(self, micro_batch: int | None) -> None:
+        """Take at most so many sequences at a time from the next attempt on; None: as the study says again."""
+        place = self.folder / "adapted.json"
+        if micro_batch is None:
+            place.unlink(missing_ok=True)
+        else:
+            write_json(place, {"micro_batch": micro_batch})
 
     def state(self) -> State:
         """state.json; a run that nobody registered is planned."""
         try:
-            raw = json.loads((self.folder / "state.json").read_text())
+            raw = read_json(self.folder / "state.json")
         except FileNotFoundError:
             return State()
         attempts = tuple(Attempt(**attempt) for attempt in raw.pop("attempts"))
@@ -110,7 +137,7 @@ class Run:
 
     def losses(self) -> dict[str, Any]:
         """losses.json: by split, the loss (nats per token), the tokens behind it and the corpus's fingerprint."""
-        return dict(json.loads((self.folder / "losses.json").read_text()))
+        return dict(read_json(self.folder / "losses.json"))
 
     def save_state(self, state: State) -> None:
         write_json(self.folder / "state.json", asdict(state))
@@ -140,20 +167,23 @@ class Run:
             else replace(attempt, end=old.heartbeat or now, tokens=old.progress.tokens, cause="lost")
             for attempt in old.attempts
         )
+        if attempts and attempts[-1].tokens < tokens:
+            # It was killed after its last state and before it told how far it was.
+            attempts = (*attempts[:-1], replace(attempts[-1], tokens=tokens))
         job = slurm_job()
         attempt = Attempt(now, socket.gethostname(), pid, job, world, tokens_at_start=tokens, note=note)
         progress = Progress(tokens, old.progress.total)
         jobs = old.job_ids if job is None or job in old.job_ids else (*old.job_ids, job)
-        state = State("running", (*attempts, attempt), jobs, old.submission, now, progress)
+        state = State("running", (*attempts, attempt), jobs, old.submission, now, progress, forgiven=old.forgiven)
         self.save_state(state)
         return state
 
-    def end_attempt(self, state: str, cause: str, reason: str | None = None) -> None:
-        """Close the current attempt and leave the run in `state`."""
+    def end_attempt(self, state: str, cause: str, reason: str | None = None, failure: str | None = None) -> None:
+        """Close the current attempt and leave the run in `state`; failure: its class, where it failed."""
         old = self.state()
         attempts = old.attempts
         if attempts and attempts[-1].end is None:
-            last = replace(attempts[-1], end=time.time(), tokens=old.progress.tokens, cause=cause)
+            last = replace(attempts[-1], end=time.time(), tokens=old.progress.tokens, cause=cause, failure=failure)
             attempts = (*attempts[:-1], last)
         self.save_state(replace(old, state=state, attempts=attempts, reason=reason, heartbeat=time.time()))
 

@@ -1,9 +1,11 @@
 """Whether the store's runs are what they say: keys match their payloads, done runs are complete and unchanged."""
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from results.store import STATES, Run, Store, sha256_of
+from sweeps.errors import MissingResourceError
 from sweeps.keys import canonical, stage_key
 
 
@@ -25,6 +27,8 @@ def run_problems(store: Store, run: Run) -> list[str]:
     """What is wrong with one run, a sentence each."""
     try:
         spec, state = run.spec(), run.state()
+    except MissingResourceError as error:
+        return [str(error)]
     except (ValueError, KeyError, TypeError) as error:
         return [f"stage.json or state.json cannot be read ({error}); delete the run's folder and train it again"]
     found = []
@@ -40,8 +44,9 @@ def run_problems(store: Store, run: Run) -> list[str]:
         found.append(
             f"losses.json lacks the split {', '.join(sorted(missing))}; delete the run's folder and train it again"
         )
-    if spec["parent"] and not store.run(spec["parent"]).is_done():
-        found.append(f"it is done, but its parent {spec['parent']} is not; train the parent again")
+    with contextlib.suppress(MissingResourceError):  # a damaged parent is told under its own key
+        if spec["parent"] and not store.run(spec["parent"]).is_done():
+            found.append(f"it is done, but its parent {spec['parent']} is not; train the parent again")
     return found
 
 

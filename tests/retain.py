@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,31 @@ from results.store import State
 COMMAND = [sys.executable, "-m", "launchers.cli"]
 
 
-def environment() -> dict[str, str]:
-    """This process's environment without a store of the developer's own."""
-    return {name: value for name, value in os.environ.items() if name != "RETAIN_STORE"}
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without a store of the developer's own, and what is added to it."""
+    return {name: value for name, value in os.environ.items() if name != "RETAIN_STORE"} | dict(more or {})
 
 
-def retain(*arguments: str | Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Run one verb to its end; `code` is the exit code that it must have."""
+def retain(
+    *arguments: str | Path, code: int | None = 0, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one verb to its end; `code` is the exit code that it must have, `more` is added to the environment."""
     command = [*COMMAND, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(more), timeout=600, check=False)
     assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
-def retain_json(*arguments: str | Path, code: int = 0) -> Any:
+def retain_json(*arguments: str | Path, code: int = 0, more: Mapping[str, str] | None = None) -> Any:
     """The document that a verb prints with --json."""
-    return json.loads(retain(*arguments, "--json", code=code).stdout)
+    return json.loads(retain(*arguments, "--json", code=code, more=more).stdout)
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, more: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start one verb in a session of its own."""
     command = [*COMMAND, *map(str, arguments)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(), start_new_session=True)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(more), start_new_session=True)
 
 
 def weights(store: Path) -> dict[str, bytes]:

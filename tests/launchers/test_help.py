@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-VERBS = ["plan", "data", "run", "status", "logs", "results", "board", "why", "export", "verify"]
+VERBS = ["plan", "data", "run", "status", "logs", "results", "board", "why", "export", "verify", "submit", "doctor"]
 
 
 def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:

@@ -1,0 +1,104 @@
+"""What becomes of runs that fail on a real SLURM, of those below them, and of those that must wait for room."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.store import Store
+from tests.retain import retain, retain_json, train_here, weights
+from tests.slurm.cluster import Cluster, Site, call, wait_until
+from tests.slurm.jobs import queue
+from tests.studies import tiny_study
+
+pytestmark = pytest.mark.slurm
+EXECUTION = {"accelerator": "cpu", "save_steps": 5, "slurm": {"minutes": 5, "cpus": 1}}
+
+
+def statuses(cluster: Cluster, study: Path, store: Path) -> dict[str, dict[str, Any]]:
+    rows = retain_json("status", study, "--store", store, more=cluster.environment)["runs"]
+    return {row["key"]: row for row in rows}
+
+
+def wait_for_the_end(cluster: Cluster, seconds: float = 90) -> None:
+    wait_until(lambda: not queue(cluster), "queue empty", seconds)
+
+
+def test_a_diverging_stage_ends_its_branch_and_no_other(slurm: Cluster, tmp_path: Path) -> None:
+    grid = {"pretrain.exposure": [1], "posttrain.lr": [1e-3, 1e25], "finetune.lr": [5e-4, 2e-3]}
+    study = tiny_study(tmp_path / "study", execution=EXECUTION, grid=grid, **{"posttrain.clip": 1e30})
+    store = tmp_path / "runs"
+    retain("submit", study, "--store", store, more=slurm.environment)
+    wait_for_the_end(slurm)
+    rows = statuses(slurm, study, store)
+    states = sorted((row["stage"], row["state"]) for row in rows.values())
+    assert states == [
+        *[("finetune", "done")] * 2,
+        *[("finetune", "skipped")] * 2,
+        ("posttrain", "done"),
+        ("posttrain", "failed"),
+        ("pretrain", "done"),
+    ]
+    (failed,) = [row for row in rows.values() if row["state"] == "failed"]
+    assert failed["failure"] == "diverged"
+    assert failed["reason"].startswith("diverged: the ")
+    assert failed["attempts"] == 1
+    assert Path(failed["log"]) == store / failed["key"] / "log.txt"
+    for row in rows.values():
+        if row["state"] == "skipped":
+            assert row["reason"].startswith(f"posttrain {failed['key'][:8]} failed: diverged: ")
+            assert row["attempts"] == 0
+    assert (
+        str(store / failed["key"] / "log.txt")
+        in retain("status", study, "--store", store, more=slurm.environment).stdout
+    )
+    again = retain_json("submit", study, "--store", store, more=slurm.environment)
+    assert (again["jobs"], len(again["failed"])) == ([], 3)
+
+
+def test_retry_takes_a_branch_up_again_once_what_it_lacked_is_there(slurm: Cluster, tmp_path: Path) -> None:
+    grid = {"pretrain.exposure": [0], "finetune.lr": [5e-4, 2e-3]}
+    study, store = tiny_study(tmp_path / "study", execution=EXECUTION, grid=grid), tmp_path / "runs"
+    retain("data", study, "--store", store)
+    keys = {row["key"]: row["stage"] for row in retain_json("plan", study, "--store", store)["stages"]}
+    call(slurm, "scontrol", "update", "partitionname=low", "state=down")
+    retain("submit", study, "--store", store, more=slurm.environment)
+    post = next(Store(store).run(key) for key, stage in keys.items() if stage == "posttrain")
+    (corpus,) = store.rglob(f"{post.spec()['recipe']['corpus']}*")
+    corpus.rename(tmp_path / "aside")
+    call(slurm, "scontrol", "update", "partitionname=low", "state=up")
+    wait_for_the_end(slurm)
+    states = {key: Store(store).run(key).state() for key in keys}
+    assert [states[key].state for key in keys] == ["done", "failed", "skipped", "skipped"]
+    assert str(states[post.key].reason).startswith("bad recipe: FileNotFoundError: ")
+    for key, stage in keys.items():
+        if stage == "finetune":
+            assert states[key].reason == f"posttrain {post.key[:8]} failed: {states[post.key].reason}"
+    (tmp_path / "aside").rename(corpus)
+    retain("retry", study, "--store", store, more=slurm.environment)
+    wait_for_the_end(slurm)
+    assert {row["state"] for row in statuses(slurm, study, store).values()} == {"done"}
+    train_here(study, tmp_path / "local")
+    assert weights(store) == weights(tmp_path / "local")
+
+
+def test_a_study_beyond_the_limit_of_jobs_finishes_by_itself(
+    start_slurm: Callable[[Site], Cluster], tmp_path: Path
+) -> None:
+    cluster = start_slurm(Site(nodes=2, max_array_size=3, max_submit=3))
+    grid = {"pretrain.exposure": [1], "finetune.lr": [5e-4, 1e-3, 2e-3]}
+    study, store = tiny_study(tmp_path / "study", execution=EXECUTION, grid=grid), tmp_path / "runs"
+    document = retain_json("submit", study, "--store", store, more=cluster.environment)
+    submitted = sum(len(job["keys"]) for job in document["jobs"])
+    assert (submitted, len(document["deferred"])) == (3, 2)
+
+    def finished() -> bool:
+        assert len(queue(cluster)) <= 3
+        return all(run.is_done() for run in Store(store).runs())
+
+    wait_until(finished, "all stages done", 150)
+    wait_for_the_end(cluster)
+    assert [len(run.state().attempts) for run in Store(store).runs()] == [1] * 5
+    assert all(len(run.state().job_ids) == 1 for run in Store(store).runs())
+    assert retain_json("submit", study, "--store", store, more=cluster.environment)["done_already"] == 5

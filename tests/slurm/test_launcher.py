@@ -1,0 +1,125 @@
+"""`retain submit` on a real SLURM: what the local launcher would have trained, whatever happens on the way."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.store import Store
+from tests.retain import losses, retain_json, train_here, weights
+from tests.slurm.chaos import FAULTS, SLOW, Chaos, assert_nothing_repeated, unleash
+from tests.slurm.cluster import Cluster, call, wait_until
+from tests.slurm.jobs import queue
+from tests.studies import replaced, tiny_study
+
+pytestmark = pytest.mark.slurm
+GRID = {"pretrain.exposure": [0, 1], "finetune.lr": [5e-4, 2e-3]}
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of the slow study as the local launcher trains it."""
+    folder = tmp_path_factory.mktemp("calm")
+    train_here(tiny_study(folder / "study", **SLOW, grid=GRID), folder / "runs")
+    return folder / "runs"
+
+
+def chaos_on(cluster: Cluster, folder: Path, **overrides: Any) -> Chaos:
+    study = tiny_study(folder / "study", **SLOW, grid=GRID, **overrides)
+    return Chaos(cluster, study, folder / "runs", random.Random(1))
+
+
+def test_a_study_lives_through_faults_of_every_kind_and_ends_in_the_bits_of_a_calm_one(
+    slurm: Cluster, calm: Path, tmp_path: Path
+) -> None:
+    chaos = chaos_on(slurm, tmp_path)
+    unleash(chaos, ["two submits", *(name for name in FAULTS if name != "two submits")])
+    assert len(set(chaos.injected) & set(FAULTS)) >= 8
+    assert weights(chaos.store) == weights(calm)
+    assert losses(chaos.store) == losses(calm)
+    assert_nothing_repeated(Store(chaos.store))
+
+
+def test_preemption_without_a_user_signal_and_a_time_limit_lose_nothing(
+    silent_slurm: Cluster, calm: Path, tmp_path: Path
+) -> None:
+    chaos = chaos_on(silent_slurm, tmp_path)
+    chaos.retain("submit", chaos.study)
+    wait_until(lambda: any(run.checkpoint.exists() for run in Store(chaos.store).runs()), "a state", 60)
+    job = chaos.running_job()
+    assert job is not None
+    # SLURM looks at limits every 30 s, and sends its warning 120 s before the end.
+    call(silent_slurm, "scontrol", "update", f"jobid={job}", "EndTime=now+60")
+    unleash(chaos, ["preemption"])
+    assert weights(chaos.store) == weights(calm)
+    assert_nothing_repeated(Store(chaos.store))
+    causes = {attempt.cause for run in Store(chaos.store).runs() for attempt in run.state().attempts}
+    assert causes & {"SIGTERM", "SIGUSR2", "lost"}
+
+
+def test_four_ranks_on_two_nodes_reach_the_weights_of_four_local_ranks(slurm: Cluster, tmp_path: Path) -> None:
+    execution = replaced(SLOW["execution"], {"devices": 4, "slurm.nodes": 2, "micro_batch": 2})
+    study = tiny_study(tmp_path / "study", execution=execution, grid={"pretrain.exposure": [1]})
+    chaos = Chaos(slurm, study, tmp_path / "runs", random.Random(1))
+    unleash(chaos, [])
+    train_here(study, tmp_path / "local")
+    assert weights(chaos.store) == weights(tmp_path / "local")
+
+
+def test_a_cancelled_branch_ends_alone_and_is_taken_up_again_by_retry(
+    slurm: Cluster, calm: Path, tmp_path: Path
+) -> None:
+    chaos = chaos_on(slurm, tmp_path)
+    chaos.retain("submit", chaos.study)
+    doomed = next(run["key"] for run in chaos.status() if run["stage"] == "posttrain")
+    assert "3 runs cancelled" in chaos.retain("cancel", doomed).stdout
+    wait_until(lambda: not queue(slurm), "queue empty", 120)
+    states = {run["key"]: run["state"] for run in chaos.status()}
+    assert sorted(states.values()) == ["cancelled"] * 3 + ["done"] * 5
+    chaos.retain("retry", chaos.study)
+    unleash(chaos, [])
+    assert weights(chaos.store) == weights(calm)
+
+
+def test_a_thousand_stages_are_submitted_with_one_sbatch_a_family(slurm: Cluster, tmp_path: Path) -> None:
+    grid = {
+        "pretrain.exposure": [number / 10 for number in range(1, 11)],
+        "posttrain.lr": [1e-3 + number * 1e-5 for number in range(9)],
+        "finetune.lr": [1e-3 + number * 1e-5 for number in range(10)],
+    }
+    execution = replaced(SLOW["execution"], {"slurm.extra": {"hold": True}})
+    study = tiny_study(tmp_path / "study", grid=grid, execution=execution)
+    more: Mapping[str, str] = slurm.environment
+    retain_json("data", study, "--store", tmp_path / "runs", more=more)
+    began = time.monotonic()
+    document = retain_json("submit", study, "--store", tmp_path / "runs", more=more)
+    print(f"1,000 stages in {time.monotonic() - began:.1f} s")
+    assert len(document["jobs"]) == 1 + 10 + 90
+    assert sum(len(job["keys"]) for job in document["jobs"]) == 1000
+    again = retain_json("submit", study, "--store", tmp_path / "runs", more=more)
+    assert (again["jobs"], again["queued_already"]) == ([], 1000)
+    assert len(queue(slurm)) == 1000
+
+
+def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_path: Path) -> None:
+    chaos = chaos_on(slurm, tmp_path)
+    chaos.retain("submit", chaos.study, "--dry-run")
+    (code,) = (chaos.store / "code").iterdir()
+    held = subprocess.run(
+        [sys.executable, "-c", "import launchers.submit; print(launchers.submit.__file__)"],
+        env=os.environ | {"PYTHONPATH": str(code)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert held.stdout.strip() == str(code / "launchers" / "submit.py")
+    script = chaos.retain("submit", chaos.study, "--dry-run").stdout
+    assert f"export PYTHONPATH={code}" in script
+    assert (code / "commit.json").exists()
