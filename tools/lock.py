@@ -39,7 +39,9 @@ def compile_lock(*extras: str) -> list[str]:
 def pinned() -> list[str]:
     """`name==version ; marker` of every package in the locks."""
     texts = [lock.read_text() for lock in sorted(LOCKS.glob("*.lock"))]
-    return [line.removesuffix(" \\") for text in texts for line in text.splitlines() if re.match(r"[a-z0-9][^ ]*==", line)]
+    return [
+        line.removesuffix(" \\") for text in texts for line in text.splitlines() if re.match(r"[a-z0-9][^ ]*==", line)
+    ]
 
 
 def entries_of(command: list[str]) -> list[str]:
