@@ -13,22 +13,22 @@ SAVE_EVERY = 7
 
 def cut_down(file: StudyFile) -> StudyFile:
     """The first and last value of each axis, three at most of them, and stages of a few steps that save often."""
-    raw: dict[str, Any] = file.study.model_dump(exclude_none=True, mode="json")
+    # Only what the study gives, so that what it leaves out stays left out.
+    raw: dict[str, Any] = file.study.model_dump(exclude_unset=True, mode="json")
     length = min(_values(file, "sequence_length"))
     for stage in STAGES:
         section = raw[stage]
         batch = max(_values(file, f"{stage}.batch"))
         section["tokens"] = STEPS[stage] * batch * length
-        section["warmup"] = min(section["warmup"], STEPS[stage] // 4)
+        section["warmup"] = min(section.get("warmup", 0), STEPS[stage] // 4)
     post = raw["posttrain"]
     # Two passes, so that the second one's new order is part of what is tested.
     post["tokens"] //= 2
-    if raw["allocation"] == "additive":
+    if file.study.allocation == "additive":
         post["max_tokens"] = 2 * post["tokens"]
     if post.get("early_stopping"):
         post["early_stopping"] |= {"every": EVALUATE_EVERY}
-    # Only what the study gives, so that what a stage does not override stays as it is.
-    execution: dict[str, Any] = file.study.execution.model_dump(exclude_unset=True, mode="json")
+    execution: dict[str, Any] = raw.get("execution", {})
     for part in (execution, *execution.get("stages", {}).values()):
         part.pop("heldout_every", None)
         part.pop("save_steps", None)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from launchers.slurm import accounted_states, exclude_nodes, requeue_job
 from results.store import Store
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.cluster import Cluster, Site, call, wait_until
-from tests.slurm.jobs import queue
+from tests.slurm.jobs import job, queue, submit, wait_for_state
 from tests.studies import tiny_study
 
 pytestmark = pytest.mark.slurm
@@ -71,7 +72,8 @@ def test_retry_takes_a_branch_up_again_once_what_it_lacked_is_there(slurm: Clust
     wait_for_the_end(slurm)
     states = {key: Store(store).run(key).state() for key in keys}
     assert [states[key].state for key in keys] == ["done", "failed", "skipped", "skipped"]
-    assert str(states[post.key].reason).startswith("bad recipe: FileNotFoundError: ")
+    assert str(states[post.key].reason).startswith("bad recipe: corpus ")
+    assert states[post.key].attempts[-1].failure == "bad recipe"
     for key, stage in keys.items():
         if stage == "finetune":
             assert states[key].reason == f"posttrain {post.key[:8]} failed: {states[post.key].reason}"
@@ -81,6 +83,28 @@ def test_retry_takes_a_branch_up_again_once_what_it_lacked_is_there(slurm: Clust
     assert {row["state"] for row in statuses(slurm, study, store).values()} == {"done"}
     train_here(study, tmp_path / "local")
     assert weights(store) == weights(tmp_path / "local")
+
+
+def test_a_requeued_job_avoids_the_nodes_it_failed_on(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in slurm.variables.items():
+        monkeypatch.setenv(name, value)
+    failing = submit(slurm, "sleep 300")
+    wait_for_state(slurm, failing, "RUNNING")
+    requeue_job(failing)
+    exclude_nodes(failing, {"n2", "n1"})
+    exclude_nodes(failing, {"n3"})
+    wait_for_state(slurm, failing, "RUNNING")
+    assert job(slurm, failing)["NodeList"] == "n4"
+    assert job(slurm, failing)["ExcNodeList"] == "n1,n2,n3"
+
+
+def test_sacct_tells_how_jobs_ended(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in slurm.variables.items():
+        monkeypatch.setenv(name, value)
+    ended = {submit(slurm, script): state for script, state in (("true", "COMPLETED"), ("exit 3", "FAILED"))}
+    waiting = submit(slurm, "true", "--hold")
+    wait_until(lambda: accounted_states([*ended, waiting]) == ended, "sacct knows them")
+    assert accounted_states([]) == {}
 
 
 def test_a_study_beyond_the_limit_of_jobs_finishes_by_itself(
