@@ -44,8 +44,8 @@ def source_of(corpus: Corpus, folder: Path) -> dict[str, Any]:
 
 
 def is_heldout(document: str, share: float) -> bool:
-    """Whether a document belongs to the held-out split: by its hash alone, so on the same side in every corpus,
-    order and budget, and the same side as its exact duplicates."""
+    """Whether a document belongs to the held-out split of this share: by its hash alone, whatever the order and budget,
+    so on the same side as its exact duplicates, and in the split of every larger share too."""
     return document_hash(document) < int(share * 2**64)
 
 

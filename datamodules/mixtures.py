@@ -68,8 +68,8 @@ class Mixture:
 class Passes:
     """Repeated passes over one subset, each in a new order, with a share of replayed sequences in every pass.
 
-    A pass holds all of the subset and the replayed sequences that make up `share` of it; a last, shorter pass keeps the
-    share. Replay goes on through its own subset from pass to pass.
+    A pass holds all of the subset and the replayed sequences that bring all passes up to it closest to `share`; a last,
+    shorter pass does the same. Replay goes on through its own subset from pass to pass.
     """
 
     post: Subset
@@ -82,29 +82,45 @@ class Passes:
     def subsets(self) -> tuple[Subset, ...]:
         return (self.post,) if self.replay is None else (self.post, self.replay)
 
-    @property
-    def replayed_a_pass(self) -> int:
-        return int(self.post.distinct * self.share / (1 - self.share) + 0.5)
+    def replayed_before(self, number: int) -> int:
+        """Replayed sequences in all passes before this one, to the nearest whole one."""
+        return int(number * self.post.distinct * self.share / (1 - self.share) + 0.5)
+
+    def start(self, number: int) -> int:
+        """The first position of a pass."""
+        return number * self.post.distinct + self.replayed_before(number)
 
     def locate(self, positions: Indices) -> tuple[Indices, Indices]:
-        length = self.post.distinct + self.replayed_a_pass
         source, sequence = np.empty_like(positions), np.empty_like(positions)
-        for number in np.unique(positions // length):
-            here = positions // length == number
-            source[here], sequence[here] = self._locate_in_pass(int(number), positions[here] % length, length)
+        waiting = np.ones(positions.shape, bool)
+        while waiting.any():
+            number = self._pass_of(int(positions[waiting].min()))
+            here = waiting & (positions < self.start(number + 1))
+            source[here], sequence[here] = self._locate_in_pass(number, positions[here] - self.start(number))
+            waiting &= ~here
         return source, sequence
 
-    def _locate_in_pass(self, number: int, positions: Indices, length: int) -> tuple[Indices, Indices]:
-        size = min(length, self.total - number * length)
-        replayed = self.replayed_a_pass if size == length else int(size * self.share + 0.5)
+    def _pass_of(self, position: int) -> int:
+        number = int(position * (1 - self.share) / self.post.distinct)
+        # Passes differ by one replayed sequence at most, so the estimate is off by one at most.
+        while self.start(number) > position:
+            number -= 1
+        while self.start(number + 1) <= position:
+            number += 1
+        return number
+
+    def _locate_in_pass(self, number: int, positions: Indices) -> tuple[Indices, Indices]:
+        begin, end = self.start(number), min(self.start(number + 1), self.total)
+        before, size = self.replayed_before(number), end - begin
+        whole = end == self.start(number + 1)
+        upto = self.replayed_before(number + 1) if whole else min(int(end * self.share + 0.5), before + size)
+        replayed = max(0, upto - before, size - self.post.distinct)
         drawn = permute(positions, size, derive_seed(self.seed, "order", number))
         fresh = drawn < size - replayed
         # A pass that is cut short takes a random part of the subset, not always its beginning.
-        shuffled = permute(drawn[fresh], self.post.distinct, derive_seed(self.seed, "pass", number))
-        drawn[fresh] = shuffled
-        offsets = (0, number * self.replayed_a_pass)
+        drawn[fresh] = permute(drawn[fresh], self.post.distinct, derive_seed(self.seed, "pass", number))
         drawn[~fresh] += self.post.distinct - (size - replayed)
-        return _assign(drawn, self.subsets, (self.post.distinct, replayed)[: len(self.subsets)], offsets)
+        return _assign(drawn, self.subsets, (self.post.distinct, replayed)[: len(self.subsets)], (0, before))
 
 
 def _assign(

@@ -74,14 +74,16 @@ def pack(
     tokenizer: Tokenizer,
     sequence_length: int,
     heldout: float,
+    withheld: float,
     tokens: int | None,
     folder: Path,
     report: Report,
 ) -> PackedCorpus:
     """Tokenise and pack documents into `folder`, in flat memory but for 8 bytes of hash a document.
 
-    heldout: share of the documents; tokens: where the training split ends, None for all documents. Exact duplicates
-    are dropped. What is left of each split after its last whole sequence is dropped: less than one sequence.
+    heldout: share of the documents; withheld: the largest such share of any corpus that is trained on beside this one,
+    kept out of this one's training split too; tokens: where the training split ends, None for all documents. Exact
+    duplicates are dropped. What is left of each split after its last whole sequence is dropped: less than one sequence.
     """
     folder.mkdir(parents=True)
     dtype = np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
@@ -93,8 +95,11 @@ def pack(
         }
         for batch in _batches(_distinct(documents)):
             for document, numbers in zip(batch, tokenizer.encode(batch), strict=True):
-                writers["heldout" if is_heldout(document, heldout) else "train"].add([*numbers, tokenizer.end_id])
                 read += 1
+                if is_heldout(document, heldout):
+                    writers["heldout"].add([*numbers, tokenizer.end_id])
+                elif not is_heldout(document, withheld):
+                    writers["train"].add([*numbers, tokenizer.end_id])
                 if tokens is not None and writers["train"].tokens >= tokens:
                     break
             for writer in writers.values():

@@ -109,7 +109,7 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
 def _sample(file: StudyFile, name: str, characters: int) -> Iterator[str]:
     """Training documents from the beginning of a corpus, up to a number of characters."""
     for document in _documents(file, name):
-        if not is_heldout(document, file.study.corpora[name].heldout):
+        if not is_heldout(document, _withheld(file)):
             yield document[:characters]
             characters -= len(document)
             if characters <= 0:
@@ -146,6 +146,7 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
         tokenizer,
         length,
         corpus.heldout,
+        _withheld(file),
         corpus.tokens,
         building,
         lambda documents, tokens: report(name, documents, tokens),
@@ -167,12 +168,18 @@ def _tokenizer_source(file: StudyFile) -> dict[str, Any]:
     return source
 
 
+def _withheld(file: StudyFile) -> float:
+    """The largest held-out share: what one corpus holds out, no other corpus of the study may train on."""
+    return max(corpus.heldout for corpus in file.study.corpora.values())
+
+
 def _corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> dict[str, Any]:
     corpus = file.study.corpora[name]
     return {
         "format": FORMAT,
         **_source(file, name),
         "heldout": corpus.heldout,
+        "withheld": _withheld(file),
         "tokens": corpus.tokens,
         "tokenizer": tokenizer,
         "sequence_length": length,

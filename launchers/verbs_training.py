@@ -36,7 +36,11 @@ def run(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, 
     from launchers.show import show_results
     from launchers.views import print_failures
     from results.collect import check_starts
+    from sweeps.read import read_study
 
+    execution = read_study(study, overrides or ()).study.execution
+    if execution.accelerator == "gpu":
+        local_slots(execution)  # refused before any data is prepared
     opened = _prepare(study, overrides or (), store)
     states = opened.store.states(opened.tree.stages)
     check_starts(opened.store, opened.tree.stages, states)

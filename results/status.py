@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from results.store import Run, State, Store
@@ -64,7 +64,7 @@ def current_state(run: Run) -> State:
         if (again := run.state()).state != "running":
             return again
         reason = "its process is gone; retain run takes it up again"
-        return State("planned", state.attempts, state.job_ids, state.submission, reason=reason, forgiven=state.forgiven)
+        return replace(state, state="planned", reason=reason)
     return state
 
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -156,19 +157,29 @@ def test_a_pass_that_is_cut_short_is_a_random_part_rather_than_the_beginning() -
 
 
 @given(st.integers(20, SIZE), st.floats(0.01, 0.6), st.integers(1, 4), SEEDS)
-def test_every_pass_holds_the_replayed_share_to_the_nearest_sequence(
+def test_every_pass_holds_all_of_the_subset_and_all_passes_together_the_replayed_share(
     distinct: int, share: float, passes: int, seed: int
 ) -> None:
     post, pre = subset("post", distinct), subset("pre", SIZE)
-    length = distinct + Passes(post, pre, share, 1, seed).replayed_a_pass
-    seen = everything(Passes(post, pre, share, passes * length, seed))
-    for start in range(0, len(seen), length):
-        counts = Counter(corpus for corpus, _ in seen[start : start + length])
-        assert counts["post"] == distinct
-        assert abs(counts["pre"] - share / (1 - share) * distinct) <= 0.5 + 1e-9
-    replayed = Counter(place for place in seen if place[0] == "pre")
-    assert len(replayed) == min(SIZE, replayed.total()), "replay goes on through its own subset"
-    assert max(replayed.values(), default=0) - min(replayed.values(), default=0) <= 1
+    starts = [Passes(post, pre, share, 1, seed).start(number) for number in range(passes + 1)]
+    seen = everything(Passes(post, pre, share, starts[-1], seed))
+    for number, (start, end) in enumerate(pairwise(starts), 1):
+        assert Counter(corpus for corpus, _ in seen[start:end])["post"] == distinct
+        replayed = Counter(corpus for corpus, _ in seen[:end])["pre"]
+        assert abs(replayed - share / (1 - share) * distinct * number) <= 0.5 + 1e-9
+    replayed_places = Counter(place for place in seen if place[0] == "pre")
+    assert len(replayed_places) == min(SIZE, replayed_places.total()), "replay goes on through its own subset"
+    assert max(replayed_places.values(), default=0) - min(replayed_places.values(), default=0) <= 1
+
+
+@given(st.integers(1, SIZE), st.floats(0.001, 0.6), st.integers(1, 5 * SIZE), SEEDS)
+def test_replay_is_exact_to_the_sequence_over_any_number_of_passes(
+    distinct: int, share: float, total: int, seed: int
+) -> None:
+    order = Passes(subset("post", distinct), subset("pre", SIZE), share, total, seed)
+    counts = Counter(corpus for corpus, _ in everything(order))
+    assert counts.total() == total
+    assert abs(counts["pre"] - share * total) <= 1
 
 
 def test_one_percent_of_replay_is_one_percent() -> None:

@@ -28,7 +28,7 @@ def made(tokenizer: Tokenizer, tmp_path: Path) -> PackedCorpus:
 def packed(
     tokenizer: Tokenizer, documents: list[str], folder: Path, heldout: float = 0.2, tokens: int | None = None
 ) -> PackedCorpus:
-    return pack(documents, tokenizer, LENGTH, heldout, tokens, folder, lambda *_: None)
+    return pack(documents, tokenizer, LENGTH, heldout, heldout, tokens, folder, lambda *_: None)
 
 
 def documents_in(corpus: PackedCorpus, tokenizer: Tokenizer, split: str) -> list[str]:
@@ -62,6 +62,16 @@ def test_less_than_one_sequence_of_each_split_is_left_out(made: PackedCorpus, to
         tokens = sum(len(numbers) + 1 for numbers in tokenizer.encode(chosen))
         assert made.count(split) == tokens // LENGTH
         assert made.manifest[split]["documents"] == len(chosen)
+
+
+def test_what_another_corpus_holds_out_is_not_trained_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    corpus = pack(DOCUMENTS, tokenizer, LENGTH, 0.1, 0.3, None, tmp_path / "made", lambda *_: None)
+    *train, _ = documents_in(corpus, tokenizer, "train")
+    *heldout, _ = documents_in(corpus, tokenizer, "heldout")
+    assert not any(is_heldout(document, 0.3) for document in train)
+    assert all(is_heldout(document, 0.1) for document in heldout)
+    assert heldout
+    assert train
 
 
 def test_exact_duplicates_are_dropped_so_none_crosses_the_split(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -127,7 +137,7 @@ def test_a_split_without_a_sequence_is_empty_rather_than_an_error(tokenizer: Tok
 
 def test_progress_is_reported_with_documents_and_training_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    corpus = pack(DOCUMENTS, tokenizer, LENGTH, 0.2, None, tmp_path / "made", lambda *told: seen.append(told))
+    corpus = pack(DOCUMENTS, tokenizer, LENGTH, 0.2, 0.2, None, tmp_path / "made", lambda *told: seen.append(told))
     assert seen[-1][0] == len(DOCUMENTS)
     assert corpus.count("train") * LENGTH <= seen[-1][1] < (corpus.count("train") + 1) * LENGTH
 
