@@ -5,19 +5,22 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from launchers.local import Slot, Team, Watch, train
 from launchers.opened import OpenedStudy
 from launchers.register import register
 from launchers.verify import verify_store
-from results.store import Run, Store
+from results.store import Run, State, Store
 from sweeps.errors import StageFailedError
 from sweeps.tree import STAGES, Tree
 
 POLL_S = 0.002
+LOOK_S = 0.05
+"""How long the local launcher is kept from its own work at a time."""
 TWICE_WITHIN_S = 0.05
 SIGNALS = {"USR2": signal.SIGUSR2, "TERM": signal.SIGTERM, "INT": signal.SIGINT, "KILL": signal.SIGKILL}
 MOMENTS = ("any", "save", "evaluation", "final write", "twice")
@@ -57,15 +60,18 @@ class DrillResult:
     attempts: int
 
 
-def run_drill(opened: OpenedStudy, slots: Sequence[Slot], kills: int, seed: int, watch: Watch) -> DrillResult:
+Place = Callable[[Tree, Store, "Killer | None"], Mapping[str, State]]
+"""Where a drill trains: called with a tree, a store, and who disturbs it; returns the last state of each stage."""
+
+
+def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> DrillResult:
     """Train a study undisturbed once, then disturbed until so many kills were made, and compare after each round.
 
     Works below `<store>/drill`, on the data of the store. Raises StageFailedError where the undisturbed study fails.
     """
     tree, store = opened.tree, opened.store
     calm = _twin(store, "calm")
-    register(tree, opened.file, opened.facts, calm)
-    states = train(tree, calm, slots, watch)
+    states = place(tree, calm, None)
     if broken := next((key for key, state in states.items() if state.state != "done"), None):
         raise StageFailedError(f"the undisturbed twin failed, so there is nothing to compare: {states[broken].reason}")
     durations = {key: _duration(calm.run(key)) for key in tree.stages}
@@ -74,12 +80,10 @@ def run_drill(opened: OpenedStudy, slots: Sequence[Slot], kills: int, seed: int,
     runs = attempts = 0
     while len(made) < kills:
         disturbed = _twin(store, "disturbed")
-        register(tree, opened.file, opened.facts, disturbed)
         share = -(-(kills - len(made)) // len(tree.stages))
-        killer = Killer(
-            tree, disturbed, durations, random.Random(seed + runs), min(share, MOST_A_STAGE), kills - len(made)
-        )
-        train(tree, disturbed, slots, watch, disturb=killer)
+        left = kills - len(made)
+        killer = Killer(tree, disturbed, durations, random.Random(seed + runs), min(share, MOST_A_STAGE), left)
+        place(tree, disturbed, killer)
         made += killer.kills
         differences += compare(tree, calm, disturbed)
         runs += len(tree.stages)
@@ -89,24 +93,52 @@ def run_drill(opened: OpenedStudy, slots: Sequence[Slot], kills: int, seed: int,
     return DrillResult(made, differences, runs, attempts)
 
 
+def here(opened: OpenedStudy, slots: Sequence[Slot], watch: Watch) -> Place:
+    """On this machine: signals go to every process of a run, or to one of them."""
+
+    def train_here(tree: Tree, store: Store, killer: Killer | None) -> Mapping[str, State]:
+        register(tree, opened.file, opened.facts, store)
+        return train(tree, store, slots, watch, disturb=partial(_strike_teams, killer) if killer else None)
+
+    return train_here
+
+
+def _strike_teams(killer: "Killer", teams: Mapping[str, Team]) -> None:
+    """In place of the launcher's pause."""
+
+    def strike(key: str, name: str) -> bool:
+        processes = teams[key].processes
+        # Every process of the run or one of them: a node that goes, or a process alone.
+        victims = processes if killer.draw.random() < 0.5 else [killer.draw.choice(processes)]
+        alive = [process.pid for process in victims if process.pid is not None and process.exitcode is None]
+        for pid in alive:
+            os.kill(pid, SIGNALS[name])
+        return bool(alive)
+
+    end = time.monotonic() + LOOK_S
+    while time.monotonic() < end:
+        for key in teams:
+            killer.look(key, strike)
+        time.sleep(POLL_S)
+
+
 @dataclass
 class _Plan:
     """How the current attempt of a run is to be killed."""
 
+    attempt: int
     moment: str
     signal: str
     delay: float
-    """Seconds after its attempt began, for a random moment."""
+    """Seconds after its attempt was first seen, for a random moment."""
     began: float
-    chief: int
-    """The process number of the rank that it was made for."""
     pause: float
     """Seconds between the two signals of `twice`."""
     struck: float | None = None
 
 
 class Killer:
-    """Sends signals to the teams at work, a limited number for each stage; called in place of the launcher's pause."""
+    """Decides when which run is sent which signal, a limited number for each stage."""
 
     def __init__(
         self, tree: Tree, store: Store, durations: Mapping[str, float], draw: random.Random, a_stage: int, most: int
@@ -117,52 +149,44 @@ class Killer:
         self.plans: dict[str, _Plan] = {}
         self.kills: list[Kill] = []
 
-    def __call__(self, teams: Mapping[str, Team]) -> None:
-        end = time.monotonic() + 0.05
-        while time.monotonic() < end:
-            for key, team in teams.items():
-                if self.left[key] > 0 and len(self.kills) < self.most:
-                    self._consider(key, team)
-            time.sleep(POLL_S)
-
-    def _consider(self, key: str, team: Team) -> None:
-        chief = team.processes[0].pid or 0
+    def look(self, key: str, strike: Callable[[str, str], bool]) -> None:
+        """Strike a run that trains now, if it is time; `strike` sends a signal by its name and says whether it could."""
+        if self.left[key] <= 0 or len(self.kills) >= self.most:
+            return
+        state = self.store.run(key).state()
+        if state.state != "running":
+            return
         plan = self.plans.get(key)
-        if plan is None or plan.chief != chief:
-            plan = self.plans[key] = self._new_plan(key, chief)
+        if plan is None or plan.attempt != len(state.attempts):
+            plan = self.plans[key] = self._new_plan(key, len(state.attempts))
         if plan.struck is None:
-            if self._is_time(key, plan):
-                self._strike(key, team, plan)
+            if self._is_time(key, plan, state):
+                self._strike(key, plan, strike)
         elif plan.moment == "twice" and plan.signal != "KILL" and time.monotonic() > plan.struck + plan.pause:
             plan.signal = "KILL"
-            self._strike(key, team, plan)
+            self._strike(key, plan, strike)
 
-    def _new_plan(self, key: str, chief: int) -> _Plan:
+    def _new_plan(self, key: str, attempt: int) -> _Plan:
         moment = self.draw.choice(MOMENTS)
         name = "TERM" if moment == "twice" else self.draw.choice(list(SIGNALS))
         delay, pause = self.draw.random() * self.durations[key], self.draw.random() * TWICE_WITHIN_S
-        return _Plan(moment, name, delay, time.monotonic(), chief, pause)
+        return _Plan(attempt, moment, name, delay, time.monotonic(), pause)
 
-    def _is_time(self, key: str, plan: _Plan) -> bool:
+    def _is_time(self, key: str, plan: _Plan, state: State) -> bool:
         run = self.store.run(key)
         match plan.moment:
             case "save":
                 return any(run.checkpoint.glob(".step-*"))
             case "evaluation":
-                return run.is_running() and run.state().progress.phase == "evaluating"
+                return state.progress.phase == "evaluating"
             case "final write":
                 return (run.folder / "model.partial").exists()
             case _:
-                return run.state().state == "running" and time.monotonic() - plan.began > plan.delay
+                return time.monotonic() - plan.began > plan.delay
 
-    def _strike(self, key: str, team: Team, plan: _Plan) -> None:
-        # Every process of the run or one of them: a node that goes, or a process alone.
-        victims = team.processes if self.draw.random() < 0.5 else [self.draw.choice(team.processes)]
-        alive = [process.pid for process in victims if process.pid is not None and process.exitcode is None]
-        for pid in alive:
-            os.kill(pid, SIGNALS[plan.signal])
+    def _strike(self, key: str, plan: _Plan, strike: Callable[[str, str], bool]) -> None:
         plan.struck = time.monotonic()
-        if alive:
+        if strike(key, plan.signal):
             self.left[key] -= 1
             self.kills.append(Kill(key, self.tree.stages[key].stage, plan.moment, plan.signal))
 

@@ -111,6 +111,12 @@ def cancel_jobs(job_ids: Sequence[str]) -> None:
         ask(["scancel", "--quiet", *job_ids[first : first + 500]])
 
 
+def signal_job(job_id: str, name: str) -> bool:
+    """Send a signal to all processes of a job that runs; whether SLURM took it."""
+    command = ["scancel", "--quiet", f"--signal={name}", job_id]
+    return subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE_S).returncode == 0
+
+
 def requeue_job(job_id: str, hold_s: int = 0) -> None:
     """Put this very job back into the queue, to start after `hold_s` seconds at the earliest.
 

@@ -144,22 +144,35 @@ def drill(
     store: StorePath = RUNS,
     kills: Annotated[int, typer.Option(min=1, help="How many kills to make.")] = 40,
     seed: Annotated[int, typer.Option(help="Of the random moments.")] = 0,
+    launcher: Annotated[str, typer.Option(help="Where: local, or slurm.")] = "local",
+    site: SiteName = None,
     as_json: AsJson = False,
 ) -> int:
     """Kill the runs of a small copy of the study at every kind of moment; compare with an undisturbed twin."""
     from rich.console import Console
 
-    from launchers.drill import drill_document, run_drill
+    from launchers.drill import drill_document, here, run_drill
+    from launchers.drill_slurm import on_slurm
     from launchers.local import local_slots
     from launchers.opened import prepare_cut
     from launchers.progress import reporting, watching
+    from launchers.resources import find_site
+    from launchers.slurm import require_slurm
     from launchers.views import print_drill, print_json
 
+    if launcher not in ("local", "slurm"):
+        raise StudyError(f"--launcher {launcher}: not known; it is local or slurm")
+    if launcher == "slurm":
+        require_slurm()
     with reporting() as report:
         opened = prepare_cut(study, overrides or (), store, report)
-    slots = local_slots(opened.file.study.execution)
     with watching(opened.tree, Console(stderr=True, markup=False)) as watch:
-        result = run_drill(opened, slots, kills, seed, watch)
+        if launcher == "slurm":
+            chosen = find_site(site)
+            place = on_slurm(opened, chosen and chosen[1], watch)
+        else:
+            place = here(opened, local_slots(opened.file.study.execution), watch)
+        result = run_drill(opened, place, kills, seed)
     if as_json:
         print_json(drill_document(opened.tree.study, result))
     else:

@@ -72,6 +72,15 @@ def test_four_ranks_on_two_nodes_reach_the_weights_of_four_local_ranks(slurm: Cl
     assert weights(chaos.store) == weights(tmp_path / "local")
 
 
+def test_a_drill_on_slurm_finds_no_difference(slurm: Cluster, tmp_path: Path) -> None:
+    study = tiny_study(tmp_path / "study", **SLOW, grid={"pretrain.exposure": [1]})
+    where = ["--launcher", "slurm", "--kills", "4", "--store", str(tmp_path / "runs")]
+    document = retain_json("drill", study, *where, more=slurm.environment)
+    assert document["kills"] == 4
+    assert document["differences"] == []
+    assert document["attempts"] > document["runs_compared"]
+
+
 def test_a_cancelled_branch_ends_alone_and_is_taken_up_again_by_retry(
     slurm: Cluster, calm: Path, tmp_path: Path
 ) -> None:
