@@ -1,15 +1,12 @@
 """Verbs that look after the store and the machine: export, checks, garbage. Each imports what it needs when it is called."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from launchers.options import RUNS, SOME_RUN_FAILED, AsJson, Overrides, RunKey, SiteName, StorePath
 from sweeps.errors import MissingResourceError
-
-if TYPE_CHECKING:
-    pass
 
 
 def export(

@@ -1,15 +1,12 @@
 """Verbs that show: what would be trained, what is trained, what came out. Each imports what it needs when it is called."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from launchers.options import RUNS, AsJson, Overrides, RunKey, StorePath, StudyName
 from sweeps.errors import StudyError
-
-if TYPE_CHECKING:
-    pass
 
 
 def plan(
