@@ -45,14 +45,11 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize(
     "execution",
     [
-        ["execution.devices=1"],
         ["execution.devices=1", "execution.precision=bf16"],
-        ["execution.devices=2"],
-        ["execution.devices=2", "execution.strategy=fsdp"],
         ["execution.devices=2", "execution.strategy=fsdp", "execution.precision=bf16"],
         ["execution.devices=3", "pretrain.batch=9", "posttrain.batch=9", "finetune.batch=9"],
     ],
-    ids=["one process", "bf16", "DDP", "FSDP", "FSDP bf16", "three ranks"],
+    ids=["one process in bf16", "FSDP in bf16", "DDP of three ranks in fp32"],
 )
 def test_drilled_runs_end_in_the_bits_of_their_undisturbed_twins(execution: list[str], tmp_path: Path) -> None:
     study = tiny_study(tmp_path / "study", **LONG)
