@@ -74,7 +74,8 @@ def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
             _train(store, run, group, stop, lease)
     except StageStopped as stopped:
         if group.chief:
-            run.end_attempt("planned", str(stopped))
+            # retain cancel marks a run before it stops its job.
+            run.end_attempt("cancelled" if run.state().state == "cancelled" else "planned", str(stopped))
         raise
     except Exception as error:
         with contextlib.suppress(OSError):

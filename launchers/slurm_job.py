@@ -89,8 +89,8 @@ def look_at_parent(store: Store, run: Run) -> tuple[str, str]:
 
 
 def is_fruitless(state: State) -> bool:
-    """Whether the last attempts were stopped without coming further than those before."""
-    ended = [attempt for attempt in state.attempts if attempt.end is not None]
+    """Whether the last attempts since any `retain retry` were stopped without coming further than those before."""
+    ended = [attempt for attempt in state.counted_attempts if attempt.end is not None]
     if len(ended) < FRUITLESS:
         return False
     return all(attempt.tokens <= attempt.tokens_at_start for attempt in ended[-FRUITLESS:])
@@ -107,6 +107,8 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest) -> str:
         return ending
     if code == STOPPED:
         state = run.state()
+        if state.state == "cancelled":
+            return ending
         if is_fruitless(state):
             reason = f"{FRUITLESS} attempts in a row were stopped before a step was saved; ask for a longer walltime"
             run.save_state(replace(state, state="failed", reason=reason))

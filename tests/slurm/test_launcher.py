@@ -96,6 +96,18 @@ def test_a_cancelled_branch_ends_alone_and_is_taken_up_again_by_retry(
     assert weights(chaos.store) == weights(calm)
 
 
+def test_a_run_that_is_cancelled_while_it_trains_stays_cancelled(slurm: Cluster, tmp_path: Path) -> None:
+    chaos = chaos_on(slurm, tmp_path)
+    chaos.retain("submit", chaos.study)
+    wait_until(lambda: any(run.checkpoint.exists() for run in Store(chaos.store).runs()), "a state", 60)
+    training = next(run for run in Store(chaos.store).runs() if run.checkpoint.exists() and run.is_running())
+    assert "4 runs cancelled" in chaos.retain("cancel", training.key).stdout
+    wait_until(lambda: not training.is_running(), "the run to stop", 60)
+    assert training.state().state == "cancelled"
+    assert training.state().attempts[-1].end is not None
+    assert sum(run["state"] == "cancelled" for run in chaos.status()) == 4
+
+
 def test_a_thousand_stages_are_submitted_with_one_sbatch_a_family(slurm: Cluster, tmp_path: Path) -> None:
     grid = {
         "pretrain.exposure": [number / 10 for number in range(1, 11)],
