@@ -74,7 +74,7 @@ def known_facts(file: StudyFile, store: Path) -> Facts:
 
 def sequence_lengths(file: StudyFile) -> list[int]:
     """Every sequence length that the study's grid asks for."""
-    return list(file.axes.get("sequence_length", [file.study.sequence_length]))
+    return file.values("sequence_length")
 
 
 def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:

@@ -67,7 +67,9 @@ def print_plan(opened: OpenedStudy, document: Mapping[str, Any], device: str) ->
         stages = [stage for stage in document["stages"] if stage["stage"] == kind]
         done = sum(stage["state"] == "done" for stage in stages)
         table.add_row(kind, f"{len(stages):,}", f"{done:,}", format_size(sum(stage["tokens"] for stage in stages)))
-    axes = ", ".join(f"{name} ({len(values)})" for name, values in opened.file.axes.items()) or "none"
+    sizes = {name: len(options) for name, options in opened.file.cases.items()}
+    sizes |= {name: len(values) for name, values in opened.file.axes.items()}
+    axes = ", ".join(f"{name} ({size})" for name, size in sizes.items()) or "none"
     shared, alone = totals["tokens"], totals["tokens_without_sharing"]
     lines = [
         f"axes: {axes}",
@@ -159,12 +161,12 @@ def watch_status(rows: Callable[[], Sequence[RunStatus]]) -> None:
 
 def print_results(opened: OpenedStudy, rows: Sequence[Row], shown: Sequence[Path]) -> None:
     """The loss table, and the paths of what was made beside it."""
-    names = list(opened.file.axes)
+    names = opened.file.labels
     table = _table(*names, "L_im", "L_ret", "L_ft", "L_pre", "tokens", left=len(names))
     for row in rows[:MOST_ROWS]:
         losses = ("" if row[name] is None else f"{row[name]:.4f}" for name in LOSSES)
         tokens = "" if row["tokens"] is None else format_size(row["tokens"])
-        table.add_row(*(_value(row["axes"][name]) for name in names), *losses, tokens)
+        table.add_row(*(_value(row["axes"].get(name, "")) for name in names), *losses, tokens)
     console = _console()
     console.print(table)
     console.print(

@@ -78,7 +78,9 @@ def csv_text(rows: Sequence[Row]) -> str:
     """The rows as comma-separated values, a column for each axis, loss and key."""
     flat = [flat_row(row) for row in rows]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(flat[0]) if flat else [], lineterminator="\n")
+    axes = {name: None for row in rows for name in row["axes"]}
+    columns = [*axes, *(name for name in flat[0] if name not in axes)] if flat else []
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return text.getvalue()

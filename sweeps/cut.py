@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sweeps.read import StudyFile, check_study, get_field
+from sweeps.read import StudyFile, check_study
 from sweeps.tree import STAGES, plain
 
 STEPS = {"pretrain": 40, "posttrain": 60, "finetune": 30}
@@ -15,10 +15,10 @@ def cut_down(file: StudyFile) -> StudyFile:
     """The first and last value of each axis, three at most of them, and stages of a few steps that save often."""
     # Only what the study gives, so that what it leaves out stays left out.
     raw: dict[str, Any] = file.study.model_dump(exclude_unset=True, mode="json")
-    length = min(_values(file, "sequence_length"))
+    length = min(file.values("sequence_length"))
     for stage in STAGES:
         section = raw[stage]
-        batch = max(_values(file, f"{stage}.batch"))
+        batch = max(file.values(f"{stage}.batch"))
         section["tokens"] = STEPS[stage] * batch * length
         section["warmup"] = min(section.get("warmup", 0), STEPS[stage] // 4)
     post = raw["posttrain"]
@@ -33,15 +33,24 @@ def cut_down(file: StudyFile) -> StudyFile:
         part.pop("heldout_every", None)
         part.pop("save_steps", None)
     raw["execution"] = execution | {"save_steps": SAVE_EVERY}
-    varied = [axis for axis in file.axes if axis.split(".")[-1] not in ("tokens", "max_tokens", "warmup")]
+    raw["cases"] = {
+        name: {case: kept for case in _ends(list(cases)) if (kept := _cut_case(cases[case]))}
+        for name, cases in file.study.cases.items()
+    }
+    varied = [axis for axis in file.axes if not _is_size(axis)]
     raw["grid"] = {axis: [plain(value) for value in _ends(file.axes[axis])] for axis in varied[:3]}
     raw["study"] = f"{file.study.study}-drill"
     return check_study(raw, file.path)
 
 
-def _values(file: StudyFile, path: str) -> list[Any]:
-    """The values of a field over the grid; its one value where it is no axis."""
-    return file.axes.get(path) or [get_field(file.study, path)]
+def _cut_case(settings: dict[str, Any]) -> dict[str, Any]:
+    """A case without the sizes that it sets, the last value of each list in it."""
+    kept = {path: value for path, value in settings.items() if not _is_size(path)}
+    return {path: value[-1] if isinstance(value, list) else value for path, value in kept.items()}
+
+
+def _is_size(path: str) -> bool:
+    return path.split(".")[-1] in ("tokens", "max_tokens", "warmup")
 
 
 def _ends(values: list[Any]) -> list[Any]:

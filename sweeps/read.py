@@ -1,30 +1,52 @@
 """From a study's file and overrides to a checked Study; every mistake is one sentence with file, field and cure."""
 
 import difflib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from sweeps.axes import Option, case_options, get_field, grid_values, refuse_double, set_field
+from sweeps.complaints import first_sentence
 from sweeps.errors import StudyError
 from sweeps.schema import Study
 
 STUDIES = Path(__file__).parent / "studies"
-FIXED = ("study", "tokenizer", "corpora", "grid", "search", "execution")
-"""Parts of a study that cannot be an axis."""
 
 
 @dataclass(frozen=True)
 class StudyFile:
-    """A study, where it came from, and its axes: each a dotted path with its checked values."""
+    """A study, where it came from, and its axes."""
 
     path: Path
     study: Study
     axes: dict[str, list[Any]]
+    """Those of the grid: each a dotted path with its checked values."""
+    cases: dict[str, list[Option]] = field(default_factory=dict)
+    """The axes of cases, each with its options."""
+
+    @property
+    def dimensions(self) -> list[list[Option]]:
+        """The options of every axis, cases before the grid: a trial takes one of each."""
+        grid = [[Option({axis: value}, {axis: value}) for value in values] for axis, values in self.axes.items()]
+        return [*self.cases.values(), *grid]
+
+    @property
+    def labels(self) -> list[str]:
+        """The names under which a table shows a trial's axes, in order."""
+        return list({name: None for options in self.dimensions for option in options for name in option.labels})
+
+    def values(self, path: str) -> list[Any]:
+        """All values that a field has over the trials, its own where no axis sets it."""
+        found = list(self.axes.get(path, []))
+        for options in self.cases.values():
+            if any(path in option.fields for option in options):
+                found = [option.fields.get(path, get_field(self.study, path)) for option in options]
+        distinct = [value for index, value in enumerate(found) if value not in found[:index]]
+        return distinct or [get_field(self.study, path)]
 
     @property
     def folder(self) -> Path:
@@ -84,9 +106,16 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
     try:
         study = Study.model_validate(raw)
     except ValidationError as error:
-        raise StudyError(f"{path.name}: {first_sentence(error)}") from None
-    axes = {axis: _axis(raw, axis, values, path) for axis, values in study.grid.items()}
-    return StudyFile(path, study, axes)
+        raise StudyError(f"{path.name}: {first_sentence(error, Study)}") from None
+    cases = {
+        name: case_options(raw, name, options, Study, f"{path.name}: cases.{name}")
+        for name, options in study.cases.items()
+    }
+    grid = {
+        axis: grid_values(raw, axis, values, Study, f"{path.name}: grid.{axis}") for axis, values in study.grid.items()
+    }
+    refuse_double(cases, grid, path.name)
+    return StudyFile(path, study, grid, cases)
 
 
 def check_together(study: Study, name: str) -> None:
@@ -95,15 +124,7 @@ def check_together(study: Study, name: str) -> None:
     try:
         type(section).model_validate(section.model_dump())
     except ValidationError as error:
-        raise StudyError(f"{name}: {first_sentence(error)}") from None
-
-
-def get_field(study: Study, axis: str) -> Any:
-    """The value of a dotted path."""
-    value: Any = study
-    for name in axis.split("."):
-        value = getattr(value, name)
-    return value
+        raise StudyError(f"{name}: {first_sentence(error, type(section))}") from None
 
 
 def load_yaml(path: Path) -> Any:
@@ -120,8 +141,9 @@ def _load(path: Path) -> dict[str, Any]:
     raw = load_yaml(path)
     if not isinstance(raw, dict):
         raise StudyError(f"{path.name}: a study is a mapping of fields; this file holds {type(raw).__name__}")
-    if not isinstance(raw.setdefault("grid", {}), dict):
-        raise StudyError(f"{path.name}: grid: a grid is a mapping of axes to lists of values; write `axis: [a, b]`")
+    for part, example in (("grid", "axis: [a, b]"), ("cases", "axis: {a: {field: value}}")):
+        if not isinstance(raw.setdefault(part, {}), dict):
+            raise StudyError(f"{path.name}: {part}: must be a mapping of axes; write `{example}`")
     raw.setdefault("study", path.stem)
     return raw
 
@@ -134,78 +156,27 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise StudyError(f"{override!r}: the value is not YAML; quote it") from None
+    if field in raw["cases"]:
+        raw["cases"] = raw["cases"] | {field: _chosen(raw["cases"][field], value, override)}
+        return
     grid = raw["grid"]
     if (
         isinstance(value, list)
         and not field.startswith(("corpora.", "grid."))
-        and not field.endswith((".betas", ".setup"))
+        and not field.endswith((".betas", ".setup", ".targets"))
     ):
         raw["grid"] = grid | {field: value}
         return
     raw["grid"] = {axis: values for axis, values in grid.items() if axis != field}
-    _set(raw, field, value, override)
+    if field.startswith("grid."):
+        raw["grid"] = raw["grid"] | {field.removeprefix("grid."): value}
+    else:
+        set_field(raw, field, value, repr(override))
 
 
-def _set(raw: dict[str, Any], field: str, value: Any, where: str) -> None:
-    *parents, last = [field.removeprefix("grid.")] if field.startswith("grid.") else field.split(".")
-    place = raw["grid"] if field.startswith("grid.") else raw
-    for name in parents:
-        inner = place.get(name)
-        if isinstance(inner, str) and name == "model":
-            inner = {"preset": inner}
-        if inner is None:
-            inner = {}
-        if not isinstance(inner, dict):
-            raise StudyError(f"{where!r}: {name} is not a mapping, so it has no field {last}")
-        place[name] = place = dict(inner)
-    place[last] = value
-
-
-def _axis(raw: dict[str, Any], axis: str, values: list[Any], path: Path) -> list[Any]:
-    """The values of an axis as the schema reads them, each tried in its place."""
-    where = f"{path.name}: grid.{axis}"
-    if axis.split(".")[0] in FIXED:
-        raise StudyError(f"{where}: {axis.split('.')[0]} cannot be an axis; make a second study file")
-    if not values:
-        raise StudyError(f"{where}: an axis needs at least one value")
-    checked: dict[Any, None] = {}
-    for value in values:
-        trial = {name: part for name, part in raw.items() if name != "grid"}
-        _set(trial, axis, value, where)
-        try:
-            value = get_field(Study.model_validate(trial), axis)
-        except ValidationError as error:
-            raise StudyError(f"{where}: {first_sentence(error)}") from None
-        if value in checked:
-            raise StudyError(f"{where}: {value} is listed twice; each value of an axis makes trials of its own")
-        checked[value] = None
-    return list(checked)
-
-
-def first_sentence(error: ValidationError, root: type[BaseModel] = Study) -> str:
-    """pydantic's first complaint about a `root` as `field: what is wrong; the cure`."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        section = root.model_fields if len(first["loc"]) == 1 else _fields_of(first["loc"], root)
-        near = difflib.get_close_matches(str(first["loc"][-1]), section, n=1)
-        cure = f"did you mean {near[0]}?" if near else f"the fields here are {', '.join(section)}"
-        return f"{field}: unknown field; {cure}"
-    if first["type"] == "missing":
-        return f"{field}: this field must be given"
-    given = "" if isinstance(first["input"], dict) or first["type"] == "value_error" else f" (it is {first['input']!r})"
-    more = f"; {error.error_count() - 1} more like this" if error.error_count() > 1 else ""
-    # A section's own check begins with the field that it is about.
-    own = first["type"] == "value_error" and re.match(r"[a-z_.]+: ", message)
-    return f"{field}{'.' if own else ': '}{message}{given}{more}" if field else f"{message}{more}"
-
-
-def _fields_of(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
-    """The fields of the section in which an unknown one was found."""
-    model: Any = root
-    for part in location[:-1]:
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else model
-        inner = [item for item in (annotation, *getattr(annotation, "__args__", ())) if hasattr(item, "model_fields")]
-        model = inner[0] if inner else model
-    return list(model.model_fields)
+def _chosen(cases: Any, names: Any, override: str) -> dict[str, Any]:
+    """The named ones of an axis's cases."""
+    wanted = names if isinstance(names, list) else [names]
+    if not isinstance(cases, dict) or not wanted or (unknown := [name for name in wanted if name not in cases]):
+        raise StudyError(f"{override!r}: no case {', '.join(map(str, unknown))}; the cases are {', '.join(cases)}")
+    return {name: cases[name] for name in wanted}

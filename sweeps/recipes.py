@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeps.errors import StudyError
 from sweeps.facts import CorpusFacts, Facts
-from sweeps.schema import Optimisation, Study
+from sweeps.schema import Adaptable, Lora, Optimisation, Pretrain, Study
 
 Recipe = dict[str, Any]
 
@@ -31,6 +31,7 @@ def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
         mixed = exposed_sequences(stage.exposure, distinct)
         if mixed:
             exposure = {"corpus": post.fingerprint, "distinct": min(mixed, distinct), "sequences": mixed}
+            exposure |= _window(stage, count + mixed, mixed)
     total = count + mixed
     model = asdict(study.model.architecture())
     model["vocabulary"] = model["vocabulary"] or facts.vocabulary
@@ -83,7 +84,7 @@ def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
         "replay": replay,
         "sequences": total,
         "early_stopping": stage.early_stopping and stage.early_stopping.model_dump(),
-        "method": stage.method,
+        **_method(stage),
         **_optimisation(study, stage, "posttrain", total),
     }
 
@@ -96,7 +97,7 @@ def finetune_recipe(study: Study, facts: Facts) -> Recipe:
         "corpus": corpus.fingerprint,
         "distinct": count,
         "sequences": count,
-        "method": stage.method,
+        **_method(stage),
         **_optimisation(study, stage, "finetune", count),
     }
 
@@ -104,6 +105,31 @@ def finetune_recipe(study: Study, facts: Facts) -> Recipe:
 def exposed_sequences(exposure: float, distinct: int) -> int:
     """λ·|D_post| in sequences, to the nearest."""
     return int(exposure * distinct + 0.5)
+
+
+def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
+    """The positions [begin, end) that exposure is confined to; nothing where they are all of the stage.
+
+    Raises StudyError where they hold fewer sequences than are mixed in.
+    """
+    halves = {"uniform": (0.0, 1.0), "early": (0.0, 0.5), "late": (0.5, 1.0)}
+    schedule = stage.exposure_schedule
+    first, last = halves[schedule] if isinstance(schedule, str) else schedule
+    begin, end = int(first * total + 0.5), int(last * total + 0.5)
+    if end - begin < mixed:
+        raise StudyError(
+            f"pretrain.exposure_schedule: {schedule} leaves room for {end - begin} sequences, and {mixed} are mixed in; "
+            "widen the window, or lower pretrain.exposure"
+        )
+    return {} if (begin, end) == (0, total) else {"window": [begin, end]}
+
+
+def _method(stage: Adaptable) -> Recipe:
+    """All weights or adapters; the adapters' settings only where there are any."""
+    if stage.method == "full":
+        return {"method": "full"}
+    lora = stage.lora or Lora()
+    return {"method": "lora", "lora": lora.model_dump() | {"targets": sorted(set(lora.targets))}}
 
 
 def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str) -> tuple[CorpusFacts, int]:

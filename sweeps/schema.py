@@ -143,9 +143,27 @@ class Optimisation(Section):
     """Initialisation, order and dropout; the study's seed where it is not given."""
 
 
+def parse_schedule(value: Any) -> Any:
+    """A word, or a window [begin, end] as a tuple of fractions. Raises ValueError."""
+    if isinstance(value, str) and value in ("uniform", "early", "late"):
+        return value
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if [type(number) in (int, float) for number in numbers] == [True, True] and 0 <= numbers[0] < numbers[1] <= 1:
+        return float(numbers[0]), float(numbers[1])
+    raise ValueError(
+        f"{value!r} is no schedule; write uniform, early, late, or a window of the stage such as [0.25, 0.5]"
+    )
+
+
+Schedule = Annotated[Literal["uniform", "early", "late"] | tuple[float, float], BeforeValidator(parse_schedule)]
+
+
 class Pretrain(Optimisation):
     exposure: Annotated[float, Field(ge=0)] = 0.0
     """λ: the share of the post-training corpus that is mixed in."""
+    exposure_schedule: Schedule = "uniform"
+    """When it is mixed in: over all of the stage (uniform), its first or second half (early, late), or a window of it
+    [begin, end] in fractions. The amount is the same; outside the window there is pretraining data only."""
     repeat: bool = False
     """Allows λ > 1 by going through the post-training corpus again."""
 
@@ -167,17 +185,53 @@ class EarlyStopping(Section):
     patience: Positive
 
 
-class Posttrain(Optimisation):
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+
+
+class Lora(Section):
+    """Low-rank adapters instead of all weights; the defaults are the paper's Table 9."""
+
+    rank: Positive = 64
+    alpha: Annotated[float, Field(gt=0)] = 128.0
+    """The adapters' output is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """At the adapters' input, beside the stage's own dropout."""
+    targets: Annotated[tuple[Projection, ...], Field(min_length=1)] = (
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "lm_head",
+    )
+
+
+class Adaptable(Optimisation):
+    """A stage that starts from a trained model, and may train adapters in place of all of it."""
+
+    method: Literal["full", "lora"] = "full"
+    lora: Lora | None = None
+    """With method: lora; without it the defaults."""
+
+    @model_validator(mode="after")
+    def adapters_need_their_method(self) -> "Adaptable":
+        if self.lora is not None and self.method != "lora":
+            raise ValueError(
+                "lora: these settings are for method: lora; set that too, or take them out "
+                "(cases: compare both: one case with method and lora, one with neither)"
+            )
+        return self
+
+
+class Posttrain(Adaptable):
     max_tokens: Size | None = None
     """Tokens to train at most, over repeated passes; one pass where it is not given."""
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The share of this stage's tokens that comes from the pretraining data."""
-    method: Literal["full"] = "full"
     early_stopping: EarlyStopping | None = None
 
 
-class Finetune(Optimisation):
-    method: Literal["full"] = "full"
+class Finetune(Adaptable):
+    pass
 
 
 class SiteOptions(Section):
@@ -300,6 +354,8 @@ class Study(Section):
     seed: Seed = 0
     subset_seed: Seed = 0
     """Of the shuffle whose first sequences are the subsets of each corpus."""
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    """Axes of named cases that set several fields each; a list in a case is a grid of its own, within that case."""
     grid: dict[str, list[Any]] = {}
     search: dict[str, Any] = {}
     execution: Execution = Execution()

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sweeps.complaints import first_sentence
 from sweeps.errors import StudyError
-from sweeps.read import first_sentence, load_yaml
+from sweeps.read import load_yaml
 from sweeps.schema import Positive, SiteOptions
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sweeps.axes import Option
 from sweeps.errors import StudyError
 from sweeps.facts import Facts
 from sweeps.keys import canonical, stage_key
-from sweeps.read import StudyFile, check_together, get_field
+from sweeps.read import StudyFile, check_together
 from sweeps.recipes import Recipe, finetune_recipe, posttrain_recipe, pretrain_recipe
 from sweeps.schema import Study
 
@@ -20,6 +21,8 @@ BUILDERS: Mapping[str, Callable[[Study, Facts], Recipe | None]] = {
     "posttrain": posttrain_recipe,
     "finetune": finetune_recipe,
 }
+EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")
+"""The fields of post-training that say what is mixed into pretraining."""
 Axes = dict[str, Any]
 
 
@@ -71,36 +74,45 @@ class Tree:
 
 def expand(file: StudyFile, facts: Facts) -> Tree:
     """All trials of a study's grid. Raises StudyError for a point of the grid that makes no sense."""
-    names = list(file.axes)
+    dimensions = file.dimensions
+    labels = [[_plain_values(option.labels) for option in options] for options in dimensions]
     stages: dict[str, Stage] = {}
     trials = []
-    grow = {stage: _Family(stage, file, facts, names, stages) for stage in STAGES}
-    for values in itertools.product(*file.axes.values()):
-        pre = grow["pretrain"].member(None, values)
+    grow = {stage: _Family(stage, file, facts, dimensions, stages) for stage in STAGES}
+    for point in itertools.product(*(range(len(options)) for options in dimensions)):
+        pre = grow["pretrain"].member(None, point)
         assert pre is not None
-        post = grow["posttrain"].member(pre, values)
-        leaf = grow["finetune"].member(post or pre, values)
+        post = grow["posttrain"].member(pre, point)
+        leaf = grow["finetune"].member(post or pre, point)
         assert leaf is not None
-        axes = {name: plain(value) for name, value in zip(names, values, strict=True)}
+        axes: Axes = {}
+        for shown, index in zip(labels, point, strict=True):
+            axes |= shown[index]
         trials.append(Trial(axes, pre, post, leaf))
     return Tree(file.study.study, stages, trials, provisional=not facts.prepared)
 
 
 class _Family:
-    """The stages of one kind, each recipe made once for each combination of the axes that it depends on."""
+    """The stages of one kind, each recipe made once for each combination of the options that it depends on."""
 
-    def __init__(self, stage: str, file: StudyFile, facts: Facts, names: list[str], stages: dict[str, Stage]) -> None:
-        self.stage, self.file, self.facts, self.names, self.stages = stage, file, facts, names, stages
-        self.relevant = [index for index, name in enumerate(names) if may_matter(name, stage)]
-        self.recipes: dict[tuple[Any, ...], tuple[str, int] | None] = {}
+    def __init__(
+        self, stage: str, file: StudyFile, facts: Facts, dimensions: list[list[Option]], stages: dict[str, Stage]
+    ) -> None:
+        self.stage, self.file, self.facts, self.dimensions, self.stages = stage, file, facts, dimensions, stages
+        self.relevant = [
+            number
+            for number, options in enumerate(dimensions)
+            if any(may_matter(path, stage) for option in options for path in option.fields)
+        ]
+        self.recipes: dict[tuple[int, ...], tuple[str, int] | None] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
 
-    def member(self, parent: str | None, values: tuple[Any, ...]) -> str | None:
-        """The key of this kind's stage at a point of the grid; None where there is none."""
-        point = tuple([values[index] for index in self.relevant])
-        if point not in self.recipes:
-            self.recipes[point] = self._recipe(point)
-        made = self.recipes[point]
+    def member(self, parent: str | None, point: tuple[int, ...]) -> str | None:
+        """The key of this kind's stage at a point, the number of an option on each axis; None where there is none."""
+        own = tuple([point[number] for number in self.relevant])
+        if own not in self.recipes:
+            self.recipes[own] = self._recipe(own)
+        made = self.recipes[own]
         if made is None:
             return None
         recipe, tokens = made
@@ -108,30 +120,36 @@ class _Family:
         if key is None:
             key = self.keys[parent, recipe] = stage_key(self.stage, parent, recipe)
             inherited = self.stages[parent].axes if parent else {}
-            own = {self.names[index]: plain(values[index]) for index in self.relevant if self._names(index, recipe)}
-            self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | own)
+            fields = {path: value for option in self._options(own) for path, value in option.fields.items()}
+            named = _plain_values({path: value for path, value in fields.items() if self._names(path, recipe)})
+            self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | named)
         return key
 
-    def _recipe(self, point: tuple[Any, ...]) -> tuple[str, int] | None:
-        axes = {self.names[index]: value for index, value in zip(self.relevant, point, strict=True)}
+    def _options(self, own: tuple[int, ...]) -> list[Option]:
+        return [self.dimensions[number][index] for number, index in zip(self.relevant, own, strict=True)]
+
+    def _recipe(self, own: tuple[int, ...]) -> tuple[str, int] | None:
+        options = self._options(own)
         try:
-            study = with_values(self.file.study, axes)
+            study = self.file.study
+            for option in options:
+                study = with_values(study, option.fields)
             if self.stage == "pretrain":
                 check_together(study, "model")
-                check_together(study, "pretrain")
+            check_together(study, self.stage)
             recipe = BUILDERS[self.stage](study, self.facts)
         except StudyError as error:
-            at = ", ".join(f"{name}={value}" for name, value in axes.items())
+            at = ", ".join(f"{name}={value}" for option in options for name, value in option.labels.items())
             raise StudyError(f"{self.file.path.name}: {error}{f' (at {at})' if at else ''}") from None
         if recipe is None:
             return None
         return canonical(recipe), recipe["sequences"] * study.sequence_length
 
-    def _names(self, index: int, recipe: str) -> bool:
-        """Whether an axis belongs to this kind's label: its own and the study's, and D_post's where it is mixed in."""
-        section = self.names[index].partition(".")[0]
+    def _names(self, path: str, recipe: str) -> bool:
+        """Whether a field belongs to this kind's label: its own and the study's, and D_post's where it is mixed in."""
+        section = path.partition(".")[0]
         if self.stage == "pretrain" and section == "posttrain":
-            return '"exposure":null' not in recipe
+            return path in EXPOSED and '"exposure":null' not in recipe
         if self.stage == "pretrain" and section == "allocation":
             return False  # both allocations share their pretrainings
         return section == self.stage or section not in STAGES
@@ -143,7 +161,7 @@ def may_matter(axis: str, stage: str) -> bool:
     if section not in STAGES or section == stage:
         return True
     if stage == "pretrain":
-        return axis in ("posttrain", "posttrain.corpus", "posttrain.tokens")
+        return axis in EXPOSED
     return stage == "posttrain" and axis in ("pretrain", "pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
 
 
@@ -170,6 +188,10 @@ def plain(value: Any) -> Any:
     return fields["preset"] if set(fields) == {"preset"} else fields
 
 
+def _plain_values(axes: Axes) -> Axes:
+    return {name: plain(value) for name, value in axes.items()}
+
+
 def axes_label(axes: Axes) -> str:
     """`pretrain.exposure=0.5 finetune.lr=5e-05`; `-` for none."""
     return " ".join(f"{name}={value}" for name, value in axes.items()) or "-"
@@ -181,7 +203,7 @@ def device_mismatch(file: StudyFile) -> str | None:
     for stage in STAGES:
         devices = execution.of_stage(stage).devices
         field = "execution.devices" if devices == execution.devices else f"execution.stages.{stage}.devices"
-        for batch in file.axes.get(f"{stage}.batch", [get_field(file.study, f"{stage}.batch")]):
+        for batch in file.values(f"{stage}.batch"):
             if batch % devices:
                 return f"{stage}.batch: {batch} sequences are not divided by {field}: {devices}"
     return None

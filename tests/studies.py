@@ -97,7 +97,7 @@ def write_corpus(folder: Path, name: str, count: int = DOCUMENTS) -> Path:
 
 def made_up_facts(file: StudyFile, train: int | None = 10**9, heldout: int | None = 100, mark: str = "") -> Facts:
     """Facts of data that does not exist, for planning: sequences of each split, and a mark in every fingerprint."""
-    lengths = file.axes.get("sequence_length", [file.study.sequence_length])
+    lengths = file.values("sequence_length")
     corpora = {
         (name, length): CorpusFacts(f"{mark}{name}-{length}", train, heldout)
         for name in file.study.corpora

@@ -91,7 +91,7 @@ WITHOUT_EFFECT = {
     "posttrain": {"method"},  # one value so far
     "finetune": {"method"},
     "model": {"preset"},  # a name for numbers
-    "study": {"study", "execution", "grid", "search", "tokenizer", "corpora", *STAGES, "model"},
+    "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", *STAGES, "model"},
 }
 SECTIONS = {"pretrain": Pretrain, "posttrain": Posttrain, "finetune": Finetune, "model": Model, "study": Study}
 
