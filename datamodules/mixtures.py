@@ -65,6 +65,55 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class ExposureWindow:
+    """All of `main` in one seeded order, and `amount` sequences of `exposed` spread over the positions [begin, end).
+
+    The window is cut into as many equal slots as there are exposed sequences; each stands at a seeded place in its slot.
+    So any part of the window holds its share to one sequence or two, and the sequences of `main` follow each other in
+    the same order wherever the window lies.
+    """
+
+    main: Subset
+    exposed: Subset
+    amount: int
+    begin: int
+    end: int
+    seed: int
+
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        return self.main, self.exposed
+
+    @property
+    def total(self) -> int:
+        return self.main.distinct + self.amount
+
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
+        inside = (positions >= self.begin) & (positions < self.end)
+        slots = self._slot_of(np.clip(positions, self.begin, self.end - 1))
+        places = self._place_in(slots)
+        source = (inside & (positions == places)).astype(np.int64)
+        before = np.where(inside, slots + (places < positions), np.where(positions < self.begin, 0, self.amount))
+        sequence = np.empty_like(positions)
+        main, exposed = source == 0, source == 1
+        order = permute((positions - before)[main], self.main.distinct, derive_seed(self.seed, "order"))
+        sequence[main] = self.main.sequences(order)
+        order = permute(slots[exposed], self.amount, derive_seed(self.seed, "exposed"))
+        sequence[exposed] = self.exposed.sequences(order)
+        return source, sequence
+
+    def _slot_of(self, positions: Indices) -> Indices:
+        """The slot that each position of the window lies in."""
+        return ((positions - self.begin + 1) * self.amount - 1) // (self.end - self.begin)
+
+    def _place_in(self, slots: Indices) -> Indices:
+        """The position of the exposed sequence of each slot."""
+        first, after = (self.begin + number * (self.end - self.begin) // self.amount for number in (slots, slots + 1))
+        drawn = permute(slots, 2**32, derive_seed(self.seed, "places"))
+        return first + (drawn * (after - first) >> 32)
+
+
+@dataclass(frozen=True)
 class Passes:
     """Repeated passes over one subset, each in a new order, with a share of replayed sequences in every pass.
 
@@ -149,6 +198,8 @@ def stage_order(recipe: Mapping[str, Any], sizes: Mapping[str, int]) -> Order:
         share = replay["fraction"] if replay else 0.0
         return Passes(main, subset(replay) if replay else None, share, recipe["sequences"], recipe["seed"])
     exposure = recipe.get("exposure")
+    if exposure and "window" in exposure:
+        return ExposureWindow(main, subset(exposure), exposure["sequences"], *exposure["window"], recipe["seed"])
     subsets = (main, subset(exposure)) if exposure else (main,)
     amounts = (recipe["distinct"], exposure["sequences"]) if exposure else (recipe["sequences"],)
     return Mixture(subsets, amounts, recipe["seed"])

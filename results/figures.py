@@ -1,26 +1,22 @@
 """The figure of a study: L_im and L_ret over exposure, and L_ret against L_ft for each exposure."""
 
-import io
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.losses import Row, frame_of, study_folder
-from sweeps.atomic import write_bytes
+from results.drawing import COLOURS, MARKERS, save_figure, style
+from results.losses import LOSSES, Row, frame_of, study_folder
+from results.methods import SEEDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
 EXPOSURE = "pretrain.exposure"
+METHOD = "method"
 RATE = "finetune.lr"
-SEEDS = ("seed", "pretrain.seed", "posttrain.seed", "finetune.seed")
 MOST_LINES = 12
 """More lines than these are drawn without names."""
-
-# Paul Tol's "bright" scheme: told apart with any colour vision; the marker says the same once more.
-COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
-MARKERS = "osD^vPX"
 
 
 def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
@@ -31,35 +27,28 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
     frame = frame_of(rows).dropna(subset=["retained_posttraining_loss"])
     if frame.empty:
         return []
-    import matplotlib
     from matplotlib.figure import Figure
 
-    if EXPOSURE not in frame:
+    if EXPOSURE not in frame and METHOD not in frame:
         frame[EXPOSURE] = 0.0
-    with matplotlib.rc_context({"svg.hashsalt": "retain", "font.size": 9}):
+    with style():
         figure = Figure(figsize=(10.5, 4.8), layout="constrained")
         over, against = figure.subplots(1, 2)
         _over_exposure(over, frame)
         _against_finetuning(against, frame)
         missing = f"; {len(rows) - len(frame)} of {len(rows)} trials are missing" if len(frame) < len(rows) else ""
         figure.suptitle(f"{study}: what is left of post-training after fine-tuning{missing}")
-        paths = [study_folder(store, study) / f"losses.{ending}" for ending in ("png", "svg")]
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            drawn = io.BytesIO()
-            dated = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata=dated)
-            write_bytes(path, drawn.getvalue())
-    return paths
+        return list(save_figure(figure, study_folder(store, study) / "losses"))
 
 
 def _over_exposure(axes: "Axes", frame: "DataFrame") -> None:
+    over = EXPOSURE if EXPOSURE in frame else METHOD
     immediate = frame.drop_duplicates("posttrain_key").assign(group="after post-training (L_im)")
-    others = [name for name in _axis_columns(frame) if name != EXPOSURE]
+    others = [name for name in _axis_columns(frame) if name != over]
     lines = frame.assign(group=[_label(values, others) for values in frame[others].itertuples(index=False)])
-    _lines(axes, immediate, "immediate_posttraining_loss", EXPOSURE, ["black"], "--")
-    _lines(axes, lines, "retained_posttraining_loss", EXPOSURE, COLOURS, "-", "after fine-tuning (L_ret), ")
-    axes.set_xlabel("exposure λ: share of the post-training corpus mixed into pretraining")
+    _lines(axes, immediate, "immediate_posttraining_loss", over, ["black"], "--")
+    _lines(axes, lines, "retained_posttraining_loss", over, COLOURS, "-", "after fine-tuning (L_ret), ")
+    axes.set_xlabel("exposure λ: share of the post-training corpus mixed into pretraining" if over == EXPOSURE else over)
     axes.set_ylabel("loss on held-out post-training text (nats per token)")
 
 
@@ -67,7 +56,7 @@ def _against_finetuning(axes: "Axes", frame: "DataFrame") -> None:
     others = [name for name in _axis_columns(frame) if name != RATE]
     lines = frame.assign(group=[_label(values, others) for values in frame[others].itertuples(index=False)])
     for index, (name, group) in enumerate(lines.groupby("group", sort=False)):
-        points = group.groupby(RATE if RATE in group else EXPOSURE)[
+        points = group.groupby(next(name for name in (RATE, EXPOSURE, METHOD) if name in group))[
             ["retained_posttraining_loss", "finetuning_loss"]
         ].mean()
         points = points.sort_values("retained_posttraining_loss")
@@ -97,14 +86,15 @@ def _legend(axes: "Axes", title: str | None) -> None:
 
 def _axis_columns(frame: "DataFrame") -> list[str]:
     """The study's axes among the columns, without the seeds, that have more than one value or are the exposure."""
-    names = [name for name in frame.columns if "." in name and name not in SEEDS]
+    others = (*LOSSES, "tokens", "group", *SEEDS)
+    names = [name for name in frame.columns if name not in others and not name.endswith("_key")]
     return [name for name in names if name == EXPOSURE or frame[name].astype(str).nunique() > 1]
 
 
 def _label(values: Iterable[Hashable], names: Sequence[str]) -> str:
-    return (
-        ", ".join(f"{_short(name)}={_text(value)}" for name, value in zip(names, values, strict=True)) or "all trials"
-    )
+    # A case without this axis has no value there (nan).
+    named = [(name, value) for name, value in zip(names, values, strict=True) if value == value]
+    return ", ".join(f"{_short(name)}={_text(value)}" for name, value in named) or "all trials"
 
 
 def _text(value: Hashable) -> str:

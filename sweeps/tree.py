@@ -174,8 +174,6 @@ def with_values(study: Study, axes: Axes) -> Study:
 
 def _replaced(section: Any, path: list[str], value: Any) -> Any:
     name, *rest = path
-    if not isinstance(section, BaseModel):
-        raise StudyError(f"grid: an axis sets {name} of a section that another axis leaves out; take one of them out")
     inner = _replaced(getattr(section, name), rest, value) if rest else value
     return section.model_copy(update={name: inner})
 

@@ -218,10 +218,10 @@ def test_numbers_that_only_fail_together_are_refused_too() -> None:
         tiny_tree(grid={"model.hidden": [96, 64], "model.heads": [2, 3]}, **{"model.hidden": 96, "model.kv_heads": 1})
 
 
-def test_an_axis_below_a_section_that_another_axis_leaves_out_is_refused() -> None:
+def test_a_section_and_a_field_of_it_cannot_both_be_axes() -> None:
     stopping = {"every": 5, "patience": 2}
     grid = {"posttrain.early_stopping": [None, stopping], "posttrain.early_stopping.every": [5, 10]}
-    with pytest.raises(StudyError, match="an axis sets every of a section that another axis leaves out"):
+    with pytest.raises(StudyError, match="early_stopping.every is set by grid.posttrain.early_stopping and by"):
         tiny_tree(grid=grid, **{"posttrain.early_stopping": stopping})
 
 
