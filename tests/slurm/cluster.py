@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -48,6 +48,8 @@ __all__ = [
 
 REPOSITORY = Path(__file__).parents[2]
 READY = ("idle", "mixed", "allocated", "completing")
+GIVEN_UP = ("down", "drain", "fail", "unknown")
+"""How the states of a node begin in which it takes no job until somebody resumes it."""
 
 
 def up(folder: Path, site: Site | None = None) -> Cluster:
@@ -129,15 +131,29 @@ def kill_node(cluster: Cluster, node: str, noticed: bool = True) -> None:
 
 
 def start_node(cluster: Cluster, node: str) -> None:
-    """Start a node that was killed, and wait until it takes jobs."""
-    daemons.start_slurmd(cluster, node)
+    """Start a node that was killed, or one that slurmctld has given up, and wait until it takes jobs."""
+    for _ in range(2):
+        if not processes(cluster.folder, lambda process: process.node == node and process.name == "slurmd"):
+            daemons.start_slurmd(cluster, node)
+        with suppress(TimeoutError):
+            return _wait_for_nodes(cluster, {node})
+        # A slurmd that slurmctld no longer hears is of no more use.
+        kill_as_one(cluster.folder, lambda process: process.node == node)
+    raise TimeoutError(f"node {node} does not come back: {node_states(cluster)}\n{last_log_lines(cluster)}")
+
+
+def _wait_for_nodes(cluster: Cluster, nodes: set[str]) -> None:
+    """Return once these nodes take jobs; what is set down or drained is resumed, as an operator would."""
 
     def ready() -> bool:
-        if node_states(cluster).get(node) == "down":
-            call(cluster, "scontrol", "update", f"nodename={node}", "state=resume")
-        return node in ready_nodes(cluster)
+        states = node_states(cluster)
+        for node in nodes & states.keys():
+            if states[node].startswith(GIVEN_UP):
+                with suppress(subprocess.CalledProcessError):
+                    call(cluster, "scontrol", "update", f"nodename={node}", "state=resume")
+        return nodes <= ready_nodes(cluster)
 
-    wait_until(ready, f"node {node} ready")
+    wait_until(ready, f"nodes {', '.join(sorted(nodes))} ready")
 
 
 def stop_controller(cluster: Cluster) -> None:
@@ -155,7 +171,7 @@ def start_controller(cluster: Cluster) -> None:
     """Start slurmctld again, and wait until it knows the living nodes."""
     alive = {process.node for process in processes(cluster.folder, lambda process: process.name == "slurmd")}
     daemons.start_controller(cluster)
-    wait_until(lambda: alive <= ready_nodes(cluster), "slurmctld knows the nodes")
+    _wait_for_nodes(cluster, {node for node in alive if node})
 
 
 def status(cluster: Cluster) -> dict[str, bool]:
