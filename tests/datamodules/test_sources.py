@@ -110,6 +110,13 @@ def test_package_corpora_hold_what_they_are_named_after() -> None:
     assert "\n" not in compound
 
 
+def test_the_instructions_ask_for_what_no_docstring_corpus_holds() -> None:
+    first = next(iter(READERS["instructions"][1]()))
+    assert first.startswith("### Instruction:\nExplain `")
+    assert "\n\n### Response:\n" in first
+    assert not set(READERS["instructions"][0]) & set(READERS["docstrings"][0])
+
+
 HF_FILES: dict[str, Callable[[Path], object]] = {
     "json": lambda path: path.write_text(jsonl(DOCUMENTS)),
     "csv": lambda path: path.write_text("text,id\n" + "".join(f'"{document}",7\n' for document in DOCUMENTS)),
@@ -139,7 +146,7 @@ def test_a_missing_file_is_named_with_the_folder_it_was_looked_for_from(tmp_path
 
 def test_an_unknown_package_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     message = refusal(lambda: source_of(Corpus(package="numpy"), tmp_path))
-    assert message == "package: 'numpy' is not known; the packages are docstrings, music21, chemicals"
+    assert message == "package: 'numpy' is not known; the packages are docstrings, instructions, music21, chemicals"
 
 
 def test_an_unknown_ending_is_refused_with_the_known_ones(tmp_path: Path) -> None:
