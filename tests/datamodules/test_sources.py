@@ -91,7 +91,10 @@ def test_folders_globs_lists_and_absolute_paths_name_files_each_read_once_in_sor
     assert read(Path("/nowhere"), files=str(tmp_path / "in" / "?.txt")) == ["a", "b"]
 
 
-@pytest.mark.parametrize(("package", "at_least"), [("docstrings", 10_000), ("music21", 5_000), ("chemicals", 10_000)])
+@pytest.mark.parametrize(
+    ("package", "at_least"),
+    [("docstrings", 10_000), ("instructions", 10_000), ("music21", 5_000), ("chemicals", 10_000)],
+)
 def test_installed_packages_are_corpora(package: str, at_least: int) -> None:
     documents = [
         document for _, document in zip(range(200), read_documents(Corpus(package=package), Path()), strict=False)
