@@ -53,9 +53,9 @@ def _signal(store: Store, key: str, name: str) -> bool:
 def _submit_orphans(tree: Tree, store: Store) -> None:
     """What a user does who finds that nothing is queued any more."""
     jobs = [job for key in tree.stages if (job := submitted_job(store, store.run(key)))]
-    if live_jobs(jobs):
+    if live := live_jobs(jobs):
         return
-    if any(row.state in ("planned", "running") for row in with_jobs(study_status(tree, store), store)):
+    if any(row.state in ("planned", "running") for row in with_jobs(study_status(tree, store), store, live)):
         submit_runs(store, list(tree.stages))
 
 

@@ -13,8 +13,9 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from types import FrameType
 
 from launchers.failures import BUG, DISK, HERE, classify_death, prepare_retry, sentence
+from launchers.owners import scheduler_witness
 from launchers.worker import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED, work
-from results.lease import Witness, take_lease
+from results.lease import take_lease
 from results.store import Run, State, Store
 from sweeps.errors import MissingResourceError, RetainError
 from sweeps.schema import Execution
@@ -130,7 +131,7 @@ class _Crew:
     def __init__(self, tree: Tree, store: Store, slots: Sequence[Slot], forgiving: bool) -> None:
         self.tree, self.store, self.slots = tree, store, slots
         self.forgiving = forgiving
-        self.witness = Witness()
+        self.witness = scheduler_witness()
         self.unwritten: dict[str, State] = {}
         """Of failed stages whose end could not be written."""
         self.context = _fork_server()

@@ -37,12 +37,21 @@ def register(
         spec = stage_spec(stage, recipe) | {
             "evaluation": evaluations[stage.key],
             "tokenizer": facts.tokenizer,
-            "execution": executions[stage.key] if executions else here[stage.stage],
+            "execution": executions[stage.key] if executions else _as_here(here[stage.stage], store, stage.key),
             "axes": stage.axes,
             "study": tree.study,
             "versions": versions,
         }
         store.register(stage.key, spec)
+
+
+def _as_here(execution: Mapping[str, Any], store: Store, key: str) -> dict[str, Any]:
+    """How a stage runs on this machine; what it was submitted with stays, for the jobs that are queued."""
+    try:
+        submitted = store.run(key).spec()["execution"]["slurm"]
+    except FileNotFoundError:
+        return dict(execution)
+    return {**execution, "slurm": submitted}
 
 
 def stage_spec(stage: Stage, recipe: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,11 @@ class Job:
         return self.state in NOT_STARTED
 
     @property
+    def failed_to_start(self) -> bool:
+        """Whether its node could not start it, so that SLURM holds it until somebody releases it."""
+        return self.reason.replace("_", " ") == "launch failed requeued held"
+
+    @property
     def counts(self) -> bool:
         """Whether it is one of the jobs that a user may have."""
         return self.state != "COMPLETING"
@@ -60,14 +65,14 @@ def require_slurm() -> None:
         )
 
 
-def live_jobs(job_ids: Iterable[str] | None = None, name: str | None = None) -> dict[str, Job]:
+def live_jobs(job_ids: Iterable[str] | None = None, name: str | None = None, everyone: bool = False) -> dict[str, Job]:
     """Jobs that SLURM has not finished with, by id: one call of squeue. Raises MissingResourceError.
 
-    job_ids: only tasks of these arrays or jobs; None for all of this user. name: only jobs of that name.
+    job_ids: only tasks of these arrays or jobs; None for all of this user, or of everyone. name: only jobs of that name.
     """
     command = ["squeue", "--noheader", "--array", "--format=%i|%j|%T|%r", "--states=all"]
     command += ["--name", name] if name else []
-    command += ["--user", str(os.getuid())] if job_ids is None and name is None else []
+    command += ["--user", str(os.getuid())] if job_ids is None and name is None and not everyone else []
     wanted = None if job_ids is None else {job_id.split("_")[0] for job_id in job_ids}
     if wanted is not None and not wanted:
         return {}
@@ -109,6 +114,16 @@ def cancel_jobs(job_ids: Sequence[str]) -> None:
     """Cancel jobs or tasks of arrays; those that have ended are no error. Raises MissingResourceError."""
     for first in range(0, len(job_ids), 500):
         ask(["scancel", "--quiet", *job_ids[first : first + 500]])
+
+
+def release_jobs(job_ids: Sequence[str]) -> list[str]:
+    """Let held jobs or tasks of arrays start; returns those that SLURM allows it for, as some sites keep it to operators."""
+    released = []
+    for job_id in job_ids:
+        with contextlib.suppress(MissingResourceError):
+            ask(["scontrol", "release", job_id])
+            released.append(job_id)
+    return released
 
 
 def signal_job(job_id: str, name: str) -> bool:

@@ -1,25 +1,40 @@
 """What SLURM adds to the status of runs: one squeue for all of them, and one sacct for those whose job is gone."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from launchers.lost import explain_losses, is_lost
-from launchers.slurm import has_slurm, live_jobs
-from launchers.submissions import submitted_job
+from launchers.slurm import Job
+from launchers.submissions import JOB_NAME, read_submission, submitted_job
 from results.status import RunStatus
 from results.store import Store
 
 
-def with_jobs(rows: Sequence[RunStatus], store: Store) -> list[RunStatus]:
-    """The rows with job ids and SLURM's reasons; a queued run whose job SLURM does not know is planned again."""
+@dataclass(frozen=True)
+class Orphan:
+    """A job of this store whose run is gone."""
+
+    job_id: str
+    key: str
+
+    @property
+    def sentence(self) -> str:
+        """What it is, and the cure."""
+        return f"job {self.job_id} is to train {self.key[:8]}, which this store no longer has: scancel {self.job_id}"
+
+
+def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) -> list[RunStatus]:
+    """The rows with job ids and SLURM's reasons; a queued run whose job SLURM does not know is planned again.
+
+    live: the jobs of everyone that SLURM has not finished with.
+    """
     job_of = {
         row.key: named
         for row in rows
         if row.state in ("queued", "running", "planned") and (named := submitted_job(store, store.run(row.key)))
     }
-    if not job_of or not has_slurm():
+    if not job_of:
         return list(rows)
-    live = live_jobs(job_of.values())
     lost = [run for row in rows if row.key in job_of and is_lost(run := store.run(row.key), live)]
     losses = explain_losses(store, lost)
     found = []
@@ -31,10 +46,27 @@ def with_jobs(rows: Sequence[RunStatus], store: Store) -> list[RunStatus]:
             found.append(replace(row, state=state, failure=loss.failure, reason=f"{loss.reason}; {waits}"))
         elif job is not None:
             state = "queued" if job.waits else row.state
-            found.append(replace(row, state=state, job_id=job.job_id, reason=job.reason or row.reason))
+            cure = "; retain submit asks SLURM to release it" if job.failed_to_start else ""
+            reason = f"{job.reason}{cure}" if job.reason else row.reason
+            found.append(replace(row, state=state, job_id=job.job_id, reason=reason))
         elif row.key in job_of and row.state == "queued":
             gone = f"its job {job_of[row.key]} is gone; retain submit takes it up again"
             found.append(replace(row, state="planned", reason=gone))
         else:
             found.append(row)
+    return found
+
+
+def orphans(store: Store, live: Mapping[str, Job]) -> list[Orphan]:
+    """The jobs of this store's submissions whose run somebody has removed."""
+    found = []
+    for job in live.values():
+        if not job.name.startswith(JOB_NAME):
+            continue
+        try:
+            submission = read_submission(store, job.name.removeprefix(JOB_NAME))
+        except (FileNotFoundError, ValueError):
+            continue  # another store's
+        keys = [key for key in submission.keys if submission.task_id(key) == job.job_id]
+        found += [Orphan(job.job_id, key) for key in keys if not store.run(key).folder.is_dir()]
     return found

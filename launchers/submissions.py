@@ -16,6 +16,9 @@ from pathlib import Path
 from results.store import Run, Store
 from sweeps.atomic import write_json
 
+JOB_NAME = "retain-"
+"""How the names of our jobs begin; the token follows."""
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -31,7 +34,7 @@ class Submission:
     @property
     def name(self) -> str:
         """The job's name in SLURM."""
-        return f"retain-{self.token}"
+        return f"{JOB_NAME}{self.token}"
 
     def task_id(self, key: str) -> str | None:
         """The id of the job that trains a stage: 123, or 123_4 in an array."""

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from launchers.branches import ENDED_BADLY, settle_descendants
 from launchers.local import TRAINING_ENVIRONMENT
 from launchers.lost import settle_losses
+from launchers.owners import scheduler_witness
 from launchers.resources import UNMEASURED_MINUTES
-from launchers.slurm import Limits, live_jobs, read_limits
+from launchers.slurm import Limits, live_jobs, read_limits, release_jobs
 from launchers.slurm_job import RunStage
 from launchers.snapshot import snapshot_code
 from launchers.submissions import (
@@ -30,7 +31,7 @@ from launchers.submissions import (
     write_deferral,
     write_submission,
 )
-from results.lease import Witness, take_lease
+from results.lease import take_lease
 from results.store import Store
 from sweeps.errors import MissingResourceError
 from sweeps.schema import Slurm
@@ -64,6 +65,8 @@ class Submitted:
     """Job ids with the stage keys of their tasks."""
     adopted: Sequence[str]
     """Ids of jobs whose sbatch had not answered earlier, found again."""
+    released: Sequence[str]
+    """Ids of jobs that SLURM held because a node could not start them."""
     queued_already: int
     done_already: int
     failed: Sequence[str]
@@ -92,6 +95,7 @@ def submit_held(store: Store, keys: Sequence[str]) -> Submitted:
     recorded = {key: job for key in {*keys, *parents} if (job := submitted_job(store, store.run(key))) is not None}
     live = live_jobs(recorded.values())
     job_of = {key: job for key, job in recorded.items() if job in live}
+    released = release_jobs([job for job in job_of.values() if live[job].failed_to_start])
     settle_descendants(store, [key for key in keys if key not in job_of])
     states = {key: run.state() for key, run in runs.items()}
     failed = [key for key, state in states.items() if state.state in ENDED_BADLY]
@@ -110,6 +114,7 @@ def submit_held(store: Store, keys: Sequence[str]) -> Submitted:
     return Submitted(
         jobs=jobs,
         adopted=adopted,
+        released=released,
         queued_already=len(keys) - len(wanted) - len(failed) - sum(state.state == "done" for state in states.values()),
         done_already=sum(state.state == "done" for state in states.values()),
         failed=failed,
@@ -299,7 +304,7 @@ def alone(store: Store) -> Iterator[None]:
     """One submitter at a time; what a killed one left is settled by the next."""
     place = store.root / "submissions"
     place.mkdir(parents=True, exist_ok=True)
-    witness = Witness()
+    witness = scheduler_witness()
     deadline = time.monotonic() + SUBMITTER_WAIT_S
     while (lease := take_lease(place / "lease.json", witness)) is None:
         if time.monotonic() > deadline:

@@ -109,6 +109,20 @@ def test_a_walltime_that_the_study_gives_is_kept_or_refused(tmp_path: Path) -> N
         slurm_resources(tree, file, Store(tmp_path), None, [partition(max_minutes=80)])
 
 
+def test_a_warning_that_would_come_at_the_start_of_a_job_is_refused(tmp_path: Path) -> None:
+    file, tree = opened(**{"execution.slurm": {"minutes": 5, "warning_seconds": 300}})
+    with pytest.raises(StudyError, match=r"warning_seconds: a warning 300 s before the end .* of a job of 5 minutes"):
+        slurm_resources(tree, file, Store(tmp_path), None, [])
+
+
+def test_running_here_leaves_what_a_stage_was_submitted_with(tmp_path: Path) -> None:
+    file, tree = opened(**{"execution.slurm": {"minutes": 5}})
+    store, site = Store(tmp_path), Site.model_validate({"partition": "low"})
+    register(tree, file, made_up_facts(file), store, as_executions(slurm_resources(tree, file, store, site, [])))
+    register(tree, file, made_up_facts(file), store)
+    assert {run.spec()["execution"]["slurm"]["partition"] for run in store.runs()} == {"low"}
+
+
 def test_stage_json_says_what_each_stage_really_uses(tmp_path: Path) -> None:
     file, tree = opened(execution={"stages": {"finetune": {"micro_batch": 2, "slurm": {"qos": "short"}}}})
     store = Store(tmp_path)

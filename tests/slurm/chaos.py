@@ -25,6 +25,7 @@ from tests.slurm.cluster import (
     call,
     kill_controller,
     kill_node,
+    resume_nodes,
     running,
     start_controller,
     start_node,
@@ -202,8 +203,13 @@ def unleash(chaos: Chaos, faults: list[str], seconds: float = 900) -> None:
             chaos.injected.append(waiting.pop(0))
         bad = [run for run in chaos.status() if run["state"] in ("failed", "skipped", "cancelled")]
         assert not bad, bad
-        if not queue(chaos.cluster) and any(run["state"] != "done" for run in chaos.status()):
-            # What a user would do: nothing is queued, so submit what is left.
+        # A controller that was killed may find jobs on a node that it has forgotten, and drain the node.
+        resume_nodes(chaos.cluster, chaos.cluster.nodes)
+        unfinished = [run for run in chaos.status() if run["state"] != "done"]
+        if unfinished and (
+            not queue(chaos.cluster) or any("retain submit" in (run["reason"] or "") for run in unfinished)
+        ):
+            # What a user would do: nothing is queued, or the status says so.
             chaos.retain("submit", chaos.study)
             chaos.injected.append("(submitted again)")
         time.sleep(chaos.draw.uniform(0.5, 2))

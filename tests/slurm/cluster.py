@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -36,6 +36,7 @@ __all__ = [
     "kill_node",
     "opened",
     "ready_nodes",
+    "resume_nodes",
     "running",
     "start_controller",
     "start_node",
@@ -142,16 +143,19 @@ def start_node(cluster: Cluster, node: str) -> None:
     raise TimeoutError(f"node {node} does not come back: {node_states(cluster)}\n{last_log_lines(cluster)}")
 
 
-def _wait_for_nodes(cluster: Cluster, nodes: set[str]) -> None:
-    """Return once these nodes take jobs; what is set down or drained is resumed, as an operator would."""
+def resume_nodes(cluster: Cluster, nodes: Collection[str]) -> None:
+    """Resume those of these nodes that slurmctld has set down or drained, as an operator would."""
+    states = node_states(cluster)
+    for node in states.keys() & set(nodes):
+        if states[node].startswith(GIVEN_UP):
+            with suppress(subprocess.CalledProcessError):
+                call(cluster, "scontrol", "update", f"nodename={node}", "state=resume")
 
+
+def _wait_for_nodes(cluster: Cluster, nodes: Collection[str]) -> None:
     def ready() -> bool:
-        states = node_states(cluster)
-        for node in nodes & states.keys():
-            if states[node].startswith(GIVEN_UP):
-                with suppress(subprocess.CalledProcessError):
-                    call(cluster, "scontrol", "update", f"nodename={node}", "state=resume")
-        return nodes <= ready_nodes(cluster)
+        resume_nodes(cluster, nodes)
+        return set(nodes) <= ready_nodes(cluster)
 
     wait_until(ready, f"nodes {', '.join(sorted(nodes))} ready")
 

@@ -63,8 +63,8 @@ def install(accounting: bool = True) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if packages := missing(accounting):
             with _services_kept_still():
-                _apt_get("update", check=False)
-                _apt_get("install", "--yes", "--no-install-recommends", *packages, check=True)
+                apt_get("update", check=False)
+                apt_get("install", "--yes", "--no-install-recommends", *packages, check=True)
     if packages := missing(accounting):
         raise RuntimeError(f"apt-get installed no program of {', '.join(packages)}")
 
@@ -83,7 +83,8 @@ def _services_kept_still() -> Iterator[None]:
         POLICY.unlink()
 
 
-def _apt_get(*arguments: str, check: bool) -> None:
+def apt_get(*arguments: str, check: bool) -> None:
+    """One call of apt-get that asks nothing. Raises RuntimeError where it fails and `check` is true."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     command = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", *arguments]
     done = subprocess.run(

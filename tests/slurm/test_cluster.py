@@ -210,7 +210,7 @@ def test_packages_start_nothing_while_they_are_installed(monkeypatch: pytest.Mon
     monkeypatch.setattr(packages, "POLICY", policy)
     monkeypatch.setattr(packages, "missing", lambda accounting: wanted.pop(0))
     monkeypatch.setattr(packages, "why_not", lambda accounting: None)
-    monkeypatch.setattr(packages, "_apt_get", lambda *words, check: policies_during.append(subprocess.call(policy)))
+    monkeypatch.setattr(packages, "apt_get", lambda *words, check: policies_during.append(subprocess.call(policy)))
     packages.install()
     assert policies_during == [101, 101]
     assert not policy.exists()

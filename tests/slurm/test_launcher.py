@@ -2,15 +2,20 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launchers.owners import scheduler_witness
+from launchers.submissions import submitted_job
+from results.lease import this_process
 from results.store import Store
 from tests.retain import losses, retain_json, train_here, weights
 from tests.slurm.chaos import FAULTS, SLOW, Chaos, assert_nothing_repeated, unleash
@@ -126,6 +131,28 @@ def test_a_thousand_stages_are_submitted_with_one_sbatch_a_family(slurm: Cluster
     again = retain_json("submit", study, "--store", tmp_path / "runs", more=more)
     assert (again["jobs"], again["queued_already"]) == ([], 1000)
     assert len(queue(slurm)) == 1000
+
+
+def test_jobs_without_a_run_are_named_and_the_scheduler_tells_whether_an_owner_lives(
+    slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ | dict(slurm.environment))
+    execution = replaced(SLOW["execution"], {"slurm.extra": {"hold": True}})
+    chaos = chaos_on(slurm, tmp_path, execution=execution)
+    chaos.retain("submit", chaos.study)
+    leaf = next(run["key"] for run in chaos.status() if run["stage"] == "finetune")
+    job = submitted_job(Store(chaos.store), Store(chaos.store).run(leaf))
+    owner = replace(this_process(), host="elsewhere", job_id=job)
+    path = tmp_path / "lease.json"
+    assert not scheduler_witness().believes_dead(path, owner, 0)
+    shutil.rmtree(chaos.store / leaf)
+    named = retain_json("status", "--store", chaos.store, more=slurm.environment)["orphans"]
+    assert named == [{"job_id": job, "key": leaf}]
+    assert f"scancel {job}" in chaos.retain("status").stdout
+    call(slurm, "scancel", str(job))
+    gone = scheduler_witness()
+    assert gone.job_is_gone is not None
+    assert gone.job_is_gone(owner) is True
 
 
 def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_path: Path) -> None:
