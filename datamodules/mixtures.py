@@ -199,7 +199,8 @@ def stage_order(recipe: Mapping[str, Any], sizes: Mapping[str, int]) -> Order:
         return Passes(main, subset(replay) if replay else None, share, recipe["sequences"], recipe["seed"])
     exposure = recipe.get("exposure")
     if exposure and "window" in exposure:
-        return ExposureWindow(main, subset(exposure), exposure["sequences"], *exposure["window"], recipe["seed"])
+        begin, end = exposure["window"]
+        return ExposureWindow(main, subset(exposure), exposure["sequences"], begin, end, recipe["seed"])
     subsets = (main, subset(exposure)) if exposure else (main,)
     amounts = (recipe["distinct"], exposure["sequences"]) if exposure else (recipe["sequences"],)
     return Mixture(subsets, amounts, recipe["seed"])

@@ -1,8 +1,9 @@
 """Exact resume: what a state holds, when one is saved, and how a stage goes on from it.
 
-A state is taken between two steps. It holds the weights, AdamW's moments, the best weights of early stopping and a few
-numbers; the order of the data, the learning rate and dropout are functions of the step, so they need none. The
-TensorBoard points so far are part of it: the event file is written anew from them, so it has no gap and no overlap.
+A state is taken between two steps. It holds the weights that are trained (a frozen base is the parent's, and read from
+it again), AdamW's moments, the best weights of early stopping and a few numbers; the order of the data, the learning rate
+and dropout are functions of the step, so they need none. The TensorBoard points so far are part of it: the event file is
+written anew from them, so it has no gap and no overlap.
 """
 
 import time
@@ -21,6 +22,7 @@ from launchers.callbacks import Curves, finite
 from launchers.signals import StopRequest
 from launchers.states import SavedState, Snapshot, StateWriter
 from lightning_modules.early_stopping import KeepBest
+from lightning_modules.models import trained_parameters
 from lightning_modules.shards import first_row, local_part
 from lightning_modules.stage import StageModule
 
@@ -155,7 +157,7 @@ class Resume(Callback):
         optimizer = trainer.optimizers[0]
         best: dict[str, torch.Tensor] = {}
         with torch.no_grad():
-            for name, parameter in module.model.named_parameters():
+            for name, parameter in trained_parameters(module.model):
                 part = local_part(parameter)
                 row = first_row(parameter) if isinstance(parameter, DTensor) else None
                 saved.copy_into(f"model/{name}", part, row)
@@ -186,7 +188,7 @@ def _state_tensors(
     optimizer: torch.optim.Optimizer, module: StageModule, best: KeepBest | None
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """Weights, moments and best weights: name, tensor, and the parameter that it belongs to."""
-    for name, parameter in module.model.named_parameters():
+    for name, parameter in trained_parameters(module.model):
         yield f"model/{name}", parameter.detach(), parameter
         for moment in MOMENTS:
             yield f"adamw/{name}/{moment}", optimizer.state[parameter][moment], parameter

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_modules.models import trained_parameters
 from lightning_modules.shards import local_part
 from lightning_modules.stage import StageModule
 
@@ -23,7 +24,7 @@ class KeepBest(Callback):
         self.step = 0
         self.without_gain = 0
         self.weights: dict[str, torch.Tensor] = {}
-        """This rank's rows of the best weights, on the CPU."""
+        """This rank's rows of the best trained weights, on the CPU."""
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
@@ -35,8 +36,8 @@ class KeepBest(Callback):
         loss = self.evaluate(step)
         if self.loss is None or loss < self.loss:
             self.loss, self.step, self.without_gain = loss, step, 0
-            parameters = module.model.named_parameters()
-            self.weights = {name: local_part(weight).detach().cpu().clone() for name, weight in parameters}
+            trained = trained_parameters(module.model)
+            self.weights = {name: local_part(weight).detach().cpu().clone() for name, weight in trained}
         else:
             self.without_gain += 1
             if self.without_gain >= self.patience:
@@ -45,7 +46,7 @@ class KeepBest(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, StageModule)
         with torch.no_grad():
-            for name, parameter in module.model.named_parameters():
+            for name, parameter in trained_parameters(module.model):
                 if name in self.weights:
                     local_part(parameter).copy_(self.weights[name])
 

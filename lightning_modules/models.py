@@ -1,5 +1,6 @@
 """Llama models from their architecture's numbers, and dropout where the paper has it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,16 @@ def add_dropout(model: LlamaForCausalLM, rate: float) -> None:
         layer.mlp.down_proj.register_forward_pre_hook(drop_input)
 
 
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What is optimised, by name: all parameters, or the adapters alone."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's two groups: matrices decay; norms and embeddings (with a tied head) do not."""
+    """AdamW's two groups: matrices (adapters too) decay; norms and embeddings (with a tied head) do not."""
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.dim() > 1 and id(parameter) not in embeddings else kept).append(parameter)
+    for _, parameter in trained_parameters(model):
+        (decayed if parameter.dim() > 1 and id(parameter) not in embeddings else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]

@@ -57,9 +57,8 @@ class StageModule(LightningModule):
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         """One optimiser step. batch: this rank's sequences, int64 [sequences, length]."""
         step = self.step
-        if self.recipe["dropout"]:
-            # Dropout is a function of seed, step and rank, so that a resumed run draws the same.
-            torch.manual_seed(((self.recipe["seed"] * 1_000_003 + step) * 4_099 + self.global_rank) % 2**63)
+        # Dropout is a function of seed, step and rank, so that a resumed run draws the same.
+        torch.manual_seed(((self.recipe["seed"] * 1_000_003 + step) * 4_099 + self.global_rank) % 2**63)
         optimizer = cast(LightningOptimizer, self.optimizers())
         for group in optimizer.param_groups:
             group["lr"] = self.rate(step)

@@ -50,7 +50,9 @@ def case_options(raw: Raw, name: str, cases: Mapping[str, Any], schema: Schema, 
         here = f"{where}.{case}"
         if not isinstance(settings, dict) or not settings:
             raise StudyError(f"{here}: a case is a mapping of fields to their values, such as pretrain.exposure: 1")
-        varied = {path: _distinct(values, f"{here}.{path}") for path, values in settings.items() if _is_list(values)}
+        varied = {
+            path: _distinct(values, f"{here}.{path}") for path, values in settings.items() if is_axis(path, values)
+        }
         for path in settings:
             _refuse_fixed(path, here)
         for point in itertools.product(*varied.values()):
@@ -113,8 +115,11 @@ def _refuse_fixed(path: str, where: str) -> None:
         raise StudyError(f"{where}: {section} cannot be an axis; make a second study file")
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
+def is_axis(path: str, value: Any) -> bool:
+    """Whether this is a list of values that a field takes one by one, and not one value that is a list."""
+    if not isinstance(value, list) or path.endswith((".betas", ".setup", ".targets")):
+        return False
+    return not (path == "pretrain.exposure_schedule" and all(isinstance(part, int | float) for part in value))
 
 
 def _distinct(values: list[Any], where: str) -> list[Any]:

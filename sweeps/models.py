@@ -1,5 +1,6 @@
 """Model presets, parameter counts and FLOPs, from the architecture's numbers alone."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -61,10 +62,26 @@ def matrix_parameters(model: Architecture) -> int:
 
 
 def parameters(model: Architecture) -> int:
-    """All trainable parameters; a tied embedding counts once."""
+    """All parameters; a tied embedding counts once."""
     norms = (2 * model.layers + 1) * model.hidden
     embedding = 0 if model.tied else model.vocabulary * model.hidden
     return matrix_parameters(model) + norms + embedding
+
+
+def adapter_parameters(model: Architecture, rank: int, targets: Collection[str]) -> int:
+    """Parameters of low-rank adapters: rank · (inputs + outputs) for each wrapped matrix."""
+    queries, keys = model.hidden, model.hidden // model.heads * model.kv_heads
+    ends = {
+        "q_proj": model.hidden + queries,
+        "k_proj": model.hidden + keys,
+        "v_proj": model.hidden + keys,
+        "o_proj": queries + model.hidden,
+        "gate_proj": model.hidden + model.mlp,
+        "up_proj": model.hidden + model.mlp,
+        "down_proj": model.mlp + model.hidden,
+    }
+    head = model.hidden + model.vocabulary if "lm_head" in targets else 0
+    return rank * (model.layers * sum(ends[name] for name in targets if name in ends) + head)
 
 
 def flops_per_token(model: Architecture, sequence_length: int) -> int:

@@ -95,8 +95,8 @@ def test_curves_have_no_gap_and_no_overlap_after_several_attempts(calm: tuple[Pa
     assert len(list(run.folder.glob("events.*"))) == 1
     points = curve_points(run)
     assert points == curve_points(Run(undisturbed / run.key))
-    assert points["train/loss"] == sorted(points["train/loss"])
-    assert points["train/loss"][-1][0] == run.state().progress.tokens
+    assert points["pretrain/loss"] == sorted(points["pretrain/loss"])
+    assert points["pretrain/loss"][-1][0] == run.state().progress.tokens
 
 
 def truncate(state: Path) -> None:
