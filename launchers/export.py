@@ -11,6 +11,7 @@ from results.store import Run, Store
 from results.verify import damaged_files
 from sweeps.atomic import sync_folder
 from sweeps.errors import MissingResourceError, StudyError
+from sweeps.linear import METHOD as LINEAR_METHOD
 
 
 def export_run(store: Store, run: Run, to: Path) -> Path:
@@ -22,6 +23,8 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
         raise StudyError(
             f"{run.key}: the run is {run.state().state}, and only a done one has final weights; train it first"
         )
+    if run.spec()["recipe"].get("method") == LINEAR_METHOD:
+        raise StudyError(f"{run.key}: a linear model has no Hugging Face form; its matrices are in {run.model}")
     if run.state().weights_freed:
         raise MissingResourceError(freed_sentence([run]))
     if damaged := damaged_files(run):

@@ -8,8 +8,10 @@ from launchers.opened import OpenedStudy
 from launchers.views import print_json, print_results
 from results.figures import draw_losses
 from results.losses import csv_text, save_rows, trial_rows
+from results.theory_figure import draw_theory
 from sweeps.atomic import write_text
 from sweeps.errors import StudyError
+from sweeps.linear import LinearStudy
 
 
 def show_results(opened: OpenedStudy, as_json: bool, csv: Path | None) -> None:
@@ -22,12 +24,13 @@ def show_results(opened: OpenedStudy, as_json: bool, csv: Path | None) -> None:
         except OSError as error:
             raise StudyError(f"--csv {csv}: cannot be written ({error.strerror}); choose another file") from None
     made = []
+    draw = draw_theory if isinstance(opened.file.study, LinearStudy) else draw_losses
     # Whoever may only read a store sees its results all the same.
     with contextlib.suppress(PermissionError):
         if any(state.state == "done" for state in opened.store.states(tree.stages).values()):
             made = [
                 save_rows(root, tree.study, rows),
-                *draw_losses(root, tree.study, rows),
+                *draw(root, tree.study, rows),
                 link_runs(tree, opened.store),
             ]
     if as_json:

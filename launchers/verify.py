@@ -8,6 +8,7 @@ from datamodules.packing import packed_problem
 from results.store import Run, Store
 from results.verify import Problem, verify_runs
 from sweeps.errors import RetainError
+from sweeps.linear import METHOD as LINEAR_METHOD
 
 
 def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
@@ -23,10 +24,15 @@ def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[
 
 
 def token_problems(store: Store, run: Run) -> list[str]:
-    """Where the tokens that a run consumed are not those of its recipe: at its end, or at a resumable state."""
+    """Where the tokens that a run consumed are not those of its recipe: at its end, or at a resumable state.
+
+    A stage of a linear study consumes none.
+    """
     from launchers.states import open_state, saved_states  # imports torch
 
     recipe = run.spec()["recipe"]
+    if recipe.get("method") == LINEAR_METHOD:
+        return []
     proofs: dict[str, tuple[int, str]] = {}
     damaged = []
     for folder in saved_states(run.checkpoint):
