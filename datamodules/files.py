@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from datamodules.templates import Template
 from sweeps.errors import MissingResourceError, StudyError
 
 FORMATS = {
@@ -50,12 +51,12 @@ def file_format(path: Path) -> str:
     return FORMATS[suffixes[-1]]
 
 
-def read_files(paths: list[Path], field: str, separator: str | None) -> Iterator[str]:
-    """The documents of files, in order. Raises StudyError where a record lacks the text field or a file is damaged."""
+def read_files(paths: list[Path], template: Template, separator: str | None) -> Iterator[str]:
+    """The documents of files, in order. Raises StudyError where a record lacks a field or a file is damaged."""
     readers = {
         "text": lambda path: _text_documents(path, separator),
-        "jsonl": lambda path: _jsonl_documents(path, field),
-        "parquet": lambda path: _parquet_documents(path, field),
+        "jsonl": lambda path: _jsonl_documents(path, template),
+        "parquet": lambda path: _parquet_documents(path, template),
     }
     for path in paths:
         try:
@@ -90,7 +91,7 @@ def _text_documents(path: Path, separator: str | None) -> Iterator[str]:
         yield rest
 
 
-def _jsonl_documents(path: Path, field: str) -> Iterator[str]:
+def _jsonl_documents(path: Path, template: Template) -> Iterator[str]:
     with _open(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
@@ -98,26 +99,14 @@ def _jsonl_documents(path: Path, field: str) -> Iterator[str]:
                     record = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise StudyError(f"{path}, line {number}: not JSON ({error}); mend or drop the line") from None
-                yield document_of(record, field, f"{path}, line {number}")
+                yield template.join(record, f"{path}, line {number}")
 
 
-def _parquet_documents(path: Path, field: str) -> Iterator[str]:
+def _parquet_documents(path: Path, template: Template) -> Iterator[str]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.ParquetFile(path)
-    if field not in table.schema_arrow.names:
-        raise StudyError(
-            f"{path}: no field {field!r} (it has {', '.join(table.schema_arrow.names)}); set text: in the corpus"
-        )
-    for batch in table.iter_batches(batch_size=1024, columns=[field]):
-        for document in batch.column(0).to_pylist():
-            yield document_of({field: document}, field, str(path))
-
-
-def document_of(record: object, field: str, where: str) -> str:
-    """The text of one record. Raises StudyError."""
-    text = record.get(field) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise StudyError(f"{where}: no text in field {field!r} (it has {fields}); set text: in the corpus")
-    return text
+    template.join(dict.fromkeys(table.schema_arrow.names, ""), str(path))  # the columns are there
+    for batch in table.iter_batches(batch_size=1024, columns=template.fields):
+        for record in batch.to_pylist():
+            yield template.join(record, str(path))

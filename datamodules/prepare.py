@@ -2,7 +2,7 @@
 
     <store>/tokenizers/<fingerprint>/   tokenizer.json, tokenizer_config.json
     <store>/corpora/<fingerprint>/      train.bin, heldout.bin, manifest.json
-    <store>/prepared/<digest>.json      which fingerprint a source was prepared to
+    <store>/prepared/<digest>.json      which fingerprint a source was prepared to, and from which commit of the hub
 
 Each is made beside its place and renamed into it, so two processes may prepare the same corpus: both work, one wins, the
 result is the same. What a killed process leaves behind is removed by the next one.
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.documents import is_heldout, read_documents, source_of
+from datamodules.hub import is_on_hub, pinned
 from datamodules.packing import PackedCorpus, open_packed, pack
 from datamodules.tokenizer import Tokenizer, fetch_tokenizer, load_tokenizer, tokenizer_files, train_tokenizer
+from sweeps import schema
 from sweeps.atomic import read_json, sync_folder, write_json
 from sweeps.errors import MissingResourceError, RetainError
 from sweeps.facts import UNPREPARED, CorpusFacts, Facts
@@ -54,7 +56,9 @@ def prepare(file: StudyFile, store: Path, report: Report) -> Facts:
 
 
 def known_facts(file: StudyFile, store: Path) -> Facts:
-    """What is prepared already; stand-ins for what is not. Reads no corpus."""
+    """What is prepared already; stand-ins for what is not; nothing where a study has no corpora. Reads no corpus."""
+    if not file.study.corpora:
+        return Facts("", 0, {})
     source = _tokenizer_source(file)
     tokenizer = _lookup(store, "tokenizers", source)
     corpora = {}
@@ -68,7 +72,7 @@ def known_facts(file: StudyFile, store: Path) -> Facts:
                 packed = packed_corpus(store, fingerprint)
                 corpora[name, length] = CorpusFacts(fingerprint, packed.count("train"), packed.count("heldout"))
     if tokenizer is None:
-        return Facts(UNPREPARED + _digest(source), file.study.tokenizer.train or 0, corpora)
+        return Facts(UNPREPARED + _digest(source), _tokenizer_settings(file).train or 0, corpora)
     return Facts(tokenizer, load_tokenizer(store / "tokenizers" / tokenizer).vocabulary, corpora)
 
 
@@ -91,7 +95,7 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
     source = _tokenizer_source(file)
     fingerprint = _lookup(store, "tokenizers", source)
     if fingerprint is None:
-        settings = file.study.tokenizer
+        settings = _tokenizer_settings(file)
         report("tokenizer", 0, 0)
         if settings.hf is not None:
             tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
@@ -108,7 +112,7 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
 
 def _sample(file: StudyFile, name: str, characters: int) -> Iterator[str]:
     """Training documents from the beginning of a corpus, up to a number of characters."""
-    for document in _documents(file, name):
+    for document in _documents(file, name, _pinned(file, name)):
         if not is_heldout(document, _withheld(file)):
             yield document[:characters]
             characters -= len(document)
@@ -116,9 +120,15 @@ def _sample(file: StudyFile, name: str, characters: int) -> Iterator[str]:
                 return
 
 
-def _documents(file: StudyFile, name: str) -> Iterator[str]:
+def _documents(file: StudyFile, name: str, corpus: schema.Corpus) -> Iterator[str]:
     with _named(file, name):
-        yield from read_documents(file.study.corpora[name], file.folder)
+        yield from read_documents(corpus, file.folder)
+
+
+def _pinned(file: StudyFile, name: str) -> schema.Corpus:
+    """A corpus at one commit, so that what was read can be told."""
+    with _named(file, name):
+        return pinned(file.study.corpora[name], file.folder)
 
 
 def _source(file: StudyFile, name: str) -> dict[str, Any]:
@@ -141,8 +151,9 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
     if _lookup(store, "corpora", source) is not None:
         return
     building = _building_place(store)
+    read = _pinned(file, name)
     packed = pack(
-        _documents(file, name),
+        _documents(file, name, read),
         tokenizer,
         length,
         corpus.heldout,
@@ -151,11 +162,18 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
         building,
         lambda documents, tokens: report(name, documents, tokens),
     )
-    _publish(store, building, store / "corpora" / packed.fingerprint, source, packed.fingerprint)
+    commit = read.revision if is_on_hub(read, file.folder) else None
+    _publish(store, building, store / "corpora" / packed.fingerprint, source, packed.fingerprint, commit)
+
+
+def _tokenizer_settings(file: StudyFile) -> schema.Tokenizer:
+    """Of a study that has corpora."""
+    assert file.study.tokenizer is not None
+    return file.study.tokenizer
 
 
 def _tokenizer_source(file: StudyFile) -> dict[str, Any]:
-    settings = file.study.tokenizer
+    settings = _tokenizer_settings(file)
     source: dict[str, Any] = {"format": FORMAT, **settings.model_dump()}
     if settings.train is not None:
         source["tokenizers"] = importlib.metadata.version("tokenizers")
@@ -204,7 +222,9 @@ def _building_place(store: Path) -> Path:
     return store / "building" / f"{process_name()}-{os.urandom(4).hex()}"
 
 
-def _publish(store: Path, building: Path, place: Path, source: dict[str, Any], fingerprint: str) -> None:
+def _publish(
+    store: Path, building: Path, place: Path, source: dict[str, Any], fingerprint: str, commit: str | None = None
+) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     sync_folder(building)
     try:
@@ -215,7 +235,7 @@ def _publish(store: Path, building: Path, place: Path, source: dict[str, Any], f
         shutil.rmtree(building)
     note = store / "prepared" / f"{_digest(source)}.json"
     note.parent.mkdir(exist_ok=True)
-    write_json(note, {"fingerprint": fingerprint, "source": source})
+    write_json(note, {"fingerprint": fingerprint, "source": source} | ({"commit": commit} if commit else {}))
 
 
 def _remove_leftovers(store: Path) -> None:

@@ -4,18 +4,19 @@ import contextlib
 import json
 import math
 import socket
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from launchers.partitions import Partition, read_config, read_partitions
 from launchers.slurm import has_slurm
+from results.speeds import measured_speeds
 from results.store import Store
 from sweeps.errors import MissingResourceError, StudyError
 from sweeps.read import StudyFile
-from sweeps.schema import StageExecution
+from sweeps.schema import Slurm, StageExecution
 from sweeps.sites import Site, choose_site, read_sites
+from sweeps.speed import model_text
 from sweeps.tree import Tree
 from sweeps.units import format_size
 
@@ -23,9 +24,6 @@ UNMEASURED_MINUTES = 240
 """Walltime where no done run tells how fast this kind of stage is."""
 MARGIN, START_MINUTES = 1.5, 10
 """A walltime is the measured training time times MARGIN, and START_MINUTES for starting, evaluating and saving."""
-
-Speed = Callable[[str, str, int], float | None]
-"""Tokens per second of a kind of stage, a model (as JSON) and a number of devices; None where nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,9 @@ def slurm_resources(
     for group, tokens in largest.items():
         execution = executions[group[0]]
         longest = _longest(execution, site, partitions, file.path.name)
-        made[group] = _with_walltime(execution, tokens, speed(group[0], group[2], execution.devices), longest)
+        own = _with_walltime(execution, tokens, speed(group[0], group[2], execution.devices, None), longest)
+        _check_warning(own.execution.slurm, file.path.name)
+        made[group] = own
     return {key: made[stage.stage, stage.parent, models[key]] for key, stage in tree.stages.items()}
 
 
@@ -111,6 +111,15 @@ def _longest(
     return min(bounded, default=None)
 
 
+def _check_warning(slurm: Slurm, file: str) -> None:
+    assert slurm.minutes is not None
+    if slurm.warning_seconds >= 60 * slurm.minutes:
+        raise StudyError(
+            f"{file}: execution.slurm.warning_seconds: a warning {slurm.warning_seconds} s before the end comes at the "
+            f"start of a job of {slurm.minutes} minutes, so no step would be trained; shorten it, or ask for more minutes"
+        )
+
+
 def _with_walltime(
     execution: StageExecution, tokens: int, speed: float | None, longest: tuple[int, str] | None
 ) -> Resources:
@@ -125,32 +134,3 @@ def _with_walltime(
         wanted, why = longest[0], f"{why}; cut from {wanted}, as {longest[1]} allows no more"
     slurm = execution.slurm.model_copy(update={"minutes": wanted})
     return Resources(execution.model_copy(update={"slurm": slurm}), f"{wanted} minutes: {why}")
-
-
-def measured_speeds(store: Store) -> Speed:
-    """The training speeds of a store's done runs: the median of those of one kind, model and number of devices."""
-    specs = {run.key: run.spec() for run in store.runs()}
-    found: dict[tuple[str, str, int], list[float]] = {}
-    for key, spec in specs.items():
-        root = _root(spec, specs)
-        state = store.run(key).state()
-        if root is None or state.state != "done" or not state.attempts or not state.progress.tokens_per_second:
-            continue
-        kind = (spec["stage"], model_text(root["recipe"]), state.attempts[-1].world)
-        found.setdefault(kind, []).append(state.progress.tokens_per_second)
-    return lambda stage, model, devices: (
-        statistics.median(found[stage, model, devices]) if (stage, model, devices) in found else None
-    )
-
-
-def _root(spec: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The pretraining above a run; None where the store lacks a run on the way."""
-    above: Mapping[str, Any] | None = spec
-    while above is not None and above["parent"] is not None:
-        above = specs.get(above["parent"])
-    return above
-
-
-def model_text(recipe: Mapping[str, Any]) -> str:
-    """A pretraining's model and sequence length, as text to compare."""
-    return json.dumps([recipe["model"], recipe["sequence_length"]], sort_keys=True)

@@ -8,22 +8,33 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launchers.options import INTERRUPTED, RUNS, SOME_RUN_FAILED, AsJson, Overrides, SiteName, StorePath, StudyName
-from sweeps.errors import StudyError
+from sweeps.errors import MissingResourceError, StudyError
 
 if TYPE_CHECKING:
     from launchers.opened import OpenedStudy
 
 
-def data(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> None:
+def data(
+    study: StudyName,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only ask whether each id, revision and field resolves; fetch nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
     """Fetch, tokenise and pack the corpora; later verbs need no network."""
     from launchers.views import data_document, print_data, print_json
 
+    if check:
+        return _check_data(study, overrides or (), as_json)
     opened = _prepare(study, overrides or (), store)
     document = data_document(opened)
     if as_json:
         print_json(document)
     else:
         print_data(document)
+    return 0
 
 
 def run(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> int:
@@ -178,6 +189,20 @@ def drill(
     else:
         print_drill(result)
     return SOME_RUN_FAILED if result.differences or len(result.kills) < kills else 0
+
+
+def _check_data(study: str, overrides: Sequence[str], as_json: bool) -> int:
+    from datamodules.check import check_sources
+    from launchers.plans import checks_document, print_checks
+    from launchers.views import print_json
+    from sweeps.read import read_study
+
+    document = checks_document(study, list(check_sources(read_study(study, overrides))))
+    if as_json:
+        print_json(document)
+    else:
+        print_checks(document)
+    return 0 if document["resolves"] else MissingResourceError.exit_code
 
 
 def _prepare(study: str, overrides: Sequence[str], store: Path) -> "OpenedStudy":

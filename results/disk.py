@@ -4,25 +4,22 @@ import os
 import shutil
 from pathlib import Path
 
+from sweeps.cost import BYTES_A_PARAMETER, NUMBERS_A_STATE, STATES
 from sweeps.errors import NoRoomError
 from sweeps.units import format_bytes
 
-BYTES_A_NUMBER = 4
-"""Weights and moments are kept in fp32."""
-NUMBERS_A_STATE = 4
-"""A resumable state holds, for each parameter, the weight, AdamW's two moments, and the best weight so far."""
-STATES = 3
-"""The last two are kept while the next one is written beside them."""
 SMALL_FILES = 32 * 2**20
 """Bytes allowed for the tokeniser, the curves, the log, and what a state holds besides its tensors."""
 
 
-def stage_bytes(parameters: int) -> int:
+def stage_bytes(parameters: int, trained: int | None = None) -> int:
     """Bytes that one stage occupies at most: 4 · (3 · 4 + 1) = 52 a parameter, and 32 MiB.
 
-    Three resumable states of four numbers a parameter, the final weights of one, four bytes a number.
+    Three resumable states of four numbers a parameter that is trained (all, unless `trained` says how many), the final
+    weights of one, four bytes a number.
     """
-    return BYTES_A_NUMBER * (STATES * NUMBERS_A_STATE + 1) * parameters + SMALL_FILES
+    in_states = STATES * NUMBERS_A_STATE * (parameters if trained is None else trained)
+    return BYTES_A_PARAMETER * (in_states + parameters) + SMALL_FILES
 
 
 def used_bytes(place: Path) -> int:

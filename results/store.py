@@ -37,6 +37,8 @@ class Attempt:
     """What a reader of the results should know: damaged states, another number of processes."""
     failure: str | None = None
     """The class of the failure that ended it; see `launchers.failures`."""
+    device: str | None = None
+    """What its GPUs call themselves; None on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,9 @@ class Run:
         """The last resumable states, until the run is done."""
         return self.folder / "checkpoint"
 
-    def begin_attempt(self, pid: int, tokens: int = 0, world: int = 1, note: str | None = None) -> State:
+    def begin_attempt(
+        self, pid: int, tokens: int = 0, world: int = 1, note: str | None = None, device: str | None = None
+    ) -> State:
         """Enter a new attempt that goes on from `tokens`; one that never said its end is closed as lost.
 
         For the lease's owner only.
@@ -171,7 +175,7 @@ class Run:
             # It was killed after its last state and before it told how far it was.
             attempts = (*attempts[:-1], replace(attempts[-1], tokens=tokens))
         job = slurm_job()
-        attempt = Attempt(now, socket.gethostname(), pid, job, world, tokens_at_start=tokens, note=note)
+        attempt = Attempt(now, socket.gethostname(), pid, job, world, tokens_at_start=tokens, note=note, device=device)
         progress = Progress(tokens, old.progress.total)
         jobs = old.job_ids if job is None or job in old.job_ids else (*old.job_ids, job)
         state = State("running", (*attempts, attempt), jobs, old.submission, now, progress, forgiven=old.forgiven)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sweeps.errors import StudyError
+from sweeps.linear import LinearStudy
 from sweeps.read import StudyFile, check_study
 from sweeps.tree import STAGES, plain
 
@@ -13,6 +15,10 @@ SAVE_EVERY = 7
 
 def cut_down(file: StudyFile) -> StudyFile:
     """The first and last value of each axis, three at most of them, and stages of a few steps that save often."""
+    if isinstance(file.study, LinearStudy):
+        raise StudyError(
+            f"{file.path.name}: a linear study's stages last a second and save no states; drill another study"
+        )
     # Only what the study gives, so that what it leaves out stays left out.
     raw: dict[str, Any] = file.study.model_dump(exclude_unset=True, mode="json")
     length = min(file.values("sequence_length"))
@@ -39,6 +45,7 @@ def cut_down(file: StudyFile) -> StudyFile:
     }
     varied = [axis for axis in file.axes if not _is_size(axis)]
     raw["grid"] = {axis: [plain(value) for value in _ends(file.axes[axis])] for axis in varied[:3]}
+    raw.pop("search", None)
     raw["study"] = f"{file.study.study}-drill"
     return check_study(raw, file.path)
 

@@ -1,9 +1,9 @@
 """The tree of stages of a study: every trial is a path, every stage that trials share is one node."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -11,15 +11,19 @@ from sweeps.axes import Option
 from sweeps.errors import StudyError
 from sweeps.facts import Facts
 from sweeps.keys import canonical, stage_key
-from sweeps.read import StudyFile, check_together
+from sweeps.linear import LinearStudy, linear_finetune_recipe, linear_posttrain_recipe, linear_pretrain_recipe
+from sweeps.read import AnyStudy, StudyFile, check_together
 from sweeps.recipes import Recipe, finetune_recipe, posttrain_recipe, pretrain_recipe
 from sweeps.schema import Study
 
 STAGES = ("pretrain", "posttrain", "finetune")
-BUILDERS: Mapping[str, Callable[[Study, Facts], Recipe | None]] = {
-    "pretrain": pretrain_recipe,
-    "posttrain": posttrain_recipe,
-    "finetune": finetune_recipe,
+BUILDERS: Mapping[type[AnyStudy], Mapping[str, Callable[[Any, Facts], Recipe | None]]] = {
+    Study: {"pretrain": pretrain_recipe, "posttrain": posttrain_recipe, "finetune": finetune_recipe},
+    LinearStudy: {
+        "pretrain": linear_pretrain_recipe,
+        "posttrain": linear_posttrain_recipe,
+        "finetune": linear_finetune_recipe,
+    },
 }
 EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")
 """The fields of post-training that say what is mixed into pretraining."""
@@ -137,7 +141,7 @@ class _Family:
             if self.stage == "pretrain":
                 check_together(study, "model")
             check_together(study, self.stage)
-            recipe = BUILDERS[self.stage](study, self.facts)
+            recipe = BUILDERS[type(study)][self.stage](study, self.facts)
         except StudyError as error:
             at = ", ".join(f"{name}={value}" for option in options for name, value in option.labels.items())
             raise StudyError(f"{self.file.path.name}: {error}{f' (at {at})' if at else ''}") from None
@@ -155,6 +159,21 @@ class _Family:
         return section == self.stage or section not in STAGES
 
 
+def merged(trees: Sequence[Tree]) -> Tree:
+    """Several studies as one tree: a stage or a whole trial that they share is there once, under its first axes."""
+    if len(trees) == 1:
+        return trees[0]
+    stages: dict[str, Stage] = {}
+    trials: dict[tuple[str, ...], Trial] = {}
+    for tree in trees:
+        for key, stage in tree.stages.items():
+            stages.setdefault(key, stage)
+        for trial in tree.trials:
+            trials.setdefault(trial.path, trial)
+    names = "+".join(tree.study for tree in trees)
+    return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees))
+
+
 def may_matter(axis: str, stage: str) -> bool:
     """Whether an axis can change the recipe of a kind of stage; a superset is safe, as keys come from recipes."""
     section = axis.partition(".")[0]
@@ -165,7 +184,7 @@ def may_matter(axis: str, stage: str) -> bool:
     return stage == "posttrain" and axis in ("pretrain", "pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
 
 
-def with_values(study: Study, axes: Axes) -> Study:
+def with_values(study: AnyStudy, axes: Axes) -> AnyStudy:
     """A study with checked values put in their places."""
     for axis, value in axes.items():
         study = _replaced(study, axis.split("."), value)
@@ -174,8 +193,15 @@ def with_values(study: Study, axes: Axes) -> Study:
 
 def _replaced(section: Any, path: list[str], value: Any) -> Any:
     name, *rest = path
-    inner = _replaced(getattr(section, name), rest, value) if rest else value
+    inner = _replaced(getattr(section, name) or _left_out(section, name), rest, value) if rest else value
     return section.model_copy(update={name: inner})
+
+
+def _left_out(section: BaseModel, name: str) -> BaseModel:
+    """The defaults of a section that a study leaves out and an axis sets a field of."""
+    kinds = get_args(type(section).model_fields[name].annotation)
+    made: BaseModel = next(kind for kind in kinds if issubclass(kind, BaseModel))()
+    return made
 
 
 def plain(value: Any) -> Any:

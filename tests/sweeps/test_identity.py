@@ -67,10 +67,11 @@ OPTIMISATION = {
     "corpus": "chemistry",
 }
 CHANGES: dict[str, dict[str, Any]] = {
-    "pretrain": OPTIMISATION | {"exposure": 0.75},
+    "pretrain": OPTIMISATION | {"exposure": 0.75, "exposure_schedule": "early"},
     "posttrain": OPTIMISATION
-    | {"tokens": 2240, "max_tokens": 7680, "replay": 0.2, "early_stopping": {"every": 5, "patience": 4}},
-    "finetune": OPTIMISATION | {"corpus": "general"},
+    | {"tokens": 2240, "max_tokens": 7680, "replay": 0.2, "early_stopping": {"every": 5, "patience": 4}}
+    | {"method": "lora"},
+    "finetune": OPTIMISATION | {"corpus": "general", "method": "lora"},
     "model": {
         "layers": 3,
         "hidden": 64,
@@ -88,8 +89,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 WITHOUT_EFFECT = {
     "pretrain": {"repeat"},  # it allows λ > 1, and is λ's business to say how much
-    "posttrain": {"method"},  # one value so far
-    "finetune": {"method"},
+    "posttrain": {"lora"},  # with method: lora, as tested below
+    "finetune": {"lora"},
     "model": {"preset"},  # a name for numbers
     "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", *STAGES, "model"},
 }
@@ -126,6 +127,23 @@ def test_the_allocation_changes_what_follows_pretraining_and_not_pretraining() -
     plain = {"posttrain": POST}
     additive, matched = path_keys(**plain), path_keys(allocation="matched", **plain)
     assert [stage for stage in STAGES if additive[stage] != matched[stage]] == ["posttrain", "finetune"]
+
+
+@pytest.mark.parametrize("stage", ["posttrain", "finetune"])
+@pytest.mark.parametrize(
+    ("field", "value"), [("rank", 8), ("alpha", 16), ("dropout", 0.1), ("targets", ["lm_head", "o_proj"])]
+)
+def test_every_setting_of_the_adapters_changes_the_key_of_their_stage(stage: str, field: str, value: Any) -> None:
+    method = {f"{stage}.method": "lora"}
+    before, after = path_keys(**method), path_keys(**method, **{f"{stage}.lora": {field: value}})
+    changed = [name for name in STAGES if before[name] != after[name]]
+    assert changed == list(STAGES[STAGES.index(stage) :])
+
+
+def test_an_axis_may_set_one_setting_of_adapters_that_are_otherwise_the_default() -> None:
+    tree = tiny_tree(**{"posttrain.method": "lora", "grid": {"posttrain.lora.rank": [8, 64]}})
+    default = tiny_tree(**{"posttrain.method": "lora", "grid": {}})
+    assert [trial.posttrain == default.trials[0].posttrain for trial in tree.trials] == [False, True]
 
 
 LEARNING_RATES = st.floats(1e-6, 1.0)
@@ -206,6 +224,17 @@ def test_another_tokeniser_changes_every_key() -> None:
         ({"model": "smollm2-135m"}, {"model": {"preset": "smollm2-135m", "tied": True, "rope_base": 100_000}}),
         ({"model.vocabulary": 0}, {"model.vocabulary": 320}),
         ({"finetune.weight_decay": 0}, {"finetune.weight_decay": 0.0}),
+        ({"finetune.method": "full"}, {}),
+        (
+            {"finetune.method": "lora"},
+            {
+                "finetune.method": "lora",
+                "finetune.lora": {
+                    "alpha": 128.0,
+                    "targets": ["lm_head", "up_proj", "down_proj", "gate_proj", "o_proj", "o_proj"],
+                },
+            },
+        ),
         (
             {"allocation": "matched", "posttrain": POST, "posttrain.max_tokens": 640},
             {"allocation": "matched", "posttrain": POST, "posttrain.max_tokens": None},
@@ -220,6 +249,8 @@ def test_another_tokeniser_changes_every_key() -> None:
         "preset",
         "vocabulary",
         "zero",
+        "method",
+        "adapters",
         "matched",
     ],
 )

@@ -151,8 +151,11 @@ BAD_OVERRIDES = [
     ("model={layers: 2}", "model: without a preset, hidden, heads, kv_heads, mlp, vocabulary, tied, context must be given"),
     ("model.heads=3", "model: heads must divide hidden, and kv_heads must divide heads"),
     ("model.heads=32", "model: hidden / heads must be even, for rotary positions"),
-    ("posttrain.method=lora", "posttrain.method: Input should be 'full' (it is 'lora')"),
-    ("search={finetune.lr: 1}", "search: this version has no search; leave it empty"),
+    ("posttrain.method=qlora", "posttrain.method: Input should be 'full' or 'lora' (it is 'qlora')"),
+    ("posttrain.lora.rank=8", "posttrain.lora: these settings are for method: lora; set that too, or take them out"),
+    ("finetune.lora.targets=[mlp]", "finetune.lora.targets.0: Input should be 'q_proj', 'k_proj',"),
+    ("pretrain.exposure_schedule=soon", "pretrain.exposure_schedule: 'soon' is no schedule; write uniform, early, late"),
+    ("search={finetune.lr: 1}", "search.axes: this field must be given"),
     ("study=a b", "study: String should match pattern"),
     ("pretrain=5", "pretrain: Input should be a valid dictionary or instance of Pretrain (it is 5)"),
 ]  # fmt: skip
@@ -212,5 +215,5 @@ def test_a_grid_that_is_no_mapping_is_refused_whatever_is_overridden(tmp_path: P
 
 def test_an_unknown_study_is_refused_with_the_known_ones_or_the_nearest(tmp_path: Path) -> None:
     assert refusal(lambda: read_study("lapto")).endswith("no such study in sweeps/studies; did you mean laptop?")
-    assert "the studies are laptop" in refusal(lambda: read_study(str(tmp_path / "absent.yaml")))
+    assert "; the studies are figure10-12, " in refusal(lambda: read_study(str(tmp_path / "absent.yaml")))
     assert "no such study file" in refusal(lambda: read_study(str(tmp_path)))

@@ -67,6 +67,18 @@ STUDIES: dict[str, dict[str, Any]] = {
             "pretrain.repeat": True,
         },
     ),
+    "laptop, adapters": replaced(
+        LAPTOP,
+        {
+            "posttrain.method": "lora",
+            "finetune.method": "lora",
+            "finetune.lora": {"rank": 8, "alpha": 16, "dropout": 0.1, "targets": ["o_proj", "lm_head"]},
+            "grid": {"pretrain.exposure": [0, 1]},
+        },
+    ),
+    "laptop, exposure schedules": replaced(
+        LAPTOP, {"grid": {"pretrain.exposure": [0, 1], "pretrain.exposure_schedule": ["early", "late", [0.2, 0.6]]}}
+    ),
     "135M": PAPER,
     "135M, sizes of D_post": replaced(
         PAPER, {"grid": {"pretrain.exposure": [0, 0.25, 1], "posttrain.tokens": ["30M", "150M", "300M"]}}

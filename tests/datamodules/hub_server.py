@@ -1,0 +1,115 @@
+"""A Hugging Face hub on localhost that serves the repositories of a folder, as `huggingface_hub` and `datasets` ask it."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+def commit_of(name: str) -> str:
+    """The commit that a repository's branch `main` is at: 40 hexadecimal digits made of its name."""
+    return hashlib.sha1(name.encode()).hexdigest()
+
+
+@contextmanager
+def hub(root: Path) -> Iterator[str]:
+    """Serve <root>/datasets/<owner>/<name>/ and <root>/models/<owner>/<name>/; yields what HF_ENDPOINT has to be."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Hub, root))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Hub(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, root: Path, *arguments: Any) -> None:
+        self.root = root
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        words = unquote(urlsplit(self.path).path).strip("/").split("/")
+        if words[0] == "api" and len(words) >= 4:
+            self._answer_api(words[1], f"{words[2]}/{words[3]}", words[4:])
+        elif "resolve" in words:
+            at = words.index("resolve")
+            kind = "datasets" if words[0] == "datasets" else "models"
+            self._answer_file(kind, "/".join(words[at - 2 : at]), "/".join(words[at + 2 :]))
+        else:
+            self._refuse("EntryNotFound")
+
+    do_HEAD = do_GET
+
+    def _answer_api(self, kind: str, name: str, rest: list[str]) -> None:
+        folder = self.root / kind / name
+        revision = rest[1] if len(rest) > 1 else "main"
+        if not folder.is_dir():
+            self._refuse("RepoNotFound")
+        elif revision not in ("main", commit_of(name)):
+            self._refuse("RevisionNotFound")
+        elif rest[:1] == ["tree"]:
+            below = folder.joinpath(*rest[2:])
+            if below.is_dir():
+                deep = "recursive=True" in self.path or "recursive=true" in self.path
+                self._send_json([_entry(folder, str(path.relative_to(folder))) for path in _listed(below, deep)])
+            else:
+                self._refuse("EntryNotFound")
+        else:
+            files = [{"rfilename": str(path.relative_to(folder))} for path in _listed(folder, True) if path.is_file()]
+            made = {"_id": name, "id": name, "sha": commit_of(name), "private": False, "tags": [], "downloads": 0}
+            self._send_json(made | {"likes": 0, "siblings": files})
+
+    def _answer_file(self, kind: str, name: str, path: str) -> None:
+        file = self.root / kind / name / path
+        if not file.is_file():
+            self._refuse("EntryNotFound")
+            return
+        content = file.read_bytes()
+        first, last, code = 0, len(content) - 1, 200
+        if (asked := self.headers.get("Range", "")).startswith("bytes="):
+            begin, _, end = asked.removeprefix("bytes=").partition("-")
+            first, last, code = int(begin), min(int(end or last), last), 206
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit_of(name)}
+        if code == 206:
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        self._send(code, content[first : last + 1], headers | {"Accept-Ranges": "bytes"})
+
+    def _refuse(self, why: str) -> None:
+        self._send(404, json.dumps({"error": why}).encode(), {"X-Error-Code": why, "X-Error-Message": why})
+
+    def _send_json(self, document: Any) -> None:
+        self._send(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, code: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+def _listed(folder: Path, deep: bool) -> list[Path]:
+    return sorted(folder.rglob("*") if deep else folder.iterdir())
+
+
+def _entry(folder: Path, path: str) -> dict[str, Any]:
+    place = folder / path
+    if place.is_dir():
+        return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
+    content = place.read_bytes()
+    return {"type": "file", "path": path, "oid": hashlib.sha1(content).hexdigest(), "size": len(content)}

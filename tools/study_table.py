@@ -1,0 +1,63 @@
+"""The README's table of studies, as `retain plan` prices them on an empty store: `python -m tools.study_table` renews it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from launchers.plans import open_plan, plan_document
+from sweeps.read import STUDIES, read_study
+from sweeps.units import format_bytes, format_size
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- studies: python -m tools.study_table -->\n", "<!-- end of studies -->\n"
+PAPER = {
+    "135M": ("figure2", "figure3a", "figure3b", "figure4-5", "figure6", "figure7"),
+    "1B": ("figure8-9", "figure10-12", "table10"),
+}
+"""By the size of the model."""
+EMPTY = Path("a store that does not exist")
+
+
+def study_table() -> str:
+    """A Markdown table: the paper's studies and what they take together, then those that need no GPU."""
+    lines = [
+        "| study | model | trials | stages | pretrainings | tokens | H100 hours | A100 hours | disk at rest | at the peak |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for size, names in PAPER.items():
+        lines += [_row([name], f"`{name}`", size) for name in names]
+        lines.append(_row(names, "**all of these together**", size))
+    small = sorted(
+        {path.stem for path in STUDIES.glob("*.yaml")} - {name for names in PAPER.values() for name in names}
+    )
+    return "\n".join([*lines, *(_row([name], f"`{name}`", None) for name in small)]) + "\n"
+
+
+def _row(names: Sequence[str], shown: str, size: str | None) -> str:
+    """One line; a study without a size of the paper's is priced in tokens only, as it needs no GPU."""
+    document = plan_document(open_plan(names, [], EMPTY), "H100")
+    totals = document["totals"]
+    hours = totals["gpu_hours_by_device"]
+    model = size or read_study(names[0]).study.model.model_dump(exclude_none=True).get("preset", "linear")
+    pretrainings = sum(stage["stage"] == "pretrain" for stage in document["stages"])
+    cells = [
+        shown,
+        model,
+        f"{totals['trials']:,}",
+        f"{totals['stages']:,}",
+        f"{pretrainings}",
+        format_size(totals["tokens"]),
+    ]
+    cells += [f"{hours[device]:,.0f}" if size else "-" for device in ("H100", "A100")]
+    cells += [format_bytes(totals["disk_bytes"] + totals["data_bytes"]), format_bytes(totals["disk_peak_bytes"])]
+    return f"| {' | '.join(cells)} |"
+
+
+def with_table(text: str, table: str) -> str:
+    """A README with the table in its place."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{table}{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text(), study_table()))
