@@ -48,7 +48,9 @@ def _over_exposure(axes: "Axes", frame: "DataFrame") -> None:
     lines = frame.assign(group=[_label(values, others) for values in frame[others].itertuples(index=False)])
     _lines(axes, immediate, "immediate_posttraining_loss", over, ["black"], "--")
     _lines(axes, lines, "retained_posttraining_loss", over, COLOURS, "-", "after fine-tuning (L_ret), ")
-    axes.set_xlabel("exposure λ: share of the post-training corpus mixed into pretraining" if over == EXPOSURE else over)
+    axes.set_xlabel(
+        "exposure λ: share of the post-training corpus mixed into pretraining" if over == EXPOSURE else over
+    )
     axes.set_ylabel("loss on held-out post-training text (nats per token)")
 
 

@@ -1,6 +1,7 @@
 """Trial rows as a study would leave them, made up: each method trades retention against fine-tuning along a curve."""
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 
@@ -42,7 +43,7 @@ def exposure_rows(
     for exposure, size, rate, seed in itertools.product((0, 0.25, 0.5, 0.75, 1), sizes, rates, seeds):
         axes = {"pretrain.exposure": exposure, "posttrain.tokens": size, "finetune.lr": rate, "seed": seed}
         noise = random.Random(str(axes))
-        immediate = 2.0 - 0.3 * size / 3e5 + noise.gauss(0, 0.01)
+        immediate = 2.0 - 0.2 * math.log10(size / 1e5) + noise.gauss(0, 0.01)
         losses = {
             "immediate_posttraining_loss": immediate,
             "retained_posttraining_loss": immediate + 0.4 - 0.2 * exposure + noise.gauss(0, 0.02),

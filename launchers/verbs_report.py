@@ -1,0 +1,123 @@
+"""The verb `report`: verdicts, figures and one HTML page. It imports what it needs when it is called."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launchers.options import RUNS, AsJson, Overrides, StorePath, StudyName
+
+if TYPE_CHECKING:
+    from results.report.making import Origin
+    from results.verdict import Verdict
+
+PAPER_SCALE = 100_000_000
+"""Parameters from which on a study's losses lie on the same axes as the paper's."""
+
+
+def report(
+    study: StudyName,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    overlay: Annotated[
+        bool | None,
+        typer.Option(
+            "--overlay/--no-overlay",
+            help="Show the paper's published curves. Without it, where the study is of the paper's scale.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verdicts, figures and one HTML page that opens offline; works on partial results."""
+    from launchers.opened import open_study
+    from launchers.views import print_json
+    from results.claims import verdicts
+    from results.losses import save_rows, trial_rows
+    from results.paper_figures import draw_paper_figures, theory_figures
+    from results.report.page import write_report
+    from results.report.study import parameter_count
+    from results.store import make_store
+    from sweeps.linear import LinearStudy
+
+    opened = open_study(study, overrides or (), store)
+    make_store(store)
+    tree, file = opened.tree, opened.file
+    rows = trial_rows(tree, opened.store)
+    save_rows(store, tree.study, rows)
+    paper_scale = parameter_count(file.study, opened.facts) >= PAPER_SCALE
+    shown = paper_scale if overlay is None else overlay
+    if isinstance(file.study, LinearStudy):
+        figures, found = theory_figures(store, tree.study, rows), []
+    else:
+        figures = draw_paper_figures(store, tree.study, rows, shown, paper_scale)
+        found = verdicts(rows, matched=file.study.allocation == "matched")
+    origin = _origin(study, overrides or ())
+    page = write_report(file, opened.facts, tree, opened.store, rows, figures, found, origin)
+    if as_json:
+        missing = sum(row["retained_posttraining_loss"] is None for row in rows)
+        print_json(
+            {
+                "study": tree.study,
+                "report": str(page),
+                "trials": len(rows),
+                "missing": missing,
+                "figures": [
+                    {"name": one.name, "caption": one.caption, "png": str(one.png), "svg": str(one.svg)}
+                    | {"data": str(one.data), "trials": one.trials, "missing": one.missing}
+                    for one in figures
+                ],
+                "verdicts": [_verdict_document(verdict) for verdict in found],
+            }
+        )
+    else:
+        print(page)
+
+
+def _verdict_document(verdict: "Verdict") -> dict[str, Any]:
+    """A verdict without NaN, which JSON has no word for."""
+    import math
+
+    effects = [
+        {"label": label, "seeds": effect.seeds}
+        | {name: value if math.isfinite(value := getattr(effect, name)) else None for name in ("mean", "low", "high")}
+        for label, effect in verdict.evidence
+    ]
+    names = ("claim", "sentence", "outcome", "note")
+    return {name: getattr(verdict, name) for name in names} | {"effects": effects}
+
+
+def _origin(study: str, overrides: Sequence[str]) -> "Origin":
+    """The command, versions, commit and kind of machine of this page."""
+    import importlib.metadata
+    import os
+    import platform
+    import shlex
+    import time
+
+    from launchers.register import PACKAGES
+    from results.report.making import Origin
+
+    versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, "matplotlib")}
+    versions["python"] = platform.python_version()
+    machine = f"{platform.system()} on {platform.machine()}, {os.cpu_count()} CPU cores"
+    return Origin(shlex.join([study, *overrides]), versions, _commit(), machine, time.time())
+
+
+def _commit() -> str | None:
+    """The git commit of this code and whether it was changed since; None where it lies in no repository of its own."""
+    import subprocess
+
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root:
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return f"commit {git('rev-parse', 'HEAD')}{', with changes that are not committed' if changed else ''}"
+    except (OSError, subprocess.SubprocessError):
+        return None

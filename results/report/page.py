@@ -1,0 +1,144 @@
+"""`retain report`: one HTML page about a study that needs nothing beside itself, from whatever its store holds."""
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from results.comparisons import Effect
+from results.losses import Row, study_folder
+from results.paper_figures import DrawnFigure
+from results.report.cells import DASH, Cell, Rows, Table, table
+from results.report.deviations import deviations, summary
+from results.report.making import Origin, interruptions, making_table
+from results.report.stages import cost_sentences, stage_table, tree_of
+from results.report.study import GENERAL_QUESTION, budgets, corpora, loss_table, overview, parameter_count, question
+from results.store import Store
+from results.verdict import Verdict, text_of
+from sweeps.atomic import write_text
+from sweeps.facts import Facts
+from sweeps.read import StudyFile
+from sweeps.tree import Tree
+
+FOLDER = Path(__file__).parent
+MOST_OPEN_ROWS = 200
+"""A longer loss table is folded away."""
+MOST_OPEN_STAGES = 60
+"""The branches of a larger tree are folded away."""
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure as it stands in the page."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    width: int
+    """CSS pixels at which its text has the size that it was drawn for."""
+
+
+def write_report(
+    file: StudyFile,
+    facts: Facts,
+    tree: Tree,
+    store: Store,
+    rows: Sequence[Row],
+    figures: Sequence[DrawnFigure],
+    verdicts: Sequence[Verdict],
+    origin: Origin,
+) -> Path:
+    """Write <store>/studies/<study>/report.html and return its path. Complete or partial results alike."""
+    import jinja2
+
+    states = store.states(tree.stages)
+    choices = deviations(file, parameter_count(file.study, facts))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html.j2").render(
+        study=tree.study,
+        question=question(file) or [GENERAL_QUESTION],
+        partial=_partial_sentences(tree, rows),
+        overview=overview(file, facts, rows),
+        corpora=corpora(file, facts),
+        budgets=budgets(file),
+        stages=stage_table(tree, states),
+        roots=tree_of(tree, states),
+        small=len(tree.stages) <= MOST_OPEN_STAGES,
+        cost=cost_sentences(tree),
+        verdicts=verdict_table(verdicts),
+        figures=[_page_figure(figure) for figure in figures],
+        losses=loss_table(file, rows),
+        losses_open=len(rows) <= MOST_OPEN_ROWS,
+        choices=choices,
+        summary=summary(choices),
+        file_name=file.path.name,
+        file_text=file.path.read_text(encoding="utf-8"),
+        making=making_table(tree, store, states, origin),
+        interruptions=interruptions(states),
+        style=(FOLDER / "style.css").read_text(encoding="utf-8"),
+        script=(FOLDER / "script.js").read_text(encoding="utf-8"),
+    )
+    path = study_folder(store.root, tree.study) / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return path
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    """A row for each claim: its outcome, and every effect behind it with interval and number of seeds."""
+    marks = {"supported": "good", "not supported": "bad"}
+    rows: Rows = []
+    for verdict in verdicts:
+        evidence = "\n".join(f"{label}: {text_of(effect)} ({_seeds(effect)})" for label, effect in verdict.evidence)
+        outcome = Cell(verdict.outcome, mark=marks.get(verdict.outcome, "open"))
+        rows.append([verdict.claim, outcome, verdict.sentence, evidence or DASH, verdict.note or DASH])
+    columns = ("claim", "outcome", "in words", "all effects", "note")
+    return table("verdicts", "The paper's claims on these results", columns, rows)
+
+
+def _seeds(effect: Effect) -> str:
+    return f"{effect.seeds} seed{'' if effect.seeds == 1 else 's'}"
+
+
+def _partial_sentences(tree: Tree, rows: Sequence[Row]) -> list[str]:
+    """What the reader must know before anything else; none where the results are complete."""
+    missing = sum(row["retained_posttraining_loss"] is None for row in rows)
+    said = []
+    if tree.provisional:
+        said.append("The data is not prepared: keys are provisional and nothing of this study is trained.")
+    if missing:
+        said.append(f"Partial results: {missing:,} of {len(rows):,} trials are missing.")
+    return said
+
+
+def _page_figure(figure: DrawnFigure) -> PageFigure:
+    svg = figure.svg.read_text(encoding="utf-8")
+    return PageFigure(figure.name, figure.title, figure.caption, *inline_svg(svg, figure.name, figure.title))
+
+
+def inline_svg(svg: str, name: str, title: str) -> tuple[str, int]:
+    """matplotlib's SVG as an element of a page, and its width in CSS pixels.
+
+    Ids get the figure's name before them, as all figures share one page; the metadata, which names addresses, goes.
+    """
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r"<!--.*?-->\s*", "", element, flags=re.DOTALL)
+    element = re.sub(r'\bid="', f'id="{name}-', element)
+    element = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", element)
+    opening = element[: element.index(">") + 1]
+    size = re.search(r'width="([\d.]+)pt"', opening)
+    box = re.search(r'viewBox="[^"]*"', opening)
+    assert size is not None, "matplotlib writes the width in points"
+    assert box is not None, "matplotlib writes a viewBox"
+    label = html.escape(title, quote=True)
+    start = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} role="img" aria-label="{label}">'
+    return start + element[len(opening) :], round(float(size[1]) * 96 / 72)
