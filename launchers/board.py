@@ -3,31 +3,75 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from results.layout import run_events, study_events, study_hyperparameters
 from results.losses import study_folder
-from results.store import Store
-from sweeps.errors import MissingResourceError
-from sweeps.tree import Tree, axes_label
+from results.store import Run, Store
+from sweeps.atomic import write_bytes
+from sweeps.errors import MissingResourceError, StudyError
+from sweeps.tree import Stage, Tree, Trial, axes_label
+from sweeps.units import parse_size
 
 
-def link_runs(tree: Tree, store: Store) -> Path:
-    """A folder with a link to each run that has begun, named by its stage and axes; what left the study is unlinked."""
-    folder = study_folder(store.root, tree.study) / "tensorboard"
+def link_runs(tree: Tree, store: Store, where: Sequence[str] = ()) -> Path:
+    """A folder for TensorBoard: every run that has begun under its stage and axes, the study's charts and figures.
+
+    where: filters as in `chosen_trials`; each combination has a folder of its own, with the runs on the paths of the
+    trials chosen. What left the study is removed from it. Raises StudyError.
+    """
+    trials, name = chosen_trials(tree, where)
+    home = study_folder(store.root, tree.study)
+    folder = home / "tensorboard-where" / name if where else home / "tensorboard"
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {}
-    for stage in tree.stages.values():
-        if any(store.run(stage.key).folder.glob("events.*")):
-            wanted[f"{stage.stage} {axes_label(stage.axes)}".replace("/", "_")[:200] + f" {stage.key[:6]}"] = stage.key
-    for link in folder.iterdir():
-        if link.name not in wanted:
-            link.unlink(missing_ok=True)
-    for name, key in wanted.items():
-        with contextlib.suppress(FileExistsError):  # it is there, or another launcher was faster
-            (folder / name).symlink_to(os.path.relpath(store.root / key, folder), target_is_directory=True)
+    hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials])
+    leaves = {trial.finetune: trial.axes for trial in reversed(trials)}
+    states = store.states(tree.stages)
+    wanted = {
+        _name(tree.stages[key]): store.run(key)
+        for key in dict.fromkeys(key for trial in trials for key in trial.path)
+        if any(store.run(key).folder.glob("events.*"))
+    }
+    for place in folder.iterdir():
+        if place.name not in wanted and not place.name.startswith(("events.", ".")):
+            _remove(place)
+    for shown, run in wanted.items():
+        if states[run.key].state == "done":
+            own = leaves.get(run.key, tree.stages[run.key].axes)
+            _show_done(folder / shown, run, run_events(hyperparameters, own))
+        else:
+            _link(folder / shown, run.folder)
+    figures = sorted(home.glob("*.png"))
+    _put_events(folder, *study_events(hyperparameters, figures))
     return folder
+
+
+def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
+    """The trials that all filters `axis=value` let through, and a name for them; all trials without a filter.
+
+    A value is given as the axis prints it, or another way to write the same number. Raises StudyError where there is
+    no such axis, and where no trial is left.
+    """
+    chosen, names = list(tree.trials), []
+    for condition in where:
+        axis, separator, text = condition.partition("=")
+        values = _values(tree.trials, axis)
+        if not separator or not values:
+            axes = dict.fromkeys(name for trial in tree.trials for name in trial.axes)
+            raise StudyError(
+                f"--where {condition}: a filter is AXIS=VALUE, and the axes of {tree.study} are {', '.join(axes) or 'none'}"
+            )
+        if not (matching := [value for value in values if _is_written(value, text)]):
+            raise StudyError(f"--where {condition}: no trial has it; the values are {', '.join(map(str, values))}")
+        chosen = [trial for trial in chosen if axis in trial.axes and trial.axes[axis] in matching]
+        names.append(f"{axis}={matching[0]}")
+    if not chosen:
+        raise StudyError(f"--where {' --where '.join(where)}: no trial has all of them; leave one out")
+    return chosen, ",".join(dict.fromkeys(names)).replace("/", "_")[:200]
 
 
 def serve(folder: Path, port: int) -> NoReturn:
@@ -38,3 +82,73 @@ def serve(folder: Path, port: int) -> NoReturn:
         raise MissingResourceError(f"{folder}: no such store; train something first, or name it with --store")
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "localhost"]
     os.execv(sys.executable, [*command, "--port", str(port)])
+
+
+def _name(stage: Stage) -> str:
+    return f"{stage.stage} {axes_label(stage.axes)}".replace("/", "_")[:200] + f" {stage.key[:6]}"
+
+
+def _values(trials: Sequence[Trial], axis: str) -> list[Any]:
+    """The different values of an axis, in the order of the trials."""
+    found: list[Any] = []
+    for trial in trials:
+        if axis in trial.axes and trial.axes[axis] not in found:
+            found.append(trial.axes[axis])
+    return found
+
+
+def _is_written(value: Any, text: str) -> bool:
+    """Whether a text means a value of an axis: 5e-5 and 0.00005 are 5e-05, 300M is 300000000."""
+    if text == str(value):
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return text.lower() == str(value).lower()
+    for parse in (float, parse_size):
+        with contextlib.suppress(ValueError):
+            return bool(parse(text) == value)
+    return False
+
+
+def _link(place: Path, folder: Path) -> None:
+    """A run that may still be written: its whole folder, so that what comes is seen."""
+    target = os.path.relpath(folder, place.parent)
+    if place.is_symlink() and os.readlink(place) == target:
+        return
+    _remove(place)
+    with contextlib.suppress(FileExistsError):  # another launcher was faster
+        place.symlink_to(target, target_is_directory=True)
+
+
+def _show_done(place: Path, run: Run, events: tuple[str, bytes]) -> None:
+    """A run that is done: links to its event files beside `events`, which say its axes in this study."""
+    if place.is_symlink():
+        place.unlink(missing_ok=True)
+    with contextlib.suppress(FileExistsError):
+        place.mkdir()
+    if place.is_symlink():  # another launcher was faster; nothing is to be written into the run itself
+        return
+    for file in run.folder.glob("events.*"):
+        with contextlib.suppress(FileExistsError):
+            (place / file.name).symlink_to(os.path.relpath(file, place))
+    for link in place.iterdir():
+        if link.is_symlink() and not link.exists():
+            link.unlink(missing_ok=True)
+    _put_events(place, *events)
+
+
+def _put_events(folder: Path, name: str, content: bytes) -> None:
+    """One event file of ours in a folder; it stays where it shows the same already."""
+    ours = [path for path in folder.glob("events.*") if not path.is_symlink()]
+    digest = name.rpartition(".")[2]
+    if not any(path.name.endswith(f".{digest}") for path in ours):
+        write_bytes(folder / name, content)
+    for path in ours:
+        if not path.name.endswith(f".{digest}"):
+            path.unlink(missing_ok=True)
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)

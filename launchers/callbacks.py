@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from launchers.failures import DIVERGED
 from lightning_modules.objective import HeldoutLoss, heldout_loss
 from lightning_modules.stage import StageModule
+from results.layout import heldout_tag, training_tag
 from results.store import Progress, Run
 from sweeps.errors import StageFailedError
 
@@ -49,6 +50,7 @@ class Curves(Callback):
 
     def __init__(self, run: Run, heldout: Heldout, heldout_every: int | None, saved: Mapping[str, Any] | None) -> None:
         self.run, self.heldout, self.heldout_every = run, heldout, heldout_every
+        self.stage: str = run.spec()["stage"]
         recipe = heldout.module.recipe
         self.sequences, self.batch, self.length = recipe["sequences"], recipe["batch"], recipe["sequence_length"]
         self.steps = recipe["steps"]
@@ -74,7 +76,7 @@ class Curves(Callback):
             self.enter("evaluating")
             self.evaluated = {point: loss for point, loss in self.evaluated.items() if point[0] == step}
             self.evaluated[step, split] = finite(self.heldout.loss(split).loss, f"held-out loss on {split}", step)
-            self._add(f"heldout/{split}", self.evaluated[step, split], step)
+            self._add(heldout_tag(split), self.evaluated[step, split], step)
             self.enter("training")
             self.timed_at += time.monotonic() - begin
         return self.evaluated[step, split]
@@ -124,9 +126,9 @@ class Curves(Callback):
         per_second = (self.tokens(step) - self.tokens(self.timed_step)) / max(now - self.timed_at, 1e-9)
         self.logged_step, self.timed_step, self.timed_at = step, step, now
         self.progress = replace(self.progress, loss=loss, tokens_per_second=per_second)
-        self._add("train/loss", loss, step)
-        self._add("train/learning_rate", module.rate(step - 1), step)
-        self._add("train/tokens_per_second", per_second, step)
+        self._add(training_tag(self.stage, "loss"), loss, step)
+        self._add(training_tag(self.stage, "learning_rate"), module.rate(step - 1), step)
+        self._add(training_tag(self.stage, "tokens_per_second"), per_second, step)
 
     def _add(self, tag: str, value: float, step: int) -> None:
         self.points.append((tag, value, self.tokens(step), time.time()))
