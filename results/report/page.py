@@ -12,6 +12,7 @@ from results.paper_figures import DrawnFigure
 from results.report.cells import DASH, Cell, Rows, Table, table
 from results.report.deviations import deviations, summary
 from results.report.making import Origin, interruptions, making_table
+from results.report.search import search_part
 from results.report.stages import cost_sentences, stage_table, tree_of
 from results.report.study import GENERAL_QUESTION, budgets, corpora, loss_table, overview, parameter_count, question
 from results.store import Store
@@ -75,6 +76,7 @@ def write_report(
         cost=cost_sentences(tree),
         verdicts=verdict_table(verdicts),
         figures=[_page_figure(figure) for figure in figures],
+        search=search_part(store.root, tree.study),
         losses=loss_table(file, rows),
         losses_open=len(rows) <= MOST_OPEN_ROWS,
         choices=choices,
@@ -97,7 +99,8 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     marks = {"supported": "good", "not supported": "bad"}
     rows: Rows = []
     for verdict in verdicts:
-        evidence = "\n".join(f"{label}: {text_of(effect)} ({_seeds(effect)})" for label, effect in verdict.evidence)
+        known = [(label, effect) for label, effect in verdict.evidence if effect.seeds]
+        evidence = "\n".join(f"{label}: {text_of(effect)} ({_seeds(effect)})" for label, effect in known)
         outcome = Cell(verdict.outcome, mark=marks.get(verdict.outcome, "open"))
         rows.append([verdict.claim, outcome, verdict.sentence, evidence or DASH, verdict.note or DASH])
     columns = ("claim", "outcome", "in words", "all effects", "note")
