@@ -6,8 +6,10 @@ LOCKS := $(wildcard requirements/*.lock) pyproject.toml tools/install.py
 demo: .venv/demo.installed
 	$(BIN)/retain run laptop
 
+# What runs on SLURM waits more than it works, and minds being kept from the processor: by itself.
 test: .venv/test.installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 -m "not slurm"
+	$(BIN)/pytest -m slurm
 
 drill: .venv/test.installed
 	$(BIN)/retain drill laptop posttrain.dropout=0.1 posttrain.replay=0.1 --kills 200

@@ -1,0 +1,44 @@
+"""Keep what a study's runs have shown under results/evidence: `python -m tools.evidence STORE STUDY [PATH=VALUE]...`.
+
+Writes the verdicts, the loss table, the figures and the page of `retain report` into results/evidence/<study>.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+EVIDENCE = Path(__file__).parents[1] / "results" / "evidence"
+
+
+def keep(store: Path, study: str, overrides: list[str]) -> Path:
+    """Write a study's report from its store, and copy what it says; returns the folder."""
+    command = [sys.executable, "-m", "launchers.cli", "report", study, *overrides, "--store", str(store), "--json"]
+    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    folder = EVIDENCE / study
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    made = [Path(told["report"]), store / "studies" / told["study"] / "losses.csv"]
+    for path in made + [Path(figure["png"]) for figure in told["figures"]]:
+        shutil.copy(path, folder / path.name)
+    (folder / "README.md").write_text(summary(told, " ".join([study, *(f"'{text}'" for text in overrides)])))
+    return folder
+
+
+def summary(told: dict[str, Any], command: str) -> str:
+    """What the study has shown, in Markdown: the command, the verdicts, the figures."""
+    lines = [f"# {told['study']}", "", f"    retain run {command}", f"    retain report {command}", ""]
+    finished = told["trials"] - told["missing"]
+    lines += [f"{finished} of {told['trials']} trials. [losses.csv](losses.csv), [the whole report](report.html).", ""]
+    if told["verdicts"]:
+        lines += ["| claim | outcome | in words |", "|---|---|---|"]
+    lines += [f"| {one['claim']} | {one['outcome']} | {one['sentence']} |" for one in told["verdicts"]]
+    for figure in told["figures"]:
+        lines += ["", f"![{figure['name']}]({Path(figure['png']).name})", "", figure["caption"]]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(keep(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))
