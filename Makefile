@@ -8,7 +8,7 @@ demo: .venv/demo.installed
 
 # What runs on SLURM waits more than it works, and minds being kept from the processor: by itself.
 test: .venv/test.installed
-	$(BIN)/pytest -n 2 -m "not slurm"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slurm"
 	$(BIN)/pytest -m slurm
 
 drill: .venv/test.installed
