@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from launchers import verbs_keeping, verbs_reading, verbs_training
+from launchers import verbs_keeping, verbs_probe, verbs_reading, verbs_report, verbs_search, verbs_training
 from launchers.options import INTERRUPTED
 from sweeps.errors import RetainError, StudyError
 
@@ -25,11 +25,14 @@ for verb in (
     verbs_training.data,
     verbs_training.run,
     verbs_training.submit,
+    verbs_search.search,
     verbs_reading.status,
     verbs_reading.logs,
     verbs_training.cancel,
     verbs_training.retry,
     verbs_reading.results,
+    verbs_report.report,
+    verbs_probe.probe,
     verbs_reading.board,
     verbs_reading.why,
     verbs_keeping.export,

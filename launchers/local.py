@@ -70,7 +70,7 @@ def train(
     KeyboardInterrupt all processes are stopped, their runs are left planned, and the exception goes on.
     With `disturb`, a run whose processes it has killed is taken up again.
     """
-    crew = _Crew(tree, store, slots, forgiving=disturb is not None)
+    crew = Crew(tree, store, slots, forgiving=disturb is not None)
     with _terminate_as_interrupt():
         try:
             while not crew.finished():
@@ -125,7 +125,7 @@ def _count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-class _Crew:
+class Crew:
     """Who trains what: the states of all stages, the teams at work, the free slots."""
 
     def __init__(self, tree: Tree, store: Store, slots: Sequence[Slot], forgiving: bool) -> None:

@@ -34,21 +34,23 @@ from launchers.callbacks import Curves, Heldout
 from launchers.causes import agree_on_cause, explained, forget_causes
 from launchers.failures import DISK, classify
 from launchers.group import broadcast, gather, join_group, strategy_of
+from launchers.parents import done_parent
 from launchers.place import Group
 from launchers.resume import Cadence, Resume, StageStopped
+from launchers.run_linear import train_linear
 from launchers.signals import StopRequest
 from launchers.states import SavedState, StateWriter, clear_unfinished, newest_state, open_state, saved_states
 from lightning_modules.early_stopping import KeepBest
-from lightning_modules.models import build_model, load_model
+from lightning_modules.lora import add_adapters, merge_adapters, plain_weights
+from lightning_modules.models import build_model, load_model, trained_parameters
 from lightning_modules.shards import whole_weights
 from lightning_modules.stage import StageModule
-from results.collect import freed_sentence
 from results.disk import check_room, stage_bytes, used_bytes
 from results.lease import Lease, take_lease
 from results.losses import four_losses
 from results.store import Run, Store
-from results.verify import damaged_files
 from sweeps.errors import RetainError, StageFailedError
+from sweeps.linear import METHOD as LINEAR_METHOD
 from sweeps.models import Architecture
 
 BEAT_EVERY_S = 15.0
@@ -71,7 +73,11 @@ def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
     lease = _take_patiently(run) if group.chief else None
     try:
         with _heartbeat(lease):
-            _train(store, run, group, stop, lease)
+            if run.spec()["recipe"].get("method") == LINEAR_METHOD:
+                assert lease is not None
+                train_linear(store, run, lease, stop)
+            else:
+                _train(store, run, group, stop, lease)
     except StageStopped as stopped:
         if group.chief:
             # retain cancel marks a run before it stops its job.
@@ -118,11 +124,12 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease
         forget_causes(run.folder)
     join_group(group.world, gpu)
     smaller = execution["micro_batch"] if execution != spec["execution"] else None
-    saved = _begin(run, recipe, group, smaller)
+    saved = _begin(run, recipe, group, smaller, torch.cuda.get_device_name() if gpu else None)
     tokenizer = load_tokenizer(store.root / "tokenizers" / spec["tokenizer"])
     model = _starting_model(store, spec, tokenizer)
     if group.chief:
-        needed = stage_bytes(sum(parameter.numel() for parameter in model.parameters()))
+        trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
+        needed = stage_bytes(sum(parameter.numel() for parameter in model.parameters()), trained)
         check_room(run.folder, needed - used_bytes(run.checkpoint))
     module = StageModule(model, recipe, execution["micro_batch"], sharded)
     data = StageData(recipe, store.root, group.rank, group.world)
@@ -160,8 +167,13 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease
         _finish(store, run, spec, module, curves, best, final, tokenizer, lease)
 
 
-def _begin(run: Run, recipe: Mapping[str, Any], group: Group, smaller: int | None) -> SavedState | None:
-    """Enter the attempt, and choose the state that all ranks go on from; smaller: an adapted micro-batch."""
+def _begin(
+    run: Run, recipe: Mapping[str, Any], group: Group, smaller: int | None, device: str | None
+) -> SavedState | None:
+    """Enter the attempt, and choose the state that all ranks go on from.
+
+    smaller: an adapted micro-batch; device: what the GPUs call themselves.
+    """
     notes: list[str] = []
     if smaller is not None:
         notes.append(f"for lack of GPU memory {smaller} sequences at a time: the same batches, other last bits")
@@ -180,7 +192,7 @@ def _begin(run: Run, recipe: Mapping[str, Any], group: Group, smaller: int | Non
         for note in notes:
             print(note, flush=True)
         tokens = saved.step * recipe["batch"] * recipe["sequence_length"] if saved else 0
-        run.begin_attempt(os.getpid(), tokens, group.world, "; ".join(notes) or None)
+        run.begin_attempt(os.getpid(), tokens, group.world, "; ".join(notes) or None, device)
     chosen = broadcast(str(saved.folder) if saved else "", group.world)
     if chosen and saved is None:
         saved = open_state(Path(chosen), check=False)
@@ -217,7 +229,7 @@ def _quiet_libraries() -> None:
 
 
 class FinalLosses(Callback):
-    """The final weights, after early stopping has restored the best, and their losses on every split."""
+    """The final weights, after early stopping has restored the best, adapters merged, and their losses on every split."""
 
     def __init__(self, curves: Curves, data: StageData) -> None:
         self.curves, self.heldout, self.data = curves, curves.heldout, data
@@ -227,24 +239,21 @@ class FinalLosses(Callback):
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         self.curves.enter("evaluating")
+        merge_adapters(self.heldout.module.model)
         self.losses = {split: asdict(self.heldout.loss(split)) for split in self.heldout.sequences}
         self.curves.enter("writing")
-        self.weights = whole_weights(self.heldout.module.model)
+        self.weights = plain_weights(whole_weights(self.heldout.module.model))
         self.token_digest = as_text(add_digests(gather(self.data.digest, self.heldout.world)))
 
 
 def _starting_model(store: Store, spec: Mapping[str, Any], tokenizer: Tokenizer) -> LlamaForCausalLM:
+    recipe = spec["recipe"]
     if spec["parent"] is None:
-        recipe = spec["recipe"]
         return build_model(Architecture(**recipe["model"]), recipe["seed"], tokenizer.end_id)
-    parent = store.run(spec["parent"])
-    if not parent.is_done():
-        raise StageFailedError(f"its parent {parent.key} is not done; run the study again")
-    if parent.state().weights_freed:
-        raise StageFailedError(freed_sentence([parent]))
-    if damaged := damaged_files(parent):
-        raise StageFailedError(f"{parent.folder}: {damaged[0]}; delete this folder and run the study again")
-    return load_model(parent.model)
+    model = load_model(done_parent(store, spec).model)
+    if recipe["method"] == "lora":
+        add_adapters(model, recipe["lora"], recipe["seed"])
+    return model
 
 
 def _early_stopping(recipe: Mapping[str, Any], curves: Curves) -> KeepBest | None:

@@ -7,7 +7,8 @@ from launchers.board import link_runs
 from launchers.opened import OpenedStudy
 from launchers.views import print_json, print_results
 from results.figures import draw_losses
-from results.losses import csv_text, save_rows, trial_rows
+from results.losses import csv_text, save_rows, study_folder, trial_rows
+from results.search_summary import POINTS_STUDY
 from results.theory_figure import draw_theory
 from sweeps.atomic import write_text
 from sweeps.errors import StudyError
@@ -37,3 +38,5 @@ def show_results(opened: OpenedStudy, as_json: bool, csv: Path | None) -> None:
         print_json({"study": tree.study, "trials": rows})
     else:
         print_results(opened, rows, made)
+        if (points := study_folder(root, tree.study) / POINTS_STUDY).exists():
+            print(f"what a search has tried besides: retain results {points}")

@@ -6,26 +6,36 @@ from typing import Annotated, NoReturn
 import typer
 
 from launchers.options import RUNS, AsJson, Overrides, RunKey, StorePath, StudyName
-from sweeps.errors import StudyError
+from sweeps.errors import MissingResourceError, StudyError
 
 
 def plan(
-    study: StudyName,
-    overrides: Overrides = None,
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY... [PATH=VALUE]...",
+            help="A study or several, planned together with what they share; overrides are of all of them.",
+        ),
+    ],
     store: StorePath = RUNS,
-    device: Annotated[str, typer.Option(help="The GPU that the hours are of: A100, H100, H200 or L40S.")] = "H100",
+    device: Annotated[str, typer.Option(help="The GPU of totals.gpu_hours: A100, H100, H200 or L40S.")] = "H100",
     as_json: AsJson = False,
 ) -> None:
     """The tree: stages to train and already in the store, tokens, FLOPs, GPU-hours, disk, jobs."""
-    from launchers.opened import open_study
-    from launchers.views import plan_document, print_json, print_plan
+    from launchers.plans import open_plan, plan_document, print_plan
+    from launchers.views import print_json
 
-    opened = open_study(study, overrides or (), store)
+    # A path may hold a `=`, an override never begins like one.
+    overrides = [word for word in studies if "=" in word and not Path(word).is_file()]
+    names = [word for word in studies if word not in overrides]
+    if not names:
+        raise StudyError("plan: name at least one study; overrides come after it")
+    opened = open_plan(names, overrides, store)
     document = plan_document(opened, device)
     if as_json:
         print_json(document)
     else:
-        print_plan(opened, document, device)
+        print_plan(opened, document)
 
 
 def status(
@@ -38,7 +48,8 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Each run's state, attempts, progress, time left, job id."""
-    from launchers.slurm_status import with_jobs
+    from launchers.slurm import has_slurm, live_jobs
+    from launchers.slurm_status import Orphan, orphans, with_jobs
     from launchers.views import print_json, print_status, watch_status
     from results.status import RunStatus, store_status, study_status
     from results.status import as_json as rows_as_json
@@ -50,16 +61,21 @@ def status(
 
         tree = open_study(study, overrides or (), store).tree
 
-    def rows() -> list[RunStatus]:
+    def look() -> tuple[list[RunStatus], list[Orphan]]:
+        submitted = (store / "submissions").is_dir() and has_slurm()
+        live = live_jobs(everyone=True) if submitted else {}
         found = store_status(Store(store)) if tree is None else study_status(tree, Store(store))
-        return with_jobs(found, Store(store))
+        return with_jobs(found, Store(store), live), orphans(Store(store), live)
 
+    if watch:
+        watch_status(look)
+        return
+    rows, lost = look()
     if as_json:
-        print_json({"study": tree and tree.study, "runs": rows_as_json(rows())})
-    elif watch:
-        watch_status(rows)
+        named = [{"job_id": orphan.job_id, "key": orphan.key} for orphan in lost]
+        print_json({"study": tree and tree.study, "runs": rows_as_json(rows), "orphans": named})
     else:
-        print_status(rows())
+        print_status(rows, lost)
 
 
 def logs(
@@ -94,17 +110,29 @@ def board(
     ] = None,
     overrides: Overrides = None,
     store: StorePath = RUNS,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="AXIS=VALUE: only trials with it, in a view of their own; several filters: all of them."),
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65_535, help="The port on localhost.")] = 6006,
 ) -> NoReturn:
-    """TensorBoard over a study's runs, named by their axes, on localhost."""
+    """TensorBoard on localhost: a study's runs named by their axes, its hyperparameters, charts and figures."""
     from launchers.board import link_runs, serve
 
     if study is None:
+        if where:
+            raise StudyError(f"--where {where[0]}: a filter is over the axes of a study; name the study too")
         serve(store, port)
     from launchers.opened import open_study
 
     opened = open_study(study, overrides or (), store)
-    serve(link_runs(opened.tree, opened.store), port)
+    try:
+        view = link_runs(opened.tree, opened.store, where or ())
+    except PermissionError as error:
+        raise MissingResourceError(
+            f"{error.filename}: the study's view cannot be written here; retain board without a study shows the whole store"
+        ) from None
+    serve(view, port)
 
 
 def why(

@@ -14,14 +14,14 @@ from rich.text import Text
 from launchers.drill import SIGNALS, DrillResult, count_kills
 from launchers.opened import OpenedStudy
 from launchers.resources import Resources
+from launchers.slurm_status import Orphan
 from launchers.submit import Submitted
 from results.collect import Waste
 from results.losses import LOSSES, Row
 from results.status import RunStatus, count_states, held_up_stages
 from results.store import State
 from results.verify import Problem
-from sweeps.cost import total_cost
-from sweeps.tree import STAGES, Tree, axes_label
+from sweeps.tree import Tree, axes_label
 from sweeps.units import format_bytes, format_seconds, format_size
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "queued": "yellow", "cancelled": "red"}
@@ -33,59 +33,6 @@ MOST_ROWS = 40
 def print_json(document: Any) -> None:
     """One document on standard output; NaN never occurs in it."""
     print(json.dumps(document, indent=1, allow_nan=False))
-
-
-def plan_document(opened: OpenedStudy, device: str) -> dict[str, Any]:
-    """`retain plan --json`: the stages with their states, and the totals."""
-    states = opened.store.states(opened.tree.stages)
-    done = {key for key, state in states.items() if state.state == "done"}
-    totals = total_cost(opened.tree, done, device)
-    stages = [
-        {
-            "key": stage.key,
-            "stage": stage.stage,
-            "parent": stage.parent,
-            "axes": stage.axes,
-            "tokens": stage.tokens,
-            "state": states[stage.key].state,
-        }
-        for stage in opened.tree.stages.values()
-    ]
-    return {
-        "study": opened.tree.study,
-        "provisional": opened.tree.provisional,
-        "stages": stages,
-        "totals": {name: getattr(totals, name) for name in totals.__dataclass_fields__},
-    }
-
-
-def print_plan(opened: OpenedStudy, document: Mapping[str, Any], device: str) -> None:
-    """One row a kind of stage, the totals, and what sharing saves."""
-    totals = document["totals"]
-    table = _table("stage", "stages", "done", "tokens")
-    for kind in STAGES:
-        stages = [stage for stage in document["stages"] if stage["stage"] == kind]
-        done = sum(stage["state"] == "done" for stage in stages)
-        table.add_row(kind, f"{len(stages):,}", f"{done:,}", format_size(sum(stage["tokens"] for stage in stages)))
-    sizes = {name: len(options) for name, options in opened.file.cases.items()}
-    sizes |= {name: len(values) for name, values in opened.file.axes.items()}
-    axes = ", ".join(f"{name} ({size})" for name, size in sizes.items()) or "none"
-    shared, alone = totals["tokens"], totals["tokens_without_sharing"]
-    lines = [
-        f"axes: {axes}",
-        f"{totals['trials']:,} trials are {totals['stages']:,} stages, {totals['to_train']:,} of them to train: "
-        f"{format_size(totals['tokens_to_train'])} tokens, {totals['flops']:.3g} FLOPs, "
-        f"{totals['gpu_hours']:.3g} hours on one {device}, {format_bytes(totals['disk_bytes'])} of weights",
-        f"{format_size(shared)} tokens in all; one run per trial would train {format_size(alone)}, "
-        f"{alone / shared:.2f} times as many",
-    ]
-    if document["provisional"]:
-        lines.append(f"the data is not prepared, so the keys are provisional: retain data {opened.tree.study}")
-    console = _console()
-    console.print(Text(f"study {opened.tree.study}", style="bold"))
-    console.print(table)
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
 
 
 def data_document(opened: OpenedStudy) -> dict[str, Any]:
@@ -105,17 +52,20 @@ def data_document(opened: OpenedStudy) -> dict[str, Any]:
 
 
 def print_data(document: Mapping[str, Any]) -> None:
-    table = _table("corpus", "sequence length", "training tokens", "held-out tokens", "fingerprint")
+    table = new_table("corpus", "sequence length", "training tokens", "held-out tokens", "fingerprint")
     for corpus in document["corpora"]:
         counts = (f"{corpus['sequence_length']:,}", f"{corpus['train_tokens']:,}", f"{corpus['heldout_tokens']:,}")
         table.add_row(corpus["name"], *counts, corpus["fingerprint"])
-    _console().print(table)
+    open_console().print(table)
 
 
-def print_status(rows: Sequence[RunStatus]) -> None:
-    console = _console()
+def print_status(rows: Sequence[RunStatus], orphans: Sequence[Orphan] = ()) -> None:
+    """The runs, the logs of those that failed, and the jobs whose run is gone."""
+    console = open_console()
     console.print(status_table(rows))
     _print_logs(console, rows)
+    for orphan in orphans:
+        console.print(orphan.sentence, highlight=False, soft_wrap=True)
 
 
 def _print_logs(console: Console, rows: Sequence[RunStatus]) -> None:
@@ -128,7 +78,9 @@ def _print_logs(console: Console, rows: Sequence[RunStatus]) -> None:
 def status_table(rows: Sequence[RunStatus]) -> Table:
     """One row a run, and their counts as the title."""
     counts = ", ".join(f"{count} {state}" for state, count in count_states(rows).items()) or "no runs"
-    table = _table("run", "stage", "axes", "state", "attempts", "progress", "loss", "tokens/s", "left", "job", "reason")
+    table = new_table(
+        "run", "stage", "axes", "state", "attempts", "progress", "loss", "tokens/s", "left", "job", "reason"
+    )
     table.title, table.title_justify = counts, "left"
     for row in rows:
         table.add_row(
@@ -147,31 +99,29 @@ def status_table(rows: Sequence[RunStatus]) -> Table:
     return table
 
 
-def watch_status(rows: Callable[[], Sequence[RunStatus]]) -> None:
+def watch_status(look: Callable[[], tuple[Sequence[RunStatus], Sequence[Orphan]]]) -> None:
     """Show the status until nothing is running or queued."""
-    with Live(console=_console(), auto_refresh=False) as live:
+    with Live(console=open_console(), auto_refresh=False, transient=True) as live:
         while True:
-            now = rows()
-            live.update(status_table(now), refresh=True)
-            if not any(row.state in ("running", "queued") for row in now):
+            rows, orphans = look()
+            live.update(status_table(rows), refresh=True)
+            if not any(row.state in ("running", "queued") for row in rows):
                 break
             time.sleep(WATCH_EVERY_S)
-    _print_logs(_console(), now)
+    print_status(rows, orphans)
 
 
 def print_results(opened: OpenedStudy, rows: Sequence[Row], shown: Sequence[Path]) -> None:
     """The loss table, and the paths of what was made beside it."""
     names = opened.file.labels
-    table = _table(*names, "L_im", "L_ret", "L_ft", "L_pre", "tokens", left=len(names))
+    table = new_table(*names, "L_im", "L_ret", "L_ft", "L_pre", "tokens", left=len(names))
     for row in rows[:MOST_ROWS]:
         losses = ("" if row[name] is None else f"{row[name]:.4f}" for name in LOSSES)
         tokens = "" if row["tokens"] is None else format_size(row["tokens"])
         table.add_row(*(_value(row["axes"].get(name, "")) for name in names), *losses, tokens)
-    console = _console()
+    console = open_console()
     console.print(table)
-    console.print(
-        "losses in nats per token on held-out text: after post-training, and after fine-tuning (ret, ft, pre)"
-    )
+    console.print(f"{opened.file.study.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
     if len(rows) > MOST_ROWS:
         console.print(f"{len(rows) - MOST_ROWS:,} more trials in {shown[0]}", soft_wrap=True)
     for path in shown:
@@ -197,6 +147,7 @@ def submitted_document(study: str, result: Submitted) -> dict[str, Any]:
         "study": study,
         "jobs": [{"job_id": job_id, "keys": list(keys)} for job_id, keys in result.jobs],
         "adopted": list(result.adopted),
+        "released": list(result.released),
         "queued_already": result.queued_already,
         "done_already": result.done_already,
         "failed": list(result.failed),
@@ -206,7 +157,7 @@ def submitted_document(study: str, result: Submitted) -> dict[str, Any]:
 
 def print_submitted(study: str, result: Submitted) -> None:
     """What was submitted, what was not, and why."""
-    console = _console()
+    console = open_console()
     stages = sum(len(keys) for _, keys in result.jobs)
     console.print(f"{stages:,} stages submitted in {len(result.jobs):,} jobs", highlight=False)
     lines = {
@@ -215,6 +166,7 @@ def print_submitted(study: str, result: Submitted) -> None:
         f"{len(result.adopted):,} jobs of an earlier submission without an answer were found again": len(
             result.adopted
         ),
+        f"{len(result.released):,} jobs that a node could not start were released": len(result.released),
         f"{len(result.failed):,} failed, were cancelled or skipped: retain retry {study}": len(result.failed),
         f"{len(result.deferred):,} are beyond your limit of jobs: the jobs that end submit them": len(result.deferred),
     }
@@ -239,9 +191,9 @@ def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site:
 
 def print_why(document: Mapping[str, Any]) -> None:
     """What a key is made of, and the differences asked for."""
-    console = _console()
+    console = open_console()
     console.print(Text(f"{document['stage']} {document['key']}", style="bold"))
-    table = _table("field", "value", left=2)
+    table = new_table("field", "value", left=2)
     for name, value in document["fields"].items():
         table.add_row(name, _value(value))
     console.print(table)
@@ -251,7 +203,7 @@ def print_why(document: Mapping[str, Any]) -> None:
     elif not document["differences"]:
         console.print(f"{other} is the same stage")
     else:
-        table = _table("field", document["key"][:8], other[:8], left=3)
+        table = new_table("field", document["key"][:8], other[:8], left=3)
         for difference in document["differences"]:
             table.add_row(difference["field"], _value(difference["here"]), _value(difference["there"]))
         console.print(f"split from {other} by", highlight=False)
@@ -259,7 +211,7 @@ def print_why(document: Mapping[str, Any]) -> None:
 
 
 def print_problems(checked: int, problems: Sequence[Problem]) -> None:
-    console = _console()
+    console = open_console()
     for problem in problems:
         console.print(f"{problem.where}: {problem.what}", highlight=False, soft_wrap=True)
     console.print(f"{checked:,} runs checked, {len(problems):,} problems")
@@ -295,9 +247,9 @@ def waste_document(
 def print_waste(document: Mapping[str, Any]) -> None:
     """One row for each thing freed, and for each that stays; then the total."""
     rows = [*document["freed"], *document["kept"]]
-    console = _console()
+    console = open_console()
     if rows:
-        table = _table("what", "run", "bytes", "reason", "path", left=2)
+        table = new_table("what", "run", "bytes", "reason", "path", left=2)
         for row in rows[:MOST_ROWS]:
             table.add_row(
                 row["kind"], (row["run"] or "")[:8], format_bytes(row["bytes"]), row["reason"], Text(row["path"])
@@ -314,8 +266,8 @@ def print_waste(document: Mapping[str, Any]) -> None:
 
 def print_drill(result: DrillResult) -> None:
     """Kills by moment and signal, and what differs."""
-    console = _console()
-    table = _table("moment", *SIGNALS)
+    console = open_console()
+    table = new_table("moment", *SIGNALS)
     for moment, counts in count_kills(result.kills):
         table.add_row(moment, *(str(count) for count in counts.values()))
     console.print(table)
@@ -327,13 +279,15 @@ def print_drill(result: DrillResult) -> None:
     )
 
 
-def _console() -> Console:
+def open_console() -> Console:
+    """The standard output, as every table goes to it."""
     console = Console(markup=False)
     # A table that is piped to a file or a pager is not cut at 80 columns.
     return console if console.is_terminal else Console(width=240, markup=False)
 
 
-def _table(*columns: str, left: int = 1) -> Table:
+def new_table(*columns: str, left: int = 1) -> Table:
+    """A plain table; the first `left` columns, and those that hold words, are aligned to the left."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
         text = index < left or name in ("stage", "axes", "state", "reason", "fingerprint", "job", "path")

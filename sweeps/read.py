@@ -9,12 +9,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from sweeps.axes import Option, case_options, get_field, grid_values, refuse_double, set_field
+from sweeps.axes import Option, case_options, get_field, grid_values, is_axis, refuse_double, set_field
 from sweeps.complaints import first_sentence
 from sweeps.errors import StudyError
+from sweeps.linear import LinearStudy, is_linear
 from sweeps.schema import Study
+from sweeps.search import Search, read_search
 
 STUDIES = Path(__file__).parent / "studies"
+AnyStudy = Study | LinearStudy
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class StudyFile:
     """A study, where it came from, and its axes."""
 
     path: Path
-    study: Study
+    study: AnyStudy
     axes: dict[str, list[Any]]
     """Those of the grid: each a dotted path with its checked values."""
     cases: dict[str, list[Option]] = field(default_factory=dict)
     """The axes of cases, each with its options."""
+    search: Search | None = None
+    """The space that `retain search` looks through."""
 
     @property
     def dimensions(self) -> list[list[Option]]:
@@ -102,23 +107,25 @@ def is_study(name: str) -> bool:
 
 
 def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
-    """A Study and its axes from the plain mapping that a study file holds."""
+    """A study and its axes from the plain mapping that a study file holds."""
+    schema: type[AnyStudy] = LinearStudy if is_linear(raw) else Study
     try:
-        study = Study.model_validate(raw)
+        study = schema.model_validate(raw)
     except ValidationError as error:
-        raise StudyError(f"{path.name}: {first_sentence(error, Study)}") from None
+        raise StudyError(f"{path.name}: {first_sentence(error, schema)}") from None
     cases = {
-        name: case_options(raw, name, options, Study, f"{path.name}: cases.{name}")
+        name: case_options(raw, name, options, schema, f"{path.name}: cases.{name}")
         for name, options in study.cases.items()
     }
     grid = {
-        axis: grid_values(raw, axis, values, Study, f"{path.name}: grid.{axis}") for axis, values in study.grid.items()
+        axis: grid_values(raw, axis, values, schema, f"{path.name}: grid.{axis}") for axis, values in study.grid.items()
     }
     refuse_double(cases, grid, path.name)
-    return StudyFile(path, study, grid, cases)
+    search = read_search(raw, schema, path.name) if study.search else None
+    return StudyFile(path, study, grid, cases, search)
 
 
-def check_together(study: Study, name: str) -> None:
+def check_together(study: AnyStudy, name: str) -> None:
     """Check a section whose fields were put in place one by one. Raises StudyError."""
     section = getattr(study, name)
     try:
@@ -160,11 +167,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raw["cases"] = raw["cases"] | {field: _chosen(raw["cases"][field], value, override)}
         return
     grid = raw["grid"]
-    if (
-        isinstance(value, list)
-        and not field.startswith(("corpora.", "grid."))
-        and not field.endswith((".betas", ".setup", ".targets"))
-    ):
+    if is_axis(field, value) and not field.startswith(("corpora.", "grid.", "search.")):
         raw["grid"] = grid | {field: value}
         return
     raw["grid"] = {axis: values for axis, values in grid.items() if axis != field}

@@ -1,10 +1,11 @@
 """The study file, field by field; unknown fields are refused."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from sweeps.corpora import template_pieces, with_published
 from sweeps.models import PRESETS, Architecture
 from sweeps.units import parse_size
 
@@ -27,8 +28,10 @@ class Section(BaseModel):
 
 
 class Corpus(Section):
-    """Where documents come from: `package:`, `files:`, or `hf:` (with `files:`, a local folder in that format)."""
+    """Where documents come from: `package:`, `files:`, `hf:` or `published:` (with `files:`, local ones in that format)."""
 
+    published: str | None = None
+    """One of sweeps.corpora: it fills in all fields that are not given."""
     package: str | None = None
     files: str | list[str] | None = None
     hf: str | None = None
@@ -37,12 +40,28 @@ class Corpus(Section):
     split: str = "train"
     text: str = "text"
     """The field that holds a document, in jsonl, parquet and hf sources."""
+    template: str | None = None
+    """Instead of `text`: how the fields of a record are joined, for instance "{inputs}\\n{targets}"."""
     separator: Annotated[str, Field(min_length=1)] | None = None
     """Where a plain text file is cut into documents; without it a file is one document."""
+    in_turn: Positive = 1
+    """Parts that an hf source is read in, a document of each in turn, so that a budget of tokens takes from all of it."""
     tokens: Size | None = None
     """Stop reading once the training split holds this many tokens; without it the whole source is read."""
     heldout: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """The share of documents, chosen by their hash, that is evaluated on and never trained on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_published(cls, value: Any) -> Any:
+        return with_published(value) if isinstance(value, dict) else value
+
+    @field_validator("template")
+    @classmethod
+    def joins_fields(cls, value: str | None) -> str | None:
+        if value is not None:
+            template_pieces(value)
+        return value
 
     @model_validator(mode="after")
     def one_source(self) -> "Corpus":
@@ -51,11 +70,11 @@ class Corpus(Section):
             raise ValueError("name exactly one source: package, files, or hf (hf may add files)")
         if self.files == []:
             raise ValueError("files: the list is empty; name a path, a folder or a pattern")
-        needless = (
-            [] if self.hf else [name for name in ("config", "revision", "split") if name in self.model_fields_set]
-        )
-        if needless:
-            raise ValueError(f"{needless[0]}: this is for hf sources only; take it out")
+        hub_only = [name for name in ("config", "revision", "split", "in_turn") if name in self.model_fields_set]
+        if not self.hf and hub_only:
+            raise ValueError(f"{hub_only[0]}: this is for hf sources only; take it out")
+        if self.template is not None and "text" in self.model_fields_set:
+            raise ValueError("template: it names the fields itself; take text: out")
         return self
 
 
@@ -216,8 +235,8 @@ class Adaptable(Optimisation):
     def adapters_need_their_method(self) -> "Adaptable":
         if self.lora is not None and self.method != "lora":
             raise ValueError(
-                "lora: these settings are for method: lora; set that too, or take them out "
-                "(cases: compare both: one case with method and lora, one with neither)"
+                "lora: these settings are for method: lora; set that too, or take them out; to compare with full "
+                "training, set both fields in one of two cases"
             )
         return self
 
@@ -341,6 +360,8 @@ def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
 
 
 class Study(Section):
+    loss_unit: ClassVar[str] = "losses in nats per token on held-out text"
+
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     model: Model
     tokenizer: Tokenizer
@@ -358,14 +379,8 @@ class Study(Section):
     """Axes of named cases that set several fields each; a list in a case is a grid of its own, within that case."""
     grid: dict[str, list[Any]] = {}
     search: dict[str, Any] = {}
+    """What `retain search` tries instead of the grid; its fields are in sweeps/search.py."""
     execution: Execution = Execution()
-
-    @field_validator("search")
-    @classmethod
-    def no_search_yet(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if value:
-            raise ValueError("this version has no search; leave it empty and list the points under grid:")
-        return value
 
     @model_validator(mode="after")
     def known_corpora(self) -> "Study":

@@ -221,7 +221,7 @@ def test_numbers_that_only_fail_together_are_refused_too() -> None:
 def test_a_section_and_a_field_of_it_cannot_both_be_axes() -> None:
     stopping = {"every": 5, "patience": 2}
     grid = {"posttrain.early_stopping": [None, stopping], "posttrain.early_stopping.every": [5, 10]}
-    with pytest.raises(StudyError, match="early_stopping.every is set by grid.posttrain.early_stopping and by"):
+    with pytest.raises(StudyError, match=r"early_stopping\.every is set by grid\.posttrain\.early_stopping and by"):
         tiny_tree(grid=grid, **{"posttrain.early_stopping": stopping})
 
 

@@ -1,0 +1,81 @@
+"""What a search may spend and has spent: tokens, or hours of devices."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from results.speeds import measured_speeds
+from results.store import State, Store
+from sweeps.cost import total_cost
+from sweeps.errors import StudyError
+from sweeps.tree import Tree
+from sweeps.units import format_size, parse_size
+
+Unit = Literal["tokens", "gpuh"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """amount: in the unit; a budget of hours is planned for `device`."""
+
+    amount: float
+    unit: Unit
+    device: str
+
+    def __str__(self) -> str:
+        return f"{format_size(self.amount)} tokens" if self.unit == "tokens" else f"{self.amount:g} GPU-hours"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """By a search: its own stages only, not those that the store had already."""
+
+    tokens: int
+    hours: float
+    """Of devices, as the attempts took them."""
+    stages: int
+    without_sharing: int
+    """Tokens that one run per trial would have trained."""
+
+    def of(self, unit: Unit) -> float:
+        return self.tokens if unit == "tokens" else self.hours
+
+
+def parse_budget(text: str, device: str) -> Budget:
+    """`200gpuh` or `5Mtokens`. Raises StudyError."""
+    match = re.fullmatch(r"\s*([0-9._]+[kKMBGT]?)\s*(tokens|gpuh)\s*", text)
+    try:
+        if match and match[2] == "tokens" and (size := parse_size(match[1])):
+            return Budget(size, "tokens", device)
+        if match and match[2] == "gpuh" and (hours := float(match[1])) > 0:
+            return Budget(hours, "gpuh", device)
+    except ValueError:
+        pass
+    raise StudyError(f"--budget {text}: not understood; write tokens or GPU-hours, such as 5Mtokens or 200gpuh")
+
+
+def planned_cost(tree: Tree, settled: Collection[str], store: Store, budget: Budget) -> float:
+    """What the stages of a tree cost at most, in the budget's unit, without those that are `settled`."""
+    missing = [stage for key, stage in tree.stages.items() if key not in settled]
+    if budget.unit == "tokens" or not missing:
+        return float(sum(stage.tokens for stage in missing))
+    return total_cost(tree, settled, budget.device, measured_speeds(store)).gpu_hours
+
+
+def spent_on(trees: Iterable[Tree], states: Mapping[str, State], found: Collection[str]) -> Spent:
+    """What the stages of these trees took so far, and what one run per trial would have."""
+    tokens: dict[str, int] = {}
+    hours = 0.0
+    without_sharing = 0
+    for tree in trees:
+        for key in tree.stages:
+            if key not in tokens:
+                state = states[key]
+                tokens[key] = max((attempt.tokens for attempt in state.attempts), default=0)
+                tokens[key] = max(tokens[key], state.progress.tokens)
+                if key not in found:
+                    hours += sum(((one.end or one.start) - one.start) * one.world for one in state.attempts) / 3600
+        without_sharing += sum(tokens[key] for trial in tree.trials for key in trial.path)
+    own = {key: count for key, count in tokens.items() if key not in found and count}
+    return Spent(sum(own.values()), hours, len(own), without_sharing)

@@ -1,0 +1,63 @@
+"""One start of a search, from its history to its end. One process at a time searches a study of a store."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from launchers.search.budget import Budget
+from launchers.search.driver import Search
+from launchers.search.executor import Cluster, train_with_tune
+from launchers.search.history import open_history
+from launchers.search.show import searching
+from launchers.search.studies import SearchedStudy
+from results.lease import take_lease
+from sweeps.errors import StudyError
+
+BEAT_EVERY_S = 15.0
+
+
+def run_search(searched: SearchedStudy, budget: Budget | None, parallel: int, cluster: Cluster) -> Search:
+    """Go on with a search until its trials or its budget are used up; Ray is started only if a stage is to be trained.
+
+    Raises StudyError where another process searches the study, KeyboardInterrupt once all processes have saved and ended.
+    """
+    searched.folder.mkdir(parents=True, exist_ok=True)
+    with _alone(searched.folder / "search-lease.json", searched.name):
+        history, note = open_history(searched.folder / "search.json", searched.identity())
+        if note:
+            print(f"retain: {note}", file=sys.stderr)
+        search = Search(searched, history, budget, parallel)
+        first = search.next_stage()
+        if first is not None:
+            search.at_work.discard(first.key)
+        if not search.finished():
+            with searching(search) as look:
+                search.look = look
+                train_with_tune(search, searched.store, cluster, searched.folder / "tune")
+        search.save()
+    return search
+
+
+@contextlib.contextmanager
+def _alone(place: Path, study: str) -> Iterator[None]:
+    """Hold the search's lease. Raises StudyError where somebody else does."""
+    lease = take_lease(place)
+    if lease is None:
+        raise StudyError(f"{study}: another process is searching this study in this store; wait for it, or stop it")
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(BEAT_EVERY_S):
+            with contextlib.suppress(OSError):
+                lease.beat()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        lease.release()

@@ -1,0 +1,69 @@
+"""What a search keeps in its store: the points it has proposed, and what it found there. Losses are read from the runs."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sweeps.atomic import read_json, write_json
+from sweeps.search import Values
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Point:
+    """One proposed point; `by`: the searcher that proposed it."""
+
+    number: int
+    values: Values
+    by: str
+
+    @property
+    def label(self) -> str:
+        return f"p{self.number}"
+
+
+@dataclass
+class History:
+    """search.json: replaced atomically at every change, so that whoever is killed loses nothing that was proposed."""
+
+    path: Path
+    identity: str
+    points: list[Point] = field(default_factory=list)
+    found: set[str] = field(default_factory=set)
+    """Stages that the store had before the search needed them: they cost it nothing."""
+    pruned: dict[str, str] = field(default_factory=dict)
+    """Post-trainings that were given up at a rung, and the sentence that says why."""
+    rungs: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of post-trainings, the held-out loss at each rung that they have reached: see launchers.search.pruning."""
+    states: dict[str, str] = field(default_factory=dict)
+    """Of each point by its label, for readers; the search itself reads the store."""
+
+    def add(self, values: Values, by: str, found: Iterable[str]) -> Point:
+        """Enter a new point."""
+        point = Point(len(self.points), values, by)
+        self.points.append(point)
+        self.found |= set(found)
+        self.save()
+        return point
+
+    def save(self) -> None:
+        points = [asdict(point) | {"state": self.states.get(point.label, "planned")} for point in self.points]
+        document = {"format": FORMAT, "identity": self.identity, "points": points}
+        write_json(self.path, document | {"found": sorted(self.found), "pruned": self.pruned, "rungs": self.rungs})
+
+
+def open_history(path: Path, identity: str) -> tuple[History, str | None]:
+    """The history kept at `path`, empty where there is none; and a note where one of another study was put aside."""
+    if not path.exists():
+        return History(path, identity), None
+    kept: dict[str, Any] = read_json(path)
+    if kept["identity"] != identity:
+        aside = path.with_name(f"{path.stem}.{kept['identity']}{path.suffix}")
+        path.rename(aside)
+        note = f"the study has changed since the last search, whose history is kept as {aside}; its stages stay in the store"
+        return History(path, identity), note
+    points = [Point(point["number"], point["values"], point["by"]) for point in kept["points"]]
+    states = {point.label: entry["state"] for point, entry in zip(points, kept["points"], strict=True)}
+    return History(path, identity, points, set(kept["found"]), kept["pruned"], kept["rungs"], states), None
