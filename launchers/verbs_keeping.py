@@ -32,19 +32,22 @@ def verify(
     store: StorePath = RUNS,
     as_json: AsJson = False,
 ) -> int:
-    """Check every checksum and invariant of the store."""
+    """Check every checksum and invariant of the store; of a study with matched allocation, that D_post is seen once."""
     from launchers.verify import verify_store
     from launchers.views import print_json, print_problems
     from results.store import Store
 
-    keys = None
-    if study is not None:
-        from launchers.opened import open_study
-
-        keys = set(open_study(study, overrides or (), store).tree.stages)
     if not store.is_dir():
         raise MissingResourceError(f"--store {store}: no such store; train something first, or name another")
+    keys, allocated = None, []
+    if study is not None:
+        from launchers.opened import open_study
+        from launchers.verify_matched import matched_problems
+
+        opened = open_study(study, overrides or (), store)
+        keys, allocated = set(opened.tree.stages), matched_problems(opened)
     checked, problems = verify_store(Store(store), keys)
+    problems += allocated
     if as_json:
         print_json({"study": study, "runs": checked, "problems": [vars(problem) for problem in problems]})
     else:
