@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -39,10 +40,16 @@ def retain_json(*arguments: str | Path, code: int = 0, more: Mapping[str, str] |
 
 
 def start(*arguments: str | Path, more: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start one verb in a session of its own."""
-    command = [*COMMAND, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment(more), start_new_session=True)
+    """Start one verb in a session of its own, as from a terminal: it answers Ctrl-C even where these tests run with nohup."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(more),
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
 
 
 def weights(store: Path) -> dict[str, bytes]:

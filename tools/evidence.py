@@ -23,7 +23,12 @@ def keep(store: Path, study: str, overrides: list[str]) -> Path:
     made = [Path(told["report"]), store / "studies" / told["study"] / "losses.csv"]
     for path in made + [Path(figure["png"]) for figure in told["figures"]]:
         shutil.copy(path, folder / path.name)
-    (folder / "README.md").write_text(summary(told, " ".join([study, *(f"'{text}'" for text in overrides)])))
+    text = summary(told, " ".join([study, *(f"'{text}'" for text in overrides)]))
+    probed = store / "studies" / told["study"] / "predictors.json"
+    if probed.exists():
+        shutil.copy(probed, folder / probed.name)
+        text += correlation_table(json.loads(probed.read_text()))
+    (folder / "README.md").write_text(text)
     return folder
 
 
@@ -37,6 +42,25 @@ def summary(told: dict[str, Any], command: str) -> str:
     lines += [f"| {one['claim']} | {one['outcome']} | {one['sentence']} |" for one in told["verdicts"]]
     for figure in told["figures"]:
         lines += ["", f"![{figure['name']}]({Path(figure['png']).name})", "", figure["caption"]]
+    return "\n".join(lines) + "\n"
+
+
+def correlation_table(probed: dict[str, Any]) -> str:
+    """How well each predictor of `retain probe` ranks the true L_ret, over all trials and within each pipeline."""
+    lines = [
+        "",
+        f"`retain probe --share {probed['share']:g}`: rank correlation with the true L_ret (95%: bootstrap).",
+        "",
+    ]
+    lines += ["| within | predictor | correlation | 95% | trials | θ_post |", "|---|---|---|---|---|---|"]
+    for one in probed["correlations"]:
+        if one["within"].keys() <= {"pipeline"} and one["correlation"] is not None:
+            within = " ".join(one["within"].values()) or "all trials"
+            between = "-" if one["low"] is None else f"{one['low']:+.2f} to {one['high']:+.2f}"
+            name = probed["predictors"][one["predictor"]]
+            lines.append(
+                f"| {within} | {name} | {one['correlation']:+.2f} | {between} | {one['trials']} | {one['starts']} |"
+            )
     return "\n".join(lines) + "\n"
 
 
