@@ -36,7 +36,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chaos_on(cluster: Cluster, folder: Path, **overrides: Any) -> Chaos:
-    study = tiny_study(folder / "study", **SLOW, grid=GRID, **overrides)
+    study = tiny_study(folder / "study", **(SLOW | {"grid": GRID} | overrides))
     return Chaos(cluster, study, folder / "runs", random.Random(1))
 
 
@@ -136,7 +136,8 @@ def test_a_thousand_stages_are_submitted_with_one_sbatch_a_family(slurm: Cluster
 def test_jobs_without_a_run_are_named_and_the_scheduler_tells_whether_an_owner_lives(
     slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "environ", os.environ | dict(slurm.environment))
+    for name, value in slurm.environment.items():
+        monkeypatch.setenv(name, value)
     execution = replaced(SLOW["execution"], {"slurm.extra": {"hold": True}})
     chaos = chaos_on(slurm, tmp_path, execution=execution)
     chaos.retain("submit", chaos.study)
