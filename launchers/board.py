@@ -45,7 +45,7 @@ def link_runs(tree: Tree, store: Store, where: Sequence[str] = ()) -> Path:
             _show_done(folder / shown, run, run_events(hyperparameters, own))
         else:
             _link(folder / shown, run.folder)
-    figures = sorted(home.glob("*.png"))
+    figures = sorted([*home.glob("*.png"), *home.glob("figures/*.png")])
     _put_events(folder, *study_events(hyperparameters, figures))
     return folder
 

@@ -34,10 +34,12 @@ def report(
     from launchers.views import print_json
     from results.claims import verdicts
     from results.losses import save_rows, trial_rows
+    from results.methods import METHOD_FIELDS, with_fixed
     from results.paper_figures import draw_paper_figures, theory_figures
     from results.report.page import write_report
     from results.report.study import parameter_count
     from results.store import make_store
+    from sweeps.axes import get_field
     from sweeps.linear import LinearStudy
 
     opened = open_study(study, overrides or (), store)
@@ -50,8 +52,9 @@ def report(
     if isinstance(file.study, LinearStudy):
         figures, found = theory_figures(store, tree.study, rows), []
     else:
-        figures = draw_paper_figures(store, tree.study, rows, shown, paper_scale)
-        found = verdicts(rows, matched=file.study.allocation == "matched")
+        told = with_fixed(rows, {path: get_field(file.study, path) for path in METHOD_FIELDS})
+        figures = draw_paper_figures(store, tree.study, told, shown, paper_scale)
+        found = verdicts(told, matched=file.study.allocation == "matched")
     origin = _origin(study, overrides or ())
     page = write_report(file, opened.facts, tree, opened.store, rows, figures, found, origin)
     if as_json:

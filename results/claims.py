@@ -30,7 +30,8 @@ def verdicts(rows: Sequence[Row], matched: bool = False) -> list[Verdict]:
     not the paper's and are left out. No interval is corrected for the number of claims; each note says how many there are.
     """
     default = "matched" if matched else "additive"
-    paper = [row for row in rows if (row["axes"].get(EXPOSURE) or 0) <= 1]
+    # The points of a search were chosen by their losses, so they are no sample to judge by.
+    paper = [row for row in rows if "point" not in row["axes"] and (row["axes"].get(EXPOSURE) or 0) <= 1]
     additive = [row for row in paper if row["axes"].get("allocation", default) != "matched"]
     compute_matched = [row for row in paper if row["axes"].get("allocation", default) == "matched"]
     found = [*latent_benefit(additive), *matched_optimum(compute_matched), *frontier_verdicts(additive)]

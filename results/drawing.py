@@ -1,7 +1,7 @@
 """How every figure looks, and how it is written: colours, markers, and files that a reader sees whole or not at all."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +40,11 @@ METHOD_LOOKS = {
 }
 
 
-def look(name: str, index: int) -> Look:
-    """A method's own look; of any other line, the one of its place among the lines."""
-    return METHOD_LOOKS.get(name) or Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """A method's own look, of any other line the one of its place; by place for all where two would look the same."""
+    places = [Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]) for index in range(len(names))]
+    own = {name: METHOD_LOOKS.get(name, place) for name, place in zip(names, places, strict=True)}
+    return own if len(set(own.values())) == len(own) else dict(zip(names, places, strict=True))
 
 
 @contextmanager

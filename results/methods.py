@@ -1,7 +1,8 @@
 """Which method, pipeline and seed a row of the loss table belongs to, and its points in a plane of two losses."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ METHODS = (
     "mixed+lora",
 )
 PIPELINES = ("music-chemistry", "music-instruction", "instruction-chemistry", "instruction-music")
+METHOD_FIELDS = (EXPOSURE, "posttrain.dropout", "posttrain.replay", "posttrain.method")
+"""What tells the method of a trial that names none."""
 SEEDS = ("seed", "pretrain.seed", "posttrain.seed", "finetune.seed")
 
 
@@ -40,6 +43,11 @@ def method_of(row: Row) -> str:
     parts += ["replay"] if axes.get("posttrain.replay") else []
     parts += ["lora"] if axes.get("posttrain.method") == "lora" else []
     return "+".join(parts)
+
+
+def with_fixed(rows: Iterable[Row], fixed: Mapping[str, Any]) -> list[Row]:
+    """The rows with the values that the study gives to fields of the method which no axis of theirs varies."""
+    return [row if "method" in row["axes"] else row | {"axes": {**fixed, **row["axes"]}} for row in rows]
 
 
 def pipeline_of(row: Row) -> str | None:

@@ -156,11 +156,12 @@ def figures_of(study: str, rows: Sequence[Row]) -> list[AnyFigure]:
     Figure 4 brings figure 5, which shows the same trials in the other view. By the axes alone, a study has the figure
     whose methods it compares; one that varies the exposure has the losses over it; any other its frontiers.
     """
-    named = _named(study)
+    named = named_figures(study)
     return named or _by_axes(rows)
 
 
-def _named(study: str) -> list[AnyFigure]:
+def named_figures(study: str) -> list[AnyFigure]:
+    """The paper's figures that a study's name speaks of, such as `laptop-figure2`; none where it speaks of none."""
     found = re.search(r"(?:^|[-_.])figure(\d+)([ab]?)(?:-(\d+))?(?![\w.])", study)
     if not found:
         return []
@@ -171,6 +172,8 @@ def _named(study: str) -> list[AnyFigure]:
 
 def _by_axes(rows: Sequence[Row]) -> list[AnyFigure]:
     names = {name for row in rows for name in row["axes"]}
+    if "point" in names:  # of a search
+        return [FRONTIERS]
     if "method" in names:
         methods = {method_of(row) for row in rows}
         chosen = [FIGURES[name] for name in ("figure4", "figure5", "figure6", "figure7") if _added_to(name) <= methods]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from results.drawing import GREY, Look, look, save_figure, style
+from results.drawing import GREY, Look, looks, save_figure, style
 from results.losses import Row, study_folder
 from results.methods import EXPOSURE, method_of, pipeline_of, seed_of
-from results.panels import AXIS_LABELS, PIPELINE_TITLES, AnyFigure, ExposureFigure, figures_of
+from results.panels import AXIS_LABELS, PIPELINE_TITLES, AnyFigure, ExposureFigure, figures_of, named_figures
 from results.series import (
     Panel,
     Series,
@@ -58,14 +58,15 @@ def draw_paper_figures(
 ) -> list[DrawnFigure]:
     """Draw each figure that the study is for, from what is there so far, into <store>/studies/<study>/figures.
 
-    overlay: show the published curves too. A study of the paper's scale has them in its own panels, dashed; at any
-    other scale losses are not on one axis, so they are drawn as a figure of their own, in the same arrangement.
+    overlay: show the published curves too. A study of the paper's scale that is named after its figure has them in its own
+    panels, dashed; any other's losses are not on one axis with them, so they are a figure of their own beside it.
     """
     drawn = []
     for figure in figures_of(study, rows):
-        panels = _panels(figure, rows, overlay and paper_scale)
+        inside = overlay and paper_scale and figure in named_figures(study)
+        panels = _panels(figure, rows, inside)
         drawn.append(_written(store, study, figure, panels, rows))
-        if overlay and not paper_scale and (theirs := published_panels(figure, rows)):
+        if overlay and not inside and (theirs := published_panels(figure, rows)):
             drawn.append(_written_published(store, study, figure, theirs))
     return drawn
 
@@ -109,6 +110,8 @@ def _written(store: Path, study: str, figure: AnyFigure, panels: list[list[Panel
     stem = study_folder(store, study) / "figures" / figure.name
     png, svg, data = _files(stem, panels, f"{study}, {figure_title(figure.name)} ({note})")
     caption = " ".join([f"{note[0].upper()}{note[1:]}.", *_explained(figure, panels, own, rows)])
+    if any(series.published for row in panels for panel in row for series in panel.series):
+        caption += f" Dashed: the paper's curves ({figure.scale})."
     return DrawnFigure(figure.name, title, caption, png, svg, data, len(own), missing)
 
 
@@ -122,7 +125,7 @@ def _written_published(store: Path, study: str, figure: AnyFigure, panels: list[
 
 def _explained(figure: AnyFigure, panels: list[list[Panel]], own: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     """The sentences of a caption: what is drawn, and what of the paper's arrangement the study does not hold."""
-    seeds = len({seed_of(row) for row in own})
+    seeds = len({seed_of(row) for row in own if is_finished(figure, row)})
     if isinstance(figure, ExposureFigure):
         means = f"Means over {seeds} seeds; bars from the lowest to the highest. " if seeds > 1 else ""
         return [f"{means}Stars mark the lowest point of each line."]
@@ -199,12 +202,12 @@ def _draw_panel(axes: "Axes", panel: Panel) -> dict[str, Any]:
     theirs: dict[str, Any] = {}
     names = list(dict.fromkeys(series.name for series in panel.series))
     alone = bool(panel.series) and all(series.published for series in panel.series)
+    look_of = looks(names)
     for series in panel.series:
-        looks = look(series.name, names.index(series.name))
         if series.published:
-            theirs |= _draw_published(axes, series, looks.colour, alone)
+            theirs |= _draw_published(axes, series, look_of[series.name].colour, alone)
         else:
-            ours |= _draw_series(axes, series, looks, panel)
+            ours |= _draw_series(axes, series, look_of[series.name], panel)
     if panel.title:
         axes.set_title(panel.title, loc="left")
     axes.set_xlabel("exposure λ" if panel.x == EXPOSURE else AXIS_LABELS[panel.x])

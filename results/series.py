@@ -113,7 +113,7 @@ def exposure_panels(figure: ExposureFigure, rows: Sequence[Row], overlay: bool =
     The lines are means over seeds, from the lowest to the highest seed.
     """
     rates = sorted({row["axes"][RATE] for row in rows if RATE in row["axes"]})
-    immediate = list({(row["keys"]["posttrain"] or row["keys"]["pretrain"]): row for row in rows}.values())
+    immediate = list({_before_finetuning(row): row for row in rows}.values())
     parts = [(_exposure_title(L_IM), L_IM, immediate)]
     for rate in rates or [None]:
         own = [row for row in rows if rate is None or row["axes"][RATE] == rate]
@@ -132,6 +132,12 @@ def exposure_panels(figure: ExposureFigure, rows: Sequence[Row], overlay: bool =
     ]
 
 
+def _before_finetuning(row: Row) -> tuple[str, str]:
+    """What trials have in common that differ in fine-tuning only."""
+    upstream = {name: value for name, value in row["axes"].items() if not name.startswith("finetune.")}
+    return row["keys"]["posttrain"] or row["keys"]["pretrain"], str(upstream)
+
+
 def _losses(figure: PaperFigure) -> set[str]:
     return {loss for side in figure.sides for loss in (side.x, side.y)}
 
@@ -144,17 +150,21 @@ def _frontiers(side: Side, rows: Sequence[Row]) -> list[Series]:
     groups: dict[str, list[Row]] = {method: [] for method in side.methods}
     by_exposure = _shows_exposures(rows)
     for row in rows:
-        name = f"λ = {row['axes'][EXPOSURE]:g}" if by_exposure and not side.methods else method_of(row)
+        name = method_of(row)
+        if not side.methods and "recipe" in row["axes"]:  # what a search recommends to confirm
+            name = str(row["axes"]["recipe"])
+        elif not side.methods and by_exposure:
+            name = f"λ = {row['axes'].get(EXPOSURE, 0):g}"
         if not side.methods or name in groups:
             groups.setdefault(name, []).append(row)
     return [_frontier(name, group, side) for name, group in groups.items() if group]
 
 
 def _shows_exposures(rows: Sequence[Row]) -> bool:
-    """Whether a study without named methods varies the exposure between more than none and one."""
+    """Whether a study without named methods has several exposures beside none."""
     if any("method" in row["axes"] for row in rows):
         return False
-    return len({row["axes"].get(EXPOSURE) for row in rows}) > 2
+    return len({exposure for row in rows if (exposure := row["axes"].get(EXPOSURE))}) > 1
 
 
 def _frontier(name: str, rows: Sequence[Row], side: Side) -> Series:

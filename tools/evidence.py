@@ -46,7 +46,7 @@ def summary(told: dict[str, Any], command: str) -> str:
 
 
 def correlation_table(probed: dict[str, Any]) -> str:
-    """How well each predictor of `retain probe` ranks the true L_ret, over all trials and within each pipeline."""
+    """How well each predictor of `retain probe` ranks the true L_ret, of all trials, of each pipeline and of each rate."""
     lines = [
         "",
         f"`retain probe --share {probed['share']:g}`: rank correlation with the true L_ret (95%: bootstrap).",
@@ -54,8 +54,8 @@ def correlation_table(probed: dict[str, Any]) -> str:
     ]
     lines += ["| within | predictor | correlation | 95% | trials | θ_post |", "|---|---|---|---|---|---|"]
     for one in probed["correlations"]:
-        if one["within"].keys() <= {"pipeline"} and one["correlation"] is not None:
-            within = " ".join(one["within"].values()) or "all trials"
+        if len(one["within"]) <= 1 and one["correlation"] is not None:
+            within = " ".join(f"{axis} {value}" for axis, value in one["within"].items()) or "all trials"
             between = "-" if one["low"] is None else f"{one['low']:+.2f} to {one['high']:+.2f}"
             name = probed["predictors"][one["predictor"]]
             lines.append(

@@ -31,7 +31,9 @@ def test_every_sequence_is_seen_once_at_every_exposure(matched: OpenedStudy) -> 
     assert matched_problems(matched) == []
 
 
-@pytest.mark.parametrize(("shift", "words"), [(-1, "1 are seen again and 1 never"), (3, "0 are seen again and 3 never")])
+@pytest.mark.parametrize(
+    ("shift", "words"), [(-1, "1 are seen again and 1 never"), (3, "0 are seen again and 3 never")]
+)
 def test_a_post_training_that_begins_elsewhere_is_found(matched: OpenedStudy, shift: int, words: str) -> None:
     key = next(trial.posttrain for trial in matched.tree.trials if trial.axes["pretrain.exposure"] == 0.5)
     assert key is not None

@@ -331,3 +331,9 @@ def test_on_the_published_points_each_effect_has_the_published_direction_and_one
             deciding = [effect for _, effect in verdict.evidence][: {"1a": 8, "2b": 2}.get(verdict.claim, 1)]
             assert all(claimed * effect.mean > 0 for effect in deciding), verdict.sentence
     assert any("not monotone" in verdict.note for verdict in found)
+
+
+def test_the_points_of_a_search_are_judged_by_no_claim() -> None:
+    rows = exposure_rows(lambda _: 2.0, lambda exposure: 3.0 - exposure)
+    assert verdicts(rows)
+    assert verdicts([row | {"axes": row["axes"] | {"point": "p1"}} for row in rows]) == []

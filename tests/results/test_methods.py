@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from results.losses import LOSSES
-from results.methods import METHODS, method_of, pipeline_of, points_by_seed, seed_of
+from results.methods import METHODS, method_of, pipeline_of, points_by_seed, seed_of, with_fixed
 
 
 def row(axes: dict[str, Any], **losses: float | None) -> dict[str, Any]:
@@ -52,3 +52,9 @@ def test_points_are_the_finished_trials_of_each_seed() -> None:
     ]
     points = points_by_seed(rows, "retained_posttraining_loss", "finetuning_loss")
     assert {seed: found.tolist() for seed, found in points.items()} == {0: [[1, 4]], 1: [[2, 3], [1.5, 3.5]]}
+
+
+def test_what_the_study_fixes_tells_the_method_where_no_axis_does() -> None:
+    fixed = {"pretrain.exposure": 1, "posttrain.dropout": 0.05, "posttrain.method": "full"}
+    made = with_fixed([row({}), row({"pretrain.exposure": 0}), row({"method": "unmixed"})], fixed)
+    assert [method_of(each) for each in made] == ["mixed+dropout", "unmixed+dropout", "unmixed"]

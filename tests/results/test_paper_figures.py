@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from results.drawing import METHOD_LOOKS, looks
 from results.frontiers import lower_left_hull
 from results.losses import Row
 from results.panels import FIGURES, L_FT, L_RET, PaperFigure, figures_of
@@ -169,3 +170,9 @@ def test_without_a_method_axis_each_exposure_is_a_frontier_of_its_own(tmp_path: 
     exposure, frontiers = draw_paper_figures(tmp_path, "mine", rows)
     assert {line["line"] for line in data_of(frontiers.data)} == {"λ = 0", "λ = 0.25", "λ = 0.5", "λ = 0.75", "λ = 1"}
     assert "retained: after fine-tuning, rate 0.0002" in exposure.svg.read_text()
+
+
+def test_two_lines_of_a_panel_never_look_the_same() -> None:
+    for names in (["unmixed+dropout", "mixed+dropout"], ["mixed", "λ = 0.5", "unmixed"], list(METHOD_LOOKS)[:4]):
+        assert len(set(looks(names).values())) == len(names)
+    assert looks(["unmixed", "mixed"]) == {name: METHOD_LOOKS[name] for name in ("unmixed", "mixed")}
