@@ -1,21 +1,35 @@
 """The processes that train one stage together: how they meet, tell each other things, and share the weights."""
 
+import os
+import socket
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import distributed
 
+LOOPBACK = "127.0.0.1"
+
 
 def join_group(world: int, gpu: bool) -> None:
-    """Meet the other ranks, by the rendezvous that the launcher has put into the environment."""
+    """Meet the other ranks, by the rendezvous that the launcher has put into the environment.
+
+    Ranks of one machine meet where nobody else can: torch's own rendezvous would listen on every interface.
+    """
     if world == 1 or distributed.is_initialized():
         return
     if gpu:
-        import os
-
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    if os.environ["MASTER_ADDR"] != LOOPBACK:
+        distributed.init_process_group(backend)
+        return
+    rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
+    listening = socket.create_server((LOOPBACK, port)).detach() if rank == 0 else None
+    store = distributed.TCPStore(  # type: ignore[attr-defined]
+        LOOPBACK, port, world, rank == 0, master_listen_fd=listening
+    )
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def strategy_of(world: int, sharded: bool) -> Strategy | str:

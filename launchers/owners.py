@@ -5,6 +5,7 @@ import time
 from launchers.slurm import has_slurm, live_jobs
 from results.lease import Owner, Witness
 from sweeps.errors import MissingResourceError
+from sweeps.processes import slurm_job
 
 ASK_AGAIN_S = 30.0
 """A watcher looks several times a second; SLURM is asked about a job this often at most."""
@@ -15,7 +16,8 @@ def scheduler_witness() -> Witness:
     answers: dict[str, tuple[float, bool | None]] = {}
 
     def job_is_gone(owner: Owner) -> bool | None:
-        if owner.job_id is None or not has_slurm():
+        # This very job, perhaps in an earlier life on another node: silence alone tells.
+        if owner.job_id is None or owner.job_id == slurm_job() or not has_slurm():
             return None
         asked, gone = answers.get(owner.job_id, (-ASK_AGAIN_S, None))
         if time.monotonic() - asked >= ASK_AGAIN_S:

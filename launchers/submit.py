@@ -31,7 +31,7 @@ from launchers.submissions import (
     write_deferral,
     write_submission,
 )
-from results.lease import take_lease
+from results.lease import SILENCE_S, read_owner, take_lease
 from results.store import Store
 from sweeps.errors import MissingResourceError
 from sweeps.schema import Slurm
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import submitit
 
 SUBMITTER_WAIT_S = 120.0
-"""How long one submitter waits for another on the same store."""
+"""How long one submitter waits for another of this machine; for one elsewhere, until its silence says that it is dead."""
 
 
 class QueueFullError(MissingResourceError):
@@ -305,12 +305,12 @@ def alone(store: Store) -> Iterator[None]:
     place = store.root / "submissions"
     place.mkdir(parents=True, exist_ok=True)
     witness = scheduler_witness()
-    deadline = time.monotonic() + SUBMITTER_WAIT_S
+    began = time.monotonic()
     while (lease := take_lease(place / "lease.json", witness)) is None:
-        if time.monotonic() > deadline:
-            raise MissingResourceError(
-                f"{place}: another submitter has held the store for {SUBMITTER_WAIT_S:g} s; try again"
-            )
+        owner = read_owner(place / "lease.json")
+        patience = SUBMITTER_WAIT_S if owner is None or owner.is_here() else SILENCE_S + 60
+        if time.monotonic() > began + patience:
+            raise MissingResourceError(f"{place}: another submitter has held the store for {patience:g} s; try again")
         time.sleep(0.2)
     try:
         yield

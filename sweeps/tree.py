@@ -198,10 +198,10 @@ def _replaced(section: Any, path: list[str], value: Any) -> Any:
 
 
 def _left_out(section: BaseModel, name: str) -> BaseModel:
-    """The defaults of a section that a study leaves out and an axis sets a field of."""
+    """The defaults of a section that a study leaves out and an axis sets a field of; `check_together` judges the whole."""
     kinds = get_args(type(section).model_fields[name].annotation)
-    made: BaseModel = next(kind for kind in kinds if issubclass(kind, BaseModel))()
-    return made
+    kind: type[BaseModel] = next(kind for kind in kinds if issubclass(kind, BaseModel))
+    return kind.model_construct()
 
 
 def plain(value: Any) -> Any:

@@ -3,16 +3,18 @@
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from launchers.owners import scheduler_witness
 from launchers.search.budget import Budget
 from launchers.search.driver import Search
 from launchers.search.executor import Cluster, train_with_tune
 from launchers.search.history import open_history
 from launchers.search.show import searching
 from launchers.search.studies import SearchedStudy
-from results.lease import take_lease
+from results.lease import SILENCE_S, Lease, read_owner, take_lease
 from sweeps.errors import StudyError
 
 BEAT_EVERY_S = 15.0
@@ -40,12 +42,27 @@ def run_search(searched: SearchedStudy, budget: Budget | None, parallel: int, cl
     return search
 
 
+def _taken(place: Path, study: str) -> Lease:
+    """The search's lease; that of another machine is waited for until its owner is known to be dead."""
+    witness, deadline, told = scheduler_witness(), time.monotonic() + SILENCE_S + 60, False
+    while (lease := take_lease(place, witness)) is None:
+        owner = read_owner(place)
+        if (owner is not None and owner.is_here()) or time.monotonic() > deadline:
+            raise StudyError(f"{study}: another process is searching this study in this store; wait for it, or stop it")
+        if not told:
+            print(
+                f"retain: a search began on {owner.host if owner else 'another machine'}; does it live?",
+                file=sys.stderr,
+            )
+            told = True
+        time.sleep(1)
+    return lease
+
+
 @contextlib.contextmanager
 def _alone(place: Path, study: str) -> Iterator[None]:
     """Hold the search's lease. Raises StudyError where somebody else does."""
-    lease = take_lease(place)
-    if lease is None:
-        raise StudyError(f"{study}: another process is searching this study in this store; wait for it, or stop it")
+    lease = _taken(place, study)
     stop = threading.Event()
 
     def beat() -> None:

@@ -219,9 +219,12 @@ class Search:
 
     def _candidate(self, point: Point) -> Candidate:
         try:
-            return Candidate(point, self.searched.tree({point.label: point.values})[1])
+            file, tree = self.searched.tree({point.label: point.values})
         except StudyError as error:
             return Candidate(point, None, str(error))
+        # Also of a point from an earlier start: its seeds or execution may have changed, or a run's folder be gone.
+        register(tree, file, self.searched.facts, self.store, self._executions(file, tree))
+        return Candidate(point, tree)
 
     def _all_keys(self) -> list[str]:
         return list(dict.fromkeys(key for one in self.candidates if one.tree for key in one.tree.stages))
@@ -311,6 +314,8 @@ class Search:
             for one in self.candidates:
                 groups.setdefault(repr([one.point.values.get(name) for name in names]), []).append(one)
             for group in groups.values():
+                if not self._holds(group[0].point.values, names):
+                    continue
                 fixed = {name: group[0].point.values[name] for name in names}
                 if self._trained(group[0], kind, states):
                     full = len(group) >= room[kind] or (
@@ -318,6 +323,11 @@ class Search:
                     )
                     (others if full else preferred).append(fixed)
         return [*preferred, {}, *(others if self.budget else [])]
+
+    def _holds(self, values: Values, names: Collection[str]) -> bool:
+        """Whether the space still has these values, which an earlier start may have tried in a wider one."""
+        axes = [axis for axis in self.searched.search.axes if axis.path in names]
+        return all(axis.holds(values[axis.path]) for axis in axes)
 
     def _pretraining_is_full(self, one: Candidate, room: dict[str, int]) -> bool:
         names = self.searched.search.names_of(("pretrain",))
@@ -331,11 +341,12 @@ class Search:
         return self.searched.search.names_of(STAGES[STAGES.index(kind) + 1 :])
 
     def _trained(self, one: Candidate, kind: str, states: dict[str, State]) -> bool:
-        """Whether all stages of a point are done down to this kind."""
+        """Whether all stages of a point are done down to this kind, and their weights still there."""
         if one.tree is None:
             return False
         upper = STAGES[: STAGES.index(kind) + 1]
-        return all(states[key].state == "done" for key, stage in one.tree.stages.items() if stage.stage in upper)
+        above = [states[key] for key, stage in one.tree.stages.items() if stage.stage in upper]
+        return all(state.state == "done" and not state.weights_freed for state in above)
 
     def _outcomes(self, states: dict[str, State]) -> list[Outcome]:
         results = {result.label: result for result in self.results()}

@@ -162,13 +162,16 @@ def _base(file: StudyFile) -> Fields:
     for corpus in fields.get("corpora", {}).values():
         if "files" in corpus:
             corpus["files"] = _absolute(corpus["files"], file.folder)
+    tokenizer = fields.get("tokenizer") or {}
+    if tokenizer.get("hf") and (file.folder / tokenizer["hf"]).is_dir():
+        tokenizer["hf"] = str((file.folder / tokenizer["hf"]).absolute())
     return fields
 
 
 def _absolute(files: str | list[str], folder: Path) -> str | list[str]:
     if isinstance(files, str):
-        return str(folder / files)
-    return [str(folder / name) for name in files]
+        return str(folder / Path(files).expanduser())
+    return [str(folder / Path(name).expanduser()) for name in files]
 
 
 def _write(path: Path, head: str, fields: Fields) -> None:
