@@ -90,10 +90,10 @@ def set_field(raw: Raw, path: str, value: Any, where: str) -> None:
 
 
 def get_field(study: BaseModel, path: str) -> Any:
-    """The value of a dotted path."""
+    """The value of a dotted path; None in a section that the study leaves out."""
     value: Any = study
     for name in path.split("."):
-        value = getattr(value, name)
+        value = None if value is None else getattr(value, name)
     return value
 
 

@@ -90,5 +90,7 @@ def test_a_study_cut_down_keeps_the_first_and_the_last_case(tmp_path: Path) -> N
 
 def test_a_case_may_give_a_section_that_the_study_leaves_out_field_by_field(tmp_path: Path) -> None:
     stopping = {"posttrain.early_stopping.every": 5, "posttrain.early_stopping.patience": 2}
-    tree = tree_of(tmp_path, cases={"stopping": {"on": stopping}}, grid={})
+    tree = tree_of(tmp_path, cases={"stopping": {"on": stopping, "off": {"posttrain.replay": 0}}}, grid={})
+    file = read_study(str(tiny_study(tmp_path, cases={"stopping": {"on": stopping, "off": {"posttrain.replay": 0}}})))
+    assert file.values("posttrain.early_stopping.every") == [5, None]
     assert '"early_stopping":{"every":5,"patience":2}' in tree.stages[str(tree.trials[0].posttrain)].recipe
