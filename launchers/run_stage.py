@@ -9,11 +9,10 @@ import contextlib
 import json
 import logging
 import shutil
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from launchers.callbacks import Curves, Heldout
 from launchers.causes import agree_on_cause, explained, forget_causes
 from launchers.failures import DISK, classify
 from launchers.group import broadcast, gather, join_group, strategy_of
+from launchers.heartbeat import heartbeat
 from launchers.parents import done_parent
 from launchers.place import Group
 from launchers.resume import Cadence, Resume, StageStopped
@@ -53,7 +53,6 @@ from sweeps.errors import RetainError, StageFailedError
 from sweeps.linear import METHOD as LINEAR_METHOD
 from sweeps.models import Architecture
 
-BEAT_EVERY_S = 15.0
 LEASE_PATIENCE_S = 3.0
 
 
@@ -72,7 +71,7 @@ def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
         return
     lease = _take_patiently(run) if group.chief else None
     try:
-        with _heartbeat(lease):
+        with heartbeat(lease):
             if run.spec()["recipe"].get("method") == LINEAR_METHOD:
                 assert lease is not None
                 train_linear(store, run, lease, stop)
@@ -290,30 +289,3 @@ def _write_summary(
     ):
         writer._get_file_writer().add_summary(part)  # type: ignore[no-untyped-call]
     writer.close()
-
-
-@contextlib.contextmanager
-def _heartbeat(lease: Lease | None) -> Iterator[None]:
-    """Keep a lease alive from a thread; end the process once somebody else has taken it over."""
-    if lease is None:
-        yield
-        return
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(BEAT_EVERY_S):
-            try:
-                if not lease.held():
-                    print("another process has taken this run over; this one stops", flush=True)
-                    os._exit(3)
-                lease.beat()
-            except OSError as error:  # a file system that answers late: the next beat may come through
-                print(f"the heartbeat could not be written: {error}", flush=True)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

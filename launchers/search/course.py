@@ -2,11 +2,11 @@
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from launchers.heartbeat import heartbeat
 from launchers.owners import scheduler_witness
 from launchers.search.budget import Budget
 from launchers.search.driver import Search
@@ -16,8 +16,6 @@ from launchers.search.show import searching
 from launchers.search.studies import SearchedStudy
 from results.lease import SILENCE_S, Lease, read_owner, take_lease
 from sweeps.errors import StudyError
-
-BEAT_EVERY_S = 15.0
 
 
 def run_search(searched: SearchedStudy, budget: Budget | None, parallel: int, cluster: Cluster) -> Search:
@@ -63,18 +61,8 @@ def _taken(place: Path, study: str) -> Lease:
 def _alone(place: Path, study: str) -> Iterator[None]:
     """Hold the search's lease. Raises StudyError where somebody else does."""
     lease = _taken(place, study)
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(BEAT_EVERY_S):
-            with contextlib.suppress(OSError):
-                lease.beat()
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
     try:
-        yield
+        with heartbeat(lease):
+            yield
     finally:
-        stop.set()
-        thread.join()
         lease.release()
