@@ -1,7 +1,9 @@
 """The batches of a stage as one rank sees them: any step's, straight from the packed corpora, without stored state."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,26 @@ from datamodules.mixtures import Order, stage_order
 from datamodules.packing import PackedCorpus
 from datamodules.permutation import Indices
 from datamodules.prepare import packed_corpus
+from datamodules.rows import Rows
+
+BLOCK = 2**14
+"""Sequences that are located at once at most. One at a time a permutation takes 100 times as long for each."""
 
 Tokens = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which sequences a rank reads in one step."""
+
+    step: int
+    source: Indices
+    """Of each, the place of its corpus among the order's subsets."""
+    sequence: Indices
+    """Of each, its number in that corpus."""
+
+    def __len__(self) -> int:
+        return len(self.source)
 
 
 @dataclass(frozen=True)
@@ -34,18 +54,56 @@ class Batches:
     def __len__(self) -> int:
         return -(-self.order.total // self.batch)
 
+    @cached_property
+    def rows(self) -> tuple[Rows, ...]:
+        """The sequences of each of the order's subsets' corpora, opened at the first use."""
+        return tuple(Rows(self.corpora[subset.corpus].sequences("train")) for subset in self.order.subsets)
+
     def positions(self, step: int) -> Indices:
         """Which positions of the stage this rank sees in a step."""
         first = step * self.batch
         return np.arange(first + self.rank, min(first + self.batch, self.order.total), self.world, dtype=np.int64)
 
+    def shares(self, first: int) -> Iterator[Share]:
+        """This rank's share of every step from `first` on, in O(1) whatever `first` is.
+
+        They are located in blocks, which double from one step on, so that the first is there at once.
+        """
+        steps, most = 1, max(1, BLOCK * self.world // self.batch)
+        while first < len(self):
+            block = range(first, min(first + steps, len(self)))
+            positions = [self.positions(step) for step in block]
+            located = self.order.locate(np.concatenate(positions))
+            ends = np.cumsum([len(share) for share in positions])[:-1]
+            for step, source, sequence in zip(block, *(np.split(part, ends) for part in located), strict=True):
+                yield Share(step, source, sequence)
+            first, steps = block.stop, min(2 * steps, most)
+
+    def shares_to_read(self, first: int) -> Iterator[Share]:
+        """The same, the system asked to fetch each share from disk while the one before it is read."""
+        waiting: list[Share] = []
+        for share in self.shares(first):
+            for index, rows in enumerate(self.rows):
+                rows.ask_for(share.sequence[share.source == index])
+            yield from waiting
+            waiting = [share]
+        yield from waiting
+
+    def read(self, share: Share, tokens: Tokens) -> None:
+        """Put a share's sequences into `tokens`: [sequences, length]."""
+        for index, rows in enumerate(self.rows):
+            here = np.flatnonzero(share.source == index)
+            tokens[here] = rows.sequences[share.sequence[here]]
+
+    def shape(self, share: Share) -> tuple[int, int]:
+        """Of its tokens: sequences, length."""
+        return len(share), self.rows[0].sequences.shape[1]
+
     def tokens(self, step: int) -> Tokens:
         """This rank's sequences of a step: [sequences, length]."""
-        source, sequence = self.order.locate(self.positions(step))
-        packed = [self.corpora[subset.corpus].sequences("train") for subset in self.order.subsets]
-        tokens = np.empty((len(source), packed[0].shape[1]), np.int64)
-        for index, sequences in enumerate(packed):
-            tokens[source == index] = sequences[sequence[source == index]]
+        share = next(self.shares(step))
+        tokens = np.empty(self.shape(share), np.int64)
+        self.read(share, tokens)
         return tokens
 
     def digest(self, step: int, tokens: Tokens) -> int:
@@ -65,4 +123,11 @@ def stage_batches(recipe: Mapping[str, Any], store: Path, rank: int = 0, world: 
 def recipe_digest(recipe: Mapping[str, Any], store: Path, steps: int) -> int:
     """The token proof that so many steps of a recipe must have, computed from the packed corpora."""
     batches = stage_batches(recipe, store)
-    return add_digests(batches.digest(step, batches.tokens(step)) for step in range(steps))
+
+    def digests() -> Iterator[int]:
+        for share in islice(batches.shares_to_read(0), steps):
+            tokens = np.empty(batches.shape(share), np.int64)
+            batches.read(share, tokens)
+            yield batches.digest(share.step, tokens)
+
+    return add_digests(digests())

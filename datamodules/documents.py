@@ -56,7 +56,12 @@ def source_of(corpus: Corpus, folder: Path) -> dict[str, Any]:
 def is_heldout(document: str, share: float) -> bool:
     """Whether a document belongs to the held-out split of this share: by its hash alone, whatever the order and budget,
     so on the same side as its exact duplicates, and in the split of every larger share too."""
-    return document_hash(document) < int(share * 2**64)
+    return hash_is_heldout(document_hash(document), share)
+
+
+def hash_is_heldout(number: int, share: float) -> bool:
+    """The same, of a document whose hash is known."""
+    return number < int(share * 2**64)
 
 
 def document_hash(document: str) -> int:

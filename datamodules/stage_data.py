@@ -1,30 +1,44 @@
-"""The data module of a stage: one item a step, and the token proof of what was consumed."""
+"""The data module of a stage: one item a step, read ahead, and the token proof of what was consumed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batches import Batches, stage_batches
 from datamodules.digest import add_digests
 from datamodules.prepare import packed_corpus
+from datamodules.read_ahead import read_ahead
+
+AHEAD = 3
+"""Steps whose batches are read before they are asked for."""
 
 
-class StepDataset(Dataset[torch.Tensor]):
-    """Item `step` holds this rank's share of that step's batch: int64 [sequences, length]."""
+@dataclass(frozen=True)
+class StepLoader:
+    """This rank's batches from a step on, one item a step: int64 [sequences, length], in pinned memory for a GPU."""
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    batches: Batches
+    first: int
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batches) - self.first
 
-    def __getitem__(self, step: int) -> torch.Tensor:
-        return torch.from_numpy(self.batches.tokens(step))
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return read_ahead(self._read(), AHEAD)
+
+    def _read(self) -> Iterator[torch.Tensor]:
+        # A stage that trains on a GPU has begun to use it by now; one on the CPU must not.
+        pinned = torch.cuda.is_initialized()
+        for share in self.batches.shares_to_read(self.first):
+            tokens = torch.empty(self.batches.shape(share), dtype=torch.int64, pin_memory=pinned)
+            self.batches.read(share, tokens.numpy())
+            yield tokens
 
 
 class StageData(LightningDataModule):
@@ -35,17 +49,29 @@ class StageData(LightningDataModule):
         self.batches = stage_batches(recipe, store, rank, world)
         self.next_step = 0
         """The step that the next batch belongs to."""
-        self.digest = 0
-        """Of what this rank has consumed."""
+        self._hashed = 0
+        self._hashing: Future[int] | None = None
+        self._thread = ThreadPoolExecutor(1, "token-proof")
 
-    def train_dataloader(self) -> DataLoader[torch.Tensor]:
-        steps = range(self.next_step, len(self.batches))
-        pinned = torch.cuda.is_available()
-        return DataLoader(StepDataset(self.batches), batch_size=None, sampler=steps, pin_memory=pinned)
+    @property
+    def digest(self) -> int:
+        """The token proof of what this rank has consumed."""
+        if self._hashing is not None:
+            self._hashed = add_digests((self._hashed, self._hashing.result()))
+            self._hashing = None
+        return self._hashed
+
+    @digest.setter
+    def digest(self, digest: int) -> None:
+        self._hashed, self._hashing = digest, None
+
+    def train_dataloader(self) -> StepLoader:
+        return StepLoader(self.batches, self.next_step)
 
     def on_before_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> torch.Tensor:
-        """Lightning calls it once for each batch, right before its step."""
-        self.digest = add_digests((self.digest, self.batches.digest(self.next_step, batch.numpy())))
+        """Lightning calls it once for each batch, right before its step, beside which the batch is hashed."""
+        self.digest = self.digest
+        self._hashing = self._thread.submit(self.batches.digest, self.next_step, batch.numpy())
         self.next_step += 1
         return batch
 

@@ -108,6 +108,19 @@ def test_a_smaller_budget_is_the_beginning_of_a_larger_one(tokenizer: Tokenizer,
     assert (large.sequences("train")[: small.count("train")] == small.sequences("train")).all()
 
 
+@pytest.mark.parametrize("documents", [1, 7, 1000])
+@pytest.mark.parametrize("tokens", [1007, None])
+def test_batches_of_any_size_and_number_pack_the_same(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: int, tokens: int | None
+) -> None:
+    usual = packed(tokenizer, DOCUMENTS * 2, tmp_path / "usual", tokens=tokens)
+    monkeypatch.setattr("datamodules.packing.DOCUMENTS_A_BATCH", documents)
+    monkeypatch.setattr("datamodules.packing.CHARACTERS_A_BATCH", 500)
+    monkeypatch.setattr("datamodules.packing.BATCHES_AT_ONCE", documents)
+    cut = packed(tokenizer, DOCUMENTS * 2, tmp_path / "cut", tokens=tokens)
+    assert cut.manifest == usual.manifest
+
+
 def test_a_fingerprint_follows_from_the_tokens_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
     first, again = (packed(tokenizer, DOCUMENTS, tmp_path / name) for name in ("first", "again"))
     other = packed(tokenizer, [*DOCUMENTS[:-1], "another"], tmp_path / "other")

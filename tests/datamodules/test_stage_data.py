@@ -149,3 +149,42 @@ def test_the_token_proof_notices_another_token_another_place_and_another_step(
         whole.digest(1, tokens),
     }
     assert len(digests) == 4
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "posttrain"])
+@pytest.mark.parametrize("world", [1, 3])
+def test_steps_located_in_blocks_are_those_located_one_by_one(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]], stage: str, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.batches.BLOCK", 40)
+    rank = stage_batches(recipes[stage], prepared.store, world - 1, world)
+    for first in (0, 1, len(rank) - 1):
+        shares = list(rank.shares_to_read(first))
+        assert [share.step for share in shares] == list(range(first, len(rank)))
+        for share in shares:
+            source, sequence = rank.order.locate(rank.positions(share.step))
+            assert (share.source == source).all()
+            assert (share.sequence == sequence).all()
+
+
+def test_the_token_proof_is_of_the_batches_that_the_steps_were_given(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]]
+) -> None:
+    data = StageData(recipes["finetune"], prepared.store)
+    for batch in list(data.train_dataloader())[1:4]:
+        data.on_before_batch_transfer(batch, 0)
+    assert data.digest != recipe_digest(recipes["finetune"], prepared.store, 3)
+
+
+def test_a_token_proof_that_a_state_brings_goes_on_from_there(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]]
+) -> None:
+    whole, later = (StageData(recipes["finetune"], prepared.store) for _ in range(2))
+    batches = list(whole.train_dataloader())[:5]
+    for step, batch in enumerate(batches):
+        if step == 2:
+            later.digest, later.next_step = whole.digest, step
+        whole.on_before_batch_transfer(batch, 0)
+    for batch in batches[2:]:
+        later.on_before_batch_transfer(batch, 0)
+    assert later.digest == whole.digest
