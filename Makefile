@@ -32,7 +32,10 @@ check: .venv/test.installed
 	$(BIN)/python tools/install.py test
 	touch .venv/demo.installed $@
 
+watch: .venv/test.installed
+	$(BIN)/python -m benchmarks.watch
+
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: demo test drill slurm-chaos check clean
+.PHONY: demo test drill slurm-chaos check watch clean

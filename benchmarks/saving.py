@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,17 +25,18 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 
 from benchmarks.tables import circumstances, file_system, markdown_table, seconds_of_others, write_results
 from datamodules.stage_data import StageData
 from launchers.callbacks import Curves, Heldout
 from launchers.opened import prepare_study
+from launchers.place import Group
 from launchers.register import register
 from launchers.resume import Cadence, Resume
 from launchers.signals import StopRequest
 from launchers.states import Snapshot, StateWriter, saved_states, state_bytes
+from launchers.trainer import fit, stage_trainer
 from lightning_modules.early_stopping import KeepBest
 from lightning_modules.models import build_model
 from lightning_modules.stage import StageModule
@@ -253,24 +253,9 @@ def measure(case: Case, folder: Path) -> Measured:
     writer = TimedWriter(run.checkpoint)
     resume = TimedResume(None, data, curves, best, writer, StopRequest(), NEVER, holds_all=True)
     resume.start(case.saves, lambda: _torch_save(resume_tensors(trainer, module, best), folder / "peer.pt"))
-    trainer = Trainer(
-        accelerator="gpu" if gpu else "cpu",
-        devices=1,
-        plugins=[LightningEnvironment()],
-        precision="bf16-mixed" if gpu else "32-true",
-        max_epochs=1,
-        callbacks=[*([best] if best else []), curves, resume],
-        deterministic=True,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = stage_trainer(folder, Group(), gpu, gpu, False, [*([best] if best else []), curves, resume])
     begin, busy = time.perf_counter(), seconds_of_others()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, datamodule=data)
+    fit(trainer, module, data)
     others = (seconds_of_others() - busy) / (time.perf_counter() - begin)
     assert len(resume.writes) == case.saves, f"{MOST_STEPS} steps were too few"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -77,6 +77,7 @@ class Curves(Callback):
             self.evaluated = {point: loss for point, loss in self.evaluated.items() if point[0] == step}
             self.evaluated[step, split] = finite(self.heldout.loss(split).loss, f"held-out loss on {split}", step)
             self._add(heldout_tag(split), self.evaluated[step, split], step)
+            self._flush()
             self.enter("training")
             self.timed_at += time.monotonic() - begin
         return self.evaluated[step, split]
@@ -134,6 +135,12 @@ class Curves(Callback):
         self.points.append((tag, value, self.tokens(step), time.time()))
         if self.writer:
             self.writer.add_scalar(tag, value, self.tokens(step), self.points[-1][3])
+
+    def _flush(self) -> None:
+        """Let whoever reads the event file, such as a search, see it now: it is written every two minutes otherwise."""
+        if self.writer:
+            with contextlib.suppress(OSError):  # as in `_tell`
+                self.writer.flush()
 
 
 def finite(loss: float, name: str, step: int) -> float:

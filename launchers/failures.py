@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launchers.step_form import recorded_form
 from results.store import Run, State
 from sweeps.errors import NoRoomError, RetainError, StageFailedError
 
@@ -66,7 +67,10 @@ _HARDWARE = (
     r"|CUDA driver initialization failed|launch timed out|CUDA error: unknown error|Unable to determine the device handle"
 )
 _SLURM_STATES = {"OUT_OF_MEMORY": HOST_MEMORY, "NODE_FAIL": NODE, "BOOT_FAIL": NODE, "DEADLINE": RECIPE}
-_NODE_ERRORS = (errno.ESTALE, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH)
+_NODE_ERRORS = (
+    *(errno.ESTALE, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH),
+    errno.EADDRINUSE,  # somebody was faster to take the port where the ranks were to meet
+)
 
 
 def classify(error: BaseException) -> str:
@@ -161,7 +165,9 @@ def prepare_retry(run: Run, policies: Mapping[str, Policy]) -> Policy | None:
     if policy is None or not policy.halve:
         return policy
     spec, world = run.spec(), state.attempts[-1].world
-    smaller = halved(spec["recipe"]["batch"], world, run.execution()["micro_batch"])
+    found = recorded_form(run)
+    taken = run.execution()["micro_batch"] or (found.micro_batch if found else None)
+    smaller = halved(spec["recipe"]["batch"], world, taken)
     if smaller is None:
         return None
     run.adapt(smaller)

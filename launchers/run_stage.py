@@ -11,15 +11,12 @@ import logging
 import shutil
 import time
 import traceback
-import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
@@ -32,14 +29,18 @@ from datamodules.tokenizer import Tokenizer, load_tokenizer
 from launchers.callbacks import Curves, Heldout
 from launchers.causes import agree_on_cause, explained, forget_causes
 from launchers.failures import DISK, classify
-from launchers.group import broadcast, gather, join_group, strategy_of
+from launchers.group import broadcast, gather, join_group
 from launchers.heartbeat import heartbeat
+from launchers.micro_batch import fits_on_gpu, kind_of_stage, micro_batch_for
 from launchers.parents import done_parent
 from launchers.place import Group
 from launchers.resume import Cadence, Resume, StageStopped
 from launchers.run_linear import train_linear
-from launchers.signals import StopRequest
+from launchers.signals import CANCEL_SIGNAL, StopRequest
 from launchers.states import SavedState, StateWriter, clear_unfinished, newest_state, open_state, saved_states
+from launchers.step_form import record_form
+from launchers.steps import settle_form
+from launchers.trainer import fit, stage_trainer
 from lightning_modules.early_stopping import KeepBest
 from lightning_modules.lora import add_adapters, merge_adapters, plain_weights
 from lightning_modules.models import build_model, load_model, trained_parameters
@@ -79,8 +80,10 @@ def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
                 _train(store, run, group, stop, lease)
     except StageStopped as stopped:
         if group.chief:
-            # retain cancel marks a run before it stops its job.
-            run.end_attempt("cancelled" if run.state().state == "cancelled" else "planned", str(stopped))
+            # Who cancels a run marks it before its job is stopped, and says why.
+            marked = run.state()
+            again = marked.state != "cancelled"
+            run.end_attempt("planned" if again else "cancelled", str(stopped), None if again else marked.reason)
         raise
     except Exception as error:
         with contextlib.suppress(OSError):
@@ -122,15 +125,26 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease
     if group.chief:
         forget_causes(run.folder)
     join_group(group.world, gpu)
-    smaller = execution["micro_batch"] if execution != spec["execution"] else None
-    saved = _begin(run, recipe, group, smaller, torch.cuda.get_device_name() if gpu else None)
+    form, notes = settle_form(run, execution, group, torch.device("cuda" if gpu else "cpu"))
+    if execution != spec["execution"]:
+        notes.append(
+            f"for lack of GPU memory {form.micro_batch} sequences at a time: the same batches, other last bits"
+        )
+    if group.world == 1 and stop.signal == CANCEL_SIGNAL.name:
+        # The attempt would be entered over the mark of who cancels the run.
+        raise StageStopped(stop.signal)
+    saved = _begin(run, recipe, group, notes, torch.cuda.get_device_name() if gpu else None)
     tokenizer = load_tokenizer(store.root / "tokenizers" / spec["tokenizer"])
     model = _starting_model(store, spec, tokenizer)
     if group.chief:
         trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
         needed = stage_bytes(sum(parameter.numel() for parameter in model.parameters()), trained)
         check_room(run.folder, needed - used_bytes(run.checkpoint))
-    module = StageModule(model, recipe, execution["micro_batch"], sharded)
+    if gpu and form.micro_batch is None and not sharded:
+        form = replace(form, micro_batch=_found_micro_batch(store, model, recipe, group, bf16))
+    if group.chief:
+        record_form(run, form)
+    module = StageModule(model, recipe, form.micro_batch, sharded, form.compiled)
     data = StageData(recipe, store.root, group.rank, group.world)
     data.next_step = saved.step if saved else 0
     splits = {role: heldout_sequences(store.root, corpus) for role, corpus in spec["evaluation"].items()}
@@ -141,41 +155,20 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease
     cadence = Cadence(execution["save_minutes"] * 60, execution["save_steps"])
     resume = Resume(saved, data, curves, best, writer, stop, cadence, holds_all=not sharded)
     final = FinalLosses(curves, data)
-    trainer = Trainer(
-        accelerator="gpu" if gpu else "cpu",
-        devices=group.world // group.nodes,
-        num_nodes=group.nodes,
-        strategy=strategy_of(group.world, sharded),
-        plugins=[TorchElasticEnvironment() if group.world > 1 else LightningEnvironment()],
-        precision="bf16-mixed" if bf16 else "32-true",
-        max_epochs=1,
-        callbacks=[*([best] if best else []), curves, resume, final],
-        deterministic=True,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-        trainer.fit(module, datamodule=data)
+    trainer = stage_trainer(run.folder, group, gpu, bf16, sharded, [*([best] if best else []), curves, resume, final])
+    fit(trainer, module, data)
     if group.chief:
         assert lease is not None
         _finish(store, run, spec, module, curves, best, final, tokenizer, lease)
 
 
 def _begin(
-    run: Run, recipe: Mapping[str, Any], group: Group, smaller: int | None, device: str | None
+    run: Run, recipe: Mapping[str, Any], group: Group, notes: list[str], device: str | None
 ) -> SavedState | None:
-    """Enter the attempt, and choose the state that all ranks go on from.
+    """Enter the attempt with its notes, to which what the states need is added, and choose the state to go on from.
 
-    smaller: an adapted micro-batch; device: what the GPUs call themselves.
+    device: what the GPUs call themselves.
     """
-    notes: list[str] = []
-    if smaller is not None:
-        notes.append(f"for lack of GPU memory {smaller} sequences at a time: the same batches, other last bits")
     saved = None
     if group.chief:
         clear_unfinished(run.checkpoint)
@@ -253,6 +246,18 @@ def _starting_model(store: Store, spec: Mapping[str, Any], tokenizer: Tokenizer)
     if recipe["method"] == "lora":
         add_adapters(model, recipe["lora"], recipe["seed"])
     return model
+
+
+def _found_micro_batch(
+    store: Store, model: LlamaForCausalLM, recipe: Mapping[str, Any], group: Group, bf16: bool
+) -> int:
+    """Sequences that this GPU, and every other rank's, takes at a time."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    fits = fits_on_gpu(model.to(device), recipe["sequence_length"], bf16, device)  # type: ignore[arg-type]
+    share = -(-recipe["batch"] // group.world)
+    kind = kind_of_stage(model, recipe, bf16, group.world)
+    # Ranks ask for themselves, and take what fits on all.
+    return min(gather(micro_batch_for(store.root, kind, share, fits), group.world))
 
 
 def _early_stopping(recipe: Mapping[str, Any], curves: Curves) -> KeepBest | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lightning_modules.objective import next_token_losses
+from lightning_modules.objective import summed_loss
 
 CHUNK = 2**18
 """Numbers of each gradient that are multiplied in fp64 at a time."""
@@ -83,7 +83,7 @@ def batch_gradient(model: nn.Module, batch: torch.Tensor, sketch: Sketch, at_a_t
     device = next(model.parameters()).device
     predictions = batch.shape[0] * (batch.shape[1] - 1)
     for part in torch.split(batch, at_a_time):
-        (next_token_losses(model, part.to(device)).sum() / predictions).backward()  # type: ignore[no-untyped-call]
+        (summed_loss(model, part.to(device)) / predictions).backward()  # type: ignore[no-untyped-call]
     gradient = sketch(
         parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         for parameter in model.parameters()

@@ -1,5 +1,9 @@
 """Parameters that ranks hold in parts: fully sharded data parallelism splits each one by rows."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -13,6 +17,21 @@ def shard_model(model: LlamaForCausalLM, mesh: DeviceMesh) -> None:
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def in_forward(
+    model: nn.Module, function: Callable[[Any, torch.Tensor], torch.Tensor], sequences: torch.Tensor
+) -> torch.Tensor:
+    """function(model, sequences) as the forward pass of a model, before which one held in parts gathers its weights."""
+    if not isinstance(model, FSDPModule):
+        return function(model, sequences)
+    # The hooks that gather and shard again are around forward, whatever it is.
+    model.forward = partial(function, model)
+    try:
+        found: torch.Tensor = model(sequences)
+    finally:
+        del model.forward
+    return found
 
 
 def reshard(model: nn.Module) -> None:

@@ -11,8 +11,9 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaForCausalLM
 
+from lightning_modules.compiled import compile_layers, compiled_chunk_loss
 from lightning_modules.models import add_dropout, parameter_groups
-from lightning_modules.objective import next_token_losses
+from lightning_modules.objective import chunk_loss, summed_loss
 from lightning_modules.schedules import learning_rate
 from lightning_modules.shards import shard_model
 
@@ -25,7 +26,12 @@ class StageModule(LightningModule):
     """
 
     def __init__(
-        self, model: LlamaForCausalLM, recipe: Mapping[str, Any], micro_batch: int | None = None, sharded: bool = False
+        self,
+        model: LlamaForCausalLM,
+        recipe: Mapping[str, Any],
+        micro_batch: int | None = None,
+        sharded: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -34,11 +40,15 @@ class StageModule(LightningModule):
         self.micro_batch = micro_batch
         self.sharded = sharded
         """Whether ranks hold the weights in parts."""
+        self.compiled = compiled
         self.step = 0
         """Steps trained, over all attempts."""
         self.loss_sum = torch.zeros(())
         """Of the steps since a callback last cleared it: their mean losses, added up (nats per token)."""
         add_dropout(model, recipe["dropout"])
+        self.chunk_loss = compiled_chunk_loss() if compiled else chunk_loss
+        if compiled:
+            compile_layers(model)
 
     def configure_model(self) -> None:
         if self.sharded and self.device_mesh is not None and not isinstance(self.model, FSDPModule):
@@ -78,12 +88,24 @@ class StageModule(LightningModule):
         for first in range(0, largest, size):
             part = batch[first : first + size]
             last = first + size >= largest
-            with contextlib.nullcontext() if last else self._no_sync():
+            with contextlib.nullcontext() if last else self._no_sync(), self._as_compiled(len(part)):
                 # A rank without sequences left still takes part, with no weight.
-                losses = next_token_losses(self.model, part if len(part) else batch.new_zeros(1, batch.shape[1]))
-                loss = losses.sum() * (world / predictions if len(part) else 0.0)
+                sequences = part if len(part) else batch.new_zeros(1, batch.shape[1])
+                loss = summed_loss(self.model, sequences, self.chunk_loss)
+                loss = loss * (world / predictions if len(part) else 0.0)
                 self.manual_backward(loss)
             self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
+
+    def _as_compiled(self, sequences: int) -> contextlib.AbstractContextManager[Any]:
+        """Only what a rank takes at a time in most steps is compiled for; the odd rest of a batch runs eagerly.
+
+        So each step computes the same in every attempt, whichever steps an attempt has seen before.
+        """
+        usual = min(self.micro_batch or self.recipe["batch"], -(-self.recipe["batch"] // self.trainer.world_size))
+        if not self.compiled or sequences == usual:
+            return contextlib.nullcontext()
+        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Gradients of all but a step's last micro-batch stay on their rank."""

@@ -15,6 +15,9 @@ Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+_WITH_BOOLEANS = (bool, bool | None, Literal["auto"] | bool)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -22,7 +25,7 @@ class Section(BaseModel):
     @classmethod
     def yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """YAML reads yes, no, on and off as booleans, which would pass for 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in (bool, bool | None):
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in _WITH_BOOLEANS:
             raise ValueError(f"{'yes' if value else 'no'} is not a value for this field; write a number or a text")
         return value
 
@@ -300,7 +303,11 @@ class StageExecution(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     micro_batch: Positive | None = None
-    """Sequences that one device takes at a time; without it, its whole share of the batch."""
+    """Sequences that one device takes at a time; without it, as many of its share of the batch as a GPU has room for (all
+    of it on CPUs and with fsdp)."""
+    compile: Literal["auto"] | bool = "auto"
+    """Whether torch.compile makes the training steps' code: auto compiles on GPUs. On a CPU it pays for stages of minutes
+    (benchmarks/results/training.md)."""
     threads: Positive = 1
     """Threads of one CPU process; another number may change the last bits of a sum."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
@@ -313,6 +320,8 @@ class StageExecution(Section):
     """Steps between resumable states, beside the minutes."""
     keep_states: bool = False
     """Keep the last resumable states of a done run."""
+    pack: Positive = 1
+    """Short siblings that one process trains, one after the other: libraries are imported, and steps compiled, once."""
     slurm: Slurm = Slurm()
 
 
@@ -332,6 +341,17 @@ class Execution(StageExecution):
         options = site.model_dump(exclude_unset=True, include=set(SiteOptions.model_fields)) if site else {}
         fields["slurm"] = overlaid(options, fields.get("slurm", {}))
         return StageExecution.model_validate(fields)
+
+    @model_validator(mode="after")
+    def packs_are_of_one_process(self) -> "Execution":
+        for kind in ("pretrain", "posttrain", "finetune"):
+            stage = self.of_stage(kind)
+            if stage.pack > 1 and stage.devices > 1:
+                raise ValueError(
+                    f"pack: {kind} stages on {stage.devices} devices cannot share a process one after the other; "
+                    "leave pack out, or set devices: 1"
+                )
+        return self
 
     @model_validator(mode="after")
     def nodes_share_the_devices(self) -> "Execution":

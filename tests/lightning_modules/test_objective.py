@@ -1,10 +1,11 @@
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from lightning_modules.models import add_dropout
-from lightning_modules.objective import heldout_loss, next_token_losses
+from lightning_modules.objective import CHUNK_TOKENS, heldout_loss, next_token_losses, summed_loss
 from tests.lightning_modules.tiny_models import LENGTH, SMALL, random_sequences, small_model
 
 CPU = torch.device("cpu")
@@ -19,13 +20,40 @@ def test_the_objective_is_the_loss_of_transformers(count: int) -> None:
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
-def test_its_gradient_is_that_of_transformers() -> None:
+@pytest.mark.parametrize("chunk", [1, 7, 96, 1000])
+@pytest.mark.parametrize("tied", [True, False])
+def test_its_gradient_is_that_of_transformers_whatever_is_taken_at_once(
+    tied: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CHUNK_TOKENS, "cpu", chunk)
+    model, sequences = small_model(initializer_range=0.2, tied=tied).double(), random_sequences(6)
+    logits = model(input_ids=sequences).logits[:, :-1]
+    theirs = torch.nn.functional.cross_entropy(logits.flatten(0, 1), sequences[:, 1:].flatten())
+    ours = summed_loss(model, sequences) / (6 * (LENGTH - 1))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    parameters = list(model.parameters())
+    gradients = zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True)
+    for one, two in gradients:
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+
+def test_in_bf16_its_gradient_is_as_near_to_the_exact_one_as_that_of_plain_logits() -> None:
     model, sequences = small_model(initializer_range=0.2), random_sequences(6)
-    theirs = torch.autograd.grad(model(input_ids=sequences, labels=sequences).loss, list(model.parameters()))
-    mean = next_token_losses(model, sequences).sum() / (6 * (LENGTH - 1))
-    ours = torch.autograd.grad(mean, list(model.parameters()))
-    for one, two in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-8)
+    parameters = list(model.parameters())
+
+    def plain() -> torch.Tensor:
+        logits = model(input_ids=sequences).logits[:, :-1].float()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), sequences[:, 1:].flatten(), reduction="sum")
+
+    exact = flat(torch.autograd.grad(plain(), parameters))
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = flat(torch.autograd.grad(plain(), parameters))
+        ours = flat(torch.autograd.grad(summed_loss(model, sequences), parameters))
+    assert torch.dist(ours, exact) < 1.1 * torch.dist(theirs, exact)
+
+
+def flat(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def test_each_sequence_has_its_own_loss() -> None:

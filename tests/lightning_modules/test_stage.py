@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Callback
 from torch.nn.utils import clip_grad_norm_
 
-from lightning_modules.objective import next_token_losses
+from lightning_modules.objective import next_token_losses, summed_loss
 from lightning_modules.stage import StageModule
 from tests.lightning_modules.tiny_models import LENGTH, RECIPE, small_model, steps_of, train
 
@@ -46,7 +46,7 @@ def test_every_gradient_is_that_of_the_mean_over_its_batch() -> None:
     _, seen = trained(3, lr=1e-12, min_lr=0.0, clip=1e9)
     model = small_model(initializer_range=0.2)
     for batch, gradients in zip(steps_of(RECIPE), seen.gradients, strict=True):
-        mean = next_token_losses(model, batch).sum() / (len(batch) * (LENGTH - 1))
+        mean = summed_loss(model, batch) / (len(batch) * (LENGTH - 1))
         for ours, exact in zip(gradients, torch.autograd.grad(mean, list(model.parameters())), strict=True):
             torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
 

@@ -161,6 +161,7 @@ OTHER_EXECUTION = {
     "devices": 2,
     "precision": "bf16",
     "micro_batch": 1,
+    "compile": True,
     "threads": 2,
     "parallel": 3,
     "strategy": "fsdp",

@@ -1,0 +1,59 @@
+"""torch.compile of the training step: each decoder layer, and the loss of a chunk of tokens.
+
+A layer is compiled once and its code serves all layers, so that compiling takes as long for 30 layers as for 4. The hooks
+around a layer, which gather its weights where ranks hold them in parts, stay outside; those for dropout lie inside of it.
+"""
+
+import contextlib
+import shutil
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch._inductor.codecache import get_lock_dir
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch.utils._filelock import FileLock
+from transformers import LlamaForCausalLM
+
+from lightning_modules.objective import ChunkLoss, chunk_loss
+
+MOST_VARIANTS = 64
+"""Of one layer's code in a process that trains several stages; beyond it, torch would go on without compiling."""
+
+
+def compile_layers(model: LlamaForCausalLM) -> None:
+    """Compile the forward and backward pass of every layer when they are first used, for the shapes they are used with."""
+    torch._dynamo.config.recompile_limit = MOST_VARIANTS
+    # Which products it pays for is timed, so an attempt whose code is compiled anew might end in other bits.
+    torch._inductor.config.shape_padding = False
+    clear_interrupted_builds()
+    for layer in model.model.layers:
+        layer.forward = torch.compile(layer.forward, dynamic=False)
+
+
+@cache
+def compiled_chunk_loss() -> ChunkLoss:
+    return torch.compile(chunk_loss, dynamic=False)
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """What keeps this machine from compiling for a device, in a few words; None where it can."""
+    clear_interrupted_builds()
+    try:
+        torch.compile(lambda numbers: numbers.sin() + 1, dynamic=False)(torch.zeros(64, device=device))
+    except Exception as error:  # whatever a toolchain that is missing or broken leads to
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return (lines or [type(error).__name__])[0]
+    return None
+
+
+def clear_interrupted_builds() -> None:
+    """Remove libraries from torch's cache whose linking was killed: every later process would load what is there of them."""
+    for left in Path(cache_dir()).glob("*/*_CxxBuild"):
+        name = left.name.removesuffix("_CxxBuild")
+        # The lock is held while somebody builds; whoever dies lets it go.
+        lock = FileLock(str(Path(get_lock_dir()) / f"{name.split('.')[0]}.lock"), timeout=0)
+        with contextlib.suppress(TimeoutError, OSError), lock:
+            for file in left.parent.glob(f"{name}.*"):
+                file.unlink()
+            shutil.rmtree(left)
