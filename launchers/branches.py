@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from launchers.slurm import cancel_jobs, has_slurm
-from launchers.submissions import submitted_job
+from launchers.signals import CANCEL_SIGNAL
+from launchers.slurm import cancel_jobs, has_slurm, signal_job
+from launchers.submissions import packed_with, submitted_job
 from results.store import Run, Store
 
+BY_KEY, WITH_STUDY = "by retain cancel", "with its study, by retain cancel"
+"""Why a run was cancelled."""
 ENDED_BADLY = ("failed", "cancelled", "skipped")
 
 
@@ -19,23 +22,33 @@ def branch(store: Store, key: str) -> list[str]:
     return found
 
 
-def cancel_runs(store: Store, keys: Sequence[str]) -> list[str]:
+def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list[str]:
     """Mark runs that have not ended as cancelled, and take their jobs back from SLURM; returns their keys.
 
-    Marked first: a job that starts meanwhile sees it. A stage that trains on this machine is stopped by Ctrl-C instead.
+    Marked first: a job that starts meanwhile sees it. A job that has others to train, of the same pack, goes on with them.
+    A stage that trains on this machine is stopped by Ctrl-C instead.
     """
-    cancelled, jobs = [], []
+    cancelled: list[str] = []
+    jobs: dict[str, str] = {}
     for key in keys:
         run = store.run(key)
         state = run.state()
         if state.state in ("queued", "running", "planned"):
             if job := submitted_job(store, run):
-                jobs.append(job)
-            run.save_state(replace(state, state="cancelled", reason="by retain cancel"))
+                jobs[key] = job
+            run.save_state(replace(state, state="cancelled", reason=reason))
             cancelled.append(key)
     if jobs and has_slurm():
-        cancel_jobs(jobs)
+        shared = {key for key in jobs if any(_goes_on(other) for other in packed_with(store, store.run(key)))}
+        cancel_jobs(list(dict.fromkeys(job for key, job in jobs.items() if key not in shared)))
+        for key in shared:
+            if store.run(key).is_running():
+                signal_job(jobs[key], CANCEL_SIGNAL.name.removeprefix("SIG"))
     return cancelled
+
+
+def _goes_on(run: Run) -> bool:
+    return run.state().state in ("queued", "running", "planned")
 
 
 def plan_again(store: Store, keys: Sequence[str]) -> list[str]:

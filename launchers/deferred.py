@@ -73,13 +73,13 @@ def _submit_deferred(store: Store, job: str) -> bool:
         return True
 
 
-def _of_store(store: Store, job_ids: set[str]) -> list[tuple[str, str]]:
+def _of_store(store: Store, job_ids: set[str]) -> list[tuple[str, tuple[str, ...]]]:
     """Those of some jobs that this store's submissions made, with the keys of their runs."""
-    made: dict[str, tuple[str, ...]] = {}
+    made: dict[str, list[tuple[str, ...]]] = {}
     for path in (store.root / "submissions").glob("*/intent.json"):
         submission = read_submission(store, path.parent.name)
         if submission.job_id is not None:
-            made[submission.job_id] = submission.keys
+            made[submission.job_id] = submission.tasks
     found = []
     for job_id in job_ids:
         array, _, task = job_id.partition("_")
@@ -88,9 +88,9 @@ def _of_store(store: Store, job_ids: set[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _will_end(store: Store, job: tuple[str, str]) -> bool:
-    """Whether a job has its run's end, and so its own turn to submit, before it."""
-    return store.run(job[1]).state().state not in ENDED
+def _will_end(store: Store, job: tuple[str, tuple[str, ...]]) -> bool:
+    """Whether a job has its last run's end, and so its own turn to submit, before it."""
+    return any(store.run(key).state().state not in ENDED for key in job[1])
 
 
 def take_up_lost(store: Store, key: str) -> None:

@@ -51,6 +51,8 @@ class Team:
     processes: list[ForkServerProcess]
     slot: int
     alive: Connection
+    left: int = 0
+    """How many siblings of the run they may yet train; with one process only."""
     failed_at: float | None = None
     """When the first of them was seen to have failed."""
     code: int = 0
@@ -156,6 +158,8 @@ class Crew:
             if None in codes:
                 if team.failed_at is not None and time.monotonic() - team.failed_at > GRACE_S:
                     _kill(team)
+                elif team.left and team.alive.poll():
+                    self._go_on(key, team)
             else:
                 self._dismiss(key, team, team.code or (STOPPED if STOPPED in codes else 0))
             self.states[key] = self.unwritten.get(key) or self.store.run(key).state()
@@ -168,12 +172,41 @@ class Crew:
             if parent in self.stopped:
                 self.waiting.remove(key)
                 self.stopped.add(key)
-            elif (free or key in self.elsewhere) and (parent is None or self.states[parent].state == "done"):
+            elif (free or key in self.elsewhere) and self._is_ready(key):
                 if self._settled_elsewhere(key):
                     self.waiting.remove(key)
                 elif free and key not in self.elsewhere:
                     self.waiting.remove(key)
                     self.teams[key] = self._start(key, free.pop(0))
+
+    def _is_ready(self, key: str) -> bool:
+        parent = self.tree.stages[key].parent
+        return parent is None or self.states[parent].state == "done"
+
+    def _go_on(self, key: str, team: Team) -> None:
+        """A team has trained a run, and asks for another of its pack: it gets one where that is the next to be trained."""
+        following = next((other for other in self.waiting if self._is_ready(other)), "")
+        if following and (not self._are_siblings(key, following) or self._settled_elsewhere(following)):
+            following = ""
+        if following in self.elsewhere:
+            following = ""
+        if following:
+            self._free_lease(following)
+        try:
+            team.alive.recv_bytes()
+            team.alive.send_bytes(following.encode())
+        except (EOFError, OSError):  # it has just died
+            following = ""
+        team.left = team.left - 1 if following else 0
+        if following:
+            self.waiting.remove(following)
+            self.teams[following] = self.teams.pop(key)
+
+    def _are_siblings(self, key: str, other: str) -> bool:
+        """Whether two stages are of one kind below one parent and run the same way."""
+        one, another = self.tree.stages[key], self.tree.stages[other]
+        executions = [self.store.run(it).spec()["execution"] for it in (key, other)]
+        return (one.stage, one.parent) == (another.stage, another.parent) and executions[0] == executions[1]
 
     def stop_all(self, cause: str) -> None:
         """Stop every process once it has saved its state, or at once at a second interrupt; their runs are left planned."""
@@ -210,11 +243,10 @@ class Crew:
         return False
 
     def _start(self, key: str, slot: int) -> Team:
-        if dead := take_lease(self.store.run(key).lease, self.witness):
-            # The worker has seen nothing yet, so it could not tell that a foreign owner is dead.
-            dead.release()
+        self._free_lease(key)
         world = self.slots[slot].processes[self.tree.stages[key].stage]
-        theirs, ours = self.context.Pipe(duplex=False)
+        pack = self.store.run(key).spec()["execution"].get("pack", 1) if world == 1 else 1
+        theirs, ours = self.context.Pipe(duplex=pack > 1)
         shared = {"CUDA_VISIBLE_DEVICES": ",".join(self.slots[slot].gpus[:world])}
         if world > 1:
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world)}
@@ -222,12 +254,17 @@ class Crew:
         processes = []
         for rank in range(world):
             environment = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})
-            arguments = (self.store.root, key, rank, world, environment, theirs)
+            arguments = (self.store.root, key, rank, world, environment, theirs, pack)
             process = self.context.Process(target=work, args=arguments, name=f"{key} rank {rank}")
             process.start()
             processes.append(process)
         theirs.close()
-        return Team(processes, slot, ours)
+        return Team(processes, slot, ours, left=pack - 1)
+
+    def _free_lease(self, key: str) -> None:
+        """A worker has seen nothing yet, so it could not tell that a foreign owner is dead."""
+        if dead := take_lease(self.store.run(key).lease, self.witness):
+            dead.release()
 
     def _dismiss(self, key: str, team: Team, code: int) -> None:
         """Take in a team whose processes have all ended."""

@@ -110,7 +110,9 @@ def _running(opened: Sequence[OpenedStudy]) -> dict[str, Running]:
     for kind in STAGES:
         executions = [one.file.study.execution.of_stage(kind) for one in opened]
         made[kind] = Running(
-            max(execution.devices for execution in executions), max(one.slurm.at_a_time for one in executions)
+            max(execution.devices for execution in executions),
+            max(one.slurm.at_a_time for one in executions),
+            min(one.pack for one in executions),
         )
     return made
 

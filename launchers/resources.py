@@ -23,7 +23,8 @@ from sweeps.units import format_size
 UNMEASURED_MINUTES = 240
 """Walltime where no done run tells how fast this kind of stage is."""
 MARGIN, START_MINUTES = 1.5, 10
-"""A walltime is the measured training time times MARGIN, and START_MINUTES for starting, evaluating and saving."""
+"""A walltime is the measured training time, of all stages of a pack, times MARGIN, and START_MINUTES for starting,
+evaluating and saving."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ def slurm_resources(
     if partitions is None:
         partitions = _partitions_here()
     largest: dict[tuple[str, str | None, str], int] = {}
+    sizes: dict[tuple[str, str | None, str], int] = {}
     models: dict[str, str] = {}
     for stage in tree.stages.values():
         models[stage.key] = models[stage.parent] if stage.parent else model_text(json.loads(stage.recipe))
         group = (stage.stage, stage.parent, models[stage.key])
         largest[group] = max(largest.get(group, 0), stage.tokens)
+        sizes[group] = sizes.get(group, 0) + 1
     executions = {kind: file.study.execution.of_stage(kind, site) for kind in ("pretrain", "posttrain", "finetune")}
     unknown = any(execution.slurm.minutes is None for execution in executions.values())
     speed = measured_speeds(store) if unknown else lambda *_: None
@@ -79,10 +82,22 @@ def slurm_resources(
     for group, tokens in largest.items():
         execution = executions[group[0]]
         longest = _longest(execution, site, partitions, file.path.name)
-        own = _with_walltime(execution, tokens, speed(group[0], group[2], execution.devices, None), longest)
+        together = min(execution.pack, sizes[group])
+        own = _with_walltime(execution, tokens * together, speed(group[0], group[2], execution.devices, None), longest)
         _check_warning(own.execution.slurm, file.path.name)
         made[group] = own
     return {key: made[stage.stage, stage.parent, models[key]] for key, stage in tree.stages.items()}
+
+
+def driver_minutes(execution: StageExecution, site: Site | None, wanted: int, file: str) -> int:
+    """The walltime of a search's own job: as the study says, or what is wanted, cut to what partition and site allow.
+
+    Raises StudyError where a walltime is given that the partition does not allow.
+    """
+    longest = _longest(execution, site, _partitions_here(), file)
+    minutes = execution.slurm.minutes or (min(wanted, longest[0]) if longest else wanted)
+    _check_warning(execution.slurm.model_copy(update={"minutes": minutes}), file)
+    return minutes
 
 
 def _partitions_here() -> list[Partition]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from launchers.causes import blamed_nodes
-from launchers.deferred import carry_on
+from launchers.deferred import ENDED, carry_on
 from launchers.failures import ON_SLURM, next_attempt
 from launchers.lost import explain_losses, settle_loss
 from launchers.slurm import exclude_nodes, requeue_job
@@ -17,32 +17,31 @@ from launchers.submissions import read_submission
 from results.store import Store
 from sweeps.processes import slurm_job
 
-ENDED = ("done", "failed", "cancelled", "skipped")
-
 
 def main(arguments: list[str]) -> int:
     """Exit code of the script: that of the job."""
     root, token = arguments
     store = Store(Path(root))
     submission = read_submission(store, token)
-    run = store.run(submission.keys[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
-    if run.state().state != "running":
-        if run.state().state in ENDED:
+    runs = [run for key in submission.own_keys() if (run := store.run(key)).folder.is_dir()]
+    lost = next((run for run in runs if run.state().state == "running" and run.state().submission == token), None)
+    if lost is None:
+        if all(run.state().state in ENDED for run in runs):
             carry_on(store)
         return 0
-    loss = explain_losses(store, [run])[run.key]
-    again = settle_loss(run, loss, again="queued")
+    loss = explain_losses(store, [lost])[lost.key]
+    again = settle_loss(lost, loss, again="queued")
     if again is None:  # another job, or another launcher, has taken it over
         return 0
-    if not again:
+    if not again and all(run.state().state in ENDED for run in runs):
         carry_on(store)
         return 1
     job = slurm_job()
     assert job is not None
     requeue_job(job)
-    policy = next_attempt(run.state(), ON_SLURM)
+    policy = next_attempt(lost.state(), ON_SLURM)
     if policy is not None and policy.elsewhere:
-        exclude_nodes(job, blamed_nodes(run.folder, loss.reason, int(os.environ.get("SLURM_NNODES", "1"))))
+        exclude_nodes(job, blamed_nodes(lost.folder, loss.reason, int(os.environ.get("SLURM_NNODES", "1"))))
     return 1
 
 

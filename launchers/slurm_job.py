@@ -1,19 +1,25 @@
-"""What a SLURM job does: look at the parent's run, train its own, and go back to the queue when it is stopped."""
+"""What a SLURM job does: look at the parent's run, train its own, and go back to the queue when it is stopped.
+
+A job that has a pack of runs does so with one after the other. Where it goes back to the queue, that is for the run whose
+turn it was and all after it: the next life of the job passes over those that have ended.
+"""
 
 import contextlib
+import gc
 import json
 import os
 import signal
 import socket
+import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launchers.branches import ended_above
 from launchers.causes import blamed_nodes
-from launchers.deferred import deferred_keys, take_up_lost
+from launchers.deferred import ENDED, deferred_keys, take_up_lost
 from launchers.failures import DISK, ON_SLURM, prepare_retry
 from launchers.lost import settle_losses
 from launchers.place import Group
@@ -34,6 +40,24 @@ FRUITLESS = 2
 
 
 @dataclass(frozen=True)
+class Queue:
+    """That this job is to go back to the queue for a run: after so many seconds, and not on some nodes."""
+
+    run: Run
+    hold_s: int = 0
+    avoided: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What became of a run in this life of the job."""
+
+    ending: str
+    failed: bool = False
+    queue: Queue | None = None
+
+
+@dataclass(frozen=True)
 class RunStage:
     """One task of a submitted array; everything else it reads from the store."""
 
@@ -41,20 +65,47 @@ class RunStage:
     token: str
 
     def __call__(self) -> str:
-        """Returns what became of it; submitit keeps it. Raises SystemExit where the run failed."""
+        """Returns what became of its last run; submitit keeps it. Raises SystemExit where a run failed."""
         stop = StopRequest()
         stop.install()
+        output = os.dup(1)
         store = Store(Path(self.store))
-        submission = read_submission(store, self.token)
-        run = store.run(submission.keys[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))])
-        rank, world = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-        group = Group(rank, world, nodes=int(os.environ["SLURM_NNODES"]))
+        keys = read_submission(store, self.token).own_keys()
+        group = Group(int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"]))
+        waiting = [run for key in keys if (run := store.run(key)).folder.is_dir()]
+        turn = Turn("the store no longer has its runs")
+        while waiting:
+            turn = self._take_turn(store, waiting[0], group, stop)
+            cancelled = stop.forget_cancel()
+            waiting = [run for run in waiting[1:] if self._is_to_train(run)]
+            if waiting and stop.signal is not None and turn.queue is None:
+                turn = replace(turn, queue=Queue(waiting[0]))
+            if turn.queue is not None:
+                _requeue(turn.queue)
+                break
+            if waiting and (turn.failed or cancelled):
+                _start_anew(output)
+            gc.collect()
+        if turn.failed:
+            raise SystemExit(FAILED)
+        return turn.ending
+
+    def _is_to_train(self, run: Run) -> bool:
+        """Whether a run of the pack is left to train, and has not been given to another job meanwhile."""
+        state = run.state()
+        return state.state not in ENDED and state.submission == self.token
+
+    def _take_turn(self, store: Store, run: Run, group: Group, stop: StopRequest) -> Turn:
+        """One run, as far as it comes."""
         log_into(run.log)
         if group.chief:
             settle_losses(store, [run])
         decision, why = look_at_parent(store, run)
+        if decision == "train" and run.state().submission != self.token:
+            decision, why = "done", "it was given to another job"
         say(
-            f"rank {rank} of {world}: job {slurm_job()} on {socket.gethostname()}: {decision}{f', {why}' if why else ''}"
+            f"rank {group.rank} of {group.world}: job {slurm_job()} on {socket.gethostname()}: "
+            f"{decision}{f', {why}' if why else ''}"
         )
         if decision == "train":
             os.environ.update(_rendezvous(store.root / "submissions" / self.token, group))
@@ -62,10 +113,10 @@ class RunStage:
         if group.chief:
             if decision == "wait":
                 take_up_lost(store, run.spec()["parent"])
-                _requeue(run, WAIT_S)
-            elif decision == "skip":
+                return Turn(decision, queue=Queue(run, WAIT_S))
+            if decision == "skip":
                 run.save_state(replace(run.state(), state="skipped", reason=why))
-        return decision
+        return Turn(decision)
 
 
 def look_at_parent(store: Store, run: Run) -> tuple[str, str]:
@@ -96,53 +147,64 @@ def is_fruitless(state: State) -> bool:
     return all(attempt.tokens <= attempt.tokens_at_start for attempt in ended[-FRUITLESS:])
 
 
-def _train(store: Store, run: Run, group: Group, stop: StopRequest) -> str:
+def _train(store: Store, run: Run, group: Group, stop: StopRequest) -> Turn:
+    import launchers.run_stage  # noqa: F401  # takes seconds, in which the run may be cancelled
+
+    if group.world == 1 and run.state().state == "cancelled":
+        return Turn("cancelled")
     code, ending = train_one(store, run.key, group, stop)
     say(f"rank {group.rank}: {ending}")
     if code in (FAILED, NO_ROOM):
-        if group.chief:
-            _after_failure(run, group, code)
-        raise SystemExit(FAILED)
+        return Turn(ending, failed=True, queue=_after_failure(run, group, code) if group.chief else None)
     if not group.chief:
-        return ending
+        return Turn(ending)
     if code == STOPPED:
         state = run.state()
         if state.state == "cancelled":
-            return ending
+            return Turn(ending)
         if is_fruitless(state):
             reason = f"{FRUITLESS} attempts in a row were stopped before a step was saved; ask for a longer walltime"
             run.save_state(replace(state, state="failed", reason=reason))
-            raise SystemExit(FAILED)
-        _requeue(run, 0)
-    elif code == BUSY:
-        _requeue(run, WAIT_S)
-    return ending
+            return Turn(ending, failed=True)
+        return Turn(ending, queue=Queue(run))
+    return Turn(ending, queue=Queue(run, WAIT_S) if code == BUSY else None)
 
 
-def _after_failure(run: Run, group: Group, code: int) -> None:
+def _after_failure(run: Run, group: Group, code: int) -> Queue | None:
     """Back into the queue where the failure's class allows another attempt."""
     policy = prepare_retry(run, ON_SLURM)
     if code == NO_ROOM and run.state().state == "running":  # the disk has not even room to say so
         policy = ON_SLURM[DISK]
     if policy is None:
-        return
+        return None
     avoided = blamed_nodes(run.folder, run.state().reason or "", group.nodes) if policy.elsewhere else set()
     say(f"back to the queue after: {run.state().reason}")
-    _requeue(run, policy.wait_s, avoided)
+    return Queue(run, policy.wait_s, frozenset(avoided))
 
 
-def _requeue(run: Run, hold_s: int, avoided: Collection[str] = ()) -> None:
+def _requeue(queue: Queue) -> None:
     """Back into the queue; SLURM ends this process on the way."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    state = run.state()
+    state = queue.run.state()
     with contextlib.suppress(OSError):  # a full disk
         if state.state not in ("done", "cancelled"):
-            run.save_state(replace(state, state="queued"))
+            queue.run.save_state(replace(state, state="queued"))
     job = slurm_job()
     assert job is not None
-    requeue_job(job, hold_s)
-    if avoided:
-        exclude_nodes(job, avoided)
+    requeue_job(job, queue.hold_s)
+    if queue.avoided:
+        exclude_nodes(job, queue.avoided)
+
+
+def _start_anew(output: int) -> None:
+    """Go on with the rest of a pack in a fresh interpreter: what failed may have left a broken one, or a broken GPU, and the
+    signal of `retain cancel` ends the compilers that torch keeps beside it.
+
+    output: of the job, before it went into the logs of runs.
+    """
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def _rendezvous(folder: Path, group: Group) -> Mapping[str, str]:

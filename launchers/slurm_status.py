@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from launchers.lost import explain_losses, is_lost
 from launchers.slurm import Job
-from launchers.submissions import JOB_NAME, read_submission, submitted_job
+from launchers.submissions import JOB_NAME, read_submission, submitted_jobs
 from results.status import RunStatus
 from results.store import Store
 
@@ -28,14 +28,13 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
 
     live: the jobs of everyone that SLURM has not finished with.
     """
-    job_of = {
-        row.key: named
-        for row in rows
-        if row.state in ("queued", "running", "planned") and (named := submitted_job(store, store.run(row.key)))
-    }
+    unended = [row for row in rows if row.state in ("queued", "running", "planned")]
+    job_of = submitted_jobs(store, (store.run(row.key) for row in unended))
     if not job_of:
         return list(rows)
-    lost = [run for row in rows if row.key in job_of and is_lost(run := store.run(row.key), live)]
+    # One that is planned here may be marked as running in the store; one that is queued has no process to lose.
+    begun = [store.run(row.key) for row in unended if row.key in job_of and row.state != "queued"]
+    lost = [run for run in begun if is_lost(run, live)]
     losses = explain_losses(store, lost)
     found = []
     for row in rows:
@@ -60,13 +59,16 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
 def orphans(store: Store, live: Mapping[str, Job]) -> list[Orphan]:
     """The jobs of this store's submissions whose run somebody has removed."""
     found = []
+    submissions: dict[str, Mapping[str, Sequence[str]]] = {}
     for job in live.values():
         if not job.name.startswith(JOB_NAME):
             continue
-        try:
-            submission = read_submission(store, job.name.removeprefix(JOB_NAME))
-        except (FileNotFoundError, ValueError):
-            continue  # another store's
-        keys = [key for key in submission.keys if submission.task_id(key) == job.job_id]
-        found += [Orphan(job.job_id, key) for key in keys if not store.run(key).folder.is_dir()]
+        if job.name not in submissions:
+            try:
+                submissions[job.name] = read_submission(store, job.name.removeprefix(JOB_NAME)).keys_of_jobs()
+            except (FileNotFoundError, ValueError):
+                submissions[job.name] = {}  # another store's
+        keys = submissions[job.name].get(job.job_id, ())
+        if not any(store.run(key).folder.is_dir() for key in keys):
+            found += [Orphan(job.job_id, key) for key in keys]
     return found

@@ -1,6 +1,6 @@
 """What was handed to SLURM: one folder a submission, written before sbatch is called.
 
-    submissions/<token>/intent.json   the stage keys of its tasks, in order, and the job's id once it is known
+    submissions/<token>/intent.json   the stage keys, in order, how many one task trains, and the job's id once it is known
     submissions/deferred.json         the stage keys that are to be submitted once the user's limit of jobs allows it
 
 The token is in the job's name, so that a job whose sbatch never answered is found again.
@@ -9,7 +9,7 @@ The token is in the job's name, so that a job whose sbatch never answered is fou
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,17 +30,37 @@ class Submission:
     """Seconds since 1970."""
     job_id: str | None = None
     """None until sbatch has answered."""
+    pack: int = 1
+    """Runs that one task trains, one after the other; the last task may have fewer."""
 
     @property
     def name(self) -> str:
         """The job's name in SLURM."""
         return f"{JOB_NAME}{self.token}"
 
+    @property
+    def tasks(self) -> list[tuple[str, ...]]:
+        """The stage keys of each task."""
+        return [self.keys[first : first + self.pack] for first in range(0, len(self.keys), self.pack)]
+
     def task_id(self, key: str) -> str | None:
         """The id of the job that trains a stage: 123, or 123_4 in an array."""
-        if self.job_id is None or len(self.keys) == 1:
+        if self.job_id is None or len(self.keys) <= self.pack:
             return self.job_id
-        return f"{self.job_id}_{self.keys.index(key)}"
+        return f"{self.job_id}_{self.keys.index(key) // self.pack}"
+
+    def keys_of_jobs(self) -> dict[str, tuple[str, ...]]:
+        """The stage keys of each job or task of an array, by its id; none until sbatch has answered."""
+        if self.job_id is None:
+            return {}
+        tasks = self.tasks
+        if len(tasks) == 1:
+            return {self.job_id: tasks[0]}
+        return {f"{self.job_id}_{number}": keys for number, keys in enumerate(tasks)}
+
+    def own_keys(self) -> tuple[str, ...]:
+        """The stage keys of the task that this process belongs to."""
+        return self.tasks[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
 
 
 @dataclass(frozen=True)
@@ -71,8 +91,8 @@ def submission_folder(store: Store, token: str) -> Path:
     return store.root / "submissions" / token
 
 
-def new_submission(keys: Sequence[str]) -> Submission:
-    return Submission(os.urandom(6).hex(), tuple(keys), time.time())
+def new_submission(keys: Sequence[str], pack: int = 1) -> Submission:
+    return Submission(os.urandom(6).hex(), tuple(keys), time.time(), pack=pack)
 
 
 def write_submission(store: Store, submission: Submission) -> None:
@@ -98,12 +118,39 @@ def unanswered(store: Store) -> list[Submission]:
     return found
 
 
-def submitted_job(store: Store, run: Run) -> str | None:
-    """The id of the job that a run's last submission gave it; None where there is none, or sbatch has not answered."""
+def packed_with(store: Store, run: Run) -> list[Run]:
+    """The other runs that the job of a run's last submission was given."""
     token = run.state().submission
     if token is None:
-        return None
+        return []
+    keys = next((keys for keys in read_submission(store, token).tasks if run.key in keys), ())
+    others = [store.run(key) for key in keys if key != run.key]
+    return [other for other in others if other.state().submission == token]
+
+
+def submitted_job(store: Store, run: Run) -> str | None:
+    """The id of the job that a run's last submission gave it; None where there is none, or sbatch has not answered."""
+    return submitted_jobs(store, [run]).get(run.key)
+
+
+def submitted_jobs(store: Store, runs: Iterable[Run]) -> dict[str, str]:
+    """As `submitted_job`, of many runs by key; each submission is read once."""
+    job_of: dict[str, dict[str, str]] = {}
+    found = {}
+    for run in runs:
+        token = run.state().submission
+        if token is None:
+            continue
+        if token not in job_of:
+            job_of[token] = _jobs_by_key(store, token)
+        if job := job_of[token].get(run.key):
+            found[run.key] = job
+    return found
+
+
+def _jobs_by_key(store: Store, token: str) -> dict[str, str]:
     try:
-        return read_submission(store, token).task_id(run.key)
+        jobs = read_submission(store, token).keys_of_jobs()
     except (FileNotFoundError, ValueError):
-        return None
+        return {}
+    return {key: job for job, keys in jobs.items() for key in keys}

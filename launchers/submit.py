@@ -26,7 +26,7 @@ from launchers.submissions import (
     new_submission,
     read_deferral,
     submission_folder,
-    submitted_job,
+    submitted_jobs,
     unanswered,
     write_deferral,
     write_submission,
@@ -55,6 +55,11 @@ class Family:
     parent: str | None
     keys: tuple[str, ...]
     execution: Mapping[str, Any]
+
+    @property
+    def pack(self) -> int:
+        """Stages that one job trains, one after the other."""
+        return int(self.execution.get("pack", 1))  # a run that was registered before there were packs
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def submit_held(store: Store, keys: Sequence[str]) -> Submitted:
     runs = {key: store.run(key) for key in keys}
     settle_losses(store, list(runs.values()))
     parents = {str(parent) for run in runs.values() if (parent := run.spec()["parent"])}
-    recorded = {key: job for key in {*keys, *parents} if (job := submitted_job(store, store.run(key))) is not None}
+    recorded = submitted_jobs(store, (store.run(key) for key in {*keys, *parents}))
     live = live_jobs(recorded.values())
     job_of = {key: job for key, job in recorded.items() if job in live}
     released = release_jobs([job for job in job_of.values() if live[job].failed_to_start])
@@ -110,7 +115,8 @@ def submit_held(store: Store, keys: Sequence[str]) -> Submitted:
     waiting = read_deferral(store)
     others = [key for key in waiting.keys if key not in runs]
     if deferred or waiting.keys:
-        write_deferral(store, replace(waiting, keys=(*others, *(key for key in keys if key in set(deferred)))))
+        late = set(deferred)
+        write_deferral(store, replace(waiting, keys=(*others, *(key for key in keys if key in late))))
     return Submitted(
         jobs=jobs,
         adopted=adopted,
@@ -160,10 +166,10 @@ def settle_unanswered(store: Store) -> list[str]:
 
 def sbatch_script(store: Store, family: Family, dependency: str | None, code: Path) -> str:
     """The script that a family would be submitted with."""
-    submission = Submission("dry-run", family.keys, time.time())
+    submission = Submission("dry-run", family.keys, time.time(), pack=family.pack)
     executor = _executor(store, submission, family, dependency, code)
-    if len(family.keys) > 1:
-        executor.parameters["map_count"] = len(family.keys)
+    if len(submission.tasks) > 1:
+        executor.parameters["map_count"] = len(submission.tasks)
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
 
@@ -175,9 +181,10 @@ def _submit_families(
     deferred: list[str] = []
     for family in wanted:
         parent_done = family.parent is None or store.run(family.parent).is_done()
-        for first in range(0, len(family.keys), limits.array_tasks):
-            keys = family.keys[first : first + limits.array_tasks]
-            taken = keys if room is None else keys[: max(0, room)]
+        most = limits.array_tasks * family.pack
+        for first in range(0, len(family.keys), most):
+            keys = family.keys[first : first + most]
+            taken = keys if room is None else keys[: max(0, room) * family.pack]
             if not parent_done and family.parent not in job_of:
                 taken = ()
             deferred += keys[len(taken) :]
@@ -193,19 +200,19 @@ def _submit_families(
             assert submission.job_id is not None
             job_of |= {key: str(submission.task_id(key)) for key in taken}
             jobs.append((submission.job_id, taken))
-            room = None if room is None else room - len(taken)
+            room = None if room is None else room - len(submission.tasks)
     return jobs, deferred
 
 
 def _submit(store: Store, family: Family, dependency: str | None, code: Path) -> Submission:
     """One sbatch. The intent is written first; a job whose sbatch gave no answer is looked for by its name."""
-    submission = new_submission(family.keys)
+    submission = new_submission(family.keys, family.pack)
     write_submission(store, submission)
     for key in family.keys:
         run = store.run(key)
         run.save_state(replace(run.state(), state="queued", submission=submission.token, reason=None))
     executor = _executor(store, submission, family, dependency, code)
-    stages = [RunStage(str(store.root.absolute()), submission.token) for _ in family.keys]
+    stages = [RunStage(str(store.root.absolute()), submission.token) for _ in submission.tasks]
     try:
         made = executor.map_array(_call, stages) if len(stages) > 1 else [executor.submit(stages[0])]
         job_id = made[0].job_id.split("_")[0]
@@ -231,7 +238,8 @@ def _hand_over(store: Store, submission: Submission, job_id: str) -> None:
     """Put submitit's pickles where an adopted job looks for them; all tasks of a submission have the same."""
     folder = submission_folder(store, submission.token)
     waiting = list(folder.glob("*.pkl"))
-    names = [f"{job_id}_{index}" for index in range(len(submission.keys))] if len(submission.keys) > 1 else [job_id]
+    tasks = len(submission.tasks)
+    names = [f"{job_id}_{index}" for index in range(tasks)] if tasks > 1 else [job_id]
     for name in names:
         place = folder / f"{name}_submitted.pkl"
         if not place.exists() and waiting:
@@ -285,6 +293,8 @@ def _executor(
             *slurm.setup,
             # After the setup: modules may set it too.
             f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            # Where `retain submit` is called from a checkout, python -m would take its code first.
+            "export PYTHONSAFEPATH=1",
         ],
         "teardown": [
             f"{shlex.quote(sys.executable)} -m launchers.slurm_after "

@@ -1,7 +1,9 @@
 """The process that a local launcher starts for each rank: it logs into the run and dies with its launcher."""
 
 import contextlib
+import gc
 import os
+import queue
 import signal
 import sys
 import threading
@@ -10,6 +12,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from launchers.compile_cache import compile_cache
 from launchers.place import Group
 from launchers.signals import StopRequest
 from results.store import Store
@@ -23,22 +26,44 @@ STOP_GRACE_S = 30.0
 """How long a process may take to save its state once it was told to stop."""
 
 
-def work(root: Path, key: str, rank: int, world: int, environment: Mapping[str, str], launcher: Connection) -> None:
-    """Train one run as one of `world` ranks, as long as `launcher` is open; exits with 1 where the stage failed."""
+def work(
+    root: Path, key: str, rank: int, world: int, environment: Mapping[str, str], launcher: Connection, pack: int = 1
+) -> None:
+    """Train one run as one of `world` ranks, as long as `launcher` is open; exits with 1 where the stage failed.
+
+    With a pack of several, says "done" after each, and goes on with the run that `launcher` names then, if any.
+    """
     stop = StopRequest()
     stop.install()
-    threading.Thread(target=_stop_with, args=(launcher,), daemon=True).start()
+    named: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(launcher, named), daemon=True).start()
     os.environ.update(environment)
-    log_into(root / key / "log.txt")
-    say(f"rank {rank} of {world}: process {os.getpid()} begins")
-    code, ending = train_one(Store(root), key, Group(rank, world), stop)
-    say(f"rank {rank}: {ending}")
+    following = key
+    while following:
+        log_into(root / following / "log.txt")
+        say(f"rank {rank} of {world}: process {os.getpid()} begins")
+        code, ending = train_one(Store(root), following, Group(rank, world), stop)
+        say(f"rank {rank}: {ending}")
+        pack -= 1
+        following = _next_run(launcher, named, stop) if code == 0 and pack else ""
     # The libraries' exit handlers may wait for a rank that is gone.
     os._exit(code)
 
 
+def _next_run(launcher: Connection, named: "queue.SimpleQueue[str]", stop: StopRequest) -> str:
+    """The key of the run to go on with, empty where there is none."""
+    gc.collect()
+    with contextlib.suppress(OSError):
+        launcher.send_bytes(b"done")
+    while stop.signal is None:
+        with contextlib.suppress(queue.Empty):
+            return named.get(timeout=0.1)
+    return ""
+
+
 def train_one(store: Store, key: str, group: Group, stop: StopRequest) -> tuple[int, str]:
     """Train one run as one of its ranks; returns the exit code, and what the log says of it."""
+    os.environ.update(compile_cache(store.root))
     # What it imports is there already where a fork server has preloaded it.
     from launchers.failures import DISK
     from launchers.resume import StageStopped
@@ -61,10 +86,11 @@ def say(line: str) -> None:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 
 
-def _stop_with(launcher: Connection) -> None:
-    """Once the launcher is gone: stop at the next step, or at once where that takes too long."""
+def _listen(launcher: Connection, named: "queue.SimpleQueue[str]") -> None:
+    """Pass on what the launcher says; once it is gone, stop at the next step, or at once where that takes too long."""
     with contextlib.suppress(EOFError, OSError):
-        launcher.recv_bytes()
+        while True:
+            named.put(launcher.recv_bytes().decode())
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(STOP_GRACE_S)
     os._exit(FAILED)

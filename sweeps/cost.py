@@ -1,6 +1,7 @@
 """What a tree costs: tokens, FLOPs, GPU-hours on each device, bytes on disk at rest and at the peak."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +33,8 @@ class Totals:
     gpu_hours: float
     """On the device that was asked for."""
     gpu_hours_by_device: dict[str, float]
+    gpu_hours_without_sharing: dict[str, float]
+    """By device, if each trial trained those stages for itself."""
     measured: dict[str, int]
     """For each device, how many of the stages to train are priced by what the store's done runs measured on it."""
     disk_bytes: int
@@ -51,6 +54,8 @@ class Running:
     """GPUs of one stage."""
     at_a_time: int = 64
     """Stages side by side, as execution.slurm.at_a_time says."""
+    pack: int = 1
+    """Siblings that one job trains, as execution.pack says."""
 
 
 def total_cost(
@@ -69,8 +74,11 @@ def total_cost(
     running = running or {}
     models: dict[str, _Model] = {}
     hours, known = dict.fromkeys(PEAK_FLOPS, 0.0), dict.fromkeys(PEAK_FLOPS, 0)
+    alone = dict.fromkeys(PEAK_FLOPS, 0.0)
+    trials = Counter(key for trial in tree.trials for key in trial.path)
     flops = tokens = disk = freeable = 0
     states: dict[str, list[int]] = {}
+    families: Counter[tuple[str, str | None]] = Counter()
     parents = {stage.parent for stage in tree.stages.values()}
     for stage in tree.stages.values():
         # Children follow their parents, so the model that they start from is there when they need it.
@@ -81,6 +89,7 @@ def total_cost(
         models[stage.key] = model
         if stage.key in done:
             continue
+        families[stage.stage, stage.parent] += 1
         tokens += stage.tokens
         flops += stage.tokens * per_token
         weights = model.parameters * BYTES_A_PARAMETER
@@ -93,6 +102,7 @@ def total_cost(
             known[name] += speed is not None
             each = speed / devices if speed else modelled_speed(per_token, model.parameters, name)
             hours[name] += stage.tokens / each / 3600
+            alone[name] += stage.tokens / each / 3600 * trials[stage.key]
     beside = max(
         (sum(sorted(sizes)[-running.get(kind, Running()).at_a_time :]) for kind, sizes in states.items()), default=0
     )
@@ -107,11 +117,12 @@ def total_cost(
         flops=float(flops),
         gpu_hours=hours[device],
         gpu_hours_by_device=hours,
+        gpu_hours_without_sharing=alone,
         measured=known,
         disk_bytes=disk,
         disk_peak_bytes=disk + beside,
         freeable_bytes=freeable,
-        jobs=missing,
+        jobs=sum(-(-count // running.get(kind, Running()).pack) for (kind, _), count in families.items()),
     )
 
 

@@ -39,6 +39,13 @@ def test_totals_count_each_shared_stage_once() -> None:
     assert totals.tokens_without_sharing == 3 * (pretrain + mixed) + 6 * (posttrain + finetune)
 
 
+def test_siblings_of_a_pack_are_one_job() -> None:
+    tree = tiny_tree(grid=TWO)
+    packed = total_cost(tree, (), "H100", running={"finetune": Running(pack=2)})
+    # Two post-trainings have three fine-tunings each: a job for two of them and a job for the third.
+    assert packed.jobs == 2 + 2 + 2 * 2
+
+
 def test_what_the_store_has_costs_nothing_more() -> None:
     tree = tiny_tree(grid=TWO)
     everything = total_cost(tree, (), "H100")

@@ -1,0 +1,100 @@
+"""Packs of fine-tunings on a real SLURM: one job, and yet a run each."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launchers.branches import ENDED_BADLY
+from results.store import Run, Store
+from tests.retain import retain, retain_json, train_here, weights
+from tests.slurm.chaos import SLOW
+from tests.slurm.cluster import Cluster, call, wait_until
+from tests.slurm.jobs import queue
+from tests.studies import replaced, tiny_study
+
+pytestmark = pytest.mark.slurm
+RATES = [5e-4, 1e-3, 2e-3]
+STUDY: dict[str, Any] = SLOW | {
+    "finetune.clip": 1e30,
+    "grid": {"pretrain.exposure": [1], "finetune.lr": RATES},
+    "execution": replaced(SLOW["execution"], {"stages": {"finetune": {"pack": 4}}}),
+}
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of the study as the local launcher trains it, each stage in a process of its own."""
+    folder = tmp_path_factory.mktemp("calm")
+    train_here(tiny_study(folder / "study", **STUDY), folder / "runs", "execution.stages={}")
+    return folder / "runs"
+
+
+class Packed:
+    """A study whose fine-tunings are left to be trained."""
+
+    def __init__(self, cluster: Cluster, calm: Path, folder: Path, rates: list[float]) -> None:
+        self.cluster, self.store = cluster, Store(folder / "runs")
+        self.study = tiny_study(folder / "study", **(STUDY | {"grid": STUDY["grid"] | {"finetune.lr": rates}}))
+        shutil.copytree(calm, self.store.root)
+        for run in self.store.runs():
+            if run.spec()["stage"] == "finetune":
+                shutil.rmtree(run.folder)
+
+    def retain(self, *arguments: str | Path) -> None:
+        retain(*arguments, "--store", self.store.root, more=self.cluster.environment)
+
+    def jobs(self) -> dict[str, str | None]:
+        """The job that each fine-tuning is said to have."""
+        rows = retain_json("status", self.study, "--store", self.store.root, more=self.cluster.environment)["runs"]
+        return {row["key"]: row["job_id"] for row in rows if row["stage"] == "finetune"}
+
+    def finetuning(self, rate: float) -> Run:
+        runs = [run for run in self.store.runs() if run.spec()["stage"] == "finetune"]
+        return next(run for run in runs if run.spec()["recipe"]["lr"] == rate)
+
+    def wait_for_the_end(self) -> None:
+        wait_until(lambda: not queue(self.cluster), "queue empty", 300)
+
+
+def in_training(run: Run) -> bool:
+    return run.checkpoint.exists() and run.is_running() and run.state().state == "running"
+
+
+def test_a_pack_that_is_preempted_goes_on_and_one_that_fails_stops_no_other(
+    slurm: Cluster, calm: Path, tmp_path: Path
+) -> None:
+    packed = Packed(slurm, calm, tmp_path, [5e-4, 1e25, 1e-3, 2e-3])
+    packed.retain("submit", packed.study)
+    assert len(queue(slurm)) == 1
+    (job,) = queue(slurm)
+    assert set(packed.jobs().values()) == {job}
+    third = packed.finetuning(1e-3)
+    wait_until(lambda: in_training(third), "the third to be trained", 300)
+    call(slurm, "scancel", "--signal=USR2", job)
+    packed.wait_for_the_end()
+    states = {rate: packed.finetuning(rate).state() for rate in (5e-4, 1e25, 1e-3, 2e-3)}
+    assert [state.state for state in states.values()] == ["done", "failed", "done", "done"]
+    assert [len(state.attempts) for state in states.values()] == [1, 1, 2, 1]
+    assert {state.job_ids for state in states.values()} == {(job,)}
+    assert states[1e25].attempts[-1].failure == "diverged"
+    assert weights(packed.store.root) == weights(calm)
+
+
+def test_of_a_pack_one_is_cancelled_alone_and_taken_up_again(slurm: Cluster, calm: Path, tmp_path: Path) -> None:
+    packed = Packed(slurm, calm, tmp_path, RATES)
+    packed.retain("submit", packed.study)
+    first, last = packed.finetuning(RATES[0]), packed.finetuning(RATES[-1])
+    wait_until(lambda: in_training(first), "the first to be trained", 300)
+    packed.retain("cancel", first.key)
+    packed.retain("cancel", last.key)
+    packed.wait_for_the_end()
+    states = [packed.finetuning(rate).state() for rate in RATES]
+    assert [state.state for state in states] == ["cancelled", "done", "cancelled"]
+    assert [len(state.attempts) for state in states] == [1, 1, 0]
+    assert all(state.state in ENDED_BADLY or state.attempts[-1].cause == "finished" for state in states)
+    packed.retain("retry", packed.study)
+    assert len(queue(slurm)) == 1
+    packed.wait_for_the_end()
+    assert weights(packed.store.root) == weights(calm)
