@@ -5,24 +5,31 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
-from results.layout import run_events, study_events, study_hyperparameters
+from results.layout import digest_of, run_events, run_events_name, study_events, study_hyperparameters
 from results.losses import study_folder
-from results.store import Run, Store
+from results.search_files import curves_folder
+from results.store import Run, State, Store
 from sweeps.atomic import write_bytes
 from sweeps.errors import MissingResourceError, StudyError
 from sweeps.tree import Stage, Tree, Trial, axes_label
 from sweeps.units import parse_size
 
+WRITERS = 16
+"""Runs that are linked at the same time."""
 
-def link_runs(tree: Tree, store: Store, where: Sequence[str] = ()) -> Path:
+
+def link_runs(tree: Tree, store: Store, where: Sequence[str] = (), states: Mapping[str, State] | None = None) -> Path:
     """A folder for TensorBoard: every run that has begun under its stage and axes, the study's charts and figures.
 
+    Where the study, or the one that these are the searched points of, was searched, the search's own curves are there too.
     where: filters as in `chosen_trials`; each combination has a folder of its own, with the runs on the paths of the
-    trials chosen. What left the study is removed from it. Raises StudyError.
+    trials chosen. What left the study is removed from it. states: of all stages, where they have been read already. Raises
+    StudyError.
     """
     trials, name = chosen_trials(tree, where)
     home = study_folder(store.root, tree.study)
@@ -30,23 +37,35 @@ def link_runs(tree: Tree, store: Store, where: Sequence[str] = ()) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials])
     leaves = {trial.finetune: trial.axes for trial in reversed(trials)}
-    states = store.states(tree.stages)
+    digest = digest_of([hyperparameters])
+    states = store.states(tree.stages) if states is None else states
     wanted = {
-        _name(tree.stages[key]): store.run(key)
+        _name(tree.stages[key]): (key, files)
         for key in dict.fromkeys(key for trial in trials for key in trial.path)
-        if any(store.run(key).folder.glob("events.*"))
+        if (files := _event_files(store.run(key)))
     }
+    search = curves_folder(store.root, tree.study)
+    if search.is_dir():
+        _link(folder / search.name, search)
     for place in folder.iterdir():
-        if place.name not in wanted and not place.name.startswith(("events.", ".")):
+        if place.name not in wanted and place.name != search.name and not place.name.startswith(("events.", ".")):
             _remove(place)
-    for shown, run in wanted.items():
-        if states[run.key].state == "done":
-            own = leaves.get(run.key, tree.stages[run.key].axes)
-            _show_done(folder / shown, run, run_events(hyperparameters, own))
+
+    def show(shown: str) -> None:
+        key, files = wanted[shown]
+        if states[key].state == "done":
+            own = leaves.get(key, tree.stages[key].axes)
+            name = run_events_name(digest, own)
+            _show_done(folder / shown, store.run(key), files, name, lambda: run_events(hyperparameters, own))
         else:
-            _link(folder / shown, run.folder)
+            _link(folder / shown, store.run(key).folder)
+
+    # Each file waits for the disk, and those that are written at the same time wait together.
+    with ThreadPoolExecutor(WRITERS) as writers:
+        list(writers.map(show, wanted))
     figures = sorted([*home.glob("*.png"), *home.glob("figures/*.png")])
-    _put_events(folder, *study_events(hyperparameters, figures))
+    name, content = study_events(hyperparameters, figures)
+    _put_events(folder, name, lambda: content)
     return folder
 
 
@@ -119,29 +138,40 @@ def _link(place: Path, folder: Path) -> None:
         place.symlink_to(target, target_is_directory=True)
 
 
-def _show_done(place: Path, run: Run, events: tuple[str, bytes]) -> None:
-    """A run that is done: links to its event files beside `events`, which say its axes in this study."""
+def _event_files(run: Run) -> list[str]:
+    """The names of what a run has told TensorBoard."""
+    try:
+        return [name for name in os.listdir(run.folder) if name.startswith("events.")]
+    except FileNotFoundError:
+        return []
+
+
+def _show_done(place: Path, run: Run, files: Sequence[str], name: str, content: Callable[[], bytes]) -> None:
+    """A run that is done: links to its event files beside one of ours, which says its axes in this study."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if set(os.listdir(place)) == {*files, name}:
+            return
     if place.is_symlink():
         place.unlink(missing_ok=True)
     with contextlib.suppress(FileExistsError):
         place.mkdir()
     if place.is_symlink():  # another launcher was faster; nothing is to be written into the run itself
         return
-    for file in run.folder.glob("events.*"):
+    for file in files:
         with contextlib.suppress(FileExistsError):
-            (place / file.name).symlink_to(os.path.relpath(file, place))
+            (place / file).symlink_to(os.path.relpath(run.folder / file, place))
     for link in place.iterdir():
         if link.is_symlink() and not link.exists():
             link.unlink(missing_ok=True)
-    _put_events(place, *events)
+    _put_events(place, name, content)
 
 
-def _put_events(folder: Path, name: str, content: bytes) -> None:
+def _put_events(folder: Path, name: str, content: Callable[[], bytes]) -> None:
     """One event file of ours in a folder; it stays where it shows the same already."""
     ours = [path for path in folder.glob("events.*") if not path.is_symlink()]
     digest = name.rpartition(".")[2]
     if not any(path.name.endswith(f".{digest}") for path in ours):
-        write_bytes(folder / name, content)
+        write_bytes(folder / name, content())
     for path in ours:
         if not path.name.endswith(f".{digest}"):
             path.unlink(missing_ok=True)

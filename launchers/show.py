@@ -8,7 +8,7 @@ from launchers.opened import OpenedStudy
 from launchers.views import print_json, print_results
 from results.figures import draw_losses
 from results.losses import csv_text, save_rows, study_folder, trial_rows
-from results.search_summary import POINTS_STUDY
+from results.search_files import POINTS_STUDY
 from results.theory_figure import draw_theory
 from sweeps.atomic import write_text
 from sweeps.errors import StudyError
@@ -18,7 +18,8 @@ from sweeps.linear import LinearStudy
 def show_results(opened: OpenedStudy, as_json: bool, csv: Path | None) -> None:
     """Print one row per trial, from whatever is there. Raises StudyError where `csv` cannot be written."""
     tree, root = opened.tree, opened.store.root
-    rows = trial_rows(tree, opened.store)
+    states = opened.store.states(tree.stages)
+    rows = trial_rows(tree, opened.store, states)
     if csv is not None:
         try:
             write_text(csv, csv_text(rows))
@@ -28,11 +29,11 @@ def show_results(opened: OpenedStudy, as_json: bool, csv: Path | None) -> None:
     draw = draw_theory if isinstance(opened.file.study, LinearStudy) else draw_losses
     # Whoever may only read a store sees its results all the same.
     with contextlib.suppress(PermissionError):
-        if any(state.state == "done" for state in opened.store.states(tree.stages).values()):
+        if any(state.state == "done" for state in states.values()):
             made = [
                 save_rows(root, tree.study, rows),
                 *draw(root, tree.study, rows),
-                link_runs(tree, opened.store),
+                link_runs(tree, opened.store, states=states),
             ]
     if as_json:
         print_json({"study": tree.study, "trials": rows})

@@ -48,11 +48,12 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Each run's state, attempts, progress, time left, job id."""
+    from launchers.search.job_status import search_documents
     from launchers.slurm import has_slurm, live_jobs
-    from launchers.slurm_status import Orphan, orphans, with_jobs
-    from launchers.views import print_json, print_status, watch_status
-    from results.status import RunStatus, store_status, study_status
+    from launchers.slurm_status import orphans, with_jobs
+    from launchers.views import Look, print_json, print_status, watch_status
     from results.status import as_json as rows_as_json
+    from results.status import store_status, study_status
     from results.store import Store
 
     tree = None
@@ -61,21 +62,24 @@ def status(
 
         tree = open_study(study, overrides or (), store).tree
 
-    def look() -> tuple[list[RunStatus], list[Orphan]]:
-        submitted = (store / "submissions").is_dir() and has_slurm()
-        live = live_jobs(everyone=True) if submitted else {}
+    def look() -> Look:
         found = store_status(Store(store)) if tree is None else study_status(tree, Store(store))
-        return with_jobs(found, Store(store), live), orphans(Store(store), live)
+        if not ((store / "submissions").is_dir() and has_slurm()):
+            return Look(found, [], search_documents(Store(store), tree.study if tree else None, None))
+        live = live_jobs(everyone=True)
+        searches = search_documents(Store(store), tree.study if tree else None, live)
+        return Look(with_jobs(found, Store(store), live), orphans(Store(store), live), searches)
 
     if watch:
         watch_status(look)
         return
-    rows, lost = look()
+    seen = look()
     if as_json:
-        named = [{"job_id": orphan.job_id, "key": orphan.key} for orphan in lost]
-        print_json({"study": tree and tree.study, "runs": rows_as_json(rows), "orphans": named})
+        named = [{"job_id": orphan.job_id, "key": orphan.key} for orphan in seen.orphans]
+        runs = rows_as_json(seen.rows)
+        print_json({"study": tree and tree.study, "runs": runs, "orphans": named, "searches": seen.searches})
     else:
-        print_status(rows, lost)
+        print_status(seen)
 
 
 def logs(

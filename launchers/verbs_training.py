@@ -114,12 +114,16 @@ def cancel(
     overrides: Overrides = None,
     store: StorePath = RUNS,
 ) -> None:
-    """Take runs back from SLURM that have not ended."""
-    from launchers.branches import cancel_runs
+    """Take runs back from SLURM that have not ended; of a study that is searched, its search too."""
+    from launchers.branches import BY_KEY, WITH_STUDY, cancel_runs
     from results.store import Store
+    from sweeps.read import is_study
 
-    cancelled = cancel_runs(Store(store), _keys_of(name, overrides or (), store))
-    print(f"{len(cancelled)} runs cancelled; retain retry {name} takes them up again")
+    searched = is_study(name) and _cancel_search(name, overrides or (), store)
+    reason = WITH_STUDY if is_study(name) else BY_KEY
+    cancelled = cancel_runs(Store(store), _keys_of(name, overrides or (), store), reason)
+    if cancelled or not searched:
+        print(f"{len(cancelled)} runs cancelled; retain retry {name} takes them up again")
 
 
 def retry(
@@ -189,6 +193,28 @@ def drill(
     else:
         print_drill(result)
     return SOME_RUN_FAILED if result.differences or len(result.kills) < kills else 0
+
+
+def _cancel_search(study: str, overrides: Sequence[str], store: Path) -> bool:
+    """End the SLURM job that searches a study, and take its stages back with it; whether there was one."""
+    from launchers.search.job_record import read_search_job
+    from launchers.slurm import has_slurm
+    from results.store import Store
+    from sweeps.read import read_study
+
+    searched = read_search_job(Store(store), read_study(study, overrides).study.study)
+    if searched is None or not has_slurm():
+        return False
+    from launchers.search.job import cancel_search
+
+    taken = cancel_search(Store(store), searched)
+    if taken is None:
+        return False
+    print(
+        f"the search and {len(taken)} of its stages cancelled; "
+        f"retain search {study} --launcher {searched.launcher} takes them up again"
+    )
+    return True
 
 
 def _check_data(study: str, overrides: Sequence[str], as_json: bool) -> int:

@@ -3,10 +3,11 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from rich.text import Text
 from launchers.drill import SIGNALS, DrillResult, count_kills
 from launchers.opened import OpenedStudy
 from launchers.resources import Resources
+from launchers.search.job_status import search_sentence
 from launchers.slurm_status import Orphan
 from launchers.submit import Submitted
 from results.collect import Waste
@@ -28,11 +30,22 @@ COLOURS = {"done": "green", "running": "cyan", "failed": "red", "queued": "yello
 WATCH_EVERY_S = 1.0
 MOST_ROWS = 40
 """Trials that `run` prints; `results` prints all."""
+MOST_RUNS = 200
+"""Runs that `status` prints; with --json all. Laying out a row of a table takes a millisecond."""
+TELLING = ("failed", "cancelled", "running", "queued", "skipped", "planned", "done")
+"""States, those first whose runs are printed where not all can be."""
 
 
-def print_json(document: Any) -> None:
-    """One document on standard output; NaN never occurs in it."""
-    print(json.dumps(document, indent=1, allow_nan=False))
+def print_json(document: Mapping[str, Any]) -> None:
+    """One document on standard output, each element of a list in a line; NaN never occurs in it."""
+    print("{\n" + ",\n".join(f' "{name}": {_json_text(value)}' for name, value in document.items()) + "\n}")
+
+
+def _json_text(value: Any) -> str:
+    # Without `indent` the standard library encodes in C, ten times as fast.
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(f"  {json.dumps(element, allow_nan=False)}" for element in value) + "\n ]"
+    return json.dumps(value, indent=1, allow_nan=False).replace("\n", "\n ")
 
 
 def data_document(opened: OpenedStudy) -> dict[str, Any]:
@@ -59,13 +72,32 @@ def print_data(document: Mapping[str, Any]) -> None:
     open_console().print(table)
 
 
-def print_status(rows: Sequence[RunStatus], orphans: Sequence[Orphan] = ()) -> None:
-    """The runs, the logs of those that failed, and the jobs whose run is gone."""
+@dataclass(frozen=True)
+class Look:
+    """One look at runs and at what SLURM has to do with them."""
+
+    rows: Sequence[RunStatus]
+    orphans: Sequence[Orphan]
+    searches: Sequence[Mapping[str, Any]]
+    """As documents; see `launchers.search.job_status`."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is queued or running."""
+        states = [row.state for row in self.rows] + [search["state"] for search in self.searches]
+        return not {"running", "queued"} & set(states)
+
+
+def print_status(look: Look) -> None:
+    """The runs, the logs of those that failed, the jobs whose run is gone, and the searches."""
     console = open_console()
-    console.print(status_table(rows))
-    _print_logs(console, rows)
-    for orphan in orphans:
-        console.print(orphan.sentence, highlight=False, soft_wrap=True)
+    shown = most_telling(look.rows, MOST_RUNS)
+    console.print(status_table(look.rows, shown))
+    if len(shown) < len(look.rows):
+        console.print(f"{len(look.rows) - len(shown):,} more runs with --json", highlight=False)
+    _print_logs(console, shown)
+    for sentence in (*(orphan.sentence for orphan in look.orphans), *map(search_sentence, look.searches)):
+        console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _print_logs(console: Console, rows: Sequence[RunStatus]) -> None:
@@ -75,14 +107,23 @@ def _print_logs(console: Console, rows: Sequence[RunStatus]) -> None:
             console.print(f"log of {row.key[:8]}: {row.log}", highlight=False, soft_wrap=True)
 
 
-def status_table(rows: Sequence[RunStatus]) -> Table:
-    """One row a run, and their counts as the title."""
+def most_telling(rows: Sequence[RunStatus], most: int) -> Sequence[RunStatus]:
+    """As many rows as may be shown, in their order: those of runs that failed or are at work before those done or planned."""
+    if len(rows) <= most:
+        return rows
+    rank = {state: number for number, state in enumerate(TELLING)}
+    chosen = sorted(range(len(rows)), key=lambda number: rank.get(rows[number].state, 0))[:most]
+    return [rows[number] for number in sorted(chosen)]
+
+
+def status_table(rows: Sequence[RunStatus], shown: Sequence[RunStatus]) -> Table:
+    """One row for each run that is shown, and the counts of all of them as the title."""
     counts = ", ".join(f"{count} {state}" for state, count in count_states(rows).items()) or "no runs"
     table = new_table(
         "run", "stage", "axes", "state", "attempts", "progress", "loss", "tokens/s", "left", "job", "reason"
     )
     table.title, table.title_justify = counts, "left"
-    for row in rows:
+    for row in shown:
         table.add_row(
             row.key[:8],
             row.stage,
@@ -99,16 +140,16 @@ def status_table(rows: Sequence[RunStatus]) -> Table:
     return table
 
 
-def watch_status(look: Callable[[], tuple[Sequence[RunStatus], Sequence[Orphan]]]) -> None:
+def watch_status(look: Callable[[], Look]) -> None:
     """Show the status until nothing is running or queued."""
     with Live(console=open_console(), auto_refresh=False, transient=True) as live:
-        while True:
-            rows, orphans = look()
-            live.update(status_table(rows), refresh=True)
-            if not any(row.state in ("running", "queued") for row in rows):
-                break
+        while not (seen := look()).is_over:
+            searches = [Text(search_sentence(search)) for search in seen.searches]
+            # A terminal shows no more than its height; the rest would be laid out in vain.
+            shown = most_telling(seen.rows, live.console.height)
+            live.update(Group(status_table(seen.rows, shown), *searches), refresh=True)
             time.sleep(WATCH_EVERY_S)
-    print_status(rows, orphans)
+    print_status(seen)
 
 
 def print_results(opened: OpenedStudy, rows: Sequence[Row], shown: Sequence[Path]) -> None:
@@ -184,7 +225,8 @@ def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site:
     missing = [key for key, state in opened.store.states(opened.tree.stages).items() if state.state != "done"]
     for family in families(opened.store, missing):
         dependency = None if family.parent is None else f"afterany:<job of {family.parent[:8]}>"
-        print(f"# {family.stage}: {' '.join(key[:8] for key in family.keys)}")
+        pack = f", {family.pack} to a job" if family.pack > 1 else ""
+        print(f"# {family.stage}{pack}: {' '.join(key[:8] for key in family.keys)}")
         print(f"# site {site or 'without a profile'}; walltime {resources[family.keys[0]].walltime}")
         print(sbatch_script(opened.store, family, dependency, code))
 

@@ -16,14 +16,6 @@ from sweeps.search import Search, Values
 
 DRAWS = 200
 """Bootstrap samples behind an interval of importance."""
-SUMMARY = "search-summary.json"
-"""In the study's folder: what the last search printed."""
-POINTS_STUDY = "search.yaml"
-"""In the study's folder: the searched points as a study."""
-SUFFIX = "-points"
-"""What the study of a study's searched points is called, behind its name."""
-AXIS_OF_POINTS = "point"
-"""The axis of cases of that study."""
 FEWEST = 8
 """Points below which no importance is stated."""
 
@@ -105,12 +97,31 @@ def recommended(search: Search, results: Sequence[Result]) -> list[Result]:
     return [kept[scores] for scores in sorted(kept)]
 
 
-def frontier_area(search: Search, results: Sequence[Result]) -> float | None:
-    """The hypervolume of a frontier search up to the worst losses seen, in squared nats; None for other objectives."""
+def best_group(search: Search, results: Sequence[Result], names: Sequence[str]) -> list[Result]:
+    """The best of the groups of points that agree on the axes `names`, such as those of one upstream recipe.
+
+    That of the best feasible point; of a frontier, the group whose feasible points dominate the largest area up to the worst
+    losses of all. Empty where no point is feasible.
+    """
+    broken = violations(search, results)
+    groups: dict[str, list[Result]] = {}
+    for one, parts in zip(results, broken, strict=True):
+        if all(part <= 0 for part in parts):
+            groups.setdefault(repr([one.values.get(name) for name in names]), []).append(one)
+    if search.block.objective.hypervolume:
+        return max(groups.values(), key=lambda group: frontier_area(search, group, worst_of=results) or 0.0, default=[])
+    return min(groups.values(), key=lambda group: min(one.scores for one in group), default=[])
+
+
+def frontier_area(search: Search, results: Sequence[Result], worst_of: Sequence[Result] | None = None) -> float | None:
+    """The hypervolume of a frontier search, in squared nats; None for other objectives, or without results.
+
+    It reaches up to the worst losses seen: of the results themselves, or of `worst_of`.
+    """
     if not search.block.objective.hypervolume or not results:
         return None
-    points = np.array([one.scores for one in results])
-    return hypervolume(points, points.max(axis=0))
+    worst = np.array([one.scores for one in worst_of or results]).max(axis=0)
+    return hypervolume(np.array([one.scores for one in results]), worst)
 
 
 def importances(search: Search, results: Sequence[Result], seed: int = 0) -> list[Importance]:

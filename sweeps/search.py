@@ -23,6 +23,8 @@ Loss = Literal[
 """The four losses of a trial (paper, Section 3), in nats per token; lower is better."""
 Values = dict[str, Any]
 """A point: a value for each axis, by its dotted path."""
+BEFORE_FINETUNING: Loss = "immediate_posttraining_loss"
+"""The one loss that is known before fine-tuning begins."""
 STAGE_ORDER = ("pretrain", "posttrain", "finetune")
 MOST_CORNERS = 64
 
@@ -78,6 +80,12 @@ class Objective(Section):
             return (losses[self.loss],)
         return (sum(weight * losses[name] for name, weight in (self.weighted or {}).items()),)
 
+    def directions(self) -> set[tuple[Loss, int]]:
+        """The losses that it is made of; 1: lower is better, -1: higher is, where its weight is negative."""
+        if self.weighted:
+            return {(name, 1 if weight > 0 else -1) for name, weight in self.weighted.items() if weight}
+        return {(name, 1) for name in (self.hypervolume or (self.loss,)) if name}
+
     def __str__(self) -> str:
         if self.hypervolume:
             return f"the frontier of {self.hypervolume[0]} and {self.hypervolume[1]}"
@@ -108,6 +116,15 @@ class Rungs(Section):
     """Of those that have reached a rung, the best 1/factor go on."""
 
 
+class Probe(Section):
+    """Early ends of fine-tuning: at one point of its way it is given up where enough others dominate it."""
+
+    at: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Where it is looked at, as a share of its tokens."""
+    factor: Annotated[int, Field(ge=2)] = 2
+    """Given up where 1/factor of the comparable ones that were there dominate it."""
+
+
 class SearchBlock(Section):
     """The fields of `search:`."""
 
@@ -129,6 +146,7 @@ class SearchBlock(Section):
     per_posttraining: Positive = 2
     """Of these, points under one post-training."""
     prune: Rungs | None = None
+    probe: Probe | None = None
     seed: Seed = 0
     """Of the searcher."""
 
@@ -138,7 +156,15 @@ class SearchBlock(Section):
             raise ValueError(f"seeds: {min(repeated)} is listed twice; each seed is a replicate of its own")
         if self.per_posttraining > self.per_pretraining:
             raise ValueError("per_posttraining: it cannot be more than per_pretraining; lower it")
+        if self.probe and {name for name, _ in self.directions()} == {BEFORE_FINETUNING}:
+            raise ValueError(
+                f"probe: all that is asked for is {BEFORE_FINETUNING}, which no fine-tuning changes; take probe out"
+            )
         return self
+
+    def directions(self) -> set[tuple[Loss, int]]:
+        """The losses that are minimised or constrained; see `Objective.directions`."""
+        return self.objective.directions() | {(name, 1) for name in self.constraints}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +271,12 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
     if path == "seed" or path.endswith(".seed"):
         raise StudyError(f"{where}: seeds are replicates of a point and no axis; list them under search.seeds")
     if isinstance(values, list):
-        grid_values(raw, path, values, schema, where)
-        return Axis(path, choices=tuple(values))
+        checked = grid_values(raw, path, values, schema, where)
+        # As the schema reads them: to YAML 5e-5 is a text. A section of the study stays the mapping that was written.
+        plain = [
+            read if isinstance(read, int | float | str) else value for read, value in zip(checked, values, strict=True)
+        ]
+        return Axis(path, choices=tuple(plain))
     if not isinstance(values, dict):
         raise StudyError(
             f"{where}: {values!r} is no axis; write a list of values, or {{uniform: [a, b]}}, {{loguniform: [a, b]}} or "

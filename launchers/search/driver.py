@@ -4,28 +4,29 @@ It knows no Ray: whoever trains stages (`Work`) asks it for the next one and tel
 from the store, so a search that is started again goes on from what is there.
 """
 
-import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from launchers.failures import DIVERGED
 from launchers.register import register
 from launchers.search.budget import Budget, Spent, planned_cost, spent_on
+from launchers.search.early_ends import EarlyEnds
 from launchers.search.history import History, Point
-from launchers.search.pruning import heldout_every, judge, losses_at, posttraining_curve, rungs_of
 from launchers.search.searchers import Outcome, propose
 from launchers.search.studies import SearchedStudy, write_points
 from results.losses import trial_rows
+from results.search_curves import End, write_curves
+from results.search_files import curves_folder
 from results.search_summary import Result, result_of, violations
 from results.store import State
 from sweeps.errors import StudyError
 from sweeps.read import StudyFile
-from sweeps.search import Rungs, Values
+from sweeps.search import Values
 from sweeps.tree import STAGES, Stage, Tree
 
-JUDGE_EVERY_S = 5.0
+JUDGE_EVERY_S = 1.0
 ENDED = ("done", "failed", "cancelled", "skipped")
 MOST_RETURNS = 3
 """How often a stage is handed out again that came back without an end; the next start of the search tries it anew."""
@@ -72,6 +73,7 @@ class Search:
         self.searched, self.history, self.budget, self.parallel = searched, history, budget, parallel
         self.block, self.store = searched.search.block, searched.store
         self.at_work: set[str] = set()
+        self.early_ends = EarlyEnds(self.block, self.store, history)
         self.judged_at = 0.0
         self.returned: dict[str, int] = {}
         """How often a stage came back without an end, its Ray workers lost."""
@@ -79,7 +81,7 @@ class Search:
         self.latest: dict[str, State] = {}
         self.candidates = [self._candidate(point) for point in history.points]
         self.again = {key for key in self._all_keys() if self._worth_another_try(key)}
-        """Failed stages that this start of the search may try once more."""
+        """Failed stages, and those stopped with a pruned point, that this start of the search may try once more."""
         self.look: Callable[[], None] = lambda: None
         """Shows the search to whoever watches."""
         self.exhausted: str | None = None
@@ -102,11 +104,11 @@ class Search:
     def ended(self, key: str) -> None:
         self.at_work.discard(key)
         self.again.discard(key)
-        if key not in self.history.pruned and self.store.run(key).state().state not in ENDED:
+        if self.given_up(key):
+            self.again.add(key)  # for a point to come that shares it with the one that was given up
+        elif self.store.run(key).state().state not in ENDED:
             self.returned[key] = self.returned.get(key, 0) + 1
-        if self.block.prune:
-            stage = next(one.tree.stages[key] for one in self.candidates if one.tree and key in one.tree.stages)
-            self._note_rungs(stage, self.block.prune)
+        self.early_ends.note(self._stages()[key])
         self.exhausted = None  # it may have cost less than planned
         self.save()
 
@@ -127,9 +129,10 @@ class Search:
         self.parallel = parallel
 
     def watch(self) -> None:
-        if self.block.prune and time.monotonic() - self.judged_at >= JUDGE_EVERY_S:
+        if time.monotonic() - self.judged_at >= JUDGE_EVERY_S:
             self.judged_at = time.monotonic()
-            self._judge(self.block.prune)
+            if self.early_ends.judge(self.at_work, self._stages()):
+                self.save()
         self.look()
 
     def states(self) -> dict[str, State]:
@@ -147,17 +150,18 @@ class Search:
         if one.tree is None:
             return "failed"
         keys = one.tree.stages
+        # Also where a stage was given up that ended all the same, or that somebody has finished since.
+        if all(states[key].state == "done" for key in keys):
+            return "done" if self._result(one) else "failed"
         if any(key in self.history.pruned for key in keys):
             return "pruned"
         if any(self._has_failed(key, states) for key in keys):
             return "failed"
-        if all(states[key].state == "done" for key in keys):
-            return "done" if self._result(one) else "failed"
         return "running" if any(key in self.at_work for key in keys) else "planned"
 
     def reason_of(self, one: Candidate, states: dict[str, State]) -> str | None:
         """Why a point was pruned or has failed."""
-        if one.tree is None:
+        if one.tree is None or self.state_of(one, states) not in ("pruned", "failed"):
             return one.problem
         told = [self.history.pruned[key] for key in one.tree.stages if key in self.history.pruned]
         failed = [key for key in one.tree.stages if self._has_failed(key, states)]
@@ -179,43 +183,32 @@ class Search:
         return spent_on(trees, self.states(), self.history.found)
 
     def save(self) -> None:
-        """Bring search.json and search.yaml up to date."""
+        """Bring search.json, search.yaml and the curves of the search up to date."""
         states = self.states()
         self.history.states = {one.point.label: self.state_of(one, states) for one in self.candidates}
+        new = self._note_ends()
         self.history.save()
+        if new:
+            folder = curves_folder(self.store.root, self.searched.name)
+            write_curves(folder, self.searched.search, self.history.ends, self.results())
         if sound := {one.point.label: one.point.values for one in self.candidates if one.tree}:
             write_points(self.searched, sound)
 
-    def _judge(self, settings: Rungs) -> None:
-        """Look which post-trainings at work have reached a rung, and give up the worse ones."""
-        stages = {key: stage for one in self.candidates if one.tree for key, stage in one.tree.stages.items()}
-        for key in sorted(self.at_work):
-            if key not in self.history.pruned and self._note_rungs(stages[key], settings):
-                siblings = [other for other, one in stages.items() if _comparable(one, stages[key])]
-                if sentence := judge(key, siblings, self.history.rungs, settings):
-                    self.history.pruned[key] = sentence
-                self.save()
+    def _note_ends(self) -> bool:
+        """Enter the points that have ended; whether there are any new ones."""
+        told = {end.point: end.state for end in self.history.ends}
+        ended = {
+            label: state
+            for label, state in self.history.states.items()
+            if state in ("done", "pruned", "failed") and told.get(label) != state
+        }
+        spent = self.spent() if ended else None
+        if spent:
+            self.history.ends += [End(label, state, spent.tokens, spent.hours) for label, state in ended.items()]
+        return bool(ended)
 
-    def _note_rungs(self, stage: Stage, settings: Rungs) -> bool:
-        """Keep what a post-training lost at the rungs that it has reached; whether there is anything new."""
-        if stage.stage != "posttrain":
-            return False
-        found = losses_at(rungs_of(stage, settings), posttraining_curve(self.store.run(stage.key)))
-        new = found != self.history.rungs.get(stage.key, {})
-        if new:
-            self.history.rungs[stage.key] = found
-        return new
-
-    def _executions(self, file: StudyFile, tree: Tree) -> dict[str, dict[str, Any]] | None:
-        """How stages run, where pruning asks for more evaluations than the study does."""
-        if self.block.prune is None:
-            return None
-        made = {}
-        for key, stage in tree.stages.items():
-            made[key] = file.study.execution.of_stage(stage.stage).model_dump(mode="json")
-            if stage.stage == "posttrain":
-                made[key]["heldout_every"] = heldout_every(stage, self.block.prune, made[key]["heldout_every"])
-        return made
+    def _stages(self) -> dict[str, Stage]:
+        return {key: stage for one in self.candidates if one.tree for key, stage in one.tree.stages.items()}
 
     def _candidate(self, point: Point) -> Candidate:
         try:
@@ -223,11 +216,11 @@ class Search:
         except StudyError as error:
             return Candidate(point, None, str(error))
         # Also of a point from an earlier start: its seeds or execution may have changed, or a run's folder be gone.
-        register(tree, file, self.searched.facts, self.store, self._executions(file, tree))
+        register(tree, file, self.searched.facts, self.store, self.early_ends.executions(file, tree))
         return Candidate(point, tree)
 
     def _all_keys(self) -> list[str]:
-        return list(dict.fromkeys(key for one in self.candidates if one.tree for key in one.tree.stages))
+        return list(self._stages())
 
     def _worth_another_try(self, key: str) -> bool:
         """A failed stage, unless training it again would only diverge again."""
@@ -289,7 +282,9 @@ class Search:
         if made is not None:
             file, tree = made
             found = {key for key in tree.stages if key not in known and self.store.run(key).is_done()}
-            register(tree, file, self.searched.facts, self.store, self._executions(file, tree))
+            register(tree, file, self.searched.facts, self.store, self.early_ends.executions(file, tree))
+            for key in sorted(found):
+                self.early_ends.note(tree.stages[key])
         self.candidates.append(self._candidate(self.history.add(values, self.block.searcher, found)))
         self.save()
 
@@ -377,10 +372,3 @@ class Search:
         settled |= {key for key in tree.stages if key not in states and self.store.run(key).is_done()}
         needed = planned_cost(tree, settled, self.store, self.budget)
         return self.spent().of(self.budget.unit) + promised + needed <= self.budget.amount
-
-
-def _comparable(one: Stage, other: Stage) -> bool:
-    """Whether two post-trainings have the same parent and the same data, so that their losses can be compared."""
-    if not one.stage == other.stage == "posttrain" or one.parent != other.parent:
-        return False
-    return bool(json.loads(one.recipe)["corpus"] == json.loads(other.recipe)["corpus"])

@@ -1,4 +1,4 @@
-"""Training a search's stages with Ray Tune, on this machine or on a running Ray cluster.
+"""Training a search's stages with Ray Tune, on this machine, on a running Ray cluster, or on one of an allocation's own.
 
 What Tune calls a trial is here one stage: its resources are a placement group, its actor trains it with the processes that
 `retain run` starts, and ends with them. Which stage comes next is asked of the search; Tune's own records are not kept, as
@@ -23,6 +23,7 @@ from typing import Any
 
 from launchers.local import POLL_S, Crew, Slot, local_slots
 from launchers.search.driver import Work
+from launchers.search.ray_node import OBJECT_STORE_BYTES
 from launchers.search.strays import ray_folder
 from results.store import Store
 from sweeps.errors import MissingResourceError, StudyError
@@ -45,8 +46,8 @@ STEP_S = 0.5
 """How often an actor comes up for air, so that it can be stopped."""
 LOST_WORKERS = 8
 """How often one stage may lose its Ray worker before the search gives it up until the next start."""
-OBJECT_STORE_BYTES = 80 * 2**20
-"""Ray's least: nothing goes through it."""
+JOIN_S = 300.0
+"""How long the nodes of an allocation are waited for; then the search begins on those that have joined."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,16 @@ class Cluster:
 
     address: str | None
     execution: Execution
+    nodes: int = 0
+    """Of an allocation with a Ray of its own."""
 
     def parallel(self) -> int:
-        """Stages side by side on this machine; of a cluster that is known once it is joined. Raises MissingResourceError."""
+        """Stages side by side on this machine; of a cluster that is known once it is joined.
+
+        Raises MissingResourceError, and StudyError for a stage that is to span several nodes.
+        """
+        for kind in STAGES:
+            _bundle(self.execution.of_stage(kind), gpus=False)
         return len(local_slots(self.execution)) if self.address is None else 1
 
 
@@ -67,13 +75,14 @@ def train_with_tune(work: Work, store: Store, cluster: Cluster, scratch: Path) -
     scratch: a folder for Tune's own records, removed at the end.
     """
     # Standard output is for the document of --json; Ray prints there what it has to say of lost workers.
-    with contextlib.redirect_stdout(sys.stderr), _ray(cluster) as resources, _as_interrupt():
+    with contextlib.redirect_stdout(sys.stderr), _as_interrupt(), _ray(cluster) as nodes:
         from ray import tune
 
-        gpus = resources.get("GPU", 0.0) > 0
+        gpus = any(resources.get("GPU", 0.0) > 0 for resources in nodes)
         needs = {kind: _bundle(cluster.execution.of_stage(kind), gpus) for kind in STAGES}
         if cluster.address is not None:
-            work.allow(cluster.execution.parallel or _room(resources, list(needs.values()), cluster.address))
+            room = room_for(nodes, list(needs.values()), _name(cluster))
+            work.allow(min(room, cluster.execution.parallel or room))
         source = _source(work, store, needs)
         shutil.rmtree(scratch, ignore_errors=True)
         try:
@@ -98,8 +107,8 @@ def train_with_tune(work: Work, store: Store, cluster: Cluster, scratch: Path) -
 
 
 @contextlib.contextmanager
-def _ray(cluster: Cluster) -> Iterator[dict[str, float]]:
-    """Ray, started here or joined; gives its resources. Nothing that was started is left afterwards."""
+def _ray(cluster: Cluster) -> Iterator[list[dict[str, float]]]:
+    """Ray, started here or joined; gives the resources of each node. Nothing that was started is left afterwards."""
     os.environ.update(_ENVIRONMENT)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if cluster.address is None:
@@ -122,29 +131,53 @@ def _ray(cluster: Cluster) -> Iterator[dict[str, float]]:
 
         options |= {"_temp_dir": str(folder)} if folder else {}
         logging.getLogger("ray").setLevel(logging.ERROR)
+        on_term = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            where = (
-                f"--address {cluster.address}: no Ray answers there" if cluster.address else "Ray does not start here"
-            )
+            where = f"{_name(cluster)}: no Ray answers there" if cluster.address else "Ray does not start here"
             raise MissingResourceError(f"{where} ({' '.join(str(error).split())[:200]})") from None
         try:
-            yield ray.cluster_resources()  # type: ignore[no-untyped-call]
+            signal.signal(signal.SIGTERM, on_term)  # where Ray has put its own
+            yield _joined(cluster.nodes)
         finally:
             ray.shutdown()
 
 
-def _room(resources: dict[str, float], needs: list[dict[str, float]], address: str) -> int:
+def _joined(expected: int) -> list[dict[str, float]]:
+    """The resources of each living node, once as many as expected have joined, or the others are late."""
+    import ray
+
+    deadline = time.monotonic() + JOIN_S
+    while True:
+        known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes: list[dict[str, float]] = [node["Resources"] for node in known if node["Alive"]]
+        if len(nodes) >= expected:
+            return nodes
+        if time.monotonic() > deadline:
+            print(f"retain: {len(nodes)} of {expected} nodes have joined; the search begins on these", file=sys.stderr)
+            return nodes
+        time.sleep(POLL_S)
+
+
+def _name(cluster: Cluster) -> str:
+    """A cluster's name to a user."""
+    return "the allocation" if cluster.nodes else f"--address {cluster.address}"
+
+
+def room_for(nodes: list[dict[str, float]], needs: list[dict[str, float]], name: str) -> int:
     """Stages that a cluster holds side by side. Raises MissingResourceError where it does not hold every kind."""
-    for need in needs:
-        for name, count in need.items():
-            if resources.get(name, 0.0) < count:
-                raise MissingResourceError(
-                    f"--address {address}: a stage takes {count:g} {name}s, that Ray has {resources.get(name, 0.0):g}; "
-                    "ask for fewer in execution, or join another"
-                )
-    return max(int(min(resources[name] / count for name, count in need.items())) for need in needs)
+    room = [
+        sum(int(min(node.get(what, 0.0) / count for what, count in need.items())) for node in nodes) for need in needs
+    ]
+    if 0 in room:
+        need = needs[room.index(0)]
+        asked = " and ".join(f"{count:g} {what}s" for what, count in need.items())
+        has = " and ".join(f"{max((node.get(what, 0.0) for node in nodes), default=0.0):g} {what}s" for what in need)
+        raise MissingResourceError(
+            f"{name}: a stage takes {asked}, its largest node has {has}; ask for fewer in execution, or for larger nodes"
+        )
+    return max(room)
 
 
 def _check_address(address: str) -> None:
@@ -259,6 +292,9 @@ class StageTeam:
     """The local launcher for one stage, whose parent is done, in a process that Ray has started."""
 
     def __init__(self, root: Path, alone: Stage, gpus: tuple[str, ...]) -> None:
+        # SLURM sends its signals to every process of a job: those that train heed them, this one waits for them.
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
         # The processes to fork would otherwise run Ray's own main file first, which imports all of it.
         vars(sys.modules["__main__"]).pop("__file__", None)
         store = Store(root)
@@ -288,12 +324,14 @@ def _gpu_ids() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a search as Ctrl-C does, of which Tune takes care."""
+    """SIGTERM ends a search as Ctrl-C does, of which Tune takes care; in a job that is seen to already."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from results.search_curves import End
 from sweeps.atomic import read_json, write_json
 from sweeps.search import Values
 
@@ -34,9 +35,13 @@ class History:
     found: set[str] = field(default_factory=set)
     """Stages that the store had before the search needed them: they cost it nothing."""
     pruned: dict[str, str] = field(default_factory=dict)
-    """Post-trainings that were given up at a rung, and the sentence that says why."""
+    """Stages that were given up at a rung or a probe, and the sentence that says why."""
     rungs: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of post-trainings, the held-out loss at each rung that they have reached: see launchers.search.pruning."""
+    probes: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Of fine-tunings, the losses at the probe (by its tokens) that they have reached: see launchers.search.probing."""
+    ends: list[End] = field(default_factory=list)
+    """In the order in which they came; a failed point that was tried again may come twice."""
     states: dict[str, str] = field(default_factory=dict)
     """Of each point by its label, for readers; the search itself reads the store."""
 
@@ -51,7 +56,8 @@ class History:
     def save(self) -> None:
         points = [asdict(point) | {"state": self.states.get(point.label, "planned")} for point in self.points]
         document = {"format": FORMAT, "identity": self.identity, "points": points}
-        write_json(self.path, document | {"found": sorted(self.found), "pruned": self.pruned, "rungs": self.rungs})
+        document |= {"found": sorted(self.found), "pruned": self.pruned, "rungs": self.rungs, "probes": self.probes}
+        write_json(self.path, document | {"ends": [asdict(end) for end in self.ends]})
 
 
 def open_history(path: Path, identity: str) -> tuple[History, str | None]:
@@ -66,4 +72,6 @@ def open_history(path: Path, identity: str) -> tuple[History, str | None]:
         return History(path, identity), note
     points = [Point(point["number"], point["values"], point["by"]) for point in kept["points"]]
     states = {point.label: entry["state"] for point, entry in zip(points, kept["points"], strict=True)}
-    return History(path, identity, points, set(kept["found"]), kept["pruned"], kept["rungs"], states), None
+    found, ends = set(kept["found"]), [End(**end) for end in kept.get("ends", [])]
+    probes = kept.get("probes", {})
+    return History(path, identity, points, found, kept["pruned"], kept["rungs"], probes, ends, states), None

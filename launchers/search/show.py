@@ -13,9 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from launchers.search.driver import Search
-from launchers.search.studies import SearchedStudy, write_confirmation
+from launchers.search.grid_best import grid_best
+from launchers.search.studies import SearchedStudy, fresh_seeds, write_confirmation
 from launchers.views import new_table, open_console
-from results.search_summary import POINTS_STUDY, Estimate, Result, frontier_area, importances, recommended
+from results.recipe_comparison import ON_FRONTIER, RECOMMENDED
+from results.search_files import POINTS_STUDY
+from results.search_summary import Estimate, Result, frontier_area, importances, recommended
 from results.status import seconds_left
 from results.store import State
 from sweeps.search import LOSSES, Values
@@ -25,7 +28,6 @@ from sweeps.units import format_seconds, format_size
 REFRESH_S = 1.0
 BEST = 5
 """Points that the live table shows."""
-FRESH_SEEDS = 3
 SHORT = {
     "immediate_posttraining_loss": "immediate post-training",
     "retained_posttraining_loss": "retained post-training",
@@ -132,9 +134,10 @@ class _Lines:
             if one.point.label not in self.told and self._ended(one, states):
                 self.told.add(one.point.label)
                 state = self.search.state_of(one, states)
-                scores = ", ".join(f"{score:.4f}" for score in one.result.scores) if one.result else one.problem or ""
+                scores = ", ".join(f"{score:.4f}" for score in one.result.scores) if one.result else ""
                 line = f"{time.strftime('%H:%M:%S')} {state} {one.point.label} {axes_label(one.point.values)}"
-                self.console.print(f"{line} {scores}".rstrip(), highlight=False, soft_wrap=True)
+                told = scores or self.search.reason_of(one, states) or ""
+                self.console.print(f"{line} {told}".rstrip(), highlight=False, soft_wrap=True)
 
     def _ended(self, one: Any, states: dict[str, State]) -> bool:
         return self.search.state_of(one, states) in ("done", "pruned", "failed")
@@ -179,10 +182,9 @@ def _recommendation(one: Result) -> dict[str, Any]:
 
 
 def _confirm(searched: SearchedStudy, found: Sequence[Result]) -> Path:
-    names = ["recommended"] if len(found) == 1 else [f"frontier-{number}" for number in range(len(found))]
+    names = [RECOMMENDED] if len(found) == 1 else [f"{ON_FRONTIER}{number}" for number in range(len(found))]
     recipes: dict[str, Values] = {name: one.values for name, one in zip(names, found, strict=True)}
-    first = max(searched.search.block.seeds) + 1
-    return write_confirmation(searched, recipes, range(first, first + FRESH_SEEDS))
+    return write_confirmation(searched, recipes, fresh_seeds(searched), grid_best(searched))
 
 
 def print_summary(document: Mapping[str, Any]) -> None:

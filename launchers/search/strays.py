@@ -23,6 +23,8 @@ from sweeps.processes import is_gone, process_name
 PREFIX = "retain-ray-"
 LONGEST = 30
 """Characters of the folder for temporary files: below it Ray makes sockets, whose paths have 107 at most."""
+MARK = "RETAIN_RAY"
+"""The environment of a Ray node in an allocation and of all that it starts names its folder."""
 LOOKS, BETWEEN_S = 20, 0.5
 """A dying Ray starts nothing new, but what it has just started may show up late."""
 
@@ -37,15 +39,39 @@ def ray_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_temporary()))
     (folder / "driver").write_text(process_name())
     command = [sys.executable, "-m", "launchers.search.strays", str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+    with deaf():
+        guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    with guard:
         # Leaving closes the guard's input and waits for it, as the end of this process would close it.
         yield folder
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """Processes that this thread starts meanwhile do not hear the signals that SLURM sends to every process of a job: they
+    are ended in their turn. Those that train hear them again (`launchers.signals`)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def trainers(folder: Path) -> list[int]:
+    """Processes below a Ray of this folder that are none of Ray's own: they train, or are just starting to."""
+    mark, own = f"{MARK}={folder}".encode(), set(_ray_processes())
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # another user's, or gone
+            if mark in (place / "environ").read_bytes().split(b"\0") and int(place.name) not in own:
+                found.append(int(place.name))
+    return found
 
 
 def clean_up(folder: Path) -> None:
     """End the Ray processes that have this folder open, and remove it."""
     for _ in range(LOOKS):
-        strays = [pid for pid in _ray_processes() if _has_open(pid, folder)]
+        strays = processes_of(folder)
         for pid in strays:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -53,6 +79,11 @@ def clean_up(folder: Path) -> None:
         if not strays and not folder.exists():
             return
         time.sleep(BETWEEN_S)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The Ray processes that have a file open in this folder or below."""
+    return [pid for pid in _ray_processes() if _has_open(pid, folder)]
 
 
 def _temporary() -> Path:

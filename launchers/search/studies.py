@@ -10,7 +10,8 @@ import yaml
 
 from datamodules.prepare import Report, known_facts, prepare
 from results.losses import study_folder
-from results.search_summary import AXIS_OF_POINTS, POINTS_STUDY, SUFFIX
+from results.recipe_comparison import DEFAULT, GRID_BEST, RECIPE
+from results.search_files import AXIS_OF_POINTS, POINTS_STUDY, SUFFIX
 from results.store import Store, make_store, open_store
 from sweeps.axes import is_axis
 from sweeps.errors import StudyError
@@ -21,6 +22,7 @@ from sweeps.search import Search, Values
 from sweeps.tree import Tree, device_mismatch, expand, plain, with_values
 
 Fields = dict[str, Any]
+FRESH_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ def open_search(name: str, overrides: Sequence[str], store: Path, report: Report
 
     Raises StudyError for a study without a search block, with a choice of cases left open, or with ends that make no sense.
     """
-    file = read_study(name, overrides)
+    return search_of(read_study(name, overrides), store, report)
+
+
+def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedStudy:
+    """`open_search` of a study that is read already."""
     if file.search is None:
         raise StudyError(
             f"{file.path.name}: search: there is nothing to search; name the fields, as in "
@@ -104,34 +110,46 @@ def write_points(searched: SearchedStudy, cases: Mapping[str, Values]) -> Path:
     return path
 
 
-def write_confirmation(searched: SearchedStudy, recipes: Mapping[str, Values], seeds: Sequence[int]) -> Path:
-    """A study of the recommended recipes and the study's own one, on fresh seeds.
+def fresh_seeds(searched: SearchedStudy) -> range:
+    """Seeds by which nothing was chosen yet, neither by the search nor by the study's grid."""
+    grid = [seed for path, seeds in searched.file.axes.items() if path.rpartition(".")[2] == "seed" for seed in seeds]
+    first = max([*searched.search.block.seeds, *grid, searched.file.study.seed]) + 1
+    return range(first, first + FRESH_SEEDS)
 
-    Where the study's grid varies fine-tuning, so does this one, so that frontiers are compared.
+
+def write_confirmation(
+    searched: SearchedStudy, recipes: Mapping[str, Values], seeds: Sequence[int], grid_best: Values | None
+) -> Path:
+    """A study of the recommended recipes, the best of the study's grid, and the study's own recipe, on fresh seeds.
+
+    Where the study's grid varies fine-tuning, so does this one, so that frontiers are compared. grid_best: what that point
+    gives to the grid's axes before fine-tuning; None leaves it out.
     """
     varied = {
         path: [plain(value) for value in values]
         for path, values in searched.file.axes.items()
         if path.startswith("finetune.") and not path.endswith(".seed")
     }
-    kept = {label: _without(values, varied) for label, values in recipes.items()}
     default = {axis.path: value for axis in searched.search.axes if (value := _own(searched, axis.path)) is not None}
-    default = _without(default, varied)
-    if default and default not in kept.values():
-        kept["default"] = default
+    named = dict(recipes) | ({GRID_BEST: default | grid_best} if grid_best is not None else {}) | {DEFAULT: default}
     distinct: dict[str, Values] = {}
-    for label, values in kept.items():
-        if values and values not in distinct.values():
-            distinct[label] = values
+    head = [
+        "# Fresh seeds for what the search recommends, for the best of the study's grid (where the store has it) and for the",
+        "# study's own recipe (default): retain run, then retain report.",
+    ]
+    for label, values in named.items():
+        kept = _without(values, varied)
+        same = next((other for other, known in distinct.items() if known == kept), None)
+        if same is not None:
+            head.append(f"# {label} is the same recipe as {same}.")
+        elif kept:
+            distinct[label] = kept
     fields = points_fields(searched.base, f"{searched.name}-confirm", distinct, seeds)
     # Without any, the grid's fine-tunings are all that was searched.
-    fields["cases"] = {"recipe": fields["cases"][AXIS_OF_POINTS]} if distinct else {}
+    fields["cases"] = {RECIPE: fields["cases"][AXIS_OF_POINTS]} if distinct else {}
     fields["grid"] = {"seed": list(seeds)} | varied
     path = searched.folder / "confirm.yaml"
-    head = (
-        "# Fresh seeds for what the search recommends, and for the study's own recipe: retain run, then retain report."
-    )
-    _write(path, head, fields)
+    _write(path, "\n".join(head), fields)
     return path
 
 

@@ -51,6 +51,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"axes": AXES, "seeds": [1, 1]}, "search.seeds: 1 is listed twice"),
     ({"axes": AXES, "searcher": "bayes"}, "search.searcher: Input should be 'random', 'grid', 'tpe' or 'nsga2'"),
     ({"axes": AXES, "per_posttraining": 9}, "search.per_posttraining: it cannot be more than per_pretraining"),
+    ({"axes": AXES, "probe": {"at": 1}}, "search.probe.at: Input should be less than 1"),
+    ({"axes": AXES, "probe": {"at": 0}}, "search.probe.at: Input should be greater than 0"),
+    ({"axes": AXES, "probe": {"factor": 1}}, "search.probe.factor: Input should be greater than or equal to 2"),
+    ({"axes": AXES, "probe": {"first": 0.5}}, "search.probe.first: unknown field"),
+    (
+        {"axes": AXES, "probe": {}, "objective": "immediate_posttraining_loss"},
+        "search.probe: all that is asked for is immediate_posttraining_loss, which no fine-tuning changes",
+    ),
 ]
 
 
@@ -109,6 +117,22 @@ def test_overrides_reach_the_block_and_lists_in_it_are_no_axes(tmp_path: Path) -
     assert file.search is not None
     assert (file.search.block.seeds, file.search.block.trials, file.search.block.searcher) == ([3, 4], 7, "random")
     assert list(file.axes) == ["pretrain.exposure", "finetune.lr"]
+
+
+def test_choices_are_numbers_however_yaml_reads_them() -> None:
+    found = space(axes={"finetune.lr": ["5e-5", "0.001"], "posttrain.tokens": ["2560"], "model": ["laptop"]})
+    assert {axis.path: axis.choices for axis in found.axes} == {
+        "finetune.lr": (5e-5, 1e-3),
+        "posttrain.tokens": (2560,),
+        "model": ("laptop",),
+    }
+
+
+def test_a_probe_and_rungs_are_off_unless_they_are_asked_for() -> None:
+    assert (space().block.prune, space().block.probe) == (None, None)
+    probe = space(probe={}).block.probe
+    assert probe is not None
+    assert (probe.at, probe.factor) == (0.25, 2)
 
 
 def test_without_seeds_a_point_is_trained_on_the_study_s_own() -> None:

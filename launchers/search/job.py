@@ -1,0 +1,258 @@
+"""Submitting a search as a SLURM job of its own, once, and taking it back."""
+
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launchers.branches import WITH_STUDY, cancel_runs
+from launchers.deferred import outside_job
+from launchers.local import TRAINING_ENVIRONMENT
+from launchers.opened import open_study
+from launchers.resources import driver_minutes, slurm_resources
+from launchers.search.job_life import RunSearch
+from launchers.search.job_record import (
+    SearchJob,
+    forget_search_job,
+    mark_cancelled,
+    read_end,
+    read_search_job,
+    write_search_job,
+)
+from launchers.search.studies import SearchedStudy
+from launchers.slurm import Job, cancel_jobs, live_jobs, read_limits, release_jobs
+from launchers.snapshot import snapshot_code
+from launchers.submit import alone
+from results.lease import is_held, read_owner
+from results.losses import study_folder
+from results.search_files import POINTS_STUDY
+from results.store import Store
+from sweeps.errors import MissingResourceError, StudyError
+from sweeps.schema import StageExecution
+from sweeps.sites import Site
+from sweeps.tree import STAGES
+
+if TYPE_CHECKING:
+    import submitit
+
+MINUTES = 1440
+"""Walltime of one life where the study gives none; site and partition may allow less."""
+MEMORY_GB = 4.0
+"""Of a driver, on sites where memory is asked for."""
+DEVICES_A_NODE = 4
+"""Processes that a node of an allocation holds, where execution.parallel does not say."""
+LEAVING_S = 60.0
+"""How long `retain cancel` waits for a driver to end before it takes the stages back: it might submit one more."""
+
+
+def new_search_job(
+    searched: SearchedStudy, launcher: str, nodes: int, budget: str | None, device: str, site: Site | None
+) -> SearchJob:
+    """What a search asks for; nothing is submitted or written."""
+    return SearchJob(
+        study=searched.name,
+        token=os.urandom(6).hex(),
+        launcher=launcher,
+        nodes=nodes,
+        path=str(searched.file.path.absolute()),
+        fields=searched.file.study.model_dump(exclude_unset=True, mode="json"),
+        budget=budget,
+        device=device,
+        site=None if site is None else site.model_dump(exclude_unset=True, mode="json"),
+        when=time.time(),
+    )
+
+
+def check_job(searched: SearchedStudy, wanted: SearchJob) -> None:
+    """Find at once what SLURM or a driver would find hours later.
+
+    Raises StudyError, also where a process of this machine, such as another `retain search`, searches the study;
+    MissingResourceError where the user may have too few jobs.
+    """
+    lease = searched.folder / "search-lease.json"
+    owner = read_owner(lease)
+    if owner is not None and owner.is_here() and owner.job_id is None and is_held(lease):
+        raise StudyError(f"{searched.name}: process {owner.pid} searches this study in this store; stop it first")
+    _parameters(searched, wanted)
+    if wanted.launcher == "slurm-ray":
+        return
+    ends = {f"end{number}": values for number, values in enumerate(searched.search.ends())}
+    file, tree = searched.tree(ends)
+    slurm_resources(tree, file, searched.store, wanted.profile())
+    limit = read_limits().jobs
+    if limit is not None and limit < 2:
+        raise MissingResourceError(
+            f"SLURM: you may have {limit} job at a time, and a search takes one beside its stages; "
+            "train them in one allocation with --launcher slurm-ray"
+        )
+
+
+def submit_search(searched: SearchedStudy, wanted: SearchJob) -> tuple[SearchJob, bool]:
+    """Submit a search, unless a job of the study's is queued or running; the job, and whether it is new.
+
+    Raises MissingResourceError where SLURM refuses, and what `check_job` does.
+    """
+    with alone(searched.store):
+        known = read_search_job(searched.store, wanted.study)
+        if known is not None and (job := queued_job(known)) is not None:
+            if known.job_id is None:
+                known = replace(known, job_id=job.job_id)
+                _hand_over(known.files(searched.store), job.job_id)
+                write_search_job(searched.store, known)
+            if job.failed_to_start:
+                release_jobs([job.job_id])
+            return known, False
+        check_job(searched, wanted)
+        parameters = _parameters(searched, wanted)
+        code = snapshot_code(searched.store.root)
+        # Before sbatch is called, so that a job whose sbatch gives no answer is found by its name.
+        write_search_job(searched.store, wanted)
+        return _submit(searched.store, wanted, parameters, code), True
+
+
+def queued_job(known: SearchJob) -> Job | None:
+    """The job of a search, where it waits or runs. Raises MissingResourceError."""
+    job = _live_job(known)
+    return job if job is not None and job.counts else None
+
+
+def _live_job(known: SearchJob) -> Job | None:
+    return known.found_in(live_jobs(name=known.name) if known.job_id is None else live_jobs([known.job_id]))
+
+
+def cancel_search(store: Store, known: SearchJob) -> list[str] | None:
+    """End a search's job for good, and take its stages back from SLURM; their keys, None where there was neither.
+
+    The next start of the search takes them up again. Raises MissingResourceError.
+    """
+    job = _live_job(known)
+    if job is not None and not job.counts and read_end(known.files(store)) is not None:
+        job = None
+    if job is not None:  # also one that ends, as it may be on its way back into the queue
+        mark_cancelled(known.files(store))
+        cancel_jobs([job.job_id])
+        deadline = time.monotonic() + LEAVING_S
+        while job.job_id in live_jobs([job.job_id]) and time.monotonic() < deadline:
+            time.sleep(1.0)
+    taken = cancel_runs(store, _submitted_points(store, known.study), WITH_STUDY)
+    return taken if taken or job is not None else None
+
+
+def _submitted_points(store: Store, study: str) -> list[str]:
+    """The stages of a search's points that have been submitted and have not ended."""
+    points = study_folder(store.root, study) / POINTS_STUDY
+    if not points.exists():
+        return []
+    states = {key: store.run(key).state() for key in open_study(str(points), (), store.root).tree.stages}
+    return [key for key, state in states.items() if state.state in ("queued", "running") and state.submission]
+
+
+def _submit(store: Store, wanted: SearchJob, parameters: Mapping[str, Any], code: Path) -> SearchJob:
+    """One sbatch; a job whose sbatch gave no answer is looked for by its name."""
+    executor = _executor(store, wanted, parameters, code)
+    call = RunSearch(str(store.root.absolute()), wanted.study, wanted.token)
+    with outside_job():
+        try:
+            job_id = executor.submit(_call, call).job_id
+        except Exception as error:
+            found = live_jobs(name=wanted.name)
+            if not found:
+                forget_search_job(store, wanted)
+                reason = " ".join(str(error).split())[-300:]
+                raise MissingResourceError(f"SLURM: sbatch refused the search of {wanted.study}: {reason}") from error
+            job_id = next(iter(found))
+            _hand_over(wanted.files(store), job_id)
+    answered = replace(wanted, job_id=job_id)
+    write_search_job(store, answered)
+    return answered
+
+
+def _call(search: RunSearch) -> str:
+    return search()
+
+
+def _hand_over(files: Path, job_id: str) -> None:
+    """Put submitit's pickle where an adopted job looks for it."""
+    place = files / f"{job_id}_submitted.pkl"
+    waiting = next(files.glob("*.pkl"), None)
+    if not place.exists() and waiting is not None:
+        waiting.rename(place)
+
+
+def _parameters(searched: SearchedStudy, wanted: SearchJob) -> dict[str, Any]:
+    """What the job asks of SLURM: little for a driver; for an allocation, room on each node. Raises StudyError."""
+    execution = searched.file.study.execution
+    site = wanted.profile()
+    own = execution.of_stage("driver", site)
+    minutes = driver_minutes(own, site, MINUTES, searched.file.path.name)
+    if wanted.launcher == "slurm":
+        memory = min(MEMORY_GB, own.slurm.memory_gb) if own.slurm.memory_gb else None
+        return _resources(own, minutes, 1, memory, 0)
+    kinds = [execution.of_stage(kind, site) for kind in STAGES]
+    if any(kind.slurm.nodes > 1 for kind in kinds):
+        raise StudyError(
+            f"{searched.file.path.name}: execution.slurm.nodes: a search on Ray trains a stage on one node; leave it 1, "
+            "or search with --launcher slurm"
+        )
+    devices = max(kind.devices for kind in kinds)
+    stages = math.ceil(execution.parallel / wanted.nodes) if execution.parallel else max(1, DEVICES_A_NODE // devices)
+    cpus = max(kind.devices * max(kind.slurm.cpus, kind.threads) for kind in kinds)
+    memory = max(kind.slurm.memory_gb or 0 for kind in kinds) * stages or None
+    on_gpus = any(kind.accelerator != "cpu" for kind in kinds)
+    return _resources(own, minutes, stages * cpus, memory, stages * devices if on_gpus else 0)
+
+
+def _resources(own: StageExecution, minutes: int, cpus: int, memory_gb: float | None, gpus: int) -> dict[str, Any]:
+    """sbatch's words for what one node gives."""
+    gres = own.slurm.gres
+    if gres and not gpus and ("{gpus}" in gres or "gpu" in gres):
+        gres = None
+    return {
+        "time": minutes,
+        "cpus_per_task": cpus,
+        "mem": f"{int(memory_gb * 1024)}M" if memory_gb else None,
+        "partition": own.slurm.partition,
+        "account": own.slurm.account,
+        "qos": own.slurm.qos,
+        "constraint": own.slurm.constraint,
+        "exclude": own.slurm.exclude,
+        "gres": gres and gres.replace("{gpus}", str(gpus)),
+        "gpus_per_node": gpus if gpus and "gpu" not in (gres or "") else None,
+        "signal_delay_s": own.slurm.warning_seconds,
+        "additional_parameters": {"requeue": True} | own.slurm.extra,
+        "setup": [
+            *(f"export {name}={shlex.quote(str(value))}" for name, value in own.slurm.environment.items()),
+            *own.slurm.setup,
+        ],
+    }
+
+
+def _executor(store: Store, wanted: SearchJob, parameters: Mapping[str, Any], code: Path) -> "submitit.SlurmExecutor":
+    import submitit
+
+    root = shlex.quote(str(store.root.absolute()))
+    python = shlex.quote(sys.executable)
+    variables = TRAINING_ENVIRONMENT | {"SRUN_CPUS_PER_TASK": str(parameters["cpus_per_task"])}
+    fields = dict(parameters) | {
+        "job_name": wanted.name,
+        "comment": f"retain search {wanted.study} of {store.root}",
+        "nodes": wanted.nodes,
+        "ntasks_per_node": 1,
+        "stderr_to_stdout": True,
+        "setup": [
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+            *parameters["setup"],
+            # After the setup: modules may set it too.
+            f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            "export PYTHONSAFEPATH=1",
+        ],
+        "teardown": [f"{python} -m launchers.search.job_life {root} {shlex.quote(wanted.study)} {wanted.token}"],
+    }
+    executor = submitit.SlurmExecutor(folder=wanted.files(store).absolute(), python=python)
+    executor.update_parameters(**{name: value for name, value in fields.items() if value is not None})
+    return executor
