@@ -9,6 +9,7 @@ import typer
 from launchers.options import RUNS, AsJson, Overrides, StorePath, StudyName
 
 if TYPE_CHECKING:
+    from results.comparisons import Effect
     from results.report.making import Origin
     from results.verdict import Verdict
 
@@ -36,6 +37,7 @@ def report(
     from results.losses import save_rows, trial_rows
     from results.methods import METHOD_FIELDS, with_fixed
     from results.paper_figures import draw_paper_figures, theory_figures
+    from results.recipe_comparison import frontier_contrasts
     from results.report.page import write_report
     from results.report.study import parameter_count
     from results.store import make_store
@@ -71,6 +73,11 @@ def report(
                     for one in figures
                 ],
                 "verdicts": [_verdict_document(verdict) for verdict in found],
+                "recipes": [
+                    {"plane": one.view.name, "other": one.other, "checkpoints": one.checkpoints}
+                    | {"hypervolume_gain": _effect_document(one.gain), "gap": _effect_document(one.gap)}
+                    for one in frontier_contrasts(rows)
+                ],
             }
         )
     else:
@@ -78,16 +85,17 @@ def report(
 
 
 def _verdict_document(verdict: "Verdict") -> dict[str, Any]:
-    """A verdict without NaN, which JSON has no word for."""
-    import math
-
-    effects = [
-        {"label": label, "seeds": effect.seeds}
-        | {name: value if math.isfinite(value := getattr(effect, name)) else None for name in ("mean", "low", "high")}
-        for label, effect in verdict.evidence
-    ]
+    effects = [{"label": label} | _effect_document(effect) for label, effect in verdict.evidence]
     names = ("claim", "sentence", "outcome", "note")
     return {name: getattr(verdict, name) for name in names} | {"effects": effects}
+
+
+def _effect_document(effect: "Effect") -> dict[str, Any]:
+    """An effect without NaN, which JSON has no word for."""
+    import math
+
+    numbers = {name: getattr(effect, name) for name in ("mean", "low", "high")}
+    return {"seeds": effect.seeds} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def _origin(study: str, overrides: Sequence[str]) -> "Origin":

@@ -12,6 +12,7 @@ from results.paper_figures import DrawnFigure
 from results.report.cells import DASH, Cell, Rows, Table, table
 from results.report.deviations import deviations, summary
 from results.report.making import Origin, interruptions, making_table
+from results.report.recipes import recipe_tables
 from results.report.search import search_part
 from results.report.stages import cost_sentences, stage_table, tree_of
 from results.report.study import GENERAL_QUESTION, budgets, corpora, loss_table, overview, parameter_count, question
@@ -77,6 +78,7 @@ def write_report(
         verdicts=verdict_table(verdicts),
         figures=[_page_figure(figure) for figure in figures],
         search=search_part(store.root, tree.study),
+        recipes=recipe_tables(rows),
         losses=loss_table(file, rows),
         losses_open=len(rows) <= MOST_OPEN_ROWS,
         choices=choices,

@@ -7,7 +7,7 @@ from typing import Any
 
 from results.losses import LOSSES, study_folder
 from results.report.cells import DASH, Cell, Rows, Table, loss, table, value_text
-from results.search_summary import AXIS_OF_POINTS, SUFFIX, SUMMARY
+from results.search_files import AXIS_OF_POINTS, SUFFIX, SUMMARY
 from sweeps.atomic import read_json
 from sweeps.units import format_size
 

@@ -1,0 +1,57 @@
+"""How the recommended recipe of a search compares on fresh seeds, for the page of the study that confirms it."""
+
+from collections.abc import Sequence
+
+from results.comparisons import Effect
+from results.frontier_claims import SYMBOLS
+from results.losses import Row
+from results.recipe_comparison import frontier_contrasts, loss_contrasts
+from results.report.cells import Cell, Rows, Table, count, table
+from results.verdict import text_of
+
+SHORT = {"immediate_posttraining_loss": "L_im", **SYMBOLS}
+
+
+def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
+    """Frontiers and losses of the recommended recipe against each other one; none where the study compares no recipes."""
+    frontiers: Rows = [
+        [
+            f"({SHORT[one.view.y]} over {SHORT[one.view.x]}) {one.other}",
+            _effect(one.gain, better=1),
+            _effect(one.gap, better=-1),
+            count(one.gain.seeds),
+            f"{one.checkpoints[0]} and {one.checkpoints[1]}",
+        ]
+        for one in frontier_contrasts(rows)
+    ]
+    losses: Rows = [
+        [f"{SHORT[one.loss]} {one.other}", _effect(one.difference, better=-1), count(one.difference.seeds)]
+        for one in loss_contrasts(rows)
+    ]
+    columns = (
+        "plane, and what it is compared with",
+        "hypervolume gained, squared nats (above 0 is better)",
+        "height at matched x, nats (below 0 is better)",
+        "seeds",
+        "checkpoints a seed, at most",
+    )
+    made = [
+        table("recipe-frontiers", "The recommended frontier less that of the other recipe", columns, frontiers),
+        table(
+            "recipe-losses",
+            "The recommended recipe's losses less those of the other, over the same fine-tunings",
+            ("loss, and what it is compared with", "difference, nats (below 0 is better)", "seeds"),
+            losses,
+        ),
+    ]
+    return tuple(one for one in made if one.rows)
+
+
+def _effect(effect: Effect, better: int) -> Cell:
+    """An effect with its interval, marked where the interval lies on one side."""
+    if effect.seeds == 0:
+        return Cell("no x in common")
+    mark = ""
+    if effect.low * effect.high > 0:
+        mark = "good" if better * effect.mean > 0 else "bad"
+    return Cell(text_of(effect), mark=mark)
