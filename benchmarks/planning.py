@@ -9,7 +9,6 @@ on made-up facts of the data; `retain plan --json` is the whole command, on data
 import argparse
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -38,6 +37,16 @@ REPEATS = 3
 HELPS = 7
 """Times that the help is asked for."""
 PACKAGES = ("pydantic", "PyYAML", "typer")
+WATCHER = """
+import json, os, sys, time
+begin = time.perf_counter()
+child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(child, 0)
+seconds = time.perf_counter() - begin
+with open(sys.argv[1], "w") as used:
+    json.dump([os.waitstatus_to_exitcode(status), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024], used)
+"""
+"""A process counts the memory of the one that started it, so a small one starts what is measured."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Child:
     """One process from start to end."""
 
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     printed: bytes
 
@@ -161,18 +171,17 @@ def retain() -> list[str]:
     return [str(installed)] if installed.exists() else [sys.executable, "-m", "launchers.cli"]
 
 
-def watch(command: Sequence[str]) -> Child:
-    """Run a command to its end: wall time, peak memory of its process, what it printed."""
-    with tempfile.TemporaryFile() as printed:
-        begin = time.perf_counter()
-        child = subprocess.Popen(command, stdout=printed)
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.perf_counter() - begin
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise subprocess.CalledProcessError(child.returncode, command)
-        printed.seek(0)
-        return Child(seconds, usage.ru_maxrss * 1024, printed.read())
+def watch(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
+    """Run a command to its end: wall and processor time, peak memory of its process, what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed, used = Path(folder) / "printed", Path(folder) / "used"
+        with printed.open("wb") as output:
+            watcher = [sys.executable, "-I", "-S", "-c", WATCHER, str(used), *command]
+            subprocess.run(watcher, stdout=output, env=environment, check=True)
+        code, seconds, cpu_seconds, peak_bytes = json.loads(used.read_text())
+        if code:
+            raise subprocess.CalledProcessError(code, command)
+        return Child(seconds, cpu_seconds, peak_bytes, printed.read_bytes())
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -33,8 +33,10 @@ def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Repo
     """A study whose data is in its store, fetched where it was missing. Raises StudyError, MissingResourceError."""
     file = read_study(name, overrides)
     # What is wrong with the study itself is found before a corpus is read or a folder is made.
-    _opened(file, open_store(store), known_facts(file, store))
-    return _opened(file, make_store(store), prepare(file, store, report))
+    known = _opened(file, open_store(store), known_facts(file, store))
+    made = make_store(store)
+    facts = prepare(file, store, report)
+    return known if facts == known.facts else _opened(file, made, facts)
 
 
 def prepare_cut(name: str, overrides: Sequence[str], store: Path, report: Report) -> OpenedStudy:

@@ -3,7 +3,9 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 from results.store import Store
@@ -12,6 +14,10 @@ from sweeps.keys import FORMAT
 from sweeps.read import StudyFile
 from sweeps.tree import STAGES, Stage, Tree
 
+WRITERS = 16
+"""Stages that are written at the same time."""
+AT_A_TIME = 1000
+"""Stages whose recipes are in memory at the same time."""
 PACKAGES = ("retain", "torch", "lightning", "transformers", "tokenizers", "numpy")
 ROLES = {"pretrain": "pretraining", "posttrain": "posttraining", "finetune": "finetuning"}
 
@@ -30,22 +36,29 @@ def register(
     versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
     here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in STAGES}
     evaluations: dict[str, dict[str, str]] = {}
-    for stage in tree.stages.values():
-        recipe = json.loads(stage.recipe)
-        inherited = evaluations[stage.parent] if stage.parent else {}
-        evaluations[stage.key] = inherited | evaluation(stage.stage, recipe)
-        spec = stage_spec(stage, recipe) | {
-            "evaluation": evaluations[stage.key],
-            "tokenizer": facts.tokenizer,
-            "execution": executions[stage.key] if executions else _as_here(here[stage.stage], store, stage.key),
-            "axes": stage.axes,
-            "study": tree.study,
-            "versions": versions,
-        }
-        store.register(stage.key, spec)
+
+    def specs(stages: Iterable[Stage]) -> Iterator[dict[str, Any]]:
+        for stage in stages:
+            recipe = json.loads(stage.recipe)
+            inherited = evaluations[stage.parent] if stage.parent else {}
+            evaluations[stage.key] = inherited | evaluation(stage.stage, recipe)
+            yield stage_spec(stage, recipe) | {
+                "evaluation": evaluations[stage.key],
+                "tokenizer": facts.tokenizer,
+                "execution": executions[stage.key] if executions else as_here(here[stage.stage], store, stage.key),
+                "axes": stage.axes,
+                "study": tree.study,
+                "versions": versions,
+            }
+
+    waiting = iter(tree.stages.values())
+    # Each file waits for the disk, and those that are written at the same time wait together.
+    with ThreadPoolExecutor(WRITERS) as writers:
+        while some := list(islice(waiting, AT_A_TIME)):
+            list(writers.map(store.register, (stage.key for stage in some), specs(some)))
 
 
-def _as_here(execution: Mapping[str, Any], store: Store, key: str) -> dict[str, Any]:
+def as_here(execution: Mapping[str, Any], store: Store, key: str) -> dict[str, Any]:
     """How a stage runs on this machine; what it was submitted with stays, for the jobs that are queued."""
     try:
         submitted = store.run(key).spec()["execution"]["slurm"]

@@ -17,6 +17,10 @@ METHOD = "method"
 RATE = "finetune.lr"
 MOST_LINES = 12
 """More lines than these are drawn without names."""
+MOST_BARS = 100
+"""More lines than these are drawn thin and without bars: nobody tells them apart, and each takes milliseconds."""
+MOST_POINTS = 1000
+"""More points than these are pixels in the SVG too."""
 
 
 def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
@@ -57,12 +61,16 @@ def _over_exposure(axes: "Axes", frame: "DataFrame") -> None:
 def _against_finetuning(axes: "Axes", frame: "DataFrame") -> None:
     others = [name for name in _axis_columns(frame) if name != RATE]
     lines = frame.assign(group=[_label(values, others) for values in frame[others].itertuples(index=False)])
-    for index, (name, group) in enumerate(lines.groupby("group", sort=False)):
-        points = group.groupby(next(name for name in (RATE, EXPOSURE, METHOD) if name in group))[
-            ["retained_posttraining_loss", "finetuning_loss"]
-        ].mean()
-        points = points.sort_values("retained_posttraining_loss")
-        axes.plot(points.iloc[:, 0], points.iloc[:, 1], label=str(name), **_style(index))
+    along = next(name for name in (RATE, EXPOSURE, METHOD) if name in frame)
+    means = lines.groupby(["group", along])[["retained_posttraining_loss", "finetuning_loss"]].mean()
+    named = [name for name in lines["group"].unique() if name in means.index]
+    curves = {name: means.loc[name].sort_values("retained_posttraining_loss") for name in named}
+    if len(curves) > MOST_BARS:
+        _bundle(axes, [(points.iloc[:, 0], points.iloc[:, 1]) for points in curves.values()], COLOURS)
+    else:
+        for index, (name, points) in enumerate(curves.items()):
+            raster = len(frame) > MOST_POINTS
+            axes.plot(points.iloc[:, 0], points.iloc[:, 1], label=name, rasterized=raster, **_style(index))
     axes.set_xlabel("L_ret: loss on held-out post-training text (nats per token)")
     axes.set_ylabel("L_ft: loss on held-out fine-tuning text (nats per token)")
     axes.set_title("lower left is better", fontsize=9)
@@ -73,17 +81,35 @@ def _lines(
     axes: "Axes", frame: "DataFrame", loss: str, over: str, colours: Sequence[str], line: str, prefix: str = ""
 ) -> None:
     """One line a group: the mean over seeds, with bars from the lowest to the highest."""
-    for index, (name, group) in enumerate(frame.groupby("group", sort=False)):
-        spread = group.groupby(over)[loss].agg(["mean", "min", "max"])
+    spreads = frame.groupby(["group", over])[loss].agg(["mean", "min", "max"])
+    curves = {name: spreads.loc[name] for name in frame["group"].unique() if name in spreads.index}
+    if len(curves) > MOST_BARS and over == EXPOSURE:
+        _bundle(axes, [(spread.index, spread["mean"]) for spread in curves.values()], colours)
+        return
+    for index, (name, spread) in enumerate(curves.items()):
         bars = [spread["mean"] - spread["min"], spread["max"] - spread["mean"]]
         style = _style(index) | {"color": colours[index % len(colours)], "linestyle": line}
         axes.errorbar(spread.index, spread["mean"], bars, label=f"{prefix}{name}", capsize=2, **style)
     _legend(axes, None)
 
 
+def _bundle(axes: "Axes", curves: Sequence[tuple[Any, Any]], colours: Sequence[str]) -> None:
+    """Curves (their x and y) without names and bars, those of one colour as one line with gaps."""
+    import numpy
+
+    for index, colour in enumerate(colours):
+        own = curves[index :: len(colours)]
+        x, y = (numpy.concatenate([[*curve[part], numpy.nan] for curve in own]) for part in (0, 1))
+        axes.plot(x, y, color=colour, linewidth=0.4, marker=".", markersize=2, rasterized=True)
+
+
 def _legend(axes: "Axes", title: str | None) -> None:
+    import numpy
+
     if len(axes.get_legend_handles_labels()[1]) <= MOST_LINES:
-        axes.legend(fontsize=8, title=title, title_fontsize=8, frameon=False)
+        # The best place is searched for among all points.
+        many = sum(numpy.size(line.get_xdata()) for line in axes.lines) > MOST_POINTS
+        axes.legend(fontsize=8, title=title, title_fontsize=8, frameon=False, loc="upper right" if many else "best")
 
 
 def _axis_columns(frame: "DataFrame") -> list[str]:

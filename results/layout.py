@@ -16,6 +16,8 @@ from results.losses import LOSSES
 
 CURVES = ("pretrain", "posttrain", "finetune")
 SPLITS = ("pretraining", "posttraining", "finetuning")
+MOST_VALUES = 100
+"""An axis with more values is filtered by a range: every run's event file would hold all of them."""
 Axes = Mapping[str, Any]
 
 
@@ -44,8 +46,9 @@ def study_hyperparameters(study: str, trials: Sequence[Axes]) -> Any:
     experiment = api_pb2.Experiment(name=study)
     for name, shown in values.items():
         info = experiment.hparam_infos.add(name=name, type=_type(list(shown)))
-        for value in shown:
-            _set(info.domain_discrete.values.add(), value)
+        if len(shown) <= MOST_VALUES:
+            for value in shown:
+                _set(info.domain_discrete.values.add(), value)
     for name in LOSSES:
         metric = api_pb2.MetricName(tag=f"losses/{name}")
         experiment.metric_infos.add(name=metric, display_name=name, dataset_type=api_pb2.DATASET_VALIDATION)
@@ -63,12 +66,19 @@ def study_events(hyperparameters: Any, figures: Sequence[Path]) -> tuple[str, by
     return f"events.out.tfevents.{int(now):010d}.{digest_of(summaries)}", _file(summaries, now)
 
 
-def run_events(hyperparameters: Any, axes: Axes) -> tuple[str, bytes]:
-    """The event file that gives a run the values of its hyperparameters in one study: name and content.
+def run_events_name(hyperparameters: str, axes: Axes) -> str:
+    """The name of the event file that gives a run the values of its hyperparameters in one study.
 
-    Its name is the first in a run's folder: of two sets of values TensorBoard keeps the one that it reads first. It
-    repeats what the study's hyperparameters are, since TensorBoard takes that from any run that says it.
+    hyperparameters: the digest of the study's. It is the first in a run's folder: of two sets of values TensorBoard keeps
+    the one that it reads first.
     """
+    shown = {name: _shown(value) for name, value in axes.items() if value is not None}
+    digest = hashlib.sha256(json.dumps([hyperparameters, shown]).encode()).hexdigest()[:12]
+    return f"events.out.tfevents.{0:010d}.{digest}"
+
+
+def run_events(hyperparameters: Any, axes: Axes) -> bytes:
+    """The content of that file. It repeats the study's hyperparameters: TensorBoard takes them from any run that says them."""
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
     start = plugin_data_pb2.SessionStartInfo()
@@ -76,8 +86,7 @@ def run_events(hyperparameters: Any, axes: Axes) -> tuple[str, bytes]:
         if value is not None:
             _set(start.hparams[name], _shown(value))
     session = _marker(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
-    summaries = [hyperparameters, session]
-    return f"events.out.tfevents.{0:010d}.{digest_of(summaries)}", _file(summaries, time.time())
+    return _file([hyperparameters, session], time.time())
 
 
 def digest_of(summaries: Sequence[Any]) -> str:
@@ -123,9 +132,12 @@ def _image(path: Path) -> Any:
 def _marker(tag: str, content: Any) -> Any:
     """A summary that carries only what the hparams plugin reads."""
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
     described = metadata.create_summary_metadata(content)
+    # As the metadata has it, the order of a mapping differs from process to process, and so would the digest.
+    data = plugin_data_pb2.HParamsPluginData.FromString(described.plugin_data.content)
+    described.plugin_data.content = data.SerializeToString(deterministic=True)
     return Summary(value=[Summary.Value(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)])
 
 

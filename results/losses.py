@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results.store import Store
+from results.store import State, Store
 from sweeps.atomic import read_json, write_json, write_text
 from sweeps.tree import Tree
 
@@ -41,9 +41,13 @@ def four_losses(path: Sequence[Mapping[str, Any] | None]) -> dict[str, float | N
     }
 
 
-def trial_rows(tree: Tree, store: Store) -> list[Row]:
-    """One row per trial: axes, keys, the four losses (nats per token), tokens trained on its path; None where missing."""
-    done = {key: store.run(key).losses() for key, state in store.states(tree.stages).items() if state.state == "done"}
+def trial_rows(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[Row]:
+    """One row per trial: axes, keys, the four losses (nats per token), tokens trained on its path; None where missing.
+
+    states: of all stages, where they have been read already.
+    """
+    states = store.states(tree.stages) if states is None else states
+    done = {key: store.run(key).losses() for key in tree.stages if states[key].state == "done"}
     rows = []
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]

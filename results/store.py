@@ -1,11 +1,12 @@
 """The store of runs: one folder a stage key, readable at any moment, complete and checksummed once done."""
 
 import hashlib
+import os
 import shutil
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,9 @@ class Run:
         return dict(read_json(self.folder / "losses.json"))
 
     def save_state(self, state: State) -> None:
-        write_json(self.folder / "state.json", asdict(state))
+        # Not dataclasses.asdict, which copies every value.
+        fields = vars(state) | {"attempts": [vars(attempt) for attempt in state.attempts]}
+        write_json(self.folder / "state.json", fields | {"progress": vars(state.progress)})
 
     def is_done(self) -> bool:
         return self.state().state == "done"
@@ -219,8 +222,12 @@ class Store:
         return Run(self.root / key)
 
     def runs(self) -> list[Run]:
-        """Every registered run."""
-        return [Run(path.parent) for path in sorted(self.root.glob("*/stage.json"))]
+        """Every registered run, in the order of their keys."""
+        try:
+            names = sorted(os.listdir(self.root))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [self.run(name) for name in names if os.path.exists(f"{self.root}/{name}/stage.json")]
 
     def find(self, prefix: str) -> Run:
         """The run whose key begins so. Raises StudyError for none or several."""

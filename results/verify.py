@@ -1,10 +1,12 @@
 """Whether the store's runs are what they say: keys match their payloads, done runs are complete and unchanged."""
 
 import contextlib
+import os
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from results.store import STATES, Run, Store, sha256_of
+from results.store import STATES, Run, State, Store, sha256_of
 from sweeps.errors import MissingResourceError
 from sweeps.keys import canonical, stage_key
 
@@ -20,7 +22,10 @@ class Problem:
 def verify_runs(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
     """How many runs were checked (those of `keys`, or all), and every problem found."""
     runs = [run for run in store.runs() if keys is None or run.key in keys]
-    return len(runs), [Problem(run.key, what) for run in runs for what in run_problems(store, run)]
+    # Hashing large files, and waiting for them, goes on side by side.
+    with ThreadPoolExecutor(os.cpu_count()) as readers:
+        found = list(readers.map(lambda run: run_problems(store, run), runs))
+    return len(runs), [Problem(run.key, what) for run, problems in zip(runs, found, strict=True) for what in problems]
 
 
 def run_problems(store: Store, run: Run) -> list[str]:
@@ -38,7 +43,7 @@ def run_problems(store: Store, run: Run) -> list[str]:
         found.append(f"state.json says {state.state!r}, which is no state")
     if state.state != "done":
         return found
-    if damage := damaged_files(run):
+    if damage := damaged_files(run, state):
         return [*found, *(f"{what}; delete the run's folder and train it again" for what in damage)]
     if missing := set(spec["evaluation"]) - set(run.losses()["splits"]):
         found.append(
@@ -50,17 +55,23 @@ def run_problems(store: Store, run: Run) -> list[str]:
     return found
 
 
-def damaged_files(run: Run) -> list[str]:
-    """The files of a done run that are missing or differ from their checksums; freed weights are not missed."""
-    state = run.state()
+def damaged_files(run: Run, state: State | None = None) -> list[str]:
+    """The files of a done run that are missing or differ from their checksums; freed weights are not missed.
+
+    state: the run's, where it has been read already.
+    """
+    state = state or run.state()
     checksums = state.checksums
     if (
         "losses.json" not in checksums
         or any(name.endswith(".safetensors") for name in checksums) == state.weights_freed
     ):
         return ["state.json does not name the checksums of its weights and losses"]
-    return [
-        f"{name} is {'damaged' if (run.folder / name).is_file() else 'missing'}"
-        for name, checksum in checksums.items()
-        if not (run.folder / name).is_file() or sha256_of(run.folder / name) != checksum
-    ]
+    found = []
+    for name, checksum in checksums.items():
+        try:
+            if sha256_of(run.folder / name) != checksum:
+                found.append(f"{name} is damaged")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            found.append(f"{name} is missing")
+    return found

@@ -20,8 +20,9 @@ EMPTY = Path("a store that does not exist")
 def study_table() -> str:
     """A Markdown table: the paper's studies and what they take together, then those that need no GPU."""
     lines = [
-        "| study | model | trials | stages | pretrainings | tokens | H100 hours | A100 hours | disk at rest | at the peak |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| study | model | trials | stages | pretrainings | tokens | one run per trial | times as many | H100 hours "
+        "| one run per trial | A100 hours | disk at rest | at the peak |",
+        f"|{'---|' * 13}",
     ]
     for size, names in PAPER.items():
         lines += [_row([name], f"`{name}`", size) for name in names]
@@ -36,7 +37,7 @@ def _row(names: Sequence[str], shown: str, size: str | None) -> str:
     """One line; a study without a size of the paper's is priced in tokens only, as it needs no GPU."""
     document = plan_document(open_plan(names, [], EMPTY), "H100")
     totals = document["totals"]
-    hours = totals["gpu_hours_by_device"]
+    hours, alone = totals["gpu_hours_by_device"], totals["gpu_hours_without_sharing"]
     model = size or read_study(names[0]).study.model.model_dump(exclude_none=True).get("preset", "linear")
     pretrainings = sum(stage["stage"] == "pretrain" for stage in document["stages"])
     cells = [
@@ -46,8 +47,10 @@ def _row(names: Sequence[str], shown: str, size: str | None) -> str:
         f"{totals['stages']:,}",
         f"{pretrainings}",
         format_size(totals["tokens"]),
+        format_size(totals["tokens_without_sharing"]),
+        f"{totals['tokens_without_sharing'] / totals['tokens']:.1f}",
     ]
-    cells += [f"{hours[device]:,.0f}" if size else "-" for device in ("H100", "A100")]
+    cells += [f"{each:,.0f}" if size else "-" for each in (hours["H100"], alone["H100"], hours["A100"])]
     cells += [format_bytes(totals["disk_bytes"] + totals["data_bytes"]), format_bytes(totals["disk_peak_bytes"])]
     return f"| {' | '.join(cells)} |"
 
