@@ -34,7 +34,7 @@ class StepLoader:
 
     def _read(self) -> Iterator[torch.Tensor]:
         # A stage that trains on a GPU has begun to use it by now; one on the CPU must not.
-        pinned = torch.cuda.is_initialized()
+        pinned = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         for share in self.batches.shares_to_read(self.first):
             tokens = torch.empty(self.batches.shape(share), dtype=torch.int64, pin_memory=pinned)
             self.batches.read(share, tokens.numpy())

@@ -162,6 +162,7 @@ OTHER_EXECUTION = {
     "precision": "bf16",
     "micro_batch": 1,
     "compile": True,
+    "pack": 4,
     "threads": 2,
     "parallel": 3,
     "strategy": "fsdp",
