@@ -122,7 +122,7 @@ def _race(name: str, work: Work, threads: int, pipe: Connection) -> None:
 def _processor_seconds() -> float:
     """Of this process and of those it has waited for, such as compilers."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return time.process_time() + times.children_user + times.children_system
 
 
 def prepared(folder: Path, batch: int, steps: int) -> Work:

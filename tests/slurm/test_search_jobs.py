@@ -133,7 +133,8 @@ def test_one_search_is_submitted_whatever_happens_to_the_command_and_cancel_take
 
 
 def test_cancel_ends_driver_and_stages_and_a_new_search_takes_them_up(slurm: Cluster, tmp_path: Path) -> None:
-    study, store = tiny_study(tmp_path / "study", **SLOW, search=GRID), tmp_path / "runs"
+    endless = SLOW | {"pretrain.exposure": 4000, "pretrain.repeat": True}
+    study, store = tiny_study(tmp_path / "study", **endless, search=GRID), tmp_path / "runs"
 
     def is_training() -> bool:
         return any(run.is_running() and run.checkpoint.exists() for run in Store(store).runs())
