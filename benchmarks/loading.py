@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("measured ours", file=sys.stderr)
         notes = []
         for name, shown in PEERS.items():
-            found, note = _peer_rows(options.peers_python, name, shown, Path(folder) / name, options.steps)
+            python = None if name == "datasets" else options.peers_python  # which this project has too
+            found, note = _peer_rows(python, name, shown, Path(folder) / name, options.steps)
             rows += found
             notes.append(note)
             print(f"measured {name}", file=sys.stderr)
@@ -191,7 +192,7 @@ def _row(name: str, where: str, taken: Taken) -> list[str]:
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--peers-python", help="an interpreter with datasets, litdata and mosaicml-streaming; this one")
+    parser.add_argument("--peers-python", help="an interpreter with litdata and mosaicml-streaming; this one")
     parser.add_argument("--steps", type=int, default=24, help="to measure of each row")
     parser.add_argument("--pairs", type=int, default=40, help="of steps with and without the loader beside them")
     parser.add_argument("--folder", type=Path, help="where the corpora go, for a moment; the system's temporary folder")

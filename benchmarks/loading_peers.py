@@ -171,10 +171,8 @@ def litdata_loader(folder: Path) -> Callable[[int, int], Callable[[], object]]:
         loader = StreamingDataLoader(data, batch_size=BATCH, num_workers=workers)
         if first:
             state = data.state_dict(num_samples_yielded=first * BATCH, num_workers=workers, batch_size=BATCH)
-            yielded = {worker: first * BATCH // max(1, workers) for worker in range(max(1, workers))}
-            loader.load_state_dict(
-                {"dataset": state, "current_epoch": 1, "num_samples_yielded": yielded, "latest_worker_idx": 0}
-            )
+            place = {"current_epoch": 1, "num_samples_yielded": first * BATCH, "latest_worker_idx": 0}
+            loader.load_state_dict({"dataset": state, **place})
         batches = iter(loader)
         return lambda: next(batches)
 
