@@ -57,9 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         notes = []
         for name, shown in PEERS.items():
             try:
-                made = _in_process(
-                    options.peers_python, "benchmarks.packing_peers", name, small, tokenizer, Path(folder)
-                )
+                python = sys.executable if name == "datasets" else options.peers_python  # this project has it too
+                made = _in_process(python, "benchmarks.packing_peers", name, small, tokenizer, Path(folder))
                 runs[shown, small] = [made]
                 own += made.processor_s
                 notes.append(f"- {shown}: {made.note}")

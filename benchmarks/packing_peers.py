@@ -5,6 +5,7 @@
 Needs `tokenizers` and the peer, and nothing of the project. Each uses all cores, as its documentation shows it.
 """
 
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -71,23 +72,32 @@ def with_datasets(text: Path, tokenizer: Path, folder: Path) -> int:
     return len(made) * LENGTH
 
 
+def _encoded(tokenizer: Path, part: str) -> Iterator[Any]:
+    """The tokens of each document in a part of the file."""
+    import torch
+
+    core = _tokenizer(tokenizer)
+    documents = documents_in(Path(part))
+    while batch := list(itertools.islice(documents, 1000)):
+        for document in core.encode_batch_fast(batch, add_special_tokens=False):
+            yield torch.tensor([*document.ids, 0], dtype=torch.int32)
+
+
 def with_litdata(text: Path, tokenizer: Path, folder: Path) -> int:
     """optimize over parts of the file, a process a core, with the TokensLoader of its tutorial; returns the tokens."""
-    import torch
     from litdata import StreamingDataset, TokensLoader, optimize  # type: ignore[import-not-found]
 
     parts = _parts(text, folder)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-    def encode(part: str) -> Iterator[Any]:
-        core = _tokenizer(tokenizer)
-        documents = documents_in(Path(part))
-        while batch := list(itertools.islice(documents, 1000)):
-            for document in core.encode_batch_fast(batch, add_special_tokens=False):
-                yield torch.tensor([*document.ids, 0], dtype=torch.int32)
-
     loader = TokensLoader(block_size=LENGTH)
-    optimize(encode, parts, str(folder / "made"), chunk_bytes="64MB", num_workers=CORES, item_loader=loader)
+    optimize(
+        functools.partial(_encoded, tokenizer),
+        parts,
+        str(folder / "made"),
+        chunk_bytes="64MB",
+        num_workers=CORES,
+        item_loader=loader,
+    )
     return len(StreamingDataset(str(folder / "made"), item_loader=loader)) * LENGTH
 
 
