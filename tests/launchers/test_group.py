@@ -7,6 +7,7 @@ from launchers.local import _free_port, _loopback
 
 MEETING = """
 import os
+import torch
 from launchers.group import gather, join_group
 join_group(2, gpu=False)
 assert gather(int(os.environ["RANK"]), 2) == [0, 1]
@@ -14,6 +15,8 @@ port = f"{int(os.environ['MASTER_PORT']):04X}"
 lines = [line.split() for name in ("tcp", "tcp6") for line in open(f"/proc/net/{name}")]
 print([fields[1] for fields in lines if fields[3] == "0A" and fields[1].endswith(port)])
 gather(0, 2)
+# A rank's threads would otherwise be cut off by the interpreter's end.
+torch.distributed.destroy_process_group()
 """
 
 
