@@ -29,13 +29,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: Path, tmp_path: Path) -> None:
-    study = tiny_study(tmp_path / "study", **{"pretrain.tokens": 12_800, "execution": {"save_steps": 2}})
+    # Long enough that pretraining is far from its end when the disk is full, on however busy a machine.
+    longer = {"pretrain.tokens": 25_600, "pretrain.batch": 2, "execution": {"save_steps": 20}}
+    study = tiny_study(tmp_path / "study", **longer, grid={"pretrain.exposure": [0]})
     store, filler = small_disk / "runs", small_disk / "filler"
     launcher = start("run", study, "execution.parallel=1", "--store", store)
     wait_until(lambda: any(store.glob("*/checkpoint/step-*")), launcher)
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
-        while True:
-            stream.write(bytes(1 << 14))
+    with filler.open("wb", buffering=0) as stream:
+        for size in (1 << 20, 1 << 14):
+            with contextlib.suppress(OSError):
+                while stream.write(bytes(size)):
+                    pass
     _, told = launcher.communicate(timeout=120)
     assert launcher.returncode in (1, 3), told
     assert "Traceback" not in told
