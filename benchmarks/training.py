@@ -43,7 +43,14 @@ CURVE_STEPS = 200
 MARKS = (20, 50, 100, 200)
 OTHER = ", other initial weights"
 SEEDS = f"plain PyTorch loop, fp32{OTHER}"
-CURVES = (PEER, "plain PyTorch loop, fp32", SEEDS, "Retain, fp32", "Retain, bf16, compiled")
+CURVES = (
+    PEER,
+    "plain PyTorch loop, fp32",
+    SEEDS,
+    "Retain, fp32",
+    "Retain, fp32, compiled",
+    "Retain, bf16, compiled",
+)
 
 
 @dataclass

@@ -2,22 +2,20 @@
 
 import contextlib
 import re
-import shlex
 import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers.branches import ENDED_BADLY, settle_descendants
-from launchers.local import TRAINING_ENVIRONMENT
 from launchers.lost import settle_losses
 from launchers.owners import scheduler_witness
 from launchers.resources import UNMEASURED_MINUTES
+from launchers.sbatch import Request, executor, hand_over
 from launchers.slurm import Limits, live_jobs, read_limits, release_jobs
 from launchers.slurm_job import RunStage
 from launchers.snapshot import snapshot_code
@@ -167,10 +165,10 @@ def settle_unanswered(store: Store) -> list[str]:
 def sbatch_script(store: Store, family: Family, dependency: str | None, code: Path) -> str:
     """The script that a family would be submitted with."""
     submission = Submission("dry-run", family.keys, time.time(), pack=family.pack)
-    executor = _executor(store, submission, family, dependency, code)
+    submitter = _executor(store, submission, family, dependency, code)
     if len(submission.tasks) > 1:
-        executor.parameters["map_count"] = len(submission.tasks)
-    return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
+        submitter.parameters["map_count"] = len(submission.tasks)
+    return str(submitter._make_submission_file_text(submitter._submitit_command_str, "dry-run"))
 
 
 def _submit_families(
@@ -211,10 +209,10 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
     for key in family.keys:
         run = store.run(key)
         run.save_state(replace(run.state(), state="queued", submission=submission.token, reason=None))
-    executor = _executor(store, submission, family, dependency, code)
+    submitter = _executor(store, submission, family, dependency, code)
     stages = [RunStage(str(store.root.absolute()), submission.token) for _ in submission.tasks]
     try:
-        made = executor.map_array(_call, stages) if len(stages) > 1 else [executor.submit(stages[0])]
+        made = submitter.map_array(_call, stages) if len(stages) > 1 else [submitter.submit(stages[0])]
         job_id = made[0].job_id.split("_")[0]
     except Exception as error:
         found = live_jobs(name=submission.name)
@@ -235,78 +233,31 @@ def _call(stage: RunStage) -> str:
 
 
 def _hand_over(store: Store, submission: Submission, job_id: str) -> None:
-    """Put submitit's pickles where an adopted job looks for them; all tasks of a submission have the same."""
-    folder = submission_folder(store, submission.token)
-    waiting = list(folder.glob("*.pkl"))
+    """Give an adopted job, or the tasks of one, what it is to do."""
     tasks = len(submission.tasks)
     names = [f"{job_id}_{index}" for index in range(tasks)] if tasks > 1 else [job_id]
-    for name in names:
-        place = folder / f"{name}_submitted.pkl"
-        if not place.exists() and waiting:
-            beside = folder / f".{uuid.uuid4().hex}"
-            beside.write_bytes(next(path for path in waiting if path.exists()).read_bytes())
-            beside.replace(place)
+    hand_over(submission_folder(store, submission.token), names)
 
 
 def _executor(
     store: Store, submission: Submission, family: Family, dependency: str | None, code: Path
 ) -> "submitit.SlurmExecutor":
-    import submitit
-
-    class SlurmExecutor(submitit.SlurmExecutor):
-        """Also where there is no srun: a script may be looked at anywhere, and `submit` asks for SLURM itself."""
-
-        @classmethod
-        def affinity(cls) -> int:
-            return 1
-
     execution = family.execution
     slurm = Slurm.model_validate(execution["slurm"])
     processes = execution["devices"] // slurm.nodes
-    gpus = execution["accelerator"] != "cpu"
-    # A site's words for GPUs are not for a stage that takes none.
-    gres = slurm.gres if gpus or "{gpus}" not in (slurm.gres or "") else None
-    # Since SLURM 22.05 srun does not take the job's --cpus-per-task over by itself.
-    variables = TRAINING_ENVIRONMENT | {"SRUN_CPUS_PER_TASK": str(slurm.cpus)}
-    variables |= {name: str(value) for name, value in slurm.environment.items()}
-    parameters: dict[str, Any] = {
-        "job_name": submission.name,
-        "comment": f"retain {family.stage} of {store.root}",
-        "time": slurm.minutes or UNMEASURED_MINUTES,
-        "nodes": slurm.nodes,
-        "ntasks_per_node": processes,
-        "cpus_per_task": slurm.cpus,
-        "mem": f"{int(slurm.memory_gb * 1024)}M" if slurm.memory_gb else None,
-        "partition": slurm.partition,
-        "account": slurm.account,
-        "qos": slurm.qos,
-        "constraint": slurm.constraint,
-        "exclude": slurm.exclude,
-        "gres": gres and gres.replace("{gpus}", str(processes)),
-        "gpus_per_node": processes if gpus and "gpu" not in (gres or "") else None,
-        "dependency": dependency,
-        "signal_delay_s": slurm.warning_seconds,
-        "array_parallelism": slurm.at_a_time,
-        "stderr_to_stdout": True,
-        "setup": [
-            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
-            *slurm.setup,
-            # After the setup: modules may set it too.
-            f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
-            # Where `retain submit` is called from a checkout, python -m would take its code first.
-            "export PYTHONSAFEPATH=1",
-        ],
-        "teardown": [
-            f"{shlex.quote(sys.executable)} -m launchers.slurm_after "
-            f"{shlex.quote(str(store.root.absolute()))} {submission.token}"
-        ],
-        "additional_parameters": {"requeue": True} | slurm.extra,
-    }
-    executor = SlurmExecutor(
-        folder=submission_folder(store, submission.token).absolute(), python=shlex.quote(sys.executable)
+    request = Request(
+        name=submission.name,
+        comment=f"retain {family.stage} of {store.root}",
+        minutes=slurm.minutes or UNMEASURED_MINUTES,
+        nodes=slurm.nodes,
+        tasks=processes,
+        cpus=slurm.cpus,
+        memory_gb=slurm.memory_gb,
+        gpus=processes if execution["accelerator"] != "cpu" else 0,
+        dependency=dependency,
     )
-    executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
-    return executor
+    last_line = [sys.executable, "-m", "launchers.slurm_after", str(store.root.absolute()), submission.token]
+    return executor(submission_folder(store, submission.token), request, slurm, last_line, code)
 
 
 @contextlib.contextmanager

@@ -2,19 +2,16 @@
 
 import math
 import os
-import shlex
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from launchers.branches import WITH_STUDY, cancel_runs
 from launchers.deferred import outside_job
-from launchers.local import TRAINING_ENVIRONMENT
 from launchers.opened import open_study
 from launchers.resources import driver_minutes, slurm_resources
+from launchers.sbatch import Request, executor, hand_over
 from launchers.search.job_life import RunSearch
 from launchers.search.job_record import (
     SearchJob,
@@ -33,12 +30,10 @@ from results.losses import study_folder
 from results.search_files import POINTS_STUDY
 from results.store import Store
 from sweeps.errors import MissingResourceError, StudyError
-from sweeps.schema import StageExecution
+from sweeps.read import StudyFile
+from sweeps.schema import Slurm
 from sweeps.sites import Site
 from sweeps.tree import STAGES
-
-if TYPE_CHECKING:
-    import submitit
 
 MINUTES = 1440
 """Walltime of one life where the study gives none; site and partition may allow less."""
@@ -78,7 +73,7 @@ def check_job(searched: SearchedStudy, wanted: SearchJob) -> None:
     owner = read_owner(lease)
     if owner is not None and owner.is_here() and owner.job_id is None and is_held(lease):
         raise StudyError(f"{searched.name}: process {owner.pid} searches this study in this store; stop it first")
-    _parameters(searched, wanted)
+    _asked(searched, wanted)
     if wanted.launcher == "slurm-ray":
         return
     ends = {f"end{number}": values for number, values in enumerate(searched.search.ends())}
@@ -102,17 +97,17 @@ def submit_search(searched: SearchedStudy, wanted: SearchJob) -> tuple[SearchJob
         if known is not None and (job := queued_job(known)) is not None:
             if known.job_id is None:
                 known = replace(known, job_id=job.job_id)
-                _hand_over(known.files(searched.store), job.job_id)
+                hand_over(known.files(searched.store), [job.job_id])
                 write_search_job(searched.store, known)
             if job.failed_to_start:
                 release_jobs([job.job_id])
             return known, False
         check_job(searched, wanted)
-        parameters = _parameters(searched, wanted)
+        request, slurm = _asked(searched, wanted)
         code = snapshot_code(searched.store.root)
         # Before sbatch is called, so that a job whose sbatch gives no answer is found by its name.
         write_search_job(searched.store, wanted)
-        return _submit(searched.store, wanted, parameters, code), True
+        return _submit(searched.store, wanted, request, slurm, code), True
 
 
 def queued_job(known: SearchJob) -> Job | None:
@@ -152,13 +147,15 @@ def _submitted_points(store: Store, study: str) -> list[str]:
     return [key for key, state in states.items() if state.state in ("queued", "running") and state.submission]
 
 
-def _submit(store: Store, wanted: SearchJob, parameters: Mapping[str, Any], code: Path) -> SearchJob:
+def _submit(store: Store, wanted: SearchJob, request: Request, slurm: Slurm, code: Path) -> SearchJob:
     """One sbatch; a job whose sbatch gave no answer is looked for by its name."""
-    executor = _executor(store, wanted, parameters, code)
-    call = RunSearch(str(store.root.absolute()), wanted.study, wanted.token)
+    root = str(store.root.absolute())
+    last_line = [sys.executable, "-m", "launchers.search.job_life", root, wanted.study, wanted.token]
+    submitter = executor(wanted.files(store), request, slurm, last_line, code)
+    call = RunSearch(root, wanted.study, wanted.token)
     with outside_job():
         try:
-            job_id = executor.submit(_call, call).job_id
+            job_id = submitter.submit(_call, call).job_id
         except Exception as error:
             found = live_jobs(name=wanted.name)
             if not found:
@@ -166,7 +163,7 @@ def _submit(store: Store, wanted: SearchJob, parameters: Mapping[str, Any], code
                 reason = " ".join(str(error).split())[-300:]
                 raise MissingResourceError(f"SLURM: sbatch refused the search of {wanted.study}: {reason}") from error
             job_id = next(iter(found))
-            _hand_over(wanted.files(store), job_id)
+            hand_over(wanted.files(store), [job_id])
     answered = replace(wanted, job_id=job_id)
     write_search_job(store, answered)
     return answered
@@ -176,83 +173,41 @@ def _call(search: RunSearch) -> str:
     return search()
 
 
-def _hand_over(files: Path, job_id: str) -> None:
-    """Put submitit's pickle where an adopted job looks for it."""
-    place = files / f"{job_id}_submitted.pkl"
-    waiting = next(files.glob("*.pkl"), None)
-    if not place.exists() and waiting is not None:
-        waiting.rename(place)
-
-
-def _parameters(searched: SearchedStudy, wanted: SearchJob) -> dict[str, Any]:
+def _asked(searched: SearchedStudy, wanted: SearchJob) -> tuple[Request, Slurm]:
     """What the job asks of SLURM: little for a driver; for an allocation, room on each node. Raises StudyError."""
     execution = searched.file.study.execution
     site = wanted.profile()
     own = execution.of_stage("driver", site)
-    minutes = driver_minutes(own, site, MINUTES, searched.file.path.name)
-    if wanted.launcher == "slurm":
-        memory = min(MEMORY_GB, own.slurm.memory_gb) if own.slurm.memory_gb else None
-        return _resources(own, minutes, 1, memory, 0)
+    cpus, memory, gpus = 1, min(MEMORY_GB, own.slurm.memory_gb) if own.slurm.memory_gb else None, 0
+    if wanted.launcher == "slurm-ray":
+        cpus, memory, gpus = _room(searched.file, wanted.nodes, site)
+    request = Request(
+        name=wanted.name,
+        comment=f"retain search {wanted.study} of {searched.store.root}",
+        minutes=driver_minutes(own, site, MINUTES, searched.file.path.name),
+        nodes=wanted.nodes,
+        tasks=1,
+        cpus=cpus,
+        memory_gb=memory,
+        gpus=gpus,
+    )
+    # A number of GPUs that a study or site names in its own words is that of a stage.
+    literal = not gpus and "gpu" in (own.slurm.gres or "")
+    return request, own.slurm.model_copy(update={"gres": None}) if literal else own.slurm
+
+
+def _room(file: StudyFile, nodes: int, site: Site | None) -> tuple[int, float | None, int]:
+    """CPUs, memory (GB) and GPUs of one node of an allocation, for its share of the stages. Raises StudyError."""
+    execution = file.study.execution
     kinds = [execution.of_stage(kind, site) for kind in STAGES]
     if any(kind.slurm.nodes > 1 for kind in kinds):
         raise StudyError(
-            f"{searched.file.path.name}: execution.slurm.nodes: a search on Ray trains a stage on one node; leave it 1, "
+            f"{file.path.name}: execution.slurm.nodes: a search on Ray trains a stage on one node; leave it 1, "
             "or search with --launcher slurm"
         )
     devices = max(kind.devices for kind in kinds)
-    stages = math.ceil(execution.parallel / wanted.nodes) if execution.parallel else max(1, DEVICES_A_NODE // devices)
+    stages = math.ceil(execution.parallel / nodes) if execution.parallel else max(1, DEVICES_A_NODE // devices)
     cpus = max(kind.devices * max(kind.slurm.cpus, kind.threads) for kind in kinds)
     memory = max(kind.slurm.memory_gb or 0 for kind in kinds) * stages or None
     on_gpus = any(kind.accelerator != "cpu" for kind in kinds)
-    return _resources(own, minutes, stages * cpus, memory, stages * devices if on_gpus else 0)
-
-
-def _resources(own: StageExecution, minutes: int, cpus: int, memory_gb: float | None, gpus: int) -> dict[str, Any]:
-    """sbatch's words for what one node gives."""
-    gres = own.slurm.gres
-    if gres and not gpus and ("{gpus}" in gres or "gpu" in gres):
-        gres = None
-    return {
-        "time": minutes,
-        "cpus_per_task": cpus,
-        "mem": f"{int(memory_gb * 1024)}M" if memory_gb else None,
-        "partition": own.slurm.partition,
-        "account": own.slurm.account,
-        "qos": own.slurm.qos,
-        "constraint": own.slurm.constraint,
-        "exclude": own.slurm.exclude,
-        "gres": gres and gres.replace("{gpus}", str(gpus)),
-        "gpus_per_node": gpus if gpus and "gpu" not in (gres or "") else None,
-        "signal_delay_s": own.slurm.warning_seconds,
-        "additional_parameters": {"requeue": True} | own.slurm.extra,
-        "setup": [
-            *(f"export {name}={shlex.quote(str(value))}" for name, value in own.slurm.environment.items()),
-            *own.slurm.setup,
-        ],
-    }
-
-
-def _executor(store: Store, wanted: SearchJob, parameters: Mapping[str, Any], code: Path) -> "submitit.SlurmExecutor":
-    import submitit
-
-    root = shlex.quote(str(store.root.absolute()))
-    python = shlex.quote(sys.executable)
-    variables = TRAINING_ENVIRONMENT | {"SRUN_CPUS_PER_TASK": str(parameters["cpus_per_task"])}
-    fields = dict(parameters) | {
-        "job_name": wanted.name,
-        "comment": f"retain search {wanted.study} of {store.root}",
-        "nodes": wanted.nodes,
-        "ntasks_per_node": 1,
-        "stderr_to_stdout": True,
-        "setup": [
-            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
-            *parameters["setup"],
-            # After the setup: modules may set it too.
-            f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
-            "export PYTHONSAFEPATH=1",
-        ],
-        "teardown": [f"{python} -m launchers.search.job_life {root} {shlex.quote(wanted.study)} {wanted.token}"],
-    }
-    executor = submitit.SlurmExecutor(folder=wanted.files(store).absolute(), python=python)
-    executor.update_parameters(**{name: value for name, value in fields.items() if value is not None})
-    return executor
+    return stages * cpus, memory, stages * devices if on_gpus else 0

@@ -70,6 +70,14 @@ def trains(store: Path) -> bool:
     return any(run.checkpoint.exists() and run.is_running() for run in Store(store).runs())
 
 
+def training(cluster: Cluster, temporary: Path, folder: Path) -> tuple[Path, str]:
+    """A search on two nodes, once a stage of it has saved a state: its store and its job's id."""
+    store = folder / "runs"
+    search = begin(cluster, tiny_study(folder / "study", **SLOWLY), store, temporary, nodes=2)
+    wait_until(lambda: trains(store), "a state", 300)
+    return store, search
+
+
 def wait_for_the_end(cluster: Cluster, store: Path, seconds: float = 400) -> None:
     wait_until(lambda: not queue(cluster), "queue empty", seconds)
     told = "\n".join(path.read_text() for path in store.glob("studies/*/search.log"))
@@ -108,11 +116,8 @@ def test_two_searches_side_by_side_on_one_node_end_with_the_right_results(
 def test_a_preempted_allocation_goes_on_and_ends_with_the_same_weights(
     slurm: Cluster, temporary: Path, tmp_path: Path
 ) -> None:
-    study = tiny_study(tmp_path / "study", **SLOWLY)
-    train_here(study, tmp_path / "calm")
-    store = tmp_path / "runs"
-    search = begin(slurm, study, store, temporary, nodes=2)
-    wait_until(lambda: trains(store), "a state", 300)
+    train_here(tiny_study(tmp_path / "study", **SLOWLY), tmp_path / "calm")
+    store, search = training(slurm, temporary, tmp_path)
     stronger = submit(slurm, "sleep 5", "--partition=high", "--exclusive", "--nodes=4")
     wait_for_state(slurm, stronger, "RUNNING", "COMPLETED", seconds=60)
     assert not processes_of(temporary)
@@ -126,10 +131,7 @@ def test_a_preempted_allocation_goes_on_and_ends_with_the_same_weights(
 def test_a_cancelled_allocation_saves_and_leaves_nothing_behind(
     slurm: Cluster, temporary: Path, tmp_path: Path
 ) -> None:
-    study = tiny_study(tmp_path / "study", **SLOWLY)
-    store = tmp_path / "runs"
-    search = begin(slurm, study, store, temporary, nodes=2)
-    wait_until(lambda: trains(store), "a state", 300)
+    store, search = training(slurm, temporary, tmp_path)
     trained = next(run for run in Store(store).runs() if run.checkpoint.exists())
     call(slurm, "scancel", search)
     wait_until(lambda: not queue(slurm), "queue empty", 60)
@@ -141,10 +143,7 @@ def test_a_cancelled_allocation_saves_and_leaves_nothing_behind(
 def test_the_other_nodes_end_when_the_first_dies_and_the_job_goes_back_to_the_queue(
     slurm: Cluster, temporary: Path, tmp_path: Path
 ) -> None:
-    study = tiny_study(tmp_path / "study", **SLOWLY)
-    store = tmp_path / "runs"
-    search = begin(slurm, study, store, temporary, nodes=2)
-    wait_until(lambda: trains(store), "a state", 300)
+    store, search = training(slurm, temporary, tmp_path)
     tasks = processes(slurm.folder, lambda process: process.name.startswith("python"))
     (first,) = [task.pid for task in tasks if is_first_task(task.pid)]
     os.kill(first, signal.SIGKILL)
