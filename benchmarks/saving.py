@@ -42,8 +42,8 @@ from lightning_modules.models import build_model
 from lightning_modules.stage import StageModule
 from results.store import Run
 from sweeps.atomic import sync_path
+from sweeps.execution import Execution
 from sweeps.models import PRESETS
-from sweeps.schema import Execution
 from sweeps.units import format_bytes
 
 INTERVAL_S = Execution().save_minutes * 60

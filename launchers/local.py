@@ -18,7 +18,7 @@ from launchers.worker import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED, work
 from results.lease import take_lease
 from results.store import Run, State, Store
 from sweeps.errors import MissingResourceError, RetainError
-from sweeps.schema import Execution
+from sweeps.execution import Execution
 from sweeps.tree import STAGES, Tree
 
 POLL_S = 0.1

@@ -18,7 +18,7 @@ from launchers.doctor import MISSING, NOTE, OK, Finding
 from launchers.partitions import Partition
 from launchers.slurm import PATIENCE_S, ask, cancel_jobs, live_jobs
 from sweeps.errors import MissingResourceError
-from sweeps.schema import SiteOptions
+from sweeps.execution import SiteOptions
 
 PATIENCE_PROBE_S = 120.0
 """How long all probes together may take, waiting in the queue included."""

@@ -13,8 +13,8 @@ from launchers.slurm import has_slurm
 from results.speeds import measured_speeds
 from results.store import Store
 from sweeps.errors import MissingResourceError, StudyError
+from sweeps.execution import Slurm, StageExecution
 from sweeps.read import StudyFile
-from sweeps.schema import Slurm, StageExecution
 from sweeps.sites import Site, choose_site, read_sites
 from sweeps.speed import model_text
 from sweeps.tree import Tree

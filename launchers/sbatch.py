@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers.local import TRAINING_ENVIRONMENT
-from sweeps.schema import Slurm
+from sweeps.execution import Slurm
 
 if TYPE_CHECKING:
     import submitit

@@ -32,7 +32,7 @@ from launchers.submissions import (
 from results.lease import SILENCE_S, read_owner, take_lease
 from results.store import Store
 from sweeps.errors import MissingResourceError
-from sweeps.schema import Slurm
+from sweeps.execution import Slurm
 
 if TYPE_CHECKING:
     import submitit

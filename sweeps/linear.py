@@ -11,9 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sweeps.errors import StudyError
+from sweeps.execution import Execution
 from sweeps.facts import Facts
 from sweeps.linear_theory import Task, order_time, threshold
-from sweeps.schema import Corpus, Execution, Fraction, Positive, Section, Seed, Tokenizer
+from sweeps.schema import Corpus, Tokenizer
+from sweeps.section import Fraction, Positive, Section, Seed
 
 METHOD = "gradient descent on the population loss"
 """What the recipe of every stage of a linear study names as its method, and of no other."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from sweeps.axes import grid_values
 from sweeps.complaints import first_sentence
 from sweeps.errors import StudyError
-from sweeps.schema import Positive, Section, Seed
+from sweeps.section import Positive, Section, Seed
 
 Loss = Literal[
     "immediate_posttraining_loss", "retained_posttraining_loss", "finetuning_loss", "retained_pretraining_loss"

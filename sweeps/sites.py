@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from sweeps.complaints import first_sentence
 from sweeps.errors import StudyError
+from sweeps.execution import SiteOptions
 from sweeps.read import load_yaml
-from sweeps.schema import Positive, SiteOptions
+from sweeps.section import Positive
 
 
 class Site(SiteOptions):

@@ -26,7 +26,7 @@ from launchers.slurm import ask
 from launchers.worker import STOP_GRACE_S
 from sweeps.atomic import write_json
 from sweeps.errors import MissingResourceError
-from sweeps.schema import Execution
+from sweeps.execution import Execution
 
 MEETING_S = 600.0
 """How long the other tasks wait for the head: all tasks of a job begin together, but Ray starts slowly on a busy node."""

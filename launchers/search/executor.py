@@ -27,7 +27,7 @@ from launchers.search.ray_node import OBJECT_STORE_BYTES
 from launchers.search.strays import ray_folder
 from results.store import Store
 from sweeps.errors import MissingResourceError, StudyError
-from sweeps.schema import Execution, StageExecution
+from sweeps.execution import Execution, StageExecution
 from sweeps.tree import STAGES, Stage, Tree
 
 _ENVIRONMENT = {

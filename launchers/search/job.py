@@ -30,8 +30,8 @@ from results.losses import study_folder
 from results.search_files import POINTS_STUDY
 from results.store import Store
 from sweeps.errors import MissingResourceError, StudyError
+from sweeps.execution import Slurm
 from sweeps.read import StudyFile
-from sweeps.schema import Slurm
 from sweeps.sites import Site
 from sweeps.tree import STAGES
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sweeps.execution import Execution
 from sweeps.facts import CorpusFacts, Facts
 from sweeps.read import check_study
-from sweeps.schema import Execution, Finetune, Model, Posttrain, Pretrain, Study
+from sweeps.schema import Finetune, Model, Posttrain, Pretrain, Study
 from sweeps.tree import STAGES, expand
 from tests.studies import made_up_facts, tiny_fields, tiny_tree
 from tests.sweeps.write_golden_keys import COMMAND, GOLDEN, golden_keys

@@ -155,6 +155,7 @@ BAD_OVERRIDES = [
     ("posttrain.lora.rank=8", "posttrain.lora: these settings are for method: lora; set that too, or take them out"),
     ("finetune.lora.targets=[mlp]", "finetune.lora.targets.0: Input should be 'q_proj', 'k_proj',"),
     ("pretrain.exposure_schedule=soon", "pretrain.exposure_schedule: 'soon' is no schedule; write uniform, early, late"),
+    ("execution.compile=maybe", "execution.compile: 'maybe' is neither auto nor true nor false"),
     ("search={finetune.lr: 1}", "search.axes: this field must be given"),
     ("study=a b", "study: String should match pattern"),
     ("pretrain=5", "pretrain: Input should be a valid dictionary or instance of Pretrain (it is 5)"),

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from sweeps.errors import StudyError
+from sweeps.execution import Execution
 from sweeps.read import check_study
-from sweeps.schema import Execution
 from sweeps.sites import Site, choose_site, read_sites, sites_file
 from sweeps.tree import device_mismatch
 from tests.studies import tiny_fields
