@@ -18,10 +18,10 @@ def export(
 ) -> None:
     """A Hugging Face folder that AutoModelForCausalLM.from_pretrained loads, with its tokeniser and a model card."""
     from launchers.export import export_run
-    from results.store import Store
+    from results.store import existing_store
 
-    chosen = Store(store).find(run_key)
-    print(export_run(Store(store), chosen, to or Path(chosen.key)))
+    chosen = existing_store(store).find(run_key)
+    print(export_run(existing_store(store), chosen, to or Path(chosen.key)))
 
 
 def verify(
@@ -35,10 +35,9 @@ def verify(
     """Check every checksum and invariant of the store; of a study with matched allocation, that D_post is seen once."""
     from launchers.verify import verify_store
     from launchers.views import print_json, print_problems
-    from results.store import Store
+    from results.store import existing_store
 
-    if not store.is_dir():
-        raise MissingResourceError(f"--store {store}: no such store; train something first, or name another")
+    found = existing_store(store)
     keys, allocated = None, []
     if study is not None:
         from launchers.opened import open_study
@@ -46,7 +45,7 @@ def verify(
 
         opened = open_study(study, overrides or (), store)
         keys, allocated = set(opened.tree.stages), matched_problems(opened)
-    checked, problems = verify_store(Store(store), keys)
+    checked, problems = verify_store(found, keys)
     problems += allocated
     if as_json:
         print_json({"study": study, "runs": checked, "problems": [vars(problem) for problem in problems]})
@@ -70,17 +69,15 @@ def gc(
     """Free what nothing needs: resumable states of done runs, and what dead processes left."""
     from launchers.views import print_json, print_waste, waste_document
     from results.collect import find_waste, free
-    from results.store import Store
+    from results.store import existing_store
 
-    keys = None
+    keys, opened = None, existing_store(store)
     if study is not None:
         from launchers.opened import open_study
 
         keys = set(open_study(study, overrides or (), store).tree.stages)
-    found = find_waste(Store(store), keys, weights)
-    document = waste_document(
-        study, found, [None if dry_run else free(Store(store), waste) for waste in found], dry_run
-    )
+    found = find_waste(opened, keys, weights)
+    document = waste_document(study, found, [None if dry_run else free(opened, waste) for waste in found], dry_run)
     if as_json:
         print_json(document)
     else:
@@ -95,9 +92,9 @@ def pin(
 ) -> None:
     """Keep a run's weights from gc --weights."""
     from results.collect import set_pin
-    from results.store import Store
+    from results.store import existing_store
 
-    chosen = Store(store).find(run_key)
+    chosen = existing_store(store).find(run_key)
     set_pin(chosen, not off)
     print(f"{chosen.key} is {'no longer pinned' if off else 'pinned'}")
 

@@ -54,21 +54,24 @@ def status(
     from launchers.views import Look, print_json, print_status, watch_status
     from results.status import as_json as rows_as_json
     from results.status import store_status, study_status
-    from results.store import Store
+    from results.store import existing_store
 
     tree = None
-    if study is not None:
+    if study is None:
+        opened = existing_store(store)
+    else:
         from launchers.opened import open_study
 
-        tree = open_study(study, overrides or (), store).tree
+        asked = open_study(study, overrides or (), store)
+        tree, opened = asked.tree, asked.store
 
     def look() -> Look:
-        found = store_status(Store(store)) if tree is None else study_status(tree, Store(store))
+        found = store_status(opened) if tree is None else study_status(tree, opened)
         if not ((store / "submissions").is_dir() and has_slurm()):
-            return Look(found, [], search_documents(Store(store), tree.study if tree else None, None))
+            return Look(found, [], search_documents(opened, tree.study if tree else None, None))
         live = live_jobs(everyone=True)
-        searches = search_documents(Store(store), tree.study if tree else None, live)
-        return Look(with_jobs(found, Store(store), live), orphans(Store(store), live), searches)
+        searches = search_documents(opened, tree.study if tree else None, live)
+        return Look(with_jobs(found, opened, live), orphans(opened, live), searches)
 
     if watch:
         watch_status(look)
@@ -89,9 +92,9 @@ def logs(
 ) -> None:
     """What a run has logged, over all its attempts."""
     from launchers.logs import follow_log
-    from results.store import Store
+    from results.store import existing_store
 
-    follow_log(Store(store).find(run_key), follow)
+    follow_log(existing_store(store).find(run_key), follow)
 
 
 def results(

@@ -255,12 +255,13 @@ def _register_again(study: str, overrides: Sequence[str], store: Path, site: str
 def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:
     """The registered stage keys of a study, or of a run and all below it, parents first."""
     from launchers.branches import branch
-    from results.store import Store
+    from results.store import existing_store
     from sweeps.read import is_study
 
+    found = existing_store(store)
     if not is_study(name):
-        return branch(Store(store), Store(store).find(name).key)
+        return branch(found, found.find(name).key)
     from launchers.opened import open_study
 
-    known = {run.key for run in Store(store).runs()}
+    known = {run.key for run in found.runs()}
     return [key for key in open_study(name, overrides, store).tree.stages if key in known]

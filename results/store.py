@@ -259,6 +259,13 @@ def open_store(root: Path) -> Store:
     return Store(root)
 
 
+def existing_store(root: Path) -> Store:
+    """A store of which something is asked that only one with runs can answer. Raises MissingResourceError without it."""
+    if not open_store(root).root.is_dir():
+        raise MissingResourceError(f"--store {root}: no such store; train something first, or name another")
+    return Store(root)
+
+
 def make_store(root: Path) -> Store:
     """A store to write, made where it is missing. Raises MissingResourceError where it cannot be written."""
     try:

@@ -87,8 +87,10 @@ def test_verify_tells_all_damage_and_goes_on(trained: Trained, copied: Path) -> 
     assert any(f"{state.name} is damaged" in problem["what"] for problem in problems)
 
 
-def test_verify_of_a_store_that_is_not_there_does_not_pass(tmp_path: Path) -> None:
-    assert_one_sentence(retain("verify", "--store", tmp_path / "none", code=3).stderr, ["no such store", "none"])
+@pytest.mark.parametrize("verb", ["status", "verify", "gc", "cancel laptop", "retry 0f4d", "logs 0f4d", "export 0f4d"])
+def test_a_store_that_is_not_there_is_told_and_not_taken_for_an_empty_one(tmp_path: Path, verb: str) -> None:
+    told = retain(*verb.split(), "--store", tmp_path / "none", code=3).stderr
+    assert_one_sentence(told, ["no such store", "none"])
 
 
 def test_nothing_is_trained_from_damaged_weights(trained: Trained, copied: Path) -> None:
