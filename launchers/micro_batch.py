@@ -18,6 +18,8 @@ FILLED = 0.9
 """The share of a GPU's memory that a step may take, AdamW's moments included."""
 MOMENT_BYTES = 8
 """AdamW's two, of a trained parameter in fp32."""
+OTHERS_BYTES = 2 * 2**30
+"""More than the driver and this process's own kernels take of a GPU that nobody else uses."""
 
 
 def kind_of_stage(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool, world: int) -> dict[str, Any]:
@@ -35,8 +37,13 @@ def kind_of_stage(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool
     }
 
 
-def micro_batch_for(store: Path, kind: Mapping[str, Any], share: int, fits: Callable[[int], bool]) -> int:
-    """Sequences at a time, at most a process's `share` of a batch; `fits` is asked only where the store knows no answer."""
+def micro_batch_for(
+    store: Path, kind: Mapping[str, Any], share: int, fits: Callable[[int], bool], keep: bool = True
+) -> int:
+    """Sequences at a time, at most a process's `share` of a batch; `fits` is asked only where the store knows no answer.
+
+    keep: whether what is found is for later runs too.
+    """
     text = json.dumps(kind, sort_keys=True)
     place = store / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     known: dict[str, Any] = read_json(place) if place.exists() else {"fits": 0, "too_many": None}
@@ -46,8 +53,9 @@ def micro_batch_for(store: Path, kind: Mapping[str, Any], share: int, fits: Call
     most, too_many = largest_that_fits(share, fits)
     # Halving a larger share may pass over what is known to fit.
     most = max(most, int(known["fits"]))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place, {"fits": most, "too_many": too_many, "of": dict(kind)})
+    if keep:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, {"fits": most, "too_many": too_many, "of": dict(kind)})
     return evenly(share, most)
 
 
@@ -62,6 +70,12 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> tuple[int, int
     while size > 1 and not fits(size):
         size, too_many = -(-size // 2), size
     return size, too_many
+
+
+def is_shared(device: torch.device) -> bool:
+    """Whether other processes hold much of a GPU's memory, so that what fits now tells nothing about other times."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device) > OTHERS_BYTES
 
 
 def fits_on_gpu(model: LlamaForCausalLM, length: int, bf16: bool, device: torch.device) -> Callable[[int], bool]:

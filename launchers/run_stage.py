@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ from datamodules.stage_data import StageData, heldout_sequences
 from datamodules.tokenizer import Tokenizer, load_tokenizer
 from launchers.callbacks import Curves, Heldout
 from launchers.causes import agree_on_cause, explained, forget_causes
-from launchers.failures import DISK, classify
+from launchers.failures import BUG, DISK, classify
 from launchers.group import broadcast, gather, join_group
 from launchers.heartbeat import heartbeat
-from launchers.micro_batch import fits_on_gpu, kind_of_stage, micro_batch_for
+from launchers.micro_batch import fits_on_gpu, is_shared, kind_of_stage, micro_batch_for
 from launchers.parents import done_parent
 from launchers.place import Group
 from launchers.resume import Cadence, Resume, StageStopped
@@ -79,16 +79,16 @@ def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
             else:
                 _train(store, run, group, stop, lease)
     except StageStopped as stopped:
-        if group.chief:
-            # Who cancels a run marks it before its job is stopped, and says why.
-            marked = run.state()
-            again = marked.state != "cancelled"
-            run.end_attempt("planned" if again else "cancelled", str(stopped), None if again else marked.reason)
+        _end_stopped(run, group, str(stopped))
         raise
     except Exception as error:
         with contextlib.suppress(OSError):
             traceback.print_exc()
         failure, reason = agree_on_cause(run.folder, group, *explained(error))
+        if stop.signal is not None and failure == BUG:
+            # The signal has reached the compilers beside this process too: that they left their work is no fault of the run.
+            _end_stopped(run, group, stop.signal)
+            raise StageStopped(stop.signal) from error
         try:
             if lease is not None and lease.held():
                 run.end_attempt("failed", "error", reason, failure)
@@ -98,6 +98,14 @@ def run_stage(store: Store, key: str, group: Group, stop: StopRequest) -> None:
     finally:
         if lease:
             lease.release()
+
+
+def _end_stopped(run: Run, group: Group, cause: str) -> None:
+    """Leave a run to be gone on with, unless it is cancelled: who cancels it marks it before its job is stopped."""
+    if group.chief:
+        marked = run.state()
+        again = marked.state != "cancelled"
+        run.end_attempt("planned" if again else "cancelled", cause, None if again else marked.reason)
 
 
 def _take_patiently(run: Run) -> Lease:
@@ -125,26 +133,25 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease
     if group.chief:
         forget_causes(run.folder)
     join_group(group.world, gpu)
-    form, notes = settle_form(run, execution, group, torch.device("cuda" if gpu else "cpu"))
+    # The attempt first: a process that dies while it tries the compilers is missed then.
+    saved = _begin(run, recipe, group, torch.cuda.get_device_name() if gpu else None)
+    form, notes = settle_form(run, execution, bf16, sharded, group, torch.device("cuda" if gpu else "cpu"), stop)
     if execution != spec["execution"]:
-        notes.append(
-            f"for lack of GPU memory {form.micro_batch} sequences at a time: the same batches, other last bits"
-        )
-    if group.world == 1 and stop.signal == CANCEL_SIGNAL.name:
-        # The attempt would be entered over the mark of who cancels the run.
-        raise StageStopped(stop.signal)
-    saved = _begin(run, recipe, group, notes, torch.cuda.get_device_name() if gpu else None)
+        notes.append(f"for lack of GPU memory {form.micro_batch} sequences at a time")
+    if group.chief:
+        _note(run, notes)
     tokenizer = load_tokenizer(store.root / "tokenizers" / spec["tokenizer"])
     model = _starting_model(store, spec, tokenizer)
     if group.chief:
         trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
         needed = stage_bytes(sum(parameter.numel() for parameter in model.parameters()), trained)
         check_room(run.folder, needed - used_bytes(run.checkpoint))
+    module = StageModule(model, recipe, form.micro_batch, sharded, form.compiled)
     if gpu and form.micro_batch is None and not sharded:
-        form = replace(form, micro_batch=_found_micro_batch(store, model, recipe, group, bf16))
+        module.micro_batch = _found_micro_batch(store, model, recipe, group, bf16)
+        form = replace(form, micro_batch=module.micro_batch)
     if group.chief:
         record_form(run, form)
-    module = StageModule(model, recipe, form.micro_batch, sharded, form.compiled)
     data = StageData(recipe, store.root, group.rank, group.world)
     data.next_step = saved.step if saved else 0
     splits = {role: heldout_sequences(store.root, corpus) for role, corpus in spec["evaluation"].items()}
@@ -162,15 +169,14 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest, lease: Lease
         _finish(store, run, spec, module, curves, best, final, tokenizer, lease)
 
 
-def _begin(
-    run: Run, recipe: Mapping[str, Any], group: Group, notes: list[str], device: str | None
-) -> SavedState | None:
-    """Enter the attempt with its notes, to which what the states need is added, and choose the state to go on from.
+def _begin(run: Run, recipe: Mapping[str, Any], group: Group, device: str | None) -> SavedState | None:
+    """Choose the state to go on from, and enter the attempt with notes on it.
 
-    device: what the GPUs call themselves.
+    device: what the GPUs call themselves. Raises StageStopped where the run has been cancelled meanwhile.
     """
-    saved = None
+    saved, cancelled = None, False
     if group.chief:
+        notes: list[str] = []
         clear_unfinished(run.checkpoint)
         shutil.rmtree(run.folder / "model.partial", ignore_errors=True)
         had_states = bool(saved_states(run.checkpoint))
@@ -181,14 +187,26 @@ def _begin(
             notes.append(
                 f"goes on with {group.world} processes what {saved.world} began: the same order of data, other last bits"
             )
-        for note in notes:
-            print(note, flush=True)
         tokens = saved.step * recipe["batch"] * recipe["sequence_length"] if saved else 0
-        run.begin_attempt(os.getpid(), tokens, group.world, "; ".join(notes) or None, device)
-    chosen = broadcast(str(saved.folder) if saved else "", group.world)
-    if chosen and saved is None:
-        saved = open_state(Path(chosen), check=False)
+        cancelled = run.state().state == "cancelled"
+        if not cancelled:
+            run.begin_attempt(os.getpid(), tokens, group.world, device)
+            _note(run, notes)
+    chosen = json.loads(broadcast(json.dumps([str(saved.folder) if saved else "", cancelled]), group.world))
+    if chosen[1]:
+        # The attempt would have been entered over the mark of who cancels the run.
+        raise StageStopped(CANCEL_SIGNAL.name)
+    if chosen[0] and saved is None:
+        saved = open_state(Path(chosen[0]), check=False)
     return saved
+
+
+def _note(run: Run, notes: Sequence[str]) -> None:
+    """Tell what a reader of the results should know, in the log and in the current attempt."""
+    for note in notes:
+        print(note, flush=True)
+    if notes:
+        run.add_notes(notes)
 
 
 def _finish(
@@ -256,8 +274,9 @@ def _found_micro_batch(
     fits = fits_on_gpu(model.to(device), recipe["sequence_length"], bf16, device)  # type: ignore[arg-type]
     share = -(-recipe["batch"] // group.world)
     kind = kind_of_stage(model, recipe, bf16, group.world)
+    own = micro_batch_for(store.root, kind, share, fits, keep=not is_shared(device))
     # Ranks ask for themselves, and take what fits on all.
-    return min(gather(micro_batch_for(store.root, kind, share, fits), group.world))
+    return min(gather(own, group.world))
 
 
 def _early_stopping(recipe: Mapping[str, Any], curves: Curves) -> KeepBest | None:

@@ -7,6 +7,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """TERM: schedulers and service managers; INT: Ctrl-C; USR2: submitit's warning before a preemption or time limit."""
 CANCEL_SIGNAL = signal.SIGUSR1
 """From `retain cancel`: the run that is trained is to stop, and its job to go on with the others of its pack."""
+HEARD = (*STOP_SIGNALS, CANCEL_SIGNAL)
 
 
 class StopRequest:
@@ -24,10 +25,10 @@ class StopRequest:
 
     def install(self) -> None:
         """Take over the stop signals; to be repeated after a library has put its own handlers in place."""
-        for number in (*STOP_SIGNALS, CANCEL_SIGNAL):
+        for number in HEARD:
             signal.signal(number, self._note)
         # Whoever started this process may have been told not to hear them.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal in (None, CANCEL_SIGNAL.name):

@@ -6,15 +6,18 @@ python -m launchers.slurm_after STORE TOKEN
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from launchers.causes import blamed_nodes
 from launchers.deferred import ENDED, carry_on
 from launchers.failures import ON_SLURM, next_attempt
 from launchers.lost import explain_losses, settle_loss
-from launchers.slurm import exclude_nodes, requeue_job
+from launchers.slurm import exclude_nodes, live_jobs, requeue_job
 from launchers.submissions import read_submission
-from results.store import Store
+from results.lease import take_lease
+from results.store import Run, Store
+from sweeps.errors import MissingResourceError
 from sweeps.processes import slurm_job
 
 
@@ -25,6 +28,7 @@ def main(arguments: list[str]) -> int:
     submission = read_submission(store, token)
     runs = [run for key in submission.own_keys() if (run := store.run(key)).folder.is_dir()]
     lost = next((run for run in runs if run.state().state == "running" and run.state().submission == token), None)
+    lost = lost or _never_begun(runs, token)
     if lost is None:
         if all(run.state().state in ENDED for run in runs):
             carry_on(store)
@@ -43,6 +47,24 @@ def main(arguments: list[str]) -> int:
     if policy is not None and policy.elsewhere:
         exclude_nodes(job, blamed_nodes(lost.folder, loss.reason, int(os.environ.get("SLURM_NNODES", "1"))))
     return 1
+
+
+def _never_begun(runs: Sequence[Run], token: str) -> Run | None:
+    """The run whose turn it was in a job that died before it could enter an attempt: it is entered now, as lost."""
+    job = slurm_job()
+    try:
+        found = live_jobs([job]).get(job) if job else None
+    except MissingResourceError:
+        return None
+    # A job that has asked to go back into the queue may come here on its way.
+    if found is None or found.state != "RUNNING":
+        return None
+    run = next((run for run in runs if run.state().state not in ENDED and run.state().submission == token), None)
+    if run is None or (lease := take_lease(run.lease)) is None:
+        return None
+    run.begin_attempt(os.getpid(), run.state().progress.tokens)
+    lease.release()
+    return run
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ from launchers.deferred import ENDED, deferred_keys, take_up_lost
 from launchers.failures import DISK, ON_SLURM, prepare_retry
 from launchers.lost import settle_losses
 from launchers.place import Group
-from launchers.signals import StopRequest
+from launchers.signals import HEARD, StopRequest
 from launchers.slurm import exclude_nodes, live_jobs, requeue_job
 from launchers.submissions import read_submission, submitted_job
 from launchers.worker import BUSY, FAILED, NO_ROOM, STOPPED, log_into, say, train_one
+from results.lease import take_lease
 from results.store import Run, State, Store
 from sweeps.atomic import write_json
 from sweeps.processes import slurm_job
@@ -55,6 +56,8 @@ class Turn:
     ending: str
     failed: bool = False
     queue: Queue | None = None
+    busy: bool = False
+    """Another process trains it: the job looks again once it has nothing else to do."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,23 @@ class RunStage:
         keys = read_submission(store, self.token).own_keys()
         group = Group(int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"]))
         waiting = [run for key in keys if (run := store.run(key)).folder.is_dir()]
+        busy: list[Run] = []
         turn = Turn("the store no longer has its runs")
         while waiting:
             turn = self._take_turn(store, waiting[0], group, stop)
             cancelled = stop.forget_cancel()
+            busy += waiting[:1] if turn.busy else []
             waiting = [run for run in waiting[1:] if self._is_to_train(run)]
             if waiting and stop.signal is not None and turn.queue is None:
                 turn = replace(turn, queue=Queue(waiting[0]))
             if turn.queue is not None:
-                _requeue(turn.queue)
                 break
             if waiting and (turn.failed or cancelled):
                 _start_anew(output)
             gc.collect()
+        left = [run for run in busy if self._is_to_train(run)]
+        if turn.queue or left:
+            _requeue(turn.queue or Queue(left[0], WAIT_S))
         if turn.failed:
             raise SystemExit(FAILED)
         return turn.ending
@@ -167,7 +174,7 @@ def _train(store: Store, run: Run, group: Group, stop: StopRequest) -> Turn:
             run.save_state(replace(state, state="failed", reason=reason))
             return Turn(ending, failed=True)
         return Turn(ending, queue=Queue(run))
-    return Turn(ending, queue=Queue(run, WAIT_S) if code == BUSY else None)
+    return Turn(ending, busy=code == BUSY)
 
 
 def _after_failure(run: Run, group: Group, code: int) -> Queue | None:
@@ -185,10 +192,13 @@ def _after_failure(run: Run, group: Group, code: int) -> Queue | None:
 def _requeue(queue: Queue) -> None:
     """Back into the queue; SLURM ends this process on the way."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    state = queue.run.state()
     with contextlib.suppress(OSError):  # a full disk
-        if state.state not in ("done", "cancelled"):
-            queue.run.save_state(replace(state, state="queued"))
+        # What another process trains is not ours to say.
+        if lease := take_lease(queue.run.lease):
+            state = queue.run.state()
+            if state.state not in ("done", "cancelled"):
+                queue.run.save_state(replace(state, state="queued"))
+            lease.release()
     job = slurm_job()
     assert job is not None
     requeue_job(job, queue.hold_s)
@@ -204,6 +214,8 @@ def _start_anew(output: int) -> None:
     """
     os.dup2(output, 1)
     os.dup2(output, 2)
+    # Until the new interpreter listens: they would end it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     os.execv(sys.executable, sys.orig_argv)
 
 

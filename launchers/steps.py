@@ -9,32 +9,45 @@ import torch
 
 from launchers.group import broadcast
 from launchers.place import Group
+from launchers.resume import StageStopped
+from launchers.signals import StopRequest
 from launchers.states import saved_states
-from launchers.step_form import StepForm, recorded_form
+from launchers.step_form import StepForm, differences, recorded_form
 from lightning_modules.compiled import why_not_compiled
 from results.store import Run
 
 
 def settle_form(
-    run: Run, execution: Mapping[str, Any], group: Group, device: torch.device
+    run: Run,
+    execution: Mapping[str, Any],
+    bf16: bool,
+    sharded: bool,
+    group: Group,
+    device: torch.device,
+    stop: StopRequest,
 ) -> tuple[StepForm, list[str]]:
     """The form that this attempt takes, the same on every rank, and the chief's notes on what differs from before.
 
-    A run that has states goes on as it began where the study leaves the choice (`compile: auto`, no micro_batch).
+    A run that has states goes on as it began where the study leaves the choice (`compile: auto`, no micro_batch). Raises
+    StageStopped where a stop signal has reached the compilers too, whose failure then tells nothing.
     """
     if not group.chief:
-        return StepForm(**json.loads(broadcast("", group.world))), []
+        told = json.loads(broadcast("", group.world))
+        if told["stopped"]:
+            raise StageStopped(told["stopped"])
+        return StepForm(**told["form"]), []
     notes: list[str] = []
-    begun = bool(saved_states(run.checkpoint))
-    before = (recorded_form(run) or StepForm(False, None)) if begun else None
-    asked = execution.get("compile", "auto")  # a run that was registered before there was the choice
-    compiled = asked if asked != "auto" else before.compiled if before else device.type == "cuda"
-    if compiled and (why := why_not_compiled(device)):
+    before = (recorded_form(run) or StepForm(False, None)) if saved_states(run.checkpoint) else None
+    wish = execution.get("compile", "auto")  # a run that was registered before there was the choice
+    compiled = wish if wish != "auto" else before.compiled if before else device.type == "cuda"
+    why = why_not_compiled(device) if compiled else None
+    stopped = stop.signal if why else None
+    if why:
         compiled = False
         notes.append(f"steps are not compiled, as this machine cannot ({why}); they are right, only slower")
-    form = StepForm(compiled, execution["micro_batch"] or (before.micro_batch if before else None))
-    if before and before.compiled != compiled:
-        change = "with compiled steps what began without" if compiled else "without compiled steps what began with"
-        notes.append(f"goes on {change} them: the same batches, other last bits")
-    broadcast(json.dumps(asdict(form)), group.world)
-    return form, notes
+    micro_batch = execution["micro_batch"] or (before.micro_batch if before else None)
+    form = StepForm(compiled, micro_batch, bf16, execution["threads"] if device.type == "cpu" else None, sharded)
+    broadcast(json.dumps({"form": asdict(form), "stopped": stopped}), group.world)
+    if stopped:
+        raise StageStopped(stopped)
+    return form, [*notes, *(differences(before, form) if before else [])]

@@ -5,7 +5,9 @@ around a layer, which gather its weights where ranks hold them in parts, stay ou
 """
 
 import contextlib
+import os
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +28,7 @@ def compile_layers(model: LlamaForCausalLM) -> None:
     torch._dynamo.config.recompile_limit = MOST_VARIANTS
     # Which products it pays for is timed, so an attempt whose code is compiled anew might end in other bits.
     torch._inductor.config.shape_padding = False
-    clear_interrupted_builds()
+    clear_damaged_builds()
     for layer in model.model.layers:
         layer.forward = torch.compile(layer.forward, dynamic=False)
 
@@ -38,7 +40,7 @@ def compiled_chunk_loss() -> ChunkLoss:
 
 def why_not_compiled(device: torch.device) -> str | None:
     """What keeps this machine from compiling for a device, in a few words; None where it can."""
-    clear_interrupted_builds()
+    clear_damaged_builds()
     try:
         torch.compile(lambda numbers: numbers.sin() + 1, dynamic=False)(torch.zeros(64, device=device))
     except Exception as error:  # whatever a toolchain that is missing or broken leads to
@@ -47,13 +49,31 @@ def why_not_compiled(device: torch.device) -> str | None:
     return None
 
 
-def clear_interrupted_builds() -> None:
-    """Remove libraries from torch's cache whose linking was killed: every later process would load what is there of them."""
-    for left in Path(cache_dir()).glob("*/*_CxxBuild"):
-        name = left.name.removesuffix("_CxxBuild")
+def clear_damaged_builds() -> None:
+    """Remove libraries from torch's cache whose linking was killed, or whose end was lost when a machine went down: every
+    later process would load what is there of them, and might die of it."""
+    cache = Path(cache_dir())
+    damaged = {left.with_name(left.name.removesuffix("_CxxBuild")) for left in cache.glob("*/*_CxxBuild")}
+    damaged |= {library.with_suffix("") for library in cache.glob("*/*.so") if not _is_whole(library)}
+    for build in damaged:
         # The lock is held while somebody builds; whoever dies lets it go.
-        lock = FileLock(str(Path(get_lock_dir()) / f"{name.split('.')[0]}.lock"), timeout=0)
+        lock = FileLock(str(Path(get_lock_dir()) / f"{build.name.split('.')[0]}.lock"), timeout=0)
         with contextlib.suppress(TimeoutError, OSError), lock:
-            for file in left.parent.glob(f"{name}.*"):
+            for file in build.parent.glob(f"{build.name}.*"):
                 file.unlink()
-            shutil.rmtree(left)
+            shutil.rmtree(build.with_name(f"{build.name}_CxxBuild"), ignore_errors=True)
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a file is as long as its ELF header says: the table of sections, which it points at, is written last."""
+    try:
+        with library.open("rb") as stream:
+            header = stream.read(64)
+            size = os.fstat(stream.fileno()).st_size
+    except FileNotFoundError:  # somebody has just removed it
+        return True
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return sys.platform != "linux"
+    table = int.from_bytes(header[40:48], sys.byteorder)
+    entry, entries = (int.from_bytes(header[at : at + 2], sys.byteorder) for at in (58, 60))
+    return table + entry * entries <= size

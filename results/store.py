@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -159,9 +159,7 @@ class Run:
         """The last resumable states, until the run is done."""
         return self.folder / "checkpoint"
 
-    def begin_attempt(
-        self, pid: int, tokens: int = 0, world: int = 1, note: str | None = None, device: str | None = None
-    ) -> State:
+    def begin_attempt(self, pid: int, tokens: int = 0, world: int = 1, device: str | None = None) -> State:
         """Enter a new attempt that goes on from `tokens`; one that never said its end is closed as lost.
 
         For the lease's owner only.
@@ -178,12 +176,19 @@ class Run:
             # It was killed after its last state and before it told how far it was.
             attempts = (*attempts[:-1], replace(attempts[-1], tokens=tokens))
         job = slurm_job()
-        attempt = Attempt(now, socket.gethostname(), pid, job, world, tokens_at_start=tokens, note=note, device=device)
+        attempt = Attempt(now, socket.gethostname(), pid, job, world, tokens_at_start=tokens, device=device)
         progress = Progress(tokens, old.progress.total)
         jobs = old.job_ids if job is None or job in old.job_ids else (*old.job_ids, job)
         state = State("running", (*attempts, attempt), jobs, old.submission, now, progress, forgiven=old.forgiven)
         self.save_state(state)
         return state
+
+    def add_notes(self, notes: Sequence[str]) -> None:
+        """Tell of the current attempt what a reader of the results should know."""
+        old = self.state()
+        *before, last = old.attempts
+        told = "; ".join([*([last.note] if last.note else []), *notes])
+        self.save_state(replace(old, attempts=(*before, replace(last, note=told))))
 
     def end_attempt(self, state: str, cause: str, reason: str | None = None, failure: str | None = None) -> None:
         """Close the current attempt and leave the run in `state`; failure: its class, where it failed."""

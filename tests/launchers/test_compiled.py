@@ -1,12 +1,18 @@
 """Stages whose steps are compiled, through the launcher."""
 
+import contextlib
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launchers.step_form import StepForm, record_form, recorded_form
+from launchers.worker import STOPPED
 from results.store import Store
 from tests.launchers.test_sharding import of_stage, set_back
 from tests.retain import losses, train_here, weights
@@ -46,9 +52,73 @@ def test_compiled_stages_go_on_from_their_states_to_the_same_bits(compiled: tupl
         run = of_stage(store, stage)
         assert run.state().attempts[-1].tokens_at_start == tokens
         assert run.state().attempts[-1].note is None
-        assert recorded_form(run) == StepForm(compiled=True, micro_batch=None)
+        assert recorded_form(run) == StepForm(compiled=True, micro_batch=None, bf16=True, threads=1, sharded=False)
     assert weights(store) == weights(undisturbed)
     assert losses(store) == losses(undisturbed)
+
+
+def compilers_of(session: int) -> list[int]:
+    """The processes of a session that compile C++ at this moment."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, rest = stat.read_text().rpartition(")")[::2]
+            if name.endswith("(cc1plus") and int(rest.split()[3]) == session:
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("when", ["it tries the compiler", "a layer is compiled"])
+def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not_fail_it(
+    compiled: tuple[Path, Path], tmp_path: Path, when: str
+) -> None:
+    study, undisturbed = compiled
+    store = tmp_path / "runs"
+    shutil.copytree(undisturbed, store, symlinks=True, ignore=shutil.ignore_patterns("cache"))
+    run = of_stage(store, "pretrain")
+    set_back(run)
+    lines = [
+        "import sys",
+        "from pathlib import Path",
+        "from launchers.place import Group",
+        "from launchers.signals import StopRequest",
+        "from launchers.worker import train_one",
+        "from results.store import Store",
+        "stop = StopRequest()",
+        "stop.install()",
+        f"sys.exit(train_one(Store(Path({str(store)!r})), {run.key!r}, Group(), stop)[0])",
+    ]
+    forms = (run.folder / "steps.json").stat().st_mtime_ns
+    process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], start_new_session=True)
+    wanted = when == "a layer is compiled"
+    while not compilers_of(process.pid) or ((run.folder / "steps.json").stat().st_mtime_ns > forms) != wanted:
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGUSR2)
+    assert process.wait(timeout=60) == STOPPED
+    state = run.state()
+    assert (state.state, state.reason, state.attempts[-1].cause) == ("planned", None, "SIGUSR2")
+    if wanted:
+        train_here(study, store)
+        assert weights(store) == weights(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ("execution.micro_batch=3", "with 3 sequences at a time, and began with its whole share of a batch at a time"),
+        ("execution.precision=fp32", "with fp32, and began with bf16"),
+        ("execution.threads=2", "with 2 threads, and began with 1 threads"),
+    ],
+)
+def test_a_run_that_goes_on_with_other_arithmetic_says_so(
+    compiled: tuple[Path, Path], tmp_path: Path, change: str, note: str
+) -> None:
+    study, undisturbed = compiled
+    store = tmp_path / "runs"
+    shutil.copytree(undisturbed, store, symlinks=True)
+    set_back(run := of_stage(store, "finetune"))
+    train_here(study, store, change, "execution.compile=false")
+    assert f"goes on {note}: the same batches, other last bits" in str(run.state().attempts[-1].note)
 
 
 def test_a_run_that_goes_on_without_compiling_says_so(compiled: tuple[Path, Path], tmp_path: Path) -> None:
@@ -61,7 +131,7 @@ def test_a_run_that_goes_on_without_compiling_says_so(compiled: tuple[Path, Path
     run = of_stage(store, "finetune")
     note = run.state().attempts[-1].note
     assert note is not None
-    assert "goes on without compiled steps what began with them: the same batches, other last bits" in note
+    assert "goes on with steps that are not compiled, and began with compiled steps: the same batches" in note
     for split, loss in run.losses()["splits"].items():
         assert loss["loss"] == pytest.approx(losses(undisturbed)[run.key]["splits"][split]["loss"], abs=0.02)
     assert Store(store).run(run.key).losses()["token_digest"] == losses(undisturbed)[run.key]["token_digest"]

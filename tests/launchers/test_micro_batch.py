@@ -35,6 +35,11 @@ def test_what_fits_is_found_once_for_a_kind_of_stage_and_asked_again_only_for_la
     assert micro_batch_for(tmp_path, KIND | {"length": 512}, 256, Memory(300).fits) == 256
 
 
+def test_what_fits_beside_other_processes_is_not_kept_for_later_runs(tmp_path: Path) -> None:
+    assert micro_batch_for(tmp_path, KIND, 16, Memory(4).fits, keep=False) == 4
+    assert micro_batch_for(tmp_path, KIND, 16, Memory(30).fits) == 16
+
+
 def test_what_is_known_to_fit_stays_known_and_a_share_is_cut_into_equal_parts(tmp_path: Path) -> None:
     memory = Memory(11)
     assert micro_batch_for(tmp_path, KIND, 8, memory.fits) == 8

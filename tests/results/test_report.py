@@ -197,7 +197,8 @@ def test_interruptions_and_attempts_are_told(tmp_path: Path) -> None:
     run = kinds(tree, store, "finetune")[0]
     run.begin_attempt(1)
     run.end_attempt("planned", "preempted")
-    run.begin_attempt(1, note="no undamaged state is left: the stage starts anew")
+    run.begin_attempt(1)
+    run.add_notes(["no undamaged state is left: the stage starts anew"])
     run.end_attempt("failed", "error", "it broke", "crash")
     said = text_of(made_report(tmp_path / "runs"))
     for text in ("2 interruptions", "preempted", "no undamaged state is left", "crash", "1 of them took more than one"):

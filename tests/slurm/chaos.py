@@ -195,23 +195,18 @@ def unleash(chaos: Chaos, faults: list[str], seconds: float = 900) -> None:
     """Submit the study, inject the faults one after the other while it trains, and wait until all is done."""
     chaos.retain("submit", chaos.study)
     waiting, end = list(faults), time.monotonic() + seconds
-    while waiting or any(run["state"] != "done" for run in chaos.status()):
-        assert time.monotonic() < end, f"not done: {chaos.status()}"
-        if waiting and all(run["state"] == "done" for run in chaos.status()):
-            return
-        if waiting and FAULTS[waiting[0]](chaos):
-            chaos.injected.append(waiting.pop(0))
-        bad = [run for run in chaos.status() if run["state"] in ("failed", "skipped", "cancelled")]
+    while unfinished := [run for run in chaos.status() if run["state"] != "done"]:
+        assert time.monotonic() < end, f"not done: {unfinished}"
+        bad = [run for run in unfinished if run["state"] in ("failed", "skipped", "cancelled")]
         assert not bad, bad
         # A controller that was killed may find jobs on a node that it has forgotten, and drain the node.
         resume_nodes(chaos.cluster, chaos.cluster.nodes)
-        unfinished = [run for run in chaos.status() if run["state"] != "done"]
-        if unfinished and (
-            not queue(chaos.cluster) or any("retain submit" in (run["reason"] or "") for run in unfinished)
-        ):
+        if not queue(chaos.cluster) or any("retain submit" in (run["reason"] or "") for run in unfinished):
             # What a user would do: nothing is queued, or the status says so.
             chaos.retain("submit", chaos.study)
             chaos.injected.append("(submitted again)")
+        if waiting and FAULTS[waiting[0]](chaos):
+            chaos.injected.append(waiting.pop(0))
         time.sleep(chaos.draw.uniform(0.5, 2))
 
 

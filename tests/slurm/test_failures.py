@@ -58,6 +58,22 @@ def test_a_diverging_stage_ends_its_branch_and_no_other(slurm: Cluster, tmp_path
     assert (again["jobs"], len(again["failed"])) == ([], 3)
 
 
+def test_a_job_that_dies_before_it_can_begin_is_tried_again_and_then_named(slurm: Cluster, tmp_path: Path) -> None:
+    # Enough for what looks after the job, and far too little for torch.
+    setup = {"setup": ["ulimit -v 700000"]}
+    execution = EXECUTION | {"stages": {"finetune": {"pack": 2, "slurm": setup}}}
+    grid = {"pretrain.exposure": [1], "finetune.lr": [5e-4, 2e-3]}
+    study = tiny_study(tmp_path / "study", execution=execution, grid=grid)
+    retain("submit", study, "--store", tmp_path / "runs", more=slurm.environment)
+    wait_for_the_end(slurm, 180)
+    states = [run.state() for run in Store(tmp_path / "runs").runs() if run.spec()["stage"] == "finetune"]
+    assert [state.state for state in states] == ["failed", "failed"]
+    for state in states:
+        assert len(state.attempts) > 1
+        assert all(attempt.cause == "lost" for attempt in state.attempts)
+        assert str(state.reason).startswith(str(state.attempts[-1].failure))
+
+
 def test_retry_takes_a_branch_up_again_once_what_it_lacked_is_there(slurm: Cluster, tmp_path: Path) -> None:
     grid = {"pretrain.exposure": [0], "finetune.lr": [5e-4, 2e-3]}
     study, store = tiny_study(tmp_path / "study", execution=EXECUTION, grid=grid), tmp_path / "runs"

@@ -79,9 +79,9 @@ def test_four_ranks_on_two_nodes_reach_the_weights_of_four_local_ranks(slurm: Cl
 
 def test_a_drill_on_slurm_finds_no_difference(slurm: Cluster, tmp_path: Path) -> None:
     study = tiny_study(tmp_path / "study", **SLOW, grid={"pretrain.exposure": [1]})
-    where = ["--launcher", "slurm", "--kills", "4", "--store", str(tmp_path / "runs")]
+    where = ["--launcher", "slurm", "--kills", "2", "--store", str(tmp_path / "runs")]
     document = retain_json("drill", study, *where, more=slurm.environment)
-    assert document["kills"] == 4
+    assert document["kills"] == 2
     assert document["differences"] == []
     assert document["attempts"] > document["runs_compared"]
 
@@ -89,16 +89,16 @@ def test_a_drill_on_slurm_finds_no_difference(slurm: Cluster, tmp_path: Path) ->
 def test_a_cancelled_branch_ends_alone_and_is_taken_up_again_by_retry(
     slurm: Cluster, calm: Path, tmp_path: Path
 ) -> None:
-    chaos = chaos_on(slurm, tmp_path)
+    chaos = chaos_on(slurm, tmp_path, grid=GRID | {"finetune.lr": [2e-3]})
     chaos.retain("submit", chaos.study)
     doomed = next(run["key"] for run in chaos.status() if run["stage"] == "posttrain")
-    assert "3 runs cancelled" in chaos.retain("cancel", doomed).stdout
+    assert "2 runs cancelled" in chaos.retain("cancel", doomed).stdout
     wait_until(lambda: not queue(slurm), "queue empty", 120)
     states = {run["key"]: run["state"] for run in chaos.status()}
-    assert sorted(states.values()) == ["cancelled"] * 3 + ["done"] * 5
+    assert sorted(states.values()) == ["cancelled"] * 2 + ["done"] * 4
     chaos.retain("retry", chaos.study)
     unleash(chaos, [])
-    assert weights(chaos.store) == weights(calm)
+    assert weights(chaos.store).items() <= weights(calm).items()
 
 
 def test_a_run_that_is_cancelled_while_it_trains_stays_cancelled(slurm: Cluster, tmp_path: Path) -> None:

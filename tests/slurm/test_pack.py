@@ -1,12 +1,14 @@
 """Packs of fine-tunings on a real SLURM: one job, and yet a run each."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launchers.branches import ENDED_BADLY
+from results.lease import take_lease
 from results.store import Run, Store
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.chaos import SLOW
@@ -80,6 +82,23 @@ def test_a_pack_that_is_preempted_goes_on_and_one_that_fails_stops_no_other(
     assert {state.job_ids for state in states.values()} == {(job,)}
     assert states[1e25].attempts[-1].failure == "diverged"
     assert weights(packed.store.root) == weights(calm)
+
+
+def test_one_that_another_process_trains_holds_up_none_of_its_pack(slurm: Cluster, calm: Path, tmp_path: Path) -> None:
+    packed = Packed(slurm, calm, tmp_path, RATES)
+    packed.retain("submit", packed.study)
+    first = packed.finetuning(RATES[0])
+    lease = take_lease(first.lease)
+    assert lease is not None
+    state = replace(first.state(), state="running")
+    first.save_state(state)
+    others = [packed.finetuning(rate) for rate in RATES[1:]]
+    wait_until(lambda: all(run.is_done() for run in others), "the others to be done", 120)
+    wait_until(lambda: "RUNNING" not in queue(slurm).values(), "the job to go back to the queue", 60)
+    assert (first.state(), len(queue(slurm))) == (state, 1)
+    lease.release()
+    packed.retain("cancel", packed.study)
+    packed.wait_for_the_end()
 
 
 def test_of_a_pack_one_is_cancelled_alone_and_taken_up_again(slurm: Cluster, calm: Path, tmp_path: Path) -> None:
