@@ -1,6 +1,6 @@
 """Training on one GPU: tokens per second, share of the bf16 peak, memory and the stall of saving, ours beside a plain loop.
 
-    python benchmarks/gpu.py [--model smollm2-135m] [--seconds 40] [--smoke]
+    python benchmarks/gpu.py [--model smollm2-135m] [--seconds 25] [--smoke]
 
 Needs torch, lightning and transformers, and the repository that it lies in. Under 8 minutes for both models. --smoke runs
 the same code with a tiny model on the CPU, where its numbers mean nothing.
@@ -126,25 +126,27 @@ def ours(model: Architecture, batch: int, length: int, seconds: float, gpu: bool
     return _measured(name, size, batch * length, began, watch.times, tuple(watch.stalls))
 
 
-def plain(model: Architecture, batch: int, length: int, seconds: float, gpu: bool) -> Measured:
+def plain(model: Architecture, batch: int, length: int, seconds: float, gpu: bool, compiled: bool) -> Measured:
     """A plain PyTorch loop: bf16 autocast, transformers' own loss, AdamW, gradients of micro-batches added up."""
     _reset_peak()
     device = torch.device("cuda" if gpu else "cpu")
     llama = build_model(model, seed=0).to(device)  # type: ignore[arg-type]
+    called: Any = torch.compile(llama) if compiled else llama
     optimizer = torch.optim.AdamW(llama.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
     began, times = time.perf_counter(), []
     for tokens in Steps(batch, length, model.vocabulary, seconds).train_dataloader():
         parts = tokens.to(device).split(PLAIN_SEQUENCES)  # type: ignore[no-untyped-call]
         for part in parts:
             with torch.autocast(device.type, torch.bfloat16):
-                loss = llama(input_ids=part, labels=part).loss / len(parts)
+                loss = called(input_ids=part, labels=part).loss / len(parts)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(llama.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         _settle()
         times.append(time.perf_counter())
-    return _measured("plain loop, bf16", min(batch, PLAIN_SEQUENCES), batch * length, began, times)
+    name = "plain loop, bf16" + (", compiled" if compiled else "")
+    return _measured(name, min(batch, PLAIN_SEQUENCES), batch * length, began, times)
 
 
 def _measured(
@@ -202,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", choices=["smollm2-135m", "smollm2-1b"], help="without it, both")
     parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence")
     parser.add_argument("--batch", type=int, default=128, help="sequences of a step")
-    parser.add_argument("--seconds", type=float, default=40, help="of each loop")
+    parser.add_argument("--seconds", type=float, default=25, help="of each loop")
     parser.add_argument("--smoke", action="store_true", help="a tiny model on the CPU, to see that this runs")
     options = parser.parse_args(arguments)
     gpu = torch.cuda.is_available() and not options.smoke
@@ -223,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     )
     loops: list[Callable[[Architecture], Measured]] = [
-        lambda model: plain(model, batch, length, seconds, gpu),
+        lambda model: plain(model, batch, length, seconds, gpu, False),
+        lambda model: plain(model, batch, length, seconds, gpu, True),
         lambda model: ours(model, batch, length, seconds, gpu, False),
         lambda model: ours(model, batch, length, seconds, gpu, True),
     ]
