@@ -48,6 +48,8 @@ def run_search(
         if note:
             print(f"retain: {note}", file=sys.stderr)
         search = Search(searched, history, budget, parallel)
+        if note and history.ends:
+            search.draw_curves()  # those of another history lie there
         if retry:
             # All of them now: a job that is stopped before their turn comes tries them in its next life.
             plan_again(search.store, sorted(search.again))

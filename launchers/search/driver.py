@@ -189,10 +189,14 @@ class Search:
         new = self._note_ends()
         self.history.save()
         if new:
-            folder = curves_folder(self.store.root, self.searched.name)
-            write_curves(folder, self.searched.search, self.history.ends, self.results())
+            self.draw_curves()
         if sound := {one.point.label: one.point.values for one in self.candidates if one.tree}:
             write_points(self.searched, sound)
+
+    def draw_curves(self) -> None:
+        """Write the curves of the search anew."""
+        folder = curves_folder(self.store.root, self.searched.name)
+        write_curves(folder, self.searched.search, self.history.ends, self.results())
 
     def _note_ends(self) -> bool:
         """Enter the points that have ended; whether there are any new ones."""

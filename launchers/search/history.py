@@ -1,5 +1,6 @@
 """What a search keeps in its store: the points it has proposed, and what it found there. Losses are read from the runs."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,17 +62,37 @@ class History:
 
 
 def open_history(path: Path, identity: str) -> tuple[History, str | None]:
-    """The history kept at `path`, empty where there is none; and a note where one of another study was put aside."""
-    if not path.exists():
-        return History(path, identity), None
-    kept: dict[str, Any] = read_json(path)
-    if kept["identity"] != identity:
-        aside = path.with_name(f"{path.stem}.{kept['identity']}{path.suffix}")
+    """The history of a study as it is now: that of `path`, one that was put aside before, or an empty one.
+
+    With a note where one of another study lay at `path` and is put aside, or where one is taken up again.
+    """
+    notes = []
+    if path.exists() and (other := read_json(path)["identity"]) != identity:
+        aside = _free(_aside(path, other))
         path.rename(aside)
-        note = f"the study has changed since the last search, whose history is kept as {aside}; its stages stay in the store"
-        return History(path, identity), note
+        notes = [f"the study has changed since the last search, whose history is kept as {aside}"]
+    if not path.exists() and (before := _aside(path, identity)).exists():
+        before.rename(path)
+        notes.append("it is as in an earlier search, which goes on")
+    elif notes:
+        notes.append("its stages stay in the store")
+    return _read(path, identity) if path.exists() else History(path, identity), "; ".join(notes) or None
+
+
+def _aside(path: Path, identity: str) -> Path:
+    return path.with_name(f"{path.stem}.{identity}{path.suffix}")
+
+
+def _free(path: Path) -> Path:
+    """This path or, where there is such a file, one with a number behind its name."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([path], numbered) if not place.exists())
+
+
+def _read(path: Path, identity: str) -> History:
+    kept: dict[str, Any] = read_json(path)
     points = [Point(point["number"], point["values"], point["by"]) for point in kept["points"]]
     states = {point.label: entry["state"] for point, entry in zip(points, kept["points"], strict=True)}
     found, ends = set(kept["found"]), [End(**end) for end in kept.get("ends", [])]
     probes = kept.get("probes", {})
-    return History(path, identity, points, found, kept["pruned"], kept["rungs"], probes, ends, states), None
+    return History(path, identity, points, found, kept["pruned"], kept["rungs"], probes, ends, states)

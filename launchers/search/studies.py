@@ -50,8 +50,13 @@ class SearchedStudy:
         return file, expand(file, self.facts)
 
     def identity(self) -> str:
-        """Changes with anything that makes other stages of the same point: the base, the data, the names of the axes."""
+        """Changes with anything that makes other stages of the same point: the base, the data, the names of the axes.
+
+        What the base gives to a searched field is replaced by every point, so it changes nothing.
+        """
         fields = {name: part for name, part in self.base.items() if name not in ("execution", "study")}
+        for axis in self.search.axes:
+            fields = _left_out(fields, axis.path.split("."))
         data = sorted((name, length, known.fingerprint) for (name, length), known in self.facts.corpora.items())
         axes = sorted(axis.path for axis in self.search.axes)
         text = canonical([fields, [list(one) for one in data], self.facts.tokenizer, axes])
@@ -155,6 +160,16 @@ def write_confirmation(
 
 def _without(values: Values, varied: Mapping[str, Any]) -> Values:
     return {path: value for path, value in values.items() if path not in varied}
+
+
+def _left_out(fields: Any, path: Sequence[str]) -> Any:
+    """A copy of nested fields without the one at this path."""
+    first, *inner = path
+    if not isinstance(fields, dict) or first not in fields:
+        return fields
+    if inner and (rest := _left_out(fields[first], inner)):
+        return fields | {first: rest}
+    return {name: part for name, part in fields.items() if name != first}
 
 
 def _own(searched: SearchedStudy, path: str) -> Any:

@@ -1,5 +1,6 @@
 """The course of a search, whoever trains its stages: what it finds, what it spends, and how it goes on."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -179,6 +180,60 @@ def test_a_changed_study_begins_a_new_history_and_keeps_the_old_one(tmp_path: Pa
     assert note is not None
     assert "the study has changed" in note
     assert len(list(search.history.path.parent.glob("search.*.json"))) == 1
+
+
+def test_a_study_that_is_changed_back_goes_on_with_its_history_and_none_is_ever_lost(tmp_path: Path) -> None:
+    def searched(trials: int, *changes: str) -> Search:
+        axes = block(axes={"pretrain.exposure": {"uniform": [0, 0.95]}}, trials=trials, searcher="random")
+        search = searching("theory", tmp_path, axes, *THEORY, *changes)
+        finish(search)
+        return search
+
+    first, other = searched(3), searched(1, "finetune.time=2")
+    assert (len(first.candidates), len(other.candidates)) == (3, 1)
+    for _ in range(2):
+        back = searched(2)
+        assert [one.point for one in back.candidates] == [one.point for one in first.candidates]
+        assert back.spent() == first.spent()
+        assert searched(1, "finetune.time=2").history == other.history
+    kept = first.history.path
+    (aside,) = kept.parent.glob("search.*.json")
+    both = {json.loads(path.read_text())["identity"]: path.read_text() for path in (kept, aside)}
+    # A file that lies where the other history is to be put aside, as none should, is kept too.
+    kept.with_name(f"search.{other.history.identity}.json").write_text("kept")
+    searched(2)
+    numbered = kept.with_name(f"search.{other.history.identity}-2.json")
+    assert numbered.read_text() == both[other.history.identity]
+    assert kept.with_name(f"search.{other.history.identity}.json").read_text() == "kept"
+    assert json.loads(kept.read_text()) == json.loads(both[first.history.identity])
+
+
+def test_a_history_that_is_taken_up_again_says_so_and_brings_its_curves(found: Search, tmp_path: Path) -> None:
+    shutil.copytree(found.store.root, tmp_path / "store")
+    changed = [OPTIMUM, *THEORY, "finetune.time=2", "search.trials=1"]
+    finish(searching("theory", tmp_path / "store", *changed))
+    opened = open_search("theory", [OPTIMUM, *THEORY], tmp_path / "store", lambda *_: None)
+    _, note = open_history(opened.folder / "search.json", opened.identity())
+    assert note is not None
+    assert "it is as in an earlier search, which goes on" in note
+    open_history(opened.folder / "search.json", "another")
+    run_search(opened, None, 1, lambda search: pytest.fail("all of it is done"))
+    done = EventAccumulator(str(opened.folder / "search-curves")).Reload().Scalars("search/points done")
+    assert [point.value for point in done] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_a_study_gives_to_a_searched_field_changes_no_history(trained: Trained, tmp_path: Path) -> None:
+    def identity(axes: dict[str, object], *changes: str) -> str:
+        searched = open_search(str(trained.study), [block(axes=axes), *changes], trained.store, None)
+        return searched.identity()
+
+    exposure: dict[str, object] = {"pretrain.exposure": {"uniform": [0, 1]}}
+    assert identity(exposure) == identity(exposure, "pretrain.exposure=0.5")
+    assert identity(exposure) != identity(exposure, "posttrain.dropout=0.1")
+    assert identity({"posttrain.dropout": [0, 0.2]}) == identity(
+        {"posttrain.dropout": [0, 0.2]}, "posttrain.dropout=0.1"
+    )
+    assert identity(exposure) != identity({"posttrain.dropout": [0, 0.2]})
 
 
 def test_budgets_are_tokens_or_hours() -> None:
