@@ -66,9 +66,20 @@ class SearchedStudy:
 def open_search(name: str, overrides: Sequence[str], store: Path, report: Report | None) -> SearchedStudy:
     """Read a study with its search block, and try the ends of the space; with `report`, prepare its data too.
 
-    Raises StudyError for a study without a search block, with a choice of cases left open, or with ends that make no sense.
+    Raises StudyError for a study without a search block, with a choice of cases left open, or with ends that make no sense,
+    and for an override that makes an axis of the grid, which a search does not look at.
     """
-    return search_of(read_study(name, overrides), store, report)
+    file = read_study(name, overrides)
+    for override in overrides if file.search else ():
+        path = override.partition("=")[0].removeprefix("grid.")
+        if path in file.axes:
+            cure = (
+                "list seeds under search.seeds"
+                if _is_seed(path)
+                else "give it one value, or search it under search.axes"
+            )
+            raise StudyError(f"{path}: a search replaces the grid; {cure}")
+    return search_of(file, store, report)
 
 
 def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedStudy:
@@ -117,7 +128,7 @@ def write_points(searched: SearchedStudy, cases: Mapping[str, Values]) -> Path:
 
 def fresh_seeds(searched: SearchedStudy) -> range:
     """Seeds by which nothing was chosen yet, neither by the search nor by the study's grid."""
-    grid = [seed for path, seeds in searched.file.axes.items() if path.rpartition(".")[2] == "seed" for seed in seeds]
+    grid = [seed for path, seeds in searched.file.axes.items() if _is_seed(path) for seed in seeds]
     first = max([*searched.search.block.seeds, *grid, searched.file.study.seed]) + 1
     return range(first, first + FRESH_SEEDS)
 
@@ -133,7 +144,7 @@ def write_confirmation(
     varied = {
         path: [plain(value) for value in values]
         for path, values in searched.file.axes.items()
-        if path.startswith("finetune.") and not path.endswith(".seed")
+        if path.startswith("finetune.") and not _is_seed(path)
     }
     default = {axis.path: value for axis in searched.search.axes if (value := _own(searched, axis.path)) is not None}
     named = dict(recipes) | ({GRID_BEST: default | grid_best} if grid_best is not None else {}) | {DEFAULT: default}
@@ -160,6 +171,10 @@ def write_confirmation(
 
 def _without(values: Values, varied: Mapping[str, Any]) -> Values:
     return {path: value for path, value in values.items() if path not in varied}
+
+
+def _is_seed(path: str) -> bool:
+    return path.rpartition(".")[2] == "seed"
 
 
 def _left_out(fields: Any, path: Sequence[str]) -> Any:

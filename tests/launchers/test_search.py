@@ -175,6 +175,10 @@ def test_a_guard_ends_what_a_dead_driver_left(tmp_path: Path) -> None:
             "cases={a: {x: {posttrain.lr: 1e-3}, y: {posttrain.lr: 2e-3}}}",
             "cases.a: a search is of one case; choose it",
         ),
+        ("seed=[0, 1]", "seed: a search replaces the grid; list seeds under search.seeds"),
+        ("pretrain.seed=[0, 1]", "pretrain.seed: a search replaces the grid; list seeds under search.seeds"),
+        ("finetune.lr=[1e-4]", "finetune.lr: a search replaces the grid; give it one value, or search it under"),
+        ("grid.posttrain.lr=[1e-4]", "posttrain.lr: a search replaces the grid; give it one value, or search it"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_at_plan_time(override: str, sentence: str, searched: Searched) -> None:
@@ -182,6 +186,12 @@ def test_what_cannot_be_searched_is_refused_at_plan_time(override: str, sentence
         open_search(str(searched.study), [override], searched.store, None)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_grid_of_the_study_file_stands_in_no_search_s_way(searched: Searched) -> None:
+    opened = open_search(str(searched.study), ["finetune.lr=1e-3", "seed=4"], searched.store, None)
+    assert list(opened.file.axes) == ["pretrain.exposure"]
+    assert opened.search.block.seeds == [4]
 
 
 def test_a_wrong_search_is_told_in_one_line_before_ray_is_started(searched: Searched) -> None:
