@@ -108,6 +108,10 @@ def is_study(name: str) -> bool:
 
 def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
     """A study and its axes from the plain mapping that a study file holds."""
+    if not isinstance(raw.get("search", {}), dict):
+        raise StudyError(
+            f"{path.name}: search: must be a mapping with axes; write `search: {{axes: {{field: [a, b]}}}}`"
+        )
     schema: type[AnyStudy] = LinearStudy if is_linear(raw) else Study
     try:
         study = schema.model_validate(raw)
@@ -167,7 +171,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raw["cases"] = raw["cases"] | {field: _chosen(raw["cases"][field], value, override)}
         return
     grid = raw["grid"]
-    if is_axis(field, value) and not field.startswith(("corpora.", "grid.", "search.")):
+    if is_axis(field, value) and field != "search" and not field.startswith(("corpora.", "grid.", "search.")):
         raw["grid"] = grid | {field: value}
         return
     raw["grid"] = {axis: values for axis, values in grid.items() if axis != field}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from sweeps.axes import grid_values
 from sweeps.complaints import first_sentence
@@ -36,6 +36,13 @@ class Range(Section):
     loguniform: tuple[float, float] | None = None
     integers: tuple[int, int] | None = None
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def two_ends(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and not (isinstance(value, list | tuple) and len(value) == 2):
+            raise ValueError(f"write [lowest, highest], or a list of values without {info.field_name}")
+        return value
+
     @model_validator(mode="after")
     def one_kind(self) -> "Range":
         given = [name for name in Range.model_fields if getattr(self, name) is not None]
@@ -60,7 +67,17 @@ class Objective(Section):
     @model_validator(mode="before")
     @classmethod
     def from_name(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            plane = ", ".join(map(str, value)) if len(value) == 2 else "LOSS, LOSS"
+            raise ValueError(f"name one loss; for a frontier write {{hypervolume: [{plane}]}}")
         return {"loss": value} if isinstance(value, str) else value
+
+    @field_validator("hypervolume", mode="before")
+    @classmethod
+    def a_plane(cls, value: Any) -> Any:
+        if value is not None and not (isinstance(value, list | tuple) and len(value) == 2):
+            raise ValueError("a plane has two losses; write [LOSS, LOSS]")
+        return value
 
     @model_validator(mode="after")
     def one_kind(self) -> "Objective":
@@ -99,6 +116,14 @@ class Constraint(Section):
     """0.01: at most 1% above the lowest of all points."""
     at_most: Annotated[float, Field(gt=0)] | None = None
     """Nats per token."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def says_which(cls, value: Any) -> Any:
+        if not isinstance(value, dict | Constraint):
+            share = value if isinstance(value, int | float) and not isinstance(value, bool) else "SHARE"
+            raise ValueError(f"write {{within: {share}}} (of the best point's) or {{at_most: NATS}}")
+        return value
 
     @model_validator(mode="after")
     def one_kind(self) -> "Constraint":
@@ -149,6 +174,13 @@ class SearchBlock(Section):
     probe: Probe | None = None
     seed: Seed = 0
     """Of the searcher."""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def listed(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            raise ValueError(f"write a list: [{value}]")
+        return value
 
     @model_validator(mode="after")
     def makes_sense(self) -> "SearchBlock":
@@ -203,6 +235,16 @@ class Axis:
         if self.whole:
             return int(value)
         return min(max(float(f"{value:.{self.digits}g}"), self.low), self.high)
+
+    def fraction(self) -> float | None:
+        """A value of this axis that is no whole number; None where all of them are, by its kind or after rounding."""
+        if self.choices is not None or self.whole:
+            return None
+        # Rounding is the coarser the further out, so what lies next to the lower end tells of all before the upper one.
+        for value in (self.low, math.floor(self.low) + 0.5, self.high):
+            if self.low <= value <= self.high and self.rounded(value) % 1:
+                return float(self.rounded(value))
+        return None
 
     def spread(self, count: int) -> list[Any]:
         """`count` values over the axis, its ends among them; of choices, all."""
@@ -282,6 +324,8 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
             f"{where}: {values!r} is no axis; write a list of values, or {{uniform: [a, b]}}, {{loguniform: [a, b]}} or "
             "{integers: [a, b]}"
         )
+    if _is_section(schema, path) and (inner := [name for name in values if name not in Range.model_fields]):
+        raise StudyError(f"{where}: an axis is one name; write search: {{axes: {{{path}.{inner[0]}: ...}}}}")
     try:
         found = Range.model_validate(values)
     except ValidationError as error:
@@ -289,8 +333,31 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
     kind, (low, high) = next((name, ends) for name, ends in found if ends is not None)
     if path == "sequence_length":
         raise StudyError(f"{where}: the data is packed for each length; list the lengths, as in [128, 256]")
+    axis = Axis(path, low=low, high=high, log=kind == "loguniform", whole=kind == "integers", digits=digits)
+    if (inside := axis.fraction()) is not None and _is_whole(raw, path, inside, schema):
+        first, last = math.ceil(low), math.floor(high)
+        cure = f"write integers: [{first}, {last}]" if first < last else "write a list of them"
+        raise StudyError(f"{where}: whole numbers only; {cure}")
     grid_values(raw, path, [low, high], schema, where)
-    return Axis(path, low=low, high=high, log=kind == "loguniform", whole=kind == "integers", digits=digits)
+    return axis
+
+
+def _is_section(schema: type[BaseModel], name: str) -> bool:
+    field = schema.model_fields.get(name)
+    return field is not None and hasattr(field.annotation, "model_fields")
+
+
+def _is_whole(raw: dict[str, Any], path: str, fraction: float, schema: type[BaseModel]) -> bool:
+    """Whether a field refuses this fraction and takes the whole number above it."""
+
+    def takes(value: float) -> bool:
+        try:
+            grid_values(raw, path, [value], schema, "")
+        except StudyError:
+            return False
+        return True
+
+    return not takes(fraction) and takes(math.ceil(fraction))
 
 
 LOSSES: tuple[str, ...] = get_args(Loss)

@@ -56,6 +56,43 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"axes": AXES, "probe": {"factor": 1}}, "search.probe.factor: Input should be greater than or equal to 2"),
     ({"axes": AXES, "probe": {"first": 0.5}}, "search.probe.first: unknown field"),
     (
+        {"axes": AXES, "constraints": {"finetuning_loss": 0.01}},
+        "search.constraints.finetuning_loss: write {within: 0.01} (of the best point's) or {at_most: NATS}",
+    ),
+    (
+        {"axes": AXES, "objective": ["finetuning_loss", "retained_posttraining_loss"]},
+        "search.objective: name one loss; for a frontier write {hypervolume: [finetuning_loss, retained_posttraining_loss]}",
+    ),
+    (
+        {"axes": AXES, "objective": {"hypervolume": ["finetuning_loss"]}},
+        "search.objective.hypervolume: a plane has two losses; write [LOSS, LOSS]",
+    ),
+    (
+        {"axes": {"pretrain.exposure": {"uniform": [0, 0.5, 1]}}},
+        "search.axes.pretrain.exposure: uniform: write [lowest, highest], or a list of values without uniform",
+    ),
+    ({"axes": AXES, "seeds": 0}, "search.seeds: write a list: [0]"),
+    (
+        {"axes": {"pretrain.batch": {"uniform": [4, 8]}}},
+        "search.axes.pretrain.batch: whole numbers only; write integers: [4, 8]",
+    ),
+    (
+        {"axes": {"posttrain.warmup": {"loguniform": [1.5, 90.5]}}},
+        "search.axes.posttrain.warmup: whole numbers only; write integers: [2, 90]",
+    ),
+    (
+        {"axes": {"pretrain.batch": {"uniform": [4, 4.3]}}},
+        "search.axes.pretrain.batch: whole numbers only; write a list",
+    ),
+    (
+        {"axes": {"pretrain.tokens": {"uniform": [900, 9000]}}, "digits": 4},
+        "search.axes.pretrain.tokens: whole numbers only; write integers: [900, 9000]",
+    ),
+    (
+        {"axes": {"pretrain": {"exposure": [0, 1]}}},
+        "search.axes.pretrain: an axis is one name; write search: {axes: {pretrain.exposure: ...}}",
+    ),
+    (
         {"axes": AXES, "probe": {}, "objective": "immediate_posttraining_loss"},
         "search.probe: all that is asked for is immediate_posttraining_loss, which no fine-tuning changes",
     ),
@@ -117,6 +154,32 @@ def test_overrides_reach_the_block_and_lists_in_it_are_no_axes(tmp_path: Path) -
     assert file.search is not None
     assert (file.search.block.seeds, file.search.block.trials, file.search.block.searcher) == ([3, 4], 7, "random")
     assert list(file.axes) == ["pretrain.exposure", "finetune.lr"]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("search=[x]", "search: must be a mapping with axes; write `search: {axes: {field: [a, b]}}`"),
+        (
+            "search.axes.pretrain.exposure=[0, 1]",
+            "search.axes.pretrain: an axis is one name; write search: {axes: {pretrain",
+        ),
+        ("search.seeds=0", "search.seeds: write a list: [0]"),
+    ],
+)
+def test_a_wrong_override_of_the_block_is_refused_in_one_sentence(override: str, sentence: str, tmp_path: Path) -> None:
+    path = tiny_study(tmp_path, search={"axes": AXES})
+    with pytest.raises(StudyError) as refused:
+        read_study(str(path), [override])
+    assert str(refused.value).startswith(f"tiny.yaml: {sentence}")
+
+
+@pytest.mark.parametrize(("ends", "digits"), [([10_000, 90_000], 3), ([100, 900], 3), ([1, 9], 1)])
+def test_a_range_whose_rounded_values_are_all_whole_suits_a_field_of_whole_numbers(
+    ends: list[int], digits: int
+) -> None:
+    (axis,) = space(axes={"pretrain.tokens": {"loguniform": ends}}, digits=digits).axes
+    assert all(axis.at(share / 50) % 1 == 0 for share in range(50))
 
 
 def test_choices_are_numbers_however_yaml_reads_them() -> None:
