@@ -18,6 +18,8 @@ from results.exposure_claims import latent_benefit, matched_optimum
 from results.frontier_claims import frontier_verdicts
 from results.losses import Row
 from results.methods import EXPOSURE
+from results.recipe_comparison import RECIPE
+from results.search_files import AXIS_OF_POINTS
 from results.verdict import Verdict
 
 __all__ = ["Verdict", "verdicts"]
@@ -30,8 +32,10 @@ def verdicts(rows: Sequence[Row], matched: bool = False) -> list[Verdict]:
     not the paper's and are left out. No interval is corrected for the number of claims; each note says how many there are.
     """
     default = "matched" if matched else "additive"
-    # The points of a search were chosen by their losses, so they are no sample to judge by.
-    paper = [row for row in rows if "point" not in row["axes"] and (row["axes"].get(EXPOSURE) or 0) <= 1]
+    # The points of a search were chosen by their losses, so they are no sample to judge by; the recipes of the study that
+    # confirms it differ in all that was searched at once, so their effects are those of no one method.
+    judged = [row for row in rows if not {AXIS_OF_POINTS, RECIPE} & set(row["axes"])]
+    paper = [row for row in judged if (row["axes"].get(EXPOSURE) or 0) <= 1]
     additive = [row for row in paper if row["axes"].get("allocation", default) != "matched"]
     compute_matched = [row for row in paper if row["axes"].get("allocation", default) == "matched"]
     found = [*latent_benefit(additive), *matched_optimum(compute_matched), *frontier_verdicts(additive)]

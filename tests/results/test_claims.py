@@ -337,3 +337,11 @@ def test_the_points_of_a_search_are_judged_by_no_claim() -> None:
     rows = exposure_rows(lambda _: 2.0, lambda exposure: 3.0 - exposure)
     assert verdicts(rows)
     assert verdicts([row | {"axes": row["axes"] | {"point": "p1"}} for row in rows]) == []
+
+
+def test_recipes_that_differ_in_several_fields_are_judged_by_no_claim() -> None:
+    shifts = {"unmixed": 0.0, "mixed": -0.2}
+    assert outcomes(frontier_rows(shifts))["3"] == {"supported"}
+    names = {"unmixed": "default", "mixed": "recommended"}
+    recipes = [row | {"axes": row["axes"] | {"recipe": names[row["axes"]["method"]]}} for row in frontier_rows(shifts)]
+    assert verdicts(recipes) == []
