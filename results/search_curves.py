@@ -28,8 +28,8 @@ def curve_points(search: Search, ends: Sequence[End], results: Sequence[Result])
 
     results: of the points that are done, by whatever order. Points that ended at the same number of tokens, such as those
     that the store had already, are one point of each curve. The best so far is the lowest objective among the points that
-    kept the constraints, as the points done by then define them; of a frontier, the area that it dominates up to the worst
-    losses of all points done to this day, so that the curve never falls.
+    kept the constraints, as the points done by then define them; of a frontier, the area that those points dominate up to the
+    worst losses of all points done to this day, so that it grows unless a constraint `within` has tightened.
     """
     by_label = {one.label: one for one in results}
     states: dict[str, str] = {}

@@ -86,14 +86,19 @@ def violations(search: Search, results: Sequence[Result]) -> list[tuple[float, .
     return [tuple(result.means[name] - bound for name, bound in bounds.items()) for result in results]
 
 
+def feasible(search: Search, results: Sequence[Result]) -> list[Result]:
+    """Those that keep the constraints."""
+    broken = violations(search, results)
+    return [one for one, parts in zip(results, broken, strict=True) if all(part <= 0 for part in parts)]
+
+
 def recommended(search: Search, results: Sequence[Result]) -> list[Result]:
     """The best feasible point; of a frontier, its points by ascending x. Empty where no point is feasible."""
-    broken = violations(search, results)
-    feasible = [one for one, parts in zip(results, broken, strict=True) if all(part <= 0 for part in parts)]
-    if not feasible or not search.block.objective.hypervolume:
-        return sorted(feasible, key=lambda one: one.scores)[:1]
-    front = {tuple(point) for point in pareto_set([one.scores for one in feasible]).tolist()}
-    kept = {one.scores: one for one in reversed(feasible) if one.scores in front}
+    found = feasible(search, results)
+    if not found or not search.block.objective.hypervolume:
+        return sorted(found, key=lambda one: one.scores)[:1]
+    front = {tuple(point) for point in pareto_set([one.scores for one in found]).tolist()}
+    kept = {one.scores: one for one in reversed(found) if one.scores in front}
     return [kept[scores] for scores in sorted(kept)]
 
 
@@ -103,25 +108,24 @@ def best_group(search: Search, results: Sequence[Result], names: Sequence[str]) 
     That of the best feasible point; of a frontier, the group whose feasible points dominate the largest area up to the worst
     losses of all. Empty where no point is feasible.
     """
-    broken = violations(search, results)
     groups: dict[str, list[Result]] = {}
-    for one, parts in zip(results, broken, strict=True):
-        if all(part <= 0 for part in parts):
-            groups.setdefault(repr([one.values.get(name) for name in names]), []).append(one)
+    for one in feasible(search, results):
+        groups.setdefault(repr([one.values.get(name) for name in names]), []).append(one)
     if search.block.objective.hypervolume:
         return max(groups.values(), key=lambda group: frontier_area(search, group, worst_of=results) or 0.0, default=[])
     return min(groups.values(), key=lambda group: min(one.scores for one in group), default=[])
 
 
 def frontier_area(search: Search, results: Sequence[Result], worst_of: Sequence[Result] | None = None) -> float | None:
-    """The hypervolume of a frontier search, in squared nats; None for other objectives, or without results.
+    """What the feasible results dominate, in squared nats; None for other objectives, or where none is feasible.
 
-    It reaches up to the worst losses seen: of the results themselves, or of `worst_of`.
+    It reaches up to the worst losses seen: of all the results, or of `worst_of`.
     """
-    if not search.block.objective.hypervolume or not results:
+    found = feasible(search, results)
+    if not search.block.objective.hypervolume or not found:
         return None
     worst = np.array([one.scores for one in worst_of or results]).max(axis=0)
-    return hypervolume(np.array([one.scores for one in results]), worst)
+    return hypervolume(np.array([one.scores for one in found]), worst)
 
 
 def importances(search: Search, results: Sequence[Result], seed: int = 0) -> list[Importance]:

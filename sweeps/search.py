@@ -131,6 +131,9 @@ class Constraint(Section):
             raise ValueError("give within: SHARE (of the best point's) or at_most: NATS")
         return self
 
+    def __str__(self) -> str:
+        return f"at most {self.at_most:g} nats" if self.within is None else f"within {self.within * 100:g}% of the best"
+
 
 class Rungs(Section):
     """Early ends of post-training: at each rung the worse of its siblings, those with the same parent, are given up."""

@@ -163,6 +163,7 @@ def summary_document(search: Search, searched: SearchedStudy) -> dict[str, Any]:
     return {
         "study": searched.name,
         "objective": str(searched.search.block.objective),
+        "constraints": [f"{name} {bound}" for name, bound in searched.search.block.constraints.items()],
         "points": points,
         "recommended": [_recommendation(one) for one in found],
         "frontier_area": frontier_area(searched.search, results),
@@ -197,6 +198,8 @@ def print_summary(document: Mapping[str, Any]) -> None:
     states = [point["state"] for point in document["points"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     console.print(Text(f"search of {document['study']}: {document['objective']}", style="bold"))
+    if document["constraints"]:
+        say(f"constraints: {', '.join(document['constraints'])}")
     say(f"{len(states)} points: {counts or 'none'}; {document['ended']}")
     for point in document["points"]:
         if point["reason"]:
@@ -209,6 +212,8 @@ def print_summary(document: Mapping[str, Any]) -> None:
             losses = [_interval(Estimate(**one["losses"][name])) for name in SHORT]
             table.add_row(one["point"], *map(_text, one["values"].values()), *losses)
         console.print(table)
+        if document["frontier_area"] is not None:
+            say(f"frontier's area: {document['frontier_area']:.4g} squared nats, up to the worst losses of all points")
         seeds = document["recommended"][0]["losses"]["finetuning_loss"]["seeds"]
         say(f"means over {seeds} seeds with 95% intervals" if seeds > 1 else "one seed: nothing tells how sure this is")
     else:

@@ -42,6 +42,12 @@ def _sentences(document: Mapping[str, Any]) -> tuple[str, ...]:
         f"Spent: {format_size(spent['tokens'])} tokens in {spent['stages']:,} stages of its own, "
         f"{spent['device_hours']:.3g} device-hours; one run per trial would have trained {format_size(saved)} more.",
     ]
+    if bounds := document.get("constraints"):  # older summaries name none
+        said.insert(1, f"Constraints: {', '.join(bounds)}.")
+    if document["frontier_area"] is not None:
+        said.append(
+            f"The frontier's area: {document['frontier_area']:.4g} squared nats, up to the worst losses of all points."
+        )
     if document["recommended"]:
         said.append("The best of many points is flattered by its seeds; the study confirm.yaml tries it on fresh ones.")
     return tuple(said)

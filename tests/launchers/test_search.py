@@ -85,6 +85,7 @@ def test_results_and_report_of_the_study_tell_of_the_search(searched: Searched) 
     text = Path(page).read_text(encoding="utf-8")
     section = text[text.index('<section id="section-search">') :]
     assert "Minimised: retained_posttraining_loss. 4 points: 4 done;" in section
+    assert "Constraints: immediate_posttraining_loss within 50% of the best." in section
     for words in ("Recommended; 95% intervals over seeds", "Searched points: means over seeds", "finetune.lr"):
         assert words in section
     assert search_part(searched.store, "tiny-points") == search_part(searched.store, "tiny") is not None

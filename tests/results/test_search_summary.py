@@ -34,11 +34,16 @@ def points(space: Search) -> list[Result]:
     """p0 to p3; p0 and p3 have one exposure, p1 and p2 another."""
     found = []
     for number, (immediate, tuned, retained) in enumerate(MADE_UP):
-        values = dict(zip(LOSSES, (immediate, retained, tuned, 1.0), strict=True))
-        estimates = {name: Estimate(value, None, None, 1) for name, value in values.items()}
-        place = {"pretrain.exposure": 0.1 if number in (0, 3) else 0.2}
-        found.append(Result(f"p{number}", place, estimates, space.block.objective.scores(values)))
+        exposure = 0.1 if number in (0, 3) else 0.2
+        found.append(made(space, f"p{number}", immediate, tuned, retained, exposure))
     return found
+
+
+def made(space: Search, label: str, immediate: float, tuned: float, retained: float, exposure: float = 0.0) -> Result:
+    """A point with these losses, each of one seed."""
+    values = dict(zip(LOSSES, (immediate, retained, tuned, 1.0), strict=True))
+    estimates = {name: Estimate(value, None, None, 1) for name, value in values.items()}
+    return Result(label, {"pretrain.exposure": exposure}, estimates, space.block.objective.scores(values))
 
 
 def test_importance_finds_the_axis_that_matters_and_needs_enough_points() -> None:
@@ -74,6 +79,27 @@ def test_constraints_and_frontiers_decide_what_is_recommended() -> None:
     assert frontier_area(space, points(space)) == pytest.approx(2.5 * 2.5)
     assert frontier_area(space, points(space)[:1], worst_of=points(space)) == pytest.approx(0.5 * 1.5)
     assert frontier_area(space_of(), points(space_of())) is None
+
+
+def test_the_area_of_a_frontier_is_that_of_the_points_that_keep_the_constraints() -> None:
+    def area(**block: Any) -> float | None:
+        space = space_of(objective=PLANE, **block)
+        losses = [(1.0, 2.0, 2.0), (1.0, 3.0, 3.0), (1.5, 0.0, 0.0)]
+        return frontier_area(space, [made(space, f"p{number}", *one) for number, one in enumerate(losses)])
+
+    assert area() == pytest.approx(9.0)
+    assert area(constraints=WITHIN) == pytest.approx(1.0)
+    assert area(constraints={"immediate_posttraining_loss": {"at_most": 0.5}}) is None
+    space = space_of(objective=PLANE, constraints=WITHIN)
+    ends = [End(f"p{number}", "done", 100 * (number + 1), 0.0) for number in range(4)]
+    curve = [value for tag, _, value in curve_points(space, ends, points(space)) if tag == "search/best frontier area"]
+    # Up to (3.5, 3.5): p0's 0.5 × 1.5 and p1's 1.5 × 0.5, which share 0.5 × 0.5; nothing of p2, which breaks the constraint.
+    assert curve == pytest.approx([0.75, 1.25, 1.25, 1.25])
+
+
+def test_constraints_read_as_sentences() -> None:
+    bounds = space_of(constraints=WITHIN | {"finetuning_loss": {"at_most": 2.1}}).block.constraints
+    assert [str(bound) for bound in bounds.values()] == ["within 1% of the best", "at most 2.1 nats"]
 
 
 def test_the_best_group_is_that_of_the_best_point_or_of_the_largest_area() -> None:
