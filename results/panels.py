@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from results.losses import Row
 from results.methods import PIPELINES, method_of
+from results.recipe_comparison import RECIPE
+from results.search_files import AXIS_OF_POINTS
 
 L_IM, L_RET = "immediate_posttraining_loss", "retained_posttraining_loss"
 L_FT, L_PRE = "finetuning_loss", "retained_pretraining_loss"
@@ -172,7 +174,7 @@ def named_figures(study: str) -> list[AnyFigure]:
 
 def _by_axes(rows: Sequence[Row]) -> list[AnyFigure]:
     names = {name for row in rows for name in row["axes"]}
-    if "point" in names:  # of a search
+    if names & {AXIS_OF_POINTS, RECIPE}:  # of a search: they differ in several fields at once
         return [FRONTIERS]
     if "method" in names:
         methods = {method_of(row) for row in rows}

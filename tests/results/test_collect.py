@@ -346,11 +346,6 @@ def test_nothing_that_is_unknown_is_touched(planned: tuple[Tree, Store]) -> None
     assert (elsewhere / "state").exists()
 
 
-def test_a_store_that_does_not_exist_has_nothing_to_free(tmp_path: Path) -> None:
-    assert retain_json("gc", "--store", tmp_path / "none")["freed"] == []
-    assert not (tmp_path / "none").exists()
-
-
 def test_run_says_what_to_do_before_it_trains_anything_that_starts_from_freed_weights(
     prepared: Prepared, tmp_path: Path
 ) -> None:
