@@ -59,9 +59,11 @@ def test_a_diverging_stage_ends_its_branch_and_no_other(slurm: Cluster, tmp_path
 
 
 def test_a_job_that_dies_before_it_can_begin_is_tried_again_and_then_named(slurm: Cluster, tmp_path: Path) -> None:
-    # Enough for what looks after the job, and far too little for torch.
-    setup = {"setup": ["ulimit -v 700000"]}
-    execution = EXECUTION | {"stages": {"finetune": {"pack": 2, "slurm": setup}}}
+    broken = tmp_path / "broken" / "torch.py"
+    broken.parent.mkdir()
+    broken.write_text("import os\nos.kill(os.getpid(), 9)\n")
+    setup = [f"export PYTHONPATH={broken.parent}"]
+    execution = EXECUTION | {"stages": {"finetune": {"pack": 2, "slurm": {"setup": setup}}}}
     grid = {"pretrain.exposure": [1], "finetune.lr": [5e-4, 2e-3]}
     study = tiny_study(tmp_path / "study", execution=execution, grid=grid)
     retain("submit", study, "--store", tmp_path / "runs", more=slurm.environment)
