@@ -21,7 +21,7 @@ ATTEMPTS = 24
 STARTING_POINTS = 10
 """Random ones, before TPE follows its model."""
 POPULATION = 16
-"""Of NSGA-II."""
+"""Of NSGA-II: the parents, and the random points before it has them."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,12 @@ def _sampler(search: Search, seed: int) -> "optuna.samplers.BaseSampler":
     import optuna
 
     if search.block.searcher == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
+        # By Optuna's default a mutation draws the axis anew from its whole range, so that half of all points stay random.
+        return optuna.samplers.NSGAIISampler(
+            seed=seed,
+            population_size=min(POPULATION, max(4, search.block.trials // 4)),
+            mutation=optuna.samplers.nsgaii.PolynomialMutation(),
+        )
     return optuna.samplers.TPESampler(
         seed=seed,
         multivariate=True,
@@ -99,6 +104,7 @@ def _as_trial(
     axes: Sequence[Axis], outcome: Outcome, distributions: dict[str, Any], frontier: bool
 ) -> "optuna.trial.FrozenTrial":
     """An earlier point as Optuna knows one."""
+    from optuna.samplers import NSGAIISampler
     from optuna.trial import TrialState, create_trial
 
     states = {"done": TrialState.COMPLETE, "open": TrialState.RUNNING, "failed": TrialState.FAIL}
@@ -111,6 +117,9 @@ def _as_trial(
         distributions=distributions,
         values=list(outcome.scores) if done else None,
         constraints={str(number): broken for number, broken in enumerate(outcome.violations)} if done else None,
+        # NSGA-II takes as parents what bears the mark of an earlier generation. All are one: its parents are then the best of
+        # all that is done, in whatever order points end.
+        system_attrs={NSGAIISampler._get_generation_key(): 0},
     )
 
 
