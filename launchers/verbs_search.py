@@ -4,12 +4,15 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from launchers.options import INTERRUPTED, RUNS, SOME_RUN_FAILED, AsJson, Overrides, SiteName, StorePath, StudyName
 from sweeps.errors import MissingResourceError, StudyError
+
+if TYPE_CHECKING:
+    from launchers.search.budget import Budget
 
 LAUNCHERS = ("ray", "slurm", "slurm-ray")
 
@@ -52,10 +55,9 @@ def search(
     ]
     words = [*(overrides or ()), *chosen]
     check_device(device)
-    if budget:
-        parse_budget(budget, device)
+    limit = parse_budget(budget, device) if budget is not None else None
     if launcher == "ray":
-        return _search_here(study, words, store, budget, device, address, as_json)
+        return _search_here(study, words, store, limit, address, as_json)
     return _search_on_slurm(study, words, store, budget, device, launcher, nodes, site, as_json)
 
 
@@ -63,13 +65,12 @@ def _search_here(
     study: str,
     words: Sequence[str],
     store: Path,
-    budget: str | None,
-    device: str,
+    limit: "Budget | None",
     address: str | None,
     as_json: bool,
 ) -> int:
     from launchers.progress import reporting
-    from launchers.search.budget import parse_budget
+    from launchers.search.budget import refuse_hours_on_cpus
     from launchers.search.course import conclude, run_search
     from launchers.search.executor import Cluster, train_with_tune
     from launchers.search.show import print_summary
@@ -79,10 +80,10 @@ def _search_here(
     unread = open_search(study, words, store, None)
     cluster = Cluster(address, unread.file.study.execution)
     parallel = cluster.parallel()  # refused before any data is prepared
+    refuse_hours_on_cpus(limit, cluster.execution, cluster.has_gpus())
     _refuse_search_job(unread.store.root, unread.name)
     with reporting() as report:
         searched = open_search(study, words, store, report)
-    limit = parse_budget(budget, device) if budget else None
     scratch = searched.folder / "tune"
     try:
         finished = run_search(

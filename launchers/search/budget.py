@@ -9,7 +9,8 @@ from results.speeds import measured_speeds
 from results.store import State, Store
 from sweeps.cost import total_cost
 from sweeps.errors import StudyError
-from sweeps.tree import Tree
+from sweeps.execution import Execution
+from sweeps.tree import STAGES, Tree
 from sweeps.units import format_size, parse_size
 
 Unit = Literal["tokens", "gpuh"]
@@ -24,7 +25,16 @@ class Budget:
     device: str
 
     def __str__(self) -> str:
-        return f"{format_size(self.amount)} tokens" if self.unit == "tokens" else f"{self.amount:g} GPU-hours"
+        return self.text(self.amount)
+
+    def text(self, amount: float) -> str:
+        """An amount with its unit."""
+        return f"{format_size(amount)} tokens" if self.unit == "tokens" else f"{amount:.4g} GPU-hours"
+
+    def excess(self, spent: "Spent") -> str | None:
+        """By how much it was exceeded, with the unit; None where it was kept."""
+        over = spent.of(self.unit) - self.amount
+        return self.text(over) if over > 0 else None
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,20 @@ def parse_budget(text: str, device: str) -> Budget:
     except ValueError:
         pass
     raise StudyError(f"--budget {text}: not understood; write tokens or GPU-hours, such as 5Mtokens or 200gpuh")
+
+
+def refuse_hours_on_cpus(budget: Budget | None, execution: Execution, gpus: bool) -> None:
+    """Raise StudyError for a budget of hours where a kind of stage trains on CPUs: no plan knows how long that takes.
+
+    gpus: whether stages that take what there is (accelerator: auto) get GPUs.
+    """
+    trained = {execution.of_stage(kind).accelerator for kind in STAGES}
+    if budget is None or budget.unit == "tokens" or not ("cpu" in trained or ("auto" in trained and not gpus)):
+        return
+    raise StudyError(
+        f"--budget {budget.amount:g}gpuh: stages train on CPUs here, for which no hours are planned; give tokens, such as "
+        "5Mtokens, or set execution.accelerator=gpu where there are GPUs"
+    )
 
 
 def planned_cost(tree: Tree, settled: Collection[str], store: Store, budget: Budget) -> float:

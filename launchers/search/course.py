@@ -39,8 +39,8 @@ def run_search(
     """Go on with a search until its trials or its budget are used up; `train` is called only if a stage is to be trained.
 
     stop: where a job's stop signals are noted. retry: stages that failed, or were cancelled with the study, are tried once
-    more, as in a start by hand. Raises StudyError where another process searches the study, KeyboardInterrupt once all
-    processes have saved and ended.
+    more, as in a start by hand. Raises StudyError where another process searches the study, or the budget does not reach
+    for one point; KeyboardInterrupt once all processes have saved and ended.
     """
     searched.folder.mkdir(parents=True, exist_ok=True)
     with _alone(searched.folder / "search-lease.json", searched.name, stop):
@@ -48,6 +48,7 @@ def run_search(
         if note:
             print(f"retain: {note}", file=sys.stderr)
         search = Search(searched, history, budget, parallel)
+        search.check_budget()
         if note and history.ends:
             search.draw_curves()  # those of another history lie there
         if retry:

@@ -87,6 +87,15 @@ class Search:
         self.exhausted: str | None = None
         """Why no more points are proposed."""
 
+    def check_budget(self) -> None:
+        """Raise StudyError where the budget does not reach for a first point."""
+        if self.budget is None or self.candidates:
+            return
+        values = propose(self.searched.search, [], {})
+        made = self._sound(values) if values else None
+        if made is not None and (total := self._total_with(made[1], {}, self.budget)) > self.budget.amount:
+            raise StudyError(f"--budget {self.budget}: one point takes up to {self.budget.text(total)}; raise it")
+
     def next_stage(self) -> Stage | None:
         if len(self.at_work) >= self.parallel:
             return None
@@ -160,10 +169,14 @@ class Search:
         return "running" if any(key in self.at_work for key in keys) else "planned"
 
     def reason_of(self, one: Candidate, states: dict[str, State]) -> str | None:
-        """Why a point was pruned or has failed."""
-        if one.tree is None or self.state_of(one, states) not in ("pruned", "failed"):
+        """Why a point was pruned or has failed; or that it is done although it was given up."""
+        if one.tree is None:
             return one.problem
         told = [self.history.pruned[key] for key in one.tree.stages if key in self.history.pruned]
+        if self.state_of(one, states) == "done" and told:
+            return f"{told[0]}, but its stages ended all the same"
+        if self.state_of(one, states) not in ("pruned", "failed"):
+            return None
         failed = [key for key in one.tree.stages if self._has_failed(key, states)]
         told += [f"{one.tree.stages[key].stage} {key[:8]}: {states[key].reason or states[key].state}" for key in failed]
         return told[0] if told else None
@@ -267,7 +280,7 @@ class Search:
             if values is None:
                 continue
             made = self._sound(values)
-            if made is None or self._affords(made[1], states):
+            if made is None or not self.budget or self._total_with(made[1], states, self.budget) <= self.budget.amount:
                 self._enter(values, made)
                 self.exhausted = None
                 return True
@@ -363,16 +376,13 @@ class Search:
                 made.append(Outcome(one.point.values, told, violations=unmet))
         return made
 
-    def _affords(self, tree: Tree, states: dict[str, State]) -> bool:
-        """Whether this tree fits beside what is spent and what the open points still take."""
-        if self.budget is None:
-            return True
+    def _total_with(self, tree: Tree, states: dict[str, State], budget: Budget) -> float:
+        """What will be spent at most with this tree, beside what is spent and what the open points still take."""
         settled = {key for key, state in states.items() if state.state == "done"}
         promised = 0.0
         for one in self.open(states):
             assert one.tree is not None
-            promised += planned_cost(one.tree, settled, self.store, self.budget)
+            promised += planned_cost(one.tree, settled, self.store, budget)
             settled |= set(one.tree.stages)
         settled |= {key for key in tree.stages if key not in states and self.store.run(key).is_done()}
-        needed = planned_cost(tree, settled, self.store, self.budget)
-        return self.spent().of(self.budget.unit) + promised + needed <= self.budget.amount
+        return self.spent().of(budget.unit) + promised + planned_cost(tree, settled, self.store, budget)

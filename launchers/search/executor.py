@@ -68,6 +68,10 @@ class Cluster:
             _bundle(self.execution.of_stage(kind), gpus=False)
         return len(local_slots(self.execution)) if self.address is None else 1
 
+    def has_gpus(self) -> bool:
+        """Whether this machine has GPUs for stages; False for a cluster, of which that is known once it is joined."""
+        return self.address is None and any(slot.gpus for slot in local_slots(self.execution))
+
 
 def train_with_tune(work: Work, store: Store, cluster: Cluster, scratch: Path) -> None:
     """Train what `work` hands out until it has finished. Raises KeyboardInterrupt once all processes have saved and ended.

@@ -12,6 +12,9 @@ from launchers.deferred import outside_job
 from launchers.opened import open_study
 from launchers.resources import driver_minutes, slurm_resources
 from launchers.sbatch import Request, executor, hand_over
+from launchers.search.budget import parse_budget, refuse_hours_on_cpus
+from launchers.search.driver import Search
+from launchers.search.history import History
 from launchers.search.job_life import RunSearch
 from launchers.search.job_record import (
     SearchJob,
@@ -73,6 +76,7 @@ def check_job(searched: SearchedStudy, wanted: SearchJob) -> None:
     owner = read_owner(lease)
     if owner is not None and owner.is_here() and owner.job_id is None and is_held(lease):
         raise StudyError(f"{searched.name}: process {owner.pid} searches this study in this store; stop it first")
+    _check_budget(searched, wanted)
     _asked(searched, wanted)
     if wanted.launcher == "slurm-ray":
         return
@@ -85,6 +89,15 @@ def check_job(searched: SearchedStudy, wanted: SearchJob) -> None:
             f"SLURM: you may have {limit} job at a time, and a search takes one beside its stages; "
             "train them in one allocation with --launcher slurm-ray"
         )
+
+
+def _check_budget(searched: SearchedStudy, wanted: SearchJob) -> None:
+    """Raise StudyError for hours on CPUs, and where a search that begins could not try a single point."""
+    budget = parse_budget(wanted.budget, wanted.device) if wanted.budget is not None else None
+    refuse_hours_on_cpus(budget, searched.file.study.execution, gpus=True)
+    history = searched.folder / "search.json"
+    if not history.exists():
+        Search(searched, History(history, searched.identity()), budget, 1).check_budget()
 
 
 def submit_search(searched: SearchedStudy, wanted: SearchJob) -> tuple[SearchJob, bool]:

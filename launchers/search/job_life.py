@@ -92,7 +92,7 @@ def _drive(store: Store, asked: SearchJob, stop: StopRequest, retry: bool, clust
     file = check_study(dict(asked.fields), Path(asked.path))
     searched = search_of(file, store.root, lambda name, documents, tokens: None)
     execution = file.study.execution
-    limit = parse_budget(asked.budget, asked.device) if asked.budget else None
+    limit = parse_budget(asked.budget, asked.device) if asked.budget is not None else None
     # What an allocation holds is known once its cluster is there.
     parallel = execution.parallel or (STAGES_AT_ONCE if cluster is None else 1)
 

@@ -118,7 +118,7 @@ class _Lines:
 
     def __init__(self, search: Search, console: Console) -> None:
         self.search, self.console = search, console
-        self.told = {one.point.label for one in search.candidates if self._ended(one, search.states())}
+        self.told = self._ends()
         self.looked = 0.0
 
     def __call__(self) -> None:
@@ -129,18 +129,21 @@ class _Lines:
 
     def tell(self) -> None:
         """A line for each point that has ended since the last call."""
-        states = self.search.states()
+        states, before = self.search.states(), self.told
+        self.told = self._ends()
         for one in self.search.candidates:
-            if one.point.label not in self.told and self._ended(one, states):
-                self.told.add(one.point.label)
-                state = self.search.state_of(one, states)
+            state = self.told.get(one.point.label)
+            # One that was given up is told once more where its stages ended all the same.
+            if state is not None and state != before.get(one.point.label):
                 scores = ", ".join(f"{score:.4f}" for score in one.result.scores) if one.result else ""
                 line = f"{time.strftime('%H:%M:%S')} {state} {one.point.label} {axes_label(one.point.values)}"
-                told = scores or self.search.reason_of(one, states) or ""
+                told = "; ".join(filter(None, (scores, self.search.reason_of(one, states))))
                 self.console.print(f"{line} {told}".rstrip(), highlight=False, soft_wrap=True)
 
-    def _ended(self, one: Any, states: dict[str, State]) -> bool:
-        return self.search.state_of(one, states) in ("done", "pruned", "failed")
+    def _ends(self) -> dict[str, str]:
+        states = self.search.states()
+        known = {one.point.label: self.search.state_of(one, states) for one in self.search.candidates}
+        return {label: state for label, state in known.items() if state in ("done", "pruned", "failed")}
 
 
 def summary_document(search: Search, searched: SearchedStudy) -> dict[str, Any]:
@@ -148,6 +151,7 @@ def summary_document(search: Search, searched: SearchedStudy) -> dict[str, Any]:
     states, results = search.states(), search.results()
     found = recommended(searched.search, results)
     spent = search.spent()
+    points_study = searched.folder / POINTS_STUDY
     by_label = {result.label: result for result in results}
     points = [
         {
@@ -171,8 +175,9 @@ def summary_document(search: Search, searched: SearchedStudy) -> dict[str, Any]:
         "spent": {"tokens": spent.tokens, "device_hours": spent.hours, "stages": spent.stages}
         | {"tokens_without_sharing": spent.without_sharing},
         "budget": str(search.budget) if search.budget else None,
-        "ended": search.exhausted or f"{searched.search.block.trials} points have been tried",
-        "points_study": str(searched.folder / POINTS_STUDY),
+        "over_budget": search.budget.excess(spent) if search.budget else None,
+        "ended": search.exhausted or f"at most {searched.search.block.trials:,} were asked for",
+        "points_study": str(points_study) if points_study.exists() else None,
         "confirm": str(_confirm(searched, found)) if found else None,
     }
 
@@ -200,7 +205,7 @@ def print_summary(document: Mapping[str, Any]) -> None:
     console.print(Text(f"search of {document['study']}: {document['objective']}", style="bold"))
     if document["constraints"]:
         say(f"constraints: {', '.join(document['constraints'])}")
-    say(f"{len(states)} points: {counts or 'none'}; {document['ended']}")
+    say(f"{len(states)} point{'s' * (len(states) != 1)}: {counts or 'none'}; {document['ended']}")
     for point in document["points"]:
         if point["reason"]:
             say(f"{point['state']} {point['point']} {axes_label(point['values'])}: {point['reason']}")
@@ -216,8 +221,10 @@ def print_summary(document: Mapping[str, Any]) -> None:
             say(f"frontier's area: {document['frontier_area']:.4g} squared nats, up to the worst losses of all points")
         seeds = document["recommended"][0]["losses"]["finetuning_loss"]["seeds"]
         say(f"means over {seeds} seeds with 95% intervals" if seeds > 1 else "one seed: nothing tells how sure this is")
-    else:
+    elif "done" in states:
         say("no finished point keeps the constraints; loosen them, or try more points")
+    else:
+        say("no point has finished")
     if document["importances"]:
         table = new_table("axis", "importance", "95% interval")
         for one in document["importances"]:
@@ -228,11 +235,13 @@ def print_summary(document: Mapping[str, Any]) -> None:
     spent = document["spent"]
     saved = max(0, spent["tokens_without_sharing"] - spent["tokens"])
     budget = f" of {document['budget']}" if document["budget"] else ""
+    over = f" (over by {document['over_budget']})" if document["over_budget"] else ""
     say(
-        f"spent{budget}: {format_size(spent['tokens'])} tokens in {spent['stages']:,} stages, "
+        f"spent{budget}{over}: {format_size(spent['tokens'])} tokens in {spent['stages']:,} stages, "
         f"{spent['device_hours']:.3g} device-hours; one run per trial would have trained {format_size(saved)} more"
     )
-    say(f"all points: retain results {document['points_study']}")
+    if document["points_study"]:
+        say(f"all points: retain results {document['points_study']}")
     if document["confirm"]:
         say(f"to confirm it with fresh seeds: retain run {document['confirm']}")
 

@@ -37,9 +37,10 @@ def _sentences(document: Mapping[str, Any]) -> tuple[str, ...]:
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     spent = document["spent"]
     saved = max(0, spent["tokens_without_sharing"] - spent["tokens"])
+    over = f" ({document['over_budget']} over the budget)" if document.get("over_budget") else ""
     said = [
         f"Minimised: {document['objective']}. {len(states):,} points: {counts}; {document['ended']}.",
-        f"Spent: {format_size(spent['tokens'])} tokens in {spent['stages']:,} stages of its own, "
+        f"Spent: {format_size(spent['tokens'])} tokens in {spent['stages']:,} stages of its own{over}, "
         f"{spent['device_hours']:.3g} device-hours; one run per trial would have trained {format_size(saved)} more.",
     ]
     if bounds := document.get("constraints"):  # older summaries name none

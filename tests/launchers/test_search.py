@@ -201,6 +201,21 @@ def test_a_wrong_search_is_told_in_one_line_before_ray_is_started(searched: Sear
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("budget", "sentence"),
+    [
+        ("", "--budget : not understood; write tokens or GPU-hours"),
+        ("1gpuh", "--budget 1gpuh: stages train on CPUs here, for which no hours are planned; give tokens"),
+    ],
+)
+def test_a_budget_that_nobody_could_keep_is_refused(
+    budget: str, sentence: str, searched: Searched, tmp_path: Path
+) -> None:
+    words = ["execution.accelerator=cpu", "--budget", budget, "--store", tmp_path / "runs"]
+    assert sentence in retain("search", searched.study, *words, code=2).stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_address_without_a_ray_is_told_in_a_sentence(searched: Searched, tmp_path: Path) -> None:
     told = retain("search", searched.study, "--store", tmp_path / "runs", "--address", "127.0.0.1:1", code=3).stderr
     assert "--address 127.0.0.1:1: no Ray answers there" in told

@@ -194,6 +194,10 @@ def test_a_stage_that_the_search_gives_up_leaves_slurm_and_can_be_trained_later(
         (["--launcher", "slurm", "--address", "here:1"], "--address here:1: is of a Ray that runs already"),
         (["--launcher", "slurm", "--nodes", "2"], "--nodes 2: is of the allocation of --launcher slurm-ray"),
         (["--launcher", "slurm", "--budget", "5"], "--budget 5: not understood"),
+        (
+            ["--launcher", "slurm", "--budget", "5tokens"],
+            "--budget 5 tokens: one point takes up to 17.92k tokens; raise it",
+        ),
         (["--launcher", "slurm", "finetune.warmup=90"], "finetune.warmup: 90 steps of warm-up"),
         (["--launcher", "slurm", "execution.slurm.warning_seconds=1200"], "no step would be trained; shorten it"),
         (
