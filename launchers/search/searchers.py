@@ -22,6 +22,8 @@ STARTING_POINTS = 10
 """Random ones, before TPE follows its model."""
 POPULATION = 16
 """Of NSGA-II: the parents, and the random points before it has them."""
+MUTATION = 0.1
+"""How often NSGA-II draws an axis anew from its whole range."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,13 @@ def _sampler(search: Search, seed: int) -> "optuna.samplers.BaseSampler":
     import optuna
 
     if search.block.searcher == "nsga2":
-        # By Optuna's default a mutation draws the axis anew from its whole range, so that half of all points stay random.
+        # By Optuna's default children have values of their parents only, and half of them one that is drawn anew; steps of
+        # Deb's polynomial mutation are so small that few points stay where the first ones were good.
         return optuna.samplers.NSGAIISampler(
             seed=seed,
             population_size=min(POPULATION, max(4, search.block.trials // 4)),
-            mutation=optuna.samplers.nsgaii.PolynomialMutation(),
+            crossover=optuna.samplers.nsgaii.BLXAlphaCrossover(),
+            mutation_prob=MUTATION,
         )
     return optuna.samplers.TPESampler(
         seed=seed,
