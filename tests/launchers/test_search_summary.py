@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from launchers.search.budget import Budget, Spent, refuse_hours_on_cpus
-from launchers.search.course import run_search
+from launchers.search.course import conclude, run_search
 from launchers.search.show import print_summary, summary_document
 from launchers.search.show import searching as showing
+from results.report.search import search_part
 from results.search_files import POINTS_STUDY
 from sweeps.errors import StudyError
 from sweeps.execution import Execution
@@ -45,8 +46,11 @@ def test_a_summary_says_by_how_much_its_budget_was_exceeded(tmp_path: Path, caps
     search = searching("theory", tmp_path, TWO_POINTS, *THEORY)
     finish(search)
     search.budget = Budget(search.spent().tokens - 200, "tokens", "H100")
-    print_summary(summary_document(search, search.searched))
+    print_summary(conclude(search, search.searched))
     assert "(over by 200 tokens):" in capsys.readouterr().out
+    part = search_part(search.store.root, "theory")
+    assert part is not None
+    assert "(200 tokens over the budget)" in part.sentences[1]
 
 
 def test_a_search_without_a_finished_point_says_that_none_has_finished(
