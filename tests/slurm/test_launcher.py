@@ -79,9 +79,9 @@ def test_four_ranks_on_two_nodes_reach_the_weights_of_four_local_ranks(slurm: Cl
 
 def test_a_drill_on_slurm_finds_no_difference(slurm: Cluster, tmp_path: Path) -> None:
     study = tiny_study(tmp_path / "study", **SLOW, grid={"pretrain.exposure": [1]})
-    where = ["--launcher", "slurm", "--kills", "2", "--store", str(tmp_path / "runs")]
+    where = ["--launcher", "slurm", "--kills", "4", "--store", str(tmp_path / "runs")]
     document = retain_json("drill", study, *where, more=slurm.environment)
-    assert document["kills"] == 2
+    assert document["kills"] == 4
     assert document["differences"] == []
     assert document["attempts"] > document["runs_compared"]
 
