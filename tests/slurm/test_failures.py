@@ -73,7 +73,7 @@ def test_a_job_that_dies_before_it_can_begin_is_tried_again_and_then_named(slurm
     for state in states:
         assert len(state.attempts) > 1
         assert all(attempt.cause == "lost" for attempt in state.attempts)
-        assert str(state.reason).startswith(str(state.attempts[-1].failure))
+        assert "ended without a word" in str(state.reason)
 
 
 def test_retry_takes_a_branch_up_again_once_what_it_lacked_is_there(slurm: Cluster, tmp_path: Path) -> None:
