@@ -41,6 +41,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return study, folder / "runs"
 
 
+@pytest.mark.slow
 def test_compiled_stages_go_on_from_their_states_to_the_same_bits(compiled: tuple[Path, Path], tmp_path: Path) -> None:
     study, undisturbed = compiled
     store = tmp_path / "runs"
@@ -68,6 +69,7 @@ def compilers_of(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["it tries the compiler", "a layer is compiled"])
 def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not_fail_it(
     compiled: tuple[Path, Path], tmp_path: Path, when: str

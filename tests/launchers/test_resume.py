@@ -42,6 +42,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return study, folder / "runs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "execution",
     [
@@ -59,6 +60,7 @@ def test_drilled_runs_end_in_the_bits_of_their_undisturbed_twins(execution: list
     assert document["attempts"] > document["runs_compared"]
 
 
+@pytest.mark.slow
 @settings(max_examples=3, phases=[Phase.generate], suppress_health_check=list(HealthCheck), deadline=None)
 @given(moments=st.lists(st.floats(0, 2.5), min_size=1, max_size=3), number=st.sampled_from(["KILL", "TERM"]))
 def test_a_launcher_killed_at_random_times_loses_nothing(

@@ -58,6 +58,7 @@ def test_a_diverging_stage_ends_its_branch_and_no_other(slurm: Cluster, tmp_path
     assert (again["jobs"], len(again["failed"])) == ([], 3)
 
 
+@pytest.mark.slow
 def test_a_job_that_dies_before_it_can_begin_is_tried_again_and_then_named(slurm: Cluster, tmp_path: Path) -> None:
     broken = tmp_path / "broken" / "torch.py"
     broken.parent.mkdir()
@@ -76,6 +77,7 @@ def test_a_job_that_dies_before_it_can_begin_is_tried_again_and_then_named(slurm
         assert "ended without a word" in str(state.reason)
 
 
+@pytest.mark.slow
 def test_retry_takes_a_branch_up_again_once_what_it_lacked_is_there(slurm: Cluster, tmp_path: Path) -> None:
     grid = {"pretrain.exposure": [0], "finetune.lr": [5e-4, 2e-3]}
     study, store = tiny_study(tmp_path / "study", execution=EXECUTION, grid=grid), tmp_path / "runs"
@@ -125,6 +127,7 @@ def test_sacct_tells_how_jobs_ended(slurm: Cluster, monkeypatch: pytest.MonkeyPa
     assert accounted_states([]) == {}
 
 
+@pytest.mark.slow
 def test_a_study_beyond_the_limit_of_jobs_finishes_by_itself(
     start_slurm: Callable[[Site], Cluster], tmp_path: Path
 ) -> None:

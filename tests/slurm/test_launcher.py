@@ -40,6 +40,7 @@ def chaos_on(cluster: Cluster, folder: Path, **overrides: Any) -> Chaos:
     return Chaos(cluster, study, folder / "runs", random.Random(1))
 
 
+@pytest.mark.slow
 def test_a_study_lives_through_faults_of_every_kind_and_ends_in_the_bits_of_a_calm_one(
     slurm: Cluster, calm: Path, tmp_path: Path
 ) -> None:
@@ -51,6 +52,7 @@ def test_a_study_lives_through_faults_of_every_kind_and_ends_in_the_bits_of_a_ca
     assert_nothing_repeated(Store(chaos.store))
 
 
+@pytest.mark.slow
 def test_preemption_without_a_user_signal_and_a_time_limit_lose_nothing(
     silent_slurm: Cluster, calm: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +70,7 @@ def test_preemption_without_a_user_signal_and_a_time_limit_lose_nothing(
     assert causes & {"SIGTERM", "SIGUSR2", "lost"}
 
 
+@pytest.mark.slow
 def test_four_ranks_on_two_nodes_reach_the_weights_of_four_local_ranks(slurm: Cluster, tmp_path: Path) -> None:
     execution = replaced(SLOW["execution"], {"devices": 4, "slurm.nodes": 2, "micro_batch": 2})
     study = tiny_study(tmp_path / "study", execution=execution, grid={"pretrain.exposure": [1]})
@@ -77,6 +80,7 @@ def test_four_ranks_on_two_nodes_reach_the_weights_of_four_local_ranks(slurm: Cl
     assert weights(chaos.store) == weights(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_a_drill_on_slurm_finds_no_difference(slurm: Cluster, tmp_path: Path) -> None:
     study = tiny_study(tmp_path / "study", **SLOW, grid={"pretrain.exposure": [1]})
     where = ["--launcher", "slurm", "--kills", "4", "--store", str(tmp_path / "runs")]
@@ -86,6 +90,7 @@ def test_a_drill_on_slurm_finds_no_difference(slurm: Cluster, tmp_path: Path) ->
     assert document["attempts"] > document["runs_compared"]
 
 
+@pytest.mark.slow
 def test_a_cancelled_branch_ends_alone_and_is_taken_up_again_by_retry(
     slurm: Cluster, calm: Path, tmp_path: Path
 ) -> None:

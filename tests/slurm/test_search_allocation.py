@@ -113,6 +113,7 @@ def test_two_searches_side_by_side_on_one_node_end_with_the_right_results(
     wait_until(lambda: not is_left(slurm, temporary), "the nodes empty")
 
 
+@pytest.mark.slow
 def test_a_preempted_allocation_goes_on_and_ends_with_the_same_weights(
     slurm: Cluster, temporary: Path, tmp_path: Path
 ) -> None:

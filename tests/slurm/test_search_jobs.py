@@ -55,6 +55,7 @@ def submitted(store: Path) -> list[str]:
     return [key for place in places for key in read_submission(Store(store), place.parent.name).keys]
 
 
+@pytest.mark.slow
 def test_it_recommends_what_the_grid_says_and_trains_in_the_same_bits(slurm: Cluster, tmp_path: Path) -> None:
     study, store = (
         tiny_study(tmp_path / "study", execution=EXECUTION, search=GRID, grid=GRID["axes"]),
@@ -78,6 +79,7 @@ def test_it_recommends_what_the_grid_says_and_trains_in_the_same_bits(slurm: Clu
     assert recommended["values"] == {name: best["axes"][name] for name in GRID["axes"]}
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_preempted_killed_and_requeued_submits_nothing_twice(slurm: Cluster, tmp_path: Path) -> None:
     block = {"axes": {"posttrain.lr": [1e-3, 1e25]}, "searcher": "grid"}
     study = tiny_study(tmp_path / "study", execution=EXECUTION, search=block, **{"posttrain.clip": 1e30})
