@@ -15,6 +15,8 @@ from results.store import Run, State, Store
 from sweeps.processes import slurm_job
 
 LOG_TAIL_BYTES = 1 << 16
+LIFE = "Starting with JobEnvironment("
+"""What submitit prints first; a job that has been requeued writes on in the same file."""
 MOST_LOST = 3
 """Attempts in a row that nothing is to blame for may end without a word and without progress."""
 NO_FAILURE = ("PREEMPTED", "TIMEOUT", "CANCELLED", "REQUEUED")
@@ -63,16 +65,20 @@ def last_job(run: Run) -> str | None:
     return attempts[-1].job_id if attempts else None
 
 
-def explain_losses(store: Store, runs: Sequence[Run]) -> dict[str, Loss]:
-    """Why the last attempts of lost runs ended, by key: one call of sacct for all of them."""
+def explain_losses(store: Store, runs: Sequence[Run], later: bool = False) -> dict[str, Loss]:
+    """Why the last attempts of lost runs ended, by key: one call of sacct for all of them.
+
+    later: a job that asks about its own run is a later life of the one that was lost, and not the end of its script.
+    """
     jobs = {run.key: job for run in runs if (job := last_job(run)) is not None}
     states = accounted_states(jobs.values())
-    return {run.key: _explain(store, run, jobs.get(run.key), states) for run in runs}
+    return {run.key: _explain(store, run, jobs.get(run.key), states, later) for run in runs}
 
 
-def _explain(store: Store, run: Run, job: str | None, states: Mapping[str, str]) -> Loss:
+def _explain(store: Store, run: Run, job: str | None, states: Mapping[str, str], later: bool) -> Loss:
     slurm_state = states.get(job or "", "")
-    log = _since_attempt(_tail(run.log)) + (_job_log(store, run, job) if job else "")
+    since = 1 if later and job == slurm_job() else 0
+    log = _since_attempt(_tail(run.log)) + (_job_log(store, run, job, since) if job else "")
     told = re.findall(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+ (?:DUE TO ([A-Z ]+) )?\*\*\*", log)
     gone = job is not None and job != slurm_job()
     by_hand = gone and (slurm_state.startswith("CANCELLED") or (not slurm_state and bool(told) and not told[-1]))
@@ -120,7 +126,7 @@ def settle_losses(store: Store, runs: Sequence[Run]) -> list[str]:
     jobs = [job for run in marked if (job := last_job(run)) is not None]
     live = live_jobs(jobs)
     lost = [run for run in marked if is_lost(run, live)]
-    losses = explain_losses(store, lost)
+    losses = explain_losses(store, lost, later=True)
     again: list[str] = []
     witness = Witness(lambda owner: True)
     deadline = time.monotonic() + GONE_WAIT_S
@@ -139,12 +145,13 @@ def _since_attempt(text: str) -> str:
     return re.split(r"rank 0 of \d+:", text)[-1]
 
 
-def _job_log(store: Store, run: Run, job: str) -> str:
-    """The end of what SLURM and the job's script printed."""
+def _job_log(store: Store, run: Run, job: str, since: int = 0) -> str:
+    """The end of what SLURM and the job's script printed in one life of the job: the last, or that before `since` others."""
     token = run.state().submission
     if token is None:
         return ""
-    return "\n".join(_tail(path) for path in submission_folder(store, token).glob(f"{job}_*log.out"))
+    lives = [_tail(path).split(LIFE) for path in submission_folder(store, token).glob(f"{job}_*log.out")]
+    return "\n".join(texts[-1 - since] for texts in lives if len(texts) > since)
 
 
 def _tail(path: Path) -> str:

@@ -31,8 +31,9 @@ from launchers.failures import (
     next_attempt,
     prepare_retry,
 )
-from launchers.lost import explain_losses, is_lost, settle_loss
+from launchers.lost import LIFE, explain_losses, is_lost, settle_loss
 from launchers.place import Group
+from launchers.submissions import submission_folder
 from results.disk import check_room
 from results.lease import take_lease
 from results.store import Attempt, Run, State, Store
@@ -305,6 +306,27 @@ def test_an_attempt_that_ended_without_a_word_is_explained_by_the_log(tmp_path: 
     run.begin_attempt(os.getpid())
     assert not settle_loss(run, loss)
     assert run.state().state == "failed"
+
+
+def test_of_a_job_that_was_requeued_only_the_life_that_was_lost_explains_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run, store = registered(tmp_path), Store(tmp_path)
+    run.save_state(replace(run.state(), submission="token"))
+    run.begin_attempt(os.getpid())
+    assert run.state().attempts[-1].job_id == "7"
+    lives = [
+        "error: *** JOB 7 ON n1 CANCELLED AT 2026-11-27T23:48:20 DUE TO JOB REQUEUE ***",
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
+    ]
+    text = "".join(f"submitit INFO - {LIFE}job_id=7)\n{life}\n" for life in lives)
+    log = submission_folder(store, "token") / "7_0_log.out"
+    log.parent.mkdir(parents=True)
+    log.write_text(text)
+    assert explain_losses(store, [run])[run.key].failure == HOST_MEMORY
+    log.write_text(text + f"submitit INFO - {LIFE}job_id=7)\n")
+    assert explain_losses(store, [run], later=True)[run.key].failure == HOST_MEMORY
 
 
 def test_a_job_hands_nothing_of_itself_down_to_what_it_submits(monkeypatch: pytest.MonkeyPatch) -> None:
