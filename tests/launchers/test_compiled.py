@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,14 @@ def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not
     forms = (run.folder / "steps.json").stat().st_mtime_ns
     process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], start_new_session=True)
     wanted = when == "a layer is compiled"
-    while not compilers_of(process.pid) or ((run.folder / "steps.json").stat().st_mtime_ns > forms) != wanted:
-        assert process.poll() is None
-    os.killpg(process.pid, signal.SIGUSR2)
-    assert process.wait(timeout=60) == STOPPED
+    try:
+        while not compilers_of(process.pid) or ((run.folder / "steps.json").stat().st_mtime_ns > forms) != wanted:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGUSR2)
+        assert process.wait(timeout=240) == STOPPED
+    finally:
+        process.kill()
     state = run.state()
     assert (state.state, state.reason, state.attempts[-1].cause) == ("planned", None, "SIGUSR2")
     if wanted:
