@@ -31,7 +31,7 @@ ONCE = 50_000
 """In a store of so many runs each command is measured once."""
 TERMINAL = 50
 """Lines of the terminal that --watch refreshes."""
-TARGETS = {"status": 2.0, "results, again": 5.0}
+TARGETS = {"status": 2.0, "results, for the first time": 5.0, "results, again": 5.0}
 """Seconds that a command on 10,000 runs should stay below."""
 PACKAGES = ("retain", "pydantic", "numpy", "pandas", "matplotlib", "tensorboard")
 
