@@ -1,0 +1,26 @@
+"""Small file systems, for what happens when a disk is full."""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@contextlib.contextmanager
+def small_disk_at(place: Path, megabytes: int) -> Iterator[Path]:
+    """A tmpfs of this size; where this user may not mount one, skip with the reason, or in CI fail with it."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        why = f"cannot mount a small file system: {mounted.stderr.strip()}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must run this: {why}")
+        pytest.skip(why)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
