@@ -20,8 +20,9 @@ def export(
     from launchers.export import export_run
     from results.store import existing_store
 
-    chosen = existing_store(store).find(run_key)
-    print(export_run(existing_store(store), chosen, to or Path(chosen.key)))
+    opened = existing_store(store)
+    chosen = opened.find(run_key)
+    print(export_run(opened, chosen, to or Path(chosen.key)))
 
 
 def verify(

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from results.losses import study_folder
 
+HISTORY = "search.json"
+"""Its points and what was found at them."""
 SUMMARY = "search-summary.json"
 """What the last search printed."""
 POINTS_STUDY = "search.yaml"

@@ -17,7 +17,7 @@ from launchers.search.show import searching, summary_document
 from launchers.search.studies import SearchedStudy
 from launchers.signals import StopRequest
 from results.lease import SILENCE_S, Lease, Owner, Witness, read_owner, take_lease
-from results.search_files import SUMMARY
+from results.search_files import HISTORY, SUMMARY
 from sweeps.atomic import write_json
 from sweeps.errors import StudyError
 from sweeps.processes import slurm_job
@@ -44,7 +44,7 @@ def run_search(
     """
     searched.folder.mkdir(parents=True, exist_ok=True)
     with _alone(searched.folder / "search-lease.json", searched.name, stop):
-        history, note = open_history(searched.folder / "search.json", searched.identity())
+        history, note = open_history(searched.folder / HISTORY, searched.identity())
         if note:
             print(f"retain: {note}", file=sys.stderr)
         search = Search(searched, history, budget, parallel)

@@ -30,7 +30,7 @@ from launchers.snapshot import snapshot_code
 from launchers.submit import alone
 from results.lease import is_held, read_owner
 from results.losses import study_folder
-from results.search_files import POINTS_STUDY
+from results.search_files import HISTORY, POINTS_STUDY
 from results.store import Store
 from sweeps.errors import MissingResourceError, StudyError
 from sweeps.execution import Slurm
@@ -95,7 +95,7 @@ def _check_budget(searched: SearchedStudy, wanted: SearchJob) -> None:
     """Raise StudyError for hours on CPUs, and where a search that begins could not try a single point."""
     budget = parse_budget(wanted.budget, wanted.device) if wanted.budget is not None else None
     refuse_hours_on_cpus(budget, searched.file.study.execution, gpus=True)
-    history = searched.folder / "search.json"
+    history = searched.folder / HISTORY
     if not history.exists():
         Search(searched, History(history, searched.identity()), budget, 1).check_budget()
 

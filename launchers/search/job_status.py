@@ -7,6 +7,7 @@ from typing import Any
 from launchers.search.job_record import BY_CANCEL, LOG, SearchJob, is_cancelled, read_end, search_jobs
 from launchers.slurm import Job
 from results.losses import study_folder
+from results.search_files import HISTORY
 from results.store import Store
 from sweeps.atomic import read_json
 
@@ -59,7 +60,7 @@ def _state(store: Store, asked: SearchJob, live: Mapping[str, Job] | None) -> tu
 def _points(store: Store, study: str) -> dict[str, int]:
     """How many points of a search are in each state, as it was last told."""
     try:
-        history = read_json(study_folder(store.root, study) / "search.json")
+        history = read_json(study_folder(store.root, study) / HISTORY)
     except FileNotFoundError:
         return {}
     return dict(Counter(point["state"] for point in history["points"]))
