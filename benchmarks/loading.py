@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.loading_peers import BATCH, LENGTH, SEQUENCES, Taken, measure
+from benchmarks.loading_peers import BATCH, LENGTH, PART, SEQUENCES, Taken, measure
 from benchmarks.peers import PeerFailedError, last_line_of
 from benchmarks.tables import circumstances, markdown_table, write_results
 from datamodules.stage_data import StageData
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         head = circumstances(
             ("torch", "numpy"),
             f"{BATCH} sequences of {LENGTH:,} a step and process: {BATCH * LENGTH / TOKENS_A_SECOND * 1e3:.0f} ms",
-            f"corpus: {SEQUENCES:,} sequences, {SEQUENCES * LENGTH / 1e9:.0f}B tokens",
+            f"corpus: {SEQUENCES:,} sequences, {SEQUENCES * LENGTH / 1e9:.0f}B tokens, a sparse file; a peer's: "
+            f"{PART:,} sequences, named again and again; *from disk*: {ON_DISK:,} sequences",
         )
         rows = _our_rows(Path(folder), options.steps)
         print("measured ours", file=sys.stderr)
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "meanwhile; the share after it is as if none of that ran beside the step. Ours hashes what it reads (the token "
             f"proof), which no peer does. A step of small torch calls, which shares the interpreter with the loader's "
             f"threads all along, took {lost:+.2%} with the loader beside it (median of {options.pairs} pairs of steps).",
+            "Reads of a sparse file do not touch the disk: what a disk takes is in the rows *from disk* alone, whose "
+            f"{ON_DISK * LENGTH * 2 / 1e6:,.0f} MB are really written, and not in the system's memory when a measurement "
+            "starts. Peers' sequences have just been written, so they are.",
             "\n".join(f"- {note}" for note in notes),
         ]
     )
