@@ -31,6 +31,7 @@ POST = 1_000_000
 """Sequences of the post-training corpus."""
 ON_DISK = 250_000
 """Sequences of the corpus that is really written: 512 MB."""
+CORPORA = {"main": SEQUENCES, "post": POST, "disk": ON_DISK}
 COLUMNS = (
     "loader", "position", "first batch, ms", "the step waits, µs a sequence", "share of a step",
     "processor beside it, µs a sequence", "share were nothing beside", "memory to the first batch, MB", "in all, MB",
@@ -81,28 +82,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _our_rows(folder: Path, steps: int) -> list[list[str]]:
-    _make_store(folder)
+    make_store(folder)
     rows = []
-    for name, recipe in _recipes().items():
+    for name, recipe in recipes().items():
         total = len(StageData(recipe, folder).batches)
         for where, first in (("start", 0), ("middle", total // 2), ("end", total - steps - 8)):
             if name.startswith("from disk"):
                 _forget(folder / "corpora" / "disk" / "train.bin")
-            rows.append(_row(f"ours: {name}", where, _measure_ours(folder, recipe, first, steps)))
+            rows.append(_row(f"ours: {name}", where, measure_ours(folder, recipe, first, steps)))
     return rows
 
 
-def _measure_ours(folder: Path, recipe: Mapping[str, Any], first: int, steps: int) -> Taken:
+def measure_ours(
+    folder: Path, recipe: Mapping[str, Any], first: int, steps: int, seconds: float = BATCH * LENGTH / TOKENS_A_SECOND
+) -> Taken:
+    """What our loader takes from step `first` on, of steps that last so many seconds."""
+
     def start() -> Callable[[], object]:
         data = StageData(recipe, folder)
         data.next_step = first
         batches = iter(data.train_dataloader())
         return lambda: data.on_before_batch_transfer(next(batches), 0)
 
-    return measure(start, steps, BATCH * LENGTH / TOKENS_A_SECOND)
+    return measure(start, steps, seconds)
 
 
-def _recipes() -> dict[str, dict[str, Any]]:
+def recipes() -> dict[str, dict[str, Any]]:
+    """By the names of the rows."""
     common = {"subset_seed": 0, "seed": 0, "batch": BATCH}
     main = common | {"corpus": "main", "distinct": SEQUENCES}
     exposed = {"corpus": "post", "distinct": POST, "sequences": POST}
@@ -118,8 +124,9 @@ def _recipes() -> dict[str, dict[str, Any]]:
     }
 
 
-def _make_store(folder: Path) -> None:
-    for name, count in (("main", SEQUENCES), ("post", POST), ("disk", ON_DISK)):
+def make_store(folder: Path, corpora: Mapping[str, int] = CORPORA) -> None:
+    """Corpora of so many sequences each, of which only `disk` is really written."""
+    for name, count in corpora.items():
         place = folder / "corpora" / name
         place.mkdir(parents=True)
         split = {"sequences": count}
@@ -154,7 +161,7 @@ def _interpreter_share(folder: Path, pairs: int) -> float:
 
     work(20_000)
     calls = int(20_000 * BATCH * LENGTH / TOKENS_A_SECOND / work(20_000))
-    data = StageData(_recipes()["pretraining, exposure"], folder)
+    data = StageData(recipes()["pretraining, exposure"], folder)
     batches = iter(data.train_dataloader())
     ratios = []
     for _ in range(pairs):

@@ -121,7 +121,7 @@ def _numbers() -> Iterator[np.ndarray[Any, np.dtype[np.uint16]]]:
         yield draw.integers(0, 49152, LENGTH, np.uint16)
 
 
-def datasets_loader(folder: Path) -> Callable[[int, int], Callable[[], object]]:
+def datasets_loader(folder: Path, parts: int = PARTS) -> Callable[[int, int], Callable[[], object]]:
     """A map-style table in a DataLoader that shuffles; it goes on as transformers' Trainer does, by skipping batches."""
     import datasets
     import torch
@@ -134,7 +134,7 @@ def datasets_loader(folder: Path) -> Callable[[int, int], Callable[[], object]]:
             writer.write({"tokens": numbers})
         writer.finalize()
     part = datasets.Dataset.from_file(str(folder / "part.arrow"))
-    table = datasets.concatenate_datasets([part] * PARTS).with_format("torch")
+    table = datasets.concatenate_datasets([part] * parts).with_format("torch")
 
     def start(first: int, workers: int) -> Callable[[], object]:
         sampler = RandomSampler(table, generator=torch.Generator().manual_seed(0))

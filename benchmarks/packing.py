@@ -10,6 +10,7 @@ whole path of `retain data`: read jsonl, drop duplicates, hold out, encode, pack
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import resource
@@ -41,16 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         small, large = (Path(folder) / f"{size}.jsonl" for size in ("half", "whole"))
         for path, share in ((small, 0.5), (large, 1.0)):
-            _write_text(path, options.megabytes * 1e6 * share)
-        tokenizer = options.tokenizer or _train(small, Path(folder) / "tokenizer")
+            write_text(path, options.megabytes * 1e6 * share)
+        tokenizer = options.tokenizer or train(small, Path(folder) / "tokenizer")
         busy, begin = seconds_of_others(), time.perf_counter()
         runs: dict[tuple[str, Path], list[Packed]] = {}
         own = 0.0
         for _ in range(options.rounds):
             for name, text in ((LIBRARY, small), (OURS, small), (LIBRARY, large), (OURS, large)):
-                packed = _in_process(
-                    sys.executable, "benchmarks.packing", "--one", name, "--text", text, "--tokenizer", tokenizer
-                )
+                packed = packed_by(name, text, tokenizer)
                 runs.setdefault((name, text), []).append(packed)
                 own += packed.processor_s
                 print(f"{name}: {packed.seconds:.1f} s", file=sys.stderr)
@@ -153,6 +152,12 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def packed_by(name: str, text: Path, tokenizer: Path) -> Packed:
+    """What ours or the library makes of a text, in a process of its own."""
+    arguments = ("--one", name, "--text", text, "--tokenizer", tokenizer)
+    return _in_process(sys.executable, "benchmarks.packing", *arguments)
+
+
 def _in_process(python: str | None, module: str, *arguments: object) -> Packed:
     command = [python or sys.executable, "-m", module, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "TOKENIZERS_PARALLELISM": "true"}
@@ -162,14 +167,16 @@ def _in_process(python: str | None, module: str, *arguments: object) -> Packed:
 def _texts() -> Iterator[str]:
     from datamodules.packages import read_docstrings, read_instructions
 
-    documents = [*read_docstrings(), *read_instructions()]
-    number = 0
-    while True:
+    documents: list[str] = []
+    for document in itertools.chain(read_docstrings(), read_instructions()):
+        documents.append(document)
+        yield f"{document}\n0"
+    for number in itertools.count(1):
         yield from (f"{document}\n{number}" for document in documents)
-        number += 1
 
 
-def _write_text(path: Path, size: float) -> None:
+def write_text(path: Path, size: float) -> None:
+    """A jsonl file of so many bytes."""
     with path.open("w") as stream:
         for document in _texts():
             stream.write(json.dumps({"text": document}) + "\n")
@@ -177,7 +184,8 @@ def _write_text(path: Path, size: float) -> None:
                 return
 
 
-def _train(text: Path, folder: Path) -> Path:
+def train(text: Path, folder: Path) -> Path:
+    """A tokeniser of 2,048 entries, trained on the first documents of a text; its folder."""
     from datamodules.tokenizer import train_tokenizer
 
     with contextlib.redirect_stdout(io.StringIO()):

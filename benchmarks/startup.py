@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """By kind of process, what each told."""
     os.environ["PYTHONWARNINGS"] = "ignore"
-    root, keys = _made_up_store(folder, 4 * (options.processes + 1), 4 * options.compiled)
+    root, keys = made_up_store(folder, 4 * (options.processes + 1), 4 * options.compiled)
     server = _fork_server()
     found: dict[str, list[dict[str, Any]]] = {}
 
@@ -213,16 +213,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[st
     for turn in range(options.processes + 1):
         if turn == 1:  # the first of each has read the files into memory
             found.clear()
-        add("SLURM job", _job(root, cold := keys.pop(0)))
-        add("the same, resumed", _job(root, cold))
+        add("SLURM job", job(root, cold := keys.pop(0)))
+        add("the same, resumed", job(root, cold))
         first, *_, last = _worker(server, root, [keys.pop(0) for _ in range(3)])
         add("worker of retain run", first)
         add("next of a pack", last)
         print(f"{turn} of {options.processes}", file=sys.stderr)
     for turn in range(options.compiled):
         shutil.rmtree(root / FOLDER, ignore_errors=True)
-        add("SLURM job, compiling", _job(root, keys.pop(0)))
-        add("the same, compiled before", _job(root, keys.pop(0)))
+        add("SLURM job, compiling", job(root, keys.pop(0)))
+        add("the same, compiled before", job(root, keys.pop(0)))
         add("next of a pack, compiled", _worker(server, root, [keys.pop(0) for _ in range(2)])[-1])
         print(f"{turn + 1} of {options.compiled}, compiled", file=sys.stderr)
     return found
@@ -243,7 +243,8 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return markdown_table(["seconds", *found], rows)
 
 
-def _job(root: Path, key: str) -> dict[str, Any]:
+def job(root: Path, key: str) -> dict[str, Any]:
+    """What `Watched.train` tells of a run that a new process trains."""
     # As submitit starts it, up to the module's name.
     command = [sys.executable, "-u", "-m", "benchmarks.startup", "--job", str(root), key, repr(time.time())]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -272,8 +273,11 @@ def _fork_server() -> Any:
     return server
 
 
-def _made_up_store(folder: Path, runs: int, compiled: int) -> tuple[Path, list[str]]:
-    """A store with registered pretrainings over made-up words, which differ in their seed; their keys, the compiled last."""
+def made_up_store(folder: Path, runs: int, compiled: int = 0) -> tuple[Path, list[str]]:
+    """A store with registered pretrainings over made-up words, which differ in their seed; their keys, the compiled last.
+
+    The study is `startup.yaml` in the folder.
+    """
     import yaml
 
     from launchers.opened import prepare_study
@@ -299,6 +303,8 @@ def _made_up_store(folder: Path, runs: int, compiled: int) -> tuple[Path, list[s
     (folder / "startup.yaml").write_text(yaml.safe_dump(fields))
     keys: list[str] = []
     for seeds, compile_steps in ((range(runs), "false"), (range(runs, runs + compiled), "true")):
+        if not seeds:
+            continue
         overrides = (f"grid={{seed: {list(seeds)}}}", f"execution.compile={compile_steps}")
         opened = prepare_study(str(folder / "startup.yaml"), overrides, folder / "store", lambda *_: None)
         register(opened.tree, opened.file, opened.facts, opened.store)

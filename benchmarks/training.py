@@ -11,10 +11,11 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +24,7 @@ from statistics import median
 import torch
 from transformers import LlamaForCausalLM
 
+from benchmarks.amortised import STUDIES, Cost, amortised, counted
 from benchmarks.tables import circumstances, markdown_table, write_results
 from benchmarks.training_loops import LOOPS, PEER, Work
 from datamodules.stage_data import heldout_sequences
@@ -41,6 +43,7 @@ LIMIT_S = 600.0
 """Of one turn, that which compiles too."""
 CURVE_STEPS = 200
 MARKS = (20, 50, 100, 200)
+COMPILED = "Retain, fp32, compiled"
 OTHER = ", other initial weights"
 SEEDS = f"plain PyTorch loop, fp32{OTHER}"
 CURVES = (
@@ -70,13 +73,22 @@ class Racer:
     def take(self, steps: int) -> bool:
         """Let it do some steps; whether more are left."""
         self.pipe.send(steps)
+        return self.hear()
+
+    def hear(self) -> bool:
+        """Wait for the steps that it was let do; whether more are left."""
         if not self.pipe.poll(LIMIT_S):
-            raise TimeoutError(f"{self.name}: {steps} steps have not ended after {LIMIT_S:g} s")
+            raise TimeoutError(f"{self.name}: its steps have not ended after {LIMIT_S:g} s")
         told = self.pipe.recv()
         self.steps += told["steps"]
         self.losses += told["losses"]
         self.first = told["first"] or self.first
         return not told["ended"]
+
+    @property
+    def beforehand(self) -> float:
+        """Processor seconds of the first steps beyond those of as many later ones."""
+        return max(0.0, self.first - WARM_UP * median(self.steps))
 
     def stop(self) -> None:
         self.pipe.close()
@@ -132,43 +144,51 @@ def _processor_seconds() -> float:
     return time.process_time() + times.children_user + times.children_system
 
 
-def prepared(folder: Path, batch: int, steps: int) -> Work:
-    """The pretraining of the laptop study, as a run whose batches are to be trained on."""
+def prepared(folder: Path, batch: int, steps: int, study: str = "laptop") -> Work:
+    """The pretraining of a study (by default the laptop study), as a run whose batches are to be trained on."""
     fields = {"batch": batch, "tokens": batch * 128 * steps, "min_lr": 1e-3, "lr": 1e-3, "warmup": 0, "weight_decay": 0}
     overrides = [f"pretrain.{name}={value}" for name, value in fields.items()]
-    opened = prepare_study("laptop", overrides, folder, lambda *_: None)
+    opened = prepare_study(study, overrides, folder, lambda *_: None)
     register(opened.tree, opened.file, opened.facts, opened.store)
     return Work(folder, opened.tree.trials[0].pretrain)
 
 
 def speeds(names: Sequence[str], work: Work, seconds: float, threads: int) -> list[Racer]:
-    """The loops in turns, for so many seconds after all have warmed up."""
-    racers = [start(name, work, threads) for name in names]
-    try:
+    """The loops in turns, for so many seconds after all have warmed up, one after the other."""
+    with racing([(name, work) for name in names], threads) as racers:
         for racer in racers:
             racer.take(WARM_UP)
             print(f"warm: {racer.name}, {racer.first:.0f} s", file=sys.stderr)
-        end, left = time.monotonic() + seconds, True
-        while left and (time.monotonic() < end or len(racers[0].steps) < 2 * TURN):
-            more = [racer.take(TURN) for racer in racers]
-            left = all(more)
+        take_turns(racers, seconds)
+    return racers
+
+
+@contextlib.contextmanager
+def racing(entries: Sequence[tuple[str, Work]], threads: int) -> Iterator[list[Racer]]:
+    """Loops that wait for their first turns; none outlives the block."""
+    racers = [start(name, work, threads) for name, work in entries]
+    try:
+        yield racers
     finally:
         for racer in racers:
             racer.stop()
-    return racers
+
+
+def take_turns(racers: Sequence[Racer], seconds: float) -> None:
+    """Let loops that have warmed up take turns, until the time is over or one has ended."""
+    end, left = time.monotonic() + seconds, True
+    while left and (time.monotonic() < end or len(racers[0].steps) < 2 * TURN):
+        more = [racer.take(TURN) for racer in racers]
+        left = all(more)
 
 
 def curves(work: Work, threads: int) -> list[Racer]:
     """The loops to their ends, in turns."""
-    of = {name: replace(work, seed=1) if name == SEEDS else work for name in CURVES}
-    racers = [start(name, of[name], threads) for name in CURVES]
-    left = list(racers)
-    try:
+    entries = [(name, replace(work, seed=1) if name == SEEDS else work) for name in CURVES]
+    with racing(entries, threads) as racers:
+        left = list(racers)
         while left:
             left = [racer for racer in left if racer.take(20)]
-    finally:
-        for racer in racers:
-            racer.stop()
     return racers
 
 
@@ -179,8 +199,7 @@ def speed_rows(racers: Sequence[Racer], batch: int) -> list[list[str]]:
     rows = []
     for racer in racers:
         step = usual[racer.name]
-        extra = racer.first - WARM_UP * step
-        pays = extra / (eager - step) * batch * 128 if step < eager and "compiled" in racer.name else None
+        pays = racer.beforehand / (eager - step) * batch * 128 if step < eager and "compiled" in racer.name else None
         rows.append(
             [
                 racer.name,
@@ -188,7 +207,7 @@ def speed_rows(racers: Sequence[Racer], batch: int) -> list[list[str]]:
                 f"{step * 1e3:.0f}",
                 f"{batch * 128 / step:,.0f}",
                 f"{usual[PEER] / step:.2f}",
-                f"{max(extra, 0):.0f}",
+                f"{racer.beforehand:.0f}",
                 f"{pays / 1e6:.1f}M" if pays else "",
             ]
         )
@@ -225,21 +244,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(temporary) / "inductor")
         folder = options.store or Path(temporary) / "store"
         head = circumstances(PACKAGES, f"threads: {options.threads}; {multiplier()}")
+        studies = [counted(study, Path(temporary) / "none") for study in STUDIES]
         big = speeds(list(LOOPS), prepared(folder, BIG, 150), options.seconds, options.threads)
-        warm = speeds(["Retain, fp32, compiled", PEER], prepared(folder, BIG, 150), 1, options.threads)
+        warm = speeds([COMPILED], prepared(folder, BIG, 150), 1, options.threads)
+        shutil.rmtree(os.environ["TORCHINDUCTOR_CACHE_DIR"])
         small = curves(prepared(folder, SMALL, CURVE_STEPS), options.threads)
-    cached = warm[0].first - WARM_UP * median(warm[0].steps)
+        warm += speeds([COMPILED], prepared(folder, SMALL, CURVE_STEPS), 1, options.threads)
+    costs = {racer.name: Cost(median(racer.steps) / (SMALL * 128), racer.beforehand) for racer in small}
     text = "\n\n".join(
         [
             "# Training on a processor",
             head,
             f"The laptop model (1.05M parameters, vocabulary 2,048), sequences of 128. Steps of {BIG} sequences:",
             markdown_table(COLUMNS, speed_rows(big, BIG)),
-            f"`Retain, fp32, compiled` with its code in the cache already: {max(cached, 0):.0f} s before the first steps. "
+            f"`Retain, fp32, compiled` with its code in the cache already: {warm[0].beforehand:.0f} s before the first steps. "
             "It pays after so many tokens of one stage against Retain in fp32 without compiling.",
             f"Steps of {SMALL} sequences, {CURVE_STEPS} of them, on the same batches: speed, and losses in nats per token.",
             markdown_table(COLUMNS, speed_rows(small, SMALL)),
             markdown_table(CURVE_COLUMNS, curve_rows(small)),
+            f"Whole studies at those speeds, as their steps have {SMALL} sequences: the tokens of all stages, in the seconds "
+            "of all steps and of what is before the first steps of each process, Trainer's too. Trainer has a process a "
+            "stage; so have we, but for packs of siblings. `compile: auto`, the default, compiles on GPUs alone. In one "
+            f"cache the first process compiles, which takes {costs[COMPILED].start:.0f} s, the others find its code, which "
+            f"takes {warm[1].beforehand:.1f} s, and the later stages of a pack need neither. Imports, which all have, are "
+            "left out.",
+            amortised(studies, costs[PEER], costs["Retain, fp32"], costs[COMPILED], warm[1].beforehand),
             NOTES,
         ]
     )
