@@ -10,7 +10,6 @@ whole path of `retain data`: read jsonl, drop duplicates, hold out, encode, pack
 import argparse
 import contextlib
 import io
-import itertools
 import json
 import os
 import resource
@@ -42,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         small, large = (Path(folder) / f"{size}.jsonl" for size in ("half", "whole"))
         for path, share in ((small, 0.5), (large, 1.0)):
-            write_text(path, options.megabytes * 1e6 * share)
-        tokenizer = options.tokenizer or train(small, Path(folder) / "tokenizer")
+            _write_text(path, options.megabytes * 1e6 * share)
+        tokenizer = options.tokenizer or _train(small, Path(folder) / "tokenizer")
         busy, begin = seconds_of_others(), time.perf_counter()
         runs: dict[tuple[str, Path], list[Packed]] = {}
         own = 0.0
@@ -167,16 +166,14 @@ def _in_process(python: str | None, module: str, *arguments: object) -> Packed:
 def _texts() -> Iterator[str]:
     from datamodules.packages import read_docstrings, read_instructions
 
-    documents: list[str] = []
-    for document in itertools.chain(read_docstrings(), read_instructions()):
-        documents.append(document)
-        yield f"{document}\n0"
-    for number in itertools.count(1):
+    documents = [*read_docstrings(), *read_instructions()]
+    number = 0
+    while True:
         yield from (f"{document}\n{number}" for document in documents)
+        number += 1
 
 
-def write_text(path: Path, size: float) -> None:
-    """A jsonl file of so many bytes."""
+def _write_text(path: Path, size: float) -> None:
     with path.open("w") as stream:
         for document in _texts():
             stream.write(json.dumps({"text": document}) + "\n")
@@ -184,8 +181,7 @@ def write_text(path: Path, size: float) -> None:
                 return
 
 
-def train(text: Path, folder: Path) -> Path:
-    """A tokeniser of 2,048 entries, trained on the first documents of a text; its folder."""
+def _train(text: Path, folder: Path) -> Path:
     from datamodules.tokenizer import train_tokenizer
 
     with contextlib.redirect_stdout(io.StringIO()):

@@ -293,11 +293,5 @@ which run at the core's own peak of 160 GFLOP a second, are 60%, attention 15%. 
 runs on two days gave 1.28 to 1.36. Seconds are those of the processor, not of the wall."""
 
 
-def ratios(racers: Sequence[Racer]) -> dict[str, float]:
-    """The speed of each loop as a multiple of Trainer's."""
-    usual = {racer.name: median(racer.steps) for racer in racers}
-    return {name: usual[PEER] / step for name, step in usual.items()}
-
-
 if __name__ == "__main__":
     main()

@@ -20,8 +20,8 @@ from benchmarks.training import multiplier
 from benchmarks.watched import Ratio, all_ratios
 from sweeps.atomic import write_json
 
-SECONDS = 105
-"""In which the last turns of training end; the rest is for a busy machine."""
+SECONDS = 100
+"""After which the last turns of training end; what is left of two minutes is for a busy machine."""
 PLACE = RESULTS / "watch.json"
 
 
