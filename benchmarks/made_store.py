@@ -2,12 +2,9 @@
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,11 +41,11 @@ class MadeStore:
     """That making it took."""
 
 
-@contextmanager
-def made_store(runs: int, folder: Path) -> Iterator[MadeStore]:
-    """A store of so many runs (of SHAPES) below `folder`, gone with the block.
+def made_store(runs: int, folder: Path) -> MadeStore:
+    """A store of so many runs (of SHAPES) below `folder`.
 
-    This process is the one that trains those that are running, so they stay so until it ends.
+    This process is the one that trains those that are running, so they stay so until it ends. Whoever measures removes
+    stores only at the end: ext4 is slow to give out inodes that were freed in the last minutes.
     """
     begin = time.perf_counter()
     study = tiny_study(folder / "study", study="scale", **study_fields(*SHAPES[runs]))
@@ -58,10 +55,7 @@ def made_store(runs: int, folder: Path) -> Iterator[MadeStore]:
         making = Path(place) / "runs"
         _fill(prepare_study(str(study), (), making, lambda *_: None))
         subprocess.run(["cp", "-r", str(making), str(root)], check=True)
-    try:
-        yield MadeStore(study, root, runs, time.perf_counter() - begin)
-    finally:
-        shutil.rmtree(folder)
+    return MadeStore(study, root, runs, time.perf_counter() - begin)
 
 
 def study_fields(exposures: int, rates: int, finetunings: int) -> dict[str, Any]:

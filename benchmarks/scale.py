@@ -61,24 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(runs: int, folder: Path) -> dict[str, Child]:
     """Every command on a store of so many runs."""
-    with made_store(runs, folder / str(runs)) as made:
-        print(f"{runs:,} runs made in {made.seconds:.0f} s", file=sys.stderr)
-        repeats = 1 if runs > ONCE else REPEATS
-        found = {
-            "plan": run(made, "plan", "--json", repeats=repeats),
-            "status": run(made, "status", "--json", repeats=repeats),
-            "status, as a table": run(made, "status", repeats=repeats),
-            "status --watch, a refresh": refresh(made),
-            "results, for the first time": run(made, "results", "--json"),
-            "results, again": run(made, "results", "--json", repeats=repeats),
-            "verify": run(made, "verify", "--json"),
-            "gc --dry-run": run(made, "gc", "--dry-run", "--json", repeats=repeats),
-        }
-        document = json.loads(found["status"].printed)
-        assert len(document["runs"]) == runs
-        assert json.loads(found["verify"].printed) == {"study": str(made.study), "runs": runs, "problems": []}
-        found["submit --dry-run, registered"] = run(made, "submit", "--dry-run")
-        found["submit --dry-run, a new store"] = run(without_runs(made), "submit", "--dry-run")
+    made = made_store(runs, folder / str(runs))
+    print(f"{runs:,} runs made in {made.seconds:.0f} s", file=sys.stderr)
+    repeats = 1 if runs > ONCE else REPEATS
+    found = {
+        "plan": run(made, "plan", "--json", repeats=repeats),
+        "status": run(made, "status", "--json", repeats=repeats),
+        "status, as a table": run(made, "status", repeats=repeats),
+        "status --watch, a refresh": refresh(made),
+        "results, for the first time": run(made, "results", "--json"),
+        "results, again": run(made, "results", "--json", repeats=repeats),
+        "verify": run(made, "verify", "--json"),
+        "gc --dry-run": run(made, "gc", "--dry-run", "--json", repeats=repeats),
+    }
+    document = json.loads(found["status"].printed)
+    assert len(document["runs"]) == runs
+    assert json.loads(found["verify"].printed) == {"study": str(made.study), "runs": runs, "problems": []}
+    found["submit --dry-run, registered"] = run(made, "submit", "--dry-run")
+    found["submit --dry-run, a new store"] = run(without_runs(made), "submit", "--dry-run")
     return found
 
 

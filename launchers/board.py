@@ -7,10 +7,11 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from results.layout import digest_of, run_events, run_events_name, study_events, study_hyperparameters
+from results.layout import digest_of, run_events, run_events_head, run_events_name, study_events, study_hyperparameters
 from results.losses import study_folder
 from results.search_files import curves_folder
 from results.store import Run, State, Store
@@ -37,32 +38,35 @@ def link_runs(tree: Tree, store: Store, where: Sequence[str] = (), states: Mappi
     folder.mkdir(parents=True, exist_ok=True)
     hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials])
     leaves = {trial.finetune: trial.axes for trial in reversed(trials)}
-    digest = digest_of([hyperparameters])
+    digest, head = digest_of([hyperparameters]), run_events_head(hyperparameters)
     states = store.states(tree.stages) if states is None else states
     wanted = {
         _name(tree.stages[key]): (key, files)
         for key in dict.fromkeys(key for trial in trials for key in trial.path)
         if (files := _event_files(store.run(key)))
     }
+    to_store = os.path.relpath(store.root, folder)
     search = curves_folder(store.root, tree.study)
     if search.is_dir():
-        _link(folder / search.name, search)
-    for place in folder.iterdir():
-        if place.name not in wanted and place.name != search.name and not place.name.startswith(("events.", ".")):
-            _remove(place)
+        _link(f"{folder}/{search.name}", os.path.relpath(search, folder))
+    for name in os.listdir(folder):
+        if name not in wanted and name != search.name and not name.startswith(("events.", ".")):
+            _remove(folder / name)
 
-    def show(shown: str) -> None:
-        key, files = wanted[shown]
-        if states[key].state == "done":
-            own = leaves.get(key, tree.stages[key].axes)
-            name = run_events_name(digest, own)
-            _show_done(folder / shown, store.run(key), files, name, lambda: run_events(hyperparameters, own))
-        else:
-            _link(folder / shown, store.run(key).folder)
+    def show(names: Sequence[str]) -> None:
+        for shown in names:
+            key, files = wanted[shown]
+            if states[key].state == "done":
+                own = leaves.get(key, tree.stages[key].axes)
+                links = {file: f"../{to_store}/{key}/{file}" for file in files}
+                _show_done(f"{folder}/{shown}", links, run_events_name(digest, own), partial(run_events, head, own))
+            else:
+                _link(f"{folder}/{shown}", f"{to_store}/{key}")
 
-    # Each file waits for the disk, and those that are written at the same time wait together.
+    # A file system of many nodes answers many questions at a time, each slowly.
+    names = list(wanted)
     with ThreadPoolExecutor(WRITERS) as writers:
-        list(writers.map(show, wanted))
+        list(writers.map(show, [names[first::WRITERS] for first in range(WRITERS)]))
     figures = sorted([*home.glob("*.png"), *home.glob("figures/*.png")])
     name, content = study_events(hyperparameters, figures)
     _put_events(folder, name, lambda: content)
@@ -128,14 +132,14 @@ def _is_written(value: Any, text: str) -> bool:
     return False
 
 
-def _link(place: Path, folder: Path) -> None:
+def _link(place: str, folder: str) -> None:
     """A run that may still be written: its whole folder, so that what comes is seen."""
-    target = os.path.relpath(folder, place.parent)
-    if place.is_symlink() and os.readlink(place) == target:
-        return
-    _remove(place)
+    with contextlib.suppress(OSError):  # none is there, or something that is no link
+        if os.readlink(place) == folder:
+            return
+    _remove(Path(place))
     with contextlib.suppress(FileExistsError):  # another launcher was faster
-        place.symlink_to(target, target_is_directory=True)
+        os.symlink(folder, place)
 
 
 def _event_files(run: Run) -> list[str]:
@@ -146,24 +150,36 @@ def _event_files(run: Run) -> list[str]:
         return []
 
 
-def _show_done(place: Path, run: Run, files: Sequence[str], name: str, content: Callable[[], bytes]) -> None:
+def _show_done(place: str, links: Mapping[str, str], name: str, content: Callable[[], bytes]) -> None:
     """A run that is done: links to its event files beside one of ours, which says its axes in this study."""
+    own = f"{place}/{name}"
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if set(os.listdir(place)) == {*files, name}:
+        if set(os.listdir(place)) == {*links, name} and os.path.getsize(own):
             return
-    if place.is_symlink():
-        place.unlink(missing_ok=True)
-    with contextlib.suppress(FileExistsError):
-        place.mkdir()
-    if place.is_symlink():  # another launcher was faster; nothing is to be written into the run itself
+    if os.path.islink(place):
+        Path(place).unlink(missing_ok=True)
+    try:
+        os.mkdir(place)
+        new = True
+    except FileExistsError:
+        new = False
+    if os.path.islink(place):  # another launcher was faster; nothing is to be written into the run itself
         return
-    for file in files:
+    for file, target in links.items():
         with contextlib.suppress(FileExistsError):
-            (place / file).symlink_to(os.path.relpath(run.folder / file, place))
-    for link in place.iterdir():
-        if link.is_symlink() and not link.exists():
-            link.unlink(missing_ok=True)
-    _put_events(place, name, content)
+            os.symlink(target, f"{place}/{file}")
+    if new or not os.path.exists(own) or not os.path.getsize(own):
+        write_bytes(Path(own), content(), flushed=False)
+    if not new:
+        _drop_old(place, name)
+
+
+def _drop_old(place: str, name: str) -> None:
+    """Remove links to event files that are gone, and what says other axes than our file `name`."""
+    for path in Path(place).iterdir():
+        ours = not path.is_symlink() and path.name.startswith("events.")
+        if path.name != name and (ours or not path.exists()):
+            path.unlink(missing_ok=True)
 
 
 def _put_events(folder: Path, name: str, content: Callable[[], bytes]) -> None:

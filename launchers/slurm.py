@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sweeps.errors import MissingResourceError
+from sweeps.processes import slurm_job
 
 PATIENCE_S = 60.0
 """How long a command of SLURM may take before it counts as unanswered."""
@@ -151,6 +152,21 @@ def requeue_job(job_id: str, hold_s: int = 0) -> None:
         subprocess.run(
             ["scontrol", "update", f"jobid={job_id}", f"starttime=now+{hold_s}"], check=False, capture_output=True
         )
+
+
+def own_job_is_cancelled() -> bool:
+    """Whether somebody has ended this process's job with scancel; False where SLURM does not answer.
+
+    The job is ending then, neither for a reason that SLURM names, such as a time limit, nor for a preemption, nor on its
+    way back into the queue, for which it counts one restart more than this life of the job knows of.
+    """
+    try:
+        told = ask(["scontrol", "--oneliner", "show", "job", str(slurm_job())])
+    except MissingResourceError:
+        return False
+    found = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", told))
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return found == {"JobState": "COMPLETING", "Reason": "None", "PreemptTime": "None", "Restarts": restarts}
 
 
 def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from launchers.failures import DISK, ON_SLURM, prepare_retry
 from launchers.lost import settle_losses
 from launchers.place import Group
 from launchers.signals import HEARD, StopRequest
-from launchers.slurm import exclude_nodes, live_jobs, requeue_job
+from launchers.slurm import exclude_nodes, live_jobs, own_job_is_cancelled, requeue_job
 from launchers.submissions import read_submission, submitted_job
 from launchers.worker import BUSY, FAILED, NO_ROOM, STOPPED, log_into, say, train_one
 from results.lease import take_lease
@@ -92,10 +92,23 @@ class RunStage:
             gc.collect()
         left = [run for run in busy if self._is_to_train(run)]
         if turn.queue or left:
+            if stop.signal is not None and own_job_is_cancelled():
+                self._cancel(store, keys)
+                return "cancelled"
             _requeue(turn.queue or Queue(left[0], WAIT_S))
         if turn.failed:
             raise SystemExit(FAILED)
         return turn.ending
+
+    def _cancel(self, store: Store, keys: Sequence[str]) -> None:
+        """What `retain cancel` would have said of the runs that this job still had to train."""
+        job = slurm_job()
+        say(f"job {job} was cancelled by scancel: its runs are cancelled, retain retry takes them up again")
+        for run in filter(self._is_to_train, map(store.run, keys)):
+            # What another process trains is not ours to say.
+            if lease := take_lease(run.lease):
+                run.save_state(replace(run.state(), state="cancelled", reason=f"by scancel of job {job}"))
+                lease.release()
 
     def _is_to_train(self, run: Run) -> bool:
         """Whether a run of the pack is left to train, and has not been given to another job meanwhile."""

@@ -77,8 +77,17 @@ def run_events_name(hyperparameters: str, axes: Axes) -> str:
     return f"events.out.tfevents.{0:010d}.{digest}"
 
 
-def run_events(hyperparameters: Any, axes: Axes) -> bytes:
-    """The content of that file. It repeats the study's hyperparameters: TensorBoard takes them from any run that says them."""
+def run_events_head(hyperparameters: Any) -> bytes:
+    """How that file begins, the same for every run: TensorBoard takes a study's hyperparameters from any run that says them.
+
+    It is made once, as TensorBoard's checksum of each record is slow.
+    """
+    return _file([hyperparameters], time.time())
+
+
+def run_events(head: bytes, axes: Axes) -> bytes:
+    """The content of that file: `run_events_head`, then the run's own values."""
+    from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
     start = plugin_data_pb2.SessionStartInfo()
@@ -86,7 +95,7 @@ def run_events(hyperparameters: Any, axes: Axes) -> bytes:
         if value is not None:
             _set(start.hparams[name], _shown(value))
     session = _marker(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
-    return _file([hyperparameters, session], time.time())
+    return head + _records([Event(wall_time=time.time(), step=0, summary=session)])
 
 
 def digest_of(summaries: Sequence[Any]) -> str:
@@ -144,13 +153,18 @@ def _marker(tag: str, content: Any) -> Any:
 def _file(summaries: Sequence[Any], now: float) -> bytes:
     """An event file with these summaries, all at step 0."""
     from tensorboard.compat.proto.event_pb2 import Event
+
+    version = Event(wall_time=now, file_version="brain.Event:2")
+    return _records([version, *(Event(wall_time=now, step=0, summary=summary) for summary in summaries)])
+
+
+def _records(events: Sequence[Any]) -> bytes:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     content = io.BytesIO()
     writer = RecordWriter(content)
-    writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-    for summary in summaries:
-        writer.write(Event(wall_time=now, step=0, summary=summary).SerializeToString())
+    for event in events:
+        writer.write(event.SerializeToString())
     return content.getvalue()
 
 

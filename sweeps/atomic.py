@@ -13,14 +13,18 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file; readers see the old content or the new one."""
+def write_bytes(path: Path, content: bytes, flushed: bool = True) -> None:
+    """Replace a file; readers see the old content or the new one.
+
+    flushed=False does not wait for the disk: for what is made again where a crash of the machine has left it empty.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
     try:
         with beside.open("wb") as stream:
             stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if flushed:
+                stream.flush()
+                os.fsync(stream.fileno())
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)

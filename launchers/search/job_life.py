@@ -3,7 +3,6 @@
 python -m launchers.search.job_life STORE STUDY TOKEN        the last line of its script, for a death without a word
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -28,11 +27,11 @@ from launchers.search.job_record import (
 )
 from launchers.search.studies import search_of
 from launchers.signals import StopRequest
-from launchers.slurm import live_jobs, requeue_job
+from launchers.slurm import own_job_is_cancelled, requeue_job
 from launchers.worker import log_into, say
 from results.losses import study_folder
 from results.store import Store
-from sweeps.errors import MissingResourceError, RetainError, StudyError
+from sweeps.errors import RetainError, StudyError
 from sweeps.processes import slurm_job
 from sweeps.read import check_study
 
@@ -117,20 +116,12 @@ def _stopped(files: Path, stop: StopRequest) -> str:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     job = slurm_job()
     assert job is not None
-    if is_cancelled(files) or _is_being_ended(job):
+    if is_cancelled(files) or own_job_is_cancelled():
         write_end(files, "cancelled", BY_CANCEL if is_cancelled(files) else "by scancel")
         return "cancelled"
     stop_life(files)
     _requeue(job)
     return "stopped"
-
-
-def _is_being_ended(job_id: str) -> bool:
-    """Whether SLURM ends a job by somebody's word: at a preemption it still runs, a time limit is told as the reason."""
-    with contextlib.suppress(MissingResourceError):
-        job = live_jobs([job_id]).get(job_id)
-        return job is not None and job.state == "COMPLETING" and not job.reason
-    return False
 
 
 def _failed(files: Path, error: Exception) -> None:

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,41 @@ def test_the_views_follow_the_study_and_write_nothing_into_the_runs(trained: Tra
     assert before == {file: file.stat().st_mtime_ns for run in Store(store).runs() for file in run.folder.rglob("*")}
 
 
+def test_a_view_that_lacks_something_or_says_too_much_is_made_good(trained: Trained, tmp_path: Path) -> None:
+    store = copied(trained, tmp_path)
+    tree = open_study(str(trained.study), (), store).tree
+    folder = link_runs(tree, Store(store))
+    whole = contents(folder)
+    emptied, unlinked, linked, stale, gone, *_ = sorted(place for place in folder.iterdir() if place.is_dir())
+    next(file for file in emptied.iterdir() if not file.is_symlink()).write_bytes(b"")  # as a crash leaves it
+    next(file for file in unlinked.iterdir() if file.is_symlink()).unlink()
+    run = next(file for file in linked.iterdir() if file.is_symlink()).resolve().parent
+    shutil.rmtree(linked)
+    linked.symlink_to(run)  # as it was before the run was done
+    (stale / "events.out.tfevents.0000000000.123456789abc").write_bytes(b"other axes")
+    (stale / "events.out.tfevents.1.gone").symlink_to(tmp_path / "gone")
+    shutil.rmtree(gone)
+    (folder / "of another study").symlink_to(run)
+    before = set(run.iterdir())
+    link_runs(tree, Store(store))
+    assert contents(folder) == whole
+    assert set(run.iterdir()) == before
+
+
+def test_a_run_is_linked_whole_until_it_is_done_and_a_wrong_link_is_mended(trained: Trained, tmp_path: Path) -> None:
+    store = Store(copied(trained, tmp_path))
+    tree = open_study(str(trained.study), (), store.root).tree
+    run = store.run(tree.trials[0].finetune)
+    run.save_state(replace(run.state(), state="running"))
+    folder = link_runs(tree, store)
+    (place,) = (place for place in folder.iterdir() if place.is_symlink())
+    assert place.resolve() == run.folder.resolve()
+    place.unlink()
+    place.symlink_to(tmp_path)
+    link_runs(tree, store)
+    assert place.resolve() == run.folder.resolve()
+
+
 @pytest.mark.parametrize(
     ("where", "sentence"),
     [
@@ -171,6 +207,19 @@ def test_a_filter_without_a_study_is_refused(tmp_path: Path) -> None:
 def copied(trained: Trained, tmp_path: Path) -> Path:
     """A store of one's own with what `trained` holds."""
     return shutil.copytree(trained.store, tmp_path / "runs", symlinks=True)
+
+
+def contents(view: Path) -> dict[str, str | list[str]]:
+    """Where each link of a view leads, and which tags each event file of its own holds."""
+    files = [path for path in view.rglob("*") if path.is_symlink() or path.is_file()]
+    return {
+        str(file.relative_to(view)): str(file.readlink()) if file.is_symlink() else sorted(summary_tags(file))
+        for file in files
+    }
+
+
+def summary_tags(file: Path) -> list[str]:
+    return list(EventAccumulator(str(file)).Reload().summary_metadata)
 
 
 def shown(view: Path) -> set[str]:

@@ -1,5 +1,8 @@
 """What becomes of runs that fail on a real SLURM, of those below them, and of those that must wait for room."""
 
+import re
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,3 +150,32 @@ def test_a_study_beyond_the_limit_of_jobs_finishes_by_itself(
     assert [len(run.state().attempts) for run in Store(store).runs()] == [1] * 5
     assert all(len(run.state().job_ids) == 1 for run in Store(store).runs())
     assert retain_json("submit", study, "--store", store, more=cluster.environment)["done_already"] == 5
+
+
+def test_a_job_tells_scancel_from_requeue_and_from_a_preemption_that_cancels(slurm: Cluster, tmp_path: Path) -> None:
+    ask = "from launchers.slurm import own_job_is_cancelled; print(own_job_is_cancelled())"
+    script = f"trap '{sys.executable} -c \"{ask}\"; exit' TERM; while :; do sleep 0.2; done"
+    deeds = {"scancel": ["scancel"], "requeue": ["scontrol", "requeue"], "preempted": []}
+    jobs = {deed: submit(slurm, script, "--partition=low", output=tmp_path / deed) for deed in deeds}
+    for job_id in jobs.values():
+        wait_for_state(slurm, job_id, "RUNNING")
+    time.sleep(1)  # until the shell listens
+    for deed, command in deeds.items():
+        if command:
+            call(slurm, *command, jobs[deed])
+    try:
+        call(slurm, "scontrol", "update", "partitionname=low", "preemptmode=cancel")
+        submit(slurm, "sleep 1", "--partition=high", f"--nodes={len(slurm.nodes)}", "--exclusive")
+        wait_until(lambda: all(said(tmp_path / deed) for deed in deeds), "three answers")
+    finally:
+        call(slurm, "scontrol", "update", "partitionname=low", "preemptmode=requeue")
+    assert {deed: said(tmp_path / deed) for deed in deeds} == {
+        "scancel": ["True"],
+        "requeue": ["False"],
+        "preempted": ["False"],
+    }
+
+
+def said(path: Path) -> list[str]:
+    """The answers in what a job has printed."""
+    return re.findall(r"^(?:True|False)$", path.read_text(), re.MULTILINE) if path.exists() else []

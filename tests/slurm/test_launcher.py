@@ -118,6 +118,21 @@ def test_a_run_that_is_cancelled_while_it_trains_stays_cancelled(slurm: Cluster,
     assert sum(run["state"] == "cancelled" for run in chaos.status()) == 4
 
 
+def test_scancel_of_a_job_cancels_its_run_and_retry_takes_the_branch_up_again(slurm: Cluster, tmp_path: Path) -> None:
+    chaos = chaos_on(slurm, tmp_path, grid={"pretrain.exposure": [1]})
+    chaos.retain("submit", chaos.study)
+    wait_until(lambda: any(run.checkpoint.exists() for run in Store(chaos.store).runs()), "a state", 60)
+    job = chaos.running_job()
+    assert job is not None
+    call(slurm, "scancel", job)
+    wait_until(lambda: not queue(slurm), "queue empty", 60)
+    by_stage = {run["stage"]: run for run in chaos.status()}
+    assert by_stage["pretrain"]["state"] == "cancelled"
+    assert by_stage["pretrain"]["reason"] == f"by scancel of job {job}"
+    assert by_stage["posttrain"]["state"] == by_stage["finetune"]["state"] == "skipped"
+    assert "3 stages submitted" in chaos.retain("retry", chaos.study).stdout
+
+
 def test_a_thousand_stages_are_submitted_with_one_sbatch_a_family(slurm: Cluster, tmp_path: Path) -> None:
     grid = {
         "pretrain.exposure": [number / 10 for number in range(1, 11)],
