@@ -52,12 +52,12 @@ def all_ratios(folder: Path, end: float) -> Iterator[Ratio]:
         for racer in racers:
             racer.pipe.send(WARM_UP)
         # Prepared while one of the loops compiles; nothing is measured before it has.
-        with made_store(1_000, folder / "made") as made:
-            theirs = _loaders(folder / "loading")
-            for racer in racers:
-                racer.hear()
-            yield starting(root, keys)
-            yield looking(made, 4)
+        made = made_store(1_000, folder / "made")
+        theirs = _loaders(folder / "loading")
+        for racer in racers:
+            racer.hear()
+        yield starting(root, keys)
+        yield looking(made, 4)
         yield packing(folder / "text.jsonl", tokenizer, 8)
         yield from loading(folder / "loading", theirs, 9)
         take_turns(racers, end - time.monotonic())
