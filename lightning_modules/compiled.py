@@ -1,4 +1,4 @@
-"""torch.compile of the training step: each decoder layer, and the loss of a chunk of tokens.
+"""torch.compile of the training step: each decoder layer, the norm after the last one, and the loss of a chunk of tokens.
 
 A layer is compiled once and its code serves all layers, so that compiling takes as long for 30 layers as for 4. The hooks
 around a layer, which gather its weights where ranks hold them in parts, stay outside; those for dropout lie inside of it.
@@ -24,13 +24,14 @@ MOST_VARIANTS = 64
 
 
 def compile_layers(model: LlamaForCausalLM) -> None:
-    """Compile the forward and backward pass of every layer when they are first used, for the shapes they are used with."""
+    """Compile the forward and backward pass of every layer, and of the norm after them, when they are first used, for the
+    shapes they are used with."""
     torch._dynamo.config.recompile_limit = MOST_VARIANTS
     # Which products it pays for is timed, so an attempt whose code is compiled anew might end in other bits.
     torch._inductor.config.shape_padding = False
     clear_damaged_builds()
-    for layer in model.model.layers:
-        layer.forward = torch.compile(layer.forward, dynamic=False)
+    for part in (*model.model.layers, model.model.norm):
+        part.forward = torch.compile(part.forward, dynamic=False)
 
 
 @cache
