@@ -24,6 +24,11 @@ WRITERS = 16
 """Runs that are linked at the same time."""
 
 
+def view_folder(root: Path, study: str) -> Path:
+    """Where TensorBoard finds all runs of a study, once `link_runs` has been there."""
+    return study_folder(root, study) / "tensorboard"
+
+
 def link_runs(tree: Tree, store: Store, where: Sequence[str] = (), states: Mapping[str, State] | None = None) -> Path:
     """A folder for TensorBoard: every run that has begun under its stage and axes, the study's charts and figures.
 
@@ -34,7 +39,7 @@ def link_runs(tree: Tree, store: Store, where: Sequence[str] = (), states: Mappi
     """
     trials, name = chosen_trials(tree, where)
     home = study_folder(store.root, tree.study)
-    folder = home / "tensorboard-where" / name if where else home / "tensorboard"
+    folder = home / "tensorboard-where" / name if where else view_folder(store.root, tree.study)
     folder.mkdir(parents=True, exist_ok=True)
     hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials])
     leaves = {trial.finetune: trial.axes for trial in reversed(trials)}

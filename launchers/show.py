@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from launchers.board import link_runs
+from launchers.board import link_runs, view_folder
 from launchers.opened import OpenedStudy
 from launchers.views import print_json, print_results
 from results.figures import draw_losses
@@ -15,8 +15,11 @@ from sweeps.errors import StudyError
 from sweeps.linear import LinearStudy
 
 
-def show_results(opened: OpenedStudy, as_json: bool, csv: Path | None) -> None:
-    """Print one row per trial, from whatever is there. Raises StudyError where `csv` cannot be written."""
+def show_results(opened: OpenedStudy, as_json: bool, csv: Path | None, view: bool = False) -> None:
+    """Print one row per trial, from whatever is there. Raises StudyError where `csv` cannot be written.
+
+    view: make the study's TensorBoard folder, if it is not there yet. One that is there is brought up to date.
+    """
     tree, root = opened.tree, opened.store.root
     states = opened.store.states(tree.stages)
     rows = trial_rows(tree, opened.store, states)
@@ -30,11 +33,10 @@ def show_results(opened: OpenedStudy, as_json: bool, csv: Path | None) -> None:
     # Whoever may only read a store sees its results all the same.
     with contextlib.suppress(PermissionError):
         if any(state.state == "done" for state in states.values()):
-            made = [
-                save_rows(root, tree.study, rows),
-                *draw(root, tree.study, rows),
-                link_runs(tree, opened.store, states=states),
-            ]
+            made = [save_rows(root, tree.study, rows), *draw(root, tree.study, rows)]
+            # Of ten thousand runs it takes as long as the rest of this command.
+            if view or view_folder(root, tree.study).is_dir():
+                made.append(link_runs(tree, opened.store, states=states))
     if as_json:
         print_json({"study": tree.study, "trials": rows})
     else:

@@ -64,7 +64,7 @@ def run(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, 
         except KeyboardInterrupt:
             print(f"interrupted: what is done is kept; retain run {study} goes on from there", file=sys.stderr)
             return INTERRUPTED
-    show_results(opened, as_json, csv=None)
+    show_results(opened, as_json, csv=None, view=True)
     return SOME_RUN_FAILED if print_failures(opened.tree, states) else 0
 
 

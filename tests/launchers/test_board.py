@@ -129,6 +129,17 @@ def test_the_views_follow_the_study_and_write_nothing_into_the_runs(trained: Tra
     assert before == {file: file.stat().st_mtime_ns for run in Store(store).runs() for file in run.folder.rglob("*")}
 
 
+def test_results_keeps_a_view_up_to_date_and_makes_none(trained: Trained, tmp_path: Path) -> None:
+    store = copied(trained, tmp_path)
+    view = store / "studies" / "tiny" / "tensorboard"
+    shutil.rmtree(view)
+    retain("results", trained.study, "--store", store)
+    assert not view.exists()
+    view.mkdir()
+    assert str(view) in retain("results", trained.study, "--store", store).stdout.replace("\n", "")
+    assert len(shown(view)) == 8
+
+
 def test_a_view_that_lacks_something_or_says_too_much_is_made_good(trained: Trained, tmp_path: Path) -> None:
     store = copied(trained, tmp_path)
     tree = open_study(str(trained.study), (), store).tree
