@@ -44,8 +44,9 @@ def queue(cluster: Cluster) -> dict[str, str]:
 def clear(cluster: Cluster) -> None:
     """Cancel all jobs, and have all nodes take jobs again."""
     for job_id in {job_id.partition("_")[0] for job_id in queue(cluster)}:
-        call(cluster, "scancel", "--full", "--signal=KILL", job_id)
-        call(cluster, "scancel", job_id)
+        for options in (["--full", "--signal=KILL"], []):
+            # It may have ended since.
+            subprocess.run(["scancel", *options, job_id], env=cluster.environment, capture_output=True, check=False)
     wait_until(lambda: not queue(cluster), "queue empty")
     for node in set(cluster.nodes) - ready_nodes(cluster):
         start_node(cluster, node)
