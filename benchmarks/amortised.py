@@ -50,20 +50,14 @@ def amortised(studies: Sequence[Counted], trainer: Cost, eager: Cost, compiled: 
     """
     rows = []
     for study in studies:
-
-        def speed(cost: Cost, starts: float, study: Counted = study) -> str:
-            theirs = study.tokens * trainer.token + study.stages * trainer.start
-            return f"{theirs / (study.tokens * cost.token + starts):.2f}"
-
-        rows.append(
-            [
-                study.name,
-                f"{study.stages:,}",
-                f"{study.tokens / 1e6:.1f}M",
-                speed(eager, study.stages * eager.start),
-                speed(compiled, study.stages * compiled.start),
-                speed(compiled, compiled.start + (study.stages - 1) * cached),
-                speed(compiled, compiled.start + (study.jobs - 1) * cached),
-            ]
+        theirs = study.tokens * trainer.token + study.stages * trainer.start
+        first = compiled.start - cached
+        ours = (
+            study.tokens * eager.token + study.stages * eager.start,
+            study.tokens * compiled.token + study.stages * compiled.start,
+            study.tokens * compiled.token + study.stages * cached + first,
+            study.tokens * compiled.token + study.jobs * cached + first,
         )
+        counts = (study.name, f"{study.stages:,}", f"{study.tokens / 1e6:.1f}M")
+        rows.append([*counts, *(f"{theirs / seconds:.2f}" for seconds in ours)])
     return markdown_table(COLUMNS, rows)

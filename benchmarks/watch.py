@@ -1,4 +1,4 @@
-"""Watches what a processor takes as ratios to peers: reports, and never fails on, what has become worse by more than 10%.
+"""Watches what a processor takes as ratios to peers: reports, and never fails on, what has become worse than it may.
 
     python -m benchmarks.watch [--write]
 
