@@ -1,4 +1,4 @@
-"""torch.compile of the training step: each decoder layer, the norm after the last one, and the loss of a chunk of tokens.
+"""torch.compile of the training step: each decoder layer, the norm after them, and the loss with its gradient.
 
 A layer is compiled once and its code serves all layers, so that compiling takes as long for 30 layers as for 4. The hooks
 around a layer, which gather its weights where ranks hold them in parts, stay outside; those for dropout lie inside of it.
@@ -17,7 +17,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.utils._filelock import FileLock
 from transformers import LlamaForCausalLM
 
-from lightning_modules.objective import ChunkLoss, chunk_loss
+from lightning_modules.objective import LossAndGradient, loss_and_gradient
 
 MOST_VARIANTS = 64
 """Of one layer's code in a process that trains several stages; beyond it, torch would go on without compiling."""
@@ -35,8 +35,8 @@ def compile_layers(model: LlamaForCausalLM) -> None:
 
 
 @cache
-def compiled_chunk_loss() -> ChunkLoss:
-    return torch.compile(chunk_loss, dynamic=False)
+def compiled_loss_and_gradient() -> LossAndGradient:
+    return torch.compile(loss_and_gradient, dynamic=False)
 
 
 def why_not_compiled(device: torch.device) -> str | None:

@@ -20,7 +20,7 @@ CHUNK_TOKENS = {"cpu": 512}
 CHUNK_TOKENS_ELSEWHERE = 4096
 """On a GPU enough to fill it."""
 
-ChunkLoss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+LossAndGradient = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,37 @@ class HeldoutLoss:
     tokens: int
 
 
-def chunk_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy (nats) of tokens with a target. hidden: [tokens, width]; targets: int64 [tokens]."""
-    return functional.cross_entropy(_at_least_fp32(head(hidden)), targets, ignore_index=NO_TARGET, reduction="sum")
+def loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy (nats) of tokens with a target, in fp32 at least, and its gradient, in the type of the logits.
+
+    logits: [tokens, vocabulary]; targets: int64 [tokens].
+    """
+    # Written out, each logit is read three times and its exponential taken once; autograd of cross_entropy goes over the
+    # vocabulary twice more.
+    exact = _at_least_fp32(logits)
+    counts = (targets != NO_TARGET).to(exact.dtype)
+    highest = exact.amax(dim=1, keepdim=True)
+    odds = (exact - highest).exp_()
+    total = odds.sum(dim=1, keepdim=True)
+    rows, columns = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)
+    surprise = total.log().squeeze(1) - (exact[rows, columns] - highest.squeeze(1))
+    gradient = odds.mul_(counts[:, None] / total).to(logits.dtype)
+    gradient[rows, columns] = (torch.expm1(-surprise) * counts).to(logits.dtype)
+    return (surprise * counts).sum(), gradient
 
 
-def summed_loss(model: nn.Module, sequences: torch.Tensor, of_chunk: ChunkLoss = chunk_loss) -> torch.Tensor:
+def summed_loss(
+    model: nn.Module, sequences: torch.Tensor, of_logits: LossAndGradient = loss_and_gradient
+) -> torch.Tensor:
     """Summed cross-entropy over all predictions, to be trained on: each sequence has length - 1 of them.
 
-    sequences: int64 [sequences, length]. Returns a scalar in fp32, nats. of_chunk: `chunk_loss`, or it compiled.
+    sequences: int64 [sequences, length]. Returns a scalar in fp32, nats. of_logits: `loss_and_gradient`, or it compiled.
     """
 
     def loss(model: Any, sequences: torch.Tensor) -> torch.Tensor:
         hidden = model.model(input_ids=sequences).last_hidden_state.flatten(0, 1)
         trained = [parameter for parameter in model.lm_head.parameters() if parameter.requires_grad]
-        found: torch.Tensor = _SummedLoss.apply(of_chunk, model.lm_head, hidden, _targets(sequences), *trained)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = _SummedLoss.apply(of_logits, model.lm_head, hidden, _targets(sequences), *trained)  # type: ignore[no-untyped-call]
         return found
 
     return in_forward(model, loss, sequences)
@@ -82,7 +98,7 @@ class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        of_chunk: ChunkLoss,
+        of_logits: LossAndGradient,
         head: nn.Module,
         hidden: torch.Tensor,
         targets: torch.Tensor,
@@ -95,12 +111,13 @@ class _SummedLoss(torch.autograd.Function):
         for first in range(0, len(hidden), size):
             part = hidden[first : first + size].detach().requires_grad_()
             with torch.enable_grad():
-                loss = of_chunk(head, part, targets[first : first + size])
-            found = torch.autograd.grad(loss, [part, *trained])
+                logits = head(part)
+            loss, gradient = of_logits(logits.detach(), targets[first : first + size])
+            found = torch.autograd.grad(logits, [part, *trained], gradient)
             hidden_gradient[first : first + size] = found[0]
-            for gradient, share in zip(gradients, found[1:], strict=True):
-                gradient += share
-            total += loss.detach()
+            for gathered, share in zip(gradients, found[1:], strict=True):
+                gathered += share
+            total += loss
         ctx.save_for_backward(hidden_gradient, *gradients)
         return total
 

@@ -11,9 +11,9 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaForCausalLM
 
-from lightning_modules.compiled import compile_layers, compiled_chunk_loss
+from lightning_modules.compiled import compile_layers, compiled_loss_and_gradient
 from lightning_modules.models import add_dropout, parameter_groups
-from lightning_modules.objective import chunk_loss, summed_loss
+from lightning_modules.objective import loss_and_gradient, summed_loss
 from lightning_modules.schedules import learning_rate
 from lightning_modules.shards import shard_model
 
@@ -46,7 +46,7 @@ class StageModule(LightningModule):
         self.loss_sum = torch.zeros(())
         """Of the steps since a callback last cleared it: their mean losses, added up (nats per token)."""
         add_dropout(model, recipe["dropout"])
-        self.chunk_loss = compiled_chunk_loss() if compiled else chunk_loss
+        self.of_logits = compiled_loss_and_gradient() if compiled else loss_and_gradient
         if compiled:
             compile_layers(model)
 
@@ -68,7 +68,7 @@ class StageModule(LightningModule):
         """One optimiser step. batch: this rank's sequences, int64 [sequences, length]."""
         step = self.step
         # Dropout is a function of seed, step and rank, so that a resumed run draws the same.
-        torch.manual_seed(((self.recipe["seed"] * 1_000_003 + step) * 4_099 + self.global_rank) % 2**63)
+        _seed(((self.recipe["seed"] * 1_000_003 + step) * 4_099 + self.global_rank) % 2**63, self.device)
         optimizer = cast(LightningOptimizer, self.optimizers())
         for group in optimizer.param_groups:
             group["lr"] = self.rate(step)
@@ -91,7 +91,7 @@ class StageModule(LightningModule):
             with contextlib.nullcontext() if last else self._no_sync(), self._as_compiled(len(part)):
                 # A rank without sequences left still takes part, with no weight.
                 sequences = part if len(part) else batch.new_zeros(1, batch.shape[1])
-                loss = summed_loss(self.model, sequences, self.chunk_loss)
+                loss = summed_loss(self.model, sequences, self.of_logits)
                 loss = loss * (world / predictions if len(part) else 0.0)
                 self.manual_backward(loss)
             self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
@@ -111,3 +111,13 @@ class StageModule(LightningModule):
         """Gradients of all but a step's last micro-batch stay on their rank."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else contextlib.nullcontext()
+
+
+def _seed(number: int, device: torch.device) -> None:
+    """As torch.manual_seed, for one device: that takes milliseconds a step to note, for each kind of device that has not
+    been used, where in the program it was called."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+    elif device.type != "cpu":
+        torch.manual_seed(number)

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from lightning_modules.models import add_dropout
-from lightning_modules.objective import CHUNK_TOKENS, heldout_loss, next_token_losses, summed_loss
+from lightning_modules.objective import (
+    CHUNK_TOKENS,
+    NO_TARGET,
+    heldout_loss,
+    loss_and_gradient,
+    next_token_losses,
+    summed_loss,
+)
 from tests.lightning_modules.tiny_models import LENGTH, SMALL, random_sequences, small_model
 
 CPU = torch.device("cpu")
@@ -50,6 +57,25 @@ def test_in_bf16_its_gradient_is_as_near_to_the_exact_one_as_that_of_plain_logit
         theirs = flat(torch.autograd.grad(plain(), parameters))
         ours = flat(torch.autograd.grad(summed_loss(model, sequences), parameters))
     assert torch.dist(ours, exact) < 1.1 * torch.dist(theirs, exact)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 80.0, 3e4])
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 2**-23), (torch.bfloat16, 2**-8)])
+def test_loss_and_gradient_are_the_exact_ones_of_the_same_logits_also_of_a_model_that_is_sure(
+    dtype: torch.dtype, unit: float, scale: float
+) -> None:
+    draw = torch.Generator().manual_seed(3)
+    logits = (torch.randn(64, 50, generator=draw) * scale).to(dtype)
+    targets = torch.where(torch.rand(64, generator=draw) < 0.5, logits.argmax(dim=1), torch.arange(64) % 50)
+    targets[::7] = NO_TARGET
+    exact = logits.double().requires_grad_()
+    truth = torch.nn.functional.cross_entropy(exact, targets, ignore_index=NO_TARGET, reduction="sum")
+    (slope,) = torch.autograd.grad(truth, exact)
+    loss, gradient = loss_and_gradient(logits, targets)
+    assert loss.dtype == torch.float32
+    assert gradient.dtype == dtype
+    assert loss.item() == pytest.approx(truth.item(), rel=1e-6)
+    torch.testing.assert_close(gradient.double(), slope, rtol=4 * unit, atol=1e-6)
 
 
 def flat(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
