@@ -284,14 +284,16 @@ def multiplier() -> str:
 
 
 NOTES = """\
-Kept after trials: logits made and dropped for some hundred tokens at a time, and freed memory kept for the next step (2 to
-4%), which all rows of ours have; where `compile: true` asks for it, each layer compiled by itself, and the norm after them
-(1%). Rejected: compiling the model as a whole, which made steps hardly faster than compiling its layers and took several
-times as long before the first one; bf16 by default on a CPU, which is slower than fp32 where the processor has no bf16
-products of its own; compiling by default on a CPU, which short stages do not earn back; huge pages (5 to 20% slower);
-products of several projections at once, attention as plain products, micro-batches of 4 to 16 sequences (no faster); the
-gradient of the loss by hand (1%, for code of our own). What is left of a compiled step in fp32: products, which run at the
-core's own peak of 160 GFLOP a second, are 60%, attention 15%. Without AMX the aim of 1.5 is missed. Seconds are those of the
+Kept after trials: logits made and dropped for some hundred tokens at a time, the loss and the gradient by the logits written
+out (2% of a step, 4% of a compiled one), random numbers seeded on the device that is used alone (1%), and freed memory kept
+for the next step (2 to 4%), which all rows of ours have; where `compile: true` asks for it, each layer compiled by itself, and
+the norm after them (1%). Rejected: compiling the model as a whole, which made steps hardly faster than compiling its layers
+and took several times as long before the first one; bf16 by default on a CPU, which is slower than fp32 where the processor
+has no bf16 products of its own; compiling by default on a CPU, which short stages do not earn back; huge pages (no faster once
+memory is kept); products of several projections at once, attention as plain products, micro-batches of 4 to 16 sequences,
+torch's C++ wrapper (no faster); the head's products without autograd, and the weights' gradients transposed (1% each, for
+code of our own). What is left of a compiled step in fp32: products, which run at nine tenths of the core's own peak of 160
+GFLOP a second, are 62%, attention 15%. Without AMX the aim of 1.5 is missed. Seconds are those of the
 processor, not of the wall."""
 
 
