@@ -65,7 +65,9 @@ def test_preemption_without_a_user_signal_and_a_time_limit_lose_nothing(
     assert job is not None
     # SLURM looks at limits every 30 s, and sends its warning 120 s before the end.
     call(silent_slurm, "scontrol", "update", f"jobid={job}", "EndTime=now+60")
-    unleash(chaos, ["preemption"])
+    # At once, so that it meets a run that has begun.
+    assert FAULTS["preemption"](chaos)
+    unleash(chaos, [])
     assert weights(chaos.store).items() <= weights(calm).items()
     assert_nothing_repeated(Store(chaos.store))
     causes = {attempt.cause for run in Store(chaos.store).runs() for attempt in run.state().attempts}
