@@ -209,5 +209,6 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
         raise MissingResourceError(f"SLURM: {command[0]} is not on PATH; load your site's SLURM module") from None
     if done.returncode:
         reason = " ".join(done.stderr.split())[:300]
-        raise MissingResourceError(f"SLURM: {' '.join(command[:3])} failed: {reason or f'code {done.returncode}'}")
+        cure = "; try again once the controller answers" if "Unable to contact" in reason else ""
+        raise MissingResourceError(f"SLURM: {' '.join(command[:3])} failed: {reason or f'code {done.returncode}'}{cure}")
     return done.stdout

@@ -69,7 +69,12 @@ def status(
         found = store_status(opened) if tree is None else study_status(tree, opened)
         if not ((store / "submissions").is_dir() and has_slurm()):
             return Look(found, [], search_documents(opened, tree.study if tree else None, None))
-        live = live_jobs(everyone=True)
+        try:
+            live = live_jobs(everyone=True)
+        except MissingResourceError as error:
+            # A controller is away for a minute now and then, and a look goes on.
+            told = f"{error}; these are the states that the runs noted last, without their jobs"
+            return Look(found, [], search_documents(opened, tree.study if tree else None, None), told)
         searches = search_documents(opened, tree.study if tree else None, live)
         return Look(with_jobs(found, opened, live), orphans(opened, live), searches)
 
@@ -80,7 +85,10 @@ def status(
     if as_json:
         named = [{"job_id": orphan.job_id, "key": orphan.key} for orphan in seen.orphans]
         runs = rows_as_json(seen.rows)
-        print_json({"study": tree and tree.study, "runs": runs, "orphans": named, "searches": seen.searches})
+        print_json(
+            {"study": tree and tree.study, "runs": runs, "orphans": named, "searches": seen.searches}
+            | {"unanswered": seen.unanswered}
+        )
     else:
         print_status(seen)
 

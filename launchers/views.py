@@ -80,6 +80,14 @@ class Look:
     orphans: Sequence[Orphan]
     searches: Sequence[Mapping[str, Any]]
     """As documents; see `launchers.search.job_status`."""
+    unanswered: str | None = None
+    """Where SLURM was asked and did not answer: what it said, and what the rows are then."""
+
+    @property
+    def sentences(self) -> list[str]:
+        """What is told below the table."""
+        told = [orphan.sentence for orphan in self.orphans] + [search_sentence(search) for search in self.searches]
+        return told if self.unanswered is None else [*told, self.unanswered]
 
     @property
     def is_over(self) -> bool:
@@ -96,7 +104,7 @@ def print_status(look: Look) -> None:
     if len(shown) < len(look.rows):
         console.print(f"{len(look.rows) - len(shown):,} more runs with --json", highlight=False)
     _print_logs(console, shown)
-    for sentence in (*(orphan.sentence for orphan in look.orphans), *map(search_sentence, look.searches)):
+    for sentence in look.sentences:
         console.print(sentence, highlight=False, soft_wrap=True)
 
 
@@ -144,10 +152,9 @@ def watch_status(look: Callable[[], Look]) -> None:
     """Show the status until nothing is running or queued."""
     with Live(console=open_console(), auto_refresh=False, transient=True) as live:
         while not (seen := look()).is_over:
-            searches = [Text(search_sentence(search)) for search in seen.searches]
             # A terminal shows no more than its height; the rest would be laid out in vain.
             shown = most_telling(seen.rows, live.console.height)
-            live.update(Group(status_table(seen.rows, shown), *searches), refresh=True)
+            live.update(Group(status_table(seen.rows, shown), *map(Text, seen.sentences)), refresh=True)
             time.sleep(WATCH_EVERY_S)
     print_status(seen)
 

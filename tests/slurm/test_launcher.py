@@ -19,7 +19,7 @@ from results.lease import this_process
 from results.store import Store
 from tests.retain import losses, retain_json, train_here, weights
 from tests.slurm.chaos import FAULTS, SLOW, Chaos, assert_nothing_repeated, unleash
-from tests.slurm.cluster import Cluster, call, wait_until
+from tests.slurm.cluster import Cluster, call, start_controller, stop_controller, wait_until
 from tests.slurm.jobs import queue
 from tests.studies import replaced, tiny_study
 
@@ -178,6 +178,22 @@ def test_jobs_without_a_run_are_named_and_the_scheduler_tells_whether_an_owner_l
     gone = scheduler_witness()
     assert gone.job_is_gone is not None
     assert gone.job_is_gone(owner) is True
+
+
+def test_status_goes_on_while_the_controller_is_away_and_says_so(slurm: Cluster, tmp_path: Path) -> None:
+    execution = replaced(SLOW["execution"], {"slurm.extra": {"hold": True}})
+    chaos = chaos_on(slurm, tmp_path, execution=execution, grid={"pretrain.exposure": [1]})
+    chaos.retain("submit", chaos.study)
+    stop_controller(slurm)
+    try:
+        alone = retain_json("status", chaos.study, "--store", chaos.store, more=slurm.environment)
+    finally:
+        start_controller(slurm)
+    answered = retain_json("status", chaos.study, "--store", chaos.store, more=slurm.environment)
+    assert [run["state"] for run in alone["runs"]] == [run["state"] for run in answered["runs"]] == ["queued"] * 3
+    assert "Unable to contact slurm controller" in alone["unanswered"]
+    assert answered["unanswered"] is None
+    assert all(run["job_id"] for run in answered["runs"])
 
 
 def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_path: Path) -> None:
