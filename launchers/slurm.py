@@ -210,5 +210,7 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
     if done.returncode:
         reason = " ".join(done.stderr.split())[:300]
         cure = "; try again once the controller answers" if "Unable to contact" in reason else ""
-        raise MissingResourceError(f"SLURM: {' '.join(command[:3])} failed: {reason or f'code {done.returncode}'}{cure}")
+        raise MissingResourceError(
+            f"SLURM: {' '.join(command[:3])} failed: {reason or f'code {done.returncode}'}{cure}"
+        )
     return done.stdout
