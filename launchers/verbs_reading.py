@@ -67,15 +67,16 @@ def status(
 
     def look() -> Look:
         found = store_status(opened) if tree is None else study_status(tree, opened)
-        if not ((store / "submissions").is_dir() and has_slurm()):
-            return Look(found, [], search_documents(opened, tree.study if tree else None, None))
-        try:
-            live = live_jobs(everyone=True)
-        except MissingResourceError as error:
-            # A controller is away for a minute now and then, and a look goes on.
-            told = f"{error}; these are the states that the runs noted last, without their jobs"
-            return Look(found, [], search_documents(opened, tree.study if tree else None, None), told)
+        live = unanswered = None
+        if (store / "submissions").is_dir() and has_slurm():
+            try:
+                live = live_jobs(everyone=True)
+            except MissingResourceError as error:
+                # A controller is away for a minute now and then, and a look goes on.
+                unanswered = f"{error}; these are the states that the runs noted last, without their jobs"
         searches = search_documents(opened, tree.study if tree else None, live)
+        if live is None:
+            return Look(found, [], searches, unanswered)
         return Look(with_jobs(found, opened, live), orphans(opened, live), searches)
 
     if watch:
@@ -83,11 +84,14 @@ def status(
         return
     seen = look()
     if as_json:
-        named = [{"job_id": orphan.job_id, "key": orphan.key} for orphan in seen.orphans]
-        runs = rows_as_json(seen.rows)
         print_json(
-            {"study": tree and tree.study, "runs": runs, "orphans": named, "searches": seen.searches}
-            | {"unanswered": seen.unanswered}
+            {
+                "study": tree and tree.study,
+                "runs": rows_as_json(seen.rows),
+                "orphans": [{"job_id": orphan.job_id, "key": orphan.key} for orphan in seen.orphans],
+                "searches": seen.searches,
+                "unanswered": seen.unanswered,
+            }
         )
     else:
         print_status(seen)

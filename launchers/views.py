@@ -91,9 +91,9 @@ class Look:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is queued or running."""
+        """Whether it is known that nothing is queued or running."""
         states = [row.state for row in self.rows] + [search["state"] for search in self.searches]
-        return not {"running", "queued"} & set(states)
+        return self.unanswered is None and not {"running", "queued"} & set(states)
 
 
 def print_status(look: Look) -> None:

@@ -36,18 +36,18 @@ def loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torc
 
     logits: [tokens, vocabulary]; targets: int64 [tokens].
     """
-    # Written out, each logit is read three times and its exponential taken once; autograd of cross_entropy goes over the
-    # vocabulary twice more.
+    # Autograd of cross_entropy would go over the vocabulary twice more: for the exponentials again, and to sum rows that
+    # are 0 but for the target.
     exact = _at_least_fp32(logits)
     counts = (targets != NO_TARGET).to(exact.dtype)
     highest = exact.amax(dim=1, keepdim=True)
-    odds = (exact - highest).exp_()
-    total = odds.sum(dim=1, keepdim=True)
+    exponentials = (exact - highest).exp_()
+    total = exponentials.sum(dim=1, keepdim=True)
     rows, columns = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)
-    surprise = total.log().squeeze(1) - (exact[rows, columns] - highest.squeeze(1))
-    gradient = odds.mul_(counts[:, None] / total).to(logits.dtype)
-    gradient[rows, columns] = (torch.expm1(-surprise) * counts).to(logits.dtype)
-    return (surprise * counts).sum(), gradient
+    losses = total.log().squeeze(1) - (exact[rows, columns] - highest.squeeze(1))
+    gradient = exponentials.mul_(counts[:, None] / total).to(logits.dtype)
+    gradient[rows, columns] = (torch.expm1(-losses) * counts).to(logits.dtype)
+    return (losses * counts).sum(), gradient
 
 
 def summed_loss(

@@ -13,7 +13,7 @@ from sweeps.atomic import read_json
 
 
 def search_documents(store: Store, study: str | None, live: Mapping[str, Job] | None) -> list[dict[str, Any]]:
-    """The search jobs of a study, or of all, with their states; live: SLURM's jobs, None where there is no SLURM here."""
+    """The search jobs of a study, or of all, with their states; live: SLURM's jobs, None where none answers here."""
     return [_document(store, asked, live) for asked in search_jobs(store, study)]
 
 
@@ -53,7 +53,7 @@ def _state(store: Store, asked: SearchJob, live: Mapping[str, Job] | None) -> tu
     if job is not None:
         return "running", "it ends, or goes back to the queue"
     if live is None:
-        return "unknown", "there is no SLURM on this machine"
+        return "unknown", "there is no SLURM on this machine, or it does not answer"
     return "gone", f"retain search {asked.study} --launcher {asked.launcher} goes on"
 
 

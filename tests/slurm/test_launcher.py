@@ -15,6 +15,7 @@ import pytest
 
 from launchers.owners import scheduler_witness
 from launchers.submissions import submitted_job
+from launchers.views import Look
 from results.lease import this_process
 from results.store import Store
 from tests.retain import losses, retain_json, train_here, weights
@@ -193,6 +194,8 @@ def test_status_goes_on_while_the_controller_is_away_and_says_so(slurm: Cluster,
     assert [run["state"] for run in alone["runs"]] == [run["state"] for run in answered["runs"]] == ["queued"] * 3
     assert "Unable to contact slurm controller" in alone["unanswered"]
     assert answered["unanswered"] is None
+    assert not Look([], [], [], alone["unanswered"]).is_over
+    assert Look([], [], []).is_over
     assert all(run["job_id"] for run in answered["runs"])
 
 
