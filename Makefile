@@ -20,6 +20,7 @@ slurm-chaos: .venv/test.installed
 check: .venv/test.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python tools/typing_path.py
 	$(BIN)/mypy
 
 .venv/demo.installed: $(LOCKS)

@@ -28,14 +28,14 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 from lightning.pytorch import Callback, LightningDataModule
 
-from benchmarks.tables import circumstances, markdown_table
-from launchers.micro_batch import fits_on_gpu, largest_that_fits
-from launchers.place import Group
-from launchers.trainer import fit, stage_trainer
-from lightning_modules.models import build_model
-from lightning_modules.stage import StageModule
-from sweeps.models import PRESETS, Architecture, flops_per_token, parameters
-from sweeps.speed import PEAK_FLOPS, device_of
+from benchmarks.report import circumstances, markdown_table
+from retain.launchers.stage.ranks import Group
+from retain.launchers.stage.training.micro_batch import fits_on_gpu, largest_that_fits
+from retain.launchers.stage.training.trainer import fit, stage_trainer
+from retain.lightning_modules.models import build_model
+from retain.lightning_modules.stage import StageModule
+from retain.sweeps.schema.models import PRESETS, Architecture, flops_per_token, parameters
+from retain.sweeps.tree.throughput import PEAK_FLOPS, device_of
 
 WARM_UP = 3
 PLAIN_SEQUENCES = 8

@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.loading_peers import BATCH, LENGTH, PART, SEQUENCES, Taken, measure
 from benchmarks.peers import PeerFailedError, last_line_of
-from benchmarks.tables import circumstances, markdown_table, write_results
-from datamodules.stage_data import StageData
+from benchmarks.report import circumstances, markdown_table, write_results
+from retain.datamodules.order.stage_data import StageData
 
 TOKENS_A_SECOND = 500_000
 POST = 1_000_000

@@ -22,7 +22,7 @@ from statistics import median
 
 from benchmarks.packing_peers import LENGTH, PEERS, Packed, documents_in
 from benchmarks.peers import PeerFailedError, last_line_of
-from benchmarks.tables import circumstances, markdown_table, seconds_of_others, write_results
+from benchmarks.report import circumstances, markdown_table, seconds_of_others, write_results
 
 OURS, LIBRARY = "ours: `retain data`, end to end", "the library: encode_batch_fast, from memory"
 COLUMNS = ("", "text, MB", "seconds", "MB/s", "tokens/s", "of the library's rate", "processor s", "peak memory, MB")
@@ -98,8 +98,8 @@ def _row(name: str, text: Path, runs: dict[tuple[str, Path], list[Packed]]) -> l
 
 
 def _library(text: Path, tokenizer: Path) -> Packed:
-    from datamodules.packing import cut
-    from datamodules.tokenizer import load_tokenizer
+    from retain.datamodules.corpora.packing import cut
+    from retain.datamodules.corpora.tokenizer import load_tokenizer
 
     core = load_tokenizer(tokenizer).core
     batches = list(cut(documents_in(text)))
@@ -115,9 +115,9 @@ def _library(text: Path, tokenizer: Path) -> Packed:
 
 
 def _ours(text: Path, tokenizer: Path) -> Packed:
-    from datamodules.packing import open_packed
-    from datamodules.prepare import prepare
-    from sweeps.read import read_study
+    from retain.datamodules.corpora.packing import open_packed
+    from retain.datamodules.corpora.prepare import prepare
+    from retain.sweeps.schema.read import read_study
 
     with tempfile.TemporaryDirectory(dir=text.parent) as folder:
         stage = {"corpus": "text", "lr": 1e-4, "batch": 1, "tokens": LENGTH}
@@ -164,7 +164,7 @@ def _in_process(python: str | None, module: str, *arguments: object) -> Packed:
 
 
 def _texts() -> Iterator[str]:
-    from datamodules.packages import read_docstrings, read_instructions
+    from retain.datamodules.corpora.packages import read_docstrings, read_instructions
 
     documents = [*read_docstrings(), *read_instructions()]
     number = 0
@@ -182,7 +182,7 @@ def _write_text(path: Path, size: float) -> None:
 
 
 def _train(text: Path, folder: Path) -> Path:
-    from datamodules.tokenizer import train_tokenizer
+    from retain.datamodules.corpora.tokenizer import train_tokenizer
 
     with contextlib.redirect_stdout(io.StringIO()):
         train_tokenizer((document for document, _ in zip(documents_in(text), range(4000), strict=False)), 2048).save(

@@ -23,12 +23,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.tables import circumstances, markdown_table, write_results
-from sweeps.cost import total_cost
-from sweeps.facts import CorpusFacts, Facts
-from sweeps.read import StudyFile, read_study
-from sweeps.tree import expand
-from sweeps.units import format_bytes
+from benchmarks.report import circumstances, markdown_table, write_results
+from retain.sweeps.base.units import format_bytes
+from retain.sweeps.schema.read import StudyFile, read_study
+from retain.sweeps.tree.cost import total_cost
+from retain.sweeps.tree.data_facts import CorpusFacts, Facts
+from retain.sweeps.tree.tree import expand
 
 GRIDS = ((10, 10, 10), (10, 10, 100), (10, 100, 100))
 """Values of pretrain.exposure, posttrain.lr and finetune.lr."""
@@ -168,7 +168,7 @@ def made_up_facts(file: StudyFile) -> Facts:
 def retain() -> list[str]:
     """The command line as it is installed beside this Python."""
     installed = Path(sys.executable).with_name("retain")
-    return [str(installed)] if installed.exists() else [sys.executable, "-m", "launchers.cli"]
+    return [str(installed)] if installed.exists() else [sys.executable, "-m", "retain.launchers.cli.app"]
 
 
 def watch(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:

@@ -27,24 +27,24 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 
-from benchmarks.tables import circumstances, file_system, markdown_table, seconds_of_others, write_results
-from datamodules.stage_data import StageData
-from launchers.callbacks import Curves, Heldout
-from launchers.opened import prepare_study
-from launchers.place import Group
-from launchers.register import register
-from launchers.resume import Cadence, Resume
-from launchers.signals import StopRequest
-from launchers.states import Snapshot, StateWriter, saved_states, state_bytes
-from launchers.trainer import fit, stage_trainer
-from lightning_modules.early_stopping import KeepBest
-from lightning_modules.models import build_model
-from lightning_modules.stage import StageModule
-from results.store import Run
-from sweeps.atomic import sync_path
-from sweeps.execution import Execution
-from sweeps.models import PRESETS
-from sweeps.units import format_bytes
+from benchmarks.report import circumstances, file_system, markdown_table, seconds_of_others, write_results
+from retain.datamodules.order.stage_data import StageData
+from retain.launchers.planning.opened_study import prepare_study
+from retain.launchers.planning.register import register
+from retain.launchers.stage.ranks import Group
+from retain.launchers.stage.signals import StopRequest
+from retain.launchers.stage.training.checkpoints import Snapshot, StateWriter, saved_states, state_bytes
+from retain.launchers.stage.training.curves import Curves, Heldout
+from retain.launchers.stage.training.resume import Cadence, Resume
+from retain.launchers.stage.training.trainer import fit, stage_trainer
+from retain.lightning_modules.early_stopping import KeepBest
+from retain.lightning_modules.models import build_model
+from retain.lightning_modules.stage import StageModule
+from retain.results.store.runs import Run
+from retain.sweeps.base.files import sync_path
+from retain.sweeps.base.units import format_bytes
+from retain.sweeps.schema.execution import Execution
+from retain.sweeps.schema.models import PRESETS
 
 INTERVAL_S = Execution().save_minutes * 60
 """Between two saves, by default."""

@@ -21,10 +21,10 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from benchmarks.made_store import SHAPES, MadeStore, made_store
 from benchmarks.planning import Child, retain, watch
-from benchmarks.tables import circumstances, file_system, markdown_table, write_results
-from sweeps.units import format_bytes
+from benchmarks.report import circumstances, file_system, markdown_table, write_results
+from benchmarks.synthetic_store import SHAPES, MadeStore, made_store
+from retain.sweeps.base.units import format_bytes
 
 REPEATS = 3
 ONCE = 50_000
@@ -36,7 +36,10 @@ TARGETS = {"status": 2.0} | dict.fromkeys(
 )
 """Seconds that a command on 10,000 runs should stay below."""
 VIEW = """
-import sys; from pathlib import Path; from launchers.board import link_runs; from launchers.opened import open_study
+import sys
+from pathlib import Path
+from retain.launchers.planning.opened_study import open_study
+from retain.results.tensorboard.views import link_runs
 opened = open_study(sys.argv[1], (), Path(sys.argv[2])); link_runs(opened.tree, opened.store)
 """
 """What `retain board` does before it becomes TensorBoard."""
@@ -122,9 +125,9 @@ def refresh_seconds(study: Path, store: Path) -> str:
     """Wall and processor seconds of a look at a study and of laying out what a terminal shows."""
     from rich.console import Console
 
-    from launchers.opened import open_study
-    from launchers.views import most_telling, status_table
-    from results.status import study_status
+    from retain.launchers.cli.views import most_telling, status_table
+    from retain.launchers.planning.opened_study import open_study
+    from retain.results.store.status import study_status
 
     opened = open_study(str(study), (), store)
     times = []

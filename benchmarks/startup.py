@@ -26,8 +26,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.tables import circumstances, file_system, markdown_table, write_results
-from launchers.compile_cache import FOLDER
+from benchmarks.report import circumstances, file_system, markdown_table, write_results
+from retain.launchers.stage.compile_cache import FOLDER
 
 PACKAGES = ("torch", "lightning", "transformers", "submitit")
 PARTS = (
@@ -85,11 +85,11 @@ class Watched:
 
     def train(self, root: Path, key: str) -> dict[str, Any]:
         """Train a run's first steps as a job does; the seconds of each part, and of a later step."""
-        from launchers.place import Group
-        from launchers.signals import StopRequest
-        from launchers.slurm_job import look_at_parent
-        from launchers.worker import STOPPED, train_one
-        from results.store import Store
+        from retain.launchers.jobs.job import look_at_parent
+        from retain.launchers.local.worker import STOPPED, train_one
+        from retain.launchers.stage.ranks import Group
+        from retain.launchers.stage.signals import StopRequest
+        from retain.results.store.runs import Store
 
         self.stop, self.steps = StopRequest(), []
         self.processor = time.process_time() if self.ready else 0.0
@@ -99,11 +99,11 @@ class Watched:
         os.dup2(2, 1)
         assert look_at_parent(store, store.run(key))[0] == "train"
         self.clock.enter("imports: torch, lightning, transformers")
-        import launchers.run_stage
+        from retain.launchers.stage.training import run
 
         self.clock.enter("Lightning")
         if not self.ready:
-            self._put_clock(launchers.run_stage)
+            self._put_clock(run)
         code, ending = train_one(store, key, Group(), self.stop)
         os.dup2(output, 1)
         assert code == STOPPED, ending
@@ -163,7 +163,7 @@ def as_job(root: Path, key: str, start: float) -> dict[str, Any]:
     clock.enter("submitit and the job's own code")
     import submitit.core.submission  # noqa: F401
 
-    import launchers.slurm_job  # noqa: F401  # named by the pickle that submitit reads
+    import retain.launchers.jobs.job  # noqa: F401  # named by the pickle that submitit reads
 
     clock.enter("reading the run and its parent")
     return Watched(clock).train(root, key)
@@ -264,7 +264,7 @@ def _worker(server: Any, root: Path, keys: Sequence[str]) -> list[dict[str, Any]
 
 def _fork_server() -> Any:
     """The local launcher's, its imports done."""
-    from launchers.local import _fork_server
+    from retain.launchers.local.launcher import _fork_server
 
     server = _fork_server()
     first = server.Process(target=os.getpid)
@@ -280,8 +280,8 @@ def made_up_store(folder: Path, runs: int, compiled: int = 0) -> tuple[Path, lis
     """
     import yaml
 
-    from launchers.opened import prepare_study
-    from launchers.register import register
+    from retain.launchers.planning.opened_study import prepare_study
+    from retain.launchers.planning.register import register
 
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(2000)]

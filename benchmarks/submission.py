@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.made_store import SHAPES, study_fields
 from benchmarks.planning import retain, watch
-from benchmarks.tables import circumstances, markdown_table, write_results
-from tests.slurm.cluster import Cluster, call, install, running, wait_until
+from benchmarks.report import circumstances, markdown_table, write_results
+from benchmarks.synthetic_store import SHAPES, study_fields
+from tests.slurm.cluster.cluster import Cluster, call, install, running, wait_until
 from tests.studies import tiny_study
 
 EXPOSURES, RATES, FINETUNINGS = SHAPES[1_000]

@@ -24,14 +24,14 @@ from statistics import median
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks.amortised import STUDIES, Cost, amortised, counted
-from benchmarks.tables import circumstances, markdown_table, write_results
+from benchmarks.report import circumstances, markdown_table, write_results
+from benchmarks.startup_amortised import STUDIES, Cost, amortised, counted
 from benchmarks.training_loops import LOOPS, PEER, Work
-from datamodules.stage_data import heldout_sequences
-from launchers.opened import prepare_study
-from launchers.register import register
-from lightning_modules.objective import heldout_loss
-from results.store import Store
+from retain.datamodules.order.stage_data import heldout_sequences
+from retain.launchers.planning.opened_study import prepare_study
+from retain.launchers.planning.register import register
+from retain.lightning_modules.objective import heldout_loss
+from retain.results.store.runs import Store
 
 PACKAGES = ("torch", "lightning", "transformers", "accelerate")
 BIG, SMALL = 32, 8

@@ -19,17 +19,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlamaForCausalLM
 
-from datamodules.stage_data import StageData
-from launchers.callbacks import Curves, Heldout
-from launchers.place import Group
-from launchers.resume import Cadence, Resume
-from launchers.signals import StopRequest
-from launchers.states import StateWriter
-from launchers.trainer import fit, stage_trainer
-from lightning_modules.models import build_model
-from lightning_modules.stage import StageModule
-from results.store import Store
-from sweeps.models import Architecture
+from retain.datamodules.order.stage_data import StageData
+from retain.launchers.stage.ranks import Group
+from retain.launchers.stage.signals import StopRequest
+from retain.launchers.stage.training.checkpoints import StateWriter
+from retain.launchers.stage.training.curves import Curves, Heldout
+from retain.launchers.stage.training.resume import Cadence, Resume
+from retain.launchers.stage.training.trainer import fit, stage_trainer
+from retain.lightning_modules.models import build_model
+from retain.lightning_modules.stage import StageModule
+from retain.results.store.runs import Store
+from retain.sweeps.schema.models import Architecture
 
 Tick = Callable[[LlamaForCausalLM], None]
 

@@ -17,7 +17,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.utils._filelock import FileLock
 from transformers import LlamaForCausalLM
 
-from lightning_modules.objective import LossAndGradient, loss_and_gradient
+from retain.lightning_modules.objective import LossAndGradient, loss_and_gradient
 
 MOST_VARIANTS = 64
 """Of one layer's code in a process that trains several stages; beyond it, torch would go on without compiling."""

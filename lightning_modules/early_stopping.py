@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_modules.models import trained_parameters
-from lightning_modules.shards import local_part
-from lightning_modules.stage import StageModule
+from retain.lightning_modules.models import trained_parameters
+from retain.lightning_modules.shards import local_part
+from retain.lightning_modules.stage import StageModule
 
 
 class KeepBest(Callback):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lightning_modules.objective import summed_loss
+from retain.lightning_modules.objective import summed_loss
 
 CHUNK = 2**18
 """Numbers of each gradient that are multiplied in fp64 at a time."""

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sweeps.linear_theory import Task
+from retain.sweeps.schema.linear_theory import Task
 
 WEIGHTS = "model.safetensors"
 

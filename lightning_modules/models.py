@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sweeps.models import Architecture
+from retain.sweeps.schema.models import Architecture
 
 
 def build_model(model: Architecture, seed: int, end_of_text: int | None = None) -> LlamaForCausalLM:

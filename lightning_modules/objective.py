@@ -12,7 +12,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
-from lightning_modules.shards import in_forward, reshard
+from retain.lightning_modules.shards import in_forward, reshard
 
 NO_TARGET = -100
 CHUNK_TOKENS = {"cpu": 512}

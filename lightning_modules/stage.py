@@ -11,11 +11,11 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaForCausalLM
 
-from lightning_modules.compiled import compile_layers, compiled_loss_and_gradient
-from lightning_modules.models import add_dropout, parameter_groups
-from lightning_modules.objective import loss_and_gradient, summed_loss
-from lightning_modules.schedules import learning_rate
-from lightning_modules.shards import shard_model
+from retain.lightning_modules.compiled import compile_layers, compiled_loss_and_gradient
+from retain.lightning_modules.models import add_dropout, parameter_groups
+from retain.lightning_modules.objective import loss_and_gradient, summed_loss
+from retain.lightning_modules.schedules import learning_rate
+from retain.lightning_modules.shards import shard_model
 
 
 class StageModule(LightningModule):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.slurm.packages import apt_get
+from tests.slurm.cluster.packages import apt_get
 
 PROGRAM, PACKAGE = "chromium", "chromium"
 FLAGS = (

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from sweeps.facts import Facts
-from sweeps.read import StudyFile, read_study
+from retain.sweeps.schema.read import StudyFile, read_study
+from retain.sweeps.tree.data_facts import Facts
 from tests.retain import retain
 from tests.studies import tiny_study
 
@@ -26,7 +26,7 @@ class Prepared:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """The tiny study, its data prepared once for all tests: read it, do not write into it."""
-    from datamodules.prepare import prepare
+    from retain.datamodules.corpora.prepare import prepare
 
     folder = tmp_path_factory.mktemp("prepared")
     file = read_study(str(tiny_study(folder / "study")))

@@ -11,12 +11,12 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from launchers.local import local_slots, train
-from launchers.opened import prepare_study
-from launchers.register import register
-from results.store import State
+from retain.launchers.local.launcher import local_slots, train
+from retain.launchers.planning.opened_study import prepare_study
+from retain.launchers.planning.register import register
+from retain.results.store.runs import State
 
-COMMAND = [sys.executable, "-m", "launchers.cli"]
+COMMAND = [sys.executable, "-m", "retain.launchers.cli.app"]
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

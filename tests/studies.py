@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from sweeps.facts import CorpusFacts, Facts
-from sweeps.read import StudyFile, check_study
-from sweeps.tree import Tree, expand
+from retain.sweeps.schema.read import StudyFile, check_study
+from retain.sweeps.tree.data_facts import CorpusFacts, Facts
+from retain.sweeps.tree.tree import Tree, expand
 
 WORDS = {
     "general": "the model of a river and its bank under old rain where time will pass over every stone",

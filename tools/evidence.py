@@ -1,6 +1,6 @@
-"""Keep what a study's runs have shown under results/evidence: `python -m tools.evidence STORE STUDY [PATH=VALUE]...`.
+"""Keep what a study's runs have shown under docs/evidence: `python -m tools.evidence STORE STUDY [PATH=VALUE]...`.
 
-Writes the verdicts, the loss table, the figures and the page of `retain report` into results/evidence/<study>.
+Writes the verdicts, the loss table, the figures and the page of `retain report` into docs/evidence/<study>.
 """
 
 import json
@@ -10,12 +10,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-EVIDENCE = Path(__file__).parents[1] / "results" / "evidence"
+EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
 
 
 def keep(store: Path, study: str, overrides: list[str]) -> Path:
     """Write a study's report from its store, and copy what it says; returns the folder."""
-    command = [sys.executable, "-m", "launchers.cli", "report", study, *overrides, "--store", str(store), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "retain.launchers.cli.app",
+        "report",
+        study,
+        *overrides,
+        "--store",
+        str(store),
+        "--json",
+    ]
     told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     folder = EVIDENCE / study
     shutil.rmtree(folder, ignore_errors=True)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.plans import open_plan, plan_document
-from sweeps.read import STUDIES, read_study
-from sweeps.units import format_bytes, format_size
+from retain.launchers.planning.plan import open_plan, plan_document
+from retain.sweeps.base.units import format_bytes, format_size
+from retain.sweeps.schema.read import STUDIES, read_study
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- studies: python -m tools.study_table -->\n", "<!-- end of studies -->\n"

@@ -5,13 +5,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from results.speeds import measured_speeds
-from results.store import State, Store
-from sweeps.cost import total_cost
-from sweeps.errors import StudyError
-from sweeps.execution import Execution
-from sweeps.tree import STAGES, Tree
-from sweeps.units import format_size, parse_size
+from retain.results.store.runs import State, Store
+from retain.results.store.throughput import measured_speeds
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.units import format_size, parse_size
+from retain.sweeps.schema.execution import Execution
+from retain.sweeps.tree.cost import total_cost
+from retain.sweeps.tree.tree import STAGES, Tree
 
 Unit = Literal["tokens", "gpuh"]
 

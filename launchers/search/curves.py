@@ -3,8 +3,8 @@
 import contextlib
 from collections.abc import Iterable, Sequence
 
-from results.layout import SPLITS, heldout_tag
-from results.store import Run
+from retain.results.store.runs import Run
+from retain.results.tensorboard.events import SPLITS, heldout_tag
 
 Curve = Sequence[tuple[int, float]]
 """Held-out losses (nats per token) by tokens, ascending."""

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from datamodules.prepare import known_facts
-from launchers.search.studies import Fields, SearchedStudy
-from results.losses import Row, trial_rows
-from results.methods import SEEDS
-from results.search_summary import Result, best_group, result_of
-from sweeps.errors import StudyError
-from sweeps.read import check_study
-from sweeps.search import Values
-from sweeps.tree import expand, plain
+from retain.datamodules.corpora.prepare import known_facts
+from retain.launchers.search.derived_studies import Fields, SearchedStudy
+from retain.results.analysis.methods import SEEDS
+from retain.results.analysis.search_summary import Result, best_group, result_of
+from retain.results.store.loss_table import Row, trial_rows
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.read import check_study
+from retain.sweeps.schema.search_space import Values
+from retain.sweeps.tree.tree import expand, plain
 
 
 def grid_best(searched: SearchedStudy) -> Values | None:

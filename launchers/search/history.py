@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from results.search_curves import End
-from sweeps.atomic import read_json, write_json
-from sweeps.search import Values
+from retain.results.tensorboard.search_curves import End
+from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.schema.search_space import Values
 
 FORMAT = 1
 

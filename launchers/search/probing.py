@@ -3,7 +3,7 @@
 What it has lost and learned by then is compared with the fine-tunings of the same data and seed, under whatever parent, that
 have been there before it. One dominates another if it is no worse in any loss that the search minimises or constrains, and
 better in one. Of n that have been there, the one looked at among them, it is given up if n // factor dominate it: with one
-loss that is the rule of `launchers.search.pruning`. So
+loss that is the rule of `retain.launchers.search.pruning`. So
 
 - whoever trades one wanted loss for another stays, however far off it is in one of them. Of a frontier, what is given up is
   what lies behind others in both losses; what lies on the frontier of those at the probe never is;
@@ -17,11 +17,11 @@ loss that is the rule of `launchers.search.pruning`. So
 
 from collections.abc import Collection, Mapping
 
-from launchers.search.curves import Curve, loss_at
-from results.losses import four_losses
-from sweeps.search import Loss, Probe
-from sweeps.tree import Stage
-from sweeps.units import format_size
+from retain.launchers.search.curves import Curve, loss_at
+from retain.results.store.loss_table import four_losses
+from retain.sweeps.base.units import format_size
+from retain.sweeps.schema.search_space import Loss, Probe
+from retain.sweeps.tree.tree import Stage
 
 Losses = Mapping[str, float]
 """Of one fine-tuning at its probe: the losses of a trial, by name, as far as they are known; nats per token."""

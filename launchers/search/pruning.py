@@ -7,9 +7,9 @@ a search that is started again judges as before.
 
 from collections.abc import Iterable, Mapping
 
-from sweeps.search import Rungs
-from sweeps.tree import Stage
-from sweeps.units import format_size
+from retain.sweeps.base.units import format_size
+from retain.sweeps.schema.search_space import Rungs
+from retain.sweeps.tree.tree import Stage
 
 
 def rungs_of(stage: Stage, settings: Rungs) -> list[int]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from results.report.cells import DASH, Cell, Rows, Table, table, value_text
-from sweeps.linear import LinearStudy
-from sweeps.read import StudyFile
-from sweeps.tree import STAGES, plain
-from sweeps.units import format_size
+from retain.results.report.cells import DASH, Cell, Rows, Table, table, value_text
+from retain.sweeps.base.units import format_size
+from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.tree.tree import STAGES, plain
 
 SAME, DIFFERS, OPEN = "as in the paper", "differs", "open in the paper"
 SIZES = ("tokens", "max_tokens", "vocabulary")

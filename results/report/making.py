@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from results.report.cells import Cell, Rows, Table, moment, table
-from results.store import Attempt, State, Store
-from sweeps.tree import Tree
-from sweeps.units import format_seconds
+from retain.results.report.cells import Cell, Rows, Table, moment, table
+from retain.results.store.runs import Attempt, State, Store
+from retain.sweeps.base.units import format_seconds
+from retain.sweeps.tree.tree import Tree
 
 MOST_INTERRUPTIONS = 100
 """More than these are counted, not listed."""

@@ -6,22 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.comparisons import Effect
-from results.losses import Row, study_folder
-from results.paper_figures import DrawnFigure
-from results.report.cells import DASH, Cell, Rows, Table, table
-from results.report.deviations import deviations, summary
-from results.report.making import Origin, interruptions, making_table
-from results.report.recipes import recipe_tables
-from results.report.search import search_part
-from results.report.stages import cost_sentences, stage_table, tree_of
-from results.report.study import GENERAL_QUESTION, budgets, corpora, loss_table, overview, parameter_count, question
-from results.store import Store
-from results.verdict import Verdict, text_of
-from sweeps.atomic import write_text
-from sweeps.facts import Facts
-from sweeps.read import StudyFile
-from sweeps.tree import Tree
+from retain.results.analysis.effects import Effect
+from retain.results.claims.judging import Verdict, text_of
+from retain.results.figures.paper import DrawnFigure
+from retain.results.report.cells import DASH, Cell, Rows, Table, table
+from retain.results.report.deviations import deviations, summary
+from retain.results.report.making import Origin, interruptions, making_table
+from retain.results.report.recipes import recipe_tables
+from retain.results.report.search import search_part
+from retain.results.report.stages import cost_sentences, stage_table, tree_of
+from retain.results.report.study import (
+    GENERAL_QUESTION,
+    budgets,
+    corpora,
+    loss_table,
+    overview,
+    parameter_count,
+    question,
+)
+from retain.results.store.loss_table import Row, study_folder
+from retain.results.store.runs import Store
+from retain.sweeps.base.files import write_text
+from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.tree import Tree
 
 FOLDER = Path(__file__).parent
 MOST_OPEN_ROWS = 200

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from results.comparisons import Effect
-from results.frontier_claims import SYMBOLS
-from results.losses import Row
-from results.recipe_comparison import frontier_contrasts, loss_contrasts
-from results.report.cells import Cell, Rows, Table, count, table
-from results.verdict import text_of
+from retain.results.analysis.effects import Effect
+from retain.results.analysis.recipe_comparison import frontier_contrasts, loss_contrasts
+from retain.results.claims.frontier import SYMBOLS
+from retain.results.claims.judging import text_of
+from retain.results.report.cells import Cell, Rows, Table, count, table
+from retain.results.store.loss_table import Row
 
 SHORT = {"immediate_posttraining_loss": "L_im", **SYMBOLS}
 

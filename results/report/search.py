@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results.losses import LOSSES, study_folder
-from results.report.cells import DASH, Cell, Rows, Table, loss, table, value_text
-from results.search_files import AXIS_OF_POINTS, SUFFIX, SUMMARY
-from sweeps.atomic import read_json
-from sweeps.units import format_size
+from retain.results.report.cells import DASH, Cell, Rows, Table, loss, table, value_text
+from retain.results.store.loss_table import LOSSES, study_folder
+from retain.results.store.study_files import AXIS_OF_POINTS, SUFFIX, SUMMARY
+from retain.sweeps.base.files import read_json
+from retain.sweeps.base.units import format_size
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from results.report.cells import Cell, Rows, Table, count, table, value_text
-from results.store import State
-from sweeps.cost import total_cost
-from sweeps.tree import STAGES, Stage, Tree
-from sweeps.units import format_bytes, format_seconds, format_size
+from retain.results.report.cells import Cell, Rows, Table, count, table, value_text
+from retain.results.store.runs import State
+from retain.sweeps.base.units import format_bytes, format_seconds, format_size
+from retain.sweeps.tree.cost import total_cost
+from retain.sweeps.tree.tree import STAGES, Stage, Tree
 
 DEVICE = "H100"
 """The GPU whose hours are named."""

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from results.losses import LOSSES, Row
-from results.methods import seed_of
-from results.panels import AXIS_LABELS
-from results.report.cells import DASH, Cell, Rows, Table, count, loss, table, value_text
-from results.report.deviations import resolved
-from sweeps.facts import Facts
-from sweeps.linear import LinearStudy
-from sweeps.models import parameters
-from sweeps.read import AnyStudy, StudyFile
-from sweeps.schema import Corpus
-from sweeps.tree import STAGES, plain
-from sweeps.units import format_size
+from retain.results.analysis.methods import seed_of
+from retain.results.figures.catalogue import AXIS_LABELS
+from retain.results.report.cells import DASH, Cell, Rows, Table, count, loss, table, value_text
+from retain.results.report.deviations import resolved
+from retain.results.store.loss_table import LOSSES, Row
+from retain.sweeps.base.units import format_size
+from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.models import parameters
+from retain.sweeps.schema.read import AnyStudy, StudyFile
+from retain.sweeps.schema.study import Corpus
+from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.tree import STAGES, plain
 
 GENERAL_QUESTION = (
     "What does a model still know after its next fine-tuning, and which upstream choices (here: what it was pretrained "

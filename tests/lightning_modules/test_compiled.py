@@ -6,7 +6,7 @@ import torch
 from torch._inductor.codecache import get_lock_dir
 from torch.utils._filelock import FileLock
 
-from lightning_modules.compiled import clear_damaged_builds
+from retain.lightning_modules.compiled import clear_damaged_builds
 
 
 def a_library() -> Path:

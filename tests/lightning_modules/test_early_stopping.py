@@ -4,9 +4,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_modules.early_stopping import KeepBest
-from lightning_modules.objective import heldout_loss
-from lightning_modules.stage import StageModule
+from retain.lightning_modules.early_stopping import KeepBest
+from retain.lightning_modules.objective import heldout_loss
+from retain.lightning_modules.stage import StageModule
 from tests.lightning_modules.tiny_models import RECIPE, random_sequences, small_model, steps_of, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_modules.gradient_span import Sketch, batch_gradient, share_in_span, share_inside, span_of
-from lightning_modules.models import add_dropout
+from retain.lightning_modules.gradient_span import Sketch, batch_gradient, share_in_span, share_inside, span_of
+from retain.lightning_modules.models import add_dropout
 from tests.lightning_modules.tiny_models import random_sequences, small_model
 
 EXACT = Sketch(None)

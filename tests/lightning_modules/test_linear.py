@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_modules.linear import LinearModel, descend, load_linear, population_loss, start_linear
-from sweeps.linear import Linear, LinearStudy, stopping_time
-from sweeps.linear_theory import (
+from retain.lightning_modules.linear import LinearModel, descend, load_linear, population_loss, start_linear
+from retain.sweeps.schema.linear import Linear, LinearStudy, stopping_time
+from retain.sweeps.schema.linear_theory import (
     Descent,
     Task,
     flow,
@@ -22,7 +22,7 @@ from sweeps.linear_theory import (
     mixture,
     squared_loss,
 )
-from sweeps.read import read_study
+from retain.sweeps.schema.read import read_study
 
 TOLERANCE = 0.02
 """What the study `theory` states: the largest distance of any feature from its closed form at any time, at its lr."""

@@ -7,14 +7,14 @@ from lightning.pytorch import Callback
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from lightning_modules.early_stopping import KeepBest
-from lightning_modules.lora import add_adapters, merge_adapters, plain_weights
-from lightning_modules.models import add_dropout, load_model, parameter_groups, trained_parameters
-from lightning_modules.objective import heldout_loss
-from lightning_modules.shards import whole_weights
-from lightning_modules.stage import StageModule
-from sweeps.models import Architecture, adapter_parameters
-from sweeps.schema import Lora
+from retain.lightning_modules.early_stopping import KeepBest
+from retain.lightning_modules.lora import add_adapters, merge_adapters, plain_weights
+from retain.lightning_modules.models import add_dropout, load_model, parameter_groups, trained_parameters
+from retain.lightning_modules.objective import heldout_loss
+from retain.lightning_modules.shards import whole_weights
+from retain.lightning_modules.stage import StageModule
+from retain.sweeps.schema.models import Architecture, adapter_parameters
+from retain.sweeps.schema.study import Lora
 from tests.lightning_modules.tiny_models import RECIPE, SMALL, random_sequences, small_model, steps_of, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")

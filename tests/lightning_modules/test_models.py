@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from lightning_modules.models import add_dropout, build_model, load_model, parameter_groups
-from sweeps.models import PRESETS, Architecture, matrix_parameters, parameters
+from retain.lightning_modules.models import add_dropout, build_model, load_model, parameter_groups
+from retain.sweeps.schema.models import PRESETS, Architecture, matrix_parameters, parameters
 from tests.lightning_modules.tiny_models import SMALL, random_sequences, small_model
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from lightning_modules.models import add_dropout
-from lightning_modules.objective import (
+from retain.lightning_modules.models import add_dropout
+from retain.lightning_modules.objective import (
     CHUNK_TOKENS,
     NO_TARGET,
     heldout_loss,

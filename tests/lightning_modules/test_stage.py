@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch import Callback
 from torch.nn.utils import clip_grad_norm_
 
-from lightning_modules.objective import next_token_losses, summed_loss
-from lightning_modules.stage import StageModule
+from retain.lightning_modules.objective import next_token_losses, summed_loss
+from retain.lightning_modules.stage import StageModule
 from tests.lightning_modules.tiny_models import LENGTH, RECIPE, small_model, steps_of, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")

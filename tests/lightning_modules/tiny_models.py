@@ -7,9 +7,9 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM
 
-from lightning_modules.models import build_model
-from lightning_modules.stage import StageModule
-from sweeps.models import Architecture
+from retain.lightning_modules.models import build_model
+from retain.lightning_modules.stage import StageModule
+from retain.sweeps.schema.models import Architecture
 
 # A second thread costs a model of this size more than it helps.
 torch.set_num_threads(1)

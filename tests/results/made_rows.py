@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from results.losses import Row
+from retain.results.store.loss_table import Row
 
 GAIN = {"mixed": 0.15, "dropout": 0.04, "replay": 0.06, "lora": -0.03}
 POSTTRAIN_RATES = (1e-4, 5e-4, 1e-3)

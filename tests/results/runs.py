@@ -8,10 +8,10 @@ from typing import Any
 import numpy
 from safetensors.numpy import save_file
 
-from launchers.register import register
-from results.store import Run, Store
-from sweeps.read import check_study
-from sweeps.tree import Tree, expand
+from retain.launchers.planning.register import register
+from retain.results.store.runs import Run, Store
+from retain.sweeps.schema.read import check_study
+from retain.sweeps.tree.tree import Tree, expand
 from tests.studies import made_up_facts, tiny_fields
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from results.store import Store
+from retain.results.store.runs import Store
 from tests.retain import losses, retain, retain_json, start, train_here, weights
-from tests.slurm.cluster import (
+from tests.slurm.cluster.cluster import (
     Cluster,
     Site,
     call,
@@ -31,7 +31,7 @@ from tests.slurm.cluster import (
     start_node,
     stop_controller,
 )
-from tests.slurm.jobs import queue, submit, wait_for_state
+from tests.slurm.cluster.jobs import queue, submit, wait_for_state
 from tests.studies import tiny_study
 
 SLOW: dict[str, Any] = {

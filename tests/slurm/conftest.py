@@ -4,8 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.slurm.cluster import Cluster, Site, install, running
-from tests.slurm.jobs import clear
+from tests.slurm.cluster.cluster import Cluster, Site, install, running
+from tests.slurm.cluster.jobs import clear
 
 
 def require_slurm(accounting: bool = True) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm import packages
-from tests.slurm.cluster import (
+from tests.slurm.cluster import packages
+from tests.slurm.cluster.cluster import (
     REPOSITORY,
     Cluster,
     Site,
@@ -22,9 +22,9 @@ from tests.slurm.cluster import (
     stop_controller,
     wait_until,
 )
+from tests.slurm.cluster.jobs import job, queue, state, submit, wait_for_state
+from tests.slurm.cluster.processes import processes
 from tests.slurm.conftest import require_slurm
-from tests.slurm.jobs import job, queue, state, submit, wait_for_state
-from tests.slurm.processes import processes
 
 pytestmark = pytest.mark.slurm
 
@@ -133,8 +133,8 @@ DETACHED = "setsid --fork setsid --fork sh -c 'touch {started}; sleep 300'; slee
 TESTS = """
 import sys, time
 from pathlib import Path
-from tests.slurm.cluster import Site, running, wait_until
-from tests.slurm.jobs import submit
+from tests.slurm.cluster.cluster import Site, running, wait_until
+from tests.slurm.cluster.jobs import submit
 
 folder, started, script, seconds = sys.argv[1:]
 with running(Path(folder), Site(accounting=False)) as cluster:
@@ -166,7 +166,7 @@ def test_the_command(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("c")
 
     def command(*words: str, expect: int = 0) -> str:
-        call = [sys.executable, "-m", "tests.slurm.cluster", "--folder", str(folder), *words]
+        call = [sys.executable, "-m", "tests.slurm.cluster.cluster", "--folder", str(folder), *words]
         done = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == expect, done.stderr
         return done.stdout

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.retain import COMMAND
-from tests.slurm.cluster import Cluster, call
-from tests.slurm.jobs import queue, submit, wait_for_state
+from tests.slurm.cluster.cluster import Cluster, call
+from tests.slurm.cluster.jobs import queue, submit, wait_for_state
 
 pytestmark = pytest.mark.slurm
 
@@ -87,8 +87,8 @@ def test_a_probe_uses_the_sites_profile_and_says_what_fails(silent_slurm: Cluste
 def test_a_probe_that_has_to_wait_is_taken_back(
     silent_slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launchers.partitions import read_partitions
-    from launchers.probe import probe_partitions
+    from retain.launchers.checks.doctor_nodes import probe_partitions
+    from retain.launchers.slurm.partitions import read_partitions
 
     busy = submit(silent_slurm, "sleep 300", "--nodes=4", "--exclusive", "--partition=high")
     wait_for_state(silent_slurm, busy, "RUNNING")

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from launchers.slurm import accounted_states, exclude_nodes, requeue_job
-from results.store import Store
+from retain.launchers.slurm.client import accounted_states, exclude_nodes, requeue_job
+from retain.results.store.runs import Store
 from tests.conftest import Trained
 from tests.retain import retain, retain_json, weights
-from tests.slurm.cluster import Cluster, Site, call, wait_until
-from tests.slurm.jobs import job, queue, submit, wait_for_state
+from tests.slurm.cluster.cluster import Cluster, Site, call, wait_until
+from tests.slurm.cluster.jobs import job, queue, submit, wait_for_state
 from tests.studies import tiny_study
 
 pytestmark = pytest.mark.slurm
@@ -155,7 +155,7 @@ def test_a_study_beyond_the_limit_of_jobs_finishes_by_itself(
 
 
 def test_a_job_tells_scancel_from_requeue_and_from_a_preemption_that_cancels(slurm: Cluster, tmp_path: Path) -> None:
-    ask = "from launchers.slurm import own_job_is_cancelled; print(own_job_is_cancelled())"
+    ask = "from retain.launchers.slurm.client import own_job_is_cancelled; print(own_job_is_cancelled())"
     script = f"trap '{sys.executable} -c \"{ask}\"; exit' TERM; while :; do sleep 0.2; done"
     deeds = {"scancel": ["scancel"], "requeue": ["scontrol", "requeue"], "preempted": []}
     jobs = {deed: submit(slurm, script, "--partition=low", output=tmp_path / deed) for deed in deeds}

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from launchers.owners import scheduler_witness
-from launchers.submissions import submitted_job
-from launchers.views import Look
-from results.lease import this_process
-from results.store import Store
+from retain.launchers.cli.views import Look
+from retain.launchers.jobs.submissions import submitted_job
+from retain.launchers.slurm.liveness import scheduler_witness
+from retain.results.store.lease import this_process
+from retain.results.store.runs import Store
 from tests.retain import losses, retain_json, train_here, weights
 from tests.slurm.chaos import FAULTS, SLOW, Chaos, assert_nothing_repeated, unleash
-from tests.slurm.cluster import Cluster, call, start_controller, stop_controller, wait_until
-from tests.slurm.jobs import queue
+from tests.slurm.cluster.cluster import Cluster, call, start_controller, stop_controller, wait_until
+from tests.slurm.cluster.jobs import queue
 from tests.studies import replaced, tiny_study
 
 pytestmark = pytest.mark.slurm
@@ -204,14 +204,14 @@ def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_pa
     chaos.retain("submit", chaos.study, "--dry-run")
     (code,) = (chaos.store / "code").iterdir()
     held = subprocess.run(
-        [sys.executable, "-c", "import launchers.submit; print(launchers.submit.__file__)"],
+        [sys.executable, "-c", "import retain.launchers.jobs.submit as it; print(it.__file__)"],
         env=os.environ | {"PYTHONPATH": str(code)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert held.stdout.strip() == str(code / "launchers" / "submit.py")
+    assert held.stdout.strip() == str(code / "retain" / "launchers" / "jobs" / "submit.py")
     script = chaos.retain("submit", chaos.study, "--dry-run").stdout
     assert f"export PYTHONPATH={code}" in script
     assert (code / "commit.json").exists()

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from launchers.branches import ENDED_BADLY
-from results.lease import take_lease
-from results.store import Run, Store
+from retain.launchers.jobs.branches import ENDED_BADLY
+from retain.results.store.lease import take_lease
+from retain.results.store.runs import Run, Store
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.chaos import SLOW
-from tests.slurm.cluster import Cluster, call, wait_until
-from tests.slurm.jobs import queue
+from tests.slurm.cluster.cluster import Cluster, call, wait_until
+from tests.slurm.cluster.jobs import queue
 from tests.studies import replaced, tiny_study
 
 pytestmark = pytest.mark.slurm

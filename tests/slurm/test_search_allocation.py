@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from launchers.search.strays import processes_of
-from results.store import Store
+from retain.launchers.search.ray.cleanup import processes_of
+from retain.results.store.runs import Store
 from tests.conftest import Trained
-from tests.launchers.test_search import addresses
+from tests.launchers.search.test_search import addresses
 from tests.retain import losses, retain_json, train_here, weights
 from tests.slurm.chaos import SLOW
-from tests.slurm.cluster import Cluster, call, wait_until
-from tests.slurm.jobs import job, queue, submit, wait_for_state
-from tests.slurm.processes import processes
+from tests.slurm.cluster.cluster import Cluster, call, wait_until
+from tests.slurm.cluster.jobs import job, queue, submit, wait_for_state
+from tests.slurm.cluster.processes import processes
 from tests.studies import replaced, tiny_study
 
 pytestmark = pytest.mark.slurm

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from launchers.cli import main
-from launchers.search.driver import Search
-from launchers.search.history import open_history
-from launchers.search.job_record import read_search_job, write_search_job
-from launchers.search.stage_jobs import StageJobs
-from launchers.search.studies import open_search
-from launchers.submissions import read_submission
-from results.lease import read_owner
-from results.store import Store
+from retain.launchers.cli.app import main
+from retain.launchers.jobs.submissions import read_submission
+from retain.launchers.search.derived_studies import open_search
+from retain.launchers.search.engine import Search
+from retain.launchers.search.history import open_history
+from retain.launchers.search.jobs.record import read_search_job, write_search_job
+from retain.launchers.search.jobs.stage_jobs import StageJobs
+from retain.results.store.lease import read_owner
+from retain.results.store.runs import Store
 from tests.retain import losses, retain, retain_json, train_here, weights
 from tests.slurm.chaos import SLOW
-from tests.slurm.cluster import Cluster, call, wait_until
-from tests.slurm.jobs import job, queue
+from tests.slurm.cluster.cluster import Cluster, call, wait_until
+from tests.slurm.cluster.jobs import job, queue
 from tests.studies import replaced, tiny_study
 
 pytestmark = pytest.mark.slurm

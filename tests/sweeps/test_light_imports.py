@@ -3,15 +3,15 @@ import pkgutil
 import subprocess
 import sys
 
-import sweeps
+from retain import sweeps
 
 HEAVY = {"torch", "lightning", "transformers", "datasets", "ray", "pandas", "scipy", "matplotlib", "numpy"}
-OF_THE_PROJECT = {"datamodules", "lightning_modules", "launchers", "results"}
+OF_THE_PROJECT = {"retain.datamodules", "retain.lightning_modules", "retain.launchers", "retain.results"}
 
 
 def test_planning_imports_no_torch_and_nothing_else_of_the_project() -> None:
-    modules = [module.name for module in pkgutil.walk_packages(sweeps.__path__, "sweeps.")]
-    assert "sweeps.tree" in modules
+    modules = [module.name for module in pkgutil.walk_packages(sweeps.__path__, "retain.sweeps.")]
+    assert "retain.sweeps.tree.tree" in modules
     code = f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert not set(json.loads(loaded)) & (HEAVY | OF_THE_PROJECT)

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from datamodules.prepare import known_facts
-from sweeps.corpora import PUBLISHED
-from sweeps.read import StudyFile, read_study
-from sweeps.recipes import exposed_sequences
-from sweeps.schema import Optimisation, Study
-from sweeps.tree import Tree, expand, merged
+from retain.datamodules.corpora.prepare import known_facts
+from retain.sweeps.schema.published_corpora import PUBLISHED
+from retain.sweeps.schema.read import StudyFile, read_study
+from retain.sweeps.schema.study import Optimisation, Study
+from retain.sweeps.tree.recipes import exposed_sequences
+from retain.sweeps.tree.tree import Tree, expand, merged
 from tests.retain import environment
 from tools.study_table import README, study_table, with_table
 
@@ -162,7 +162,7 @@ def test_all_135m_studies_are_planned_together_without_a_network_or_the_packages
 import sys
 sys.modules["music21"] = sys.modules["chemicals"] = sys.modules["torch"] = sys.modules["datasets"] = None
 sys.modules["huggingface_hub"] = None
-from launchers.cli import main
+from retain.launchers.cli.app import main
 sys.exit(main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", code, "plan", *SMALL, "--store", str(tmp_path / "runs"), "--json"]

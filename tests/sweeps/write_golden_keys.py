@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sweeps.read import check_study
-from sweeps.tree import axes_label, expand
+from retain.sweeps.schema.read import check_study
+from retain.sweeps.tree.tree import axes_label, expand
 from tests.studies import made_up_facts, replaced
 
 GOLDEN = Path(__file__).with_name("golden_keys.json")

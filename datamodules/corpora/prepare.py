@@ -1,0 +1,250 @@
+"""From a study's corpora to packed data in the store, prepared once per (corpus, tokeniser, sequence length).
+
+    <store>/tokenizers/<fingerprint>/   tokenizer.json, tokenizer_config.json
+    <store>/corpora/<fingerprint>/      train.bin, heldout.bin, manifest.json
+    <store>/prepared/<digest>.json      which fingerprint a source was prepared to, and from which commit of the hub
+
+Each is made beside its place and renamed into it, so two processes may prepare the same corpus: both work, one wins, the
+result is the same. What a killed process leaves behind is removed by the next one.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from retain.datamodules.corpora.documents import is_heldout, read_documents, source_of
+from retain.datamodules.corpora.hub import is_on_hub, pinned
+from retain.datamodules.corpora.packing import PackedCorpus, open_packed, pack
+from retain.datamodules.corpora.tokenizer import (
+    Tokenizer,
+    fetch_tokenizer,
+    load_tokenizer,
+    tokenizer_files,
+    train_tokenizer,
+)
+from retain.sweeps.base.errors import MissingResourceError, RetainError
+from retain.sweeps.base.files import read_json, sync_folder, write_json
+from retain.sweeps.base.processes import is_gone, process_name
+from retain.sweeps.schema import study as schema
+from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.tree.data_facts import UNPREPARED, CorpusFacts, Facts
+from retain.sweeps.tree.keys import canonical
+
+FORMAT = 1
+"""Of the packed data; another way to read, split or pack raises it."""
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being prepared, the documents and the training tokens so far."""
+
+
+def prepare(file: StudyFile, store: Path, report: Report) -> Facts:
+    """Fetch, tokenise and pack whatever a study reads and the store lacks. Raises StudyError, MissingResourceError."""
+    facts = known_facts(file, store)
+    if facts.prepared:
+        return facts
+    try:
+        _remove_leftovers(store)
+        tokenizer = _prepare_tokenizer(file, store, report)
+        for name in file.study.corpora:
+            for length in sequence_lengths(file):
+                _prepare_corpus(file, store, name, length, tokenizer, report)
+    except OSError as error:
+        raise MissingResourceError(
+            f"{store}: the data cannot be written ({error}); free space or choose --store"
+        ) from error
+    return known_facts(file, store)
+
+
+def known_facts(file: StudyFile, store: Path) -> Facts:
+    """What is prepared already; stand-ins for what is not; nothing where a study has no corpora. Reads no corpus."""
+    if not file.study.corpora:
+        return Facts("", 0, {})
+    source = _tokenizer_source(file)
+    tokenizer = _lookup(store, "tokenizers", source)
+    corpora = {}
+    for name in file.study.corpora:
+        for length in sequence_lengths(file):
+            wanted = _corpus_source(file, name, length, tokenizer or _digest(source))
+            fingerprint = _lookup(store, "corpora", wanted)
+            if tokenizer is None or fingerprint is None:
+                corpora[name, length] = CorpusFacts(UNPREPARED + _digest(wanted))
+            else:
+                packed = packed_corpus(store, fingerprint)
+                corpora[name, length] = CorpusFacts(fingerprint, packed.count("train"), packed.count("heldout"))
+    if tokenizer is None:
+        return Facts(UNPREPARED + _digest(source), _tokenizer_settings(file).train or 0, corpora)
+    return Facts(tokenizer, load_tokenizer(store / "tokenizers" / tokenizer).vocabulary, corpora)
+
+
+def sequence_lengths(file: StudyFile) -> list[int]:
+    """Every sequence length that the study's grid asks for."""
+    return file.values("sequence_length")
+
+
+def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
+    """A prepared corpus. Raises MissingResourceError."""
+    folder = store / "corpora" / fingerprint
+    try:
+        return open_packed(folder)
+    except FileNotFoundError:
+        what = f"has no manifest.json; delete {folder} and" if folder.is_dir() else f"is not in {store};"
+        raise MissingResourceError(f"corpus {fingerprint} {what} run `retain data` for the study again") from None
+
+
+def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:
+    source = _tokenizer_source(file)
+    fingerprint = _lookup(store, "tokenizers", source)
+    if fingerprint is None:
+        settings = _tokenizer_settings(file)
+        report("tokenizer", 0, 0)
+        if settings.hf is not None:
+            tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
+        else:
+            assert settings.train is not None
+            samples = [_sample(file, name, settings.sample) for name in sorted(file.study.corpora)]
+            tokenizer = train_tokenizer(chain.from_iterable(samples), settings.train)
+        fingerprint = tokenizer.fingerprint
+        building = _building_place(store)
+        tokenizer.save(building)
+        _publish(store, building, store / "tokenizers" / fingerprint, source, fingerprint)
+    return load_tokenizer(store / "tokenizers" / fingerprint)
+
+
+def _sample(file: StudyFile, name: str, characters: int) -> Iterator[str]:
+    """Training documents from the beginning of a corpus, up to a number of characters."""
+    for document in _documents(file, name, _pinned(file, name)):
+        if not is_heldout(document, _withheld(file)):
+            yield document[:characters]
+            characters -= len(document)
+            if characters <= 0:
+                return
+
+
+def _documents(file: StudyFile, name: str, corpus: schema.Corpus) -> Iterator[str]:
+    with _named(file, name):
+        yield from read_documents(corpus, file.folder)
+
+
+def _pinned(file: StudyFile, name: str) -> schema.Corpus:
+    """A corpus at one commit, so that what was read can be told."""
+    with _named(file, name):
+        return pinned(file.study.corpora[name], file.folder)
+
+
+def _source(file: StudyFile, name: str) -> dict[str, Any]:
+    with _named(file, name):
+        return source_of(file.study.corpora[name], file.folder)
+
+
+@contextlib.contextmanager
+def _named(file: StudyFile, name: str) -> Iterator[None]:
+    """Says in an error about a corpus which study and corpus it is about."""
+    try:
+        yield
+    except RetainError as error:
+        raise type(error)(f"{file.path.name}: corpora.{name}: {error}") from error
+
+
+def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report) -> None:
+    corpus = file.study.corpora[name]
+    source = _corpus_source(file, name, length, tokenizer.fingerprint)
+    if _lookup(store, "corpora", source) is not None:
+        return
+    building = _building_place(store)
+    read = _pinned(file, name)
+    packed = pack(
+        _documents(file, name, read),
+        tokenizer,
+        length,
+        corpus.heldout,
+        _withheld(file),
+        corpus.tokens,
+        building,
+        lambda documents, tokens: report(name, documents, tokens),
+    )
+    commit = read.revision if is_on_hub(read, file.folder) else None
+    _publish(store, building, store / "corpora" / packed.fingerprint, source, packed.fingerprint, commit)
+
+
+def _tokenizer_settings(file: StudyFile) -> schema.Tokenizer:
+    """Of a study that has corpora."""
+    assert file.study.tokenizer is not None
+    return file.study.tokenizer
+
+
+def _tokenizer_source(file: StudyFile) -> dict[str, Any]:
+    settings = _tokenizer_settings(file)
+    source: dict[str, Any] = {"format": FORMAT, **settings.model_dump()}
+    if settings.train is not None:
+        source["tokenizers"] = importlib.metadata.version("tokenizers")
+        source["corpora"] = [
+            {**_source(file, name), "heldout": corpus.heldout} for name, corpus in sorted(file.study.corpora.items())
+        ]
+    elif settings.hf is not None and (file.folder / settings.hf).is_dir():
+        files = tokenizer_files(file.folder / settings.hf)
+        source["sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return source
+
+
+def _withheld(file: StudyFile) -> float:
+    """The largest held-out share: what one corpus holds out, no other corpus of the study may train on."""
+    return max(corpus.heldout for corpus in file.study.corpora.values())
+
+
+def _corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> dict[str, Any]:
+    corpus = file.study.corpora[name]
+    return {
+        "format": FORMAT,
+        **_source(file, name),
+        "heldout": corpus.heldout,
+        "withheld": _withheld(file),
+        "tokens": corpus.tokens,
+        "tokenizer": tokenizer,
+        "sequence_length": length,
+    }
+
+
+def _digest(source: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(source).encode()).hexdigest()[:20]
+
+
+def _lookup(store: Path, kind: str, source: dict[str, Any]) -> str | None:
+    """The fingerprint that a source was prepared to, if it was and is still there; kind: corpora or tokenizers."""
+    try:
+        fingerprint = str(read_json(store / "prepared" / f"{_digest(source)}.json")["fingerprint"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return fingerprint if (store / kind / fingerprint).is_dir() else None
+
+
+def _building_place(store: Path) -> Path:
+    """A folder of this process's own, named so that another can tell whether this one still lives."""
+    return store / "building" / f"{process_name()}-{os.urandom(4).hex()}"
+
+
+def _publish(
+    store: Path, building: Path, place: Path, source: dict[str, Any], fingerprint: str, commit: str | None = None
+) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    sync_folder(building)
+    try:
+        building.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+        shutil.rmtree(building)
+    note = store / "prepared" / f"{_digest(source)}.json"
+    note.parent.mkdir(exist_ok=True)
+    write_json(note, {"fingerprint": fingerprint, "source": source} | ({"commit": commit} if commit else {}))
+
+
+def _remove_leftovers(store: Path) -> None:
+    for building in (store / "building").glob("*-*"):
+        if is_gone(building.name.rpartition("-")[0]):
+            shutil.rmtree(building, ignore_errors=True)

@@ -1,0 +1,115 @@
+"""The tokeniser of a study: trained on its corpora or read from Hugging Face, kept in the store by its fingerprint."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+
+END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A byte-level tokeniser and its end-of-text entry."""
+
+    core: tokenizers.Tokenizer
+    end_of_text: str
+
+    @property
+    def end_id(self) -> int:
+        number = self.core.token_to_id(self.end_of_text)
+        assert number is not None
+        return int(number)
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries, added ones included."""
+        return int(self.core.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def fingerprint(self) -> str:
+        content = self.core.to_str() + "\0" + self.end_of_text
+        return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+    def encode(self, documents: list[str]) -> list[list[int]]:
+        """Token numbers of each document, in parallel over the machine's cores.
+
+        A document that spells out a special entry gets the tokens of that text: only packing puts in an end of text.
+        """
+        self.core.encode_special_tokens = True
+        return [encoding.ids for encoding in self.core.encode_batch_fast(documents, add_special_tokens=False)]
+
+    def save(self, folder: Path) -> None:
+        """Write the files that AutoTokenizer reads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.core.save(str(folder / "tokenizer.json"))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_of_text}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """A tokeniser from a folder with tokenizer.json and tokenizer_config.json. Raises StudyError."""
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises plain ones
+        raise StudyError(
+            f"tokenizer: {folder} cannot be read ({error}); choose another, or, where it lies in the store, delete it "
+            "and run `retain data` again"
+        ) from None
+    end = settings.get("eos_token")
+    end = end["content"] if isinstance(end, dict) else end
+    core.no_truncation()
+    core.no_padding()
+    if end is None or core.token_to_id(end) is None:
+        raise StudyError(f"tokenizer: {folder} names no end-of-text entry (eos_token); choose another tokeniser")
+    return Tokenizer(core, end)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a local tokeniser. Raises MissingResourceError."""
+    if absent := [name for name in TOKENIZER_FILES if not (folder / name).is_file()]:
+        raise MissingResourceError(f"tokenizer.hf: {folder} lacks {' and '.join(absent)}; name a tokeniser's folder")
+    return [folder / name for name in TOKENIZER_FILES]
+
+
+def fetch_tokenizer(name: str, revision: str | None, folder: Path) -> Tokenizer:
+    """A tokeniser of Hugging Face, or of a local folder (relative to `folder`). Raises MissingResourceError."""
+    local = folder / name
+    if local.is_dir():
+        return load_tokenizer(local)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        files = [hf_hub_download(name, file, revision=revision) for file in TOKENIZER_FILES]
+    except Exception as error:
+        raise MissingResourceError(
+            f"tokenizer.hf: {name} cannot be fetched ({type(error).__name__}); check id and revision, or name a local folder"
+        ) from error
+    return load_tokenizer(Path(files[0]).parent)
+
+
+def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
+    """A byte-level BPE of this many entries, end of text first. Raises StudyError where the text is too small."""
+    core = tokenizers.Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=entries,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(documents, trainer)
+    if core.get_vocab_size() != entries:
+        raise StudyError(
+            f"tokenizer.train: the corpora yield {core.get_vocab_size()} entries of the {entries} asked; ask for fewer"
+        )
+    return Tokenizer(core, END_OF_TEXT)

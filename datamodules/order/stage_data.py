@@ -1,0 +1,81 @@
+"""The data module of a stage: one item a step, read ahead, and the token proof of what was consumed."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+
+from retain.datamodules.corpora.prepare import packed_corpus
+from retain.datamodules.order.batches import Batches, stage_batches
+from retain.datamodules.order.digest import add_digests
+from retain.datamodules.order.read_ahead import read_ahead
+
+AHEAD = 3
+"""Steps whose batches are read before they are asked for."""
+
+
+@dataclass(frozen=True)
+class StepLoader:
+    """This rank's batches from a step on, one item a step: int64 [sequences, length], in pinned memory for a GPU."""
+
+    batches: Batches
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.batches) - self.first
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return read_ahead(self._read(), AHEAD)
+
+    def _read(self) -> Iterator[torch.Tensor]:
+        # A stage that trains on a GPU has begun to use it by now; one on the CPU must not.
+        pinned = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        for share in self.batches.shares_to_read(self.first):
+            tokens = torch.empty(self.batches.shape(share), dtype=torch.int64, pin_memory=pinned)
+            self.batches.read(share, tokens.numpy())
+            yield tokens
+
+
+class StageData(LightningDataModule):
+    """Reads a stage's recipe; nothing about the order is kept, so a loader may start at any step."""
+
+    def __init__(self, recipe: Mapping[str, Any], store: Path, rank: int = 0, world: int = 1) -> None:
+        super().__init__()
+        self.batches = stage_batches(recipe, store, rank, world)
+        self.next_step = 0
+        """The step that the next batch belongs to."""
+        self._hashed = 0
+        self._hashing: Future[int] | None = None
+        self._thread = ThreadPoolExecutor(1, "token-proof")
+
+    @property
+    def digest(self) -> int:
+        """The token proof of what this rank has consumed."""
+        if self._hashing is not None:
+            self._hashed = add_digests((self._hashed, self._hashing.result()))
+            self._hashing = None
+        return self._hashed
+
+    @digest.setter
+    def digest(self, digest: int) -> None:
+        self._hashed, self._hashing = digest, None
+
+    def train_dataloader(self) -> StepLoader:
+        return StepLoader(self.batches, self.next_step)
+
+    def on_before_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> torch.Tensor:
+        """Lightning calls it once for each batch, right before its step, beside which the batch is hashed."""
+        self.digest = self.digest
+        self._hashing = self._thread.submit(self.batches.digest, self.next_step, batch.numpy())
+        self.next_step += 1
+        return batch
+
+
+def heldout_sequences(store: Path, corpus: str) -> torch.Tensor:
+    """The whole held-out split of a corpus, in order: int64 [sequences, length]."""
+    return torch.from_numpy(packed_corpus(store, corpus).sequences("heldout").astype(np.int64))

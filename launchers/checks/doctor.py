@@ -1,0 +1,248 @@
+"""`retain doctor`: what this machine offers, what that means for Retain, and the cure where something is missing."""
+
+import contextlib
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.units import format_bytes
+
+OK, NOTE, MISSING = "ok", "note", "missing"
+"""note: good to know, nothing is lost; missing: something essential, and the finding names the cure."""
+LOWEST_PYTHON = (3, 11)
+NEEDED = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "datasets", "submitit", "tensorboard")
+LITTLE_ROOM = 5 * 10**9
+"""Bytes free on the store's disk, below which the doctor says so."""
+SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "panfs", "wekafs", "orangefs", "pvfs2", "fuse.")
+"""How the types of file systems begin that several machines may see."""
+COLOURS = {OK: "green", NOTE: "yellow", MISSING: "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's."""
+
+    subject: str
+    level: str
+    """ok, note, or missing."""
+    what: str
+    """One sentence: what is there, what it means, the cure."""
+
+
+def examine(store: Path, site: str | None, probe: bool) -> dict[str, Any]:
+    """The document of `retain doctor --json`; `probe` submits a job to each partition. Raises StudyError for a wrong site.
+
+    Nothing stays behind in the store or on SLURM.
+    """
+    from retain.launchers.checks.doctor_cluster import Cluster, cluster_findings, read_cluster
+    from retain.launchers.slurm.client import has_slurm
+
+    findings = [python_finding(), *package_findings(), gpu_finding(), ray_finding(), *store_findings(store)]
+    chosen, site_finding = _site(site)
+    findings.append(site_finding)
+    cluster: Cluster | None = None
+    probes: list[Any] | None = None
+    if not has_slurm():
+        findings.append(
+            Finding("SLURM", NOTE, "sbatch and squeue are not on PATH: retain run trains here, retain submit cannot")
+        )
+        if probe:
+            findings.append(Finding("probe", MISSING, "there is no SLURM to probe; log in where sbatch is on PATH"))
+    else:
+        try:
+            cluster = read_cluster()
+            findings += cluster_findings(cluster)
+            if probe:
+                from retain.launchers.checks.doctor_nodes import probe_findings, probe_partitions
+
+                reports = probe_partitions(cluster.partitions, existing_folder(store), chosen)
+                findings += probe_findings(reports, chosen)
+                probes = [asdict(report) for report in reports]
+        except MissingResourceError as error:
+            findings.append(Finding("SLURM", MISSING, str(error).removeprefix("SLURM: ")))
+    return {
+        "ok": not any(finding.level == MISSING for finding in findings),
+        "host": socket.gethostname(),
+        "store": str(store.absolute()),
+        "findings": [asdict(finding) for finding in findings],
+        "slurm": cluster and cluster.as_json(),
+        "probes": probes,
+    }
+
+
+def python_finding() -> Finding:
+    text = f"{platform.python_version()} at {sys.executable}"
+    if sys.version_info < LOWEST_PYTHON:
+        return Finding("Python", MISSING, f"{text}; Retain needs {'.'.join(map(str, LOWEST_PYTHON))} or newer")
+    return Finding("Python", OK, text)
+
+
+def package_findings(needed: Sequence[str] = NEEDED) -> list[Finding]:
+    """One line for the packages that are there, one for each that is not."""
+    versions: dict[str, str] = {}
+    for name in needed:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    there = ", ".join(f"{name} {version}" for name, version in versions.items())
+    absent = [
+        Finding(name, MISSING, f"not installed in {sys.prefix}; install Retain's lock file with tools/install.py")
+        for name in needed
+        if name not in versions
+    ]
+    return [*([Finding("packages", OK, there)] if there else []), *absent]
+
+
+def gpu_finding() -> Finding:
+    """What torch sees; importing it takes seconds."""
+    try:
+        import torch
+
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        return Finding("GPUs", MISSING, f"torch cannot be used ({type(error).__name__}: {reason}); install it anew")
+    if not names:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return Finding(
+            "GPUs", NOTE, f"none here: retain run trains on {cores} CPU cores; jobs see those of their nodes"
+        )
+    counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+    return Finding("GPUs", OK, counts)
+
+
+def ray_finding() -> Finding:
+    try:
+        return Finding("Ray", OK, importlib.metadata.version("ray"))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("Ray", OK, "not installed, and neither retain run nor retain submit needs it")
+
+
+def store_findings(store: Path) -> list[Finding]:
+    """The disk of the store, and whether its file system can do what leases and atomic writes rest on."""
+    place = existing_folder(store)
+    if not place.is_dir():
+        return [Finding("store", MISSING, f"{store}: {place} is a file; choose another with --store or RETAIN_STORE")]
+    free = shutil.disk_usage(place).free
+    found = [Finding("disk", OK if free > LITTLE_ROOM else NOTE, f"{format_bytes(free)} free for {store.absolute()}")]
+    if free <= LITTLE_ROOM:
+        found = [
+            Finding("disk", NOTE, f"{found[0].what}: little; retain plan says what a study needs, retain gc frees")
+        ]
+    kind = file_system(place)
+    if lack := file_system_lacks(place):
+        return [*found, Finding("store", MISSING, f"{place} ({kind}): {lack}; choose another with --store")]
+    what = f"{place} ({kind}) links, renames and keeps times as leases need it"
+    if shutil.which("sbatch") and not kind.startswith(SHARED):
+        what += "; jobs need it at the same path on every node, which --probe finds out"
+        return [*found, Finding("store", NOTE, what)]
+    return [*found, Finding("store", OK, what)]
+
+
+def existing_folder(store: Path) -> Path:
+    """The store, or the nearest folder above it that exists."""
+    return next(place for place in (store.absolute(), *store.absolute().parents) if place.exists())
+
+
+def file_system_lacks(place: Path) -> str | None:
+    """What the file system of a folder cannot do that the store rests on; None where it can all of it."""
+    trial = place / f".doctor.{os.getpid()}.{os.urandom(6).hex()}"
+    try:
+        trial.mkdir()
+        one, two = trial / "one", trial / "two"
+        one.write_text("1")
+        two.write_text("2")
+        os.link(one, trial / "three")
+        try:
+            os.link(two, trial / "three")
+            return "a link takes a name that is taken, so two processes could train one run"
+        except FileExistsError:
+            pass
+        two.replace(one)
+        if one.read_text() != "2" or two.exists():
+            return "a rename does not replace a file at once"
+        os.utime(one, ns=(10**18, 10**18))
+        if one.stat().st_mtime_ns != 10**18:
+            return "it does not keep the times that are set, by which heartbeats are told"
+        (trial / "folder").mkdir()
+        (trial / "folder").rename(trial / "renamed")
+        descriptor = os.open(trial, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not trial.exists():
+            return "it cannot be written by you"
+        return f"{error.strerror or error} ({error.__class__.__name__}), where links, renames and fsync must work"
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+    return None
+
+
+def file_system(place: Path) -> str:
+    """The type of the file system of a folder, as the kernel names it; `unknown` where it does not tell."""
+    best, kind = "", "unknown"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            _, mount, type_, *_ = line.split(" ")
+            mount = mount.replace("\\040", " ")
+            if place.resolve().is_relative_to(mount) and len(mount) >= len(best):
+                best, kind = mount, type_
+    return kind
+
+
+def _site(wanted: str | None) -> tuple[Any, Finding]:
+    from retain.launchers.jobs.resources import find_site
+    from retain.sweeps.schema.sites import read_sites, sites_file
+
+    try:
+        chosen = find_site(wanted)
+    except StudyError as error:
+        if wanted is not None:
+            raise
+        return None, Finding("site", MISSING, str(error))
+    if chosen is not None:
+        fields = json.dumps(chosen[1].model_dump(exclude_unset=True, exclude={"match"}))
+        return chosen[1], Finding("site", OK, f"{chosen[0]} in {sites_file()}: {fields}")
+    known = read_sites()
+    what = f"none of {', '.join(known)} matches this machine" if known else "no profiles yet"
+    return None, Finding("site", OK, f"{what} ({sites_file()}): only the study's execution.slurm counts")
+
+
+def print_document(document: Mapping[str, Any]) -> None:
+    """The findings one below the other, then the partitions and what the probes found."""
+    terminal = Console(markup=False)
+    console = terminal if terminal.is_terminal else Console(width=240, markup=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name in ("subject", "level", "what"):
+        table.add_column(name, overflow="fold")
+    for finding in document["findings"]:
+        table.add_row(finding["subject"], Text(finding["level"], style=COLOURS[finding["level"]]), finding["what"])
+    console.print(table, highlight=False)
+    for title, rows in (("partitions", (document["slurm"] or {}).get("partitions")), ("probes", document["probes"])):
+        if rows:
+            console.print(f"\n{title}", style="bold")
+            console.print(_rows(rows), highlight=False)
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if value is None else str(value) for value in row.values()))
+    return table

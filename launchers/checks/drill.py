@@ -1,0 +1,253 @@
+"""`retain drill`: kill the runs of a small copy of a study at every kind of moment, and compare with an undisturbed twin."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from retain.launchers.checks.verify import verify_store
+from retain.launchers.local.launcher import Slot, Team, Watch, train
+from retain.launchers.planning.opened_study import OpenedStudy
+from retain.launchers.planning.register import register
+from retain.results.store.runs import Run, State, Store
+from retain.sweeps.base.errors import StageFailedError
+from retain.sweeps.tree.tree import STAGES, Tree
+
+POLL_S = 0.002
+LOOK_S = 0.05
+"""How long the local launcher is kept from its own work at a time."""
+TWICE_WITHIN_S = 0.05
+SIGNALS = {"USR2": signal.SIGUSR2, "TERM": signal.SIGTERM, "INT": signal.SIGINT, "KILL": signal.SIGKILL}
+MOMENTS = ("any", "save", "evaluation", "final write", "twice")
+"""When a process is killed: at a random time; while a state is written; while a held-out loss is taken; while the results
+are written; a second time right after the first."""
+
+
+MOST_A_STAGE = 8
+"""Kills of one stage in one round."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One process that was sent a signal."""
+
+    key: str
+    stage: str
+    moment: str
+    signal: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is not the same in the disturbed twin."""
+
+    key: str
+    stage: str
+    what: str
+
+
+@dataclass(frozen=True)
+class DrillResult:
+    kills: Sequence[Kill]
+    differences: Sequence[Difference]
+    runs: int
+    """Stages trained under disturbance and compared."""
+    attempts: int
+
+
+Place = Callable[[Tree, Store, "Killer | None"], Mapping[str, State]]
+"""Where a drill trains: called with a tree, a store, and who disturbs it; returns the last state of each stage."""
+
+
+def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> DrillResult:
+    """Train a study undisturbed once, then disturbed until so many kills were made, and compare after each round.
+
+    Works below `<store>/drill`, on the data of the store. Raises StageFailedError where the undisturbed study fails.
+    """
+    tree, store = opened.tree, opened.store
+    calm = _twin(store, "calm")
+    states = place(tree, calm, None)
+    if broken := next((key for key, state in states.items() if state.state != "done"), None):
+        raise StageFailedError(f"the undisturbed twin failed, so there is nothing to compare: {states[broken].reason}")
+    durations = {key: _duration(calm.run(key)) for key in tree.stages}
+    made: list[Kill] = []
+    differences: list[Difference] = []
+    runs = attempts = 0
+    while len(made) < kills:
+        disturbed = _twin(store, "disturbed")
+        share = -(-(kills - len(made)) // len(tree.stages))
+        left = kills - len(made)
+        killer = Killer(tree, disturbed, durations, random.Random(seed + runs), min(share, MOST_A_STAGE), left)
+        place(tree, disturbed, killer)
+        made += killer.kills
+        differences += compare(tree, calm, disturbed)
+        runs += len(tree.stages)
+        attempts += sum(len(disturbed.run(key).state().attempts) for key in tree.stages)
+        if differences or not killer.kills:
+            break
+    return DrillResult(made, differences, runs, attempts)
+
+
+def here(opened: OpenedStudy, slots: Sequence[Slot], watch: Watch) -> Place:
+    """On this machine: signals go to every process of a run, or to one of them."""
+
+    def train_here(tree: Tree, store: Store, killer: Killer | None) -> Mapping[str, State]:
+        register(tree, opened.file, opened.facts, store)
+        return train(tree, store, slots, watch, disturb=partial(_strike_teams, killer) if killer else None)
+
+    return train_here
+
+
+def _strike_teams(killer: "Killer", teams: Mapping[str, Team]) -> None:
+    """In place of the launcher's pause."""
+
+    def strike(key: str, name: str) -> bool:
+        processes = teams[key].processes
+        # Every process of the run or one of them: a node that goes, or a process alone.
+        victims = processes if killer.draw.random() < 0.5 else [killer.draw.choice(processes)]
+        alive = [process.pid for process in victims if process.pid is not None and process.exitcode is None]
+        for pid in alive:
+            os.kill(pid, SIGNALS[name])
+        return bool(alive)
+
+    end = time.monotonic() + LOOK_S
+    while time.monotonic() < end:
+        for key in teams:
+            killer.look(key, strike)
+        time.sleep(POLL_S)
+
+
+@dataclass
+class _Plan:
+    """How the current attempt of a run is to be killed."""
+
+    attempt: int
+    moment: str
+    signal: str
+    delay: float
+    """Seconds after its attempt was first seen, for a random moment."""
+    began: float
+    pause: float
+    """Seconds between the two signals of `twice`."""
+    struck: float | None = None
+
+
+class Killer:
+    """Decides when which run is sent which signal, a limited number for each stage."""
+
+    def __init__(
+        self, tree: Tree, store: Store, durations: Mapping[str, float], draw: random.Random, a_stage: int, most: int
+    ) -> None:
+        self.tree, self.store, self.durations, self.draw = tree, store, durations, draw
+        self.left = dict.fromkeys(tree.stages, a_stage)
+        self.most = most
+        self.plans: dict[str, _Plan] = {}
+        self.kills: list[Kill] = []
+
+    def look(self, key: str, strike: Callable[[str, str], bool]) -> None:
+        """Strike a run that trains now, if it is time; `strike` sends a signal by its name and says whether it could."""
+        if self.left[key] <= 0 or len(self.kills) >= self.most:
+            return
+        state = self.store.run(key).state()
+        if state.state != "running":
+            return
+        plan = self.plans.get(key)
+        if plan is None or plan.attempt != len(state.attempts):
+            plan = self.plans[key] = self._new_plan(key, len(state.attempts))
+        if plan.struck is None:
+            if self._is_time(key, plan, state):
+                self._strike(key, plan, strike)
+        elif plan.moment == "twice" and plan.signal != "KILL" and time.monotonic() > plan.struck + plan.pause:
+            plan.signal = "KILL"
+            self._strike(key, plan, strike)
+
+    def _new_plan(self, key: str, attempt: int) -> _Plan:
+        moment = self.draw.choice(MOMENTS)
+        name = "TERM" if moment == "twice" else self.draw.choice(list(SIGNALS))
+        delay, pause = self.draw.random() * self.durations[key], self.draw.random() * TWICE_WITHIN_S
+        return _Plan(attempt, moment, name, delay, time.monotonic(), pause)
+
+    def _is_time(self, key: str, plan: _Plan, state: State) -> bool:
+        run = self.store.run(key)
+        match plan.moment:
+            case "save":
+                return any(run.checkpoint.glob(".step-*"))
+            case "evaluation":
+                return state.progress.phase == "evaluating"
+            case "final write":
+                return (run.folder / "model.partial").exists()
+            case _:
+                return time.monotonic() - plan.began > plan.delay
+
+    def _strike(self, key: str, plan: _Plan, strike: Callable[[str, str], bool]) -> None:
+        plan.struck = time.monotonic()
+        if strike(key, plan.signal):
+            self.left[key] -= 1
+            self.kills.append(Kill(key, self.tree.stages[key].stage, plan.moment, plan.signal))
+
+
+def compare(tree: Tree, calm: Store, disturbed: Store) -> list[Difference]:
+    """Every way in which a disturbed tree differs from its undisturbed twin: weights, losses, curves, token proofs."""
+    found = []
+    for stage in tree.stages.values():
+        one, other = calm.run(stage.key), disturbed.run(stage.key)
+        if not other.is_done():
+            found.append(Difference(stage.key, stage.stage, f"it is {other.state().state}: {other.state().reason}"))
+            continue
+        for name in one.state().checksums:
+            if other.state().checksums.get(name) != one.state().checksums[name]:
+                found.append(Difference(stage.key, stage.stage, name))
+        if curve_points(one) != curve_points(other):
+            found.append(Difference(stage.key, stage.stage, "TensorBoard curves"))
+    problems = verify_store(disturbed, set(tree.stages))[1]
+    return found + [Difference(problem.where, "", problem.what) for problem in problems]
+
+
+def curve_points(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """The points of every curve as a TensorBoard reader finds them: tokens and value; without measured speeds."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.folder), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith("tokens_per_second")]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+
+
+def count_kills(kills: Sequence[Kill]) -> list[tuple[str, dict[str, int]]]:
+    """For each kind of moment, how many kills by each signal."""
+    return [
+        (moment, {name: sum(kill.moment == moment and kill.signal == name for kill in kills) for name in SIGNALS})
+        for moment in MOMENTS
+    ]
+
+
+def _twin(store: Store, name: str) -> Store:
+    """An empty store below the real one that shares its data."""
+    root = store.root / "drill" / name
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    for shared in ("corpora", "tokenizers"):
+        (root / shared).symlink_to(os.path.relpath(store.root / shared, root), target_is_directory=True)
+    return Store(root)
+
+
+def _duration(run: Run) -> float:
+    attempt = run.state().attempts[-1]
+    return (attempt.end or time.time()) - attempt.start
+
+
+def drill_document(study: str, result: DrillResult) -> dict[str, Any]:
+    """`retain drill --json`."""
+    return {
+        "study": study,
+        "kills": len(result.kills),
+        "by_moment": dict(count_kills(result.kills)),
+        "by_stage": {stage: sum(kill.stage == stage for kill in result.kills) for stage in STAGES},
+        "runs_compared": result.runs,
+        "attempts": result.attempts,
+        "differences": [vars(difference) for difference in result.differences],
+    }

@@ -1,0 +1,72 @@
+"""Matched allocation, proved: along every trial each sequence of D_post is seen exactly once, in Stage 1 or in Stage 2."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from retain.datamodules.corpora.prepare import packed_corpus
+from retain.datamodules.order.batches import stage_batches
+from retain.datamodules.order.mixtures import Subset
+from retain.datamodules.order.permutation import Indices
+from retain.launchers.planning.opened_study import OpenedStudy
+from retain.results.store.verify import Problem
+from retain.sweeps.tree.tree import Stage, Trial
+
+CHUNK = 1 << 20
+EXPOSED, POST = 1, 0
+"""Which of an order's subsets is D_post: in Stage 1, and in Stage 2."""
+
+
+def matched_problems(opened: OpenedStudy) -> list[Problem]:
+    """The done trials of matched allocation (paper, Figure 3b) in which a sequence of D_post is seen twice or never.
+
+    Every position of both stages is followed to its sequence; that a run consumed just these is its own token proof.
+    """
+    tree = opened.tree
+    states = opened.store.states(tree.stages)
+    matched = [trial for trial in tree.trials if _is_matched(opened, trial)]
+    followed: dict[tuple[str, int], Indices] = {}
+    problems = []
+    for pretrain, posttrain in dict.fromkeys((trial.pretrain, trial.posttrain) for trial in matched):
+        path = [(key, index) for key, index in ((pretrain, EXPOSED), (posttrain, POST)) if key is not None]
+        if any(states[key].state != "done" for key, _ in path):
+            continue
+        for key, index in path:
+            if (key, index) not in followed:
+                followed[key, index] = _sequences(opened, tree.stages[key], index)
+        seen = np.sort(np.concatenate([followed[part] for part in path]))
+        wanted = np.sort(_d_post(opened, [tree.stages[key] for key, _ in path]))
+        if not np.array_equal(seen, wanted):
+            twice, never = len(seen) - len(np.unique(seen)), len(np.setdiff1d(wanted, seen))
+            what = (
+                f"of {len(wanted)} sequences of D_post {twice} are seen again and {never} never; train this branch anew"
+            )
+            problems.append(Problem(posttrain or pretrain, what))
+    return problems
+
+
+def _is_matched(opened: OpenedStudy, trial: Trial) -> bool:
+    return str(trial.axes.get("allocation", getattr(opened.file.study, "allocation", None))) == "matched"
+
+
+def _sequences(opened: OpenedStudy, stage: Stage, index: int) -> Indices:
+    """The numbers, in their corpus, of all sequences that a stage draws from one of its subsets, in order."""
+    order = stage_batches(json.loads(stage.recipe), opened.store.root).order
+    if index >= len(order.subsets):
+        return np.empty(0, np.int64)
+    drawn = []
+    for first in range(0, order.total, CHUNK):
+        source, sequence = order.locate(np.arange(first, min(first + CHUNK, order.total), dtype=np.int64))
+        drawn.append(sequence[source == index])
+    return np.concatenate(drawn)
+
+
+def _d_post(opened: OpenedStudy, path: list[Stage]) -> Indices:
+    """The numbers, in their corpus, of the sequences of D_post: the first of its seeded shuffle."""
+    recipes = [json.loads(stage.recipe) for stage in path]
+    parts: list[dict[str, Any]] = [part for part in (recipes[0]["exposure"], *recipes[1:]) if part]
+    corpus, count = parts[0]["corpus"], sum(part["distinct"] for part in parts)
+    size = packed_corpus(opened.store.root, corpus).count("train")
+    whole = Subset(corpus, size, count, 0, recipes[0]["subset_seed"])
+    return whole.sequences(np.arange(count, dtype=np.int64))

@@ -1,0 +1,151 @@
+"""What each stage of a study asks for on SLURM: the site's options, the study's, and a walltime where none is given."""
+
+import contextlib
+import json
+import math
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retain.launchers.slurm.client import has_slurm
+from retain.launchers.slurm.partitions import Partition, read_config, read_partitions
+from retain.results.store.runs import Store
+from retain.results.store.throughput import measured_speeds
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.units import format_size
+from retain.sweeps.schema.execution import Slurm, StageExecution
+from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.schema.sites import Site, choose_site, read_sites
+from retain.sweeps.tree.throughput import model_text
+from retain.sweeps.tree.tree import Tree
+
+UNMEASURED_MINUTES = 240
+"""Walltime where no done run tells how fast this kind of stage is."""
+MARGIN, START_MINUTES = 1.5, 10
+"""A walltime is the measured training time, of all stages of a pack, times MARGIN, and START_MINUTES for starting,
+evaluating and saving."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one stage is submitted with."""
+
+    execution: StageExecution
+    walltime: str
+    """In words: how long, and why so long."""
+
+
+def as_executions(resources: Mapping[str, Resources]) -> dict[str, dict[str, Any]]:
+    """The part `execution` of each stage.json, by key."""
+    return {key: own.execution.model_dump(mode="json") for key, own in resources.items()}
+
+
+def find_site(wanted: str | None) -> tuple[str, Site] | None:
+    """The profile to submit with: the one named, or the one that fits this machine. Raises StudyError."""
+    sites = read_sites()
+    return choose_site(sites, wanted, machine_names() if sites and wanted is None else ())
+
+
+def machine_names() -> list[str]:
+    """This host's name, without and with its domain, and the name of its SLURM cluster."""
+    host = socket.gethostname()
+    cluster = ""
+    if has_slurm():
+        with contextlib.suppress(MissingResourceError):
+            cluster = read_config().get("ClusterName", "")
+    return list(dict.fromkeys(name for name in (host.partition(".")[0], host, cluster) if name))
+
+
+def slurm_resources(
+    tree: Tree, file: StudyFile, store: Store, site: Site | None, partitions: Sequence[Partition] | None = None
+) -> dict[str, Resources]:
+    """The resources of every stage, by key; siblings have the same walltime, so that they are one array.
+
+    partitions: the cluster's; without them SLURM is asked, and where it does not answer no limit is known.
+    Raises StudyError where a walltime is given that the partition does not allow.
+    """
+    if partitions is None:
+        partitions = _partitions_here()
+    largest: dict[tuple[str, str | None, str], int] = {}
+    sizes: dict[tuple[str, str | None, str], int] = {}
+    models: dict[str, str] = {}
+    for stage in tree.stages.values():
+        models[stage.key] = models[stage.parent] if stage.parent else model_text(json.loads(stage.recipe))
+        group = (stage.stage, stage.parent, models[stage.key])
+        largest[group] = max(largest.get(group, 0), stage.tokens)
+        sizes[group] = sizes.get(group, 0) + 1
+    executions = {kind: file.study.execution.of_stage(kind, site) for kind in ("pretrain", "posttrain", "finetune")}
+    unknown = any(execution.slurm.minutes is None for execution in executions.values())
+    speed = measured_speeds(store) if unknown else lambda *_: None
+    made: dict[tuple[str, str | None, str], Resources] = {}
+    for group, tokens in largest.items():
+        execution = executions[group[0]]
+        longest = _longest(execution, site, partitions, file.path.name)
+        together = min(execution.pack, sizes[group])
+        own = _with_walltime(execution, tokens * together, speed(group[0], group[2], execution.devices, None), longest)
+        _check_warning(own.execution.slurm, file.path.name)
+        made[group] = own
+    return {key: made[stage.stage, stage.parent, models[key]] for key, stage in tree.stages.items()}
+
+
+def driver_minutes(execution: StageExecution, site: Site | None, wanted: int, file: str) -> int:
+    """The walltime of a search's own job: as the study says, or what is wanted, cut to what partition and site allow.
+
+    Raises StudyError where a walltime is given that the partition does not allow.
+    """
+    longest = _longest(execution, site, _partitions_here(), file)
+    minutes = execution.slurm.minutes or (min(wanted, longest[0]) if longest else wanted)
+    _check_warning(execution.slurm.model_copy(update={"minutes": minutes}), file)
+    return minutes
+
+
+def _partitions_here() -> list[Partition]:
+    if has_slurm():
+        with contextlib.suppress(MissingResourceError):
+            return read_partitions()
+    return []
+
+
+def _longest(
+    execution: StageExecution, site: Site | None, partitions: Sequence[Partition], file: str
+) -> tuple[int, str] | None:
+    """The longest walltime in minutes and whose limit that is; None where there is none."""
+    slurm = execution.slurm
+    names = slurm.partition.split(",") if slurm.partition else [part.name for part in partitions if part.default]
+    limits = [(part.max_minutes, f"partition {part.name}") for part in partitions if part.name in names]
+    bounded = [(limit, whose) for limit, whose in limits if limit is not None]
+    if slurm.minutes and bounded and len(bounded) == len(limits) and slurm.minutes > max(bounded)[0]:
+        limit, whose = max(bounded)
+        raise StudyError(
+            f"{file}: execution.slurm.minutes: {slurm.minutes} is more than {whose} allows ({limit}), so the job would "
+            "never start; a stage that takes longer goes on in the next attempt, so ask for less"
+        )
+    if site is not None and site.minutes is not None:
+        bounded.append((site.minutes, "the site's profile"))
+    return min(bounded, default=None)
+
+
+def _check_warning(slurm: Slurm, file: str) -> None:
+    assert slurm.minutes is not None
+    if slurm.warning_seconds >= 60 * slurm.minutes:
+        raise StudyError(
+            f"{file}: execution.slurm.warning_seconds: a warning {slurm.warning_seconds} s before the end comes at the "
+            f"start of a job of {slurm.minutes} minutes, so no step would be trained; shorten it, or ask for more minutes"
+        )
+
+
+def _with_walltime(
+    execution: StageExecution, tokens: int, speed: float | None, longest: tuple[int, str] | None
+) -> Resources:
+    if execution.slurm.minutes is not None:
+        return Resources(execution, f"{execution.slurm.minutes} minutes, as the study says")
+    if speed is None:
+        wanted, why = UNMEASURED_MINUTES, "no done run tells the speed of this kind, model and number of devices"
+    else:
+        wanted = math.ceil(tokens / speed / 60 * MARGIN) + START_MINUTES
+        why = f"{MARGIN:g} times {format_size(tokens)} tokens at {format_size(speed)} tokens/s, and {START_MINUTES}"
+    if longest is not None and wanted > longest[0]:
+        wanted, why = longest[0], f"{why}; cut from {wanted}, as {longest[1]} allows no more"
+    slurm = execution.slurm.model_copy(update={"minutes": wanted})
+    return Resources(execution.model_copy(update={"slurm": slurm}), f"{wanted} minutes: {why}")

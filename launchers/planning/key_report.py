@@ -1,0 +1,76 @@
+"""`retain why`: the fields behind a stage key, and where it splits from another."""
+
+import json
+from typing import Any
+
+from retain.launchers.planning.opened_study import OpenedStudy
+from retain.launchers.planning.register import stage_spec
+from retain.results.store.runs import Store
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.tree.key_diff import Payload, differences, nearest, path_fields
+
+
+def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[str, Any]:
+    """What a key is made of; its differences from `other` or, without one, from its nearest run in the store.
+
+    Keys may be shortened and are looked for in the study, then in the store. Raises StudyError for an unknown one.
+    """
+    paths = _Paths(opened)
+    key = paths.find(prefix)
+    path = paths.of(key)
+    stage = path[-1]["stage"]
+    if other is not None:
+        compared: str | None = paths.find(other)
+        assert compared is not None
+        split = differences(path, paths.of(compared))
+    else:
+        compared, split = nearest(path, paths.candidates(key, stage)) or (None, [])
+    return {
+        "key": key,
+        "stage": stage,
+        "parent": path[-1]["parent"],
+        "payload": {name: path[-1][name] for name in ("format", "parent", "recipe", "stage")},
+        "fields": path_fields(path),
+        "compared_with": compared,
+        "differences": [vars(difference) for difference in split],
+    }
+
+
+class _Paths:
+    """The payloads from the root to a stage, of the study's stages and the store's runs."""
+
+    def __init__(self, opened: OpenedStudy) -> None:
+        self.payloads: dict[str, Payload] = {
+            stage.key: stage_spec(stage, json.loads(stage.recipe)) for stage in opened.tree.stages.values()
+        }
+        self.study = set(self.payloads)
+        self.store: Store = opened.store
+        self.stored = {run.key for run in opened.store.runs()}
+
+    def find(self, prefix: str) -> str:
+        found = {key for key in self.study if key.startswith(prefix)} or {
+            key for key in self.stored if key.startswith(prefix)
+        }
+        if len(found) == 1:
+            return found.pop()
+        if found:
+            raise StudyError(f"{prefix}: {len(found)} stage keys begin so; give more of it")
+        raise StudyError(
+            f"{prefix}: no such stage key in the study or the store; retain plan STUDY --json lists the study's"
+        )
+
+    def of(self, key: str) -> list[Payload]:
+        """Root first."""
+        if key not in self.payloads:
+            self.payloads[key] = self.store.run(key).spec()
+        payload = self.payloads[key]
+        return [*(self.of(payload["parent"]) if payload["parent"] else []), payload]
+
+    def candidates(self, key: str, stage: str) -> dict[str, list[Payload]]:
+        """The other runs of this kind in the store; where it has none, the study's other stages of this kind."""
+        for keys in (self.stored, self.study):
+            if found := {
+                other: self.of(other) for other in keys if other != key and self.of(other)[-1]["stage"] == stage
+            }:
+                return found
+        return {}

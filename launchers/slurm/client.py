@@ -1,0 +1,216 @@
+"""What Retain asks of SLURM: one squeue for any number of jobs, limits, requeue, cancel. No accounting is needed."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.processes import slurm_job
+
+PATIENCE_S = 60.0
+"""How long a command of SLURM may take before it counts as unanswered."""
+NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, or one task of an array, that SLURM has not finished with."""
+
+    job_id: str
+    """123, or 123_4 for a task of an array."""
+    name: str
+    state: str
+    reason: str
+    """Why it waits, in SLURM's word; empty where it runs."""
+
+    @property
+    def waits(self) -> bool:
+        return self.state in NOT_STARTED
+
+    @property
+    def failed_to_start(self) -> bool:
+        """Whether its node could not start it, so that SLURM holds it until somebody releases it."""
+        return self.reason.replace("_", " ") == "launch failed requeued held"
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the jobs that a user may have."""
+        return self.state != "COMPLETING"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one user may submit; None: no limit is told."""
+
+    array_tasks: int
+    """Of one array (MaxArraySize - 1)."""
+    jobs: int | None
+    """Queued or running at a time (MaxSubmitJobs of the user's QOS or association)."""
+
+
+def has_slurm() -> bool:
+    """Whether SLURM's commands are on this machine."""
+    return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
+
+
+def require_slurm() -> None:
+    """Raises MissingResourceError where there is no SLURM."""
+    if not has_slurm():
+        raise MissingResourceError(
+            "SLURM: sbatch and squeue are not on PATH; submit from a login node, or train here with retain run"
+        )
+
+
+def live_jobs(job_ids: Iterable[str] | None = None, name: str | None = None, everyone: bool = False) -> dict[str, Job]:
+    """Jobs that SLURM has not finished with, by id: one call of squeue. Raises MissingResourceError.
+
+    job_ids: only tasks of these arrays or jobs; None for all of this user, or of everyone. name: only jobs of that name.
+    """
+    command = ["squeue", "--noheader", "--array", "--format=%i|%j|%T|%r", "--states=all"]
+    command += ["--name", name] if name else []
+    command += ["--user", str(os.getuid())] if job_ids is None and name is None and not everyone else []
+    wanted = None if job_ids is None else {job_id.split("_")[0] for job_id in job_ids}
+    if wanted is not None and not wanted:
+        return {}
+    found = {}
+    for line in ask(command).splitlines():
+        job_id, job_name, state, reason = (*line.strip().split("|", 3), "", "", "")[:4]
+        if _is_live(state) and (wanted is None or job_id.split("_")[0] in wanted):
+            found[job_id] = Job(job_id, job_name, state, "" if reason == "None" else reason)
+    return found
+
+
+def _is_live(state: str) -> bool:
+    return state in (*NOT_STARTED, "RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+
+
+def read_limits() -> Limits:
+    """The cluster's largest array, and the user's MaxSubmitJobs where accounting tells one."""
+    text = ask(["scontrol", "show", "config"])
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    return Limits(max(1, int(size[1]) - 1) if size else 1000, _max_submit_jobs())
+
+
+def _max_submit_jobs() -> int | None:
+    """The smallest MaxSubmitJobs of the user's associations and their QOS; None without accounting or limit."""
+    if shutil.which("sacctmgr") is None:
+        return None
+    show = ["sacctmgr", "--noheader", "--parsable2", "show"]
+    try:
+        associations = ask([*show, "assoc", f"user={_user()}", "format=MaxSubmitJobs,QOS"], 10).splitlines()
+        limits = [line.split("|")[0] for line in associations]
+        if named := {name for line in associations for name in line.split("|")[-1].split(",") if name}:
+            limits += ask([*show, "qos", ",".join(sorted(named)), "format=MaxSubmitJobsPerUser"], 10).splitlines()
+    except MissingResourceError:
+        return None
+    return min((int(limit) for limit in limits if limit.isdecimal()), default=None)
+
+
+def cancel_jobs(job_ids: Sequence[str]) -> None:
+    """Cancel jobs or tasks of arrays; those that have ended are no error. Raises MissingResourceError."""
+    for first in range(0, len(job_ids), 500):
+        ask(["scancel", "--quiet", *job_ids[first : first + 500]])
+
+
+def release_jobs(job_ids: Sequence[str]) -> list[str]:
+    """Let held jobs or tasks of arrays start; returns those that SLURM allows it for, as some sites keep it to operators."""
+    released = []
+    for job_id in job_ids:
+        with contextlib.suppress(MissingResourceError):
+            ask(["scontrol", "release", job_id])
+            released.append(job_id)
+    return released
+
+
+def signal_job(job_id: str, name: str) -> bool:
+    """Send a signal to all processes of a job that runs; whether SLURM took it."""
+    command = ["scancel", "--quiet", f"--signal={name}", job_id]
+    return subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE_S).returncode == 0
+
+
+def requeue_job(job_id: str, hold_s: int = 0) -> None:
+    """Put this very job back into the queue, to start after `hold_s` seconds at the earliest.
+
+    SLURM ends the job while scontrol still waits for its answer, so scontrol must survive TERM.
+    """
+    command = ["scontrol", "requeue", job_id]
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN) and None,
+    )
+    if hold_s:
+        subprocess.run(
+            ["scontrol", "update", f"jobid={job_id}", f"starttime=now+{hold_s}"], check=False, capture_output=True
+        )
+
+
+def own_job_is_cancelled() -> bool:
+    """Whether somebody has ended this process's job with scancel; False where SLURM does not answer.
+
+    The job is ending then, neither for a reason that SLURM names, such as a time limit, nor for a preemption, nor on its
+    way back into the queue, for which it counts one restart more than this life of the job knows of.
+    """
+    try:
+        told = ask(["scontrol", "--oneliner", "show", "job", str(slurm_job())])
+    except MissingResourceError:
+        return False
+    found = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", told))
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return found == {"JobState": "COMPLETING", "Reason": "None", "PreemptTime": "None", "Restarts": restarts}
+
+
+def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:
+    """Keep a waiting job away from some nodes, besides those that it avoids already; what SLURM refuses stays undone."""
+    with contextlib.suppress(MissingResourceError):
+        told = re.search(r"\bExcNodeList=(\S+)", ask(["scontrol", "--oneliner", "show", "job", job_id]))
+        before = [] if told is None or told[1] == "(null)" else [told[1]]
+        ask(["scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join([*before, *sorted(nodes)])}"])
+
+
+def accounted_states(job_ids: Iterable[str]) -> dict[str, str]:
+    """How jobs ended, in SLURM's words, by id: one call of sacct; empty without accounting."""
+    wanted = set(job_ids)
+    if not wanted or shutil.which("sacct") is None:
+        return {}
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--format=JobID,State"]
+    try:
+        lines = ask([*command, f"--jobs={','.join(sorted(wanted))}"], 20).splitlines()
+    except MissingResourceError:
+        return {}
+    rows = [line.split("|") for line in lines]
+    return {job_id: state for job_id, state, *_ in rows if job_id in wanted and not _is_live(state)}
+
+
+def _user() -> str:
+    import pwd
+
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
+    """What a command of SLURM prints. Raises MissingResourceError where it fails, is not there or does not answer."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise MissingResourceError(
+            f"SLURM: {command[0]} has not answered in {patience_s:g} s; try again later"
+        ) from None
+    except FileNotFoundError:
+        raise MissingResourceError(f"SLURM: {command[0]} is not on PATH; load your site's SLURM module") from None
+    if done.returncode:
+        reason = " ".join(done.stderr.split())[:300]
+        cure = "; try again once the controller answers" if "Unable to contact" in reason else ""
+        raise MissingResourceError(
+            f"SLURM: {' '.join(command[:3])} failed: {reason or f'code {done.returncode}'}{cure}"
+        )
+    return done.stdout

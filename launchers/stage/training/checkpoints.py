@@ -1,0 +1,230 @@
+"""Resumable states on disk: written beside, flushed, checksummed, renamed; the last two are kept.
+
+    checkpoint/step-000001200/
+      rank-00000.safetensors   what this rank holds of weights, moments and best weights
+      rank-00000.json          which rows of which tensors these are, what else only this rank knows, the file's SHA-256
+      state.json               the step, the number of ranks, what all ranks know, the SHA-256 of every rank's description
+
+Nothing is pickled. Tensors that ranks hold in parts (FSDP) are described by their rows, so any number of ranks can read them.
+"""
+
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from retain.results.store.runs import sha256_of
+from retain.sweeps.base.errors import MissingResourceError, StageFailedError
+from retain.sweeps.base.files import sync_path, write_text
+
+KEPT = 2
+OTHERS_WAIT_S = 600.0
+"""How long the chief waits for the other ranks' files of one state."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank contributes to a state, copied out of the way of the training loop."""
+
+    step: int
+    tensors: Mapping[str, torch.Tensor]
+    """On the CPU; empty where another rank holds the same."""
+    rows: Mapping[str, tuple[int, int]]
+    """For tensors held in parts: the first row and the rows of the whole."""
+    own: Mapping[str, Any]
+    """JSON values of this rank."""
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that are the same on all ranks; the chief's are written."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state on disk."""
+
+    folder: Path
+    step: int
+    world: int
+    shared: Mapping[str, Any]
+    ranks: tuple[Mapping[str, Any], ...]
+    """rank-*.json, in order."""
+
+    def has(self, name: str) -> bool:
+        return any(name in rank["names"] for rank in self.ranks)
+
+    def copy_into(self, name: str, target: torch.Tensor, first_row: int | None) -> None:
+        """Fill a tensor, or this rank's rows of it from `first_row` on, whoever wrote them."""
+        for number, rank in enumerate(self.ranks):
+            if name not in rank["names"]:
+                continue
+            with safe_open(self.folder / f"rank-{number:05d}.safetensors", "pt") as file:
+                if first_row is None and name not in rank["rows"]:
+                    target.copy_(file.get_tensor(name))
+                    return
+                begin = rank["rows"].get(name, (0, 0))[0]
+                part = file.get_slice(name)
+                mine = first_row or 0
+                low, high = max(begin, mine), min(begin + part.get_shape()[0], mine + target.shape[0])
+                if low < high:
+                    target[low - mine : high - mine].copy_(part[low - begin : high - begin])
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The states below checkpoint/, the newest first, unchecked."""
+    return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), reverse=True)
+
+
+def open_state(path: Path, check: bool = True) -> SavedState:
+    """A state; with `check`, one whose every checksum holds. Raises ValueError, saying what is damaged."""
+    try:
+        manifest = json.loads((path / "state.json").read_text())
+        ranks = []
+        for name, digest in manifest["files"].items():
+            if check and sha256_of(path / name) != digest:
+                raise ValueError(f"{path.name}/{name} is damaged")
+            rank = json.loads((path / name).read_text())
+            tensors = path / name.replace(".json", ".safetensors")
+            if check and rank["sha256"] and sha256_of(tensors) != rank["sha256"]:
+                raise ValueError(f"{path.name}/{tensors.name} is damaged")
+            ranks.append(rank)
+        return SavedState(path, manifest["step"], manifest["world"], manifest["shared"], tuple(ranks))
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is damaged ({type(error).__name__}: {error})") from None
+
+
+def newest_state(folder: Path, say: Callable[[str], None]) -> SavedState | None:
+    """The newest undamaged state; each damaged one is said and removed."""
+    for path in saved_states(folder):
+        try:
+            return open_state(path)
+        except ValueError as error:
+            say(f"the state {error}; it is removed and an older one is used")
+            shutil.rmtree(path)
+    return None
+
+
+class StateWriter:
+    """Writes one state at a time beside the training loop; `save` waits for the one before (back-pressure)."""
+
+    def __init__(self, folder: Path, rank: int, world: int, may_write: Callable[[], bool]) -> None:
+        self.folder, self.rank, self.world, self.may_write = folder, rank, world, may_write
+        self.thread: threading.Thread | None = None
+        self.error: Exception | None = None
+        self.saved_step: int | None = None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Begin to write a state. Raises what the write before ran into."""
+        self.wait()
+        self.thread = threading.Thread(target=self._run, args=(snapshot,), name=f"state {snapshot.step}")
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises MissingResourceError or StageFailedError where a write failed."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        """Raises what a finished write ran into, once."""
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def abandon(self) -> None:
+        """Let a write end without asking how it went."""
+        if self.thread is not None:
+            self.thread.join()
+
+    def _run(self, snapshot: Snapshot) -> None:
+        try:
+            self._write(snapshot)
+            self.saved_step = snapshot.step
+        except OSError as error:
+            kept = (
+                f"the state of step {self.saved_step} is kept"
+                if self.saved_step is not None
+                else "older states are kept"
+            )
+            told = MissingResourceError(
+                f"{self.folder}: the state of step {snapshot.step} cannot be written ({error.strerror or error}); "
+                f"free space and run it again, {kept}"
+            )
+            told.__cause__ = error
+            self.error = told
+        except Exception as error:  # told to the training loop, which fails with it
+            self.error = error
+
+    def _write(self, snapshot: Snapshot) -> None:
+        partial = self.folder / f".step-{snapshot.step:09d}"
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            self._write_rank(partial, snapshot)
+            if self.rank == 0:
+                self._commit(partial, snapshot)
+        except BaseException:
+            if self.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _write_rank(self, partial: Path, snapshot: Snapshot) -> None:
+        name = f"rank-{self.rank:05d}"
+        digest = None
+        if snapshot.tensors:
+            save_file(dict(snapshot.tensors), partial / f"{name}.safetensors")
+            digest = sha256_of(partial / f"{name}.safetensors")
+        description = {
+            "sha256": digest,
+            "names": list(snapshot.tensors),
+            "rows": {tensor: list(rows) for tensor, rows in snapshot.rows.items()},
+            "own": dict(snapshot.own),
+        }
+        if digest:
+            sync_path(partial / f"{name}.safetensors")
+        write_text(partial / f"{name}.json", json.dumps(description, allow_nan=False))
+
+    def _commit(self, partial: Path, snapshot: Snapshot) -> None:
+        names = [f"rank-{rank:05d}.json" for rank in range(self.world)]
+        deadline = time.monotonic() + OTHERS_WAIT_S
+        while missing := [name for name in names if not (partial / name).exists()]:
+            if time.monotonic() > deadline:
+                raise StageFailedError(
+                    f"the state of step {snapshot.step} lacks {missing[0]} after {OTHERS_WAIT_S:.0f} s"
+                )
+            time.sleep(0.02)
+        files = {name: sha256_of(partial / name) for name in names}
+        shared = {"step": snapshot.step, "world": self.world, "shared": dict(snapshot.shared), "files": files}
+        write_text(partial / "state.json", json.dumps(shared, allow_nan=False))
+        sync_path(partial)
+        if not self.may_write():
+            raise StageFailedError("another process has taken this run over; this one writes no more")
+        final = self.folder / partial.name.removeprefix(".")
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        sync_path(self.folder)
+        for old in saved_states(self.folder)[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed writers left; for the chief, before any rank writes."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def state_bytes(path: Path) -> int:
+    """Bytes of a state on disk."""
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,101 @@
+"""How many sequences a GPU takes at a time: the most that fit, found once for a kind of stage and kept in the store."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaForCausalLM
+
+from retain.lightning_modules.models import trained_parameters
+from retain.lightning_modules.objective import summed_loss
+from retain.sweeps.base.files import read_json, write_json
+
+FOLDER = Path("cache") / "micro-batch"
+FILLED = 0.9
+"""The share of a GPU's memory that a step may take, AdamW's moments included."""
+MOMENT_BYTES = 8
+"""AdamW's two, of a trained parameter in fp32."""
+OTHERS_BYTES = 2 * 2**30
+"""More than the driver and this process's own kernels take of a GPU that nobody else uses."""
+
+
+def kind_of_stage(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool, world: int) -> dict[str, Any]:
+    """What decides how much memory a sequence takes."""
+    config = model.config
+    shape = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "model": [getattr(config, name) for name in (*shape, "vocab_size", "tie_word_embeddings")],
+        "trained": sum(parameter.numel() for _, parameter in trained_parameters(model)),
+        "length": recipe["sequence_length"],
+        "dropout": recipe["dropout"] > 0,
+        "precision": "bf16" if bf16 else "fp32",
+        "world": world,
+    }
+
+
+def micro_batch_for(
+    store: Path, kind: Mapping[str, Any], share: int, fits: Callable[[int], bool], keep: bool = True
+) -> int:
+    """Sequences at a time, at most a process's `share` of a batch; `fits` is asked only where the store knows no answer.
+
+    keep: whether what is found is for later runs too.
+    """
+    text = json.dumps(kind, sort_keys=True)
+    place = store / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    known: dict[str, Any] = read_json(place) if place.exists() else {"fits": 0, "too_many": None}
+    # That all of a smaller share has fitted does not tell whether more would.
+    if share <= known["fits"] or known["too_many"] is not None:
+        return evenly(share, int(known["fits"]))
+    most, too_many = largest_that_fits(share, fits)
+    # Halving a larger share may pass over what is known to fit.
+    most = max(most, int(known["fits"]))
+    if keep:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, {"fits": most, "too_many": too_many, "of": dict(kind)})
+    return evenly(share, most)
+
+
+def evenly(share: int, most: int) -> int:
+    """The size of as few parts of a share as `most` allows, all alike where that can be: an odd rest is not compiled for."""
+    return -(-share // -(-share // most))
+
+
+def largest_that_fits(share: int, fits: Callable[[int], bool]) -> tuple[int, int | None]:
+    """The share halved until it fits, at least one sequence; and the last that did not, None where all of it fits."""
+    size, too_many = share, None
+    while size > 1 and not fits(size):
+        size, too_many = -(-size // 2), size
+    return size, too_many
+
+
+def is_shared(device: torch.device) -> bool:
+    """Whether other processes hold much of a GPU's memory, so that what fits now tells nothing about other times."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device) > OTHERS_BYTES
+
+
+def fits_on_gpu(model: LlamaForCausalLM, length: int, bf16: bool, device: torch.device) -> Callable[[int], bool]:
+    """Whether so many sequences leave room, tried with a step's forward and backward pass, not compiled: that takes less."""
+    moments = MOMENT_BYTES * sum(parameter.numel() for _, parameter in trained_parameters(model))
+    room = FILLED * torch.cuda.get_device_properties(device).total_memory - moments
+
+    def fits(size: int) -> bool:
+        # What the stage before in this process has left to the allocator is not of this one.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        tokens = torch.arange(size * length, device=device).view(size, length) % model.config.vocab_size
+        try:
+            with torch.autocast("cuda", torch.bfloat16, enabled=bf16), torch.compiler.set_stance("force_eager"):
+                summed_loss(model, tokens).backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        return torch.cuda.max_memory_reserved(device) <= room
+
+    return fits

@@ -1,0 +1,196 @@
+"""Exact resume: what a state holds, when one is saved, and how a stage goes on from it.
+
+A state is taken between two steps. It holds the weights that are trained (a frozen base is the parent's, and read from
+it again), AdamW's moments, the best weights of early stopping and a few numbers; the order of the data, the learning rate
+and dropout are functions of the step, so they need none. The TensorBoard points so far are part of it: the event file is
+written anew from them, so it has no gap and no overlap.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import distributed
+from torch.distributed.tensor import DTensor
+
+from retain.datamodules.order.digest import add_digests, as_text
+from retain.datamodules.order.stage_data import StageData
+from retain.launchers.stage.signals import StopRequest
+from retain.launchers.stage.training.checkpoints import SavedState, Snapshot, StateWriter
+from retain.launchers.stage.training.curves import Curves, finite
+from retain.lightning_modules.early_stopping import KeepBest
+from retain.lightning_modules.models import trained_parameters
+from retain.lightning_modules.shards import first_row, local_part
+from retain.lightning_modules.stage import StageModule
+
+GO_ON, SAVE, STOP = 0, 1, 2
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class StageStopped(Exception):
+    """A stop signal ended this attempt after its state was saved."""
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often a state is saved while nothing goes wrong."""
+
+    seconds: float
+    steps: int | None
+
+
+class Agreement:
+    """What the ranks want at a step boundary: the strongest of their wishes.
+
+    With several ranks the answer is that of the boundary before, so that no step waits for it.
+    """
+
+    def __init__(self, world: int) -> None:
+        self.group = distributed.new_group(backend="gloo") if world > 1 else None
+        self.asked: tuple[torch.Tensor, distributed.Work] | None = None
+
+    def settle(self, wish: int) -> int:
+        if self.group is None:
+            return wish
+        answer = GO_ON
+        if self.asked is not None:
+            self.asked[1].wait()
+            answer = int(self.asked[0].item())
+        wishes = torch.tensor(wish)
+        work = distributed.all_reduce(wishes, distributed.ReduceOp.MAX, self.group, async_op=True)
+        assert work is not None
+        self.asked = (wishes, work)
+        return answer
+
+
+class Resume(Callback):
+    """Goes on from `saved` when the stage starts, and saves states at step boundaries: in time, and when told to stop."""
+
+    def __init__(
+        self,
+        saved: SavedState | None,
+        data: StageData,
+        curves: Curves,
+        best: KeepBest | None,
+        writer: StateWriter,
+        stop: StopRequest,
+        cadence: Cadence,
+        holds_all: bool,
+    ) -> None:
+        self.saved, self.data, self.curves, self.best, self.writer = saved, data, curves, best, writer
+        self.stop, self.cadence = stop, cadence
+        self.holds_all = holds_all
+        """Whether every rank holds all weights, so that the chief alone writes them."""
+        self.saved_at = time.monotonic()
+        self.buffers: dict[str, torch.Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, StageModule)
+        # Lightning has put its own handler of TERM in place.
+        self.stop.install()
+        self.agreement = Agreement(trainer.world_size)
+        if self.saved is not None:
+            self._restore(self.saved, trainer, module)
+        self.saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        assert isinstance(module, StageModule)
+        self.writer.raise_error()
+        decision = self.agreement.settle(self._wish(trainer, module))
+        # At its end a stage is written as done; a state of it would help nobody.
+        if decision == GO_ON or trainer.should_stop or module.step == module.recipe["steps"]:
+            return
+        # The copies are made into the memory that the state before is written from.
+        self.writer.wait()
+        self.writer.save(self._snapshot(trainer, module))
+        self.saved_at = time.monotonic()
+        if decision == STOP:
+            self.writer.wait()
+            raise StageStopped(self.stop.signal or "another rank was told to stop")
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.writer.wait()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self.writer.abandon()
+
+    def _wish(self, trainer: Trainer, module: StageModule) -> int:
+        if self.stop.signal is not None:
+            return STOP
+        if trainer.global_rank != 0:
+            return GO_ON
+        due = time.monotonic() - self.saved_at >= self.cadence.seconds
+        due = due or (self.cadence.steps is not None and module.step % self.cadence.steps == 0)
+        return SAVE if due else GO_ON
+
+    def _snapshot(self, trainer: Trainer, module: StageModule) -> Snapshot:
+        tensors: dict[str, torch.Tensor] = {}
+        rows: dict[str, tuple[int, int]] = {}
+        chief = trainer.global_rank == 0
+        if chief or not self.holds_all:
+            for name, tensor, parameter in _state_tensors(trainer.optimizers[0], module, self.best):
+                tensors[name] = self._copied(name, local_part(tensor))
+                if isinstance(parameter, DTensor):
+                    rows[name] = (first_row(parameter), parameter.shape[0])
+        own = {
+            "digest": as_text(self.data.digest),
+            "loss_sum": finite(module.loss_sum.item(), "training loss", module.step),
+        }
+        shared: dict[str, Any] = {"curves": self.curves.state()} if chief else {}
+        if chief and self.best is not None:
+            shared["early_stopping"] = self.best.state()
+        return Snapshot(module.step, tensors, rows, own, shared)
+
+    def _copied(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the CPU, in memory that is used again: the writer has finished with it before the next state."""
+        if name not in self.buffers:
+            self.buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return self.buffers[name].copy_(tensor)
+
+    def _restore(self, saved: SavedState, trainer: Trainer, module: StageModule) -> None:
+        module.step = saved.step
+        optimizer = trainer.optimizers[0]
+        best: dict[str, torch.Tensor] = {}
+        with torch.no_grad():
+            for name, parameter in trained_parameters(module.model):
+                part = local_part(parameter)
+                row = first_row(parameter) if isinstance(parameter, DTensor) else None
+                saved.copy_into(f"model/{name}", part, row)
+                state = optimizer.state[parameter]
+                state["step"] = torch.tensor(float(saved.step), dtype=torch.float32, device=part.device)
+                for moment in MOMENTS:
+                    state[moment] = torch.zeros_like(parameter)
+                    saved.copy_into(f"adamw/{name}/{moment}", local_part(state[moment]), row)
+                if saved.has(f"best/{name}"):
+                    best[name] = torch.empty_like(part, device="cpu")
+                    saved.copy_into(f"best/{name}", best[name], row)
+        if self.best is not None:
+            self.best.restore(saved.shared["early_stopping"], best)
+        self.data.digest, loss_sum = _own_values(saved, trainer.global_rank, trainer.world_size)
+        module.loss_sum = torch.tensor(loss_sum)
+
+
+def _own_values(saved: SavedState, rank: int, world: int) -> tuple[int, float]:
+    """A rank's share of the token proof and of the loss since the last point; shared out anew among other ranks."""
+    shares = [(int(written["own"]["digest"], 16), float(written["own"]["loss_sum"])) for written in saved.ranks]
+    if world == saved.world:
+        return shares[rank]
+    mean = sum(loss for _, loss in shares) / len(shares)
+    return (add_digests(digest for digest, _ in shares) if rank == 0 else 0), mean
+
+
+def _state_tensors(
+    optimizer: torch.optim.Optimizer, module: StageModule, best: KeepBest | None
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Weights, moments and best weights: name, tensor, and the parameter that it belongs to."""
+    for name, parameter in trained_parameters(module.model):
+        yield f"model/{name}", parameter.detach(), parameter
+        for moment in MOMENTS:
+            yield f"adamw/{name}/{moment}", optimizer.state[parameter][moment], parameter
+        if best is not None and name in best.weights:
+            yield f"best/{name}", best.weights[name], parameter

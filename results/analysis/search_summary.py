@@ -1,0 +1,199 @@
+"""What a search has found: the point to recommend, how sure that is over seeds, and which axes matter."""
+
+import math
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retain.results.analysis.frontiers import hypervolume, pareto_set
+from retain.results.analysis.methods import has_losses, seed_of
+from retain.results.store.loss_table import LOSSES, Row
+from retain.sweeps.schema.search_space import Search, Values
+
+DRAWS = 200
+"""Bootstrap samples behind an interval of importance."""
+FEWEST = 8
+"""Points below which no importance is stated."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of a loss over seeds and its 95% interval by Student's t; None where there is one seed only. nats/token."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished point: each of its losses over seeds, and what is minimised."""
+
+    label: str
+    values: Values
+    losses: Mapping[str, Estimate]
+    scores: tuple[float, ...]
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {name: estimate.mean for name, estimate in self.losses.items()}
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The share of an axis in what the score depends on, all axes together being 1, with a 95% bootstrap interval."""
+
+    axis: str
+    mean: float
+    low: float
+    high: float
+
+
+def result_of(label: str, values: Values, rows: Sequence[Row], search: Search) -> Result | None:
+    """A point from the rows of its seeds; None while one of them lacks a loss, or has one that is not finite."""
+    if not rows or not all(has_losses(row, *LOSSES) for row in rows):
+        return None
+    by_seed = {seed_of(row): row for row in rows}
+    losses = {name: estimate([float(row[name]) for row in by_seed.values()]) for name in LOSSES}
+    scores = search.block.objective.scores({name: one.mean for name, one in losses.items()})
+    return Result(label, values, losses, scores)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and interval of independent repetitions."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Estimate(mean, None, None, len(values))
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def violations(search: Search, results: Sequence[Result]) -> list[tuple[float, ...]]:
+    """For each result and constraint by how much it is broken, in nats; at most 0 where it holds."""
+    bounds: dict[str, float] = {}
+    for name, constraint in search.block.constraints.items():
+        best = min((result.means[name] for result in results), default=math.inf)
+        bounds[name] = (
+            best * (1 + constraint.within) if constraint.within is not None else constraint.at_most or math.inf
+        )
+    return [tuple(result.means[name] - bound for name, bound in bounds.items()) for result in results]
+
+
+def feasible(search: Search, results: Sequence[Result]) -> list[Result]:
+    """Those that keep the constraints."""
+    broken = violations(search, results)
+    return [one for one, parts in zip(results, broken, strict=True) if all(part <= 0 for part in parts)]
+
+
+def recommended(search: Search, results: Sequence[Result]) -> list[Result]:
+    """The best feasible point; of a frontier, its points by ascending x. Empty where no point is feasible."""
+    found = feasible(search, results)
+    if not found or not search.block.objective.hypervolume:
+        return sorted(found, key=lambda one: one.scores)[:1]
+    front = {tuple(point) for point in pareto_set([one.scores for one in found]).tolist()}
+    kept = {one.scores: one for one in reversed(found) if one.scores in front}
+    return [kept[scores] for scores in sorted(kept)]
+
+
+def best_group(search: Search, results: Sequence[Result], names: Sequence[str]) -> list[Result]:
+    """The best of the groups of points that agree on the axes `names`, such as those of one upstream recipe.
+
+    That of the best feasible point; of a frontier, the group whose feasible points dominate the largest area up to the worst
+    losses of all. Empty where no point is feasible.
+    """
+    groups: dict[str, list[Result]] = {}
+    for one in feasible(search, results):
+        groups.setdefault(repr([one.values.get(name) for name in names]), []).append(one)
+    if search.block.objective.hypervolume:
+        return max(groups.values(), key=lambda group: frontier_area(search, group, worst_of=results) or 0.0, default=[])
+    return min(groups.values(), key=lambda group: min(one.scores for one in group), default=[])
+
+
+def frontier_area(search: Search, results: Sequence[Result], worst_of: Sequence[Result] | None = None) -> float | None:
+    """What the feasible results dominate, in squared nats; None for other objectives, or where none is feasible.
+
+    It reaches up to the worst losses seen: of all the results, or of `worst_of`.
+    """
+    found = feasible(search, results)
+    if not search.block.objective.hypervolume or not found:
+        return None
+    worst = np.array([one.scores for one in worst_of or results]).max(axis=0)
+    return hypervolume(np.array([one.scores for one in found]), worst)
+
+
+def importances(search: Search, results: Sequence[Result], seed: int = 0) -> list[Importance]:
+    """Each axis's importance for the score (PED-ANOVA, Watanabe et al., IJCAI 2023), the greatest first.
+
+    Intervals are those of 200 bootstrap samples of the points. Of a frontier, the score is the sum of the two losses, each
+    scaled to the range seen. Empty where there are fewer than 8 points, or all have the same score.
+    """
+    axes = [axis for axis in search.axes if len({repr(one.values.get(axis.path)) for one in results}) > 1]
+    scores = _single_scores(results)
+    if len(results) < FEWEST or not axes or max(scores) == min(scores):
+        return []
+    draw = random.Random(seed)
+    whole = _importance(search, results, scores)
+    samples = []
+    for _ in range(DRAWS):
+        chosen = [draw.randrange(len(results)) for _ in results]
+        sample = _importance(search, [results[index] for index in chosen], [scores[index] for index in chosen])
+        if sample:
+            samples.append(sample)
+    made = []
+    for axis in axes:
+        shares = [sample.get(axis.path, 0.0) for sample in samples] or [math.nan]
+        low, high = np.percentile(shares, (2.5, 97.5))
+        made.append(Importance(axis.path, whole.get(axis.path, 0.0), float(low), float(high)))
+    return sorted(made, key=lambda one: -one.mean)
+
+
+def _single_scores(results: Sequence[Result]) -> list[float]:
+    if not results:
+        return []
+    columns = np.array([one.scores for one in results], dtype=np.float64)
+    if columns.shape[1] == 1:
+        return [float(score) for score in columns[:, 0]]
+    span = np.ptp(columns, axis=0)
+    scaled = (columns - columns.min(axis=0)) / np.where(span > 0, span, 1.0)
+    return [float(score) for score in scaled.sum(axis=1)]
+
+
+def _importance(search: Search, results: Sequence[Result], scores: Sequence[float]) -> dict[str, float]:
+    """By axis; empty where the points cannot tell."""
+    import warnings
+
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    distributions: dict[str, Any] = {}
+    for axis in search.axes:
+        if axis.choices is not None:
+            distributions[axis.path] = CategoricalDistribution(range(len(axis.choices)))
+        else:
+            distributions[axis.path] = FloatDistribution(axis.low, axis.high, log=axis.log)
+    study = optuna.create_study()
+    for one, score in zip(results, scores, strict=True):
+        if all(axis.holds(one.values.get(axis.path)) for axis in search.axes):
+            params = {
+                axis.path: axis.choices.index(one.values[axis.path])
+                if axis.choices is not None
+                else one.values[axis.path]
+                for axis in search.axes
+            }
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except (ValueError, RuntimeError):
+        return {}
+    return {name: share for name, share in found.items() if math.isfinite(share)}

@@ -1,0 +1,262 @@
+"""What of a store nothing needs any more, and its removal.
+
+Nothing is touched that is not known by its name, and nothing of a run whose lease a living process holds.
+"""
+
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from retain.results.store.disk import used_bytes
+from retain.results.store.lease import take_lease
+from retain.results.store.runs import Run, State, Store
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.processes import is_gone, is_here, process_start
+from retain.sweeps.tree.tree import Stage
+
+CHECKPOINT, LEFTOVER, WEIGHTS = "resumable states", "leftover", "weights"
+QUIET_S = 3600.0
+"""A temporary file counts as left over once it has been unchanged for so long, by the clock of the file system."""
+QUIET_ELSEWHERE_S = 86_400.0
+"""Half-prepared data of another machine counts as left over once it has been unchanged for so long."""
+
+TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]+)\.[0-9a-f]{6,16}")
+"""As sweeps.atomic and results.lease name what they write beside its place."""
+PROBE = re.compile(r"\.probe\..+\.[0-9]+")
+BUILDING = re.compile(r"(?P<process>[0-9a-f]+\.[0-9]+\.\w+)-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class Waste:
+    """Something that nothing needs: its kind, its size in bytes, why it may go, and the run whose it is, if any."""
+
+    path: Path
+    run: str | None
+    kind: str
+    bytes: int
+    reason: str
+
+
+def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> list[Waste]:
+    """What may go, of the runs of `keys` or of the whole store; with `weights`, also weights that nothing starts from.
+
+    Those of a done run go that has children in the store, all of them done, and no pin.
+    """
+    runs = [(Run(Path(folder)), names) for folder, names in _run_folders(store.root)]
+    chosen = [(run, names) for run, names in runs if keys is None or run.key in keys]
+    found = [waste for run, names in chosen for waste in _of_run(run, names)]
+    if weights:
+        found += _of_weights([run for run, _ in runs], {run.key for run, _ in chosen})
+    hidden = [(run.folder / name, run.key) for run, names in chosen for name in names if name.startswith(".")]
+    temporary = [_temporary(path, key) for path, key in hidden]
+    if keys is None:
+        temporary += _of_store(store.root)
+    return found + _quiet(store.root, [waste for waste in temporary if waste])
+
+
+def free(store: Store, waste: Waste) -> str | None:
+    """Remove it, if it may still go; returns None, or the sentence that says why it stays."""
+    try:
+        if waste.run is None:
+            _remove(waste.path)
+            return None
+        run = store.run(waste.run)
+        if run.is_running():
+            return "a process is at work on the run"
+        if waste.kind == WEIGHTS:
+            return _free_weights(run)
+        if run.is_done():
+            _remove(waste.path)
+            return None
+        if waste.kind == CHECKPOINT:
+            return "the run is no longer done"
+        lease = take_lease(run.lease)
+        if lease is None:
+            return "a process is at work on the run"
+        try:
+            _remove(waste.path)
+        finally:
+            lease.release()
+    except OSError as error:
+        return f"it cannot be removed ({error.strerror})"
+    except MissingResourceError as error:
+        return str(error)
+    return None
+
+
+def set_pin(run: Run, pinned: bool) -> None:
+    """Keep a run's weights from `gc --weights`, or no longer. Raises StudyError where they are gone already."""
+    if not pinned:
+        _pin(run).unlink(missing_ok=True)
+    elif run.state().weights_freed:
+        raise StudyError(f"{run.key}: its weights have been freed already; {_retrain([run])}")
+    else:
+        _pin(run).touch()
+
+
+def is_pinned(run: Run) -> bool:
+    return _pin(run).exists()
+
+
+def check_starts(store: Store, stages: Mapping[str, Stage], states: Mapping[str, State]) -> None:
+    """Check that the weights that the missing stages of a tree start from are there. Raises MissingResourceError."""
+    needed: dict[str, Run] = {}
+    for stage in stages.values():
+        parent = None if states[stage.key].state == "done" else stage.parent
+        while parent is not None and states[parent].weights_freed:
+            needed[parent] = store.run(parent)
+            parent = stages[parent].parent
+    if needed:
+        raise MissingResourceError(freed_sentence(needed.values()))
+
+
+def freed_sentence(runs: Iterable[Run]) -> str:
+    """That the weights of these runs are needed but freed, and the cure."""
+    named = list(runs)
+    return f"retain gc --weights has freed weights that this starts from; {_retrain(named)}"
+
+
+def _retrain(runs: list[Run]) -> str:
+    folders = " ".join(str(run.folder) for run in runs)
+    return f"delete {folders} and run the study, which trains {'it' if len(runs) == 1 else 'them'} again"
+
+
+def _pin(run: Run) -> Path:
+    return run.folder / "pin"
+
+
+def _run_folders(root: Path) -> Iterator[tuple[str, set[str]]]:
+    """Every registered run's folder, with the names in it, in the order of their keys."""
+    if not root.is_dir():
+        return
+    for folder in sorted(entry.path for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)):
+        names = set(os.listdir(folder))
+        if "stage.json" in names:
+            yield folder, names
+
+
+def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
+    """Resumable states of a done run, and what a dead attempt left half written."""
+    places = [run.folder / name for name in names if name.endswith(".partial")]
+    states = run.folder / "checkpoint"
+    if not (places or "checkpoint" in names) or run.is_running():
+        return
+    done = run.is_done()
+    if "checkpoint" in names and done and not states.is_symlink():
+        yield Waste(states, run.key, CHECKPOINT, used_bytes(states), "the run is done")
+    elif "checkpoint" in names:
+        places += states.glob(".step-*")
+    for place in sorted(places):
+        yield Waste(place, run.key, LEFTOVER, used_bytes(place), "an attempt that is dead left it half written")
+
+
+def _of_weights(runs: list[Run], chosen: set[str]) -> Iterator[Waste]:
+    """The weights of the chosen runs that no run of the store starts from any more."""
+    states = {run.key: run.state() for run in runs}
+    unfinished: dict[str, int] = {}
+    children: dict[str, int] = {}
+    for run in runs:
+        if parent := run.spec()["parent"]:
+            children[parent] = children.get(parent, 0) + 1
+            unfinished[parent] = unfinished.get(parent, 0) + (states[run.key].state != "done")
+    for run in runs:
+        count = children.get(run.key, 0)
+        if run.key not in chosen or states[run.key].state != "done" or not count or unfinished[run.key]:
+            continue
+        files = _weight_files(run)
+        if files and not is_pinned(run) and not run.is_running():
+            size = sum(used_bytes(file) for file in files)
+            what = "the run that starts from them is" if count == 1 else f"all {count:,} runs that start from them are"
+            yield Waste(run.model, run.key, WEIGHTS, size, f"{what} done")
+
+
+def _weight_files(run: Run) -> list[Path]:
+    return [path for path in sorted(run.model.glob("*")) if _is_weights(path.name)]
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _free_weights(run: Run) -> str | None:
+    """First the state says that they are gone, then they go: a process killed between leaves nothing false."""
+    state = run.state()
+    if is_pinned(run):
+        return "it is pinned"
+    if state.state != "done":
+        return "the run is no longer done"
+    if not state.weights_freed:
+        kept = {name: checksum for name, checksum in state.checksums.items() if not _is_weights(name)}
+        run.save_state(replace(state, checksums=kept, weights_freed=True))
+    for file in _weight_files(run):
+        file.unlink(missing_ok=True)
+    return None
+
+
+def _of_store(root: Path) -> Iterator[Waste | None]:
+    """Temporary files outside the runs, and half-prepared data."""
+    if not root.is_dir():
+        return
+    for folder in (root, root / "prepared", *root.glob("studies/*")):
+        if folder.is_dir():
+            for name in os.listdir(folder):
+                yield _temporary(folder / name, None)
+    for place in root.glob("building/*"):
+        match = BUILDING.fullmatch(place.name)
+        if match and (is_gone(match["process"]) or not is_here(match["process"])):
+            yield Waste(place, None, LEFTOVER, used_bytes(place), "half-prepared data of a process that is gone")
+
+
+def _temporary(path: Path, run: str | None) -> Waste | None:
+    """A file that a process of this machine is not writing, though it may be one of another."""
+    match = TEMPORARY.fullmatch(path.name)
+    if match and process_start(int(match["pid"])) is not None:
+        return None
+    if not match and not PROBE.fullmatch(path.name):
+        return None
+    return Waste(path, run, LEFTOVER, used_bytes(path), "a temporary file of a process that is gone")
+
+
+def _quiet(root: Path, found: list[Waste]) -> list[Waste]:
+    """Those that have been unchanged for long enough."""
+    if not found:
+        return []
+    now = _file_system_time(root)
+    return [waste for waste in found if now - _last_change(waste.path) > _quiet_s(waste.path)]
+
+
+def _quiet_s(path: Path) -> float:
+    match = BUILDING.fullmatch(path.name) if path.parent.name == "building" else None
+    return QUIET_ELSEWHERE_S if match and not is_here(match["process"]) else QUIET_S
+
+
+def _last_change(path: Path) -> float:
+    """The latest modification time below a path; of one that has vanished, now."""
+    try:
+        return max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _file_system_time(root: Path) -> float:
+    """Now, by the clock that sets the modification times of the store, which may be another machine's."""
+    probe = root / f".probe.{socket.gethostname()}.{time.monotonic_ns()}"
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+    except OSError:
+        return time.time()
+    return now
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""The loss table: one row per trial, from whatever the store holds."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retain.results.store.runs import State, Store
+from retain.sweeps.base.files import read_json, write_json, write_text
+from retain.sweeps.tree.tree import Tree
+
+if TYPE_CHECKING:
+    import pandas
+
+LOSSES = (
+    "immediate_posttraining_loss",
+    "retained_posttraining_loss",
+    "finetuning_loss",
+    "retained_pretraining_loss",
+)
+Row = dict[str, Any]
+
+
+def four_losses(path: Sequence[Mapping[str, Any] | None]) -> dict[str, float | None]:
+    """The paper's four losses (Section 3) from the held-out losses along a path, root first; None where one is missing.
+
+    L_im is that of the last stage before fine-tuning, the others are the leaf's. nats per token.
+    """
+    *before, leaf = path
+    last = before[-1] if before else None
+
+    def of(losses: Mapping[str, Any] | None, split: str) -> float | None:
+        return float(losses[split]["loss"]) if losses and split in losses else None
+
+    return {
+        "immediate_posttraining_loss": of(last, "posttraining"),
+        "retained_posttraining_loss": of(leaf, "posttraining") if last else None,
+        "finetuning_loss": of(leaf, "finetuning"),
+        "retained_pretraining_loss": of(leaf, "pretraining"),
+    }
+
+
+def trial_rows(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[Row]:
+    """One row per trial: axes, keys, the four losses (nats per token), tokens trained on its path; None where missing.
+
+    states: of all stages, where they have been read already.
+    """
+    states = store.states(tree.stages) if states is None else states
+    done = {key: store.run(key).losses() for key in tree.stages if states[key].state == "done"}
+    rows = []
+    for trial in tree.trials:
+        path = [done.get(key) for key in trial.path]
+        tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
+        keys = {"pretrain": trial.pretrain, "posttrain": trial.posttrain, "finetune": trial.finetune}
+        leaf = None if trial.finetune not in done else done[trial.finetune]["splits"]
+        splits = [losses["splits"] if losses else None for losses in path[:-1]]
+        rows.append({"axes": trial.axes, "keys": keys, **four_losses([*splits, leaf]), "tokens": tokens})
+    return rows
+
+
+def study_folder(store: Path, study: str) -> Path:
+    """Where a study's own output lies: its rows, table, figures and TensorBoard views."""
+    return store / "studies" / study
+
+
+def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
+    """Keep a study's rows, as JSON for `retain.results.load` and as losses.csv. Returns the latter."""
+    folder = study_folder(store, study)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "trials.json", list(rows))
+    write_text(folder / "losses.csv", csv_text(rows))
+    return folder / "losses.csv"
+
+
+def read_rows(store: Path, study: str) -> list[Row]:
+    """The rows last kept for a study. Raises FileNotFoundError."""
+    return list(read_json(study_folder(store, study) / "trials.json"))
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The rows as comma-separated values, a column for each axis, loss and key."""
+    flat = [flat_row(row) for row in rows]
+    text = io.StringIO()
+    axes = {name: None for row in rows for name in row["axes"]}
+    columns = [*axes, *(name for name in flat[0] if name not in axes)] if flat else []
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def flat_row(row: Row) -> Row:
+    """A row without nesting: axes, losses, tokens, then the keys as `pretrain_key` and so on."""
+    keys = {f"{stage}_key": key for stage, key in row["keys"].items()}
+    return {**row["axes"], **{name: row[name] for name in LOSSES}, "tokens": row["tokens"], **keys}
+
+
+def frame_of(rows: Sequence[Row]) -> "pandas.DataFrame":
+    """The rows as a pandas frame; missing losses are NaN."""
+    import pandas
+
+    frame = pandas.DataFrame([flat_row(row) for row in rows])
+    return frame.astype(dict.fromkeys((*LOSSES, "tokens"), float))

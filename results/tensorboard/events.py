@@ -1,0 +1,191 @@
+"""How TensorBoard shows a study: its axes as hyperparameters, its charts in groups, its figures as images.
+
+What the curves of a run are called is said here too, so that the charts find them.
+"""
+
+import hashlib
+import io
+import json
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from retain.results.store.loss_table import LOSSES
+
+CURVES = ("pretrain", "posttrain", "finetune")
+SPLITS = ("pretraining", "posttraining", "finetuning")
+MOST_VALUES = 100
+"""An axis with more values is filtered by a range: every run's event file would hold all of them."""
+Axes = Mapping[str, Any]
+
+
+def training_tag(stage: str, curve: str) -> str:
+    """The tag of a training curve of a kind of stage: loss, learning_rate or tokens_per_second."""
+    return f"{stage}/{curve}"
+
+
+def heldout_tag(split: str) -> str:
+    """The tag of the losses on a held-out split, by its role: pretraining, posttraining or finetuning."""
+    return f"heldout/{split}"
+
+
+def study_hyperparameters(study: str, trials: Sequence[Axes]) -> Any:
+    """A summary that says a study's hyperparameters, its axes with their values, and its metrics, the four losses.
+
+    trials: the axes of each.
+    """
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    values: dict[str, dict[Any, None]] = {}
+    for axes in trials:
+        for name, value in axes.items():
+            if value is not None:
+                values.setdefault(name, {})[_shown(value)] = None
+    experiment = api_pb2.Experiment(name=study)
+    for name, shown in values.items():
+        info = experiment.hparam_infos.add(name=name, type=_type(list(shown)))
+        if len(shown) <= MOST_VALUES:
+            for value in shown:
+                _set(info.domain_discrete.values.add(), value)
+    for name in LOSSES:
+        metric = api_pb2.MetricName(tag=f"losses/{name}")
+        experiment.metric_infos.add(name=metric, display_name=name, dataset_type=api_pb2.DATASET_VALIDATION)
+    return _marker(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment))
+
+
+def study_events(hyperparameters: Any, figures: Sequence[Path]) -> tuple[str, bytes]:
+    """The event file of a study: name and content.
+
+    hyperparameters: from `study_hyperparameters`. figures: PNG files. The name begins with the seconds since 1970, so
+    that what was written last is read last, and ends with a digest of what is shown (see `digest_of`).
+    """
+    summaries = [hyperparameters, _charts(), *map(_image, figures)]
+    now = time.time()
+    return f"events.out.tfevents.{int(now):010d}.{digest_of(summaries)}", _file(summaries, now)
+
+
+def run_events_name(hyperparameters: str, axes: Axes) -> str:
+    """The name of the event file that gives a run the values of its hyperparameters in one study.
+
+    hyperparameters: the digest of the study's. It is the first in a run's folder: of two sets of values TensorBoard keeps
+    the one that it reads first.
+    """
+    shown = {name: _shown(value) for name, value in axes.items() if value is not None}
+    digest = hashlib.sha256(json.dumps([hyperparameters, shown]).encode()).hexdigest()[:12]
+    return f"events.out.tfevents.{0:010d}.{digest}"
+
+
+def run_events_head(hyperparameters: Any) -> bytes:
+    """How that file begins, the same for every run: TensorBoard takes a study's hyperparameters from any run that says them.
+
+    It is made once, as TensorBoard's checksum of each record is slow.
+    """
+    return _file([hyperparameters], time.time())
+
+
+def run_events(head: bytes, axes: Axes) -> bytes:
+    """The content of that file: `run_events_head`, then the run's own values."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    start = plugin_data_pb2.SessionStartInfo()
+    for name, value in axes.items():
+        if value is not None:
+            _set(start.hparams[name], _shown(value))
+    session = _marker(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
+    return head + _records([Event(wall_time=time.time(), step=0, summary=session)])
+
+
+def digest_of(summaries: Sequence[Any]) -> str:
+    """Of what an event file shows, whenever it was written; the last part of its name."""
+    content = b"".join(summary.SerializeToString(deterministic=True) for summary in summaries)
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _charts() -> Any:
+    """The layout of TensorBoard's custom scalars: training losses by stage, held-out losses by split."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    groups = {
+        "training loss": {stage: training_tag(stage, "loss") for stage in CURVES},
+        "held-out loss": {split: heldout_tag(split) for split in SPLITS},
+    }
+    layout = layout_pb2.Layout()
+    for title, charts in groups.items():
+        category = layout.category.add(title=title)
+        for name, tag in charts.items():
+            category.chart.add(title=name, multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$"]))
+    value = Summary.Value(
+        tag=metadata.CONFIG_SUMMARY_TAG,
+        metadata=metadata.create_summary_metadata(),
+        tensor=make_tensor_proto(layout.SerializeToString()),
+    )
+    return Summary(value=[value])
+
+
+def _image(path: Path) -> Any:
+    """A PNG as it is."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    content = path.read_bytes()
+    # A PNG begins with a signature of 8 bytes, then the length and the name of its first chunk, then its size.
+    width, height = struct.unpack(">II", content[16:24])
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=content)
+    return Summary(value=[Summary.Value(tag=f"figures/{path.stem}", image=image)])
+
+
+def _marker(tag: str, content: Any) -> Any:
+    """A summary that carries only what the hparams plugin reads."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    described = metadata.create_summary_metadata(content)
+    # As the metadata has it, the order of a mapping differs from process to process, and so would the digest.
+    data = plugin_data_pb2.HParamsPluginData.FromString(described.plugin_data.content)
+    described.plugin_data.content = data.SerializeToString(deterministic=True)
+    return Summary(value=[Summary.Value(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)])
+
+
+def _file(summaries: Sequence[Any], now: float) -> bytes:
+    """An event file with these summaries, all at step 0."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    version = Event(wall_time=now, file_version="brain.Event:2")
+    return _records([version, *(Event(wall_time=now, step=0, summary=summary) for summary in summaries)])
+
+
+def _records(events: Sequence[Any]) -> bytes:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    content = io.BytesIO()
+    writer = RecordWriter(content)
+    for event in events:
+        writer.write(event.SerializeToString())
+    return content.getvalue()
+
+
+def _shown(value: Any) -> bool | float | str:
+    """An axis's value as a hyperparameter; one with several fields becomes their JSON."""
+    if isinstance(value, bool | str):
+        return value
+    return float(value) if isinstance(value, int | float) else json.dumps(value)
+
+
+def _set(place: Any, value: bool | float | str) -> None:
+    """Put a hyperparameter into protobuf's Value."""
+    kind = "bool_value" if isinstance(value, bool) else "string_value" if isinstance(value, str) else "number_value"
+    setattr(place, kind, value)
+
+
+def _type(values: Sequence[bool | float | str]) -> Any:
+    from tensorboard.plugins.hparams import api_pb2
+
+    if all(isinstance(value, bool) for value in values):
+        return api_pb2.DATA_TYPE_BOOL
+    if all(isinstance(value, float) for value in values):
+        return api_pb2.DATA_TYPE_FLOAT64
+    return api_pb2.DATA_TYPE_STRING

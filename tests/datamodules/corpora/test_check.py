@@ -1,0 +1,124 @@
+"""`retain data --check` against a hub on localhost, and without one."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from retain.datamodules.corpora.check import check_sources
+from retain.datamodules.corpora.tokenizer import train_tokenizer
+from retain.launchers.planning.plan import print_checks
+from retain.sweeps.base.files import read_json
+from retain.sweeps.schema.published_corpora import PUBLISHED
+from retain.sweeps.schema.read import read_study
+from tests.datamodules.corpora.hub_server import commit_of, hub
+from tests.datamodules.corpora.published import document, publish, records
+from tests.retain import retain, retain_json
+from tests.studies import documents_of, tiny_fields
+
+TOKENIZER = "HuggingFaceTB/SmolLM2-135M"
+SMALL = {"heldout": 0.2, "tokens": 640, "revision": "main"}
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder with studies in it, and the environment in which the hub is one that has the published corpora."""
+    folder = tmp_path_factory.mktemp("hub")
+    for name in PUBLISHED:
+        publish(name, folder)
+    train_tokenizer(documents_of("general"), 300).save(folder / "models" / TOKENIZER)
+    with hub(folder) as address:
+        yield folder, {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
+
+
+def write_study(folder: Path, corpora: dict[str, Any], tokenizer: dict[str, Any]) -> Path:
+    """The tiny study on other corpora than its own."""
+    sections = ("pretrain", "posttrain", "finetune")
+    fields = tiny_fields(grid={}) | {"corpora": corpora, "tokenizer": tokenizer}
+    for section, corpus in zip(sections, [*corpora] * 3, strict=False):
+        fields[section] |= {"corpus": corpus, "tokens": 640}
+    fields["pretrain"]["warmup"] = fields["posttrain"]["warmup"] = fields["finetune"]["warmup"] = 1
+    path = folder / f"{'-'.join(corpora)}.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+BROKEN = {
+    "nowhere": {"hf": "m-a-p/MusicPail"},
+    "moved": {"published": "musicpile", "revision": "0" * 40},
+    "unconfigured": {"published": "chempile", "revision": "main", "config": "abstracts"},
+    "fieldless": {"published": "flan", "template": "{question}"},
+    "splitless": {"published": "c4", "revision": "main", "split": "training"},
+}
+
+
+@pytest.fixture(scope="module")
+def checked(online: tuple[Path, dict[str, str]]) -> dict[str, Any]:
+    """What is said of a study of which one half resolves and the other does not."""
+    folder, more = online
+    corpora = {name: {"published": name} | SMALL for name in PUBLISHED} | BROKEN
+    study = write_study(folder, corpora, {"hf": TOKENIZER})
+    return dict(retain_json("data", study, "--check", code=3, more=more))
+
+
+def test_what_resolves_is_told_with_its_commit_and_how_to_pin_it(
+    checked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {row["name"]: row for row in checked["checks"]}
+    assert rows["tokenizer"]["commit"] == commit_of(TOKENIZER)
+    for name, fields in PUBLISHED.items():
+        row = rows[f"corpora.{name}"]
+        assert row["problem"] is None
+        assert row["commit"] == commit_of(fields["hf"])
+        assert row["pin"] == f"corpora.{name}.revision={row['commit']}"
+        assert row["begins"] == document(name, records(name, 0)[0])
+    print_checks(checked)
+    assert f"to pin: tokenizer.revision={commit_of(TOKENIZER)} corpora.c4.revision=" in capsys.readouterr().out
+
+
+def test_what_does_not_resolve_is_told_each_with_its_cure_and_code_3(checked: dict[str, Any]) -> None:
+    assert not checked["resolves"]
+    problems = {row["name"].removeprefix("corpora."): row["problem"] for row in checked["checks"] if row["problem"]}
+    assert set(problems) == set(BROKEN)
+    assert "m-a-p/MusicPail: the hub has no such dataset" in problems["nowhere"]
+    assert f"not at revision {'0' * 40}" in problems["moved"]
+    assert "abstracts" in problems["unconfigured"]
+    assert "no text in field 'question' (it has inputs, targets, task); set template:" in problems["fieldless"]
+    assert "training" in problems["splitless"]
+    assert all("\n" not in problem for problem in problems.values())
+
+
+def test_prepared_data_remembers_the_commit_that_a_branch_stood_for(online: tuple[Path, dict[str, str]]) -> None:
+    folder, more = online
+    study = write_study(folder, {name: {"published": name} | SMALL for name in ("c4", "flan")}, {"hf": TOKENIZER})
+    retain("data", study, "--store", folder / "store", more=more)
+    notes = [read_json(path) for path in (folder / "store" / "prepared").glob("*.json")]
+    commits = {note["source"]["hf"]: note.get("commit") for note in notes}
+    assert commits == {TOKENIZER: None} | {
+        PUBLISHED[name]["hf"]: commit_of(PUBLISHED[name]["hf"]) for name in ("c4", "flan")
+    }
+
+
+def test_without_a_hub_it_says_so_once_and_within_seconds(tmp_path: Path) -> None:
+    study = write_study(tmp_path, {name: {"published": name} for name in PUBLISHED}, {"hf": TOKENIZER})
+    begun = time.monotonic()
+    made = retain_json("data", study, "--check", code=3, more={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert time.monotonic() - begun < 30
+    first, *others = [row["problem"] for row in made["checks"]]
+    assert "the hub does not answer" in first
+    assert set(others) == {"not asked, as the hub does not answer; see above"}
+
+
+def test_local_sources_need_no_hub(tmp_path: Path) -> None:
+    publish("musicpile", tmp_path)
+    (tmp_path / "a.txt").write_text("some text")
+    local = {"published": "musicpile", "files": "datasets"}
+    study = write_study(tmp_path, {"a": {"files": "a.txt"}, "b": local, "c": {"package": "chemicals"}}, {"train": 300})
+    made = list(check_sources(read_study(str(study))))
+    assert [(check.begins is not None, check.problem, check.pin) for check in made] == [
+        (False, None, None),
+        *[(True, None, None)] * 3,
+    ]

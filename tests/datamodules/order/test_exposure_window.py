@@ -1,0 +1,175 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retain.datamodules.order.mixtures import ExposureWindow, Mixture, stage_order
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.read import read_study
+from tests.datamodules.order.test_mixtures import SEEDS, SIZE, everything, members, subset
+from tests.studies import tiny_study, tiny_tree
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> ExposureWindow:
+    """Any window that holds its exposure, also one filled by it, and one that goes through D_post several times."""
+    distinct, seed = draw(st.integers(1, SIZE)), draw(SEEDS)
+    amount = draw(st.integers(1, 3 * SIZE))
+    begin = draw(st.integers(0, distinct))
+    end = draw(st.integers(begin + amount, distinct + amount))
+    post = subset("post", draw(st.integers(1, min(amount, SIZE))), seed=seed)
+    return ExposureWindow(subset("main", distinct, seed=seed), post, amount, begin, end, seed)
+
+
+@given(windows())
+def test_every_sequence_is_shown_exactly_as_often_as_the_recipe_says(order: ExposureWindow) -> None:
+    seen = Counter(everything(order))
+    assert seen.total() == order.total == order.main.distinct + order.amount
+    assert {seen[place] for place in members(order.main)} == {1}
+    passes, more = divmod(order.amount, order.exposed.distinct)
+    times = Counter({passes + 1: more, passes: order.exposed.distinct - more})
+    assert Counter(seen[place] for place in members(order.exposed)) == times - Counter()
+
+
+@given(windows(), st.data())
+def test_exposure_is_within_its_window_and_evenly_spread_over_it(order: ExposureWindow, data: st.DataObject) -> None:
+    exposed = np.array([corpus == "post" for corpus, _ in everything(order)])
+    assert not exposed[: order.begin].any()
+    assert not exposed[order.end :].any()
+    first = data.draw(st.integers(order.begin, order.end))
+    last = data.draw(st.integers(first, order.end))
+    share = order.amount / (order.end - order.begin)
+    assert abs(exposed[first:last].sum() - share * (last - first)) < 2
+
+
+@settings(max_examples=60)
+@given(windows(), st.data())
+def test_the_order_is_the_same_from_any_position_on_and_on_any_ranks(
+    order: ExposureWindow, data: st.DataObject
+) -> None:
+    whole = everything(order)
+    world, start = data.draw(st.integers(1, 5)), data.draw(st.integers(0, order.total - 1))
+    for rank in range(world):
+        positions = np.arange(start + rank, order.total, world)
+        source, sequence = order.locate(positions)
+        names = [order.subsets[index].corpus for index in source]
+        assert list(zip(names, sequence.tolist(), strict=True)) == whole[start + rank :: world]
+
+
+@given(windows(), st.data())
+def test_general_sequences_follow_each_other_in_one_order_wherever_the_window_lies(
+    order: ExposureWindow, data: st.DataObject
+) -> None:
+    begin = data.draw(st.integers(0, order.main.distinct))
+    end = data.draw(st.integers(begin + order.amount, order.total))
+    moved = ExposureWindow(order.main, order.exposed, order.amount, begin, end, order.seed)
+    for corpus in ("main", "post"):
+        first, second = ([place for place in everything(one) if place[0] == corpus] for one in (order, moved))
+        assert first == second
+
+
+def test_another_seed_is_another_order_and_other_places_of_the_same_sequences() -> None:
+    first, second = (
+        everything(ExposureWindow(subset("main", 50), subset("post", 20), 20, 10, 60, seed)) for seed in (1, 2)
+    )
+    assert sorted(first) == sorted(second)
+    for corpus in ("main", "post"):
+        assert [place for place in first if place[0] == corpus] != [place for place in second if place[0] == corpus]
+    assert [corpus for corpus, _ in first] != [corpus for corpus, _ in second]
+
+
+def test_positions_of_twenty_billion_tokens_are_found_at_once() -> None:
+    general, exposed, begin = 20_000_000, 300_000, 9_000_000
+    end = begin + 2 * exposed
+    main, post = subset("main", general, size=general), subset("post", exposed, size=exposed)
+    order = ExposureWindow(main, post, exposed, begin, end, 7)
+    source, _ = order.locate(np.array([0, begin - 1, end, order.total - 1]))
+    assert source.tolist() == [0, 0, 0, 0]
+    source, sequence = order.locate(np.arange(begin, begin + 1000))
+    assert abs(int(source.sum()) - 500) <= 1
+    assert len(set(sequence[source == 1].tolist())) == source.sum()
+    assert (sequence < np.where(source == 1, exposed, general)).all()
+
+
+SIZES = {"pre": SIZE, "post": SIZE}
+RECIPE: dict[str, Any] = {"corpus": "pre", "subset_seed": 4, "seed": 9, "distinct": 30, "sequences": 40}
+
+
+def test_a_recipe_with_a_window_is_that_window_and_one_without_it_a_mixture_over_all_of_the_stage() -> None:
+    exposure = {"corpus": "post", "distinct": 10, "sequences": 10}
+    order = stage_order(RECIPE | {"exposure": exposure | {"window": [20, 40]}}, SIZES)
+    assert isinstance(order, ExposureWindow)
+    uniform = stage_order(RECIPE | {"exposure": exposure}, SIZES)
+    assert isinstance(uniform, Mixture)
+    assert sorted(everything(order)) == sorted(everything(uniform))
+    assert {corpus for corpus, _ in everything(order)[:20]} == {"pre"}
+
+
+PRETRAIN = {"grid": {}, "pretrain.tokens": 320 * 32, "posttrain.tokens": 80 * 32, "pretrain.exposure": 1}
+
+
+def pretrain_key(**overrides: Any) -> str:
+    (trial,) = tiny_tree(**PRETRAIN | overrides).trials
+    return trial.pretrain
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"pretrain.exposure_schedule": "uniform"}, {}),
+        ({"pretrain.exposure_schedule": [0, 1]}, {}),
+        ({"pretrain.exposure_schedule": "early"}, {"pretrain.exposure_schedule": [0, 0.5]}),
+        ({"pretrain.exposure_schedule": "late"}, {"pretrain.exposure_schedule": [0.5, 1.0]}),
+        ({"pretrain.exposure_schedule": "late", "pretrain.exposure": 0}, {"pretrain.exposure": 0}),
+        ({"pretrain.exposure_schedule": [0, 0.001], "pretrain.exposure": 0}, {"pretrain.exposure": 0}),
+    ],
+)
+def test_schedules_that_mean_the_same_training_share_its_key(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert pretrain_key(**first) == pretrain_key(**second)
+
+
+def test_schedules_are_an_axis_of_words_and_windows() -> None:
+    schedules = ["uniform", "early", "late", [0.25, 0.75]]
+    tree = tiny_tree(**PRETRAIN | {"grid": {"pretrain.exposure_schedule": schedules}})
+    assert len({trial.pretrain for trial in tree.trials}) == 4
+    assert len({stage.tokens for stage in tree.stages.values() if stage.stage == "pretrain"}) == 1
+    unmixed = tiny_tree(**PRETRAIN | {"pretrain.exposure": 0, "grid": {"pretrain.exposure_schedule": schedules}})
+    assert len({trial.pretrain for trial in unmixed.trials}) == 1
+
+
+def test_an_override_and_a_case_may_name_one_window_or_list_several(tmp_path: Path) -> None:
+    path = str(tiny_study(tmp_path, **PRETRAIN))
+    assert read_study(path, ["pretrain.exposure_schedule=[0.2, 0.6]"]).study.pretrain.exposure_schedule == (0.2, 0.6)
+    several = read_study(path, ["pretrain.exposure_schedule=[early, [0.2, 0.6]]"])
+    assert several.axes == {"pretrain.exposure_schedule": ["early", (0.2, 0.6)]}
+    cases = {
+        "one": {"pretrain.exposure_schedule": [0.2, 0.6]},
+        "two": {"pretrain.exposure_schedule": ["early", "late"]},
+    }
+    assert len(tiny_tree(**PRETRAIN | {"cases": {"when": cases}}).trials) == 3
+
+
+def test_a_window_that_cannot_hold_the_exposure_is_refused_with_its_numbers_and_a_full_one_is_not() -> None:
+    pretrain_key(**{"pretrain.exposure_schedule": [0.5, 0.7]})
+    with pytest.raises(
+        StudyError,
+        match=r"pretrain\.exposure_schedule: \(0\.5, 0\.6\) leaves room for 40 sequences, and 80 are mixed in",
+    ):
+        pretrain_key(**{"pretrain.exposure_schedule": [0.5, 0.6]})
+
+
+def test_a_window_holds_repeated_exposure_too() -> None:
+    twice = {"pretrain.exposure": 2, "pretrain.repeat": True}
+    pretrain_key(**twice, **{"pretrain.exposure_schedule": "late"})
+    with pytest.raises(StudyError, match="160 are mixed in"):
+        pretrain_key(**twice, **{"pretrain.exposure_schedule": [0.8, 1]})
+
+
+@pytest.mark.parametrize("wrong", ["always", [0.5], [0.5, 0.5], [0.6, 0.2], [-0.1, 0.5], [0, 1.1], [False, True], 0.5])
+def test_what_is_no_schedule_is_refused_with_the_ways_to_write_one(wrong: Any) -> None:
+    with pytest.raises(StudyError, match=r"pretrain\.exposure_schedule: .* is no schedule; write uniform, early, late"):
+        tiny_tree(**PRETRAIN | {"pretrain.exposure_schedule": wrong})

@@ -1,0 +1,190 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from retain.datamodules.corpora.prepare import packed_corpus
+from retain.datamodules.order.batches import Batches, recipe_digest, stage_batches
+from retain.datamodules.order.digest import add_digests
+from retain.datamodules.order.mixtures import stage_order
+from retain.datamodules.order.stage_data import StageData, heldout_sequences
+from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.schema.read import read_study
+from retain.sweeps.tree.tree import expand
+from tests.conftest import Prepared
+from tests.studies import tiny_study
+
+MIXED = {"grid": {}, "pretrain.exposure": 0.5, "pretrain.batch": 7, "posttrain.replay": 0.1, "posttrain.batch": 7}
+
+
+@pytest.fixture(scope="module")
+def recipes(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Of one trial with exposure and replay, by stage; its batches divide no stage evenly."""
+    file = read_study(str(tiny_study(tmp_path_factory.mktemp("mixed"), **MIXED)))
+    stages = expand(file, prepared.facts).stages.values()
+    return {stage.stage: json.loads(stage.recipe) for stage in stages}
+
+
+def batches(recipe: dict[str, Any], store: Path, world: int = 1) -> list[torch.Tensor]:
+    """The global batch of each step, put together from what the ranks read."""
+    ranks = [stage_batches(recipe, store, rank, world) for rank in range(world)]
+    whole = []
+    for step in range(len(ranks[0])):
+        shares = [torch.from_numpy(rank.tokens(step)) for rank in ranks]
+        batch = torch.empty(sum(map(len, shares)), shares[0].shape[1], dtype=torch.int64)
+        for rank, share in enumerate(shares):
+            batch[rank::world] = share
+        whole.append(batch)
+    return whole
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "posttrain", "finetune"])
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_every_batch_is_the_same_for_any_number_of_ranks(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]], stage: str, world: int
+) -> None:
+    alone = batches(recipes[stage], prepared.store)
+    shared = batches(recipes[stage], prepared.store, world)
+    assert len(alone) == len(shared) == recipes[stage]["steps"]
+    assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "posttrain", "finetune"])
+def test_a_stage_reads_its_sequences_all_and_in_batches_of_its_size(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]], stage: str
+) -> None:
+    recipe = recipes[stage]
+    *full, last = map(len, batches(recipe, prepared.store))
+    assert set(full) == {recipe["batch"]}
+    assert sum(full) + last == recipe["sequences"]
+    assert 0 < last <= recipe["batch"]
+
+
+def test_what_is_read_is_what_stands_in_the_packed_corpora(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]]
+) -> None:
+    recipe = recipes["pretrain"]
+    names = [recipe["corpus"], recipe["exposure"]["corpus"]]
+    packed = {name: packed_corpus(prepared.store, name) for name in names}
+    order = stage_order(recipe, {name: corpus.count("train") for name, corpus in packed.items()})
+    source, sequence = order.locate(np.arange(order.total))
+    read = torch.cat(batches(recipe, prepared.store)).numpy()
+    assert set(source) == {0, 1}
+    for index, name in enumerate(names):
+        rows = packed[name].sequences("train")[sequence[source == index]]
+        assert (read[source == index] == rows).all()
+
+
+@pytest.mark.parametrize("first", [0, 1, 17])
+def test_a_loader_starts_at_any_step(prepared: Prepared, recipes: dict[str, dict[str, Any]], first: int) -> None:
+    data = StageData(recipes["posttrain"], prepared.store)
+    data.next_step = first
+    from_there = list(data.train_dataloader())
+    expected = batches(recipes["posttrain"], prepared.store)[first:]
+    assert len(from_there) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(from_there, expected, strict=True))
+
+
+def test_a_rank_that_a_small_last_batch_does_not_reach_reads_nothing(prepared: Prepared) -> None:
+    fingerprint = prepared.facts.corpora["general", 32].fingerprint
+    recipe = {"corpus": fingerprint, "distinct": 9, "sequences": 9, "subset_seed": 0, "seed": 0, "batch": 8}
+    corpus = packed_corpus(prepared.store, fingerprint)
+    order = stage_order(recipe, {fingerprint: corpus.count("train")})
+    shares = [Batches(order, {fingerprint: corpus}, 8, rank, 4).tokens(1) for rank in range(4)]
+    assert [len(share) for share in shares] == [1, 0, 0, 0]
+    assert all(share.shape[1] == 32 and share.dtype == np.int64 for share in shares)
+
+
+def test_no_held_out_sequence_is_ever_read_in_training(prepared: Prepared, recipes: dict[str, dict[str, Any]]) -> None:
+    for stage, recipe in recipes.items():
+        read = {tuple(row) for batch in batches(recipe, prepared.store) for row in batch.tolist()}
+        for corpus in prepared.facts.corpora.values():
+            held = {tuple(row) for row in heldout_sequences(prepared.store, corpus.fingerprint).tolist()}
+            assert held
+            assert not read & held, stage
+
+
+def test_held_out_sequences_are_the_whole_split_in_order(prepared: Prepared) -> None:
+    facts = prepared.facts.corpora["music", 32]
+    held = heldout_sequences(prepared.store, facts.fingerprint)
+    assert held.shape == (facts.heldout, 32)
+    assert held.dtype == torch.int64
+    assert (held.numpy() == packed_corpus(prepared.store, facts.fingerprint).sequences("heldout")).all()
+
+
+def test_a_stage_whose_corpus_is_absent_says_so(tmp_path: Path, recipes: dict[str, dict[str, Any]]) -> None:
+    with pytest.raises(MissingResourceError, match="run `retain data` for the study again"):
+        StageData(recipes["pretrain"], tmp_path)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_token_proof_of_what_the_ranks_read_is_that_of_the_recipe(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]], world: int
+) -> None:
+    recipe, steps = recipes["posttrain"], 9
+    shares = []
+    for rank in range(world):
+        data = StageData(recipe, prepared.store, rank, world)
+        for batch in list(data.train_dataloader())[:steps]:
+            data.on_before_batch_transfer(batch, 0)
+        assert data.next_step == steps
+        shares.append(data.digest)
+    assert add_digests(shares) == recipe_digest(recipe, prepared.store, steps)
+
+
+def test_the_token_proof_notices_another_token_another_place_and_another_step(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]]
+) -> None:
+    whole = stage_batches(recipes["pretrain"], prepared.store)
+    tokens = whole.tokens(0)
+    changed = tokens.copy()
+    changed[3, 5] += 1
+    digests = {
+        whole.digest(0, tokens),
+        whole.digest(0, changed),
+        whole.digest(0, tokens[::-1]),
+        whole.digest(1, tokens),
+    }
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "posttrain"])
+@pytest.mark.parametrize("world", [1, 3])
+def test_steps_located_in_blocks_are_those_located_one_by_one(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]], stage: str, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retain.datamodules.order.batches.BLOCK", 40)
+    rank = stage_batches(recipes[stage], prepared.store, world - 1, world)
+    for first in (0, 1, len(rank) - 1):
+        shares = list(rank.shares_to_read(first))
+        assert [share.step for share in shares] == list(range(first, len(rank)))
+        for share in shares:
+            source, sequence = rank.order.locate(rank.positions(share.step))
+            assert (share.source == source).all()
+            assert (share.sequence == sequence).all()
+
+
+def test_the_token_proof_is_of_the_batches_that_the_steps_were_given(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]]
+) -> None:
+    data = StageData(recipes["finetune"], prepared.store)
+    for batch in list(data.train_dataloader())[1:4]:
+        data.on_before_batch_transfer(batch, 0)
+    assert data.digest != recipe_digest(recipes["finetune"], prepared.store, 3)
+
+
+def test_a_token_proof_that_a_state_brings_goes_on_from_there(
+    prepared: Prepared, recipes: dict[str, dict[str, Any]]
+) -> None:
+    whole, later = (StageData(recipes["finetune"], prepared.store) for _ in range(2))
+    batches = list(whole.train_dataloader())[:5]
+    for step, batch in enumerate(batches):
+        if step == 2:
+            later.digest, later.next_step = whole.digest, step
+        whole.on_before_batch_transfer(batch, 0)
+    for batch in batches[2:]:
+        later.on_before_batch_transfer(batch, 0)
+    assert later.digest == whole.digest

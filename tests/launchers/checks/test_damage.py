@@ -1,0 +1,108 @@
+"""Damaged files of a store: every verb says which one and what to do, and nothing is trained from it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retain.results.store.runs import Store
+from tests.conftest import Trained
+from tests.launchers.cli.test_bad_input import assert_one_sentence
+from tests.retain import losses, retain, retain_json, weights
+
+
+def first_run(store: Path, stage: str) -> Path:
+    return next(run.folder for run in Store(store).runs() if run.spec()["stage"] == stage)
+
+
+def empty_state(store: Path) -> Path:
+    return empty(first_run(store, "posttrain") / "state.json")
+
+
+def empty_losses(store: Path) -> Path:
+    return empty(first_run(store, "posttrain") / "losses.json")
+
+
+def empty_note(store: Path) -> Path:
+    for path in (store / "prepared").glob("*.json"):
+        empty(path)
+    return store / "prepared"
+
+
+def empty_manifest(store: Path) -> Path:
+    for path in (store / "corpora").glob("*/manifest.json"):
+        empty(path)
+    return store / "corpora"
+
+
+def no_manifest(store: Path) -> Path:
+    for path in (store / "corpora").glob("*/manifest.json"):
+        path.unlink()
+    return store / "corpora"
+
+
+def empty_tokenizer(store: Path) -> Path:
+    for path in (store / "tokenizers").glob("*/tokenizer.json"):
+        empty(path)
+    return store / "tokenizers"
+
+
+def empty(path: Path) -> Path:
+    path.write_text("")
+    return path
+
+
+@pytest.fixture
+def copied(trained: Trained, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained.store, tmp_path / "runs", symlinks=True))
+
+
+@pytest.mark.parametrize("harm", [empty_state, empty_losses, empty_note, empty_manifest, no_manifest, empty_tokenizer])
+def test_a_damaged_file_is_named_with_the_cure(harm: Callable[[Path], Path], trained: Trained, copied: Path) -> None:
+    place = harm(copied)
+    refused = retain("run", trained.study, "--store", copied, code=None)
+    assert refused.returncode in (2, 3)
+    assert_one_sentence(refused.stderr, [str(place), "delete"])
+
+
+def test_the_cure_of_a_damaged_run_makes_it_anew_in_the_same_bits(trained: Trained, copied: Path) -> None:
+    shutil.rmtree(empty_state(copied).parent)
+    retain("run", trained.study, "--store", copied)
+    assert weights(copied) == weights(trained.store)
+    assert losses(copied) == losses(trained.store)
+
+
+def test_verify_tells_all_damage_and_goes_on(trained: Trained, copied: Path) -> None:
+    damaged = empty_state(copied).parent
+    corpus = next((copied / "corpora").iterdir())
+    (corpus / "train.bin").write_bytes((corpus / "train.bin").read_bytes()[:-1])
+    state = first_run(copied, "pretrain") / "checkpoint" / "step-000000005"
+    state.mkdir(parents=True)
+    (state / "state.json").write_text("{")
+    problems = retain_json("verify", "--store", copied, code=1)["problems"]
+    told = {problem["where"] for problem in problems}
+    assert {damaged.name, f"corpora/{corpus.name}", state.parent.parent.name} <= told
+    assert any(f"{state.name} is damaged" in problem["what"] for problem in problems)
+
+
+@pytest.mark.parametrize("verb", ["status", "verify", "gc", "cancel laptop", "retry 0f4d", "logs 0f4d", "export 0f4d"])
+def test_a_store_that_is_not_there_is_told_and_not_taken_for_an_empty_one(tmp_path: Path, verb: str) -> None:
+    told = retain(*verb.split(), "--store", tmp_path / "none", code=3).stderr
+    assert_one_sentence(told, ["no such store", "none"])
+
+
+def test_nothing_is_trained_from_damaged_weights(trained: Trained, copied: Path) -> None:
+    parent = first_run(copied, "posttrain")
+    children = [run.folder for run in Store(copied).runs() if run.spec()["parent"] == parent.name]
+    for child in children:
+        shutil.rmtree(child)
+    file = parent / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 64
+    file.write_bytes(content)
+    failed = retain("run", trained.study, "--store", copied, code=1)
+    assert f"{parent.name}: model/model.safetensors is damaged; delete this folder" in failed.stderr
+    states = [json.loads((child / "state.json").read_text())["state"] for child in children]
+    assert set(states) == {"failed"}

@@ -1,0 +1,111 @@
+"""What a user may rely on when a store has very many runs; how fast it is, is measured in benchmarks/scale.py."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from retain.launchers.checks.verify import token_problems
+from retain.launchers.cli.views import TELLING, most_telling, print_json, status_table
+from retain.launchers.jobs.status import orphans
+from retain.launchers.jobs.submissions import new_submission, submitted_job, submitted_jobs, write_submission
+from retain.launchers.slurm.client import Job
+from retain.results.store.runs import Run, Store
+from retain.results.store.status import study_status
+from retain.results.tensorboard.events import run_events_name
+from tests.conftest import Trained
+from tests.results.runs import finish_all, registered
+
+EVENTS = """
+from retain.results.tensorboard.events import digest_of, run_events_name, study_hyperparameters
+axes = {f"field{number}": number for number in range(8)}
+print(digest_of([study_hyperparameters("tiny", [axes])]), run_events_name("digest", axes))
+"""
+
+
+def test_a_long_status_shows_first_what_failed_or_is_at_work_in_the_order_of_the_tree(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    rows = study_status(tree, store)
+    states = ["done", "done", "planned", "failed", "done", "running", "queued", "planned"]
+    told = [replace(row, state=state) for row, state in zip(rows, states, strict=True)]
+    assert set(states) <= set(TELLING)
+    assert [row.state for row in most_telling(told, 3)] == ["failed", "running", "queued"]
+    assert [row.state for row in most_telling(told, 4)] == ["planned", "failed", "running", "queued"]
+    assert most_telling(told, 8) == told
+    table = status_table(told, most_telling(told, 3))
+    assert (table.row_count, table.title) == (3, "3 done, 2 planned, 1 failed, 1 running, 1 queued")
+
+
+def test_a_document_is_one_json_value_with_each_run_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"runs": [{"key": "a", "reason": "line\nbreak"}, {"key": "b"}], "none": [], "totals": {"a": {"b": 1.5}}}
+    print_json(document | {"study": None})
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == document | {"study": None}
+    assert sum(line.strip().startswith('{"key"') for line in printed.splitlines()) == 2
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        print_json({"loss": float("nan")})
+
+
+def test_the_runs_of_a_store_are_those_registered_in_the_order_of_their_keys(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    (store.root / "corpora").mkdir()
+    (store.root / "zzz").write_text("no run")
+    assert [run.key for run in store.runs()] == sorted(tree.stages)
+    assert Store(tmp_path / "none").runs() == Store(store.root / "zzz").runs() == []
+
+
+def test_the_jobs_of_many_runs_are_those_of_each(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    keys = list(tree.stages)
+    array, single, packed = new_submission(keys[:3]), new_submission(keys[3:4]), new_submission(keys[4:7], pack=2)
+    for number, submission in enumerate((array, single, packed)):
+        write_submission(store, replace(submission, job_id=str(number)))
+        for key in submission.keys:
+            store.run(key).save_state(replace(store.run(key).state(), submission=submission.token))
+    store.run(keys[7]).save_state(replace(store.run(keys[7]).state(), submission="gone"))
+    found = submitted_jobs(store, map(store.run, keys))
+    assert list(found.values()) == ["0_0", "0_1", "0_2", "1", "2_0", "2_0", "2_1"]
+    assert found == {key: job for key in keys if (job := submitted_job(store, store.run(key)))}
+    live = {job: Job(job, array.name, "PENDING", "") for job in ("0_0", "0_1", "0_2")}
+    assert orphans(store, live) == []
+    (store.root / keys[1] / "stage.json").unlink()
+    (store.root / keys[1] / "state.json").unlink()
+    (store.root / keys[1]).rmdir()
+    assert [(orphan.job_id, orphan.key) for orphan in orphans(store, live)] == [("0_1", keys[1])]
+
+
+def test_registering_many_stages_again_changes_nothing_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    finish_all(tree, store, lambda stage: stage == "pretrain")
+    before = {path: path.read_bytes() for path in store.root.rglob("*.json")}
+    registered(tmp_path / "runs")
+    assert {path: path.read_bytes() for path in store.root.rglob("*.json")} == before
+    assert not list(store.root.rglob(".*"))
+
+
+def test_the_views_of_tensorboard_have_the_same_names_in_every_process() -> None:
+    printed = {
+        subprocess.run([sys.executable, "-c", EVENTS], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    }
+    assert len(printed) == 1
+    assert run_events_name("digest", {"seed": 1}) != run_events_name("digest", {"seed": 2})
+    assert run_events_name("digest", {"seed": 1}) != run_events_name("other", {"seed": 1})
+
+
+def test_siblings_share_a_token_proof_and_a_false_one_is_found_all_the_same(trained: Trained) -> None:
+    store = Store(trained.store)
+    siblings = [run for run in store.runs() if run.spec()["stage"] == "finetune"]
+    known: dict[str, str] = {}
+    assert [token_problems(store, run, known) for run in siblings] == [[]] * len(siblings)
+    assert len(known) == 1
+
+    class Liar(Run):
+        def losses(self) -> dict[str, object]:
+            return super().losses() | {"token_digest": "0" * 32}
+
+    (problem,) = token_problems(store, Liar(siblings[-1].folder), known)
+    assert "up to its end it saw other tokens" in problem

@@ -1,0 +1,163 @@
+"""The theory study through the same verbs, store and processes as every other, cut to four trials."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from retain.launchers.local.launcher import Team, local_slots, train
+from retain.launchers.planning.opened_study import open_study, prepare_study
+from retain.launchers.planning.register import register
+from retain.launchers.stage.ranks import Group
+from retain.launchers.stage.signals import StopRequest
+from retain.launchers.stage.training.resume import StageStopped
+from retain.launchers.stage.training.run import run_stage
+from retain.results.figures.theory import draw_theory, read_trial
+from retain.results.store.loss_table import trial_rows
+from retain.results.store.runs import Store
+from retain.results.store.status import study_status
+from retain.results.store.verify import run_problems
+from retain.sweeps.base.errors import StageFailedError
+from tests.retain import losses, retain, retain_json, train_here, weights
+
+SMALL = ("pretrain.exposure=[0, 0.95]", "seed=[0, 1]", "pretrain.lr=0.02")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a run of four trials: read it, do not write into it."""
+    store = tmp_path_factory.mktemp("theory") / "runs"
+    assert {state.state for state in train_here(Path("theory"), store, *SMALL).values()} == {"done"}
+    return store
+
+
+def test_every_stage_is_done_and_has_its_matrices_losses_and_curves(ran: Path) -> None:
+    store = Store(ran)
+    assert len(store.runs()) == 12
+    for run in store.runs():
+        assert run_problems(store, run) == []
+        assert set(load_file(run.model / "model.safetensors")) == {"w1", "w2", "u", "v"}
+        kept = run.losses()
+        assert kept["trained_tokens"] == kept["steps"] == run.spec()["recipe"]["steps"]
+        assert len(kept["features"]["times"]) == len(kept["features"]["strengths"]) > 100
+        assert list(run.folder.glob("events.*"))
+    leaves = [run for run in store.runs() if run.spec()["stage"] == "finetune"]
+    assert all(set(run.losses()["splits"]) == {"pretraining", "posttraining", "finetuning"} for run in leaves)
+
+
+def test_results_have_the_four_losses_and_mixed_forgets_nothing_while_unmixed_does(ran: Path) -> None:
+    rows = retain_json("results", "theory", *SMALL, "--store", ran)["trials"]
+    assert len(rows) == 4
+    for row in rows:
+        forgotten = row["retained_posttraining_loss"] - row["immediate_posttraining_loss"]
+        assert abs(forgotten) < 1e-3 if row["axes"]["pretrain.exposure"] else forgotten > 0.3
+    # Seeds turn the singular vectors and nothing else.
+    assert rows[0]["finetuning_loss"] == pytest.approx(rows[1]["finetuning_loss"], abs=1e-12)
+    assert rows[0]["keys"] != rows[1]["keys"]
+
+
+def test_plan_status_why_and_verify_know_it(ran: Path) -> None:
+    plan = retain_json("plan", "theory", *SMALL, "--store", ran)
+    assert {stage["state"] for stage in plan["stages"]} == {"done"}
+    assert plan["totals"]["to_train"] == 0
+    assert set(plan["stages"][0]) == {"key", "stage", "parent", "axes", "tokens", "state"}
+    status = study_status(open_study("theory", SMALL, ran).tree, Store(ran))
+    assert {(run.state, run.progress, run.tokens) for run in status if run.stage == "posttrain"} == {
+        ("done", 1.0, 2000)
+    }
+    unmixed, mixed = (
+        next(stage["key"] for stage in plan["stages"] if stage["axes"] == {"pretrain.exposure": alpha, "seed": 0})
+        for alpha in (0, 0.95)
+    )
+    why = retain_json("why", "theory", unmixed, mixed, *SMALL, "--store", ran)
+    assert {difference["field"].split(".")[1] for difference in why["differences"]} == {"exposure"}
+    assert "12 runs checked, 0 problems" in retain("verify", "theory", *SMALL, "--store", ran).stdout
+    refused = retain("export", mixed, "--store", ran, "--to", ran / "out", code=2).stderr
+    assert "no Hugging Face form" in refused
+
+
+def test_the_figure_is_written_as_png_and_svg_and_says_how_near_the_closed_forms_are(ran: Path) -> None:
+    opened = open_study("theory", SMALL, ran)
+    rows = trial_rows(opened.tree, opened.store)
+    png, svg = draw_theory(ran, "theory", rows)
+    assert png.name == "theory.png"
+    text = svg.read_text(encoding="utf-8")
+    for words in (
+        "α* = 0.758",
+        "learns invariant and inconsistent",
+        "learns invariant and specialised",
+        "closed forms",
+    ):
+        assert words in text
+    assert "missing" not in text
+    before = png.read_bytes(), svg.read_bytes()
+    assert [path.read_bytes() for path in draw_theory(ran, "theory", rows)] == list(before)
+    # The tolerance of the study is 0.02 at a quarter of this learning rate.
+    trials = [read_trial(opened.store, row) for row in rows]
+    assert all(trial is not None and trial.deviation() < 0.08 for trial in trials)
+
+
+def test_of_partial_results_the_figure_counts_what_is_missing(ran: Path, tmp_path: Path) -> None:
+    opened = open_study("theory", SMALL, ran)
+    rows = trial_rows(opened.tree, opened.store)
+    nothing = {name: None for name in rows[0] if name.endswith("_loss")}
+    partial = [row | nothing if row["axes"]["seed"] == 1 else row for row in rows]
+    _, svg = draw_theory(ran, "theory", partial)
+    assert "2 of 4 trials are missing" in svg.read_text(encoding="utf-8")
+    assert draw_theory(tmp_path, "theory", [row | nothing for row in rows]) == []
+
+
+def test_a_killed_stage_starts_anew_and_ends_in_the_same_bits(ran: Path, tmp_path: Path) -> None:
+    store = tmp_path / "runs"
+    opened = prepare_study("theory", SMALL, store, lambda *_: None)
+    register(opened.tree, opened.file, opened.facts, opened.store)
+    killed: list[str] = []
+
+    def kill_two(teams: Mapping[str, Team]) -> None:
+        for key, team in teams.items():
+            if len(killed) < 2 and key not in killed and opened.store.run(key).state().state == "running":
+                team.processes[0].kill()
+                killed.append(key)
+        time.sleep(0.005)
+
+    train(opened.tree, opened.store, local_slots(opened.file.study.execution), lambda _: None, kill_two)
+    assert [len(opened.store.run(key).state().attempts) for key in killed] == [2, 2]
+    assert weights(store) == weights(ran)
+    assert losses(store) == losses(ran)
+
+
+def test_a_stage_that_is_told_to_stop_is_left_planned(tmp_path: Path) -> None:
+    store, (key, *_) = registered(tmp_path / "runs")
+    stop = StopRequest()
+    stop.signal = "SIGTERM"
+    with pytest.raises(StageStopped):
+        run_stage(store, key, Group(), stop)
+    assert store.run(key).state().state == "planned"
+    run_stage(store, key, Group(), StopRequest())
+    assert store.run(key).is_done()
+    assert len(list(store.run(key).folder.glob("events.*"))) == 1
+
+
+def test_a_stage_that_diverges_fails_and_says_what_to_lower(tmp_path: Path) -> None:
+    store, (key, *_) = registered(tmp_path / "runs", "pretrain.lr=3")
+    with pytest.raises(StageFailedError, match=r"diverged.*lower lr"):
+        run_stage(store, key, Group(), StopRequest())
+    state = store.run(key).state()
+    assert (state.state, state.attempts[-1].failure) == ("failed", "diverged")
+
+
+def test_every_recipe_in_the_store_is_readable_json(ran: Path) -> None:
+    for run in Store(ran).runs():
+        recipe = json.loads((run.folder / "stage.json").read_text(encoding="utf-8"))["recipe"]
+        assert len(recipe["corpus"]["targets"]) == len(recipe["corpus"]["variances"]) == 8
+
+
+def registered(root: Path, *overrides: str) -> tuple[Store, list[str]]:
+    """One trial of a short study, planned in a new store, and its keys, parents first."""
+    root.mkdir()
+    opened = open_study("theory", ("pretrain.exposure=0.9", "seed=0", "pretrain.lr=0.02", *overrides), root)
+    register(opened.tree, opened.file, opened.facts, opened.store)
+    return opened.store, list(opened.tree.stages)

@@ -1,0 +1,58 @@
+"""A disk that fills: a small tmpfs stands for it."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retain.results.store.runs import Store
+from tests.disks import small_disk_at
+from tests.launchers.local.test_run import wait_until
+from tests.retain import retain, start, weights
+from tests.studies import tiny_study
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 80 MB."""
+    with small_disk_at(tmp_path / "disk", 80) as disk:
+        yield disk
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: Path, tmp_path: Path) -> None:
+    # Long enough that pretraining is far from its end when the disk is full, on however busy a machine.
+    longer = {"pretrain.tokens": 25_600, "pretrain.batch": 2, "execution": {"save_steps": 20}}
+    study = tiny_study(tmp_path / "study", **longer, grid={"pretrain.exposure": [0]})
+    store, filler = small_disk / "runs", small_disk / "filler"
+    launcher = start("run", study, "execution.parallel=1", "--store", store)
+    wait_until(lambda: any(store.glob("*/checkpoint/step-*")), launcher)
+    with filler.open("wb", buffering=0) as stream:
+        for size in (1 << 20, 1 << 14):
+            with contextlib.suppress(OSError):
+                while stream.write(bytes(size)):
+                    pass
+    _, told = launcher.communicate(timeout=120)
+    assert launcher.returncode in (1, 3), told
+    assert "Traceback" not in told
+    assert "free space and run it again" in told
+    assert re.search("the last saved state is kept|the state of step [0-9]+ is kept", told)
+    (run,) = [run for run in Store(store).runs() if run.checkpoint.exists()]
+    assert not run.is_done()
+    assert any(run.checkpoint.glob("step-*"))
+    filler.unlink()
+    retain("run", study, "execution.parallel=1", "--store", store)
+    assert run.state().attempts[-1].tokens_at_start > 0
+    retain("run", study, "--store", tmp_path / "calm")
+    assert weights(store) == weights(tmp_path / "calm")
+
+
+def test_a_stage_that_would_not_fit_is_refused_before_it_starts(small_disk: Path, tmp_path: Path) -> None:
+    study = tiny_study(tmp_path / "study")
+    with (small_disk / "filler").open("wb") as stream:
+        stream.write(bytes(60 * 10**6))
+    refused = retain("run", study, "--store", small_disk / "runs", code=1)
+    assert "are needed and" in refused.stderr
+    assert "retain gc" in refused.stderr
+    assert not any((small_disk / "runs").glob("*/checkpoint/step-*"))

@@ -1,0 +1,112 @@
+"""`retain run` on the tiny study: real processes, really killed."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from retain.results.store.runs import Store
+from tests.conftest import Trained
+from tests.retain import losses, retain, retain_json, start, weights
+from tests.studies import tiny_study
+
+
+def test_run_trains_every_stage_and_prints_a_row_per_trial_and_where_the_figure_is(trained: Trained) -> None:
+    printed = trained.output.stdout
+    assert printed.count("\n0") + printed.count("\n1") >= 4
+    for name in ("losses.csv", "losses.png", "losses.svg", "tensorboard"):
+        assert (trained.store / "studies" / "tiny" / name).exists()
+        assert name in printed
+    rows = retain_json("results", trained.study, "--store", trained.store)["trials"]
+    assert len(rows) == 4
+    assert all(row[name] > 0 for row in rows for name in row if name.endswith("_loss"))
+    assert {key for row in rows for key in row["keys"].values()} == {run.key for run in Store(trained.store).runs()}
+
+
+def test_a_second_run_trains_nothing_and_prints_the_same_results(trained: Trained) -> None:
+    before = {run.key: run.state() for run in Store(trained.store).runs()}
+    again = retain("run", trained.study, "--store", trained.store)
+    assert again.stdout == trained.output.stdout
+    assert {run.key: run.state() for run in Store(trained.store).runs()} == before
+
+
+def test_the_same_study_in_another_store_gives_the_same_bits(trained: Trained, tmp_path: Path) -> None:
+    # Another folder for the study too: a path never decides a weight.
+    study = tiny_study(tmp_path / "elsewhere")
+    retain("run", study, "--store", tmp_path / "runs", "execution.parallel=1")
+    assert weights(tmp_path / "runs") == weights(trained.store)
+    assert losses(tmp_path / "runs") == losses(trained.store)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_goes_on_and_ends_in_the_same_bits(
+    number: signal.Signals, trained: Trained, tmp_path: Path
+) -> None:
+    store = tmp_path / "runs"
+    launcher = start("run", trained.study, "--store", store)
+    wait_until(lambda: any(run.state().state == "running" for run in Store(store).runs()), launcher)
+    launcher.send_signal(number)
+    launcher.wait(timeout=30)
+    assert launcher.returncode in (130, -number)
+    wait_until(lambda: not any(run.is_running() for run in Store(store).runs()))
+    assert len(weights(store)) < len(weights(trained.store))
+    kept = [run.key for run in Store(store).runs() if run.is_done()]
+    retain("run", trained.study, "--store", store)
+    assert weights(store) == weights(trained.store)
+    assert losses(store) == losses(trained.store)
+    assert all(len(Store(store).run(key).state().attempts) == 1 for key in kept)
+
+
+def test_two_launchers_on_one_store_train_each_stage_once(trained: Trained, tmp_path: Path) -> None:
+    store = tmp_path / "runs"
+    both = [start("run", trained.study, "--store", store) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0], both[0].stderr and both[0].stderr.read()
+    assert weights(store) == weights(trained.store)
+    assert [len(run.state().attempts) for run in Store(store).runs()] == [1] * len(Store(store).runs())
+
+
+def test_a_failing_stage_stops_its_own_branch_and_the_table_says_which_and_why(
+    trained: Trained, tmp_path: Path
+) -> None:
+    rates = "posttrain.lr=[1e-3, 1e25]"
+    failed = retain("run", trained.study, rates, "posttrain.clip=1e30", "--store", tmp_path / "runs", code=1)
+    assert "failed: posttrain" in failed.stderr
+    assert "diverged" in failed.stderr
+    assert "lower lr" in failed.stderr
+    document = retain_json("status", trained.study, rates, "posttrain.clip=1e30", "--store", tmp_path / "runs")
+    states = {run["key"]: run for run in document["runs"]}
+    assert sorted(run["state"] for run in states.values() if run["stage"] == "posttrain") == [
+        "done",
+        "done",
+        "failed",
+        "failed",
+    ]
+    waiting = [run for run in states.values() if run["stage"] == "finetune" and run["state"] != "done"]
+    assert len(waiting) == 4
+    assert all("waits for posttrain" in run["reason"] and "diverged" in run["reason"] for run in waiting)
+    rows = retain_json("results", trained.study, rates, "posttrain.clip=1e30", "--store", tmp_path / "runs")["trials"]
+    assert sum(row["finetuning_loss"] is not None for row in rows) == 4
+
+
+def test_two_ranks_see_the_same_data_and_reach_the_same_losses_as_one(trained: Trained, tmp_path: Path) -> None:
+    retain("run", trained.study, "--store", tmp_path / "runs", "execution.devices=2", "execution.micro_batch=3")
+    one, two = losses(trained.store), losses(tmp_path / "runs")
+    assert one.keys() == two.keys()
+    for key in one:
+        for split, loss in one[key]["splits"].items():
+            assert two[key]["splits"][split]["tokens"] == loss["tokens"]
+            assert two[key]["splits"][split]["loss"] == pytest.approx(loss["loss"], abs=2e-3)
+
+
+def wait_until(condition: object, process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
+    """Wait for a condition, or fail with what the process said."""
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited for {seconds} s")
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"it ended first: {process.communicate()}")
+        time.sleep(0.05)

@@ -1,0 +1,268 @@
+"""`retain search` on a real local Ray: what its processes do. What is tried next is tested without one."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retain.launchers.planning.opened_study import open_study
+from retain.launchers.search.derived_studies import open_search
+from retain.launchers.search.ray.cleanup import clean_up, processes_of, ray_folder
+from retain.results.report.search import search_part
+from retain.results.store.loss_table import trial_rows
+from retain.results.store.runs import Store
+from retain.sweeps.base.errors import StudyError
+from tests.conftest import Trained
+from tests.retain import losses, retain, retain_json, start, weights
+from tests.studies import tiny_study
+
+GRID: dict[str, Any] = {
+    "axes": {"pretrain.exposure": [0, 1], "finetune.lr": [5e-4, 2e-3]},
+    "searcher": "grid",
+    "constraints": {"immediate_posttraining_loss": {"within": 0.5}},
+}
+STAGES = 8
+"""Two exposures: four points share two pretrainings and two post-trainings."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The tiny study, searched by `retain search`: its file, its store, and what the command printed."""
+
+    study: Path
+    store: Path
+    document: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """Searched once for all tests: read it, do not write into it."""
+    folder = tmp_path_factory.mktemp("searched")
+    study = tiny_study(folder / "study", search=GRID)
+    return Searched(study, folder / "runs", retain_json("search", study, "--store", folder / "runs"))
+
+
+def test_a_search_ends_with_every_point_tried_and_shared_prefixes_trained_once(searched: Searched) -> None:
+    document = searched.document
+    assert [point["state"] for point in document["points"]] == ["done"] * 4
+    runs = Store(searched.store).runs()
+    kinds = [run.spec()["stage"] for run in runs]
+    assert (kinds.count("pretrain"), kinds.count("posttrain"), kinds.count("finetune")) == (2, 2, 4)
+    assert all(len(run.state().attempts) == 1 for run in runs)
+    spent = document["spent"]
+    assert spent["stages"] == STAGES
+    assert spent["tokens"] == sum(run.losses()["trained_tokens"] for run in runs)
+    assert spent["tokens_without_sharing"] > spent["tokens"]
+
+
+def test_searched_trials_are_ordinary_ones_with_the_bits_of_retain_run(searched: Searched, trained: Trained) -> None:
+    rows = retain_json("results", searched.document["points_study"], "--store", searched.store)["trials"]
+    assert len(rows) == 4
+    assert {row["axes"]["point"] for row in rows} == {"p0", "p1", "p2", "p3"}
+    ran = trial_rows(open_study(str(trained.study), (), trained.store).tree, Store(trained.store))
+    place = ("pretrain.exposure", "finetune.lr")
+    assert {tuple(row["axes"][name] for name in place): row["keys"] for row in rows} == {
+        tuple(row["axes"][name] for name in place): row["keys"] for row in ran
+    }
+    assert weights(searched.store) == weights(trained.store)
+    assert "0 problems" in retain("verify", searched.document["points_study"], "--store", searched.store).stdout
+
+
+def test_results_and_report_of_the_study_tell_of_the_search(searched: Searched) -> None:
+    told = retain("results", searched.study, "--store", searched.store).stdout
+    assert f"retain results {searched.document['points_study']}" in told
+    page = retain("report", searched.study, "--store", searched.store).stdout.strip()
+    text = Path(page).read_text(encoding="utf-8")
+    section = text[text.index('<section id="section-search">') :]
+    assert "Minimised: retained_posttraining_loss. 4 points: 4 done;" in section
+    assert "Constraints: immediate_posttraining_loss within 50% of the best." in section
+    for words in ("Recommended; 95% intervals over seeds", "Searched points: means over seeds", "finetune.lr"):
+        assert words in section
+    assert search_part(searched.store, "tiny-points") == search_part(searched.store, "tiny") is not None
+
+
+def test_a_second_search_starts_no_ray_and_says_the_same(searched: Searched) -> None:
+    again = retain_json("search", searched.study, "--store", searched.store, more={"RAY_ADDRESS": "nowhere:1"})
+    assert again == searched.document
+    assert all(len(run.state().attempts) == 1 for run in Store(searched.store).runs())
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for a driver's temporary files, by which its Ray is told from others on this machine; Ray wants it short."""
+    folder = Path(tempfile.mkdtemp(prefix="rt-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_its_driver_and_a_ray_worker_were_killed(
+    searched: Searched, tmp_path: Path, temporary: Path
+) -> None:
+    store, here = tmp_path / "runs", {"TMPDIR": str(temporary)}
+    driver = start("search", searched.study, "--store", store, more=here)
+    wait_until(lambda: sum(run.is_done() for run in Store(store).runs()) >= 2, driver)
+    listening = addresses(ray_processes(temporary))
+    assert listening
+    assert all(address in ("127.0.0.1", "::1") for address in listening)
+    driver.kill()
+    driver.wait()
+    wait_until(lambda: not ray_processes(temporary) and not any(run.is_running() for run in Store(store).runs()))
+    done = {run.key: run.state() for run in Store(store).runs() if run.is_done()}
+    assert 2 <= len(done) < STAGES
+    again = start("search", searched.study, "--store", store, "--json", more=here)
+    wait_until(lambda: any(run.state().state == "running" for run in Store(store).runs()), again)
+    worker = next(pid for pid, title in ray_processes(temporary).items() if "StageActor" in title)
+    os.kill(worker, signal.SIGKILL)
+    printed, _ = again.communicate(timeout=300)
+    assert again.returncode == 0
+    document = json.loads(printed)
+    for name in ("recommended", "points", "importances"):
+        assert document[name] == without_folder(searched.document)[name]
+    assert losses(store) == losses(searched.store)
+    assert all(Store(store).run(key).state() == state for key, state in done.items())
+    assert ray_processes(temporary) == {}
+
+
+def test_ctrl_c_saves_and_leaves_nothing_running(searched: Searched, tmp_path: Path, temporary: Path) -> None:
+    store = tmp_path / "runs"
+    driver = start("search", searched.study, "--store", store, more={"TMPDIR": str(temporary)})
+    wait_until(lambda: any(run.state().state == "running" for run in Store(store).runs()), driver)
+    driver.send_signal(signal.SIGINT)
+    _, told = driver.communicate(timeout=120)
+    assert driver.returncode == 130
+    assert "retain search" in told
+    assert "goes on from there" in told
+    assert ray_processes(temporary) == {}
+    assert not any(run.is_running() for run in Store(store).runs())
+    assert not list((store / "studies" / "tiny").glob("tune*"))
+
+
+def test_a_guard_ends_what_a_dead_driver_left(tmp_path: Path) -> None:
+    with ray_folder() as folder:
+        (folder / "log").touch()
+        with (folder / "log").open() as log:
+            # A Ray worker is known by the name that it gives itself.
+            stray = subprocess.Popen(["ray::test", "60"], executable=shutil.which("sleep"), stdin=log)
+            other = subprocess.Popen(["sleep", "60"], stdin=log)
+            clean_up(folder)
+    assert stray.wait(timeout=10) == -signal.SIGKILL
+    assert other.poll() is None
+    other.kill()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("search.searcher=bayes", "search.searcher: Input should be 'random', 'grid', 'tpe' or 'nsga2'"),
+        ("search={}", "search: there is nothing to search"),
+        (
+            "search={axes: {pretrain.tokens: [7680, 999M]}}",
+            "pretrain.tokens: 999,000,000 tokens asked of corpus general",
+        ),
+        ("search={axes: {posttrain.warmup: {integers: [1, 90]}}}", "posttrain.warmup: 90 steps of warm-up"),
+        (
+            "cases={a: {x: {posttrain.lr: 1e-3}, y: {posttrain.lr: 2e-3}}}",
+            "cases.a: a search is of one case; choose it",
+        ),
+        ("seed=[0, 1]", "seed: a search replaces the grid; list seeds under search.seeds"),
+        ("pretrain.seed=[0, 1]", "pretrain.seed: a search replaces the grid; list seeds under search.seeds"),
+        ("finetune.lr=[1e-4]", "finetune.lr: a search replaces the grid; give it one value, or search it under"),
+        ("grid.posttrain.lr=[1e-4]", "posttrain.lr: a search replaces the grid; give it one value, or search it"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_at_plan_time(override: str, sentence: str, searched: Searched) -> None:
+    with pytest.raises(StudyError) as refused:
+        open_search(str(searched.study), [override], searched.store, None)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_grid_of_the_study_file_stands_in_no_search_s_way(searched: Searched) -> None:
+    opened = open_search(str(searched.study), ["finetune.lr=1e-3", "seed=4"], searched.store, None)
+    assert list(opened.file.axes) == ["pretrain.exposure"]
+    assert opened.search.block.seeds == [4]
+
+
+def test_a_wrong_search_is_told_in_one_line_before_ray_is_started(searched: Searched) -> None:
+    told = retain("search", searched.study, "--searcher", "bayes", "--store", searched.store, code=2).stderr
+    assert "search.searcher: Input should be 'random', 'grid', 'tpe' or 'nsga2'" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "sentence"),
+    [
+        ("", "--budget : not understood; write tokens or GPU-hours"),
+        ("1gpuh", "--budget 1gpuh: stages train on CPUs here, for which no hours are planned; give tokens"),
+    ],
+)
+def test_a_budget_that_nobody_could_keep_is_refused(
+    budget: str, sentence: str, searched: Searched, tmp_path: Path
+) -> None:
+    words = ["execution.accelerator=cpu", "--budget", budget, "--store", tmp_path / "runs"]
+    assert sentence in retain("search", searched.study, *words, code=2).stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_address_without_a_ray_is_told_in_a_sentence(searched: Searched, tmp_path: Path) -> None:
+    told = retain("search", searched.study, "--store", tmp_path / "runs", "--address", "127.0.0.1:1", code=3).stderr
+    assert "--address 127.0.0.1:1: no Ray answers there" in told
+
+
+def without_folder(document: dict[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in document.items() if name not in ("points_study", "confirm")}
+
+
+def wait_until(true: Any, process: "subprocess.Popen[str] | None" = None, seconds: float = 300.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it took too long"
+        assert process is None or process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+
+
+def ray_processes(temporary: Path) -> dict[int, str]:
+    """What runs of a Ray whose files lie below a folder, by process number; its guard too."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if "retain.launchers.search.ray.cleanup" in words and str(temporary) in words:
+                found[int(place.name)] = words
+    for pid in processes_of(temporary):
+        with contextlib.suppress(OSError):
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def addresses(processes: Iterable[int]) -> set[str]:
+    """The addresses on which these processes listen."""
+    return set(_listening(processes))
+
+
+def _listening(processes: Iterable[int]) -> Iterator[str]:
+    sockets = set()
+    for pid in processes:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    sockets.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                address = fields[1].split(":")[0]
+                local = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+                yield "127.0.0.1" if address in local else address

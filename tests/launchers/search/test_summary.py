@@ -1,0 +1,93 @@
+"""What a search says of its points and its budget, while it goes on and at its end."""
+
+from pathlib import Path
+
+import pytest
+
+from retain.launchers.search.budget import Budget, Spent, refuse_hours_on_cpus
+from retain.launchers.search.console import print_summary, summary_document
+from retain.launchers.search.console import searching as showing
+from retain.launchers.search.session import conclude, run_search
+from retain.results.report.search import search_part
+from retain.results.store.study_files import POINTS_STUDY
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.execution import Execution
+from tests.launchers.search.searches import THEORY, block, finish, searching, train_one
+from tests.retain import train_here
+
+HOURS = Budget(0.5, "gpuh", "H100")
+TWO_POINTS = block(axes={"finetune.time": [1, 2]}, searcher="grid")
+
+
+def test_hours_are_refused_where_stages_train_on_cpus() -> None:
+    refuse_hours_on_cpus(HOURS, Execution(accelerator="auto"), gpus=True)
+    refuse_hours_on_cpus(HOURS, Execution(accelerator="gpu"), gpus=False)
+    refuse_hours_on_cpus(Budget(5, "tokens", "H100"), Execution(accelerator="cpu"), gpus=False)
+    for accelerator, gpus in (("auto", False), ("cpu", True)):
+        with pytest.raises(StudyError, match=r"--budget 0\.5gpuh: stages train on CPUs here, .* give tokens"):
+            refuse_hours_on_cpus(HOURS, Execution.model_validate({"accelerator": accelerator}), gpus)
+
+
+def test_a_budget_below_one_point_is_refused_with_what_a_point_takes(tmp_path: Path) -> None:
+    search = searching("theory", tmp_path, TWO_POINTS, *THEORY)
+    values = search.searched.search.grid()[0]
+    needed = sum(stage.tokens for stage in search.searched.tree({"p0": values})[1].stages.values())
+    short = Budget(needed - 1, "tokens", "H100")
+    with pytest.raises(StudyError, match=r"--budget .* tokens: one point takes up to .* tokens; raise it"):
+        run_search(search.searched, short, 1, finish)
+    assert searching("theory", tmp_path, TWO_POINTS, *THEORY).candidates == []
+    enough = run_search(search.searched, Budget(needed, "tokens", "H100"), 1, finish)
+    assert len(enough.results()) == 1
+
+
+def test_a_summary_says_by_how_much_its_budget_was_exceeded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert HOURS.excess(Spent(10, 0.5, 1, 10)) is None
+    assert HOURS.excess(Spent(10, 0.75, 1, 10)) == "0.25 GPU-hours"
+    search = searching("theory", tmp_path, TWO_POINTS, *THEORY)
+    finish(search)
+    search.budget = Budget(search.spent().tokens - 200, "tokens", "H100")
+    print_summary(conclude(search, search.searched))
+    assert "(over by 200 tokens):" in capsys.readouterr().out
+    part = search_part(search.store.root, "theory")
+    assert part is not None
+    assert "(200 tokens over the budget)" in part.sentences[1]
+
+
+def test_a_search_without_a_finished_point_says_that_none_has_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = searching("theory", tmp_path, block(axes={"pretrain.lr": [3]}, searcher="grid"), *THEORY[1:])
+    finish(search)
+    print_summary(summary_document(search, search.searched))
+    told = capsys.readouterr().out
+    assert "1 point: 1 failed" in told
+    assert "no point has finished" in told
+    assert "constraints" not in told
+
+
+def test_fewer_points_asked_for_than_are_there_are_told_apart(tmp_path: Path) -> None:
+    finish(searching("theory", tmp_path, TWO_POINTS, *THEORY))
+    fewer = searching("theory", tmp_path, block(axes={"finetune.time": [1, 2]}, searcher="grid", trials=1), *THEORY)
+    document = summary_document(fewer, fewer.searched)
+    assert len(document["points"]) == 2
+    assert document["ended"] == "at most 1 were asked for"
+
+
+def test_a_point_that_was_given_up_but_ended_is_told_as_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = searching("theory", tmp_path, block(axes={"finetune.time": [1]}, searcher="grid"), *THEORY)
+    with showing(search):
+        for stage in iter(search.next_stage, None):
+            if stage.stage == "finetune":
+                search.history.pruned[stage.key] = "worse than its siblings"
+                break
+            train_one(search, stage)
+    with showing(search):
+        train_here(search.searched.folder / POINTS_STUDY, tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if " p0 " in line]
+    assert [line.split()[1] for line in lines] == ["pruned", "done"]
+    (point,) = summary_document(search, search.searched)["points"]
+    assert point["state"] == "done"
+    assert point["reason"] == "worse than its siblings, but its stages ended all the same"
+    assert point["reason"] in lines[1]

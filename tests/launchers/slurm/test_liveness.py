@@ -1,0 +1,27 @@
+"""What the scheduler is asked about the owner of a lease."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from retain.launchers.slurm.liveness import scheduler_witness
+from retain.results.store.lease import this_process
+
+
+def test_of_this_very_job_in_an_earlier_life_silence_alone_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An squeue that still has the job, as it has it while this job runs again on another node.
+    for name in ("sbatch", "squeue"):
+        (tmp_path / name).write_text("#!/bin/sh\necho '123|retain|RUNNING|None'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    witness = scheduler_witness()
+    assert witness.job_is_gone is not None
+    before = replace(this_process(), host="elsewhere", job_id="123")
+    assert witness.job_is_gone(before) is None
+    assert witness.job_is_gone(replace(before, job_id="124")) is True
+    monkeypatch.setenv("SLURM_JOB_ID", "999")
+    assert scheduler_witness().job_is_gone(before) is False  # type: ignore[misc]

@@ -1,0 +1,45 @@
+"""What a state on disk holds, whatever the pace at which states are taken."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+
+from retain.launchers.stage.signals import StopRequest
+from retain.launchers.stage.training.checkpoints import StateWriter, open_state, saved_states
+from retain.launchers.stage.training.resume import MOMENTS, Cadence, Resume
+from retain.lightning_modules.models import build_model
+from retain.lightning_modules.stage import StageModule
+from retain.sweeps.schema.models import Architecture
+
+LARGE = Architecture(layers=6, hidden=512, heads=8, kv_heads=8, mlp=2048, vocabulary=4096, tied=True, context=64)
+"""A state of 330 MB takes longer to write than to copy."""
+
+
+def test_states_that_follow_each_other_faster_than_they_are_written_are_whole(tmp_path: Path) -> None:
+    module = StageModule(build_model(LARGE, 0), {"dropout": 0, "steps": 100})
+    optimizer = torch.optim.AdamW(module.model.parameters())
+    for parameter in module.model.parameters():
+        optimizer.state[parameter] = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+    # Stand-ins for what a snapshot asks besides: where it is, and the curves so far.
+    trainer = cast(Any, SimpleNamespace(global_rank=0, world_size=1, optimizers=[optimizer], should_stop=False))
+    data, curves = cast(Any, SimpleNamespace(digest=0)), cast(Any, SimpleNamespace(state=dict))
+    writer = StateWriter(tmp_path, 0, 1, lambda: True)
+    resume = Resume(None, data, curves, None, writer, StopRequest(), Cadence(0.0, None), holds_all=True)
+    resume.agreement = cast(Any, SimpleNamespace(settle=lambda wish: wish))
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            for parameter in module.model.parameters():
+                for tensor in (parameter, *optimizer.state[parameter].values()):
+                    tensor.fill_(step)
+        module.step = step
+        resume.on_train_batch_end(trainer, module, None, None, 0)
+    writer.wait()
+    states = [open_state(path) for path in saved_states(tmp_path)]
+    assert [state.step for state in states] == [3, 2]
+    for state in states:
+        tensors = load_file(state.folder / "rank-00000.safetensors")
+        torn = [name for name, tensor in tensors.items() if not bool((tensor == state.step).all())]
+        assert torn == []

@@ -1,0 +1,152 @@
+"""Stages whose steps are compiled, through the launcher."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retain.launchers.local.worker import STOPPED
+from retain.launchers.stage.training.numerics import StepForm, record_form, recorded_form
+from retain.results.store.runs import Store
+from tests.launchers.stage.test_sharding import of_stage, set_back
+from tests.retain import losses, train_here, weights
+from tests.studies import tiny_study
+
+COMPILED: dict[str, Any] = {
+    "grid": {},
+    "pretrain.dropout": 0.1,
+    "pretrain.tokens": 2560 + 96,
+    "posttrain.max_tokens": 2560,
+    "posttrain.method": "lora",
+    "posttrain.lora": {"rank": 4, "alpha": 8},
+    "finetune.tokens": 1280,
+    "execution": {"compile": True, "precision": "bf16", "save_steps": 4, "keep_states": True},
+}
+"""Dropout and a smaller last batch in pretraining, adapters in post-training, all weights in fine-tuning."""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The tiny study, compiled in bf16, and its store with all states kept."""
+    folder = tmp_path_factory.mktemp("compiled")
+    study = tiny_study(folder / "study", **COMPILED)
+    states = train_here(study, folder / "runs")
+    assert {state.state for state in states.values()} == {"done"}, states
+    return study, folder / "runs"
+
+
+@pytest.mark.slow
+def test_compiled_stages_go_on_from_their_states_to_the_same_bits(compiled: tuple[Path, Path], tmp_path: Path) -> None:
+    study, undisturbed = compiled
+    store = tmp_path / "runs"
+    shutil.copytree(undisturbed, store, symlinks=True)
+    begun = {stage: set_back(of_stage(store, stage)) for stage in ("pretrain", "posttrain", "finetune")}
+    # Left to itself, a run goes on as it began.
+    train_here(study, store, "execution.compile=auto")
+    for stage, tokens in begun.items():
+        run = of_stage(store, stage)
+        assert run.state().attempts[-1].tokens_at_start == tokens
+        assert run.state().attempts[-1].note is None
+        assert recorded_form(run) == StepForm(compiled=True, micro_batch=None, bf16=True, threads=1, sharded=False)
+    assert weights(store) == weights(undisturbed)
+    assert losses(store) == losses(undisturbed)
+
+
+def compilers_of(session: int) -> list[int]:
+    """The processes of a session that compile C++ at this moment."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, rest = stat.read_text().rpartition(")")[::2]
+            if name.endswith("(cc1plus") and int(rest.split()[3]) == session:
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["it tries the compiler", "a layer is compiled"])
+def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not_fail_it(
+    compiled: tuple[Path, Path], tmp_path: Path, when: str
+) -> None:
+    study, undisturbed = compiled
+    store = tmp_path / "runs"
+    shutil.copytree(undisturbed, store, symlinks=True, ignore=shutil.ignore_patterns("cache"))
+    run = of_stage(store, "pretrain")
+    set_back(run)
+    lines = [
+        "import sys",
+        "from pathlib import Path",
+        "from retain.launchers.stage.ranks import Group",
+        "from retain.launchers.stage.signals import StopRequest",
+        "from retain.launchers.local.worker import train_one",
+        "from retain.results.store.runs import Store",
+        "stop = StopRequest()",
+        "stop.install()",
+        f"sys.exit(train_one(Store(Path({str(store)!r})), {run.key!r}, Group(), stop)[0])",
+    ]
+    forms = (run.folder / "steps.json").stat().st_mtime_ns
+    process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], start_new_session=True)
+    wanted = when == "a layer is compiled"
+    try:
+        while not compilers_of(process.pid) or ((run.folder / "steps.json").stat().st_mtime_ns > forms) != wanted:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGUSR2)
+        assert process.wait(timeout=240) == STOPPED
+    finally:
+        process.kill()
+    state = run.state()
+    assert (state.state, state.reason, state.attempts[-1].cause) == ("planned", None, "SIGUSR2")
+    if wanted:
+        train_here(study, store)
+        assert weights(store) == weights(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ("execution.micro_batch=3", "with 3 sequences at a time, and began with its whole share of a batch at a time"),
+        ("execution.precision=fp32", "with fp32, and began with bf16"),
+        ("execution.threads=2", "with 2 threads, and began with 1 threads"),
+    ],
+)
+def test_a_run_that_goes_on_with_other_arithmetic_says_so(
+    compiled: tuple[Path, Path], tmp_path: Path, change: str, note: str
+) -> None:
+    study, undisturbed = compiled
+    store = tmp_path / "runs"
+    shutil.copytree(undisturbed, store, symlinks=True)
+    set_back(run := of_stage(store, "finetune"))
+    train_here(study, store, change, "execution.compile=false")
+    assert f"goes on {note}: the same batches, other last bits" in str(run.state().attempts[-1].note)
+
+
+def test_a_run_that_goes_on_without_compiling_says_so(compiled: tuple[Path, Path], tmp_path: Path) -> None:
+    study, undisturbed = compiled
+    store = tmp_path / "runs"
+    shutil.copytree(undisturbed, store, symlinks=True)
+    set_back(of_stage(store, "finetune"))
+    shutil.rmtree(store / "cache", ignore_errors=True)
+    train_here(study, store, "execution.compile=false")
+    run = of_stage(store, "finetune")
+    note = run.state().attempts[-1].note
+    assert note is not None
+    assert "goes on with steps that are not compiled, and began with compiled steps: the same batches" in note
+    for split, loss in run.losses()["splits"].items():
+        assert loss["loss"] == pytest.approx(losses(undisturbed)[run.key]["splits"][split]["loss"], abs=0.02)
+    assert Store(store).run(run.key).losses()["token_digest"] == losses(undisturbed)[run.key]["token_digest"]
+
+
+def test_what_a_run_records_of_its_steps_is_read_again(tmp_path: Path) -> None:
+    run = Store(tmp_path).run("key")
+    assert recorded_form(run) is None
+    run.folder.mkdir()
+    record_form(run, StepForm(True, 8))
+    assert recorded_form(run) == StepForm(True, 8)

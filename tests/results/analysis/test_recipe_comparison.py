@@ -1,0 +1,109 @@
+"""A recommended recipe against others on fresh seeds: rows of methods stand for those of recipes."""
+
+from pathlib import Path
+
+import pytest
+
+from retain.results.analysis.recipe_comparison import frontier_contrasts, loss_contrasts
+from retain.results.report.making import Origin
+from retain.results.report.page import write_report
+from retain.results.report.recipes import recipe_tables
+from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.runs import Store
+from retain.sweeps.schema.read import read_study
+from retain.sweeps.tree.tree import expand
+from tests.results.made_rows import GAIN, POSTTRAIN_RATES, method_rows
+from tests.studies import made_up_facts, tiny_study
+
+NAMES = {"mixed": "recommended", "mixed+lora": "grid-best", "unmixed": "default"}
+"""From the best to the worst."""
+
+
+def recipe_rows(*names: str, seeds: tuple[int, ...] = (0, 1, 2), unfinished: int = 0) -> list[Row]:
+    """Recipes at one rate of post-training each, which they set themselves, over four of fine-tuning."""
+    rows = method_rows([None], [method for method, name in NAMES.items() if name in names], seeds, unfinished)
+    kept = []
+    for row in rows:
+        if row["axes"]["posttrain.lr"] == POSTTRAIN_RATES[0]:
+            axes = dict(row["axes"])
+            kept.append(row | {"axes": {"recipe": NAMES[axes.pop("method")]} | axes})
+    return kept
+
+
+def test_the_recommended_frontier_is_compared_with_every_other_in_both_planes() -> None:
+    found = frontier_contrasts(recipe_rows("recommended", "grid-best", "default"))
+    assert [(one.view.name, one.other) for one in found] == [
+        ("(L_ret, L_ft)", "grid-best"),
+        ("(L_ret, L_ft)", "default"),
+        ("(L_pre, L_ret)", "grid-best"),
+        ("(L_pre, L_ret)", "default"),
+    ]
+    by_name = {(one.view.name, one.other): one for one in found}
+    for one in found:
+        assert one.gain.seeds == 3
+        assert one.gain.low < one.gain.mean < one.gain.high
+        assert one.checkpoints == (4, 4)
+    better = by_name["(L_ret, L_ft)", "default"]
+    assert better.gain.low > 0
+    assert better.gap.high < 0
+    # Made up: retention gains what the method gives, at about the same L_ft.
+    assert better.gap.mean == pytest.approx(-GAIN["mixed"], rel=0.6)
+    assert better.gain.mean > by_name["(L_ret, L_ft)", "grid-best"].gain.mean
+
+
+def test_losses_are_compared_over_the_same_fine_tunings() -> None:
+    rows = recipe_rows("recommended", "default")
+    differences = {one.loss: one.difference for one in loss_contrasts(rows)}
+    assert list(differences) == list(LOSSES)
+    retained = differences["retained_posttraining_loss"]
+    assert retained.mean == pytest.approx(-GAIN["mixed"], abs=0.02)
+    assert retained.high < 0
+    # A row that one of them lacks is left out of both.
+    for row in rows:
+        if row["axes"]["recipe"] == "default" and row["axes"]["finetune.lr"] == 1e-3:
+            row["retained_posttraining_loss"] = None
+    again = {one.loss: one.difference for one in loss_contrasts(rows)}["retained_posttraining_loss"]
+    assert again.mean == pytest.approx(retained.mean, abs=0.02)
+    assert [one.checkpoints for one in frontier_contrasts(rows)] == [(3, 3), (3, 3)]
+
+
+def test_the_points_of_a_recommended_frontier_are_one_side_of_the_comparison() -> None:
+    rows = recipe_rows("recommended", "grid-best", "default")
+    for row in rows:
+        names = {"recommended": "frontier-0", "grid-best": "frontier-1"}
+        row["axes"]["recipe"] = names.get(row["axes"]["recipe"], "default")
+    found = frontier_contrasts(rows)
+    assert [(one.other, one.checkpoints) for one in found] == [("default", (8, 4))] * 2
+    assert loss_contrasts(rows) == []
+
+
+def test_without_recipes_or_before_they_are_trained_there_is_nothing_to_show() -> None:
+    assert recipe_tables(method_rows([None], ["mixed", "unmixed"], (0, 1))) == ()
+    assert recipe_tables(recipe_rows("default")) == ()
+    assert recipe_tables([]) == ()
+    rows = recipe_rows("recommended", "default", seeds=(0, 1))
+    for row in rows:
+        row |= dict.fromkeys(LOSSES)
+    assert recipe_tables(rows) == ()
+
+
+def test_the_report_shows_effects_with_intervals_and_marks_what_is_certain() -> None:
+    frontiers, losses = recipe_tables(recipe_rows("recommended", "default"))
+    assert [row[0].text for row in frontiers.rows] == ["(L_ret over L_ft) default", "(L_pre over L_ret) default"]
+    assert "95% interval" in frontiers.rows[0][1].text
+    assert [cell.mark for cell in frontiers.rows[0][1:3]] == ["good", "good"]
+    assert frontiers.rows[0][4].text == "4 and 4"
+    assert [row[0].text for row in losses.rows] == [f"{name} default" for name in ("L_im", "L_ret", "L_ft", "L_pre")]
+    # With one seed there is no interval, so nothing is certain.
+    frontiers, losses = recipe_tables(recipe_rows("recommended", "default", seeds=(0,)))
+    assert {cell.mark for row in (*frontiers.rows, *losses.rows) for cell in row} == {""}
+
+
+def test_the_page_of_the_confirming_study_has_the_comparison(tmp_path: Path) -> None:
+    file = read_study(str(tiny_study(tmp_path)))
+    facts = made_up_facts(file)
+    origin = Origin("tiny", {"retain": "0"}, None, "a machine", 1.8e9)
+    for rows, shown in ((recipe_rows("recommended", "default"), True), (method_rows([None], ["mixed"]), False)):
+        page = write_report(file, facts, expand(file, facts), Store(tmp_path), rows, [], [], origin).read_text()
+        assert ('<section id="section-recipes">' in page) is shown
+        assert ("The recommended frontier less that of the other recipe" in page) is shown

@@ -1,0 +1,347 @@
+"""Verdicts: results with a known effect get the verdict they deserve, and nothing is said of what a study does not have."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from random import Random
+
+import pytest
+
+from retain.results.claims.verdicts import Verdict, verdicts
+from retain.results.figures.published import published
+from retain.results.store.loss_table import LOSSES, Row
+
+IMMEDIATE, RETAINED, FINETUNING, PRETRAINING = LOSSES
+EXPOSURES = (0, 0.25, 0.5, 0.75, 1)
+Loss = Callable[[float], float]
+
+
+def row(axes: Row, immediate: float | None, retained: float | None, tuned: float | None, general: float | None) -> Row:
+    losses = dict(zip(LOSSES, (immediate, retained, tuned, general), strict=True))
+    return {"axes": axes, "keys": {}, **losses, "tokens": 1}
+
+
+def exposure_rows(
+    immediate: Loss,
+    retained: Loss,
+    seeds: int = 3,
+    noise: float = 0.002,
+    exposures: Sequence[float] = EXPOSURES,
+    sizes: Sequence[str | None] = (None,),
+    salt: int = 0,
+) -> list[Row]:
+    """Figure 3's grid with these losses over exposure; each seed lies 0.3 nats from the next, which pairing takes out."""
+    rows = []
+    for size, seed, exposure in itertools.product(sizes, range(seeds), exposures):
+        random = Random(f"{salt} {seed} {exposure}")
+        axes = {"pretrain.exposure": exposure, "seed": seed}
+        axes |= {"posttrain.tokens": size} if size else {}
+        shift = 0.3 * seed
+        before, after = (loss(exposure) + shift + random.gauss(0, noise) for loss in (immediate, retained))
+        rows.append(row(axes, before, after, 3.0, 4.0))
+    return rows
+
+
+def frontier_rows(
+    shifts: dict[str, float],
+    seeds: Iterable[int] = range(3),
+    noise: float = 0.002,
+    pipeline: str | None = None,
+    salt: int = 0,
+) -> list[Row]:
+    """For each method four fine-tuning rates along one curve, moved by the method's shift in all three losses."""
+    rows = []
+    for (method, shift), seed, strength in itertools.product(shifts.items(), seeds, range(4)):
+        random = Random(f"{salt} {method} {seed} {strength}")
+        axes = {"method": method, "finetune.lr": strength, "seed": seed} | ({"pipeline": pipeline} if pipeline else {})
+        losses = (2 + 0.1 * strength**2, 3 - 0.3 * strength, 4 - 0.1 * strength)
+        retained, tuned, general = (loss + shift + 0.2 * seed + random.gauss(0, noise) for loss in losses)
+        rows.append(row(axes, 1.5, retained, tuned, general))
+    return rows
+
+
+def outcomes(rows: Sequence[Row], matched: bool = False) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for verdict in verdicts(rows, matched):
+        found.setdefault(verdict.claim, set()).add(verdict.outcome)
+    return found
+
+
+def the(claim: str, found: Iterable[Verdict]) -> Verdict:
+    (verdict,) = [verdict for verdict in found if verdict.claim == claim]
+    return verdict
+
+
+def flat(exposure: float) -> float:
+    return 1.5
+
+
+def falling(exposure: float) -> float:
+    return 2.2 - 0.2 * exposure
+
+
+def rising(exposure: float) -> float:
+    return 1.5 + 0.2 * exposure
+
+
+def valley(exposure: float) -> float:
+    return 2.0 + (exposure - 0.5) ** 2
+
+
+def hill(exposure: float) -> float:
+    return 2.0 - (exposure - 0.5) ** 2
+
+
+def test_a_latent_benefit_is_supported() -> None:
+    assert outcomes(exposure_rows(flat, falling)) == {"1a": {"supported"}, "1b": {"supported"}}
+
+
+@pytest.mark.parametrize(
+    ("immediate", "retained", "expected"),
+    [
+        (falling, falling, {"1a": {"not supported"}, "1b": {"supported"}}),
+        (rising, falling, {"1a": {"not supported"}, "1b": {"supported"}}),
+        (hill, falling, {"1a": {"not supported"}, "1b": {"supported"}}),
+        (flat, rising, {"1a": {"not supported"}, "1b": {"not supported"}}),
+        (lambda exposure: 1.5 - 0.02 * exposure, falling, {"1a": {"supported"}, "1b": {"supported"}}),
+    ],
+    ids=[
+        "L_im falls as much",
+        "L_im rises",
+        "L_im rises between",
+        "L_ret rises",
+        "L_im falls by a tenth of the saving",
+    ],
+)
+def test_the_latent_benefit_needs_a_flat_l_im_and_a_falling_l_ret(
+    immediate: Loss, retained: Loss, expected: dict[str, set[str]]
+) -> None:
+    assert outcomes(exposure_rows(immediate, retained)) == expected
+
+
+def test_without_an_effect_nineteen_of_twenty_studies_are_undecided() -> None:
+    for claim, study in (
+        ("1b", lambda salt: exposure_rows(flat, flat, noise=0.1, salt=salt)),
+        ("3", lambda salt: frontier_rows({"unmixed": 0, "mixed": 0}, noise=0.1, salt=salt)),
+    ):
+        found = [verdict for salt in range(100) for verdict in verdicts(study(salt)) if verdict.claim == claim]
+        undecided = sum(verdict.outcome == "undecided" for verdict in found)
+        assert 0.9 * len(found) <= undecided < len(found), claim
+
+
+def test_the_matched_optimum_is_supported_where_the_best_exposure_lies_between() -> None:
+    assert outcomes(exposure_rows(rising, valley), matched=True) == {"2a": {"supported"}, "2b": {"supported"}}
+
+
+@pytest.mark.parametrize("retained", [falling, rising, hill])
+def test_the_matched_optimum_is_not_supported_where_an_end_is_best(retained: Loss) -> None:
+    assert outcomes(exposure_rows(falling, retained), matched=True) == {
+        "2a": {"not supported"},
+        "2b": {"not supported"},
+    }
+
+
+def test_choosing_the_best_of_several_noisy_exposures_makes_no_optimum() -> None:
+    """Without any effect the lowest of three interior values lies below both ends half of the time."""
+    found = [verdicts(exposure_rows(flat, flat, seeds=4, noise=0.1, salt=salt), matched=True) for salt in range(200)]
+    assert sum(the("2b", each).outcome == "supported" for each in found) <= 200 * 0.05
+
+
+def test_an_axis_tells_which_rows_are_compute_matched() -> None:
+    rows = exposure_rows(flat, falling)
+    both = [{**each, "axes": {**each["axes"], "allocation": name}} for each in rows for name in ("additive", "matched")]
+    assert set(outcomes(both)) == {"1a", "1b", "2a", "2b"}
+
+
+def test_each_size_and_pipeline_gets_its_own_verdict() -> None:
+    sizes = verdicts(exposure_rows(flat, falling, sizes=("300k", "100k")))
+    assert [verdict.claim for verdict in sizes] == ["1a", "1a", "1b", "1b"]
+    assert "D_post of 100k tokens" in sizes[0].sentence
+    assert "D_post of 300k tokens" in sizes[1].sentence
+    pipelines = [
+        *frontier_rows({"unmixed": 0, "mixed": -0.2}, pipeline="music-chemistry"),
+        *frontier_rows({"unmixed": 0, "mixed": 0.2}, pipeline="music-instruction"),
+    ]
+    found = {verdict.sentence.split(",")[0]: verdict.outcome for verdict in verdicts(pipelines)}
+    assert found == {"music-chemistry": "supported", "music-instruction": "not supported"}
+
+
+def test_a_frontier_claim_is_judged_in_both_views() -> None:
+    found = verdicts(frontier_rows({"unmixed": 0, "mixed": -0.2}))
+    assert [(verdict.claim, verdict.outcome) for verdict in found] == [("3", "supported")] * 2
+    assert ["(L_ret, L_ft)" in verdict.sentence for verdict in found] == [True, False]
+    assert ["(L_pre, L_ret)" in verdict.sentence for verdict in found] == [False, True]
+    (_, gain), (label, gap) = found[0].evidence
+    assert gain.mean > 0
+    assert "gap in L_ret at matched L_ft" in label
+    # Moved down by 0.2, and left by 0.2 along a falling curve.
+    assert gap.mean < -0.2
+
+
+def test_dropout_and_replay_are_judged_alone_and_on_top_of_mixing() -> None:
+    shifts = {"unmixed": 0.0, "mixed": -0.3, "unmixed+dropout": -0.1, "mixed+dropout": -0.55}
+    good = outcomes(frontier_rows(shifts))
+    assert good == {claim: {"supported"} for claim in ("3", "4a", "4b", "4c", "4d")}
+    shifts |= {"unmixed+dropout": -0.4, "mixed+dropout": -0.2}
+    bad = outcomes(frontier_rows(shifts))
+    assert bad == {claim: {"supported" if claim in ("3", "4b") else "not supported"} for claim in good}
+    assert set(outcomes(frontier_rows({"mixed": 0, "mixed+replay": -0.1}))) == {"4a"}
+
+
+def test_lora_is_judged_against_full_post_training() -> None:
+    shifts = {"unmixed": -0.2, "mixed": -0.5, "unmixed+lora": 0.0, "mixed+lora": -0.3}
+    assert outcomes(frontier_rows(shifts)) == {claim: {"supported"} for claim in ("3", "5a", "5b", "5c")}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_sentence_tells_effect_interval_and_seeds_and_never_decides_on_one(seeds: int) -> None:
+    rows = exposure_rows(flat, falling, seeds=seeds) + frontier_rows({"unmixed": 0, "mixed": -0.2}, seeds=range(seeds))
+    for verdict in verdicts(rows):
+        _, effect = verdict.evidence[0]
+        assert effect.seeds == seeds
+        assert math.isfinite(effect.mean)
+        if seeds == 1:
+            assert verdict.outcome == "undecided"
+            assert "undecided at 1 seed" in verdict.sentence
+            assert "no interval" in verdict.sentence
+        else:
+            assert f"{verdict.outcome} at 3 seeds" in verdict.sentence
+            assert "95% interval" in verdict.sentence
+
+
+def test_without_seeds_among_the_axes_there_is_one() -> None:
+    rows = exposure_rows(flat, falling, seeds=1)
+    for each in rows:
+        del each["axes"]["seed"]
+    assert {verdict.evidence[0][1].seeds for verdict in verdicts(rows)} == {1}
+
+
+def test_every_note_tells_how_many_verdicts_there_are() -> None:
+    found = verdicts(exposure_rows(flat, falling) + frontier_rows({"unmixed": 0, "mixed": -0.2}))
+    assert len(found) == 4
+    assert all("One of 4 verdicts" in verdict.note for verdict in found)
+    assert [field.name for field in fields(found[0])] == ["claim", "sentence", "outcome", "evidence", "note"]
+
+
+def test_a_study_gets_verdicts_only_on_what_it_has() -> None:
+    assert verdicts([]) == []
+    assert verdicts(exposure_rows(flat, falling, exposures=(0.5,))) == []
+    assert verdicts(frontier_rows({"mixed": 0})) == []
+    assert set(outcomes(exposure_rows(flat, falling, exposures=(0, 1)), matched=True)) == {"2a"}
+    one_point = [each for each in frontier_rows({"unmixed": 0, "mixed": -0.2}) if each["axes"]["finetune.lr"] == 0]
+    assert verdicts(one_point) == []
+
+
+def test_without_any_result_yet_a_claim_is_undecided_at_no_seed() -> None:
+    rows = exposure_rows(flat, falling) + frontier_rows({"unmixed": 0, "mixed": -0.2})
+    for each in rows:
+        each.update(dict.fromkeys(LOSSES))
+    found = verdicts(rows)
+    assert [verdict.claim for verdict in found] == ["1a", "1b", "3", "3"]
+    assert all(verdict.outcome == "undecided" and "at 0 seeds" in verdict.sentence for verdict in found)
+
+
+def test_a_seed_that_lacks_an_exposure_is_left_out() -> None:
+    rows = exposure_rows(flat, falling, seeds=4)
+    rows[2][RETAINED] = None
+    found = the("1b", verdicts(rows))
+    assert sorted(found.evidence[0][1].per_seed) == [1, 2, 3]
+    assert "1 of 4 settings" in found.note
+
+
+def test_a_method_that_is_further_on_gains_nothing_by_it() -> None:
+    """Both methods are the same; one lacks its best checkpoints so far."""
+    rows = frontier_rows({"unmixed": 0, "mixed": 0}, noise=0)
+    for each in rows:
+        if each["axes"]["method"] == "unmixed" and each["axes"]["finetune.lr"] < 2:
+            each[RETAINED] = None
+    for verdict in verdicts(rows):
+        assert verdict.evidence[0][1].per_seed == {0: 0, 1: 0, 2: 0}
+        assert "6 checkpoints are left out" in verdict.note
+
+
+def test_a_curve_is_averaged_over_settings_that_have_it_whole() -> None:
+    """A rate that lacks λ = 1 and lies far off would bend the curve of those that are there."""
+    rows = [
+        {
+            **each,
+            **{loss: each[loss] + 3 * rate for loss in (IMMEDIATE, RETAINED)},
+            "axes": {**each["axes"], "finetune.lr": rate},
+        }
+        for rate in (0, 1)
+        for each in exposure_rows(flat, falling, noise=0)
+    ]
+    rows = [each for each in rows if (each["axes"]["finetune.lr"], each["axes"]["pretrain.exposure"]) != (1, 1)]
+    assert the("1b", verdicts(rows)).evidence[0][1].mean == pytest.approx(-0.2)
+
+
+def test_a_run_that_diverged_is_no_checkpoint() -> None:
+    rows = frontier_rows({"unmixed": 0, "mixed": -0.2})
+    rows[3][FINETUNING] = math.nan
+    assert outcomes(rows) == {"3": {"supported"}}
+
+
+def test_more_checkpoints_are_told_and_their_gain_shown_without_them() -> None:
+    """Dropout does nothing but is tried at two rates with noise: the best of two is better, each one alone is not."""
+    rows = frontier_rows({"mixed": 0}, seeds=range(8), noise=0.1)
+    for rate in (0.02, 0.05):
+        for each in frontier_rows({"mixed+dropout": 0}, seeds=range(8), noise=0):
+            random = Random(f"{rate} {each['axes']}")
+            losses = {loss: each[loss] + random.gauss(0, 0.1) for loss in (RETAINED, FINETUNING, PRETRAINING)}
+            rows.append({**each, **losses, "axes": {**each["axes"], "posttrain.dropout": rate}})
+    found = next(verdict for verdict in verdicts(rows) if verdict.claim == "4a")
+    assert "Checkpoints a seed: mixed 4, mixed+dropout 8" in found.note
+    (_, gain), _, (label, even) = found.evidence
+    assert "as many checkpoints" in label
+    assert even.mean < gain.mean
+    assert even.low < 0 < even.high
+
+
+def test_where_exposure_is_an_axis_mixed_is_its_highest_value() -> None:
+    rows = []
+    for exposure, shift in ((0, 0.0), (0.5, 0.4), (1, -0.2)):
+        for each in frontier_rows({"any": shift}):
+            axes = {name: value for name, value in each["axes"].items() if name != "method"}
+            rows.append({**each, "axes": {**axes, "pretrain.exposure": exposure}})
+    found = [verdict for verdict in verdicts(rows) if verdict.claim == "3"]
+    assert [verdict.outcome for verdict in found] == ["supported"] * 2
+    assert not any("Checkpoints a seed" in verdict.note for verdict in found)
+
+
+def test_exposures_beyond_the_papers_are_left_out() -> None:
+    rows = exposure_rows(flat, lambda exposure: 2.2 - 0.2 * exposure if exposure <= 1 else 9.0, exposures=(0, 1, 4))
+    assert outcomes(rows) == {"1a": {"supported"}, "1b": {"supported"}}
+
+
+def test_on_the_published_points_each_effect_has_the_published_direction_and_one_seed_decides_nothing() -> None:
+    for figure, matched in (("figure3a", False), ("figure3b", True)):
+        rows = [
+            row({"pretrain.exposure": exposure, "posttrain.tokens": before.name}, immediate, retained, None, None)
+            for before, after in zip(
+                published(figure, "immediate").curves, published(figure, "retained").curves, strict=True
+            )
+            for (exposure, immediate), (_, retained) in zip(before.points, after.points, strict=True)
+        ]
+        found = verdicts(rows, matched)
+        assert len(found) == 6
+        for verdict in found:
+            assert verdict.outcome == "undecided"
+            claimed = 1 if verdict.claim == "2a" else -1
+            deciding = [effect for _, effect in verdict.evidence][: {"1a": 8, "2b": 2}.get(verdict.claim, 1)]
+            assert all(claimed * effect.mean > 0 for effect in deciding), verdict.sentence
+    assert any("not monotone" in verdict.note for verdict in found)
+
+
+def test_the_points_of_a_search_are_judged_by_no_claim() -> None:
+    rows = exposure_rows(lambda _: 2.0, lambda exposure: 3.0 - exposure)
+    assert verdicts(rows)
+    assert verdicts([row | {"axes": row["axes"] | {"point": "p1"}} for row in rows]) == []
+
+
+def test_recipes_that_differ_in_several_fields_are_judged_by_no_claim() -> None:
+    shifts = {"unmixed": 0.0, "mixed": -0.2}
+    assert outcomes(frontier_rows(shifts))["3"] == {"supported"}
+    names = {"unmixed": "default", "mixed": "recommended"}
+    recipes = [row | {"axes": row["axes"] | {"recipe": names[row["axes"]["method"]]}} for row in frontier_rows(shifts)]
+    assert verdicts(recipes) == []

@@ -1,0 +1,101 @@
+"""The figure of a study, as the files it is written to."""
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from matplotlib.image import imread
+
+from retain.results.figures.overview import draw_losses
+from retain.results.store.loss_table import save_rows, trial_rows
+from retain.results.store.runs import Store
+from retain.sweeps.tree.tree import Tree
+from tests.results.runs import finish, finish_all, kinds, registered
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[Tree, Store]:
+    return registered(tmp_path / "runs")
+
+
+def drawn(tree: Tree, store: Store) -> dict[str, Path]:
+    """The written files by their ending; as the command line has it, the rows are kept first."""
+    rows = trial_rows(tree, store)
+    save_rows(store.root, tree.study, rows)
+    return {path.suffix: path for path in draw_losses(store.root, tree.study, rows)}
+
+
+def texts(svg: Path) -> str:
+    """What is written in a figure; matplotlib keeps each text as a comment beside its outlines."""
+    return svg.read_text(encoding="utf-8")
+
+
+def test_a_png_and_an_svg_lie_in_the_folder_of_the_study(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    made = drawn(tree, store)
+    names = {path.name for path in (store.root / "studies" / "tiny").iterdir()}
+    assert names == {"losses.png", "losses.svg", "losses.csv", "trials.json"}
+    image: Any = imread(made[".png"])
+    assert image.shape[0] > 300
+    assert image.std() > 0
+    assert ElementTree.parse(made[".svg"]).getroot().tag.endswith("svg")
+
+
+def test_the_figure_names_its_lines_axes_and_units(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    said = texts(drawn(tree, store)[".svg"])
+    for text in (
+        "L_im",
+        "L_ret",
+        "L_ft",
+        "nats per token",
+        "exposure λ",
+        "lr=0.0005",
+        "lr=0.002",
+        "λ=0",
+        "λ=1",
+        "tiny",
+    ):
+        assert text in said, text
+    assert "missing" not in said
+
+
+def test_partial_results_are_drawn_and_what_is_missing_is_counted(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store, lambda stage: stage != "finetune")
+    assert drawn(tree, store) == {}
+    assert not list((store.root / "studies" / "tiny").glob("*.svg"))
+    finish(kinds(tree, store, "finetune")[0])
+    assert "3 of 4 trials are missing" in texts(drawn(tree, store)[".svg"])
+
+
+def test_the_same_results_give_the_same_bytes(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    first = {ending: path.read_bytes() for ending, path in drawn(tree, store).items()}
+    assert {ending: path.read_bytes() for ending, path in drawn(tree, store).items()} == first
+
+
+def test_seeds_are_drawn_as_one_line_and_not_as_lines_of_their_own(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs", grid={"pretrain.exposure": [0, 1], "seed": [0, 1, 2]})
+    for number, key in enumerate(tree.stages):
+        finish(store.run(key), loss=float(number))
+    said = texts(drawn(tree, store)[".svg"])
+    assert "after fine-tuning (L_ret), all trials" in said
+    assert "seed=" not in said
+
+
+def test_a_study_without_an_exposure_axis_is_drawn_too(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs", grid={"finetune.lr": [1e-4, 1e-3]})
+    finish_all(tree, store)
+    assert set(drawn(tree, store)) == {".png", ".svg"}
+
+
+def test_beyond_twelve_lines_none_is_named(tmp_path: Path) -> None:
+    rates = [1e-4 * number for number in range(1, 15)]
+    tree, store = registered(tmp_path / "runs", grid={"pretrain.exposure": [0, 1], "finetune.lr": rates})
+    finish_all(tree, store)
+    assert "(L_ret), lr" not in texts(drawn(tree, store)[".svg"])

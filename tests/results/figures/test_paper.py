@@ -1,0 +1,178 @@
+"""Figures 2 to 12 from trial rows: their arrangement, what they draw, what they say is missing."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from retain.results.analysis.frontiers import lower_left_hull
+from retain.results.figures.catalogue import FIGURES, L_FT, L_RET, PaperFigure, figures_of
+from retain.results.figures.paper import draw_paper_figures
+from retain.results.figures.published import panels_of
+from retain.results.figures.style import METHOD_LOOKS, looks
+from retain.results.store.loss_table import Row
+from tests.results.made_rows import exposure_rows, method_rows
+
+MUSIC = ("music-chemistry", "music-instruction")
+MIXING = ("unmixed", "mixed")
+
+
+def names(study: str, rows: list[Row]) -> list[str]:
+    return [figure.name for figure in figures_of(study, rows)]
+
+
+def data_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("figure", [one for one in FIGURES.values() if isinstance(one, PaperFigure)])
+def test_every_panel_of_the_paper_stands_in_its_place_with_its_axes_and_methods(figure: PaperFigure) -> None:
+    paper = {
+        (panel.pipeline, panel.panel.partition(".")[2], panel.x, panel.y): {curve.name for curve in panel.curves}
+        for panel in panels_of(figure.name)
+    }
+    ours = {
+        (pipeline, side.place, side.x, side.y): set(side.methods)
+        for pipeline in figure.pipelines
+        for side in figure.sides
+    }
+    assert ours == paper
+    assert figure.scale == panels_of(figure.name)[0].model
+    letters = [panel.panel[0] for panel in panels_of(figure.name)]
+    assert list(dict.fromkeys(letters)) == list("abcd"[: len(figure.pipelines)])
+
+
+@pytest.mark.parametrize(
+    ("study", "expected"),
+    [
+        ("figure2", ["figure2"]),
+        ("laptop-figure2", ["figure2"]),
+        ("laptop-figure3b", ["figure3b"]),
+        ("figure4-5", ["figure4", "figure5"]),
+        ("laptop-figure4", ["figure4", "figure5"]),
+        ("figure8-9", ["figure8", "figure9"]),
+        ("figure10-12", ["figure10", "figure11", "figure12"]),
+        ("mine.figure7", ["figure7"]),
+    ],
+)
+def test_a_study_named_after_figures_has_those_figures(study: str, expected: list[str]) -> None:
+    assert names(study, []) == expected
+
+
+def test_a_study_of_another_name_has_the_figures_that_its_axes_are_for() -> None:
+    assert names("mine", method_rows(MUSIC, MIXING)) == ["figure2"]
+    assert names("mine", method_rows(MUSIC, (*MIXING, "unmixed+dropout", "unmixed+replay"))) == ["figure6"]
+    assert names("mine", method_rows([None], (*MIXING, "unmixed+lora", "mixed+lora"))) == ["figure7"]
+    assert names("mine", method_rows([None], ("mixed", "mixed+dropout"))) == ["frontiers"]
+    assert names("mine", exposure_rows()) == ["exposure", "frontiers"]
+    assert names("figure-of-mine", []) == names("table10", []) == ["frontiers"]
+
+
+def test_a_figure_draws_its_pipelines_and_methods_and_counts_what_is_missing(tmp_path: Path) -> None:
+    rows = method_rows(MUSIC, (*MIXING, "mixed+dropout"), seeds=(0, 1), unfinished=12)
+    (four, five) = draw_paper_figures(tmp_path, "laptop-figure4", rows)
+    said = four.svg.read_text()
+    for text in ("(a) Music → Chemistry, dropout", "(b) Music → Instruction, replay", "mixed + dropout", "L_ret:"):
+        assert text in said, text
+    assert (four.trials, four.missing) == (144, 12)
+    assert "12 of 144 trials missing" in said
+    assert four.caption.startswith("12 of 144 trials missing. Lines: median attainment over 2 seeds; bands")
+    assert "Not in this study: mixed + replay." in four.caption
+    assert "L_pre:" in five.svg.read_text()
+    assert four.png == tmp_path / "studies" / "laptop-figure4" / "figures" / "figure4.png"
+    image: Any = imread(four.png)
+    # Two pipelines below one another, two panels each.
+    assert 0.7 < image.shape[0] / image.shape[1] < 1
+    assert image.shape[1] >= 1200
+    assert image.std() > 0
+
+
+def test_the_data_beside_a_figure_holds_every_finished_trial_and_the_hull_of_one_seed(tmp_path: Path) -> None:
+    rows = method_rows([None], (*MIXING, "unmixed+lora", "mixed+lora"), unfinished=5)
+    (figure,) = draw_paper_figures(tmp_path, "figure7", rows)
+    data = data_of(figure.data)
+    for method in (*MIXING, "unmixed+lora", "mixed+lora"):
+        finished = {
+            (row[L_RET], row[L_FT]) for row in rows if row["axes"]["method"] == method and row[L_FT] is not None
+        }
+        own = [line for line in data if line["line"] == method]
+        assert {(float(line["x"]), float(line["y"])) for line in own if line["kind"] == "trial"} == finished
+        hull = [(float(line["x"]), float(line["y"])) for line in own if line["kind"] == "line"]
+        np.testing.assert_array_equal(hull, lower_left_hull(sorted(finished)))
+    assert {(line["x_is"], line["y_is"]) for line in data} == {(L_RET, L_FT)}
+
+
+def test_over_the_exposure_the_lines_are_means_over_seeds_from_the_lowest_to_the_highest(tmp_path: Path) -> None:
+    rows = exposure_rows(sizes=(100_000, 300_000), seeds=(0, 1, 2))
+    (figure,) = draw_paper_figures(tmp_path, "laptop-figure3a", rows)
+    assert "Means over 3 seeds" in figure.caption
+    lines = [
+        line
+        for line in data_of(figure.data)
+        if (line["kind"], line["line"], line["x"]) == ("line", "|D_post| = 300k", "0.5")
+    ]
+    immediate, retained = lines
+    values = [
+        row[L_RET]
+        for row in rows
+        if (row["axes"]["pretrain.exposure"], row["axes"]["posttrain.tokens"]) == (0.5, 300_000)
+    ]
+    found = [float(retained[name]) for name in ("y", "low", "high")]
+    np.testing.assert_allclose(found, [np.mean(values), min(values), max(values)])
+    assert immediate["y_is"] == "immediate_posttraining_loss"
+
+
+def test_at_the_papers_scale_the_published_curves_lie_in_the_panels(tmp_path: Path) -> None:
+    rows = exposure_rows(sizes=(30_000_000,), seeds=(0,))
+    (figure,) = draw_paper_figures(tmp_path, "figure3a", rows, overlay=True, paper_scale=True)
+    assert "|D_post| = 30M (paper)" in figure.svg.read_text()
+    published = [line for line in data_of(figure.data) if line["kind"] == "published line"]
+    retained = [float(line["y"]) for line in published if line["line"] == "|D_post| = 30M" and line["y_is"] == L_RET]
+    assert retained == [2.1751, 2.0884, 2.0757, 2.0763, 2.0803]
+
+
+def test_at_another_scale_the_published_curves_are_a_figure_of_their_own(tmp_path: Path) -> None:
+    rows = method_rows([None], (*MIXING, "unmixed+dropout", "unmixed+replay"))
+    ours, theirs = draw_paper_figures(tmp_path, "laptop-figure6", rows, overlay=True)
+    assert {line["kind"] for line in data_of(ours.data)} == {"trial", "line"}
+    assert theirs.name == "figure6-published"
+    panel = panels_of("figure6")[0]
+    curve = panel.curve("unmixed")
+    data = [line for line in data_of(theirs.data) if line["line"] == "unmixed" and "dropout" in line["panel"]]
+    drawn = [(float(line["x"]), float(line["y"])) for line in data if line["kind"] == "published line"]
+    np.testing.assert_array_equal(drawn, curve.line)
+    assert all(line["kind"].startswith("published") for line in data_of(theirs.data))
+
+
+def test_before_any_trial_has_ended_the_empty_panels_say_so(tmp_path: Path) -> None:
+    rows = method_rows([None], MIXING, unfinished=24)
+    (figure,) = draw_paper_figures(tmp_path, "figure2", rows, overlay=True, paper_scale=True)
+    assert figure.missing == figure.trials == 24
+    assert "no trial has ended yet" in figure.svg.read_text()
+
+
+def test_the_same_rows_give_the_same_bytes_and_no_file_is_left_beside(tmp_path: Path) -> None:
+    rows = method_rows([None], MIXING, seeds=(0, 1))
+    first = draw_paper_figures(tmp_path / "one", "figure8", rows)
+    second = draw_paper_figures(tmp_path / "two", "figure8", rows)
+    for one, two in zip(first, second, strict=True):
+        for kind in ("png", "svg", "data"):
+            assert getattr(one, kind).read_bytes() == getattr(two, kind).read_bytes()
+    assert {path.name for path in first[0].png.parent.iterdir()} == {"figure8.png", "figure8.svg", "figure8.csv"}
+
+
+def test_without_a_method_axis_each_exposure_is_a_frontier_of_its_own(tmp_path: Path) -> None:
+    rows = exposure_rows(sizes=(100_000,), rates=(5e-5, 2e-4))
+    exposure, frontiers = draw_paper_figures(tmp_path, "mine", rows)
+    assert {line["line"] for line in data_of(frontiers.data)} == {"λ = 0", "λ = 0.25", "λ = 0.5", "λ = 0.75", "λ = 1"}
+    assert "retained: after fine-tuning, rate 0.0002" in exposure.svg.read_text()
+
+
+def test_two_lines_of_a_panel_never_look_the_same() -> None:
+    for names in (["unmixed+dropout", "mixed+dropout"], ["mixed", "λ = 0.5", "unmixed"], list(METHOD_LOOKS)[:4]):
+        assert len(set(looks(names).values())) == len(names)
+    assert looks(["unmixed", "mixed"]) == {name: METHOD_LOOKS[name] for name in ("unmixed", "mixed")}

@@ -1,0 +1,262 @@
+"""The report of a study: one page that holds everything, and works in a real browser without a network."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retain.launchers.cli.app import main
+from retain.results.analysis.effects import effect_of
+from retain.results.claims.judging import judged
+from retain.results.report.deviations import DIFFERS, OPEN, SAME, deviations, summary
+from retain.results.report.making import Origin
+from retain.results.report.page import inline_svg, verdict_table, write_report
+from retain.results.store.loss_table import trial_rows
+from retain.results.store.runs import Store
+from retain.sweeps.schema.read import check_study
+from retain.sweeps.tree.tree import expand
+from tests.browser import Page, browser, install
+from tests.conftest import Trained
+from tests.results.runs import finish_all, kinds, registered
+from tests.studies import made_up_facts, tiny_fields
+
+
+@pytest.fixture(scope="module")
+def reported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the trained tiny study, with two trials of three rates yet to train."""
+    store = tmp_path_factory.mktemp("reported") / "runs"
+    shutil.copytree(trained.store, store)
+    assert main(["report", str(trained.study), "finetune.lr=[5e-4, 2e-3, 7e-3]", "--store", str(store)]) == 0
+    return store / "studies" / "tiny" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def page(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The report as a browser has opened it from its file."""
+    try:
+        install()
+    except RuntimeError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must run this: {error}")
+        pytest.skip(str(error))
+    with browser(tmp_path_factory.mktemp("browser")) as opened:
+        opened.open(reported)
+        yield opened
+
+
+def text_of(html: str) -> str:
+    """What a reader reads, without figures, script and markup."""
+    words = re.sub(r"<(svg|script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", words).split())
+
+
+def made_report(root: Path, **overrides: object) -> str:
+    """The page of a study that was registered, and trained by hand or not at all."""
+    file = check_study(tiny_fields(**overrides), root / "tiny.yaml")
+    file.path.write_text(file.path.read_text() if file.path.exists() else "study: tiny\n")
+    facts = made_up_facts(file)
+    tree, store = expand(file, facts), Store(root)
+    origin = Origin("tiny", {"retain": "0"}, None, "a machine", 1.8e9)
+    return write_report(file, facts, tree, store, trial_rows(tree, store), [], [], origin).read_text()
+
+
+def test_the_page_holds_all_that_a_reader_asks(reported: Path) -> None:
+    said = text_of(reported.read_text())
+    for text in (
+        "What does a model still know",
+        "Partial results: 2 of 6 trials are missing.",
+        "6 trials are 10 stages",
+        "sharing saves",
+        "4 done, 2 planned",
+        "2 of 6 trials missing",
+        "finetune.lr",
+        "0.0005, 0.002, 0.007",
+        "retain report",
+        "python 3.",
+        "first attempt",
+        "8 at 8 runs; 0 of them took more than one",
+    ):
+        assert text in said, text
+    assert "undecided" in said
+    assert "1 seed" in said
+
+
+def test_the_page_asks_nothing_of_a_network_or_of_another_file(reported: Path) -> None:
+    html = reported.read_text()
+    assert not re.findall(r"""(?:src|srcset|action|poster|data)=["'](?!data:)""", html)
+    assert not re.findall(r"""\bhref=["'](?!#|data:)""", html)
+    assert not re.findall(r"url\((?!#)", html)
+    assert "@import" not in html
+    addresses = set(re.findall(r"https?://[^\"'<\s]+", html))
+    assert addresses <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
+
+
+def test_no_two_figures_of_the_page_share_an_id_and_every_reference_is_met(reported: Path) -> None:
+    html = reported.read_text()
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', html)) <= set(ids)
+
+
+def test_it_opens_offline_without_a_request_or_a_complaint(page: Page, reported: Path) -> None:
+    assert page.requests == [reported.as_uri()]
+    assert page.complaints == []
+    assert page.value("document.title") == "tiny: report"
+    assert page.value("performance.getEntriesByType('resource').length") == 0
+
+
+def test_its_figures_are_seen_and_have_a_name_and_a_caption(page: Page) -> None:
+    figures = page.value(
+        "[...document.querySelectorAll('figure')].map(f => { const s = f.querySelector('svg'), b = s.getBoundingClientRect();"
+        "return {name: s.getAttribute('aria-label'), caption: f.querySelector('figcaption').textContent,"
+        " wide: b.width, high: b.height, drawn: s.querySelectorAll('path').length} })"
+    )
+    assert len(figures) == 2
+    for figure in figures:
+        assert figure["wide"] > 500
+        assert figure["high"] > 200
+        assert figure["drawn"] > 20
+        assert figure["name"]
+        assert "trials missing" in figure["caption"]
+    assert page.value("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_click_on_a_column_sorts_the_losses_and_another_turns_them_round(page: Page) -> None:
+    column = "[...document.querySelectorAll('#losses tbody tr')].map(row => row.cells[3].textContent)"
+    assert page.value("document.querySelector('#losses th:nth-child(4)').textContent") == "L_ret"
+    page.click("#losses th:nth-child(4) button")
+    up = page.value(column)
+    page.click("#losses th:nth-child(4) button")
+    down = page.value(column)
+    known = [value for value in up if value[0].isdigit()]
+    assert known == sorted(known, key=float)
+    assert len(known) == 4
+    assert down == [*reversed(known), *up[4:]]
+    assert page.value("document.querySelector('#losses th:nth-child(4)').ariaSort") == "descending"
+
+
+def test_a_click_enlarges_a_figure_the_wheel_and_dragging_move_it_and_escape_closes_it(page: Page) -> None:
+    box = "document.querySelector('dialog svg').getAttribute('viewBox').split(' ').map(Number)"
+    page.click("#figure-frontiers .drawing")
+    assert page.value("document.querySelector('dialog').open")
+    whole = page.value(box)
+    page.mouse("mouseWheel", 600, 450, deltaX=0, deltaY=-400)
+    near = wait_until_changed(page, box, whole)
+    assert near[2] < 0.6 * whole[2]
+    page.mouse("mousePressed", 600, 450, button="left", clickCount=1)
+    page.mouse("mouseMoved", 500, 400, button="left")
+    page.mouse("mouseReleased", 500, 400, button="left")
+    moved = wait_until_changed(page, box, near)
+    assert moved[0] > near[0]
+    assert moved[1] > near[1]
+    assert moved[2:] == near[2:]
+    page.press("Escape")
+    assert page.value("document.querySelector('dialog')") is None
+    assert page.complaints == []
+
+
+def wait_until_changed(page: Page, expression: str, before: list[float]) -> list[float]:
+    """The wheel's and the pointer's events reach a page with its next frame."""
+    for _ in range(200):
+        now: list[float] = page.value(expression)
+        if now != before:
+            return now
+        page.value("new Promise(requestAnimationFrame)")
+    raise AssertionError(f"{expression} stayed {before}")
+
+
+def test_the_document_names_every_file_and_verdict(
+    reported: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = reported.parents[2]
+    assert main(["report", str(trained.study), "--store", str(store), "--no-overlay", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["study"], document["trials"], document["missing"]) == ("tiny", 4, 0)
+    assert Path(document["report"]) == reported
+    for figure in document["figures"]:
+        assert all(Path(figure[kind]).is_file() for kind in ("png", "svg", "data"))
+    assert document["verdicts"]
+    assert all(verdict["outcome"] and verdict["effects"] for verdict in document["verdicts"])
+
+
+def test_before_anything_is_prepared_the_page_says_so(trained: Trained, tmp_path: Path) -> None:
+    assert main(["report", str(trained.study), "--store", str(tmp_path / "none")]) == 0
+    said = text_of((tmp_path / "none" / "studies" / "tiny" / "report.html").read_text())
+    assert "The data is not prepared" in said
+    assert "Partial results: 4 of 4 trials are missing." in said
+    assert "not prepared" in said
+
+
+def test_interruptions_and_attempts_are_told(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    finish_all(tree, store, lambda stage: stage != "finetune")
+    run = kinds(tree, store, "finetune")[0]
+    run.begin_attempt(1)
+    run.end_attempt("planned", "preempted")
+    run.begin_attempt(1)
+    run.add_notes(["no undamaged state is left: the stage starts anew"])
+    run.end_attempt("failed", "error", "it broke", "crash")
+    said = text_of(made_report(tmp_path / "runs"))
+    for text in ("2 interruptions", "preempted", "no undamaged state is left", "crash", "1 of them took more than one"):
+        assert text in said, text
+    assert "1 failed" in said
+
+
+def test_the_head_of_the_study_file_is_the_question_and_nothing_in_it_is_markup(tmp_path: Path) -> None:
+    _, store = registered(tmp_path / "runs")
+    (store.root / "tiny.yaml").write_text("# Is <b>mixing</b> worth it?\n# <script>alert(1)</script>\nstudy: tiny\n")
+    html = made_report(store.root)
+    assert "Is &lt;b&gt;mixing&lt;/b&gt; worth it? &lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert html.count("<script>") == 1
+    assert "<pre># Is &lt;b&gt;mixing" in html
+
+
+def test_more_than_two_hundred_trials_are_folded_away(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    rates = [1e-5 * number for number in range(1, 202)]
+    html = made_report(tmp_path / "runs", grid={"finetune.lr": rates})
+    assert "<details><summary>201 trials</summary>" in html
+
+
+def test_every_choice_is_held_against_the_paper(tmp_path: Path) -> None:
+    grid = {"posttrain.lr": [1e-4, 5e-3], "posttrain.dropout": [0, 0.1], "finetune.lr": [5e-5, 2e-4]}
+    fields = tiny_fields(**{"posttrain.min_lr": 5e-5, "finetune.tokens": "200M", "grid": grid})
+    table = deviations(check_study(fields, tmp_path / "tiny.yaml"), 135_000_000)
+    found = {row[0].text: [cell.text for cell in row[1:4]] for row in table.rows}
+    assert found["posttrain.lr"] == ["0.0001; 0.005", "0.0001; 0.0002; 0.0005; 0.001; 0.005", SAME]
+    assert found["posttrain.min_lr"][2] == found["posttrain.clip"][2] == found["posttrain.betas"][2] == SAME
+    assert found["finetune.tokens"] == ["200M", "200M", SAME]
+    assert found["posttrain.dropout"] == ["0; 0.1", "0; 0.02; 0.05", DIFFERS]
+    assert found["model.layers"] == ["2", "30", DIFFERS]
+    assert found["finetune.lr"][2] == found["pretrain.lr"][2] == found["finetune.warmup"][2] == OPEN
+    assert found["posttrain.corpus"] == ["music", "MusicPile, FLAN", DIFFERS]
+    assert re.fullmatch(
+        r"Of \d+ fields \d+ are as in the paper, \d+ differ from it, \d+ are left open by it\.", summary(table)
+    )
+    at_1b = deviations(check_study(fields, tmp_path / "tiny.yaml"), 1_030_000_000)
+    assert {row[0].text: row[2].text for row in at_1b.rows}["pretrain.lr"] == "0.0005"
+
+
+def test_a_verdict_shows_its_effects_with_interval_and_seeds() -> None:
+    verdict = judged("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
+    (row,) = verdict_table([verdict]).rows
+    assert [cell.text for cell in row[:2]] == ["1b", "supported"]
+    assert re.fullmatch(r"slope: -0\.11, 95% interval -0\.\d+ to -0\.\d+ \(3 seeds\)", row[3].text)
+
+
+def test_a_figure_in_the_page_keeps_its_shape_and_loses_the_addresses_of_its_metadata() -> None:
+    drawn = (
+        '<?xml version="1.0"?><!DOCTYPE svg PUBLIC "x" "http://example.org/svg.dtd">\n'
+        '<svg width="72pt" height="36pt" viewBox="0 0 72 36" xmlns="http://www.w3.org/2000/svg" version="1.1">'
+        '<metadata>http://example.org</metadata><defs><path id="a"/></defs><use xlink:href="#a"/><g clip-path="url(#a)"/></svg>'
+    )
+    svg, width = inline_svg(drawn, "figure2", 'a "title"')
+    assert width == 96
+    assert "example.org" not in svg
+    assert 'viewBox="0 0 72 36"' in svg
+    assert 'aria-label="a &quot;title&quot;"' in svg
+    assert '<path id="figure2-a"/></defs><use xlink:href="#figure2-a"/><g clip-path="url(#figure2-a)"/>' in svg

@@ -1,0 +1,381 @@
+"""What `retain gc` frees, and what it never touches."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from retain.launchers.planning.register import register
+from retain.results.store.disk import used_bytes
+from retain.results.store.garbage import (
+    CHECKPOINT,
+    LEFTOVER,
+    WEIGHTS,
+    Waste,
+    check_starts,
+    find_waste,
+    free,
+    is_pinned,
+    set_pin,
+)
+from retain.results.store.lease import take_lease
+from retain.results.store.runs import Run, Store
+from retain.results.store.verify import verify_runs
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.processes import process_name
+from retain.sweeps.tree.tree import Tree, expand
+from tests.conftest import Prepared
+from tests.results.runs import finish, finish_all, kinds, registered, write_model
+from tests.retain import retain, retain_json
+
+HOLDER = """
+import sys
+from pathlib import Path
+from retain.results.store.lease import take_lease
+print(take_lease(Path(sys.argv[1])) is not None, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[Tree, Store]:
+    """The tiny study, planned: two pretrainings, each with a post-training with two fine-tunings."""
+    return registered(tmp_path / "runs")
+
+
+def state_of(run: Run, size: int = 100) -> Path:
+    """A resumable state."""
+    folder = run.folder / "checkpoint" / "step-000000010"
+    folder.mkdir(parents=True)
+    (folder / "rank-00000.safetensors").write_bytes(b"s" * size)
+    return folder
+
+
+def dead_process() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def age(path: Path, hours: float) -> Path:
+    """Let everything below a path look unchanged for so long."""
+    then = time.time() - 3600 * hours
+    for place in (path, *path.rglob("*")):
+        os.utime(place, (then, then))
+    return path
+
+
+def gc(store: Store, weights: bool = False, keys: Iterable[str] | None = None) -> list[Waste]:
+    """Free whatever may go, all of which must succeed."""
+    found = find_waste(store, None if keys is None else set(keys), weights)
+    assert [free(store, waste) for waste in found] == [None] * len(found)
+    assert not any(waste.path.exists() and waste.kind != WEIGHTS for waste in found)
+    return found
+
+
+def content(root: Path) -> set[Path]:
+    """Every path of a store but the notes of who held a lease."""
+    return {path for path in root.rglob("*") if not path.name.startswith("lease.")}
+
+
+def test_the_states_of_done_runs_go_and_those_of_unfinished_ones_stay(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    first, second = kinds(tree, store, "pretrain")
+    state_of(first)
+    state_of(second)
+    second.begin_attempt(1)
+    assert find_waste(store, None, weights=False) == []
+    finish(first)
+    state_of(first)
+    (waste,) = gc(store)
+    assert (waste.path, waste.run, waste.kind, waste.bytes) == (first.checkpoint, first.key, CHECKPOINT, 100)
+    assert (second.checkpoint / "step-000000010" / "rank-00000.safetensors").exists()
+    assert verify_runs(store, None) == (8, [])
+    assert find_waste(store, None, weights=False) == []
+
+
+def test_a_dry_run_says_what_would_be_freed_with_bytes_and_changes_nothing(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    for run in kinds(tree, store, "finetune"):
+        state_of(run, size=1000)
+    before = content(store.root)
+    document = retain_json("gc", "--store", store.root, "--dry-run")
+    assert content(store.root) == before
+    assert (document["dry_run"], document["bytes"], document["kept"]) == (True, 4000, [])
+    assert all(set(row) >= {"path", "run", "bytes", "reason"} for row in document["freed"])
+    assert "4 kB would be freed, 4 things" in retain("gc", "--store", store.root, "--dry-run").stdout
+    assert "4 kB freed, 4 things" in retain("gc", "--store", store.root).stdout
+    assert "0 B freed, 0 things" in retain("gc", "--store", store.root).stdout
+    assert content(store.root) == {path for path in before if "checkpoint" not in path.parts}
+
+
+def test_what_a_dead_attempt_left_half_written_goes_and_its_last_states_stay(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    run = kinds(tree, store, "pretrain")[0]
+    whole = state_of(run)
+    shutil.copytree(whole, run.checkpoint / ".step-000000020")
+    write_model(run.folder / "model.partial")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run.lease)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "True\n"
+    assert find_waste(store, None, weights=True) == []
+    holder.kill()
+    holder.communicate()
+    found = gc(store)
+    assert {(waste.path.name, waste.kind) for waste in found} == {
+        (".step-000000020", LEFTOVER),
+        ("model.partial", LEFTOVER),
+    }
+    assert [path.name for path in run.checkpoint.iterdir()] == [whole.name]
+    assert not run.is_running()
+
+
+def test_a_run_that_a_process_takes_up_between_the_look_and_the_removal_is_left_alone(
+    planned: tuple[Tree, Store],
+) -> None:
+    tree, store = planned
+    first, second = kinds(tree, store, "pretrain")
+    write_model(first.folder / "model.partial")
+    finish(second)
+    state_of(second)
+    found = find_waste(store, None, weights=False)
+    leases = [take_lease(run.lease) for run in (first, second)]
+    assert all(leases)
+    assert [free(store, waste) for waste in found] == ["a process is at work on the run"] * 2
+    assert all(waste.path.exists() for waste in found)
+
+
+def test_old_temporary_files_of_dead_processes_go_and_those_of_the_living_or_fresh_stay(
+    planned: tuple[Tree, Store],
+) -> None:
+    tree, store = planned
+    run = kinds(tree, store, "pretrain")[0]
+    (store.root / "studies" / "tiny").mkdir(parents=True)
+    dead = dead_process()
+    old = [
+        run.folder / f".state.json.{dead}.0a1b2c",
+        run.folder / f".lease.json.{dead}.0123456789abcdef",
+        store.root / "studies" / "tiny" / f".trials.json.{dead}.0a1b2c",
+        store.root / ".probe.n1.123456",
+    ]
+    living = [run.folder / f".state.json.{os.getpid()}.0a1b2c", run.folder / ".hidden", run.folder / "notes.txt"]
+    fresh = run.folder / f".state.json.{dead}.ffffff"
+    for path in (*old, *living):
+        path.write_text("{}")
+        age(path, 2)
+    fresh.write_text("{}")
+    assert {waste.path for waste in gc(store)} == set(old)
+    assert fresh.exists()
+    assert all(path.exists() for path in living)
+
+
+def test_half_prepared_data_goes_once_its_process_is_gone_and_it_has_been_quiet(tmp_path: Path) -> None:
+    store, dead = Store(tmp_path), dead_process()
+    here = process_name().split(".")[0]
+    hours = {
+        f"{here}.{dead}.5-01234567": 2.0,
+        f"{here}.{dead}.5-11111111": 0.1,
+        f"{process_name()}-22222222": 2.0,
+        f"abc.{dead}.5-33333333": 2.0,
+        f"abc.{dead}.5-44444444": 25.0,
+        "mine": 100.0,
+    }
+    for name in hours:
+        (tmp_path / "building" / name).mkdir(parents=True)
+        (tmp_path / "building" / name / "train.bin").write_bytes(b"12345")
+    for name, old in hours.items():
+        age(tmp_path / "building" / name, old)
+    found = gc(store)
+    assert {waste.path.name for waste in found} == {f"{here}.{dead}.5-01234567", f"abc.{dead}.5-44444444"}
+    assert {waste.bytes for waste in found} == {5}
+
+
+def test_weights_stay_unless_asked_and_then_go_where_all_that_start_from_them_is_done(
+    planned: tuple[Tree, Store],
+) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    assert find_waste(store, None, weights=False) == []
+    inner = [*kinds(tree, store, "pretrain"), *kinds(tree, store, "posttrain")]
+    size = sum(used_bytes(run.model / "model.safetensors") for run in inner)
+    found = gc(store, weights=True)
+    assert {waste.run for waste in found} == {run.key for run in inner}
+    assert sum(waste.bytes for waste in found) == size
+    for run in inner:
+        assert not (run.model / "model.safetensors").exists()
+        assert (run.model / "config.json").exists()
+        state = run.state()
+        assert state.weights_freed
+        assert set(state.checksums) == {"losses.json", "model/config.json", "model/tokenizer.json"}
+        assert run.losses()["splits"]
+    for run in kinds(tree, store, "finetune"):
+        assert (run.model / "model.safetensors").exists()
+    assert verify_runs(store, None) == (8, [])
+    assert find_waste(store, None, weights=True) == []
+
+
+def test_verify_still_finds_damage_in_a_run_whose_weights_were_freed(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    gc(store, weights=True)
+    run = kinds(tree, store, "pretrain")[0]
+    (run.folder / "losses.json").write_text("{}")
+    _, (problem,) = verify_runs(store, None)
+    assert problem.where == run.key
+    assert "losses.json is damaged" in problem.what
+
+
+def test_weights_that_an_unfinished_child_starts_from_stay(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    registered(store.root, grid={"pretrain.exposure": [0, 1], "finetune.lr": [7e-3]})
+    freed = {waste.run for waste in gc(store, weights=True)}
+    assert freed == {run.key for run in kinds(tree, store, "pretrain")}
+
+
+def test_pinned_weights_stay_until_the_pin_is_taken_off(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    run = kinds(tree, store, "posttrain")[1]
+    assert "is pinned" in retain("pin", run.key[:9], "--store", store.root).stdout
+    assert is_pinned(run)
+    assert run.key not in {waste.run for waste in gc(store, weights=True)}
+    assert "no longer pinned" in retain("pin", run.key, "--off", "--store", store.root).stdout
+    (waste,) = gc(store, weights=True)
+    assert waste.run == run.key
+    with pytest.raises(StudyError, match=f"{run.key}: its weights have been freed already; delete "):
+        set_pin(run, True)
+
+
+def test_a_pin_set_between_the_look_and_the_removal_is_heeded(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    found = find_waste(store, None, weights=True)
+    for run in (store.run(waste.run) for waste in found if waste.run):
+        set_pin(run, True)
+    assert {free(store, waste) for waste in found} == {"it is pinned"}
+    assert verify_runs(store, None) == (8, [])
+
+
+def test_a_collection_killed_before_the_files_are_gone_leaves_a_store_that_the_next_one_cleans(
+    planned: tuple[Tree, Store],
+) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from retain.results.store.garbage import find_waste, free\nfrom retain.results.store.runs import Store\n"
+        "store = Store(Path(sys.argv[1])); found = find_waste(store, None, True)\n"
+        "sys.addaudithook(lambda event, _: event == 'os.remove' and os.kill(os.getpid(), 9))\n"
+        "free(store, found[0])"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(store.root)], check=False).returncode == -9
+    assert sum(run.state().weights_freed for run in store.runs()) == 1
+    assert verify_runs(store, None) == (8, [])
+    assert len(gc(store, weights=True)) == 4
+    assert verify_runs(store, None) == (8, [])
+
+
+def test_a_study_that_needs_freed_weights_is_told_in_one_sentence_which_folders_to_delete(
+    planned: tuple[Tree, Store],
+) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    gc(store, weights=True)
+    check_starts(store, tree.stages, store.states(tree.stages))
+    larger, _ = registered(store.root, grid={"pretrain.exposure": [0], "finetune.lr": [5e-4, 7e-3]})
+    with pytest.raises(MissingResourceError) as caught:
+        check_starts(store, larger.stages, store.states(larger.stages))
+    (post,) = kinds(larger, store, "posttrain")
+    (pre,) = kinds(larger, store, "pretrain")
+    assert f"delete {post.folder} {pre.folder} and run the study" in str(caught.value)
+    for run in (post, pre):
+        shutil.rmtree(run.folder)
+    check_starts(store, larger.stages, store.states(larger.stages))
+
+
+def test_export_of_freed_weights_says_what_to_do(planned: tuple[Tree, Store], tmp_path: Path) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    gc(store, weights=True)
+    run = kinds(tree, store, "pretrain")[0]
+    told = retain("export", run.key, "--store", store.root, "--to", tmp_path / "hf", code=3).stderr
+    assert told.startswith("retain: retain gc --weights has freed")
+    assert str(run.folder) in told
+
+
+def test_a_collection_of_one_study_leaves_the_runs_of_another(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    first, second = kinds(tree, store, "pretrain")
+    for run in (first, second):
+        finish(run)
+        state_of(run)
+    assert [waste.run for waste in gc(store, keys=[first.key])] == [first.key]
+    assert second.checkpoint.exists()
+
+
+def test_nothing_that_is_unknown_is_touched(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    strange = [
+        store.root / "notes" / "checkpoint" / "mine.txt",
+        store.root / "notes" / "model.partial" / "mine.txt",
+        store.root / "corpora" / "abc" / "train.bin",
+        kinds(tree, store, "pretrain")[0].folder / "analysis" / "model.safetensors",
+    ]
+    for path in strange:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        age(path, 1000)
+    elsewhere = store.root.parent / "scratch"
+    elsewhere.mkdir()
+    (elsewhere / "state").touch()
+    kinds(tree, store, "finetune")[0].checkpoint.symlink_to(elsewhere)
+    gc(store, weights=True)
+    assert all(path.exists() for path in strange)
+    assert (elsewhere / "state").exists()
+
+
+def test_run_says_what_to_do_before_it_trains_anything_that_starts_from_freed_weights(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "runs")
+    shutil.copytree(prepared.store, store.root)
+    tree = expand(prepared.file, prepared.facts)
+    register(tree, prepared.file, prepared.facts, store)
+    finish_all(tree, store)
+    gc(store, weights=True)
+    study = prepared.file.path
+    told = retain("run", study, "finetune.weight_decay=0.2", "--store", store.root, code=3).stderr
+    assert told.startswith("retain: retain gc --weights has freed weights that this starts from; delete ")
+    assert all(str(run.folder) in told for kind in ("pretrain", "posttrain") for run in kinds(tree, store, kind))
+    assert len(store.runs()) == 8
+
+
+def test_on_a_full_disk_room_is_made_and_what_cannot_go_is_said(small_disk: Path) -> None:
+    tree, store = registered(small_disk / "runs")
+    done, unfinished = kinds(tree, store, "pretrain")
+    finish(done)
+    state_of(done, size=200_000)
+    write_model(unfinished.folder / "model.partial")
+    with (small_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(b"x" * 4096)
+    assert shutil.disk_usage(small_disk).free == 0
+    document = retain_json("gc", "--store", store.root, code=3)
+    assert [row["path"] for row in document["freed"]] == [str(done.checkpoint)]
+    (kept,) = document["kept"]
+    assert kept["path"] == str(unfinished.folder / "model.partial")
+    assert "No space left" in kept["reason"]
+    assert retain_json("gc", "--store", store.root)["kept"] == []
+    assert not (unfinished.folder / "model.partial").exists()

@@ -1,0 +1,150 @@
+"""The loss table: what each of its numbers is, and what it says of results that are not there yet."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import retain
+from retain.results.store.loss_table import LOSSES, csv_text, four_losses, frame_of, read_rows, save_rows, trial_rows
+from retain.results.store.runs import Store
+from retain.sweeps.tree.tree import Tree
+from tests.results.runs import finish, finish_all, kinds, registered
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[Tree, Store]:
+    return registered(tmp_path / "runs")
+
+
+def splits(**losses: float) -> dict[str, dict[str, float]]:
+    return {split: {"loss": loss, "tokens": 10} for split, loss in losses.items()}
+
+
+def test_the_four_losses_are_those_of_the_paper() -> None:
+    path = [
+        splits(pretraining=4.0, posttraining=5.0),
+        splits(pretraining=4.5, posttraining=1.0),
+        splits(pretraining=4.7, posttraining=2.0, finetuning=3.0),
+    ]
+    assert four_losses(path) == {
+        "immediate_posttraining_loss": 1.0,
+        "retained_posttraining_loss": 2.0,
+        "finetuning_loss": 3.0,
+        "retained_pretraining_loss": 4.7,
+    }
+
+
+def test_without_a_post_training_stage_the_immediate_loss_is_that_of_the_pretraining() -> None:
+    path = [splits(pretraining=4.0, posttraining=5.0), splits(pretraining=4.7, posttraining=5.5, finetuning=3.0)]
+    losses = four_losses(path)
+    assert (losses["immediate_posttraining_loss"], losses["retained_posttraining_loss"]) == (5.0, 5.5)
+
+
+@pytest.mark.parametrize(
+    ("trained", "present"),
+    [
+        (0, set()),
+        (1, set()),
+        (2, {"immediate_posttraining_loss"}),
+        (3, set(LOSSES)),
+    ],
+)
+def test_what_is_not_trained_yet_is_missing_and_nothing_stands_in_for_it(trained: int, present: set[str]) -> None:
+    whole = [
+        splits(pretraining=4.0, posttraining=5.0),
+        splits(pretraining=4.5, posttraining=1.0),
+        splits(pretraining=4.7, posttraining=2.0, finetuning=3.0),
+    ]
+    losses = four_losses([stage if index < trained else None for index, stage in enumerate(whole)])
+    assert {name for name, loss in losses.items() if loss is not None} == present
+
+
+def test_a_row_per_trial_holds_its_axes_keys_losses_and_the_tokens_of_its_path(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    for number, key in enumerate(tree.stages):
+        finish(store.run(key), loss=float(10 * number))
+    order = list(tree.stages)
+    rows = trial_rows(tree, store)
+    assert [row["axes"] for row in rows] == [
+        {"pretrain.exposure": exposure, "finetune.lr": rate} for exposure in (0, 1) for rate in (5e-4, 2e-3)
+    ]
+    for row, trial in zip(rows, tree.trials, strict=True):
+        assert tuple(row["keys"].values()) == trial.path
+        assert row["tokens"] == 3 * 64
+        post, leaf = 10.0 * order.index(trial.path[1]), 10.0 * order.index(trial.finetune)
+        # `finish` numbers the splits of a leaf: finetuning, posttraining, pretraining.
+        assert row["immediate_posttraining_loss"] == post
+        assert [row[name] for name in LOSSES[1:]] == [leaf + 1, leaf, leaf + 2]
+
+
+def test_partial_results_have_a_row_for_every_trial_with_what_is_there(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store, lambda stage: stage != "finetune")
+    leaf = kinds(tree, store, "finetune")[2]
+    finish(leaf)
+    rows = trial_rows(tree, store)
+    assert len(rows) == 4
+    assert all(row["immediate_posttraining_loss"] is not None for row in rows)
+    complete = [row for row in rows if row["finetuning_loss"] is not None]
+    assert [row["keys"]["finetune"] for row in complete] == [leaf.key]
+    assert [row["tokens"] for row in rows].count(None) == 3
+
+
+def test_a_run_that_failed_after_its_losses_were_written_counts_as_missing(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    run = kinds(tree, store, "finetune")[0]
+    run.begin_attempt(1)
+    run.end_attempt("failed", "error", "why")
+    assert trial_rows(tree, store)[0]["finetuning_loss"] is None
+
+
+def test_the_csv_reads_back_as_the_rows_with_empty_cells_for_what_is_missing(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store, lambda stage: stage != "finetune")
+    finish(kinds(tree, store, "finetune")[0], loss=1 / 3)
+    rows = trial_rows(tree, store)
+    path = save_rows(store.root, tree.study, rows)
+    with path.open(newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert list(table[0]) == [
+        *("pretrain.exposure", "finetune.lr"),
+        *LOSSES,
+        *("tokens", "pretrain_key", "posttrain_key", "finetune_key"),
+    ]
+    assert float(table[0]["finetuning_loss"]) == 1 / 3
+    assert [cells["finetuning_loss"] for cells in table[1:]] == [""] * 3
+    assert [cells["finetune_key"] for cells in table] == [trial.finetune for trial in tree.trials]
+    assert csv_text([]) == "\n"
+
+
+def test_load_gives_a_frame_whose_missing_losses_are_nan(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store, lambda stage: stage == "pretrain")
+    save_rows(store.root, tree.study, trial_rows(tree, store))
+    frame = retain.load("tiny", str(store.root))
+    assert len(frame) == 4
+    assert all(frame[name].isna().all() and frame[name].dtype == float for name in (*LOSSES, "tokens"))
+    finish_all(tree, store, lambda stage: stage != "pretrain")
+    save_rows(store.root, tree.study, trial_rows(tree, store))
+    frame = retain.load("tiny", str(store.root))
+    assert not frame[list(LOSSES)].isna().any().any()
+    assert frame["pretrain.exposure"].tolist() == [0, 0, 1, 1]
+    assert math.isclose(frame.groupby("pretrain.exposure")["finetuning_loss"].mean()[1], 1.0)
+
+
+def test_load_of_an_unknown_study_names_the_file_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"studies/unknown/trials\.json"):
+        retain.load("unknown", str(tmp_path))
+
+
+def test_rows_kept_for_a_study_read_back_exactly(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    rows = trial_rows(tree, store)
+    save_rows(store.root, tree.study, rows)
+    assert read_rows(store.root, tree.study) == json.loads(json.dumps(rows))
+    assert len(frame_of(rows)) == 4

@@ -1,0 +1,217 @@
+"""A run as other processes see it while it is written, and after its process was killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from retain.results.store.lease import take_lease
+from retain.results.store.runs import Progress, Run, State, Store, make_store, open_store
+from retain.results.store.status import current_state
+from retain.results.store.verify import damaged_files, run_problems
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+from tests.results.runs import finish, kinds, registered
+
+STATE_WRITER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from retain.results.store.runs import Progress, Run
+run = Run(Path(sys.argv[1]))
+for step in range(300):
+    state = run.state()
+    run.save_state(replace(state, reason=f"{step} " * 2000, progress=Progress(step, step, float(step))))
+"""
+
+FINISHER = """
+import os, shutil, sys
+from pathlib import Path
+from retain.results.store.runs import Run
+from tests.results.runs import finish
+planned, copies = Path(sys.argv[1]), Path(sys.argv[2])
+WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
+
+def kill_at(wanted):
+    count = 0
+    def hook(event, arguments):
+        nonlocal count
+        if event in WRITES or (event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]):
+            count += 1
+            if count == wanted:
+                os.kill(os.getpid(), 9)
+    return hook
+
+wanted, ended = 0, 9
+while ended == 9:
+    wanted += 1
+    run = Run(copies / str(wanted) / planned.name)
+    shutil.copytree(planned, run.folder)
+    (run.folder / "checkpoint").mkdir()
+    (run.folder / "checkpoint" / "state").write_text("x")
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(kill_at(wanted))
+        finish(run)
+        os._exit(0)
+    ended = os.waitpid(child, 0)[1]
+    print(ended, flush=True)
+"""
+
+PUBLISHER = """
+import sys
+from pathlib import Path
+from retain.results.store.runs import Run
+from tests.results.runs import finish
+run = Run(Path(sys.argv[1]))
+for number in range(40):
+    finish(run, float(number))
+"""
+
+
+def writer(code: str, *arguments: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run that is planned."""
+    tree, store = registered(tmp_path / "runs")
+    return kinds(tree, store, "pretrain")[0]
+
+
+def test_a_reader_beside_a_writer_never_sees_half_a_state(run: Run) -> None:
+    process, seen = writer(STATE_WRITER, run.folder), set()
+    while process.poll() is None:
+        state = run.state()
+        if state.reason:
+            assert set(state.reason.split()) == {str(state.progress.tokens)}
+            assert state.progress.loss == state.progress.total == state.progress.tokens
+            seen.add(state.progress.tokens)
+    assert process.returncode == 0
+    assert len(seen) > 2
+
+
+def test_whatever_a_reader_sees_as_done_is_complete_and_matches_its_checksums(run: Run) -> None:
+    process, seen = writer(PUBLISHER, run.folder), 0
+    while process.poll() is None:
+        before = run.state()
+        if before.state != "done":
+            continue
+        try:
+            problems = damaged_files(run)
+        except FileNotFoundError:
+            problems = ["a file vanished"]
+        if run.state() == before:
+            assert not problems
+            seen += 1
+    assert process.returncode == 0
+    assert seen > 0
+
+
+def test_a_run_killed_at_any_step_of_its_final_write_is_whole_or_can_be_finished(run: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FINISHER, str(run.folder), str(tmp_path)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert output == [str(int(signal.SIGKILL))] * (len(output) - 1) + ["0"]
+    assert len(output) > 10
+    seen = []
+    for number in range(1, len(output) + 1):
+        copy = Store(tmp_path / str(number)).run(run.key)
+        seen.append(copy.state().state)
+        if seen[-1] != "done":
+            shutil.rmtree(copy.folder / "model.partial", ignore_errors=True)
+            finish(copy)
+        assert run_problems(Store(tmp_path / str(number)), copy) == []
+        assert load_file(copy.model / "model.safetensors")["weight"][-1] == 999
+        causes = [attempt.cause for attempt in copy.state().attempts]
+        assert causes[-1] == "finished"
+        assert set(causes[:-1]) <= {"lost"}
+    assert seen == sorted(seen, key=["planned", "running", "done"].index)
+    assert set(seen) == {"planned", "running", "done"}
+
+
+def test_an_attempt_that_never_said_its_end_is_closed_as_lost_at_its_last_sign_of_life(run: Run) -> None:
+    run.begin_attempt(1)
+    run.save_state(replace(run.state(), heartbeat=12.5, progress=Progress(tokens=640, total=7680)))
+    state = run.begin_attempt(2)
+    lost, present = state.attempts
+    assert (lost.pid, lost.end, lost.tokens, lost.cause) == (1, 12.5, 640, "lost")
+    assert (present.pid, present.end, present.cause) == (2, None, None)
+    assert run.state() == state
+    run.end_attempt("failed", "error", "out of memory")
+    ended = run.state()
+    assert ended.attempts[0] == lost
+    assert (ended.state, ended.reason, ended.attempts[1].cause) == ("failed", "out of memory", "error")
+    assert ended.attempts[1].end == pytest.approx(time.time(), abs=60)
+
+
+def test_a_running_run_whose_process_is_gone_is_shown_as_planned_with_what_to_do(run: Run) -> None:
+    lease = take_lease(run.lease)
+    assert lease
+    run.begin_attempt(os.getpid())
+    assert current_state(run).state == "running"
+    lease.release()
+    assert current_state(run).state == "planned"
+    assert "retain run" in (current_state(run).reason or "")
+
+
+def test_registering_again_keeps_the_state_and_follows_the_execution_of_a_run_that_is_not_done(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    first, second = kinds(tree, store, "pretrain")
+    finish(first)
+    registered(tmp_path / "runs", **{"execution.micro_batch": 2})
+    assert (first.state().state, second.state().state) == ("done", "planned")
+    assert first.spec()["execution"]["micro_batch"] is None
+    assert second.spec()["execution"]["micro_batch"] == 2
+
+
+def test_a_state_without_attempts_or_a_run_nobody_registered_is_planned(tmp_path: Path) -> None:
+    assert Store(tmp_path).run("0123").state() == State()
+    assert Store(tmp_path).states({"0123": None})["0123"].state == "planned"
+
+
+def test_a_run_is_found_by_the_beginning_of_its_key_where_that_is_unique(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for key in ("abc1", "abd2"):
+        store.register(key, {"execution": {}})
+    assert store.find("abd").key == "abd2"
+    with pytest.raises(StudyError, match="ab: 2 runs begin so"):
+        store.find("ab")
+    with pytest.raises(StudyError, match="x: no such run"):
+        store.find("x")
+
+
+def test_a_store_that_cannot_be_made_or_written_is_named_with_the_cure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for make in (open_store, make_store):
+        with pytest.raises(MissingResourceError, match=r"--store .*/file/runs: .*RETAIN_STORE"):
+            make(tmp_path / "file" / "runs")
+    assert make_store(tmp_path / "new" / "runs").runs() == []
+    assert list((tmp_path / "new" / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["model/model.safetensors", "losses.json", "model/config.json"])
+def test_a_flipped_bit_in_any_file_of_a_done_run_is_found(file: str, run: Run) -> None:
+    finish(run)
+    assert damaged_files(run) == []
+    content = bytearray((run.folder / file).read_bytes())
+    content[-1] ^= 1
+    (run.folder / file).write_bytes(content)
+    assert damaged_files(run) == [f"{file} is damaged"]
+    (run.folder / file).unlink()
+    assert damaged_files(run) == [f"{file} is missing"]
+
+
+def test_a_done_run_without_checksums_is_no_proof_of_anything(run: Run) -> None:
+    finish(run)
+    raw = json.loads((run.folder / "state.json").read_text())
+    (run.folder / "state.json").write_text(json.dumps(raw | {"checksums": {}}))
+    (problem,) = run_problems(Store(run.folder.parent), run)
+    assert "checksums" in problem

@@ -1,0 +1,102 @@
+"""What `retain status` says of runs in every state."""
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from retain.results.store.lease import take_lease
+from retain.results.store.runs import Progress, State, Store
+from retain.results.store.status import as_json, count_states, held_up_stages, seconds_left, store_status, study_status
+from retain.sweeps.tree.tree import Tree
+from tests.results.runs import finish, kinds, registered
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[Tree, Store]:
+    return registered(tmp_path / "runs")
+
+
+def test_a_study_has_a_row_for_every_stage_parents_first_even_before_anything_is_registered(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    rows = study_status(tree, Store(tmp_path / "none"))
+    assert [row.key for row in rows] == list(tree.stages)
+    assert count_states(rows) == {"planned": 8}
+    assert {(row.progress, row.attempts, row.reason) for row in rows} == {(0.0, 0, None)}
+    assert [row.key for row in study_status(tree, store)] == [row.key for row in rows]
+
+
+def test_a_running_run_shows_its_progress_speed_and_time_left(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    run = kinds(tree, store, "pretrain")[0]
+    lease = take_lease(run.lease)
+    assert lease
+    state = run.begin_attempt(os.getpid())
+    progress = Progress(tokens=1920, total=7680, loss=2.5, tokens_per_second=64.0)
+    run.save_state(replace(state, progress=progress, heartbeat=time.time(), job_ids=("16", "17")))
+    row = next(row for row in study_status(tree, store) if row.key == run.key)
+    assert (row.state, row.progress, row.tokens, row.total, row.loss) == ("running", 0.25, 1920, 7680, 2.5)
+    assert (row.attempts, row.job_id) == (1, "17")
+    assert row.seconds_left == pytest.approx(90, abs=5)
+    lease.release()
+    row = next(row for row in study_status(tree, store) if row.key == run.key)
+    assert (row.state, row.seconds_left, row.attempts) == ("planned", None, 1)
+    assert "its process is gone" in (row.reason or "")
+
+
+def test_the_time_left_shrinks_while_no_news_comes_and_is_never_negative() -> None:
+    running = State("running", progress=Progress(0, 1000, None, 10.0), heartbeat=time.time() - 40)
+    assert seconds_left(running) == pytest.approx(60, abs=2)
+    assert seconds_left(replace(running, heartbeat=1.0)) == 0
+    assert seconds_left(replace(running, progress=Progress())) is None
+    assert seconds_left(replace(running, state="done")) is None
+
+
+def test_a_done_run_is_whole_even_where_it_stopped_early(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    run = kinds(tree, store, "posttrain")[0]
+    finish(run)
+    row = next(row for row in study_status(tree, store) if row.key == run.key)
+    assert (row.state, row.progress, row.reason) == ("done", 1.0, None)
+
+
+@pytest.mark.parametrize(("state", "verb"), [("failed", "which failed"), ("cancelled", "which was cancelled")])
+def test_stages_below_one_that_failed_say_which_and_why_and_others_do_not(
+    state: str, verb: str, planned: tuple[Tree, Store]
+) -> None:
+    tree, store = planned
+    pre = kinds(tree, store, "pretrain")[0]
+    pre.begin_attempt(1)
+    pre.end_attempt(state, "error", "diverged")
+    rows = {row.key: row for row in study_status(tree, store)}
+    assert rows[pre.key].reason == "diverged"
+    below = [key for key in tree.stages if pre.key in {stage.key for stage in tree.ancestors(key)} and key != pre.key]
+    assert len(below) == 3
+    for key, row in rows.items():
+        if key in below:
+            assert row.reason == f"waits for pretrain {pre.key[:8]}, {verb}: diverged"
+        elif key != pre.key:
+            assert row.reason is None
+    assert set(held_up_stages(tree.stages, store.states(tree.stages))) == set(below)
+
+
+def test_the_status_of_a_store_has_every_run_the_latest_attempt_last(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    second, first = kinds(tree, store, "pretrain")
+    finish(first)
+    finish(second)
+    rows = store_status(store)
+    assert len(rows) == 8
+    assert [row.key for row in rows[-2:]] == [first.key, second.key]
+    by_key = {row.key: row for row in study_status(tree, store)}
+    assert {row.key: (row.stage, row.state, row.total, row.axes) for row in rows} == {
+        key: (row.stage, row.state, row.total, row.axes) for key, row in by_key.items()
+    }
+
+
+def test_the_json_has_the_documented_fields(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    for row in as_json(study_status(tree, store)):
+        assert set(row) >= {"key", "stage", "state", "attempts", "progress", "job_id", "reason"}

@@ -1,0 +1,96 @@
+"""Cases: axes whose values set several fields at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.read import read_study
+from retain.sweeps.tree.scaled_down import cut_down
+from retain.sweeps.tree.tree import Tree, expand
+from tests.studies import made_up_facts, tiny_study
+
+PIPELINES = {
+    "music-chemistry": {"posttrain.corpus": "music", "finetune.corpus": "chemistry"},
+    "chemistry-music": {"posttrain.corpus": "chemistry", "finetune.corpus": "music"},
+}
+METHODS = {
+    "unmixed": {"pretrain.exposure": 0},
+    "mixed": {"pretrain.exposure": 1},
+    "mixed+dropout": {"pretrain.exposure": 1, "posttrain.dropout": [0.02, 0.05]},
+}
+
+
+def tree_of(folder: Path, *overrides: str, **fields: Any) -> Tree:
+    given: dict[str, Any] = {
+        "cases": {"pipeline": PIPELINES, "method": METHODS},
+        "grid": {"finetune.lr": [5e-4, 2e-3]},
+    }
+    file = read_study(str(tiny_study(folder, **(given | fields))), overrides)
+    return expand(file, made_up_facts(file))
+
+
+def test_a_trial_takes_one_case_of_each_axis_and_every_point_of_the_lists_in_it(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    assert len(tree.trials) == 2 * 4 * 2
+    assert tree.trials[0].axes == {"pipeline": "music-chemistry", "method": "unmixed", "finetune.lr": 5e-4}
+    dropouts = [trial.axes.get("posttrain.dropout") for trial in tree.trials if trial.axes["method"] == "mixed+dropout"]
+    assert sorted(set(dropouts)) == [0.02, 0.05]
+
+
+def test_stages_that_cases_have_in_common_are_one_stage_named_by_its_fields_not_by_a_case(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    kinds = [stage.stage for stage in tree.stages.values()]
+    assert kinds.count("pretrain") == 3  # one without exposure, one exposed to each corpus
+    assert kinds.count("posttrain") == 2 * 4
+    assert all("method" not in stage.axes and "pipeline" not in stage.axes for stage in tree.stages.values())
+    mixed = next(trial for trial in tree.trials if trial.axes["method"] == "mixed+dropout")
+    assert tree.stages[mixed.pretrain].axes == {"posttrain.corpus": "music", "pretrain.exposure": 1}
+
+
+def test_an_override_chooses_cases_by_name(tmp_path: Path) -> None:
+    assert len(tree_of(tmp_path, "method=mixed", "pipeline=[chemistry-music]").trials) == 2
+    with pytest.raises(StudyError, match=r"no case mxed; the cases are unmixed, mixed, mixed\+dropout"):
+        tree_of(tmp_path, "method=mxed")
+
+
+def test_cases_and_plain_axes_mean_the_same_stages(tmp_path: Path) -> None:
+    by_case = tree_of(tmp_path / "cases", cases={"method": {name: METHODS[name] for name in ("unmixed", "mixed")}})
+    by_grid = tree_of(tmp_path / "grid", cases={}, grid={"pretrain.exposure": [0, 1], "finetune.lr": [5e-4, 2e-3]})
+    assert by_case.stages.keys() == by_grid.stages.keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"grid": {"pretrain.exposure": [0, 1]}}, "pretrain.exposure is set by cases.method and by grid"),
+        ({"cases": {"method": {"a": {"pretrain.exposure": [0, 0]}}}}, "cases.method.a.pretrain.exposure: 0 is listed"),
+        ({"cases": {"method": {"a": {"pretrain.exposre": 0}}}}, "did you mean exposure"),
+        ({"cases": {"method": {"a": {"pretrain.exposure": 7}}}}, "more than one pass"),
+        ({"cases": {"method": {"a": {"corpora.music": 0}}}}, "corpora cannot be an axis"),
+        ({"cases": {"method": {"a": {}}}}, "a case is a mapping of fields"),
+        ({"cases": {"method": {}}}, "at least one case"),
+        ({"cases": {"size": {"a": {"model": "laptop"}}}, "grid": {"model.layers": [2]}},
+         "model.layers is set by cases.size and by grid.model.layers"),
+    ],
+)  # fmt: skip
+def test_a_wrong_case_is_one_sentence_with_its_place(tmp_path: Path, fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        tree_of(tmp_path, **fields)
+    assert sentence in str(caught.value)
+
+
+def test_a_study_cut_down_keeps_the_first_and_the_last_case(tmp_path: Path) -> None:
+    path = tiny_study(tmp_path, cases={"pipeline": PIPELINES, "method": METHODS}, grid={"seed": [0, 1, 2]})
+    cut = cut_down(read_study(str(path)))
+    assert [option.labels for option in cut.cases["method"]] == [{"method": "unmixed"}, {"method": "mixed+dropout"}]
+    assert len(expand(cut, made_up_facts(cut)).trials) == 2 * 2 * 2
+
+
+def test_a_case_may_give_a_section_that_the_study_leaves_out_field_by_field(tmp_path: Path) -> None:
+    stopping = {"posttrain.early_stopping.every": 5, "posttrain.early_stopping.patience": 2}
+    tree = tree_of(tmp_path, cases={"stopping": {"on": stopping, "off": {"posttrain.replay": 0}}}, grid={})
+    file = read_study(str(tiny_study(tmp_path, cases={"stopping": {"on": stopping, "off": {"posttrain.replay": 0}}})))
+    assert file.values("posttrain.early_stopping.every") == [5, None]
+    assert '"early_stopping":{"every":5,"patience":2}' in tree.stages[str(tree.trials[0].posttrain)].recipe

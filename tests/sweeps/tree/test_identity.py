@@ -1,0 +1,261 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retain.sweeps.schema.execution import Execution
+from retain.sweeps.schema.read import check_study
+from retain.sweeps.schema.study import Finetune, Model, Posttrain, Pretrain, Study
+from retain.sweeps.tree.data_facts import CorpusFacts, Facts
+from retain.sweeps.tree.tree import STAGES, expand
+from tests.studies import made_up_facts, tiny_fields, tiny_tree
+from tests.sweeps.write_golden_keys import COMMAND, GOLDEN, golden_keys
+
+POST = {"corpus": "music", "tokens": 2560, "max_tokens": 5120, "lr": 1e-3, "min_lr": 1e-5, "warmup": 2, "batch": 8}
+RICH: dict[str, Any] = {
+    "grid": {},
+    "pretrain": {
+        "corpus": "general",
+        "tokens": 7680,
+        "exposure": 0.5,
+        "lr": 3e-3,
+        "min_lr": 1e-4,
+        "warmup": 5,
+        "batch": 8,
+    },
+    "posttrain": POST | {"replay": 0.1, "dropout": 0.02, "early_stopping": {"every": 5, "patience": 3}},
+}
+"""A study in which every field has something to act on."""
+
+
+def path_keys(**overrides: Any) -> dict[str, str | None]:
+    """The keys of a study with one trial, by stage."""
+    (trial,) = tiny_tree(**RICH | overrides).trials
+    return {stage: getattr(trial, stage) for stage in STAGES}
+
+
+def changed_stages(**overrides: Any) -> list[str]:
+    before, after = path_keys(), path_keys(**overrides)
+    return [stage for stage in STAGES if before[stage] != after[stage]]
+
+
+def test_stage_keys_are_those_of_the_golden_file() -> None:
+    golden = json.loads(GOLDEN.read_text())
+    now = golden_keys()
+    assert list(now) == list(golden), f"the studies of the golden file have changed; run `{COMMAND}`"
+    for study, lines in golden.items():
+        recorded, made = ([line.split()[:2] for line in part] for part in (lines, now[study]))
+        assert made == recorded, (
+            f"the stage keys of {study!r} have changed: every run that users have trained would be trained anew. "
+            f"If that is deliberate, write the file again with `{COMMAND}` and commit it"
+        )
+
+
+OPTIMISATION = {
+    "tokens": 5120 + 32,
+    "lr": 2e-3,
+    "min_lr": 2e-5,
+    "warmup": 3,
+    "batch": 16,
+    "weight_decay": 0.2,
+    "betas": [0.9, 0.99],
+    "clip": 0.5,
+    "dropout": 0.1,
+    "seed": 7,
+    "corpus": "chemistry",
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "pretrain": OPTIMISATION | {"exposure": 0.75, "exposure_schedule": "early"},
+    "posttrain": OPTIMISATION
+    | {"tokens": 2240, "max_tokens": 7680, "replay": 0.2, "early_stopping": {"every": 5, "patience": 4}}
+    | {"method": "lora"},
+    "finetune": OPTIMISATION | {"corpus": "general", "method": "lora"},
+    "model": {
+        "layers": 3,
+        "hidden": 64,
+        "heads": 4,
+        "kv_heads": 1,
+        "mlp": 128,
+        "vocabulary": 512,
+        "tied": False,
+        "context": 128,
+        "rope_base": 5e5,
+        "norm_eps": 1e-6,
+        "initializer_range": 0.05,
+    },
+    "study": {"sequence_length": 16, "seed": 1, "subset_seed": 1, "allocation": "matched"},
+}
+WITHOUT_EFFECT = {
+    "pretrain": {"repeat"},  # it allows λ > 1, and is λ's business to say how much
+    "posttrain": {"lora"},  # with method: lora, as tested below
+    "finetune": {"lora"},
+    "model": {"preset"},  # a name for numbers
+    "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", *STAGES, "model"},
+}
+SECTIONS = {"pretrain": Pretrain, "posttrain": Posttrain, "finetune": Finetune, "model": Model, "study": Study}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_of_the_schema_is_known_to_change_keys_or_known_not_to(section: str) -> None:
+    fields = set(SECTIONS[section].model_fields)
+    assert fields == set(CHANGES[section]) | WITHOUT_EFFECT[section]
+    assert not set(CHANGES[section]) & WITHOUT_EFFECT[section]
+
+
+@pytest.mark.parametrize(("section", "field"), [(part, field) for part in STAGES for field in CHANGES[part]])
+def test_every_field_of_a_stage_changes_its_key_and_those_below(section: str, field: str) -> None:
+    changed = changed_stages(**{f"{section}.{field}": CHANGES[section][field]})
+    assert changed[-1] == "finetune"
+    assert section in changed
+    of_d_post = section == "posttrain" and field in ("corpus", "tokens")
+    assert changed == list(STAGES) if of_d_post else changed == list(STAGES[STAGES.index(section) :])
+
+
+@pytest.mark.parametrize("field", CHANGES["model"])
+def test_every_number_of_the_model_changes_every_key(field: str) -> None:
+    assert changed_stages(**{f"model.{field}": CHANGES["model"][field]}) == list(STAGES)
+
+
+@pytest.mark.parametrize("field", ["sequence_length", "seed", "subset_seed"])
+def test_sequence_length_and_seeds_change_every_key(field: str) -> None:
+    assert changed_stages(**{field: CHANGES["study"][field]}) == list(STAGES)
+
+
+def test_the_allocation_changes_what_follows_pretraining_and_not_pretraining() -> None:
+    plain = {"posttrain": POST}
+    additive, matched = path_keys(**plain), path_keys(allocation="matched", **plain)
+    assert [stage for stage in STAGES if additive[stage] != matched[stage]] == ["posttrain", "finetune"]
+
+
+@pytest.mark.parametrize("stage", ["posttrain", "finetune"])
+@pytest.mark.parametrize(
+    ("field", "value"), [("rank", 8), ("alpha", 16), ("dropout", 0.1), ("targets", ["lm_head", "o_proj"])]
+)
+def test_every_setting_of_the_adapters_changes_the_key_of_their_stage(stage: str, field: str, value: Any) -> None:
+    method = {f"{stage}.method": "lora"}
+    before, after = path_keys(**method), path_keys(**method, **{f"{stage}.lora": {field: value}})
+    changed = [name for name in STAGES if before[name] != after[name]]
+    assert changed == list(STAGES[STAGES.index(stage) :])
+
+
+def test_an_axis_may_set_one_setting_of_adapters_that_are_otherwise_the_default() -> None:
+    tree = tiny_tree(**{"posttrain.method": "lora", "grid": {"posttrain.lora.rank": [8, 64]}})
+    default = tiny_tree(**{"posttrain.method": "lora", "grid": {}})
+    assert [trial.posttrain == default.trials[0].posttrain for trial in tree.trials] == [False, True]
+
+
+LEARNING_RATES = st.floats(1e-6, 1.0)
+
+
+@settings(max_examples=40)
+@given(first=LEARNING_RATES, second=LEARNING_RATES, stage=st.sampled_from(STAGES))
+def test_two_learning_rates_share_a_key_only_if_they_are_equal(first: float, second: float, stage: str) -> None:
+    keys = [path_keys(**{f"{stage}.lr": rate, f"{stage}.min_lr": 0.0})[stage] for rate in (first, second)]
+    assert (keys[0] == keys[1]) == (first == second)
+
+
+OTHER_EXECUTION = {
+    "accelerator": "cpu",
+    "devices": 2,
+    "precision": "bf16",
+    "micro_batch": 1,
+    "compile": True,
+    "pack": 4,
+    "threads": 2,
+    "parallel": 3,
+    "strategy": "fsdp",
+    "heldout_every": 5,
+    "slurm": {"partition": "low"},
+    "save_minutes": 1.5,
+    "save_steps": 7,
+    "keep_states": True,
+    "stages": {"pretrain": {"devices": 2, "micro_batch": 1}, "finetune": {"precision": "bf16"}},
+}
+
+
+@pytest.mark.parametrize("field", Execution.model_fields)
+def test_execution_never_enters_a_key(field: str) -> None:
+    assert field in OTHER_EXECUTION, f"say in this test what execution.{field} may be"
+    assert changed_stages(execution={field: OTHER_EXECUTION[field]}) == []
+
+
+def test_the_name_of_the_study_and_its_file_never_enter_a_key() -> None:
+    file = check_study(tiny_fields(study="another"), Path("elsewhere/another.yaml"))
+    assert expand(file, made_up_facts(file)).stages.keys() == tiny_tree().stages.keys()
+
+
+def test_the_name_of_a_corpus_never_enters_a_key_and_its_tokens_do() -> None:
+    renamed = tiny_fields(**{"pretrain.corpus": "prose"})
+    renamed["corpora"]["prose"] = renamed["corpora"].pop("general")
+    file = check_study(renamed, Path("tiny.yaml"))
+    corpora = {(name, 32): CorpusFacts(f"{name}-32", 10**9, 100) for name in ("music", "chemistry")}
+    same = Facts("tokenizer", 320, corpora | {("prose", 32): CorpusFacts("general-32", 10**9, 100)})
+    other = Facts("tokenizer", 320, corpora | {("prose", 32): CorpusFacts("other tokens", 10**9, 100)})
+    assert expand(file, same).stages.keys() == tiny_tree().stages.keys()
+    assert not expand(file, other).stages.keys() & tiny_tree().stages.keys()
+
+
+@pytest.mark.parametrize("corpus", ["general", "music", "chemistry"])
+def test_other_tokens_of_a_corpus_change_the_stages_that_read_it_and_those_below(corpus: str) -> None:
+    file = check_study(tiny_fields(**RICH), Path("tiny.yaml"))
+    facts = made_up_facts(file)
+    other = Facts(facts.tokenizer, facts.vocabulary, {**facts.corpora, (corpus, 32): CorpusFacts("other", 10**9, 100)})
+    stages = [
+        stage.stage for stage in expand(file, other).stages.values() if stage.key not in expand(file, facts).stages
+    ]
+    assert stages == (["finetune"] if corpus == "chemistry" else list(STAGES))
+
+
+def test_another_tokeniser_changes_every_key() -> None:
+    file = check_study(tiny_fields(), Path("tiny.yaml"))
+    facts = made_up_facts(file)
+    other = Facts("another", facts.vocabulary, facts.corpora)
+    assert not expand(file, other).stages.keys() & expand(file, facts).stages.keys()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"posttrain.lr": 1e-5, "posttrain.min_lr": 5e-5}, {"posttrain.lr": 1e-5, "posttrain.min_lr": 1e-5}),
+        ({"pretrain.repeat": True}, {"pretrain.repeat": False}),
+        ({"pretrain.tokens": 7680}, {"pretrain.tokens": 7680 + 31}),
+        ({"pretrain.tokens": "7.68k"}, {"pretrain.tokens": 7680}),
+        ({"finetune.seed": 0}, {"finetune.seed": None}),
+        ({"model": "smollm2-135m"}, {"model": {"preset": "smollm2-135m", "tied": True, "rope_base": 100_000}}),
+        ({"model.vocabulary": 0}, {"model.vocabulary": 320}),
+        ({"finetune.weight_decay": 0}, {"finetune.weight_decay": 0.0}),
+        ({"finetune.method": "full"}, {}),
+        (
+            {"finetune.method": "lora"},
+            {
+                "finetune.method": "lora",
+                "finetune.lora": {
+                    "alpha": 128.0,
+                    "targets": ["lm_head", "up_proj", "down_proj", "gate_proj", "o_proj", "o_proj"],
+                },
+            },
+        ),
+        (
+            {"allocation": "matched", "posttrain": POST, "posttrain.max_tokens": 640},
+            {"allocation": "matched", "posttrain": POST, "posttrain.max_tokens": None},
+        ),
+    ],
+    ids=[
+        "floor above peak",
+        "repeat",
+        "part of a sequence",
+        "suffix",
+        "seed",
+        "preset",
+        "vocabulary",
+        "zero",
+        "method",
+        "adapters",
+        "matched",
+    ],
+)
+def test_two_ways_to_write_the_same_training_share_their_keys(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert path_keys(**first) == path_keys(**second)

@@ -1,0 +1,231 @@
+import cProfile
+import itertools
+import pstats
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.read import check_study
+from retain.sweeps.tree.tree import Tree, axes_label, device_mismatch, expand
+from tests.studies import made_up_facts, tiny_fields, tiny_tree
+
+AXES: dict[str, list[Any]] = {
+    "pretrain.exposure": [0.0, 0.25, 0.5, 1.0],
+    "pretrain.lr": [1e-3, 2e-3, 3e-3],
+    "posttrain.lr": [1e-3, 2e-3],
+    "posttrain.tokens": [640, 1280, 2560],
+    "finetune.lr": [1e-4, 2e-4, 3e-4],
+    "finetune.tokens": [2560, 5120],
+    "seed": [0, 1],
+}
+GRIDS = st.dictionaries(st.sampled_from(list(AXES)), st.just(None), min_size=1, max_size=3).flatmap(
+    lambda chosen: st.fixed_dictionaries(
+        {axis: st.lists(st.sampled_from(AXES[axis]), min_size=1, unique=True) for axis in chosen}
+    )
+)
+
+
+def stages_of(tree: Tree, kind: str) -> list[str]:
+    return [key for key, stage in tree.stages.items() if stage.stage == kind]
+
+
+@settings(max_examples=40)
+@given(GRIDS)
+def test_every_trial_is_a_path_of_the_tree_and_every_stage_is_on_one(grid: dict[str, list[Any]]) -> None:
+    tree = tiny_tree(grid=grid)
+    assert [trial.axes for trial in tree.trials] == [
+        dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())
+    ]
+    for trial in tree.trials:
+        assert [stage.key for stage in tree.ancestors(trial.finetune)] == list(trial.path)
+        assert [stage.stage for stage in tree.ancestors(trial.finetune)] == ["pretrain", "posttrain", "finetune"]
+    assert {key for trial in tree.trials for key in trial.path} == tree.stages.keys()
+
+
+@settings(max_examples=40)
+@given(GRIDS)
+def test_parents_come_before_their_children(grid: dict[str, list[Any]]) -> None:
+    seen: set[str] = set()
+    for key, stage in tiny_tree(grid=grid).stages.items():
+        assert stage.parent is None or stage.parent in seen
+        seen.add(key)
+
+
+@settings(max_examples=40)
+@given(GRIDS, st.data())
+def test_a_larger_grid_and_another_order_of_its_axes_keep_what_is_trained(
+    grid: dict[str, Any], data: st.DataObject
+) -> None:
+    smaller = {
+        axis: data.draw(st.lists(st.sampled_from(values), min_size=1, unique=True)) for axis, values in grid.items()
+    }
+    order = data.draw(st.permutations(list(grid)))
+    whole = tiny_tree(grid=grid).stages.keys()
+    assert tiny_tree(grid=smaller).stages.keys() <= whole
+    assert tiny_tree(grid={axis: grid[axis] for axis in order}).stages.keys() == whole
+
+
+def test_axes_of_later_stages_add_no_earlier_stage() -> None:
+    tree = tiny_tree(grid={axis: AXES[axis] for axis in ("pretrain.lr", "posttrain.lr", "finetune.lr")})
+    assert [len(stages_of(tree, kind)) for kind in ("pretrain", "posttrain", "finetune")] == [3, 6, 18]
+    assert len(tree.trials) == 18
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [{"posttrain.tokens": [640, 1280, 2560]}, {"posttrain.corpus": ["music", "chemistry"]}],
+    ids=["size", "corpus"],
+)
+def test_pretraining_without_exposure_is_one_stage_whatever_d_post(axis: dict[str, list[Any]]) -> None:
+    tree = tiny_tree(grid={"pretrain.exposure": [0], **axis})
+    assert len(stages_of(tree, "pretrain")) == 1
+    assert len(stages_of(tree, "posttrain")) == len(*axis.values())
+    mixed = tiny_tree(grid={"pretrain.exposure": [1], **axis})
+    assert len(stages_of(mixed, "pretrain")) == len(*axis.values())
+
+
+def test_half_of_a_d_post_and_all_of_one_half_as_large_are_one_pretraining() -> None:
+    half = tiny_tree(grid={"pretrain.exposure": [0.5]}, **{"posttrain.tokens": 2560})
+    whole = tiny_tree(grid={"pretrain.exposure": [1]}, **{"posttrain.tokens": 1280})
+    assert stages_of(half, "pretrain") == stages_of(whole, "pretrain")
+
+
+def test_additive_and_matched_allocation_share_their_pretrainings() -> None:
+    exposures = [0, 0.25, 0.5, 0.75, 1]
+    tree = tiny_tree(grid={"pretrain.exposure": exposures, "allocation": ["additive", "matched"]})
+    assert len(stages_of(tree, "pretrain")) == len(exposures)
+    assert len(tree.trials) == 2 * len(exposures)
+
+
+def test_matched_allocation_leaves_out_post_training_where_pretraining_took_all() -> None:
+    tree = tiny_tree(grid={"pretrain.exposure": [0.5, 1]}, allocation="matched")
+    half, whole = tree.trials
+    assert half.posttrain is not None
+    assert whole.posttrain is None
+    assert tree.stages[whole.finetune].parent == whole.pretrain
+    assert whole.path == (whole.pretrain, whole.finetune)
+
+
+def test_a_tree_on_unprepared_data_says_that_its_keys_are_provisional() -> None:
+    file = check_study(tiny_fields(), Path("tiny.yaml"))
+    assert expand(file, made_up_facts(file, None, None, "unprepared:")).provisional
+    assert not expand(file, made_up_facts(file)).provisional
+
+
+def test_a_stage_is_labelled_with_the_axes_that_lead_to_it() -> None:
+    tree = tiny_tree(grid={"pretrain.exposure": [0, 1], "posttrain.tokens": [1280], "finetune.lr": [1e-4]})
+    labels = [axes_label(tree.stages[key].axes) for key in tree.trials[1].path]
+    assert labels == [
+        "pretrain.exposure=1.0 posttrain.tokens=1280",
+        "pretrain.exposure=1.0 posttrain.tokens=1280",
+        "pretrain.exposure=1.0 posttrain.tokens=1280 finetune.lr=0.0001",
+    ]
+    assert axes_label(tree.stages[tree.trials[0].pretrain].axes) == "pretrain.exposure=0.0"
+    assert axes_label({}) == "-"
+
+
+def test_whole_sections_can_be_axes_and_reach_every_stage_that_reads_them() -> None:
+    pretrain = tiny_fields()["pretrain"]
+    sections = [pretrain | {"exposure": exposure} for exposure in (0, 0.5)]
+    whole = tiny_tree(grid={"pretrain": sections}, allocation="matched")
+    fields = tiny_tree(grid={"pretrain.exposure": [0, 0.5]}, allocation="matched")
+    assert whole.stages.keys() == fields.stages.keys()
+
+
+def calls(trials: int) -> int:
+    """Function calls that expanding a grid of this many fine-tuning rates takes."""
+    file = check_study(
+        tiny_fields(grid={"finetune.lr": [1e-5 * number for number in range(1, trials + 1)]}), Path("a.yaml")
+    )
+    facts = made_up_facts(file)
+    with cProfile.Profile() as profile:
+        expand(file, facts)
+    return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+
+
+def test_the_work_of_expanding_grows_in_step_with_the_trials() -> None:
+    calls(1)
+    assert calls(800) / calls(200) == pytest.approx(4, rel=0.05)
+
+
+def test_shared_recipes_are_made_once() -> None:
+    file = check_study(
+        tiny_fields(grid={axis: AXES[axis] for axis in ("pretrain.lr", "posttrain.lr", "finetune.lr")}), Path("a")
+    )
+    with cProfile.Profile() as profile:
+        expand(file, made_up_facts(file))
+    made = {name[2]: counts[1] for name, counts in pstats.Stats(profile).stats.items()}  # type: ignore[attr-defined]
+    assert (made["pretrain_recipe"], made["posttrain_recipe"], made["finetune_recipe"]) == (3, 2, 3)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_named() -> None:
+    file = check_study(tiny_fields(execution={"devices": 3}, **{"pretrain.batch": 9}), Path("tiny.yaml"))
+    assert device_mismatch(file) == "posttrain.batch: 8 sequences are not divided by execution.devices: 3"
+    in_grid = tiny_fields(execution={"devices": 4}, grid={"finetune.batch": [8, 6]})
+    assert device_mismatch(check_study(in_grid, Path("tiny.yaml"))) == (
+        "finetune.batch: 6 sequences are not divided by execution.devices: 4"
+    )
+    assert device_mismatch(check_study(tiny_fields(execution={"devices": 4}), Path("tiny.yaml"))) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "facts", "sentence"),
+    [
+        (
+            {},
+            {"train": 20},
+            "pretrain.tokens: 7,680 tokens asked of corpus general, whose training split holds 640; lower",
+        ),
+        ({}, {"heldout": 0}, "corpora.general.heldout: the held-out split would be empty"),
+        ({"finetune.tokens": 31}, {}, "finetune.tokens: 31 tokens are less than one sequence of 32"),
+        ({"posttrain.max_tokens": 31}, {}, "posttrain.max_tokens: less than one sequence; raise it"),
+        ({"finetune.warmup": 20}, {}, "finetune.warmup: 20 steps of warm-up, but the stage has 20 in all"),
+        ({"sequence_length": 65}, {}, "sequence_length: 65 is beyond the model's context of 64"),
+        ({"model.vocabulary": 300}, {}, "model.vocabulary: 300 entries are too few for the tokeniser's 320"),
+        (
+            {"allocation": "matched", "posttrain.replay": 0.1},
+            {},
+            "posttrain.replay: matched allocation trains each D_post",
+        ),
+    ],
+    ids=["corpus too small", "no held-out", "tokens", "max_tokens", "warmup", "context", "vocabulary", "matched"],
+)
+def test_a_point_that_makes_no_sense_is_refused_with_file_field_and_cure(
+    overrides: dict[str, Any], facts: dict[str, int], sentence: str
+) -> None:
+    file = check_study(tiny_fields(**{"grid": {}} | overrides), Path("tiny.yaml"))
+    with pytest.raises(StudyError) as refused:
+        expand(file, made_up_facts(file, **facts))
+    assert str(refused.value).startswith(f"tiny.yaml: {sentence}")
+
+
+def test_a_refused_point_of_a_grid_says_where_it_lies() -> None:
+    with pytest.raises(StudyError, match=r"finetune\.tokens: 16 tokens are less .* \(at finetune\.tokens=16\)"):
+        tiny_tree(grid={"pretrain.exposure": [0, 1], "finetune.tokens": [5120, 16]})
+
+
+def test_matched_allocation_refuses_more_than_one_pass() -> None:
+    with pytest.raises(StudyError, match="allocation: matched divides one pass of D_post"):
+        tiny_tree(grid={"pretrain.exposure": [2]}, allocation="matched", **{"pretrain.repeat": True})
+
+
+def test_numbers_that_only_fail_together_are_refused_too() -> None:
+    with pytest.raises(StudyError, match="heads must divide hidden"):
+        tiny_tree(grid={"model.hidden": [96, 64], "model.heads": [2, 3]}, **{"model.hidden": 96, "model.kv_heads": 1})
+
+
+def test_a_section_and_a_field_of_it_cannot_both_be_axes() -> None:
+    stopping = {"every": 5, "patience": 2}
+    grid = {"posttrain.early_stopping": [None, stopping], "posttrain.early_stopping.every": [5, 10]}
+    with pytest.raises(StudyError, match=r"early_stopping\.every is set by grid\.posttrain\.early_stopping and by"):
+        tiny_tree(grid=grid, **{"posttrain.early_stopping": stopping})
+
+
+def test_a_pretraining_that_both_allocations_share_is_labelled_with_neither() -> None:
+    tree = tiny_tree(grid={"allocation": ["additive", "matched"], "pretrain.exposure": [0, 0.5]})
+    pretrainings = [stage.axes for stage in tree.stages.values() if stage.stage == "pretrain"]
+    assert pretrainings == [{"pretrain.exposure": 0.0}, {"pretrain.exposure": 0.5}]
