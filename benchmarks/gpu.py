@@ -29,7 +29,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule
 
 from benchmarks.report import circumstances, markdown_table
-from retain.launchers.stage.ranks import Group
+from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.training.micro_batch import fits_on_gpu, largest_that_fits
 from retain.launchers.stage.training.trainer import fit, stage_trainer
 from retain.lightning_modules.models import build_model
@@ -121,7 +121,7 @@ def ours(model: Architecture, batch: int, length: int, seconds: float, gpu: bool
     _reset_peak()
     began = time.perf_counter()
     data = Steps(batch, length, model.vocabulary, seconds)
-    fit(stage_trainer(Path(tempfile.gettempdir()), Group(), gpu, True, False, [watch]), module, data)
+    fit(stage_trainer(Path(tempfile.gettempdir()), Ranks(), gpu, True, False, [watch]), module, data)
     name = "Retain, bf16" + (", compiled" if compiled else "")
     return _measured(name, size, batch * length, began, watch.times, tuple(watch.stalls))
 

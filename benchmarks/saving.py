@@ -31,15 +31,16 @@ from benchmarks.report import circumstances, file_system, markdown_table, second
 from retain.datamodules.order.stage_data import StageData
 from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register
-from retain.launchers.stage.ranks import Group
+from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import StopRequest
-from retain.launchers.stage.training.checkpoints import Snapshot, StateWriter, saved_states, state_bytes
+from retain.launchers.stage.training.checkpoints import CheckpointWriter, Snapshot, checkpoint_folders
 from retain.launchers.stage.training.curves import Curves, Heldout
 from retain.launchers.stage.training.resume import Cadence, Resume
 from retain.launchers.stage.training.trainer import fit, stage_trainer
 from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.models import build_model
 from retain.lightning_modules.stage import StageModule
+from retain.results.store.disk import used_bytes
 from retain.results.store.runs import Run
 from retain.sweeps.base.files import sync_path
 from retain.sweeps.base.units import format_bytes
@@ -119,7 +120,7 @@ class Measured:
     """Cores that other processes kept busy meanwhile, on average."""
 
 
-class TimedWriter(StateWriter):
+class TimedWriter(CheckpointWriter):
     """Notes when the latest write began and ended, in seconds of `time.perf_counter`."""
 
     def __init__(self, folder: Path) -> None:
@@ -253,13 +254,13 @@ def measure(case: Case, folder: Path) -> Measured:
     writer = TimedWriter(run.checkpoint)
     resume = TimedResume(None, data, curves, best, writer, StopRequest(), NEVER, holds_all=True)
     resume.start(case.saves, lambda: _torch_save(resume_tensors(trainer, module, best), folder / "peer.pt"))
-    trainer = stage_trainer(folder, Group(), gpu, gpu, False, [*([best] if best else []), curves, resume])
+    trainer = stage_trainer(folder, Ranks(), gpu, gpu, False, [*([best] if best else []), curves, resume])
     begin, busy = time.perf_counter(), seconds_of_others()
     fit(trainer, module, data)
     others = (seconds_of_others() - busy) / (time.perf_counter() - begin)
     assert len(resume.writes) == case.saves, f"{MOST_STEPS} steps were too few"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    size = state_bytes(saved_states(run.checkpoint)[0])
+    size = used_bytes(checkpoint_folders(run.checkpoint)[0])
     count = sum(parameter.numel() for parameter in model.parameters())
     return Measured(count, size, resume.steps, resume.stalls, resume.writes, resume.peers, peak, others)
 

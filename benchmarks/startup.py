@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.report import circumstances, file_system, markdown_table, write_results
-from retain.launchers.stage.compile_cache import FOLDER
+from retain.launchers.stage.environment import FOLDER
 
 PACKAGES = ("torch", "lightning", "transformers", "submitit")
 PARTS = (
@@ -85,9 +85,9 @@ class Watched:
 
     def train(self, root: Path, key: str) -> dict[str, Any]:
         """Train a run's first steps as a job does; the seconds of each part, and of a later step."""
-        from retain.launchers.jobs.job import look_at_parent
-        from retain.launchers.local.worker import STOPPED, train_one
-        from retain.launchers.stage.ranks import Group
+        from retain.launchers.jobs.job import check_needs
+        from retain.launchers.stage.attempt import STOPPED, attempt_code
+        from retain.launchers.stage.ranks import Ranks
         from retain.launchers.stage.signals import StopRequest
         from retain.results.store.runs import Store
 
@@ -97,14 +97,14 @@ class Watched:
         store = Store(root)
         output = os.dup(1)
         os.dup2(2, 1)
-        assert look_at_parent(store, store.run(key))[0] == "train"
+        assert check_needs(store, store.run(key))[0] == "train"
         self.clock.enter("imports: torch, lightning, transformers")
         from retain.launchers.stage.training import run
 
         self.clock.enter("Lightning")
         if not self.ready:
             self._put_clock(run)
-        code, ending = train_one(store, key, Group(), self.stop)
+        code, ending = attempt_code(store, key, Ranks(), self.stop)
         os.dup2(output, 1)
         assert code == STOPPED, ending
         parts = {part: self.clock.parts.get(part, 0.0) for part in PARTS}

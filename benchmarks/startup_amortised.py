@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.report import markdown_table
-from retain.launchers.planning.plan import open_plan, plan_document
+from retain.launchers.planning.plan import make_plan, open_plan
 
 STUDIES = ("laptop", "laptop-figure2", "laptop-figure3a")
 PACK = 8
@@ -39,7 +39,7 @@ class Counted:
 def counted(study: str, store: Path) -> Counted:
     """Of a store that has none of its runs."""
     plan = open_plan([study], [f"execution.pack={PACK}"], store)
-    totals = plan_document(plan, "H100")["totals"]
+    totals = make_plan(plan, "H100")["totals"]
     return Counted(study, totals["stages"], totals["tokens"], totals["jobs"])
 
 

@@ -16,10 +16,12 @@ from retain.launchers.jobs.submissions import new_submission, write_submission
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
 from retain.results.store.lease import Lease, take_lease
-from retain.results.store.runs import Progress, Run, Store
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import Progress
 from retain.sweeps.tree.tree import Stage
 from tests.results.runs import write_model
 from tests.studies import tiny_study
+from tests.results.runs import put_state
 
 SHAPES = {100: (1, 9, 10), 1_000: (10, 9, 10), 10_000: (10, 9, 110), 100_000: (10, 9, 1_110)}
 """For a number of runs, how many exposures, post-training rates of each and fine-tuning rates of each of these."""
@@ -96,7 +98,7 @@ def _fill(opened: OpenedStudy) -> None:
         write_submission(opened.store, submission)
         for key in keys:
             run = opened.store.run(key)
-            run.save_state(replace(run.state(), state="queued", submission=submission.token))
+            put_state(run, replace(run.state(), state="queued", submission=submission.token))
 
 
 class _Maker:
@@ -109,9 +111,9 @@ class _Maker:
     def begin(self, run: Run, stage: Stage) -> Lease:
         lease = take_lease(run.lease)
         assert lease is not None
-        state = run.begin_attempt(os.getpid())
+        state = run.begin(os.getpid())
         progress = Progress(stage.tokens // 2, stage.tokens, 2.5, 9000.0)
-        run.save_state(replace(state, progress=progress, heartbeat=time.time()))
+        put_state(run, replace(state, progress=progress, heartbeat=time.time()))
         run.log.write_text(f"{stage.stage} {stage.key}: rank 0 of 1: begins\n")
         (run.folder / f"events.out.tfevents.{int(time.time()):010d}.host.{os.getpid()}.0").write_bytes(bytes(2000))
         return lease
@@ -119,9 +121,9 @@ class _Maker:
     def end(self, run: Run, stage: Stage, state: str) -> None:
         lease = self.begin(run, stage)
         if state == "failed":
-            run.end_attempt("failed", "error", "diverged: the loss is not finite", "diverged")
+            run.fail("diverged: the loss is not finite", "diverged")
         else:
-            run.save_state(replace(run.state(), progress=Progress(stage.tokens, stage.tokens, 2.0, 9000.0)))
+            put_state(run, replace(run.state(), progress=Progress(stage.tokens, stage.tokens, 2.0, 9000.0)))
             run.finish(write_model(run.folder / "model.partial", size=64), self._losses(run, stage))
         lease.release()
 

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlamaForCausalLM
 
 from retain.datamodules.order.stage_data import StageData
-from retain.launchers.stage.ranks import Group
+from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import StopRequest
-from retain.launchers.stage.training.checkpoints import StateWriter
+from retain.launchers.stage.training.checkpoints import CheckpointWriter
 from retain.launchers.stage.training.curves import Curves, Heldout
 from retain.launchers.stage.training.resume import Cadence, Resume
 from retain.launchers.stage.training.trainer import fit, stage_trainer
@@ -177,9 +177,9 @@ def ours(work: Work, tick: Tick, bf16: bool = False, compiled: bool = False) -> 
     module = StageModule(work.model(), recipe, compiled=compiled)
     data = StageData(recipe, work.store)
     curves = Curves(run, Heldout({}, module, bf16, 0, 1), None, None)
-    writer = StateWriter(run.checkpoint, 0, 1, lambda: True)
+    writer = CheckpointWriter(run.checkpoint, 0, 1, lambda: True)
     resume = Resume(None, data, curves, None, writer, StopRequest(), Cadence(math.inf, None), holds_all=True)
-    fit(stage_trainer(run.folder, Group(), False, bf16, False, [curves, resume, Ticks(tick)]), module, data)
+    fit(stage_trainer(run.folder, Ranks(), False, bf16, False, [curves, resume, Ticks(tick)]), module, data)
     return module.model
 
 

@@ -18,7 +18,8 @@ from retain.results.analysis.methods import pipeline_of
 from retain.results.analysis.predictors import Prediction
 from retain.results.store.garbage import freed_sentence
 from retain.results.store.loss_table import Row, trial_rows
-from retain.results.store.runs import Run, State, Store
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import State
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.files import read_json, write_json
 from retain.sweeps.schema.linear import LinearStudy
@@ -195,7 +196,7 @@ def _measure(store: Store, start: Run, settings: Mapping[str, Any]) -> dict[str,
     from transformers.utils import logging as transformers_logging
 
     from retain.datamodules.order.stage_data import heldout_sequences
-    from retain.launchers.stage.parent import done_parent
+    from retain.launchers.stage.parent import usable_parent
     from retain.lightning_modules.gradient_span import Sketch, share_in_span
     from retain.lightning_modules.models import load_model
 
@@ -205,7 +206,7 @@ def _measure(store: Store, start: Run, settings: Mapping[str, Any]) -> dict[str,
     if not gpu:
         torch.set_num_threads(execution["threads"])
     begun = time.monotonic()
-    model = load_model(done_parent(store, {"parent": start.key}).model).to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
+    model = load_model(usable_parent(store, {"parent": start.key}).model).to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sketch = Sketch(None if parameters <= settings["exact_parameters"] else settings["sketch"], settings["seed"])
 

@@ -1,90 +1,93 @@
-"""The two-layer linear model θ = W1·W2 of the paper's Section 5, and gradient descent on its exact population loss."""
+"""The two-layer linear model θ = W1·W2 of the paper's Section 5, and gradient descent on its exact population loss.
+
+It is written in numpy: a stage takes a second, and importing torch takes several.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from retain.sweeps.schema.linear_theory import Task
 
 WEIGHTS = "model.safetensors"
+Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """W1 and W2, and the shared singular vectors: feature i is column i of U and of V. All [n, n], float64."""
+    """W1 and W2, and the shared singular vectors: feature i is column i of U and of V. All [n, n]."""
 
-    w1: Tensor
-    w2: Tensor
-    u: Tensor
-    v: Tensor
+    w1: Matrix
+    w2: Matrix
+    u: Matrix
+    v: Matrix
 
     @property
-    def theta(self) -> Tensor:
+    def theta(self) -> Matrix:
+        """θ = W1·W2, [n, n]."""
         return self.w1 @ self.w2
 
     @property
-    def strengths(self) -> Tensor:
+    def strengths(self) -> Matrix:
         """uᵢᵀ θ vᵢ of every feature, [n]."""
-        return (self.u.T @ self.theta @ self.v).diagonal()
+        return np.diagonal(self.u.T @ self.theta @ self.v)
 
     def save(self, folder: Path) -> None:
         """Write the four matrices as safetensors."""
         folder.mkdir(parents=True)
-        save_file({name: value.contiguous() for name, value in vars(self).items()}, folder / WEIGHTS)
+        save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, folder / WEIGHTS)
 
 
 def load_linear(folder: Path) -> LinearModel:
+    """Read the model that `LinearModel.save` wrote."""
     return LinearModel(**load_file(folder / WEIGHTS))
 
 
 def start_linear(features: int, start: float, seed: int) -> LinearModel:
-    """U and V drawn at random, and W1 = exp(−T)·U, W2 = exp(−T)·Vᵀ, with T the start.
+    """Draw U and V at random, and set W1 = exp(−T)·U and W2 = exp(−T)·Vᵀ, with T the start.
 
-    That is exp(−T)·I in the coordinates of the features, as the theorems need it: from exp(−T)·I in others, features
-    whose singular vectors overlap do not move independently.
+    That is exp(−T)·I in the coordinates of the features, as the theorems need it: from exp(−T)·I in other coordinates, features
+    with overlapping singular vectors do not move independently.
     """
-    draw = torch.Generator().manual_seed(seed)
-    u, v = (torch.linalg.qr(torch.randn(features, features, generator=draw, dtype=torch.float64))[0] for _ in range(2))
-    small = torch.exp(torch.tensor(-start, dtype=torch.float64))
+    draw = np.random.Generator(np.random.PCG64(seed))
+    u, v = (np.linalg.qr(draw.standard_normal((features, features)))[0] for _ in range(2))
+    small = np.exp(-start)
     return LinearModel(small * u, small * v.T, u, v)
 
 
-def population_loss(model: LinearModel, task: Task) -> Tensor:
-    """E‖y − θx‖² = tr((θ − A) C (θ − A)ᵀ), exact, a scalar."""
+def population_loss(model: LinearModel, task: Task) -> float:
+    """The exact loss E‖y − θx‖² = tr((θ − A) C (θ − A)ᵀ)."""
     _, covariance = _moments(model, task)
-    target = model.u @ torch.diag(_tensor(task.targets)) @ model.v.T
-    error = model.theta - target
-    return ((error @ covariance) * error).sum()
+    error = model.theta - model.u @ np.diag(task.targets) @ model.v.T
+    return float(((error @ covariance) * error).sum())
 
 
 def descend(
     model: LinearModel, task: Task, lr: float, steps: int, regularisation: float = 0.0, every: int = 1
 ) -> Iterator[tuple[int, LinearModel]]:
-    """Gradient descent on ½ E‖y − θx‖² + ½ λ_reg ‖θ − θ_0‖², from θ_0 = W1·W2: the model before the first step, after
-    every `every` steps and after the last, each with the number of steps so far."""
-    # A plain loop: a step is four products of small matrices, ten microseconds, to which a Trainer's own loop would add
-    # a hundred times as much; the gradient is written out for the same reason (the tests hold it against autograd).
+    """Do gradient descent on ½ E‖y − θx‖² + ½ λ_reg ‖θ − θ_0‖², from θ_0 = W1·W2.
+
+    Yields the number of steps so far and the model: before the first step, after every `every` steps, and after the last.
+    """
+    # The gradient is written out, as each step is only four products of small matrices; a test holds it against autograd.
     cross, covariance = _moments(model, task)
     cross = cross + regularisation * model.theta
-    covariance = covariance + regularisation * torch.eye(len(covariance), dtype=covariance.dtype)
+    covariance = covariance + regularisation * np.eye(len(covariance))
     w1, w2 = model.w1, model.w2
     yield 0, model
     for step in range(1, steps + 1):
-        gradient = torch.addmm(cross, w1, w2 @ covariance, beta=-1)
-        w1, w2 = torch.addmm(w1, gradient, w2.T, alpha=-lr), torch.addmm(w2, w1.T, gradient, alpha=-lr)
+        gradient = cross - w1 @ (w2 @ covariance)
+        w1, w2 = w1 + lr * (gradient @ w2.T), w2 + lr * (w1.T @ gradient)
         if step % every == 0 or step == steps:
             yield step, replace(model, w1=w1, w2=w2)
 
 
-def _moments(model: LinearModel, task: Task) -> tuple[Tensor, Tensor]:
+def _moments(model: LinearModel, task: Task) -> tuple[Matrix, Matrix]:
     """E[y xᵀ] and E[x xᵀ], each [n, n]."""
-    cross = model.u @ torch.diag(_tensor(task.pulls)) @ model.v.T
-    return cross, model.v @ torch.diag(_tensor(task.variances)) @ model.v.T
-
-
-def _tensor(numbers: tuple[float, ...]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
+    cross: Any = model.u @ np.diag(task.pulls) @ model.v.T
+    return cross, model.v @ np.diag(task.variances) @ model.v.T

@@ -11,10 +11,11 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from retain.launchers.local.launcher import local_slots, train
+from retain.launchers.local.devices import local_slots
+from retain.launchers.local.launcher import train
 from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register
-from retain.results.store.runs import State
+from retain.results.store.state import State
 
 COMMAND = [sys.executable, "-m", "retain.launchers.cli.app"]
 

@@ -1,4 +1,4 @@
-"""`retain doctor`: what this machine offers, what that means for Retain, and the cure where something is missing."""
+"""`retain doctor`: what this machine offers, what that means for Retain, and the cure if something is missing."""
 
 import contextlib
 import errno
@@ -9,44 +9,27 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from retain.launchers.checks.finding import MISSING, NOTE, OK, Finding
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.units import format_bytes
 
-OK, NOTE, MISSING = "ok", "note", "missing"
-"""note: good to know, nothing is lost; missing: something essential, and the finding names the cure."""
 LOWEST_PYTHON = (3, 11)
 NEEDED = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "datasets", "submitit", "tensorboard")
 LITTLE_ROOM = 5 * 10**9
 """Bytes free on the store's disk, below which the doctor says so."""
 SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "panfs", "wekafs", "orangefs", "pvfs2", "fuse.")
-"""How the types of file systems begin that several machines may see."""
-COLOURS = {OK: "green", NOTE: "yellow", MISSING: "red"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's."""
-
-    subject: str
-    level: str
-    """ok, note, or missing."""
-    what: str
-    """One sentence: what is there, what it means, the cure."""
+"""The beginnings of the types of file systems that several machines may share."""
 
 
 def examine(store: Path, site: str | None, probe: bool) -> dict[str, Any]:
-    """The document of `retain doctor --json`; `probe` submits a job to each partition. Raises StudyError for a wrong site.
+    """The document of `retain doctor --json`; `probe` submits a job to each partition. Raises StudyError for an unknown site.
 
-    Nothing stays behind in the store or on SLURM.
+    Leaves nothing in the store or on SLURM.
     """
     from retain.launchers.checks.doctor_cluster import Cluster, cluster_findings, read_cluster
     from retain.launchers.slurm.client import has_slurm
@@ -92,14 +75,14 @@ def python_finding() -> Finding:
 
 
 def package_findings(needed: Sequence[str] = NEEDED) -> list[Finding]:
-    """One line for the packages that are there, one for each that is not."""
+    """One finding for the installed packages, one for each that is missing."""
     versions: dict[str, str] = {}
     for name in needed:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     there = ", ".join(f"{name} {version}" for name, version in versions.items())
     absent = [
-        Finding(name, MISSING, f"not installed in {sys.prefix}; install Retain's lock file with tools/install.py")
+        Finding(name, MISSING, f"not installed in {sys.prefix}; reinstall Retain: pip install retain-lm")
         for name in needed
         if name not in versions
     ]
@@ -107,18 +90,18 @@ def package_findings(needed: Sequence[str] = NEEDED) -> list[Finding]:
 
 
 def gpu_finding() -> Finding:
-    """What torch sees; importing it takes seconds."""
+    """The GPUs that torch finds; importing torch takes seconds."""
     try:
         import torch
 
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        return Finding("GPUs", MISSING, f"torch cannot be used ({type(error).__name__}: {reason}); install it anew")
+        return Finding("GPUs", MISSING, f"torch cannot be used ({type(error).__name__}: {reason}); reinstall it")
     if not names:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return Finding(
-            "GPUs", NOTE, f"none here: retain run trains on {cores} CPU cores; jobs see those of their nodes"
+            "GPUs", NOTE, f"none here: retain run trains on {cores} CPU cores; jobs use the GPUs of their nodes"
         )
     counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
     return Finding("GPUs", OK, counts)
@@ -132,7 +115,7 @@ def ray_finding() -> Finding:
 
 
 def store_findings(store: Path) -> list[Finding]:
-    """The disk of the store, and whether its file system can do what leases and atomic writes rest on."""
+    """The disk of the store, and whether its file system supports leases and atomic writes."""
     place = existing_folder(store)
     if not place.is_dir():
         return [Finding("store", MISSING, f"{store}: {place} is a file; choose another with --store or RETAIN_STORE")]
@@ -140,14 +123,18 @@ def store_findings(store: Path) -> list[Finding]:
     found = [Finding("disk", OK if free > LITTLE_ROOM else NOTE, f"{format_bytes(free)} free for {store.absolute()}")]
     if free <= LITTLE_ROOM:
         found = [
-            Finding("disk", NOTE, f"{found[0].what}: little; retain plan says what a study needs, retain gc frees")
+            Finding(
+                "disk",
+                NOTE,
+                f"{found[0].what}, which is little; retain plan says what a study needs, retain gc frees space",
+            )
         ]
     kind = file_system(place)
     if lack := file_system_lacks(place):
         return [*found, Finding("store", MISSING, f"{place} ({kind}): {lack}; choose another with --store")]
-    what = f"{place} ({kind}) links, renames and keeps times as leases need it"
+    what = f"{place} ({kind}) supports the links, renames and file times that leases need"
     if shutil.which("sbatch") and not kind.startswith(SHARED):
-        what += "; jobs need it at the same path on every node, which --probe finds out"
+        what += "; jobs need it at the same path on every node, which --probe checks"
         return [*found, Finding("store", NOTE, what)]
     return [*found, Finding("store", OK, what)]
 
@@ -158,7 +145,7 @@ def existing_folder(store: Path) -> Path:
 
 
 def file_system_lacks(place: Path) -> str | None:
-    """What the file system of a folder cannot do that the store rests on; None where it can all of it."""
+    """What the store needs and the file system of a folder cannot do; None if it can do everything."""
     trial = place / f".doctor.{os.getpid()}.{os.urandom(6).hex()}"
     try:
         trial.mkdir()
@@ -168,15 +155,15 @@ def file_system_lacks(place: Path) -> str | None:
         os.link(one, trial / "three")
         try:
             os.link(two, trial / "three")
-            return "a link takes a name that is taken, so two processes could train one run"
+            return "link replaces an existing file, so two processes could train one run"
         except FileExistsError:
             pass
         two.replace(one)
         if one.read_text() != "2" or two.exists():
-            return "a rename does not replace a file at once"
+            return "rename does not replace a file atomically"
         os.utime(one, ns=(10**18, 10**18))
         if one.stat().st_mtime_ns != 10**18:
-            return "it does not keep the times that are set, by which heartbeats are told"
+            return "it does not keep the file times that are set, which heartbeats need"
         (trial / "folder").mkdir()
         (trial / "folder").rename(trial / "renamed")
         descriptor = os.open(trial, os.O_RDONLY)
@@ -186,7 +173,7 @@ def file_system_lacks(place: Path) -> str | None:
             os.close(descriptor)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not trial.exists():
-            return "it cannot be written by you"
+            return "you have no permission to write there"
         return f"{error.strerror or error} ({error.__class__.__name__}), where links, renames and fsync must work"
     finally:
         shutil.rmtree(trial, ignore_errors=True)
@@ -194,7 +181,7 @@ def file_system_lacks(place: Path) -> str | None:
 
 
 def file_system(place: Path) -> str:
-    """The type of the file system of a folder, as the kernel names it; `unknown` where it does not tell."""
+    """The type of the file system of a folder, as the kernel names it; `unknown` if the kernel does not say."""
     best, kind = "", "unknown"
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/mounts").read_text().splitlines():
@@ -220,29 +207,4 @@ def _site(wanted: str | None) -> tuple[Any, Finding]:
         return chosen[1], Finding("site", OK, f"{chosen[0]} in {sites_file()}: {fields}")
     known = read_sites()
     what = f"none of {', '.join(known)} matches this machine" if known else "no profiles yet"
-    return None, Finding("site", OK, f"{what} ({sites_file()}): only the study's execution.slurm counts")
-
-
-def print_document(document: Mapping[str, Any]) -> None:
-    """The findings one below the other, then the partitions and what the probes found."""
-    terminal = Console(markup=False)
-    console = terminal if terminal.is_terminal else Console(width=240, markup=False)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name in ("subject", "level", "what"):
-        table.add_column(name, overflow="fold")
-    for finding in document["findings"]:
-        table.add_row(finding["subject"], Text(finding["level"], style=COLOURS[finding["level"]]), finding["what"])
-    console.print(table, highlight=False)
-    for title, rows in (("partitions", (document["slurm"] or {}).get("partitions")), ("probes", document["probes"])):
-        if rows:
-            console.print(f"\n{title}", style="bold")
-            console.print(_rows(rows), highlight=False)
-
-
-def _rows(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if value is None else str(value) for value in row.values()))
-    return table
+    return None, Finding("site", OK, f"{what} ({sites_file()}): only the study's execution.slurm applies")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retain.launchers.checks.doctor import NOTE, OK, Finding
+from retain.launchers.checks.finding import NOTE, OK, Finding
 from retain.launchers.slurm.client import Limits, ask, read_limits
 from retain.launchers.slurm.partitions import Partition, count_gpus, read_config, read_partitions
 from retain.sweeps.base.errors import MissingResourceError

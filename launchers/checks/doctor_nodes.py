@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from retain.launchers.checks.doctor import MISSING, NOTE, OK, Finding
+from retain.launchers.checks.finding import MISSING, NOTE, OK, Finding
 from retain.launchers.slurm.client import PATIENCE_S, ask, cancel_jobs, live_jobs
 from retain.launchers.slurm.partitions import Partition
 from retain.sweeps.base.errors import MissingResourceError

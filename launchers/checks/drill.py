@@ -1,4 +1,4 @@
-"""`retain drill`: kill the runs of a small copy of a study at every kind of moment, and compare with an undisturbed twin."""
+"""`retain drill`: kills the runs of a small copy of a study at all kinds of moments, and compares with an undisturbed twin."""
 
 import os
 import random
@@ -11,25 +11,28 @@ from functools import partial
 from typing import Any
 
 from retain.launchers.checks.verify import verify_store
-from retain.launchers.local.launcher import Slot, Team, Watch, train
+from retain.launchers.local.devices import Slot
+from retain.launchers.local.launcher import Watch, WorkerGroup, train
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.register import register
-from retain.results.store.runs import Run, State, Store
+from retain.results.store.curves import Curve, is_measured_speed, read_curves
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import State
 from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.tree.tree import STAGES, Tree
 
 POLL_S = 0.002
 LOOK_S = 0.05
-"""How long the local launcher is kept from its own work at a time."""
+"""How long the drill keeps the local launcher from its own work at a time."""
 TWICE_WITHIN_S = 0.05
 SIGNALS = {"USR2": signal.SIGUSR2, "TERM": signal.SIGTERM, "INT": signal.SIGINT, "KILL": signal.SIGKILL}
 MOMENTS = ("any", "save", "evaluation", "final write", "twice")
-"""When a process is killed: at a random time; while a state is written; while a held-out loss is taken; while the results
-are written; a second time right after the first."""
+"""When a process is killed: at a random time; while a checkpoint is written; while a held-out loss is computed; while the
+results are written; a second time right after the first."""
 
 
 MOST_A_STAGE = 8
-"""Kills of one stage in one round."""
+"""The most kills of one stage in one round."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Difference:
-    """What is not the same in the disturbed twin."""
+    """Something that differs in the disturbed twin."""
 
     key: str
     stage: str
@@ -61,19 +64,21 @@ class DrillResult:
 
 
 Place = Callable[[Tree, Store, "Killer | None"], Mapping[str, State]]
-"""Where a drill trains: called with a tree, a store, and who disturbs it; returns the last state of each stage."""
+"""Where a drill trains: called with a tree, a store, and what disturbs it; returns the last state of each stage."""
 
 
 def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> DrillResult:
-    """Train a study undisturbed once, then disturbed until so many kills were made, and compare after each round.
+    """Train a study undisturbed once, then disturbed until `kills` kills were made, and compare after each round.
 
-    Works below `<store>/drill`, on the data of the store. Raises StageFailedError where the undisturbed study fails.
+    Works below `<store>/drill`, on the data of the store. Raises StageFailedError if the undisturbed study fails.
     """
     tree, store = opened.tree, opened.store
     calm = _twin(store, "calm")
     states = place(tree, calm, None)
     if broken := next((key for key, state in states.items() if state.state != "done"), None):
-        raise StageFailedError(f"the undisturbed twin failed, so there is nothing to compare: {states[broken].reason}")
+        raise StageFailedError(
+            f"the undisturbed twin failed, so there is nothing to compare with: {states[broken].reason}"
+        )
     durations = {key: _duration(calm.run(key)) for key in tree.stages}
     made: list[Kill] = []
     differences: list[Difference] = []
@@ -93,22 +98,22 @@ def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> Drill
     return DrillResult(made, differences, runs, attempts)
 
 
-def here(opened: OpenedStudy, slots: Sequence[Slot], watch: Watch) -> Place:
-    """On this machine: signals go to every process of a run, or to one of them."""
+def on_this_machine(opened: OpenedStudy, slots: Sequence[Slot], watch: Watch) -> Place:
+    """Train on this machine: signals go to every process of a run, or to one of them."""
 
     def train_here(tree: Tree, store: Store, killer: Killer | None) -> Mapping[str, State]:
         register(tree, opened.file, opened.facts, store)
-        return train(tree, store, slots, watch, disturb=partial(_strike_teams, killer) if killer else None)
+        return train(tree, store, slots, watch, disturb=partial(_strike_groups, killer) if killer else None)
 
     return train_here
 
 
-def _strike_teams(killer: "Killer", teams: Mapping[str, Team]) -> None:
-    """In place of the launcher's pause."""
+def _strike_groups(killer: "Killer", groups: Mapping[str, WorkerGroup]) -> None:
+    """Called instead of the launcher's pause."""
 
     def strike(key: str, name: str) -> bool:
-        processes = teams[key].processes
-        # Every process of the run or one of them: a node that goes, or a process alone.
+        processes = groups[key].processes
+        # Every process of the run, as when a node dies, or one of them.
         victims = processes if killer.draw.random() < 0.5 else [killer.draw.choice(processes)]
         alive = [process.pid for process in victims if process.pid is not None and process.exitcode is None]
         for pid in alive:
@@ -117,20 +122,20 @@ def _strike_teams(killer: "Killer", teams: Mapping[str, Team]) -> None:
 
     end = time.monotonic() + LOOK_S
     while time.monotonic() < end:
-        for key in teams:
-            killer.look(key, strike)
+        for key in groups:
+            killer.poll(key, strike)
         time.sleep(POLL_S)
 
 
 @dataclass
 class _Plan:
-    """How the current attempt of a run is to be killed."""
+    """How the current attempt of a run will be killed."""
 
     attempt: int
     moment: str
     signal: str
     delay: float
-    """Seconds after its attempt was first seen, for a random moment."""
+    """For a random moment: seconds after the attempt was first seen."""
     began: float
     pause: float
     """Seconds between the two signals of `twice`."""
@@ -138,7 +143,7 @@ class _Plan:
 
 
 class Killer:
-    """Decides when which run is sent which signal, a limited number for each stage."""
+    """Decides when to send which signal to which run, a limited number for each stage."""
 
     def __init__(
         self, tree: Tree, store: Store, durations: Mapping[str, float], draw: random.Random, a_stage: int, most: int
@@ -149,8 +154,8 @@ class Killer:
         self.plans: dict[str, _Plan] = {}
         self.kills: list[Kill] = []
 
-    def look(self, key: str, strike: Callable[[str, str], bool]) -> None:
-        """Strike a run that trains now, if it is time; `strike` sends a signal by its name and says whether it could."""
+    def poll(self, key: str, strike: Callable[[str, str], bool]) -> None:
+        """Strike a running run if it is time. `strike` sends a signal by name and returns whether it could."""
         if self.left[key] <= 0 or len(self.kills) >= self.most:
             return
         state = self.store.run(key).state()
@@ -192,7 +197,7 @@ class Killer:
 
 
 def compare(tree: Tree, calm: Store, disturbed: Store) -> list[Difference]:
-    """Every way in which a disturbed tree differs from its undisturbed twin: weights, losses, curves, token proofs."""
+    """Every way in which a disturbed tree differs from its undisturbed twin: weights, losses, curves, data digests."""
     found = []
     for stage in tree.stages.values():
         one, other = calm.run(stage.key), disturbed.run(stage.key)
@@ -203,22 +208,18 @@ def compare(tree: Tree, calm: Store, disturbed: Store) -> list[Difference]:
             if other.state().checksums.get(name) != one.state().checksums[name]:
                 found.append(Difference(stage.key, stage.stage, name))
         if curve_points(one) != curve_points(other):
-            found.append(Difference(stage.key, stage.stage, "TensorBoard curves"))
+            found.append(Difference(stage.key, stage.stage, "curves"))
     problems = verify_store(disturbed, set(tree.stages))[1]
     return found + [Difference(problem.where, "", problem.what) for problem in problems]
 
 
-def curve_points(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """The points of every curve as a TensorBoard reader finds them: tokens and value; without measured speeds."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run.folder), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith("tokens_per_second")]
-    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+def curve_points(run: Run) -> dict[str, Curve]:
+    """The curves of a run, without measured speeds."""
+    return {name: curve for name, curve in read_curves(run.folder).items() if not is_measured_speed(name)}
 
 
 def count_kills(kills: Sequence[Kill]) -> list[tuple[str, dict[str, int]]]:
-    """For each kind of moment, how many kills by each signal."""
+    """For each kind of moment, the number of kills by each signal."""
     return [
         (moment, {name: sum(kill.moment == moment and kill.signal == name for kill in kills) for name in SIGNALS})
         for moment in MOMENTS
@@ -226,7 +227,7 @@ def count_kills(kills: Sequence[Kill]) -> list[tuple[str, dict[str, int]]]:
 
 
 def _twin(store: Store, name: str) -> Store:
-    """An empty store below the real one that shares its data."""
+    """An empty store below the real one, which shares its data."""
     root = store.root / "drill" / name
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""`retain drill --launcher slurm`: the same kills on a real cluster, sent by scancel."""
+"""`retain drill --launcher slurm`: the same kills on a cluster, sent by scancel."""
 
 import time
 from collections.abc import Mapping
@@ -12,31 +12,32 @@ from retain.launchers.local.launcher import Watch
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import live_jobs, signal_job
-from retain.results.store.runs import State, Store
+from retain.results.store.runs import Store
+from retain.results.store.state import ENDED, State
 from retain.results.store.status import study_status
 from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.tree import Tree
 
 POLL_S = 0.05
-TOLD_EVERY_S = 2.0
-"""Seconds between two looks at the queue, one squeue each."""
+QUEUE_EVERY_S = 2.0
+"""Seconds between two polls of the queue, one squeue each."""
 
 
 def on_slurm(opened: OpenedStudy, site: Site | None, watch: Watch) -> Place:
-    """As jobs of the study's partition: signals go to all processes of a job."""
+    """Train as jobs in the study's partition: signals go to all processes of a job."""
     executions = as_executions(slurm_resources(opened.tree, opened.file, opened.store, site))
 
     def train_there(tree: Tree, store: Store, killer: Killer | None) -> Mapping[str, State]:
         register(tree, opened.file, opened.facts, store, executions)
         submit_runs(store, list(tree.stages))
-        looked_at = time.monotonic()
+        polled_at = time.monotonic()
         while not _ended(states := store.states(tree.stages)):
             watch(states)
             if killer is not None:
                 for key in tree.stages:
-                    killer.look(key, lambda key, name: _signal(store, key, name))
-            if time.monotonic() - looked_at > TOLD_EVERY_S:
-                looked_at = time.monotonic()
+                    killer.poll(key, lambda key, name: _signal(store, key, name))
+            if time.monotonic() - polled_at > QUEUE_EVERY_S:
+                polled_at = time.monotonic()
                 _submit_orphans(tree, store)
             time.sleep(POLL_S)
         watch(states)
@@ -51,7 +52,7 @@ def _signal(store: Store, key: str, name: str) -> bool:
 
 
 def _submit_orphans(tree: Tree, store: Store) -> None:
-    """What a user does who finds that nothing is queued any more."""
+    """Submit again if nothing is queued any more, as a user would."""
     jobs = [job for key in tree.stages if (job := submitted_job(store, store.run(key)))]
     if live := live_jobs(jobs):
         return
@@ -60,4 +61,4 @@ def _submit_orphans(tree: Tree, store: Store) -> None:
 
 
 def _ended(states: Mapping[str, State]) -> bool:
-    return all(state.state in ("done", "failed", "skipped", "cancelled") for state in states.values())
+    return all(state.state in ENDED for state in states.values())

@@ -1,4 +1,4 @@
-"""Matched allocation, proved: along every trial each sequence of D_post is seen exactly once, in Stage 1 or in Stage 2."""
+"""Checks matched allocation: along every trial each sequence of D_post is seen exactly once, in Stage 1 or in Stage 2."""
 
 import json
 from typing import Any
@@ -15,13 +15,13 @@ from retain.sweeps.tree.tree import Stage, Trial
 
 CHUNK = 1 << 20
 EXPOSED, POST = 1, 0
-"""Which of an order's subsets is D_post: in Stage 1, and in Stage 2."""
+"""The number of D_post among the subsets of an order: in Stage 1, and in Stage 2."""
 
 
 def matched_problems(opened: OpenedStudy) -> list[Problem]:
-    """The done trials of matched allocation (paper, Figure 3b) in which a sequence of D_post is seen twice or never.
+    """The done trials with matched allocation (paper, Figure 3b) that see a sequence of D_post twice or never.
 
-    Every position of both stages is followed to its sequence; that a run consumed just these is its own token proof.
+    Every position of both stages is followed to its sequence; that a run consumed these is checked by its data digest.
     """
     tree = opened.tree
     states = opened.store.states(tree.stages)
@@ -39,9 +39,8 @@ def matched_problems(opened: OpenedStudy) -> list[Problem]:
         wanted = np.sort(_d_post(opened, [tree.stages[key] for key, _ in path]))
         if not np.array_equal(seen, wanted):
             twice, never = len(seen) - len(np.unique(seen)), len(np.setdiff1d(wanted, seen))
-            what = (
-                f"of {len(wanted)} sequences of D_post {twice} are seen again and {never} never; train this branch anew"
-            )
+            what = f"of {len(wanted)} sequences of D_post, {twice} are seen twice and {never} never"
+            what += "; delete this branch and train it again"
             problems.append(Problem(posttrain or pretrain, what))
     return problems
 
@@ -51,7 +50,7 @@ def _is_matched(opened: OpenedStudy, trial: Trial) -> bool:
 
 
 def _sequences(opened: OpenedStudy, stage: Stage, index: int) -> Indices:
-    """The numbers, in their corpus, of all sequences that a stage draws from one of its subsets, in order."""
+    """The indices, in their corpus, of all sequences that a stage draws from one of its subsets, in order."""
     order = stage_batches(json.loads(stage.recipe), opened.store.root).order
     if index >= len(order.subsets):
         return np.empty(0, np.int64)
@@ -63,7 +62,7 @@ def _sequences(opened: OpenedStudy, stage: Stage, index: int) -> Indices:
 
 
 def _d_post(opened: OpenedStudy, path: list[Stage]) -> Indices:
-    """The numbers, in their corpus, of the sequences of D_post: the first of its seeded shuffle."""
+    """The indices, in their corpus, of the sequences of D_post: the first of its seeded shuffle."""
     recipes = [json.loads(stage.recipe) for stage in path]
     parts: list[dict[str, Any]] = [part for part in (recipes[0]["exposure"], *recipes[1:]) if part]
     corpus, count = parts[0]["corpus"], sum(part["distinct"] for part in parts)

@@ -1,11 +1,20 @@
-"""Verbs that look after the store and the machine: export, checks, garbage. Each imports what it needs when it is called."""
+"""Verbs that maintain the store and check the machine. Each imports what it needs when it is called."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from retain.launchers.cli.options import RUNS, SOME_RUN_FAILED, AsJson, Overrides, RunKey, SiteName, StorePath
+from retain.launchers.cli.options import (
+    RUNS,
+    SOME_RUN_FAILED,
+    AsJson,
+    MaybeStudy,
+    Overrides,
+    RunKey,
+    SiteName,
+    StorePath,
+)
 from retain.sweeps.base.errors import MissingResourceError
 
 
@@ -13,10 +22,10 @@ def export(
     run_key: RunKey,
     store: StorePath = RUNS,
     to: Annotated[
-        Path | None, typer.Option(help="The folder to make; RUN's key in this folder where it is not given.")
+        Path | None, typer.Option(help="The folder to create; by default the run's key in the working directory.")
     ] = None,
 ) -> None:
-    """A Hugging Face folder that AutoModelForCausalLM.from_pretrained loads, with its tokeniser and a model card."""
+    """Export a run as a Hugging Face folder: weights, tokeniser and a model card."""
     from retain.results.store.export import export_run
     from retain.results.store.runs import existing_store
 
@@ -26,16 +35,15 @@ def export(
 
 
 def verify(
-    study: Annotated[
-        str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, the whole store.")
-    ] = None,
+    study: MaybeStudy = None,
     overrides: Overrides = None,
     store: StorePath = RUNS,
     as_json: AsJson = False,
 ) -> int:
-    """Check every checksum and invariant of the store; of a study with matched allocation, that D_post is seen once."""
+    """Check every checksum and invariant of the store; with matched allocation, also that D_post is seen once."""
     from retain.launchers.checks.verify import verify_store
-    from retain.launchers.cli.views import print_json, print_problems
+    from retain.launchers.cli.views.checks import print_problems
+    from retain.launchers.console import print_json
     from retain.results.store.runs import existing_store
 
     found = existing_store(store)
@@ -56,19 +64,18 @@ def verify(
 
 
 def gc(
-    study: Annotated[
-        str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, the whole store.")
-    ] = None,
+    study: MaybeStudy = None,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be freed.")] = False,
     weights: Annotated[
-        bool, typer.Option("--weights", help="Also weights that no run of the store starts from any more.")
+        bool, typer.Option("--weights", help="Also free weights that no run of the store starts from any more.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Free what nothing needs: resumable states of done runs, and what dead processes left."""
-    from retain.launchers.cli.views import print_json, print_waste, waste_document
+    """Free what nothing needs: checkpoints of done runs, and what dead processes left."""
+    from retain.launchers.cli.views.checks import print_waste, waste_document
+    from retain.launchers.console import print_json
     from retain.results.store.garbage import find_waste, free
     from retain.results.store.runs import existing_store
 
@@ -89,7 +96,7 @@ def gc(
 def pin(
     run_key: RunKey,
     store: StorePath = RUNS,
-    off: Annotated[bool, typer.Option("--off", help="Let gc --weights have them again.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Unpin.")] = False,
 ) -> None:
     """Keep a run's weights from gc --weights."""
     from retain.results.store.garbage import set_pin
@@ -104,18 +111,18 @@ def doctor(
     store: StorePath = RUNS,
     site: SiteName = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Also submit a tiny job to each SLURM partition, and tell what it finds.")
+        bool, typer.Option("--probe", help="Also submit a tiny job to each SLURM partition, and report what it finds.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """What this machine offers: SLURM, partitions, GPUs, torch, disk; what is missing, and the cure."""
-    import json
-
-    from retain.launchers.checks.doctor import examine, print_document
+    """Check what this machine offers (SLURM, partitions, GPUs, torch, disk), what is missing, and the cure."""
+    from retain.launchers.checks.doctor import examine
+    from retain.launchers.cli.views.checks import print_findings
+    from retain.launchers.console import print_json
 
     document = examine(store, site, probe)
     if as_json:
-        print(json.dumps(document, indent=1))
+        print_json(document)
     else:
-        print_document(document)
+        print_findings(document)
     return 0 if document["ok"] else MissingResourceError.exit_code

@@ -1,4 +1,4 @@
-"""The verb that predicts retention without Stage 3. It imports what it needs when it is called."""
+"""The verb `probe`. It imports what it needs when it is called."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,27 +7,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retain.launchers.cli.options import INTERRUPTED, RUNS, SOME_RUN_FAILED, AsJson, Overrides, StorePath, StudyName
+from retain.launchers.cli.options import (
+    INTERRUPTED,
+    RUNS,
+    SOME_RUN_FAILED,
+    AsJson,
+    Overrides,
+    StorePath,
+    StudyName,
+    command,
+)
 from retain.sweeps.base.errors import MissingResourceError
 
 if TYPE_CHECKING:
-    from retain.launchers.planning.opened_study import OpenedStudy
     from retain.results.analysis.predictors import Correlation
-    from retain.results.store.runs import State
-    from retain.sweeps.tree.tree import Tree
 
 
 def probe(
     study: StudyName,
     overrides: Overrides = None,
-    share: Annotated[float, typer.Option(help="Of the fine-tuning budget: the length of the short ones.")] = 0.02,
-    train: Annotated[bool, typer.Option("--train", help="Also train what is missing up to θ_post.")] = False,
+    share: Annotated[
+        float, typer.Option(help="The length of the short fine-tunings, as a share of the budget.")
+    ] = 0.02,
+    train: Annotated[
+        bool, typer.Option("--train", help="Also train the stages that are missing up to θ_post.")
+    ] = False,
     store: StorePath = RUNS,
     as_json: AsJson = False,
 ) -> int:
-    """Predict retention at θ_post without Stage 3, and say how well each predictor ranks the true L_ret."""
-    from retain.launchers.cli.progress import reporting
-    from retain.launchers.cli.views import print_failures, print_json
+    """Predict retention at θ_post without Stage 3; report how well each predictor ranks the true L_ret."""
+    from rich.console import Console
+
+    from retain.launchers.cli.progress import reporting, watching
+    from retain.launchers.cli.views.results import print_failures
+    from retain.launchers.console import print_json
+    from retain.launchers.local.run import train_missing
     from retain.launchers.planning.opened_study import open_study, prepare_study
     from retain.launchers.retention_probe import predictions, short_probes
     from retain.results.analysis.predictors import correlations, predictors_document, save_predictors
@@ -39,10 +53,11 @@ def probe(
         opened = open_study(study, overrides or (), store)
     probes = short_probes(opened, share, train)
     try:
-        states = _train_short(opened, probes.tree)
+        states = train_missing(opened, probes.tree, lambda tree: watching(tree, Console(stderr=True, markup=False)))
         found = predictions(opened, probes, lambda line: print(line, file=sys.stderr, flush=True))
     except KeyboardInterrupt:
-        print(f"interrupted: what is done is kept; retain probe {study} goes on from there", file=sys.stderr)
+        again = command("probe", study, overrides, store)
+        print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
         return INTERRUPTED
     for why, count in probes.left_out.items():
         print(f"{count} of {len(opened.tree.trials)} trials are left out: {why}", file=sys.stderr)
@@ -59,36 +74,13 @@ def probe(
     return MissingResourceError.exit_code if probes.lacks_weights else 0
 
 
-def _train_short(opened: "OpenedStudy", tree: "Tree") -> Mapping[str, "State"]:
-    """Train what of the short fine-tunings is missing, with progress; their last states."""
-    from rich.console import Console
-
-    from retain.launchers.cli.progress import watching
-    from retain.launchers.local.launcher import local_slots, train
-    from retain.launchers.planning.register import register
-    from retain.results.store.garbage import check_starts
-
-    states = opened.store.states(tree.stages)
-    if all(state.state == "done" for state in states.values()):
-        return states
-    check_starts(opened.store, tree.stages, states)
-    register(tree, opened.file, opened.facts, opened.store)
-    with watching(tree, Console(stderr=True, markup=False)) as watch:
-        return train(tree, opened.store, local_slots(opened.file.study.execution), watch)
-
-
 def _print(document: Mapping[str, Any], scores: Sequence["Correlation"], place: Path | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    from retain.launchers.console import new_table, open_console, print_line
     from retain.results.analysis.predictors import PREDICTORS
     from retain.sweeps.tree.tree import axes_label
 
-    console = Console(markup=False)
-    console = console if console.is_terminal else Console(width=240, markup=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("within", "predictor", "rank correlation with L_ret", "95%", "trials", "θ_post"):
-        table.add_column(name, justify="left" if name in ("within", "predictor") else "right")
+    console = open_console()
+    table = new_table("within", "predictor", "rank correlation with L_ret", "95%", "trials", "θ_post", left=2)
     for score in scores:
         interval = "" if score.low is None else f"{score.low:+.2f} to {score.high:+.2f}"
         value = "" if score.correlation is None else f"{score.correlation:+.3f}"
@@ -98,11 +90,10 @@ def _print(document: Mapping[str, Any], scores: Sequence["Correlation"], place: 
     known = sum(trial["retained_posttraining_loss"] is not None for trial in trials)
     if trials:
         console.print(table)
-    console.print(
-        f"{len(trials):,} trials probed with {document['share']:.1%} of the fine-tuning budget, "
-        f"{known:,} of them with a true L_ret to compare with; no correlation where there are too few or no differences",
-        highlight=False,
-        soft_wrap=True,
+    print_line(
+        console,
+        f"{len(trials):,} trials probed with {document['share']:.1%} of the fine-tuning budget, {known:,} of them with a true "
+        "L_ret to compare with; a correlation needs enough trials, and differences between them",
     )
     if place is not None:
-        console.print(str(place), highlight=False, soft_wrap=True)
+        print_line(console, str(place))

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from retain.datamodules.corpora.prepare import Report
 from retain.launchers.local.launcher import Watch
-from retain.results.store.runs import State
-from retain.results.store.status import held_up_stages, seconds_left
+from retain.results.store.readiness import blocked_stages
+from retain.results.store.state import State
+from retain.results.store.status import seconds_left
 from retain.sweeps.base.units import format_seconds, format_size
 from retain.sweeps.tree.tree import Axes, Stage, Tree, axes_label
 
@@ -83,7 +84,7 @@ def progress_table(tree: Tree, states: Mapping[str, State], height: int) -> Tabl
     table = Table(title=overall(tree, states), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in ("stage", "tokens", "loss", "tokens/s", "left"):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True, header_style="dim")
-    held_up = held_up_stages(tree.stages, states)
+    held_up = blocked_stages(tree.stages, states)
     everything = len(tree.stages) <= height
     for stage, guide in _in_order(tree):
         state = states[stage.key]
@@ -105,7 +106,7 @@ def overall(tree: Tree, states: Mapping[str, State]) -> str:
     for state in states.values():
         counts[state.state] = counts.get(state.state, 0) + 1
     speed = sum(state.progress.tokens_per_second for state in states.values() if state.state == "running")
-    stopped = held_up_stages(tree.stages, states)
+    stopped = blocked_stages(tree.stages, states)
     left = sum(
         tree.stages[key].tokens - (state.progress.tokens if state.state == "running" else 0)
         for key, state in states.items()

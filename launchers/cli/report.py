@@ -31,7 +31,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Verdicts, figures and one HTML page that opens offline; works on partial results."""
-    from retain.launchers.cli.views import print_json
+    from retain.launchers.console import print_json
     from retain.launchers.planning.opened_study import open_study
     from retain.results.analysis.methods import METHOD_FIELDS, with_fixed
     from retain.results.analysis.recipe_comparison import frontier_contrasts

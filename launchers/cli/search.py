@@ -1,10 +1,9 @@
-"""The verb `search`: a study's search space instead of its grid. It imports what it needs when it is called."""
+"""The verb `search`. It imports what it needs when it is called."""
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,91 +16,94 @@ from retain.launchers.cli.options import (
     SiteName,
     StorePath,
     StudyName,
+    command,
 )
-from retain.sweeps.base.errors import MissingResourceError, StudyError
-
-if TYPE_CHECKING:
-    from retain.launchers.search.budget import Budget
-
-LAUNCHERS = ("ray", "slurm", "slurm-ray")
+from retain.sweeps.base.errors import RetainError, StageFailedError, StudyError
 
 
 def search(
     study: StudyName,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    trials: Annotated[int | None, typer.Option(min=1, help="Points to try at most, in all starts together.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="The most points to try, over all starts.")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="What all starts together may spend: tokens or GPU-hours, 5Mtokens or 200gpuh.")
+        str | None, typer.Option(help="What all starts may spend: tokens or GPU-hours, such as 5Mtokens or 200gpuh.")
     ] = None,
     searcher: Annotated[str | None, typer.Option(help="random, grid, tpe or nsga2.")] = None,
     launcher: Annotated[
         str,
         typer.Option(
-            help="Where: ray, here; slurm, each stage a job; slurm-ray, in one allocation. Those two return at once."
+            help="ray: here; slurm: each stage a job; slurm-ray: in one allocation. The last two return at once."
         ),
     ] = "ray",
     address: Annotated[
-        str | None, typer.Option(help="Of a running Ray cluster; without it, ray is one of this machine's own.")
+        str | None, typer.Option(help="The address of a running Ray cluster; by default a local one is started.")
     ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Of the allocation of slurm-ray.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="The number of nodes of slurm-ray.")] = 1,
     site: SiteName = None,
     device: Annotated[str, typer.Option(help="The GPU that a budget of hours is planned for.")] = "H100",
     as_json: AsJson = False,
 ) -> int:
-    """Search the study's `search:` space instead of its grid, and recommend a recipe; started again, it goes on."""
+    """Search the study's `search:` space instead of its grid, and recommend a recipe; started again, it continues."""
     from retain.launchers.search.budget import parse_budget
+    from retain.launchers.search.request import LAUNCHERS
     from retain.sweeps.tree.throughput import check_device
 
     if launcher not in LAUNCHERS:
-        raise StudyError(f"--launcher {launcher}: not known; it is {', '.join(LAUNCHERS[:-1])} or {LAUNCHERS[-1]}")
+        raise StudyError(f"--launcher {launcher}: unknown; choose {', '.join(LAUNCHERS[:-1])} or {LAUNCHERS[-1]}")
     if address is not None and launcher != "ray":
-        raise StudyError(f"--address {address}: is of a Ray that runs already; leave it out, or --launcher {launcher}")
+        raise StudyError(
+            f"--address {address}: only valid with --launcher ray, for a running Ray cluster; omit one of the two"
+        )
     if nodes > 1 and launcher != "slurm-ray":
-        raise StudyError(f"--nodes {nodes}: is of the allocation of --launcher slurm-ray; leave it out")
+        raise StudyError(f"--nodes {nodes}: applies only to --launcher slurm-ray; omit it")
     chosen = [
         f"search.{name}={value}" for name, value in (("trials", trials), ("searcher", searcher)) if value is not None
     ]
     words = [*(overrides or ()), *chosen]
     check_device(device)
-    limit = parse_budget(budget, device) if budget is not None else None
+    if budget is not None:
+        parse_budget(budget, device)
     if launcher == "ray":
-        return _search_here(study, words, store, limit, address, as_json)
+        return _search_here(study, words, store, budget, device, address, as_json)
     return _search_on_slurm(study, words, store, budget, device, launcher, nodes, site, as_json)
 
 
 def _search_here(
-    study: str,
-    words: Sequence[str],
-    store: Path,
-    limit: "Budget | None",
-    address: str | None,
-    as_json: bool,
+    study: str, words: Sequence[str], store: Path, budget: str | None, device: str, address: str | None, as_json: bool
 ) -> int:
     from retain.launchers.cli.progress import reporting
-    from retain.launchers.cli.views import print_json
-    from retain.launchers.search.budget import refuse_hours_on_cpus
+    from retain.launchers.console import print_json
+    from retain.launchers.search.attempt import SUMMARY_FILE
     from retain.launchers.search.console import print_summary
     from retain.launchers.search.derived_studies import open_search
-    from retain.launchers.search.ray.tune import Cluster, train_with_tune
-    from retain.launchers.search.session import conclude, run_search
+    from retain.launchers.search.ray.tune import Cluster
+    from retain.launchers.search.request import new_request, register_search
+    from retain.launchers.search.submission import check_request
+    from retain.launchers.stage.attempt import make_attempt
+    from retain.launchers.stage.ranks import Ranks
+    from retain.launchers.stage.signals import AttemptStopped, StopRequest
+    from retain.sweeps.base.files import read_json
 
-    unread = open_search(study, words, store, None)
-    cluster = Cluster(address, unread.file.study.execution)
-    parallel = cluster.parallel()  # refused before any data is prepared
-    refuse_hours_on_cpus(limit, cluster.execution, cluster.has_gpus())
-    _refuse_search_job(unread.store.root, unread.name)
+    unprepared = open_search(study, words, store, None)
+    cluster = Cluster(address, unprepared.file.study.execution)
+    cluster.parallel()  # raises before any data is prepared
+    check_request(unprepared, new_request(unprepared, "ray", budget, device, address=address), cluster.has_gpus())
     with reporting() as report:
         searched = open_search(study, words, store, report)
-    scratch = searched.folder / "tune"
+    run = register_search(searched, new_request(searched, "ray", budget, device, address=address))
     try:
-        finished = run_search(
-            searched, limit, parallel, lambda search: train_with_tune(search, searched.store, cluster, scratch)
-        )
-    except KeyboardInterrupt:
-        print(f"interrupted: what is done is kept; retain search {study} goes on from there", file=sys.stderr)
+        make_attempt(searched.store, run.key, Ranks(), StopRequest())
+    except AttemptStopped:
+        again = command("search", study, words, store)
+        print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
         return INTERRUPTED
-    document = conclude(finished, searched)
+    except StageFailedError as failed:
+        cause = failed.__cause__
+        while isinstance(cause, StageFailedError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise (cause if isinstance(cause, RetainError) else failed) from None
+    document = read_json(run.folder / SUMMARY_FILE)
     if as_json:
         print_json(document)
     else:
@@ -121,58 +123,37 @@ def _search_on_slurm(
     as_json: bool,
 ) -> int:
     from retain.launchers.cli.progress import reporting
-    from retain.launchers.cli.views import print_json
+    from retain.launchers.console import print_json
     from retain.launchers.jobs.resources import find_site
     from retain.launchers.search.derived_studies import open_search
-    from retain.launchers.search.jobs.submit import check_job, new_search_job, submit_search
+    from retain.launchers.search.request import new_request
+    from retain.launchers.search.submission import check_request, queued_job, submit_search
     from retain.launchers.slurm.client import require_slurm
+    from retain.results.store.study_files import search_run
 
     require_slurm()
     chosen = find_site(site)
-    unread = open_search(study, words, store, None)
-    wanted = new_search_job(unread, launcher, nodes, budget, device, chosen and chosen[1])
-    check_job(unread, wanted)  # refused before any data is prepared
+    unprepared = open_search(study, words, store, None)
+    request = new_request(unprepared, launcher, budget, device, nodes, site=chosen and chosen[1])
+    run = search_run(unprepared.store, unprepared.name)
+    if queued_job(unprepared.store, run) is None:
+        check_request(unprepared, request, gpus=True)  # raises before any data is prepared
     with reporting() as report:
         searched = open_search(study, words, store, report)
-    job, new = submit_search(searched, wanted)
+    job_id, new = submit_search(searched, request)
     document = {
-        "study": job.study,
-        "launcher": job.launcher,
-        "nodes": job.nodes,
-        "job_id": job.job_id,
+        "study": searched.name,
+        "launcher": launcher,
+        "nodes": nodes,
+        "job_id": job_id,
         "submitted": new,
-        "log": str(searched.folder / "search.log"),
+        "log": str(run.log),
     }
     if as_json:
         print_json(document)
-    else:
-        _print_submission(document, study, store)
+        return 0
+    what = "submitted as" if new else "is queued or running already, as it was requested then:"
+    print(f"search of {searched.name}: {what} job {job_id} ({launcher})")
+    print(f"log: {run.log}")
+    print(f"status: {command('status', study, (), store)}; cancel: {command('cancel', study, (), store)}")
     return 0
-
-
-def _print_submission(document: dict[str, Any], study: str, store: Path) -> None:
-    job = f"job {document['job_id']} ({document['launcher']})"
-    if document["submitted"]:
-        print(f"search of {document['study']}: submitted as {job}")
-    else:
-        print(
-            f"search of {document['study']}: {job} is queued or runs already, as it was asked for then; nothing submitted"
-        )
-    print(f"log: {document['log']}")
-    print(f"look in: retain status {study} --store {store}; end it: retain cancel {study} --store {store}")
-
-
-def _refuse_search_job(root: Path, study: str) -> None:
-    """Raise StudyError where a SLURM job searches the study, or is to; where SLURM does not answer, the lease tells."""
-    from retain.launchers.search.jobs.record import read_end, read_search_job
-    from retain.launchers.slurm.client import has_slurm
-    from retain.results.store.runs import Store
-
-    known = read_search_job(Store(root), study)
-    if known is None or read_end(known.files(Store(root))) is not None or not has_slurm():
-        return
-    from retain.launchers.search.jobs.submit import queued_job
-
-    with contextlib.suppress(MissingResourceError):
-        if (job := queued_job(known)) is not None:
-            raise StudyError(f"{study}: SLURM's job {job.job_id} searches this study; retain cancel {study} ends it")

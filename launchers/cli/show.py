@@ -1,11 +1,11 @@
-"""Verbs that show: what would be trained, what is trained, what came out. Each imports what it needs when it is called."""
+"""Verbs that show what would be trained, what is trained, and what came out. Each imports what it needs when it is called."""
 
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from retain.launchers.cli.options import RUNS, AsJson, Overrides, RunKey, StorePath, StudyName
+from retain.launchers.cli.options import RUNS, AsJson, MaybeStudy, Overrides, RunKey, StorePath, StudyName
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 
 
@@ -14,96 +14,67 @@ def plan(
         list[str],
         typer.Argument(
             metavar="STUDY... [PATH=VALUE]...",
-            help="A study or several, planned together with what they share; overrides are of all of them.",
+            help="One study, or several planned together with what they share; overrides apply to all of them.",
         ),
     ],
     store: StorePath = RUNS,
     device: Annotated[str, typer.Option(help="The GPU of totals.gpu_hours: A100, H100, H200 or L40S.")] = "H100",
     as_json: AsJson = False,
 ) -> None:
-    """The tree: stages to train and already in the store, tokens, FLOPs, GPU-hours, disk, jobs."""
-    from retain.launchers.cli.views import print_json
-    from retain.launchers.planning.plan import open_plan, plan_document, print_plan
+    """Show the tree: stages to train and already in the store, tokens, FLOPs, GPU-hours, disk, jobs."""
+    from retain.launchers.cli.views.plan import print_plan
+    from retain.launchers.console import print_json
+    from retain.launchers.planning.plan import make_plan, open_plan
 
-    # A path may hold a `=`, an override never begins like one.
+    # A path may contain a `=`; an override is never the path of a file.
     overrides = [word for word in studies if "=" in word and not Path(word).is_file()]
     names = [word for word in studies if word not in overrides]
     if not names:
         raise StudyError("plan: name at least one study; overrides come after it")
     opened = open_plan(names, overrides, store)
-    document = plan_document(opened, device)
+    made = make_plan(opened, device)
     if as_json:
-        print_json(document)
+        print_json(made)
     else:
-        print_plan(opened, document)
+        print_plan(opened, made)
 
 
 def status(
-    study: Annotated[
-        str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, the whole store.")
-    ] = None,
+    study: MaybeStudy = None,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until all has ended.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the status until everything has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Each run's state, attempts, progress, time left, job id."""
-    from retain.launchers.cli.views import Look, print_json, print_status, watch_status
-    from retain.launchers.jobs.status import orphans, with_jobs
-    from retain.launchers.search.jobs.status import search_documents
-    from retain.launchers.slurm.client import has_slurm, live_jobs
+    """Show each run's state, attempts, progress, time left and job."""
+    from retain.launchers.cli.views.status import print_status, status_document, watch_status
+    from retain.launchers.console import print_json
+    from retain.launchers.jobs.status import Status, read_status
+    from retain.launchers.planning.opened_study import open_study
+    from retain.launchers.search.request import search_rows
     from retain.results.store.runs import existing_store
-    from retain.results.store.status import as_json as rows_as_json
-    from retain.results.store.status import store_status, study_status
 
-    tree = None
-    if study is None:
-        opened = existing_store(store)
-    else:
-        from retain.launchers.planning.opened_study import open_study
+    opened = open_study(study, overrides or (), store) if study is not None else None
+    tree, runs = (opened.tree, opened.store) if opened else (None, existing_store(store))
 
-        asked = open_study(study, overrides or (), store)
-        tree, opened = asked.tree, asked.store
-
-    def look() -> Look:
-        found = store_status(opened) if tree is None else study_status(tree, opened)
-        live = unanswered = None
-        if (store / "submissions").is_dir() and has_slurm():
-            try:
-                live = live_jobs(everyone=True)
-            except MissingResourceError as error:
-                # A controller is away for a minute now and then, and a look goes on.
-                unanswered = f"{error}; these are the states that the runs noted last, without their jobs"
-        searches = search_documents(opened, tree.study if tree else None, live)
-        if live is None:
-            return Look(found, [], searches, unanswered)
-        return Look(with_jobs(found, opened, live), orphans(opened, live), searches)
+    def read() -> Status:
+        return read_status(runs, tree, search_rows(runs, tree.study) if tree else ())
 
     if watch:
-        watch_status(look)
-        return
-    seen = look()
-    if as_json:
-        print_json(
-            {
-                "study": tree and tree.study,
-                "runs": rows_as_json(seen.rows),
-                "orphans": [{"job_id": orphan.job_id, "key": orphan.key} for orphan in seen.orphans],
-                "searches": seen.searches,
-                "unanswered": seen.unanswered,
-            }
-        )
+        watch_status(read, runs)
+    elif as_json:
+        print_json(status_document(read(), runs))
     else:
-        print_status(seen)
+        print_status(read(), runs)
 
 
 def logs(
     run_key: RunKey,
     store: StorePath = RUNS,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow the log until the run ends.")] = False,
 ) -> None:
-    """What a run has logged, over all its attempts."""
-    from retain.launchers.cli.logs import follow_log
+    """Print the log of a run, over all its attempts."""
+    from retain.launchers.cli.views.status import follow_log
     from retain.results.store.runs import existing_store
 
     follow_log(existing_store(store).find(run_key), follow)
@@ -113,34 +84,32 @@ def results(
     study: StudyName,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    csv: Annotated[Path | None, typer.Option(help="Write the rows to this file too.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """One row per trial: the axes, the four losses, tokens, the stage keys; works on partial results."""
-    from retain.launchers.cli.show_results import show_results
+    """Print one row per trial: axes, the four losses, tokens, stage keys; works on partial results."""
+    from retain.launchers.cli.views.results import show_results
     from retain.launchers.planning.opened_study import open_study
 
     show_results(open_study(study, overrides or (), store), as_json, csv)
 
 
 def board(
-    study: Annotated[
-        str | None, typer.Argument(metavar="[STUDY]", help="A study; without it, the whole store.")
-    ] = None,
+    study: MaybeStudy = None,
     overrides: Overrides = None,
     store: StorePath = RUNS,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="AXIS=VALUE: only trials with it, in a view of their own; several filters: all of them."),
+        typer.Option(help="AXIS=VALUE: only trials with this value, in a view of their own; may be repeated."),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65_535, help="The port on localhost.")] = 6006,
 ) -> NoReturn:
-    """TensorBoard on localhost: a study's runs named by their axes, its hyperparameters, charts and figures."""
+    """Open TensorBoard on localhost: runs named by their axes, hyperparameters, charts and figures."""
     from retain.results.tensorboard.views import link_runs, serve
 
     if study is None:
         if where:
-            raise StudyError(f"--where {where[0]}: a filter is over the axes of a study; name the study too")
+            raise StudyError(f"--where {where[0]}: filters need the axes of a study; name a study")
         serve(store, port)
     from retain.launchers.planning.opened_study import open_study
 
@@ -149,7 +118,7 @@ def board(
         view = link_runs(opened.tree, opened.store, where or ())
     except PermissionError as error:
         raise MissingResourceError(
-            f"{error.filename}: the study's view cannot be written here; retain board without a study shows the whole store"
+            f"{error.filename}: the folder of the study cannot be written; retain board without a study shows the whole store"
         ) from None
     serve(view, port)
 
@@ -164,14 +133,15 @@ def why(
     store: StorePath = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """What a stage key is made of; which fields split two stages, or split one from its nearest run in the store."""
-    from retain.launchers.cli.views import print_json, print_why
+    """Explain a stage key; show the fields that differ from another key, or from the nearest run in the store."""
+    from retain.launchers.cli.views.results import print_why
+    from retain.launchers.console import print_json
     from retain.launchers.planning.key_report import why_document
     from retain.launchers.planning.opened_study import open_study
 
     others = [word for word in more or () if "=" not in word]
     if len(others) > 1:
-        raise StudyError(f"why compares two keys at most; {len(others) + 1} are given")
+        raise StudyError(f"why compares at most two keys, and {len(others) + 1} are given")
     opened = open_study(study, [word for word in more or () if "=" in word], store)
     document = why_document(opened, key, others[0] if others else None)
     if as_json:

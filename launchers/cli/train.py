@@ -1,4 +1,4 @@
-"""Verbs that train: here or on SLURM, and that stop or take up again. Each imports what it needs when it is called."""
+"""Verbs that train, here or on SLURM, and that cancel or retry. Each imports what it needs when it is called."""
 
 import sys
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from retain.launchers.cli.options import (
     SiteName,
     StorePath,
     StudyName,
+    StudyOrRun,
+    command,
 )
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 
@@ -28,17 +30,17 @@ def data(
     overrides: Overrides = None,
     store: StorePath = RUNS,
     check: Annotated[
-        bool, typer.Option("--check", help="Only ask whether each id, revision and field resolves; fetch nothing.")
+        bool, typer.Option("--check", help="Only check whether ids, revisions and fields resolve; download nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Fetch, tokenise and pack the corpora; later verbs need no network."""
-    from retain.launchers.cli.views import data_document, print_data, print_json
+    from retain.launchers.cli.views.plan import data_document, print_data
+    from retain.launchers.console import print_json
 
     if check:
         return _check_data(study, overrides or (), as_json)
-    opened = _prepare(study, overrides or (), store)
-    document = data_document(opened)
+    document = data_document(_prepare(study, overrides or (), store))
     if as_json:
         print_json(document)
     else:
@@ -50,31 +52,19 @@ def run(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, 
     """Train what is missing on this machine, with progress, then print the results."""
     from rich.console import Console
 
-    from retain.launchers.cli.progress import watching
-    from retain.launchers.cli.show_results import show_results
-    from retain.launchers.cli.views import print_failures
-    from retain.launchers.local.launcher import local_slots, train
-    from retain.launchers.planning.register import register
-    from retain.results.store.garbage import check_starts
-    from retain.sweeps.schema.read import read_study
+    from retain.launchers.cli.progress import reporting, watching
+    from retain.launchers.cli.views.results import print_failures, show_results
+    from retain.launchers.local.run import run_study
 
-    execution = read_study(study, overrides or ()).study.execution
-    if execution.accelerator == "gpu":
-        local_slots(execution)  # refused before any data is prepared
-    opened = _prepare(study, overrides or (), store)
-    states = opened.store.states(opened.tree.stages)
-    check_starts(opened.store, opened.tree.stages, states)
-    if any(state.state != "done" for state in states.values()):
-        slots = local_slots(opened.file.study.execution)
-        register(opened.tree, opened.file, opened.facts, opened.store)
-        try:
-            with watching(opened.tree, Console(stderr=True, markup=False)) as watch:
-                states = train(opened.tree, opened.store, slots, watch)
-        except KeyboardInterrupt:
-            print(f"interrupted: what is done is kept; retain run {study} goes on from there", file=sys.stderr)
-            return INTERRUPTED
-    show_results(opened, as_json, csv=None, view=True)
-    return SOME_RUN_FAILED if print_failures(opened.tree, states) else 0
+    console = Console(stderr=True, markup=False)
+    try:
+        ran = run_study(study, overrides or (), store, reporting, lambda tree: watching(tree, console))
+    except KeyboardInterrupt:
+        again = command("run", study, overrides, store)
+        print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
+        return INTERRUPTED
+    show_results(ran.opened, as_json, csv=None, view=True)
+    return SOME_RUN_FAILED if print_failures(ran.opened.tree, ran.states) else 0
 
 
 def submit(
@@ -88,42 +78,40 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; submit nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hand what is missing to SLURM and return; nothing of Retain stays alive."""
-    from retain.launchers.cli.views import print_json, print_scripts, print_submitted, submitted_document
+    """Hand what is missing to SLURM and return; no process of Retain has to stay alive."""
+    from retain.launchers.cli.progress import reporting
+    from retain.launchers.cli.views.submission import print_scripts, print_submission
+    from retain.launchers.console import print_json
     from retain.launchers.jobs.resources import as_executions, find_site, slurm_resources
-    from retain.launchers.jobs.submit import start_detached, submit_runs
+    from retain.launchers.jobs.submit_study import submit_study
+    from retain.launchers.local.launcher import start_detached
     from retain.launchers.planning.register import register
-    from retain.launchers.slurm.client import require_slurm
 
     if launcher not in ("slurm", "local"):
-        raise StudyError(f"--launcher {launcher}: not known; it is slurm or local")
-    if launcher == "slurm" and not dry_run:
-        require_slurm()
-    chosen = find_site(site) if launcher == "slurm" else None
-    opened = _prepare(study, overrides or (), store)
+        raise StudyError(f"--launcher {launcher}: unknown; choose slurm or local")
     if launcher == "local":
+        opened = _prepare(study, overrides or (), store)
         register(opened.tree, opened.file, opened.facts, opened.store)
         if not dry_run:
             print(start_detached(study, overrides or (), store))
         return
-    resources = slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1])
-    register(opened.tree, opened.file, opened.facts, opened.store, as_executions(resources))
     if dry_run:
+        chosen = find_site(site)
+        opened = _prepare(study, overrides or (), store)
+        resources = slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1])
+        register(opened.tree, opened.file, opened.facts, opened.store, as_executions(resources))
         print_scripts(opened, resources, chosen and chosen[0])
+        return
+    with reporting() as report:
+        submission = submit_study(study, overrides or (), store, site, report)
+    if as_json:
+        print_json(submission)
     else:
-        result = submit_runs(opened.store, list(opened.tree.stages))
-        if as_json:
-            print_json(submitted_document(opened.tree.study, result))
-        else:
-            print_submitted(opened.tree.study, result)
+        print_submission(submission, command("retry", study, overrides, store))
 
 
-def cancel(
-    name: Annotated[str, typer.Argument(metavar="STUDY|RUN", help="A study, or a run with all that lies below it.")],
-    overrides: Overrides = None,
-    store: StorePath = RUNS,
-) -> None:
-    """Take runs back from SLURM that have not ended; of a study that is searched, its search too."""
+def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS) -> None:
+    """Cancel runs that have not ended; with a study, also its search."""
     from retain.launchers.jobs.branches import BY_KEY, WITH_STUDY, cancel_runs
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
@@ -132,32 +120,33 @@ def cancel(
     reason = WITH_STUDY if is_study(name) else BY_KEY
     cancelled = cancel_runs(Store(store), _keys_of(name, overrides or (), store), reason)
     if cancelled or not searched:
-        print(f"{len(cancelled)} runs cancelled; retain retry {name} takes them up again")
+        print(f"{len(cancelled)} runs cancelled; {command('retry', name, overrides, store)} resumes them")
 
 
-def retry(
-    name: Annotated[str, typer.Argument(metavar="STUDY|RUN", help="A study, or a run with all that lies below it.")],
-    overrides: Overrides = None,
-    store: StorePath = RUNS,
-    site: SiteName = None,
-) -> None:
-    """Take runs up again that failed, were cancelled or skipped; on SLURM they are submitted.
+def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS, site: SiteName = None) -> None:
+    """Retry runs that failed, were cancelled or were skipped; with SLURM, submit them.
 
-    Those of a STUDY ask for what it says now; a RUN asks for what it did.
+    Runs of a STUDY get the resources that it asks for now; a RUN keeps its own.
     """
-    from retain.launchers.cli.views import print_submitted
-    from retain.launchers.jobs.branches import plan_again
+    from retain.launchers.cli.views.submission import print_submission
+    from retain.launchers.jobs.branches import retry_runs
     from retain.launchers.jobs.submit import submit_runs
+    from retain.launchers.jobs.submit_study import as_submission, retry_study
+    from retain.launchers.planning.opened_study import open_study
     from retain.launchers.slurm.client import has_slurm
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
 
     keys = _keys_of(name, overrides or (), store)
     if has_slurm() and keys and is_study(name):
-        _register_again(name, overrides or (), store, site)
-    again = plan_again(Store(store), keys)
+        again = retry_study(open_study(name, overrides or (), store), keys, site)
+    else:
+        again = retry_runs(Store(store), keys)
     if has_slurm():
-        print_submitted(name, submit_runs(Store(store), keys))
+        submission = as_submission(name, submit_runs(Store(store), keys))
+        print_submission(submission, command("retry", name, overrides, store))
+    elif is_study(name):
+        print(f"{len(again)} runs are planned again; {command('run', name, overrides, store)} trains them")
     else:
         print(f"{len(again)} runs are planned again; retain run trains them")
 
@@ -166,26 +155,27 @@ def drill(
     study: StudyName,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    kills: Annotated[int, typer.Option(min=1, help="How many kills to make.")] = 40,
-    seed: Annotated[int, typer.Option(help="Of the random moments.")] = 0,
+    kills: Annotated[int, typer.Option(min=1, help="The number of kills.")] = 40,
+    seed: Annotated[int, typer.Option(help="The seed of the random moments.")] = 0,
     launcher: Annotated[str, typer.Option(help="Where: local, or slurm.")] = "local",
     site: SiteName = None,
     as_json: AsJson = False,
 ) -> int:
-    """Kill the runs of a small copy of the study at every kind of moment; compare with an undisturbed twin."""
+    """Kill the runs of a small copy of the study at all kinds of moments; compare with an undisturbed twin."""
     from rich.console import Console
 
-    from retain.launchers.checks.drill import drill_document, here, run_drill
+    from retain.launchers.checks.drill import drill_document, on_this_machine, run_drill
     from retain.launchers.checks.drill_slurm import on_slurm
     from retain.launchers.cli.progress import reporting, watching
-    from retain.launchers.cli.views import print_drill, print_json
+    from retain.launchers.cli.views.checks import print_drill
+    from retain.launchers.console import print_json
     from retain.launchers.jobs.resources import find_site
-    from retain.launchers.local.launcher import local_slots
+    from retain.launchers.local.devices import local_slots
     from retain.launchers.planning.opened_study import prepare_cut
     from retain.launchers.slurm.client import require_slurm
 
     if launcher not in ("local", "slurm"):
-        raise StudyError(f"--launcher {launcher}: not known; it is local or slurm")
+        raise StudyError(f"--launcher {launcher}: unknown; choose local or slurm")
     if launcher == "slurm":
         require_slurm()
     with reporting() as report:
@@ -195,7 +185,7 @@ def drill(
             chosen = find_site(site)
             place = on_slurm(opened, chosen and chosen[1], watch)
         else:
-            place = here(opened, local_slots(opened.file.study.execution), watch)
+            place = on_this_machine(opened, local_slots(opened.file.study.execution), watch)
         result = run_drill(opened, place, kills, seed)
     if as_json:
         print_json(drill_document(opened.tree.study, result))
@@ -205,31 +195,30 @@ def drill(
 
 
 def _cancel_search(study: str, overrides: Sequence[str], store: Path) -> bool:
-    """End the SLURM job that searches a study, and take its stages back with it; whether there was one."""
-    from retain.launchers.search.jobs.record import read_search_job
-    from retain.launchers.slurm.client import has_slurm
+    """Cancel the search of a study and its stages. Returns whether there was one."""
     from retain.results.store.runs import Store
+    from retain.results.store.study_files import search_run
     from retain.sweeps.schema.read import read_study
 
-    searched = read_search_job(Store(store), read_study(study, overrides).study.study)
-    if searched is None or not has_slurm():
+    name = read_study(study, overrides).study.study
+    run = search_run(Store(store), name)
+    if not (run.folder / "stage.json").exists():
         return False
-    from retain.launchers.search.jobs.submit import cancel_search
+    from retain.launchers.search.request import read_request
+    from retain.launchers.search.submission import cancel_search
 
-    taken = cancel_search(Store(store), searched)
-    if taken is None:
+    stages = cancel_search(Store(store), name)
+    if stages is None:
         return False
-    print(
-        f"the search and {len(taken)} of its stages cancelled; "
-        f"retain search {study} --launcher {searched.launcher} takes them up again"
-    )
+    again = f"{command('search', study, overrides, store)} --launcher {read_request(run).launcher}"
+    print(f"the search and {len(stages)} of its stages cancelled; {again} resumes them")
     return True
 
 
 def _check_data(study: str, overrides: Sequence[str], as_json: bool) -> int:
     from retain.datamodules.corpora.check import check_sources
-    from retain.launchers.cli.views import print_json
-    from retain.launchers.planning.plan import checks_document, print_checks
+    from retain.launchers.cli.views.plan import checks_document, print_checks
+    from retain.launchers.console import print_json
     from retain.sweeps.schema.read import read_study
 
     document = checks_document(study, list(check_sources(read_study(study, overrides))))
@@ -249,20 +238,8 @@ def _prepare(study: str, overrides: Sequence[str], store: Path) -> "OpenedStudy"
         return prepare_study(study, overrides, store, report)
 
 
-def _register_again(study: str, overrides: Sequence[str], store: Path, site: str | None) -> None:
-    """Bring what a study's stages ask of SLURM up to what the study and the site's profile say now."""
-    from retain.launchers.jobs.resources import as_executions, find_site, slurm_resources
-    from retain.launchers.planning.opened_study import open_study
-    from retain.launchers.planning.register import register
-
-    chosen = find_site(site)
-    opened = open_study(study, overrides, store)
-    resources = slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1])
-    register(opened.tree, opened.file, opened.facts, opened.store, as_executions(resources))
-
-
 def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:
-    """The registered stage keys of a study, or of a run and all below it, parents first."""
+    """The keys of the registered runs of a study, or of a run and all runs below it, parents first."""
     from retain.launchers.jobs.branches import branch
     from retain.results.store.runs import existing_store
     from retain.sweeps.schema.read import is_study

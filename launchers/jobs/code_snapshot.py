@@ -1,4 +1,4 @@
-"""The code that queued jobs run: a copy of Retain's packages, made at submission and named after its content."""
+"""The code that queued jobs run: a copy of the package, made at submission and named after its content."""
 
 import hashlib
 import importlib.util
@@ -18,7 +18,7 @@ SUFFIXES = (".py", ".yaml", ".yml", ".json")
 def snapshot_code(store: Path) -> Path:
     """Copy the running code into `<store>/code/<digest>`, once for the same content; returns the folder.
 
-    Beside it, commit.json says which commit it is of and how it differs from it, where git knows.
+    commit.json in it holds the git commit and the difference from it, if git knows them.
     """
     digest = hashlib.sha256()
     files = sorted(_source_files())
@@ -60,7 +60,7 @@ def _folder(package: str) -> Path:
 
 
 def _commit() -> dict[str, str | None]:
-    """The commit of the working tree that the code lies in, and the difference from it."""
+    """The commit of the working tree of the code, and the difference from it."""
     root = _folder("retain.launchers").parent
 
     def git(*arguments: str) -> str | None:

@@ -1,48 +1,49 @@
-"""What a SLURM job does: look at the parent's run, train its own, and go back to the queue when it is stopped.
+"""What a SLURM job does: check the runs it needs, do its own, and requeue itself when it is stopped.
 
-A job that has a pack of runs does so with one after the other. Where it goes back to the queue, that is for the run whose
-turn it was and all after it: the next life of the job passes over those that have ended.
+A job with a pack of runs does them one after the other. When it is requeued, its next life skips the runs that have ended and
+resumes with the first of the others.
 """
 
 import contextlib
 import gc
-import json
+import importlib
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from retain.launchers.jobs.backlog import ENDED, deferred_keys, take_up_lost
-from retain.launchers.jobs.branches import ended_above
-from retain.launchers.jobs.dead_attempts import settle_losses
-from retain.launchers.jobs.submissions import read_submission, submitted_job
-from retain.launchers.local.worker import BUSY, FAILED, NO_ROOM, STOPPED, log_into, say, train_one
+from retain.launchers.jobs.backlog import submit_dead
+from retain.launchers.jobs.dead_attempts import settle_dead_attempts
+from retain.launchers.jobs.submissions import read_backlog, read_submission, submitted_job
+from retain.launchers.kinds import kind_of
 from retain.launchers.slurm.client import exclude_nodes, live_jobs, own_job_is_cancelled, requeue_job
+from retain.launchers.stage.attempt import BUSY, FAILED, NO_ROOM, STOPPED, attempt_code, log_into, log_line
 from retain.launchers.stage.failures import DISK, ON_SLURM, prepare_retry
 from retain.launchers.stage.rank_failures import blamed_nodes
-from retain.launchers.stage.ranks import Group
-from retain.launchers.stage.signals import HEARD, StopRequest
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import ALL_SIGNALS, StopRequest
 from retain.results.store.lease import take_lease
-from retain.results.store.runs import Run, State, Store
-from retain.sweeps.base.files import write_json
+from retain.results.store.readiness import blocked_by, unfinished_needs
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import ENDED, State
+from retain.sweeps.base.files import read_json, write_json
 from retain.sweeps.base.processes import slurm_job
 
 WAIT_S = 60
-"""Seconds in the queue before a job looks again at a parent that has not finished."""
-MEETING_S = 300.0
-"""How long the ranks of a job wait for their chief."""
+"""Seconds in the queue before a job checks again whether the runs it needs are done."""
+RENDEZVOUS_S = 300.0
+"""How long the ranks of a job wait for rank 0."""
 FRUITLESS = 2
-"""Attempts in a row without progress, after which a run counts as failed."""
+"""Attempts in a row without progress after which a run has failed."""
 
 
 @dataclass(frozen=True)
-class Queue:
-    """That this job is to go back to the queue for a run: after so many seconds, and not on some nodes."""
+class Requeue:
+    """The job is to be requeued for a run: after so many seconds, and not on these nodes."""
 
     run: Run
     hold_s: int = 0
@@ -50,216 +51,207 @@ class Queue:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Outcome:
     """What became of a run in this life of the job."""
 
     ending: str
     failed: bool = False
-    queue: Queue | None = None
+    requeue: Requeue | None = None
     busy: bool = False
-    """Another process trains it: the job looks again once it has nothing else to do."""
+    """Another process has the run: the job checks again once it has nothing else to do."""
 
 
-@dataclass(frozen=True)
-class RunStage:
-    """One task of a submitted array; everything else it reads from the store."""
-
-    store: str
-    token: str
-
-    def __call__(self) -> str:
-        """Returns what became of its last run; submitit keeps it. Raises SystemExit where a run failed."""
-        stop = StopRequest()
-        stop.install()
-        output = os.dup(1)
-        store = Store(Path(self.store))
-        keys = read_submission(store, self.token).own_keys()
-        group = Group(int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"]))
-        waiting = [run for key in keys if (run := store.run(key)).folder.is_dir()]
-        busy: list[Run] = []
-        turn = Turn("the store no longer has its runs")
-        while waiting:
-            turn = self._take_turn(store, waiting[0], group, stop)
-            cancelled = stop.forget_cancel()
-            busy += waiting[:1] if turn.busy else []
-            waiting = [run for run in waiting[1:] if self._is_to_train(run)]
-            if waiting and stop.signal is not None and turn.queue is None:
-                turn = replace(turn, queue=Queue(waiting[0]))
-            if turn.queue is not None:
-                break
-            if waiting and (turn.failed or cancelled):
-                _start_anew(output)
-            gc.collect()
-        left = [run for run in busy if self._is_to_train(run)]
-        if turn.queue or left:
-            if stop.signal is not None and own_job_is_cancelled():
-                self._cancel(store, keys)
-                return "cancelled"
-            _requeue(turn.queue or Queue(left[0], WAIT_S))
-        if turn.failed:
-            raise SystemExit(FAILED)
-        return turn.ending
-
-    def _cancel(self, store: Store, keys: Sequence[str]) -> None:
-        """What `retain cancel` would have said of the runs that this job still had to train."""
-        job = slurm_job()
-        say(f"job {job} was cancelled by scancel: its runs are cancelled, retain retry takes them up again")
-        for run in filter(self._is_to_train, map(store.run, keys)):
-            # What another process trains is not ours to say.
-            if lease := take_lease(run.lease):
-                run.save_state(replace(run.state(), state="cancelled", reason=f"by scancel of job {job}"))
-                lease.release()
-
-    def _is_to_train(self, run: Run) -> bool:
-        """Whether a run of the pack is left to train, and has not been given to another job meanwhile."""
-        state = run.state()
-        return state.state not in ENDED and state.submission == self.token
-
-    def _take_turn(self, store: Store, run: Run, group: Group, stop: StopRequest) -> Turn:
-        """One run, as far as it comes."""
-        log_into(run.log)
-        if group.chief:
-            settle_losses(store, [run])
-        decision, why = look_at_parent(store, run)
-        if decision == "train" and run.state().submission != self.token:
-            decision, why = "done", "it was given to another job"
-        say(
-            f"rank {group.rank} of {group.world}: job {slurm_job()} on {socket.gethostname()}: "
-            f"{decision}{f', {why}' if why else ''}"
-        )
-        if decision == "train":
-            os.environ.update(_rendezvous(store.root / "submissions" / self.token, group))
-            return _train(store, run, group, stop)
-        if group.chief:
-            if decision == "wait":
-                take_up_lost(store, run.spec()["parent"])
-                return Turn(decision, queue=Queue(run, WAIT_S))
-            if decision == "skip":
-                run.save_state(replace(run.state(), state="skipped", reason=why))
-        return Turn(decision)
+def do_task(root: str, token: str) -> str:
+    """Do the runs of this task; returns what became of the last one. Raises SystemExit if a run failed."""
+    store = Store(Path(root))
+    stop = StopRequest()
+    stop.install()
+    output = os.dup(1)
+    keys = read_submission(store, token).own_keys()
+    ranks = Ranks(int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"]))
+    waiting = [run for key in keys if (run := store.run(key)).folder.is_dir()]
+    busy: list[Run] = []
+    outcome = Outcome("the store no longer has its runs")
+    # 1. One run after the other, until one of them sends the job back to the queue.
+    while waiting:
+        outcome = _do_run(store, token, waiting[0], ranks, stop)
+        cancelled = stop.forget_cancel()
+        busy += waiting[:1] if outcome.busy else []
+        waiting = [run for run in waiting[1:] if _is_to_do(run, token)]
+        if waiting and stop.signal is not None and outcome.requeue is None:
+            outcome = replace(outcome, requeue=Requeue(waiting[0]))
+        if outcome.requeue is not None:
+            break
+        if waiting and (outcome.failed or cancelled):
+            _restart_interpreter(output)
+        gc.collect()
+    # 2. Back to the queue if something is left to do, unless somebody has cancelled the job with scancel.
+    left = [run for run in busy if _is_to_do(run, token)]
+    if outcome.requeue or left:
+        if stop.signal is not None and own_job_is_cancelled():
+            _cancel_runs(store, token, keys)
+            return "cancelled"
+        _requeue(outcome.requeue or Requeue(left[0], WAIT_S))
+    if outcome.failed:
+        raise SystemExit(FAILED)
+    return outcome.ending
 
 
-def look_at_parent(store: Store, run: Run) -> tuple[str, str]:
-    """done, train, wait or skip, and why; a job's first question."""
+def check_needs(store: Store, run: Run) -> tuple[str, str]:
+    """What a job should do about a run, and why: done (nothing), train, wait or skip."""
     own = run.state()
     if own.state in ("done", "cancelled", "failed"):
         return "done", f"the run is {own.state}"
-    parent_key = run.spec()["parent"]
-    if parent_key is None:
-        return "train", ""
-    parent = store.run(parent_key)
-    state = parent.state()
-    if state.state == "done":
-        return "train", ""
-    if why := ended_above(store, run):
+    if why := blocked_by(store, run):
         return "skip", why
-    kind = parent.spec()["stage"]
-    if state.state == "running" or parent_key in deferred_keys(store) or _is_queued(store, parent):
-        return "wait", f"{kind} {parent_key[:8]} is {state.state}"
-    return "skip", f"{kind} {parent_key[:8]} is {state.state} and has no job; retain submit takes it up again"
+    for needed in unfinished_needs(store, run):
+        state = needed.state().state
+        name = f"{needed.spec()['stage']} {needed.key[:8]} is {state}"
+        if state != "running" and needed.key not in read_backlog(store).keys and not _has_job(store, needed):
+            return "skip", f"{name} and has no job; retain submit submits it again"
+        return "wait", name
+    return "train", ""
 
 
 def is_fruitless(state: State) -> bool:
-    """Whether the last attempts since any `retain retry` were stopped without coming further than those before."""
+    """Whether the last attempts since any `retain retry` were stopped without making progress."""
     ended = [attempt for attempt in state.counted_attempts if attempt.end is not None]
     if len(ended) < FRUITLESS:
         return False
     return all(attempt.tokens <= attempt.tokens_at_start for attempt in ended[-FRUITLESS:])
 
 
-def _train(store: Store, run: Run, group: Group, stop: StopRequest) -> Turn:
-    import retain.launchers.stage.training.run  # noqa: F401  # takes seconds, in which the run may be cancelled
+def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest) -> Outcome:
+    """Check what a run needs, and make an attempt if it may begin."""
+    log_into(run.log)
+    if ranks.is_first:
+        settle_dead_attempts(store, [run])
+    decision, why = check_needs(store, run)
+    if decision == "train" and run.state().submission != token:
+        decision, why = "done", "it was given to another job"
+    where = f"rank {ranks.rank} of {ranks.world}: job {slurm_job()} on {socket.gethostname()}"
+    log_line(f"{where}: {decision}{f', {why}' if why else ''}")
+    if decision == "train":
+        os.environ.update(_rendezvous(store.root / "submissions" / token, ranks))
+        return _attempt(store, run, ranks, stop)
+    if ranks.is_first:
+        if decision == "wait":
+            for needed in unfinished_needs(store, run):
+                submit_dead(store, needed)
+            return Outcome(decision, requeue=Requeue(run, WAIT_S))
+        if decision == "skip":
+            run.skip(why)
+    return Outcome(decision)
 
-    if group.world == 1 and run.state().state == "cancelled":
-        return Turn("cancelled")
-    code, ending = train_one(store, run.key, group, stop)
-    say(f"rank {group.rank}: {ending}")
+
+def _attempt(store: Store, run: Run, ranks: Ranks, stop: StopRequest) -> Outcome:
+    kind = kind_of(run.spec())
+    importlib.import_module(kind.module)  # takes seconds, in which the run may be cancelled
+    if ranks.world == 1 and run.state().state == "cancelled":
+        return Outcome("cancelled")
+    code, ending = attempt_code(store, run.key, ranks, stop)
+    log_line(f"rank {ranks.rank}: {ending}")
     if code in (FAILED, NO_ROOM):
-        return Turn(ending, failed=True, queue=_after_failure(run, group, code) if group.chief else None)
-    if not group.chief:
-        return Turn(ending)
+        return Outcome(ending, failed=True, requeue=_after_failure(run, ranks, code) if ranks.is_first else None)
+    if not ranks.is_first:
+        return Outcome(ending)
     if code == STOPPED:
         state = run.state()
         if state.state == "cancelled":
-            return Turn(ending)
-        if is_fruitless(state):
-            reason = f"{FRUITLESS} attempts in a row were stopped before a step was saved; ask for a longer walltime"
-            run.save_state(replace(state, state="failed", reason=reason))
-            return Turn(ending, failed=True)
-        return Turn(ending, queue=Queue(run))
-    return Turn(ending, busy=code == BUSY)
+            return Outcome(ending)
+        if is_fruitless(state) and not kind.may_idle:
+            run.fail(f"{FRUITLESS} attempts in a row were stopped before a step was saved; ask for a longer walltime")
+            return Outcome(ending, failed=True)
+        return Outcome(ending, requeue=Requeue(run))
+    return Outcome(ending, busy=code == BUSY)
 
 
-def _after_failure(run: Run, group: Group, code: int) -> Queue | None:
-    """Back into the queue where the failure's class allows another attempt."""
+def _after_failure(run: Run, ranks: Ranks, code: int) -> Requeue | None:
+    """Requeue the job if the policy of the failure's class allows another attempt."""
     policy = prepare_retry(run, ON_SLURM)
-    if code == NO_ROOM and run.state().state == "running":  # the disk has not even room to say so
+    if code == NO_ROOM and run.state().state == "running":  # the disk was too full to enter the failure
         policy = ON_SLURM[DISK]
     if policy is None:
         return None
-    avoided = blamed_nodes(run.folder, run.state().reason or "", group.nodes) if policy.elsewhere else set()
-    say(f"back to the queue after: {run.state().reason}")
-    return Queue(run, policy.wait_s, frozenset(avoided))
+    reason = run.state().reason or ""
+    avoided = blamed_nodes(run.folder, reason, ranks.nodes) if policy.elsewhere else set()
+    log_line(f"requeued after: {reason}")
+    return Requeue(run, policy.wait_s, frozenset(avoided))
 
 
-def _requeue(queue: Queue) -> None:
-    """Back into the queue; SLURM ends this process on the way."""
+def _requeue(requeue: Requeue) -> None:
+    """Send the job back to the queue; SLURM ends this process meanwhile."""
+    # 1. SLURM sends TERM before scontrol has returned: what follows must still be done.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # 2. The run waits for this job's next life, unless another process has it.
     with contextlib.suppress(OSError):  # a full disk
-        # What another process trains is not ours to say.
-        if lease := take_lease(queue.run.lease):
-            state = queue.run.state()
-            if state.state not in ("done", "cancelled"):
-                queue.run.save_state(replace(state, state="queued"))
+        if lease := take_lease(requeue.run.lease):
+            requeue.run.queue()
             lease.release()
+    # 3. The job itself.
     job = slurm_job()
     assert job is not None
-    requeue_job(job, queue.hold_s)
-    if queue.avoided:
-        exclude_nodes(job, queue.avoided)
+    requeue_job(job, requeue.hold_s)
+    if requeue.avoided:
+        exclude_nodes(job, requeue.avoided)
 
 
-def _start_anew(output: int) -> None:
-    """Go on with the rest of a pack in a fresh interpreter: what failed may have left a broken one, or a broken GPU, and the
-    signal of `retain cancel` ends the compilers that torch keeps beside it.
+def _cancel_runs(store: Store, token: str, keys: tuple[str, ...]) -> None:
+    """Treat scancel like `retain cancel` for the runs that this job still had to do."""
+    job = slurm_job()
+    log_line(f"job {job} was cancelled with scancel: its runs are cancelled, and retain retry resumes them")
+    for run in (run for key in keys if _is_to_do(run := store.run(key), token)):
+        if lease := take_lease(run.lease):  # else another process has the run
+            run.cancel(f"by scancel of job {job}")
+            lease.release()
 
-    output: of the job, before it went into the logs of runs.
+
+def _is_to_do(run: Run, token: str) -> bool:
+    """Whether a run of the pack has not ended, and has not been given to another job meanwhile."""
+    state = run.state()
+    return state.state not in ENDED and state.submission == token
+
+
+def _has_job(store: Store, run: Run) -> bool:
+    job = submitted_job(store, run)
+    return job is not None and job in live_jobs([job])
+
+
+def _restart_interpreter(output: int) -> None:
+    """Continue with the rest of a pack in a fresh interpreter.
+
+    A failed run may have left a broken interpreter or GPU, and the signal of `retain cancel` ends the compile processes that
+    torch keeps. output: the job's own, from before it logged into runs.
     """
     os.dup2(output, 1)
     os.dup2(output, 2)
-    # Until the new interpreter listens: they would end it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    # A signal would end the new interpreter before it has installed its handlers.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
     os.execv(sys.executable, sys.orig_argv)
 
 
-def _rendezvous(folder: Path, group: Group) -> Mapping[str, str]:
-    """Where the ranks of this job meet: an address and a port that the chief has found free and written down."""
-    if group.world == 1:
+def _rendezvous(folder: Path, ranks: Ranks) -> Mapping[str, str]:
+    """The environment by which the ranks of this job connect: rank 0 finds a free port and writes it down."""
+    if ranks.world == 1:
         return {}
     meeting = folder / f"meeting.{slurm_job()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
-    if group.chief:
+    if ranks.is_first:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
         write_json(meeting, {"address": socket.gethostname(), "port": port})
-    deadline = time.monotonic() + MEETING_S
+    deadline = time.monotonic() + RENDEZVOUS_S
     while not meeting.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{meeting}: the first rank has not begun in {MEETING_S:g} s")
+            raise TimeoutError(f"{meeting}: rank 0 has not started within {RENDEZVOUS_S:g} s")
         time.sleep(0.2)
-    place: dict[str, Any] = json.loads(meeting.read_text())
-    local = int(os.environ["SLURM_LOCALID"])
+    place = read_json(meeting)
     return {
         "MASTER_ADDR": place["address"],
         "MASTER_PORT": str(place["port"]),
-        "WORLD_SIZE": str(group.world),
-        "RANK": str(group.rank),
-        "LOCAL_RANK": str(local),
-        "LOCAL_WORLD_SIZE": str(group.world // group.nodes),
+        "WORLD_SIZE": str(ranks.world),
+        "RANK": str(ranks.rank),
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(ranks.world // ranks.nodes),
         "GROUP_RANK": os.environ["SLURM_NODEID"],
     }
-
-
-def _is_queued(store: Store, run: Run) -> bool:
-    job = submitted_job(store, run)
-    return job is not None and job in live_jobs([job])

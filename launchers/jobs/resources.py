@@ -1,4 +1,4 @@
-"""What each stage of a study asks for on SLURM: the site's options, the study's, and a walltime where none is given."""
+"""What the stages of a study ask of SLURM: the options of site and study, and a walltime if none is given."""
 
 import contextlib
 import json
@@ -21,10 +21,10 @@ from retain.sweeps.tree.throughput import model_text
 from retain.sweeps.tree.tree import Tree
 
 UNMEASURED_MINUTES = 240
-"""Walltime where no done run tells how fast this kind of stage is."""
+"""The walltime if no done run has measured the speed of the stage."""
 MARGIN, START_MINUTES = 1.5, 10
-"""A walltime is the measured training time, of all stages of a pack, times MARGIN, and START_MINUTES for starting,
-evaluating and saving."""
+"""A walltime is the measured training time of all runs of a pack times MARGIN, plus START_MINUTES for starting, evaluating
+and saving."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Resources:
 
     execution: StageExecution
     walltime: str
-    """In words: how long, and why so long."""
+    """The walltime and its reason, in words."""
 
 
 def as_executions(resources: Mapping[str, Resources]) -> dict[str, dict[str, Any]]:
-    """The part `execution` of each stage.json, by key."""
+    """The field `execution` of each stage.json, by key."""
     return {key: own.execution.model_dump(mode="json") for key, own in resources.items()}
 
 
 def find_site(wanted: str | None) -> tuple[str, Site] | None:
-    """The profile to submit with: the one named, or the one that fits this machine. Raises StudyError."""
+    """The site profile to submit with: the one named, or the one that matches this machine. Raises StudyError."""
     sites = read_sites()
     return choose_site(sites, wanted, machine_names() if sites and wanted is None else ())
 
@@ -60,10 +60,10 @@ def machine_names() -> list[str]:
 def slurm_resources(
     tree: Tree, file: StudyFile, store: Store, site: Site | None, partitions: Sequence[Partition] | None = None
 ) -> dict[str, Resources]:
-    """The resources of every stage, by key; siblings have the same walltime, so that they are one array.
+    """The resources of every stage, by key; siblings have the same walltime, so that they form one array.
 
-    partitions: the cluster's; without them SLURM is asked, and where it does not answer no limit is known.
-    Raises StudyError where a walltime is given that the partition does not allow.
+    partitions: those of the cluster; if not given, SLURM is asked, and if SLURM does not answer no limit is known.
+    Raises StudyError if the study gives a walltime that its partition does not allow.
     """
     if partitions is None:
         partitions = _partitions_here()
@@ -90,9 +90,9 @@ def slurm_resources(
 
 
 def driver_minutes(execution: StageExecution, site: Site | None, wanted: int, file: str) -> int:
-    """The walltime of a search's own job: as the study says, or what is wanted, cut to what partition and site allow.
+    """The walltime of the job of a search: as the study says, or `wanted`, cut to what partition and site allow.
 
-    Raises StudyError where a walltime is given that the partition does not allow.
+    Raises StudyError if the study gives a walltime that its partition does not allow.
     """
     longest = _longest(execution, site, _partitions_here(), file)
     minutes = execution.slurm.minutes or (min(wanted, longest[0]) if longest else wanted)
@@ -110,7 +110,7 @@ def _partitions_here() -> list[Partition]:
 def _longest(
     execution: StageExecution, site: Site | None, partitions: Sequence[Partition], file: str
 ) -> tuple[int, str] | None:
-    """The longest walltime in minutes and whose limit that is; None where there is none."""
+    """The longest walltime in minutes and whose limit that is; None if there is no limit."""
     slurm = execution.slurm
     names = slurm.partition.split(",") if slurm.partition else [part.name for part in partitions if part.default]
     limits = [(part.max_minutes, f"partition {part.name}") for part in partitions if part.name in names]
@@ -119,7 +119,7 @@ def _longest(
         limit, whose = max(bounded)
         raise StudyError(
             f"{file}: execution.slurm.minutes: {slurm.minutes} is more than {whose} allows ({limit}), so the job would "
-            "never start; a stage that takes longer goes on in the next attempt, so ask for less"
+            "never start; a longer stage continues in its next attempt, so ask for less"
         )
     if site is not None and site.minutes is not None:
         bounded.append((site.minutes, "the site's profile"))
@@ -131,7 +131,7 @@ def _check_warning(slurm: Slurm, file: str) -> None:
     if slurm.warning_seconds >= 60 * slurm.minutes:
         raise StudyError(
             f"{file}: execution.slurm.warning_seconds: a warning {slurm.warning_seconds} s before the end comes at the "
-            f"start of a job of {slurm.minutes} minutes, so no step would be trained; shorten it, or ask for more minutes"
+            f"start of a job of {slurm.minutes} minutes, so no step would be trained; shorten it, or increase slurm.minutes"
         )
 
 
@@ -141,11 +141,14 @@ def _with_walltime(
     if execution.slurm.minutes is not None:
         return Resources(execution, f"{execution.slurm.minutes} minutes, as the study says")
     if speed is None:
-        wanted, why = UNMEASURED_MINUTES, "no done run tells the speed of this kind, model and number of devices"
+        wanted, why = (
+            UNMEASURED_MINUTES,
+            "no done run has measured the speed of this stage, model and number of devices",
+        )
     else:
         wanted = math.ceil(tokens / speed / 60 * MARGIN) + START_MINUTES
         why = f"{MARGIN:g} times {format_size(tokens)} tokens at {format_size(speed)} tokens/s, and {START_MINUTES}"
     if longest is not None and wanted > longest[0]:
-        wanted, why = longest[0], f"{why}; cut from {wanted}, as {longest[1]} allows no more"
+        wanted, why = longest[0], f"{why}; cut from {wanted}, the limit of {longest[1]}"
     slurm = execution.slurm.model_copy(update={"minutes": wanted})
     return Resources(execution.model_copy(update={"slurm": slurm}), f"{wanted} minutes: {why}")

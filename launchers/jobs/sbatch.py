@@ -1,23 +1,32 @@
 """How a job is handed to SLURM, whatever it does: what it asks for, its environment, and the code that it runs."""
 
+import contextlib
+import os
+import re
 import shlex
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.launchers.local.launcher import TRAINING_ENVIRONMENT
+from retain.launchers.stage.environment import OFFLINE
 from retain.sweeps.schema.execution import Slurm
 
 if TYPE_CHECKING:
     import submitit
 
+OF_A_JOB = re.compile(
+    r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|PMI|PMIX)_(?!CONF$|JWT$)|CUDA_VISIBLE_DEVICES$|ROCR_VISIBLE_DEVICES$"
+    r"|GPU_DEVICE_ORDINAL$|(MASTER_(ADDR|PORT)|WORLD_SIZE|RANK|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK)$"
+)
+"""Environment variables of a job, which a job that it submits must not inherit."""
+
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asks for beside what a study and a site say to SLURM."""
+    """What a job asks for, in addition to the options of the study and the site."""
 
     name: str
     comment: str
@@ -25,29 +34,25 @@ class Request:
     nodes: int
     tasks: int
     """Processes on each node."""
-    cpus: int
-    """Of each process."""
-    memory_gb: float | None
-    """Of one node."""
     gpus: int
-    """Of one node."""
+    """GPUs of each node."""
     dependency: str | None = None
 
 
 def executor(
     folder: Path, request: Request, slurm: Slurm, last_line: Sequence[str], code: Path
 ) -> "submitit.SlurmExecutor":
-    """submitit's, with its files in `folder`; `last_line`: of the job's script; `code`: the snapshot that it runs."""
+    """submitit's executor with its files in `folder`. last_line: of the job's script; code: the snapshot that the job runs."""
     import submitit
 
     class SlurmExecutor(submitit.SlurmExecutor):
-        """Also where there is no srun: a script may be looked at anywhere, and whoever submits asks for SLURM itself."""
+        """Works without srun: scripts may be printed on any machine, and submitting checks for SLURM itself."""
 
         @classmethod
         def affinity(cls) -> int:
             return 1
 
-    # A site's words for GPUs are not for a job that takes none.
+    # A site's own words for GPUs are only for jobs that take GPUs.
     gres = slurm.gres if request.gpus or "{gpus}" not in (slurm.gres or "") else None
     parameters: dict[str, Any] = {
         "job_name": request.name,
@@ -55,8 +60,8 @@ def executor(
         "time": request.minutes,
         "nodes": request.nodes,
         "ntasks_per_node": request.tasks,
-        "cpus_per_task": request.cpus,
-        "mem": f"{int(request.memory_gb * 1024)}M" if request.memory_gb else None,
+        "cpus_per_task": slurm.cpus,
+        "mem": f"{int(slurm.memory_gb * 1024)}M" if slurm.memory_gb else None,
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
@@ -68,7 +73,7 @@ def executor(
         "signal_delay_s": slurm.warning_seconds,
         "array_parallelism": slurm.at_a_time,
         "stderr_to_stdout": True,
-        "setup": _setup(slurm, request.cpus, code),
+        "setup": _setup(slurm, code),
         "teardown": [shlex.join(last_line)],
         "additional_parameters": {"requeue": True} | slurm.extra,
     }
@@ -78,7 +83,7 @@ def executor(
 
 
 def hand_over(folder: Path, names: Sequence[str]) -> None:
-    """Put submitit's pickles where adopted jobs or tasks of these ids look for them; all in a folder are the same."""
+    """Put submitit's pickles where adopted jobs or tasks of these ids look for them; all pickles of a folder are the same."""
     waiting = list(folder.glob("*.pkl"))
     for name in names:
         place = folder / f"{name}_submitted.pkl"
@@ -88,14 +93,26 @@ def hand_over(folder: Path, names: Sequence[str]) -> None:
             beside.replace(place)
 
 
-def _setup(slurm: Slurm, cpus: int, code: Path) -> list[str]:
-    # Since SLURM 22.05 srun does not take the job's --cpus-per-task over by itself.
-    variables = TRAINING_ENVIRONMENT | {"SRUN_CPUS_PER_TASK": str(cpus)} | slurm.environment
+@contextlib.contextmanager
+def outside_job() -> Iterator[None]:
+    """Hide the variables of the job that this process belongs to: a job submitted meanwhile would inherit them."""
+    hidden = {name: value for name, value in os.environ.items() if OF_A_JOB.match(name)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _setup(slurm: Slurm, code: Path) -> list[str]:
+    # Since SLURM 22.05, srun does not inherit the job's --cpus-per-task.
+    variables = OFFLINE | {"SRUN_CPUS_PER_TASK": str(slurm.cpus)} | slurm.environment
     return [
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
         *slurm.setup,
-        # After the setup: modules may set it too.
+        # After the setup, as modules may set it too.
         f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        # Where a command is called from a checkout, python -m would take its code first.
+        # Otherwise python -m, called from a checkout, would prefer the code there.
         "export PYTHONSAFEPATH=1",
     ]

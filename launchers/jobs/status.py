@@ -1,74 +1,106 @@
 """What SLURM adds to the status of runs: one squeue for all of them, and one sacct for those whose job is gone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from retain.launchers.jobs.dead_attempts import explain_losses, is_lost
+from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead
 from retain.launchers.jobs.submissions import JOB_NAME, read_submission, submitted_jobs
-from retain.launchers.slurm.client import Job
+from retain.launchers.slurm.client import Job, has_slurm, live_jobs
 from retain.results.store.runs import Store
-from retain.results.store.status import RunStatus
+from retain.results.store.state import UNENDED
+from retain.results.store.status import RunStatus, store_status, study_status
+from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.tree.tree import Tree
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """A job of this store whose run is gone."""
+    """A job of this store whose run has been deleted."""
 
     job_id: str
     key: str
 
     @property
     def sentence(self) -> str:
-        """What it is, and the cure."""
+        """What the job is, and the cure."""
         return f"job {self.job_id} is to train {self.key[:8]}, which this store no longer has: scancel {self.job_id}"
 
 
-def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) -> list[RunStatus]:
-    """The rows with job ids and SLURM's reasons; a queued run whose job SLURM does not know is planned again.
+@dataclass(frozen=True)
+class Status:
+    """The runs of a study or a store, and what SLURM says about them."""
 
-    live: the jobs of everyone that SLURM has not finished with.
+    study: str | None
+    runs: list[RunStatus]
+    orphans: list[Orphan] = field(default_factory=list)
+    unanswered: str | None = None
+    """If SLURM was asked and did not answer: its message, and what the rows show instead."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is known that nothing is queued or running."""
+        return self.unanswered is None and not {"running", "queued"} & {row.state for row in self.runs}
+
+
+def read_status(store: Store, tree: Tree | None, searches: Sequence[RunStatus] = ()) -> Status:
+    """The status of the stages of a tree and of `searches`, or of every run of a store."""
+    study = tree.study if tree else None
+    rows = store_status(store) if tree is None else [*study_status(tree, store), *searches]
+    if not (store.root / "submissions").is_dir() or not has_slurm():
+        return Status(study, rows)
+    try:
+        live = live_jobs(everyone=True)
+    except MissingResourceError as error:
+        # A controller is sometimes away for a minute; the status goes without it.
+        return Status(study, rows, [], f"{error}; these are the states that the runs noted last, without their jobs")
+    return Status(study, with_jobs(rows, store, live), find_orphans(store, live))
+
+
+def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) -> list[RunStatus]:
+    """The rows with job ids and SLURM's reasons; a queued run whose job is gone is planned again.
+
+    live: the jobs of all users that SLURM has not finished with.
     """
-    unended = [row for row in rows if row.state in ("queued", "running", "planned")]
+    unended = [row for row in rows if row.state in UNENDED]
     job_of = submitted_jobs(store, (store.run(row.key) for row in unended))
     if not job_of:
         return list(rows)
-    # One that is planned here may be marked as running in the store; one that is queued has no process to lose.
+    # A row may be planned while state.json says running; a queued run has no process that could have died.
     begun = [store.run(row.key) for row in unended if row.key in job_of and row.state != "queued"]
-    lost = [run for run in begun if is_lost(run, live)]
-    losses = explain_losses(store, lost)
+    deaths = explain_deaths(store, [run for run in begun if is_dead(run, live)])
     found = []
     for row in rows:
         job = live.get(job_of.get(row.key, ""))
-        if loss := losses.get(row.key):
-            waits = "its job goes on with it" if job else "retain submit takes it up again"
+        if death := deaths.get(row.key):
+            cure = "its job resumes it" if job else "retain submit submits it again"
             state = "queued" if job else "planned"
-            found.append(replace(row, state=state, failure=loss.failure, reason=f"{loss.reason}; {waits}"))
+            found.append(replace(row, state=state, failure=death.failure, reason=f"{death.reason}; {cure}"))
         elif job is not None:
             state = "queued" if job.waits else row.state
             cure = "; retain submit asks SLURM to release it" if job.failed_to_start else ""
             reason = f"{job.reason}{cure}" if job.reason else row.reason
             found.append(replace(row, state=state, job_id=job.job_id, reason=reason))
         elif row.key in job_of and row.state == "queued":
-            gone = f"its job {job_of[row.key]} is gone; retain submit takes it up again"
+            gone = f"its job {job_of[row.key]} is gone; retain submit submits it again"
             found.append(replace(row, state="planned", reason=gone))
         else:
             found.append(row)
     return found
 
 
-def orphans(store: Store, live: Mapping[str, Job]) -> list[Orphan]:
-    """The jobs of this store's submissions whose run somebody has removed."""
+def find_orphans(store: Store, live: Mapping[str, Job]) -> list[Orphan]:
+    """The jobs of this store's submissions whose run has been deleted."""
     found = []
-    submissions: dict[str, Mapping[str, Sequence[str]]] = {}
+    keys_of: dict[str, Mapping[str, Sequence[str]]] = {}
     for job in live.values():
         if not job.name.startswith(JOB_NAME):
             continue
-        if job.name not in submissions:
+        if job.name not in keys_of:
             try:
-                submissions[job.name] = read_submission(store, job.name.removeprefix(JOB_NAME)).keys_of_jobs()
-            except (FileNotFoundError, ValueError):
-                submissions[job.name] = {}  # another store's
-        keys = submissions[job.name].get(job.job_id, ())
+                keys_of[job.name] = read_submission(store, job.name.removeprefix(JOB_NAME)).keys_of_jobs()
+            except (FileNotFoundError, MissingResourceError):
+                keys_of[job.name] = {}  # another store's
+        keys = keys_of[job.name].get(job.job_id, ())
         if not any(store.run(key).folder.is_dir() for key in keys):
             found += [Orphan(job.job_id, key) for key in keys]
     return found

@@ -1,66 +1,63 @@
-"""The local launcher: ready stages side by side on this machine, as many as its cores or GPUs allow."""
+"""The local launcher: trains the stages of a tree side by side on this machine, as many as its cores or GPUs allow."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 from types import FrameType
 
-from retain.launchers.local.worker import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED, work
-from retain.launchers.slurm.liveness import scheduler_witness
-from retain.launchers.stage.failures import BUG, DISK, HERE, classify_death, prepare_retry, sentence
-from retain.results.store.lease import take_lease
-from retain.results.store.runs import Run, State, Store
-from retain.sweeps.base.errors import MissingResourceError, RetainError
-from retain.sweeps.schema.execution import Execution
-from retain.sweeps.tree.tree import STAGES, Tree
+from retain.launchers.kinds import kind_of
+from retain.launchers.local.devices import Slot
+from retain.launchers.local.worker import work
+from retain.launchers.slurm.liveness import slurm_liveness
+from retain.launchers.stage.attempt import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED
+from retain.launchers.stage.environment import OFFLINE
+from retain.launchers.stage.failures import BUG, DISK, LOCAL, classify_death, prepare_retry, sentence
+from retain.results.store.lease import LivenessChecker, take_lease
+from retain.results.store.readiness import is_ready
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import State
+from retain.sweeps.base.errors import RetainError
+from retain.sweeps.tree.tree import Tree
 
 POLL_S = 0.1
-TRAINING_ENVIRONMENT = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-"""Read when the libraries are imported: training needs no network, and its log no progress bars."""
 GRACE_S = 5.0
-"""How long the other ranks of a group may outlive one that failed."""
+"""How long the other ranks of a run may outlive one that failed."""
 
 Watch = Callable[[Mapping[str, State]], None]
-"""Called several times a second with the state of every stage that is to be trained."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Room for one stage at a time: how many processes train it, by its kind, and the GPUs (none: on the CPU)."""
-
-    processes: Mapping[str, int]
-    gpus: tuple[str, ...] = ()
+"""Called several times a second with the states of all stages of the tree."""
 
 
 @dataclass
-class Team:
-    """The processes that train one run, the slot they occupy, and the pipe that tells them we live."""
+class WorkerGroup:
+    """The processes that train one run, their slot, and the pipe that shows them that the launcher is alive."""
 
     processes: list[ForkServerProcess]
     slot: int
-    alive: Connection
+    pipe: Connection
     left: int = 0
-    """How many siblings of the run they may yet train; with one process only."""
+    """The number of siblings of the run that the group may still train; 0 with more than one process."""
     failed_at: float | None = None
-    """When the first of them was seen to have failed."""
+    """When the first process was seen to have failed."""
     code: int = 0
-    """Its exit code."""
+    """The exit code of that process."""
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
 
 
-Disturb = Callable[[Mapping[str, Team]], None]
-"""Called with the teams at work, instead of a pause; see `retain.launchers.checks.drill`."""
+Disturb = Callable[[Mapping[str, WorkerGroup]], None]
+"""Called with the worker groups by run, instead of a pause; see `launchers.checks.drill`."""
 
 
 def train(
@@ -68,168 +65,144 @@ def train(
 ) -> dict[str, State]:
     """Train every stage of a tree that the store lacks; returns the last state of each.
 
-    A stage that fails stops its own branch only. One that another launcher on this store trains is waited for. On
-    KeyboardInterrupt all processes are stopped, their runs are left planned, and the exception goes on.
-    With `disturb`, a run whose processes it has killed is taken up again.
+    A stage that fails stops its own branch only. A stage that another launcher on this store trains is waited for. On
+    KeyboardInterrupt all processes are stopped, their runs are left as planned, and the exception is raised again.
+    With `disturb`, a run whose processes it has killed is resumed.
     """
-    crew = Crew(tree, store, slots, forgiving=disturb is not None)
+    scheduler = Scheduler(tree, store, slots, forgiving=disturb is not None)
     with _terminate_as_interrupt():
         try:
-            while not crew.finished():
-                crew.collect()
-                watch(crew.states)
-                crew.start_ready()
+            while not scheduler.finished():
+                scheduler.collect()
+                watch(scheduler.states)
+                scheduler.start_ready()
                 if disturb is not None:
-                    disturb(crew.teams)
+                    disturb(scheduler.groups)
                 else:
                     time.sleep(POLL_S)
         except KeyboardInterrupt:
-            crew.stop_all("interrupted")
+            scheduler.stop_all("interrupted")
             raise
         except BaseException:
-            crew.stop_all("the launcher failed")
+            scheduler.stop_all("the launcher failed")
             raise
-    watch(crew.states)
-    return crew.states
+    watch(scheduler.states)
+    return scheduler.states
 
 
-def local_slots(execution: Execution) -> list[Slot]:
-    """One slot for each stage that may run at a time.
-
-    Raises MissingResourceError where the machine has not the devices that are asked for.
-    """
-    kinds = {kind: execution.of_stage(kind) for kind in STAGES}
-    processes = {kind: stage.devices for kind, stage in kinds.items()}
-    on_gpus = {kind: stage for kind, stage in kinds.items() if stage.accelerator != "cpu"}
-    gpus = _count_gpus() if on_gpus else 0
-    most = max((stage.devices for stage in on_gpus.values()), default=0)
-    if (gpus or any(stage.accelerator == "gpu" for stage in on_gpus.values())) and gpus < most:
-        raise MissingResourceError(
-            f"execution.devices: {most} GPUs are asked for each stage, this machine has {gpus}; "
-            "ask for fewer, or set execution.accelerator=cpu"
-        )
-    if gpus:
-        visible = (
-            os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else []
-        )
-        names = visible or [str(number) for number in range(gpus)]
-        groups = [tuple(names[first : first + most]) for first in range(0, gpus, most)]
-        whole = [group for group in groups if len(group) == most]
-        return [Slot(processes, group) for group in whole[: execution.parallel]]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    busiest = max(stage.threads * stage.devices for stage in kinds.values())
-    return [Slot(processes)] * (execution.parallel or max(1, cores // busiest))
+def start_detached(study: str, overrides: Sequence[str], store: Path) -> Path:
+    """Start `retain run` on this machine so that it outlives the terminal; returns the path of its log."""
+    log = store / f"run.{socket.gethostname()}.{time.strftime('%Y%m%d-%H%M%S')}.log"
+    command = [sys.executable, "-m", "retain.launchers.cli.app", "run", study, *overrides, "--store", str(store)]
+    with log.open("ab") as stream:
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
+    return log
 
 
-def _count_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-class Crew:
-    """Who trains what: the states of all stages, the teams at work, the free slots."""
+class Scheduler:
+    """Decides which run is trained next: the states of all stages, the worker groups, the free slots."""
 
     def __init__(self, tree: Tree, store: Store, slots: Sequence[Slot], forgiving: bool) -> None:
         self.tree, self.store, self.slots = tree, store, slots
         self.forgiving = forgiving
-        self.witness = scheduler_witness()
+        self.liveness = slurm_liveness()
         self.unwritten: dict[str, State] = {}
-        """Of failed stages whose end could not be written."""
-        self.context = _fork_server()
+        """The states of failed runs that could not be written, because the disk is full."""
         self.states = store.states(tree.stages)
-        self.waiting = sorted((key for key, state in self.states.items() if state.state != "done"), key=self._urgency())
-        self.teams: dict[str, Team] = {}
+        missing = [key for key, state in self.states.items() if state.state not in ("done", "cancelled")]
+        self.context = _fork_server(_modules(store, missing))
+        self.waiting = sorted(missing, key=self._urgency())
+        self.groups: dict[str, WorkerGroup] = {}
         self.elsewhere: set[str] = set()
         """Runs that another launcher was seen to train."""
-        self.stopped: set[str] = set()
-        """Stages that failed, and those below them."""
+        self.ended = {key for key, state in self.states.items() if state.state == "cancelled"}
+        """Runs that ended without being done, and those below them."""
 
     def finished(self) -> bool:
-        return not self.waiting and not self.teams
+        return not self.waiting and not self.groups
 
     def collect(self) -> None:
-        """Take in the progress of the teams, and the end of those that ended."""
-        for key, team in list(self.teams.items()):
-            codes = [process.exitcode for process in team.processes]
-            if team.failed_at is None and (bad := [code for code in codes if code not in (None, 0, STOPPED)]):
-                # What a signal did to one rank comes before the errors that this makes in the others.
-                team.failed_at, team.code = time.monotonic(), min(bad)
+        """Read the progress of the worker groups, and handle those that ended."""
+        for key, group in list(self.groups.items()):
+            codes = [process.exitcode for process in group.processes]
+            if group.failed_at is None and (bad := [code for code in codes if code not in (None, 0, STOPPED)]):
+                # What a signal did to one rank counts before the errors that this causes in the others.
+                group.failed_at, group.code = time.monotonic(), min(bad)
             if None in codes:
-                if team.failed_at is not None and time.monotonic() - team.failed_at > GRACE_S:
-                    _kill(team)
-                elif team.left and team.alive.poll():
-                    self._go_on(key, team)
+                if group.failed_at is not None and time.monotonic() - group.failed_at > GRACE_S:
+                    group.kill()
+                elif group.left and group.pipe.poll():
+                    self._continue_pack(key, group)
             else:
-                self._dismiss(key, team, team.code or (STOPPED if STOPPED in codes else 0))
+                self._dismiss(key, group, group.code or (STOPPED if STOPPED in codes else 0))
             self.states[key] = self.unwritten.get(key) or self.store.run(key).state()
 
     def start_ready(self) -> None:
-        """Start waiting stages whose parent is done while slots are free, the longest path first."""
-        free = [slot for slot in range(len(self.slots)) if slot not in {team.slot for team in self.teams.values()}]
+        """Start ready stages while slots are free, the longest path first; drop stages whose branch has ended."""
+        used = {group.slot for group in self.groups.values()}
+        free = [slot for slot in range(len(self.slots)) if slot not in used]
         for key in list(self.waiting):
-            parent = self.tree.stages[key].parent
-            if parent in self.stopped:
+            stage = self.tree.stages[key]
+            if stage.parent in self.ended:
                 self.waiting.remove(key)
-                self.stopped.add(key)
-            elif (free or key in self.elsewhere) and self._is_ready(key):
-                if self._settled_elsewhere(key):
+                self.ended.add(key)
+            elif (free or key in self.elsewhere) and is_ready(stage, self.states):
+                if self._ended_elsewhere(key):
                     self.waiting.remove(key)
                 elif free and key not in self.elsewhere:
                     self.waiting.remove(key)
-                    self.teams[key] = self._start(key, free.pop(0))
+                    self.groups[key] = self._start(key, free.pop(0))
 
-    def _is_ready(self, key: str) -> bool:
-        parent = self.tree.stages[key].parent
-        return parent is None or self.states[parent].state == "done"
+    def stop_all(self, cause: str) -> None:
+        """Stop every process once it has saved a checkpoint, or at once at a second interrupt; runs are left as planned."""
+        processes = [process for group in self.groups.values() for process in group.processes]
+        with contextlib.suppress(KeyboardInterrupt):
+            for process in processes:
+                process.terminate()
+            deadline = time.monotonic() + STOP_GRACE_S
+            for process in processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+        for key, group in self.groups.items():
+            group.kill()
+            for process in group.processes:
+                process.join()
+            group.pipe.close()
+            with _leased(self.store.run(key)) as run:
+                if run:
+                    run.stop(cause)
+            self.states[key] = self.store.run(key).state()
+        self.groups.clear()
 
-    def _go_on(self, key: str, team: Team) -> None:
-        """A team has trained a run, and asks for another of its pack: it gets one where that is the next to be trained."""
-        following = next((other for other in self.waiting if self._is_ready(other)), "")
-        if following and (not self._are_siblings(key, following) or self._settled_elsewhere(following)):
+    def _continue_pack(self, key: str, group: WorkerGroup) -> None:
+        """Give a group that has trained a run of a pack the next run, if that is a sibling."""
+        ready = (other for other in self.waiting if is_ready(self.tree.stages[other], self.states))
+        following = next(ready, "")
+        if following and (not self._are_siblings(key, following) or self._ended_elsewhere(following)):
             following = ""
         if following in self.elsewhere:
             following = ""
         if following:
             self._free_lease(following)
         try:
-            team.alive.recv_bytes()
-            team.alive.send_bytes(following.encode())
-        except (EOFError, OSError):  # it has just died
+            group.pipe.recv_bytes()
+            group.pipe.send_bytes(following.encode())
+        except (EOFError, OSError):  # the process has just died
             following = ""
-        team.left = team.left - 1 if following else 0
+        group.left = group.left - 1 if following else 0
         if following:
             self.waiting.remove(following)
-            self.teams[following] = self.teams.pop(key)
+            self.groups[following] = self.groups.pop(key)
 
     def _are_siblings(self, key: str, other: str) -> bool:
-        """Whether two stages are of one kind below one parent and run the same way."""
+        """Whether two stages have the same name and parent, and run the same way."""
         one, another = self.tree.stages[key], self.tree.stages[other]
-        executions = [self.store.run(it).spec()["execution"] for it in (key, other)]
+        executions = [self.store.run(run).spec()["execution"] for run in (key, other)]
         return (one.stage, one.parent) == (another.stage, another.parent) and executions[0] == executions[1]
 
-    def stop_all(self, cause: str) -> None:
-        """Stop every process once it has saved its state, or at once at a second interrupt; their runs are left planned."""
-        everyone = [process for team in self.teams.values() for process in team.processes]
-        with contextlib.suppress(KeyboardInterrupt):
-            for process in everyone:
-                process.terminate()
-            deadline = time.monotonic() + STOP_GRACE_S
-            for process in everyone:
-                process.join(max(0.0, deadline - time.monotonic()))
-        for key, team in self.teams.items():
-            _kill(team)
-            for process in team.processes:
-                process.join()
-            team.alive.close()
-            _close(self.store.run(key), "planned", cause)
-            self.states[key] = self.store.run(key).state()
-        self.teams.clear()
-
-    def _settled_elsewhere(self, key: str) -> bool:
-        """Whether another launcher trained this run meanwhile; notes the runs that one is training."""
+    def _ended_elsewhere(self, key: str) -> bool:
+        """Whether another launcher has ended this run meanwhile; notes the runs that another launcher trains."""
         run = self.store.run(key)
-        if run.is_running(self.witness):
+        if run.is_running(self.liveness):
             self.elsewhere.add(key)
             self.states[key] = run.state()
             return False
@@ -237,14 +210,14 @@ class Crew:
         if state.state == "done" or (key in self.elsewhere and state.state == "failed"):
             self.states[key] = state
             if state.state == "failed":
-                self.stopped.add(key)
+                self.ended.add(key)
             return True
         self.elsewhere.discard(key)
         return False
 
-    def _start(self, key: str, slot: int) -> Team:
+    def _start(self, key: str, slot: int) -> WorkerGroup:
         self._free_lease(key)
-        world = self.slots[slot].processes[self.tree.stages[key].stage]
+        world = self.slots[slot].ranks[self.tree.stages[key].stage]
         pack = self.store.run(key).spec()["execution"].get("pack", 1) if world == 1 else 1
         theirs, ours = self.context.Pipe(duplex=pack > 1)
         shared = {"CUDA_VISIBLE_DEVICES": ",".join(self.slots[slot].gpus[:world])}
@@ -259,37 +232,47 @@ class Crew:
             process.start()
             processes.append(process)
         theirs.close()
-        return Team(processes, slot, ours, left=pack - 1)
+        return WorkerGroup(processes, slot, ours, left=pack - 1)
 
     def _free_lease(self, key: str) -> None:
-        """A worker has seen nothing yet, so it could not tell that a foreign owner is dead."""
-        if dead := take_lease(self.store.run(key).lease, self.witness):
-            dead.release()
+        """Release the lease of a dead owner on another machine: a worker has not watched long enough to know that."""
+        with _leased(self.store.run(key), self.liveness):
+            pass
 
-    def _dismiss(self, key: str, team: Team, code: int) -> None:
-        """Take in a team whose processes have all ended."""
-        team.alive.close()
-        del self.teams[key]
+    def _dismiss(self, key: str, group: WorkerGroup, code: int) -> None:
+        """Handle a group whose processes have all ended."""
+        group.pipe.close()
+        del self.groups[key]
         run = self.store.run(key)
-        if run.is_done():
+        state = run.state()
+        if state.state == "done":
+            return
+        if state.state == "cancelled":
+            self.ended.add(key)
             return
         if code in (BUSY, STOPPED) or (self.forgiving and code < 0) or run.is_running():
             self.waiting.insert(0, key)
             return
         try:
-            if code >= 0 and run.state().state == "failed" and prepare_retry(run, HERE):
+            if code >= 0 and state.state == "failed" and prepare_retry(run, LOCAL):
                 self.waiting.insert(0, key)
                 return
         except OSError:  # the disk is full
             pass
-        self.stopped.add(key)
+        self.ended.add(key)
         if code < 0 or run.state().state != "failed":
-            failure = DISK if code == NO_ROOM else classify_death(code) or BUG
-            reason = sentence(failure, f"{_ending(code)}; see retain logs {key[:8]}")
-            try:
-                _close(run, "failed", reason, failure)
-            except (OSError, RetainError):  # the disk is full: what cannot be written is told all the same
-                self.unwritten[key] = replace(run.state(), state="failed", reason=reason)
+            self._fail(run, code)
+
+    def _fail(self, run: Run, code: int) -> None:
+        """Enter the failure of a run whose processes died without reporting it."""
+        failure = DISK if code == NO_ROOM else classify_death(code) or BUG
+        reason = sentence(failure, f"{_death(code)}; see retain logs {run.key[:8]}")
+        try:
+            with _leased(run) as held:
+                if held:
+                    held.fail(reason, failure, cause=reason)
+        except (OSError, RetainError):  # the disk is full: report what cannot be written
+            self.unwritten[run.key] = replace(run.state(), state="failed", reason=reason)
 
     def _urgency(self) -> Callable[[str], tuple[int, str]]:
         """Sort key: the most tokens on a path below a stage first, so that no branch is left for the end."""
@@ -301,34 +284,37 @@ class Crew:
         return lambda key: (-below[key], key)
 
 
-def _close(run: Run, state: str, cause: str, failure: str | None = None) -> None:
-    """Enter the end of an attempt whose process is gone, unless another launcher has taken the run."""
-    if lease := take_lease(run.lease):
-        if not run.is_done():
-            run.end_attempt(state, cause, cause if state == "failed" else None, failure)
-        lease.release()
+@contextlib.contextmanager
+def _leased(run: Run, liveness: LivenessChecker | None = None) -> Iterator[Run | None]:
+    """The run while its lease is held; None if another process has it or it is done."""
+    lease = take_lease(run.lease, liveness)
+    try:
+        yield run if lease and not run.is_done() else None
+    finally:
+        if lease:
+            lease.release()
 
 
-def _ending(code: int) -> str:
+def _death(code: int) -> str:
     if code == NO_ROOM:
-        return "the disk is full: free space and run it again, the last saved state is kept"
+        return "the disk is full: free space and run it again, the last checkpoint is kept"
     if code == -signal.SIGKILL:
         return "its process was killed (SIGKILL), perhaps for lack of memory"
-    return (
-        f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"its process exited with code {code}"
-    )
+    if code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process exited with code {code}"
 
 
-def _kill(team: Team) -> None:
-    for process in team.processes:
-        process.kill()
+def _modules(store: Store, keys: Iterable[str]) -> list[str]:
+    """The modules that attempts at these runs import."""
+    return sorted({kind_of(store.run(key).spec()).module for key in keys})
 
 
-def _fork_server() -> ForkServerContext:
-    """Processes forked from one that has imported torch: the imports are paid once."""
-    os.environ.update(TRAINING_ENVIRONMENT)
+def _fork_server(modules: list[str]) -> ForkServerContext:
+    """Processes are forked from one that has imported these modules, so that imports are paid once."""
+    os.environ.update(OFFLINE)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["retain.launchers.stage.training.run"])
+    context.set_forkserver_preload(["retain.launchers.local.worker", *modules])
     return context
 
 
@@ -339,14 +325,14 @@ def _free_port() -> int:
 
 
 def _loopback() -> str:
-    """The name of the interface that only this machine sees."""
+    """The name of the network interface that only this machine sees."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in names if name.startswith("lo")), names[0])
 
 
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM, as batch systems and service managers send it, stops the launcher the way Ctrl-C does."""
+    """SIGTERM, as batch systems and service managers send it, stops the launcher as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

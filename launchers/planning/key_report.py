@@ -1,4 +1,4 @@
-"""`retain why`: the fields behind a stage key, and where it splits from another."""
+"""`retain why`: the fields behind a stage key, and those in which it differs from another."""
 
 import json
 from typing import Any
@@ -11,9 +11,9 @@ from retain.sweeps.tree.key_diff import Payload, differences, nearest, path_fiel
 
 
 def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[str, Any]:
-    """What a key is made of; its differences from `other` or, without one, from its nearest run in the store.
+    """The fields of a key, and its differences from `other` or from its nearest run in the store.
 
-    Keys may be shortened and are looked for in the study, then in the store. Raises StudyError for an unknown one.
+    Keys may be shortened; they are looked up in the study, then in the store. Raises StudyError for an unknown key.
     """
     paths = _Paths(opened)
     key = paths.find(prefix)
@@ -37,7 +37,7 @@ def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[st
 
 
 class _Paths:
-    """The payloads from the root to a stage, of the study's stages and the store's runs."""
+    """The payloads from the root to a stage, for stages of the study and runs of the store."""
 
     def __init__(self, opened: OpenedStudy) -> None:
         self.payloads: dict[str, Payload] = {
@@ -54,20 +54,20 @@ class _Paths:
         if len(found) == 1:
             return found.pop()
         if found:
-            raise StudyError(f"{prefix}: {len(found)} stage keys begin so; give more of it")
+            raise StudyError(f"{prefix}: {len(found)} stage keys begin with this; give more digits")
         raise StudyError(
             f"{prefix}: no such stage key in the study or the store; retain plan STUDY --json lists the study's"
         )
 
     def of(self, key: str) -> list[Payload]:
-        """Root first."""
+        """The payloads on the path to a stage, root first."""
         if key not in self.payloads:
             self.payloads[key] = self.store.run(key).spec()
         payload = self.payloads[key]
         return [*(self.of(payload["parent"]) if payload["parent"] else []), payload]
 
     def candidates(self, key: str, stage: str) -> dict[str, list[Payload]]:
-        """The other runs of this kind in the store; where it has none, the study's other stages of this kind."""
+        """The other runs of this stage in the store; if there are none, the other ones in the study."""
         for keys in (self.stored, self.study):
             if found := {
                 other: self.of(other) for other in keys if other != key and self.of(other)[-1]["stage"] == stage

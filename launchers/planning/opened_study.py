@@ -1,4 +1,4 @@
-"""A study as the verbs of the command line work on it: its file, its store, its data, its tree."""
+"""A study joined to its store: its file, its data, its tree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ from retain.sweeps.tree.tree import Tree, device_mismatch, expand
 
 @dataclass(frozen=True)
 class OpenedStudy:
-    """Everything that is known of a study before anything is trained."""
+    """Everything that is known of a study before training."""
 
+    name: str
+    """As the user named it: a study of Retain, or the path of a file."""
     file: StudyFile
     store: Store
     facts: Facts
@@ -24,29 +26,29 @@ class OpenedStudy:
 
 
 def open_study(name: str, overrides: Sequence[str], store: Path) -> OpenedStudy:
-    """A study with what its store knows already; reads no corpus and writes nothing. Raises StudyError."""
+    """Open a study with what its store already has; reads no corpus and writes nothing. Raises StudyError."""
     file = read_study(name, overrides)
-    return _opened(file, open_store(store), known_facts(file, store))
+    return _opened(name, file, open_store(store), known_facts(file, store))
 
 
 def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Report) -> OpenedStudy:
-    """A study whose data is in its store, fetched where it was missing. Raises StudyError, MissingResourceError."""
+    """Open a study, and prepare the data that its store lacks. Raises StudyError, MissingResourceError."""
     file = read_study(name, overrides)
-    # What is wrong with the study itself is found before a corpus is read or a folder is made.
-    known = _opened(file, open_store(store), known_facts(file, store))
+    # Mistakes in the study are found before a corpus is read or a folder is made.
+    known = _opened(name, file, open_store(store), known_facts(file, store))
     made = make_store(store)
     facts = prepare(file, store, report)
-    return known if facts == known.facts else _opened(file, made, facts)
+    return known if facts == known.facts else _opened(name, file, made, facts)
 
 
 def prepare_cut(name: str, overrides: Sequence[str], store: Path, report: Report) -> OpenedStudy:
-    """As `prepare_study`, the study cut down to seconds: on the same data, so that it need not be prepared again."""
+    """`prepare_study` for a study scaled down to seconds, on the same data."""
     whole = prepare_study(name, overrides, store, report)
     file = cut_down(whole.file)
-    return _opened(file, whole.store, known_facts(file, store))
+    return _opened(name, file, whole.store, known_facts(file, store))
 
 
-def _opened(file: StudyFile, store: Store, facts: Facts) -> OpenedStudy:
+def _opened(name: str, file: StudyFile, store: Store, facts: Facts) -> OpenedStudy:
     if mismatch := device_mismatch(file):
         raise StudyError(f"{file.path.name}: {mismatch}; choose a batch that they divide, or other devices")
-    return OpenedStudy(file, store, facts, expand(file, facts))
+    return OpenedStudy(name, file, store, facts, expand(file, facts))

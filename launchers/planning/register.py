@@ -1,4 +1,4 @@
-"""Entering a tree's stages into the store, so that a process can train one from its key alone."""
+"""Enters the stages of a tree into the store, so that any process can train one from its key alone."""
 
 import importlib.metadata
 import json
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
+from retain.launchers.kinds import described, kind_of_recipe
 from retain.results.store.runs import Store
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import Facts
@@ -15,9 +16,9 @@ from retain.sweeps.tree.keys import FORMAT
 from retain.sweeps.tree.tree import STAGES, Stage, Tree
 
 WRITERS = 16
-"""Stages that are written at the same time."""
+"""Number of stages that are written at a time."""
 AT_A_TIME = 1000
-"""Stages whose recipes are in memory at the same time."""
+"""Number of stages whose recipes are in memory at a time."""
 PACKAGES = ("retain-lm", "torch", "lightning", "transformers", "tokenizers", "numpy")
 ROLES = {"pretrain": "pretraining", "posttrain": "posttraining", "finetune": "finetuning"}
 
@@ -29,11 +30,11 @@ def register(
     store: Store,
     executions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write stage.json and a first state.json for every stage that the store does not know.
+    """Write stage.json and a first state.json for every stage that the store does not have.
 
-    executions: how each stage runs, by key, as `launchers.jobs.resources` has it for SLURM; without it, as the study says.
+    executions: how each stage is executed, by key, from `launchers.jobs.resources` for SLURM; without it, as the study says.
     """
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    versions = installed_versions()
     here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in STAGES}
     evaluations: dict[str, dict[str, str]] = {}
 
@@ -42,24 +43,34 @@ def register(
             recipe = json.loads(stage.recipe)
             inherited = evaluations[stage.parent] if stage.parent else {}
             evaluations[stage.key] = inherited | evaluation(stage.stage, recipe)
-            yield stage_spec(stage, recipe) | {
-                "evaluation": evaluations[stage.key],
-                "tokenizer": facts.tokenizer,
-                "execution": executions[stage.key] if executions else as_here(here[stage.stage], store, stage.key),
-                "axes": stage.axes,
-                "study": tree.study,
-                "versions": versions,
-            }
+            kind, needs = kind_of_recipe(recipe), [stage.parent] if stage.parent else []
+            yield (
+                stage_spec(stage, recipe)
+                | described(kind, stage.tokens, needs)
+                | {
+                    "evaluation": evaluations[stage.key],
+                    "tokenizer": facts.tokenizer,
+                    "execution": executions[stage.key] if executions else as_here(here[stage.stage], store, stage.key),
+                    "axes": stage.axes,
+                    "study": tree.study,
+                    "versions": versions,
+                }
+            )
 
     waiting = iter(tree.stages.values())
-    # Each file waits for the disk, and those that are written at the same time wait together.
+    # Each file waits for the disk; those written at the same time wait together.
     with ThreadPoolExecutor(WRITERS) as writers:
         while some := list(islice(waiting, AT_A_TIME)):
             list(writers.map(store.register, (stage.key for stage in some), specs(some)))
 
 
+def installed_versions() -> dict[str, str]:
+    """The versions of the packages that results may depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
 def as_here(execution: Mapping[str, Any], store: Store, key: str) -> dict[str, Any]:
-    """How a stage runs on this machine; what it was submitted with stays, for the jobs that are queued."""
+    """How a stage is executed on this machine; what it was submitted with is kept for queued jobs."""
     try:
         submitted = store.run(key).spec()["execution"]["slurm"]
     except FileNotFoundError:
@@ -68,14 +79,14 @@ def as_here(execution: Mapping[str, Any], store: Store, key: str) -> dict[str, A
 
 
 def stage_spec(stage: Stage, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The payload of a stage's key, and the key."""
+    """The key of a stage and its payload."""
     return {"key": stage.key, "format": FORMAT, "stage": stage.stage, "parent": stage.parent, "recipe": recipe}
 
 
 def evaluation(stage: str, recipe: dict[str, Any]) -> dict[str, str]:
-    """The held-out splits that a stage adds to those of its ancestors, by role, as fingerprints of their corpora.
+    """The held-out splits that a stage adds to those of its ancestors: by role, the fingerprint of the corpus.
 
-    A pretraining is judged on D_post only where it saw some of it: at λ = 0 it is the same run whatever D_post is.
+    A pretraining is evaluated on D_post only if it saw some of it: at λ = 0 it is the same run whatever D_post is.
     """
     roles = {ROLES[stage]: recipe["corpus"]}
     if exposure := recipe.get("exposure"):

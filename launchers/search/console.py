@@ -1,10 +1,8 @@
-"""What a search shows: a live table while it runs, and a summary at its end."""
+"""What a search prints: a live table while it runs, and a summary at its end."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,22 +10,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from retain.launchers.cli.views import new_table, open_console
-from retain.launchers.search.derived_studies import SearchedStudy, fresh_seeds, write_confirmation
+from retain.launchers.console import new_table, open_console
 from retain.launchers.search.engine import Search
-from retain.launchers.search.grid_best import grid_best
-from retain.results.analysis.recipe_comparison import ON_FRONTIER, RECOMMENDED
-from retain.results.analysis.search_summary import Estimate, Result, frontier_area, importances, recommended
-from retain.results.store.runs import State
+from retain.results.analysis.search_summary import Estimate, Result, frontier_area, recommended
+from retain.results.store.state import State
 from retain.results.store.status import seconds_left
-from retain.results.store.study_files import POINTS_STUDY
 from retain.sweeps.base.units import format_seconds, format_size
-from retain.sweeps.schema.search_space import LOSSES, Values
+from retain.sweeps.schema.search_space import LOSSES
 from retain.sweeps.tree.tree import axes_label
 
 REFRESH_S = 1.0
 BEST = 5
-"""Points that the live table shows."""
+"""Number of points in the live table."""
 SHORT = {
     "immediate_posttraining_loss": "immediate post-training",
     "retained_posttraining_loss": "retained post-training",
@@ -35,28 +29,28 @@ SHORT = {
     "retained_pretraining_loss": "retained pretraining",
 }
 
-Look = Callable[[], None]
+Refresh = Callable[[], None]
 
 
 @contextmanager
-def searching(search: Search) -> Iterator[Look]:
-    """A function to call often: it draws the search on standard error, or tells what ended where nobody watches."""
+def searching(search: Search) -> Iterator[Refresh]:
+    """A function to call often: it draws the search on standard error, or prints a line for each end if that is no terminal."""
     console = Console(stderr=True, markup=False)
     if not console.is_terminal:
         lines = _Lines(search, console)
         yield lines
-        lines.tell()
+        lines.report()
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
         shown = 0.0
 
-        def look() -> None:
+        def refresh() -> None:
             nonlocal shown
             if time.monotonic() - shown >= REFRESH_S:
                 live.update(_picture(search), refresh=True)
                 shown = time.monotonic()
 
-        yield look
+        yield refresh
 
 
 def _picture(search: Search) -> Group:
@@ -78,7 +72,7 @@ def _headline(search: Search, states: dict[str, State], results: Sequence[Result
     parts += [f"{counts.get('running', 0) + counts.get('planned', 0)} open"]
     parts += [f"{counts[name]} {name}" for name in ("pruned", "failed") if counts.get(name)]
     area = frontier_area(search.searched.search, results)
-    parts += [f"frontier's area {area:.4g}"] if area is not None else []
+    parts += [f"frontier area {area:.4g}"] if area is not None else []
     spent = search.spent()
     of = f" of {search.budget}" if search.budget else ""
     hours = f"{spent.hours:.3g} device-hours"
@@ -114,31 +108,31 @@ def _running_table(search: Search, states: dict[str, State]) -> Table:
 
 
 class _Lines:
-    """A line for each point that ended, for logs."""
+    """Prints a line for each point that ended, for logs."""
 
     def __init__(self, search: Search, console: Console) -> None:
         self.search, self.console = search, console
-        self.told = self._ends()
-        self.looked = 0.0
+        self.reported = self._ends()
+        self.polled = 0.0
 
     def __call__(self) -> None:
-        if time.monotonic() - self.looked < REFRESH_S:
+        if time.monotonic() - self.polled < REFRESH_S:
             return
-        self.looked = time.monotonic()
-        self.tell()
+        self.polled = time.monotonic()
+        self.report()
 
-    def tell(self) -> None:
-        """A line for each point that has ended since the last call."""
-        states, before = self.search.states(), self.told
-        self.told = self._ends()
+    def report(self) -> None:
+        """Print a line for each point that has ended since the last call."""
+        states, before = self.search.states(), self.reported
+        self.reported = self._ends()
         for one in self.search.candidates:
-            state = self.told.get(one.point.label)
-            # One that was given up is told once more where its stages ended all the same.
+            state = self.reported.get(one.point.label)
+            # A point that was given up is reported again if its stages were finished all the same.
             if state is not None and state != before.get(one.point.label):
                 scores = ", ".join(f"{score:.4f}" for score in one.result.scores) if one.result else ""
                 line = f"{time.strftime('%H:%M:%S')} {state} {one.point.label} {axes_label(one.point.values)}"
-                told = "; ".join(filter(None, (scores, self.search.reason_of(one, states))))
-                self.console.print(f"{line} {told}".rstrip(), highlight=False, soft_wrap=True)
+                ending = "; ".join(filter(None, (scores, self.search.reason_of(one, states))))
+                self.console.print(f"{line} {ending}".rstrip(), highlight=False, soft_wrap=True)
 
     def _ends(self) -> dict[str, str]:
         states = self.search.states()
@@ -146,55 +140,8 @@ class _Lines:
         return {label: state for label, state in known.items() if state in ("done", "pruned", "failed")}
 
 
-def summary_document(search: Search, searched: SearchedStudy) -> dict[str, Any]:
-    """`retain search --json`; writes the study that confirms what is recommended."""
-    states, results = search.states(), search.results()
-    found = recommended(searched.search, results)
-    spent = search.spent()
-    points_study = searched.folder / POINTS_STUDY
-    by_label = {result.label: result for result in results}
-    points = [
-        {
-            "point": one.point.label,
-            "state": search.state_of(one, states),
-            "values": one.point.values,
-            "by": one.point.by,
-        }
-        | {"losses": by_label[one.point.label].means if one.point.label in by_label else None}
-        | {"reason": search.reason_of(one, states)}
-        for one in search.candidates
-    ]
-    return {
-        "study": searched.name,
-        "objective": str(searched.search.block.objective),
-        "constraints": [f"{name} {bound}" for name, bound in searched.search.block.constraints.items()],
-        "points": points,
-        "recommended": [_recommendation(one) for one in found],
-        "frontier_area": frontier_area(searched.search, results),
-        "importances": [asdict(one) for one in importances(searched.search, results)],
-        "spent": {"tokens": spent.tokens, "device_hours": spent.hours, "stages": spent.stages}
-        | {"tokens_without_sharing": spent.without_sharing},
-        "budget": str(search.budget) if search.budget else None,
-        "over_budget": search.budget.excess(spent) if search.budget else None,
-        "ended": search.exhausted or f"at most {searched.search.block.trials:,} were asked for",
-        "points_study": str(points_study) if points_study.exists() else None,
-        "confirm": str(_confirm(searched, found)) if found else None,
-    }
-
-
-def _recommendation(one: Result) -> dict[str, Any]:
-    losses = {name: asdict(estimate) for name, estimate in one.losses.items()}
-    return {"point": one.label, "values": one.values, "losses": losses}
-
-
-def _confirm(searched: SearchedStudy, found: Sequence[Result]) -> Path:
-    names = [RECOMMENDED] if len(found) == 1 else [f"{ON_FRONTIER}{number}" for number in range(len(found))]
-    recipes: dict[str, Values] = {name: one.values for name, one in zip(names, found, strict=True)}
-    return write_confirmation(searched, recipes, fresh_seeds(searched), grid_best(searched))
-
-
 def print_summary(document: Mapping[str, Any]) -> None:
-    """What is recommended and how sure that is, which axes matter, what was spent, and how to go on."""
+    """Print what is recommended and how sure that is, which axes matter, what was spent, and what to do next."""
     console = open_console()
 
     def say(line: str) -> None:
@@ -218,11 +165,11 @@ def print_summary(document: Mapping[str, Any]) -> None:
             table.add_row(one["point"], *map(_text, one["values"].values()), *losses)
         console.print(table)
         if document["frontier_area"] is not None:
-            say(f"frontier's area: {document['frontier_area']:.4g} squared nats, up to the worst losses of all points")
+            say(f"frontier area: {document['frontier_area']:.4g} squared nats, up to the worst losses of all points")
         seeds = document["recommended"][0]["losses"]["finetuning_loss"]["seeds"]
-        say(f"means over {seeds} seeds with 95% intervals" if seeds > 1 else "one seed: nothing tells how sure this is")
+        say(f"means over {seeds} seeds with 95% intervals" if seeds > 1 else "one seed: no interval")
     elif "done" in states:
-        say("no finished point keeps the constraints; loosen them, or try more points")
+        say("no finished point keeps the constraints; relax them, or try more points")
     else:
         say("no point has finished")
     if document["importances"]:
@@ -231,7 +178,7 @@ def print_summary(document: Mapping[str, Any]) -> None:
             table.add_row(one["axis"], f"{one['mean']:.2f}", f"{one['low']:.2f} to {one['high']:.2f}")
         console.print(table)
     else:
-        say("too few points to say which axes matter")
+        say("too few points to estimate the importance of axes")
     spent = document["spent"]
     saved = max(0, spent["tokens_without_sharing"] - spent["tokens"])
     budget = f" of {document['budget']}" if document["budget"] else ""
@@ -243,7 +190,7 @@ def print_summary(document: Mapping[str, Any]) -> None:
     if document["points_study"]:
         say(f"all points: retain results {document['points_study']}")
     if document["confirm"]:
-        say(f"to confirm it with fresh seeds: retain run {document['confirm']}")
+        say(f"to confirm it on fresh seeds: retain run {document['confirm']}")
 
 
 def _interval(one: Estimate) -> str:

@@ -10,9 +10,8 @@ import yaml
 
 from retain.datamodules.corpora.prepare import Report, known_facts, prepare
 from retain.results.analysis.recipe_comparison import DEFAULT, GRID_BEST, RECIPE
-from retain.results.store.loss_table import study_folder
 from retain.results.store.runs import Store, make_store, open_store
-from retain.results.store.study_files import AXIS_OF_POINTS, POINTS_STUDY, SUFFIX
+from retain.results.store.study_files import AXIS_OF_POINTS, POINTS_STUDY, SUFFIX, study_folder
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import is_axis
 from retain.sweeps.schema.read import StudyFile, check_study, read_study

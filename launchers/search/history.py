@@ -1,11 +1,14 @@
-"""What a search keeps in its store: the points it has proposed, and what it found there. Losses are read from the runs."""
+"""What a search keeps in the store: the points that it has proposed and what it found there. Losses are in the runs."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retain.results.store.runs import Store
+from retain.results.store.study_files import HISTORY, study_folder
 from retain.results.tensorboard.search_curves import End
 from retain.sweeps.base.files import read_json, write_json
 from retain.sweeps.schema.search_space import Values
@@ -15,7 +18,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Point:
-    """One proposed point; `by`: the searcher that proposed it."""
+    """One proposed point. by: the searcher that proposed it."""
 
     number: int
     values: Values
@@ -28,23 +31,23 @@ class Point:
 
 @dataclass
 class History:
-    """search.json: replaced atomically at every change, so that whoever is killed loses nothing that was proposed."""
+    """The content of search.json, replaced atomically at every change, so that a killed search loses no proposed point."""
 
     path: Path
     identity: str
     points: list[Point] = field(default_factory=list)
     found: set[str] = field(default_factory=set)
-    """Stages that the store had before the search needed them: they cost it nothing."""
+    """Stages that the store already had when the search needed them; they cost the search nothing."""
     pruned: dict[str, str] = field(default_factory=dict)
-    """Stages that were given up at a rung or a probe, and the sentence that says why."""
+    """Stages given up at a rung or a probe, with the reason."""
     rungs: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of post-trainings, the held-out loss at each rung that they have reached: see launchers.search.pruning."""
+    """For each post-training, the held-out loss at the rungs that it has reached; see `early_stopping`."""
     probes: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    """Of fine-tunings, the losses at the probe (by its tokens) that they have reached: see launchers.search.probing."""
+    """For each fine-tuning, the losses at the probe that it has reached, by the probe's tokens; see `early_stopping`."""
     ends: list[End] = field(default_factory=list)
-    """In the order in which they came; a failed point that was tried again may come twice."""
+    """The ends of points in order; a failed point that was tried again may occur twice."""
     states: dict[str, str] = field(default_factory=dict)
-    """Of each point by its label, for readers; the search itself reads the store."""
+    """The state of each point by its label, for readers; the search itself reads the store."""
 
     def add(self, values: Values, by: str, found: Iterable[str]) -> Point:
         """Enter a new point."""
@@ -62,9 +65,9 @@ class History:
 
 
 def open_history(path: Path, identity: str) -> tuple[History, str | None]:
-    """The history of a study as it is now: that of `path`, one that was put aside before, or an empty one.
+    """The history of a study as it is now: the one at `path`, one that was put aside before, or an empty one.
 
-    With a note where one of another study lay at `path` and is put aside, or where one is taken up again.
+    The second value is a note if the history at `path` was of another study and is put aside, or if an earlier one is restored.
     """
     notes = []
     if path.exists() and (other := read_json(path)["identity"]) != identity:
@@ -73,10 +76,19 @@ def open_history(path: Path, identity: str) -> tuple[History, str | None]:
         notes = [f"the study has changed since the last search, whose history is kept as {aside}"]
     if not path.exists() and (before := _aside(path, identity)).exists():
         before.rename(path)
-        notes.append("it is as in an earlier search, which goes on")
+        notes.append("it is the same as in an earlier search, which is continued")
     elif notes:
         notes.append("its stages stay in the store")
     return _read(path, identity) if path.exists() else History(path, identity), "; ".join(notes) or None
+
+
+def point_counts(store: Store, study: str) -> dict[str, int]:
+    """The number of points of a search in each state, as they were last entered."""
+    try:
+        history = read_json(study_folder(store.root, study) / HISTORY)
+    except FileNotFoundError:
+        return {}
+    return dict(Counter(point["state"] for point in history["points"]))
 
 
 def _aside(path: Path, identity: str) -> Path:
@@ -84,7 +96,7 @@ def _aside(path: Path, identity: str) -> Path:
 
 
 def _free(path: Path) -> Path:
-    """This path or, where there is such a file, one with a number behind its name."""
+    """This path or, if it exists, one with a number added to its name."""
     numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
     return next(place for place in itertools.chain([path], numbered) if not place.exists())
 

@@ -1,4 +1,4 @@
-"""What Retain asks of SLURM: one squeue for any number of jobs, limits, requeue, cancel. No accounting is needed."""
+"""SLURM's commands: one squeue for any number of jobs, limits, requeue, cancel. Accounting is optional."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.processes import slurm_job
 
 PATIENCE_S = 60.0
-"""How long a command of SLURM may take before it counts as unanswered."""
+"""Seconds after which a command counts as unanswered."""
 NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 
 
@@ -26,7 +26,7 @@ class Job:
     name: str
     state: str
     reason: str
-    """Why it waits, in SLURM's word; empty where it runs."""
+    """SLURM's reason for waiting; empty if the job runs."""
 
     @property
     def waits(self) -> bool:
@@ -34,32 +34,32 @@ class Job:
 
     @property
     def failed_to_start(self) -> bool:
-        """Whether its node could not start it, so that SLURM holds it until somebody releases it."""
+        """Whether a node could not start it, so that SLURM holds it until somebody releases it."""
         return self.reason.replace("_", " ") == "launch failed requeued held"
 
     @property
     def counts(self) -> bool:
-        """Whether it is one of the jobs that a user may have."""
+        """Whether it counts against the user's limit of jobs."""
         return self.state != "COMPLETING"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one user may submit; None: no limit is told."""
+    """What one user may submit. None: no limit is known."""
 
     array_tasks: int
-    """Of one array (MaxArraySize - 1)."""
+    """Tasks of one array (MaxArraySize - 1)."""
     jobs: int | None
-    """Queued or running at a time (MaxSubmitJobs of the user's QOS or association)."""
+    """Jobs queued or running at a time (MaxSubmitJobs of the user's QOS or association)."""
 
 
 def has_slurm() -> bool:
-    """Whether SLURM's commands are on this machine."""
+    """Whether this machine has SLURM's commands."""
     return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
 
 
 def require_slurm() -> None:
-    """Raises MissingResourceError where there is no SLURM."""
+    """Raise MissingResourceError if there is no SLURM."""
     if not has_slurm():
         raise MissingResourceError(
             "SLURM: sbatch and squeue are not on PATH; submit from a login node, or train here with retain run"
@@ -69,7 +69,8 @@ def require_slurm() -> None:
 def live_jobs(job_ids: Iterable[str] | None = None, name: str | None = None, everyone: bool = False) -> dict[str, Job]:
     """Jobs that SLURM has not finished with, by id: one call of squeue. Raises MissingResourceError.
 
-    job_ids: only tasks of these arrays or jobs; None for all of this user, or of everyone. name: only jobs of that name.
+    job_ids: only these jobs and the tasks of these arrays; None for all jobs of this user, or of everyone. name: only jobs of
+    that name.
     """
     command = ["squeue", "--noheader", "--array", "--format=%i|%j|%T|%r", "--states=all"]
     command += ["--name", name] if name else []
@@ -90,14 +91,14 @@ def _is_live(state: str) -> bool:
 
 
 def read_limits() -> Limits:
-    """The cluster's largest array, and the user's MaxSubmitJobs where accounting tells one."""
+    """The cluster's largest array, and the user's MaxSubmitJobs if accounting knows one."""
     text = ask(["scontrol", "show", "config"])
     size = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
     return Limits(max(1, int(size[1]) - 1) if size else 1000, _max_submit_jobs())
 
 
 def _max_submit_jobs() -> int | None:
-    """The smallest MaxSubmitJobs of the user's associations and their QOS; None without accounting or limit."""
+    """The smallest MaxSubmitJobs of the user's associations and their QOS; None without accounting or a limit."""
     if shutil.which("sacctmgr") is None:
         return None
     show = ["sacctmgr", "--noheader", "--parsable2", "show"]
@@ -112,13 +113,13 @@ def _max_submit_jobs() -> int | None:
 
 
 def cancel_jobs(job_ids: Sequence[str]) -> None:
-    """Cancel jobs or tasks of arrays; those that have ended are no error. Raises MissingResourceError."""
+    """Cancel jobs or tasks of arrays; jobs that have ended are ignored. Raises MissingResourceError."""
     for first in range(0, len(job_ids), 500):
         ask(["scancel", "--quiet", *job_ids[first : first + 500]])
 
 
 def release_jobs(job_ids: Sequence[str]) -> list[str]:
-    """Let held jobs or tasks of arrays start; returns those that SLURM allows it for, as some sites keep it to operators."""
+    """Release held jobs or tasks of arrays; returns those that SLURM released: some sites reserve this for operators."""
     released = []
     for job_id in job_ids:
         with contextlib.suppress(MissingResourceError):
@@ -128,15 +129,15 @@ def release_jobs(job_ids: Sequence[str]) -> list[str]:
 
 
 def signal_job(job_id: str, name: str) -> bool:
-    """Send a signal to all processes of a job that runs; whether SLURM took it."""
+    """Send a signal to all processes of a running job. Returns whether SLURM accepted it."""
     command = ["scancel", "--quiet", f"--signal={name}", job_id]
     return subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE_S).returncode == 0
 
 
 def requeue_job(job_id: str, hold_s: int = 0) -> None:
-    """Put this very job back into the queue, to start after `hold_s` seconds at the earliest.
+    """Requeue this very job, to start again after `hold_s` seconds at the earliest.
 
-    SLURM ends the job while scontrol still waits for its answer, so scontrol must survive TERM.
+    SLURM ends the job before scontrol has its answer, so scontrol must survive TERM.
     """
     command = ["scontrol", "requeue", job_id]
     subprocess.run(
@@ -155,30 +156,30 @@ def requeue_job(job_id: str, hold_s: int = 0) -> None:
 
 
 def own_job_is_cancelled() -> bool:
-    """Whether somebody has ended this process's job with scancel; False where SLURM does not answer.
+    """Whether somebody has ended this process's job with scancel; False if SLURM does not answer.
 
-    The job is ending then, neither for a reason that SLURM names, such as a time limit, nor for a preemption, nor on its
-    way back into the queue, for which it counts one restart more than this life of the job knows of.
+    Such a job is completing without a reason (a time limit has one), without a preemption time, and without one restart more
+    than this life of the job knows of (a requeued job has that).
     """
     try:
-        told = ask(["scontrol", "--oneliner", "show", "job", str(slurm_job())])
+        answer = ask(["scontrol", "--oneliner", "show", "job", str(slurm_job())])
     except MissingResourceError:
         return False
-    found = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", told))
+    found = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", answer))
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     return found == {"JobState": "COMPLETING", "Reason": "None", "PreemptTime": "None", "Restarts": restarts}
 
 
 def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:
-    """Keep a waiting job away from some nodes, besides those that it avoids already; what SLURM refuses stays undone."""
+    """Keep a waiting job away from these nodes too. If SLURM refuses, nothing changes."""
     with contextlib.suppress(MissingResourceError):
-        told = re.search(r"\bExcNodeList=(\S+)", ask(["scontrol", "--oneliner", "show", "job", job_id]))
-        before = [] if told is None or told[1] == "(null)" else [told[1]]
+        found = re.search(r"\bExcNodeList=(\S+)", ask(["scontrol", "--oneliner", "show", "job", job_id]))
+        before = [] if found is None or found[1] == "(null)" else [found[1]]
         ask(["scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join([*before, *sorted(nodes)])}"])
 
 
 def accounted_states(job_ids: Iterable[str]) -> dict[str, str]:
-    """How jobs ended, in SLURM's words, by id: one call of sacct; empty without accounting."""
+    """The states in which jobs ended, as sacct prints them, by id: one call of sacct; empty without accounting."""
     wanted = set(job_ids)
     if not wanted or shutil.which("sacct") is None:
         return {}
@@ -198,7 +199,7 @@ def _user() -> str:
 
 
 def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
-    """What a command of SLURM prints. Raises MissingResourceError where it fails, is not there or does not answer."""
+    """The output of a SLURM command. Raises MissingResourceError if it fails, is missing or does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What a SLURM cluster says of itself: its configuration and its partitions, two calls of scontrol."""
+"""The configuration and the partitions of a SLURM cluster: two calls of scontrol."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,35 +11,35 @@ UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition as `scontrol show partition` has it."""
+    """A partition, as `scontrol show partition` prints it."""
 
     name: str
     default: bool
     state: str
-    """UP, or DOWN, DRAIN, INACTIVE, which start no jobs."""
+    """UP, or DOWN, DRAIN or INACTIVE, in which no jobs start."""
     nodes: int
     gpus: int
-    """Of all its nodes, as accounting counts them; see `count_gpus`."""
+    """GPUs of all its nodes, as accounting counts them; see `count_gpus`."""
     max_minutes: int | None
-    """Longest walltime; None: no limit."""
+    """The longest walltime; None: no limit."""
     preempt_mode: str
-    """What becomes of a job that has to make room: OFF, REQUEUE, CANCEL, SUSPEND, GANG."""
+    """What happens to a preempted job: OFF, REQUEUE, CANCEL, SUSPEND or GANG."""
     grace_s: int
-    """Seconds between the warning and the end of a job that has to make room."""
+    """Seconds between the warning and the end of a preempted job."""
 
 
 def read_config() -> dict[str, str]:
-    """`scontrol show config`, by SLURM's names; (null) is the empty text. Raises MissingResourceError."""
+    """The settings of `scontrol show config` by name; (null) becomes an empty text. Raises MissingResourceError."""
     return parse_config(ask(["scontrol", "show", "config"]))
 
 
 def read_partitions() -> list[Partition]:
-    """Every partition that this user sees. Raises MissingResourceError."""
+    """All partitions that this user may see. Raises MissingResourceError."""
     return parse_partitions(ask(["scontrol", "--oneliner", "show", "partition"]))
 
 
 def count_gpus(partitions: Sequence[Partition]) -> list[Partition]:
-    """The partitions with the GPUs that their nodes have, also where the cluster does not account for GPUs.
+    """The partitions with the GPUs of their nodes, also if the cluster does not account for GPUs.
 
     Raises MissingResourceError.
     """
@@ -48,7 +48,7 @@ def count_gpus(partitions: Sequence[Partition]) -> list[Partition]:
 
 
 def parse_gpus(text: str) -> dict[str, int]:
-    """GPUs by partition, from lines of partition, nodes and their generic resources, as gpu:a100:4(S:0-1)."""
+    """GPUs by partition, from lines with partition, nodes and generic resources such as gpu:a100:4(S:0-1)."""
     counts: dict[str, int] = {}
     for line in text.splitlines():
         name, nodes, resources = (*line.strip().split("|", 2), "", "")[:3]
@@ -95,6 +95,6 @@ def minutes(text: str) -> int | None:
 
 
 def _count(text: str) -> int:
-    """512, or 1.5K as SLURM writes large counts."""
+    """A count such as 512, or 1.5K as SLURM prints large ones."""
     found = re.match(r"([\d.]+)([KMG]?)", text)
     return int(float(found[1]) * UNITS[found[2]]) if found else 0

@@ -1,6 +1,6 @@
-"""Why stages fail, and what each launcher does about it.
+"""Why attempts fail, and what each launcher does about it.
 
-A failure's class is told by the exception, the exit code, SLURM's word and the log; its policy by a table.
+The class of a failure comes from the exception, the exit code, SLURM's accounting and the log; its policy from a table.
 """
 
 import errno
@@ -9,8 +9,9 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from retain.launchers.stage.training.numerics import recorded_form
-from retain.results.store.runs import Run, State
+from retain.launchers.stage.training.numerics import recorded_numerics
+from retain.results.store.runs import Run
+from retain.results.store.state import State
 from retain.sweeps.base.errors import NoRoomError, RetainError, StageFailedError
 
 GPU_MEMORY = "out of memory on the GPU"
@@ -25,16 +26,16 @@ CLASSES = (GPU_MEMORY, HOST_MEMORY, NODE, DISK, DIVERGED, RECIPE, BUG)
 
 @dataclass(frozen=True)
 class Policy:
-    """What a launcher does after a failure of one class."""
+    """What a launcher does after a failure of a class."""
 
     retries: int
-    """In a row, without progress between them; then the run has failed."""
+    """Attempts in a row without progress between them; after that the run has failed."""
     wait_s: int = 0
     """Seconds before the next attempt."""
     elsewhere: bool = False
-    """Not on the node that it failed on."""
+    """Whether to avoid the node where the attempt failed."""
     halve: bool = False
-    """With half the micro-batch; the run has failed where that is one sequence already."""
+    """Whether to halve the micro-batch; the run has failed if it is one sequence already."""
 
 
 ON_SLURM: Mapping[str, Policy] = {
@@ -43,8 +44,8 @@ ON_SLURM: Mapping[str, Policy] = {
     NODE: Policy(3, elsewhere=True),
     DISK: Policy(6, wait_s=600),
 }
-HERE: Mapping[str, Policy] = {GPU_MEMORY: Policy(16, halve=True), NODE: Policy(1)}
-"""On this machine; classes that are in neither table stop the branch at once."""
+LOCAL: Mapping[str, Policy] = {GPU_MEMORY: Policy(16, halve=True), NODE: Policy(1)}
+"""On this machine. A class that is in neither table stops the branch at once."""
 
 _TEXTS = (
     (GPU_MEMORY, r"(CUDA|HIP|XPU) out of memory|CUDA error: out of memory|Cuda failure \d* ?'out of memory'"),
@@ -69,16 +70,16 @@ _HARDWARE = (
 _SLURM_STATES = {"OUT_OF_MEMORY": HOST_MEMORY, "NODE_FAIL": NODE, "BOOT_FAIL": NODE, "DEADLINE": RECIPE}
 _NODE_ERRORS = (
     *(errno.ESTALE, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH),
-    errno.EADDRINUSE,  # somebody was faster to take the port where the ranks were to meet
+    errno.EADDRINUSE,  # another process took the port of the ranks' rendezvous
 )
 
 
 def classify(error: BaseException) -> str:
-    """The class of what ended a stage's training; what is deepest in the chain of causes counts."""
+    """The failure class of an exception; the deepest in its chain of causes counts."""
     chain = _chain(error)
     for cause in reversed(chain):
-        if kind := _of_one(cause):
-            return kind
+        if failure := _class_of(cause):
+            return failure
     return RECIPE if any(isinstance(cause, RetainError | FileNotFoundError) for cause in chain) else BUG
 
 
@@ -89,7 +90,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _of_one(error: BaseException) -> str | None:
+def _class_of(error: BaseException) -> str | None:
     if isinstance(error, StageFailedError) and error.failure:
         return error.failure
     if isinstance(error, NoRoomError):
@@ -104,68 +105,68 @@ def _of_one(error: BaseException) -> str | None:
         isinstance(error, OSError) and error.errno in _NODE_ERRORS
     ):
         return NODE
-    if type(error).__name__ == "OutOfMemoryError":  # of torch, which a launcher need not import
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; a launcher need not import torch
         return GPU_MEMORY
-    kind = classify_text(str(error))
-    return NODE if kind is None and type(error).__name__ in ("DistNetworkError", "DistStoreError") else kind
+    failure = classify_text(str(error))
+    return NODE if failure is None and type(error).__name__ in ("DistNetworkError", "DistStoreError") else failure
 
 
 def classify_text(text: str) -> str | None:
-    """The class that a message tells; None where it tells none."""
+    """The failure class that a message shows; None if it shows none."""
     if is_hardware(text):
         return NODE
-    return next((kind for kind, pattern in _TEXTS if re.search(pattern, text)), None)
+    return next((failure for failure, pattern in _TEXTS if re.search(pattern, text)), None)
 
 
 def is_hardware(text: str) -> bool:
-    """Whether a message blames the GPU, or the node, that it was written on."""
+    """Whether a message blames the GPU or the node where it was written."""
     return re.search(_HARDWARE, text) is not None
 
 
 def classify_death(code: int | None = None, slurm_state: str = "", log: str = "") -> str | None:
-    """The class of an attempt that ended without a word; None where nothing speaks of a failure.
+    """The failure class of an attempt that died without reporting; None if there is no sign of a failure.
 
-    code: the exit code of its process, negative for a signal. slurm_state: as sacct writes it. log: what the job's log
-    says since the attempt began.
+    code: the exit code of its process, negative for a signal. slurm_state: as sacct prints it. log: the job's log since the
+    attempt began.
     """
-    if kind := _SLURM_STATES.get(slurm_state.split(" ")[0]):
-        return kind
+    if failure := _SLURM_STATES.get(slurm_state.split(" ")[0]):
+        return failure
     if slurm_state.startswith(("PREEMPTED", "TIMEOUT", "CANCELLED", "REQUEUED")):
         return None
     if ended := re.findall(r"CANCELLED AT \S+(?: DUE TO ([A-Z ]+))?", log):
         return NODE if "NODE" in ended[-1] else None
-    if kind := classify_text(log):
-        return kind
+    if failure := classify_text(log):
+        return failure
     if code == -signal.SIGKILL:
         return HOST_MEMORY
     return BUG if code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL) else None
 
 
 def sentence(failure: str, cause: str) -> str:
-    """One line: class and cause."""
+    """One line with class and cause."""
     cause = " ".join(cause.split())
     return cause if cause.startswith(f"{failure}: ") else f"{failure}: {cause}"
 
 
 def next_attempt(state: State, policies: Mapping[str, Policy]) -> Policy | None:
-    """What to do about a run whose last attempt failed; None: its branch stops."""
+    """The policy for a run whose last attempt failed; None if its branch stops."""
     counted = state.counted_attempts
     last = counted[-1] if counted else None
     if last is None or last.failure is None or last.failure not in policies:
         return None
-    alike = [it for it in counted if it.failure == last.failure and it.tokens_at_start == last.tokens_at_start]
+    alike = [one for one in counted if one.failure == last.failure and one.tokens_at_start == last.tokens_at_start]
     policy = policies[last.failure]
     return policy if len(alike) <= policy.retries else None
 
 
 def prepare_retry(run: Run, policies: Mapping[str, Policy]) -> Policy | None:
-    """`next_attempt` of a run that has just failed, with its micro-batch halved where that is the cure."""
+    """The policy for a run that has just failed, with its micro-batch halved if that is the cure; None if its branch stops."""
     state = run.state()
     policy = next_attempt(state, policies)
     if policy is None or not policy.halve:
         return policy
     spec, world = run.spec(), state.attempts[-1].world
-    found = recorded_form(run)
+    found = recorded_numerics(run)
     taken = run.execution()["micro_batch"] or (found.micro_batch if found else None)
     smaller = halved(spec["recipe"]["batch"], world, taken)
     if smaller is None:
@@ -175,6 +176,6 @@ def prepare_retry(run: Run, policies: Mapping[str, Policy]) -> Policy | None:
 
 
 def halved(batch: int, world: int, micro_batch: int | None) -> int | None:
-    """Half of what one process takes at a time, in sequences; None where that is one already."""
+    """Half of a rank's micro-batch in sequences; None if it is one already."""
     now = min(micro_batch or batch, -(-batch // world))
     return now // 2 or None

@@ -1,4 +1,4 @@
-"""A lease kept alive beside the work that it is for."""
+"""Keeps a lease alive beside the work that it is for."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ BEAT_EVERY_S = 15.0
 
 @contextlib.contextmanager
 def heartbeat(lease: Lease | None) -> Iterator[None]:
-    """Keep a lease alive from a thread; end the process once somebody else has taken it over. None: nothing to keep."""
+    """Keep a lease alive from a thread; end the process if another one has taken the lease over. None: nothing to do."""
     if lease is None:
         yield
         return
@@ -22,10 +22,10 @@ def heartbeat(lease: Lease | None) -> Iterator[None]:
         while not stop.wait(BEAT_EVERY_S):
             try:
                 if not lease.held():
-                    print(f"another process has taken {lease.path.parent} over; this one stops", flush=True)
+                    print(f"another process has taken over {lease.path.parent}; this process stops", flush=True)
                     os._exit(3)
                 lease.beat()
-            except OSError as error:  # a file system that answers late: the next beat may come through
+            except OSError as error:  # the file system answers late; the next heartbeat may succeed
                 print(f"the heartbeat could not be written: {error}", flush=True)
 
     thread = threading.Thread(target=beat, daemon=True)

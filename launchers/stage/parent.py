@@ -9,13 +9,17 @@ from retain.results.store.verify import damaged_files
 from retain.sweeps.base.errors import StageFailedError
 
 
-def done_parent(store: Store, spec: Mapping[str, Any]) -> Run:
-    """The parent of a stage that has one, done, with its weights there and undamaged. Raises StageFailedError."""
-    parent = store.run(spec["parent"])
-    if not parent.is_done():
-        raise StageFailedError(f"its parent {parent.key} is not done; run the study again")
-    if parent.state().weights_freed:
-        raise StageFailedError(freed_sentence([parent]))
-    if damaged := damaged_files(parent):
-        raise StageFailedError(f"{parent.folder}: {damaged[0]}; delete this folder and run the study again")
-    return parent
+def usable_parent(store: Store, spec: Mapping[str, Any]) -> Run:
+    """The parent of a stage, done and with undamaged weights. Raises StageFailedError."""
+    return usable_start(store.run(spec["parent"]))
+
+
+def usable_start(run: Run) -> Run:
+    """A run whose weights can be started from. Raises StageFailedError."""
+    if not run.is_done():
+        raise StageFailedError(f"its parent {run.key} is not done; run the study again")
+    if run.state().weights_freed:
+        raise StageFailedError(freed_sentence([run]))
+    if damaged := damaged_files(run):
+        raise StageFailedError(f"{run.folder}: {damaged[0]}; delete this folder and run the study again")
+    return run

@@ -1,69 +1,78 @@
-"""The cause among several ranks: one fails for a reason, the others because it is gone."""
+"""The cause of a failure among several ranks: one rank fails for a reason, the others because that rank is gone."""
 
 import contextlib
-import json
 import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from retain.launchers.stage.failures import DISK, NODE, classify, is_hardware, sentence
-from retain.launchers.stage.ranks import Group
+from retain.launchers.stage.ranks import Ranks
 from retain.sweeps.base.errors import RetainError
-from retain.sweeps.base.files import write_json
+from retain.sweeps.base.files import read_json, write_json
 
 OTHERS_WAIT_S = 3.0
-"""How long the chief waits for a rank that says why it was lost."""
+"""How long rank 0 waits for a rank that knows why the connection was lost."""
 
 
-def explained(error: BaseException) -> tuple[str, str]:
-    """The class of an error, and class and cause in one line."""
+def described_failure(error: BaseException) -> tuple[str, str]:
+    """The class of an error, and a line with class and cause."""
     failure = classify(error)
     cause = " ".join(str(error).split())[:400] or type(error).__name__
     if not isinstance(error, RetainError):
         cause = f"{type(error).__name__}: {cause}"
         if failure == DISK:
-            cause += "; free space and run it again, the last saved state is kept"
+            cause += "; free space and run it again, the last checkpoint is kept"
     return failure, sentence(failure, cause)
 
 
-def agree_on_cause(folder: Path, group: Group, failure: str, reason: str) -> tuple[str, str]:
-    """What a run failed of. Every other rank leaves its own cause in the run's folder; the chief, where it has only lost
-    somebody, takes over what one of them says."""
-    if group.world == 1:
+def agree_on_failure(folder: Path, ranks: Ranks, failure: str, reason: str) -> tuple[str, str]:
+    """The class and the cause of a run's failure.
+
+    Every rank but rank 0 leaves its own cause in the run's folder. Rank 0, if it has only lost another rank, adopts the cause
+    that one of them left.
+    """
+    if ranks.world == 1:
         return failure, reason
-    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    if not group.chief:
+    if not ranks.is_first:
         with contextlib.suppress(OSError):
-            write_json(folder / f"cause.{group.rank}.json", {"failure": failure, "reason": reason, "node": node})
+            cause = {"failure": failure, "reason": reason, "node": _node()}
+            write_json(folder / f"cause.{ranks.rank}.json", cause)
         return failure, reason
     deadline = time.monotonic() + OTHERS_WAIT_S
     while failure == NODE and not is_hardware(reason):
-        for told in read_causes(folder):
-            if told["failure"] != NODE or is_hardware(told["reason"]):
-                return told["failure"], told["reason"]
-        if time.monotonic() > deadline or len(read_causes(folder)) == group.world - 1:
+        causes = rank_causes(folder)
+        for cause in causes:
+            if cause["failure"] != NODE or is_hardware(cause["reason"]):
+                return cause["failure"], cause["reason"]
+        if time.monotonic() > deadline or len(causes) == ranks.world - 1:
             break
         time.sleep(0.1)
     return failure, reason
 
 
-def read_causes(folder: Path) -> list[dict[str, str]]:
-    """What ranks other than the chief failed of in the last attempt."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("cause.*.json"))]
+def rank_causes(folder: Path) -> list[dict[str, Any]]:
+    """The causes that ranks other than rank 0 left in the last attempt."""
+    return [read_json(path) for path in sorted(folder.glob("cause.*.json"))]
 
 
-def forget_causes(folder: Path) -> None:
-    """For the chief, when an attempt begins."""
+def clear_rank_causes(folder: Path) -> None:
+    """Remove the causes of an earlier attempt. For rank 0, when an attempt begins."""
     for path in folder.glob("cause.*.json"):
         path.unlink(missing_ok=True)
 
 
 def blamed_nodes(folder: Path, reason: str, nodes: int) -> set[str]:
-    """The nodes to avoid after a failure that calls for another: the chief's own where there is one only, or those whose
-    hardware a rank blames."""
-    own = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    """The nodes to avoid after a failure that calls for other nodes.
+
+    With one node, that node; with several, those whose hardware a rank blames.
+    """
     if nodes == 1:
-        return {own}
-    blamed = {told["node"] for told in read_causes(folder) if is_hardware(told["reason"])}
-    return blamed or ({own} if is_hardware(reason) else set())
+        return {_node()}
+    blamed = {cause["node"] for cause in rank_causes(folder) if is_hardware(cause["reason"])}
+    return blamed or ({_node()} if is_hardware(reason) else set())
+
+
+def _node() -> str:
+    return os.environ.get("SLURMD_NODENAME", socket.gethostname())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retain.results.store.loss_table import study_folder
+from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import read_json, write_json
 
 PREDICTORS = {

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from retain.results.analysis.methods import SEEDS
 from retain.results.figures.style import COLOURS, MARKERS, save_figure, style
-from retain.results.store.loss_table import LOSSES, Row, flat_row, study_folder
+from retain.results.store.loss_table import LOSSES, Row, flat_row
+from retain.results.store.study_files import study_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

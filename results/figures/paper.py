@@ -28,7 +28,8 @@ from retain.results.figures.series import (
     trials_of,
 )
 from retain.results.figures.style import GREY, Look, looks, save_figure, style
-from retain.results.store.loss_table import Row, study_folder
+from retain.results.store.loss_table import Row
+from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import write_text
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retain.results.figures.style import COLOURS, GREY, MARKERS, save_figure, style
-from retain.results.store.loss_table import Row, study_folder
+from retain.results.store.loss_table import Row
 from retain.results.store.runs import Store
+from retain.results.store.study_files import study_folder
 from retain.sweeps.schema.linear import task_of
 from retain.sweeps.schema.linear_theory import (
     Descent,

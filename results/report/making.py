@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from retain.results.report.cells import Cell, Rows, Table, moment, table
-from retain.results.store.runs import Attempt, State, Store
+from retain.results.store.runs import Store
+from retain.results.store.state import Attempt, State
 from retain.sweeps.base.units import format_seconds
 from retain.sweeps.tree.tree import Tree
 

@@ -24,8 +24,9 @@ from retain.results.report.study import (
     parameter_count,
     question,
 )
-from retain.results.store.loss_table import Row, study_folder
+from retain.results.store.loss_table import Row
 from retain.results.store.runs import Store
+from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import write_text
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import Facts

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from retain.results.report.cells import DASH, Cell, Rows, Table, loss, table, value_text
-from retain.results.store.loss_table import LOSSES, study_folder
-from retain.results.store.study_files import AXIS_OF_POINTS, SUFFIX, SUMMARY
+from retain.results.store.loss_table import LOSSES
+from retain.results.store.study_files import AXIS_OF_POINTS, SUFFIX, SUMMARY, study_folder
 from retain.sweeps.base.files import read_json
 from retain.sweeps.base.units import format_size
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retain.results.report.cells import Cell, Rows, Table, count, table, value_text
-from retain.results.store.runs import State
+from retain.results.store.state import State
 from retain.sweeps.base.units import format_bytes, format_seconds, format_size
 from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.tree import STAGES, Stage, Tree

@@ -1,4 +1,4 @@
-"""Whether what a stage will write fits on the disk, asked before it starts."""
+"""Checks before a stage starts that what it will write fits on the disk."""
 
 import os
 import shutil
@@ -9,21 +9,21 @@ from retain.sweeps.base.units import format_bytes
 from retain.sweeps.tree.cost import BYTES_A_PARAMETER, NUMBERS_A_STATE, STATES
 
 SMALL_FILES = 32 * 2**20
-"""Bytes allowed for the tokeniser, the curves, the log, and what a state holds besides its tensors."""
+"""Bytes allowed for the tokeniser, the curves, the log, and what checkpoints hold besides tensors."""
 
 
 def stage_bytes(parameters: int, trained: int | None = None) -> int:
-    """Bytes that one stage occupies at most: 4 · (3 · 4 + 1) = 52 a parameter, and 32 MiB.
+    """The most bytes that one stage occupies: 4 · (3 · 4 + 1) = 52 a parameter, and 32 MiB.
 
-    Three resumable states of four numbers a parameter that is trained (all, unless `trained` says how many), the final
-    weights of one, four bytes a number.
+    Three checkpoints with four numbers for each trained parameter (all, unless `trained` is given), final weights with one
+    number for each parameter, four bytes a number.
     """
     in_states = STATES * NUMBERS_A_STATE * (parameters if trained is None else trained)
     return BYTES_A_PARAMETER * (in_states + parameters) + SMALL_FILES
 
 
 def used_bytes(place: Path) -> int:
-    """Bytes of a file, or of all files below a folder; what vanishes meanwhile counts nothing."""
+    """Bytes of a file, or of all files below a folder; files that vanish meanwhile are not counted."""
     if not place.is_dir() or place.is_symlink():
         try:
             return place.lstat().st_size
@@ -40,14 +40,14 @@ def used_bytes(place: Path) -> int:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Check that so many bytes fit beside what lies there already; `folder` need not exist yet.
+    """Check that `needed` bytes are free; `folder` need not exist yet.
 
-    Raises NoRoomError. A quota that the file system does not tell is found out only by writing.
+    Raises NoRoomError. A quota that the file system does not report is noticed only when writing.
     """
     place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise NoRoomError(
             f"{folder}: {format_bytes(needed)} are needed and {format_bytes(free)} are free; "
-            "make room, for instance with retain gc, or choose another disk with --store"
+            "free space, for instance with retain gc, or choose another disk with --store"
         )

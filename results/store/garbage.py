@@ -1,6 +1,6 @@
-"""What of a store nothing needs any more, and its removal.
+"""Finds and removes what nothing in a store needs any more.
 
-Nothing is touched that is not known by its name, and nothing of a run whose lease a living process holds.
+Only files with known names are touched, and nothing of a run whose lease a living process holds.
 """
 
 import os
@@ -9,31 +9,32 @@ import shutil
 import socket
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from retain.results.store.disk import used_bytes
 from retain.results.store.lease import take_lease
-from retain.results.store.runs import Run, State, Store
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import State
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.processes import is_gone, is_here, process_start
 from retain.sweeps.tree.tree import Stage
 
-CHECKPOINT, LEFTOVER, WEIGHTS = "resumable states", "leftover", "weights"
+CHECKPOINT, LEFTOVER, WEIGHTS = "checkpoints", "leftover", "weights"
 QUIET_S = 3600.0
-"""A temporary file counts as left over once it has been unchanged for so long, by the clock of the file system."""
+"""Seconds without a change after which a temporary file counts as a leftover, by the clock of the file system."""
 QUIET_ELSEWHERE_S = 86_400.0
-"""Half-prepared data of another machine counts as left over once it has been unchanged for so long."""
+"""The same for half-prepared data of another machine."""
 
 TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]+)\.[0-9a-f]{6,16}")
-"""As sweeps.atomic and results.lease name what they write beside its place."""
+"""The names of files that sweeps.base.files and results.store.lease write beside their place."""
 PROBE = re.compile(r"\.probe\..+\.[0-9]+")
 BUILDING = re.compile(r"(?P<process>[0-9a-f]+\.[0-9]+\.\w+)-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
 class Waste:
-    """Something that nothing needs: its kind, its size in bytes, why it may go, and the run whose it is, if any."""
+    """Something that nothing needs: its kind, its size in bytes, why it may be removed, and the run it belongs to, if any."""
 
     path: Path
     run: str | None
@@ -43,9 +44,9 @@ class Waste:
 
 
 def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> list[Waste]:
-    """What may go, of the runs of `keys` or of the whole store; with `weights`, also weights that nothing starts from.
+    """What may be removed, of the runs of `keys` or of the whole store; with `weights`, also weights that nothing starts from.
 
-    Those of a done run go that has children in the store, all of them done, and no pin.
+    These are the weights of done runs that are not pinned and have children in the store, all of them done.
     """
     runs = [(Run(Path(folder)), names) for folder, names in _run_folders(store.root)]
     chosen = [(run, names) for run, names in runs if keys is None or run.key in keys]
@@ -60,14 +61,14 @@ def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> lis
 
 
 def free(store: Store, waste: Waste) -> str | None:
-    """Remove it, if it may still go; returns None, or the sentence that says why it stays."""
+    """Remove something, if that is still allowed; returns None, or the sentence that says why it is kept."""
     try:
         if waste.run is None:
             _remove(waste.path)
             return None
         run = store.run(waste.run)
         if run.is_running():
-            return "a process is at work on the run"
+            return "a process is working on the run"
         if waste.kind == WEIGHTS:
             return _free_weights(run)
         if run.is_done():
@@ -77,7 +78,7 @@ def free(store: Store, waste: Waste) -> str | None:
             return "the run is no longer done"
         lease = take_lease(run.lease)
         if lease is None:
-            return "a process is at work on the run"
+            return "a process is working on the run"
         try:
             _remove(waste.path)
         finally:
@@ -90,11 +91,11 @@ def free(store: Store, waste: Waste) -> str | None:
 
 
 def set_pin(run: Run, pinned: bool) -> None:
-    """Keep a run's weights from `gc --weights`, or no longer. Raises StudyError where they are gone already."""
+    """Protect a run's weights from `gc --weights`, or end that. Raises StudyError if they have been freed already."""
     if not pinned:
         _pin(run).unlink(missing_ok=True)
     elif run.state().weights_freed:
-        raise StudyError(f"{run.key}: its weights have been freed already; {_retrain([run])}")
+        raise StudyError(f"{run.key}: the weights have been freed already; {_retrain([run])}")
     else:
         _pin(run).touch()
 
@@ -104,7 +105,7 @@ def is_pinned(run: Run) -> bool:
 
 
 def check_starts(store: Store, stages: Mapping[str, Stage], states: Mapping[str, State]) -> None:
-    """Check that the weights that the missing stages of a tree start from are there. Raises MissingResourceError."""
+    """Check that the weights exist that the missing stages of a tree start from. Raises MissingResourceError."""
     needed: dict[str, Run] = {}
     for stage in stages.values():
         parent = None if states[stage.key].state == "done" else stage.parent
@@ -116,9 +117,9 @@ def check_starts(store: Store, stages: Mapping[str, Stage], states: Mapping[str,
 
 
 def freed_sentence(runs: Iterable[Run]) -> str:
-    """That the weights of these runs are needed but freed, and the cure."""
+    """The sentence that the weights of these runs are needed but freed, with the cure."""
     named = list(runs)
-    return f"retain gc --weights has freed weights that this starts from; {_retrain(named)}"
+    return f"retain gc --weights has freed weights that are needed as a start; {_retrain(named)}"
 
 
 def _retrain(runs: list[Run]) -> str:
@@ -131,7 +132,7 @@ def _pin(run: Run) -> Path:
 
 
 def _run_folders(root: Path) -> Iterator[tuple[str, set[str]]]:
-    """Every registered run's folder, with the names in it, in the order of their keys."""
+    """The folder of every registered run and the names in it, in the order of their keys."""
     if not root.is_dir():
         return
     for folder in sorted(entry.path for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)):
@@ -141,7 +142,7 @@ def _run_folders(root: Path) -> Iterator[tuple[str, set[str]]]:
 
 
 def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
-    """Resumable states of a done run, and what a dead attempt left half written."""
+    """The checkpoints of a done run, and what a dead attempt left half written."""
     places = [run.folder / name for name in names if name.endswith(".partial")]
     states = run.folder / "checkpoint"
     if not (places or "checkpoint" in names) or run.is_running():
@@ -152,7 +153,7 @@ def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
     elif "checkpoint" in names:
         places += states.glob(".step-*")
     for place in sorted(places):
-        yield Waste(place, run.key, LEFTOVER, used_bytes(place), "an attempt that is dead left it half written")
+        yield Waste(place, run.key, LEFTOVER, used_bytes(place), "a dead attempt left it half written")
 
 
 def _of_weights(runs: list[Run], chosen: set[str]) -> Iterator[Waste]:
@@ -184,7 +185,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _free_weights(run: Run) -> str | None:
-    """First the state says that they are gone, then they go: a process killed between leaves nothing false."""
+    """First note in the state that the weights are gone, then remove them: a process killed in between leaves nothing false."""
     state = run.state()
     if is_pinned(run):
         return "it is pinned"
@@ -192,7 +193,7 @@ def _free_weights(run: Run) -> str | None:
         return "the run is no longer done"
     if not state.weights_freed:
         kept = {name: checksum for name, checksum in state.checksums.items() if not _is_weights(name)}
-        run.save_state(replace(state, checksums=kept, weights_freed=True))
+        run.free_weights(kept)
     for file in _weight_files(run):
         file.unlink(missing_ok=True)
     return None
@@ -213,7 +214,7 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
 
 
 def _temporary(path: Path, run: str | None) -> Waste | None:
-    """A file that a process of this machine is not writing, though it may be one of another."""
+    """A file that no process of this machine is writing; a process of another machine may be."""
     match = TEMPORARY.fullmatch(path.name)
     if match and process_start(int(match["pid"])) is not None:
         return None
@@ -223,7 +224,7 @@ def _temporary(path: Path, run: str | None) -> Waste | None:
 
 
 def _quiet(root: Path, found: list[Waste]) -> list[Waste]:
-    """Those that have been unchanged for long enough."""
+    """Those that have not changed for long enough."""
     if not found:
         return []
     now = _file_system_time(root)
@@ -236,7 +237,7 @@ def _quiet_s(path: Path) -> float:
 
 
 def _last_change(path: Path) -> float:
-    """The latest modification time below a path; of one that has vanished, now."""
+    """The latest modification time below a path; infinity if it has vanished."""
     try:
         return max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
     except FileNotFoundError:
@@ -244,7 +245,7 @@ def _last_change(path: Path) -> float:
 
 
 def _file_system_time(root: Path) -> float:
-    """Now, by the clock that sets the modification times of the store, which may be another machine's."""
+    """The time by the clock that sets the modification times of the store, which may be another machine's."""
     probe = root / f".probe.{socket.gethostname()}.{time.monotonic_ns()}"
     try:
         probe.touch()

@@ -1,17 +1,18 @@
-"""Who trains a run: a lease that one process holds, and that another may take over once its owner is dead.
+"""Who trains a run: a lease that one process holds, and that another process may take over once its owner is dead.
 
-The lease at `lease.json` is a row of claims, `lease.1.json`, `lease.2.json` and so on. The highest one counts: who made
-it holds the lease, unless it is empty, which says that it was released. To take the lease is to make the claim with the
-next number; whoever loses that race, or comes late with a number that has been passed, sees a higher claim and gives
-way. The highest claim is never removed, so no number is ever in force twice.
+The lease at `lease.json` is a row of claims: `lease.1.json`, `lease.2.json` and so on. The highest claim counts. The process
+that made it holds the lease; an empty claim says that the lease was released. To take the lease, a process makes the claim
+with the next number. A process that loses this race, or that comes late with a number already passed, sees a higher claim and
+gives way. The highest claim is never removed, so no number is ever in force twice.
 
-What it relies on: `link` fails where the name exists (also on NFS), a process sees in the folder what it has put there,
-and a modification time that is set can be read by others. No file locks, and no clock that two machines share. An NFS
-client may show a folder as it was up to a minute ago, so a late owner there may notice that much later.
+Assumptions about the file system: `link` fails if the name exists (also on NFS), a process sees what it has itself put into
+the folder, and a modification time that one process sets can be read by others. No file locks, and no clock that two
+machines share. An NFS client may show a folder as it was up to a minute ago, so an owner there may notice a takeover that
+much later.
 
-Whether an owner lives is told by its process where it runs on this machine: the same host name, the same boot, and the
-same process numbers (containers on one machine may each have their own). Of another machine only silence tells, and a
-watcher believes in it once it has itself seen the heartbeat stand still for long enough: see `Witness`.
+Whether an owner is alive is decided by its process if it runs on this machine: same host name, same boot, same process
+numbers (each container on a machine may have its own). For an owner on another machine only silence decides: a watcher
+counts it as dead once it has itself seen no heartbeat for long enough; see `LivenessChecker`.
 """
 
 import errno
@@ -29,79 +30,82 @@ from retain.sweeps.base.files import write_json
 from retain.sweeps.base.processes import machine_id, process_start, slurm_job
 
 SILENCE_S = 600.0
-"""A lease held on another machine counts as dead once a watcher has seen no heartbeat for so many seconds."""
-LOOKS = 10
-"""Silence counts for a tenth of SILENCE_S between two looks at most: a store that hung, or a watcher that slept, is no
-proof. A tenth is also enough where the scheduler says that the owner's job is gone."""
+"""Seconds without a heartbeat after which an owner on another machine counts as dead."""
+POLLS = 10
+"""Between two polls, at most a tenth of SILENCE_S counts as silence: a hung store, or a watcher that slept, proves nothing.
+A tenth of SILENCE_S is enough if the scheduler says that the owner's job has ended."""
 BEAT_NS = 2_000_000_000
-"""A beat moves the modification time so far: the coarsest file systems keep times in steps of two seconds."""
+"""A heartbeat moves the modification time by this much: the coarsest file systems keep times in steps of two seconds."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process; `machine` tells apart machines of one name, `started` a later process with the same number."""
+    """A process. `machine` tells machines of one name apart, `started` a later process with the same number."""
 
     host: str
     machine: str
     pid: int
     started: str
     token: str
-    """Of this holding of the lease, unique."""
+    """Unique for each time a process takes a lease."""
     job_id: str | None = None
-    """Of SLURM."""
+    """The owner's SLURM job."""
 
     def is_here(self) -> bool:
-        """Whether it is or was a process of this machine."""
+        """Whether the owner is, or was, a process of this machine."""
         return (self.host, self.machine) == (socket.gethostname(), machine_id())
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The highest claim on a lease as it was read; owner: None where it was released."""
+    """The highest claim on a lease, as it was read. owner: None if the lease was released."""
 
     number: int
     owner: Owner | None
     heartbeat_ns: int
-    """Not a time: a number that changes with every beat."""
+    """Not a time: a number that changes with every heartbeat."""
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a watcher last saw of a lease: the heartbeat, and for how many seconds it has stood still."""
+    """What a watcher saw last of a lease: the heartbeat, and for how many seconds it has not changed."""
 
     token: str
     heartbeat_ns: int
-    looked_at: float
+    polled_at: float
     silent_s: float
 
 
-class Witness:
-    """What one watcher, such as a launcher, has seen of the leases that other machines hold. It needs no clock but its
-    own monotonic one; it is for one thread.
+class LivenessChecker:
+    """Decides whether owners on other machines are alive, from what one watcher (such as a launcher) has seen.
 
-    job_is_gone: asks the scheduler about an owner: True where its job has ended, so a tenth of the silence is enough;
-    False where it lives, so no silence is; None where it does not know. Called at every look; it must be quick.
+    It uses only the watcher's own monotonic clock, and is for one thread.
+
+    job_has_ended: asks the scheduler about an owner. True if its job has ended, so a tenth of the silence is enough; False if
+    the job is alive, so no silence is; None if unknown. It is called at every poll, so it must be quick.
     """
 
-    def __init__(self, job_is_gone: Callable[[Owner], bool | None] | None = None, silence_s: float = SILENCE_S) -> None:
-        self.job_is_gone, self.silence_s = job_is_gone, silence_s
+    def __init__(
+        self, job_has_ended: Callable[[Owner], bool | None] | None = None, silence_s: float = SILENCE_S
+    ) -> None:
+        self.job_has_ended, self.silence_s = job_has_ended, silence_s
         self._seen: dict[Path, Sight] = {}
 
-    def believes_dead(self, path: Path, owner: Owner, heartbeat_ns: int) -> bool:
-        """Look at a foreign lease once more."""
+    def is_dead(self, path: Path, owner: Owner, heartbeat_ns: int) -> bool:
+        """Poll the lease of an owner on another machine once more."""
         now, before = time.monotonic(), self._seen.get(path)
         if before is None or (before.token, before.heartbeat_ns) != (owner.token, heartbeat_ns):
             silent_s = 0.0
         else:
-            silent_s = before.silent_s + min(now - before.looked_at, self.silence_s / LOOKS)
+            silent_s = before.silent_s + min(now - before.polled_at, self.silence_s / POLLS)
         self._seen[path] = Sight(owner.token, heartbeat_ns, now, silent_s)
-        gone = self.job_is_gone(owner) if self.job_is_gone else None
-        return gone is not False and silent_s >= (self.silence_s / LOOKS if gone else self.silence_s)
+        ended = self.job_has_ended(owner) if self.job_has_ended else None
+        return ended is not False and silent_s >= (self.silence_s / POLLS if ended else self.silence_s)
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A held lease: `beat` while working, ask `held` before every write, `release` at the end."""
+    """A lease that this process took: `beat` while working, ask `held` before every write, `release` at the end."""
 
     path: Path
     number: int
@@ -112,12 +116,12 @@ class Lease:
         return _claim_file(self.path, self.number)
 
     def held(self) -> bool:
-        """Whether it is still ours. Raises OSError where the store cannot be read at the moment."""
-        claim = _highest(self.path)
+        """Whether this process still holds the lease. Raises OSError if the store cannot be read at the moment."""
+        claim = _highest_claim(self.path)
         return claim is not None and claim.owner == self.owner
 
     def beat(self) -> None:
-        """Say that the owner lives. Raises OSError where the store cannot be written at the moment."""
+        """Show that the owner is alive. Raises OSError if the store cannot be written at the moment."""
         try:
             beat = self.file.stat().st_mtime_ns + BEAT_NS
             os.utime(self.file, ns=(beat, beat))
@@ -126,7 +130,7 @@ class Lease:
                 raise
 
     def release(self) -> None:
-        """Give it back, where it is still ours. Needs no room on the disk."""
+        """Give the lease back if this process still holds it. Needs no space on the disk."""
         if not self.held():
             return
         try:
@@ -136,49 +140,75 @@ class Lease:
                 raise
 
 
-def take_lease(path: Path, witness: Witness | None = None) -> Lease | None:
-    """The lease at `path` for this process, or None where another process holds it.
+def take_lease(path: Path, liveness: LivenessChecker | None = None) -> Lease | None:
+    """Take the lease at `path` for this process; None if another process holds it.
 
-    The lease of a dead owner is taken over; without a witness, the lease of another machine is never believed dead.
-    Raises MissingResourceError where the folder cannot be written.
+    The lease of a dead owner is taken over. Without `liveness`, an owner on another machine always counts as alive.
+    Raises MissingResourceError if the folder cannot be written.
     """
-    claim = _highest(path)
-    if claim is not None and _lives(path, claim, witness):
+    claim = _highest_claim(path)
+    if claim is not None and _is_alive(path, claim, liveness):
         return None
     owner = this_process()
     beside = path.with_name(f".{path.name}.{owner.pid}.{owner.token}")
     try:
+        # 1. Write the claim beside its place, so that it appears whole.
         write_json(beside, asdict(owner))
         while True:
+            # 2. Link it to the next number. Only one process can: link fails if the name exists.
             lease = Lease(path, claim.number + 1 if claim else 1, owner)
             if _link(beside, lease.file):
+                # 3. Check that no higher claim was made meanwhile by a process that saw a later state of the folder.
                 if lease.held():
                     _remove_below(path, lease.number)
                     return lease
                 lease.file.unlink(missing_ok=True)
-            claim = _highest(path)
-            if claim is not None and claim.owner == owner:  # a link whose confirmation was lost
+            # 4. The race was lost: give way to a living owner, or try the number after a dead one's.
+            claim = _highest_claim(path)
+            if claim is not None and claim.owner == owner:  # the link was made, but its confirmation was lost (NFS)
                 return Lease(path, claim.number, owner)
-            if claim is not None and _lives(path, claim, witness):
+            if claim is not None and _is_alive(path, claim, liveness):
                 return None
     except OSError as error:
         raise MissingResourceError(
-            f"{path.parent}: cannot be written ({error.strerror}); free space with retain gc, or see who may write there"
+            f"{path.parent}: cannot be written ({error.strerror}); free space with retain gc, or check who may write there"
         ) from error
     finally:
         beside.unlink(missing_ok=True)
 
 
+def wait_for_lease(
+    path: Path,
+    liveness: LivenessChecker | None,
+    patience: Callable[[Owner | None], float],
+    poll: Callable[[Owner | None], None] = lambda owner: None,
+    every_s: float = 0.2,
+) -> Lease | None:
+    """Take the lease at `path` once its owner releases it or dies; None if it is still held after `patience` seconds.
+
+    patience: seconds to wait in all for this owner. poll: called with the owner before each pause, for instance to say what
+    is waited for; what it raises ends the waiting. Raises MissingResourceError as `take_lease` does.
+    """
+    began = time.monotonic()
+    while (lease := take_lease(path, liveness)) is None:
+        owner = read_owner(path)
+        if time.monotonic() - began > patience(owner):
+            return None
+        poll(owner)
+        time.sleep(every_s)
+    return lease
+
+
 def read_owner(path: Path) -> Owner | None:
-    """Who holds a lease, dead or alive; None where nobody does."""
-    claim = _highest(path)
+    """The owner of a lease, dead or alive; None if nobody holds it."""
+    claim = _highest_claim(path)
     return claim.owner if claim else None
 
 
-def is_held(path: Path, witness: Witness | None = None) -> bool:
-    """Whether an owner that lives holds the lease; without a witness, one on another machine always does."""
-    claim = _highest(path)
-    return claim is not None and _lives(path, claim, witness)
+def is_held(path: Path, liveness: LivenessChecker | None = None) -> bool:
+    """Whether a living owner holds the lease. Without `liveness`, an owner on another machine always counts as alive."""
+    claim = _highest_claim(path)
+    return claim is not None and _is_alive(path, claim, liveness)
 
 
 def this_process() -> Owner:
@@ -187,17 +217,17 @@ def this_process() -> Owner:
     return Owner(socket.gethostname(), machine_id(), pid, process_start(pid) or "", os.urandom(8).hex(), slurm_job())
 
 
-def _lives(path: Path, claim: Claim, witness: Witness | None) -> bool:
+def _is_alive(path: Path, claim: Claim, liveness: LivenessChecker | None) -> bool:
     owner = claim.owner
     if owner is None:
         return False
     if owner.is_here():
         return process_start(owner.pid) == owner.started
-    return witness is None or not witness.believes_dead(path, owner, claim.heartbeat_ns)
+    return liveness is None or not liveness.is_dead(path, owner, claim.heartbeat_ns)
 
 
-def _highest(path: Path) -> Claim | None:
-    """The claim in force; None where there has been none."""
+def _highest_claim(path: Path) -> Claim | None:
+    """The claim in force; None if there has been none."""
     while numbers := _numbers(path):
         file = _claim_file(path, numbers[-1])
         try:

@@ -1,4 +1,4 @@
-"""The loss table: one row per trial, from whatever the store holds."""
+"""The loss table: one row per trial, also of partial results."""
 
 import csv
 import io
@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.results.store.runs import State, Store
+from retain.results.store.runs import Store
+from retain.results.store.state import State
+from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import read_json, write_json, write_text
 from retain.sweeps.tree.tree import Tree
 
@@ -23,9 +25,9 @@ Row = dict[str, Any]
 
 
 def four_losses(path: Sequence[Mapping[str, Any] | None]) -> dict[str, float | None]:
-    """The paper's four losses (Section 3) from the held-out losses along a path, root first; None where one is missing.
+    """The paper's four losses (Section 3; nats per token) from the held-out losses along a path, root first.
 
-    L_im is that of the last stage before fine-tuning, the others are the leaf's. nats per token.
+    L_im is measured after the last stage before fine-tuning, the others after the leaf. A loss that is missing is None.
     """
     *before, leaf = path
     last = before[-1] if before else None
@@ -42,9 +44,9 @@ def four_losses(path: Sequence[Mapping[str, Any] | None]) -> dict[str, float | N
 
 
 def trial_rows(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[Row]:
-    """One row per trial: axes, keys, the four losses (nats per token), tokens trained on its path; None where missing.
+    """One row per trial: axes, keys, the four losses (nats per token) and the tokens trained on its path; None if missing.
 
-    states: of all stages, where they have been read already.
+    states: the states of all stages, if they have been read already.
     """
     states = store.states(tree.stages) if states is None else states
     done = {key: store.run(key).losses() for key in tree.stages if states[key].state == "done"}
@@ -59,11 +61,6 @@ def trial_rows(tree: Tree, store: Store, states: Mapping[str, State] | None = No
     return rows
 
 
-def study_folder(store: Path, study: str) -> Path:
-    """Where a study's own output lies: its rows, table, figures and TensorBoard views."""
-    return store / "studies" / study
-
-
 def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
     """Keep a study's rows, as JSON for `retain.results.load` and as losses.csv. Returns the latter."""
     folder = study_folder(store, study)
@@ -74,7 +71,7 @@ def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
 
 
 def read_rows(store: Path, study: str) -> list[Row]:
-    """The rows last kept for a study. Raises FileNotFoundError."""
+    """The rows that were last kept for a study. Raises FileNotFoundError."""
     return list(read_json(study_folder(store, study) / "trials.json"))
 
 

@@ -1,4 +1,4 @@
-"""The store of runs: one folder a stage key, readable at any moment, complete and checksummed once done."""
+"""The store of runs: one folder for each stage key, readable at any moment, complete and checksummed once done."""
 
 import hashlib
 import os
@@ -6,85 +6,28 @@ import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retain.results.store.lease import Witness, is_held
+from retain.results.store.lease import LivenessChecker, is_held
+from retain.results.store.state import CHANGES, Attempt, Progress, State, state_from
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.files import read_json, sync_folder, sync_path, write_json
 from retain.sweeps.base.processes import slurm_job
 
-STATES = ("planned", "queued", "running", "done", "failed", "cancelled", "skipped")
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One life of a run. Times are seconds since 1970; `cause` says how it ended, None while it lasts."""
-
-    start: float
-    host: str
-    pid: int
-    job_id: str | None = None
-    world: int = 1
-    """Processes that trained together."""
-    tokens_at_start: int = 0
-    """Tokens in the state that it went on from."""
-    end: float | None = None
-    tokens: int = 0
-    """Tokens trained when it ended; what lies beyond the last saved state is trained again."""
-    cause: str | None = None
-    note: str | None = None
-    """What a reader of the results should know: damaged states, another number of processes."""
-    failure: str | None = None
-    """The class of the failure that ended it; see `retain.launchers.stage.failures`."""
-    device: str | None = None
-    """What its GPUs call themselves; None on CPUs."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the current attempt is."""
-
-    tokens: int = 0
-    total: int = 0
-    loss: float | None = None
-    """Training loss, nats per token."""
-    tokens_per_second: float = 0.0
-    phase: str = "training"
-    """training, evaluating, or writing the results."""
-
-
-@dataclass(frozen=True)
-class State:
-    """The content of state.json."""
-
-    state: str = "planned"
-    attempts: tuple[Attempt, ...] = ()
-    job_ids: tuple[str, ...] = ()
-    """Of the SLURM jobs that have trained it."""
-    submission: str | None = None
-    """The token of the last submission to SLURM."""
-    heartbeat: float | None = None
-    progress: Progress = Progress()
-    reason: str | None = None
-    """One line: why it failed."""
-    forgiven: int = 0
-    """How many of the attempts came before the last `retain retry`: they count no more against the run."""
-    checksums: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each file of a done run, by its path in the run's folder."""
-    weights_freed: bool = False
-    """The run is done, and `retain gc --weights` has removed its weights."""
-
-    @property
-    def counted_attempts(self) -> tuple[Attempt, ...]:
-        """Those since the last `retain retry`."""
-        return self.attempts[self.forgiven :]
+LOSSES = "losses.json"
+WEIGHTS = "model/*.safetensors"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One stage in the store."""
+    """Anything in the store that takes time: a training stage, a search.
+
+    Its state changes only through the methods `queue`, `begin`, `stop`, `fail`, `cancel`, `skip`, `finish`, `retry` and those
+    beside them; `state.CHANGES` says which may follow which. Each returns whether it applied. `begin`, `report`, `note`, `stop`
+    and `finish` are for the holder of the run's lease.
+    """
 
     folder: Path
 
@@ -104,12 +47,23 @@ class Run:
     def lease(self) -> Path:
         return self.folder / "lease.json"
 
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the last checkpoints, until the run is done."""
+        return self.folder / "checkpoint"
+
     def spec(self) -> dict[str, Any]:
-        """stage.json: the payload of the key, the evaluation, the execution, versions."""
+        """stage.json: the kind of run, the payload of its key, the evaluation, the execution, versions."""
         return dict(read_json(self.folder / "stage.json"))
 
+    def needs(self) -> list[str]:
+        """The keys of the runs that must be done before this one begins."""
+        spec = self.spec()
+        # Runs registered before this field existed need their parent.
+        return list(spec.get("needs") or ([spec["parent"]] if spec["parent"] else []))
+
     def execution(self) -> dict[str, Any]:
-        """How it is to be trained: the part `execution` of stage.json, over it what failures have taught (adapted.json)."""
+        """How the run is executed: `execution` in stage.json, and over it what failures have taught (adapted.json)."""
         execution: dict[str, Any] = self.spec()["execution"]
         try:
             adapted: dict[str, Any] = read_json(self.folder / "adapted.json")
@@ -120,52 +74,44 @@ class Run:
         return execution
 
     def adapt(self, micro_batch: int | None) -> None:
-        """Take at most so many sequences at a time from the next attempt on; None: as the study says again."""
+        """Limit the micro-batch (in sequences) from the next attempt on; None restores what the study says."""
         place = self.folder / "adapted.json"
         if micro_batch is None:
             place.unlink(missing_ok=True)
         else:
             write_json(place, {"micro_batch": micro_batch})
 
+    def losses(self) -> dict[str, Any]:
+        """losses.json: for each split the loss (nats per token), the tokens behind it and the corpus's fingerprint."""
+        return dict(read_json(self.folder / LOSSES))
+
     def state(self) -> State:
-        """state.json; a run that nobody registered is planned."""
+        """The content of state.json; planned for a run that is not registered."""
         try:
-            raw = read_json(self.folder / "state.json")
+            return state_from(read_json(self.folder / "state.json"))
         except FileNotFoundError:
             return State()
-        attempts = tuple(Attempt(**attempt) for attempt in raw.pop("attempts"))
-        return State(
-            **raw | {"attempts": attempts, "progress": Progress(**raw["progress"]), "job_ids": tuple(raw["job_ids"])}
-        )
-
-    def losses(self) -> dict[str, Any]:
-        """losses.json: by split, the loss (nats per token), the tokens behind it and the corpus's fingerprint."""
-        return dict(read_json(self.folder / "losses.json"))
-
-    def save_state(self, state: State) -> None:
-        # Not dataclasses.asdict, which copies every value.
-        fields = vars(state) | {"attempts": [vars(attempt) for attempt in state.attempts]}
-        write_json(self.folder / "state.json", fields | {"progress": vars(state.progress)})
 
     def is_done(self) -> bool:
         return self.state().state == "done"
 
-    def is_running(self, witness: Witness | None = None) -> bool:
-        """Whether a living process trains it, whatever state.json was last told; see `take_lease` for the witness."""
-        return is_held(self.lease, witness)
+    def is_running(self, liveness: LivenessChecker | None = None) -> bool:
+        """Whether a living process holds the run's lease, whatever state.json says; see `take_lease` for `liveness`."""
+        return is_held(self.lease, liveness)
 
-    @property
-    def checkpoint(self) -> Path:
-        """The last resumable states, until the run is done."""
-        return self.folder / "checkpoint"
+    def queue(self, submission: str | None = None) -> bool:
+        """The run waits for a SLURM job: for the job of a new `submission`, or for the next life of its own job."""
+        if submission is None:
+            return self._change("requeue")
+        return self._change("queue", submission=submission, reason=None)
 
-    def begin_attempt(self, pid: int, tokens: int = 0, world: int = 1, device: str | None = None) -> State:
-        """Enter a new attempt that goes on from `tokens`; one that never said its end is closed as lost.
+    def unqueue(self) -> bool:
+        """SLURM has no job for the run."""
+        return self._change("unqueue", submission=None)
 
-        For the lease's owner only.
-        """
-        old = self.state()
-        now = time.time()
+    def begin(self, pid: int, tokens: int = 0, world: int = 1, device: str | None = None) -> bool:
+        """Start a new attempt that resumes at `tokens`; an earlier attempt that never reported its end is closed as lost."""
+        old, now, job = self.state(), time.time(), slurm_job()
         attempts = tuple(
             attempt
             if attempt.end
@@ -173,48 +119,99 @@ class Run:
             for attempt in old.attempts
         )
         if attempts and attempts[-1].tokens < tokens:
-            # It was killed after its last state and before it told how far it was.
+            # The process was killed after its last checkpoint and before its next report of progress.
             attempts = (*attempts[:-1], replace(attempts[-1], tokens=tokens))
-        job = slurm_job()
         attempt = Attempt(now, socket.gethostname(), pid, job, world, tokens_at_start=tokens, device=device)
-        progress = Progress(tokens, old.progress.total)
-        jobs = old.job_ids if job is None or job in old.job_ids else (*old.job_ids, job)
-        state = State("running", (*attempts, attempt), jobs, old.submission, now, progress, forgiven=old.forgiven)
-        self.save_state(state)
-        return state
+        return self._change(
+            "begin",
+            attempts=(*attempts, attempt),
+            job_ids=old.job_ids if job is None or job in old.job_ids else (*old.job_ids, job),
+            heartbeat=now,
+            progress=Progress(tokens, old.progress.total),
+            reason=None,
+            checksums={},
+            weights_freed=False,
+        )
 
-    def add_notes(self, notes: Sequence[str]) -> None:
-        """Tell of the current attempt what a reader of the results should know."""
+    def report(self, progress: Progress) -> None:
+        """Report the progress of the current attempt."""
+        self._write(replace(self.state(), progress=progress, heartbeat=time.time()))
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Add what a reader of the results should know to the current attempt."""
         old = self.state()
         *before, last = old.attempts
-        told = "; ".join([*([last.note] if last.note else []), *notes])
-        self.save_state(replace(old, attempts=(*before, replace(last, note=told))))
+        text = "; ".join([*([last.note] if last.note else []), *notes])
+        self._write(replace(old, attempts=(*before, replace(last, note=text))))
 
-    def end_attempt(self, state: str, cause: str, reason: str | None = None, failure: str | None = None) -> None:
-        """Close the current attempt and leave the run in `state`; failure: its class, where it failed."""
-        old = self.state()
-        attempts = old.attempts
-        if attempts and attempts[-1].end is None:
-            last = replace(attempts[-1], end=time.time(), tokens=old.progress.tokens, cause=cause, failure=failure)
-            attempts = (*attempts[:-1], last)
-        self.save_state(replace(old, state=state, attempts=attempts, reason=reason, heartbeat=time.time()))
+    def stop(self, cause: str, reason: str | None = None, failure: str | None = None, queued: bool = False) -> bool:
+        """End the current attempt, and leave the run to be resumed. queued: the run's own job resumes it."""
+        return self._change("requeue" if queued else "stop", cause, failure, reason=reason)
 
-    def finish(self, model: Path, losses: Mapping[str, Any], keep_states: bool = False) -> None:
-        """Make the run done: `model`, a folder beside, becomes model/; then losses.json, checksums, and the state.
+    def fail(self, reason: str, failure: str | None = None, cause: str = "error") -> bool:
+        """End the current attempt, if there is one, and the run with it. failure: the class of the failure."""
+        return self._change("fail", cause, failure, reason=reason)
 
-        The resumable states go afterwards, unless they are to be kept.
+    def cancel(self, reason: str, cause: str | None = None) -> bool:
+        """Cancel a run that has not ended. cause: given where its attempt has ended too."""
+        return self._change("cancel", cause, reason=reason)
+
+    def skip(self, reason: str) -> bool:
+        """Skip a run whose branch has ended above it."""
+        return self._change("skip", reason=reason)
+
+    def retry(self, reopen: bool = False) -> bool:
+        """Plan a failed, cancelled or skipped run again; with `reopen` a done one too. Earlier attempts no longer count."""
+        forgiven = len(self.state().attempts)
+        if not self._change("reopen" if reopen else "retry", reason=None, submission=None, forgiven=forgiven):
+            return False
+        self.adapt(None)
+        return True
+
+    def finish(self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False) -> None:
+        """Make the run done: publish what it leaves, then the checksums and the state.
+
+        model: a folder beside model/ that takes its place. results: JSON documents by file name. The checkpoints are
+        removed afterwards, unless they are to be kept.
         """
-        sync_folder(model)
-        shutil.rmtree(self.model, ignore_errors=True)
-        model.rename(self.model)
-        write_json(self.folder / "losses.json", losses)
+        files = []
+        if model is not None:
+            sync_folder(model)
+            shutil.rmtree(self.model, ignore_errors=True)
+            model.rename(self.model)
+            files = sorted(path for path in self.model.rglob("*") if path.is_file())
+        for name, document in results.items():
+            write_json(self.folder / name, document)
+            files.append(self.folder / name)
         sync_path(self.folder)
-        files = [*sorted(path for path in self.model.rglob("*") if path.is_file()), self.folder / "losses.json"]
         checksums = {str(path.relative_to(self.folder)): sha256_of(path) for path in files}
-        self.save_state(replace(self.state(), checksums=checksums))
-        self.end_attempt("done", "finished")
-        if not keep_states:
+        self._change("finish", "finished", checksums=checksums, reason=None)
+        if not keep_checkpoints:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+    def free_weights(self, checksums: Mapping[str, str]) -> None:
+        """Note that the weights of a done run are gone; checksums: those of the files that are kept."""
+        self._write(replace(self.state(), checksums=checksums, weights_freed=True))
+
+    def _change(self, change: str, cause: str | None = None, failure: str | None = None, **fields: Any) -> bool:
+        """Apply a change of state if it may follow the present one.
+
+        cause: how the current attempt ended; the attempt is closed even where the change does not apply, as in a run that was
+        cancelled meanwhile.
+        """
+        old = self.state()
+        state, follows = CHANGES[change]
+        applies = old.state in follows
+        if cause is not None and old.attempts and old.attempts[-1].end is None:
+            last = replace(old.attempts[-1], end=time.time(), tokens=old.progress.tokens, cause=cause, failure=failure)
+            old = replace(old, attempts=(*old.attempts[:-1], last), heartbeat=time.time())
+        elif not applies:
+            return False
+        self._write(replace(old, state=state, **fields) if applies else old)
+        return applies
+
+    def _write(self, state: State) -> None:
+        write_json(self.folder / "state.json", state.as_json())
 
 
 @dataclass(frozen=True)
@@ -250,7 +247,7 @@ class Store:
         if not (folder / "stage.json").exists() or (run.spec()["execution"] != spec["execution"] and not run.is_done()):
             write_json(folder / "stage.json", spec)
         if not (folder / "state.json").exists():
-            run.save_state(State())
+            run._write(State())
 
     def states(self, keys: Mapping[str, Any]) -> dict[str, State]:
         return {key: self.run(key).state() for key in keys}

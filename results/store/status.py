@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retain.results.store.runs import Run, State, Store
+from retain.results.store.readiness import blocked_stages
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import State
 from retain.sweeps.tree.tree import Axes, Stage, Tree
 
 
@@ -19,29 +21,29 @@ class RunStatus:
     state: str
     attempts: int
     progress: float
-    """Share of its tokens, in [0, 1]."""
+    """Share of the run's tokens, in [0, 1]."""
     tokens: int
     total: int
     loss: float | None
     """Training loss, nats per token."""
     tokens_per_second: float
     seconds_left: float | None
-    """Of a running run."""
+    """Only for a run that is running."""
     job_id: str | None
     reason: str | None
-    """Why it failed, or what it waits for."""
+    """Why the run failed, or what it waits for."""
     failure: str | None
-    """The class of the failure that ended its last attempt; see `retain.launchers.stage.failures`."""
+    """The failure class that ended the last attempt; see `launchers.stage.failures`."""
     log: str | None
-    """The path of what it has logged."""
+    """The path of the run's log."""
 
 
 def study_status(tree: Tree, store: Store) -> list[RunStatus]:
-    """A row for every stage of a tree, parents first; those below a failed one say so."""
+    """A row for every stage of a tree, parents first; stages below one that failed say so."""
     states = {key: current_state(store.run(key)) for key in tree.stages}
-    held_up = held_up_stages(tree.stages, states)
+    blocked = blocked_stages(tree.stages, states)
     return [
-        _row(stage, store.run(stage.key), states[stage.key], held_up.get(stage.key)) for stage in tree.stages.values()
+        _row(stage, store.run(stage.key), states[stage.key], blocked.get(stage.key)) for stage in tree.stages.values()
     ]
 
 
@@ -49,35 +51,26 @@ def store_status(store: Store) -> list[RunStatus]:
     """A row for every run of a store, the latest attempt last."""
     rows = []
     for run in store.runs():
-        spec = run.spec()
-        tokens = spec["recipe"]["sequences"] * spec["recipe"]["sequence_length"]
-        stage = Stage(run.key, spec["stage"], spec["parent"], "", tokens, spec["axes"])
         state = current_state(run)
-        rows.append((max((attempt.start for attempt in state.attempts), default=0.0), _row(stage, run, state, None)))
+        rows.append((max((attempt.start for attempt in state.attempts), default=0.0), run_status(run, state)))
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
+def run_status(run: Run, state: State | None = None) -> RunStatus:
+    """The row of one registered run. state: its current state, if it has been read already."""
+    spec = run.spec()
+    stage = Stage(run.key, spec["stage"], spec["parent"], "", _work(spec), spec["axes"])
+    return _row(stage, run, state or current_state(run), None)
+
+
 def current_state(run: Run) -> State:
-    """The state of a run, where one whose process is gone without a word is planned again."""
+    """The state of a run; planned if it is marked as running and its process is gone."""
     state = run.state()
     if state.state == "running" and not run.is_running():
         if (again := run.state()).state != "running":
             return again
-        reason = "its process is gone; retain run takes it up again"
-        return replace(state, state="planned", reason=reason)
+        return replace(state, state="planned", reason="its process is gone; retain run resumes it")
     return state
-
-
-def held_up_stages(stages: Mapping[str, Stage], states: Mapping[str, State]) -> dict[str, str]:
-    """For each stage below a failed or cancelled one, the sentence that says which and why."""
-    found: dict[str, str] = {}
-    for stage in stages.values():
-        if stage.parent in found:
-            found[stage.key] = found[stage.parent]
-        elif stage.parent and (state := states[stage.parent]).state in ("failed", "cancelled"):
-            why = f": {state.reason}" if state.reason else ""
-            found[stage.key] = f"waits for {stages[stage.parent].stage} {stage.parent[:8]}, which {_verb(state)}{why}"
-    return found
 
 
 def count_states(rows: Iterable[RunStatus]) -> dict[str, int]:
@@ -89,7 +82,7 @@ def count_states(rows: Iterable[RunStatus]) -> dict[str, int]:
 
 
 def seconds_left(state: State) -> float | None:
-    """Of a running run, at its present speed."""
+    """The time that a running run needs at its present speed; None if it is not running or the speed is unknown."""
     progress = state.progress
     if state.state != "running" or not progress.tokens_per_second:
         return None
@@ -97,7 +90,13 @@ def seconds_left(state: State) -> float | None:
     return max(0.0, (progress.total - progress.tokens) / progress.tokens_per_second - since)
 
 
-def _row(stage: Stage, run: Run, state: State, held_up: str | None) -> RunStatus:
+def _work(spec: Mapping[str, Any]) -> int:
+    """The tokens of a run; runs registered before that field existed are training stages."""
+    recipe = spec["recipe"]
+    return int(spec["tokens"] if "tokens" in spec else recipe["sequences"] * recipe["sequence_length"])
+
+
+def _row(stage: Stage, run: Run, state: State, blocked: str | None) -> RunStatus:
     done = state.state == "done"
     last = None if done or not state.counted_attempts else state.counted_attempts[-1]
     tokens = stage.tokens if done else state.progress.tokens
@@ -107,23 +106,14 @@ def _row(stage: Stage, run: Run, state: State, held_up: str | None) -> RunStatus
         axes=stage.axes,
         state=state.state,
         attempts=len(state.attempts),
-        progress=min(1.0, tokens / stage.tokens),
+        progress=min(1.0, tokens / max(1, stage.tokens)),
         tokens=state.progress.tokens,
         total=stage.tokens,
         loss=state.progress.loss,
         tokens_per_second=state.progress.tokens_per_second,
         seconds_left=seconds_left(state),
         job_id=state.job_ids[-1] if state.job_ids else None,
-        reason=state.reason or held_up,
+        reason=state.reason or (blocked and f"blocked: {blocked}"),
         failure=last.failure if last else None,
         log=str(run.log) if run.log.exists() else None,
     )
-
-
-def _verb(state: State) -> str:
-    return "failed" if state.state == "failed" else "was cancelled"
-
-
-def as_json(rows: Iterable[RunStatus]) -> list[dict[str, Any]]:
-    """The rows as `retain status --json` prints them."""
-    return [{name: getattr(row, name) for name in RunStatus.__dataclass_fields__} for row in rows]

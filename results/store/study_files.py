@@ -1,23 +1,32 @@
-"""What a search leaves in its study's folder of the store, by name."""
+"""The folder of a study in the store, and what a search leaves there."""
 
 from pathlib import Path
 
-from retain.results.store.loss_table import study_folder
+from retain.results.store.runs import Run, Store
+from retain.sweeps.tree.keys import canonical, stage_key
 
 HISTORY = "search.json"
-"""Its points and what was found at them."""
+"""The points of a search, and what was found at them."""
 SUMMARY = "search-summary.json"
 """What the last search printed."""
 POINTS_STUDY = "search.yaml"
 """The searched points as a study."""
 SUFFIX = "-points"
-"""What that study is called, behind the name of the one that was searched."""
+"""The name of that study is the name of the searched study with this suffix."""
 AXIS_OF_POINTS = "point"
 """Its axis of cases."""
-CURVES = "search-curves"
-"""A folder with the event file of the search's own curves."""
 
 
-def curves_folder(store: Path, study: str) -> Path:
-    """Where the curves of a study's search lie, if there are any; of the study of its points too."""
-    return study_folder(store, study.removesuffix(SUFFIX)) / CURVES
+def study_folder(store: Path, study: str) -> Path:
+    """The folder of a study's output: its rows, table, figures, TensorBoard views and search."""
+    return store / "studies" / study
+
+
+def search_recipe(study: str) -> dict[str, str]:
+    """What identifies the search of a study in a store: one process at a time searches it, whatever it asks for."""
+    return {"study": study}
+
+
+def search_run(store: Store, study: str) -> Run:
+    """The run that searches a study, or the study that these are the searched points of; it may not exist."""
+    return store.run(stage_key("search", None, canonical(search_recipe(study.removesuffix(SUFFIX)))))

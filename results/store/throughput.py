@@ -1,4 +1,4 @@
-"""The training speeds that a store's done runs have measured."""
+"""The training speeds that the done runs of a store have measured."""
 
 import statistics
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from retain.sweeps.tree.throughput import Measured, device_of, model_text
 
 
 def measured_speeds(store: Store) -> Measured:
-    """The median speed of the done runs of one kind, model and number of devices, on one kind of device or on any."""
+    """The median speed (tokens per second) of done runs by stage, model, number of devices, and device (None: any)."""
     models: dict[str, str | None] = {}
     found: dict[tuple[str, str, int, str | None], list[float]] = {}
     for run in store.runs():
@@ -22,16 +22,16 @@ def measured_speeds(store: Store) -> Measured:
             continue
         last = state.attempts[-1]
         for device in {None, device_of(last.device or "")}:
-            kind = (spec["stage"], model, last.world, device)
-            found.setdefault(kind, []).append(state.progress.tokens_per_second)
-    medians = {kind: statistics.median(speeds) for kind, speeds in found.items()}
+            group = (spec["stage"], model, last.world, device)
+            found.setdefault(group, []).append(state.progress.tokens_per_second)
+    medians = {group: statistics.median(speeds) for group, speeds in found.items()}
     return lambda stage, model, devices, device: medians.get((stage, model, devices, device))
 
 
 def _model(key: str, spec: Mapping[str, Any], store: Store, models: dict[str, str | None]) -> str | None:
-    """The model that a run trains, which its pretraining says; None where the store lacks a run on the way.
+    """The model that a run trains, from its pretraining; None if the store lacks a run in between.
 
-    models: those found so far, by key.
+    models: the models found so far, by key.
     """
     if key not in models:
         parent = spec["parent"]

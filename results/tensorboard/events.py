@@ -1,7 +1,4 @@
-"""How TensorBoard shows a study: its axes as hyperparameters, its charts in groups, its figures as images.
-
-What the curves of a run are called is said here too, so that the charts find them.
-"""
+"""How TensorBoard shows a study: its axes as hyperparameters, its charts in groups, its figures as images."""
 
 import hashlib
 import io
@@ -12,47 +9,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from retain.results.store.curves import heldout_curve, training_curve
 from retain.results.store.loss_table import LOSSES
 
-CURVES = ("pretrain", "posttrain", "finetune")
+STAGES = ("pretrain", "posttrain", "finetune")
 SPLITS = ("pretraining", "posttraining", "finetuning")
 MOST_VALUES = 100
 """An axis with more values is filtered by a range: every run's event file would hold all of them."""
 Axes = Mapping[str, Any]
 
 
-def training_tag(stage: str, curve: str) -> str:
-    """The tag of a training curve of a kind of stage: loss, learning_rate or tokens_per_second."""
-    return f"{stage}/{curve}"
-
-
-def heldout_tag(split: str) -> str:
-    """The tag of the losses on a held-out split, by its role: pretraining, posttraining or finetuning."""
-    return f"heldout/{split}"
-
-
 def study_hyperparameters(study: str, trials: Sequence[Axes]) -> Any:
-    """A summary that says a study's hyperparameters, its axes with their values, and its metrics, the four losses.
+    """A summary that declares a study's hyperparameters (its axes with their values) and its metrics (the four losses).
 
     trials: the axes of each.
     """
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-
     values: dict[str, dict[Any, None]] = {}
     for axes in trials:
         for name, value in axes.items():
             if value is not None:
                 values.setdefault(name, {})[_shown(value)] = None
-    experiment = api_pb2.Experiment(name=study)
-    for name, shown in values.items():
-        info = experiment.hparam_infos.add(name=name, type=_type(list(shown)))
-        if len(shown) <= MOST_VALUES:
-            for value in shown:
-                _set(info.domain_discrete.values.add(), value)
-    for name in LOSSES:
-        metric = api_pb2.MetricName(tag=f"losses/{name}")
-        experiment.metric_infos.add(name=metric, display_name=name, dataset_type=api_pb2.DATASET_VALIDATION)
-    return _marker(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment))
+    return _experiment(study, {name: list(shown) for name, shown in values.items()}, LOSSES)
+
+
+def hyperparameter_summaries(values: Mapping[str, Any], losses: Sequence[str]) -> list[Any]:
+    """The summaries that give one run its hyperparameters, with its losses as metrics."""
+    shown = {name: _shown(value) for name, value in values.items() if value is not None}
+    return [_experiment("", {name: [value] for name, value in shown.items()}, losses), _session(shown)]
 
 
 def study_events(hyperparameters: Any, figures: Sequence[Path]) -> tuple[str, bytes]:
@@ -88,13 +71,8 @@ def run_events_head(hyperparameters: Any) -> bytes:
 def run_events(head: bytes, axes: Axes) -> bytes:
     """The content of that file: `run_events_head`, then the run's own values."""
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-    start = plugin_data_pb2.SessionStartInfo()
-    for name, value in axes.items():
-        if value is not None:
-            _set(start.hparams[name], _shown(value))
-    session = _marker(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
+    session = _session({name: _shown(value) for name, value in axes.items() if value is not None})
     return head + _records([Event(wall_time=time.time(), step=0, summary=session)])
 
 
@@ -104,6 +82,32 @@ def digest_of(summaries: Sequence[Any]) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
+def _experiment(name: str, hyperparameters: Mapping[str, Sequence[bool | float | str]], losses: Sequence[str]) -> Any:
+    """A summary that declares hyperparameters with their values, and losses as metrics."""
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    experiment = api_pb2.Experiment(name=name)
+    for parameter, values in hyperparameters.items():
+        info = experiment.hparam_infos.add(name=parameter, type=_type(values))
+        if len(values) <= MOST_VALUES:
+            for value in values:
+                _set(info.domain_discrete.values.add(), value)
+    for loss in losses:
+        metric = api_pb2.MetricName(tag=f"losses/{loss}")
+        experiment.metric_infos.add(name=metric, display_name=loss, dataset_type=api_pb2.DATASET_VALIDATION)
+    return _marker(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment))
+
+
+def _session(hyperparameters: Mapping[str, bool | float | str]) -> Any:
+    """A summary that gives a run the values of its hyperparameters."""
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    start = plugin_data_pb2.SessionStartInfo()
+    for name, value in hyperparameters.items():
+        _set(start.hparams[name], value)
+    return _marker(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
+
+
 def _charts() -> Any:
     """The layout of TensorBoard's custom scalars: training losses by stage, held-out losses by split."""
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -111,8 +115,8 @@ def _charts() -> Any:
     from tensorboard.util.tensor_util import make_tensor_proto
 
     groups = {
-        "training loss": {stage: training_tag(stage, "loss") for stage in CURVES},
-        "held-out loss": {split: heldout_tag(split) for split in SPLITS},
+        "training loss": {stage: training_curve(stage, "loss") for stage in STAGES},
+        "held-out loss": {split: heldout_curve(split) for split in SPLITS},
     }
     layout = layout_pb2.Layout()
     for title, charts in groups.items():

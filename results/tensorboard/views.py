@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from retain.results.store.loss_table import study_folder
-from retain.results.store.runs import Run, State, Store
-from retain.results.store.study_files import curves_folder
+from retain.results.store.curves import FILE
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import State
+from retain.results.store.study_files import search_run, study_folder
 from retain.results.tensorboard.events import (
     digest_of,
     run_events,
@@ -22,11 +23,14 @@ from retain.results.tensorboard.events import (
     study_events,
     study_hyperparameters,
 )
+from retain.results.tensorboard.run_events import derive_events
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.files import write_bytes
 from retain.sweeps.base.units import parse_size
 from retain.sweeps.tree.tree import Stage, Tree, Trial, axes_label
 
+SEARCH = "search-curves"
+"""The name of a search's own curves."""
 WRITERS = 16
 """Runs that are linked at the same time."""
 
@@ -58,11 +62,11 @@ def link_runs(tree: Tree, store: Store, where: Sequence[str] = (), states: Mappi
         if (files := _event_files(store.run(key)))
     }
     to_store = os.path.relpath(store.root, folder)
-    search = curves_folder(store.root, tree.study)
-    if search.is_dir():
-        _link(f"{folder}/{search.name}", os.path.relpath(search, folder))
+    search = search_run(store, tree.study).folder
+    if (search / FILE).exists():
+        _link(f"{folder}/{SEARCH}", os.path.relpath(search, folder))
     for name in os.listdir(folder):
-        if name not in wanted and name != search.name and not name.startswith(("events.", ".")):
+        if name not in wanted and name != SEARCH and not name.startswith(("events.", ".")):
             _remove(folder / name)
 
     def show(names: Sequence[str]) -> None:
@@ -155,11 +159,15 @@ def _link(place: str, folder: str) -> None:
 
 
 def _event_files(run: Run) -> list[str]:
-    """The names of what a run has told TensorBoard."""
+    """The names of a run's event files; those of a run that has only curves are written now."""
     try:
-        return [name for name in os.listdir(run.folder) if name.startswith("events.")]
+        names = os.listdir(run.folder)
     except FileNotFoundError:
         return []
+    if FILE in names and not any(name.startswith("events.") for name in names):
+        derive_events(run.folder)
+        names = os.listdir(run.folder)
+    return [name for name in names if name.startswith("events.")]
 
 
 def _show_done(place: str, links: Mapping[str, str], name: str, content: Callable[[], bytes]) -> None:

@@ -10,6 +10,8 @@ from safetensors.numpy import save_file
 
 from retain.launchers.planning.register import register
 from retain.results.store.runs import Run, Store
+from retain.results.store.state import State
+from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.tree.tree import Tree, expand
 from tests.studies import made_up_facts, tiny_fields
@@ -25,6 +27,11 @@ def registered(root: Path, **overrides: Any) -> tuple[Tree, Store]:
     return tree, Store(root)
 
 
+def put_state(run: Run, state: State) -> None:
+    """Give a run any state, whatever came before."""
+    write_json(run.folder / "state.json", state.as_json())
+
+
 def write_model(folder: Path, size: int = 1000) -> Path:
     """A folder as a trained model's: weights (4 · size bytes and a header), a configuration, a tokeniser."""
     folder.mkdir()
@@ -36,11 +43,11 @@ def write_model(folder: Path, size: int = 1000) -> Path:
 
 def finish(run: Run, loss: float = 1.0) -> None:
     """One attempt that ends with the run done, with this loss on the split of each role, plus 1, 2, ... by role."""
-    run.begin_attempt(os.getpid())
+    run.begin(os.getpid())
     roles = sorted(run.spec()["evaluation"])
     splits = {role: {"loss": loss + number, "tokens": 100} for number, role in enumerate(roles)}
     losses: Mapping[str, Any] = {"splits": splits, "steps": 1, "trained_tokens": 64}
-    run.finish(write_model(run.folder / "model.partial"), losses)
+    run.finish(write_model(run.folder / "model.partial"), {"losses.json": losses})
 
 
 def finish_all(tree: Tree, store: Store, where: Callable[[str], bool] = lambda stage: True) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from retain.launchers.cli.views import Look
 from retain.launchers.jobs.submissions import submitted_job
-from retain.launchers.slurm.liveness import scheduler_witness
+from retain.launchers.slurm.liveness import slurm_liveness
 from retain.results.store.lease import this_process
 from retain.results.store.runs import Store
 from tests.retain import losses, retain_json, train_here, weights
@@ -170,13 +170,13 @@ def test_jobs_without_a_run_are_named_and_the_scheduler_tells_whether_an_owner_l
     job = submitted_job(Store(chaos.store), Store(chaos.store).run(leaf))
     owner = replace(this_process(), host="elsewhere", job_id=job)
     path = tmp_path / "lease.json"
-    assert not scheduler_witness().believes_dead(path, owner, 0)
+    assert not slurm_liveness().believes_dead(path, owner, 0)
     shutil.rmtree(chaos.store / leaf)
     named = retain_json("status", "--store", chaos.store, more=slurm.environment)["orphans"]
     assert named == [{"job_id": job, "key": leaf}]
     assert f"scancel {job}" in chaos.retain("status").stdout
     call(slurm, "scancel", str(job))
-    gone = scheduler_witness()
+    gone = slurm_liveness()
     assert gone.job_is_gone is not None
     assert gone.job_is_gone(owner) is True
 

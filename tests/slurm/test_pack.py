@@ -10,6 +10,7 @@ import pytest
 from retain.launchers.jobs.branches import ENDED_BADLY
 from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
+from tests.results.runs import put_state
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.chaos import SLOW
 from tests.slurm.cluster.cluster import Cluster, call, wait_until
@@ -91,7 +92,7 @@ def test_one_that_another_process_trains_holds_up_none_of_its_pack(slurm: Cluste
     lease = take_lease(first.lease)
     assert lease is not None
     state = replace(first.state(), state="running")
-    first.save_state(state)
+    put_state(first, state)
     others = [packed.finetuning(rate) for rate in RATES[1:]]
     wait_until(lambda: all(run.is_done() for run in others), "the others to be done", 120)
     wait_until(lambda: "RUNNING" not in queue(slurm).values(), "the job to go back to the queue", 60)

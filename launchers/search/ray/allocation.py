@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from retain.launchers.local.worker import STOP_GRACE_S
 from retain.launchers.search.ray.cleanup import ray_folder, trainers
 from retain.launchers.search.ray.node import NodeSettings, NodeStartError, RayNode
 from retain.launchers.search.ray.tune import Cluster
 from retain.launchers.slurm.client import ask
+from retain.launchers.stage.attempt import STOP_GRACE_S
 from retain.launchers.stage.signals import STOP_SIGNALS, StopRequest
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.files import write_json
@@ -30,7 +30,7 @@ from retain.sweeps.schema.execution import Execution
 
 MEETING_S = 600.0
 """How long the other tasks wait for the head: all tasks of a job begin together, but Ray starts slowly on a busy node."""
-LOOK_S = 0.5
+POLL_S = 0.5
 SILENT_S = 30.0
 """How long a head may be out of reach; one that is gone is noticed at once, as its machine refuses to connect."""
 STARTS = 3
@@ -103,12 +103,12 @@ def _follow(meeting: Path, stop: StopRequest) -> None:
 def _stay(node: RayNode, head: str) -> None:
     """Return once the head or this node is gone."""
     heard = time.monotonic()
-    while node.lives():
+    while node.is_alive():
         reachable = answers(head)
         if reachable is False or time.monotonic() > heard + SILENT_S:
             return
         heard = time.monotonic() if reachable else heard
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
 
 
 def answers(address: str) -> bool | None:
@@ -227,7 +227,7 @@ def _wait_for(meeting: Path, stop: StopRequest) -> Meeting | None:
             return None
         if time.monotonic() > deadline:
             raise MissingResourceError(f"{meeting}: Ray has not started on the first node in {MEETING_S:g} s")
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     return Meeting(**json.loads(meeting.read_text()))
 
 

@@ -1,9 +1,9 @@
-"""No Ray process outlives its search, however the search ends.
+"""Makes sure that no Ray process outlives its search, however the search ends.
 
-Ray's head processes end with the driver that started them, but some of their children do so only minutes later. So each Ray
-has a folder of its own, in which all its processes keep their logs open; a guard, a process of its own, waits until the
-driver has ended, ends what still has that folder open, and removes it. Processes that train are left alone: they save their
-state and end by themselves.
+Ray's head processes end with the driver that started them, but some of their children only minutes later. So each Ray cluster
+has a folder of its own, in which all its processes keep their logs open. A guard process waits until the driver has ended,
+kills the processes that still have the folder open, and removes it. Training processes are left alone: they save a checkpoint
+and end by themselves.
 """
 
 import contextlib
@@ -18,47 +18,37 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from retain.launchers.stage.signals import block_stop_signals
 from retain.sweeps.base.processes import is_gone, process_name
 
 PREFIX = "retain-ray-"
 LONGEST = 30
-"""Characters of the folder for temporary files: below it Ray makes sockets, whose paths have 107 at most."""
+"""The most characters of the folder for temporary files: Ray makes sockets below it, whose paths have at most 107."""
 MARK = "RETAIN_RAY"
-"""The environment of a Ray node in an allocation and of all that it starts names its folder."""
-LOOKS, BETWEEN_S = 20, 0.5
-"""A dying Ray starts nothing new, but what it has just started may show up late."""
+"""An environment variable with the folder, for a Ray node in an allocation and all processes below it."""
+POLLS, BETWEEN_S = 20, 0.5
+"""A dying Ray starts no new processes, but those it has just started may appear late."""
 
 
 @contextlib.contextmanager
 def ray_folder() -> Iterator[Path]:
-    """A folder for a Ray of this process's own, and a guard over it; what dead drivers have left is removed first."""
+    """A folder for a Ray cluster of this process, with a guard; what dead drivers have left is removed first."""
     for left in _temporary().glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # another user's, or just being made
+        with contextlib.suppress(OSError):  # another user's, or being created
             if is_gone((left / "driver").read_text()):
                 clean_up(left)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_temporary()))
     (folder / "driver").write_text(process_name())
     command = [sys.executable, "-m", "retain.launchers.search.ray.cleanup", str(folder)]
-    with deaf():
+    with block_stop_signals():
         guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     with guard:
-        # Leaving closes the guard's input and waits for it, as the end of this process would close it.
+        # Leaving closes the guard's input and waits for it; the end of this process would close it too.
         yield folder
 
 
-@contextlib.contextmanager
-def deaf() -> Iterator[None]:
-    """Processes that this thread starts meanwhile do not hear the signals that SLURM sends to every process of a job: they
-    are ended in their turn. Those that train hear them again (`retain.launchers.stage.signals`)."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def trainers(folder: Path) -> list[int]:
-    """Processes below a Ray of this folder that are none of Ray's own: they train, or are just starting to."""
+    """The processes below the Ray cluster of this folder that are not Ray's own: they train, or are about to."""
     mark, own = f"{MARK}={folder}".encode(), set(_ray_processes())
     found = []
     for place in Path("/proc").glob("[0-9]*"):
@@ -69,8 +59,8 @@ def trainers(folder: Path) -> list[int]:
 
 
 def clean_up(folder: Path) -> None:
-    """End the Ray processes that have this folder open, and remove it."""
-    for _ in range(LOOKS):
+    """Kill the Ray processes that have this folder open, and remove it."""
+    for _ in range(POLLS):
         strays = processes_of(folder)
         for pid in strays:
             with contextlib.suppress(ProcessLookupError):
@@ -92,7 +82,7 @@ def _temporary() -> Path:
 
 
 def _ray_processes() -> list[int]:
-    """Its workers call themselves `ray::`, its own processes run its files; a fork server and its children do neither."""
+    """Ray's workers are named `ray::`, and its other processes run its files; a fork server and its children do neither."""
     spec = importlib.util.find_spec("ray")
     files = f"{os.path.dirname(spec.origin or '')}/".encode() if spec else b"ray::"
     found = []

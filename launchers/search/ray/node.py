@@ -1,10 +1,14 @@
-"""One node of a Ray cluster, as long as whoever started it lives: `ray start` for a job that shares its machines.
+"""One node of a Ray cluster, alive as long as the process that started it: `ray start` for a job that shares its machines.
 
-Ray picks all ports itself, when it binds them. On 127.0.0.1 it takes several nodes of one machine, of which `ray start` knows
-nothing; on another address its servers listen on all interfaces, and take orders from those who have the token.
+Ray chooses all ports when it binds them. On 127.0.0.1 several nodes may run on one machine, which `ray start` cannot do.
+On any other address its servers listen on all interfaces, and accept only requests with the token.
+
+This file is the only one that uses private parts of Ray (`ray._private.node`, `ray._private.parameter`), which have no public
+equivalent. If a version of Ray lacks them, the node does not start, and the message says which version is installed.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import select
@@ -13,29 +17,30 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from retain.launchers.search.ray.cleanup import MARK, deaf
+from retain.launchers.search.ray.cleanup import MARK
+from retain.launchers.stage.signals import block_stop_signals
 from retain.sweeps.base.errors import MissingResourceError
 
 START_S = 300.0
-"""How long a node may take to start: its files may come from a slow file system."""
+"""How long a node may take to start: its files may be on a slow file system."""
 LOOK_S = 1.0
 OBJECT_STORE_BYTES = 80 * 2**20
-"""Ray's least: nothing goes through it."""
+"""Ray's minimum: nothing goes through it."""
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray would start a process for each CPU, and end ours where another job of the machine takes its memory.
+    # Otherwise Ray starts a process for each CPU, and kills ours if another job uses up the machine's memory.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_memory_monitor_refresh_ms": "0",
 }
 
 
 class NodeStartError(MissingResourceError):
-    """Ray does not start."""
+    """Ray cannot be started."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NodeSettings:
-    """What a node offers, and where; head: the address of the cluster to join, None for its first node."""
+    """What a node offers, and where. head: the address of the cluster to join; None for its first node."""
 
     folder: str
     address: str
@@ -45,13 +50,13 @@ class NodeSettings:
 
 
 class RayNode:
-    """A started node. Its processes end with `close`, or with this process."""
+    """A node that was started. Its processes end with `close`, or with this process."""
 
     def __init__(self, settings: NodeSettings, environment: Mapping[str, str]) -> None:
-        """Start it, with this environment for all its processes."""
+        """Start the node with this environment for all its processes."""
         command = [sys.executable, "-m", "retain.launchers.search.ray.node", json.dumps(dataclasses.asdict(settings))]
         self.log = Path(settings.folder) / "node.log"
-        with deaf(), self.log.open("wb") as log:
+        with block_stop_signals(), self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -62,18 +67,18 @@ class RayNode:
             )
 
     def wait(self) -> str:
-        """The cluster's address, once the node is up. Raises NodeStartError where it does not start."""
+        """The address of the cluster, once the node is up. Raises NodeStartError if it does not start."""
         assert self.process.stdout is not None
         if select.select([self.process.stdout], [], [], START_S)[0]:
             line = self.process.stdout.readline().decode()
             if line.startswith("address "):
                 return line.split()[1]
         self.close()
-        told = self.log.read_text(errors="replace").split("\n")
-        why = next((line.strip() for line in reversed(told) if line.strip()), f"no answer in {START_S:g} s")
-        raise NodeStartError(f"Ray does not start here ({why[:300]})")
+        lines = self.log.read_text(errors="replace").split("\n")
+        why = next((line.strip() for line in reversed(lines) if line.strip()), f"no answer within {START_S:g} s")
+        raise NodeStartError(f"Ray cannot be started here ({why[:300]})")
 
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         return self.process.poll() is None
 
     def close(self) -> None:
@@ -88,8 +93,12 @@ class RayNode:
 
 
 def _run(settings: NodeSettings) -> None:
-    from ray._private.node import Node
-    from ray._private.parameter import RayParams
+    try:
+        from ray._private.node import Node
+        from ray._private.parameter import RayParams
+    except ImportError as error:
+        version = importlib.metadata.version("ray")
+        sys.exit(f"ray {version} is not supported ({error}); install the version that Retain's lock file pins")
 
     node = Node(
         RayParams(
@@ -109,7 +118,7 @@ def _run(settings: NodeSettings) -> None:
     )
     print(f"address {node.address}", flush=True)
     while not node.dead_processes():  # type: ignore[no-untyped-call]
-        if select.select([sys.stdin], [], [], LOOK_S)[0]:  # whoever started it has closed it, perhaps by dying
+        if select.select([sys.stdin], [], [], LOOK_S)[0]:  # the process that started it has closed it, perhaps by dying
             break
     node.kill_all_processes(check_alive=False, allow_graceful=False)
     os._exit(0)

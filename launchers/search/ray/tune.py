@@ -1,8 +1,8 @@
-"""Training a search's stages with Ray Tune, on this machine, on a running Ray cluster, or on one of an allocation's own.
+"""Trains the stages of a search with Ray Tune: on this machine, on a running Ray cluster, or on the cluster of an allocation.
 
-What Tune calls a trial is here one stage: its resources are a placement group, its actor trains it with the processes that
-`retain run` starts, and ends with them. Which stage comes next is asked of the search; Tune's own records are not kept, as
-the store has all that matters.
+What Tune calls a trial is one stage here: its resources are a placement group, and its actor trains it with the processes that
+`retain run` would start. The search decides which stage comes next. Tune's own records are not kept, because the store has
+everything that matters.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from retain.launchers.local.launcher import POLL_S, Crew, Slot, local_slots
+from retain.launchers.local.devices import Slot, local_slots
+from retain.launchers.local.launcher import POLL_S, Scheduler
 from retain.launchers.search.engine import Work
 from retain.launchers.search.ray.cleanup import ray_folder
 from retain.launchers.search.ray.node import OBJECT_STORE_BYTES
@@ -39,46 +40,46 @@ _ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 _ON_LOCALHOST = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray binds its ports to localhost only where it is told that this machine is in no cluster; an address is not enough."""
+"""Ray binds its ports to localhost only if it is told that this machine is in no cluster; an address is not enough."""
 
 CONNECT_S = 10.0
 STEP_S = 0.5
-"""How often an actor comes up for air, so that it can be stopped."""
+"""How often an actor polls for stop requests."""
 LOST_WORKERS = 8
-"""How often one stage may lose its Ray worker before the search gives it up until the next start."""
+"""How often a stage may lose its Ray worker before the search drops it until the next start."""
 JOIN_S = 300.0
-"""How long the nodes of an allocation are waited for; then the search begins on those that have joined."""
+"""How long to wait for the nodes of an allocation; then the search begins on those that have joined."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where stages are trained: on a Ray of this machine's own, or on the running one at `address`."""
+    """Where stages are trained: on a local Ray, or on the running cluster at `address`."""
 
     address: str | None
     execution: Execution
     nodes: int = 0
-    """Of an allocation with a Ray of its own."""
+    """Number of nodes of an allocation with a Ray cluster of its own."""
 
     def parallel(self) -> int:
-        """Stages side by side on this machine; of a cluster that is known once it is joined.
+        """Stages that run at a time on this machine; for a cluster, that is known once it is joined.
 
-        Raises MissingResourceError, and StudyError for a stage that is to span several nodes.
+        Raises MissingResourceError, and StudyError for a stage that spans several nodes.
         """
         for kind in STAGES:
             _bundle(self.execution.of_stage(kind), gpus=False)
         return len(local_slots(self.execution)) if self.address is None else 1
 
     def has_gpus(self) -> bool:
-        """Whether this machine has GPUs for stages; False for a cluster, of which that is known once it is joined."""
+        """Whether this machine has GPUs for stages; False for a cluster, for which that is known once it is joined."""
         return self.address is None and any(slot.gpus for slot in local_slots(self.execution))
 
 
 def train_with_tune(work: Work, store: Store, cluster: Cluster, scratch: Path) -> None:
-    """Train what `work` hands out until it has finished. Raises KeyboardInterrupt once all processes have saved and ended.
+    """Train the stages of `work` until it has finished. Raises KeyboardInterrupt once all processes have saved and ended.
 
     scratch: a folder for Tune's own records, removed at the end.
     """
-    # Standard output is for the document of --json; Ray prints there what it has to say of lost workers.
+    # Standard output is for the document of --json, but Ray prints messages about lost workers there.
     with contextlib.redirect_stdout(sys.stderr), _as_interrupt(), _ray(cluster) as nodes:
         from ray import tune
 
@@ -112,11 +113,11 @@ def train_with_tune(work: Work, store: Store, cluster: Cluster, scratch: Path) -
 
 @contextlib.contextmanager
 def _ray(cluster: Cluster) -> Iterator[list[dict[str, float]]]:
-    """Ray, started here or joined; gives the resources of each node. Nothing that was started is left afterwards."""
+    """Start Ray or join a cluster; yields the resources of each node. Everything that was started is stopped afterwards."""
     os.environ.update(_ENVIRONMENT)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     if cluster.address is None:
-        # Its ports take orders from whoever has this token, which no other user of the machine knows.
+        # Its ports accept only requests with this token, which no other user of the machine knows.
         os.environ.update(_ON_LOCALHOST | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
         slots = local_slots(cluster.execution)
         gpus = len({gpu for slot in slots for gpu in slot.gpus})
@@ -127,7 +128,7 @@ def _ray(cluster: Cluster) -> Iterator[list[dict[str, float]]]:
         options |= {"address": cluster.address}
         _check_address(cluster.address)
         if (Path.home() / ".ray" / "auth_token").exists() or "RAY_AUTH_TOKEN" in os.environ:
-            # Ray does not show the token that it has by itself; a cluster without tokens minds none.
+            # Ray does not send its token by default; a cluster without tokens ignores it.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     own = ray_folder() if cluster.address is None else contextlib.nullcontext()
     with own as folder:
@@ -139,17 +140,17 @@ def _ray(cluster: Cluster) -> Iterator[list[dict[str, float]]]:
         try:
             ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            where = f"{_name(cluster)}: no Ray answers there" if cluster.address else "Ray does not start here"
+            where = f"{_name(cluster)}: no Ray answers there" if cluster.address else "Ray cannot be started here"
             raise MissingResourceError(f"{where} ({' '.join(str(error).split())[:200]})") from None
         try:
-            signal.signal(signal.SIGTERM, on_term)  # where Ray has put its own
+            signal.signal(signal.SIGTERM, on_term)  # Ray may have installed its own
             yield _joined(cluster.nodes)
         finally:
             ray.shutdown()
 
 
 def _joined(expected: int) -> list[dict[str, float]]:
-    """The resources of each living node, once as many as expected have joined, or the others are late."""
+    """The resources of each living node, once as many as expected have joined or the time is up."""
     import ray
 
     deadline = time.monotonic() + JOIN_S
@@ -165,12 +166,12 @@ def _joined(expected: int) -> list[dict[str, float]]:
 
 
 def _name(cluster: Cluster) -> str:
-    """A cluster's name to a user."""
+    """The name of a cluster in messages."""
     return "the allocation" if cluster.nodes else f"--address {cluster.address}"
 
 
 def room_for(nodes: list[dict[str, float]], needs: list[dict[str, float]], name: str) -> int:
-    """Stages that a cluster holds side by side. Raises MissingResourceError where it does not hold every kind."""
+    """The number of stages that fit on a cluster at a time. Raises MissingResourceError if some stage does not fit."""
     room = [
         sum(int(min(node.get(what, 0.0) / count for what, count in need.items())) for node in nodes) for need in needs
     ]
@@ -179,24 +180,24 @@ def room_for(nodes: list[dict[str, float]], needs: list[dict[str, float]], name:
         asked = " and ".join(f"{count:g} {what}s" for what, count in need.items())
         has = " and ".join(f"{max((node.get(what, 0.0) for node in nodes), default=0.0):g} {what}s" for what in need)
         raise MissingResourceError(
-            f"{name}: a stage takes {asked}, its largest node has {has}; ask for fewer in execution, or for larger nodes"
+            f"{name}: a stage needs {asked}, and the largest node has {has}; ask for fewer in execution, or for larger nodes"
         )
     return max(room)
 
 
 def _check_address(address: str) -> None:
-    """Raise MissingResourceError where nothing listens there: Ray itself would try for many minutes."""
+    """Raise MissingResourceError if nothing listens there: Ray itself would try for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():  # auto, for the cluster that this machine is in
+    if not port.isdecimal():  # "auto": the cluster of this machine
         return
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise MissingResourceError(
-            f"--address {address}: no Ray answers there ({error}); start one with ray start --head, or leave the address out"
+            f"--address {address}: no Ray answers there ({error}); start one with ray start --head, or omit --address"
         ) from None
     if host in ("localhost", "127.0.0.1"):
-        # Ray would look for this machine under its outer address, where one that listens on 127.0.0.1 alone is not found.
+        # Ray would look for this machine at its external address, where a cluster that listens on 127.0.0.1 only is not found.
         try:
             socket.create_connection(("127.0.0.2", int(port)), timeout=CONNECT_S).close()
         except OSError:
@@ -204,7 +205,7 @@ def _check_address(address: str) -> None:
 
 
 def _bundle(execution: StageExecution, gpus: bool) -> dict[str, float]:
-    """What one stage takes of one machine. Raises StudyError for one that is to span several."""
+    """The resources of one stage on one machine. Raises StudyError if it spans several."""
     if execution.slurm.nodes > 1:
         raise StudyError("execution.slurm.nodes: a search on Ray trains a stage on one node; leave it 1")
     on_gpus = execution.accelerator == "gpu" or (execution.accelerator == "auto" and gpus)
@@ -216,7 +217,7 @@ def _cpus(execution: StageExecution, gpus: bool) -> int:
 
 
 def _source(work: Work, store: Store, needs: dict[str, dict[str, float]]) -> Any:
-    """The search as what Tune calls a searcher: what it suggests is the next stage."""
+    """The search as a Tune searcher: what it suggests is the next stage."""
     from ray.tune.search import Searcher
 
     class Stages(Searcher):
@@ -229,13 +230,13 @@ def _source(work: Work, store: Store, needs: dict[str, dict[str, float]]) -> Any
             if stage is None:
                 return Searcher.FINISHED if work.finished() else None
             self.keys[trial_id] = stage.key
-            alone = asdict(stage) | {"parent": None, "recipe": "", "axes": {}}
-            return {"store": str(store.root.absolute()), "alone": alone, "needs": needs[stage.stage]}
+            lone = asdict(stage) | {"parent": None, "recipe": "", "axes": {}}
+            return {"store": str(store.root.absolute()), "stage": lone, "needs": needs[stage.stage]}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             work.ended(self.keys.pop(trial_id))
 
-        # The store has what a restart needs.
+        # The store has everything that a restart needs.
         def save(self, checkpoint_path: str) -> None: ...
         def restore(self, checkpoint_path: str) -> None: ...
         def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None: ...
@@ -244,7 +245,7 @@ def _source(work: Work, store: Store, needs: dict[str, dict[str, float]]) -> Any
 
 
 def _scheduler(work: Work, source: Any) -> Any:
-    """Stops a stage that the search has given up."""
+    """A Tune scheduler that stops stages which the search has given up."""
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
     class GivenUp(FIFOScheduler):
@@ -269,55 +270,55 @@ def _trainable() -> Any:
     from ray.tune import PlacementGroupFactory, Trainable
 
     class StageActor(Trainable):
-        """Trains one stage after another, each with processes of their own, and stops them when it is stopped."""
+        """Trains one stage after another, each with its own processes, and stops them when it is stopped."""
 
         @classmethod
         def default_resource_request(cls, config: Any) -> Any:
             return PlacementGroupFactory([config["needs"]])
 
         def setup(self, config: Any) -> None:
-            self.team = StageTeam(Path(config["store"]), Stage(**config["alone"]), _gpu_ids())
+            self.trainer = StageTrainer(Path(config["store"]), Stage(**config["stage"]), _gpu_ids())
 
         def step(self) -> dict[str, Any]:
-            return {"done": self.team.work_on(STEP_S)}
+            return {"done": self.trainer.train_for(STEP_S)}
 
         def reset_config(self, new_config: Any) -> bool:
-            self.team.stop()
+            self.trainer.stop()
             self.setup(new_config)
             return True
 
         def cleanup(self) -> None:
-            self.team.stop()
+            self.trainer.stop()
 
     return StageActor
 
 
-class StageTeam:
-    """The local launcher for one stage, whose parent is done, in a process that Ray has started."""
+class StageTrainer:
+    """The local launcher for one stage whose parent is done, in a process that Ray has started."""
 
-    def __init__(self, root: Path, alone: Stage, gpus: tuple[str, ...]) -> None:
-        # SLURM sends its signals to every process of a job: those that train heed them, this one waits for them.
+    def __init__(self, root: Path, stage: Stage, gpus: tuple[str, ...]) -> None:
+        # SLURM signals every process of a job: the training processes react, and this one waits for them.
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
-        # The processes to fork would otherwise run Ray's own main file first, which imports all of it.
+        # Forked processes would otherwise run Ray's main file first, which imports all of Ray.
         vars(sys.modules["__main__"]).pop("__file__", None)
         store = Store(root)
-        execution = StageExecution.model_validate(store.run(alone.key).spec()["execution"])
-        slot = Slot({alone.stage: execution.devices}, gpus)
-        self.crew = Crew(Tree("", {alone.key: alone}, [], False), store, [slot], forgiving=False)
+        execution = StageExecution.model_validate(store.run(stage.key).spec()["execution"])
+        slot = Slot({stage.stage: execution.devices}, gpus)
+        self.scheduler = Scheduler(Tree("", {stage.key: stage}, [], False), store, [slot], forgiving=False)
 
-    def work_on(self, seconds: float) -> bool:
-        """Go on for a while; whether the stage has ended."""
+    def train_for(self, seconds: float) -> bool:
+        """Train for a while. Returns whether the stage has ended."""
         deadline = time.monotonic() + seconds
-        while not self.crew.finished() and time.monotonic() < deadline:
-            self.crew.collect()
-            self.crew.start_ready()
+        while not self.scheduler.finished() and time.monotonic() < deadline:
+            self.scheduler.collect()
+            self.scheduler.start_ready()
             time.sleep(POLL_S)
-        return self.crew.finished()
+        return self.scheduler.finished()
 
     def stop(self) -> None:
-        """End the processes, once they have saved their state."""
-        self.crew.stop_all("interrupted")
+        """Stop the processes once they have saved a checkpoint."""
+        self.scheduler.stop_all("interrupted")
 
 
 def _gpu_ids() -> tuple[str, ...]:
@@ -328,7 +329,7 @@ def _gpu_ids() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a search as Ctrl-C does, of which Tune takes care; in a job that is seen to already."""
+    """SIGTERM ends a search as Ctrl-C does, which Tune handles; a job has its own handlers."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -344,7 +345,7 @@ def _as_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Tune tells of trials and of its own restore; neither means anything here."""
+    """Silence Tune's messages about trials and restoring, which mean nothing here."""
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

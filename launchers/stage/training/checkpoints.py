@@ -1,11 +1,12 @@
-"""Resumable states on disk: written beside, flushed, checksummed, renamed; the last two are kept.
+"""Checkpoints on disk: written beside their place, flushed, checksummed, renamed; the last two are kept.
 
     checkpoint/step-000001200/
-      rank-00000.safetensors   what this rank holds of weights, moments and best weights
-      rank-00000.json          which rows of which tensors these are, what else only this rank knows, the file's SHA-256
-      state.json               the step, the number of ranks, what all ranks know, the SHA-256 of every rank's description
+      rank-00000.safetensors   this rank's part of the weights, the moments and the best weights
+      rank-00000.json          the tensors and rows in that file, values that only this rank has, the file's SHA-256
+      state.json               the step, the number of ranks, values that all ranks share, the SHA-256 of each rank's JSON file
 
-Nothing is pickled. Tensors that ranks hold in parts (FSDP) are described by their rows, so any number of ranks can read them.
+Nothing is pickled. Tensors that are sharded over ranks (FSDP) are described by their rows, so any number of ranks can read
+them.
 """
 
 import json
@@ -13,7 +14,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,41 +28,43 @@ from retain.sweeps.base.errors import MissingResourceError, StageFailedError
 from retain.sweeps.base.files import sync_path, write_text
 
 KEPT = 2
+"""Checkpoints that are kept."""
 OTHERS_WAIT_S = 600.0
-"""How long the chief waits for the other ranks' files of one state."""
+"""How long rank 0 waits for the other ranks' files of a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank contributes to a state, copied out of the way of the training loop."""
+    """What one rank contributes to a checkpoint, copied so that training can continue."""
 
     step: int
     tensors: Mapping[str, torch.Tensor]
-    """On the CPU; empty where another rank holds the same."""
+    """On the CPU; empty if another rank has the same tensors."""
     rows: Mapping[str, tuple[int, int]]
-    """For tensors held in parts: the first row and the rows of the whole."""
+    """For sharded tensors: the first row of this rank, and the number of rows of the whole tensor."""
     own: Mapping[str, Any]
-    """JSON values of this rank."""
+    """JSON values that only this rank has."""
     shared: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values that are the same on all ranks; the chief's are written."""
+    """JSON values that all ranks share; those of rank 0 are written."""
 
 
 @dataclass(frozen=True)
-class SavedState:
-    """A state on disk."""
+class SavedCheckpoint:
+    """A checkpoint on disk."""
 
     folder: Path
     step: int
     world: int
     shared: Mapping[str, Any]
     ranks: tuple[Mapping[str, Any], ...]
-    """rank-*.json, in order."""
+    """The content of rank-*.json, in order."""
 
     def has(self, name: str) -> bool:
+        """Whether the checkpoint holds a tensor."""
         return any(name in rank["names"] for rank in self.ranks)
 
     def copy_into(self, name: str, target: torch.Tensor, first_row: int | None) -> None:
-        """Fill a tensor, or this rank's rows of it from `first_row` on, whoever wrote them."""
+        """Fill a tensor, or this rank's rows of it from `first_row` on, from whichever ranks wrote them."""
         for number, rank in enumerate(self.ranks):
             if name not in rank["names"]:
                 continue
@@ -77,13 +80,13 @@ class SavedState:
                     target[low - mine : high - mine].copy_(part[low - begin : high - begin])
 
 
-def saved_states(folder: Path) -> list[Path]:
-    """The states below checkpoint/, the newest first, unchecked."""
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints below checkpoint/, newest first, unchecked."""
     return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), reverse=True)
 
 
-def open_state(path: Path, check: bool = True) -> SavedState:
-    """A state; with `check`, one whose every checksum holds. Raises ValueError, saying what is damaged."""
+def open_checkpoint(path: Path, check: bool = True) -> SavedCheckpoint:
+    """Open a checkpoint; with `check`, verify every checksum. Raises ValueError that names the damaged file."""
     try:
         manifest = json.loads((path / "state.json").read_text())
         ranks = []
@@ -95,24 +98,24 @@ def open_state(path: Path, check: bool = True) -> SavedState:
             if check and rank["sha256"] and sha256_of(tensors) != rank["sha256"]:
                 raise ValueError(f"{path.name}/{tensors.name} is damaged")
             ranks.append(rank)
-        return SavedState(path, manifest["step"], manifest["world"], manifest["shared"], tuple(ranks))
+        return SavedCheckpoint(path, manifest["step"], manifest["world"], manifest["shared"], tuple(ranks))
     except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is damaged ({type(error).__name__}: {error})") from None
 
 
-def newest_state(folder: Path, say: Callable[[str], None]) -> SavedState | None:
-    """The newest undamaged state; each damaged one is said and removed."""
-    for path in saved_states(folder):
+def newest_checkpoint(folder: Path, note: Callable[[str], None]) -> SavedCheckpoint | None:
+    """The newest undamaged checkpoint. Damaged ones are noted and removed."""
+    for path in checkpoint_folders(folder):
         try:
-            return open_state(path)
+            return open_checkpoint(path)
         except ValueError as error:
-            say(f"the state {error}; it is removed and an older one is used")
+            note(f"checkpoint {error}; it is removed and an older one is used")
             shutil.rmtree(path)
     return None
 
 
-class StateWriter:
-    """Writes one state at a time beside the training loop; `save` waits for the one before (back-pressure)."""
+class CheckpointWriter:
+    """Writes one checkpoint at a time beside the training loop; `save` waits for the one before (back-pressure)."""
 
     def __init__(self, folder: Path, rank: int, world: int, may_write: Callable[[], bool]) -> None:
         self.folder, self.rank, self.world, self.may_write = folder, rank, world, may_write
@@ -121,26 +124,26 @@ class StateWriter:
         self.saved_step: int | None = None
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begin to write a state. Raises what the write before ran into."""
+        """Start writing a checkpoint. Raises the error of the write before, if it failed."""
         self.wait()
-        self.thread = threading.Thread(target=self._run, args=(snapshot,), name=f"state {snapshot.step}")
+        self.thread = threading.Thread(target=self._run, args=(snapshot,), name=f"checkpoint {snapshot.step}")
         self.thread.start()
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises MissingResourceError or StageFailedError where a write failed."""
+        """Wait until nothing is being written. Raises MissingResourceError or StageFailedError if a write failed."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
         self.raise_error()
 
     def raise_error(self) -> None:
-        """Raises what a finished write ran into, once."""
+        """Raise the error of a finished write, once."""
         if self.error is not None:
             error, self.error = self.error, None
             raise error
 
     def abandon(self) -> None:
-        """Let a write end without asking how it went."""
+        """Wait for a write, whether or not it succeeds."""
         if self.thread is not None:
             self.thread.join()
 
@@ -150,17 +153,17 @@ class StateWriter:
             self.saved_step = snapshot.step
         except OSError as error:
             kept = (
-                f"the state of step {self.saved_step} is kept"
+                f"the checkpoint of step {self.saved_step} is kept"
                 if self.saved_step is not None
-                else "older states are kept"
+                else "older checkpoints are kept"
             )
-            told = MissingResourceError(
-                f"{self.folder}: the state of step {snapshot.step} cannot be written ({error.strerror or error}); "
+            failure = MissingResourceError(
+                f"{self.folder}: the checkpoint of step {snapshot.step} cannot be written ({error.strerror or error}); "
                 f"free space and run it again, {kept}"
             )
-            told.__cause__ = error
-            self.error = told
-        except Exception as error:  # told to the training loop, which fails with it
+            failure.__cause__ = error
+            self.error = failure
+        except Exception as error:  # the training loop raises it
             self.error = error
 
     def _write(self, snapshot: Snapshot) -> None:
@@ -197,7 +200,7 @@ class StateWriter:
         while missing := [name for name in names if not (partial / name).exists()]:
             if time.monotonic() > deadline:
                 raise StageFailedError(
-                    f"the state of step {snapshot.step} lacks {missing[0]} after {OTHERS_WAIT_S:.0f} s"
+                    f"the checkpoint of step {snapshot.step} lacks {missing[0]} after {OTHERS_WAIT_S:.0f} s"
                 )
             time.sleep(0.02)
         files = {name: sha256_of(partial / name) for name in names}
@@ -205,26 +208,17 @@ class StateWriter:
         write_text(partial / "state.json", json.dumps(shared, allow_nan=False))
         sync_path(partial)
         if not self.may_write():
-            raise StageFailedError("another process has taken this run over; this one writes no more")
+            raise StageFailedError("another process has taken over this run; this process writes nothing more")
         final = self.folder / partial.name.removeprefix(".")
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
         sync_path(self.folder)
-        for old in saved_states(self.folder)[KEPT:]:
+        for old in checkpoint_folders(self.folder)[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Remove what killed writers left; for the chief, before any rank writes."""
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers left. For rank 0, before any rank writes."""
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def state_bytes(path: Path) -> int:
-    """Bytes of a state on disk."""
-    return sum(file.stat().st_size for file in _files(path))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())

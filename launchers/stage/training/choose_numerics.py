@@ -1,4 +1,4 @@
-"""Settles how a run computes its steps: as its earlier attempts did, so that it ends in the same bits."""
+"""Chooses how an attempt computes its steps: as earlier attempts did, so that the run ends in the same bits."""
 
 import json
 from collections.abc import Mapping
@@ -7,47 +7,41 @@ from typing import Any
 
 import torch
 
-from retain.launchers.stage.ranks import Group
-from retain.launchers.stage.signals import StopRequest
-from retain.launchers.stage.training.checkpoints import saved_states
+from retain.launchers.stage.attempt import AttemptContext
+from retain.launchers.stage.signals import AttemptStopped
+from retain.launchers.stage.training.checkpoints import checkpoint_folders
 from retain.launchers.stage.training.distributed import broadcast
-from retain.launchers.stage.training.numerics import StepForm, differences, recorded_form
-from retain.launchers.stage.training.resume import StageStopped
+from retain.launchers.stage.training.numerics import Numerics, differences, recorded_numerics
 from retain.lightning_modules.compiled import why_not_compiled
-from retain.results.store.runs import Run
 
 
-def settle_form(
-    run: Run,
-    execution: Mapping[str, Any],
-    bf16: bool,
-    sharded: bool,
-    group: Group,
-    device: torch.device,
-    stop: StopRequest,
-) -> tuple[StepForm, list[str]]:
-    """The form that this attempt takes, the same on every rank, and the chief's notes on what differs from before.
+def choose_numerics(
+    context: AttemptContext, execution: Mapping[str, Any], bf16: bool, sharded: bool, device: torch.device
+) -> tuple[Numerics, list[str]]:
+    """The choices of this attempt, the same on every rank, and notes of rank 0 on what differs from earlier attempts.
 
-    A run that has states goes on as it began where the study leaves the choice (`compile: auto`, no micro_batch). Raises
-    StageStopped where a stop signal has reached the compilers too, whose failure then tells nothing.
+    A run that has checkpoints keeps its first choices where the study leaves them open (`compile: auto`, no micro_batch).
+    Raises AttemptStopped if a stop signal also reached the compilers: their failure then proves nothing.
     """
-    if not group.chief:
-        told = json.loads(broadcast("", group.world))
-        if told["stopped"]:
-            raise StageStopped(told["stopped"])
-        return StepForm(**told["form"]), []
-    notes: list[str] = []
-    before = (recorded_form(run) or StepForm(False, None)) if saved_states(run.checkpoint) else None
-    wish = execution.get("compile", "auto")  # a run that was registered before there was the choice
+    world = context.ranks.world
+    if not context.ranks.is_first:
+        chosen = json.loads(broadcast("", world))
+        if chosen["stopped"]:
+            raise AttemptStopped(chosen["stopped"])
+        return Numerics(**chosen["numerics"]), []
+    run, notes = context.run, []
+    before = (recorded_numerics(run) or Numerics(False, None)) if checkpoint_folders(run.checkpoint) else None
+    wish = execution.get("compile", "auto")  # absent in runs registered before this field existed
     compiled = wish if wish != "auto" else before.compiled if before else device.type == "cuda"
     why = why_not_compiled(device) if compiled else None
-    stopped = stop.signal if why else None
+    stopped = context.stop.signal if why else None
     if why:
         compiled = False
-        notes.append(f"steps are not compiled, as this machine cannot ({why}); they are right, only slower")
+        notes.append(f"steps are not compiled, because this machine cannot ({why}); results are right, only slower")
     micro_batch = execution["micro_batch"] or (before.micro_batch if before else None)
-    form = StepForm(compiled, micro_batch, bf16, execution["threads"] if device.type == "cpu" else None, sharded)
-    broadcast(json.dumps({"form": asdict(form), "stopped": stopped}), group.world)
+    threads = execution["threads"] if device.type == "cpu" else None
+    numerics = Numerics(compiled, micro_batch, bf16, threads, sharded)
+    broadcast(json.dumps({"numerics": asdict(numerics), "stopped": stopped}), world)
     if stopped:
-        raise StageStopped(stopped)
-    return form, [*notes, *(differences(before, form) if before else [])]
+        raise AttemptStopped(stopped)
+    return numerics, [*notes, *(differences(before, numerics) if before else [])]

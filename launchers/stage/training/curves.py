@@ -1,35 +1,32 @@
-"""What a stage tells the world while it trains: curves for TensorBoard, progress for whoever watches."""
+"""What a stage reports while it trains: curves for the store and for TensorBoard, progress for people."""
 
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils.tensorboard import SummaryWriter
 
 from retain.launchers.stage.failures import DIVERGED
 from retain.lightning_modules.objective import HeldoutLoss, heldout_loss
 from retain.lightning_modules.stage import StageModule
-from retain.results.store.runs import Progress, Run
-from retain.results.tensorboard.events import heldout_tag, training_tag
+from retain.results.store.curves import CurveWriter, Point, heldout_curve, training_curve
+from retain.results.store.runs import Run
+from retain.results.store.state import Progress
+from retain.results.tensorboard.run_events import RunEvents
 from retain.sweeps.base.errors import StageFailedError
 
 LOG_EVERY = 10
 """Steps between the points of the training curves; the loss is read from the device only then."""
-
-PROGRESS_EVERY_S = 1.0
-
-Point = tuple[str, float, int, float]
-"""Of a curve: tag, value, tokens seen, seconds since 1970."""
+REPORT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
 class Heldout:
-    """The held-out splits that a stage is judged on, by role, and how they are evaluated."""
+    """The held-out splits of a stage, by role, and how they are evaluated."""
 
     sequences: Mapping[str, torch.Tensor]
     module: StageModule
@@ -38,14 +35,15 @@ class Heldout:
     world: int
 
     def loss(self, split: str) -> HeldoutLoss:
+        """The loss of the current weights on a split (nats per token)."""
         model = self.module.model
         return heldout_loss(model, self.sequences[split], model.device, self.bf16, self.rank, self.world)
 
 
 class Curves(Callback):
-    """Training and held-out losses, learning rate, tokens per second, all against tokens seen; progress in state.json.
+    """Records training and held-out losses, learning rate and tokens per second over tokens seen, and reports progress.
 
-    `saved` is the `state()` that a resumed attempt goes on from: the event file is written anew from its points.
+    `saved` is the `state()` in the checkpoint that the attempt resumes from: the curves continue its points.
     """
 
     def __init__(self, run: Run, heldout: Heldout, heldout_every: int | None, saved: Mapping[str, Any] | None) -> None:
@@ -54,33 +52,46 @@ class Curves(Callback):
         recipe = heldout.module.recipe
         self.sequences, self.batch, self.length = recipe["sequences"], recipe["batch"], recipe["sequence_length"]
         self.steps = recipe["steps"]
-        self.points: list[Point] = [tuple(point) for point in saved["points"]] if saved else []
+        points = [Point(curve, tokens, value, when) for curve, value, tokens, when in saved["points"]] if saved else []
         self.logged_step: int = saved["logged_step"] if saved else 0
-        self.writer = _fresh_writer(run, self.points) if heldout.rank == 0 else None
+        self.points = points
+        self.file = CurveWriter(run.folder, points) if heldout.rank == 0 else None
+        self.events = RunEvents(run.folder, points) if heldout.rank == 0 else None
         self.progress = Progress(total=self.sequences * self.length)
-        self.timed_step, self.timed_at, self.told_at = 0, time.monotonic(), 0.0
+        self.timed_step, self.timed_at, self.reported_at = 0, time.monotonic(), 0.0
         self.evaluated: dict[tuple[int, str], float] = {}
 
     def state(self) -> dict[str, Any]:
-        """What a resumed attempt needs: JSON."""
-        return {"points": list(self.points), "logged_step": self.logged_step}
+        """What a checkpoint keeps of the curves: JSON."""
+        points = [(point.curve, point.value, point.tokens, point.time) for point in self.points]
+        return {"points": points, "logged_step": self.logged_step}
 
     def tokens(self, step: int) -> int:
-        """Tokens seen after so many steps."""
+        """Tokens seen after a number of steps."""
         return int(min(step * self.batch, self.sequences) * self.length)
 
     def heldout_loss(self, split: str, step: int) -> float:
-        """A held-out loss after `step` steps (nats per token), evaluated once and put on its curve."""
+        """The held-out loss after `step` steps (nats per token), evaluated once and added to its curve."""
         if (step, split) not in self.evaluated:
-            begin = time.monotonic()
+            began = time.monotonic()
             self.enter("evaluating")
             self.evaluated = {point: loss for point, loss in self.evaluated.items() if point[0] == step}
             self.evaluated[step, split] = finite(self.heldout.loss(split).loss, f"held-out loss on {split}", step)
-            self._add(heldout_tag(split), self.evaluated[step, split], step)
-            self._flush()
+            self._add(heldout_curve(split), self.evaluated[step, split], step)
+            if self.events:
+                with contextlib.suppress(OSError):  # as in `_report`
+                    self.events.flush()
             self.enter("training")
-            self.timed_at += time.monotonic() - begin
+            self.timed_at += time.monotonic() - began
         return self.evaluated[step, split]
+
+    def finish(self, hyperparameters: Mapping[str, Any], losses: Mapping[str, float]) -> None:
+        """Complete the curves, and add the final losses (nats per token) and hyperparameters for TensorBoard. For rank 0."""
+        assert self.file is not None
+        assert self.events is not None
+        self.file.finish()
+        self.events.add_results(hyperparameters, losses)
+        self.events.close()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.timed_step, self.timed_at = self.heldout.module.step, time.monotonic()
@@ -94,29 +105,29 @@ class Curves(Callback):
         if self.heldout_every and step % self.heldout_every == 0:
             for split in self.heldout.sequences:
                 self.heldout_loss(split, step)
-        if time.monotonic() - self.told_at > PROGRESS_EVERY_S:
-            self._tell(step)
+        if time.monotonic() - self.reported_at > REPORT_EVERY_S:
+            self._report(step)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._tell(self.heldout.module.step)
+        self._report(self.heldout.module.step)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self._tell(self.heldout.module.step)
-        if self.writer:
-            self.writer.close()
+        self._report(self.heldout.module.step)
+        if self.events:
+            self.events.close()
 
     def enter(self, phase: str) -> None:
-        """Say what is done now; see `Progress.phase`."""
+        """Report what the attempt does now; see `Progress.phase`."""
         self.progress = replace(self.progress, phase=phase)
-        self._tell(self.heldout.module.step)
+        self._report(self.heldout.module.step)
 
-    def _tell(self, step: int) -> None:
-        self.told_at = time.monotonic()
+    def _report(self, step: int) -> None:
+        self.reported_at = time.monotonic()
         self.progress = replace(self.progress, tokens=self.tokens(step))
-        if self.writer:
-            # A full disk is told by what cannot do without it: a state, or the results.
+        if self.file:
+            # A full disk fails the run where it matters: at a checkpoint, or at the results.
             with contextlib.suppress(OSError):
-                self.run.save_state(replace(self.run.state(), progress=self.progress, heartbeat=time.time()))
+                self.run.report(self.progress)
 
     def _log(self, trainer: Trainer, step: int) -> None:
         module = self.heldout.module
@@ -127,37 +138,22 @@ class Curves(Callback):
         per_second = (self.tokens(step) - self.tokens(self.timed_step)) / max(now - self.timed_at, 1e-9)
         self.logged_step, self.timed_step, self.timed_at = step, step, now
         self.progress = replace(self.progress, loss=loss, tokens_per_second=per_second)
-        self._add(training_tag(self.stage, "loss"), loss, step)
-        self._add(training_tag(self.stage, "learning_rate"), module.rate(step - 1), step)
-        self._add(training_tag(self.stage, "tokens_per_second"), per_second, step)
+        self._add(training_curve(self.stage, "loss"), loss, step)
+        self._add(training_curve(self.stage, "learning_rate"), module.rate(step - 1), step)
+        self._add(training_curve(self.stage, "tokens_per_second"), per_second, step)
 
-    def _add(self, tag: str, value: float, step: int) -> None:
-        self.points.append((tag, value, self.tokens(step), time.time()))
-        if self.writer:
-            self.writer.add_scalar(tag, value, self.tokens(step), self.points[-1][3])
-
-    def _flush(self) -> None:
-        """Let whoever reads the event file, such as a search, see it now: it is written every two minutes otherwise."""
-        if self.writer:
-            with contextlib.suppress(OSError):  # as in `_tell`
-                self.writer.flush()
+    def _add(self, curve: str, value: float, step: int) -> None:
+        point = Point(curve, self.tokens(step), value, time.time())
+        if not self.file or not self.events:
+            self.points.append(point)
+            return
+        with contextlib.suppress(OSError):  # as in `_report`
+            self.file.add(point)
+        self.events.add(point)
 
 
 def finite(loss: float, name: str, step: int) -> float:
-    """The loss, nats per token. Raises StageFailedError where it is none."""
+    """The loss (nats per token). Raises StageFailedError if it is NaN or infinite."""
     if not math.isfinite(loss):
         raise StageFailedError(f"diverged: the {name} is {loss} at step {step}; lower lr or lengthen warmup", DIVERGED)
     return loss
-
-
-def _fresh_writer(run: Run, points: Iterable[Point]) -> SummaryWriter:
-    """One event file in place of all that earlier attempts left, with the points that are still true."""
-    old = list(run.folder.glob("events.*"))
-    # purge_step makes a TensorBoard that is watching forget what it has read.
-    writer = SummaryWriter(str(run.folder), purge_step=0)
-    for tag, value, tokens, when in points:
-        writer.add_scalar(tag, value, tokens, when)
-    writer.flush()
-    for path in old:
-        path.unlink(missing_ok=True)
-    return writer

@@ -1,4 +1,4 @@
-"""The processes that train one stage together: how they meet, tell each other things, and share the weights."""
+"""The ranks of a stage: how they connect, exchange values and share the weights."""
 
 import os
 import socket
@@ -11,10 +11,10 @@ from torch import distributed
 LOOPBACK = "127.0.0.1"
 
 
-def join_group(world: int, gpu: bool) -> None:
-    """Meet the other ranks, by the rendezvous that the launcher has put into the environment.
+def join_ranks(world: int, gpu: bool) -> None:
+    """Connect to the other ranks, by the rendezvous that the launcher set in the environment.
 
-    Ranks of one machine meet where nobody else can: torch's own rendezvous would listen on every interface.
+    Ranks of one machine connect over the loopback interface: torch's own rendezvous would listen on every interface.
     """
     if world == 1 or distributed.is_initialized():
         return
@@ -33,18 +33,18 @@ def join_group(world: int, gpu: bool) -> None:
 
 
 def strategy_of(world: int, sharded: bool) -> Strategy | str:
-    """Lightning's strategy for this many ranks that hold all weights each, or parts of them."""
+    """Lightning's strategy for this many ranks, each with all weights or with a shard of them."""
     if world == 1:
         return "auto"
     if sharded:
         return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
-    # DDP lays its buckets out anew after the first step it sees, and the layout decides the order of the sums: a resumed
-    # run would end in other bits. Looking for unused parameters keeps the first layout.
+    # After its first step, DDP rearranges its buckets, which decide the order of sums, so a resumed run would not be
+    # bit-identical. Searching for unused parameters keeps the first arrangement.
     return DDPStrategy(find_unused_parameters=True)
 
 
 def broadcast(text: str, world: int) -> str:
-    """The chief's text, on every rank."""
+    """The text of rank 0, on every rank."""
     if world == 1:
         return text
     box: list[Any] = [text]
@@ -53,7 +53,7 @@ def broadcast(text: str, world: int) -> str:
 
 
 def gather(number: int, world: int) -> list[int]:
-    """Every rank's number, in the order of the ranks."""
+    """The numbers of all ranks, in their order."""
     if world == 1:
         return [number]
     boxes: list[Any] = [None] * world

@@ -1,4 +1,4 @@
-"""How many sequences a GPU takes at a time: the most that fit, found once for a kind of stage and kept in the store."""
+"""The micro-batch of a GPU: the most sequences that fit, found once for a shape of stage and kept in the store."""
 
 import hashlib
 import json
@@ -15,15 +15,15 @@ from retain.sweeps.base.files import read_json, write_json
 
 FOLDER = Path("cache") / "micro-batch"
 FILLED = 0.9
-"""The share of a GPU's memory that a step may take, AdamW's moments included."""
+"""The share of a GPU's memory that a step may use, including AdamW's moments."""
 MOMENT_BYTES = 8
-"""AdamW's two, of a trained parameter in fp32."""
+"""AdamW's two moments of a trained parameter, in fp32."""
 OTHERS_BYTES = 2 * 2**30
-"""More than the driver and this process's own kernels take of a GPU that nobody else uses."""
+"""More than the driver and this process's kernels occupy on a GPU that nobody else uses."""
 
 
-def kind_of_stage(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool, world: int) -> dict[str, Any]:
-    """What decides how much memory a sequence takes."""
+def stage_shape(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool, world: int) -> dict[str, Any]:
+    """What decides how much memory a sequence needs."""
     config = model.config
     shape = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     return {
@@ -38,34 +38,34 @@ def kind_of_stage(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool
 
 
 def micro_batch_for(
-    store: Path, kind: Mapping[str, Any], share: int, fits: Callable[[int], bool], keep: bool = True
+    store: Path, shape: Mapping[str, Any], share: int, fits: Callable[[int], bool], keep: bool = True
 ) -> int:
-    """Sequences at a time, at most a process's `share` of a batch; `fits` is asked only where the store knows no answer.
+    """The micro-batch in sequences, at most a rank's `share` of a batch; `fits` is called only if the store has no answer.
 
-    keep: whether what is found is for later runs too.
+    keep: whether to keep the answer for later runs.
     """
-    text = json.dumps(kind, sort_keys=True)
+    text = json.dumps(shape, sort_keys=True)
     place = store / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     known: dict[str, Any] = read_json(place) if place.exists() else {"fits": 0, "too_many": None}
-    # That all of a smaller share has fitted does not tell whether more would.
+    # If all of a smaller share fitted, more might.
     if share <= known["fits"] or known["too_many"] is not None:
         return evenly(share, int(known["fits"]))
     most, too_many = largest_that_fits(share, fits)
-    # Halving a larger share may pass over what is known to fit.
+    # Halving a larger share may skip a size that is known to fit.
     most = max(most, int(known["fits"]))
     if keep:
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, {"fits": most, "too_many": too_many, "of": dict(kind)})
+        write_json(place, {"fits": most, "too_many": too_many, "of": dict(shape)})
     return evenly(share, most)
 
 
 def evenly(share: int, most: int) -> int:
-    """The size of as few parts of a share as `most` allows, all alike where that can be: an odd rest is not compiled for."""
+    """The size of equal parts, as few as `most` allows: an odd rest would run uncompiled."""
     return -(-share // -(-share // most))
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> tuple[int, int | None]:
-    """The share halved until it fits, at least one sequence; and the last that did not, None where all of it fits."""
+    """The share, halved until it fits (at least one sequence), and the last size that did not fit; None if all of it fits."""
     size, too_many = share, None
     while size > 1 and not fits(size):
         size, too_many = -(-size // 2), size
@@ -73,18 +73,18 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> tuple[int, int
 
 
 def is_shared(device: torch.device) -> bool:
-    """Whether other processes hold much of a GPU's memory, so that what fits now tells nothing about other times."""
+    """Whether other processes occupy much of the GPU's memory, so that what fits now may not be true later."""
     free, total = torch.cuda.mem_get_info(device)
     return total - free - torch.cuda.memory_reserved(device) > OTHERS_BYTES
 
 
 def fits_on_gpu(model: LlamaForCausalLM, length: int, bf16: bool, device: torch.device) -> Callable[[int], bool]:
-    """Whether so many sequences leave room, tried with a step's forward and backward pass, not compiled: that takes less."""
+    """A function that tries a number of sequences with an uncompiled forward and backward pass; compiled ones need less."""
     moments = MOMENT_BYTES * sum(parameter.numel() for _, parameter in trained_parameters(model))
     room = FILLED * torch.cuda.get_device_properties(device).total_memory - moments
 
     def fits(size: int) -> bool:
-        # What the stage before in this process has left to the allocator is not of this one.
+        # Memory that an earlier stage of this process left to the allocator does not count.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         tokens = torch.arange(size * length, device=device).view(size, length) % model.config.vocab_size

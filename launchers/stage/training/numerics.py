@@ -1,4 +1,7 @@
-"""How a run computes its steps, as its first attempt settled it: what changes their last bits, and not what they mean."""
+"""How a run computes its steps: choices that change floating-point results slightly, but not what is computed.
+
+The first attempt records them, and later attempts keep them so that the run ends in the same bits.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,44 +14,47 @@ FILE = "steps.json"
 
 
 @dataclass(frozen=True)
-class StepForm:
+class Numerics:
+    """The recorded choices of a run."""
+
     compiled: bool
     micro_batch: int | None
-    """Sequences that one process takes at a time; None: its whole share of a batch."""
+    """Sequences that one rank takes at a time; None: its whole share of a batch."""
     bf16: bool | None = None
-    """This and what follows: None in runs that began before it was recorded."""
+    """This field and those below are None in runs that began before they were recorded."""
     threads: int | None = None
-    """Of one process; None on a GPU."""
+    """Threads of one rank; None on a GPU."""
     sharded: bool | None = None
-    """Whether ranks hold the weights in parts."""
+    """Whether the weights are sharded over the ranks."""
 
 
 _WORDS: dict[str, Callable[[Any], str]] = {
-    "compiled": lambda compiled: "compiled steps" if compiled else "steps that are not compiled",
-    "micro_batch": lambda size: f"{size} sequences at a time" if size else "its whole share of a batch at a time",
+    "compiled": lambda compiled: "compiled steps" if compiled else "uncompiled steps",
+    "micro_batch": lambda size: f"a micro-batch of {size} sequences" if size else "no micro-batches",
     "bf16": lambda bf16: "bf16" if bf16 else "fp32",
     "threads": lambda threads: f"{threads} threads",
-    "sharded": lambda sharded: "weights in parts" if sharded else "all weights in every process",
+    "sharded": lambda sharded: "sharded weights" if sharded else "all weights on every rank",
 }
 
 
-def differences(before: StepForm, now: StepForm) -> list[str]:
-    """A note on each part of a run's form that an attempt changes, for who reads its results."""
+def differences(before: Numerics, now: Numerics) -> list[str]:
+    """A note on each choice that an attempt changes, for readers of the results."""
     kept, taken = asdict(before), asdict(now)
     return [
-        f"goes on with {words(taken[name])}, and began with {words(kept[name])}: the same batches, other last bits"
+        f"resumes with {words(taken[name])} a run that began with {words(kept[name])}: same batches, not bit-identical"
         for name, words in _WORDS.items()
         if taken[name] != kept[name] and (name == "micro_batch" or None not in (taken[name], kept[name]))
     ]
 
 
-def recorded_form(run: Run) -> StepForm | None:
-    """That of the attempts so far; None where none has trained."""
+def recorded_numerics(run: Run) -> Numerics | None:
+    """The choices of earlier attempts; None if no attempt has trained."""
     try:
-        return StepForm(**read_json(run.folder / FILE))
+        return Numerics(**read_json(run.folder / FILE))
     except FileNotFoundError:
         return None
 
 
-def record_form(run: Run, form: StepForm) -> None:
-    write_json(run.folder / FILE, asdict(form))
+def record_numerics(run: Run, numerics: Numerics) -> None:
+    """Keep the choices for later attempts."""
+    write_json(run.folder / FILE, asdict(numerics))

@@ -1,9 +1,9 @@
-"""Exact resume: what a state holds, when one is saved, and how a stage goes on from it.
+"""Exact resume: what a checkpoint holds, when one is saved, and how a stage resumes from it.
 
-A state is taken between two steps. It holds the weights that are trained (a frozen base is the parent's, and read from
-it again), AdamW's moments, the best weights of early stopping and a few numbers; the order of the data, the learning rate
-and dropout are functions of the step, so they need none. The TensorBoard points so far are part of it: the event file is
-written anew from them, so it has no gap and no overlap.
+A checkpoint is taken between two steps. It holds the trained weights (a frozen base is read from the parent again), AdamW's
+moments, the best weights of early stopping and a few numbers. The order of the data, the learning rate and dropout are
+functions of the step, so they need no state. The points of the curves so far are part of it, so that curves resume without a
+gap or an overlap.
 """
 
 import time
@@ -18,34 +18,31 @@ from torch.distributed.tensor import DTensor
 
 from retain.datamodules.order.digest import add_digests, as_text
 from retain.datamodules.order.stage_data import StageData
-from retain.launchers.stage.signals import StopRequest
-from retain.launchers.stage.training.checkpoints import SavedState, Snapshot, StateWriter
+from retain.launchers.stage.signals import AttemptStopped, StopRequest
+from retain.launchers.stage.training.checkpoints import CheckpointWriter, SavedCheckpoint, Snapshot
 from retain.launchers.stage.training.curves import Curves, finite
 from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.models import trained_parameters
 from retain.lightning_modules.shards import first_row, local_part
 from retain.lightning_modules.stage import StageModule
 
-GO_ON, SAVE, STOP = 0, 1, 2
+CONTINUE, SAVE, STOP = 0, 1, 2
+"""What a rank wants at a step boundary; the largest of the ranks' wishes counts."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-class StageStopped(Exception):
-    """A stop signal ended this attempt after its state was saved."""
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often a state is saved while nothing goes wrong."""
+    """How often a checkpoint is saved while nothing goes wrong."""
 
     seconds: float
     steps: int | None
 
 
 class Agreement:
-    """What the ranks want at a step boundary: the strongest of their wishes.
+    """What the ranks agree to do at a step boundary.
 
-    With several ranks the answer is that of the boundary before, so that no step waits for it.
+    With several ranks, the answer is that of the previous boundary, so that no step waits for it.
     """
 
     def __init__(self, world: int) -> None:
@@ -53,9 +50,10 @@ class Agreement:
         self.asked: tuple[torch.Tensor, distributed.Work] | None = None
 
     def settle(self, wish: int) -> int:
+        """Ask all ranks for their wishes, and return the largest."""
         if self.group is None:
             return wish
-        answer = GO_ON
+        answer = CONTINUE
         if self.asked is not None:
             self.asked[1].wait()
             answer = int(self.asked[0].item())
@@ -67,15 +65,15 @@ class Agreement:
 
 
 class Resume(Callback):
-    """Goes on from `saved` when the stage starts, and saves states at step boundaries: in time, and when told to stop."""
+    """Restores `saved` when the stage starts, and saves checkpoints at step boundaries: periodically, and on a stop signal."""
 
     def __init__(
         self,
-        saved: SavedState | None,
+        saved: SavedCheckpoint | None,
         data: StageData,
         curves: Curves,
         best: KeepBest | None,
-        writer: StateWriter,
+        writer: CheckpointWriter,
         stop: StopRequest,
         cadence: Cadence,
         holds_all: bool,
@@ -83,13 +81,13 @@ class Resume(Callback):
         self.saved, self.data, self.curves, self.best, self.writer = saved, data, curves, best, writer
         self.stop, self.cadence = stop, cadence
         self.holds_all = holds_all
-        """Whether every rank holds all weights, so that the chief alone writes them."""
+        """Whether every rank holds all weights, so that only rank 0 writes them."""
         self.saved_at = time.monotonic()
         self.buffers: dict[str, torch.Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, StageModule)
-        # Lightning has put its own handler of TERM in place.
+        # Lightning has installed its own handler of TERM.
         self.stop.install()
         self.agreement = Agreement(trainer.world_size)
         if self.saved is not None:
@@ -102,16 +100,16 @@ class Resume(Callback):
         assert isinstance(module, StageModule)
         self.writer.raise_error()
         decision = self.agreement.settle(self._wish(trainer, module))
-        # At its end a stage is written as done; a state of it would help nobody.
-        if decision == GO_ON or trainer.should_stop or module.step == module.recipe["steps"]:
+        # After the last step the stage is finished, so it needs no checkpoint.
+        if decision == CONTINUE or trainer.should_stop or module.step == module.recipe["steps"]:
             return
-        # The copies are made into the memory that the state before is written from.
+        # The copies use the memory that the previous checkpoint is written from.
         self.writer.wait()
         self.writer.save(self._snapshot(trainer, module))
         self.saved_at = time.monotonic()
         if decision == STOP:
             self.writer.wait()
-            raise StageStopped(self.stop.signal or "another rank was told to stop")
+            raise AttemptStopped(self.stop.signal or "a stop signal on another rank")
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.writer.wait()
@@ -123,16 +121,16 @@ class Resume(Callback):
         if self.stop.signal is not None:
             return STOP
         if trainer.global_rank != 0:
-            return GO_ON
+            return CONTINUE
         due = time.monotonic() - self.saved_at >= self.cadence.seconds
         due = due or (self.cadence.steps is not None and module.step % self.cadence.steps == 0)
-        return SAVE if due else GO_ON
+        return SAVE if due else CONTINUE
 
     def _snapshot(self, trainer: Trainer, module: StageModule) -> Snapshot:
         tensors: dict[str, torch.Tensor] = {}
         rows: dict[str, tuple[int, int]] = {}
-        chief = trainer.global_rank == 0
-        if chief or not self.holds_all:
+        first = trainer.global_rank == 0
+        if first or not self.holds_all:
             for name, tensor, parameter in _state_tensors(trainer.optimizers[0], module, self.best):
                 tensors[name] = self._copied(name, local_part(tensor))
                 if isinstance(parameter, DTensor):
@@ -141,18 +139,18 @@ class Resume(Callback):
             "digest": as_text(self.data.digest),
             "loss_sum": finite(module.loss_sum.item(), "training loss", module.step),
         }
-        shared: dict[str, Any] = {"curves": self.curves.state()} if chief else {}
-        if chief and self.best is not None:
+        shared: dict[str, Any] = {"curves": self.curves.state()} if first else {}
+        if first and self.best is not None:
             shared["early_stopping"] = self.best.state()
         return Snapshot(module.step, tensors, rows, own, shared)
 
     def _copied(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy on the CPU, in memory that is used again: the writer has finished with it before the next state."""
+        """A copy on the CPU, in memory that is reused: the writer has finished with it before the next checkpoint."""
         if name not in self.buffers:
             self.buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return self.buffers[name].copy_(tensor)
 
-    def _restore(self, saved: SavedState, trainer: Trainer, module: StageModule) -> None:
+    def _restore(self, saved: SavedCheckpoint, trainer: Trainer, module: StageModule) -> None:
         module.step = saved.step
         optimizer = trainer.optimizers[0]
         best: dict[str, torch.Tensor] = {}
@@ -175,8 +173,8 @@ class Resume(Callback):
         module.loss_sum = torch.tensor(loss_sum)
 
 
-def _own_values(saved: SavedState, rank: int, world: int) -> tuple[int, float]:
-    """A rank's share of the token proof and of the loss since the last point; shared out anew among other ranks."""
+def _own_values(saved: SavedCheckpoint, rank: int, world: int) -> tuple[int, float]:
+    """A rank's share of the data digest, and of the loss since the last point; redistributed if the number of ranks changed."""
     shares = [(int(written["own"]["digest"], 16), float(written["own"]["loss_sum"])) for written in saved.ranks]
     if world == saved.world:
         return shares[rank]
@@ -187,7 +185,7 @@ def _own_values(saved: SavedState, rank: int, world: int) -> tuple[int, float]:
 def _state_tensors(
     optimizer: torch.optim.Optimizer, module: StageModule, best: KeepBest | None
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Weights, moments and best weights: name, tensor, and the parameter that it belongs to."""
+    """Weights, moments and best weights: name, tensor, and the parameter that the tensor belongs to."""
     for name, parameter in trained_parameters(module.model):
         yield f"model/{name}", parameter.detach(), parameter
         for moment in MOMENTS:

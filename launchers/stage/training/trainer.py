@@ -1,4 +1,4 @@
-"""Lightning's Trainer as every stage is trained by it."""
+"""Lightning's Trainer, as every stage uses it."""
 
 import contextlib
 import ctypes
@@ -11,30 +11,30 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 
-from retain.launchers.stage.ranks import Group
+from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.training.distributed import strategy_of
 from retain.lightning_modules.stage import StageModule
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's mallopt."""
+"""Parameters of glibc's mallopt."""
 
 
 def stage_trainer(
-    folder: Path, group: Group, gpu: bool, bf16: bool, sharded: bool, callbacks: Sequence[Callback]
+    folder: Path, ranks: Ranks, gpu: bool, bf16: bool, sharded: bool, callbacks: Sequence[Callback]
 ) -> Trainer:
-    """One epoch, deterministic, one step a batch; signals, states, logs and progress are the callbacks' own."""
+    """A deterministic Trainer for one epoch, one step a batch; callbacks handle signals, checkpoints, logs and progress."""
     if not gpu:
         _keep_freed_memory()
     trainer = Trainer(
         accelerator="gpu" if gpu else "cpu",
-        devices=group.world // group.nodes,
-        num_nodes=group.nodes,
-        strategy=strategy_of(group.world, sharded),
-        plugins=[TorchElasticEnvironment() if group.world > 1 else LightningEnvironment()],
+        devices=ranks.world // ranks.nodes,
+        num_nodes=ranks.nodes,
+        strategy=strategy_of(ranks.world, sharded),
+        plugins=[TorchElasticEnvironment() if ranks.world > 1 else LightningEnvironment()],
         precision="bf16-mixed" if bf16 else "32-true",
         max_epochs=1,
         callbacks=list(callbacks),
-        # Nothing is written there; without it Lightning asks for the working directory, which may be gone.
+        # Nothing is written there. Without it Lightning asks for the working directory, which may have been deleted.
         default_root_dir=folder,
         deterministic=True,
         use_distributed_sampler=False,
@@ -43,13 +43,13 @@ def stage_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # Part of torch's deterministic mode: it would write NaN into every new tensor before that is filled.
+    # torch's deterministic mode would write NaN into every new tensor first.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return trainer
 
 
 def fit(trainer: Trainer, module: StageModule, data: LightningDataModule) -> None:
-    """Train, without Lightning's advice on loaders."""
+    """Train, without Lightning's warnings about data loaders."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
@@ -57,9 +57,9 @@ def fit(trainer: Trainer, module: StageModule, data: LightningDataModule) -> Non
 
 
 def _keep_freed_memory() -> None:
-    """Let the tensors of a step take the memory of the last one's, up to 32 MiB each: new pages from the system are slower.
+    """Let the tensors of a step reuse the memory of the previous step, up to 32 MiB each: new pages are slower.
 
-    Only glibc has to be told.
+    Only glibc needs this.
     """
     with contextlib.suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

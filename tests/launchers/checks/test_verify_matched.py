@@ -9,7 +9,8 @@ import pytest
 from retain.launchers.checks.verify_matched import matched_problems
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
-from retain.results.store.runs import State
+from retain.results.store.state import State
+from tests.results.runs import put_state
 from tests.studies import tiny_study
 
 
@@ -22,7 +23,7 @@ def matched(tmp_path_factory: pytest.TempPathFactory) -> OpenedStudy:
     opened = prepare_study(str(study), [], folder / "runs", lambda *_: None)
     register(opened.tree, opened.file, opened.facts, opened.store)
     for key in opened.tree.stages:
-        opened.store.run(key).save_state(State(state="done"))
+        put_state(opened.store.run(key), State(state="done"))
     return opened
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from retain.launchers.checks.verify import token_problems
-from retain.launchers.cli.views import TELLING, most_telling, print_json, status_table
-from retain.launchers.jobs.status import orphans
+from retain.launchers.checks.verify_tokens import problems as token_problems
+from retain.launchers.cli.views.status import PRIORITY, most_important, status_table
+from retain.launchers.console import print_json
+from retain.launchers.jobs.status import find_orphans
 from retain.launchers.jobs.submissions import new_submission, submitted_job, submitted_jobs, write_submission
 from retain.launchers.slurm.client import Job
 from retain.results.store.runs import Run, Store
 from retain.results.store.status import study_status
 from retain.results.tensorboard.events import run_events_name
 from tests.conftest import Trained
-from tests.results.runs import finish_all, registered
+from tests.results.runs import finish_all, put_state, registered
 
 EVENTS = """
 from retain.results.tensorboard.events import digest_of, run_events_name, study_hyperparameters
@@ -31,11 +32,11 @@ def test_a_long_status_shows_first_what_failed_or_is_at_work_in_the_order_of_the
     rows = study_status(tree, store)
     states = ["done", "done", "planned", "failed", "done", "running", "queued", "planned"]
     told = [replace(row, state=state) for row, state in zip(rows, states, strict=True)]
-    assert set(states) <= set(TELLING)
-    assert [row.state for row in most_telling(told, 3)] == ["failed", "running", "queued"]
-    assert [row.state for row in most_telling(told, 4)] == ["planned", "failed", "running", "queued"]
-    assert most_telling(told, 8) == told
-    table = status_table(told, most_telling(told, 3))
+    assert set(states) <= set(PRIORITY)
+    assert [row.state for row in most_important(told, 3)] == ["failed", "running", "queued"]
+    assert [row.state for row in most_important(told, 4)] == ["planned", "failed", "running", "queued"]
+    assert most_important(told, 8) == told
+    table = status_table(told, most_important(told, 3))
     assert (table.row_count, table.title) == (3, "3 done, 2 planned, 1 failed, 1 running, 1 queued")
 
 
@@ -64,17 +65,17 @@ def test_the_jobs_of_many_runs_are_those_of_each(tmp_path: Path) -> None:
     for number, submission in enumerate((array, single, packed)):
         write_submission(store, replace(submission, job_id=str(number)))
         for key in submission.keys:
-            store.run(key).save_state(replace(store.run(key).state(), submission=submission.token))
-    store.run(keys[7]).save_state(replace(store.run(keys[7]).state(), submission="gone"))
+            put_state(store.run(key), replace(store.run(key).state(), submission=submission.token))
+    put_state(store.run(keys[7]), replace(store.run(keys[7]).state(), submission="gone"))
     found = submitted_jobs(store, map(store.run, keys))
     assert list(found.values()) == ["0_0", "0_1", "0_2", "1", "2_0", "2_0", "2_1"]
     assert found == {key: job for key in keys if (job := submitted_job(store, store.run(key)))}
     live = {job: Job(job, array.name, "PENDING", "") for job in ("0_0", "0_1", "0_2")}
-    assert orphans(store, live) == []
+    assert find_orphans(store, live) == []
     (store.root / keys[1] / "stage.json").unlink()
     (store.root / keys[1] / "state.json").unlink()
     (store.root / keys[1]).rmdir()
-    assert [(orphan.job_id, orphan.key) for orphan in orphans(store, live)] == [("0_1", keys[1])]
+    assert [(orphan.job_id, orphan.key) for orphan in find_orphans(store, live)] == [("0_1", keys[1])]
 
 
 def test_registering_many_stages_again_changes_nothing_and_leaves_nothing_beside(tmp_path: Path) -> None:

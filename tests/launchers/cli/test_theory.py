@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from retain.launchers.local.launcher import Team, local_slots, train
+from retain.launchers.local.devices import local_slots
+from retain.launchers.local.launcher import WorkerGroup, train
 from retain.launchers.planning.opened_study import open_study, prepare_study
 from retain.launchers.planning.register import register
-from retain.launchers.stage.ranks import Group
-from retain.launchers.stage.signals import StopRequest
-from retain.launchers.stage.training.resume import StageStopped
-from retain.launchers.stage.training.run import run_stage
+from retain.launchers.stage.attempt import make_attempt
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.figures.theory import draw_theory, read_trial
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
@@ -116,7 +116,7 @@ def test_a_killed_stage_starts_anew_and_ends_in_the_same_bits(ran: Path, tmp_pat
     register(opened.tree, opened.file, opened.facts, opened.store)
     killed: list[str] = []
 
-    def kill_two(teams: Mapping[str, Team]) -> None:
+    def kill_two(teams: Mapping[str, WorkerGroup]) -> None:
         for key, team in teams.items():
             if len(killed) < 2 and key not in killed and opened.store.run(key).state().state == "running":
                 team.processes[0].kill()
@@ -133,10 +133,10 @@ def test_a_stage_that_is_told_to_stop_is_left_planned(tmp_path: Path) -> None:
     store, (key, *_) = registered(tmp_path / "runs")
     stop = StopRequest()
     stop.signal = "SIGTERM"
-    with pytest.raises(StageStopped):
-        run_stage(store, key, Group(), stop)
+    with pytest.raises(AttemptStopped):
+        make_attempt(store, key, Ranks(), stop)
     assert store.run(key).state().state == "planned"
-    run_stage(store, key, Group(), StopRequest())
+    make_attempt(store, key, Ranks(), StopRequest())
     assert store.run(key).is_done()
     assert len(list(store.run(key).folder.glob("events.*"))) == 1
 
@@ -144,7 +144,7 @@ def test_a_stage_that_is_told_to_stop_is_left_planned(tmp_path: Path) -> None:
 def test_a_stage_that_diverges_fails_and_says_what_to_lower(tmp_path: Path) -> None:
     store, (key, *_) = registered(tmp_path / "runs", "pretrain.lr=3")
     with pytest.raises(StageFailedError, match=r"diverged.*lower lr"):
-        run_stage(store, key, Group(), StopRequest())
+        make_attempt(store, key, Ranks(), StopRequest())
     state = store.run(key).state()
     assert (state.state, state.attempts[-1].failure) == ("failed", "diverged")
 

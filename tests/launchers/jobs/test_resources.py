@@ -12,11 +12,13 @@ from retain.launchers.jobs.resources import Resources, as_executions, slurm_reso
 from retain.launchers.jobs.submit import families, sbatch_script
 from retain.launchers.planning.register import register
 from retain.launchers.slurm.partitions import Partition, parse_config, parse_gpus, parse_partitions
-from retain.results.store.runs import Attempt, Progress, Store
+from retain.results.store.runs import Store
+from retain.results.store.state import Attempt, Progress
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile, check_study
 from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.tree import Tree, expand
+from tests.results.runs import put_state
 from tests.retain import train_here
 from tests.studies import made_up_facts, tiny_fields, tiny_study
 
@@ -50,7 +52,7 @@ def measured(store: Store, file: StudyFile, tree: Tree, speed: float, kind: str 
     run = store.run(next(key for key, stage in tree.stages.items() if stage.stage == kind))
     attempts = (Attempt(0.0, "node", 1, world=world, end=1.0, tokens=1, cause="finished"),)
     progress = Progress(tokens=1, total=1, tokens_per_second=speed)
-    run.save_state(replace(run.state(), state="done", attempts=attempts, progress=progress))
+    put_state(run, replace(run.state(), state="done", attempts=attempts, progress=progress))
 
 
 def test_walltimes_come_from_the_speed_of_done_runs_of_the_same_kind_and_model(tmp_path: Path) -> None:

@@ -14,19 +14,21 @@ import pytest
 from retain.launchers.jobs.resources import as_executions, slurm_resources
 from retain.launchers.jobs.submissions import new_submission, read_submission, submission_folder, write_submission
 from retain.launchers.jobs.submit import families, sbatch_script
-from retain.launchers.local.launcher import Team, local_slots, train
+from retain.launchers.local.devices import local_slots
+from retain.launchers.local.launcher import WorkerGroup, train
 from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register
-from retain.launchers.stage.compile_cache import FOLDER
-from retain.launchers.stage.ranks import Group
-from retain.launchers.stage.signals import CANCEL_SIGNAL, StopRequest
-from retain.launchers.stage.training.resume import StageStopped
-from retain.launchers.stage.training.run import run_stage
-from retain.results.store.runs import Attempt, Progress, State, Store
+from retain.launchers.stage.attempt import make_attempt
+from retain.launchers.stage.environment import FOLDER
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
+from retain.results.store.runs import Store
+from retain.results.store.state import Attempt, Progress, State
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.tree import expand
+from tests.results.runs import put_state
 from tests.retain import losses, train_here, weights
 from tests.studies import made_up_facts, tiny_fields, tiny_study
 
@@ -83,7 +85,7 @@ def test_a_pack_that_is_killed_goes_on_with_the_one_that_was_trained_and_the_res
     register(opened.tree, opened.file, opened.facts, opened.store)
     killed: list[str] = []
 
-    def kill_the_second(teams: Mapping[str, Team]) -> None:
+    def kill_the_second(teams: Mapping[str, WorkerGroup]) -> None:
         done = [run for run in opened.store.runs() if run.spec()["stage"] == "finetune" and run.is_done()]
         for key, team in teams.items():
             if len(done) == 1 and not killed and opened.store.run(key).checkpoint.exists():
@@ -117,11 +119,11 @@ def test_a_run_that_is_cancelled_while_it_begins_stays_cancelled(alone: Path, tm
     opened = prepare_study(str(tiny_study(tmp_path / "study", **STUDY)), (), store.root, lambda *_: None)
     register(opened.tree, opened.file, opened.facts, opened.store)
     run = next(run for run in store.runs() if run.spec()["stage"] == "finetune")
-    run.save_state(State("cancelled", reason="by retain cancel"))
+    put_state(run, State("cancelled", reason="by retain cancel"))
     stop = StopRequest()
     stop.signal = CANCEL_SIGNAL.name
-    with pytest.raises(StageStopped):
-        run_stage(store, run.key, Group(), stop)
+    with pytest.raises(AttemptStopped):
+        make_attempt(store, run.key, Ranks(), stop)
     assert run.state().state == "cancelled"
     assert (run.state().reason, run.state().attempts) == ("by retain cancel", ())
     assert stop.forget_cancel()
@@ -143,7 +145,7 @@ def test_a_pack_is_one_task_and_asks_for_the_time_of_all_its_stages(tmp_path: Pa
     tokens = tree.stages[leaves[0]].tokens
     done = store.run(leaves[0])
     ended = Attempt(0.0, "node", 1, end=1.0, tokens=1, cause="finished")
-    done.save_state(State("done", (ended,), progress=Progress(1, 1, tokens_per_second=tokens / 600)))
+    put_state(done, State("done", (ended,), progress=Progress(1, 1, tokens_per_second=tokens / 600)))
     resources = slurm_resources(tree, file, store, Site(), [])
     assert resources[leaves[0]].execution.slurm.minutes == 2 * 10 * 3 // 2 + 10
     register(tree, file, made_up_facts(file), store, as_executions(resources))

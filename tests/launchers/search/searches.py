@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retain.launchers.local.launcher import Slot, train
+from retain.launchers.local.devices import Slot
+from retain.launchers.local.launcher import train
 from retain.launchers.search.budget import Budget
 from retain.launchers.search.derived_studies import SearchedStudy, open_search
 from retain.launchers.search.engine import Search

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from retain.launchers.search.console import summary_document
 from retain.launchers.search.curves import evaluations_for, heldout_curves, losses_at
-from retain.launchers.search.early_stopping import EarlyEnds
+from retain.launchers.search.early_stopping import EarlyStopping
 from retain.launchers.search.engine import Search
 from retain.launchers.search.history import History
 from retain.launchers.search.probing import judge_probe, losses_at_probe, place_of
 from retain.launchers.search.pruning import judge, rungs_of
+from retain.launchers.search.summary import summary_document
+from retain.results.store.curves import heldout_curve
 from retain.results.store.runs import Store
-from retain.results.tensorboard.events import heldout_tag
 from retain.sweeps.schema.search_space import Loss, Probe, Rungs, SearchBlock
 from retain.sweeps.tree.tree import Stage
 from tests.launchers.search.searches import THEORY, block, finish, searching, train_alone, train_one
@@ -199,21 +199,21 @@ def test_what_was_seen_at_a_rung_is_kept_while_a_new_attempt_writes_its_curve_an
     store, stage = Store(tmp_path), Stage("k", "posttrain", "p", '{"corpus": "music"}', 1000, {})
     history = History(tmp_path / "search.json", "")
     blocks = SearchBlock.model_validate({"axes": {"posttrain.lr": [1, 2]}, "prune": {"first": 0.25}})
-    ends = EarlyEnds(blocks, store, history)
+    ends = EarlyStopping(blocks, store, history)
     assert not ends.note(stage)
     write_curve(store, [(250, 3.0), (500, 2.5)])
     assert ends.note(stage)
     assert not ends.note(stage)
     (tmp_path / "k" / next((tmp_path / "k").glob("events.*")).name).unlink()
     write_curve(store, [(250, 3.0)])
-    assert not EarlyEnds(blocks, store, history).note(stage)
+    assert not EarlyStopping(blocks, store, history).note(stage)
     assert history.rungs == {"k": {"250": 3.0, "500": 2.5}}
 
 
 def write_curve(store: Store, points: list[tuple[int, float]]) -> None:
     with contextlib.closing(SummaryWriter(str(store.run("k").folder))) as writer:
         for tokens, loss in points:
-            writer.add_scalar(heldout_tag("posttraining"), loss, tokens)
+            writer.add_scalar(heldout_curve("posttraining"), loss, tokens)
 
 
 def next_of(search: Search) -> Stage:

@@ -9,18 +9,19 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from retain.launchers.planning.opened_study import open_study
+from retain.launchers.search.attempt import run_search
 from retain.launchers.search.budget import Budget, parse_budget
-from retain.launchers.search.console import summary_document
 from retain.launchers.search.derived_studies import open_search
 from retain.launchers.search.engine import Search
 from retain.launchers.search.history import open_history
-from retain.launchers.search.session import run_search
+from retain.launchers.search.summary import summary_document
 from retain.results.store.loss_table import trial_rows
-from retain.results.store.runs import State
+from retain.results.store.state import State
 from retain.results.tensorboard.views import link_runs
 from retain.sweeps.base.errors import StudyError
 from tests.conftest import Trained
 from tests.launchers.search.searches import THEORY, block, finish, searching
+from tests.results.runs import put_state
 
 OPTIMUM = block(axes={"pretrain.exposure": {"uniform": [0, 0.95]}}, trials=6, searcher="tpe")
 
@@ -158,7 +159,7 @@ def test_a_start_plans_what_failed_or_was_skipped_again_even_if_it_is_stopped_at
     assert search.next_stage() is not None
     runs = [search.store.run(key) for key in search.states()]
     for run in runs:
-        run.save_state(State("failed" if run.spec()["parent"] is None else "skipped"))
+        put_state(run, State("failed" if run.spec()["parent"] is None else "skipped"))
 
     def stopped(search: Search) -> None:
         raise KeyboardInterrupt

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from retain.launchers.search.attempt import run_search
 from retain.launchers.search.budget import Budget, Spent, refuse_hours_on_cpus
-from retain.launchers.search.console import print_summary, summary_document
+from retain.launchers.search.console import print_summary
 from retain.launchers.search.console import searching as showing
-from retain.launchers.search.session import conclude, run_search
+from retain.launchers.search.session import conclude
+from retain.launchers.search.summary import summary_document
 from retain.results.report.search import search_part
 from retain.results.store.study_files import POINTS_STUDY
 from retain.sweeps.base.errors import StudyError

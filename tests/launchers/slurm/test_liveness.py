@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retain.launchers.slurm.liveness import scheduler_witness
+from retain.launchers.slurm.liveness import slurm_liveness
 from retain.results.store.lease import this_process
 
 
@@ -18,10 +18,10 @@ def test_of_this_very_job_in_an_earlier_life_silence_alone_tells(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("SLURM_JOB_ID", "123")
-    witness = scheduler_witness()
+    witness = slurm_liveness()
     assert witness.job_is_gone is not None
     before = replace(this_process(), host="elsewhere", job_id="123")
     assert witness.job_is_gone(before) is None
     assert witness.job_is_gone(replace(before, job_id="124")) is True
     monkeypatch.setenv("SLURM_JOB_ID", "999")
-    assert scheduler_witness().job_is_gone(before) is False  # type: ignore[misc]
+    assert slurm_liveness().job_is_gone(before) is False  # type: ignore[misc]

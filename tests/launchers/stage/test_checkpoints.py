@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from retain.launchers.stage.signals import StopRequest
-from retain.launchers.stage.training.checkpoints import StateWriter, open_state, saved_states
+from retain.launchers.stage.training.checkpoints import CheckpointWriter, checkpoint_folders, open_checkpoint
 from retain.launchers.stage.training.resume import MOMENTS, Cadence, Resume
 from retain.lightning_modules.models import build_model
 from retain.lightning_modules.stage import StageModule
@@ -26,7 +26,7 @@ def test_states_that_follow_each_other_faster_than_they_are_written_are_whole(tm
     # Stand-ins for what a snapshot asks besides: where it is, and the curves so far.
     trainer = cast(Any, SimpleNamespace(global_rank=0, world_size=1, optimizers=[optimizer], should_stop=False))
     data, curves = cast(Any, SimpleNamespace(digest=0)), cast(Any, SimpleNamespace(state=dict))
-    writer = StateWriter(tmp_path, 0, 1, lambda: True)
+    writer = CheckpointWriter(tmp_path, 0, 1, lambda: True)
     resume = Resume(None, data, curves, None, writer, StopRequest(), Cadence(0.0, None), holds_all=True)
     resume.agreement = cast(Any, SimpleNamespace(settle=lambda wish: wish))
     for step in (1, 2, 3):
@@ -37,7 +37,7 @@ def test_states_that_follow_each_other_faster_than_they_are_written_are_whole(tm
         module.step = step
         resume.on_train_batch_end(trainer, module, None, None, 0)
     writer.wait()
-    states = [open_state(path) for path in saved_states(tmp_path)]
+    states = [open_checkpoint(path) for path in checkpoint_folders(tmp_path)]
     assert [state.step for state in states] == [3, 2]
     for state in states:
         tensors = load_file(state.folder / "rank-00000.safetensors")

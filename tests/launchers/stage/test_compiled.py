@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from retain.launchers.local.worker import STOPPED
-from retain.launchers.stage.training.numerics import StepForm, record_form, recorded_form
+from retain.launchers.stage.attempt import STOPPED
+from retain.launchers.stage.training.numerics import Numerics, record_numerics, recorded_numerics
 from retain.results.store.runs import Store
 from tests.launchers.stage.test_sharding import of_stage, set_back
 from tests.retain import losses, train_here, weights
@@ -54,7 +54,7 @@ def test_compiled_stages_go_on_from_their_states_to_the_same_bits(compiled: tupl
         run = of_stage(store, stage)
         assert run.state().attempts[-1].tokens_at_start == tokens
         assert run.state().attempts[-1].note is None
-        assert recorded_form(run) == StepForm(compiled=True, micro_batch=None, bf16=True, threads=1, sharded=False)
+        assert recorded_numerics(run) == Numerics(compiled=True, micro_batch=None, bf16=True, threads=1, sharded=False)
     assert weights(store) == weights(undisturbed)
     assert losses(store) == losses(undisturbed)
 
@@ -146,7 +146,7 @@ def test_a_run_that_goes_on_without_compiling_says_so(compiled: tuple[Path, Path
 
 def test_what_a_run_records_of_its_steps_is_read_again(tmp_path: Path) -> None:
     run = Store(tmp_path).run("key")
-    assert recorded_form(run) is None
+    assert recorded_numerics(run) is None
     run.folder.mkdir()
-    record_form(run, StepForm(True, 8))
-    assert recorded_form(run) == StepForm(True, 8)
+    record_numerics(run, Numerics(True, 8))
+    assert recorded_numerics(run) == Numerics(True, 8)

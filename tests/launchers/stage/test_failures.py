@@ -12,16 +12,16 @@ import torch
 from torch import distributed
 
 from retain.launchers.jobs.backlog import outside_job
-from retain.launchers.jobs.branches import plan_again, settle_descendants
-from retain.launchers.jobs.dead_attempts import LIFE, explain_losses, is_lost, settle_loss
+from retain.launchers.jobs.branches import retry_runs, settle_descendants
+from retain.launchers.jobs.dead_attempts import LIFE, explain_deaths, is_dead, settle_death
 from retain.launchers.jobs.submissions import submission_folder
 from retain.launchers.stage.failures import (
     BUG,
     DISK,
     DIVERGED,
     GPU_MEMORY,
-    HERE,
     HOST_MEMORY,
+    LOCAL,
     NODE,
     ON_SLURM,
     RECIPE,
@@ -32,12 +32,14 @@ from retain.launchers.stage.failures import (
     next_attempt,
     prepare_retry,
 )
-from retain.launchers.stage.rank_failures import agree_on_cause, explained, forget_causes
-from retain.launchers.stage.ranks import Group
+from retain.launchers.stage.rank_failures import agree_on_failure, described_failure, forget_causes
+from retain.launchers.stage.ranks import Ranks
 from retain.results.store.disk import check_room
 from retain.results.store.lease import take_lease
-from retain.results.store.runs import Attempt, Run, State, Store
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import Attempt, State
 from retain.sweeps.base.errors import MissingResourceError, NoRoomError, StageFailedError, StudyError
+from tests.results.runs import put_state
 from tests.retain import losses, train_here
 from tests.studies import tiny_study
 
@@ -112,7 +114,7 @@ def test_messages_tell_their_class(message: str, kind: str | None) -> None:
 )
 def test_exceptions_tell_their_class(error: Exception, kind: str) -> None:
     assert classify(error) == kind
-    failure, reason = explained(error)
+    failure, reason = described_failure(error)
     assert failure == kind
     assert reason.startswith(f"{kind}: ")
     assert reason.count(kind) == 1 or kind == DISK
@@ -178,15 +180,15 @@ def test_retries_on_slurm_are_bounded(failure: str, retries: int, wait_s: int, e
 @pytest.mark.parametrize("failure", [DIVERGED, RECIPE, BUG, None])
 def test_other_failures_stop_the_branch_at_once(failure: str | None) -> None:
     assert next_attempt(after(failure), ON_SLURM) is None
-    assert next_attempt(after(failure), HERE) is None
+    assert next_attempt(after(failure), LOCAL) is None
     assert next_attempt(State(), ON_SLURM) is None
 
 
 def test_here_a_lost_rank_is_tried_once_more_and_a_full_disk_is_not() -> None:
-    assert next_attempt(after(NODE), HERE) is not None
-    assert next_attempt(after(NODE, NODE), HERE) is None
-    assert next_attempt(after(DISK), HERE) is None
-    assert next_attempt(after(HOST_MEMORY), HERE) is None
+    assert next_attempt(after(NODE), LOCAL) is not None
+    assert next_attempt(after(NODE, NODE), LOCAL) is None
+    assert next_attempt(after(DISK), LOCAL) is None
+    assert next_attempt(after(HOST_MEMORY), LOCAL) is None
 
 
 def test_micro_batches_are_halved_down_to_one_sequence() -> None:
@@ -212,16 +214,16 @@ def test_gpu_memory_halves_the_micro_batch_of_the_next_attempt_and_retry_forgets
     run = registered(tmp_path)
     sizes = []
     for _ in range(4):
-        run.begin_attempt(1)
-        run.end_attempt("failed", "error", "out of memory on the GPU: CUDA", GPU_MEMORY)
+        run.begin(1)
+        run.fail("out of memory on the GPU: CUDA", GPU_MEMORY)
         sizes.append((prepare_retry(run, ON_SLURM) is not None, run.execution()["micro_batch"]))
     assert sizes == [(True, 4), (True, 2), (True, 1), (False, 1)]
     assert run.spec()["execution"]["micro_batch"] is None
-    plan_again(Store(tmp_path), [run.key])
+    retry_runs(Store(tmp_path), [run.key])
     assert run.execution()["micro_batch"] is None
-    run.begin_attempt(1)
-    run.end_attempt("failed", "error", "out of memory on the GPU: CUDA", GPU_MEMORY)
-    assert prepare_retry(run, HERE) is not None
+    run.begin(1)
+    run.fail("out of memory on the GPU: CUDA", GPU_MEMORY)
+    assert prepare_retry(run, LOCAL) is not None
 
 
 def test_a_smaller_micro_batch_of_the_study_counts_over_an_adapted_one(tmp_path: Path) -> None:
@@ -255,12 +257,12 @@ def test_an_adapted_run_trains_the_same_batches_under_the_same_key(tmp_path: Pat
 def test_the_chief_takes_over_the_cause_of_the_rank_that_it_lost(tmp_path: Path) -> None:
     lost = (NODE, f"{NODE}: RuntimeError: {GLOO}")
     cause = (GPU_MEMORY, f"{GPU_MEMORY}: OutOfMemoryError: CUDA out of memory")
-    assert agree_on_cause(tmp_path, Group(1, 2), *cause) == cause
-    assert agree_on_cause(tmp_path, Group(0, 2), *lost) == cause
+    assert agree_on_failure(tmp_path, Ranks(1, 2), *cause) == cause
+    assert agree_on_failure(tmp_path, Ranks(0, 2), *lost) == cause
     forget_causes(tmp_path)
-    agree_on_cause(tmp_path, Group(1, 2), *lost)
-    assert agree_on_cause(tmp_path, Group(0, 2), *lost) == lost
-    assert agree_on_cause(tmp_path, Group(0, 2), DIVERGED, "diverged: nan") == (DIVERGED, "diverged: nan")
+    agree_on_failure(tmp_path, Ranks(1, 2), *lost)
+    assert agree_on_failure(tmp_path, Ranks(0, 2), *lost) == lost
+    assert agree_on_failure(tmp_path, Ranks(0, 2), DIVERGED, "diverged: nan") == (DIVERGED, "diverged: nan")
 
 
 def test_a_run_without_room_is_a_full_disk(tmp_path: Path) -> None:
@@ -276,13 +278,13 @@ def test_descendants_of_a_failed_run_are_skipped_and_planned_again_with_it(tmp_p
     leaf = registered(tmp_path, middle.key, "c" * 8)
     keys = [run.key for run in (top, middle, leaf)]
     assert settle_descendants(store, keys) == []
-    top.begin_attempt(1)
-    top.end_attempt("failed", "error", "diverged: the training loss is nan", DIVERGED)
+    top.begin(1)
+    top.fail("diverged: the training loss is nan", DIVERGED)
     assert settle_descendants(store, keys) == keys[1:]
     for run in (middle, leaf):
         assert run.state().state == "skipped"
         assert run.state().reason == f"pretrain {top.key} failed: diverged: the training loss is nan"
-    plan_again(store, [top.key])
+    retry_runs(store, [top.key])
     assert settle_descendants(store, keys) == []
     assert [run.state().state for run in (middle, leaf)] == ["planned", "planned"]
 
@@ -290,21 +292,21 @@ def test_descendants_of_a_failed_run_are_skipped_and_planned_again_with_it(tmp_p
 def test_an_attempt_that_ended_without_a_word_is_explained_by_the_log(tmp_path: Path) -> None:
     run = registered(tmp_path)
     run.log.write_text("rank 0 of 1: begins\nCUDA out of memory\nrank 0 of 1: begins\nDetected 1 oom-kill event(s)\n")
-    run.begin_attempt(os.getpid())
+    run.begin(os.getpid())
     lease = take_lease(run.lease)
     assert lease is not None
-    assert not is_lost(run, set())
+    assert not is_dead(run, set())
     lease.release()
-    assert is_lost(run, set())
-    loss = explain_losses(Store(tmp_path), [run])[run.key]
+    assert is_dead(run, set())
+    loss = explain_deaths(Store(tmp_path), [run])[run.key]
     assert loss.failure == HOST_MEMORY
-    assert settle_loss(run, loss)
+    assert settle_death(run, loss)
     state = run.state()
     assert (state.state, state.attempts[-1].cause, state.attempts[-1].failure) == ("planned", "lost", HOST_MEMORY)
     assert state.reason is not None
     assert state.reason.startswith("out of memory on the host: ")
-    run.begin_attempt(os.getpid())
-    assert not settle_loss(run, loss)
+    run.begin(os.getpid())
+    assert not settle_death(run, loss)
     assert run.state().state == "failed"
 
 
@@ -313,8 +315,8 @@ def test_of_a_job_that_was_requeued_only_the_life_that_was_lost_explains_its_end
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     run, store = registered(tmp_path), Store(tmp_path)
-    run.save_state(replace(run.state(), submission="token"))
-    run.begin_attempt(os.getpid())
+    put_state(run, replace(run.state(), submission="token"))
+    run.begin(os.getpid())
     assert run.state().attempts[-1].job_id == "7"
     lives = [
         "error: *** JOB 7 ON n1 CANCELLED AT 2026-11-27T23:48:20 DUE TO JOB REQUEUE ***",
@@ -324,9 +326,9 @@ def test_of_a_job_that_was_requeued_only_the_life_that_was_lost_explains_its_end
     log = submission_folder(store, "token") / "7_0_log.out"
     log.parent.mkdir(parents=True)
     log.write_text(text)
-    assert explain_losses(store, [run])[run.key].failure == HOST_MEMORY
+    assert explain_deaths(store, [run])[run.key].failure == HOST_MEMORY
     log.write_text(text + f"submitit INFO - {LIFE}job_id=7)\n")
-    assert explain_losses(store, [run], later=True)[run.key].failure == HOST_MEMORY
+    assert explain_deaths(store, [run], later=True)[run.key].failure == HOST_MEMORY
 
 
 def test_a_job_hands_nothing_of_itself_down_to_what_it_submits(monkeypatch: pytest.MonkeyPatch) -> None:

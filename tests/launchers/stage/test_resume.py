@@ -18,6 +18,7 @@ from retain.launchers.checks.drill import compare, curve_points
 from retain.launchers.planning.opened_study import open_study
 from retain.results.store.runs import Run, Store
 from tests.launchers.local.test_run import wait_until
+from tests.results.runs import put_state
 from tests.retain import losses, retain, retain_json, start, train_here, weights
 from tests.studies import tiny_study
 
@@ -212,7 +213,7 @@ def test_the_drill_finds_a_difference_where_there_is_one(calm: tuple[Path, Path]
     assert compare(tree, Store(undisturbed), Store(store)) == []
     run = Store(store).runs()[0]
     state = run.state()
-    run.save_state(replace(state, checksums=dict(state.checksums) | {"model/model.safetensors": "0" * 64}))
+    put_state(run, replace(state, checksums=dict(state.checksums) | {"model/model.safetensors": "0" * 64}))
     next(iter(Store(store).runs()[1].folder.glob("events.*"))).unlink()
     found = {(difference.key, difference.what) for difference in compare(tree, Store(undisturbed), Store(store))}
     assert (run.key, "model/model.safetensors") in found

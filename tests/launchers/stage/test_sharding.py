@@ -15,6 +15,7 @@ from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.export import export_run
 from retain.results.store.runs import Run, Store
 from retain.sweeps.schema.models import PRESETS, Architecture, parameters
+from tests.results.runs import put_state
 from tests.retain import losses, train_here
 from tests.studies import tiny_study
 
@@ -68,7 +69,7 @@ def set_back(run: Run) -> int:
     """Make a done run one that was stopped at its last kept state; the tokens that it had seen by then."""
     shutil.rmtree(run.model)
     (run.folder / "losses.json").unlink()
-    run.save_state(replace(run.state(), state="planned", checksums={}))
+    put_state(run, replace(run.state(), state="planned", checksums={}))
     recipe = run.spec()["recipe"]
     step = int(max(run.checkpoint.glob("step-*")).name.removeprefix("step-"))
     return step * int(recipe["batch"] * recipe["sequence_length"])

@@ -195,11 +195,11 @@ def test_interruptions_and_attempts_are_told(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs")
     finish_all(tree, store, lambda stage: stage != "finetune")
     run = kinds(tree, store, "finetune")[0]
-    run.begin_attempt(1)
-    run.end_attempt("planned", "preempted")
-    run.begin_attempt(1)
-    run.add_notes(["no undamaged state is left: the stage starts anew"])
-    run.end_attempt("failed", "error", "it broke", "crash")
+    run.begin(1)
+    run.stop("preempted")
+    run.begin(1)
+    run.note(["no undamaged state is left: the stage starts anew"])
+    run.fail("it broke", "crash")
     said = text_of(made_report(tmp_path / "runs"))
     for text in ("2 interruptions", "preempted", "no undamaged state is left", "crash", "1 of them took more than one"):
         assert text in said, text

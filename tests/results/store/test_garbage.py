@@ -90,7 +90,7 @@ def test_the_states_of_done_runs_go_and_those_of_unfinished_ones_stay(planned: t
     first, second = kinds(tree, store, "pretrain")
     state_of(first)
     state_of(second)
-    second.begin_attempt(1)
+    second.begin(1)
     assert find_waste(store, None, weights=False) == []
     finish(first)
     state_of(first)

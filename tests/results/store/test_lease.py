@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from retain.results.store import lease as module
-from retain.results.store.lease import Lease, Owner, Witness, is_held, read_owner, take_lease, this_process
+from retain.results.store.lease import Lease, LivenessChecker, Owner, is_held, read_owner, take_lease, this_process
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.files import write_json
 
@@ -197,12 +197,12 @@ def test_a_machine_of_the_same_name_or_the_same_boot_alone_is_another_machine(
 def test_a_witness_believes_in_death_only_after_it_has_seen_silence_for_long_enough(
     path: Path, elsewhere: Lease
 ) -> None:
-    witness, begin = Witness(silence_s=SILENCE_S), time.monotonic()
+    witness, begin = LivenessChecker(silence_s=SILENCE_S), time.monotonic()
     while is_held(path, witness):
         time.sleep(SILENCE_S / 40)
         assert time.monotonic() - begin < 20
     assert time.monotonic() - begin >= SILENCE_S
-    assert take_lease(path, Witness(silence_s=SILENCE_S)) is None
+    assert take_lease(path, LivenessChecker(silence_s=SILENCE_S)) is None
     assert take_lease(path, witness)
     assert not elsewhere.held()
 
@@ -213,7 +213,7 @@ def test_a_clock_that_jumps_neither_kills_an_owner_nor_keeps_it_alive(
 ) -> None:
     there = time.time() + jump_s
     os.utime(elsewhere.file, (there, there))
-    witness = Witness(silence_s=SILENCE_S)
+    witness = LivenessChecker(silence_s=SILENCE_S)
     end = time.monotonic() + 2 * SILENCE_S
     while time.monotonic() < end:
         elsewhere.beat()
@@ -235,7 +235,7 @@ def test_every_beat_is_visible_even_to_a_file_system_with_steps_of_two_seconds(p
 
 
 def test_a_watcher_that_slept_does_not_take_its_sleep_for_silence(path: Path, elsewhere: Lease) -> None:
-    witness = Witness(silence_s=SILENCE_S)
+    witness = LivenessChecker(silence_s=SILENCE_S)
     assert is_held(path, witness)
     time.sleep(1.5 * SILENCE_S)
     assert is_held(path, witness)
@@ -250,7 +250,7 @@ def test_a_tenth_of_the_silence_is_enough_where_the_scheduler_says_that_the_job_
         asked.append(owner.job_id)
         return True
 
-    witness = Witness(gone, silence_s=20 * SILENCE_S)
+    witness = LivenessChecker(gone, silence_s=20 * SILENCE_S)
     assert is_held(path, witness)
     begin = time.monotonic()
     while is_held(path, witness):
@@ -260,7 +260,7 @@ def test_a_tenth_of_the_silence_is_enough_where_the_scheduler_says_that_the_job_
 
 
 def test_no_silence_is_enough_where_the_scheduler_says_that_the_job_lives(path: Path, elsewhere: Lease) -> None:
-    witness = Witness(lambda owner: False, silence_s=SILENCE_S / 10)
+    witness = LivenessChecker(lambda owner: False, silence_s=SILENCE_S / 10)
     end = time.monotonic() + SILENCE_S
     while time.monotonic() < end:
         assert is_held(path, witness)
@@ -270,7 +270,7 @@ def test_no_silence_is_enough_where_the_scheduler_says_that_the_job_lives(path: 
 def test_a_late_owner_notices_and_neither_its_beat_nor_its_release_hurts_the_new_one(
     path: Path, elsewhere: Lease
 ) -> None:
-    witness = Witness(silence_s=SILENCE_S / 4)
+    witness = LivenessChecker(silence_s=SILENCE_S / 4)
     while is_held(path, witness):
         time.sleep(SILENCE_S / 100)
     new = take_lease(path, witness)
@@ -314,7 +314,7 @@ def test_readers_beside_racing_owners_never_stumble_over_a_file_that_vanishes(pa
 
 def test_a_lease_that_cannot_be_read_is_another_machines_until_it_has_been_silent(path: Path) -> None:
     path.with_name("lease.1.json").write_text("{")
-    witness = Witness(silence_s=SILENCE_S / 4)
+    witness = LivenessChecker(silence_s=SILENCE_S / 4)
     assert is_held(path)
     while is_held(path, witness):
         time.sleep(SILENCE_S / 100)

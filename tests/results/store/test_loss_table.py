@@ -97,8 +97,8 @@ def test_a_run_that_failed_after_its_losses_were_written_counts_as_missing(plann
     tree, store = planned
     finish_all(tree, store)
     run = kinds(tree, store, "finetune")[0]
-    run.begin_attempt(1)
-    run.end_attempt("failed", "error", "why")
+    run.begin(1)
+    run.fail("why")
     assert trial_rows(tree, store)[0]["finetuning_loss"] is None
 
 

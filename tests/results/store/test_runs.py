@@ -14,21 +14,24 @@ import pytest
 from safetensors.numpy import load_file
 
 from retain.results.store.lease import take_lease
-from retain.results.store.runs import Progress, Run, State, Store, make_store, open_store
+from retain.results.store.runs import Run, Store, make_store, open_store
+from retain.results.store.state import Progress, State
 from retain.results.store.status import current_state
 from retain.results.store.verify import damaged_files, run_problems
 from retain.sweeps.base.errors import MissingResourceError, StudyError
-from tests.results.runs import finish, kinds, registered
+from tests.results.runs import finish, kinds, put_state, registered
 
 STATE_WRITER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from retain.results.store.runs import Progress, Run
+from retain.results.store.runs import Run
+from retain.results.store.state import Progress
+from tests.results.runs import put_state
 run = Run(Path(sys.argv[1]))
 for step in range(300):
     state = run.state()
-    run.save_state(replace(state, reason=f"{step} " * 2000, progress=Progress(step, step, float(step))))
+    put_state(run, replace(state, reason=f"{step} " * 2000, progress=Progress(step, step, float(step))))
 """
 
 FINISHER = """
@@ -69,10 +72,12 @@ PUBLISHER = """
 import sys
 from pathlib import Path
 from retain.results.store.runs import Run
-from tests.results.runs import finish
+from retain.results.store.state import State
+from tests.results.runs import finish, put_state
 run = Run(Path(sys.argv[1]))
 for number in range(40):
     finish(run, float(number))
+    put_state(run, State())
 """
 
 
@@ -138,14 +143,13 @@ def test_a_run_killed_at_any_step_of_its_final_write_is_whole_or_can_be_finished
 
 
 def test_an_attempt_that_never_said_its_end_is_closed_as_lost_at_its_last_sign_of_life(run: Run) -> None:
-    run.begin_attempt(1)
-    run.save_state(replace(run.state(), heartbeat=12.5, progress=Progress(tokens=640, total=7680)))
-    state = run.begin_attempt(2)
-    lost, present = state.attempts
+    run.begin(1)
+    put_state(run, replace(run.state(), heartbeat=12.5, progress=Progress(tokens=640, total=7680)))
+    assert run.begin(2)
+    lost, present = run.state().attempts
     assert (lost.pid, lost.end, lost.tokens, lost.cause) == (1, 12.5, 640, "lost")
     assert (present.pid, present.end, present.cause) == (2, None, None)
-    assert run.state() == state
-    run.end_attempt("failed", "error", "out of memory")
+    assert run.fail("out of memory")
     ended = run.state()
     assert ended.attempts[0] == lost
     assert (ended.state, ended.reason, ended.attempts[1].cause) == ("failed", "out of memory", "error")
@@ -155,7 +159,7 @@ def test_an_attempt_that_never_said_its_end_is_closed_as_lost_at_its_last_sign_o
 def test_a_running_run_whose_process_is_gone_is_shown_as_planned_with_what_to_do(run: Run) -> None:
     lease = take_lease(run.lease)
     assert lease
-    run.begin_attempt(os.getpid())
+    run.begin(os.getpid())
     assert current_state(run).state == "running"
     lease.release()
     assert current_state(run).state == "planned"

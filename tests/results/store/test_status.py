@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from retain.results.store.lease import take_lease
-from retain.results.store.runs import Progress, State, Store
-from retain.results.store.status import as_json, count_states, held_up_stages, seconds_left, store_status, study_status
+from retain.results.store.readiness import blocked_stages
+from retain.results.store.runs import Store
+from retain.results.store.state import Progress, State
+from retain.results.store.status import as_json, count_states, seconds_left, store_status, study_status
 from retain.sweeps.tree.tree import Tree
-from tests.results.runs import finish, kinds, registered
+from tests.results.runs import finish, kinds, put_state, registered
 
 
 @pytest.fixture
@@ -33,9 +35,10 @@ def test_a_running_run_shows_its_progress_speed_and_time_left(planned: tuple[Tre
     run = kinds(tree, store, "pretrain")[0]
     lease = take_lease(run.lease)
     assert lease
-    state = run.begin_attempt(os.getpid())
+    assert run.begin(os.getpid())
+    state = run.state()
     progress = Progress(tokens=1920, total=7680, loss=2.5, tokens_per_second=64.0)
-    run.save_state(replace(state, progress=progress, heartbeat=time.time(), job_ids=("16", "17")))
+    put_state(run, replace(state, progress=progress, heartbeat=time.time(), job_ids=("16", "17")))
     row = next(row for row in study_status(tree, store) if row.key == run.key)
     assert (row.state, row.progress, row.tokens, row.total, row.loss) == ("running", 0.25, 1920, 7680, 2.5)
     assert (row.attempts, row.job_id) == (1, "17")
@@ -62,14 +65,14 @@ def test_a_done_run_is_whole_even_where_it_stopped_early(planned: tuple[Tree, St
     assert (row.state, row.progress, row.reason) == ("done", 1.0, None)
 
 
-@pytest.mark.parametrize(("state", "verb"), [("failed", "which failed"), ("cancelled", "which was cancelled")])
+@pytest.mark.parametrize(("state", "verb"), [("failed", "failed"), ("cancelled", "was cancelled")])
 def test_stages_below_one_that_failed_say_which_and_why_and_others_do_not(
     state: str, verb: str, planned: tuple[Tree, Store]
 ) -> None:
     tree, store = planned
     pre = kinds(tree, store, "pretrain")[0]
-    pre.begin_attempt(1)
-    pre.end_attempt(state, "error", "diverged")
+    pre.begin(1)
+    assert pre.fail("diverged") if state == "failed" else pre.cancel("diverged", "error")
     rows = {row.key: row for row in study_status(tree, store)}
     assert rows[pre.key].reason == "diverged"
     below = [key for key in tree.stages if pre.key in {stage.key for stage in tree.ancestors(key)} and key != pre.key]
@@ -79,7 +82,7 @@ def test_stages_below_one_that_failed_say_which_and_why_and_others_do_not(
             assert row.reason == f"waits for pretrain {pre.key[:8]}, {verb}: diverged"
         elif key != pre.key:
             assert row.reason is None
-    assert set(held_up_stages(tree.stages, store.states(tree.stages))) == set(below)
+    assert set(blocked_stages(tree.stages, store.states(tree.stages))) == set(below)
 
 
 def test_the_status_of_a_store_has_every_run_the_latest_attempt_last(planned: tuple[Tree, Store]) -> None:

@@ -1,13 +1,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-from retain.launchers.planning.plan import open_plan, plan_document
+from retain.launchers.planning.plan import make_plan, open_plan
 from retain.launchers.planning.register import register
-from retain.results.store.runs import Attempt, Progress, Store
+from retain.results.store.runs import Store
+from retain.results.store.state import Attempt, Progress
 from retain.results.store.throughput import measured_speeds
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.tree.throughput import model_text
 from retain.sweeps.tree.tree import expand
+from tests.results.runs import put_state
 from tests.studies import made_up_facts, tiny_fields, tiny_study
 
 
@@ -16,7 +18,7 @@ def done(store: Store, key: str, speed: float, device: str | None, world: int = 
     run = store.run(key)
     attempts = (Attempt(0.0, "node", 1, world=world, end=1.0, tokens=1, cause="finished", device=device),)
     progress = Progress(tokens=1, total=1, tokens_per_second=speed)
-    run.save_state(replace(run.state(), state="done", attempts=attempts, progress=progress))
+    put_state(run, replace(run.state(), state="done", attempts=attempts, progress=progress))
 
 
 def test_a_speed_is_the_median_of_done_runs_of_one_kind_model_devices_and_gpu(tmp_path: Path) -> None:
@@ -42,12 +44,12 @@ def test_a_speed_is_the_median_of_done_runs_of_one_kind_model_devices_and_gpu(tm
 def test_a_plan_is_priced_by_what_its_store_has_measured(tmp_path: Path) -> None:
     study, store = tiny_study(tmp_path / "study", grid={"seed": [0, 1]}), Store(tmp_path / "runs")
     plan = open_plan([str(study)], [], store.root)
-    before = plan_document(plan, "H100")["totals"]
+    before = make_plan(plan, "H100")["totals"]
     assert before["measured"]["H100"] == 0
     store.root.mkdir()
     register(plan.tree, plan.opened[0].file, plan.opened[0].facts, store)
     first, second = [stage for stage in plan.tree.stages.values() if stage.stage == "pretrain"]
     done(store, first.key, 5.0, "NVIDIA H100 80GB HBM3")
-    after = plan_document(plan, "H100")["totals"]
+    after = make_plan(plan, "H100")["totals"]
     assert after["measured"] == {"A100": 0, "H100": 1, "H200": 0, "L40S": 0}
     assert after["gpu_hours"] > second.tokens / 5.0 / 3600 > before["gpu_hours"]

@@ -24,6 +24,7 @@ from retain.results.tensorboard.events import study_events, study_hyperparameter
 from retain.results.tensorboard.views import chosen_trials, link_runs
 from retain.sweeps.base.errors import StudyError
 from tests.conftest import Trained
+from tests.results.runs import put_state
 from tests.retain import retain, start
 from tests.studies import tiny_tree
 
@@ -165,7 +166,7 @@ def test_a_run_is_linked_whole_until_it_is_done_and_a_wrong_link_is_mended(train
     store = Store(copied(trained, tmp_path))
     tree = open_study(str(trained.study), (), store.root).tree
     run = store.run(tree.trials[0].finetune)
-    run.save_state(replace(run.state(), state="running"))
+    put_state(run, replace(run.state(), state="running"))
     folder = link_runs(tree, store)
     (place,) = (place for place in folder.iterdir() if place.is_symlink())
     assert place.resolve() == run.folder.resolve()

@@ -1,11 +1,11 @@
-"""Where compiled steps are kept between processes: in the store, for one user, one torch and one kind of processor.
+"""The environment of training processes: offline libraries, and a compile cache that processes share through the store.
 
     cache/compile/<user id>/<torch>-<python>-<processor>/     inductor/, triton/
 
-torch reads pickles from there, so a folder is used only where nobody else can write: it belongs to this user, with mode
-0700. Compilers are told to build for the very processor they run on (-march=native), so its kind is part of the path; what
-GPU a kernel is for is part of its name there. Files are written beside and renamed. Where that cannot be, on a file system
-without locks, or where the user has set TORCHINDUCTOR_CACHE_DIR, torch keeps to its own place on this machine.
+torch reads pickles from its compile cache, so the store's is used only if nobody else can write to it: the folder belongs to
+this user and has mode 0700. Compilers build for the processor they run on (-march=native), so the kind of processor is part of
+the path; the GPU that a kernel is for is part of the kernel's name. If the file system has no locks, or if the user has set
+TORCHINDUCTOR_CACHE_DIR, torch keeps its own cache on this machine.
 """
 
 import fcntl
@@ -18,13 +18,20 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+OFFLINE = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Set before the libraries are imported: training needs no network, and its log no progress bars."""
 FOLDER = Path("cache") / "compile"
 DEFAULT = "torchinductor_"
-"""How the folder is called that torch chooses itself, and enters into the environment when it is imported."""
+"""How the name of torch's own cache folder begins, which torch sets in the environment when it is imported."""
 
 
 def compile_cache(store: Path) -> Mapping[str, str]:
-    """The environment variables that make torch keep compiled code in the store, empty where it must not.
+    """The environment variables that make torch keep compiled code in the store; empty if it must not.
 
     To be set before anything is compiled.
     """
@@ -46,15 +53,15 @@ def compile_cache(store: Path) -> Mapping[str, str]:
 
 
 def processor() -> str:
-    """A short name of the kind of processor: eight digits of what it calls itself and what it can do."""
-    told = platform.machine()
+    """A short name for the kind of processor: eight digits of a hash over its model and features."""
+    description = platform.machine()
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
-        return hashlib.sha256(told.encode()).hexdigest()[:8]
+        return hashlib.sha256(description.encode()).hexdigest()[:8]
     kept = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features")
-    told += "\n".join(line for line in first if line.partition("\t")[0].partition(":")[0].strip() in kept)
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
+    description += "\n".join(line for line in first if line.partition("\t")[0].partition(":")[0].strip() in kept)
+    return hashlib.sha256(description.encode()).hexdigest()[:8]
 
 
 def _is_private(folder: Path) -> bool:
@@ -64,7 +71,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _has_locks(folder: Path) -> bool:
-    """Whether flock works, by which torch keeps two processes from compiling the same. Raises OSError where it does not."""
+    """Whether flock works; torch uses it so that two processes do not compile the same code. Raises OSError if not."""
     with (folder / ".lock").open("a+") as stream:
         fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return True

@@ -1,0 +1,58 @@
+"""The check of the kind `training`: the tokens that a run consumed are those of its recipe."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from retain.datamodules.order.batches import recipe_digest
+from retain.datamodules.order.digest import add_digests, as_text
+from retain.results.store.runs import Run, Store
+from retain.sweeps.base.errors import RetainError
+
+NOT_OF_THE_ORDER = ("model", "method", "lora", "lr", "min_lr", "warmup", "weight_decay", "betas", "clip", "dropout")
+"""Recipe fields that do not change which tokens are read, and when."""
+
+
+def problems(store: Store, run: Run, known: dict[str, Any]) -> list[str]:
+    """Where a run consumed other tokens than its recipe says: by its end, or by a checkpoint.
+
+    known: the digests computed so far.
+    """
+    recipe = run.spec()["recipe"]
+    digests, damaged = _saved_digests(run) if run.checkpoint.exists() else ({}, [])
+    if run.is_done():
+        losses = run.losses()
+        digests["its end"] = (losses["steps"], losses["token_digest"])
+    try:
+        wrong = [
+            where for where, (step, digest) in digests.items() if _expected_digest(recipe, store, step, known) != digest
+        ]
+    except RetainError as error:
+        return [*damaged, f"its tokens cannot be compared with its recipe: {error}"]
+    cure = "delete the run's folder and train it again"
+    return [*damaged, *(f"up to {where} it saw other tokens than its recipe says; {cure}" for where in wrong)]
+
+
+def _expected_digest(recipe: Mapping[str, Any], store: Store, step: int, known: dict[str, Any]) -> str:
+    """The data digest of the first steps of a recipe; recipes that read the same tokens in the same order share it."""
+    order = json.dumps([step, {name: value for name, value in recipe.items() if name not in NOT_OF_THE_ORDER}])
+    if order not in known:
+        known[order] = as_text(recipe_digest(recipe, store.root, step))
+    return str(known[order])
+
+
+def _saved_digests(run: Run) -> tuple[dict[str, tuple[int, str]], list[str]]:
+    """The data digests in a run's checkpoints, by where they are, and a sentence for each damaged checkpoint."""
+    from retain.launchers.stage.training.checkpoints import checkpoint_folders, open_checkpoint  # imports torch
+
+    digests: dict[str, tuple[int, str]] = {}
+    damaged = []
+    for folder in checkpoint_folders(run.checkpoint):
+        try:
+            saved = open_checkpoint(folder, check=False)
+            digest = add_digests(int(rank["own"]["digest"], 16) for rank in saved.ranks)
+            digests[f"step {saved.step}"] = (saved.step, as_text(digest))
+        except (ValueError, KeyError):
+            if folder.exists():  # else a running attempt has replaced it
+                damaged.append(f"checkpoint {folder.name} is damaged; the next attempt resumes from an older one")
+    return digests, damaged

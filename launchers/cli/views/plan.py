@@ -1,0 +1,104 @@
+"""What `retain plan` and `retain data --check` print."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.text import Text
+
+from retain.datamodules.corpora.check import Check
+from retain.launchers.console import new_table, open_console, print_line
+from retain.launchers.planning.opened_study import OpenedStudy
+from retain.launchers.planning.plan import OpenedPlan, Plan, PlanTotals
+from retain.sweeps.base.units import format_bytes, format_size
+from retain.sweeps.tree.tree import STAGES
+
+
+def print_plan(opened: OpenedPlan, plan: Plan) -> None:
+    """Print a row for each stage, the totals, what sharing saves, the hours on each device, and the disk."""
+    totals = plan.totals
+    table = new_table("stage", "stages", "done", "tokens")
+    for name in STAGES:
+        stages = [stage for stage in plan.stages if stage.stage == name]
+        done = sum(stage.state == "done" for stage in stages)
+        table.add_row(name, f"{len(stages):,}", f"{done:,}", format_size(sum(stage.tokens for stage in stages)))
+    lines = [
+        *(_axes_line(one, len(opened.opened) > 1) for one in opened.opened),
+        f"{totals.trials:,} trials are {totals.stages:,} stages, {totals.to_train:,} of them to train: "
+        f"at most {format_size(totals.tokens_to_train)} tokens, {totals.flops:.3g} FLOPs",
+        f"{format_size(totals.tokens)} tokens in all; one run per trial would train "
+        f"{format_size(totals.tokens_without_sharing)}, {totals.tokens_without_sharing / totals.tokens:.2f} times as many",
+        f"GPU-hours: {', '.join(_hours(totals, device) for device in totals.gpu_hours_by_device)}",
+        f"disk: {format_bytes(totals.disk_bytes)} of weights at rest ({format_bytes(totals.freeable_bytes)} of them "
+        f"freed by retain gc --weights) and {format_bytes(totals.data_bytes)} of packed data; "
+        f"{format_bytes(totals.disk_peak_bytes)} at the peak",
+    ]
+    unprepared = [one.name for one in opened.opened if one.tree.provisional]
+    lines += [f"the data is not prepared, so the keys are provisional: retain data {name}" for name in unprepared]
+    console = open_console()
+    console.print(Text(f"{'studies' if len(opened.opened) > 1 else 'study'} {plan.study}", style="bold"))
+    console.print(table)
+    for line in lines:
+        print_line(console, line)
+
+
+def checks_document(study: str, checks: Sequence[Check]) -> dict[str, Any]:
+    """`retain data --check --json`: what a study reads, and whether all of it resolves."""
+    rows = [asdict(check) | {"pin": check.pin} for check in checks]
+    return {"study": study, "resolves": not any(check.problem for check in checks), "checks": rows}
+
+
+def print_checks(document: Mapping[str, Any]) -> None:
+    """Print a row for each source; then the problems with their cures, and how to pin what is on a branch."""
+    table = new_table("name", "source", "resolves", "revision", "begins with", left=5)
+    for row in document["checks"]:
+        begins = " ".join((row["begins"] or "").split())[:40]
+        revision = row["commit"] or row["revision"] or ""
+        table.add_row(row["name"], row["source"], "no" if row["problem"] else "yes", revision, begins)
+    console = open_console()
+    console.print(table)
+    for row in document["checks"]:
+        if row["problem"]:
+            print_line(console, f"{row['name']}: {row['problem']}")
+    pins = [row["pin"] for row in document["checks"] if row["pin"]]
+    if pins:
+        print_line(console, f"on a branch, which may move; to pin: {' '.join(pins)}")
+
+
+def data_document(opened: OpenedStudy) -> dict[str, Any]:
+    """`retain data --json`: the tokeniser and the corpora of a study, in sequences and tokens."""
+    corpora = [
+        {
+            "name": name,
+            "sequence_length": length,
+            "fingerprint": facts.fingerprint,
+            "train_tokens": (facts.train or 0) * length,
+            "heldout_tokens": (facts.heldout or 0) * length,
+        }
+        for (name, length), facts in opened.facts.corpora.items()
+    ]
+    tokenizer = {"fingerprint": opened.facts.tokenizer, "vocabulary": opened.facts.vocabulary}
+    return {"study": opened.tree.study, "store": str(opened.store.root), "tokenizer": tokenizer, "corpora": corpora}
+
+
+def print_data(document: Mapping[str, Any]) -> None:
+    """Print a row for each corpus."""
+    table = new_table("corpus", "sequence length", "training tokens", "held-out tokens", "fingerprint")
+    for corpus in document["corpora"]:
+        counts = (f"{corpus['sequence_length']:,}", f"{corpus['train_tokens']:,}", f"{corpus['heldout_tokens']:,}")
+        table.add_row(corpus["name"], *counts, corpus["fingerprint"])
+    open_console().print(table)
+
+
+def _axes_line(opened: OpenedStudy, named: bool) -> str:
+    sizes = {name: len(options) for name, options in opened.file.cases.items()}
+    sizes |= {name: len(values) for name, values in opened.file.axes.items()}
+    axes = ", ".join(f"{name} ({size})" for name, size in sizes.items()) or "none"
+    return f"axes{f' of {opened.tree.study}' if named else ''}: {axes}"
+
+
+def _hours(totals: PlanTotals, device: str) -> str:
+    """`H100 143 (12 of 20 stages as measured)`."""
+    known = totals.measured[device]
+    basis = f" ({known:,} of {totals.to_train:,} stages as measured)" if known else ""
+    return f"{device} {totals.gpu_hours_by_device[device]:.3g}{basis}"

@@ -1,0 +1,120 @@
+"""What `retain status` and `retain logs` print."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from retain.launchers.console import new_table, open_console, print_line
+from retain.launchers.jobs.status import Status
+from retain.launchers.search.request import SearchStatus, search_statuses
+from retain.results.store.runs import Run, Store
+from retain.results.store.status import RunStatus, count_states, current_state
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.units import format_seconds, format_size
+from retain.sweeps.tree.tree import axes_label
+
+COLOURS = {"done": "green", "running": "cyan", "failed": "red", "queued": "yellow", "cancelled": "red"}
+WATCH_EVERY_S = 1.0
+FOLLOW_EVERY_S = 0.3
+MOST_RUNS = 200
+"""The most runs in a printed table; --json has all. Laying out a row takes a millisecond."""
+PRIORITY = ("failed", "cancelled", "running", "queued", "skipped", "planned", "done")
+"""The order in which states are kept when not all runs can be printed."""
+
+
+def status_document(status: Status, store: Store) -> dict[str, Any]:
+    """`retain status --json`."""
+    return {
+        "study": status.study,
+        "runs": status.runs,
+        "orphans": status.orphans,
+        "searches": search_statuses(store, status.runs),
+        "unanswered": status.unanswered,
+    }
+
+
+def print_status(status: Status, store: Store) -> None:
+    """Print the runs, the logs of failed ones, jobs whose run is gone, and searches."""
+    console = open_console()
+    shown = most_important(status.runs, MOST_RUNS)
+    console.print(status_table(status.runs, shown))
+    if len(shown) < len(status.runs):
+        print_line(console, f"{len(status.runs) - len(shown):,} more runs with --json")
+    for row in shown:
+        # In a column of the table, a path would be broken.
+        if row.state == "failed" and row.log is not None:
+            print_line(console, f"log of {row.key[:8]}: {row.log}")
+    for sentence in _sentences(status, search_statuses(store, status.runs)):
+        print_line(console, sentence)
+
+
+def watch_status(read: Callable[[], Status], store: Store) -> None:
+    """Show the status until nothing is running or queued."""
+    with Live(console=open_console(), auto_refresh=False, transient=True) as live:
+        while not (status := read()).is_over:
+            # A terminal shows no more rows than its height.
+            shown = most_important(status.runs, live.console.height)
+            sentences = _sentences(status, search_statuses(store, status.runs))
+            live.update(Group(status_table(status.runs, shown), *map(Text, sentences)), refresh=True)
+            time.sleep(WATCH_EVERY_S)
+    print_status(status, store)
+
+
+def most_important(rows: Sequence[RunStatus], most: int) -> Sequence[RunStatus]:
+    """At most `most` rows in their order: runs that failed or are active before those that are done or planned."""
+    if len(rows) <= most:
+        return rows
+    rank = {state: number for number, state in enumerate(PRIORITY)}
+    chosen = sorted(range(len(rows)), key=lambda number: rank.get(rows[number].state, 0))[:most]
+    return [rows[number] for number in sorted(chosen)]
+
+
+def status_table(rows: Sequence[RunStatus], shown: Sequence[RunStatus]) -> Table:
+    """A row for each run that is shown, with the counts of all runs as the title."""
+    counts = ", ".join(f"{count} {state}" for state, count in count_states(rows).items()) or "no runs"
+    table = new_table(
+        "run", "stage", "axes", "state", "attempts", "progress", "loss", "tokens/s", "left", "job", "reason"
+    )
+    table.title, table.title_justify = counts, "left"
+    for row in shown:
+        table.add_row(
+            row.key[:8],
+            row.stage,
+            axes_label(row.axes),
+            Text(row.state, style=COLOURS.get(row.state, "dim")),
+            str(row.attempts),
+            f"{row.progress:.0%}",
+            "" if row.loss is None else f"{row.loss:.3f}",
+            format_size(row.tokens_per_second) if row.tokens_per_second else "",
+            "" if row.seconds_left is None else format_seconds(row.seconds_left),
+            row.job_id or "",
+            row.reason or "",
+        )
+    return table
+
+
+def follow_log(run: Run, follow: bool) -> None:
+    """Print a run's log; with `follow`, until the run ends. Raises StudyError if nothing was logged yet."""
+    if not run.log.exists():
+        raise StudyError(f"{run.key}: nothing is logged yet, the run is {run.state().state}; see retain status")
+    with run.log.open(encoding="utf-8", errors="replace") as log:
+        while True:
+            active = follow and current_state(run).state in ("queued", "running")
+            while block := log.read(1 << 16):
+                sys.stdout.write(block)
+            sys.stdout.flush()
+            if not active:
+                return
+            time.sleep(FOLLOW_EVERY_S)
+
+
+def _sentences(status: Status, searches: Sequence[SearchStatus]) -> list[str]:
+    """What is printed below the table."""
+    lines = [orphan.sentence for orphan in status.orphans] + [search.sentence for search in searches]
+    return lines if status.unanswered is None else [*lines, status.unanswered]

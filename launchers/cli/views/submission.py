@@ -1,0 +1,42 @@
+"""What `retain submit` and `retain search --launcher slurm` print."""
+
+from collections.abc import Mapping
+
+from retain.launchers.console import open_console, print_line
+from retain.launchers.jobs.code_snapshot import snapshot_code
+from retain.launchers.jobs.resources import Resources
+from retain.launchers.jobs.submit import families, sbatch_script
+from retain.launchers.jobs.submit_study import Submission
+from retain.launchers.planning.opened_study import OpenedStudy
+
+
+def print_submission(submission: Submission, retry: str) -> None:
+    """Print what was submitted, what was not, and why. retry: the command that retries failed runs."""
+    console = open_console()
+    runs = sum(len(job.keys) for job in submission.jobs)
+    print_line(console, f"{runs:,} stages submitted in {len(submission.jobs):,} jobs")
+    adopted, released = len(submission.adopted), len(submission.released)
+    failed, deferred = len(submission.failed), len(submission.deferred)
+    lines = {
+        f"{submission.done_already:,} are done already": submission.done_already,
+        f"{submission.queued_already:,} are queued or running already": submission.queued_already,
+        f"{adopted:,} jobs of an earlier submission whose sbatch had not answered were found again": adopted,
+        f"{released:,} jobs that a node could not start were released": released,
+        f"{failed:,} failed, were cancelled or were skipped: {retry}": failed,
+        f"{deferred:,} are beyond your limit of jobs: jobs submit them when they end": deferred,
+    }
+    for line, count in lines.items():
+        if count:
+            print_line(console, line)
+
+
+def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site: str | None) -> None:
+    """Print the script of every family of siblings as it would be submitted, and the reason for its walltime."""
+    code = snapshot_code(opened.store.root)
+    missing = [key for key, state in opened.store.states(opened.tree.stages).items() if state.state != "done"]
+    for family in families(opened.store, missing):
+        dependency = ":".join(["afterany", *(f"<job of {key[:8]}>" for key in family.needs)]) if family.needs else None
+        pack = f", {family.pack} to a job" if family.pack > 1 else ""
+        print(f"# {family.stage}{pack}: {' '.join(key[:8] for key in family.keys)}")
+        print(f"# site {site or 'without a profile'}; walltime {resources[family.keys[0]].walltime}")
+        print(sbatch_script(opened.store, family, dependency, code))

@@ -1,0 +1,54 @@
+"""Tables and JSON documents on standard output, the same everywhere."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+WORDS = ("stage", "axes", "state", "reason", "fingerprint", "job", "path", "what", "level", "detail")
+"""Columns that hold words, which are aligned to the left."""
+
+
+def print_json(document: Any) -> None:
+    """Print one document (a mapping or a dataclass), each element of a list on a line of its own. NaN is never in it."""
+    fields: Mapping[str, Any] = document if isinstance(document, Mapping) else _fields(document)
+    print("{\n" + ",\n".join(f' "{name}": {_json_text(value)}' for name, value in fields.items()) + "\n}")
+
+
+def open_console() -> Console:
+    """Standard output for tables; a table that is piped to a file or a pager is not cut at 80 columns."""
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=240, markup=False)
+
+
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is, without colours or breaks."""
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def new_table(*columns: str, left: int = 1, header: bool = True) -> Table:
+    """A plain table; the first `left` columns, and those that hold words, are aligned to the left."""
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=header)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < left or name in WORDS else "right", overflow="fold")
+    return table
+
+
+def cell(value: Any) -> str:
+    """A value in a table: 5e-05 instead of 5e-05000."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _fields(document: Any) -> dict[str, Any]:
+    """The fields of a dataclass; unlike `dataclasses.asdict` it does not copy nested mappings."""
+    return {field.name: getattr(document, field.name) for field in dataclasses.fields(document)}
+
+
+def _json_text(value: Any) -> str:
+    # Without `indent` the standard library encodes in C, which is ten times as fast.
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(f"  {json.dumps(one, allow_nan=False, default=_fields)}" for one in value) + "\n ]"
+    return json.dumps(value, indent=1, allow_nan=False, default=_fields).replace("\n", "\n ")

@@ -1,0 +1,23 @@
+"""What SLURM starts in each task: a small object that submitit pickles, and that reads everything else from the store."""
+
+import importlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """One task of a submission."""
+
+    store: str
+    token: str
+
+    def __call__(self) -> str:
+        """Do the runs of the task; returns what submitit keeps. Raises SystemExit if a run failed."""
+        # By name: whoever submits needs nothing of what a job does.
+        ending: str = importlib.import_module("retain.launchers.jobs.job").do_task(self.store, self.token)
+        return ending
+
+
+def call(job: RunJob) -> str:
+    """What submitit calls in each task of an array."""
+    return job()

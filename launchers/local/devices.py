@@ -1,0 +1,45 @@
+"""The devices of this machine, as slots for stages that run side by side."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.schema.execution import Execution
+from retain.sweeps.tree.tree import STAGES
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one run at a time: the number of ranks for each stage, and the GPUs (none: on the CPU)."""
+
+    ranks: Mapping[str, int]
+    gpus: tuple[str, ...] = ()
+
+
+def local_slots(execution: Execution) -> list[Slot]:
+    """One slot for each run that may run at a time. Raises MissingResourceError if the machine lacks the requested devices."""
+    stages = {name: execution.of_stage(name) for name in STAGES}
+    ranks = {name: stage.devices for name, stage in stages.items()}
+    on_gpus = [stage for stage in stages.values() if stage.accelerator != "cpu"]
+    gpus = _count_gpus() if on_gpus else 0
+    most = max((stage.devices for stage in on_gpus), default=0)
+    if (gpus or any(stage.accelerator == "gpu" for stage in on_gpus)) and gpus < most:
+        raise MissingResourceError(
+            f"execution.devices: a stage needs {most} GPUs, and this machine has {gpus}; "
+            "ask for fewer, or set execution.accelerator=cpu"
+        )
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(gpus)]
+        groups = [tuple(names[first : first + most]) for first in range(0, gpus - most + 1, most)]
+        return [Slot(ranks, group) for group in groups[: execution.parallel]]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    busiest = max(stage.threads * stage.devices for stage in stages.values())
+    return [Slot(ranks)] * (execution.parallel or max(1, cores // busiest))
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

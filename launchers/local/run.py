@@ -1,0 +1,61 @@
+"""`retain run`: trains what a study lacks on this machine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from retain.datamodules.corpora.prepare import Report
+from retain.launchers.local.devices import local_slots
+from retain.launchers.local.launcher import Watch, train
+from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
+from retain.launchers.planning.register import register
+from retain.results.store.garbage import check_starts
+from retain.results.store.state import State
+from retain.sweeps.schema.read import read_study
+from retain.sweeps.tree.tree import Tree
+
+Reporting = Callable[[], AbstractContextManager[Report]]
+"""Makes a function that shows the preparation of data."""
+Watching = Callable[[Tree], AbstractContextManager[Watch]]
+"""Makes a function that shows the states of the stages of a tree."""
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study after `run_study`: the last state of each stage."""
+
+    opened: OpenedStudy
+    states: Mapping[str, State]
+
+
+def run_study(
+    name: str,
+    overrides: Sequence[str] = (),
+    store: Path = Path("runs"),
+    reporting: Reporting = lambda: nullcontext(lambda corpus, documents, tokens: None),
+    watching: Watching = lambda tree: nullcontext(lambda states: None),
+) -> StudyRun:
+    """Prepare the data of a study, and train what its store lacks.
+
+    reporting, watching: show the preparation of data, and the training. Raises StudyError, MissingResourceError, and
+    KeyboardInterrupt once all processes have saved a checkpoint and ended.
+    """
+    execution = read_study(name, overrides).study.execution
+    if execution.accelerator == "gpu":
+        local_slots(execution)  # raises before any data is prepared
+    with reporting() as report:
+        opened = prepare_study(name, overrides, store, report)
+    return StudyRun(opened, train_missing(opened, opened.tree, watching))
+
+
+def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching) -> Mapping[str, State]:
+    """Train the stages of a tree that the store lacks; returns the last state of each. Raises as `run_study` does."""
+    states = opened.store.states(tree.stages)
+    if all(state.state == "done" for state in states.values()):
+        return states
+    check_starts(opened.store, tree.stages, states)
+    slots = local_slots(opened.file.study.execution)
+    register(tree, opened.file, opened.facts, opened.store)
+    with watching(tree) as watch:
+        return train(tree, opened.store, slots, watch)

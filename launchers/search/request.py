@@ -1,0 +1,190 @@
+"""What a search asks for, as its run keeps it: enough for any process, here or in a job, to continue the search."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from retain.launchers.jobs.resources import driver_minutes
+from retain.launchers.kinds import SEARCH, described
+from retain.launchers.planning.register import installed_versions
+from retain.launchers.search.derived_studies import SearchedStudy, search_of
+from retain.launchers.search.history import point_counts
+from retain.results.store.runs import Run, Store
+from retain.results.store.status import RunStatus, run_status
+from retain.results.store.study_files import search_recipe, search_run
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.read import check_study
+from retain.sweeps.schema.sites import Site
+from retain.sweeps.tree.tree import STAGES
+
+LAUNCHERS = ("ray", "slurm", "slurm-ray")
+"""ray: here; slurm: each stage is a job of its own; slurm-ray: all stages in one allocation."""
+MINUTES = 1440
+"""Walltime of a search's job if the study gives none; site and partition may allow less."""
+MEMORY_GB = 4.0
+"""Memory of a driver, on sites where memory must be requested."""
+DEVICES_A_NODE = 4
+"""Processes that a node of an allocation holds, if execution.parallel does not say."""
+STAGES_AT_ONCE = 8
+"""Jobs that a driver has in SLURM at a time, if execution.parallel does not say."""
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """A search as it was started: what is edited later in the study file changes nothing."""
+
+    launcher: str
+    path: str
+    """The path of the study file."""
+    fields: dict[str, Any]
+    """The fields of the study, with overrides applied."""
+    budget: str | None
+    device: str
+    """The GPU that a budget of hours is planned for."""
+    nodes: int = 1
+    """The nodes of the allocation of slurm-ray."""
+    address: str | None = None
+    """The address of a running Ray cluster."""
+    site: dict[str, Any] | None = None
+    """The fields of the site profile that stages are submitted with."""
+
+    def profile(self) -> Site | None:
+        """The site profile; None if there is none."""
+        return None if self.site is None else Site.model_validate(self.site)
+
+
+@dataclass(frozen=True)
+class SearchStatus:
+    """What `retain status` shows of a search."""
+
+    study: str
+    launcher: str
+    job_id: str | None
+    state: str
+    reason: str | None
+    points: dict[str, int]
+    """The number of points in each state."""
+    log: str
+
+    @property
+    def sentence(self) -> str:
+        """`search of tiny: job 12 (slurm) is running; points: 3 done, 2 running; log: ...`."""
+        why = f" ({self.reason})" if self.reason else ""
+        points = ", ".join(f"{count} {state}" for state, count in self.points.items()) or "none yet"
+        where = f"job {self.job_id} ({self.launcher})" if self.job_id else self.launcher
+        return f"search of {self.study}: {where} is {self.state}{why}; points: {points}; log: {self.log}"
+
+
+def new_request(
+    searched: SearchedStudy,
+    launcher: str,
+    budget: str | None,
+    device: str,
+    nodes: int = 1,
+    address: str | None = None,
+    site: Site | None = None,
+) -> SearchRequest:
+    """What a search asks for; nothing is written."""
+    return SearchRequest(
+        launcher=launcher,
+        path=str(searched.file.path.absolute()),
+        fields=searched.file.study.model_dump(exclude_unset=True, mode="json"),
+        budget=budget,
+        device=device,
+        nodes=nodes,
+        address=address,
+        site=None if site is None else site.model_dump(exclude_unset=True, mode="json"),
+    )
+
+
+def register_search(searched: SearchedStudy, request: SearchRequest) -> Run:
+    """Enter a search into the store as a planned run, or plan it again. Raises StudyError."""
+    run = search_run(searched.store, searched.name)
+    run.retry(reopen=True)
+    spec = {
+        "key": run.key,
+        "format": 1,
+        "stage": "search",
+        "parent": None,
+        "recipe": search_recipe(searched.name),
+        **described(SEARCH, searched.search.block.trials, []),
+        "evaluation": {},
+        "execution": job_execution(searched, request) | {"request": asdict(request)},
+        "axes": {},
+        "study": searched.name,
+        "versions": installed_versions(),
+    }
+    searched.store.register(run.key, spec)
+    return run
+
+
+def read_request(run: Run) -> SearchRequest:
+    """What a registered search asks for."""
+    return SearchRequest(**run.spec()["execution"]["request"])
+
+
+def requested_study(request: SearchRequest, store: Path) -> SearchedStudy:
+    """The study of a request, its data prepared. Raises StudyError, MissingResourceError."""
+    file = check_study(dict(request.fields), Path(request.path))
+    return search_of(file, store, lambda name, documents, tokens: None)
+
+
+def job_execution(searched: SearchedStudy, request: SearchRequest) -> dict[str, Any]:
+    """What the job of a search asks of SLURM: little for a driver; for an allocation, room on each node. Raises StudyError."""
+    site = request.profile()
+    own = searched.file.study.execution.of_stage("driver", site)
+    if request.launcher == "ray":
+        return own.model_dump(mode="json")
+    cpus, memory, gpus = 1, min(MEMORY_GB, own.slurm.memory_gb) if own.slurm.memory_gb else None, 0
+    if request.launcher == "slurm-ray":
+        cpus, memory, gpus = _node_room(searched, request.nodes, site)
+    # GPUs that the study or the site names in its own words are those of a stage.
+    literal = not gpus and "gpu" in (own.slurm.gres or "")
+    slurm = {"nodes": request.nodes, "cpus": cpus, "memory_gb": memory}
+    slurm |= {"minutes": driver_minutes(own, site, MINUTES, searched.file.path.name)}
+    if literal:
+        slurm["gres"] = None
+    execution = own.model_copy(update={"devices": request.nodes, "slurm": own.slurm.model_copy(update=slurm)})
+    return execution.model_dump(mode="json") | {"gpus_per_node": gpus}
+
+
+def search_statuses(store: Store, rows: Sequence[RunStatus]) -> list[SearchStatus]:
+    """The searches among the rows of a status."""
+    found = []
+    for row in rows:
+        if row.stage == SEARCH.name:
+            spec = store.run(row.key).spec()
+            launcher = spec["execution"]["request"]["launcher"]
+            points, log = point_counts(store, spec["study"]), str(store.run(row.key).log)
+            found.append(SearchStatus(spec["study"], launcher, row.job_id, row.state, row.reason, points, log))
+    return found
+
+
+def search_rows(store: Store, study: str) -> list[RunStatus]:
+    """The row of the search of a study, if it was ever searched."""
+    run = search_run(store, study)
+    return [run_status(run)] if (run.folder / "stage.json").exists() else []
+
+
+def _node_room(searched: SearchedStudy, nodes: int, site: Site | None) -> tuple[int, float | None, int]:
+    """CPUs, memory (GB) and GPUs of one node of an allocation, for its share of the stages. Raises StudyError."""
+    execution = searched.file.study.execution
+    stages = [execution.of_stage(stage, site) for stage in STAGES]
+    if any(stage.slurm.nodes > 1 for stage in stages):
+        raise StudyError(
+            f"{searched.file.path.name}: execution.slurm.nodes: a search on Ray trains a stage on one node; leave it 1, "
+            "or search with --launcher slurm"
+        )
+    devices = max(stage.devices for stage in stages)
+    at_once = math.ceil(execution.parallel / nodes) if execution.parallel else max(1, DEVICES_A_NODE // devices)
+    cpus = max(stage.devices * max(stage.slurm.cpus, stage.threads) for stage in stages)
+    memory = max(stage.slurm.memory_gb or 0 for stage in stages) * at_once or None
+    on_gpus = any(stage.accelerator != "cpu" for stage in stages)
+    return at_once * cpus, memory, at_once * devices if on_gpus else 0
+
+
+def as_documents(searches: Sequence[SearchStatus]) -> list[Mapping[str, Any]]:
+    """The searches as `retain status --json` prints them."""
+    return [asdict(search) for search in searches]

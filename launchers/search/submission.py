@@ -1,0 +1,117 @@
+"""Starts and ends searches: the checks before one begins, its submission to SLURM, and its cancellation."""
+
+import time
+
+from retain.launchers.jobs.branches import WITH_STUDY, cancel_runs
+from retain.launchers.jobs.resources import slurm_resources
+from retain.launchers.jobs.submissions import submitted_job
+from retain.launchers.jobs.submit import submit_runs
+from retain.launchers.planning.opened_study import open_study
+from retain.launchers.search.budget import parse_budget, refuse_hours_on_cpus
+from retain.launchers.search.derived_studies import SearchedStudy
+from retain.launchers.search.engine import Search
+from retain.launchers.search.history import History
+from retain.launchers.search.request import SearchRequest, job_execution, register_search
+from retain.launchers.slurm.client import has_slurm, live_jobs, read_limits
+from retain.results.store.lease import is_held, read_owner
+from retain.results.store.runs import Run, Store
+from retain.results.store.study_files import HISTORY, POINTS_STUDY, search_run, study_folder
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+
+LEAVING_S = 60.0
+"""How long `retain cancel` waits for a search to stop before it cancels the stages: it might submit one more."""
+
+
+def check_request(searched: SearchedStudy, request: SearchRequest, gpus: bool) -> None:
+    """Find at once what an attempt would find later.
+
+    gpus: whether stages with `accelerator: auto` get GPUs. Raises StudyError, also if another process searches the study;
+    MissingResourceError if the user may have too few jobs.
+    """
+    _refuse_second_search(searched.store, searched.name, request.launcher)
+    budget = parse_budget(request.budget, request.device) if request.budget is not None else None
+    refuse_hours_on_cpus(budget, searched.file.study.execution, gpus)
+    history = searched.folder / HISTORY
+    if not history.exists():
+        Search(searched, History(history, searched.identity()), budget, 1).check_budget()
+    job_execution(searched, request)
+    if request.launcher != "slurm":
+        return
+    ends = {f"end{number}": values for number, values in enumerate(searched.search.ends())}
+    file, tree = searched.tree(ends)
+    slurm_resources(tree, file, searched.store, request.profile())
+    limit = read_limits().jobs
+    if limit is not None and limit < 2:
+        raise MissingResourceError(
+            f"SLURM: you may have {limit} job at a time, and a search needs one in addition to its stages; "
+            "search in one allocation with --launcher slurm-ray"
+        )
+
+
+def submit_search(searched: SearchedStudy, request: SearchRequest) -> tuple[str, bool]:
+    """Submit a search, unless it has a job already; returns the id of its job, and whether the job is new.
+
+    Raises MissingResourceError if SLURM refuses, and what `check_request` raises.
+    """
+    run = search_run(searched.store, searched.name)
+    if (job := queued_job(searched.store, run)) is not None:
+        submit_runs(searched.store, [run.key])  # releases a job that a node could not start
+        return job, False
+    check_request(searched, request, gpus=True)
+    register_search(searched, request)
+    submitted = submit_runs(searched.store, [run.key])
+    job_id = submitted_job(searched.store, run)
+    if job_id is None:
+        raise MissingResourceError(
+            f"SLURM: you may have {submitted.limit} jobs at a time, and have as many; try again once one has ended"
+        )
+    return job_id, bool(submitted.jobs)
+
+
+def queued_job(store: Store, run: Run) -> str | None:
+    """The id of the job of a run, if SLURM has not finished with it. Raises MissingResourceError."""
+    job_id = submitted_job(store, run)
+    job = live_jobs([job_id]).get(job_id) if job_id else None
+    return job.job_id if job is not None and job.counts else None
+
+
+def cancel_search(store: Store, study: str) -> list[str] | None:
+    """Cancel the search of a study and its stages; returns the keys of the stages, None if there was nothing to cancel.
+
+    The next start of the search resumes them. Raises MissingResourceError.
+    """
+    run = search_run(store, study)
+    # 1. The search itself, so that it submits nothing more.
+    cancelled = bool(cancel_runs(store, [run.key]))
+    deadline = time.monotonic() + LEAVING_S
+    while cancelled and run.is_running() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    # 2. Then the stages that it has submitted.
+    stages = cancel_runs(store, _submitted_stages(store, study), WITH_STUDY)
+    return stages if stages or cancelled else None
+
+
+def _submitted_stages(store: Store, study: str) -> list[str]:
+    """The stages of the points of a search that were submitted and have not ended."""
+    points = study_folder(store.root, study) / POINTS_STUDY
+    if not points.exists():
+        return []
+    states = {key: store.run(key).state() for key in open_study(str(points), (), store.root).tree.stages}
+    return [key for key, state in states.items() if state.state in ("queued", "running") and state.submission]
+
+
+def _refuse_second_search(store: Store, study: str, launcher: str) -> None:
+    """Raise StudyError if another process, or a SLURM job, searches the study."""
+    run = search_run(store, study)
+    owner = read_owner(run.lease)
+    if owner is not None and owner.job_id is None and is_held(run.lease):
+        where = f"process {owner.pid}" if owner.is_here() else f"a process on {owner.host}"
+        raise StudyError(f"{study}: {where} is searching this study in this store; wait for it, or stop it")
+    if launcher != "ray" or not has_slurm():
+        return
+    try:
+        job = queued_job(store, run)
+    except MissingResourceError:
+        return  # the lease decides
+    if job is not None:
+        raise StudyError(f"{study}: SLURM job {job} is searching this study; retain cancel {study} cancels it")

@@ -1,0 +1,154 @@
+"""One attempt at one run, whatever its kind: take the lease, let the kind work, enter how the attempt ended."""
+
+import contextlib
+import functools
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retain.launchers.kinds import kind_of
+from retain.launchers.stage.failures import BUG, DISK, classify
+from retain.launchers.stage.heartbeat import heartbeat
+from retain.launchers.stage.rank_failures import agree_on_failure, described_failure
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
+from retain.results.store.lease import Lease, wait_for_lease
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import Progress
+from retain.sweeps.base.errors import RetainError, StageFailedError
+
+FAILED, BUSY, STOPPED, NO_ROOM = 1, 74, 75, 76
+"""Exit codes of an attempt: the run failed; another process has it; a signal stopped the attempt, and the run can be resumed;
+the disk is full, so that not even the failure could be written."""
+STOP_GRACE_S = 30.0
+"""How long an attempt may take to save its checkpoint after a stop signal."""
+LEASE_PATIENCE_S = 3.0
+"""Launchers and `retain gc` hold the lease of a run for moments only."""
+
+
+class RunBusyError(RetainError):
+    """Another process has this run."""
+
+
+@dataclass(frozen=True)
+class AttemptContext:
+    """What an attempt works with. It calls `begin` once, `report` while it works, and `finish` at the end."""
+
+    store: Store
+    run: Run
+    ranks: Ranks
+    lease: Lease | None
+    """Held by rank 0."""
+    stop: StopRequest
+
+    @functools.cached_property
+    def spec(self) -> dict[str, Any]:
+        """The run's stage.json."""
+        return self.run.spec()
+
+    def begin(self, tokens: int = 0, device: str | None = None) -> None:
+        """Enter the attempt, which resumes at `tokens`. For rank 0. Raises AttemptStopped if the run was cancelled."""
+        if not self.run.begin(os.getpid(), tokens, self.ranks.world, device):
+            raise AttemptStopped(CANCEL_SIGNAL.name)
+
+    def may_write(self) -> bool:
+        """Whether no other process has taken over the run; only rank 0 can tell."""
+        return self.lease is None or self.lease.held()
+
+    def report(self, progress: Progress) -> None:
+        """Report progress, unless another process has taken over the run."""
+        if self.may_write():
+            self.run.report(progress)
+
+    def finish(self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False) -> None:
+        """Make the run done; see `Run.finish`. For rank 0. Raises StageFailedError if another process has the run."""
+        if not self.may_write():
+            raise StageFailedError("another process has taken over this run; this process writes nothing more")
+        self.run.finish(model, results, keep_checkpoints)
+
+
+def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> None:
+    """Make one attempt at a run whose needed runs are done; return at once if it is done already.
+
+    Raises StageFailedError, with the run left as failed; AttemptStopped, with the run left as planned; RunBusyError if another
+    process has the run. No other exception leaves it.
+    """
+    run = store.run(key)
+    if run.is_done():
+        return
+    # 1. Only one process works on a run: rank 0 holds the lease and keeps it alive.
+    lease = _take_lease(run) if ranks.is_first else None
+    try:
+        # 2. The kind does the work.
+        with heartbeat(lease):
+            context = AttemptContext(store, run, ranks, lease, stop)
+            kind_of(context.spec).attempt(context)
+    except AttemptStopped as stopped:
+        # 3a. Stopped by a signal: the run can be resumed. A cancelled run stays cancelled.
+        if ranks.is_first:
+            run.stop(str(stopped))
+        raise
+    except Exception as error:
+        # 3b. Failed: the ranks agree on one cause, and rank 0 enters it.
+        if not isinstance(error, RetainError):
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+        failure, reason = agree_on_failure(run.folder, ranks, *described_failure(error))
+        if stop.signal is not None and failure == BUG:
+            # The signal also reached child processes such as compilers: their end is not a failure of the run.
+            if ranks.is_first:
+                run.stop(stop.signal)
+            raise AttemptStopped(stop.signal) from error
+        try:
+            if lease is not None and lease.held():
+                run.fail(reason, failure)
+        except OSError as unwritten:
+            failure = DISK if classify(unwritten) == DISK else failure
+        raise StageFailedError(reason, failure) from error
+    finally:
+        if lease:
+            lease.release()
+
+
+def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> tuple[int, str]:
+    """Make one attempt at a run; returns the exit code (0: done) and a line for the log."""
+    try:
+        make_attempt(store, key, ranks, stop)
+    except StageFailedError as error:
+        return (NO_ROOM if error.failure == DISK else FAILED), f"failed: {error}"
+    except AttemptStopped as stopped:
+        return STOPPED, f"stopped by {stopped}; the run can be resumed"
+    except RunBusyError as busy:
+        return BUSY, str(busy)
+    return 0, "done"
+
+
+def log_line(line: str) -> None:
+    """Print a line of a log; a full disk is no reason to stop."""
+    with contextlib.suppress(OSError):
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
+
+
+def log_into(path: Path) -> None:
+    """Append standard output and error, also those of C libraries, to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _take_lease(run: Run) -> Lease:
+    lease = wait_for_lease(run.lease, None, lambda owner: LEASE_PATIENCE_S, every_s=0.1)
+    if lease is None:
+        raise RunBusyError(f"{run.key}: another process is working on this run; see retain status")
+    if run.is_done():  # the process that held the lease has just finished the run
+        lease.release()
+        raise RunBusyError(f"{run.key}: another process has finished this run")
+    return lease

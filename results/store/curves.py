@@ -1,0 +1,93 @@
+"""The curves of a run: curves.jsonl in its folder, one point a line. TensorBoard's files are derived from it.
+
+A point is appended as soon as it is measured, so a reader may meet a line that is not finished yet; it is skipped. A resumed
+attempt replaces the file by the points up to its checkpoint, so curves have neither gaps nor overlaps.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from retain.sweeps.base.files import write_text
+
+FILE = "curves.jsonl"
+Curve = Sequence[tuple[int, float]]
+"""(tokens seen, value), by ascending tokens."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement."""
+
+    curve: str
+    """As `training_curve` and `heldout_curve` name it."""
+    tokens: int
+    """Tokens that the stage has seen."""
+    value: float
+    time: float
+    """Seconds since 1970."""
+
+
+def training_curve(stage: str, name: str) -> str:
+    """The name of a training curve of a stage: loss (nats per token), learning_rate or tokens_per_second."""
+    return f"{stage}/{name}"
+
+
+def heldout_curve(split: str) -> str:
+    """The name of the curve of losses (nats per token) on a held-out split: pretraining, posttraining or finetuning."""
+    return f"heldout/{split}"
+
+
+def is_measured_speed(curve: str) -> bool:
+    """Whether a curve holds measured speeds, which differ between two runs that are otherwise the same."""
+    return curve.endswith("tokens_per_second")
+
+
+class CurveWriter:
+    """Writes the points of one attempt. `points`: those up to the checkpoint that it resumes from; the list is extended."""
+
+    def __init__(self, folder: Path, points: list[Point] | None = None) -> None:
+        self.path, self.points = folder / FILE, [] if points is None else points
+        self._replace()
+
+    def add(self, point: Point) -> None:
+        """Append a point. Raises OSError if it cannot be written; `finish` then writes it."""
+        self.points.append(point)
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(_line(point))
+
+    def finish(self) -> None:
+        """Write the whole file anew, flushed to disk."""
+        self._replace()
+
+    def _replace(self) -> None:
+        write_text(self.path, "".join(map(_line, self.points)))
+
+
+def read_points(folder: Path) -> list[Point]:
+    """All points of a run, in the order in which they were measured; empty if there are none yet."""
+    try:
+        text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [point for line in text.splitlines() if (point := _parsed(line)) is not None]
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """The curves of a run by name, whether it is still running or done."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for point in read_points(folder):
+        found.setdefault(point.curve, []).append((point.tokens, point.value))
+    return {name: sorted(curve) for name, curve in found.items()}
+
+
+def _line(point: Point) -> str:
+    return json.dumps(asdict(point), allow_nan=False) + "\n"
+
+
+def _parsed(line: str) -> Point | None:
+    try:
+        return Point(**json.loads(line))
+    except (ValueError, TypeError):
+        return None

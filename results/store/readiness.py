@@ -1,0 +1,45 @@
+"""Whether a run may begin: all runs that it needs are done, some are not yet, or one has ended in another way."""
+
+from collections.abc import Mapping
+
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import STOPPED, State
+from retain.sweeps.tree.tree import Stage
+
+
+def blocked_by(store: Store, run: Run) -> str | None:
+    """The sentence that says which needed run ended the branch of this run, and why; None if it may still begin."""
+    for key in run.needs():
+        needed = store.run(key)
+        state = needed.state()
+        if state.state in STOPPED:
+            return _sentence(needed.spec()["stage"], key, state)
+    return None
+
+
+def unfinished_needs(store: Store, run: Run) -> list[Run]:
+    """The runs that this run still has to wait for."""
+    return [needed for key in run.needs() if not (needed := store.run(key)).is_done()]
+
+
+def blocked_stages(stages: Mapping[str, Stage], states: Mapping[str, State]) -> dict[str, str]:
+    """For each stage of a tree (parents first) whose branch has ended above it, the sentence of `blocked_by`."""
+    found: dict[str, str] = {}
+    for stage in stages.values():
+        if stage.parent in found:
+            found[stage.key] = found[stage.parent]
+        elif stage.parent and (state := states[stage.parent]).state in STOPPED:
+            found[stage.key] = _sentence(stages[stage.parent].stage, stage.parent, state)
+    return found
+
+
+def is_ready(stage: Stage, states: Mapping[str, State]) -> bool:
+    """Whether the parent of a stage of a tree is done."""
+    return stage.parent is None or states[stage.parent].state == "done"
+
+
+def _sentence(stage: str, key: str, state: State) -> str:
+    if state.state == "skipped":
+        return state.reason or f"{stage} {key[:8]} was skipped"
+    verb = "failed" if state.state == "failed" else "was cancelled"
+    return f"{stage} {key[:8]} {verb}{f': {state.reason}' if state.reason else ''}"
