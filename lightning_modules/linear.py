@@ -82,7 +82,7 @@ def descend(
 
 def _moments(model: LinearModel, task: Task) -> tuple[Tensor, Tensor]:
     """E[y xᵀ] and E[x xᵀ], each [n, n]."""
-    cross = model.u @ torch.diag(_tensor(task.pulls)) @ model.v.T
+    cross = model.u @ torch.diag(_tensor(task.effective_values)) @ model.v.T
     return cross, model.v @ torch.diag(_tensor(task.variances)) @ model.v.T
 
 

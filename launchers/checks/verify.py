@@ -10,7 +10,7 @@ from retain.datamodules.order.digest import add_digests, as_text
 from retain.results.store.runs import Run, Store
 from retain.results.store.verify import Problem, verify_runs
 from retain.sweeps.base.errors import RetainError
-from retain.sweeps.schema.linear import METHOD as LINEAR_METHOD
+from retain.sweeps.tree.linear_recipes import LINEAR_METHOD
 
 NOT_OF_THE_ORDER = ("model", "method", "lora", "lr", "min_lr", "warmup", "weight_decay", "betas", "clip", "dropout")
 """Fields of a recipe that change nothing about which tokens it reads, and when."""

@@ -9,7 +9,7 @@ from retain.results.store.runs import Store, make_store, open_store
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.scaled_down import cut_down
+from retain.sweeps.tree.scaled_down import scale_down
 from retain.sweeps.tree.tree import Tree, device_mismatch, expand
 
 
@@ -42,7 +42,7 @@ def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Repo
 def prepare_cut(name: str, overrides: Sequence[str], store: Path, report: Report) -> OpenedStudy:
     """As `prepare_study`, the study cut down to seconds: on the same data, so that it need not be prepared again."""
     whole = prepare_study(name, overrides, store, report)
-    file = cut_down(whole.file)
+    file = scale_down(whole.file)
     return _opened(file, whole.store, known_facts(file, store))
 
 

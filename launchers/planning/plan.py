@@ -13,7 +13,7 @@ from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.results.store.runs import Store, open_store
 from retain.results.store.throughput import measured_speeds
 from retain.sweeps.base.units import format_bytes, format_size
-from retain.sweeps.tree.cost import Running, total_cost
+from retain.sweeps.tree.cost import Parallelism, total_cost
 from retain.sweeps.tree.data_facts import UNPREPARED
 from retain.sweeps.tree.tree import STAGES, Tree, merged
 
@@ -104,12 +104,12 @@ def _hours(totals: Mapping[str, Any], device: str) -> str:
     return f"{device} {totals['gpu_hours_by_device'][device]:.3g}{basis}"
 
 
-def _running(opened: Sequence[OpenedStudy]) -> dict[str, Running]:
+def _running(opened: Sequence[OpenedStudy]) -> dict[str, Parallelism]:
     """How each kind of stage runs: of several studies, the one that takes most."""
     made = {}
     for kind in STAGES:
         executions = [one.file.study.execution.of_stage(kind) for one in opened]
-        made[kind] = Running(
+        made[kind] = Parallelism(
             max(execution.devices for execution in executions),
             max(one.slurm.at_a_time for one in executions),
             min(one.pack for one in executions),

@@ -11,7 +11,7 @@ from retain.results.store.loss_table import Row, trial_rows
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.search_space import Values
-from retain.sweeps.tree.tree import expand, plain
+from retain.sweeps.tree.tree import expand, plain_value
 
 
 def grid_best(searched: SearchedStudy) -> Values | None:
@@ -21,7 +21,7 @@ def grid_best(searched: SearchedStudy) -> Values | None:
     tell more. The point is the one that the search would recommend of the grid's: the best mean of the objective among those
     that keep the constraints. Of a frontier it is the upstream recipe whose fine-tunings dominate the largest area.
     """
-    axes = {path: [plain(value) for value in values] for path, values in searched.file.axes.items()}
+    axes = {path: [plain_value(value) for value in values] for path, values in searched.file.axes.items()}
     unseeded = {path: values for path, values in axes.items() if path.rpartition(".")[2] != "seed"}
     if not unseeded:
         return None

@@ -24,8 +24,8 @@ from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.lease import Lease
 from retain.results.store.runs import Progress, Run, Store
 from retain.sweeps.base.errors import StageFailedError
-from retain.sweeps.schema.linear import task_of
 from retain.sweeps.schema.linear_theory import Task, mixture
+from retain.sweeps.tree.linear_recipes import task_of
 
 RECORDS = 150
 """How many times of a stage its features are kept at."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from retain.results.figures.style import COLOURS, GREY, MARKERS, save_figure, style
 from retain.results.store.loss_table import Row, study_folder
 from retain.results.store.runs import Store
-from retain.sweeps.schema.linear import task_of
 from retain.sweeps.schema.linear_theory import (
     Descent,
     Numbers,
@@ -20,6 +19,7 @@ from retain.sweeps.schema.linear_theory import (
     squared_loss,
     threshold,
 )
+from retain.sweeps.tree.linear_recipes import task_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -80,7 +80,7 @@ def check_job(searched: SearchedStudy, wanted: SearchJob) -> None:
     _asked(searched, wanted)
     if wanted.launcher == "slurm-ray":
         return
-    ends = {f"end{number}": values for number, values in enumerate(searched.search.ends())}
+    ends = {f"end{number}": values for number, values in enumerate(searched.search.corners())}
     file, tree = searched.tree(ends)
     slurm_resources(tree, file, searched.store, wanted.profile())
     limit = read_limits().jobs

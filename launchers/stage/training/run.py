@@ -58,8 +58,8 @@ from retain.results.store.lease import Lease, take_lease
 from retain.results.store.loss_table import four_losses
 from retain.results.store.runs import Run, Store
 from retain.sweeps.base.errors import RetainError, StageFailedError
-from retain.sweeps.schema.linear import METHOD as LINEAR_METHOD
 from retain.sweeps.schema.models import Architecture
+from retain.sweeps.tree.linear_recipes import LINEAR_METHOD
 
 LEASE_PATIENCE_S = 3.0
 

@@ -169,7 +169,7 @@ def test_a_guard_ends_what_a_dead_driver_left(tmp_path: Path) -> None:
         ("search={}", "search: there is nothing to search"),
         (
             "search={axes: {pretrain.tokens: [7680, 999M]}}",
-            "pretrain.tokens: 999,000,000 tokens asked of corpus general",
+            "pretrain.tokens: 999,000,000 tokens exceed the training split of corpus general",
         ),
         ("search={axes: {posttrain.warmup: {integers: [1, 90]}}}", "posttrain.warmup: 90 steps of warm-up"),
         (
