@@ -31,7 +31,7 @@ class Option:
 def grid_values(raw: Raw, axis: str, values: list[Any], schema: Schema, where: str) -> list[Any]:
     """The checked values of a grid axis.
 
-    Each value is validated as part of the whole study. `where` opens every message. Raises StudyError.
+    Each value is validated as part of the whole study. where: the file and field that messages begin with. Raises StudyError.
     """
     _check_may_vary(axis, where)
     if not values:

@@ -30,8 +30,8 @@ class SiteOptions(Section):
     """The option --gres, for sites that do not support --gpus-per-node, such as gpu:a100:{gpus}. {gpus} stands for the number
     of GPUs on one node. If the value does not contain the word gpu, --gpus-per-node is requested as well."""
     warning_seconds: Positive = 120
-    """How many seconds before its walltime ends a job is told to save a checkpoint and requeue. The default leaves time to
-    write a large checkpoint to a slow disk."""
+    """The number of seconds before the end of its walltime at which a job gets the signal to save a checkpoint and requeue. The
+    default leaves time to write a large checkpoint to a slow disk."""
     at_a_time: Positive = 64
     """The number of tasks of one array that run at the same time. The default leaves room for other users."""
     setup: list[str] = []
