@@ -39,8 +39,8 @@ class Counted:
 def counted(study: str, store: Path) -> Counted:
     """Of a store that has none of its runs."""
     plan = open_plan([study], [f"execution.pack={PACK}"], store)
-    totals = make_plan(plan, "H100")["totals"]
-    return Counted(study, totals["stages"], totals["tokens"], totals["jobs"])
+    totals = make_plan(plan, "H100").totals
+    return Counted(study, totals.stages, totals.tokens, totals.jobs)
 
 
 def amortised(studies: Sequence[Counted], trainer: Cost, eager: Cost, compiled: Cost, cached: float) -> str:

@@ -19,9 +19,8 @@ from retain.results.store.lease import Lease, take_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import Progress
 from retain.sweeps.tree.tree import Stage
-from tests.results.runs import write_model
+from tests.results.runs import put_state, write_model
 from tests.studies import tiny_study
-from tests.results.runs import put_state
 
 SHAPES = {100: (1, 9, 10), 1_000: (10, 9, 10), 10_000: (10, 9, 110), 100_000: (10, 9, 1_110)}
 """For a number of runs, how many exposures, post-training rates of each and fine-tuning rates of each of these."""

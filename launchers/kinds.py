@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store
+from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
 if TYPE_CHECKING:
     from retain.launchers.stage.attempt import AttemptContext
@@ -67,8 +68,6 @@ def kind_of(spec: Spec) -> Kind:
 
 def kind_of_recipe(recipe: Mapping[str, Any]) -> Kind:
     """The kind of a stage of a study."""
-    from retain.sweeps.schema.linear import METHOD as LINEAR_METHOD
-
     return LINEAR if recipe.get("method") == LINEAR_METHOD else TRAINING
 
 

@@ -89,5 +89,5 @@ def descend(
 
 def _moments(model: LinearModel, task: Task) -> tuple[Matrix, Matrix]:
     """E[y xᵀ] and E[x xᵀ], each [n, n]."""
-    cross: Any = model.u @ np.diag(task.pulls) @ model.v.T
+    cross: Any = model.u @ np.diag(task.effective_values) @ model.v.T
     return cross, model.v @ np.diag(task.variances) @ model.v.T

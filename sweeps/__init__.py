@@ -1,1 +1,1 @@
-"""What to run: the study schema, the study files, the tree of stages, its keys, its cost. No torch at import time."""
+"""What to run: the schema of studies, the study files, and the tree of stages with its keys and cost. Imports no torch."""

@@ -15,6 +15,7 @@ from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import train
 from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register
+from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 
 COMMAND = [sys.executable, "-m", "retain.launchers.cli.app"]
@@ -51,6 +52,11 @@ def start(*arguments: str | Path, more: Mapping[str, str] | None = None) -> subp
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
+
+
+def stages_of(store: Path) -> list[Run]:
+    """The training stages of a store: its runs without searches."""
+    return [run for run in Store(store).runs() if run.spec()["stage"] != "search"]
 
 
 def weights(store: Path) -> dict[str, bytes]:

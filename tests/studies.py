@@ -1,4 +1,4 @@
-"""Tiny studies with generated corpora: all three stages train in about a second."""
+"""Tiny studies on generated corpora. All three stages train in about a second."""
 
 import json
 import random
@@ -47,10 +47,10 @@ TINY: dict[str, Any] = {
 
 
 def tiny_study(folder: Path, **overrides: Any) -> Path:
-    """Write a study of two exposures by two fine-tuning rates, and its corpora; the study file's path.
+    """Write a study with two exposures and two fine-tuning rates, and its corpora. Returns the path of the study file.
 
-    overrides: fields of the study by name or, in `**{"pretrain.lr": 1e-2}`, by dotted path (under grid, the path of an
-    axis is one name: replace grid as a whole).
+    overrides: fields of the study by name or by dotted path, as in `**{"pretrain.lr": 1e-2}`. Replace `grid` as a whole, as
+    its axes have dots in their names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in WORDS:
@@ -61,12 +61,12 @@ def tiny_study(folder: Path, **overrides: Any) -> Path:
 
 
 def tiny_fields(**overrides: Any) -> dict[str, Any]:
-    """The fields of the tiny study as a plain mapping, with overrides as in `tiny_study`."""
+    """The tiny study as a plain mapping, with overrides as in `tiny_study`."""
     return replaced(TINY, overrides)
 
 
 def replaced(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested fields with the values at some dotted paths replaced."""
+    """A copy of a nested mapping with other values at some dotted paths."""
     copy = deepcopy(dict(fields))
     for field, value in overrides.items():
         *sections, last = field.split(".")
@@ -78,13 +78,13 @@ def replaced(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 
 
 def documents_of(name: str, count: int = DOCUMENTS) -> list[str]:
-    """Distinct documents of about a hundred characters, the same at every call."""
+    """Distinct documents of about a hundred characters. Every call returns the same ones."""
     draw, words = random.Random(name), WORDS[name].split()
     return [f"{number} " + " ".join(draw.choices(words, k=22)) for number in range(count)]
 
 
 def write_corpus(folder: Path, name: str, count: int = DOCUMENTS) -> Path:
-    """A generated corpus as the tiny study reads it: general as text, the others as jsonl."""
+    """Write a generated corpus: `general` as plain text, the others as jsonl. Returns the path of its file."""
     documents = documents_of(name, count)
     if name == "general":
         path = folder / "general.txt"
@@ -96,7 +96,10 @@ def write_corpus(folder: Path, name: str, count: int = DOCUMENTS) -> Path:
 
 
 def made_up_facts(file: StudyFile, train: int | None = 10**9, heldout: int | None = 100, mark: str = "") -> Facts:
-    """Facts of data that does not exist, for planning: sequences of each split, and a mark in every fingerprint."""
+    """Facts of data that does not exist, for planning.
+
+    train, heldout: the number of sequences in each split; mark: the beginning of every fingerprint.
+    """
     lengths = file.values("sequence_length")
     corpora = {
         (name, length): CorpusFacts(f"{mark}{name}-{length}", train, heldout)
@@ -107,6 +110,6 @@ def made_up_facts(file: StudyFile, train: int | None = 10**9, heldout: int | Non
 
 
 def tiny_tree(**overrides: Any) -> Tree:
-    """The tree of the tiny study with overrides, on made-up data."""
+    """The tree of the tiny study, with overrides as in `tiny_study`, on data that does not exist."""
     file = check_study(tiny_fields(**overrides), Path("tiny.yaml"))
     return expand(file, made_up_facts(file))

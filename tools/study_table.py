@@ -35,23 +35,23 @@ def study_table() -> str:
 
 def _row(names: Sequence[str], shown: str, size: str | None) -> str:
     """One line; a study without a size of the paper's is priced in tokens only, as it needs no GPU."""
-    document = make_plan(open_plan(names, [], EMPTY), "H100")
-    totals = document["totals"]
-    hours, alone = totals["gpu_hours_by_device"], totals["gpu_hours_without_sharing"]
+    plan = make_plan(open_plan(names, [], EMPTY), "H100")
+    totals = plan.totals
+    hours, alone = totals.gpu_hours_by_device, totals.gpu_hours_without_sharing
     model = size or read_study(names[0]).study.model.model_dump(exclude_none=True).get("preset", "linear")
-    pretrainings = sum(stage["stage"] == "pretrain" for stage in document["stages"])
+    pretrainings = sum(stage.stage == "pretrain" for stage in plan.stages)
     cells = [
         shown,
         model,
-        f"{totals['trials']:,}",
-        f"{totals['stages']:,}",
+        f"{totals.trials:,}",
+        f"{totals.stages:,}",
         f"{pretrainings}",
-        format_size(totals["tokens"]),
-        format_size(totals["tokens_without_sharing"]),
-        f"{totals['tokens_without_sharing'] / totals['tokens']:.1f}",
+        format_size(totals.tokens),
+        format_size(totals.tokens_without_sharing),
+        f"{totals.tokens_without_sharing / totals.tokens:.1f}",
     ]
     cells += [f"{each:,.0f}" if size else "-" for each in (hours["H100"], alone["H100"], hours["A100"])]
-    cells += [format_bytes(totals["disk_bytes"] + totals["data_bytes"]), format_bytes(totals["disk_peak_bytes"])]
+    cells += [format_bytes(totals.disk_bytes + totals.data_bytes), format_bytes(totals.disk_peak_bytes)]
     return f"| {' | '.join(cells)} |"
 
 

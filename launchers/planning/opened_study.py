@@ -9,7 +9,7 @@ from retain.results.store.runs import Store, make_store, open_store
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.scaled_down import cut_down
+from retain.sweeps.tree.scaled_down import scale_down
 from retain.sweeps.tree.tree import Tree, device_mismatch, expand
 
 
@@ -44,7 +44,7 @@ def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Repo
 def prepare_cut(name: str, overrides: Sequence[str], store: Path, report: Report) -> OpenedStudy:
     """`prepare_study` for a study scaled down to seconds, on the same data."""
     whole = prepare_study(name, overrides, store, report)
-    file = cut_down(whole.file)
+    file = scale_down(whole.file)
     return _opened(name, file, whole.store, known_facts(file, store))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.results.store.runs import Store, open_store
 from retain.results.store.throughput import measured_speeds
-from retain.sweeps.tree.cost import Running, Totals, total_cost
+from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
 from retain.sweeps.tree.data_facts import UNPREPARED
 from retain.sweeps.tree.tree import STAGES, Axes, Tree, merged
 
@@ -64,7 +64,7 @@ def make_plan(plan: OpenedPlan, device: str) -> Plan:
     """The stages with their states, and the totals. Raises StudyError for an unknown device."""
     states = plan.store.states(plan.tree.stages)
     done = {key for key, state in states.items() if state.state == "done"}
-    totals = total_cost(plan.tree, done, device, measured_speeds(plan.store), _running(plan.opened))
+    totals = total_cost(plan.tree, done, device, measured_speeds(plan.store), _parallelism(plan.opened))
     data = _data_bytes(plan.opened)
     stages = [
         PlannedStage(stage.key, stage.stage, stage.parent, stage.axes, stage.tokens, states[stage.key].state)
@@ -75,12 +75,12 @@ def make_plan(plan: OpenedPlan, device: str) -> Plan:
     return Plan(plan.tree.study, plan.tree.provisional, device, stages, PlanTotals(**numbers))
 
 
-def _running(opened: Sequence[OpenedStudy]) -> dict[str, Running]:
+def _parallelism(opened: Sequence[OpenedStudy]) -> dict[str, Parallelism]:
     """How each stage is executed; with several studies, the most that one of them takes."""
     made = {}
     for stage in STAGES:
         executions = [one.file.study.execution.of_stage(stage) for one in opened]
-        made[stage] = Running(
+        made[stage] = Parallelism(
             max(execution.devices for execution in executions),
             max(one.slurm.at_a_time for one in executions),
             min(one.pack for one in executions),

@@ -18,7 +18,7 @@ from retain.sweeps.schema.read import StudyFile, check_study, read_study
 from retain.sweeps.schema.search_space import Search, Values
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical
-from retain.sweeps.tree.tree import Tree, device_mismatch, expand, plain, with_values
+from retain.sweeps.tree.tree import Tree, device_mismatch, expand, plain_value, with_values
 
 Fields = dict[str, Any]
 FRESH_SEEDS = 3
@@ -90,8 +90,8 @@ def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedSt
         )
     base = _base(file)
     unread = SearchedStudy(file, file.search, base, open_store(store), Facts("", 0, {}))
-    ends = {f"end{number}": values for number, values in enumerate(file.search.ends())}
-    whole = points_file(unread, file.study.study, ends, file.search.block.seeds)
+    corners = {f"corner{number}": values for number, values in enumerate(file.search.corners())}
+    whole = points_file(unread, file.study.study, corners, file.search.block.seeds)
     if mismatch := device_mismatch(whole):
         raise StudyError(f"{file.path.name}: {mismatch}; choose a batch that they divide, or other devices")
     facts = known_facts(whole, store)
@@ -141,7 +141,7 @@ def write_confirmation(
     gives to the grid's axes before fine-tuning; None leaves it out.
     """
     varied = {
-        path: [plain(value) for value in values]
+        path: [plain_value(value) for value in values]
         for path, values in searched.file.axes.items()
         if path.startswith("finetune.") and not _is_seed(path)
     }
@@ -191,7 +191,7 @@ def _own(searched: SearchedStudy, path: str) -> Any:
     place: Any = check_study(dict(searched.base), searched.file.path).study
     for name in path.split("."):
         place = getattr(place, name, None)
-    return plain(place)
+    return plain_value(place)
 
 
 def _base(file: StudyFile) -> Fields:

@@ -37,8 +37,8 @@ def check_request(searched: SearchedStudy, request: SearchRequest, gpus: bool) -
     job_execution(searched, request)
     if request.launcher != "slurm":
         return
-    ends = {f"end{number}": values for number, values in enumerate(searched.search.ends())}
-    file, tree = searched.tree(ends)
+    corners = {f"corner{number}": values for number, values in enumerate(searched.search.corners())}
+    file, tree = searched.tree(corners)
     slurm_resources(tree, file, searched.store, request.profile())
     limit = read_limits().jobs
     if limit is not None and limit < 2:

@@ -24,7 +24,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.search_space import Values
-from retain.sweeps.tree.tree import expand, plain
+from retain.sweeps.tree.tree import expand, plain_value
 
 
 def conclude(search: Search, searched: SearchedStudy) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def grid_best(searched: SearchedStudy) -> Values | None:
     The best point is the one that the search would recommend: the best mean objective among those that keep the constraints.
     With a frontier as objective, it is the upstream recipe whose fine-tunings dominate the largest area.
     """
-    axes = {path: [plain(value) for value in values] for path, values in searched.file.axes.items()}
+    axes = {path: [plain_value(value) for value in values] for path, values in searched.file.axes.items()}
     unseeded = {path: values for path, values in axes.items() if path.rpartition(".")[2] != "seed"}
     if not unseeded:
         return None

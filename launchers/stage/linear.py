@@ -7,8 +7,6 @@ ends in the same bits.
 import math
 import shutil
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED
@@ -20,7 +18,7 @@ from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.runs import LOSSES
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import StageFailedError
-from retain.sweeps.schema.linear_theory import Task, mixture
+from retain.sweeps.tree.linear_stage import stage_task, task_of
 
 RECORDS = 150
 """Number of times in a stage at which the strengths of the features are kept."""
@@ -65,17 +63,6 @@ def attempt(context: AttemptContext) -> None:
         "features": {"times": times, "strengths": strengths},
     }
     context.finish(partial, {LOSSES: results})
-
-
-def task_of(corpus: Mapping[str, Any]) -> Task:
-    """The task that a recipe stores as a corpus."""
-    return Task(tuple(corpus["targets"]), tuple(corpus["variances"]))
-
-
-def stage_task(recipe: Mapping[str, Any]) -> Task:
-    """The task of a stage: its corpus, or in pretraining the mixture of its corpus with D_post."""
-    own, exposure = task_of(recipe["corpus"]), recipe.get("exposure")
-    return mixture(own, task_of(exposure["corpus"]), exposure["weight"]) if exposure else own
 
 
 def _starting_model(context: AttemptContext) -> LinearModel:

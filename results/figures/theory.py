@@ -9,7 +9,6 @@ from retain.results.figures.style import COLOURS, GREY, MARKERS, save_figure, st
 from retain.results.store.loss_table import Row
 from retain.results.store.runs import Store
 from retain.results.store.study_files import study_folder
-from retain.sweeps.schema.linear import task_of
 from retain.sweeps.schema.linear_theory import (
     Descent,
     Numbers,
@@ -21,6 +20,7 @@ from retain.sweeps.schema.linear_theory import (
     squared_loss,
     threshold,
 )
+from retain.sweeps.tree.linear_stage import task_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

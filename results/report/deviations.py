@@ -11,7 +11,7 @@ from retain.results.report.cells import DASH, Cell, Rows, Table, table, value_te
 from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.linear import LinearStudy
 from retain.sweeps.schema.read import StudyFile
-from retain.sweeps.tree.tree import STAGES, plain
+from retain.sweeps.tree.tree import STAGES, plain_value
 
 SAME, DIFFERS, OPEN = "as in the paper", "differs", "open in the paper"
 SIZES = ("tokens", "max_tokens", "vocabulary")
@@ -195,5 +195,5 @@ def _comparable(value: Any) -> Any:
 def _text(name: str, values: list[Any] | tuple[Any, ...]) -> str:
     size = name.split(".")[-1] in SIZES and name != "model.vocabulary"
     return "; ".join(
-        format_size(value) if size and isinstance(value, int) else value_text(plain(value)) for value in values
+        format_size(value) if size and isinstance(value, int) else value_text(plain_value(value)) for value in values
     )

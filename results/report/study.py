@@ -15,7 +15,7 @@ from retain.sweeps.schema.models import parameters
 from retain.sweeps.schema.read import AnyStudy, StudyFile
 from retain.sweeps.schema.study import Corpus
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.tree import STAGES, plain
+from retain.sweeps.tree.tree import STAGES, plain_value
 
 GENERAL_QUESTION = (
     "What does a model still know after its next fine-tuning, and which upstream choices (here: what it was pretrained "
@@ -95,7 +95,9 @@ def budgets(file: StudyFile) -> Table:
         stage, _, name = path.partition(".")
         if stage in STAGES:
             size = name in ("tokens", "max_tokens")
-            texts = [format_size(value) if size and value is not None else value_text(plain(value)) for value in values]
+            texts = [
+                format_size(value) if size and value is not None else value_text(plain_value(value)) for value in values
+            ]
             fields.setdefault(name, {})[stage] = "; ".join(texts)
     rows: Rows = [[name, *(stages.get(stage, "") for stage in STAGES)] for name, stages in fields.items()]
     return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *STAGES), rows)

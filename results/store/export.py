@@ -11,7 +11,7 @@ from retain.results.store.runs import Run, Store
 from retain.results.store.verify import damaged_files
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.files import sync_folder
-from retain.sweeps.schema.linear import METHOD as LINEAR_METHOD
+from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
 
 def export_run(store: Store, run: Run, to: Path) -> Path:

@@ -119,7 +119,7 @@ def check_starts(store: Store, stages: Mapping[str, Stage], states: Mapping[str,
 def freed_sentence(runs: Iterable[Run]) -> str:
     """The sentence that the weights of these runs are needed but freed, with the cure."""
     named = list(runs)
-    return f"retain gc --weights has freed weights that are needed as a start; {_retrain(named)}"
+    return f"retain gc --weights has freed weights that are needed to start from; {_retrain(named)}"
 
 
 def _retrain(runs: list[Run]) -> str:

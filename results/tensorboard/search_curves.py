@@ -49,6 +49,7 @@ def curve_points(search: Search, ends: Sequence[End], results: Sequence[Result])
 
 def write_curves(folder: Path, search: Search, ends: Sequence[End], results: Sequence[Result]) -> None:
     """Rewrite the curves of a search in the folder of its run."""
+    folder.mkdir(parents=True, exist_ok=True)
     now = time.time()
     points = [Point(tag, tokens, value, now) for tag, tokens, value in curve_points(search, ends, results)]
     CurveWriter(folder, points)

@@ -189,7 +189,7 @@ def _show_done(place: str, links: Mapping[str, str], name: str, content: Callabl
         with contextlib.suppress(FileExistsError):
             os.symlink(target, f"{place}/{file}")
     if new or not os.path.exists(own) or not os.path.getsize(own):
-        write_bytes(Path(own), content(), flushed=False)
+        write_bytes(Path(own), content(), sync=False)
     if not new:
         _drop_old(place, name)
 

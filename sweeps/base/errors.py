@@ -1,30 +1,33 @@
-"""The errors that a user can cure; the command line prints them as one sentence and exits with their code."""
+"""Errors that a user can fix. The command line prints the message as one sentence and exits with the error's code."""
 
 
 class RetainError(Exception):
-    """Anything Retain refuses to do; the message names the file, the field or the run, and the cure."""
+    """The base of all errors of Retain. The message says what is wrong, in which file, field or run, and how to fix it."""
 
     exit_code = 2
 
 
 class StudyError(RetainError):
-    """A wrong study, override or argument."""
+    """A study, override or argument is invalid."""
 
     exit_code = 2
 
 
 class MissingResourceError(RetainError):
-    """An environment that lacks something: disk, a corpus, a package, permission."""
+    """The environment lacks something: disk space, a corpus, a package or a permission."""
 
     exit_code = 3
 
 
 class NoRoomError(MissingResourceError):
-    """A disk that what is to be written does not fit on."""
+    """The disk has too little free space."""
 
 
 class StageFailedError(RetainError):
-    """A stage that could not be trained; `failure`: the class of the cause, where who raises it knows."""
+    """A stage could not be trained.
+
+    failure: the class of the cause, if it is known where the error is raised.
+    """
 
     exit_code = 1
 

@@ -1,4 +1,4 @@
-"""Files that a reader sees whole or not at all: written beside, flushed to disk, renamed into place."""
+"""Atomic files: content is written to a temporary file beside the target, synced to disk and renamed into place."""
 
 import json
 import os
@@ -9,51 +9,52 @@ from retain.sweeps.base.errors import MissingResourceError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file; readers see the old text or the new one."""
+    """Replace a file with this text, in UTF-8. Readers see either the old or the new text."""
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes, flushed: bool = True) -> None:
-    """Replace a file; readers see the old content or the new one.
+def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
+    """Replace a file with this content. Readers see either the old or the new content.
 
-    flushed=False does not wait for the disk: for what is made again where a crash of the machine has left it empty.
+    sync: whether to wait until the content is on disk. Without it, a crash of the machine may leave the file empty, so it
+    suits only files that are recreated then.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
     try:
-        with beside.open("wb") as stream:
+        with temporary.open("wb") as stream:
             stream.write(content)
-            if flushed:
+            if sync:
                 stream.flush()
                 os.fsync(stream.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of a value as indented JSON."""
+    """Replace a file with a value as indented JSON. Raises ValueError for NaN and infinities."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote. Raises FileNotFoundError, and MissingResourceError where the file is damaged."""
+    """Read a JSON file. Raises FileNotFoundError, or MissingResourceError if the file is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise MissingResourceError(
-            f"{path} is damaged ({error}); delete {path.parent} and run the study again, which makes it anew"
+            f"{path} is damaged ({error}); delete {path.parent} and run the study again to recreate it"
         ) from None
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush every file below a folder, and the folders' entries, to disk."""
+    """Sync every file below a folder, and the folders' entries, to disk."""
     for path in [*folder.rglob("*"), folder]:
         sync_path(path)
 
 
 def sync_path(path: Path) -> None:
-    """Flush one file, or one folder's entries, to disk."""
+    """Sync one file, or one folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Which process is meant: a machine, a process number, and when that process started."""
+"""Names of processes: a machine, a process id (pid) and the start time of the process, as pids are reused."""
 
 import functools
 import hashlib
@@ -8,35 +8,36 @@ from pathlib import Path
 
 
 def process_name() -> str:
-    """A file name's worth of who this process is, that `is_gone` reads."""
-    return f"{_here()}.{os.getpid()}.{process_start(os.getpid()) or 'unknown'}"
+    """The name of this process, which is valid in file names and which `is_gone` and `is_here` read."""
+    return f"{_machine()}.{os.getpid()}.{process_start(os.getpid()) or 'unknown'}"
 
 
 def is_gone(name: str) -> bool:
-    """Whether a process that gave its `process_name` is known to have ended; False for one of another machine."""
+    """Whether the process with this name has ended. False for a process on another machine, as its state is unknown."""
     pid, _, started = name.partition(".")[2].partition(".")
     return is_here(name) and pid.isdecimal() and process_start(int(pid)) != started
 
 
 def is_here(name: str) -> bool:
-    """Whether a process that gave its `process_name` is or was one of this machine."""
-    return name.partition(".")[0] == _here()
+    """Whether the process with this name runs, or ran, on this machine."""
+    return name.partition(".")[0] == _machine()
 
 
 def slurm_job() -> str | None:
-    """The id of the SLURM job that this process belongs to, as squeue shows it: 123, or 123_4 for a task of an array."""
+    """The id of this process's SLURM job as squeue shows it: 123, or 123_4 for a task of an array. None outside of SLURM."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")
 
 
-def _here() -> str:
+def _machine() -> str:
+    """A short digest of the host name and the boot of this machine."""
     return hashlib.sha256(f"{socket.gethostname()} {machine_id()}".encode()).hexdigest()[:12]
 
 
 @functools.cache
 def machine_id() -> str:
-    """The boot of this machine and the name space of its process numbers; empty where the system tells neither."""
+    """The boot id and the pid namespace of this machine; empty if the system provides neither."""
     parts = []
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -47,7 +48,10 @@ def machine_id() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """When a process of this machine started, as the kernel writes it; None where it is gone."""
+    """The start time of a process on this machine, as the kernel writes it: None if the process has ended.
+
+    "unknown" if the process runs and the system has no /proc.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]

@@ -1,16 +1,16 @@
-"""Sizes as people write them: 300M, 8.7B, 200k."""
+"""Numbers of tokens, bytes and seconds as people write them: 300M, 4.2 MB, 2h 10m."""
 
 from decimal import Decimal
 
 SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 LARGEST = 10**18
-"""Beyond it a number of tokens is a slip of the pen."""
+"""A larger number of tokens is taken for a typing error."""
 
 
 def parse_size(value: object) -> int:
-    """A count from an integer, a whole float, or text such as `300M`, `8.7B`, `1_000`.
+    """Parse a count: an integer, a whole float, or text such as `300M`, `8.7B` or `1_000`.
 
-    Raises ValueError for anything that is not a whole, non-negative number: a size is never rounded.
+    Raises ValueError if the value is not a whole, non-negative number. A size is never rounded.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not a size; write a whole number such as 1000, 200k, 300M or 8.7B")
@@ -27,7 +27,7 @@ def parse_size(value: object) -> int:
 
 
 def format_size(count: float) -> str:
-    """The shortest text with at most four significant digits: 300M, 8.7B, 1.054M, 12."""
+    """A count with at most four significant digits: 300M, 8.7B, 1.054M, 12."""
     for suffix, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= scale:
             return f"{float(f'{count / scale:.4g}'):g}{suffix}"
@@ -43,7 +43,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds as a reader's clock: 42s, 3m 05s, 2h 10m."""
+    """A duration: 42s, 3m 05s, 2h 10m."""
     whole = int(seconds + 0.5)
     if whole < 60:
         return f"{whole}s"

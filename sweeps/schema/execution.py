@@ -1,138 +1,147 @@
-"""How and where stages run: the study's `execution`, field by field; nothing of it changes what is learned."""
+"""The fields of a study's `execution` section: how and where its stages run. None of them changes what is learned."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
-from retain.sweeps.schema.section import Positive, Section
+from retain.sweeps.schema.section import STAGE_KINDS, Positive, Section
 
 
 class SiteOptions(Section):
-    """What a study and a site's profile may both say about jobs; the study's word counts."""
+    """The job options that both a study and a site's profile may set. The study's value takes precedence."""
 
     partition: str | None = None
-    """Several, separated by commas: SLURM takes whichever starts first."""
+    """The SLURM partition, or several separated by commas: SLURM takes the one that can start first. The default is the
+    cluster's default partition."""
     account: str | None = None
+    """The account to charge, as in sbatch. The default is the user's default account."""
     qos: str | None = None
+    """The quality of service, as in sbatch. The default is the account's."""
     constraint: str | None = None
+    """The node features that a job needs, as in sbatch. The default is none."""
     exclude: str | None = None
-    """Nodes to keep away from."""
+    """The nodes to avoid, as in sbatch. The default is none."""
     cpus: Positive = 2
-    """Per process."""
+    """The CPUs of each process. The default is one for training and one for reading batches."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Of one node."""
+    """The memory of one node in GB. The default is the site's."""
     gres: str | None = None
-    """Where the site does not understand --gpus-per-node: its own words, for instance gpu:a100:{gpus}, where {gpus} is
-    how many GPUs a stage takes of one node. Without the word gpu in it, --gpus-per-node is asked for beside it."""
+    """The option --gres, for sites that do not support --gpus-per-node, such as gpu:a100:{gpus}. {gpus} stands for the number
+    of GPUs on one node. If the value does not contain the word gpu, --gpus-per-node is requested as well."""
     warning_seconds: Positive = 120
-    """How long before the walltime's end a job is told to save and go back to the queue."""
+    """The number of seconds before the end of its walltime at which a job gets the signal to save a checkpoint and requeue. The
+    default leaves time to write a large checkpoint to a slow disk."""
     at_a_time: Positive = 64
-    """Tasks of one array that run at a time."""
+    """The number of tasks of one array that run at the same time. The default leaves room for other users."""
     setup: list[str] = []
-    """Shell lines before the job's own, such as modules to load; a site's come before a study's."""
+    """Shell lines to run before a job starts, such as `module load`. A site's lines run before a study's."""
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str | int | float] = {}
-    """Environment variables of the job, taken literally."""
+    """Environment variables of the job. Values are not expanded by the shell."""
     extra: dict[str, str | int | bool] = {}
-    """More options of sbatch, without the dashes."""
+    """Further options of sbatch, without the dashes."""
 
 
 class Slurm(SiteOptions):
-    """What a stage asks of SLURM; sizes are those of one node."""
+    """The resources that a stage requests from SLURM."""
 
     nodes: Positive = 1
-    """They share the stage's devices evenly."""
+    """The number of nodes of one stage. They share its devices evenly."""
     minutes: Positive | None = None
-    """Walltime of one attempt; a longer stage takes several. Without it, from the speed of earlier runs."""
+    """The walltime of one attempt in minutes; a longer stage takes several attempts. By default it is estimated from the speed
+    of earlier runs."""
 
 
-def parse_choice(value: Any) -> Any:
-    """auto, true or false. Raises ValueError."""
+def parse_auto_or_bool(value: Any) -> Any:
+    """The value if it is auto, true or false. Raises ValueError."""
     if value == "auto" or isinstance(value, bool):
         return value
-    raise ValueError(f"{value!r} is neither auto nor true nor false")
+    raise ValueError(f"invalid value {value!r}; write auto, true or false")
 
 
 class StageExecution(Section):
     """How one stage runs."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """The kind of device to train on. auto, the default, takes GPUs if there are any."""
     devices: Positive = 1
-    """Devices, so processes, of one stage."""
+    """The number of devices of one stage, over all nodes. Each device has a process of its own."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU, fp32 on a CPU."""
+    """The precision of the training steps. auto, the default, is bf16 on GPUs and fp32 on CPUs."""
     micro_batch: Positive | None = None
-    """Sequences that one device takes at a time; without it, as many of its share of the batch as a GPU has room for (all
-    of it on CPUs and with fsdp)."""
-    compile: Annotated[Literal["auto"] | bool, PlainValidator(parse_choice)] = "auto"
-    """Whether torch.compile makes the training steps' code: auto compiles on GPUs. On a CPU it pays for stages of minutes
-    (benchmarks/results/training.md)."""
+    """The number of sequences that a device processes at once. By default it is as many of the device's share of the batch as
+    fit on a GPU, and the whole share on CPUs and with fsdp."""
+    compile: Annotated[Literal["auto"] | bool, PlainValidator(parse_auto_or_bool)] = "auto"
+    """Whether to compile the training steps with torch.compile. auto, the default, compiles on GPUs only: on CPUs compiling
+    pays off only in stages of several minutes (benchmarks/results/training.md)."""
     threads: Positive = 1
-    """Threads of one CPU process; another number may change the last bits of a sum."""
+    """The number of threads of one CPU process. Results with different numbers are not bit-identical, so the default is 1."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How the processes of one stage share it: each with all weights (ddp, the default) or with a part of them (fsdp)."""
+    """How processes divide the model: each holds all weights (ddp, which auto selects) or a part of them (fsdp)."""
     heldout_every: Positive | None = None
-    """Steps between the held-out losses of the curves; without it they are taken at the end only."""
+    """The number of steps between the held-out losses of the curves. By default they are computed only at the end."""
     save_minutes: Annotated[float, Field(gt=0)] = 10.0
-    """Minutes between resumable states: what a kill without warning loses at most."""
+    """The number of minutes between checkpoints, which is the most training that a kill without warning can lose."""
     save_steps: Positive | None = None
-    """Steps between resumable states, beside the minutes."""
+    """The number of steps between checkpoints, in addition to those of save_minutes. By default only the minutes count."""
     keep_states: bool = False
-    """Keep the last resumable states of a done run."""
+    """Whether a done run keeps its last checkpoints. By default they are deleted to free the disk."""
     pack: Positive = 1
-    """Short siblings that one process trains, one after the other: libraries are imported, and steps compiled, once."""
+    """The number of sibling stages that one process trains in sequence. Above 1, the default, short stages share the time that
+    it takes to import libraries and to compile steps."""
     slurm: Slurm = Slurm()
+    """The resources that the stage requests from SLURM."""
 
 
 class Execution(StageExecution):
-    """What cannot change what a run is: it never enters a stage key. The fields hold for all stages."""
+    """How the stages of a study run. These fields apply to all stages, and none of them enters a stage key."""
 
     stages: dict[Literal["pretrain", "posttrain", "finetune"], StageExecution] = {}
-    """What is different for one kind of stage: any of the fields above."""
+    """Fields above that differ for one kind of stage. By default all kinds run alike."""
     parallel: Positive | None = None
-    """Stages side by side on this machine; without it, as many as its cores or GPUs allow."""
+    """The number of stages that run at the same time on this machine. By default as many as its cores or GPUs allow."""
 
     def of_stage(self, kind: str, site: SiteOptions | None = None) -> StageExecution:
-        """How stages of one kind run: the site's options, over them the study's, over them those of this kind."""
+        """How one kind of stage runs: the fields for this kind, over those of the study, over those of the site."""
         own = next((stage for name, stage in self.stages.items() if name == kind), StageExecution())
         general = self.model_dump(exclude_unset=True, include=set(StageExecution.model_fields))
-        fields = overlaid(general, own.model_dump(exclude_unset=True))
+        fields = merge_nested(general, own.model_dump(exclude_unset=True))
         options = site.model_dump(exclude_unset=True, include=set(SiteOptions.model_fields)) if site else {}
-        fields["slurm"] = overlaid(options, fields.get("slurm", {}))
+        fields["slurm"] = merge_nested(options, fields.get("slurm", {}))
         return StageExecution.model_validate(fields)
 
     @model_validator(mode="after")
-    def packs_are_of_one_process(self) -> "Execution":
-        for kind in ("pretrain", "posttrain", "finetune"):
+    def check_packs(self) -> "Execution":
+        for kind in STAGE_KINDS:
             stage = self.of_stage(kind)
             if stage.pack > 1 and stage.devices > 1:
                 raise ValueError(
-                    f"pack: {kind} stages on {stage.devices} devices cannot share a process one after the other; "
-                    "leave pack out, or set devices: 1"
+                    f"pack: {kind} stages on {stage.devices} devices cannot be packed, as a pack trains in one process; "
+                    "remove pack, or set devices: 1"
                 )
         return self
 
     @model_validator(mode="after")
-    def nodes_share_the_devices(self) -> "Execution":
-        for kind in ("pretrain", "posttrain", "finetune"):
+    def check_nodes(self) -> "Execution":
+        for kind in STAGE_KINDS:
             stage = self.of_stage(kind)
             if stage.devices % stage.slurm.nodes:
                 of = f" of {kind}" if kind in self.stages else ""
                 raise ValueError(
                     f"slurm.nodes: {stage.slurm.nodes} nodes cannot share {stage.devices} devices{of} evenly; "
-                    "choose execution.devices, all nodes counted, so that they divide it"
+                    "set execution.devices, counted over all nodes, to a multiple of the nodes"
                 )
         return self
 
 
-def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested mappings as one: the upper's values count, mappings are merged, shell lines (setup) follow each other."""
-    made = dict(below)
+def merge_nested(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings. Values of `above` replace those of `below`; lists of shell lines (setup) are joined."""
+    merged = dict(below)
     for name, value in above.items():
-        if isinstance(value, Mapping) and isinstance(made.get(name), Mapping):
-            made[name] = overlaid(made[name], value)
+        if isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
+            merged[name] = merge_nested(merged[name], value)
         elif name == "setup":
-            made[name] = [*made.get(name, []), *value]
+            merged[name] = [*merged.get(name, []), *value]
         else:
-            made[name] = value
-    return made
+            merged[name] = value
+    return merged

@@ -1,4 +1,4 @@
-"""Model presets, parameter counts and FLOPs, from the architecture's numbers alone."""
+"""Model presets, and parameter counts and FLOPs computed from an architecture's numbers."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A Llama: RMSNorm, rotary positions, SiLU-gated MLP, no biases."""
+    """A Llama: RMSNorm, rotary positions, SiLU-gated MLP, no biases. See `Model` in sweeps/schema/study.py for the fields."""
 
     layers: int
     hidden: int
@@ -14,10 +14,10 @@ class Architecture:
     kv_heads: int
     mlp: int
     vocabulary: int
-    """Entries; 0 takes the tokeniser's."""
+    """The number of entries; 0 takes that of the tokeniser."""
     tied: bool
     context: int
-    """Longest sequence in tokens."""
+    """The longest sequence in tokens."""
     rope_base: float = 100_000.0
     norm_eps: float = 1e-5
     initializer_range: float = 0.02
@@ -39,7 +39,7 @@ PRESETS = {
         context=8192,
         initializer_range=1 / 24,
     ),
-    # The paper's Table 2; the initializer range is SmolLM2's rule, 1 / sqrt(hidden), as the table prints none.
+    # The paper's Table 2. It prints no initializer range: this one follows SmolLM2's rule, 1 / sqrt(hidden).
     "smollm2-1b": Architecture(
         layers=24,
         hidden=1728,
@@ -55,21 +55,21 @@ PRESETS = {
 
 
 def matrix_parameters(model: Architecture) -> int:
-    """Parameters that multiply every token: all but the norms and, where untied, the input embedding."""
+    """The number of parameters in matrix products with every token: all but the norms and an untied input embedding."""
     head = model.hidden // model.heads
     attention = model.hidden * head * (2 * model.heads + 2 * model.kv_heads)
     return model.layers * (attention + 3 * model.hidden * model.mlp) + model.vocabulary * model.hidden
 
 
 def parameters(model: Architecture) -> int:
-    """All parameters; a tied embedding counts once."""
+    """The number of all parameters. A tied embedding counts once."""
     norms = (2 * model.layers + 1) * model.hidden
     embedding = 0 if model.tied else model.vocabulary * model.hidden
     return matrix_parameters(model) + norms + embedding
 
 
 def adapter_parameters(model: Architecture, rank: int, targets: Collection[str]) -> int:
-    """Parameters of low-rank adapters: rank · (inputs + outputs) for each wrapped matrix."""
+    """The number of parameters of LoRA adapters: rank · (inputs + outputs) for each target matrix."""
     queries, keys = model.hidden, model.hidden // model.heads * model.kv_heads
     ends = {
         "q_proj": model.hidden + queries,
@@ -85,5 +85,5 @@ def adapter_parameters(model: Architecture, rank: int, targets: Collection[str])
 
 
 def flops_per_token(model: Architecture, sequence_length: int) -> int:
-    """Forward and backward: 6 per matrix parameter, 12 · layers · hidden · length for attention."""
+    """The FLOPs of forward and backward: 6 per matrix parameter, and 12 · layers · hidden · length for attention."""
     return 6 * matrix_parameters(model) + 12 * model.layers * model.hidden * sequence_length

@@ -1,38 +1,38 @@
-"""The paper's corpora as published on Hugging Face, pinned in one place, and the templates that join a record's fields.
+"""The paper's corpora as published on Hugging Face, with pinned revisions, and the templates that join a record's fields.
 
-A study names one as `corpora: {music: {published: musicpile}}` and may replace any of its fields beside it; `files:` reads
-a local folder in the same format instead (`corpora.music.files=/data/musicpile`).
+A study names one with `corpora: {music: {published: musicpile}}`. Fields beside `published` replace those here; `files` reads a
+local folder in the same format (`corpora.music.files=/data/musicpile`).
 
-The paper prints no id, so each is a choice. They were written down where the hub could not be asked, from what public
-repositories quote: `retain data STUDY --check` says whether ids, configurations, revisions and fields resolve. Where no commit
-was quoted the revision is the branch, and prepared data remembers the commit that it stood for.
+The paper prints no Hugging Face ids, so each id is our choice. The ids were written without access to the hub, from what public
+repositories quote; `retain data STUDY --check` tells whether ids, configurations, revisions and fields resolve. If no commit
+was quoted, the revision is a branch, and the prepared data records the commit that was read.
 """
 
 import string
 from typing import Any
 
-# What a corpus holds out, no other corpus of its study trains on; each share leaves more than a million tokens.
+# No corpus of a study trains on a document that another one holds out. Each held-out share leaves over a million tokens.
 PUBLISHED: dict[str, dict[str, Any]] = {
-    # Fields text, timestamp, url in 1,024 files en/c4-train.*.json.gz, shuffled when they were made.
+    # Fields text, timestamp and url, in 1,024 files en/c4-train.*.json.gz that are already shuffled.
     "c4": {
         "hf": "allenai/c4",
         "config": "en",
         "revision": "1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
         "text": "text",
-        "heldout": 0.0005,  # of 8.7B tokens 4.3M
+        "heldout": 0.0005,  # 4.3M of 8.7B tokens
     },
-    # Fields id, text, src in 29 files data/train-*.parquet, about 4.2B tokens: ABC tunes, knowledge of music, and dialogues
-    # that are joined already.
+    # Fields id, text and src, in 29 files data/train-*.parquet: about 4.2B tokens of ABC tunes, texts about music and
+    # dialogues, whose turns are already joined.
     "musicpile": {
         "hf": "m-a-p/MusicPile",
         "revision": "5930bd7199ddead76ab540901e2187ea4e5fc6a7",
         "text": "text",
         "in_turn": 32,
         "tokens": 300_000_000,
-        "heldout": 0.005,  # of 0.3B tokens 1.5M
+        "heldout": 0.005,  # 1.5M of 0.3B tokens
     },
-    # ChemPile is a collection of data sets. This part of it is prose, the chemistry abstracts of Europe PMC, and by far larger
-    # than the budget; its textbooks, jablonkagroup/chempile-education, are smaller.
+    # ChemPile is a collection of data sets. This one holds chemistry abstracts of Europe PMC: it is prose, and far larger than
+    # the budget. The textbooks, jablonkagroup/chempile-education, are smaller.
     "chempile": {
         "hf": "jablonkagroup/chempile-paper",
         "config": "euro_pmc_chemistry_abstracts-default",
@@ -42,9 +42,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "tokens": 300_000_000,
         "heldout": 0.005,
     },
-    # FLAN 2021 with ten templates a task: fields inputs, targets, task in 66 files train/*_10templates_train.jsonl, one a task,
-    # of 500 to 30,000 records, so that reading them in turn mixes the tasks. About 1.4M records in all: should they hold fewer
-    # tokens than a study asks for, preparing them says how many there are.
+    # FLAN 2021 with ten templates per task: fields inputs, targets and task, in 66 files train/*_10templates_train.jsonl. Each
+    # file holds one task of 500 to 30,000 records, so reading the files in turn mixes the tasks. There are about 1.4M records;
+    # if they hold fewer tokens than a study needs, `retain data` tells how many there are.
     "flan": {
         "hf": "Muennighoff/flan",
         "revision": "main",
@@ -57,12 +57,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def with_published(fields: dict[str, Any]) -> dict[str, Any]:
-    """A corpus's fields over those of the published one that it names. Raises ValueError for an unknown name."""
+    """The fields of a corpus, completed with those of the published corpus that it names. Raises ValueError if unknown."""
     name = fields.get("published")
     if name is None:
         return fields
     if name not in PUBLISHED:
-        raise ValueError(f"published: {name!r} is not known; the published corpora are {', '.join(PUBLISHED)}")
+        raise ValueError(f"published: unknown corpus {name!r}; the published corpora are {', '.join(PUBLISHED)}")
     below = PUBLISHED[name]
     if "text" in fields or "template" in fields:
         below = {key: value for key, value in below.items() if key not in ("text", "template")}
@@ -70,18 +70,18 @@ def with_published(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def template_pieces(template: str) -> list[tuple[str, str | None]]:
-    """A template such as `{inputs}\\n{targets}` as (text, the field that follows it); the last field may be None.
+    """The pieces of a template such as `{inputs}\\n{targets}`: pairs of a text and the field after it, None at the end.
 
-    Raises ValueError where it names no field, or asks for more than a field's text.
+    Raises ValueError if the template names no field, or formats a field.
     """
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(f"{template!r} is not a template ({error}); write a brace itself as {{{{ or }}}}") from None
+        raise ValueError(f"{template!r} is not a template ({error}); write a literal brace as {{{{ or }}}}") from None
     pieces: list[tuple[str, str | None]] = []
     for text, field, form, conversion in parsed:
         if field is not None and (form or conversion or not field.isidentifier()):
-            raise ValueError(f"{template!r}: {{{field}}} is no plain field name; write fields as {{inputs}}")
+            raise ValueError(f"{template!r}: {{{field}}} is not a plain field name; write fields as {{inputs}}")
         pieces.append((text, field))
     if not any(field for _, field in pieces):
         raise ValueError(f"{template!r} names no field; write for instance '{{inputs}}\\n{{targets}}'")

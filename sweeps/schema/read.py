@@ -1,4 +1,4 @@
-"""From a study's file and overrides to a checked Study; every mistake is one sentence with file, field and cure."""
+"""Read a study file with overrides into a checked study. Every error is one sentence with file, field and cure."""
 
 import difflib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.axes import Option, case_options, get_field, grid_values, is_axis, refuse_double, set_field
+from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
 from retain.sweeps.schema.linear import LinearStudy, is_linear
 from retain.sweeps.schema.search_space import Search, read_search
 from retain.sweeps.schema.study import Study
@@ -22,30 +22,31 @@ AnyStudy = Study | LinearStudy
 
 @dataclass(frozen=True)
 class StudyFile:
-    """A study, where it came from, and its axes."""
+    """A study with its file and its axes."""
 
     path: Path
+    """The study file."""
     study: AnyStudy
     axes: dict[str, list[Any]]
-    """Those of the grid: each a dotted path with its checked values."""
+    """The axes of the grid: dotted paths with their checked values."""
     cases: dict[str, list[Option]] = field(default_factory=dict)
-    """The axes of cases, each with its options."""
+    """The axes of cases, by name, with their options."""
     search: Search | None = None
-    """The space that `retain search` looks through."""
+    """The space that `retain search` searches; None if the study has none."""
 
     @property
     def dimensions(self) -> list[list[Option]]:
-        """The options of every axis, cases before the grid: a trial takes one of each."""
+        """The options of every axis, first of cases, then of the grid. A trial takes one option of each axis."""
         grid = [[Option({axis: value}, {axis: value}) for value in values] for axis, values in self.axes.items()]
         return [*self.cases.values(), *grid]
 
     @property
     def labels(self) -> list[str]:
-        """The names under which a table shows a trial's axes, in order."""
+        """The names of the columns, in order, in which tables show the axes of a trial."""
         return list({name: None for options in self.dimensions for option in options for name in option.labels})
 
     def values(self, path: str) -> list[Any]:
-        """All values that a field has over the trials, its own where no axis sets it."""
+        """The distinct values of a field over all trials: its own value if no axis sets the field."""
         found = list(self.axes.get(path, []))
         for options in self.cases.values():
             if any(path in option.fields for option in options):
@@ -55,7 +56,7 @@ class StudyFile:
 
     @property
     def folder(self) -> Path:
-        """What relative paths in the study are relative to."""
+        """The folder that relative paths in the study start from."""
         return self.path.parent
 
 
@@ -64,11 +65,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    # `<<: *anchor` brings in fields that those beside it may replace; it is no field of its own.
+    # `<<: *anchor` merges in fields that fields beside it may replace. `<<` itself is not a field.
     names = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
     if repeated := {str(name) for name in names if names.count(name) > 1}:
         raise yaml.constructor.ConstructorError(
-            None, None, f"{', '.join(sorted(repeated))} is given twice", node.start_mark
+            None, None, f"{', '.join(sorted(repeated))} appears twice", node.start_mark
         )
     return loader.construct_mapping(node, deep=True)
 
@@ -77,9 +78,9 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
 
 
 def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
-    """The study of this path or, among sweeps/studies, of this name, with overrides `path=value` applied.
+    """Read the study with this path, or with this name in sweeps/studies, and apply overrides of the form `path=value`.
 
-    An override with a list makes its path an axis of the grid; one with a single value takes it off the grid.
+    An override with a list makes the path an axis of the grid; an override with a single value removes it from the grid.
     Raises StudyError.
     """
     path = find_study(name)
@@ -90,7 +91,7 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
 
 
 def find_study(name: str) -> Path:
-    """The file of a study given by its path or by its name in sweeps/studies."""
+    """The file of the study with this path, or with this name in sweeps/studies. Raises StudyError if there is none."""
     known = {file.stem: file for file in sorted(STUDIES.glob("*.yaml"))}
     if name in known:
         return known[name]
@@ -98,19 +99,19 @@ def find_study(name: str) -> Path:
         return Path(name).resolve()
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the studies are {', '.join(known)}"
-    raise StudyError(f"{name}: no such study file, and no such study in sweeps/studies; {hint}")
+    raise StudyError(f"{name}: not found, neither as a file nor in sweeps/studies; {hint}")
 
 
 def is_study(name: str) -> bool:
-    """Whether this is a study's name or the path of a file."""
+    """Whether this is the name of a study in sweeps/studies or the path of a file."""
     return (STUDIES / f"{name}.yaml").is_file() or Path(name).is_file()
 
 
 def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
-    """A study and its axes from the plain mapping that a study file holds."""
+    """Validate the plain mapping of a study file, and each value of its axes. Raises StudyError."""
     if not isinstance(raw.get("search", {}), dict):
         raise StudyError(
-            f"{path.name}: search: must be a mapping with axes; write `search: {{axes: {{field: [a, b]}}}}`"
+            f"{path.name}: search: expected a mapping with axes; write `search: {{axes: {{field: [a, b]}}}}`"
         )
     schema: type[AnyStudy] = LinearStudy if is_linear(raw) else Study
     try:
@@ -124,13 +125,13 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
     grid = {
         axis: grid_values(raw, axis, values, schema, f"{path.name}: grid.{axis}") for axis, values in study.grid.items()
     }
-    refuse_double(cases, grid, path.name)
+    check_disjoint(cases, grid, path.name)
     search = read_search(raw, schema, path.name) if study.search else None
     return StudyFile(path, study, grid, cases, search)
 
 
-def check_together(study: AnyStudy, name: str) -> None:
-    """Check a section whose fields were put in place one by one. Raises StudyError."""
+def check_section(study: AnyStudy, name: str) -> None:
+    """Check a section whose fields were set one by one. Raises StudyError if they are invalid together."""
     section = getattr(study, name)
     try:
         type(section).model_validate(section.model_dump())
@@ -139,22 +140,22 @@ def check_together(study: AnyStudy, name: str) -> None:
 
 
 def load_yaml(path: Path) -> Any:
-    """What a YAML file holds; a name given twice is refused. Raises StudyError."""
+    """The content of a YAML file. Raises StudyError if the file cannot be read, or if a name appears twice in a mapping."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: cannot be read: {error}") from None
+        raise StudyError(f"{path}: cannot read the file: {error}") from None
     except yaml.YAMLError as error:
-        raise StudyError(f"{path.name}: not YAML: {' '.join(str(error).split())}") from None
+        raise StudyError(f"{path.name}: invalid YAML: {' '.join(str(error).split())}") from None
 
 
 def _load(path: Path) -> dict[str, Any]:
     raw = load_yaml(path)
     if not isinstance(raw, dict):
-        raise StudyError(f"{path.name}: a study is a mapping of fields; this file holds {type(raw).__name__}")
+        raise StudyError(f"{path.name}: expected a mapping of fields, but the file holds {type(raw).__name__}")
     for part, example in (("grid", "axis: [a, b]"), ("cases", "axis: {a: {field: value}}")):
         if not isinstance(raw.setdefault(part, {}), dict):
-            raise StudyError(f"{path.name}: {part}: must be a mapping of axes; write `{example}`")
+            raise StudyError(f"{path.name}: {part}: expected a mapping of axes; write `{example}`")
     raw.setdefault("study", path.stem)
     return raw
 
@@ -162,11 +163,11 @@ def _load(path: Path) -> dict[str, Any]:
 def _apply(raw: dict[str, Any], override: str) -> None:
     field, separator, text = override.partition("=")
     if not separator or not field:
-        raise StudyError(f"{override!r}: an override is written path=value, for instance pretrain.exposure=0.5")
+        raise StudyError(f"{override!r}: invalid override; write path=value, for instance pretrain.exposure=0.5")
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
-        raise StudyError(f"{override!r}: the value is not YAML; quote it") from None
+        raise StudyError(f"{override!r}: the value is invalid YAML; quote it") from None
     if field in raw["cases"]:
         raw["cases"] = raw["cases"] | {field: _chosen(raw["cases"][field], value, override)}
         return
@@ -182,8 +183,13 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _chosen(cases: Any, names: Any, override: str) -> dict[str, Any]:
-    """The named ones of an axis's cases."""
+    """The cases of an axis that an override names. Raises StudyError if it names none, or an unknown one."""
     wanted = names if isinstance(names, list) else [names]
-    if not isinstance(cases, dict) or not wanted or (unknown := [name for name in wanted if name not in cases]):
-        raise StudyError(f"{override!r}: no case {', '.join(map(str, unknown))}; the cases are {', '.join(cases)}")
+    known = list(cases) if isinstance(cases, dict) else []
+    if not wanted:
+        raise StudyError(f"{override!r}: name at least one case; the cases are {', '.join(map(str, known))}")
+    if unknown := [name for name in wanted if name not in known]:
+        raise StudyError(
+            f"{override!r}: unknown case {', '.join(map(str, unknown))}; the cases are {', '.join(map(str, known))}"
+        )
     return {name: cases[name] for name in wanted}

@@ -1,7 +1,7 @@
-"""The `search:` block of a study: which fields are searched, what is wanted of a point, and on how many seeds.
+"""The `search:` section of a study: the fields that are searched, the objective, and the seeds.
 
-A point of the space is a value for each axis. Continuous values are rounded to `digits` significant digits, so that points
-that are as good as equal are equal, and share their stages.
+A point of the space has a value for each axis. Continuous values are rounded to `digits` significant digits, so that points
+that are nearly equal become equal and share their stages.
 """
 
 import itertools
@@ -14,37 +14,40 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import grid_values
-from retain.sweeps.schema.section import Positive, Section, Seed
+from retain.sweeps.schema.section import STAGE_KINDS, Positive, Section, Seed
 from retain.sweeps.schema.validation_messages import first_sentence
 
 Loss = Literal[
     "immediate_posttraining_loss", "retained_posttraining_loss", "finetuning_loss", "retained_pretraining_loss"
 ]
-"""The four losses of a trial (paper, Section 3), in nats per token; lower is better."""
-Values = dict[str, Any]
-"""A point: a value for each axis, by its dotted path."""
+"""The four losses of a trial (paper, Section 3), in nats per token. Lower is better."""
+LOSSES: tuple[str, ...] = get_args(Loss)
 BEFORE_FINETUNING: Loss = "immediate_posttraining_loss"
 """The one loss that is known before fine-tuning begins."""
-STAGE_ORDER = ("pretrain", "posttrain", "finetune")
-MOST_CORNERS = 64
+Values = dict[str, Any]
+"""A point: the value of each axis, by dotted path."""
+MAX_CORNERS = 64
 
 
 class Range(Section):
-    """A continuous or whole-numbered axis: exactly one of these, each [lowest, highest]."""
+    """An axis that is a range: exactly one of these fields, as [lowest, highest]."""
 
     uniform: tuple[float, float] | None = None
+    """The range of a field whose differences matter, such as a dropout rate."""
     loguniform: tuple[float, float] | None = None
+    """The range of a field whose ratios matter, such as a learning rate. Both ends are above 0."""
     integers: tuple[int, int] | None = None
+    """The range of a whole number, such as a batch size. Both ends belong to it."""
 
     @field_validator("*", mode="before")
     @classmethod
-    def two_ends(cls, value: Any, info: ValidationInfo) -> Any:
+    def check_ends(cls, value: Any, info: ValidationInfo) -> Any:
         if value is not None and not (isinstance(value, list | tuple) and len(value) == 2):
             raise ValueError(f"write [lowest, highest], or a list of values without {info.field_name}")
         return value
 
     @model_validator(mode="after")
-    def one_kind(self) -> "Range":
+    def check_kind(self) -> "Range":
         given = [name for name in Range.model_fields if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("give one of uniform, loguniform or integers, each as [lowest, highest]")
@@ -52,45 +55,47 @@ class Range(Section):
         if not low < high:
             raise ValueError(f"{given[0]}: [{low:g}, {high:g}] is empty; write the lower end first")
         if given == ["loguniform"] and low <= 0:
-            raise ValueError(f"loguniform: {low:g} has no logarithm; begin above 0, or use uniform")
+            raise ValueError(f"loguniform: {low:g} has no logarithm; start above 0, or use uniform")
         return self
 
 
 class Objective(Section):
-    """What is minimised: one loss, a weighted sum of losses, or the frontier of two."""
+    """The objective of a search: one loss, a weighted sum of losses, or the frontier of two. A loss's name may stand for it."""
 
     loss: Loss | None = None
+    """The loss to minimise."""
     weighted: Annotated[dict[Loss, float], Field(min_length=1)] | None = None
+    """The weights of a sum of losses to minimise. A negative weight maximises its loss."""
     hypervolume: tuple[Loss, Loss] | None = None
-    """The plane (x, y) whose frontier is pushed: what is sought is the set of points that no other point dominates."""
+    """The two losses whose frontier to improve: the set of points that no other point dominates."""
 
     @model_validator(mode="before")
     @classmethod
-    def from_name(cls, value: Any) -> Any:
+    def accept_loss_name(cls, value: Any) -> Any:
         if isinstance(value, list):
             plane = ", ".join(map(str, value)) if len(value) == 2 else "LOSS, LOSS"
-            raise ValueError(f"name one loss; for a frontier write {{hypervolume: [{plane}]}}")
+            raise ValueError(f"expected one loss; for a frontier write {{hypervolume: [{plane}]}}")
         return {"loss": value} if isinstance(value, str) else value
 
     @field_validator("hypervolume", mode="before")
     @classmethod
-    def a_plane(cls, value: Any) -> Any:
+    def check_plane(cls, value: Any) -> Any:
         if value is not None and not (isinstance(value, list | tuple) and len(value) == 2):
-            raise ValueError("a plane has two losses; write [LOSS, LOSS]")
+            raise ValueError("expected two losses; write [LOSS, LOSS]")
         return value
 
     @model_validator(mode="after")
-    def one_kind(self) -> "Objective":
+    def check_kind(self) -> "Objective":
         if sum(getattr(self, name) is not None for name in Objective.model_fields) != 1:
             raise ValueError("give a loss, `weighted: {loss: weight}` or `hypervolume: [loss, loss]`")
         if self.hypervolume and self.hypervolume[0] == self.hypervolume[1]:
-            raise ValueError("hypervolume: a plane has two losses; name two different ones")
+            raise ValueError("hypervolume: both losses are the same; name two different ones")
         if self.weighted and not any(self.weighted.values()):
-            raise ValueError("weighted: all weights are 0; give one that counts")
+            raise ValueError("weighted: all weights are 0; give at least one other weight")
         return self
 
     def scores(self, losses: Mapping[str, float]) -> tuple[float, ...]:
-        """What is minimised, of a point's losses: one number, or two for the frontier."""
+        """The values to minimise, computed from a point's losses: one number, or two for a frontier."""
         if self.hypervolume:
             return tuple(losses[name] for name in self.hypervolume)
         if self.loss:
@@ -98,7 +103,7 @@ class Objective(Section):
         return (sum(weight * losses[name] for name, weight in (self.weighted or {}).items()),)
 
     def directions(self) -> set[tuple[Loss, int]]:
-        """The losses that it is made of; 1: lower is better, -1: higher is, where its weight is negative."""
+        """The losses in the objective, each with 1 if lower is better and -1 if higher is better (a negative weight)."""
         if self.weighted:
             return {(name, 1 if weight > 0 else -1) for name, weight in self.weighted.items() if weight}
         return {(name, 1) for name in (self.hypervolume or (self.loss,)) if name}
@@ -110,25 +115,25 @@ class Objective(Section):
 
 
 class Constraint(Section):
-    """A bound on a loss: relative to the best point so far, or absolute."""
+    """An upper bound on a loss, relative to the best point so far or absolute."""
 
     within: Annotated[float, Field(ge=0)] | None = None
-    """0.01: at most 1% above the lowest of all points."""
+    """The share by which the loss may exceed the lowest loss of all points: 0.01 allows 1%."""
     at_most: Annotated[float, Field(gt=0)] | None = None
-    """Nats per token."""
+    """The largest loss allowed, in nats per token."""
 
     @model_validator(mode="before")
     @classmethod
-    def says_which(cls, value: Any) -> Any:
+    def reject_bare_number(cls, value: Any) -> Any:
         if not isinstance(value, dict | Constraint):
             share = value if isinstance(value, int | float) and not isinstance(value, bool) else "SHARE"
-            raise ValueError(f"write {{within: {share}}} (of the best point's) or {{at_most: NATS}}")
+            raise ValueError(f"write {{within: {share}}} (a share of the best point's loss) or {{at_most: NATS}}")
         return value
 
     @model_validator(mode="after")
-    def one_kind(self) -> "Constraint":
+    def check_kind(self) -> "Constraint":
         if (self.within is None) == (self.at_most is None):
-            raise ValueError("give within: SHARE (of the best point's) or at_most: NATS")
+            raise ValueError("give either within: SHARE (of the best point's loss) or at_most: NATS")
         return self
 
     def __str__(self) -> str:
@@ -136,93 +141,105 @@ class Constraint(Section):
 
 
 class Rungs(Section):
-    """Early ends of post-training: at each rung the worse of its siblings, those with the same parent, are given up."""
+    """Early stopping of post-trainings by successive halving (ASHA): each rung stops the worse of those with one parent."""
 
     first: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """The first rung, as a share of the stage's tokens; the next ones are each `factor` times as far."""
+    """The first rung, as a share of the stage's tokens; each further rung has `factor` times as many. By default the rungs are
+    at 1/4 and 1/2 of the stage."""
     factor: Annotated[int, Field(ge=2)] = 2
-    """Of those that have reached a rung, the best 1/factor go on."""
+    """The best 1/factor of the post-trainings that have reached a rung continue. The default, 2, stops the fewest."""
 
 
 class Probe(Section):
-    """Early ends of fine-tuning: at one point of its way it is given up where enough others dominate it."""
+    """Early stopping of fine-tunings: a fine-tuning that enough others dominate after a share of its tokens is stopped."""
 
     at: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Where it is looked at, as a share of its tokens."""
+    """The share of its tokens after which a fine-tuning is compared with others. The default saves up to 3/4 of the tokens."""
     factor: Annotated[int, Field(ge=2)] = 2
-    """Given up where 1/factor of the comparable ones that were there dominate it."""
+    """A fine-tuning is stopped if 1/factor of the comparable ones dominate it there. The default, 2, stops the fewest."""
 
 
 class SearchBlock(Section):
-    """The fields of `search:`."""
+    """The fields of a study's `search` section."""
 
     axes: Annotated[dict[str, Any], Field(min_length=1)]
-    """Field: a list of values to choose from, {uniform: [a, b]}, {loguniform: [a, b]} or {integers: [a, b]}."""
+    """The fields to search, by dotted path. Each has a list of values to choose from, or a range: {uniform: [a, b]},
+    {loguniform: [a, b]} or {integers: [a, b]}."""
     objective: Objective = Objective(loss="retained_posttraining_loss")
+    """The objective to minimise. The default is the retained post-training loss, the subject of the paper."""
     constraints: dict[Loss, Constraint] = Field(default_factory=dict)
+    """Upper bounds on losses. Points that exceed one are not recommended. The default is none."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [0])
-    """Replicates: each point is trained with each, and judged by the mean."""
+    """The seeds that each point is trained with. A point is judged by its mean over them. The default is the study's seed."""
     searcher: Literal["random", "grid", "tpe", "nsga2"] = "tpe"
+    """How points are proposed. The default, tpe, follows a model of the losses; nsga2 suits frontiers."""
     trials: Positive = 50
-    """Points to try at most."""
+    """The number of points to try at most."""
     digits: Annotated[int, Field(ge=1, le=12)] = 3
-    """Significant digits of continuous values."""
+    """The number of significant digits of continuous values, so that nearly equal points share their stages."""
     grid_values: Annotated[int, Field(ge=2)] = 5
-    """Values that the searcher `grid` takes of a continuous axis."""
+    """The number of values that the searcher `grid` takes of a continuous axis."""
     per_pretraining: Positive = 4
-    """Points to try under one pretraining before another one: those below it are cheap."""
+    """The number of points to try below one pretraining before the next one, as points that share it are cheap."""
     per_posttraining: Positive = 2
-    """Of these, points under one post-training."""
+    """The number of points to try below one post-training, among those of `per_pretraining`."""
     prune: Rungs | None = None
+    """Early stopping of post-trainings. Off by default: the loss during post-training does not tell what is retained."""
     probe: Probe | None = None
+    """Early stopping of fine-tunings. Off by default: forgetting continues after the comparison."""
     seed: Seed = 0
-    """Of the searcher."""
+    """The seed of the searcher."""
 
     @field_validator("seeds", mode="before")
     @classmethod
-    def listed(cls, value: Any) -> Any:
+    def check_list(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             raise ValueError(f"write a list: [{value}]")
         return value
 
     @model_validator(mode="after")
-    def makes_sense(self) -> "SearchBlock":
+    def check_block(self) -> "SearchBlock":
         if repeated := {seed for seed in self.seeds if self.seeds.count(seed) > 1}:
-            raise ValueError(f"seeds: {min(repeated)} is listed twice; each seed is a replicate of its own")
+            raise ValueError(f"seeds: {min(repeated)} is listed twice; remove one of them")
         if self.per_posttraining > self.per_pretraining:
-            raise ValueError("per_posttraining: it cannot be more than per_pretraining; lower it")
+            raise ValueError("per_posttraining: must not exceed per_pretraining; lower per_posttraining")
         if self.probe and {name for name, _ in self.directions()} == {BEFORE_FINETUNING}:
             raise ValueError(
-                f"probe: all that is asked for is {BEFORE_FINETUNING}, which no fine-tuning changes; take probe out"
+                f"probe: the search is for {BEFORE_FINETUNING} only, which fine-tuning does not change; remove probe"
             )
         return self
 
     def directions(self) -> set[tuple[Loss, int]]:
-        """The losses that are minimised or constrained; see `Objective.directions`."""
+        """The losses that are minimised or constrained, each with its direction as in `Objective.directions`."""
         return self.objective.directions() | {(name, 1) for name in self.constraints}
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One searched field: values to choose from, or a range."""
+    """One searched field: a choice of values, or a range."""
 
     path: str
+    """The dotted path of the field."""
     choices: tuple[Any, ...] | None = None
+    """The values of a choice; None for a range."""
     low: float = 0.0
     high: float = 0.0
     log: bool = False
+    """Whether values are uniform in their logarithm."""
     whole: bool = False
+    """Whether values are whole numbers."""
     digits: int = 3
+    """The number of significant digits of continuous values."""
 
     @property
     def stage(self) -> str:
-        """The earliest kind of stage that it changes, as far as its name tells; fields of the study: pretraining."""
+        """The earliest kind of stage that the field changes, judged by its path; pretrain for fields of the whole study."""
         section = self.path.partition(".")[0]
         exposed = self.path in ("posttrain.corpus", "posttrain.tokens")
-        return section if section in STAGE_ORDER and not exposed else "pretrain"
+        return section if section in STAGE_KINDS and not exposed else "pretrain"
 
     def at(self, share: float) -> Any:
-        """The value at a share of the way, in [0, 1), through the axis; rounded, and never outside of its ends."""
+        """The rounded value at a share, in [0, 1), of the axis; never outside its ends."""
         if self.choices is not None:
             return self.choices[min(int(share * len(self.choices)), len(self.choices) - 1)]
         if self.whole:
@@ -232,25 +249,25 @@ class Axis:
         return self.rounded(self.low + share * (self.high - self.low))
 
     def rounded(self, value: float) -> Any:
-        """To the axis's significant digits, within its ends."""
+        """The value with the axis's significant digits, within its ends."""
         if self.choices is not None:
             return value
         if self.whole:
             return int(value)
         return min(max(float(f"{value:.{self.digits}g}"), self.low), self.high)
 
-    def fraction(self) -> float | None:
-        """A value of this axis that is no whole number; None where all of them are, by its kind or after rounding."""
+    def fractional_value(self) -> float | None:
+        """A value of this axis that is not a whole number; None if all are, by the axis's kind or after rounding."""
         if self.choices is not None or self.whole:
             return None
-        # Rounding is the coarser the further out, so what lies next to the lower end tells of all before the upper one.
+        # Rounding gets coarser towards the upper end, so a value near the lower end shows whether any value is fractional.
         for value in (self.low, math.floor(self.low) + 0.5, self.high):
             if self.low <= value <= self.high and self.rounded(value) % 1:
                 return float(self.rounded(value))
         return None
 
     def spread(self, count: int) -> list[Any]:
-        """`count` values over the axis, its ends among them; of choices, all."""
+        """`count` values spread over the axis with both ends, fewer if some are equal; all values of a choice."""
         if self.choices is not None:
             return list(self.choices)
         if self.whole:
@@ -259,7 +276,7 @@ class Axis:
         return list(dict.fromkeys([*(self.at(step / (count - 1)) for step in range(count - 1)), self.high]))
 
     def holds(self, value: Any) -> bool:
-        """Whether a value, perhaps of an earlier search, lies on this axis."""
+        """Whether a value, for instance of an earlier search, lies on this axis."""
         if self.choices is not None:
             return value in self.choices
         return isinstance(value, int | float) and self.low <= value <= self.high
@@ -267,16 +284,17 @@ class Axis:
 
 @dataclass(frozen=True)
 class Search:
-    """A checked block, and its axes in the order of the stages: what is changed last varies fastest."""
+    """A checked search section with its axes."""
 
     block: SearchBlock
     axes: tuple[Axis, ...]
+    """The axes in the order of the stages that they change."""
 
-    def ends(self) -> Iterator[Values]:
-        """The corners of the space; where those are too many, each axis's ends with the others at their beginning."""
+    def corners(self) -> Iterator[Values]:
+        """The corners of the space. If there are more than 64, each axis's ends, with all other axes at their first value."""
         sides = [axis.spread(2) if axis.choices is None else list(axis.choices) for axis in self.axes]
         names = [axis.path for axis in self.axes]
-        if math.prod(map(len, sides)) <= MOST_CORNERS:
+        if math.prod(map(len, sides)) <= MAX_CORNERS:
             yield from (dict(zip(names, corner, strict=True)) for corner in itertools.product(*sides))
             return
         first = {name: side[0] for name, side in zip(names, sides, strict=True)}
@@ -285,18 +303,21 @@ class Search:
             yield from (first | {name: value} for value in side[1:])
 
     def grid(self) -> list[Values]:
-        """All points of the searcher `grid`, those that share a pretraining together."""
+        """All points of the searcher `grid`. The last axis varies fastest, so points that share a pretraining are adjacent."""
         names = [axis.path for axis in self.axes]
         values = [axis.spread(self.block.grid_values) for axis in self.axes]
         return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
 
     def names_of(self, stages: Sequence[str]) -> list[str]:
-        """The axes of these kinds of stages."""
+        """The paths of the axes that change these kinds of stages first."""
         return [axis.path for axis in self.axes if axis.stage in stages]
 
 
 def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str) -> Search:
-    """The search block of a study file's plain mapping, each end and choice tried in its place. Raises StudyError."""
+    """Read the search section of a study file's plain mapping. Each end and choice is validated as part of the whole study.
+
+    Raises StudyError.
+    """
     try:
         block = SearchBlock.model_validate({"seeds": [raw.get("seed", 0)]} | raw["search"])
     except ValidationError as error:
@@ -308,39 +329,41 @@ def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str) -> Sear
     ]
     for axis, other in itertools.permutations(axes, 2):
         if f"{axis.path}.".startswith(f"{other.path}."):
-            raise StudyError(f"{file}: search.axes: {axis.path} is a part of {other.path}; leave it to one of them")
-    return Search(block, tuple(sorted(axes, key=lambda axis: STAGE_ORDER.index(axis.stage))))
+            raise StudyError(f"{file}: search.axes: {axis.path} is a part of {other.path}; remove one of them")
+    return Search(block, tuple(sorted(axes, key=lambda axis: STAGE_KINDS.index(axis.stage))))
 
 
 def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type[BaseModel], where: str) -> Axis:
     if path == "seed" or path.endswith(".seed"):
-        raise StudyError(f"{where}: seeds are replicates of a point and no axis; list them under search.seeds")
+        raise StudyError(f"{where}: seeds are replicates of a point, not an axis; list them under search.seeds")
     if isinstance(values, list):
         checked = grid_values(raw, path, values, schema, where)
-        # As the schema reads them: to YAML 5e-5 is a text. A section of the study stays the mapping that was written.
+        # Numbers as the schema reads them, since YAML reads 5e-5 as text. Sections of the study stay plain mappings.
         plain = [
             read if isinstance(read, int | float | str) else value for read, value in zip(checked, values, strict=True)
         ]
         return Axis(path, choices=tuple(plain))
     if not isinstance(values, dict):
         raise StudyError(
-            f"{where}: {values!r} is no axis; write a list of values, or {{uniform: [a, b]}}, {{loguniform: [a, b]}} or "
+            f"{where}: invalid axis {values!r}; write a list of values, or {{uniform: [a, b]}}, {{loguniform: [a, b]}} or "
             "{integers: [a, b]}"
         )
     if _is_section(schema, path) and (inner := [name for name in values if name not in Range.model_fields]):
-        raise StudyError(f"{where}: an axis is one name; write search: {{axes: {{{path}.{inner[0]}: ...}}}}")
+        raise StudyError(f"{where}: write the axis as one dotted path: search: {{axes: {{{path}.{inner[0]}: ...}}}}")
     try:
         found = Range.model_validate(values)
     except ValidationError as error:
         raise StudyError(f"{where}: {first_sentence(error, Range)}") from None
     kind, (low, high) = next((name, ends) for name, ends in found if ends is not None)
     if path == "sequence_length":
-        raise StudyError(f"{where}: the data is packed for each length; list the lengths, as in [128, 256]")
+        raise StudyError(
+            f"{where}: a range is not possible, as data is packed per length; list lengths, as in [128, 256]"
+        )
     axis = Axis(path, low=low, high=high, log=kind == "loguniform", whole=kind == "integers", digits=digits)
-    if (inside := axis.fraction()) is not None and _is_whole(raw, path, inside, schema):
+    if (inside := axis.fractional_value()) is not None and _is_whole(raw, path, inside, schema):
         first, last = math.ceil(low), math.floor(high)
-        cure = f"write integers: [{first}, {last}]" if first < last else "write a list of them"
-        raise StudyError(f"{where}: whole numbers only; {cure}")
+        cure = f"write integers: [{first}, {last}]" if first < last else "write a list of whole numbers"
+        raise StudyError(f"{where}: the field takes whole numbers only; {cure}")
     grid_values(raw, path, [low, high], schema, where)
     return axis
 
@@ -351,16 +374,13 @@ def _is_section(schema: type[BaseModel], name: str) -> bool:
 
 
 def _is_whole(raw: dict[str, Any], path: str, fraction: float, schema: type[BaseModel]) -> bool:
-    """Whether a field refuses this fraction and takes the whole number above it."""
+    """Whether a field takes whole numbers only: it rejects this fraction and accepts the whole number above it."""
 
-    def takes(value: float) -> bool:
+    def accepts(value: float) -> bool:
         try:
             grid_values(raw, path, [value], schema, "")
         except StudyError:
             return False
         return True
 
-    return not takes(fraction) and takes(math.ceil(fraction))
-
-
-LOSSES: tuple[str, ...] = get_args(Loss)
+    return not accepts(fraction) and accepts(math.ceil(fraction))

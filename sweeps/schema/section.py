@@ -1,4 +1,4 @@
-"""What every section of a study file has in common: unknown fields are refused, and what a few fields are."""
+"""The base of every section of a study file, and the types that several sections use."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,20 +7,26 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from retain.sweeps.base.units import parse_size
 
 Size = Annotated[int, BeforeValidator(parse_size)]
+"""A number of tokens, such as 200k or 8.7B."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-_WITH_BOOLEANS = (bool, bool | None, Literal["auto"] | bool)
+STAGE_KINDS = ("pretrain", "posttrain", "finetune")
+"""The kinds of stages, in the order in which a trial trains them."""
+
+_BOOLEAN_TYPES = (bool, bool | None, Literal["auto"] | bool)
 
 
 class Section(BaseModel):
+    """A frozen section of a study file. Unknown fields, infinite numbers and NaN are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as booleans, which would pass for 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in _WITH_BOOLEANS:
-            raise ValueError(f"{'yes' if value else 'no'} is not a value for this field; write a number or a text")
+    def reject_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject booleans outside of boolean fields: YAML reads yes, no, on and off as booleans, which count as 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in _BOOLEAN_TYPES:
+            raise ValueError(f"{'yes' if value else 'no'} is not valid here; write a number or quoted text")
         return value

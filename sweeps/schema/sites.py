@@ -1,11 +1,11 @@
-"""The user's profiles of SLURM sites: what every job there needs, written once, beside all studies.
+"""The user's profiles of SLURM sites: the options that every job at a site needs, whatever the study.
 
 # ~/.config/retain/sites.yaml, or the file that $RETAIN_SITES names
 north:
-  match: north*                  # a host's name, or SLURM's ClusterName
-  partition: gpu,gpu-preempt     # whichever starts first
+  match: north*                  # host name or SLURM's ClusterName
+  partition: gpu,gpu-preempt     # SLURM takes the one that can start first
   account: me
-  minutes: 1200                  # the longest walltime
+  minutes: 1200                  # longest walltime
 """
 
 import fnmatch
@@ -23,21 +23,22 @@ from retain.sweeps.schema.validation_messages import first_sentence
 
 
 class Site(SiteOptions):
-    """One profile; a study's own `execution.slurm` counts more."""
+    """The profile of one site. A study's own `execution.slurm` takes precedence."""
 
     match: str | list[str] | None = None
-    """Patterns, as a shell's, of host names or of SLURM's ClusterName, by which the profile is chosen on its own."""
+    """Shell patterns of host names or of SLURM's ClusterName. A machine that matches takes this profile. By default the profile
+    is taken only with --site."""
     minutes: Positive | None = None
-    """The longest walltime that the site allows; a default walltime is cut to it."""
+    """The longest walltime that the site allows, in minutes. Estimated walltimes are cut to it. The default is no limit."""
 
     def matches(self, names: Iterable[str]) -> bool:
-        """Whether one of a machine's names fits."""
+        """Whether one of a machine's names matches a pattern."""
         patterns = [self.match] if isinstance(self.match, str) else self.match or []
         return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def sites_file() -> Path:
-    """Where the profiles are; the file need not exist."""
+    """The path of the file of profiles, which need not exist."""
     if named := os.environ.get("RETAIN_SITES"):
         return Path(named).expanduser()
     base = os.environ.get("XDG_CONFIG_HOME")
@@ -45,17 +46,17 @@ def sites_file() -> Path:
 
 
 def read_sites(path: Path | None = None) -> dict[str, Site]:
-    """The profiles by name; none where there is no file. Raises StudyError."""
+    """The profiles by name; empty if there is no file. Raises StudyError if the file is invalid."""
     path = path or sites_file()
     if not path.exists():
         if "RETAIN_SITES" in os.environ and path == sites_file():
-            raise StudyError(f"{path}: no such file; correct RETAIN_SITES, or unset it")
+            raise StudyError(f"{path}: file not found; correct RETAIN_SITES, or unset it")
         return {}
     raw = load_yaml(path)
     if raw is None:
         return {}
     if not isinstance(raw, dict) or not all(isinstance(fields, dict) for fields in raw.values()):
-        raise StudyError(f"{path}: it maps the name of each site to its fields; write `north: {{partition: gpu}}`")
+        raise StudyError(f"{path}: expected a mapping from site names to fields; write `north: {{partition: gpu}}`")
     sites = {}
     for name, fields in raw.items():
         try:
@@ -66,17 +67,17 @@ def read_sites(path: Path | None = None) -> dict[str, Site]:
 
 
 def choose_site(sites: Mapping[str, Site], wanted: str | None, names: Iterable[str]) -> tuple[str, Site] | None:
-    """The profile of this name, or the one that fits one of the machine's names; None where none fits.
+    """The profile with the wanted name, or the one that matches the machine's names; None if none matches.
 
-    Raises StudyError for an unknown name, and where several fit.
+    Raises StudyError if the wanted name is unknown, or if several profiles match.
     """
     if wanted is not None:
         if wanted not in sites:
-            known = f"the sites there are {', '.join(sites)}" if sites else "there is none yet"
-            raise StudyError(f"--site {wanted}: not in {sites_file()}; {known}")
+            known = f"the known sites are {', '.join(sites)}" if sites else "the file defines no site"
+            raise StudyError(f"--site {wanted}: unknown site in {sites_file()}; {known}")
         return wanted, sites[wanted]
     names = list(names)
-    fitting = [name for name, site in sites.items() if site.matches(names)]
-    if len(fitting) > 1:
-        raise StudyError(f"{sites_file()}: {' and '.join(fitting)} both match {' or '.join(names)}; choose with --site")
-    return (fitting[0], sites[fitting[0]]) if fitting else None
+    matching = [name for name, site in sites.items() if site.matches(names)]
+    if len(matching) > 1:
+        raise StudyError(f"{sites_file()}: {' and '.join(matching)} match {' or '.join(names)}; choose one with --site")
+    return (matching[0], sites[matching[0]]) if matching else None

@@ -1,4 +1,4 @@
-"""What pydantic has to say about a study or a profile, as one sentence for its user."""
+"""pydantic's validation errors as one sentence for the author of a study file or a site profile."""
 
 import difflib
 import re
@@ -8,26 +8,26 @@ from pydantic import BaseModel, ValidationError
 
 
 def first_sentence(error: ValidationError, root: type[BaseModel]) -> str:
-    """pydantic's first complaint about a `root` as `field: what is wrong; the cure`."""
+    """The first error in a `root` section, as `field: what is wrong; the cure`."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "[key]")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         section = root.model_fields if len(first["loc"]) == 1 else _fields_of(first["loc"], root)
         near = difflib.get_close_matches(str(first["loc"][-1]), section, n=1)
-        cure = f"did you mean {near[0]}?" if near else f"the fields here are {', '.join(section)}"
+        cure = f"did you mean {near[0]}?" if near else f"the known fields are {', '.join(section)}"
         return f"{field}: unknown field; {cure}"
     if first["type"] == "missing":
-        return f"{field}: this field must be given"
-    given = "" if isinstance(first["input"], dict) or first["type"] == "value_error" else f" (it is {first['input']!r})"
-    more = f"; {error.error_count() - 1} more like this" if error.error_count() > 1 else ""
-    # A section's own check begins with the field that it is about.
+        return f"{field}: this field is required"
+    given = "" if isinstance(first["input"], dict) or first["type"] == "value_error" else f" (got {first['input']!r})"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    # The message of a section's own check may begin with the field that the check is about.
     own = first["type"] == "value_error" and re.match(r"[a-z_.]+: ", message)
     return f"{field}{'.' if own else ': '}{message}{given}{more}" if field else f"{message}{more}"
 
 
 def _fields_of(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
-    """The fields of the section in which an unknown one was found."""
+    """The known fields of the section that holds an unknown field."""
     model: Any = root
     for part in location[:-1]:
         annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else model

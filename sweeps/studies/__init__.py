@@ -1,1 +1,1 @@
-"""The study files that come with Retain."""
+"""The study files that ship with Retain."""

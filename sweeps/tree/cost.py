@@ -1,61 +1,64 @@
-"""What a tree costs: tokens, FLOPs, GPU-hours on each device, bytes on disk at rest and at the peak."""
+"""The cost of a tree: tokens, FLOPs, GPU-hours on each device, and bytes on disk at rest and at the peak."""
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retain.sweeps.schema.linear import is_linear, linear_cost
+from retain.sweeps.schema.linear import is_linear
 from retain.sweeps.schema.models import Architecture, adapter_parameters, flops_per_token, matrix_parameters, parameters
+from retain.sweeps.tree.linear_recipes import linear_cost
 from retain.sweeps.tree.throughput import PEAK_FLOPS, Measured, check_device, model_text, modelled_speed
 from retain.sweeps.tree.tree import Stage, Tree
 
-BYTES_A_PARAMETER = 4
-"""Weights and moments are kept in fp32."""
-NUMBERS_A_STATE = 4
-"""A resumable state holds, for each parameter, the weight, AdamW's two moments, and the best weight so far."""
-STATES = 3
-"""The last two are kept while the next one is written beside them."""
+BYTES_PER_VALUE = 4
+"""Weights and AdamW's moments are stored in fp32."""
+CHECKPOINT_VALUES = 4
+"""The values that a checkpoint holds per trained parameter: its weight, AdamW's two moments, and its best weight so far."""
+CHECKPOINTS_ON_DISK = 3
+"""The last two checkpoints are kept while the next one is being written."""
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Of a tree; flops, hours, disk and jobs count what is still to train."""
+    """The totals of a tree. Flops, hours, disk and jobs count only the stages that are still to train."""
 
     stages: int
     trials: int
     to_train: int
+    """The number of stages that are still to train."""
     tokens: int
     tokens_to_train: int
     tokens_without_sharing: int
+    """The tokens of all trials if each trained all its stages itself."""
     flops: float
     gpu_hours: float
-    """On the device that was asked for."""
+    """The GPU-hours on the requested device."""
     gpu_hours_by_device: dict[str, float]
     gpu_hours_without_sharing: dict[str, float]
-    """By device, if each trial trained those stages for itself."""
+    """The GPU-hours by device if each trial trained all its missing stages itself."""
     measured: dict[str, int]
-    """For each device, how many of the stages to train are priced by what the store's done runs measured on it."""
+    """The number of stages, by device, whose hours come from speeds that done runs have measured on that device."""
     disk_bytes: int
-    """Weights, once all is done."""
+    """The bytes of all weights once every stage is done."""
     disk_peak_bytes: int
-    """Weights, and the resumable states of as many stages as run at a time."""
+    """The bytes of all weights, and of the checkpoints of all stages that run at the same time."""
     freeable_bytes: int
-    """Of the weights, those that nothing starts from any more: what `retain gc --weights` frees."""
+    """The bytes of the weights that have children, which `retain gc --weights` frees once the children are done."""
     jobs: int
 
 
 @dataclass(frozen=True)
-class Running:
-    """How the stages of a kind run, for what it costs."""
+class Parallelism:
+    """How many devices, stages and jobs the stages of one kind take."""
 
     devices: int = 1
-    """GPUs of one stage."""
+    """The GPUs of one stage."""
     at_a_time: int = 64
-    """Stages side by side, as execution.slurm.at_a_time says."""
+    """The stages that run at the same time, as in execution.slurm.at_a_time."""
     pack: int = 1
-    """Siblings that one job trains, as execution.pack says."""
+    """The siblings that one job trains, as in execution.pack."""
 
 
 def total_cost(
@@ -63,80 +66,115 @@ def total_cost(
     done: Collection[str],
     device: str,
     measured: Measured = lambda *_: None,
-    running: Mapping[str, Running] | None = None,
+    parallelism: Mapping[str, Parallelism] | None = None,
 ) -> Totals:
-    """The totals of `retain plan`.
+    """The totals that `retain plan` prints.
 
-    done: the keys that the store already has; measured: its speeds; running: by kind of stage. Raises StudyError for an
-    unknown device.
+    done: the keys of the stages that the store has; measured: the speeds of its runs; parallelism: by kind of stage.
+    Raises StudyError for an unknown device.
     """
     check_device(device)
-    running = running or {}
-    models: dict[str, _Model] = {}
-    hours, known = dict.fromkeys(PEAK_FLOPS, 0.0), dict.fromkeys(PEAK_FLOPS, 0)
-    alone = dict.fromkeys(PEAK_FLOPS, 0.0)
-    trials = Counter(key for trial in tree.trials for key in trial.path)
-    flops = tokens = disk = freeable = 0
-    states: dict[str, list[int]] = {}
-    families: Counter[tuple[str, str | None]] = Counter()
+    parallelism = {stage.stage: Parallelism() for stage in tree.stages.values()} | dict(parallelism or {})
+    work = _work_by_stage(tree)
+    missing = [stage for stage in tree.stages.values() if stage.key not in done]
+    weights = {stage.key: work[stage.key].model.parameters * BYTES_PER_VALUE for stage in missing}
     parents = {stage.parent for stage in tree.stages.values()}
-    for stage in tree.stages.values():
-        # Children follow their parents, so the model that they start from is there when they need it.
-        model = models[stage.parent] if stage.parent else _root_model(stage)
-        per_token, trained = model.flops, model.parameters
-        if '"method":"lora"' in stage.recipe:
-            per_token, trained, model = _with_adapters(model, json.loads(stage.recipe))
-        models[stage.key] = model
-        if stage.key in done:
-            continue
-        families[stage.stage, stage.parent] += 1
-        tokens += stage.tokens
-        flops += stage.tokens * per_token
-        weights = model.parameters * BYTES_A_PARAMETER
-        disk += weights
-        freeable += weights if stage.key in parents else 0
-        states.setdefault(stage.stage, []).append(STATES * NUMBERS_A_STATE * trained * BYTES_A_PARAMETER)
-        devices = running.get(stage.stage, Running()).devices
-        for name in PEAK_FLOPS:
-            speed = measured(stage.stage, model.text, devices, name)
-            known[name] += speed is not None
-            each = speed / devices if speed else modelled_speed(per_token, model.parameters, name)
-            hours[name] += stage.tokens / each / 3600
-            alone[name] += stage.tokens / each / 3600 * trials[stage.key]
-    beside = max(
-        (sum(sorted(sizes)[-running.get(kind, Running()).at_a_time :]) for kind, sizes in states.items()), default=0
-    )
-    missing = sum(map(len, states.values()))
+    families = Counter((stage.stage, stage.parent) for stage in missing)
+    hours = _gpu_hours(tree, missing, work, measured, parallelism)
     return Totals(
         stages=len(tree.stages),
         trials=len(tree.trials),
-        to_train=missing,
+        to_train=len(missing),
         tokens=sum(stage.tokens for stage in tree.stages.values()),
-        tokens_to_train=tokens,
+        tokens_to_train=sum(stage.tokens for stage in missing),
         tokens_without_sharing=sum(tree.stages[key].tokens for trial in tree.trials for key in trial.path),
-        flops=float(flops),
-        gpu_hours=hours[device],
-        gpu_hours_by_device=hours,
-        gpu_hours_without_sharing=alone,
-        measured=known,
-        disk_bytes=disk,
-        disk_peak_bytes=disk + beside,
-        freeable_bytes=freeable,
-        jobs=sum(-(-count // running.get(kind, Running()).pack) for (kind, _), count in families.items()),
+        flops=float(sum(stage.tokens * work[stage.key].flops for stage in missing)),
+        gpu_hours=hours.by_device[device],
+        gpu_hours_by_device=hours.by_device,
+        gpu_hours_without_sharing=hours.without_sharing,
+        measured=hours.measured,
+        disk_bytes=sum(weights.values()),
+        disk_peak_bytes=sum(weights.values()) + _checkpoint_bytes(missing, work, parallelism),
+        freeable_bytes=sum(size for key, size in weights.items() if key in parents),
+        jobs=sum(-(-count // parallelism[kind].pack) for (kind, _), count in families.items()),
     )
 
 
 @dataclass(frozen=True)
+class _Hours:
+    by_device: dict[str, float]
+    without_sharing: dict[str, float]
+    measured: dict[str, int]
+
+
+@dataclass(frozen=True)
 class _Model:
-    """What a stage ends with."""
+    """The model that a stage ends with."""
 
     flops: int
-    """To train all of it, a token."""
+    """The FLOPs per token of training all its weights."""
     parameters: int
     text: str
-    """As `model_text` has it."""
+    """The model as `model_text` writes it."""
     architecture: Architecture | None
     """None for the linear model."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What training one stage takes."""
+
+    flops: int
+    """The FLOPs per token."""
+    trained: int
+    """The number of parameters that are trained."""
+    model: _Model
+
+
+def _gpu_hours(
+    tree: Tree,
+    missing: Sequence[Stage],
+    work: Mapping[str, _Work],
+    measured: Measured,
+    parallelism: Mapping[str, Parallelism],
+) -> _Hours:
+    """The GPU-hours of the missing stages on each device, from measured speeds where there are any."""
+    hours, alone = dict.fromkeys(PEAK_FLOPS, 0.0), dict.fromkeys(PEAK_FLOPS, 0.0)
+    known = dict.fromkeys(PEAK_FLOPS, 0)
+    trials = Counter(key for trial in tree.trials for key in trial.path)
+    for stage in missing:
+        own, devices = work[stage.key], parallelism[stage.stage].devices
+        for name in PEAK_FLOPS:
+            speed = measured(stage.stage, own.model.text, devices, name)
+            known[name] += speed is not None
+            per_device = speed / devices if speed else modelled_speed(own.flops, own.model.parameters, name)
+            hours[name] += stage.tokens / per_device / 3600
+            alone[name] += stage.tokens / per_device / 3600 * trials[stage.key]
+    return _Hours(hours, alone, known)
+
+
+def _checkpoint_bytes(
+    missing: Sequence[Stage], work: Mapping[str, _Work], parallelism: Mapping[str, Parallelism]
+) -> int:
+    """The bytes of the checkpoints at the peak: those of the largest stages of one kind that run at the same time."""
+    sizes: dict[str, list[int]] = {}
+    for stage in missing:
+        size = CHECKPOINTS_ON_DISK * CHECKPOINT_VALUES * work[stage.key].trained * BYTES_PER_VALUE
+        sizes.setdefault(stage.stage, []).append(size)
+    return max((sum(sorted(own)[-parallelism[kind].at_a_time :]) for kind, own in sizes.items()), default=0)
+
+
+def _work_by_stage(tree: Tree) -> dict[str, _Work]:
+    work: dict[str, _Work] = {}
+    for stage in tree.stages.values():
+        # Parents come before their children, so the model that a stage starts from is known.
+        model = work[stage.parent].model if stage.parent else _root_model(stage)
+        # Only recipes with adapters are parsed: a tree may have 100,000 stages.
+        if '"method":"lora"' in stage.recipe:
+            work[stage.key] = _with_adapters(model, json.loads(stage.recipe))
+        else:
+            work[stage.key] = _Work(model.flops, model.parameters, model)
+    return work
 
 
 def _root_model(root: Stage) -> _Model:
@@ -147,14 +185,15 @@ def _root_model(root: Stage) -> _Model:
     return _Model(flops_per_token(model, recipe["sequence_length"]), parameters(model), model_text(recipe), model)
 
 
-def _with_adapters(model: _Model, recipe: Mapping[str, Any]) -> tuple[int, int, _Model]:
-    """FLOPs a token of training adapters, how many parameters are trained, and the merged model.
+def _with_adapters(model: _Model, recipe: Mapping[str, Any]) -> _Work:
+    """The work of training adapters, which ends with the merged model.
 
-    A frozen matrix has no gradient of its own: 4 a parameter instead of 6. An adapter on a tied head unties it.
+    A frozen matrix needs no gradient of its own, so it takes 4 FLOPs per parameter instead of 6. An adapter on a tied head
+    unties the head.
     """
     assert model.architecture is not None
     lora = recipe["lora"]
     adapters = adapter_parameters(model.architecture, lora["rank"], lora["targets"])
     flops = model.flops - 2 * matrix_parameters(model.architecture) + 6 * adapters
     merged = replace(model.architecture, tied=model.architecture.tied and "lm_head" not in lora["targets"])
-    return flops, adapters, replace(model, parameters=parameters(merged), architecture=merged)
+    return _Work(flops, adapters, replace(model, parameters=parameters(merged), architecture=merged))

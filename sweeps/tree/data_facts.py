@@ -1,31 +1,36 @@
-"""What planning needs to know of the data: fingerprints and sizes, known once `retain data` has run."""
+"""The fingerprints and sizes of the data, which planning needs. They are final once `retain data` has run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 UNPREPARED = "unprepared:"
+"""The prefix of the provisional fingerprint of an unprepared corpus."""
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusFacts:
-    """One corpus, tokenised and packed; the counts are sequences, None while it is unprepared."""
+    """One corpus, tokenised and packed at one sequence length."""
 
     fingerprint: str
+    """The digest of its tokens; a provisional one while the corpus is unprepared."""
     train: int | None = None
+    """The number of sequences in the training split; None while the corpus is unprepared."""
     heldout: int | None = None
+    """The number of sequences in the held-out split; None while the corpus is unprepared."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a study reads: corpora by (name, sequence length), and the tokeniser."""
+    """The facts of all data that a study reads."""
 
     tokenizer: str
-    """Its fingerprint."""
+    """The fingerprint of the tokeniser."""
     vocabulary: int
-    """Its entries."""
+    """The number of entries of the tokeniser."""
     corpora: Mapping[tuple[str, int], CorpusFacts]
+    """The corpora by name and sequence length."""
 
     @property
     def prepared(self) -> bool:
-        """False while any fingerprint stands for data that is yet to be fetched: the keys are then provisional."""
+        """Whether all corpora are prepared. Until then, stage keys are provisional."""
         return not any(facts.fingerprint.startswith(UNPREPARED) for facts in self.corpora.values())

@@ -1,16 +1,16 @@
-"""What a stage key is made of, and which fields split two stages."""
+"""The fields that a stage key is made of, and the fields in which two stages differ."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Payload = Mapping[str, Any]
-"""What a key is the hash of: format, stage, parent, recipe."""
+"""The content that a stage key hashes: format, stage, parent and recipe."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A field with two values; `absent` stands for a field that one side does not have."""
+    """A field whose values differ between two stages. ABSENT stands for a field that one stage does not have."""
 
     field: str
     here: Any
@@ -21,12 +21,12 @@ ABSENT = "absent"
 
 
 def path_fields(path: Sequence[Payload]) -> dict[str, Any]:
-    """Every field that decides a stage's weights, its ancestors' included: `pretrain.lr` and so on, root first."""
+    """All fields that decide a stage's weights, such as `pretrain.lr`, from the payloads of its path, root first."""
     return {f"{payload['stage']}.{name}": value for payload in path for name, value in _leaves(payload["recipe"], "")}
 
 
 def differences(here: Sequence[Payload], there: Sequence[Payload]) -> list[Difference]:
-    """The fields in which two paths of payloads differ, in the order of the first; equal paths have equal keys."""
+    """The fields in which two paths of payloads differ, in the order of the first path. Paths without any have equal keys."""
     ours, theirs = path_fields(here), path_fields(there)
     fields = [*ours, *(name for name in theirs if name not in ours)]
     pairs = ((name, ours.get(name, ABSENT), theirs.get(name, ABSENT)) for name in fields)
@@ -38,7 +38,7 @@ def differences(here: Sequence[Payload], there: Sequence[Payload]) -> list[Diffe
 def nearest(
     here: Sequence[Payload], candidates: Mapping[str, Sequence[Payload]]
 ) -> tuple[str, list[Difference]] | None:
-    """Of other paths, by key, the one with the fewest differences, and these; None where there is no other."""
+    """The key of the candidate path with the fewest differences, and the differences; None if there is no other path."""
     found = [(key, differences(here, path)) for key, path in candidates.items()]
     return min((pair for pair in found if pair[1]), key=lambda pair: (len(pair[1]), pair[0]), default=None)
 

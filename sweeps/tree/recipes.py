@@ -1,8 +1,8 @@
-"""The recipe of a stage: everything that decides its weights beside its parent, in sequences and steps.
+"""The recipe of a stage: everything, besides its parent, that decides its weights, in sequences and steps.
 
-Amounts of tokens become sequences (rounded down), and fields without effect are left out or brought to one form, so
-that stages which train the same weights have the same recipe: λ = 0 names no post-training corpus, half of 300M tokens
-is all of 150M, a floor above the peak is the peak, and the allocation itself never enters.
+Stages that train the same weights must have equal recipes. So numbers of tokens become numbers of sequences (rounded down), and
+fields without effect are left out or normalised: with λ = 0 a recipe names no post-training corpus, half of 300M tokens equals
+all of 150M, a final learning rate above the peak becomes the peak, and the allocation itself never enters.
 """
 
 from dataclasses import asdict
@@ -16,14 +16,9 @@ Recipe = dict[str, Any]
 
 
 def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
-    """Stage 1: D_pre and the first λ·|D_post| of D_post (paper, Sections 3.3 and 4.2)."""
+    """Stage 1: D_pre with the first λ·|D_post| sequences of D_post (paper, Sections 3.3 and 4.2). Raises StudyError."""
     stage = study.pretrain
-    context = study.model.architecture().context
-    if study.sequence_length > context:
-        raise StudyError(
-            f"sequence_length: {study.sequence_length} is beyond the model's context of {context}; shorten it, "
-            "or raise model.context"
-        )
+    model = _model(study, facts)
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "pretrain")
     exposure, mixed = None, 0
     if stage.exposure > 0:
@@ -33,13 +28,6 @@ def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
             exposure = {"corpus": post.fingerprint, "distinct": min(mixed, distinct), "sequences": mixed}
             exposure |= _window(stage, count + mixed, mixed)
     total = count + mixed
-    model = asdict(study.model.architecture())
-    model["vocabulary"] = model["vocabulary"] or facts.vocabulary
-    if model["vocabulary"] < facts.vocabulary:
-        raise StudyError(
-            f"model.vocabulary: {model['vocabulary']} entries are too few for the tokeniser's {facts.vocabulary}; "
-            "raise it, or leave it 0 to take the tokeniser's"
-        )
     return {
         "model": model,
         "tokenizer": facts.tokenizer,
@@ -52,36 +40,29 @@ def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
 
 
 def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
-    """Stage 2: passes over D_post up to max_tokens, with replay; None where matched allocation leaves nothing to it."""
+    """Stage 2: passes over D_post up to max_tokens, with replay; None if matched allocation leaves it no data.
+
+    Raises StudyError.
+    """
     stage = study.posttrain
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "posttrain")
     first, total = 0, (count if stage.max_tokens is None else stage.max_tokens // study.sequence_length)
     if study.allocation == "matched":
-        if study.pretrain.exposure > 1:
-            raise StudyError("allocation: matched divides one pass of D_post; keep pretrain.exposure within [0, 1]")
-        if stage.early_stopping or stage.replay:
-            field = "early_stopping" if stage.early_stopping else "replay"
-            raise StudyError(f"posttrain.{field}: matched allocation trains each D_post token once; take it out")
+        _check_matched(study)
         first = exposed_sequences(study.pretrain.exposure, count)
         total = count - first
         if total == 0:
             return None
     if total == 0:
-        raise StudyError("posttrain.max_tokens: less than one sequence; raise it")
-    replay = None
-    if stage.replay > 0:
-        pre, distinct = _draw(study, facts, study.pretrain.corpus, study.pretrain.tokens, "pretrain")
-        fresh = count - first
-        if stage.replay / (1 - stage.replay) * fresh < 0.5:
-            raise StudyError(
-                f"posttrain.replay: {stage.replay:g} of a pass over {fresh} sequences is none; raise it or enlarge D_post"
-            )
-        replay = {"corpus": pre.fingerprint, "distinct": distinct, "fraction": stage.replay}
+        raise StudyError(
+            f"posttrain.max_tokens: {stage.max_tokens} tokens are less than one sequence of {study.sequence_length}; "
+            "raise posttrain.max_tokens"
+        )
     return {
         "corpus": corpus.fingerprint,
         "first": first,
         "distinct": count - first,
-        "replay": replay,
+        "replay": _replay(study, facts, count - first),
         "sequences": total,
         "early_stopping": stage.early_stopping and stage.early_stopping.model_dump(),
         **_method(stage),
@@ -90,7 +71,7 @@ def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
 
 
 def finetune_recipe(study: Study, facts: Facts) -> Recipe:
-    """Stage 3: exactly its token budget of D_ft, once."""
+    """Stage 3: one pass over exactly its token budget of D_ft. Raises StudyError."""
     stage = study.finetune
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "finetune")
     return {
@@ -103,14 +84,53 @@ def finetune_recipe(study: Study, facts: Facts) -> Recipe:
 
 
 def exposed_sequences(exposure: float, distinct: int) -> int:
-    """λ·|D_post| in sequences, to the nearest."""
+    """λ·|D_post| in sequences, rounded to the nearest."""
     return int(exposure * distinct + 0.5)
 
 
-def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
-    """The positions [begin, end) that exposure is confined to; nothing where they are all of the stage.
+def _model(study: Study, facts: Facts) -> Recipe:
+    """The model's numbers, with the tokeniser's vocabulary if the study gives none."""
+    model = asdict(study.model.architecture())
+    if study.sequence_length > model["context"]:
+        raise StudyError(
+            f"sequence_length: {study.sequence_length} exceeds the model's context of {model['context']}; lower "
+            "sequence_length, or raise model.context"
+        )
+    model["vocabulary"] = model["vocabulary"] or facts.vocabulary
+    if model["vocabulary"] < facts.vocabulary:
+        raise StudyError(
+            f"model.vocabulary: {model['vocabulary']} entries are too few for the tokeniser's {facts.vocabulary}; "
+            "raise model.vocabulary, or set it to 0 to take the tokeniser's"
+        )
+    return model
 
-    Raises StudyError where they hold fewer sequences than are mixed in.
+
+def _check_matched(study: Study) -> None:
+    if study.pretrain.exposure > 1:
+        raise StudyError("allocation: matched divides one pass over D_post; keep pretrain.exposure within [0, 1]")
+    if study.posttrain.early_stopping or study.posttrain.replay:
+        field = "early_stopping" if study.posttrain.early_stopping else "replay"
+        raise StudyError(f"posttrain.{field}: matched allocation trains on each D_post token once; remove {field}")
+
+
+def _replay(study: Study, facts: Facts, fresh: int) -> Recipe | None:
+    """The replay of D_pre in a Stage 2 with passes over `fresh` sequences of D_post; None without replay."""
+    share = study.posttrain.replay
+    if share == 0:
+        return None
+    pre, distinct = _draw(study, facts, study.pretrain.corpus, study.pretrain.tokens, "pretrain")
+    if share / (1 - share) * fresh < 0.5:
+        raise StudyError(
+            f"posttrain.replay: {share:g} of a pass over {fresh} sequences rounds to zero sequences; "
+            "raise posttrain.replay, or enlarge D_post"
+        )
+    return {"corpus": pre.fingerprint, "distinct": distinct, "fraction": share}
+
+
+def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
+    """The window [begin, end) of positions to which exposure is confined; empty if it is the whole stage.
+
+    Raises StudyError if the window has fewer positions than sequences that are mixed in.
     """
     halves = {"uniform": (0.0, 1.0), "early": (0.0, 0.5), "late": (0.5, 1.0)}
     schedule = stage.exposure_schedule
@@ -118,14 +138,14 @@ def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
     begin, end = int(first * total + 0.5), int(last * total + 0.5)
     if end - begin < mixed:
         raise StudyError(
-            f"pretrain.exposure_schedule: {schedule} leaves room for {end - begin} sequences, and {mixed} are mixed in; "
+            f"pretrain.exposure_schedule: {schedule} leaves room for {end - begin} sequences, but {mixed} are mixed in; "
             "widen the window, or lower pretrain.exposure"
         )
     return {} if (begin, end) == (0, total) else {"window": [begin, end]}
 
 
 def _method(stage: Adaptable) -> Recipe:
-    """All weights or adapters; the adapters' settings only where there are any."""
+    """The training method, with the settings of the adapters if there are any."""
     if stage.method == "full":
         return {"method": "full"}
     lora = stage.lora or Lora()
@@ -133,22 +153,25 @@ def _method(stage: Adaptable) -> Recipe:
 
 
 def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str) -> tuple[CorpusFacts, int]:
-    """A corpus and how many of its sequences a budget takes; raises StudyError where it holds too few."""
+    """A corpus and the number of sequences that a budget of tokens takes from it.
+
+    Raises StudyError if the corpus has too few sequences, or no held-out sequence.
+    """
     corpus = facts.corpora[name, study.sequence_length]
     count = tokens // study.sequence_length
     if count == 0:
         raise StudyError(
-            f"{stage}.tokens: {tokens} tokens are less than one sequence of {study.sequence_length}; raise it"
+            f"{stage}.tokens: {tokens} tokens are less than one sequence of {study.sequence_length}; raise {stage}.tokens"
         )
     if corpus.train is not None and corpus.train < count:
         raise StudyError(
-            f"{stage}.tokens: {tokens:,} tokens asked of corpus {name}, whose training split holds "
-            f"{corpus.train * study.sequence_length:,}; lower the budget or enlarge the corpus"
+            f"{stage}.tokens: {tokens:,} tokens exceed the training split of corpus {name}, which has "
+            f"{corpus.train * study.sequence_length:,}; lower the budget, or enlarge the corpus"
         )
     if corpus.heldout == 0:
         raise StudyError(
             f"corpora.{name}.heldout: the held-out split would be empty (less than one sequence of "
-            f"{study.sequence_length} tokens); raise the share or enlarge the corpus"
+            f"{study.sequence_length} tokens); raise the share, or enlarge the corpus"
         )
     return corpus, count
 
@@ -157,8 +180,8 @@ def _optimisation(study: Study, stage: Optimisation, name: str, sequences: int) 
     steps = -(-sequences // stage.batch)
     if stage.warmup >= steps:
         raise StudyError(
-            f"{name}.warmup: {stage.warmup} steps of warm-up, but the stage has {steps} in all "
-            f"({sequences} sequences in batches of {stage.batch}); shorten it"
+            f"{name}.warmup: {stage.warmup} steps of warm-up do not fit the {steps} steps of the stage "
+            f"({sequences} sequences in batches of {stage.batch}); shorten the warm-up"
         )
     return {
         "sequence_length": study.sequence_length,

@@ -1,26 +1,50 @@
-"""A study cut down to seconds: the same model, data and kinds of stages, a few steps and a few trials of each."""
+"""A small copy of a study for the drill: the same model, data and kinds of stages, with few steps and few trials."""
 
 from typing import Any
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.linear import LinearStudy
 from retain.sweeps.schema.read import StudyFile, check_study
-from retain.sweeps.tree.tree import STAGES, plain
+from retain.sweeps.tree.tree import STAGES, plain_value
 
 STEPS = {"pretrain": 40, "posttrain": 60, "finetune": 30}
 EVALUATE_EVERY = 20
+"""Steps between the evaluations of early stopping."""
 SAVE_EVERY = 7
-"""Steps; not a divisor of the others, so that states are saved beside evaluations and between them."""
+"""Steps between checkpoints. It does not divide the other numbers, so checkpoints fall both on and between evaluations."""
+MAX_GRID_AXES = 3
 
 
-def cut_down(file: StudyFile) -> StudyFile:
-    """The first and last value of each axis, three at most of them, and stages of a few steps that save often."""
+def scale_down(file: StudyFile) -> StudyFile:
+    """A copy with short stages that save often, and with the first and last value of each axis (of three grid axes at most).
+
+    Raises StudyError for a linear study, which saves no checkpoints.
+    """
     if isinstance(file.study, LinearStudy):
         raise StudyError(
-            f"{file.path.name}: a linear study's stages last a second and save no states; drill another study"
+            f"{file.path.name}: a linear study saves no checkpoints that a drill could test; drill another study"
         )
-    # Only what the study gives, so that what it leaves out stays left out.
+    # Fields that the study leaves out stay out, so that the copy follows the same defaults.
     raw: dict[str, Any] = file.study.model_dump(exclude_unset=True, mode="json")
+    _shorten_stages(raw, file, file.study.allocation)
+    execution: dict[str, Any] = raw.get("execution", {})
+    for part in (execution, *execution.get("stages", {}).values()):
+        part.pop("heldout_every", None)
+        part.pop("save_steps", None)
+    raw["execution"] = execution | {"save_steps": SAVE_EVERY}
+    raw["cases"] = {
+        name: {case: kept for case in _ends(list(cases)) if (kept := _scaled_case(cases[case]))}
+        for name, cases in file.study.cases.items()
+    }
+    varied = [axis for axis in file.axes if not _is_size(axis)]
+    raw["grid"] = {axis: [plain_value(value) for value in _ends(file.axes[axis])] for axis in varied[:MAX_GRID_AXES]}
+    raw.pop("search", None)
+    raw["study"] = f"{file.study.study}-drill"
+    return check_study(raw, file.path)
+
+
+def _shorten_stages(raw: dict[str, Any], file: StudyFile, allocation: str) -> None:
+    """Give every stage of a study's plain mapping the tokens of a few steps."""
     length = min(file.values("sequence_length"))
     for stage in STAGES:
         section = raw[stage]
@@ -28,30 +52,16 @@ def cut_down(file: StudyFile) -> StudyFile:
         section["tokens"] = STEPS[stage] * batch * length
         section["warmup"] = min(section.get("warmup", 0), STEPS[stage] // 4)
     post = raw["posttrain"]
-    # Two passes, so that the second one's new order is part of what is tested.
+    # Two passes, so that the drill also covers the new order of the second pass.
     post["tokens"] //= 2
-    if file.study.allocation == "additive":
+    if allocation == "additive":
         post["max_tokens"] = 2 * post["tokens"]
     if post.get("early_stopping"):
         post["early_stopping"] |= {"every": EVALUATE_EVERY}
-    execution: dict[str, Any] = raw.get("execution", {})
-    for part in (execution, *execution.get("stages", {}).values()):
-        part.pop("heldout_every", None)
-        part.pop("save_steps", None)
-    raw["execution"] = execution | {"save_steps": SAVE_EVERY}
-    raw["cases"] = {
-        name: {case: kept for case in _ends(list(cases)) if (kept := _cut_case(cases[case]))}
-        for name, cases in file.study.cases.items()
-    }
-    varied = [axis for axis in file.axes if not _is_size(axis)]
-    raw["grid"] = {axis: [plain(value) for value in _ends(file.axes[axis])] for axis in varied[:3]}
-    raw.pop("search", None)
-    raw["study"] = f"{file.study.study}-drill"
-    return check_study(raw, file.path)
 
 
-def _cut_case(settings: dict[str, Any]) -> dict[str, Any]:
-    """A case without the sizes that it sets, the last value of each list in it."""
+def _scaled_case(settings: dict[str, Any]) -> dict[str, Any]:
+    """A case without its sizes, and with the last value of each list in it."""
     kept = {path: value for path, value in settings.items() if not _is_size(path)}
     return {path: value[-1] if isinstance(value, list) else value for path, value in kept.items()}
 

@@ -1,4 +1,4 @@
-"""The tree of stages of a study: every trial is a path, every stage that trials share is one node."""
+"""The tree of stages of a study: a trial is a path from the root to a leaf, and a stage that trials share is one node."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -9,19 +9,16 @@ from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import Option
-from retain.sweeps.schema.linear import (
-    LinearStudy,
-    linear_finetune_recipe,
-    linear_posttrain_recipe,
-    linear_pretrain_recipe,
-)
-from retain.sweeps.schema.read import AnyStudy, StudyFile, check_together
+from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section
+from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical, stage_key
+from retain.sweeps.tree.linear_recipes import linear_finetune_recipe, linear_posttrain_recipe, linear_pretrain_recipe
 from retain.sweeps.tree.recipes import Recipe, finetune_recipe, posttrain_recipe, pretrain_recipe
 
-STAGES = ("pretrain", "posttrain", "finetune")
+STAGES = STAGE_KINDS
 BUILDERS: Mapping[type[AnyStudy], Mapping[str, Callable[[Any, Facts], Recipe | None]]] = {
     Study: {"pretrain": pretrain_recipe, "posttrain": posttrain_recipe, "finetune": finetune_recipe},
     LinearStudy: {
@@ -31,68 +28,75 @@ BUILDERS: Mapping[type[AnyStudy], Mapping[str, Callable[[Any, Facts], Recipe | N
     },
 }
 EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")
-"""The fields of post-training that say what is mixed into pretraining."""
+"""The fields of post-training that decide what is mixed into pretraining."""
 Axes = dict[str, Any]
+"""The value of each axis, by its dotted path or the name of its cases."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One node: trained once, whoever shares it."""
+    """One node of the tree. It is trained once, however many trials share it."""
 
     key: str
     stage: str
     """pretrain, posttrain or finetune."""
     parent: str | None
+    """The key of the parent stage; None for pretraining."""
     recipe: str
-    """Canonical text."""
+    """The recipe as canonical JSON text."""
     tokens: int
-    """Tokens it trains at most."""
+    """The number of tokens that the stage trains on. An upper bound, as early stopping may end the stage sooner."""
     axes: Axes
-    """The values of the study's axes that lead to it."""
+    """The values of the study's axes that lead to this stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One path from the root to a leaf; `posttrain` is None where matched allocation leaves Stage 2 nothing."""
+    """One path from the root to a leaf, as stage keys."""
 
     axes: Axes
     pretrain: str
     posttrain: str | None
+    """None if matched allocation leaves no data for Stage 2."""
     finetune: str
 
     @property
     def path(self) -> tuple[str, ...]:
+        """The keys of the trial's stages, root first."""
         return tuple(key for key in (self.pretrain, self.posttrain, self.finetune) if key is not None)
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Stages by key, parents before children, and the trials in the order of the grid."""
+    """The stages and trials of a study."""
 
     study: str
+    """The name of the study."""
     stages: dict[str, Stage]
+    """The stages by key, parents before children."""
     trials: list[Trial]
+    """The trials in the order of the grid."""
     provisional: bool
-    """True while the keys stand for data that is yet to be prepared."""
+    """True while a corpus is unprepared. The keys change once it is prepared."""
 
     def ancestors(self, key: str) -> list[Stage]:
-        """The path from the root to this stage, itself included."""
+        """The stages on the path from the root to this stage, which is the last one."""
         stage = self.stages[key]
         return [*(self.ancestors(stage.parent) if stage.parent else []), stage]
 
 
 def expand(file: StudyFile, facts: Facts) -> Tree:
-    """All trials of a study's grid. Raises StudyError for a point of the grid that makes no sense."""
+    """The tree of all trials of a study. Raises StudyError for an invalid point of the grid."""
     dimensions = file.dimensions
-    labels = [[_plain_values(option.labels) for option in options] for options in dimensions]
+    labels = [[_plain_axes(option.labels) for option in options] for options in dimensions]
     stages: dict[str, Stage] = {}
     trials = []
-    grow = {stage: _Family(stage, file, facts, dimensions, stages) for stage in STAGES}
+    builders = {stage: _StageBuilder(stage, file, facts, dimensions, stages) for stage in STAGES}
     for point in itertools.product(*(range(len(options)) for options in dimensions)):
-        pre = grow["pretrain"].member(None, point)
+        pre = builders["pretrain"].stage_at(point, None)
         assert pre is not None
-        post = grow["posttrain"].member(pre, point)
-        leaf = grow["finetune"].member(post or pre, point)
+        post = builders["posttrain"].stage_at(point, pre)
+        leaf = builders["finetune"].stage_at(point, post or pre)
         assert leaf is not None
         axes: Axes = {}
         for shown, index in zip(labels, point, strict=True):
@@ -101,8 +105,8 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
     return Tree(file.study.study, stages, trials, provisional=not facts.prepared)
 
 
-class _Family:
-    """The stages of one kind, each recipe made once for each combination of the options that it depends on."""
+class _StageBuilder:
+    """Builds the stages of one kind. Each recipe is built once per combination of the options that can affect it."""
 
     def __init__(
         self, stage: str, file: StudyFile, facts: Facts, dimensions: list[list[Option]], stages: dict[str, Stage]
@@ -111,13 +115,16 @@ class _Family:
         self.relevant = [
             number
             for number, options in enumerate(dimensions)
-            if any(may_matter(path, stage) for option in options for path in option.fields)
+            if any(may_affect(path, stage) for option in options for path in option.fields)
         ]
         self.recipes: dict[tuple[int, ...], tuple[str, int] | None] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
 
-    def member(self, parent: str | None, point: tuple[int, ...]) -> str | None:
-        """The key of this kind's stage at a point, the number of an option on each axis; None where there is none."""
+    def stage_at(self, point: tuple[int, ...], parent: str | None) -> str | None:
+        """The key of the stage at a point of the grid, added to the stages if it is new; None if the point has none.
+
+        point: the number of the chosen option on each axis. parent: the key of the parent stage.
+        """
         own = tuple([point[number] for number in self.relevant])
         if own not in self.recipes:
             self.recipes[own] = self._recipe(own)
@@ -130,7 +137,7 @@ class _Family:
             key = self.keys[parent, recipe] = stage_key(self.stage, parent, recipe)
             inherited = self.stages[parent].axes if parent else {}
             fields = {path: value for option in self._options(own) for path, value in option.fields.items()}
-            named = _plain_values({path: value for path, value in fields.items() if self._names(path, recipe)})
+            named = _plain_axes({path: value for path, value in fields.items() if self._is_label(path, recipe)})
             self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | named)
         return key
 
@@ -144,8 +151,8 @@ class _Family:
             for option in options:
                 study = with_values(study, option.fields)
             if self.stage == "pretrain":
-                check_together(study, "model")
-            check_together(study, self.stage)
+                check_section(study, "model")
+            check_section(study, self.stage)
             recipe = BUILDERS[type(study)][self.stage](study, self.facts)
         except StudyError as error:
             at = ", ".join(f"{name}={value}" for option in options for name, value in option.labels.items())
@@ -154,18 +161,18 @@ class _Family:
             return None
         return canonical(recipe), recipe["sequences"] * study.sequence_length
 
-    def _names(self, path: str, recipe: str) -> bool:
-        """Whether a field belongs to this kind's label: its own and the study's, and D_post's where it is mixed in."""
+    def _is_label(self, path: str, recipe: str) -> bool:
+        """Whether a field labels this kind of stage: fields of the stage and the study, and D_post's if it is mixed in."""
         section = path.partition(".")[0]
         if self.stage == "pretrain" and section == "posttrain":
             return path in EXPOSED and '"exposure":null' not in recipe
         if self.stage == "pretrain" and section == "allocation":
-            return False  # both allocations share their pretrainings
+            return False  # Both allocations share their pretrainings.
         return section == self.stage or section not in STAGES
 
 
 def merged(trees: Sequence[Tree]) -> Tree:
-    """Several studies as one tree: a stage or a whole trial that they share is there once, under its first axes."""
+    """Several trees as one. A stage or trial that several trees share appears once, with the axes of the first tree."""
     if len(trees) == 1:
         return trees[0]
     stages: dict[str, Stage] = {}
@@ -179,8 +186,11 @@ def merged(trees: Sequence[Tree]) -> Tree:
     return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees))
 
 
-def may_matter(axis: str, stage: str) -> bool:
-    """Whether an axis can change the recipe of a kind of stage; a superset is safe, as keys come from recipes."""
+def may_affect(axis: str, stage: str) -> bool:
+    """Whether an axis can change the recipe of a kind of stage.
+
+    Too many axes only cost time: stages with equal recipes get equal keys anyway.
+    """
     section = axis.partition(".")[0]
     if section not in STAGES or section == stage:
         return True
@@ -190,7 +200,7 @@ def may_matter(axis: str, stage: str) -> bool:
 
 
 def with_values(study: AnyStudy, axes: Axes) -> AnyStudy:
-    """A study with checked values put in their places."""
+    """A copy of a study with other values, which must be checked already, at some dotted paths."""
     for axis, value in axes.items():
         study = _replaced(study, axis.split("."), value)
     return study
@@ -198,41 +208,44 @@ def with_values(study: AnyStudy, axes: Axes) -> AnyStudy:
 
 def _replaced(section: Any, path: list[str], value: Any) -> Any:
     name, *rest = path
-    inner = _replaced(getattr(section, name) or _left_out(section, name), rest, value) if rest else value
+    inner = _replaced(getattr(section, name) or _default_section(section, name), rest, value) if rest else value
     return section.model_copy(update={name: inner})
 
 
-def _left_out(section: BaseModel, name: str) -> BaseModel:
-    """The defaults of a section that a study leaves out and an axis sets a field of; `check_together` judges the whole."""
+def _default_section(section: BaseModel, name: str) -> BaseModel:
+    """The defaults of a section that the study leaves out while an axis sets one of its fields.
+
+    It may lack required fields: `check_section` checks it once all values are set.
+    """
     kinds = get_args(type(section).model_fields[name].annotation)
     kind: type[BaseModel] = next(kind for kind in kinds if issubclass(kind, BaseModel))
     return kind.model_construct()
 
 
-def plain(value: Any) -> Any:
-    """An axis value as a table or JSON shows it: a section of the study becomes its mapping, or its preset's name."""
+def plain_value(value: Any) -> Any:
+    """An axis value as tables and JSON show it: a section of the study as a mapping, or as the name of its preset."""
     if not isinstance(value, BaseModel):
         return value
     fields = value.model_dump(exclude_none=True)
     return fields["preset"] if set(fields) == {"preset"} else fields
 
 
-def _plain_values(axes: Axes) -> Axes:
-    return {name: plain(value) for name, value in axes.items()}
+def _plain_axes(axes: Axes) -> Axes:
+    return {name: plain_value(value) for name, value in axes.items()}
 
 
 def axes_label(axes: Axes) -> str:
-    """`pretrain.exposure=0.5 finetune.lr=5e-05`; `-` for none."""
+    """Axes as one line, such as `pretrain.exposure=0.5 finetune.lr=5e-05`; `-` if there are none."""
     return " ".join(f"{name}={value}" for name, value in axes.items()) or "-"
 
 
 def device_mismatch(file: StudyFile) -> str | None:
-    """The sentence about a batch that the devices, or a micro-batch, do not divide; None where all do."""
+    """The message about a batch that cannot be split evenly over the devices of its stage; None if every batch can."""
     execution = file.study.execution
     for stage in STAGES:
         devices = execution.of_stage(stage).devices
         field = "execution.devices" if devices == execution.devices else f"execution.stages.{stage}.devices"
         for batch in file.values(f"{stage}.batch"):
             if batch % devices:
-                return f"{stage}.batch: {batch} sequences are not divided by {field}: {devices}"
+                return f"{stage}.batch: {batch} sequences cannot be split evenly over {field}: {devices}"
     return None

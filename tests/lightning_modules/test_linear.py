@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain.lightning_modules.linear import LinearModel, descend, load_linear, population_loss, start_linear
-from retain.sweeps.schema.linear import Linear, LinearStudy, stopping_time
+from retain.sweeps.schema.linear import Linear, LinearStudy
 from retain.sweeps.schema.linear_theory import (
     Descent,
     Task,
@@ -25,6 +25,7 @@ from retain.sweeps.schema.linear_theory import (
     squared_loss,
 )
 from retain.sweeps.schema.read import read_study
+from retain.sweeps.tree.linear_recipes import stopping_time
 
 TOLERANCE = 0.02
 """What the study `theory` states: the largest distance of any feature from its closed form at any time, at its lr."""
@@ -160,11 +161,11 @@ def test_features_are_learned_in_descending_order_of_their_effective_values_at_t
     task = mixture(linear().task("pre"), linear().task("post"), 0.5)
     learned = [
         learning_time(pull, variance, math.exp(-2 * start))
-        for pull, variance in zip(task.pulls, task.variances, strict=True)
+        for pull, variance in zip(task.effective_values, task.variances, strict=True)
     ]
-    by_value = sorted(range(8), key=lambda feature: -task.pulls[feature])
+    by_value = sorted(range(8), key=lambda feature: -task.effective_values[feature])
     assert [learned[feature] for feature in by_value] == sorted(learned)
-    for pull, time in zip(task.pulls, learned, strict=True):
+    for pull, time in zip(task.effective_values, learned, strict=True):
         assert time * pull / start == pytest.approx(1, abs=1.2 / start)
 
 

@@ -1,4 +1,4 @@
-"""The studies of the paper: their sizes are the published ones, and what they share is trained once."""
+"""The studies of the paper: their sizes are the published ones, and stages that they share are trained once."""
 
 import itertools
 import json
@@ -27,13 +27,13 @@ NOWHERE = Path("no-store")
 
 
 def planned(name: str, *overrides: str) -> tuple[StudyFile, Tree]:
-    """A study as it is planned before any data is prepared, without a network."""
+    """A study with its tree, as planned before any data is prepared and without a network."""
     file = read_study(name, overrides)
     return file, expand(file, known_facts(file, NOWHERE))
 
 
 def fields_of(file: StudyFile) -> Study:
-    """The study of a file, which is none of the theory."""
+    """The study of a file, which must not be a linear one."""
     assert isinstance(file.study, Study)
     return file.study
 
@@ -43,8 +43,8 @@ def roots(trees: Sequence[Tree]) -> set[str]:
 
 
 def exposures(file: StudyFile) -> set[tuple[str | None, int, int]]:
-    """Every (corpus mixed in, sequences of it, seed) that the trials of a study ask for."""
-    asked = set()
+    """Every (corpus mixed in, its number of sequences, seed) that the trials of a study need."""
+    needed = set()
     for options in itertools.product(*file.dimensions):
         fields: dict[str, Any] = {}
         for option in options:
@@ -54,22 +54,22 @@ def exposures(file: StudyFile) -> set[tuple[str | None, int, int]]:
         exposure = fields.get("pretrain.exposure", file.study.pretrain.exposure)
         mixed = exposed_sequences(exposure, tokens // LENGTH)
         corpus = fields.get("posttrain.corpus", post.corpus) if mixed else None
-        asked.add((corpus, mixed, fields.get("seed", file.study.seed)))
-    return asked
+        needed.add((corpus, mixed, fields.get("seed", file.study.seed)))
+    return needed
 
 
 @pytest.mark.parametrize(("names", "count"), [(SMALL, 12), (LARGE, 3)])
-def test_the_studies_of_one_size_train_each_distinct_pretraining_once(names: Sequence[str], count: int) -> None:
+def test_studies_of_one_model_size_train_each_distinct_pretraining_once(names: Sequence[str], count: int) -> None:
     made = [planned(name) for name in names]
-    asked = set().union(*(exposures(file) for file, _ in made))
+    needed = set().union(*(exposures(file) for file, _ in made))
     together = merged([tree for _, tree in made])
     pretrainings = {stage.key for stage in together.stages.values() if stage.stage == "pretrain"}
     assert pretrainings == roots([tree for _, tree in made])
-    assert len(pretrainings) == len(asked) == count
+    assert len(pretrainings) == len(needed) == count
     assert set(together.stages) == set().union(*(tree.stages for _, tree in made))
 
 
-def test_seeds_share_nothing_and_each_has_all_pretrainings() -> None:
+def test_different_seeds_share_no_pretraining() -> None:
     seeded = [planned(name, "seed=[0,1,2]")[1] for name in SMALL]
     assert len(roots(seeded)) == 3 * 12
 
@@ -94,7 +94,7 @@ def test_a_study_has_the_published_number_of_checkpoints(name: str, trials: int,
     assert Counter(stage.stage for stage in tree.stages.values()) == by_kind
 
 
-def test_a_method_of_figure_5_has_the_48_checkpoints_that_it_shows_and_one_of_figure_8_its_12() -> None:
+def test_each_method_of_figures_5_and_8_has_the_48_and_12_checkpoints_that_they_show() -> None:
     for name, each in (("figure4-5", 48), ("figure8-9", 12)):
         _, tree = planned(name)
         counts = Counter((trial.axes["pipeline"], trial.axes["method"]) for trial in tree.trials)
@@ -104,7 +104,7 @@ def test_a_method_of_figure_5_has_the_48_checkpoints_that_it_shows_and_one_of_fi
     assert counts["music-chemistry", "mixed+dropout"] == 96
 
 
-def test_matched_allocation_sees_every_token_of_d_post_once_over_both_stages() -> None:
+def test_matched_allocation_trains_on_every_token_of_d_post_once_over_both_stages() -> None:
     _, tree = planned("figure3b")
     for trial in tree.trials:
         mixed = json.loads(tree.stages[trial.pretrain].recipe)["exposure"]
@@ -115,7 +115,7 @@ def test_matched_allocation_sees_every_token_of_d_post_once_over_both_stages() -
         assert later is None or (later["first"], later["distinct"]) == (early, later["sequences"])
 
 
-def test_what_two_studies_have_in_common_has_the_same_keys() -> None:
+def test_stages_that_two_studies_share_have_the_same_keys() -> None:
     trees = {name: planned(name)[1] for name in SMALL + LARGE}
     assert roots([trees["figure3a"]]) == roots([trees["figure3b"]])
     assert set(trees["table10"].stages) < set(trees["figure10-12"].stages)
@@ -125,13 +125,13 @@ def test_what_two_studies_have_in_common_has_the_same_keys() -> None:
         ("figure7", "mixed"),
         ("figure10-12", "mixed"),
     ):
-        plain = "figure2" if name in SMALL else "figure8-9"
+        base = "figure2" if name in SMALL else "figure8-9"
         runs = {key for trial in trees[name].trials if trial.axes["method"] == method for key in trial.path}
-        assert runs <= set(trees[plain].stages)
+        assert runs <= set(trees[base].stages)
 
 
 @pytest.mark.parametrize("names", [SMALL, LARGE])
-def test_all_studies_of_one_size_read_the_same_corpora_in_the_same_way(names: Sequence[str]) -> None:
+def test_all_studies_of_one_model_size_read_the_same_corpora(names: Sequence[str]) -> None:
     facts = [known_facts(read_study(name), NOWHERE).corpora for name in names]
     prints: dict[tuple[str, int], set[str]] = {}
     for corpora in facts:
@@ -141,7 +141,7 @@ def test_all_studies_of_one_size_read_the_same_corpora_in_the_same_way(names: Se
 
 
 @pytest.mark.parametrize("name", SMALL + LARGE)
-def test_every_held_out_split_has_a_million_tokens_and_every_budget_is_there(name: str) -> None:
+def test_every_held_out_split_has_a_million_tokens_and_every_corpus_covers_the_budgets(name: str) -> None:
     study = fields_of(read_study(name))
     for corpus in study.corpora.values():
         assert corpus.tokens is not None
@@ -151,13 +151,13 @@ def test_every_held_out_split_has_a_million_tokens_and_every_budget_is_there(nam
     assert all(stage.tokens <= (study.corpora[stage.corpus].tokens or 0) for stage in stages)
 
 
-def test_rates_whose_floor_is_above_the_peak_stay_constant_at_1b() -> None:
+def test_learning_rates_at_1b_stay_constant_if_the_final_rate_is_above_the_peak() -> None:
     _, tree = planned("table10")
     recipes = [json.loads(stage.recipe) for stage in tree.stages.values() if stage.stage == "posttrain"]
     assert {(recipe["lr"], recipe["min_lr"]) for recipe in recipes} == {(lr, lr) for lr in (1e-5, 2e-5, 5e-5)}
 
 
-def test_all_135m_studies_are_planned_together_without_a_network_or_the_packages_of_corpora(tmp_path: Path) -> None:
+def test_all_135m_studies_can_be_planned_together_without_network_torch_or_corpus_packages(tmp_path: Path) -> None:
     code = """
 import sys
 sys.modules["music21"] = sys.modules["chemicals"] = sys.modules["torch"] = sys.modules["datasets"] = None
@@ -174,6 +174,6 @@ sys.exit(main(sys.argv[1:]))
     assert set(document["totals"]["gpu_hours_by_device"]) == {"A100", "H100", "H200", "L40S"}
 
 
-def test_the_readmes_table_of_studies_is_what_retain_plan_says() -> None:
+def test_the_table_of_studies_in_the_readme_matches_retain_plan() -> None:
     text = README.read_text()
     assert with_table(text, study_table()) == text, "run `python -m tools.study_table`"

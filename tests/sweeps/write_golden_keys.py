@@ -1,7 +1,7 @@
-"""The stage keys of a handful of studies, on made-up data. A change of any of them orphans what users have trained.
+"""The golden stage keys of a few studies on data that does not exist. If one changes, users lose the runs they have trained.
 
-If a change of identity is deliberate, raise sweeps.keys.FORMAT where old runs would be wrong, then from the project's
-root: `python -m tests.sweeps.write_golden_keys`, and say in the commit which keys changed and why.
+To change keys deliberately, raise FORMAT in sweeps/tree/keys.py if old runs would be wrong, and run
+`python -m tests.sweeps.write_golden_keys` in the project's root. The commit must say which keys changed and why.
 """
 
 import json
@@ -97,7 +97,7 @@ STUDIES: dict[str, dict[str, Any]] = {
 
 
 def golden_keys() -> dict[str, list[str]]:
-    """For each study, its stages in the order of the tree: `key stage axes`."""
+    """The stages of each study, in the order of the tree, as `key stage axes`."""
     keys = {}
     for name, fields in STUDIES.items():
         file = check_study(fields, Path("golden.yaml"))

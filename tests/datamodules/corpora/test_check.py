@@ -10,7 +10,7 @@ import yaml
 
 from retain.datamodules.corpora.check import check_sources
 from retain.datamodules.corpora.tokenizer import train_tokenizer
-from retain.launchers.planning.plan import print_checks
+from retain.launchers.cli.views.plan import print_checks
 from retain.sweeps.base.files import read_json
 from retain.sweeps.schema.published_corpora import PUBLISHED
 from retain.sweeps.schema.read import read_study

@@ -52,7 +52,9 @@ def test_a_study_may_replace_any_field_of_a_published_corpus() -> None:
     changed = Corpus.model_validate({"published": "flan", "revision": "v2", "text": "inputs", "tokens": "1M"})
     assert (changed.revision, changed.text, changed.template, changed.tokens) == ("v2", "inputs", None, 10**6)
     assert changed.hf == PUBLISHED["flan"]["hf"]
-    with pytest.raises(ValueError, match="'c5' is not known; the published corpora are c4, musicpile, chempile, flan"):
+    with pytest.raises(
+        ValueError, match="unknown corpus 'c5'; the published corpora are c4, musicpile, chempile, flan"
+    ):
         Corpus(published="c5")
 
 

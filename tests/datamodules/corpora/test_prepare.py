@@ -251,7 +251,8 @@ def test_a_corpus_too_small_for_its_budget_is_refused_once_it_is_prepared(tmp_pa
     assert expand(file, known_facts(file, tmp_path / "store")).provisional
     facts = quietly(file, tmp_path / "store")
     with pytest.raises(
-        StudyError, match=r"tiny\.yaml: pretrain\.tokens: 1,000,000 tokens asked of corpus general, whose"
+        StudyError,
+        match=r"tiny\.yaml: pretrain\.tokens: 1,000,000 tokens exceed the training split of corpus general, which",
     ):
         expand(file, facts)
 

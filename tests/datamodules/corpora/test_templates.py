@@ -60,11 +60,11 @@ def test_a_field_that_is_missing_or_no_text_is_one_sentence(tmp_path: Path, name
     ("template", "words"),
     [
         ("no field", "names no field; write for instance"),
-        ("{}", "{} is no plain field name"),
-        ("{0}", "{0} is no plain field name"),
-        ("{a.b}", "{a.b} is no plain field name"),
-        ("{a!r}", "{a} is no plain field name"),
-        ("{a:>9}", "{a} is no plain field name"),
+        ("{}", "{} is not a plain field name"),
+        ("{0}", "{0} is not a plain field name"),
+        ("{a.b}", "{a.b} is not a plain field name"),
+        ("{a!r}", "{a} is not a plain field name"),
+        ("{a:>9}", "{a} is not a plain field name"),
         ("{a", "is not a template"),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_template_that_asks_for_more_than_fields_is_refused_at_once(template: 
 
 
 def test_a_template_names_the_fields_so_that_text_cannot_be_given_too() -> None:
-    with pytest.raises(ValueError, match="template: it names the fields itself; take text: out"):
+    with pytest.raises(ValueError, match="template: cannot be combined with text; remove text"):
         Corpus(files="a.jsonl", template=QA, text="question")
     assert template_of(Corpus(files="a.jsonl", template=QA)).fields == ["question", "answer"]
     assert template_of(Corpus(files="a.jsonl", text="body")).fields == ["body"]

@@ -157,7 +157,7 @@ def test_a_window_that_cannot_hold_the_exposure_is_refused_with_its_numbers_and_
     pretrain_key(**{"pretrain.exposure_schedule": [0.5, 0.7]})
     with pytest.raises(
         StudyError,
-        match=r"pretrain\.exposure_schedule: \(0\.5, 0\.6\) leaves room for 40 sequences, and 80 are mixed in",
+        match=r"pretrain\.exposure_schedule: \(0\.5, 0\.6\) leaves room for 40 sequences, but 80 are mixed in",
     ):
         pretrain_key(**{"pretrain.exposure_schedule": [0.5, 0.6]})
 
@@ -171,5 +171,7 @@ def test_a_window_holds_repeated_exposure_too() -> None:
 
 @pytest.mark.parametrize("wrong", ["always", [0.5], [0.5, 0.5], [0.6, 0.2], [-0.1, 0.5], [0, 1.1], [False, True], 0.5])
 def test_what_is_no_schedule_is_refused_with_the_ways_to_write_one(wrong: Any) -> None:
-    with pytest.raises(StudyError, match=r"pretrain\.exposure_schedule: .* is no schedule; write uniform, early, late"):
+    with pytest.raises(
+        StudyError, match=r"pretrain\.exposure_schedule: invalid schedule .*; write uniform, early, late"
+    ):
         tiny_tree(**PRETRAIN | {"pretrain.exposure_schedule": wrong})

@@ -44,7 +44,7 @@ def test_an_unknown_study_is_refused_with_the_nearest_name() -> None:
 def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("pretrain: {lr: 1\n")
-    assert_one_sentence(retain("plan", wrong, code=2).stderr, ["wrong.yaml", "not YAML"])
+    assert_one_sentence(retain("plan", wrong, code=2).stderr, ["wrong.yaml", "invalid YAML"])
     wrong.write_text("seed: 1\nseed: 2\n")
     assert_one_sentence(retain("plan", wrong, code=2).stderr, ["seed", "twice"])
 

@@ -132,7 +132,7 @@ def test_a_run_that_is_cancelled_while_it_begins_stays_cancelled(alone: Path, tm
 
 def test_a_pack_on_several_devices_is_refused(tmp_path: Path) -> None:
     execution = {"stages": {"finetune": {"pack": 4, "devices": 2}}}
-    with pytest.raises(StudyError, match=r"execution.*pack: finetune stages on 2 devices .* leave pack out"):
+    with pytest.raises(StudyError, match=r"execution.*pack: finetune stages on 2 devices .* remove pack"):
         check_study(tiny_fields(execution=execution), tmp_path / "tiny.yaml")
 
 

@@ -77,7 +77,9 @@ def test_a_stage_needs_room_on_one_node() -> None:
     nodes = [{"CPU": 3.0}, {"CPU": 3.0, "GPU": 4.0}]
     assert room_for(nodes, [two], "the allocation") == 2
     assert room_for(nodes, [two, gpus], "the allocation") == 2
-    with pytest.raises(MissingResourceError, match="the allocation: a stage takes 4 CPUs, its largest node has 3 CPUs"):
+    with pytest.raises(
+        MissingResourceError, match="the allocation: a stage needs 4 CPUs, and the largest node has 3 CPUs"
+    ):
         room_for(nodes, [two, {"CPU": 4.0}], "the allocation")
 
 

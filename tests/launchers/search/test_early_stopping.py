@@ -1,19 +1,24 @@
 """What a search gives up before its end: post-trainings at rungs, fine-tunings at their probe."""
 
-import contextlib
 from pathlib import Path
 
 import pytest
-from torch.utils.tensorboard import SummaryWriter
 
-from retain.launchers.search.curves import evaluations_for, heldout_curves, losses_at
-from retain.launchers.search.early_stopping import EarlyStopping
+from retain.launchers.search.early_stopping import (
+    EarlyStopping,
+    evaluate_every,
+    heldout_curves,
+    judge_probe,
+    judge_rung,
+    losses_at,
+    losses_at_probe,
+    probe_tokens,
+    rungs_of,
+)
 from retain.launchers.search.engine import Search
 from retain.launchers.search.history import History
-from retain.launchers.search.probing import judge_probe, losses_at_probe, place_of
-from retain.launchers.search.pruning import judge, rungs_of
 from retain.launchers.search.summary import summary_document
-from retain.results.store.curves import heldout_curve
+from retain.results.store.curves import CurveWriter, Point, heldout_curve
 from retain.results.store.runs import Store
 from retain.sweeps.schema.search_space import Loss, Probe, Rungs, SearchBlock
 from retain.sweeps.tree.tree import Stage
@@ -34,17 +39,17 @@ def test_rungs_are_tokens_and_the_worse_of_siblings_is_given_up() -> None:
     assert rungs_of(stage, Rungs()) == [250, 500]
     assert losses_at([250, 500], [(240, 3.0), (480, 2.5), (1000, 2.0)]) == {"250": 3.0, "500": 2.5}
     reached = {"a": {"250": 3.0, "500": 2.0}, "b": {"250": 3.5}, "c": {"250": 2.9}}
-    assert judge("a", ["b", "c"], reached, Rungs()) is None  # the first at its rung
-    assert judge("c", ["a", "b"], reached, Rungs()) is None
-    assert "held-out loss 3.5000 after 250 tokens" in (judge("b", ["a", "c"], reached, Rungs()) or "")
-    assert judge("b", [], reached, Rungs()) is None
-    assert judge("d", ["a"], reached, Rungs()) is None
+    assert judge_rung("a", ["b", "c"], reached, Rungs()) is None  # the first at its rung
+    assert judge_rung("c", ["a", "b"], reached, Rungs()) is None
+    assert "held-out loss 3.5000 after 250 tokens" in (judge_rung("b", ["a", "c"], reached, Rungs()) or "")
+    assert judge_rung("b", [], reached, Rungs()) is None
+    assert judge_rung("d", ["a"], reached, Rungs()) is None
 
 
 @pytest.mark.parametrize("wanted", [None, 7, 10, 99, 200, 1000])
 @pytest.mark.parametrize("steps", [3, 143, 250, 1001])
 def test_an_evaluation_comes_at_every_rung_however_often_the_study_evaluates(steps: int, wanted: int | None) -> None:
-    every = evaluations_for(0.25, steps, wanted)
+    every = evaluate_every(0.25, steps, wanted)
     assert every <= (wanted or steps)
     curve = [(step, float(step)) for step in range(every, steps + 1, every)]
     assert losses_at([max(1, steps // 4)], curve)
@@ -90,7 +95,7 @@ def test_the_losses_that_decide_are_those_that_are_minimised_or_constrained() ->
 
 def test_at_its_probe_a_fine_tuning_has_the_losses_of_a_trial_that_ended_there() -> None:
     stage = Stage("k", "finetune", "p", "{}", 1000, {})
-    assert place_of(stage, Probe(at=0.3)) == 300
+    assert probe_tokens(stage, Probe(at=0.3)) == 300
     before = {"pretraining": {"loss": 4.0}, "posttraining": {"loss": 2.0}}
     curves = {split: [(150, 9.0), (300, loss), (450, 0.0)] for split, loss in
               (("pretraining", 4.1), ("posttraining", 2.5), ("finetuning", 3.0))}  # fmt: skip
@@ -200,20 +205,19 @@ def test_what_was_seen_at_a_rung_is_kept_while_a_new_attempt_writes_its_curve_an
     history = History(tmp_path / "search.json", "")
     blocks = SearchBlock.model_validate({"axes": {"posttrain.lr": [1, 2]}, "prune": {"first": 0.25}})
     ends = EarlyStopping(blocks, store, history)
-    assert not ends.note(stage)
+    assert not ends.record(stage)
     write_curve(store, [(250, 3.0), (500, 2.5)])
-    assert ends.note(stage)
-    assert not ends.note(stage)
-    (tmp_path / "k" / next((tmp_path / "k").glob("events.*")).name).unlink()
+    assert ends.record(stage)
+    assert not ends.record(stage)
     write_curve(store, [(250, 3.0)])
-    assert not EarlyStopping(blocks, store, history).note(stage)
+    assert not EarlyStopping(blocks, store, history).record(stage)
     assert history.rungs == {"k": {"250": 3.0, "500": 2.5}}
 
 
 def write_curve(store: Store, points: list[tuple[int, float]]) -> None:
-    with contextlib.closing(SummaryWriter(str(store.run("k").folder))) as writer:
-        for tokens, loss in points:
-            writer.add_scalar(heldout_curve("posttraining"), loss, tokens)
+    folder = store.run("k").folder
+    folder.mkdir(exist_ok=True)
+    CurveWriter(folder, [Point(heldout_curve("posttraining"), tokens, loss, 0.0) for tokens, loss in points])
 
 
 def next_of(search: Search) -> Stage:

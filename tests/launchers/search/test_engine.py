@@ -15,8 +15,10 @@ from retain.launchers.search.derived_studies import open_search
 from retain.launchers.search.engine import Search
 from retain.launchers.search.history import open_history
 from retain.launchers.search.summary import summary_document
+from retain.launchers.stage.signals import StopRequest
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.state import State
+from retain.results.store.study_files import search_run
 from retain.results.tensorboard.views import link_runs
 from retain.sweeps.base.errors import StudyError
 from tests.conftest import Trained
@@ -166,7 +168,7 @@ def test_a_start_plans_what_failed_or_was_skipped_again_even_if_it_is_stopped_at
 
     for retry in (True, False):  # the second life of a job tries nothing anew that has failed in the first
         with pytest.raises(KeyboardInterrupt):
-            run_search(search.searched, None, 1, stopped, retry=retry)
+            run_search(search.searched, None, 1, stopped, StopRequest(), retry=retry)
         assert [run.state().state for run in runs] == ["planned"] * 3
 
 
@@ -216,10 +218,10 @@ def test_a_history_that_is_taken_up_again_says_so_and_brings_its_curves(found: S
     opened = open_search("theory", [OPTIMUM, *THEORY], tmp_path / "store", lambda *_: None)
     _, note = open_history(opened.folder / "search.json", opened.identity())
     assert note is not None
-    assert "it is as in an earlier search, which goes on" in note
+    assert "it is the same as in an earlier search, which is continued" in note
     open_history(opened.folder / "search.json", "another")
-    run_search(opened, None, 1, lambda search: pytest.fail("all of it is done"))
-    done = EventAccumulator(str(opened.folder / "search-curves")).Reload().Scalars("search/points done")
+    run_search(opened, None, 1, lambda search: pytest.fail("all of it is done"), StopRequest())
+    done = EventAccumulator(str(search_run(opened.store, opened.name).folder)).Reload().Scalars("search/points done")
     assert [point.value for point in done] == [1, 2, 3, 4, 5, 6]
 
 

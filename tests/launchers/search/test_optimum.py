@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from retain.sweeps.schema.linear import LinearStudy, stopping_time
+from retain.sweeps.schema.linear import LinearStudy
 from retain.sweeps.schema.linear_theory import Descent, flow_through, initial_strengths, mixture, squared_loss
 from retain.sweeps.schema.read import read_study
+from retain.sweeps.tree.linear_recipes import stopping_time
 from tests.launchers.search.searches import THEORY, block
 from tests.retain import retain_json
 

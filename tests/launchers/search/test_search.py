@@ -23,7 +23,7 @@ from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
 from tests.conftest import Trained
-from tests.retain import losses, retain, retain_json, start, weights
+from tests.retain import losses, retain, retain_json, stages_of, start, weights
 from tests.studies import tiny_study
 
 GRID: dict[str, Any] = {
@@ -55,7 +55,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
 def test_a_search_ends_with_every_point_tried_and_shared_prefixes_trained_once(searched: Searched) -> None:
     document = searched.document
     assert [point["state"] for point in document["points"]] == ["done"] * 4
-    runs = Store(searched.store).runs()
+    runs = stages_of(searched.store)
     kinds = [run.spec()["stage"] for run in runs]
     assert (kinds.count("pretrain"), kinds.count("posttrain"), kinds.count("finetune")) == (2, 2, 4)
     assert all(len(run.state().attempts) == 1 for run in runs)
@@ -94,7 +94,7 @@ def test_results_and_report_of_the_study_tell_of_the_search(searched: Searched) 
 def test_a_second_search_starts_no_ray_and_says_the_same(searched: Searched) -> None:
     again = retain_json("search", searched.study, "--store", searched.store, more={"RAY_ADDRESS": "nowhere:1"})
     assert again == searched.document
-    assert all(len(run.state().attempts) == 1 for run in Store(searched.store).runs())
+    assert all(len(run.state().attempts) == 1 for run in stages_of(searched.store))
 
 
 @pytest.fixture
@@ -111,17 +111,17 @@ def test_a_search_goes_on_after_its_driver_and_a_ray_worker_were_killed(
 ) -> None:
     store, here = tmp_path / "runs", {"TMPDIR": str(temporary)}
     driver = start("search", searched.study, "--store", store, more=here)
-    wait_until(lambda: sum(run.is_done() for run in Store(store).runs()) >= 2, driver)
+    wait_until(lambda: sum(run.is_done() for run in stages_of(store)) >= 2, driver)
     listening = addresses(ray_processes(temporary))
     assert listening
     assert all(address in ("127.0.0.1", "::1") for address in listening)
     driver.kill()
     driver.wait()
-    wait_until(lambda: not ray_processes(temporary) and not any(run.is_running() for run in Store(store).runs()))
-    done = {run.key: run.state() for run in Store(store).runs() if run.is_done()}
+    wait_until(lambda: not ray_processes(temporary) and not any(run.is_running() for run in stages_of(store)))
+    done = {run.key: run.state() for run in stages_of(store) if run.is_done()}
     assert 2 <= len(done) < STAGES
     again = start("search", searched.study, "--store", store, "--json", more=here)
-    wait_until(lambda: any(run.state().state == "running" for run in Store(store).runs()), again)
+    wait_until(lambda: any(run.state().state == "running" for run in stages_of(store)), again)
     worker = next(pid for pid, title in ray_processes(temporary).items() if "StageActor" in title)
     os.kill(worker, signal.SIGKILL)
     printed, _ = again.communicate(timeout=300)
@@ -137,14 +137,14 @@ def test_a_search_goes_on_after_its_driver_and_a_ray_worker_were_killed(
 def test_ctrl_c_saves_and_leaves_nothing_running(searched: Searched, tmp_path: Path, temporary: Path) -> None:
     store = tmp_path / "runs"
     driver = start("search", searched.study, "--store", store, more={"TMPDIR": str(temporary)})
-    wait_until(lambda: any(run.state().state == "running" for run in Store(store).runs()), driver)
+    wait_until(lambda: any(run.state().state == "running" for run in stages_of(store)), driver)
     driver.send_signal(signal.SIGINT)
     _, told = driver.communicate(timeout=120)
     assert driver.returncode == 130
     assert "retain search" in told
-    assert "goes on from there" in told
+    assert "resumes" in told
     assert ray_processes(temporary) == {}
-    assert not any(run.is_running() for run in Store(store).runs())
+    assert not any(run.is_running() for run in stages_of(store))
     assert not list((store / "studies" / "tiny").glob("tune*"))
 
 
@@ -169,7 +169,7 @@ def test_a_guard_ends_what_a_dead_driver_left(tmp_path: Path) -> None:
         ("search={}", "search: there is nothing to search"),
         (
             "search={axes: {pretrain.tokens: [7680, 999M]}}",
-            "pretrain.tokens: 999,000,000 tokens asked of corpus general",
+            "pretrain.tokens: 999,000,000 tokens exceed the training split of corpus general",
         ),
         ("search={axes: {posttrain.warmup: {integers: [1, 90]}}}", "posttrain.warmup: 90 steps of warm-up"),
         (

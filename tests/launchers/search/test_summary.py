@@ -8,8 +8,8 @@ from retain.launchers.search.attempt import run_search
 from retain.launchers.search.budget import Budget, Spent, refuse_hours_on_cpus
 from retain.launchers.search.console import print_summary
 from retain.launchers.search.console import searching as showing
-from retain.launchers.search.session import conclude
-from retain.launchers.search.summary import summary_document
+from retain.launchers.search.summary import conclude, summary_document
+from retain.launchers.stage.signals import StopRequest
 from retain.results.report.search import search_part
 from retain.results.store.study_files import POINTS_STUDY
 from retain.sweeps.base.errors import StudyError
@@ -36,9 +36,9 @@ def test_a_budget_below_one_point_is_refused_with_what_a_point_takes(tmp_path: P
     needed = sum(stage.tokens for stage in search.searched.tree({"p0": values})[1].stages.values())
     short = Budget(needed - 1, "tokens", "H100")
     with pytest.raises(StudyError, match=r"--budget .* tokens: one point takes up to .* tokens; raise it"):
-        run_search(search.searched, short, 1, finish)
+        run_search(search.searched, short, 1, finish, StopRequest())
     assert searching("theory", tmp_path, TWO_POINTS, *THEORY).candidates == []
-    enough = run_search(search.searched, Budget(needed, "tokens", "H100"), 1, finish)
+    enough = run_search(search.searched, Budget(needed, "tokens", "H100"), 1, finish, StopRequest())
     assert len(enough.results()) == 1
 
 
@@ -91,5 +91,5 @@ def test_a_point_that_was_given_up_but_ended_is_told_as_done(
     assert [line.split()[1] for line in lines] == ["pruned", "done"]
     (point,) = summary_document(search, search.searched)["points"]
     assert point["state"] == "done"
-    assert point["reason"] == "worse than its siblings, but its stages ended all the same"
+    assert point["reason"] == "worse than its siblings, but its stages were finished all the same"
     assert point["reason"] in lines[1]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import distributed
 
-from retain.launchers.jobs.backlog import outside_job
-from retain.launchers.jobs.branches import retry_runs, settle_descendants
+from retain.launchers.jobs.branches import retry_runs, skip_blocked
 from retain.launchers.jobs.dead_attempts import LIFE, explain_deaths, is_dead, settle_death
+from retain.launchers.jobs.sbatch import outside_job
 from retain.launchers.jobs.submissions import submission_folder
 from retain.launchers.stage.failures import (
     BUG,
@@ -32,7 +32,7 @@ from retain.launchers.stage.failures import (
     next_attempt,
     prepare_retry,
 )
-from retain.launchers.stage.rank_failures import agree_on_failure, described_failure, forget_causes
+from retain.launchers.stage.rank_failures import agree_on_failure, clear_rank_causes, described_failure
 from retain.launchers.stage.ranks import Ranks
 from retain.results.store.disk import check_room
 from retain.results.store.lease import take_lease
@@ -248,18 +248,18 @@ def test_an_adapted_run_trains_the_same_batches_under_the_same_key(tmp_path: Pat
     store.run(key).adapt(3)
     train_here(study, store.root)
     here, there = losses(store.root)[key], losses(tmp_path / "whole")[key]
-    assert "3 sequences at a time" in str(store.run(key).state().attempts[-1].note)
+    assert "micro-batch reduced to 3 sequences" in str(store.run(key).state().attempts[-1].note)
     assert here["token_digest"] == there["token_digest"]
     for split, loss in there["splits"].items():
         assert here["splits"][split]["loss"] == pytest.approx(loss["loss"], abs=2e-3)
 
 
-def test_the_chief_takes_over_the_cause_of_the_rank_that_it_lost(tmp_path: Path) -> None:
+def test_rank_0_adopts_the_cause_of_the_rank_that_it_lost(tmp_path: Path) -> None:
     lost = (NODE, f"{NODE}: RuntimeError: {GLOO}")
     cause = (GPU_MEMORY, f"{GPU_MEMORY}: OutOfMemoryError: CUDA out of memory")
     assert agree_on_failure(tmp_path, Ranks(1, 2), *cause) == cause
     assert agree_on_failure(tmp_path, Ranks(0, 2), *lost) == cause
-    forget_causes(tmp_path)
+    clear_rank_causes(tmp_path)
     agree_on_failure(tmp_path, Ranks(1, 2), *lost)
     assert agree_on_failure(tmp_path, Ranks(0, 2), *lost) == lost
     assert agree_on_failure(tmp_path, Ranks(0, 2), DIVERGED, "diverged: nan") == (DIVERGED, "diverged: nan")
@@ -271,25 +271,25 @@ def test_a_run_without_room_is_a_full_disk(tmp_path: Path) -> None:
     assert classify(caught.value) == DISK
 
 
-def test_descendants_of_a_failed_run_are_skipped_and_planned_again_with_it(tmp_path: Path) -> None:
+def test_runs_below_a_failed_run_are_skipped_and_planned_again_with_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     top = registered(tmp_path)
     middle = registered(tmp_path, top.key, "b" * 8)
     leaf = registered(tmp_path, middle.key, "c" * 8)
     keys = [run.key for run in (top, middle, leaf)]
-    assert settle_descendants(store, keys) == []
+    assert skip_blocked(store, keys) == []
     top.begin(1)
     top.fail("diverged: the training loss is nan", DIVERGED)
-    assert settle_descendants(store, keys) == keys[1:]
+    assert skip_blocked(store, keys) == keys[1:]
     for run in (middle, leaf):
         assert run.state().state == "skipped"
         assert run.state().reason == f"pretrain {top.key} failed: diverged: the training loss is nan"
     retry_runs(store, [top.key])
-    assert settle_descendants(store, keys) == []
+    assert skip_blocked(store, keys) == []
     assert [run.state().state for run in (middle, leaf)] == ["planned", "planned"]
 
 
-def test_an_attempt_that_ended_without_a_word_is_explained_by_the_log(tmp_path: Path) -> None:
+def test_an_attempt_that_died_without_reporting_is_explained_by_the_log(tmp_path: Path) -> None:
     run = registered(tmp_path)
     run.log.write_text("rank 0 of 1: begins\nCUDA out of memory\nrank 0 of 1: begins\nDetected 1 oom-kill event(s)\n")
     run.begin(os.getpid())
@@ -298,19 +298,19 @@ def test_an_attempt_that_ended_without_a_word_is_explained_by_the_log(tmp_path: 
     assert not is_dead(run, set())
     lease.release()
     assert is_dead(run, set())
-    loss = explain_deaths(Store(tmp_path), [run])[run.key]
-    assert loss.failure == HOST_MEMORY
-    assert settle_death(run, loss)
+    death = explain_deaths(Store(tmp_path), [run])[run.key]
+    assert death.failure == HOST_MEMORY
+    assert settle_death(run, death)
     state = run.state()
     assert (state.state, state.attempts[-1].cause, state.attempts[-1].failure) == ("planned", "lost", HOST_MEMORY)
     assert state.reason is not None
     assert state.reason.startswith("out of memory on the host: ")
     run.begin(os.getpid())
-    assert not settle_death(run, loss)
+    assert not settle_death(run, death)
     assert run.state().state == "failed"
 
 
-def test_of_a_job_that_was_requeued_only_the_life_that_was_lost_explains_its_end(
+def test_only_the_life_of_a_requeued_job_that_died_explains_its_death(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -331,7 +331,7 @@ def test_of_a_job_that_was_requeued_only_the_life_that_was_lost_explains_its_end
     assert explain_deaths(store, [run], later=True)[run.key].failure == HOST_MEMORY
 
 
-def test_a_job_hands_nothing_of_itself_down_to_what_it_submits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submitted_job_inherits_nothing_of_the_job_that_submits_it(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = ("SLURM_JOB_ID", "SLURM_MEM_PER_CPU", "SUBMITIT_EXECUTOR", "SBATCH_X", "MASTER_ADDR", "RANK")
     kept = ("SLURM_CONF", "RANKING")
     for name in (*hidden, *kept):

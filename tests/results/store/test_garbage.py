@@ -111,9 +111,9 @@ def test_a_dry_run_says_what_would_be_freed_with_bytes_and_changes_nothing(plann
     assert content(store.root) == before
     assert (document["dry_run"], document["bytes"], document["kept"]) == (True, 4000, [])
     assert all(set(row) >= {"path", "run", "bytes", "reason"} for row in document["freed"])
-    assert "4 kB would be freed, 4 things" in retain("gc", "--store", store.root, "--dry-run").stdout
-    assert "4 kB freed, 4 things" in retain("gc", "--store", store.root).stdout
-    assert "0 B freed, 0 things" in retain("gc", "--store", store.root).stdout
+    assert "would free 4 items, 4 kB" in retain("gc", "--store", store.root, "--dry-run").stdout
+    assert "freed 4 items, 4 kB" in retain("gc", "--store", store.root).stdout
+    assert "freed 0 items, 0 B" in retain("gc", "--store", store.root).stdout
     assert content(store.root) == {path for path in before if "checkpoint" not in path.parts}
 
 
@@ -151,7 +151,7 @@ def test_a_run_that_a_process_takes_up_between_the_look_and_the_removal_is_left_
     found = find_waste(store, None, weights=False)
     leases = [take_lease(run.lease) for run in (first, second)]
     assert all(leases)
-    assert [free(store, waste) for waste in found] == ["a process is at work on the run"] * 2
+    assert [free(store, waste) for waste in found] == ["a process is working on the run"] * 2
     assert all(waste.path.exists() for waste in found)
 
 
@@ -253,7 +253,7 @@ def test_pinned_weights_stay_until_the_pin_is_taken_off(planned: tuple[Tree, Sto
     assert "no longer pinned" in retain("pin", run.key, "--off", "--store", store.root).stdout
     (waste,) = gc(store, weights=True)
     assert waste.run == run.key
-    with pytest.raises(StudyError, match=f"{run.key}: its weights have been freed already; delete "):
+    with pytest.raises(StudyError, match=f"{run.key}: the weights have been freed already; delete "):
         set_pin(run, True)
 
 
@@ -357,7 +357,7 @@ def test_run_says_what_to_do_before_it_trains_anything_that_starts_from_freed_we
     gc(store, weights=True)
     study = prepared.file.path
     told = retain("run", study, "finetune.weight_decay=0.2", "--store", store.root, code=3).stderr
-    assert told.startswith("retain: retain gc --weights has freed weights that this starts from; delete ")
+    assert told.startswith("retain: retain gc --weights has freed weights that are needed to start from; delete ")
     assert all(str(run.folder) in told for kind in ("pretrain", "posttrain") for run in kinds(tree, store, kind))
     assert len(store.runs()) == 8
 

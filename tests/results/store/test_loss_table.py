@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import retain
 from retain.results.store.loss_table import LOSSES, csv_text, four_losses, frame_of, read_rows, save_rows, trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.tree.tree import Tree
-from tests.results.runs import finish, finish_all, kinds, registered
+from tests.results.runs import finish, finish_all, kinds, put_state, registered
 
 
 @pytest.fixture
@@ -97,8 +98,7 @@ def test_a_run_that_failed_after_its_losses_were_written_counts_as_missing(plann
     tree, store = planned
     finish_all(tree, store)
     run = kinds(tree, store, "finetune")[0]
-    run.begin(1)
-    run.fail("why")
+    put_state(run, replace(run.state(), state="failed", reason="why"))
     assert trial_rows(tree, store)[0]["finetuning_loss"] is None
 
 

@@ -11,7 +11,7 @@ from retain.results.store.lease import take_lease
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
 from retain.results.store.state import Progress, State
-from retain.results.store.status import as_json, count_states, seconds_left, store_status, study_status
+from retain.results.store.status import count_states, seconds_left, store_status, study_status
 from retain.sweeps.tree.tree import Tree
 from tests.results.runs import finish, kinds, put_state, registered
 
@@ -79,7 +79,7 @@ def test_stages_below_one_that_failed_say_which_and_why_and_others_do_not(
     assert len(below) == 3
     for key, row in rows.items():
         if key in below:
-            assert row.reason == f"waits for pretrain {pre.key[:8]}, {verb}: diverged"
+            assert row.reason == f"blocked: pretrain {pre.key[:8]} {verb}: diverged"
         elif key != pre.key:
             assert row.reason is None
     assert set(blocked_stages(tree.stages, store.states(tree.stages))) == set(below)
@@ -101,5 +101,5 @@ def test_the_status_of_a_store_has_every_run_the_latest_attempt_last(planned: tu
 
 def test_the_json_has_the_documented_fields(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
-    for row in as_json(study_status(tree, store)):
-        assert set(row) >= {"key", "stage", "state", "attempts", "progress", "job_id", "reason"}
+    for row in study_status(tree, store):
+        assert set(vars(row)) >= {"key", "stage", "state", "attempts", "progress", "job_id", "reason"}

@@ -44,12 +44,12 @@ def test_a_speed_is_the_median_of_done_runs_of_one_kind_model_devices_and_gpu(tm
 def test_a_plan_is_priced_by_what_its_store_has_measured(tmp_path: Path) -> None:
     study, store = tiny_study(tmp_path / "study", grid={"seed": [0, 1]}), Store(tmp_path / "runs")
     plan = open_plan([str(study)], [], store.root)
-    before = make_plan(plan, "H100")["totals"]
-    assert before["measured"]["H100"] == 0
+    before = make_plan(plan, "H100").totals
+    assert before.measured["H100"] == 0
     store.root.mkdir()
     register(plan.tree, plan.opened[0].file, plan.opened[0].facts, store)
     first, second = [stage for stage in plan.tree.stages.values() if stage.stage == "pretrain"]
     done(store, first.key, 5.0, "NVIDIA H100 80GB HBM3")
-    after = make_plan(plan, "H100")["totals"]
-    assert after["measured"] == {"A100": 0, "H100": 1, "H200": 0, "L40S": 0}
-    assert after["gpu_hours"] > second.tokens / 5.0 / 3600 > before["gpu_hours"]
+    after = make_plan(plan, "H100").totals
+    assert after.measured == {"A100": 0, "H100": 1, "H200": 0, "L40S": 0}
+    assert after.gpu_hours > second.tokens / 5.0 / 3600 > before.gpu_hours

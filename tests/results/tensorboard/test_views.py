@@ -213,7 +213,7 @@ def test_axes_of_several_kinds_become_hyperparameters(tmp_path: Path) -> None:
 
 
 def test_a_filter_without_a_study_is_refused(tmp_path: Path) -> None:
-    assert "name the study" in retain("board", "--store", tmp_path, "--where", "seed=1", code=2).stderr
+    assert "name a study" in retain("board", "--store", tmp_path, "--where", "seed=1", code=2).stderr
 
 
 def copied(trained: Trained, tmp_path: Path) -> Path:

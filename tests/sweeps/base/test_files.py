@@ -1,3 +1,5 @@
+"""Atomic writes: readers never see a partial file."""
+
 import json
 import subprocess
 import sys
@@ -8,14 +10,14 @@ import pytest
 from retain.sweeps.base.files import sync_folder, write_json, write_text
 
 
-def test_a_written_file_holds_its_text_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_writing_replaces_the_text_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_text(tmp_path / "note.txt", "old")
     write_text(tmp_path / "note.txt", "né\n")
     assert (tmp_path / "note.txt").read_text(encoding="utf-8") == "né\n"
     assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_text(tmp_path / "note.txt", "old")
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "note.txt", "new \ud800")
@@ -23,14 +25,14 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
 
 
-def test_json_without_an_exact_text_is_refused_before_anything_is_replaced(tmp_path: Path) -> None:
+def test_a_value_that_is_not_valid_json_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "state.json", {"loss": 1.5})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "state.json", {"loss": float("nan")})
     assert json.loads((tmp_path / "state.json").read_text()) == {"loss": 1.5}
 
 
-def test_readers_beside_a_writer_only_ever_see_a_whole_file(tmp_path: Path) -> None:
+def test_concurrent_readers_only_see_complete_files(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     write_json(path, {"value": [0] * 20_000})
     code = (
@@ -47,7 +49,7 @@ def test_readers_beside_a_writer_only_ever_see_a_whole_file(tmp_path: Path) -> N
     assert len(seen) > 1
 
 
-def test_a_folder_can_be_flushed_to_disk(tmp_path: Path) -> None:
+def test_a_folder_can_be_synced_to_disk(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "a").write_text("a")
     sync_folder(tmp_path)

@@ -1,3 +1,5 @@
+"""Sizes, bytes and durations as people write and read them."""
+
 from typing import Any
 
 import pytest
@@ -25,11 +27,11 @@ from retain.sweeps.base.units import format_bytes, format_seconds, format_size, 
         ("0.001k", 1),
     ],
 )
-def test_a_size_is_read_exactly(written: Any, size: int) -> None:
+def test_a_size_is_parsed_exactly(written: Any, size: int) -> None:
     assert parse_size(written) == size
 
 
-NO_NUMBERS = [
+NOT_NUMBERS = [
     "",
     "M",
     "many",
@@ -49,31 +51,31 @@ NO_NUMBERS = [
 NOT_WHOLE = ["1.5", 1.5, "0.0001k", -1, "-5M", "1e19", "1e999999", "1e9999999T"]
 
 
-@pytest.mark.parametrize("written", [*NO_NUMBERS, *NOT_WHOLE])
-def test_what_is_no_whole_size_is_refused_with_the_way_to_write_one(written: Any) -> None:
+@pytest.mark.parametrize("written", [*NOT_NUMBERS, *NOT_WHOLE])
+def test_an_invalid_size_is_an_error_that_shows_how_to_write_one(written: Any) -> None:
     with pytest.raises(ValueError, match=r"is not a size; write a whole number such as 1000, 200k, 300M or 8\.7B"):
         parse_size(written)
 
 
 @given(st.integers(1, 9999), st.integers(0, 12))
-def test_a_size_of_four_digits_survives_being_printed_and_read(digits: int, zeros: int) -> None:
+def test_a_size_of_four_digits_is_unchanged_by_formatting_and_parsing(digits: int, zeros: int) -> None:
     size = digits * 10**zeros
     assert parse_size(format_size(size)) == size
 
 
 @given(st.integers(0, 10**16))
-def test_a_printed_size_is_right_to_four_digits(size: int) -> None:
+def test_a_formatted_size_is_exact_to_four_digits(size: int) -> None:
     assert float(parse_size(format_size(size)) if size >= 10_000 else size) == pytest.approx(size, rel=5.1e-4)
 
 
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0"), (12, "12"), (1000, "1k"), (300e6, "300M"), (8.7e9, "8.7B"), (1_054_321, "1.054M")]
 )
-def test_sizes_print_as_people_write_them(size: float, text: str) -> None:
+def test_sizes_are_formatted_as_people_write_them(size: float, text: str) -> None:
     assert format_size(size) == text
 
 
-def test_bytes_and_seconds_print_for_readers() -> None:
+def test_bytes_and_durations_are_formatted_for_readers() -> None:
     assert [format_bytes(count) for count in (0, 999, 4_200_000, 5.38e8, 2e12)] == [
         "0 B",
         "999 B",

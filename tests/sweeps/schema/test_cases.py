@@ -7,7 +7,7 @@ import pytest
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import read_study
-from retain.sweeps.tree.scaled_down import cut_down
+from retain.sweeps.tree.scaled_down import scale_down
 from retain.sweeps.tree.tree import Tree, expand
 from tests.studies import made_up_facts, tiny_study
 
@@ -31,7 +31,7 @@ def tree_of(folder: Path, *overrides: str, **fields: Any) -> Tree:
     return expand(file, made_up_facts(file))
 
 
-def test_a_trial_takes_one_case_of_each_axis_and_every_point_of_the_lists_in_it(tmp_path: Path) -> None:
+def test_trials_combine_one_case_of_each_axis_with_every_point_of_the_lists_in_it(tmp_path: Path) -> None:
     tree = tree_of(tmp_path)
     assert len(tree.trials) == 2 * 4 * 2
     assert tree.trials[0].axes == {"pipeline": "music-chemistry", "method": "unmixed", "finetune.lr": 5e-4}
@@ -39,23 +39,25 @@ def test_a_trial_takes_one_case_of_each_axis_and_every_point_of_the_lists_in_it(
     assert sorted(set(dropouts)) == [0.02, 0.05]
 
 
-def test_stages_that_cases_have_in_common_are_one_stage_named_by_its_fields_not_by_a_case(tmp_path: Path) -> None:
+def test_cases_share_equal_stages_which_are_labelled_by_fields_and_not_by_a_case(tmp_path: Path) -> None:
     tree = tree_of(tmp_path)
     kinds = [stage.stage for stage in tree.stages.values()]
-    assert kinds.count("pretrain") == 3  # one without exposure, one exposed to each corpus
+    assert kinds.count("pretrain") == 3  # One without exposure, and one exposed to each corpus.
     assert kinds.count("posttrain") == 2 * 4
     assert all("method" not in stage.axes and "pipeline" not in stage.axes for stage in tree.stages.values())
     mixed = next(trial for trial in tree.trials if trial.axes["method"] == "mixed+dropout")
     assert tree.stages[mixed.pretrain].axes == {"posttrain.corpus": "music", "pretrain.exposure": 1}
 
 
-def test_an_override_chooses_cases_by_name(tmp_path: Path) -> None:
+def test_an_override_selects_cases_by_name(tmp_path: Path) -> None:
     assert len(tree_of(tmp_path, "method=mixed", "pipeline=[chemistry-music]").trials) == 2
-    with pytest.raises(StudyError, match=r"no case mxed; the cases are unmixed, mixed, mixed\+dropout"):
+    with pytest.raises(StudyError, match=r"unknown case mxed; the cases are unmixed, mixed, mixed\+dropout"):
         tree_of(tmp_path, "method=mxed")
+    with pytest.raises(StudyError, match=r"'method=\[\]': name at least one case; the cases are unmixed, mixed,"):
+        tree_of(tmp_path, "method=[]")
 
 
-def test_cases_and_plain_axes_mean_the_same_stages(tmp_path: Path) -> None:
+def test_cases_and_grid_axes_with_the_same_values_give_the_same_stages(tmp_path: Path) -> None:
     by_case = tree_of(tmp_path / "cases", cases={"method": {name: METHODS[name] for name in ("unmixed", "mixed")}})
     by_grid = tree_of(tmp_path / "grid", cases={}, grid={"pretrain.exposure": [0, 1], "finetune.lr": [5e-4, 2e-3]})
     assert by_case.stages.keys() == by_grid.stages.keys()
@@ -69,26 +71,28 @@ def test_cases_and_plain_axes_mean_the_same_stages(tmp_path: Path) -> None:
         ({"cases": {"method": {"a": {"pretrain.exposre": 0}}}}, "did you mean exposure"),
         ({"cases": {"method": {"a": {"pretrain.exposure": 7}}}}, "more than one pass"),
         ({"cases": {"method": {"a": {"corpora.music": 0}}}}, "corpora cannot be an axis"),
-        ({"cases": {"method": {"a": {}}}}, "a case is a mapping of fields"),
+        ({"cases": {"method": {"a": {}}}}, "a case must map fields to values"),
         ({"cases": {"method": {}}}, "at least one case"),
         ({"cases": {"size": {"a": {"model": "laptop"}}}, "grid": {"model.layers": [2]}},
          "model.layers is set by cases.size and by grid.model.layers"),
     ],
 )  # fmt: skip
-def test_a_wrong_case_is_one_sentence_with_its_place(tmp_path: Path, fields: dict[str, Any], sentence: str) -> None:
+def test_an_invalid_case_is_one_sentence_that_names_its_place(
+    tmp_path: Path, fields: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(StudyError) as caught:
         tree_of(tmp_path, **fields)
     assert sentence in str(caught.value)
 
 
-def test_a_study_cut_down_keeps_the_first_and_the_last_case(tmp_path: Path) -> None:
+def test_a_scaled_down_study_keeps_the_first_and_the_last_case(tmp_path: Path) -> None:
     path = tiny_study(tmp_path, cases={"pipeline": PIPELINES, "method": METHODS}, grid={"seed": [0, 1, 2]})
-    cut = cut_down(read_study(str(path)))
-    assert [option.labels for option in cut.cases["method"]] == [{"method": "unmixed"}, {"method": "mixed+dropout"}]
-    assert len(expand(cut, made_up_facts(cut)).trials) == 2 * 2 * 2
+    small = scale_down(read_study(str(path)))
+    assert [option.labels for option in small.cases["method"]] == [{"method": "unmixed"}, {"method": "mixed+dropout"}]
+    assert len(expand(small, made_up_facts(small)).trials) == 2 * 2 * 2
 
 
-def test_a_case_may_give_a_section_that_the_study_leaves_out_field_by_field(tmp_path: Path) -> None:
+def test_a_case_may_set_single_fields_of_a_section_that_the_study_leaves_out(tmp_path: Path) -> None:
     stopping = {"posttrain.early_stopping.every": 5, "posttrain.early_stopping.patience": 2}
     tree = tree_of(tmp_path, cases={"stopping": {"on": stopping, "off": {"posttrain.replay": 0}}}, grid={})
     file = read_study(str(tiny_study(tmp_path, cases={"stopping": {"on": stopping, "off": {"posttrain.replay": 0}}})))

@@ -1,4 +1,4 @@
-"""The `search:` block: what it refuses, and the points of its space."""
+"""The `search:` section: its errors, and the points of its space."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -22,9 +22,9 @@ def space(**block: Any) -> Search:
     return search
 
 
-WRONG: list[tuple[dict[str, Any], str]] = [
+INVALID: list[tuple[dict[str, Any], str]] = [
     ({"axes": {}}, "search.axes: Dictionary should have at least 1 item"),
-    ({"axis": AXES}, "search.axes: this field must be given"),
+    ({"axis": AXES}, "search.axes: this field is required"),
     ({"axes": AXES, "trails": 5}, "search.trails: unknown field; did you mean trials?"),
     ({"axes": {"pretrain.exposur": [0, 1]}}, "search.axes.pretrain.exposur: pretrain.exposur: unknown field"),
     (
@@ -35,37 +35,44 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"axes": {"finetune.lr": {"loguniform": [0, 1]}}}, "search.axes.finetune.lr: loguniform: 0 has no logarithm"),
     ({"axes": {"finetune.lr": {"normal": [0, 1]}}}, "search.axes.finetune.lr: normal: unknown field"),
     ({"axes": {"finetune.lr": {}}}, "search.axes.finetune.lr: give one of uniform, loguniform or integers"),
-    ({"axes": {"finetune.lr": 1e-3}}, "search.axes.finetune.lr: 0.001 is no axis; write a list of values"),
+    ({"axes": {"finetune.lr": 1e-3}}, "search.axes.finetune.lr: invalid axis 0.001; write a list of values"),
     ({"axes": {"finetune.lr": [1e-3, 1e-3]}}, "search.axes.finetune.lr: 0.001 is listed twice"),
-    ({"axes": {"seed": [0, 1]}}, "search.axes.seed: seeds are replicates of a point and no axis"),
+    ({"axes": {"seed": [0, 1]}}, "search.axes.seed: seeds are replicates of a point, not an axis"),
     ({"axes": {"corpora": [1]}}, "search.axes.corpora: corpora cannot be an axis"),
-    ({"axes": {"sequence_length": {"integers": [16, 32]}}}, "search.axes.sequence_length: the data is packed for each"),
-    ({"axes": {"posttrain": [{}], "posttrain.lr": [1]}}, "search.axes.posttrain: posttrain.corpus: this field must be"),
+    ({"axes": {"sequence_length": {"integers": [16, 32]}}}, "search.axes.sequence_length: a range is not possible"),
+    (
+        {"axes": {"posttrain": [{}], "posttrain.lr": [1]}},
+        "search.axes.posttrain: posttrain.corpus: this field is required",
+    ),
     ({"axes": AXES, "objective": "loss"}, "search.objective.loss: Input should be 'immediate_posttraining_loss'"),
     ({"axes": AXES, "objective": {"weighted": {"finetuning_loss": 0}}}, "search.objective.weighted: all weights are 0"),
     (
         {"axes": AXES, "objective": {"hypervolume": ["finetuning_loss", "finetuning_loss"]}},
-        "search.objective.hypervolume: a plane has two losses",
+        "search.objective.hypervolume: both losses are the same; name two different ones",
     ),
-    ({"axes": AXES, "constraints": {"finetuning_loss": {}}}, "search.constraints.finetuning_loss: give within: SHARE"),
+    (
+        {"axes": AXES, "constraints": {"finetuning_loss": {}}},
+        "search.constraints.finetuning_loss: give either within: SHARE",
+    ),
     ({"axes": AXES, "seeds": [1, 1]}, "search.seeds: 1 is listed twice"),
     ({"axes": AXES, "searcher": "bayes"}, "search.searcher: Input should be 'random', 'grid', 'tpe' or 'nsga2'"),
-    ({"axes": AXES, "per_posttraining": 9}, "search.per_posttraining: it cannot be more than per_pretraining"),
+    ({"axes": AXES, "per_posttraining": 9}, "search.per_posttraining: must not exceed per_pretraining"),
     ({"axes": AXES, "probe": {"at": 1}}, "search.probe.at: Input should be less than 1"),
     ({"axes": AXES, "probe": {"at": 0}}, "search.probe.at: Input should be greater than 0"),
     ({"axes": AXES, "probe": {"factor": 1}}, "search.probe.factor: Input should be greater than or equal to 2"),
     ({"axes": AXES, "probe": {"first": 0.5}}, "search.probe.first: unknown field"),
     (
         {"axes": AXES, "constraints": {"finetuning_loss": 0.01}},
-        "search.constraints.finetuning_loss: write {within: 0.01} (of the best point's) or {at_most: NATS}",
+        "search.constraints.finetuning_loss: write {within: 0.01} (a share of the best point's loss) or {at_most: NATS}",
     ),
     (
         {"axes": AXES, "objective": ["finetuning_loss", "retained_posttraining_loss"]},
-        "search.objective: name one loss; for a frontier write {hypervolume: [finetuning_loss, retained_posttraining_loss]}",
+        "search.objective: expected one loss; for a frontier write "
+        "{hypervolume: [finetuning_loss, retained_posttraining_loss]}",
     ),
     (
         {"axes": AXES, "objective": {"hypervolume": ["finetuning_loss"]}},
-        "search.objective.hypervolume: a plane has two losses; write [LOSS, LOSS]",
+        "search.objective.hypervolume: expected two losses; write [LOSS, LOSS]",
     ),
     (
         {"axes": {"pretrain.exposure": {"uniform": [0, 0.5, 1]}}},
@@ -74,49 +81,49 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"axes": AXES, "seeds": 0}, "search.seeds: write a list: [0]"),
     (
         {"axes": {"pretrain.batch": {"uniform": [4, 8]}}},
-        "search.axes.pretrain.batch: whole numbers only; write integers: [4, 8]",
+        "search.axes.pretrain.batch: the field takes whole numbers only; write integers: [4, 8]",
     ),
     (
         {"axes": {"posttrain.warmup": {"loguniform": [1.5, 90.5]}}},
-        "search.axes.posttrain.warmup: whole numbers only; write integers: [2, 90]",
+        "search.axes.posttrain.warmup: the field takes whole numbers only; write integers: [2, 90]",
     ),
     (
         {"axes": {"pretrain.batch": {"uniform": [4, 4.3]}}},
-        "search.axes.pretrain.batch: whole numbers only; write a list",
+        "search.axes.pretrain.batch: the field takes whole numbers only; write a list",
     ),
     (
         {"axes": {"pretrain.tokens": {"uniform": [900, 9000]}}, "digits": 4},
-        "search.axes.pretrain.tokens: whole numbers only; write integers: [900, 9000]",
+        "search.axes.pretrain.tokens: the field takes whole numbers only; write integers: [900, 9000]",
     ),
     (
         {"axes": {"pretrain": {"exposure": [0, 1]}}},
-        "search.axes.pretrain: an axis is one name; write search: {axes: {pretrain.exposure: ...}}",
+        "search.axes.pretrain: write the axis as one dotted path: search: {axes: {pretrain.exposure: ...}}",
     ),
     (
         {"axes": AXES, "probe": {}, "objective": "immediate_posttraining_loss"},
-        "search.probe: all that is asked for is immediate_posttraining_loss, which no fine-tuning changes",
+        "search.probe: the search is for immediate_posttraining_loss only, which fine-tuning does not change",
     ),
 ]
 
 
-@pytest.mark.parametrize(("block", "sentence"), WRONG, ids=[sentence[:60] for _, sentence in WRONG])
-def test_a_wrong_block_is_refused_in_one_sentence(block: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(StudyError) as refused:
+@pytest.mark.parametrize(("block", "sentence"), INVALID, ids=[sentence[:60] for _, sentence in INVALID])
+def test_an_invalid_search_section_is_one_sentence(block: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StudyError) as caught:
         check_study(tiny_fields(search=block), Path("tiny.yaml"))
-    assert str(refused.value).startswith(f"tiny.yaml: {sentence}")
-    assert "\n" not in str(refused.value)
+    assert str(caught.value).startswith(f"tiny.yaml: {sentence}")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_losses_of_a_search_are_those_of_the_loss_table() -> None:
     assert get_args(Loss) == LOSSES
 
 
-def test_axes_come_in_the_order_of_the_stages_and_the_grid_varies_the_last_fastest() -> None:
+def test_axes_are_in_the_order_of_the_stages_and_the_grid_varies_the_last_one_fastest() -> None:
     found = space(
         axes={"finetune.lr": [1e-4, 1e-3], "posttrain.tokens": [1280, 2560], "posttrain.lr": {"uniform": [1e-3, 2e-3]}},
         grid_values=2,
     )
-    # D_post's size is mixed into pretraining, so it belongs there.
+    # The size of D_post changes what is mixed into pretraining, so its axis belongs to pretraining.
     assert [(axis.path, axis.stage) for axis in found.axes] == [
         ("posttrain.tokens", "pretrain"),
         ("posttrain.lr", "posttrain"),
@@ -129,7 +136,7 @@ def test_axes_come_in_the_order_of_the_stages_and_the_grid_varies_the_last_faste
 
 
 @given(st.floats(1e-6, 1e3), st.floats(1.001, 1e6), st.booleans(), st.integers(1, 6), st.floats(0, 1, exclude_max=True))
-def test_values_of_a_range_are_rounded_and_never_outside(
+def test_values_of_a_range_are_rounded_and_stay_within_it(
     low: float, factor: float, log: bool, digits: int, share: float
 ) -> None:
     axis = Axis("finetune.lr", low=low, high=low * factor, log=log, digits=digits)
@@ -141,14 +148,14 @@ def test_values_of_a_range_are_rounded_and_never_outside(
 
 
 @given(st.integers(0, 50), st.integers(1, 50), st.floats(0, 1, exclude_max=True))
-def test_whole_numbers_stay_whole(low: int, more: int, share: float) -> None:
+def test_values_of_an_integer_range_are_integers(low: int, more: int, share: float) -> None:
     axis = Axis("posttrain.warmup", low=low, high=low + more, whole=True)
     assert isinstance(axis.at(share), int)
     assert low <= axis.at(share) <= low + more
     assert all(isinstance(value, int) for value in axis.spread(4))
 
 
-def test_overrides_reach_the_block_and_lists_in_it_are_no_axes(tmp_path: Path) -> None:
+def test_overrides_reach_the_search_section_and_its_lists_do_not_become_grid_axes(tmp_path: Path) -> None:
     path = tiny_study(tmp_path, search={"axes": AXES})
     file = read_study(str(path), ["search.seeds=[3, 4]", "search.trials=7", "search.searcher=random"])
     assert file.search is not None
@@ -159,30 +166,32 @@ def test_overrides_reach_the_block_and_lists_in_it_are_no_axes(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("search=[x]", "search: must be a mapping with axes; write `search: {axes: {field: [a, b]}}`"),
+        ("search=[x]", "search: expected a mapping with axes; write `search: {axes: {field: [a, b]}}`"),
         (
             "search.axes.pretrain.exposure=[0, 1]",
-            "search.axes.pretrain: an axis is one name; write search: {axes: {pretrain",
+            "search.axes.pretrain: write the axis as one dotted path: search: {axes: {pretrain",
         ),
         ("search.seeds=0", "search.seeds: write a list: [0]"),
     ],
 )
-def test_a_wrong_override_of_the_block_is_refused_in_one_sentence(override: str, sentence: str, tmp_path: Path) -> None:
+def test_an_invalid_override_of_the_search_section_is_one_sentence(
+    override: str, sentence: str, tmp_path: Path
+) -> None:
     path = tiny_study(tmp_path, search={"axes": AXES})
-    with pytest.raises(StudyError) as refused:
+    with pytest.raises(StudyError) as caught:
         read_study(str(path), [override])
-    assert str(refused.value).startswith(f"tiny.yaml: {sentence}")
+    assert str(caught.value).startswith(f"tiny.yaml: {sentence}")
 
 
 @pytest.mark.parametrize(("ends", "digits"), [([10_000, 90_000], 3), ([100, 900], 3), ([1, 9], 1)])
-def test_a_range_whose_rounded_values_are_all_whole_suits_a_field_of_whole_numbers(
+def test_a_range_whose_rounded_values_are_all_whole_is_valid_for_a_field_of_whole_numbers(
     ends: list[int], digits: int
 ) -> None:
     (axis,) = space(axes={"pretrain.tokens": {"loguniform": ends}}, digits=digits).axes
     assert all(axis.at(share / 50) % 1 == 0 for share in range(50))
 
 
-def test_choices_are_numbers_however_yaml_reads_them() -> None:
+def test_choices_are_numbers_even_if_yaml_reads_them_as_text() -> None:
     found = space(axes={"finetune.lr": ["5e-5", "0.001"], "posttrain.tokens": ["2560"], "model": ["laptop"]})
     assert {axis.path: axis.choices for axis in found.axes} == {
         "finetune.lr": (5e-5, 1e-3),
@@ -191,20 +200,20 @@ def test_choices_are_numbers_however_yaml_reads_them() -> None:
     }
 
 
-def test_a_probe_and_rungs_are_off_unless_they_are_asked_for() -> None:
+def test_prune_and_probe_are_off_by_default() -> None:
     assert (space().block.prune, space().block.probe) == (None, None)
     probe = space(probe={}).block.probe
     assert probe is not None
     assert (probe.at, probe.factor) == (0.25, 2)
 
 
-def test_without_seeds_a_point_is_trained_on_the_study_s_own() -> None:
+def test_a_search_without_seeds_uses_the_seed_of_the_study() -> None:
     search = check_study(tiny_fields(seed=5, search={"axes": AXES}), Path("tiny.yaml")).search
     assert search is not None
     assert search.block.seeds == [5]
 
 
-def test_objectives_score_losses() -> None:
+def test_an_objective_is_one_loss_a_weighted_sum_or_two_losses() -> None:
     losses = dict(zip(LOSSES, (1.0, 2.0, 3.0, 4.0), strict=True))
     assert space().block.objective.scores(losses) == (2.0,)
     weighted = {"weighted": {"finetuning_loss": 2, "immediate_posttraining_loss": 0.5}}

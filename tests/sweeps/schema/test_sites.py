@@ -1,4 +1,4 @@
-"""A site's profile and what is different for one stage reach the stage that they are for; the study's own word counts."""
+"""Site profiles, and how the options of a site, a study and one kind of stage combine."""
 
 from pathlib import Path
 from typing import Any
@@ -35,40 +35,40 @@ def execution(**fields: Any) -> Execution:
     return check_study(tiny_fields(execution=fields), Path("tiny.yaml")).study.execution
 
 
-def test_without_a_file_there_are_no_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_sites_file_there_are_no_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RETAIN_SITES", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert sites_file() == tmp_path / "retain" / "sites.yaml"
     assert read_sites() == {}
 
 
-def test_a_file_named_in_the_environment_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_that_retain_sites_names_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETAIN_SITES", str(tmp_path / "mine.yaml"))
-    with pytest.raises(StudyError, match=r"mine\.yaml: no such file; correct RETAIN_SITES"):
+    with pytest.raises(StudyError, match=r"mine\.yaml: file not found; correct RETAIN_SITES"):
         read_sites()
     sites(tmp_path, north=NORTH).rename(tmp_path / "mine.yaml")
     assert read_sites()["north"].account == "me"
 
 
 @pytest.mark.parametrize("names", [["northern"], ["elsewhere", "login7"]])
-def test_a_profile_is_chosen_by_the_machines_names(names: list[str], tmp_path: Path) -> None:
+def test_a_profile_is_chosen_by_the_names_of_the_machine(names: list[str], tmp_path: Path) -> None:
     known = read_sites(sites(tmp_path, north=NORTH, south={"match": "south"}, named={}))
     chosen = choose_site(known, None, names)
     assert chosen is not None
     assert chosen[0] == "north"
 
 
-def test_no_profile_is_chosen_where_none_fits_and_a_named_one_always(tmp_path: Path) -> None:
+def test_no_profile_is_chosen_if_none_matches_unless_it_is_named(tmp_path: Path) -> None:
     known = read_sites(sites(tmp_path, north=NORTH, named={"qos": "low"}))
     assert choose_site(known, None, ["login10", "xnorth"]) is None
     assert choose_site(known, "named", ["north1"]) == ("named", Site(qos="low"))
 
 
-def test_two_profiles_that_fit_and_an_unknown_one_are_refused(tmp_path: Path) -> None:
+def test_two_matching_profiles_and_an_unknown_profile_are_errors(tmp_path: Path) -> None:
     known = read_sites(sites(tmp_path, north=NORTH, other={"match": "*1"}))
-    with pytest.raises(StudyError, match=r"north and other both match north1; choose with --site"):
+    with pytest.raises(StudyError, match=r"north and other match north1; choose one with --site"):
         choose_site(known, None, ["north1"])
-    with pytest.raises(StudyError, match=r"--site sud: not in .*; the sites there are north, other"):
+    with pytest.raises(StudyError, match=r"--site sud: unknown site in .*; the known sites are north, other"):
         choose_site(known, "sud", [])
 
 
@@ -76,25 +76,25 @@ def test_two_profiles_that_fit_and_an_unknown_one_are_refused(tmp_path: Path) ->
     ("content", "sentence"),
     [
         ("north: {partitoin: gpu}", "sites.yaml: north.partitoin: unknown field; did you mean partition?"),
-        ("north: {nodes: 2}", "sites.yaml: north.nodes: unknown field; the fields here are partition, account"),
-        ("north: {minutes: 0}", "sites.yaml: north.minutes: Input should be greater than 0 (it is 0)"),
+        ("north: {nodes: 2}", "sites.yaml: north.nodes: unknown field; the known fields are partition, account"),
+        ("north: {minutes: 0}", "sites.yaml: north.minutes: Input should be greater than 0 (got 0)"),
         ("north: {environment: {A-B: 1}}", "sites.yaml: north.environment.A-B: String should match pattern"),
-        ("north: gpu", "sites.yaml: it maps the name of each site to its fields; write `north: {partition: gpu}`"),
-        ("- north", "sites.yaml: it maps the name of each site to its fields"),
-        ("north: {qos: a, qos: b}", "sites.yaml: not YAML: qos is given twice"),
+        ("north: gpu", "sites.yaml: expected a mapping from site names to fields; write `north: {partition: gpu}`"),
+        ("- north", "sites.yaml: expected a mapping from site names to fields"),
+        ("north: {qos: a, qos: b}", "sites.yaml: invalid YAML: qos appears twice"),
     ],
 )
-def test_a_wrong_profile_is_refused_with_the_file_the_field_and_the_cure(
+def test_an_invalid_profile_is_one_sentence_with_file_field_and_cure(
     content: str, sentence: str, tmp_path: Path
 ) -> None:
     (tmp_path / "sites.yaml").write_text(content)
-    with pytest.raises(StudyError) as refused:
+    with pytest.raises(StudyError) as caught:
         read_sites(tmp_path / "sites.yaml")
-    assert sentence in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_the_study_counts_more_than_the_site_and_a_stage_more_than_the_study() -> None:
+def test_a_study_takes_precedence_over_the_site_and_a_kind_of_stage_over_the_study() -> None:
     study = execution(
         devices=2,
         slurm={"qos": "normal", "setup": ["ulimit -n 4096"], "environment": {"LEVEL": 3}, "account": None},
@@ -111,10 +111,10 @@ def test_the_study_counts_more_than_the_site_and_a_stage_more_than_the_study() -
     assert finetune.slurm.account is None
     assert finetune.slurm.environment == {"NCCL_SOCKET_IFNAME": "ib0", "LEVEL": 3}
     assert pretrain.slurm.setup == ["module load python", "ulimit -n 4096", "date"]
-    assert finetune.slurm.minutes is None, "a site's minutes are the most that it allows, not a walltime"
+    assert finetune.slurm.minutes is None, "minutes of a site are a limit, not a walltime"
 
 
-def test_without_overrides_every_stage_runs_as_the_study_says() -> None:
+def test_fields_of_the_study_apply_to_every_kind_of_stage() -> None:
     study = execution(devices=4, save_minutes=3, slurm={"memory_gb": 64})
     for kind in ("pretrain", "posttrain", "finetune"):
         stage = study.of_stage(kind)
@@ -134,14 +134,14 @@ def test_without_overrides_every_stage_runs_as_the_study_says() -> None:
         ({"stages": {"finetune": {"parallel": 2}}}, "execution.stages.finetune.parallel: unknown field"),
     ],
 )
-def test_resources_that_make_no_sense_are_refused_at_plan_time(fields: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(StudyError) as refused:
+def test_invalid_resources_are_an_error_at_plan_time(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StudyError) as caught:
         execution(**fields)
-    assert sentence in str(refused.value)
+    assert sentence in str(caught.value)
 
 
-def test_a_batch_that_the_devices_of_one_stage_do_not_divide_is_named() -> None:
+def test_a_batch_that_cannot_be_split_over_the_devices_of_one_kind_of_stage_is_named() -> None:
     file = check_study(tiny_fields(execution={"stages": {"posttrain": {"devices": 3}}}), Path("tiny.yaml"))
     assert device_mismatch(file) == (
-        "posttrain.batch: 8 sequences are not divided by execution.stages.posttrain.devices: 3"
+        "posttrain.batch: 8 sequences cannot be split evenly over execution.stages.posttrain.devices: 3"
     )

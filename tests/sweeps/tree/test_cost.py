@@ -1,3 +1,5 @@
+"""The cost of a tree: tokens, FLOPs, GPU-hours, disk and jobs."""
+
 import pytest
 
 from retain.sweeps.base.errors import StudyError
@@ -9,7 +11,7 @@ from retain.sweeps.schema.models import (
     matrix_parameters,
     parameters,
 )
-from retain.sweeps.tree.cost import Running, total_cost
+from retain.sweeps.tree.cost import Parallelism, total_cost
 from retain.sweeps.tree.throughput import PEAK_FLOPS, device_of, modelled_speed, utilisation
 from tests.studies import tiny_tree
 
@@ -24,7 +26,7 @@ def test_the_papers_models_have_their_published_size_and_cost(preset: str, count
     assert flops_per_token(PRESETS[preset], 1024) / 1e9 == pytest.approx(gigaflops, abs=6e-4)
 
 
-def test_the_laptop_model_has_about_a_million_parameters_once_it_knows_its_tokeniser() -> None:
+def test_the_laptop_model_has_about_a_million_parameters_with_its_tokeniser() -> None:
     laptop = PRESETS["laptop"]
     numbers = {name: getattr(laptop, name) for name in Architecture.__dataclass_fields__}
     assert parameters(Architecture(**numbers | {"vocabulary": 2048})) == pytest.approx(1.05e6, rel=0.01)
@@ -39,14 +41,14 @@ def test_totals_count_each_shared_stage_once() -> None:
     assert totals.tokens_without_sharing == 3 * (pretrain + mixed) + 6 * (posttrain + finetune)
 
 
-def test_siblings_of_a_pack_are_one_job() -> None:
+def test_the_siblings_of_a_pack_are_one_job() -> None:
     tree = tiny_tree(grid=TWO)
-    packed = total_cost(tree, (), "H100", running={"finetune": Running(pack=2)})
-    # Two post-trainings have three fine-tunings each: a job for two of them and a job for the third.
+    packed = total_cost(tree, (), "H100", parallelism={"finetune": Parallelism(pack=2)})
+    # Each of two post-trainings has three fine-tunings: one job trains two of them, another job the third.
     assert packed.jobs == 2 + 2 + 2 * 2
 
 
-def test_what_the_store_has_costs_nothing_more() -> None:
+def test_stages_in_the_store_cost_nothing() -> None:
     tree = tiny_tree(grid=TWO)
     everything = total_cost(tree, (), "H100")
     done = set(tree.trials[0].path)
@@ -68,7 +70,7 @@ def test_flops_gpu_hours_and_disk_follow_from_tokens_and_parameters() -> None:
     assert totals.disk_bytes == 3 * 4 * parameters(model)
 
 
-def test_adapters_save_the_gradients_of_the_frozen_matrices_and_untie_the_head_for_all_that_follows() -> None:
+def test_adapters_save_the_gradients_of_frozen_matrices_and_untie_the_head_in_this_and_later_stages() -> None:
     adapted = {"posttrain.method": "lora", "posttrain.lora": {"rank": 2}}
     model = Architecture(layers=2, hidden=32, heads=2, kv_heads=2, mlp=64, vocabulary=320, tied=True, context=64)
     full, saved = total_cost(tiny_tree(grid={}), (), "A100"), total_cost(tiny_tree(grid={}, **adapted), (), "A100")
@@ -79,7 +81,7 @@ def test_adapters_save_the_gradients_of_the_frozen_matrices_and_untie_the_head_f
     assert total_cost(kept, (), "A100").disk_bytes == full.disk_bytes
 
 
-def test_each_stage_is_costed_at_its_own_trials_architecture() -> None:
+def test_the_cost_of_a_stage_uses_the_architecture_of_its_own_trial() -> None:
     both = total_cost(tiny_tree(grid={"model.layers": [2, 4]}), (), "H100").flops
     alone = [total_cost(tiny_tree(grid={}, **{"model.layers": layers}), (), "H100").flops for layers in (2, 4)]
     assert both == sum(alone)
@@ -92,17 +94,17 @@ def test_a_faster_device_takes_fewer_hours_for_the_same_flops() -> None:
     assert slow.gpu_hours / fast.gpu_hours == pytest.approx(989 / 312)
 
 
-def test_the_model_of_speed_is_near_what_others_publish_at_the_papers_sizes() -> None:
+def test_estimated_speeds_are_near_published_ones_at_the_papers_model_sizes() -> None:
     small, large = PRESETS["smollm2-135m"], PRESETS["smollm2-1b"]
     assert modelled_speed(flops_per_token(small, 1024), parameters(small), "H100") == pytest.approx(388_000, rel=0.01)
-    # llm-foundry: 148,289 tokens/s on an A100 for a 125M GPT, whose head is the same share of it.
+    # llm-foundry: 148,289 tokens/s on an A100 for a 125M GPT, whose head has the same share of the parameters.
     assert modelled_speed(flops_per_token(small, 1024), parameters(small), "A100") == pytest.approx(148_289, rel=0.2)
-    # The Smol Training Playbook: 42,000 for a 1B of its own; llm-foundry: 48,910 for 1.31B.
+    # The Smol Training Playbook: 42,000 tokens/s for its 1B model; llm-foundry: 48,910 for 1.31B.
     assert 42_000 < modelled_speed(flops_per_token(large, 1024), parameters(large), "H100") < 48_910 * 1.5
     assert utilisation(1_050_000) < utilisation(parameters(small)) < utilisation(parameters(large))
 
 
-def test_what_was_measured_on_a_device_replaces_the_model_for_that_device_and_number_of_devices() -> None:
+def test_measured_speeds_replace_estimates_for_the_same_device_and_number_of_devices() -> None:
     tree = tiny_tree(grid={})
     asked: list[tuple[str, int, str | None]] = []
 
@@ -110,21 +112,21 @@ def test_what_was_measured_on_a_device_replaces_the_model_for_that_device_and_nu
         asked.append((kind, devices, device))
         return 1000.0 if (kind, devices, device) == ("pretrain", 4, "A100") else None
 
-    plain = total_cost(tree, (), "A100")
-    two = total_cost(tree, (), "A100", measured, {"pretrain": Running(devices=4)})
+    estimated = total_cost(tree, (), "A100")
+    two = total_cost(tree, (), "A100", measured, {"pretrain": Parallelism(devices=4)})
     pretrain = next(stage for stage in tree.stages.values() if stage.stage == "pretrain")
-    modelled = plain.gpu_hours * pretrain.tokens / plain.tokens_to_train
-    assert two.gpu_hours - plain.gpu_hours == pytest.approx(pretrain.tokens / 1000 / 3600 * 4 - modelled)
+    share = estimated.gpu_hours * pretrain.tokens / estimated.tokens_to_train
+    assert two.gpu_hours - estimated.gpu_hours == pytest.approx(pretrain.tokens / 1000 / 3600 * 4 - share)
     assert two.measured == {"A100": 1, "H100": 0, "H200": 0, "L40S": 0}
-    assert two.gpu_hours_by_device["H100"] == plain.gpu_hours_by_device["H100"]
+    assert two.gpu_hours_by_device["H100"] == estimated.gpu_hours_by_device["H100"]
     assert {device for _, _, device in asked} == set(PEAK_FLOPS)
 
 
-def test_the_peak_on_disk_holds_the_states_of_as_many_stages_as_run_at_a_time() -> None:
+def test_the_disk_peak_counts_the_checkpoints_of_all_stages_that_run_at_the_same_time() -> None:
     tree = tiny_tree(grid=TWO)
     one = total_cost(tiny_tree(grid={}), (), "H100").disk_bytes // 3
-    apart = [total_cost(tree, (), "H100", running={"finetune": Running(at_a_time=n)}) for n in (2, 5, 64)]
-    # Three states of four numbers where the weights are one; there are 2, 2 and 6 stages of a kind.
+    apart = [total_cost(tree, (), "H100", parallelism={"finetune": Parallelism(at_a_time=n)}) for n in (2, 5, 64)]
+    # Three checkpoints of four values take 12 times the weights; there are 2, 2 and 6 stages of a kind.
     assert [(totals.disk_peak_bytes - totals.disk_bytes) // one for totals in apart] == [2 * 12, 5 * 12, 6 * 12]
     assert apart[0].disk_bytes == 10 * one
     assert apart[0].freeable_bytes == 4 * one
@@ -142,10 +144,10 @@ def test_the_peak_on_disk_holds_the_states_of_as_many_stages_as_run_at_a_time() 
         ("", None),
     ],
 )
-def test_a_gpu_is_known_by_what_it_calls_itself(name: str, device: str | None) -> None:
+def test_a_gpu_is_recognised_by_its_name(name: str, device: str | None) -> None:
     assert device_of(name) == device
 
 
-def test_an_unknown_device_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(StudyError, match="--device TPU: not known; the devices are A100, H100, H200, L40S"):
+def test_the_error_of_an_unknown_device_names_the_known_ones() -> None:
+    with pytest.raises(StudyError, match="--device TPU: unknown device; the devices are A100, H100, H200, L40S"):
         total_cost(tiny_tree(grid={}), (), "TPU")

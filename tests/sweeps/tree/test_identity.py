@@ -1,3 +1,5 @@
+"""Stage keys: which fields change them, which never do, and the golden keys that must not change."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ RICH: dict[str, Any] = {
     },
     "posttrain": POST | {"replay": 0.1, "dropout": 0.02, "early_stopping": {"every": 5, "patience": 3}},
 }
-"""A study in which every field has something to act on."""
+"""A study in which every field has an effect."""
 
 
 def path_keys(**overrides: Any) -> dict[str, str | None]:
@@ -42,15 +44,15 @@ def changed_stages(**overrides: Any) -> list[str]:
     return [stage for stage in STAGES if before[stage] != after[stage]]
 
 
-def test_stage_keys_are_those_of_the_golden_file() -> None:
+def test_stage_keys_match_the_golden_file() -> None:
     golden = json.loads(GOLDEN.read_text())
     now = golden_keys()
-    assert list(now) == list(golden), f"the studies of the golden file have changed; run `{COMMAND}`"
+    assert list(now) == list(golden), f"the studies of the golden file changed; run `{COMMAND}`"
     for study, lines in golden.items():
         recorded, made = ([line.split()[:2] for line in part] for part in (lines, now[study]))
         assert made == recorded, (
-            f"the stage keys of {study!r} have changed: every run that users have trained would be trained anew. "
-            f"If that is deliberate, write the file again with `{COMMAND}` and commit it"
+            f"the stage keys of {study!r} changed, so users would have to retrain all their runs; "
+            f"if that is deliberate, rewrite the golden file with `{COMMAND}` and commit it"
         )
 
 
@@ -89,24 +91,24 @@ CHANGES: dict[str, dict[str, Any]] = {
     "study": {"sequence_length": 16, "seed": 1, "subset_seed": 1, "allocation": "matched"},
 }
 WITHOUT_EFFECT = {
-    "pretrain": {"repeat"},  # it allows λ > 1, and is λ's business to say how much
-    "posttrain": {"lora"},  # with method: lora, as tested below
+    "pretrain": {"repeat"},  # It only allows λ > 1.
+    "posttrain": {"lora"},  # It has an effect with method: lora, as tested below.
     "finetune": {"lora"},
-    "model": {"preset"},  # a name for numbers
+    "model": {"preset"},  # It is a name for the other fields.
     "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", *STAGES, "model"},
 }
 SECTIONS = {"pretrain": Pretrain, "posttrain": Posttrain, "finetune": Finetune, "model": Model, "study": Study}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_field_of_the_schema_is_known_to_change_keys_or_known_not_to(section: str) -> None:
+def test_every_field_of_the_schema_is_listed_as_changing_keys_or_as_without_effect(section: str) -> None:
     fields = set(SECTIONS[section].model_fields)
     assert fields == set(CHANGES[section]) | WITHOUT_EFFECT[section]
     assert not set(CHANGES[section]) & WITHOUT_EFFECT[section]
 
 
 @pytest.mark.parametrize(("section", "field"), [(part, field) for part in STAGES for field in CHANGES[part]])
-def test_every_field_of_a_stage_changes_its_key_and_those_below(section: str, field: str) -> None:
+def test_every_field_of_a_stage_changes_its_key_and_the_keys_below(section: str, field: str) -> None:
     changed = changed_stages(**{f"{section}.{field}": CHANGES[section][field]})
     assert changed[-1] == "finetune"
     assert section in changed
@@ -124,9 +126,9 @@ def test_sequence_length_and_seeds_change_every_key(field: str) -> None:
     assert changed_stages(**{field: CHANGES["study"][field]}) == list(STAGES)
 
 
-def test_the_allocation_changes_what_follows_pretraining_and_not_pretraining() -> None:
-    plain = {"posttrain": POST}
-    additive, matched = path_keys(**plain), path_keys(allocation="matched", **plain)
+def test_the_allocation_changes_the_stages_after_pretraining_only() -> None:
+    section = {"posttrain": POST}
+    additive, matched = path_keys(**section), path_keys(allocation="matched", **section)
     assert [stage for stage in STAGES if additive[stage] != matched[stage]] == ["posttrain", "finetune"]
 
 
@@ -134,14 +136,14 @@ def test_the_allocation_changes_what_follows_pretraining_and_not_pretraining() -
 @pytest.mark.parametrize(
     ("field", "value"), [("rank", 8), ("alpha", 16), ("dropout", 0.1), ("targets", ["lm_head", "o_proj"])]
 )
-def test_every_setting_of_the_adapters_changes_the_key_of_their_stage(stage: str, field: str, value: Any) -> None:
+def test_every_lora_setting_changes_the_key_of_its_stage_and_the_keys_below(stage: str, field: str, value: Any) -> None:
     method = {f"{stage}.method": "lora"}
     before, after = path_keys(**method), path_keys(**method, **{f"{stage}.lora": {field: value}})
     changed = [name for name in STAGES if before[name] != after[name]]
     assert changed == list(STAGES[STAGES.index(stage) :])
 
 
-def test_an_axis_may_set_one_setting_of_adapters_that_are_otherwise_the_default() -> None:
+def test_an_axis_may_set_one_lora_setting_and_leave_the_others_at_their_defaults() -> None:
     tree = tiny_tree(**{"posttrain.method": "lora", "grid": {"posttrain.lora.rank": [8, 64]}})
     default = tiny_tree(**{"posttrain.method": "lora", "grid": {}})
     assert [trial.posttrain == default.trials[0].posttrain for trial in tree.trials] == [False, True]
@@ -178,7 +180,7 @@ OTHER_EXECUTION = {
 
 @pytest.mark.parametrize("field", Execution.model_fields)
 def test_execution_never_enters_a_key(field: str) -> None:
-    assert field in OTHER_EXECUTION, f"say in this test what execution.{field} may be"
+    assert field in OTHER_EXECUTION, f"add a value for execution.{field} to OTHER_EXECUTION"
     assert changed_stages(execution={field: OTHER_EXECUTION[field]}) == []
 
 
@@ -187,7 +189,7 @@ def test_the_name_of_the_study_and_its_file_never_enter_a_key() -> None:
     assert expand(file, made_up_facts(file)).stages.keys() == tiny_tree().stages.keys()
 
 
-def test_the_name_of_a_corpus_never_enters_a_key_and_its_tokens_do() -> None:
+def test_the_tokens_of_a_corpus_enter_keys_but_its_name_never_does() -> None:
     renamed = tiny_fields(**{"pretrain.corpus": "prose"})
     renamed["corpora"]["prose"] = renamed["corpora"].pop("general")
     file = check_study(renamed, Path("tiny.yaml"))
@@ -199,7 +201,7 @@ def test_the_name_of_a_corpus_never_enters_a_key_and_its_tokens_do() -> None:
 
 
 @pytest.mark.parametrize("corpus", ["general", "music", "chemistry"])
-def test_other_tokens_of_a_corpus_change_the_stages_that_read_it_and_those_below(corpus: str) -> None:
+def test_other_tokens_in_a_corpus_change_the_stages_that_read_it_and_the_stages_below(corpus: str) -> None:
     file = check_study(tiny_fields(**RICH), Path("tiny.yaml"))
     facts = made_up_facts(file)
     other = Facts(facts.tokenizer, facts.vocabulary, {**facts.corpora, (corpus, 32): CorpusFacts("other", 10**9, 100)})
@@ -257,5 +259,5 @@ def test_another_tokeniser_changes_every_key() -> None:
         "matched",
     ],
 )
-def test_two_ways_to_write_the_same_training_share_their_keys(first: dict[str, Any], second: dict[str, Any]) -> None:
+def test_two_ways_to_write_the_same_training_have_the_same_keys(first: dict[str, Any], second: dict[str, Any]) -> None:
     assert path_keys(**first) == path_keys(**second)

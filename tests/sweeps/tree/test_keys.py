@@ -1,3 +1,5 @@
+"""The canonical text of recipes and the keys made from it."""
+
 import json
 import random
 from datetime import date
@@ -18,7 +20,7 @@ NAMES = st.text("abcdef0123456789", min_size=KEY_LENGTH, max_size=KEY_LENGTH)
 
 
 def typed(value: Any) -> Any:
-    """A form that is equal for two values only if types and contents are: 1, 1.0, True and "1" all differ."""
+    """A form that is equal for two values only if their types and contents are equal: 1, 1.0, True and "1" all differ."""
     if isinstance(value, dict):
         return "mapping", sorted((name, typed(item)) for name, item in value.items())
     if isinstance(value, list):
@@ -35,12 +37,12 @@ def reordered(value: Any, draw: random.Random) -> Any:
 
 
 @given(VALUES)
-def test_a_canonical_text_holds_its_value_exactly_so_distinct_values_have_distinct_texts(value: Any) -> None:
+def test_a_canonical_text_reproduces_its_value_exactly(value: Any) -> None:
     assert typed(json.loads(canonical(value))) == typed(value)
 
 
 @given(VALUES, VALUES)
-def test_two_values_have_one_text_exactly_if_they_are_the_same(first: Any, second: Any) -> None:
+def test_two_values_have_the_same_text_only_if_they_are_equal(first: Any, second: Any) -> None:
     assert (canonical(first) == canonical(second)) == (typed(first) == typed(second))
 
 
@@ -48,7 +50,7 @@ def test_two_values_have_one_text_exactly_if_they_are_the_same(first: Any, secon
     ("first", "second"),
     [(1, 1.0), (1, True), (0, False), (1, "1"), (None, "null"), ([], {}), ([1, [2]], [[1], 2]), (0.1, 0.1 + 1.4e-17)],
 )
-def test_values_that_python_or_readers_may_confuse_keep_apart(first: Any, second: Any) -> None:
+def test_values_that_are_easily_confused_have_different_texts(first: Any, second: Any) -> None:
     assert canonical(first) != canonical(second)
 
 
@@ -77,7 +79,7 @@ WITHOUT_EXACT_TEXT = [
     object(),
     lambda: 0,
     print,
-    {1: "a number names a field"},
+    {1: "a number as a name"},
     {None: 1},
     {("a",): 1},
     {1, 2},
@@ -95,13 +97,13 @@ WITHOUT_EXACT_TEXT = [
 
 @pytest.mark.parametrize("value", WITHOUT_EXACT_TEXT, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("place", [lambda value: value, lambda value: [0, value], lambda value: {"a": {"b": (value,)}}])
-def test_what_has_no_exact_text_is_refused_at_any_depth(value: Any, place: Any) -> None:
+def test_a_value_without_an_exact_text_is_an_error_at_any_depth(value: Any, place: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         canonical(place(value))
 
 
 @given(st.sampled_from(["pretrain", "posttrain", "finetune"]), st.none() | NAMES, VALUES)
-def test_the_stored_payload_is_canonical_and_says_what_the_key_is_made_of(
+def test_the_payload_is_canonical_and_holds_everything_that_the_key_hashes(
     stage: str, parent: str | None, recipe: Any
 ) -> None:
     payload = payload_text(stage, parent, canonical(recipe))
@@ -115,7 +117,7 @@ def test_stages_with_different_parents_have_different_keys(first: str, second: s
     assert (stage_key("finetune", first, "{}") == stage_key("finetune", second, "{}")) == (first == second)
 
 
-def test_the_same_recipe_in_another_stage_has_another_key() -> None:
+def test_the_same_recipe_has_a_different_key_in_each_kind_of_stage() -> None:
     keys = {stage_key(stage, "f" * KEY_LENGTH, '{"lr":0.1}') for stage in ("pretrain", "posttrain", "finetune")}
     assert len(keys) == 3
     assert all(len(key) == KEY_LENGTH and set(key) <= set("0123456789abcdef") for key in keys)

@@ -1,3 +1,5 @@
+"""The tree of stages: which trials and stages a study expands to, and which points are errors."""
+
 import cProfile
 import itertools
 import pstats
@@ -35,7 +37,7 @@ def stages_of(tree: Tree, kind: str) -> list[str]:
 
 @settings(max_examples=40)
 @given(GRIDS)
-def test_every_trial_is_a_path_of_the_tree_and_every_stage_is_on_one(grid: dict[str, list[Any]]) -> None:
+def test_every_trial_is_a_path_of_the_tree_and_every_stage_is_on_a_path(grid: dict[str, list[Any]]) -> None:
     tree = tiny_tree(grid=grid)
     assert [trial.axes for trial in tree.trials] == [
         dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())
@@ -57,9 +59,7 @@ def test_parents_come_before_their_children(grid: dict[str, list[Any]]) -> None:
 
 @settings(max_examples=40)
 @given(GRIDS, st.data())
-def test_a_larger_grid_and_another_order_of_its_axes_keep_what_is_trained(
-    grid: dict[str, Any], data: st.DataObject
-) -> None:
+def test_a_larger_grid_and_another_order_of_its_axes_keep_all_stages(grid: dict[str, Any], data: st.DataObject) -> None:
     smaller = {
         axis: data.draw(st.lists(st.sampled_from(values), min_size=1, unique=True)) for axis, values in grid.items()
     }
@@ -69,7 +69,7 @@ def test_a_larger_grid_and_another_order_of_its_axes_keep_what_is_trained(
     assert tiny_tree(grid={axis: grid[axis] for axis in order}).stages.keys() == whole
 
 
-def test_axes_of_later_stages_add_no_earlier_stage() -> None:
+def test_axes_of_later_stages_add_no_earlier_stages() -> None:
     tree = tiny_tree(grid={axis: AXES[axis] for axis in ("pretrain.lr", "posttrain.lr", "finetune.lr")})
     assert [len(stages_of(tree, kind)) for kind in ("pretrain", "posttrain", "finetune")] == [3, 6, 18]
     assert len(tree.trials) == 18
@@ -80,7 +80,7 @@ def test_axes_of_later_stages_add_no_earlier_stage() -> None:
     [{"posttrain.tokens": [640, 1280, 2560]}, {"posttrain.corpus": ["music", "chemistry"]}],
     ids=["size", "corpus"],
 )
-def test_pretraining_without_exposure_is_one_stage_whatever_d_post(axis: dict[str, list[Any]]) -> None:
+def test_pretraining_without_exposure_is_one_stage_for_every_d_post(axis: dict[str, list[Any]]) -> None:
     tree = tiny_tree(grid={"pretrain.exposure": [0], **axis})
     assert len(stages_of(tree, "pretrain")) == 1
     assert len(stages_of(tree, "posttrain")) == len(*axis.values())
@@ -88,7 +88,7 @@ def test_pretraining_without_exposure_is_one_stage_whatever_d_post(axis: dict[st
     assert len(stages_of(mixed, "pretrain")) == len(*axis.values())
 
 
-def test_half_of_a_d_post_and_all_of_one_half_as_large_are_one_pretraining() -> None:
+def test_half_of_d_post_and_all_of_a_d_post_half_as_large_share_a_pretraining() -> None:
     half = tiny_tree(grid={"pretrain.exposure": [0.5]}, **{"posttrain.tokens": 2560})
     whole = tiny_tree(grid={"pretrain.exposure": [1]}, **{"posttrain.tokens": 1280})
     assert stages_of(half, "pretrain") == stages_of(whole, "pretrain")
@@ -101,7 +101,7 @@ def test_additive_and_matched_allocation_share_their_pretrainings() -> None:
     assert len(tree.trials) == 2 * len(exposures)
 
 
-def test_matched_allocation_leaves_out_post_training_where_pretraining_took_all() -> None:
+def test_matched_allocation_has_no_post_training_if_pretraining_takes_all_of_d_post() -> None:
     tree = tiny_tree(grid={"pretrain.exposure": [0.5, 1]}, allocation="matched")
     half, whole = tree.trials
     assert half.posttrain is not None
@@ -110,7 +110,7 @@ def test_matched_allocation_leaves_out_post_training_where_pretraining_took_all(
     assert whole.path == (whole.pretrain, whole.finetune)
 
 
-def test_a_tree_on_unprepared_data_says_that_its_keys_are_provisional() -> None:
+def test_a_tree_on_unprepared_data_is_provisional() -> None:
     file = check_study(tiny_fields(), Path("tiny.yaml"))
     assert expand(file, made_up_facts(file, None, None, "unprepared:")).provisional
     assert not expand(file, made_up_facts(file)).provisional
@@ -128,7 +128,7 @@ def test_a_stage_is_labelled_with_the_axes_that_lead_to_it() -> None:
     assert axes_label({}) == "-"
 
 
-def test_whole_sections_can_be_axes_and_reach_every_stage_that_reads_them() -> None:
+def test_a_whole_section_can_be_an_axis() -> None:
     pretrain = tiny_fields()["pretrain"]
     sections = [pretrain | {"exposure": exposure} for exposure in (0, 0.5)]
     whole = tiny_tree(grid={"pretrain": sections}, allocation="matched")
@@ -137,7 +137,7 @@ def test_whole_sections_can_be_axes_and_reach_every_stage_that_reads_them() -> N
 
 
 def calls(trials: int) -> int:
-    """Function calls that expanding a grid of this many fine-tuning rates takes."""
+    """The number of function calls that it takes to expand a grid of this many fine-tuning rates."""
     file = check_study(
         tiny_fields(grid={"finetune.lr": [1e-5 * number for number in range(1, trials + 1)]}), Path("a.yaml")
     )
@@ -147,12 +147,12 @@ def calls(trials: int) -> int:
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 
-def test_the_work_of_expanding_grows_in_step_with_the_trials() -> None:
+def test_expanding_a_grid_takes_time_linear_in_its_trials() -> None:
     calls(1)
     assert calls(800) / calls(200) == pytest.approx(4, rel=0.05)
 
 
-def test_shared_recipes_are_made_once() -> None:
+def test_shared_recipes_are_built_once() -> None:
     file = check_study(
         tiny_fields(grid={axis: AXES[axis] for axis in ("pretrain.lr", "posttrain.lr", "finetune.lr")}), Path("a")
     )
@@ -162,12 +162,12 @@ def test_shared_recipes_are_made_once() -> None:
     assert (made["pretrain_recipe"], made["posttrain_recipe"], made["finetune_recipe"]) == (3, 2, 3)
 
 
-def test_a_batch_that_the_devices_do_not_divide_is_named() -> None:
+def test_a_batch_that_cannot_be_split_over_the_devices_is_named() -> None:
     file = check_study(tiny_fields(execution={"devices": 3}, **{"pretrain.batch": 9}), Path("tiny.yaml"))
-    assert device_mismatch(file) == "posttrain.batch: 8 sequences are not divided by execution.devices: 3"
+    assert device_mismatch(file) == "posttrain.batch: 8 sequences cannot be split evenly over execution.devices: 3"
     in_grid = tiny_fields(execution={"devices": 4}, grid={"finetune.batch": [8, 6]})
     assert device_mismatch(check_study(in_grid, Path("tiny.yaml"))) == (
-        "finetune.batch: 6 sequences are not divided by execution.devices: 4"
+        "finetune.batch: 6 sequences cannot be split evenly over execution.devices: 4"
     )
     assert device_mismatch(check_study(tiny_fields(execution={"devices": 4}), Path("tiny.yaml"))) is None
 
@@ -178,42 +178,42 @@ def test_a_batch_that_the_devices_do_not_divide_is_named() -> None:
         (
             {},
             {"train": 20},
-            "pretrain.tokens: 7,680 tokens asked of corpus general, whose training split holds 640; lower",
+            "pretrain.tokens: 7,680 tokens exceed the training split of corpus general, which has 640; lower",
         ),
         ({}, {"heldout": 0}, "corpora.general.heldout: the held-out split would be empty"),
         ({"finetune.tokens": 31}, {}, "finetune.tokens: 31 tokens are less than one sequence of 32"),
-        ({"posttrain.max_tokens": 31}, {}, "posttrain.max_tokens: less than one sequence; raise it"),
-        ({"finetune.warmup": 20}, {}, "finetune.warmup: 20 steps of warm-up, but the stage has 20 in all"),
-        ({"sequence_length": 65}, {}, "sequence_length: 65 is beyond the model's context of 64"),
+        ({"posttrain.max_tokens": 31}, {}, "posttrain.max_tokens: 31 tokens are less than one sequence of 32"),
+        ({"finetune.warmup": 20}, {}, "finetune.warmup: 20 steps of warm-up do not fit the 20 steps of the stage"),
+        ({"sequence_length": 65}, {}, "sequence_length: 65 exceeds the model's context of 64"),
         ({"model.vocabulary": 300}, {}, "model.vocabulary: 300 entries are too few for the tokeniser's 320"),
         (
             {"allocation": "matched", "posttrain.replay": 0.1},
             {},
-            "posttrain.replay: matched allocation trains each D_post",
+            "posttrain.replay: matched allocation trains on each D_post",
         ),
     ],
     ids=["corpus too small", "no held-out", "tokens", "max_tokens", "warmup", "context", "vocabulary", "matched"],
 )
-def test_a_point_that_makes_no_sense_is_refused_with_file_field_and_cure(
+def test_an_invalid_point_is_one_sentence_with_file_field_and_cure(
     overrides: dict[str, Any], facts: dict[str, int], sentence: str
 ) -> None:
     file = check_study(tiny_fields(**{"grid": {}} | overrides), Path("tiny.yaml"))
-    with pytest.raises(StudyError) as refused:
+    with pytest.raises(StudyError) as caught:
         expand(file, made_up_facts(file, **facts))
-    assert str(refused.value).startswith(f"tiny.yaml: {sentence}")
+    assert str(caught.value).startswith(f"tiny.yaml: {sentence}")
 
 
-def test_a_refused_point_of_a_grid_says_where_it_lies() -> None:
+def test_the_error_of_an_invalid_point_names_its_place_in_the_grid() -> None:
     with pytest.raises(StudyError, match=r"finetune\.tokens: 16 tokens are less .* \(at finetune\.tokens=16\)"):
         tiny_tree(grid={"pretrain.exposure": [0, 1], "finetune.tokens": [5120, 16]})
 
 
-def test_matched_allocation_refuses_more_than_one_pass() -> None:
-    with pytest.raises(StudyError, match="allocation: matched divides one pass of D_post"):
+def test_matched_allocation_with_more_than_one_pass_is_an_error() -> None:
+    with pytest.raises(StudyError, match="allocation: matched divides one pass over D_post"):
         tiny_tree(grid={"pretrain.exposure": [2]}, allocation="matched", **{"pretrain.repeat": True})
 
 
-def test_numbers_that_only_fail_together_are_refused_too() -> None:
+def test_values_that_are_invalid_only_together_are_an_error() -> None:
     with pytest.raises(StudyError, match="heads must divide hidden"):
         tiny_tree(grid={"model.hidden": [96, 64], "model.heads": [2, 3]}, **{"model.hidden": 96, "model.kv_heads": 1})
 
@@ -225,7 +225,7 @@ def test_a_section_and_a_field_of_it_cannot_both_be_axes() -> None:
         tiny_tree(grid=grid, **{"posttrain.early_stopping": stopping})
 
 
-def test_a_pretraining_that_both_allocations_share_is_labelled_with_neither() -> None:
+def test_a_pretraining_that_both_allocations_share_has_no_allocation_in_its_label() -> None:
     tree = tiny_tree(grid={"allocation": ["additive", "matched"], "pretrain.exposure": [0, 0.5]})
     pretrainings = [stage.axes for stage in tree.stages.values() if stage.stage == "pretrain"]
     assert pretrainings == [{"pretrain.exposure": 0.0}, {"pretrain.exposure": 0.5}]
