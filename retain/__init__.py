@@ -1,19 +1,99 @@
-"""What comes out: the store of runs, the loss tables, figures. `retain.results.load(study)` gives a pandas frame."""
+"""What a model still knows after its next fine-tuning: plan, train and compare trees of training stages.
 
+Each function does what the command of its name does, and returns what the command prints with `--json`.
+
+    import retain
+
+    plan = retain.plan("laptop")                  # a study of Retain, or the path of a study file
+    results = retain.run("laptop", ["seed=[0,1]"])
+    frame = retain.load("laptop")                 # a pandas frame, one row per trial
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas
 
+    from retain.launchers.jobs.submit_study import Submission
+    from retain.launchers.planning.plan import Plan
+    from retain.launchers.search.status import Status
+    from retain.results.report.collect import Results
 
-def load(study: str, store: str = "runs") -> "pandas.DataFrame":
-    """One row per trial of a study last planned or run in this store: its axes, the four losses (nats per token), the
-    tokens trained along its path, and the keys of its stages. Losses that are not there yet are NaN.
+__all__ = ["load", "plan", "run", "status", "submit"]
 
-    Raises FileNotFoundError where the store knows no such study.
+
+def plan(
+    studies: str | Sequence[str],
+    overrides: Sequence[str] = (),
+    store: str | Path | None = None,
+    device: str = "H100",
+) -> "Plan":
+    """Plan one study, or several together, without training: stages, tokens, FLOPs, GPU-hours, bytes on disk.
+
+    studies: names of studies of Retain, or paths of study files. overrides: such as `pretrain.exposure=0.5`, for all of them.
+    store: the folder of runs; by default $RETAIN_STORE, or `runs`. device: the GPU of `totals.gpu_hours`.
+
+    Raises StudyError if a study is invalid.
     """
-    from pathlib import Path
+    from retain.launchers.planning.plan import plan_studies
 
+    return plan_studies([studies] if isinstance(studies, str) else list(studies), overrides, _store(store), device)
+
+
+def run(study: str, overrides: Sequence[str] = (), store: str | Path | None = None) -> "Results":
+    """Prepare the data of a study, train on this machine what its store lacks, and collect the results.
+
+    A stage that fails stops the stages below it and no other; `failures` of the returned results names it and the cause.
+
+    Raises StudyError if the study is invalid, MissingResourceError if the machine lacks something, and KeyboardInterrupt
+    once all processes have saved a checkpoint and ended; the next call resumes them.
+    """
+    from retain.launchers.local.run import run_study
+    from retain.results.report.collect import collect_results
+
+    ran = run_study(study, overrides, _store(store))
+    return collect_results(ran.opened.file, ran.opened.tree, ran.opened.store, ran.states)
+
+
+def submit(
+    study: str, overrides: Sequence[str] = (), store: str | Path | None = None, site: str | None = None
+) -> "Submission":
+    """Prepare the data of a study, and submit to SLURM what its store lacks; runs with a job are not submitted again.
+
+    site: a profile of sites.yaml; by default the one that matches this machine, if any.
+
+    Raises StudyError if the study is invalid, MissingResourceError if SLURM is missing or does not answer.
+    """
+    from retain.launchers.jobs.submit_study import submit_study
+
+    return submit_study(study, overrides, _store(store), site)
+
+
+def status(study: str | None = None, overrides: Sequence[str] = (), store: str | Path | None = None) -> "Status":
+    """Read the state of each run of a study, or of a whole store, with its job.
+
+    Raises StudyError if the study is invalid or the store does not exist.
+    """
+    from retain.launchers.search.status import status_reader
+
+    return status_reader(study, overrides, _store(store))()
+
+
+def load(study: str, store: str | Path | None = None) -> "pandas.DataFrame":
+    """One row per trial of a study that was run: its axes, the four losses (nats per token), tokens and stage keys.
+
+    study: the name of the study. Losses that are not there yet are NaN.
+
+    Raises FileNotFoundError if the store has no results of the study.
+    """
     from retain.results.store.loss_table import frame_of, read_rows
 
-    return frame_of(read_rows(Path(store), study))
+    return frame_of(read_rows(_store(store), study))
+
+
+def _store(store: str | Path | None) -> Path:
+    import os
+
+    return Path(store) if store is not None else Path(os.environ.get("RETAIN_STORE") or "runs")

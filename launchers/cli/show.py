@@ -5,7 +5,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from retain.launchers.cli.options import RUNS, AsJson, MaybeStudy, Overrides, RunKey, StorePath, StudyName
+import retain
+from retain.launchers.cli.options import RUNS, AsJson, MaybeStudy, Overrides, RunKey, StorePath, StudyName, command
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 
 
@@ -24,19 +25,17 @@ def plan(
     """Show the tree: stages to train and already in the store, tokens, FLOPs, GPU-hours, disk, jobs."""
     from retain.launchers.cli.views.plan import print_plan
     from retain.launchers.console import print_json
-    from retain.launchers.planning.plan import make_plan, open_plan
 
     # A path may contain a `=`; an override is never the path of a file.
     overrides = [word for word in studies if "=" in word and not Path(word).is_file()]
     names = [word for word in studies if word not in overrides]
     if not names:
         raise StudyError("plan: name at least one study; overrides come after it")
-    opened = open_plan(names, overrides, store)
-    made = make_plan(opened, device)
+    made = retain.plan(names, overrides, store, device)
     if as_json:
         print_json(made)
     else:
-        print_plan(opened, made)
+        print_plan(made, [command("data", one.name, overrides, store) for one in made.studies if one.provisional])
 
 
 def status(
@@ -47,25 +46,16 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show each run's state, attempts, progress, time left and job."""
-    from retain.launchers.cli.views.status import print_status, status_document, watch_status
+    from retain.launchers.cli.views.status import print_status, watch_status
     from retain.launchers.console import print_json
-    from retain.launchers.jobs.status import Status, read_status
-    from retain.launchers.planning.opened_study import open_study
-    from retain.launchers.search.request import search_rows
-    from retain.results.store.runs import existing_store
-
-    opened = open_study(study, overrides or (), store) if study is not None else None
-    tree, runs = (opened.tree, opened.store) if opened else (None, existing_store(store))
-
-    def read() -> Status:
-        return read_status(runs, tree, search_rows(runs, tree.study) if tree else ())
+    from retain.launchers.search.status import status_reader
 
     if watch:
-        watch_status(read, runs)
+        watch_status(status_reader(study, overrides or (), store))
     elif as_json:
-        print_json(status_document(read(), runs))
+        print_json(retain.status(study, overrides or (), store))
     else:
-        print_status(read(), runs)
+        print_status(retain.status(study, overrides or (), store))
 
 
 def logs(

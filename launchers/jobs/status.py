@@ -1,16 +1,15 @@
 """What SLURM adds to the status of runs: one squeue for all of them, and one sacct for those whose job is gone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead
 from retain.launchers.jobs.submissions import JOB_NAME, read_submission, submitted_jobs
 from retain.launchers.slurm.client import Job, has_slurm, live_jobs
 from retain.results.store.runs import Store
 from retain.results.store.state import UNENDED
-from retain.results.store.status import RunStatus, store_status, study_status
+from retain.results.store.status import RunStatus
 from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.tree.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -27,33 +26,25 @@ class Orphan:
 
 
 @dataclass(frozen=True)
-class Status:
-    """The runs of a study or a store, and what SLURM says about them."""
+class QueueStatus:
+    """The rows of a status with what SLURM says about them."""
 
-    study: str | None
     runs: list[RunStatus]
-    orphans: list[Orphan] = field(default_factory=list)
+    orphans: list[Orphan]
     unanswered: str | None = None
     """If SLURM was asked and did not answer: its message, and what the rows show instead."""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it is known that nothing is queued or running."""
-        return self.unanswered is None and not {"running", "queued"} & {row.state for row in self.runs}
 
-
-def read_status(store: Store, tree: Tree | None, searches: Sequence[RunStatus] = ()) -> Status:
-    """The status of the stages of a tree and of `searches`, or of every run of a store."""
-    study = tree.study if tree else None
-    rows = store_status(store) if tree is None else [*study_status(tree, store), *searches]
+def ask_slurm(rows: list[RunStatus], store: Store) -> QueueStatus:
+    """Ask SLURM about these runs, if it is installed and the store ever submitted a run."""
     if not (store.root / "submissions").is_dir() or not has_slurm():
-        return Status(study, rows)
+        return QueueStatus(rows, [])
     try:
         live = live_jobs(everyone=True)
     except MissingResourceError as error:
         # A controller is sometimes away for a minute; the status goes without it.
-        return Status(study, rows, [], f"{error}; these are the states that the runs noted last, without their jobs")
-    return Status(study, with_jobs(rows, store, live), find_orphans(store, live))
+        return QueueStatus(rows, [], f"{error}; these are the states that the runs noted last, without their jobs")
+    return QueueStatus(with_jobs(rows, store, live), find_orphans(store, live))
 
 
 def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) -> list[RunStatus]:

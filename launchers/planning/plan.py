@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
-from retain.results.store.runs import Store, open_store
+from retain.results.store.runs import open_store
 from retain.results.store.throughput import measured_speeds
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
 from retain.sweeps.tree.data_facts import UNPREPARED
-from retain.sweeps.tree.tree import STAGES, Axes, Tree, merged
+from retain.sweeps.tree.tree import STAGES, Axes, merged
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,19 @@ class PlannedStage:
 
 
 @dataclass(frozen=True)
+class PlannedStudy:
+    """One study of a plan."""
+
+    name: str
+    """As the caller named it: a study of Retain, or the path of a file."""
+    study: str
+    axes: dict[str, int]
+    """The number of values on each axis, cases included."""
+    provisional: bool
+    """True while its data is not prepared: its keys will change."""
+
+
+@dataclass(frozen=True)
 class PlanTotals(Totals):
     """The totals of the tree, and the data that it reads; `disk_peak_bytes` includes the data."""
 
@@ -37,42 +50,41 @@ class Plan:
     """What `retain plan --json` prints."""
 
     study: str
+    """The names of all studies, joined by commas."""
     provisional: bool
     """True while data is not prepared: the keys will change."""
     device: str
     """The GPU of `totals.gpu_hours`."""
+    studies: list[PlannedStudy]
     stages: list[PlannedStage]
+    """Parents first; a stage that several studies share occurs once."""
     totals: PlanTotals
 
 
-@dataclass(frozen=True)
-class OpenedPlan:
-    """The studies of a plan, and their trees as one, in which shared stages occur once."""
+def plan_studies(names: Sequence[str], overrides: Sequence[str], store: Path, device: str) -> Plan:
+    """Plan studies together, each with all the overrides; reads no corpus and writes nothing.
 
-    opened: tuple[OpenedStudy, ...]
-    store: Store
-    tree: Tree
-
-
-def open_plan(studies: Sequence[str], overrides: Sequence[str], store: Path) -> OpenedPlan:
-    """Open studies, each with all the overrides; reads no corpus and writes nothing. Raises StudyError."""
-    opened = tuple(open_study(study, overrides, store) for study in studies)
-    return OpenedPlan(opened, open_store(store), merged([one.tree for one in opened]))
-
-
-def make_plan(plan: OpenedPlan, device: str) -> Plan:
-    """The stages with their states, and the totals. Raises StudyError for an unknown device."""
-    states = plan.store.states(plan.tree.stages)
+    Raises StudyError, also for an unknown device.
+    """
+    opened = [open_study(name, overrides, store) for name in names]
+    tree, found = merged([one.tree for one in opened]), open_store(store)
+    states = found.states(tree.stages)
     done = {key for key, state in states.items() if state.state == "done"}
-    totals = total_cost(plan.tree, done, device, measured_speeds(plan.store), _parallelism(plan.opened))
-    data = _data_bytes(plan.opened)
+    totals = total_cost(tree, done, device, measured_speeds(found), _parallelism(opened))
+    data = _data_bytes(opened)
     stages = [
         PlannedStage(stage.key, stage.stage, stage.parent, stage.axes, stage.tokens, states[stage.key].state)
-        for stage in plan.tree.stages.values()
+        for stage in tree.stages.values()
     ]
     numbers = {field.name: getattr(totals, field.name) for field in fields(totals)}
     numbers |= {"data_bytes": data, "disk_peak_bytes": totals.disk_peak_bytes + data}
-    return Plan(plan.tree.study, plan.tree.provisional, device, stages, PlanTotals(**numbers))
+    studies = [PlannedStudy(one.name, one.tree.study, _axes(one), one.tree.provisional) for one in opened]
+    return Plan(tree.study, tree.provisional, device, studies, stages, PlanTotals(**numbers))
+
+
+def _axes(opened: OpenedStudy) -> dict[str, int]:
+    sizes = {name: len(options) for name, options in opened.file.cases.items()}
+    return sizes | {name: len(values) for name, values in opened.file.axes.items()}
 
 
 def _parallelism(opened: Sequence[OpenedStudy]) -> dict[str, Parallelism]:

@@ -1,7 +1,6 @@
 """What a search asks for, as its run keeps it: enough for any process, here or in a job, to continue the search."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ from retain.launchers.jobs.resources import driver_minutes
 from retain.launchers.kinds import SEARCH, described
 from retain.launchers.planning.register import installed_versions
 from retain.launchers.search.derived_studies import SearchedStudy, search_of
-from retain.launchers.search.history import point_counts
 from retain.results.store.runs import Run, Store
-from retain.results.store.status import RunStatus, run_status
 from retain.results.store.study_files import search_recipe, search_run
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study
@@ -53,28 +50,6 @@ class SearchRequest:
     def profile(self) -> Site | None:
         """The site profile; None if there is none."""
         return None if self.site is None else Site.model_validate(self.site)
-
-
-@dataclass(frozen=True)
-class SearchStatus:
-    """What `retain status` shows of a search."""
-
-    study: str
-    launcher: str
-    job_id: str | None
-    state: str
-    reason: str | None
-    points: dict[str, int]
-    """The number of points in each state."""
-    log: str
-
-    @property
-    def sentence(self) -> str:
-        """`search of tiny: job 12 (slurm) is running; points: 3 done, 2 running; log: ...`."""
-        why = f" ({self.reason})" if self.reason else ""
-        points = ", ".join(f"{count} {state}" for state, count in self.points.items()) or "none yet"
-        where = f"job {self.job_id} ({self.launcher})" if self.job_id else self.launcher
-        return f"search of {self.study}: {where} is {self.state}{why}; points: {points}; log: {self.log}"
 
 
 def new_request(
@@ -150,24 +125,6 @@ def job_execution(searched: SearchedStudy, request: SearchRequest) -> dict[str, 
     return execution.model_dump(mode="json") | {"gpus_per_node": gpus}
 
 
-def search_statuses(store: Store, rows: Sequence[RunStatus]) -> list[SearchStatus]:
-    """The searches among the rows of a status."""
-    found = []
-    for row in rows:
-        if row.stage == SEARCH.name:
-            spec = store.run(row.key).spec()
-            launcher = spec["execution"]["request"]["launcher"]
-            points, log = point_counts(store, spec["study"]), str(store.run(row.key).log)
-            found.append(SearchStatus(spec["study"], launcher, row.job_id, row.state, row.reason, points, log))
-    return found
-
-
-def search_rows(store: Store, study: str) -> list[RunStatus]:
-    """The row of the search of a study, if it was ever searched."""
-    run = search_run(store, study)
-    return [run_status(run)] if (run.folder / "stage.json").exists() else []
-
-
 def _node_room(searched: SearchedStudy, nodes: int, site: Site | None) -> tuple[int, float | None, int]:
     """CPUs, memory (GB) and GPUs of one node of an allocation, for its share of the stages. Raises StudyError."""
     execution = searched.file.study.execution
@@ -183,8 +140,3 @@ def _node_room(searched: SearchedStudy, nodes: int, site: Site | None) -> tuple[
     memory = max(stage.slurm.memory_gb or 0 for stage in stages) * at_once or None
     on_gpus = any(stage.accelerator != "cpu" for stage in stages)
     return at_once * cpus, memory, at_once * devices if on_gpus else 0
-
-
-def as_documents(searches: Sequence[SearchStatus]) -> list[Mapping[str, Any]]:
-    """The searches as `retain status --json` prints them."""
-    return [asdict(search) for search in searches]

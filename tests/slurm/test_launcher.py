@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from retain.launchers.cli.views import Look
+from retain.launchers.search.status import Status
 from retain.launchers.jobs.submissions import submitted_job
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.results.store.lease import this_process
@@ -170,15 +170,15 @@ def test_jobs_without_a_run_are_named_and_the_scheduler_tells_whether_an_owner_l
     job = submitted_job(Store(chaos.store), Store(chaos.store).run(leaf))
     owner = replace(this_process(), host="elsewhere", job_id=job)
     path = tmp_path / "lease.json"
-    assert not slurm_liveness().believes_dead(path, owner, 0)
+    assert not slurm_liveness().is_dead(path, owner, 0)
     shutil.rmtree(chaos.store / leaf)
     named = retain_json("status", "--store", chaos.store, more=slurm.environment)["orphans"]
     assert named == [{"job_id": job, "key": leaf}]
     assert f"scancel {job}" in chaos.retain("status").stdout
     call(slurm, "scancel", str(job))
     gone = slurm_liveness()
-    assert gone.job_is_gone is not None
-    assert gone.job_is_gone(owner) is True
+    assert gone.job_has_ended is not None
+    assert gone.job_has_ended(owner) is True
 
 
 def test_status_goes_on_while_the_controller_is_away_and_says_so(slurm: Cluster, tmp_path: Path) -> None:
@@ -194,8 +194,8 @@ def test_status_goes_on_while_the_controller_is_away_and_says_so(slurm: Cluster,
     assert [run["state"] for run in alone["runs"]] == [run["state"] for run in answered["runs"]] == ["queued"] * 3
     assert "Unable to contact slurm controller" in alone["unanswered"]
     assert answered["unanswered"] is None
-    assert not Look([], [], [], alone["unanswered"]).is_over
-    assert Look([], [], []).is_over
+    assert not Status(None, [], [], [], alone["unanswered"]).is_over
+    assert Status(None, [], [], [], None).is_over
     assert all(run["job_id"] for run in answered["runs"])
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from retain.launchers.jobs.branches import ENDED_BADLY
 from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
+from retain.results.store.state import STOPPED
 from tests.results.runs import put_state
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.chaos import SLOW
@@ -113,7 +113,7 @@ def test_of_a_pack_one_is_cancelled_alone_and_taken_up_again(slurm: Cluster, cal
     states = [packed.finetuning(rate).state() for rate in RATES]
     assert [state.state for state in states] == ["cancelled", "done", "cancelled"]
     assert [len(state.attempts) for state in states] == [1, 1, 0]
-    assert all(state.state in ENDED_BADLY or state.attempts[-1].cause == "finished" for state in states)
+    assert all(state.state in STOPPED or state.attempts[-1].cause == "finished" for state in states)
     packed.retain("retry", packed.study)
     assert len(queue(slurm)) == 1
     packed.wait_for_the_end()

@@ -13,9 +13,10 @@ import pytest
 
 from retain.launchers.search.ray.cleanup import processes_of
 from retain.results.store.runs import Store
+from retain.results.store.study_files import search_run
 from tests.conftest import Trained
 from tests.launchers.search.test_search import addresses
-from tests.retain import losses, retain_json, train_here, weights
+from tests.retain import losses, retain_json, stages_of, train_here, weights
 from tests.slurm.chaos import SLOW
 from tests.slurm.cluster.cluster import Cluster, call, wait_until
 from tests.slurm.cluster.jobs import job, queue, submit, wait_for_state
@@ -62,12 +63,12 @@ def is_left(cluster: Cluster, temporary: Path) -> bool:
 
 
 def states(store: Path) -> list[str]:
-    return [run.state().state for run in Store(store).runs()]
+    return [run.state().state for run in stages_of(store)]
 
 
 def trains(store: Path) -> bool:
     """Whether a run trains that has saved a state."""
-    return any(run.checkpoint.exists() and run.is_running() for run in Store(store).runs())
+    return any(run.checkpoint.exists() and run.is_running() for run in stages_of(store))
 
 
 def training(cluster: Cluster, temporary: Path, folder: Path) -> tuple[Path, str]:
@@ -80,8 +81,7 @@ def training(cluster: Cluster, temporary: Path, folder: Path) -> tuple[Path, str
 
 def wait_for_the_end(cluster: Cluster, store: Path, seconds: float = 400) -> None:
     wait_until(lambda: not queue(cluster), "queue empty", seconds)
-    told = "\n".join(path.read_text() for path in store.glob("studies/*/search.log"))
-    assert set(states(store)) == {"done"}, told
+    assert set(states(store)) == {"done"}, search_run(Store(store), "tiny").log.read_text()
 
 
 def test_two_searches_side_by_side_on_one_node_end_with_the_right_results(
@@ -94,7 +94,7 @@ def test_two_searches_side_by_side_on_one_node_end_with_the_right_results(
     here = replaced(ON_CPU, {"devices": 2, "slurm.extra": {"nodelist": "n1"}})
     study = tiny_study(tmp_path / "one node", search=GRID, execution=here)
     second = begin(slurm, study, tmp_path / "second", temporary, nodes=1)
-    wait_until(lambda: bool(Store(tmp_path / "first").runs() and Store(tmp_path / "second").runs()), "both begun", 300)
+    wait_until(lambda: bool(stages_of(tmp_path / "first") and stages_of(tmp_path / "second")), "both begun", 300)
     assert (job(slurm, first)["NodeList"], job(slurm, second)["NodeList"]) == ("n[1-2]", "n1")
     # Nodes of one machine see each other on localhost.
     assert addresses(processes_of(temporary)) == {"127.0.0.1"}
@@ -102,7 +102,7 @@ def test_two_searches_side_by_side_on_one_node_end_with_the_right_results(
     wait_for_the_end(slurm, tmp_path / "second")
     assert weights(tmp_path / "first").items() <= weights(trained.store).items()
     for store, world in (("first", 1), ("second", 2)):
-        runs = Store(tmp_path / store).runs()
+        runs = stages_of(tmp_path / store)
         assert [[attempt.world for attempt in run.state().attempts] for run in runs] == [[world]] * 4
     alone, together = losses(tmp_path / "first"), losses(tmp_path / "second")
     assert alone.keys() == together.keys()
@@ -122,7 +122,7 @@ def test_a_preempted_allocation_goes_on_and_ends_with_the_same_weights(
     stronger = submit(slurm, "sleep 5", "--partition=high", "--exclusive", "--nodes=4")
     wait_for_state(slurm, stronger, "RUNNING", "COMPLETED", seconds=60)
     assert not processes_of(temporary)
-    assert not any(run.is_running() for run in Store(store).runs())
+    assert not any(run.is_running() for run in stages_of(store))
     wait_for_the_end(slurm, store)
     assert job(slurm, search)["Restarts"] == "1"
     assert weights(store) == weights(tmp_path / "calm")
@@ -133,7 +133,7 @@ def test_a_cancelled_allocation_saves_and_leaves_nothing_behind(
     slurm: Cluster, temporary: Path, tmp_path: Path
 ) -> None:
     store, search = training(slurm, temporary, tmp_path)
-    trained = next(run for run in Store(store).runs() if run.checkpoint.exists())
+    trained = next(run for run in stages_of(store) if run.checkpoint.exists())
     call(slurm, "scancel", search)
     wait_until(lambda: not queue(slurm), "queue empty", 60)
     wait_until(lambda: not processes_of(temporary), "Ray gone")
@@ -148,7 +148,7 @@ def test_the_other_nodes_end_when_the_first_dies_and_the_job_goes_back_to_the_qu
     tasks = processes(slurm.folder, lambda process: process.name.startswith("python"))
     (first,) = [task.pid for task in tasks if is_first_task(task.pid)]
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: not processes_of(temporary) and not any(run.is_running() for run in Store(store).runs()), "end")
+    wait_until(lambda: not processes_of(temporary) and not any(run.is_running() for run in stages_of(store)), "end")
     wait_until(lambda: job(slurm, search)["Restarts"] == "1", "a second life", 60)
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from retain.launchers.cli.app import main
-from retain.launchers.jobs.submissions import read_submission
+from retain.launchers.jobs.submissions import read_submission, write_submission
 from retain.launchers.search.derived_studies import open_search
 from retain.launchers.search.engine import Search
 from retain.launchers.search.history import open_history
-from retain.launchers.search.jobs.record import read_search_job, write_search_job
-from retain.launchers.search.jobs.stage_jobs import StageJobs
+from retain.launchers.search.stage_jobs import StageJobs
 from retain.results.store.lease import read_owner
 from retain.results.store.runs import Store
-from tests.retain import losses, retain, retain_json, train_here, weights
+from retain.results.store.study_files import search_run
+from tests.retain import losses, retain, retain_json, stages_of, train_here, weights
 from tests.slurm.chaos import SLOW
 from tests.slurm.cluster.cluster import Cluster, call, wait_until
 from tests.slurm.cluster.jobs import job, queue
@@ -50,9 +50,10 @@ def wait_for_the_end(cluster: Cluster, study: Path, store: Path) -> dict[str, An
 
 
 def submitted(store: Path) -> list[str]:
-    """The keys of all that was ever submitted."""
+    """The keys of all stages that were ever submitted."""
     places = (store / "submissions").glob("*/intent.json")
-    return [key for place in places for key in read_submission(Store(store), place.parent.name).keys]
+    keys = [key for place in places for key in read_submission(Store(store), place.parent.name).keys]
+    return [key for key in keys if key != search_run(Store(store), "tiny").key]
 
 
 @pytest.mark.slow
@@ -69,9 +70,9 @@ def test_it_recommends_what_the_grid_says_and_trains_in_the_same_bits(slurm: Clu
     assert (search["state"], search["points"]) == ("done", {"done": 2})
     assert weights(store) == weights(tmp_path / "here")
     assert losses(store) == losses(tmp_path / "here")
-    assert sorted(submitted(store)) == sorted(run.key for run in Store(store).runs())
-    # The two fine-tunings under one parent were one array.
-    assert len(list((store / "submissions").glob("*/intent.json"))) == 3
+    assert sorted(submitted(store)) == sorted(run.key for run in stages_of(store))
+    # The search, the stages above, and the two fine-tunings under one parent in one array.
+    assert len(list((store / "submissions").glob("*/intent.json"))) == 4
     rows = retain_json("results", study, "--store", tmp_path / "here")["trials"]
     best = min(rows, key=lambda row: float(row["retained_posttraining_loss"]))
     # Started again it has nothing to do, so it says here what it has found.
@@ -85,10 +86,10 @@ def test_a_driver_that_is_preempted_killed_and_requeued_submits_nothing_twice(sl
     study = tiny_study(tmp_path / "study", execution=EXECUTION, search=block, **{"posttrain.clip": 1e30})
     store = tmp_path / "runs"
     driver = on_slurm(slurm, study, store)["job_id"]
-    lease = store / "studies" / "tiny" / "search-lease.json"
+    run = search_run(Store(store), "tiny")
 
     def waits_for_stages() -> bool:
-        owner = read_owner(lease)
+        owner = read_owner(run.lease)
         return owner is not None and job(slurm, driver)["JobState"] == "RUNNING" and len(queue(slurm)) > 1
 
     wait_until(waits_for_stages, "a stage submitted", PATIENCE_S)
@@ -97,7 +98,7 @@ def test_a_driver_that_is_preempted_killed_and_requeued_submits_nothing_twice(sl
     call(slurm, "scancel", "--signal=USR2", driver)
     wait_until(lambda: job(slurm, driver)["Restarts"] == "1", "back in the queue", PATIENCE_S)
     wait_until(waits_for_stages, "the driver again", PATIENCE_S)
-    owner = read_owner(lease)
+    owner = read_owner(run.lease)
     assert owner is not None
     os.kill(owner.pid, signal.SIGKILL)
     wait_until(lambda: job(slurm, driver)["Restarts"] == "2", "back in the queue", PATIENCE_S)
@@ -107,10 +108,10 @@ def test_a_driver_that_is_preempted_killed_and_requeued_submits_nothing_twice(sl
     # What diverges fails its own point and no other.
     assert (search["state"], search["points"]) == ("done", {"done": 1, "failed": 1})
     assert sorted(submitted(store)) == sorted(set(submitted(store)))
-    runs = Store(store).runs()
+    runs = stages_of(store)
     assert sorted(run.spec()["stage"] for run in runs if run.is_done()) == ["finetune", "posttrain", "pretrain"]
     assert all(len(run.state().attempts) == 1 for run in runs if run.key in submitted(store))
-    assert "its process died without a word" in (store / "studies" / "tiny" / "search.log").read_text()
+    assert [attempt.cause for attempt in run.state().attempts] == ["SIGUSR2", "lost", "SIGTERM", None]
 
 
 def test_one_search_is_submitted_whatever_happens_to_the_command_and_cancel_takes_it_back(
@@ -122,13 +123,13 @@ def test_one_search_is_submitted_whatever_happens_to_the_command_and_cancel_take
     assert (first["submitted"], first["job_id"]) == (True, driver)
     assert status(slurm, study, store)["state"] == "queued"
     # As a command leaves it that is killed before sbatch has answered.
-    record = read_search_job(Store(store), "tiny")
-    assert record is not None
-    write_search_job(Store(store), replace(record, job_id=None))
+    token = search_run(Store(store), "tiny").state().submission
+    assert token is not None
+    write_submission(Store(store), replace(read_submission(Store(store), token), job_id=None))
     again = on_slurm(slurm, study, store)
     assert (again["submitted"], again["job_id"]) == (False, driver)
-    told = retain("search", study, "--store", store, more=slurm.environment, code=2).stderr
-    assert f"SLURM's job {driver} searches this study" in told
+    printed = retain("search", study, "--store", store, more=slurm.environment, code=2).stderr
+    assert f"SLURM job {driver} is searching this study" in printed
     retain("cancel", study, "--store", store, more=slurm.environment)
     assert queue(slurm) == {}
     assert status(slurm, study, store)["state"] == "cancelled"
@@ -139,15 +140,15 @@ def test_cancel_ends_driver_and_stages_and_a_new_search_takes_them_up(slurm: Clu
     study, store = tiny_study(tmp_path / "study", **endless, search=GRID), tmp_path / "runs"
 
     def is_training() -> bool:
-        return any(run.is_running() and run.checkpoint.exists() for run in Store(store).runs())
+        return any(run.is_running() and run.checkpoint.exists() for run in stages_of(store))
 
     on_slurm(slurm, study, store)
     wait_until(is_training, "a state", PATIENCE_S)
-    told = retain("cancel", study, "--store", store, more=slurm.environment).stdout
-    assert told.startswith("the search and 1 of its stages cancelled; ")
+    printed = retain("cancel", study, "--store", store, more=slurm.environment).stdout
+    assert printed.startswith("the search and 1 of its stages cancelled; ")
     wait_until(lambda: not queue(slurm), "queue empty", PATIENCE_S)
     assert status(slurm, study, store)["state"] == "cancelled"
-    (begun,) = [run for run in Store(store).runs() if run.state().attempts]
+    (begun,) = [run for run in stages_of(store) if run.state().attempts]
     assert begun.state().state == "cancelled"
     assert begun.state().attempts[-1].end is not None
     driver = on_slurm(slurm, study, store)["job_id"]
@@ -173,16 +174,16 @@ def test_a_stage_that_the_search_gives_up_leaves_slurm_and_can_be_trained_later(
     history, _ = open_history(searched.folder / "search.json", searched.identity())
     search = Search(searched, history, None, 8)
     jobs = StageJobs(search, None)
-    jobs.look()
+    jobs.poll()
     first, second = sorted(search.at_work)
     assert len(queue(slurm)) == 2
     # A driver that is started again finds the jobs of the first.
     again = StageJobs(Search(searched, history, None, 8), None)
-    again.look()
+    again.poll()
     assert sorted(again.at_work) == [first, second]
     assert len(queue(slurm)) == 2
     history.pruned[first] = "worse than its siblings"
-    jobs.look()
+    jobs.poll()
     wait_until(lambda: len(queue(slurm)) == 1, "one job left", PATIENCE_S)
     assert search.store.run(first).state().state == "planned"
     assert search.store.run(second).state().state == "queued"
@@ -220,8 +221,8 @@ def test_what_would_fail_in_a_job_is_refused_before_one_is_submitted(
         monkeypatch.setenv(name, value)
     study = tiny_study(tmp_path / "study", execution=EXECUTION, search=GRID)
     assert main(["search", str(study), *arguments, "--store", str(tmp_path / "runs")]) == 2
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert printed.count("\n") == 1
     assert queue(slurm) == {}
     assert not (tmp_path / "runs").exists()

@@ -9,13 +9,16 @@ from rich.text import Text
 from retain.datamodules.corpora.check import Check
 from retain.launchers.console import new_table, open_console, print_line
 from retain.launchers.planning.opened_study import OpenedStudy
-from retain.launchers.planning.plan import OpenedPlan, Plan, PlanTotals
+from retain.launchers.planning.plan import Plan, PlannedStudy, PlanTotals
 from retain.sweeps.base.units import format_bytes, format_size
 from retain.sweeps.tree.tree import STAGES
 
 
-def print_plan(opened: OpenedPlan, plan: Plan) -> None:
-    """Print a row for each stage, the totals, what sharing saves, the hours on each device, and the disk."""
+def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
+    """Print a row for each stage, the totals, what sharing saves, the hours on each device, and the disk.
+
+    prepare: the commands that prepare the data that is missing.
+    """
     totals = plan.totals
     table = new_table("stage", "stages", "done", "tokens")
     for name in STAGES:
@@ -23,7 +26,7 @@ def print_plan(opened: OpenedPlan, plan: Plan) -> None:
         done = sum(stage.state == "done" for stage in stages)
         table.add_row(name, f"{len(stages):,}", f"{done:,}", format_size(sum(stage.tokens for stage in stages)))
     lines = [
-        *(_axes_line(one, len(opened.opened) > 1) for one in opened.opened),
+        *(_axes_line(one, len(plan.studies) > 1) for one in plan.studies),
         f"{totals.trials:,} trials are {totals.stages:,} stages, {totals.to_train:,} of them to train: "
         f"at most {format_size(totals.tokens_to_train)} tokens, {totals.flops:.3g} FLOPs",
         f"{format_size(totals.tokens)} tokens in all; one run per trial would train "
@@ -33,10 +36,9 @@ def print_plan(opened: OpenedPlan, plan: Plan) -> None:
         f"freed by retain gc --weights) and {format_bytes(totals.data_bytes)} of packed data; "
         f"{format_bytes(totals.disk_peak_bytes)} at the peak",
     ]
-    unprepared = [one.name for one in opened.opened if one.tree.provisional]
-    lines += [f"the data is not prepared, so the keys are provisional: retain data {name}" for name in unprepared]
+    lines += [f"the data is not prepared, so the keys are provisional: {command}" for command in prepare]
     console = open_console()
-    console.print(Text(f"{'studies' if len(opened.opened) > 1 else 'study'} {plan.study}", style="bold"))
+    console.print(Text(f"{'studies' if len(plan.studies) > 1 else 'study'} {plan.study}", style="bold"))
     console.print(table)
     for line in lines:
         print_line(console, line)
@@ -90,11 +92,9 @@ def print_data(document: Mapping[str, Any]) -> None:
     open_console().print(table)
 
 
-def _axes_line(opened: OpenedStudy, named: bool) -> str:
-    sizes = {name: len(options) for name, options in opened.file.cases.items()}
-    sizes |= {name: len(values) for name, values in opened.file.axes.items()}
-    axes = ", ".join(f"{name} ({size})" for name, size in sizes.items()) or "none"
-    return f"axes{f' of {opened.tree.study}' if named else ''}: {axes}"
+def _axes_line(study: PlannedStudy, named: bool) -> str:
+    axes = ", ".join(f"{name} ({size})" for name, size in study.axes.items()) or "none"
+    return f"axes{f' of {study.study}' if named else ''}: {axes}"
 
 
 def _hours(totals: PlanTotals, device: str) -> str:

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from rich.console import Group
 from rich.live import Live
@@ -11,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from retain.launchers.console import new_table, open_console, print_line
-from retain.launchers.jobs.status import Status
-from retain.launchers.search.request import SearchStatus, search_statuses
-from retain.results.store.runs import Run, Store
+from retain.launchers.search.status import Status
+from retain.results.store.runs import Run
 from retain.results.store.status import RunStatus, count_states, current_state
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.units import format_seconds, format_size
@@ -28,18 +26,7 @@ PRIORITY = ("failed", "cancelled", "running", "queued", "skipped", "planned", "d
 """The order in which states are kept when not all runs can be printed."""
 
 
-def status_document(status: Status, store: Store) -> dict[str, Any]:
-    """`retain status --json`."""
-    return {
-        "study": status.study,
-        "runs": status.runs,
-        "orphans": status.orphans,
-        "searches": search_statuses(store, status.runs),
-        "unanswered": status.unanswered,
-    }
-
-
-def print_status(status: Status, store: Store) -> None:
+def print_status(status: Status) -> None:
     """Print the runs, the logs of failed ones, jobs whose run is gone, and searches."""
     console = open_console()
     shown = most_important(status.runs, MOST_RUNS)
@@ -50,20 +37,19 @@ def print_status(status: Status, store: Store) -> None:
         # In a column of the table, a path would be broken.
         if row.state == "failed" and row.log is not None:
             print_line(console, f"log of {row.key[:8]}: {row.log}")
-    for sentence in _sentences(status, search_statuses(store, status.runs)):
+    for sentence in _sentences(status):
         print_line(console, sentence)
 
 
-def watch_status(read: Callable[[], Status], store: Store) -> None:
+def watch_status(read: Callable[[], Status]) -> None:
     """Show the status until nothing is running or queued."""
     with Live(console=open_console(), auto_refresh=False, transient=True) as live:
         while not (status := read()).is_over:
             # A terminal shows no more rows than its height.
             shown = most_important(status.runs, live.console.height)
-            sentences = _sentences(status, search_statuses(store, status.runs))
-            live.update(Group(status_table(status.runs, shown), *map(Text, sentences)), refresh=True)
+            live.update(Group(status_table(status.runs, shown), *map(Text, _sentences(status))), refresh=True)
             time.sleep(WATCH_EVERY_S)
-    print_status(status, store)
+    print_status(status)
 
 
 def most_important(rows: Sequence[RunStatus], most: int) -> Sequence[RunStatus]:
@@ -114,7 +100,7 @@ def follow_log(run: Run, follow: bool) -> None:
             time.sleep(FOLLOW_EVERY_S)
 
 
-def _sentences(status: Status, searches: Sequence[SearchStatus]) -> list[str]:
+def _sentences(status: Status) -> list[str]:
     """What is printed below the table."""
-    lines = [orphan.sentence for orphan in status.orphans] + [search.sentence for search in searches]
+    lines = [orphan.sentence for orphan in status.orphans] + [search.sentence for search in status.searches]
     return lines if status.unanswered is None else [*lines, status.unanswered]
