@@ -77,7 +77,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Return AdamW's two groups: matrices and adapters with weight decay; norms, embeddings and a tied head without."""
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for _, parameter in trained_parameters(model):
-        (decayed if parameter.dim() > 1 and id(parameter) not in embeddings else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        (decayed if parameter.dim() > 1 and id(parameter) not in embeddings else undecayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]

@@ -1,6 +1,6 @@
 """The training and evaluation loss of every stage: mean next-token cross-entropy, nats per token.
 
-Logits are computed in chunks of some hundred or thousand tokens and never kept: with a vocabulary of 49,152, the logits of
+Logits are computed in chunks of a few hundred or thousand tokens and never kept: with a vocabulary of 49,152, the logits of
 8 sequences of 1,024 tokens would take 1.6 GB in fp32, and their gradient as much again.
 """
 

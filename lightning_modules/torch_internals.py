@@ -32,7 +32,7 @@ def configure_compiler() -> None:
         from torch._inductor import config as inductor
 
         dynamo.recompile_limit = MAX_VARIANTS
-        # Torch decides by timing whether to pad a matrix product, so attempts that compile anew might not be bit-identical.
+        # Torch decides by timing whether to pad a matrix product, so attempts that compile again might not be bit-identical.
         inductor.shape_padding = False
     except (ImportError, AttributeError) as error:
         raise UnsupportedTorchError(f"torch {torch.__version__} lacks an option of its compiler: {error}") from None

@@ -114,8 +114,8 @@ def interleave(streams: list[Iterator[T]]) -> Iterator[T]:
 def _local_files(hf: str, files: list[Path]) -> tuple[str, list[str]]:
     """Return the `datasets` format of local files, and those of the files that are data.
 
-    hf: a format, or an id on the hub, whose format the files' suffixes tell. Raises StudyError if the files have no known
-    format, or several.
+    hf: a format, or an id on the hub; with an id, the files' suffixes decide. Raises StudyError if the files have no known
+    format, or several formats.
     """
     if "/" not in hf:
         return hf, [str(file) for file in files]

@@ -1,4 +1,4 @@
-"""Ask the Hugging Face hub for a data set's or model's commit and files, within seconds or not at all."""
+"""Ask the Hugging Face hub for a dataset's or model's commit and files, within seconds or not at all."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class HubUnreachableError(MissingResourceError):
 
 @dataclass(frozen=True)
 class Repository:
-    """One revision of a data set or a model."""
+    """One revision of a dataset or a model."""
 
     commit: str
     files: tuple[str, ...]

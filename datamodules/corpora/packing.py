@@ -134,7 +134,7 @@ def pack(
     folder: Path,
     report: Report,
 ) -> PackedCorpus:
-    """Tokenise and pack documents into a new `folder`; memory is constant but for 8 bytes a document.
+    """Tokenise and pack documents into a new `folder`; memory is constant except for 8 bytes a document.
 
     heldout: the share of documents in the held-out split.
     withheld: the largest held-out share of the study's corpora. Documents within it are in no training split, so that no

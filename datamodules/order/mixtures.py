@@ -15,9 +15,9 @@ from retain.datamodules.order.permutation import Indices, derive_seed, permute
 
 @dataclass(frozen=True)
 class Subset:
-    """Sequences `first` to `first + distinct` of a corpus, counted in one seeded shuffle of the corpus.
+    """`distinct` sequences of a corpus, from number `first` on in a seeded shuffle of the corpus.
 
-    Subsets with the same `first` are nested: a smaller one is the beginning of a larger one.
+    Subsets with the same `first` and `seed` are nested: a smaller one is the beginning of a larger one.
     """
 
     corpus: str

@@ -67,9 +67,9 @@ def test_only_adapters_are_trained_and_query_key_and_value_have_none() -> None:
     assert all(".lora_A." in name or ".lora_B." in name for name in names)
     wrapped = {name.split(".lora_")[0].split(".")[-1] for name in names}
     assert wrapped == {"o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
-    decayed, kept = parameter_groups(model, 0.1)
+    decayed, undecayed = parameter_groups(model, 0.1)
     assert len(decayed["params"]) == len(names) == 2 * (4 * SMALL.layers + 1)
-    assert kept["params"] == []
+    assert undecayed["params"] == []
 
 
 @pytest.mark.parametrize("targets", [LORA["targets"], ("q_proj", "k_proj", "v_proj"), ("lm_head",), ("down_proj",)])
@@ -127,9 +127,9 @@ def test_an_adapter_on_a_tied_head_unties_it_and_leaves_the_embedding_unchanged(
     assert child.config.tie_word_embeddings is False
     assert torch.equal(child.model.embed_tokens.weight, base.model.embed_tokens.weight)
     assert not torch.equal(child.lm_head.weight, base.lm_head.weight)
-    decayed, kept = parameter_groups(child, 0.1)
+    decayed, undecayed = parameter_groups(child, 0.1)
     assert any(parameter is child.lm_head.weight for parameter in decayed["params"])
-    assert any(parameter is child.model.embed_tokens.weight for parameter in kept["params"])
+    assert any(parameter is child.model.embed_tokens.weight for parameter in undecayed["params"])
 
 
 def test_a_tied_head_without_an_adapter_stays_tied(tmp_path: Path) -> None:

@@ -158,12 +158,12 @@ def test_dropout_acts_on_the_attention_weights_in_training_only() -> None:
 def test_only_matrices_have_weight_decay_and_every_parameter_is_in_one_group(tied: bool) -> None:
     model = small_model(tied=tied)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, kept = parameter_groups(model, 0.1)
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    decayed, undecayed = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
     decaying = [names[id(parameter)] for parameter in decayed["params"]]
-    staying = [names[id(parameter)] for parameter in kept["params"]]
-    assert sorted(decaying + staying) == sorted(names.values())
-    assert all("norm" in name or "embed_tokens" in name for name in staying)
+    not_decaying = [names[id(parameter)] for parameter in undecayed["params"]]
+    assert sorted(decaying + not_decaying) == sorted(names.values())
+    assert all("norm" in name or "embed_tokens" in name for name in not_decaying)
     assert all("proj" in name or name == "lm_head.weight" for name in decaying)
     assert ("lm_head.weight" in decaying) == (not tied)
 

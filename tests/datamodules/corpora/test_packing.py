@@ -21,8 +21,8 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def made(tokenizer: Tokenizer, tmp_path: Path) -> PackedCorpus:
-    return packed(tokenizer, DOCUMENTS, tmp_path / "made")
+def corpus(tokenizer: Tokenizer, tmp_path: Path) -> PackedCorpus:
+    return packed(tokenizer, DOCUMENTS, tmp_path / "corpus")
 
 
 def packed(
@@ -37,10 +37,12 @@ def documents_in(corpus: PackedCorpus, tokenizer: Tokenizer, split: str) -> list
     return tokenizer.core.decode(numbers, skip_special_tokens=False).split(tokenizer.end_of_text)
 
 
-def test_packed_documents_decode_whole_with_end_of_text_between_them(made: PackedCorpus, tokenizer: Tokenizer) -> None:
+def test_packed_documents_decode_whole_with_end_of_text_between_them(
+    corpus: PackedCorpus, tokenizer: Tokenizer
+) -> None:
     for split in SPLITS:
         expected = [document for document in DOCUMENTS if is_heldout(document, 0.2) == (split == "heldout")]
-        *whole, last = documents_in(made, tokenizer, split)
+        *whole, last = documents_in(corpus, tokenizer, split)
         assert len(expected) - 3 <= len(whole) <= len(expected)
         assert whole == expected[: len(whole)]
         assert last == "" or expected[len(whole)].startswith(last)
@@ -50,22 +52,22 @@ def test_packed_documents_decode_whole_with_end_of_text_between_them(made: Packe
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=20, unique=True))
 def test_any_text_survives_tokenising_and_packing(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     tokenizer = train_tokenizer(documents_of("general", 20), 300)
-    corpus = packed(tokenizer, texts, tmp_path_factory.mktemp("any") / "made", heldout=1e-12)
+    corpus = packed(tokenizer, texts, tmp_path_factory.mktemp("any") / "corpus", heldout=1e-12)
     numbers = [number for text in tokenizer.encode(texts) for number in (*text, tokenizer.end_id)]
     assert corpus.sequences("train").flatten().tolist() == numbers[: len(numbers) // LENGTH * LENGTH]
     assert [tokenizer.core.decode(text, skip_special_tokens=False) for text in tokenizer.encode(texts)] == texts
 
 
-def test_only_the_incomplete_last_sequence_of_each_split_is_dropped(made: PackedCorpus, tokenizer: Tokenizer) -> None:
+def test_only_the_incomplete_last_sequence_of_each_split_is_dropped(corpus: PackedCorpus, tokenizer: Tokenizer) -> None:
     for split in SPLITS:
         chosen = [document for document in DOCUMENTS if is_heldout(document, 0.2) == (split == "heldout")]
         tokens = sum(len(numbers) + 1 for numbers in tokenizer.encode(chosen))
-        assert made.count(split) == tokens // LENGTH
-        assert made.manifest[split]["documents"] == len(chosen)
+        assert corpus.count(split) == tokens // LENGTH
+        assert corpus.manifest[split]["documents"] == len(chosen)
 
 
 def test_documents_that_another_corpus_holds_out_are_not_trained_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    corpus = pack(DOCUMENTS, tokenizer, LENGTH, 0.1, 0.3, None, tmp_path / "made", lambda *_: None)
+    corpus = pack(DOCUMENTS, tokenizer, LENGTH, 0.1, 0.3, None, tmp_path / "corpus", lambda *_: None)
     *train, _ = documents_in(corpus, tokenizer, "train")
     *heldout, _ = documents_in(corpus, tokenizer, "heldout")
     assert not any(is_heldout(document, 0.3) for document in train)
@@ -131,35 +133,37 @@ def test_the_fingerprint_depends_only_on_the_packed_tokens(tokenizer: Tokenizer,
     assert len({first.fingerprint, other.fingerprint, shifted.fingerprint}) == 3
 
 
-def test_a_token_takes_two_bytes_if_the_vocabulary_allows(made: PackedCorpus) -> None:
-    assert made.sequences("train").dtype == np.dtype("<u2")
-    assert (made.folder / "train.bin").stat().st_size == made.count("train") * LENGTH * 2
+def test_a_token_takes_two_bytes_if_the_vocabulary_allows(corpus: PackedCorpus) -> None:
+    assert corpus.sequences("train").dtype == np.dtype("<u2")
+    assert (corpus.folder / "train.bin").stat().st_size == corpus.count("train") * LENGTH * 2
 
 
-def test_a_packed_corpus_is_opened_from_its_folder(made: PackedCorpus) -> None:
-    opened = open_packed(made.folder)
-    assert opened.fingerprint == made.fingerprint
-    assert (opened.sequences("heldout") == made.sequences("heldout")).all()
+def test_a_packed_corpus_is_opened_from_its_folder(corpus: PackedCorpus) -> None:
+    opened = open_packed(corpus.folder)
+    assert opened.fingerprint == corpus.fingerprint
+    assert (opened.sequences("heldout") == corpus.sequences("heldout")).all()
     with pytest.raises(FileNotFoundError):
-        open_packed(made.folder / "absent")
+        open_packed(corpus.folder / "absent")
 
 
 def test_a_split_without_sequences_is_empty_and_no_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    corpus = packed(tokenizer, DOCUMENTS[:3], tmp_path / "made", heldout=1e-12)
+    corpus = packed(tokenizer, DOCUMENTS[:3], tmp_path / "corpus", heldout=1e-12)
     assert corpus.count("heldout") == 0
     assert corpus.sequences("heldout").shape == (0, LENGTH)
 
 
 def test_progress_is_reported_with_documents_and_training_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    corpus = pack(DOCUMENTS, tokenizer, LENGTH, 0.2, 0.2, None, tmp_path / "made", lambda *counts: seen.append(counts))
+    corpus = pack(
+        DOCUMENTS, tokenizer, LENGTH, 0.2, 0.2, None, tmp_path / "corpus", lambda *counts: seen.append(counts)
+    )
     assert seen[-1][0] == len(DOCUMENTS)
     assert corpus.count("train") * LENGTH <= seen[-1][1] < (corpus.count("train") + 1) * LENGTH
 
 
 def test_a_damaged_corpus_is_detected(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    made = packed(tokenizer, DOCUMENTS, tmp_path / "made")
-    folder = made.folder.rename(tmp_path / made.fingerprint)
+    corpus = packed(tokenizer, DOCUMENTS, tmp_path / "corpus")
+    folder = corpus.folder.rename(tmp_path / corpus.fingerprint)
     assert packed_problem(folder) is None
     content = bytearray((folder / "train.bin").read_bytes())
     content[100] ^= 1
