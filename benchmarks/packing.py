@@ -98,11 +98,11 @@ def _row(name: str, text: Path, runs: dict[tuple[str, Path], list[Packed]]) -> l
 
 
 def _library(text: Path, tokenizer: Path) -> Packed:
-    from retain.datamodules.corpora.packing import cut
+    from retain.datamodules.corpora.packing import batch_documents
     from retain.datamodules.corpora.tokenizer import load_tokenizer
 
     core = load_tokenizer(tokenizer).core
-    batches = list(cut(documents_in(text)))
+    batches = list(batch_documents(documents_in(text)))
     tokens = 0
 
     def encode() -> None:

@@ -1,1 +1,1 @@
-"""What is read: corpora, tokenising and packing, exact mixtures, the data module of a stage."""
+"""The data of a stage: corpora (read, tokenise, pack) and order (which sequences a stage reads, and when)."""

@@ -1,1 +1,1 @@
-"""What is optimised: models, the objective of each stage, schedules, dropout."""
+"""The training of a stage: models, adapters, the loss, schedules, early stopping, sharding and compilation."""

@@ -1,4 +1,4 @@
-"""Early stopping on a held-out loss, keeping the best weights (paper, Section 3: Stage 2)."""
+"""Early stopping on a held-out loss, keeping the best weights (paper, Section 3, Stage 2)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +12,10 @@ from retain.lightning_modules.stage import StageModule
 
 
 class KeepBest(Callback):
-    """Evaluates every so many steps, stops after `patience` evaluations without a new best, restores the best weights.
+    """Evaluates every `every` steps, stops after `patience` evaluations without a new best, restores the best weights.
 
-    `evaluate` is given the step. The last step of the stage is always evaluated, so the best of all that was trained is
-    kept.
+    evaluate: returns the held-out loss at a step. The last step of the stage is always evaluated, so the weights kept are
+    the best of the whole stage.
     """
 
     def __init__(self, evaluate: Callable[[int], float], every: int, patience: int, steps: int) -> None:
@@ -23,8 +23,9 @@ class KeepBest(Callback):
         self.loss: float | None = None
         self.step = 0
         self.without_gain = 0
+        """Evaluations since the best one."""
         self.weights: dict[str, torch.Tensor] = {}
-        """This rank's rows of the best trained weights, on the CPU."""
+        """This rank's rows of the best weights, trained parameters only, on the CPU."""
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
@@ -51,15 +52,15 @@ class KeepBest(Callback):
                     local_part(parameter).copy_(self.weights[name])
 
     def state(self) -> dict[str, Any]:
-        """What a resumed stage needs beside the best weights."""
+        """Return what a resumed stage needs besides the best weights."""
         return {"loss": self.loss, "step": self.step, "without_gain": self.without_gain}
 
     def restore(self, state: Mapping[str, Any], weights: dict[str, torch.Tensor]) -> None:
-        """Go on from a `state` and the best weights of that time."""
+        """Resume from an earlier `state()` and its best weights."""
         self.loss, self.step, self.without_gain = state["loss"], state["step"], state["without_gain"]
         self.weights = weights
 
     def summary(self) -> Mapping[str, float]:
-        """Where the best weights were found: step and held-out loss (nats per token)."""
+        """Return the step and the held-out loss (nats per token) of the best weights."""
         assert self.loss is not None
         return {"best_step": self.step, "best_loss": self.loss}

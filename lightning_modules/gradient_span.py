@@ -1,4 +1,4 @@
-"""How much of one task's gradient lies in the subspace that another task's gradients span, at the same weights."""
+"""The share of one task's gradient that lies in the span of another task's gradients, at the same weights."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,27 +9,30 @@ from torch import nn
 from retain.lightning_modules.objective import summed_loss
 
 CHUNK = 2**18
-"""Numbers of each gradient that are multiplied in fp64 at a time."""
-FAINTEST = 1e-10
-"""Directions whose energy is below this share of the strongest one's are rounding, not directions."""
+"""Coordinates of each gradient that are multiplied in fp64 at a time."""
+MIN_ENERGY = 1e-10
+"""Directions with less than this share of the strongest direction's energy are rounding errors."""
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """A seeded linear map of gradients to `size` numbers; the identity where `size` is None.
+    """A seeded linear map of gradients to `size` numbers; the identity if `size` is None.
 
     A count-sketch (Charikar, Chen and Farach-Colton, 2002): every coordinate is added to one of `size` sums, with a random
-    sign. Coordinates are taken in blocks of `size`, each block turned round by a random shift, so that two of one block
-    never meet and others do with a chance of 1 / size. Inner products of unit vectors keep their value with a standard
-    deviation of at most √(2 / size), 0.6% at 65,536. A gradient outside of the span of m others seems to lie inside it
-    with a share of about m / size.
+    sign. Coordinates are taken in blocks of `size`, each rotated by a random shift: two coordinates of one block never
+    share a sum, and two of different blocks do with probability 1 / size. Inner products of unit vectors are preserved with
+    a standard deviation of at most √(2 / size), 0.6% at 65,536. A gradient orthogonal to the span of m others appears to
+    have a share of about m / size in it.
     """
 
     size: int | None
     seed: int = 0
 
     def __call__(self, parts: Iterable[torch.Tensor]) -> torch.Tensor:
-        """The parts of one vector, cut the same way at every call, as fp32 on the CPU: [size], or [all] for the identity."""
+        """Return the sketch of a vector given in parts: fp32 on the CPU, [size], or the whole vector for the identity.
+
+        Sketches are comparable only if every vector is cut into parts of the same sizes.
+        """
         if self.size is None:
             return torch.cat([part.detach().float().flatten().cpu() for part in parts])
         sums = torch.zeros(self.size, dtype=torch.float64)
@@ -48,7 +51,7 @@ class Sketch:
 
 @dataclass(frozen=True)
 class SpanShare:
-    """‖P g‖² / ‖g‖² of each gradient g asked about, P the projection onto the span; and the span's dimension."""
+    """‖P g‖² / ‖g‖² of each measured gradient g, where P projects onto the span; and the span's dimension."""
 
     shares: tuple[float, ...]
     rank: int
@@ -61,28 +64,29 @@ class SpanShare:
 def share_in_span(
     model: nn.Module,
     spanning: Sequence[torch.Tensor],
-    asked: Sequence[torch.Tensor],
+    measured: Sequence[torch.Tensor],
     sketch: Sketch,
-    at_a_time: int,
+    micro_batch: int,
 ) -> SpanShare:
-    """The share of the gradients of the batches `asked` inside the span of those of the batches `spanning`.
+    """Return the share of each gradient of the batches `measured` in the span of the gradients of the batches `spanning`.
 
-    A batch: int64 [sequences, length]; its gradient is that of the mean next-token loss over all weights, without dropout,
-    from `at_a_time` sequences at a time. Kept in memory: one gradient of the model, and a sketch for each batch.
+    A batch is int64 [sequences, length]. Its gradient is that of the mean next-token loss with respect to all weights,
+    without dropout, accumulated over `micro_batch` sequences at a time. Memory: one gradient of the model, and one sketch a
+    batch.
     """
-    basis = span_of(torch.stack([batch_gradient(model, batch, sketch, at_a_time) for batch in spanning]))
-    shares = tuple(share_inside(basis, batch_gradient(model, batch, sketch, at_a_time)) for batch in asked)
+    basis = span_basis(torch.stack([batch_gradient(model, batch, sketch, micro_batch) for batch in spanning]))
+    shares = tuple(share_inside(basis, batch_gradient(model, batch, sketch, micro_batch)) for batch in measured)
     return SpanShare(shares, len(basis))
 
 
-def batch_gradient(model: nn.Module, batch: torch.Tensor, sketch: Sketch, at_a_time: int) -> torch.Tensor:
-    """The sketched gradient of the mean next-token loss (nats per token) of one batch; the model's own are cleared."""
+def batch_gradient(model: nn.Module, batch: torch.Tensor, sketch: Sketch, micro_batch: int) -> torch.Tensor:
+    """Return the sketched gradient of one batch's mean next-token loss (nats per token); clears the model's gradients."""
     was_training = model.training
     model.eval()
     model.zero_grad(set_to_none=True)
     device = next(model.parameters()).device
     predictions = batch.shape[0] * (batch.shape[1] - 1)
-    for part in torch.split(batch, at_a_time):
+    for part in torch.split(batch, micro_batch):
         (summed_loss(model, part.to(device)) / predictions).backward()  # type: ignore[no-untyped-call]
     gradient = sketch(
         parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
@@ -93,23 +97,23 @@ def batch_gradient(model: nn.Module, batch: torch.Tensor, sketch: Sketch, at_a_t
     return gradient
 
 
-def span_of(gradients: torch.Tensor) -> torch.Tensor:
-    """An orthonormal basis, [rank, d], of the span of gradients, [m, d], each taken at unit length.
+def span_basis(gradients: torch.Tensor) -> torch.Tensor:
+    """Return an orthonormal basis [rank, d] of the span of gradients [m, d], each scaled to unit length.
 
-    From the eigenvectors of their m × m products, so that it needs no more than a second copy of them.
+    Computed from the eigenvectors of the m × m matrix of inner products, so memory is one more copy of the gradients.
     """
     lengths: torch.Tensor = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
     directions: torch.Tensor = gradients[lengths > 0] / lengths[lengths > 0, None].float()
     if not len(directions):
         return directions
     energies, vectors = torch.linalg.eigh(_products(directions))
-    kept = energies > FAINTEST * energies[-1]
+    kept = energies > MIN_ENERGY * energies[-1]
     weights: torch.Tensor = vectors[:, kept] / energies[kept].sqrt()
     return weights.T.float() @ directions
 
 
 def share_inside(basis: torch.Tensor, gradient: torch.Tensor) -> float:
-    """‖P g‖² / ‖g‖², in [0, 1]; 0 for a gradient that is 0."""
+    """Return ‖P g‖² / ‖g‖² in [0, 1], where P projects onto an orthonormal basis; 0 for a zero gradient."""
     whole = float(gradient.double().square().sum())
     if whole == 0:
         return 0.0
@@ -118,7 +122,7 @@ def share_inside(basis: torch.Tensor, gradient: torch.Tensor) -> float:
 
 
 def _products(directions: torch.Tensor) -> torch.Tensor:
-    """All inner products, [m, m], summed in fp64 over blocks of coordinates."""
+    """Return all inner products, [m, m], summed in fp64 over blocks of coordinates."""
     products = torch.zeros(len(directions), len(directions), dtype=torch.float64)
     for block in torch.split(directions, CHUNK, dim=1):
         exact = block.double()

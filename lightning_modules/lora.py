@@ -1,9 +1,9 @@
-"""Low-rank adapters by peft: the base is frozen, they alone are trained, and at the end they are merged into it.
+"""Low-rank adapters (LoRA, by peft): only the adapters are trained, and they are merged into the base at the end.
 
-A head that is tied to the input embedding is untied first: an adapter on the head changes the output matrix alone, and a
-merged matrix that both share would change the embedding too. So what comes out of a stage with an adapter on the head is
-an untied model (`tie_word_embeddings: false`, a `lm_head.weight` of its own), larger by one embedding; stages after it
-load and train it as such, its head decaying as an untied head does.
+A head that is tied to the input embedding is untied before it gets an adapter: the adapter changes the output matrix alone,
+and merging it into a shared matrix would change the embedding too. So a stage with an adapter on the head ends in an untied
+model (`tie_word_embeddings: false`, with its own `lm_head.weight`), larger by one embedding matrix. Later stages load and
+train the untied model, with weight decay on its head.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,11 @@ HEAD = "lm_head"
 
 
 def add_adapters(model: LlamaForCausalLM, lora: Mapping[str, Any], seed: int) -> None:
-    """Freeze the model and wrap its `targets`, in place; lora: rank, alpha, dropout and targets (paper, Table 9).
+    """Freeze the model and add adapters to its target modules, in place.
 
-    At first the adapters change nothing (B is 0); A is a function of the seed. The wrapped modules stay where they were, so
-    hooks put on them later see the input and the output of base and adapter together.
+    lora: rank, alpha, dropout and targets (paper, Table 9). New adapters do not change the model, because B is 0; A is a
+    function of the seed. Target modules keep their names, so hooks registered later on them see the input and the output
+    of base and adapter together.
     """
     if HEAD in lora["targets"] and model.config.tie_word_embeddings:
         model.config.tie_word_embeddings = False
@@ -35,9 +36,9 @@ def add_adapters(model: LlamaForCausalLM, lora: Mapping[str, Any], seed: int) ->
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Add every adapter to its base, in place: from here on the base alone is what the model computes with.
+    """Merge every adapter into its base, in place: afterwards the model computes with the base alone.
 
-    Weights that ranks hold in parts stay in parts; every rank must call it then.
+    Sharded weights stay sharded; every rank must then call this.
     """
     for part in model.modules():
         if isinstance(part, LoraLayer):
@@ -45,5 +46,5 @@ def merge_adapters(model: nn.Module) -> None:
 
 
 def plain_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of a merged model under the names of a plain Llama; those of a model without adapters as they are."""
+    """Return a merged model's weights under the names of a plain Llama; weights without adapters are unchanged."""
     return {name.replace(".base_layer", ""): weight for name, weight in weights.items() if ".lora_" not in name}

@@ -1,4 +1,4 @@
-"""Llama models from their architecture's numbers, and dropout where the paper has it."""
+"""Build and load Llama models, add dropout where the paper has it, and group parameters for AdamW."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from retain.sweeps.schema.models import Architecture
 
 
 def build_model(model: Architecture, seed: int, end_of_text: int | None = None) -> LlamaForCausalLM:
-    """A freshly initialised Llama in fp32; the weights are a function of the seed."""
+    """Return a newly initialised Llama in fp32, with weights that are a function of the seed."""
     config = LlamaConfig(
         vocab_size=model.vocabulary,
         hidden_size=model.hidden,
@@ -35,19 +35,19 @@ def build_model(model: Architecture, seed: int, end_of_text: int | None = None) 
 
 
 def load_model(folder: Path) -> LlamaForCausalLM:
-    """A model from its Hugging Face folder, safetensors only, in fp32 and ready to be trained further."""
+    """Load a model from its Hugging Face folder (safetensors only), in fp32 and in training mode."""
     model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
     )
-    # transformers hands it out in evaluation mode, in which dropout is off.
+    # transformers returns models in evaluation mode, in which dropout is off.
     model.train()
     return model
 
 
 def add_dropout(model: LlamaForCausalLM, rate: float) -> None:
-    """Dropout at the embedding, the attention weights, both residual branches and inside the MLP (paper, Table 7).
+    """Add dropout to the embedding, the attention weights, both residual branches and inside the MLP (paper, Table 7).
 
-    By hooks, so that the checkpoint stays that of a plain Llama. Active in training mode only; a rate of 0 adds nothing.
+    Uses hooks, so that the saved model stays a plain Llama. Active in training mode only; a rate of 0 adds no hooks.
     """
     if rate == 0:
         return
@@ -69,15 +69,15 @@ def add_dropout(model: LlamaForCausalLM, rate: float) -> None:
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """What is optimised, by name: all parameters, or the adapters alone."""
+    """Yield the names and values of the trained parameters: all parameters, or with LoRA only the adapters."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's two groups: matrices (adapters too) decay; norms and embeddings (with a tied head) do not."""
+    """Return AdamW's two groups: matrices and adapters with weight decay; norms, embeddings and a tied head without."""
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for _, parameter in trained_parameters(model):
-        (decayed if parameter.dim() > 1 and id(parameter) not in embeddings else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        (decayed if parameter.dim() > 1 and id(parameter) not in embeddings else undecayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]

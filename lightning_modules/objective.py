@@ -1,7 +1,7 @@
-"""The loss that every stage trains on and is judged by: mean next-token cross-entropy, nats per token.
+"""The training and evaluation loss of every stage: mean next-token cross-entropy, nats per token.
 
-Logits are made for some hundred or thousand tokens at a time and never kept: with a vocabulary of 49,152 those of 8
-sequences of 1,024 would take 1.6 GB in fp32, and their gradient as much again.
+Logits are computed in chunks of a few hundred or thousand tokens and never kept: with a vocabulary of 49,152, the logits of
+8 sequences of 1,024 tokens would take 1.6 GB in fp32, and their gradient as much again.
 """
 
 from collections.abc import Callable
@@ -12,34 +12,37 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
-from retain.lightning_modules.shards import in_forward, reshard
+from retain.lightning_modules.shards import call_as_forward, reshard
 
-NO_TARGET = -100
+IGNORE_INDEX = -100
+"""The target of a token that has none."""
 CHUNK_TOKENS = {"cpu": 512}
-"""Tokens whose logits exist at once: on a CPU few enough for its caches."""
-CHUNK_TOKENS_ELSEWHERE = 4096
-"""On a GPU enough to fill it."""
+"""Tokens whose logits exist at once, by device type. On a CPU, few enough for its caches."""
+DEFAULT_CHUNK_TOKENS = 4096
+"""For all other devices: enough to keep a GPU busy."""
 
 LossAndGradient = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Maps logits and targets to the summed loss and its gradient with respect to the logits."""
 
 
 @dataclass(frozen=True)
 class HeldoutLoss:
-    """Of one split: nats per predicted token, and the predicted tokens behind it."""
+    """The loss on one split, in nats per predicted token, and the number of predicted tokens."""
 
     loss: float
     tokens: int
 
 
 def loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy (nats) of tokens with a target, in fp32 at least, and its gradient, in the type of the logits.
+    """Return the summed cross-entropy (nats) of all tokens with a target, and its gradient with respect to the logits.
 
-    logits: [tokens, vocabulary]; targets: int64 [tokens].
+    logits: [tokens, vocabulary]; targets: int64 [tokens], IGNORE_INDEX for none. The loss is a scalar in fp32 or better, the
+    gradient has the shape and the type of the logits.
     """
-    # Autograd of cross_entropy would go over the vocabulary twice more: for the exponentials again, and to sum rows that
-    # are 0 but for the target.
+    # Autograd of cross_entropy would pass over the vocabulary twice more: once to compute the exponentials again, once to
+    # sum rows that are 0 except at the target.
     exact = _at_least_fp32(logits)
-    counts = (targets != NO_TARGET).to(exact.dtype)
+    counts = (targets != IGNORE_INDEX).to(exact.dtype)
     highest = exact.amax(dim=1, keepdim=True)
     exponentials = (exact - highest).exp_()
     total = exponentials.sum(dim=1, keepdim=True)
@@ -51,27 +54,27 @@ def loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torc
 
 
 def summed_loss(
-    model: nn.Module, sequences: torch.Tensor, of_logits: LossAndGradient = loss_and_gradient
+    model: nn.Module, sequences: torch.Tensor, loss_fn: LossAndGradient = loss_and_gradient
 ) -> torch.Tensor:
-    """Summed cross-entropy over all predictions, to be trained on: each sequence has length - 1 of them.
+    """Return the summed cross-entropy of all predictions, for training: a scalar in fp32, nats.
 
-    sequences: int64 [sequences, length]. Returns a scalar in fp32, nats. of_logits: `loss_and_gradient`, or it compiled.
+    sequences: int64 [sequences, length], with length - 1 predictions each. loss_fn: `loss_and_gradient`, or a compiled one.
     """
 
     def loss(model: Any, sequences: torch.Tensor) -> torch.Tensor:
         hidden = model.model(input_ids=sequences).last_hidden_state.flatten(0, 1)
         trained = [parameter for parameter in model.lm_head.parameters() if parameter.requires_grad]
-        found: torch.Tensor = _SummedLoss.apply(of_logits, model.lm_head, hidden, _targets(sequences), *trained)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = _SummedLoss.apply(loss_fn, model.lm_head, hidden, _targets(sequences), *trained)  # type: ignore[no-untyped-call]
         return found
 
-    return in_forward(model, loss, sequences)
+    return call_as_forward(model, loss, sequences)
 
 
 @torch.no_grad()
 def next_token_losses(model: nn.Module, sequences: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy of each sequence over its length - 1 predictions, without a gradient.
+    """Return the summed cross-entropy of each sequence over its length - 1 predictions: fp32 [sequences], nats.
 
-    sequences: int64 [sequences, length]. Returns fp32 [sequences], nats.
+    sequences: int64 [sequences, length]. Computes no gradient.
     """
 
     def losses(model: Any, sequences: torch.Tensor) -> torch.Tensor:
@@ -80,25 +83,25 @@ def next_token_losses(model: nn.Module, sequences: torch.Tensor) -> torch.Tensor
         chunks = zip(torch.split(hidden, size), torch.split(_targets(sequences), size), strict=True)
         found = [
             functional.cross_entropy(
-                _at_least_fp32(model.lm_head(hidden)), targets, ignore_index=NO_TARGET, reduction="none"
+                _at_least_fp32(model.lm_head(hidden)), targets, ignore_index=IGNORE_INDEX, reduction="none"
             )
             for hidden, targets in chunks
         ]
         return torch.cat(found).view(len(sequences), -1).sum(dim=1)
 
-    return in_forward(model, losses, sequences)
+    return call_as_forward(model, losses, sequences)
 
 
 class _SummedLoss(torch.autograd.Function):
-    """The loss of all chunks, and the gradient of it at once, so that no chunk's logits outlive it.
+    """The loss summed over all chunks. Forward computes the gradient too, so that each chunk's logits are freed at once.
 
-    As the loss is a sum, the gradient that comes from above is one number for all of it.
+    The loss is a sum, so backward only scales the gradient by one number.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        of_logits: LossAndGradient,
+        loss_fn: LossAndGradient,
         head: nn.Module,
         hidden: torch.Tensor,
         targets: torch.Tensor,
@@ -112,24 +115,27 @@ class _SummedLoss(torch.autograd.Function):
             part = hidden[first : first + size].detach().requires_grad_()
             with torch.enable_grad():
                 logits = head(part)
-            loss, gradient = of_logits(logits.detach(), targets[first : first + size])
-            found = torch.autograd.grad(logits, [part, *trained], gradient)
-            hidden_gradient[first : first + size] = found[0]
-            for gathered, share in zip(gradients, found[1:], strict=True):
-                gathered += share
+            loss, gradient = loss_fn(logits.detach(), targets[first : first + size])
+            part_gradient, *shares = torch.autograd.grad(logits, [part, *trained], gradient)
+            hidden_gradient[first : first + size] = part_gradient
+            for accumulated, share in zip(gradients, shares, strict=True):
+                accumulated += share
             total += loss
         ctx.save_for_backward(hidden_gradient, *gradients)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *above: Any) -> Any:
-        hidden, *gradients = (gradient * above[0] for gradient in ctx.saved_tensors)
+    def backward(ctx: Any, *output_gradients: Any) -> Any:
+        hidden, *gradients = (gradient * output_gradients[0] for gradient in ctx.saved_tensors)
         return None, None, hidden, None, *gradients
 
 
 def _targets(sequences: torch.Tensor) -> torch.Tensor:
-    """The next token of each, [tokens]; a sequence's last token has none, but stays, as odd sizes multiply slowly."""
-    return functional.pad(sequences[:, 1:], (0, 1), value=NO_TARGET).flatten()
+    """Return the next token of each token, [tokens].
+
+    The last token of a sequence has target IGNORE_INDEX. It is not removed, because matrix products of odd sizes are slow.
+    """
+    return functional.pad(sequences[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
 
 
 def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
@@ -137,7 +143,7 @@ def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _chunk_tokens(hidden: torch.Tensor) -> int:
-    return CHUNK_TOKENS.get(hidden.device.type, CHUNK_TOKENS_ELSEWHERE)
+    return CHUNK_TOKENS.get(hidden.device.type, DEFAULT_CHUNK_TOKENS)
 
 
 @torch.no_grad()
@@ -148,19 +154,20 @@ def heldout_loss(
     bf16: bool,
     rank: int = 0,
     world: int = 1,
-    at_a_time: int = 16,
+    batch_size: int = 16,
 ) -> HeldoutLoss:
-    """The mean over all sequences of a held-out split, each once, summed in fp64 over all ranks.
+    """Return the mean loss over all sequences of a held-out split, each once, summed in fp64 over all ranks.
 
-    Never compiled, so that runs that were trained with and without compiling are judged by the same arithmetic.
+    sequences: int64 [sequences, length], the whole split on every rank. Never compiled, so that runs trained with and
+    without compiling are evaluated with the same arithmetic.
     """
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
     mine = sequences[rank::world]
-    # Every rank makes the same number of calls: a sharded model gathers its weights in each.
-    for first in range(0, -(-len(sequences) // world), at_a_time):
-        block = mine[first : first + at_a_time]
+    # Every rank makes the same number of calls, because a sharded model gathers its weights in each call.
+    for first in range(0, -(-len(sequences) // world), batch_size):
+        block = mine[first : first + batch_size]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16), torch.compiler.set_stance("force_eager"):
             losses = next_token_losses(model, (block if len(block) else sequences[:1]).to(device))
         if len(block):

@@ -1,13 +1,13 @@
-"""The learning rate over a stage."""
+"""The learning-rate schedule of a stage."""
 
 import math
 
 
 def learning_rate(step: int, steps: int, peak: float, floor: float, warmup: int) -> float:
-    """The rate of a step, counted from 0: linear warm-up to the peak, then a cosine that ends at the floor (Table 5).
+    """Return the learning rate of a step, counted from 0: linear warm-up to `peak`, then cosine decay to `floor`.
 
-    A floor above the peak, as at some points of the paper's Table 8, is lowered to the peak: the rate then stays
-    constant after the warm-up rather than rising past the peak that the point is named after.
+    The schedule of the paper's Table 5. A floor above the peak, as in some rows of the paper's Table 8, is lowered to the
+    peak: the learning rate then stays at the peak after the warm-up.
     """
     floor = min(floor, peak)
     if step < warmup:

@@ -1,4 +1,4 @@
-"""Parameters that ranks hold in parts: fully sharded data parallelism splits each one by rows."""
+"""Fully sharded data parallelism (FSDP): each rank holds a block of rows of every parameter."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,19 +13,19 @@ from transformers import LlamaForCausalLM
 
 
 def shard_model(model: LlamaForCausalLM, mesh: DeviceMesh) -> None:
-    """Split every layer's parameters, and the rest of the model's, by rows over the ranks of a mesh."""
+    """Shard the parameters of every layer, and those outside the layers, by rows over the ranks of a mesh."""
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
-def in_forward(
+def call_as_forward(
     model: nn.Module, function: Callable[[Any, torch.Tensor], torch.Tensor], sequences: torch.Tensor
 ) -> torch.Tensor:
-    """function(model, sequences) as the forward pass of a model, before which one held in parts gathers its weights."""
+    """Return function(model, sequences), called as the model's forward pass so that a sharded model gathers its weights."""
     if not isinstance(model, FSDPModule):
         return function(model, sequences)
-    # The hooks that gather and shard again are around forward, whatever it is.
+    # FSDP's hooks, which gather and reshard the weights, wrap whatever `forward` is.
     model.forward = partial(function, model)
     try:
         found: torch.Tensor = model(sequences)
@@ -35,24 +35,24 @@ def in_forward(
 
 
 def reshard(model: nn.Module) -> None:
-    """Go back to this rank's rows after a forward pass without a backward one, which leaves the root's gathered."""
+    """Free the weights that a forward pass without a backward pass leaves gathered in a sharded model's root."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's rows of a tensor that is held in parts; any other tensor itself."""
+    """Return this rank's rows of a sharded tensor; any other tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def first_row(tensor: DTensor) -> int:
-    """The number of this rank's first row: rows are cut into equal blocks, the last ones shorter or empty."""
+    """Return the index of this rank's first row. Rows are split into equal blocks; the last ones may be shorter or empty."""
     block = -(-tensor.shape[0] // tensor.device_mesh.size())
     return min(tensor.device_mesh.get_local_rank() * block, tensor.shape[0])
 
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights on the CPU by name. Every rank must call it: each gets the parts of the others."""
+    """Return all weights by name, gathered from all ranks, on the CPU. Every rank must call this."""
     return {name: _whole(parameter).detach().cpu() for name, parameter in model.named_parameters()}
 
 

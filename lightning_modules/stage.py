@@ -1,4 +1,4 @@
-"""One stage as Lightning trains it: a batch is an optimiser step, whatever ranks and micro-batches share it."""
+"""The LightningModule of a stage: one global batch is one optimiser step, for any number of ranks and micro-batches."""
 
 import contextlib
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from retain.lightning_modules.shards import shard_model
 
 
 class StageModule(LightningModule):
-    """AdamW on the next-token loss, by a stage's recipe.
+    """Trains a model with AdamW on the next-token loss, by a stage's recipe.
 
-    Optimisation is manual so that one Lightning batch is one step: the position in the data is the step counter, and the
-    gradient of a step is that of the mean over its global batch, also where the last batch is smaller.
+    Optimisation is manual, so that one Lightning batch is one step. So the step counter gives the position in the data, and
+    the gradient of a step is that of the mean loss over its global batch, also if the last batch is smaller.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class StageModule(LightningModule):
         self.recipe = recipe
         self.micro_batch = micro_batch
         self.sharded = sharded
-        """Whether ranks hold the weights in parts."""
+        """Whether the weights are sharded over the ranks."""
         self.compiled = compiled
         self.step = 0
         """Steps trained, over all attempts."""
         self.loss_sum = torch.zeros(())
-        """Of the steps since a callback last cleared it: their mean losses, added up (nats per token)."""
+        """The sum of the steps' mean losses (nats per token) since a callback last reset it."""
         add_dropout(model, recipe["dropout"])
-        self.of_logits = compiled_loss_and_gradient() if compiled else loss_and_gradient
+        self.loss_fn = compiled_loss_and_gradient() if compiled else loss_and_gradient
         if compiled:
             compile_layers(model)
 
@@ -59,19 +59,19 @@ class StageModule(LightningModule):
         groups = parameter_groups(self.model, recipe["weight_decay"])
         return torch.optim.AdamW(groups, lr=recipe["lr"], betas=tuple(recipe["betas"]), fused=True)
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
         recipe = self.recipe
         return learning_rate(step, recipe["steps"], recipe["lr"], recipe["min_lr"], recipe["warmup"])
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
-        """One optimiser step. batch: this rank's sequences, int64 [sequences, length]."""
+        """Take one optimiser step. batch: this rank's sequences, int64 [sequences, length]."""
         step = self.step
-        # Dropout is a function of seed, step and rank, so that a resumed run draws the same.
-        _seed(((self.recipe["seed"] * 1_000_003 + step) * 4_099 + self.global_rank) % 2**63, self.device)
+        # Dropout is a function of seed, step and rank, so that resumed runs draw the same masks.
+        _seed_device(((self.recipe["seed"] * 1_000_003 + step) * 4_099 + self.global_rank) % 2**63, self.device)
         optimizer = cast(LightningOptimizer, self.optimizers())
         for group in optimizer.param_groups:
-            group["lr"] = self.rate(step)
+            group["lr"] = self.learning_rate_at(step)
         self._accumulate_gradients(batch, step)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe["clip"])
         optimizer.step()
@@ -79,7 +79,7 @@ class StageModule(LightningModule):
         self.step += 1
 
     def _accumulate_gradients(self, batch: torch.Tensor, step: int) -> None:
-        """The gradient of the mean loss over the global batch; the strategy averages over ranks."""
+        """Accumulate the gradient of the mean loss over the global batch; the strategy averages it over ranks."""
         world = self.trainer.world_size
         whole = min(self.recipe["batch"], self.recipe["sequences"] - step * self.recipe["batch"])
         predictions = whole * (batch.shape[1] - 1)
@@ -88,18 +88,18 @@ class StageModule(LightningModule):
         for first in range(0, largest, size):
             part = batch[first : first + size]
             last = first + size >= largest
-            with contextlib.nullcontext() if last else self._no_sync(), self._as_compiled(len(part)):
-                # A rank without sequences left still takes part, with no weight.
+            with contextlib.nullcontext() if last else self._no_sync(), self._compile_stance(len(part)):
+                # A rank without sequences still takes part in the collectives, with weight 0.
                 sequences = part if len(part) else batch.new_zeros(1, batch.shape[1])
-                loss = summed_loss(self.model, sequences, self.of_logits)
+                loss = summed_loss(self.model, sequences, self.loss_fn)
                 loss = loss * (world / predictions if len(part) else 0.0)
                 self.manual_backward(loss)
             self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
 
-    def _as_compiled(self, sequences: int) -> contextlib.AbstractContextManager[Any]:
-        """Only what a rank takes at a time in most steps is compiled for; the odd rest of a batch runs eagerly.
+    def _compile_stance(self, sequences: int) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which only micro-batches of the usual size are compiled; smaller remainders run eagerly.
 
-        So each step computes the same in every attempt, whichever steps an attempt has seen before.
+        So a step is computed in the same way in every attempt, whichever steps the attempt has run before.
         """
         usual = min(self.micro_batch or self.recipe["batch"], -(-self.recipe["batch"] // self.trainer.world_size))
         if not self.compiled or sequences == usual:
@@ -108,14 +108,16 @@ class StageModule(LightningModule):
         return stance
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Gradients of all but a step's last micro-batch stay on their rank."""
+        """Return a context without gradient synchronisation, for all but the last micro-batch of a step."""
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else contextlib.nullcontext()
 
 
-def _seed(number: int, device: torch.device) -> None:
-    """As torch.manual_seed, for one device: that takes milliseconds a step to note, for each kind of device that has not
-    been used, where in the program it was called."""
+def _seed_device(number: int, device: torch.device) -> None:
+    """Seed one device.
+
+    torch.manual_seed would take milliseconds a step: for each kind of device that is not in use it records a stack trace.
+    """
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         torch.cuda.manual_seed(number)

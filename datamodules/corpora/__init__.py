@@ -1,0 +1,1 @@
+"""Corpora: read documents, tokenise them, and pack them into sequences of one length."""

@@ -1,13 +1,13 @@
-"""Whether everything that a study reads is there, asked of its sources before anything long starts.
+"""Quick check of a study's data sources: whether each one resolves, without downloading it.
 
-For each corpus the first record is read by the code that `retain data` reads all of it with.
+Reads the first document of each corpus with the code that `retain data` reads the whole corpus with.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from retain.datamodules.corpora.documents import read_documents
-from retain.datamodules.corpora.hub import COMMIT, HubSilentError, is_on_hub, look_up
+from retain.datamodules.corpora.hub import COMMIT, HubUnreachableError, is_on_hub, look_up
 from retain.datamodules.corpora.tokenizer import TOKENIZER_FILES, tokenizer_files
 from retain.sweeps.base.errors import RetainError
 from retain.sweeps.schema.read import StudyFile
@@ -16,80 +16,82 @@ from retain.sweeps.schema.study import Corpus, Tokenizer
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a study reads: whether it resolves, and what it resolves to."""
+    """The result for one source: whether it resolves, and to what."""
 
     name: str
-    """As an override names it: corpora.music, tokenizer."""
+    """The source's name in an override: `corpora.music`, `tokenizer`."""
     source: str
-    """In words: id, configuration and split, or files, or a package."""
+    """A description: id, configuration and split, or files, or a package."""
     revision: str | None
-    """As the study says; None where there is none to say."""
+    """The revision that is read; None for a source that has none."""
     commit: str | None
-    """What the revision stands for on the hub now."""
+    """The commit on the hub that the revision points to now."""
     begins: str | None
-    """How the first document begins."""
+    """The beginning of the first document, at most 200 characters."""
     problem: str | None
-    """What is wrong and the cure; None where all is well."""
+    """What is wrong and what to do; None if the source resolves."""
 
     @property
     def pin(self) -> str | None:
-        """The override that pins what is on a branch; None where it is pinned already, or cannot be."""
+        """The override that pins the source to its current commit; None if it is pinned already or cannot be."""
         moving = self.commit is not None and not COMMIT.fullmatch(self.revision or "")
         return f"{self.name}.revision={self.commit}" if moving else None
 
 
 def check_sources(file: StudyFile) -> Iterator[Check]:
-    """The tokeniser, then each corpus. Once the hub has been silent, the others on it are not asked any more."""
-    silent: HubSilentError | None = None
+    """Check the tokeniser, then each corpus.
+
+    Once the hub has not answered, the remaining sources on the hub are reported as not checked, without asking again.
+    """
+    unreachable: HubUnreachableError | None = None
     if file.study.tokenizer is not None:
-        made = _check_tokenizer(file.study.tokenizer, file)
-        silent = made[1]
-        yield made[0]
+        check, unreachable = _check_tokenizer(file.study.tokenizer, file)
+        yield check
     for name, corpus in file.study.corpora.items():
-        made = _check_corpus(f"corpora.{name}", corpus, file, silent)
-        silent = silent or made[1]
-        yield made[0]
+        check, failure = _check_corpus(f"corpora.{name}", corpus, file, unreachable)
+        unreachable = unreachable or failure
+        yield check
 
 
-def _check_tokenizer(tokenizer: Tokenizer, file: StudyFile) -> tuple[Check, HubSilentError | None]:
+def _check_tokenizer(tokenizer: Tokenizer, file: StudyFile) -> tuple[Check, HubUnreachableError | None]:
     if tokenizer.hf is None:
         return Check("tokenizer", f"{tokenizer.train} entries, trained on the corpora", None, None, None, None), None
-    source, commit, problem, silent = tokenizer.hf, None, None, None
+    source, commit, problem, unreachable = tokenizer.hf, None, None, None
     try:
         if (file.folder / tokenizer.hf).is_dir():
             tokenizer_files(file.folder / tokenizer.hf)
         else:
-            found = look_up("model", tokenizer.hf, tokenizer.revision)
-            commit = found.commit
-            if absent := [name for name in TOKENIZER_FILES if name not in found.files]:
-                problem = f"it lacks {' and '.join(absent)}; name a model that ships its tokeniser"
+            repository = look_up("model", tokenizer.hf, tokenizer.revision)
+            commit = repository.commit
+            if absent := [name for name in TOKENIZER_FILES if name not in repository.files]:
+                problem = f"{tokenizer.hf} has no {' and no '.join(absent)}; choose a model that ships its tokeniser"
     except RetainError as error:
-        problem, silent = str(error), error if isinstance(error, HubSilentError) else None
-    return Check("tokenizer", source, tokenizer.revision, commit, None, problem), silent
+        problem, unreachable = str(error), error if isinstance(error, HubUnreachableError) else None
+    return Check("tokenizer", source, tokenizer.revision, commit, None, problem), unreachable
 
 
 def _check_corpus(
-    name: str, corpus: Corpus, file: StudyFile, silent: HubSilentError | None
-) -> tuple[Check, HubSilentError | None]:
+    name: str, corpus: Corpus, file: StudyFile, unreachable: HubUnreachableError | None
+) -> tuple[Check, HubUnreachableError | None]:
     commit, begins, problem = None, None, None
     on_hub = is_on_hub(corpus, file.folder)
     revision = (corpus.revision or "main") if on_hub else None
     try:
         if on_hub:
-            if silent is not None:
-                raise HubSilentError("not asked, as the hub does not answer; see above")
+            if unreachable is not None:
+                raise HubUnreachableError("not checked, because the hub does not answer (see above)")
             assert corpus.hf is not None
             commit = look_up("dataset", corpus.hf, revision).commit
-        read = corpus.model_copy(update={"revision": commit}) if on_hub else corpus
-        begins = next(iter(read_documents(read, file.folder)), None)
+        pinned_corpus = corpus.model_copy(update={"revision": commit}) if on_hub else corpus
+        begins = next(iter(read_documents(pinned_corpus, file.folder)), None)
         if begins is None:
-            problem = "it holds no text; name another source"
+            problem = "the source holds no text; choose another source"
     except RetainError as error:
-        problem, silent = str(error), error if isinstance(error, HubSilentError) else None
-    return Check(name, _described(corpus, on_hub), revision, commit, begins and begins[:200], problem), silent
+        problem, unreachable = str(error), error if isinstance(error, HubUnreachableError) else None
+    return Check(name, _describe(corpus, on_hub), revision, commit, begins and begins[:200], problem), unreachable
 
 
-def _described(corpus: Corpus, on_hub: bool) -> str:
+def _describe(corpus: Corpus, on_hub: bool) -> str:
     if corpus.package is not None:
         return f"package {corpus.package}"
     if corpus.files is not None:

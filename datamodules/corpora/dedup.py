@@ -1,4 +1,4 @@
-"""Which documents have been seen before, at 8 bytes a document (a set of Python's takes about 80)."""
+"""Exact deduplication: which documents have been seen before, in 8 bytes a document (a Python set takes about 80)."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,24 +7,27 @@ Hashes = npt.NDArray[np.uint64]
 
 
 class HashSet:
-    """64-bit hashes in sorted runs; two of about one size are merged, so a set of n is in at most log2(n) runs."""
+    """A set of 64-bit hashes in sorted arrays.
+
+    Arrays of about one size are merged, so a set of n hashes consists of at most log2(n) arrays.
+    """
 
     def __init__(self) -> None:
-        self.runs: list[Hashes] = []
+        self.arrays: list[Hashes] = []
 
     def add(self, hashes: list[int]) -> list[int]:
-        """Add hashes; the places of those that are new, each at its first place, in order."""
-        values, places = np.unique(np.array(hashes, np.uint64), return_index=True)
+        """Add hashes; return the indices of those that are new, ascending, each at its first occurrence."""
+        values, indices = np.unique(np.array(hashes, np.uint64), return_index=True)
         new = np.ones(len(values), bool)
-        for run in self.runs:
-            found = np.searchsorted(run, values)
-            new &= run[np.minimum(found, len(run) - 1)] != values
+        for array in self.arrays:
+            found = np.searchsorted(array, values)
+            new &= array[np.minimum(found, len(array) - 1)] != values
         if new.any():
             self._keep(values[new])
-        return sorted(places[new].tolist())
+        return sorted(indices[new].tolist())
 
-    def _keep(self, run: Hashes) -> None:
-        while self.runs and len(self.runs[-1]) <= len(run):
-            run = np.concatenate((self.runs.pop(), run))
-            run.sort(kind="stable")
-        self.runs.append(run)
+    def _keep(self, array: Hashes) -> None:
+        while self.arrays and len(self.arrays[-1]) <= len(array):
+            array = np.concatenate((self.arrays.pop(), array))
+            array.sort(kind="stable")
+        self.arrays.append(array)

@@ -1,4 +1,4 @@
-"""The documents of a corpus, whatever its source, and what identifies the source before it is read."""
+"""Read the documents of any corpus, identify its source without reading it, and split off the held-out documents."""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,17 +7,17 @@ from typing import Any, TypeVar
 
 from retain.datamodules.corpora.files import find_files, read_files
 from retain.datamodules.corpora.packages import package_versions, read_package
-from retain.datamodules.corpora.templates import template_of
+from retain.datamodules.corpora.templates import corpus_template
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
 from retain.sweeps.schema.study import Corpus
 
 T = TypeVar("T")
 DATASETS_FORMATS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv"}
-"""What `datasets` reads local copies of a hub's files with, by ending."""
+"""The `datasets` builder for local copies of a hub's files, by file suffix."""
 
 
 def read_documents(corpus: Corpus, folder: Path) -> Iterator[str]:
-    """Non-empty documents in the source's order; relative files start at `folder`.
+    """Yield the non-empty documents of a corpus in the source's order; relative paths start at `folder`.
 
     Raises StudyError or MissingResourceError.
     """
@@ -25,22 +25,22 @@ def read_documents(corpus: Corpus, folder: Path) -> Iterator[str]:
         documents = read_package(corpus.package)
     elif corpus.hf is None:
         assert corpus.files is not None
-        documents = read_files(find_files(corpus.files, folder), template_of(corpus), corpus.separator)
+        documents = read_files(find_files(corpus.files, folder), corpus_template(corpus), corpus.separator)
     else:
         documents = _read_hf(corpus, folder)
     return (document for document in documents if document.strip())
 
 
-def source_of(corpus: Corpus, folder: Path) -> dict[str, Any]:
-    """What tells whether a source is the one that was read before, without reading it.
+def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
+    """Return what identifies a source, without reading it.
 
-    Packages by version, files by path, size and time, Hugging Face by id and revision. It only finds prepared data
-    again; identity is the fingerprint of the tokens.
+    Packages are identified by version, files by path, size and modification time, Hugging Face by id and revision. Only
+    used to find data that is prepared already: the identity of prepared data is the fingerprint of its tokens.
     """
     source: dict[str, Any] = corpus.model_dump(
         include={"package", "hf", "config", "revision", "split", "text", "separator"}
     )
-    # Only where they are used, so that what was prepared before they existed is found again.
+    # Left out at their defaults, so that data prepared before these fields existed is still found.
     if corpus.template is not None:
         source["template"] = corpus.template
     if corpus.in_turn != 1:
@@ -54,18 +54,21 @@ def source_of(corpus: Corpus, folder: Path) -> dict[str, Any]:
 
 
 def is_heldout(document: str, share: float) -> bool:
-    """Whether a document belongs to the held-out split of this share: by its hash alone, whatever the order and budget,
-    so on the same side as its exact duplicates, and in the split of every larger share too."""
+    """Return whether a document belongs to the held-out split of a share (0 to 1).
+
+    The document's hash alone decides: exact duplicates are in the same split, order and token budget do not matter, and
+    the held-out split of a share contains that of every smaller share.
+    """
     return hash_is_heldout(document_hash(document), share)
 
 
-def hash_is_heldout(number: int, share: float) -> bool:
-    """The same, of a document whose hash is known."""
-    return number < int(share * 2**64)
+def hash_is_heldout(hash_value: int, share: float) -> bool:
+    """Return whether a document with this hash belongs to the held-out split of a share."""
+    return hash_value < int(share * 2**64)
 
 
 def document_hash(document: str) -> int:
-    """64 bits of BLAKE2b over the text."""
+    """Return 64 bits of BLAKE2b over the text."""
     return int.from_bytes(hashlib.blake2b(document.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
@@ -73,7 +76,7 @@ def _read_hf(corpus: Corpus, folder: Path) -> Iterator[str]:
     import datasets
 
     assert corpus.hf is not None
-    template = template_of(corpus)
+    template = corpus_template(corpus)
     try:
         if corpus.files is None:
             stream = datasets.load_dataset(
@@ -83,34 +86,36 @@ def _read_hf(corpus: Corpus, folder: Path) -> Iterator[str]:
             builder, files = _local_files(corpus.hf, find_files(corpus.files, folder))
             stream = datasets.load_dataset(builder, data_files=files, split=corpus.split, streaming=True)
         parts = min(corpus.in_turn, stream.num_shards)
-        for record in in_turn([iter(stream.shard(parts, number)) for number in range(parts)]):
-            yield template.join(record, f"hf: {corpus.hf}")
+        records = interleave([iter(stream.shard(parts, number)) for number in range(parts)])
+        for number, record in enumerate(records, 1):
+            yield template.join(record, f"hf: {corpus.hf}, record {number}")
     except RetainError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise MissingResourceError(
             f"hf: {corpus.hf} cannot be read ({type(error).__name__}: {reason}); check id, config, revision and split, "
-            "and run `retain data` where there is internet"
+            "and run `retain data STUDY` on a machine with internet access"
         ) from error
 
 
-def in_turn(streams: list[Iterator[T]]) -> Iterator[T]:
-    """One item of each stream after another, round after round; a stream that ends is left out."""
+def interleave(streams: list[Iterator[T]]) -> Iterator[T]:
+    """Yield one item of each stream in turn, round after round, without the streams that have ended."""
     while streams:
-        going = []
+        unfinished = []
         for stream in streams:
             for item in stream:
                 yield item
-                going.append(stream)
+                unfinished.append(stream)
                 break
-        streams = going
+        streams = unfinished
 
 
 def _local_files(hf: str, files: list[Path]) -> tuple[str, list[str]]:
-    """The `datasets` format of local files, and those of them that are data: `hf` is the format, or an id of the hub.
+    """Return the `datasets` format of local files, and those of the files that are data.
 
-    Raises StudyError where no format, or more than one, is found.
+    hf: a format, or an id on the hub; with an id, the files' suffixes decide. Raises StudyError if the files have no known
+    format, or several formats.
     """
     if "/" not in hf:
         return hf, [str(file) for file in files]
@@ -120,9 +125,9 @@ def _local_files(hf: str, files: list[Path]) -> tuple[str, list[str]]:
             if suffix in DATASETS_FORMATS:
                 formats.setdefault(DATASETS_FORMATS[suffix], []).append(str(file))
     if len(formats) != 1:
-        found = " and ".join(sorted(formats)) or "no data"
+        found = " and ".join(sorted(formats)) or "no known format"
         raise StudyError(
-            f"files: {found} found beside each other; name files of one format ({', '.join(DATASETS_FORMATS)}, each also "
-            "compressed)"
+            f"files: found {found}, expected one format; name files of one format ({', '.join(DATASETS_FORMATS)}; each may "
+            "be compressed)"
         )
     return next(iter(formats.items()))

@@ -1,4 +1,4 @@
-"""Corpora in files: plain text, jsonl and parquet, plain or compressed with gzip or zstd."""
+"""Read corpora from files: text, jsonl and parquet, also compressed with gzip or zstd."""
 
 import gzip
 import io
@@ -24,9 +24,9 @@ COMPRESSIONS = (".gz", ".zst")
 
 
 def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
-    """The files that paths, folders and glob patterns name, sorted; relative ones start at `folder`.
+    """Return the files that match paths, folders or glob patterns, sorted; relative patterns start at `folder`.
 
-    Raises MissingResourceError where a pattern names none.
+    Raises MissingResourceError if a pattern matches no file.
     """
     found: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -35,24 +35,27 @@ def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
         here = [base / relative] if (base / relative).exists() else list(base.glob(str(relative)))
         files = {file for entry in here for file in (entry.rglob("*") if entry.is_dir() else [entry]) if file.is_file()}
         if not files:
-            raise MissingResourceError(f"files: {pattern} names no file (looked from {folder}); correct the path")
+            raise MissingResourceError(f"files: no file matches {pattern} (in {folder}); correct the path")
         found |= files
     return sorted(found)
 
 
 def file_format(path: Path) -> str:
-    """text, jsonl or parquet, from a name such as part-0.jsonl.zst. Raises StudyError."""
+    """Return text, jsonl or parquet, by a file's suffixes (part-0.jsonl.zst is jsonl).
+
+    Raises StudyError if the suffix is unknown.
+    """
     suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
     if not suffixes or suffixes[-1] not in FORMATS:
         raise StudyError(
-            f"files: {path.name} has no known ending ({', '.join(FORMATS)}, each also with .gz or .zst); rename it, "
-            "or name its format with hf: (json, csv, arrow, ...)"
+            f"files: {path.name} has an unknown suffix; rename the file to a known one ({', '.join(FORMATS)}, each may be "
+            "followed by .gz or .zst), or give the file's format as `hf:` (json, csv, arrow, ...)"
         )
     return FORMATS[suffixes[-1]]
 
 
 def read_files(paths: list[Path], template: Template, separator: str | None) -> Iterator[str]:
-    """The documents of files, in order. Raises StudyError where a record lacks a field or a file is damaged."""
+    """Yield the documents of files, in order. Raises StudyError if a record lacks a field or a file is damaged."""
     readers = {
         "text": lambda path: _text_documents(path, separator),
         "jsonl": lambda path: _jsonl_documents(path, template),
@@ -61,10 +64,10 @@ def read_files(paths: list[Path], template: Template, separator: str | None) -> 
     for path in paths:
         try:
             yield from readers[file_format(path)](path)
-        # ValueError is also what pyarrow and UTF-8 raise.
+        # pyarrow and the UTF-8 decoder raise subclasses of ValueError.
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise StudyError(
-                f"{path}: cannot be read ({error}); mend it, or take it out of the corpus's files:"
+                f"{path}: cannot be read ({error}); repair the file, or remove it from the corpus's `files:`"
             ) from error
 
 
@@ -74,7 +77,7 @@ def _open(path: Path) -> TextIO:
     if path.suffix == ".zst":
         import pyarrow
 
-        # The reader of `zstandard` takes a file that breaks off for a complete one.
+        # Not `zstandard`: its reader accepts a truncated file as complete.
         return io.TextIOWrapper(pyarrow.input_stream(path, compression="zstd"), encoding="utf-8")
     return path.open(encoding="utf-8")
 
@@ -98,7 +101,7 @@ def _jsonl_documents(path: Path, template: Template) -> Iterator[str]:
                 try:
                     record = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise StudyError(f"{path}, line {number}: not JSON ({error}); mend or drop the line") from None
+                    raise StudyError(f"{path}, line {number}: invalid JSON ({error}); fix or remove the line") from None
                 yield template.join(record, f"{path}, line {number}")
 
 
@@ -106,7 +109,10 @@ def _parquet_documents(path: Path, template: Template) -> Iterator[str]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.ParquetFile(path)
-    template.join(dict.fromkeys(table.schema_arrow.names, ""), str(path))  # the columns are there
+    # Fails before any row is read if a column is missing.
+    template.join(dict.fromkeys(table.schema_arrow.names, ""), str(path))
+    number = 0
     for batch in table.iter_batches(batch_size=1024, columns=template.fields):
         for record in batch.to_pylist():
-            yield template.join(record, str(path))
+            number += 1
+            yield template.join(record, f"{path}, row {number}")

@@ -1,4 +1,4 @@
-"""Documents into sequences: tokenised, end of text between them, cut to one length, memory-mapped."""
+"""Pack documents into sequences: tokenise, append end of text to each, cut to one length, write memory-mapped files."""
 
 import hashlib
 import json
@@ -19,20 +19,20 @@ from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.files import read_json
 
-DOCUMENTS_A_BATCH, CHARACTERS_A_BATCH = 1024, 2**20
-"""Where a batch of documents ends, whichever comes first; neither shows in what is packed."""
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20
+"""A batch ends at whichever comes first. Batching does not change what is packed."""
 
-BATCHES_AT_ONCE = 3
-"""Encoded side by side: each uses all cores, but for its beginning and its end."""
+CONCURRENT_BATCHES = 3
+"""Batches encoded at once. A batch uses all cores, except at its beginning and its end."""
 
 SPLITS = ("train", "heldout")
 Report = Callable[[int, int], None]
-"""Called with the documents and the training tokens so far."""
+"""Called with the numbers of documents read and of training tokens so far."""
 
 
 @dataclass(frozen=True)
 class PackedCorpus:
-    """A packed corpus on disk: `train.bin` and `heldout.bin`, little-endian, [sequences, length]."""
+    """A packed corpus on disk: manifest.json, and train.bin and heldout.bin, little-endian [sequences, length]."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -42,11 +42,11 @@ class PackedCorpus:
         return str(self.manifest["fingerprint"])
 
     def count(self, split: str) -> int:
-        """Sequences in a split."""
+        """The number of sequences in a split."""
         return int(self.manifest[split]["sequences"])
 
     def sequences(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """All sequences of a split, mapped, not read: [sequences, length]. Raises MissingResourceError."""
+        """Memory-map all sequences of a split: [sequences, length]. Raises MissingResourceError if the file is damaged."""
         shape = (self.count(split), int(self.manifest["sequence_length"]))
         if shape[0] == 0:
             return np.empty(shape, self.manifest["dtype"])
@@ -54,18 +54,21 @@ class PackedCorpus:
             return np.memmap(self.folder / f"{split}.bin", self.manifest["dtype"], "r", shape=shape)
         except (OSError, ValueError) as error:
             raise MissingResourceError(
-                f"{self.folder / split}.bin is damaged ({error}); delete {self.folder} and run `retain data` again"
+                f"{self.folder / split}.bin is damaged ({error}); delete {self.folder} and run `retain data STUDY`"
             ) from None
 
 
 def open_packed(folder: Path) -> PackedCorpus:
-    """A packed corpus from its folder. Raises FileNotFoundError, MissingResourceError."""
+    """Open a packed corpus.
+
+    Raises FileNotFoundError if it has no manifest, MissingResourceError if the manifest is damaged.
+    """
     return PackedCorpus(folder, read_json(folder / "manifest.json"))
 
 
 def packed_problem(folder: Path) -> str | None:
-    """What is wrong with a packed corpus, read again from disk; None where it is what its name says."""
-    cure = "delete the folder and run `retain data` again"
+    """Read a packed corpus and return what is damaged and what to do; None if it matches the fingerprint in its name."""
+    cure = "delete the folder and run `retain data STUDY`"
     try:
         packed = open_packed(folder)
         for split in SPLITS:
@@ -73,72 +76,17 @@ def packed_problem(folder: Path) -> str | None:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != packed.manifest[split]["sha256"]:
                     return f"{split}.bin is damaged; {cure}"
     except (OSError, MissingResourceError, ValueError, KeyError) as error:
-        return f"it cannot be read ({error}); {cure}"
-    return None if fingerprint_of(packed.manifest) == folder.name else f"its manifest is damaged; {cure}"
-
-
-def pack(
-    documents: Iterable[str],
-    tokenizer: Tokenizer,
-    sequence_length: int,
-    heldout: float,
-    withheld: float,
-    tokens: int | None,
-    folder: Path,
-    report: Report,
-) -> PackedCorpus:
-    """Tokenise and pack documents into `folder`, in flat memory but for 8 bytes of hash a document.
-
-    heldout: share of the documents; withheld: the largest such share of any corpus that is trained on beside this one,
-    kept out of this one's training split too; tokens: where the training split ends, None for all documents. Exact
-    duplicates are dropped. What is left of each split after its last whole sequence is dropped: less than one sequence.
-    """
-    folder.mkdir(parents=True)
-    dtype = np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
-    read = 0
-    with (folder / "train.bin").open("wb") as train, (folder / "heldout.bin").open("wb") as held:
-        writers = {
-            "train": _SplitWriter(train, dtype, sequence_length),
-            "heldout": _SplitWriter(held, dtype, sequence_length),
-        }
-        for batch, encoded in _encoded(_batches(documents), tokenizer):
-            for number, document in zip(batch.hashes, encoded, strict=True):
-                read += 1
-                if hash_is_heldout(number, heldout):
-                    writers["heldout"].add(document, tokenizer.end_id)
-                elif not hash_is_heldout(number, withheld):
-                    writers["train"].add(document, tokenizer.end_id)
-                if tokens is not None and writers["train"].tokens >= tokens:
-                    break
-            for writer in writers.values():
-                writer.flush()
-            report(read, writers["train"].tokens)
-            if tokens is not None and writers["train"].tokens >= tokens:
-                break
-    manifest: dict[str, Any] = {
-        "sequence_length": sequence_length,
-        "dtype": dtype.str,
-        "tokenizer": tokenizer.fingerprint,
-        **{split: writers[split].summary() for split in SPLITS},
-    }
-    manifest["fingerprint"] = fingerprint_of(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    return PackedCorpus(folder, manifest)
-
-
-def fingerprint_of(manifest: dict[str, Any]) -> str:
-    """The identity of a packed corpus: its length, its number type, and the digests of its two splits."""
-    parts = [manifest["sequence_length"], manifest["dtype"], *(manifest[split]["sha256"] for split in SPLITS)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+        return f"the corpus cannot be read ({error}); {cure}"
+    return None if fingerprint_of(packed.manifest) == folder.name else f"manifest.json is damaged; {cure}"
 
 
 class _SplitWriter:
-    """Appends whole sequences to a file and digests them on the way."""
+    """Appends whole sequences to a file and computes their SHA-256."""
 
     def __init__(self, stream: BinaryIO, dtype: np.dtype[Any], length: int) -> None:
         self.stream, self.dtype, self.length = stream, dtype, length
         self.digest = hashlib.sha256()
-        # A list of Python's becomes numbers of a machine's in a third of the time that numpy takes.
+        # array converts a list of ints in a third of the time that numpy takes.
         self.waiting = array("H" if dtype.itemsize == 2 else "I")
         self.documents = self.sequences = 0
 
@@ -146,9 +94,9 @@ class _SplitWriter:
     def tokens(self) -> int:
         return self.sequences * self.length + len(self.waiting)
 
-    def add(self, numbers: list[int], end: int) -> None:
-        self.waiting.fromlist(numbers)
-        self.waiting.append(end)
+    def add(self, token_ids: list[int], end_id: int) -> None:
+        self.waiting.fromlist(token_ids)
+        self.waiting.append(end_id)
         self.documents += 1
 
     def flush(self) -> None:
@@ -176,37 +124,109 @@ class _Batch:
     hashes: list[int]
 
 
-def _batches(documents: Iterable[str]) -> Iterator[_Batch]:
-    """All documents but exact duplicates of earlier ones."""
+def pack(
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    heldout: float,
+    withheld: float,
+    tokens: int | None,
+    folder: Path,
+    report: Report,
+) -> PackedCorpus:
+    """Tokenise and pack documents into a new `folder`; memory is constant except for 8 bytes a document.
+
+    heldout: the share of documents in the held-out split.
+    withheld: the largest held-out share of the study's corpora. Documents within it are in no training split, so that no
+        corpus trains on what another one holds out.
+    tokens: the budget of the training split; reading stops when it is reached. None for all documents.
+    Exact duplicates are dropped, and so is the incomplete sequence at the end of each split.
+    """
+    folder.mkdir(parents=True)
+    dtype = np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
+    with (folder / "train.bin").open("wb") as train, (folder / "heldout.bin").open("wb") as held:
+        writers = {
+            "train": _SplitWriter(train, dtype, sequence_length),
+            "heldout": _SplitWriter(held, dtype, sequence_length),
+        }
+        batches = _distinct_batches(documents)
+        _write_splits(_encode(batches, tokenizer), writers, tokenizer.end_id, heldout, withheld, tokens, report)
+    manifest: dict[str, Any] = {
+        "sequence_length": sequence_length,
+        "dtype": dtype.str,
+        "tokenizer": tokenizer.fingerprint,
+        **{split: writers[split].summary() for split in SPLITS},
+    }
+    manifest["fingerprint"] = fingerprint_of(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return PackedCorpus(folder, manifest)
+
+
+def _write_splits(
+    batches: Iterator[tuple[_Batch, list[list[int]]]],
+    writers: dict[str, _SplitWriter],
+    end_id: int,
+    heldout: float,
+    withheld: float,
+    tokens: int | None,
+    report: Report,
+) -> None:
+    """Write encoded documents to their splits until the training split holds `tokens` tokens; arguments as of `pack`."""
+    train, read = writers["train"], 0
+    for batch, encoded in batches:
+        for hash_value, token_ids in zip(batch.hashes, encoded, strict=True):
+            read += 1
+            if hash_is_heldout(hash_value, heldout):
+                writers["heldout"].add(token_ids, end_id)
+            elif not hash_is_heldout(hash_value, withheld):
+                train.add(token_ids, end_id)
+            if tokens is not None and train.tokens >= tokens:
+                break
+        for writer in writers.values():
+            writer.flush()
+        report(read, train.tokens)
+        if tokens is not None and train.tokens >= tokens:
+            break
+
+
+def fingerprint_of(manifest: dict[str, Any]) -> str:
+    """Return the identity of a packed corpus: a digest of its sequence length, integer type and splits."""
+    parts = [manifest["sequence_length"], manifest["dtype"], *(manifest[split]["sha256"] for split in SPLITS)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def _distinct_batches(documents: Iterable[str]) -> Iterator[_Batch]:
+    """Yield all documents in batches, without exact duplicates of earlier documents."""
     seen = HashSet()
-    for batch in cut(documents):
+    for batch in batch_documents(documents):
         hashes = [document_hash(document) for document in batch]
         new = seen.add(hashes)
         if new:
-            yield _Batch([batch[place] for place in new], [hashes[place] for place in new])
+            yield _Batch([batch[index] for index in new], [hashes[index] for index in new])
 
 
-def cut(documents: Iterable[str]) -> Iterator[list[str]]:
+def batch_documents(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Yield documents in batches of up to BATCH_DOCUMENTS documents or about BATCH_CHARACTERS characters."""
     batch: list[str] = []
     characters = 0
     for document in documents:
         batch.append(document)
         characters += len(document)
-        if len(batch) == DOCUMENTS_A_BATCH or characters >= CHARACTERS_A_BATCH:
+        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:
         yield batch
 
 
-def _encoded(batches: Iterator[_Batch], tokenizer: Tokenizer) -> Iterator[tuple[_Batch, list[list[int]]]]:
-    """Each batch with the numbers of its documents, in order; the next ones are encoded meanwhile."""
-    with ThreadPoolExecutor(BATCHES_AT_ONCE, "encode") as threads:
+def _encode(batches: Iterator[_Batch], tokenizer: Tokenizer) -> Iterator[tuple[_Batch, list[list[int]]]]:
+    """Yield each batch with the token ids of its documents, in order; the next batches are encoded in the background."""
+    with ThreadPoolExecutor(CONCURRENT_BATCHES, "encode") as threads:
         waiting = deque[tuple[_Batch, Future[list[list[int]]]]]()
         try:
             for batch in batches:
                 waiting.append((batch, threads.submit(tokenizer.encode, batch.documents)))
-                if len(waiting) == BATCHES_AT_ONCE:
+                if len(waiting) == CONCURRENT_BATCHES:
                     yield (first := waiting.popleft())[0], first[1].result()
             while waiting:
                 yield (first := waiting.popleft())[0], first[1].result()

@@ -1,11 +1,12 @@
-"""From a study's corpora to packed data in the store, prepared once per (corpus, tokeniser, sequence length).
+"""Prepare a study's corpora: packed data in the store, made once per (corpus, tokeniser, sequence length).
 
     <store>/tokenizers/<fingerprint>/   tokenizer.json, tokenizer_config.json
     <store>/corpora/<fingerprint>/      train.bin, heldout.bin, manifest.json
-    <store>/prepared/<digest>.json      which fingerprint a source was prepared to, and from which commit of the hub
+    <store>/prepared/<digest>.json      the fingerprint that a source was prepared to, and the commit it was read at
+    <store>/building/<process>-<id>/    data that a process is preparing
 
-Each is made beside its place and renamed into it, so two processes may prepare the same corpus: both work, one wins, the
-result is the same. What a killed process leaves behind is removed by the next one.
+Data is built under building/ and renamed into place, so two processes may prepare the same corpus at once: the first to
+finish publishes it, the second discards its identical copy. Folders of killed processes are removed by the next process.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from retain.datamodules.corpora.documents import is_heldout, read_documents, source_of
+from retain.datamodules.corpora.documents import is_heldout, read_documents, source_identity
 from retain.datamodules.corpora.hub import is_on_hub, pinned
 from retain.datamodules.corpora.packing import PackedCorpus, open_packed, pack
 from retain.datamodules.corpora.tokenizer import (
@@ -37,14 +38,14 @@ from retain.sweeps.tree.data_facts import UNPREPARED, CorpusFacts, Facts
 from retain.sweeps.tree.keys import canonical
 
 FORMAT = 1
-"""Of the packed data; another way to read, split or pack raises it."""
+"""The version of the packed data. Raise it when the way to read, split or pack changes."""
 
 Report = Callable[[str, int, int], None]
-"""Called with what is being prepared, the documents and the training tokens so far."""
+"""Called with the name of what is being prepared, the documents read and the training tokens so far."""
 
 
 def prepare(file: StudyFile, store: Path, report: Report) -> Facts:
-    """Fetch, tokenise and pack whatever a study reads and the store lacks. Raises StudyError, MissingResourceError."""
+    """Read, tokenise and pack what the study needs and the store lacks. Raises StudyError, MissingResourceError."""
     facts = known_facts(file, store)
     if facts.prepared:
         return facts
@@ -56,24 +57,27 @@ def prepare(file: StudyFile, store: Path, report: Report) -> Facts:
                 _prepare_corpus(file, store, name, length, tokenizer, report)
     except OSError as error:
         raise MissingResourceError(
-            f"{store}: the data cannot be written ({error}); free space or choose --store"
+            f"{store}: cannot write the prepared data ({error}); free disk space, or choose another store with --store"
         ) from error
     return known_facts(file, store)
 
 
 def known_facts(file: StudyFile, store: Path) -> Facts:
-    """What is prepared already; stand-ins for what is not; nothing where a study has no corpora. Reads no corpus."""
+    """Return the facts of data that is prepared, and placeholders for unprepared data, without reading a corpus.
+
+    The facts of a study without corpora are empty.
+    """
     if not file.study.corpora:
         return Facts("", 0, {})
     source = _tokenizer_source(file)
-    tokenizer = _lookup(store, "tokenizers", source)
+    tokenizer = _find_prepared(store, "tokenizers", source)
     corpora = {}
     for name in file.study.corpora:
         for length in sequence_lengths(file):
-            wanted = _corpus_source(file, name, length, tokenizer or _digest(source))
-            fingerprint = _lookup(store, "corpora", wanted)
+            corpus_source = _corpus_source(file, name, length, tokenizer or _digest(source))
+            fingerprint = _find_prepared(store, "corpora", corpus_source)
             if tokenizer is None or fingerprint is None:
-                corpora[name, length] = CorpusFacts(UNPREPARED + _digest(wanted))
+                corpora[name, length] = CorpusFacts(UNPREPARED + _digest(corpus_source))
             else:
                 packed = packed_corpus(store, fingerprint)
                 corpora[name, length] = CorpusFacts(fingerprint, packed.count("train"), packed.count("heldout"))
@@ -83,23 +87,23 @@ def known_facts(file: StudyFile, store: Path) -> Facts:
 
 
 def sequence_lengths(file: StudyFile) -> list[int]:
-    """Every sequence length that the study's grid asks for."""
+    """Return every sequence length in the study's grid."""
     return file.values("sequence_length")
 
 
 def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
-    """A prepared corpus. Raises MissingResourceError."""
+    """Open a prepared corpus. Raises MissingResourceError if the store lacks it or its manifest is damaged."""
     folder = store / "corpora" / fingerprint
     try:
         return open_packed(folder)
     except FileNotFoundError:
-        what = f"has no manifest.json; delete {folder} and" if folder.is_dir() else f"is not in {store};"
-        raise MissingResourceError(f"corpus {fingerprint} {what} run `retain data` for the study again") from None
+        problem = f"has no manifest.json; delete {folder} and" if folder.is_dir() else f"not found in {store};"
+        raise MissingResourceError(f"corpus {fingerprint} {problem} run `retain data STUDY`") from None
 
 
 def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:
     source = _tokenizer_source(file)
-    fingerprint = _lookup(store, "tokenizers", source)
+    fingerprint = _find_prepared(store, "tokenizers", source)
     if fingerprint is None:
         settings = _tokenizer_settings(file)
         report("tokenizer", 0, 0)
@@ -107,17 +111,17 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
             tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
         else:
             assert settings.train is not None
-            samples = [_sample(file, name, settings.sample) for name in sorted(file.study.corpora)]
+            samples = [_sample_documents(file, name, settings.sample) for name in sorted(file.study.corpora)]
             tokenizer = train_tokenizer(chain.from_iterable(samples), settings.train)
         fingerprint = tokenizer.fingerprint
-        building = _building_place(store)
+        building = _new_build_folder(store)
         tokenizer.save(building)
         _publish(store, building, store / "tokenizers" / fingerprint, source, fingerprint)
     return load_tokenizer(store / "tokenizers" / fingerprint)
 
 
-def _sample(file: StudyFile, name: str, characters: int) -> Iterator[str]:
-    """Training documents from the beginning of a corpus, up to a number of characters."""
+def _sample_documents(file: StudyFile, name: str, characters: int) -> Iterator[str]:
+    """Yield training documents from the beginning of a corpus, up to a number of characters in all."""
     for document in _documents(file, name, _pinned(file, name)):
         if not is_heldout(document, _withheld(file)):
             yield document[:characters]
@@ -127,24 +131,24 @@ def _sample(file: StudyFile, name: str, characters: int) -> Iterator[str]:
 
 
 def _documents(file: StudyFile, name: str, corpus: schema.Corpus) -> Iterator[str]:
-    with _named(file, name):
+    with _naming_corpus(file, name):
         yield from read_documents(corpus, file.folder)
 
 
 def _pinned(file: StudyFile, name: str) -> schema.Corpus:
-    """A corpus at one commit, so that what was read can be told."""
-    with _named(file, name):
+    """Return a corpus pinned to one commit, so that the commit it is read at can be recorded."""
+    with _naming_corpus(file, name):
         return pinned(file.study.corpora[name], file.folder)
 
 
 def _source(file: StudyFile, name: str) -> dict[str, Any]:
-    with _named(file, name):
-        return source_of(file.study.corpora[name], file.folder)
+    with _naming_corpus(file, name):
+        return source_identity(file.study.corpora[name], file.folder)
 
 
 @contextlib.contextmanager
-def _named(file: StudyFile, name: str) -> Iterator[None]:
-    """Says in an error about a corpus which study and corpus it is about."""
+def _naming_corpus(file: StudyFile, name: str) -> Iterator[None]:
+    """Prefix errors with the study file and the corpus."""
     try:
         yield
     except RetainError as error:
@@ -154,12 +158,12 @@ def _named(file: StudyFile, name: str) -> Iterator[None]:
 def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report) -> None:
     corpus = file.study.corpora[name]
     source = _corpus_source(file, name, length, tokenizer.fingerprint)
-    if _lookup(store, "corpora", source) is not None:
+    if _find_prepared(store, "corpora", source) is not None:
         return
-    building = _building_place(store)
-    read = _pinned(file, name)
+    building = _new_build_folder(store)
+    pinned_corpus = _pinned(file, name)
     packed = pack(
-        _documents(file, name, read),
+        _documents(file, name, pinned_corpus),
         tokenizer,
         length,
         corpus.heldout,
@@ -168,13 +172,12 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
         building,
         lambda documents, tokens: report(name, documents, tokens),
     )
-    commit = read.revision if is_on_hub(read, file.folder) else None
+    commit = pinned_corpus.revision if is_on_hub(pinned_corpus, file.folder) else None
     _publish(store, building, store / "corpora" / packed.fingerprint, source, packed.fingerprint, commit)
 
 
 def _tokenizer_settings(file: StudyFile) -> schema.Tokenizer:
-    """Of a study that has corpora."""
-    assert file.study.tokenizer is not None
+    assert file.study.tokenizer is not None, "a study with corpora has a tokeniser"
     return file.study.tokenizer
 
 
@@ -193,7 +196,10 @@ def _tokenizer_source(file: StudyFile) -> dict[str, Any]:
 
 
 def _withheld(file: StudyFile) -> float:
-    """The largest held-out share: what one corpus holds out, no other corpus of the study may train on."""
+    """Return the largest held-out share of the study's corpora.
+
+    No corpus trains on documents within this share, so none trains on what another one holds out.
+    """
     return max(corpus.heldout for corpus in file.study.corpora.values())
 
 
@@ -214,8 +220,8 @@ def _digest(source: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(source).encode()).hexdigest()[:20]
 
 
-def _lookup(store: Path, kind: str, source: dict[str, Any]) -> str | None:
-    """The fingerprint that a source was prepared to, if it was and is still there; kind: corpora or tokenizers."""
+def _find_prepared(store: Path, kind: str, source: dict[str, Any]) -> str | None:
+    """Return the fingerprint that a source was prepared to, None if the store lacks it; kind: corpora or tokenizers."""
     try:
         fingerprint = str(read_json(store / "prepared" / f"{_digest(source)}.json")["fingerprint"])
     except (FileNotFoundError, NotADirectoryError):
@@ -223,20 +229,22 @@ def _lookup(store: Path, kind: str, source: dict[str, Any]) -> str | None:
     return fingerprint if (store / kind / fingerprint).is_dir() else None
 
 
-def _building_place(store: Path) -> Path:
-    """A folder of this process's own, named so that another can tell whether this one still lives."""
+def _new_build_folder(store: Path) -> Path:
+    """Return the path of a new folder named after this process, so that others can tell whether its owner is alive."""
     return store / "building" / f"{process_name()}-{os.urandom(4).hex()}"
 
 
 def _publish(
-    store: Path, building: Path, place: Path, source: dict[str, Any], fingerprint: str, commit: str | None = None
+    store: Path, building: Path, target: Path, source: dict[str, Any], fingerprint: str, commit: str | None = None
 ) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
+    """Move finished data from its build folder to `target` and record its source under prepared/."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     sync_folder(building)
     try:
-        building.rename(place)
+        building.rename(target)
     except OSError:
-        if not place.is_dir():
+        # Another process has published the same data.
+        if not target.is_dir():
             raise
         shutil.rmtree(building)
     note = store / "prepared" / f"{_digest(source)}.json"
@@ -245,6 +253,7 @@ def _publish(
 
 
 def _remove_leftovers(store: Path) -> None:
+    """Remove the build folders of processes that are gone."""
     for building in (store / "building").glob("*-*"):
         if is_gone(building.name.rpartition("-")[0]):
             shutil.rmtree(building, ignore_errors=True)

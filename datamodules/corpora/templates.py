@@ -1,4 +1,4 @@
-"""How the fields of a record become one document."""
+"""Join the fields of a record into one document."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,32 +10,45 @@ from retain.sweeps.schema.study import Corpus
 
 @dataclass(frozen=True)
 class Template:
-    """Texts and the fields between them."""
+    """Literal texts with fields of a record between them."""
 
     pieces: tuple[tuple[str, str | None], ...]
-    """Each a text and the field that follows it, if any does."""
+    """Pairs of a literal text and the name of the field that follows it, None after the last text."""
     setting: str
-    """What a user corrects where a field is not there: text or template."""
+    """The field of the corpus that names the record's fields, for error messages: text or template."""
 
     @property
     def fields(self) -> list[str]:
-        """The fields of a record that it needs, each once."""
+        """The names of the fields that a record must have, each once."""
         return list(dict.fromkeys(field for _, field in self.pieces if field is not None))
 
     def join(self, record: object, where: str) -> str:
-        """The document that a record holds. Raises StudyError, naming `where`, for a field that is missing or no text."""
-        fields = record if isinstance(record, Mapping) else {}
+        """Return the document that a record holds.
+
+        where: the record's source, for error messages. Raises StudyError if a field is missing or is not text.
+        """
+        if not isinstance(record, Mapping):
+            raise StudyError(
+                f"{where}: the record is a {type(record).__name__}, expected an object with fields; fix or remove the record"
+            )
         for field in self.fields:
-            if not isinstance(fields.get(field), str):
-                there = ", ".join(map(str, fields)) if isinstance(record, Mapping) else type(record).__name__
+            if field not in record:
                 raise StudyError(
-                    f"{where}: no text in field {field!r} (it has {there}); set {self.setting}: in the corpus"
+                    f"{where}: field {field!r} not found (the fields are {', '.join(map(str, record))}); correct "
+                    f"`{self.setting}:` in the corpus"
                 )
-        return "".join(text + (fields[field] if field is not None else "") for text, field in self.pieces)
+            value = record[field]
+            if not isinstance(value, str):
+                found = "null" if value is None else f"of type {type(value).__name__}"
+                raise StudyError(
+                    f"{where}: field {field!r} is {found}, expected text; correct `{self.setting}:` in the corpus, or fix the "
+                    "record"
+                )
+        return "".join(text + (record[field] if field is not None else "") for text, field in self.pieces)
 
 
-def template_of(corpus: Corpus) -> Template:
-    """The template of a corpus, or the one field that it names."""
+def corpus_template(corpus: Corpus) -> Template:
+    """Return a corpus's `template`; without one, a template that is the corpus's `text` field alone."""
     if corpus.template is None:
         return Template((("", corpus.text),), "text")
     return Template(tuple(template_pieces(corpus.template)), "template")

@@ -1,4 +1,4 @@
-"""The tokeniser of a study: trained on its corpora or read from Hugging Face, kept in the store by its fingerprint."""
+"""Train, load and save a study's tokeniser, and identify it by a fingerprint."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A byte-level tokeniser and its end-of-text entry."""
+    """A byte-level tokeniser and its end-of-text token."""
 
     core: tokenizers.Tokenizer
     end_of_text: str
@@ -30,7 +30,7 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """Entries, added ones included."""
+        """The number of entries, added tokens included."""
         return int(self.core.get_vocab_size(with_added_tokens=True))
 
     @property
@@ -39,15 +39,15 @@ class Tokenizer:
         return hashlib.sha256(content.encode()).hexdigest()[:20]
 
     def encode(self, documents: list[str]) -> list[list[int]]:
-        """Token numbers of each document, in parallel over the machine's cores.
+        """Return the token ids of each document; uses all cores.
 
-        A document that spells out a special entry gets the tokens of that text: only packing puts in an end of text.
+        A special token spelled out in a document is encoded as ordinary text: only packing inserts end-of-text tokens.
         """
         self.core.encode_special_tokens = True
         return [encoding.ids for encoding in self.core.encode_batch_fast(documents, add_special_tokens=False)]
 
     def save(self, folder: Path) -> None:
-        """Write the files that AutoTokenizer reads."""
+        """Write tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them."""
         folder.mkdir(parents=True, exist_ok=True)
         self.core.save(str(folder / "tokenizer.json"))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_of_text}
@@ -55,33 +55,44 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """A tokeniser from a folder with tokenizer.json and tokenizer_config.json. Raises StudyError."""
+    """Load a tokeniser from a folder with tokenizer.json and tokenizer_config.json.
+
+    Raises StudyError if a file cannot be read or there is no end-of-text token.
+    """
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # the library raises plain ones
+    except Exception as error:  # tokenizers raises bare Exceptions
         raise StudyError(
-            f"tokenizer: {folder} cannot be read ({error}); choose another, or, where it lies in the store, delete it "
-            "and run `retain data` again"
+            f"tokenizer: {folder} cannot be read ({error}); choose another tokeniser, or, if the folder is in the store, "
+            "delete the folder and run `retain data STUDY`"
         ) from None
     end = settings.get("eos_token")
     end = end["content"] if isinstance(end, dict) else end
     core.no_truncation()
     core.no_padding()
     if end is None or core.token_to_id(end) is None:
-        raise StudyError(f"tokenizer: {folder} names no end-of-text entry (eos_token); choose another tokeniser")
+        raise StudyError(
+            f"tokenizer: {folder}: eos_token is missing in tokenizer_config.json or not in the vocabulary; choose another "
+            "tokeniser"
+        )
     return Tokenizer(core, end)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of a local tokeniser. Raises MissingResourceError."""
+    """Return the files of a local tokeniser. Raises MissingResourceError if one is missing."""
     if absent := [name for name in TOKENIZER_FILES if not (folder / name).is_file()]:
-        raise MissingResourceError(f"tokenizer.hf: {folder} lacks {' and '.join(absent)}; name a tokeniser's folder")
+        raise MissingResourceError(
+            f"tokenizer.hf: {folder} has no {' and no '.join(absent)}; name a tokeniser's folder"
+        )
     return [folder / name for name in TOKENIZER_FILES]
 
 
 def fetch_tokenizer(name: str, revision: str | None, folder: Path) -> Tokenizer:
-    """A tokeniser of Hugging Face, or of a local folder (relative to `folder`). Raises MissingResourceError."""
+    """Download a tokeniser from Hugging Face, or load it from a local folder (relative to `folder`).
+
+    Raises MissingResourceError if the download fails, StudyError if the tokeniser cannot be used.
+    """
     local = folder / name
     if local.is_dir():
         return load_tokenizer(local)
@@ -91,13 +102,14 @@ def fetch_tokenizer(name: str, revision: str | None, folder: Path) -> Tokenizer:
         files = [hf_hub_download(name, file, revision=revision) for file in TOKENIZER_FILES]
     except Exception as error:
         raise MissingResourceError(
-            f"tokenizer.hf: {name} cannot be fetched ({type(error).__name__}); check id and revision, or name a local folder"
+            f"tokenizer.hf: {name} cannot be downloaded ({type(error).__name__}); check id and revision, or name a local "
+            "folder"
         ) from error
     return load_tokenizer(Path(files[0]).parent)
 
 
 def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
-    """A byte-level BPE of this many entries, end of text first. Raises StudyError where the text is too small."""
+    """Train a byte-level BPE of `entries` entries; end of text is entry 0. Raises StudyError if there is too little text."""
     core = tokenizers.Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -110,6 +122,6 @@ def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
     core.train_from_iterator(documents, trainer)
     if core.get_vocab_size() != entries:
         raise StudyError(
-            f"tokenizer.train: the corpora yield {core.get_vocab_size()} entries of the {entries} asked; ask for fewer"
+            f"tokenizer.train: the corpora yield {core.get_vocab_size()} of {entries} entries; lower tokenizer.train"
         )
     return Tokenizer(core, END_OF_TEXT)

@@ -1,4 +1,4 @@
-"""The batches of a stage as one rank sees them: any step's, straight from the packed corpora, without stored state."""
+"""The batches of a stage as one rank reads them: the batch of any step, straight from the packed corpora."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ from retain.datamodules.corpora.prepare import packed_corpus
 from retain.datamodules.order.digest import add_digests, sequence_digest
 from retain.datamodules.order.mixtures import Order, stage_order
 from retain.datamodules.order.permutation import Indices
-from retain.datamodules.order.prefetch import Rows
+from retain.datamodules.order.prefetch import MappedSequences
 
 BLOCK = 2**14
-"""Sequences that are located at once at most. One at a time a permutation takes 100 times as long for each."""
+"""The most sequences located at once. A sequence takes 100 times as long if each is located alone."""
 
 Tokens = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which sequences a rank reads in one step."""
+class RankBatch:
+    """The sequences that one rank reads in one step."""
 
     step: int
     source: Indices
-    """Of each, the place of its corpus among the order's subsets."""
+    """For each sequence, the index of its corpus among the order's subsets."""
     sequence: Indices
-    """Of each, its number in that corpus."""
+    """For each sequence, its index in that corpus."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -39,9 +39,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Batches:
-    """Ranks take every world-th sequence of a batch, so the batch is the same for any number of ranks.
+    """The batches of a stage on one of `world` ranks.
 
-    The last batch may be smaller, on some ranks even empty.
+    Rank r reads sequences r, r + world, r + 2·world, ... of each batch, so the global batch does not depend on the number
+    of ranks. The last batch may be smaller, and empty on some ranks.
     """
 
     order: Order
@@ -55,79 +56,79 @@ class Batches:
         return -(-self.order.total // self.batch)
 
     @cached_property
-    def rows(self) -> tuple[Rows, ...]:
-        """The sequences of each of the order's subsets' corpora, opened at the first use."""
-        return tuple(Rows(self.corpora[subset.corpus].sequences("train")) for subset in self.order.subsets)
+    def sources(self) -> tuple[MappedSequences, ...]:
+        """The training sequences of each of the order's subsets, opened at first use."""
+        return tuple(MappedSequences(self.corpora[subset.corpus].sequences("train")) for subset in self.order.subsets)
 
     def positions(self, step: int) -> Indices:
-        """Which positions of the stage this rank sees in a step."""
+        """Return the positions of the stage that this rank reads in a step."""
         first = step * self.batch
         return np.arange(first + self.rank, min(first + self.batch, self.order.total), self.world, dtype=np.int64)
 
-    def shares(self, first: int) -> Iterator[Share]:
-        """This rank's share of every step from `first` on, in O(1) whatever `first` is.
+    def from_step(self, first: int) -> Iterator[RankBatch]:
+        """Yield this rank's batch of every step from `first` on, in O(1) whatever `first` is.
 
-        They are located in blocks, which double from one step on, so that the first is there at once.
+        Steps are located in blocks, whose size doubles from one step on, so that the first batch comes without delay.
         """
-        steps, most = 1, max(1, BLOCK * self.world // self.batch)
+        steps, max_steps = 1, max(1, BLOCK * self.world // self.batch)
         while first < len(self):
             block = range(first, min(first + steps, len(self)))
             positions = [self.positions(step) for step in block]
             located = self.order.locate(np.concatenate(positions))
-            ends = np.cumsum([len(share) for share in positions])[:-1]
+            ends = np.cumsum([len(part) for part in positions])[:-1]
             for step, source, sequence in zip(block, *(np.split(part, ends) for part in located), strict=True):
-                yield Share(step, source, sequence)
-            first, steps = block.stop, min(2 * steps, most)
+                yield RankBatch(step, source, sequence)
+            first, steps = block.stop, min(2 * steps, max_steps)
 
-    def shares_to_read(self, first: int) -> Iterator[Share]:
-        """The same, the system asked to fetch each share from disk while the one before it is read."""
-        waiting: list[Share] = []
-        for share in self.shares(first):
-            for index, rows in enumerate(self.rows):
-                rows.ask_for(share.sequence[share.source == index])
-            yield from waiting
-            waiting = [share]
-        yield from waiting
+    def prefetched_from_step(self, first: int) -> Iterator[RankBatch]:
+        """Yield as `from_step`; while one batch is read, the operating system fetches the next one from disk."""
+        previous: list[RankBatch] = []
+        for batch in self.from_step(first):
+            for index, source in enumerate(self.sources):
+                source.prefetch(batch.sequence[batch.source == index])
+            yield from previous
+            previous = [batch]
+        yield from previous
 
-    def read(self, share: Share, tokens: Tokens) -> None:
-        """Put a share's sequences into `tokens`: [sequences, length]."""
-        for index, rows in enumerate(self.rows):
-            here = np.flatnonzero(share.source == index)
-            tokens[here] = rows.sequences[share.sequence[here]]
+    def read_into(self, tokens: Tokens, batch: RankBatch) -> None:
+        """Read a batch's sequences into `tokens`: [sequences, length]."""
+        for index, source in enumerate(self.sources):
+            rows = np.flatnonzero(batch.source == index)
+            tokens[rows] = source.sequences[batch.sequence[rows]]
 
-    def shape(self, share: Share) -> tuple[int, int]:
-        """Of its tokens: sequences, length."""
-        return len(share), self.rows[0].sequences.shape[1]
+    def shape(self, batch: RankBatch) -> tuple[int, int]:
+        """Return the shape of a batch's tokens: (sequences, length)."""
+        return len(batch), self.sources[0].sequences.shape[1]
 
     def tokens(self, step: int) -> Tokens:
-        """This rank's sequences of a step: [sequences, length]."""
-        share = next(self.shares(step))
-        tokens = np.empty(self.shape(share), np.int64)
-        self.read(share, tokens)
+        """Return this rank's sequences of a step: [sequences, length]."""
+        batch = next(self.from_step(step))
+        tokens = np.empty(self.shape(batch), np.int64)
+        self.read_into(tokens, batch)
         return tokens
 
     def digest(self, step: int, tokens: Tokens) -> int:
-        """The share of the token proof that these sequences add as this rank's part of a step."""
+        """Return what these sequences, as this rank's batch of a step, add to the stage's data digest."""
         pairs = zip(self.positions(step).tolist(), tokens, strict=True)
         return add_digests(sequence_digest(position, sequence) for position, sequence in pairs)
 
 
 def stage_batches(recipe: Mapping[str, Any], store: Path, rank: int = 0, world: int = 1) -> Batches:
-    """The batches of a recipe. Raises MissingResourceError where a corpus is not prepared."""
-    named = [recipe, recipe.get("exposure"), recipe.get("replay")]
-    corpora = {part["corpus"]: packed_corpus(store, part["corpus"]) for part in named if part}
+    """Return the batches of a recipe. Raises MissingResourceError if a corpus is not prepared."""
+    parts = [recipe, recipe.get("exposure"), recipe.get("replay")]
+    corpora = {part["corpus"]: packed_corpus(store, part["corpus"]) for part in parts if part}
     order = stage_order(recipe, {name: corpus.count("train") for name, corpus in corpora.items()})
     return Batches(order, corpora, recipe["batch"], rank, world)
 
 
 def recipe_digest(recipe: Mapping[str, Any], store: Path, steps: int) -> int:
-    """The token proof that so many steps of a recipe must have, computed from the packed corpora."""
+    """Return the data digest of a recipe's first `steps` steps, computed from the packed corpora."""
     batches = stage_batches(recipe, store)
 
     def digests() -> Iterator[int]:
-        for share in islice(batches.shares_to_read(0), steps):
-            tokens = np.empty(batches.shape(share), np.int64)
-            batches.read(share, tokens)
-            yield batches.digest(share.step, tokens)
+        for batch in islice(batches.prefetched_from_step(0), steps):
+            tokens = np.empty(batches.shape(batch), np.int64)
+            batches.read_into(tokens, batch)
+            yield batches.digest(batch.step, tokens)
 
     return add_digests(digests())

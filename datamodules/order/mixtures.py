@@ -1,7 +1,7 @@
-"""The order in which a stage sees its sequences: a pure function of its recipe, so of its seed, at any position.
+"""The order in which a stage reads its sequences: a pure function of its recipe, seed included.
 
-A position counts the sequences of a stage from 0. `locate` says which corpus and which sequence stand there, in O(1) and
-without stored state, so resuming is starting at an offset and ranks and workers cannot change the order.
+Positions count the sequences of a stage from 0. `locate` returns the corpus and the sequence at a position, in O(1) and
+without stored state. So resuming means starting at an offset, and the number of ranks does not change the order.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from retain.datamodules.order.permutation import Indices, derive_seed, permute
 
 @dataclass(frozen=True)
 class Subset:
-    """`distinct` sequences of a corpus from the `first` on, in the order of the corpus's one seeded shuffle.
+    """`distinct` sequences of a corpus, from number `first` on in a seeded shuffle of the corpus.
 
-    Subsets from 0 are nested: a smaller one is the beginning of a larger one.
+    Subsets with the same `first` and `seed` are nested: a smaller one is the beginning of a larger one.
     """
 
     corpus: str
-    """Fingerprint."""
+    """The corpus's fingerprint."""
     size: int
     """Sequences in the corpus's training split."""
     distinct: int
@@ -29,27 +29,27 @@ class Subset:
     seed: int
 
     def sequences(self, indices: Indices) -> Indices:
-        """Sequence numbers in the corpus; indices beyond `distinct` begin again."""
+        """Return the corpus's sequence numbers at indices of the subset; indices from `distinct` on wrap around."""
         return permute(self.first + indices % self.distinct, self.size, derive_seed(self.seed, "subset"))
 
 
 class Order(Protocol):
-    """What a stage sees at each of its positions."""
+    """Which sequence a stage reads at each position."""
 
     @property
     def subsets(self) -> tuple[Subset, ...]: ...
 
     @property
     def total(self) -> int:
-        """Positions, in sequences."""
+        """The number of positions."""
 
     def locate(self, positions: Indices) -> tuple[Indices, Indices]:
-        """For each position, which of `subsets` it comes from and the sequence's number in that corpus."""
+        """Return, for each position, the index of its subset in `subsets` and the sequence's number in that corpus."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Subsets in stated amounts, uniformly interleaved: one permutation of all their sequences."""
+    """Given amounts of several subsets, uniformly mixed: one permutation of all their sequences."""
 
     subsets: tuple[Subset, ...]
     amounts: tuple[int, ...]
@@ -61,16 +61,16 @@ class Mixture:
 
     def locate(self, positions: Indices) -> tuple[Indices, Indices]:
         drawn = permute(positions, self.total, derive_seed(self.seed, "order"))
-        return _assign(drawn, self.subsets, self.amounts, (0,) * len(self.subsets))
+        return _assign_to_subsets(drawn, self.subsets, self.amounts, (0,) * len(self.subsets))
 
 
 @dataclass(frozen=True)
 class ExposureWindow:
-    """All of `main` in one seeded order, and `amount` sequences of `exposed` spread over the positions [begin, end).
+    """All of `main` in a seeded order, with `amount` sequences of `exposed` spread over the positions [begin, end).
 
-    The window is cut into as many equal slots as there are exposed sequences; each stands at a seeded place in its slot.
-    So any part of the window holds its share to one sequence or two, and the sequences of `main` follow each other in
-    the same order wherever the window lies.
+    The window is divided into `amount` equal slots, and each exposed sequence has a seeded position in its slot. So every
+    part of the window contains its share of exposed sequences, to within two, and the order of the sequences of `main`
+    does not depend on the window.
     """
 
     main: Subset
@@ -90,10 +90,11 @@ class ExposureWindow:
 
     def locate(self, positions: Indices) -> tuple[Indices, Indices]:
         inside = (positions >= self.begin) & (positions < self.end)
-        slots = self._slot_of(np.clip(positions, self.begin, self.end - 1))
-        places = self._place_in(slots)
-        source = (inside & (positions == places)).astype(np.int64)
-        before = np.where(inside, slots + (places < positions), np.where(positions < self.begin, 0, self.amount))
+        slots = self._slots_at(np.clip(positions, self.begin, self.end - 1))
+        exposed_at = self._exposed_positions(slots)
+        source = (inside & (positions == exposed_at)).astype(np.int64)
+        # The number of exposed sequences before each position.
+        before = np.where(inside, slots + (exposed_at < positions), np.where(positions < self.begin, 0, self.amount))
         sequence = np.empty_like(positions)
         main, exposed = source == 0, source == 1
         order = permute((positions - before)[main], self.main.distinct, derive_seed(self.seed, "order"))
@@ -102,12 +103,12 @@ class ExposureWindow:
         sequence[exposed] = self.exposed.sequences(order)
         return source, sequence
 
-    def _slot_of(self, positions: Indices) -> Indices:
-        """The slot that each position of the window lies in."""
+    def _slots_at(self, positions: Indices) -> Indices:
+        """Return the slot of each position in the window."""
         return ((positions - self.begin + 1) * self.amount - 1) // (self.end - self.begin)
 
-    def _place_in(self, slots: Indices) -> Indices:
-        """The position of the exposed sequence of each slot."""
+    def _exposed_positions(self, slots: Indices) -> Indices:
+        """Return the position of each slot's exposed sequence."""
         first, after = (self.begin + number * (self.end - self.begin) // self.amount for number in (slots, slots + 1))
         drawn = permute(slots, 2**32, derive_seed(self.seed, "places"))
         return first + (drawn * (after - first) >> 32)
@@ -115,10 +116,11 @@ class ExposureWindow:
 
 @dataclass(frozen=True)
 class Passes:
-    """Repeated passes over one subset, each in a new order, with a share of replayed sequences in every pass.
+    """Repeated passes over the subset `post`, each in a new order, with a share of replayed sequences in every pass.
 
-    A pass holds all of the subset and the replayed sequences that bring all passes up to it closest to `share`; a last,
-    shorter pass does the same. Replay goes on through its own subset from pass to pass.
+    A pass contains all of `post`, and as many replayed sequences as bring the share of replay in all passes so far closest
+    to `share`. The last pass may be cut short and keeps the share as well. Each pass continues in the replay subset where
+    the previous pass ended.
     """
 
     post: Subset
@@ -132,26 +134,27 @@ class Passes:
         return (self.post,) if self.replay is None else (self.post, self.replay)
 
     def replayed_before(self, number: int) -> int:
-        """Replayed sequences in all passes before this one, to the nearest whole one."""
+        """Return the number of replayed sequences in all passes before pass `number`, rounded."""
         return int(number * self.post.distinct * self.share / (1 - self.share) + 0.5)
 
     def start(self, number: int) -> int:
-        """The first position of a pass."""
+        """Return the first position of a pass."""
         return number * self.post.distinct + self.replayed_before(number)
 
     def locate(self, positions: Indices) -> tuple[Indices, Indices]:
         source, sequence = np.empty_like(positions), np.empty_like(positions)
-        waiting = np.ones(positions.shape, bool)
-        while waiting.any():
-            number = self._pass_of(int(positions[waiting].min()))
-            here = waiting & (positions < self.start(number + 1))
+        remaining = np.ones(positions.shape, bool)
+        while remaining.any():
+            number = self._pass_at(int(positions[remaining].min()))
+            here = remaining & (positions < self.start(number + 1))
             source[here], sequence[here] = self._locate_in_pass(number, positions[here] - self.start(number))
-            waiting &= ~here
+            remaining &= ~here
         return source, sequence
 
-    def _pass_of(self, position: int) -> int:
+    def _pass_at(self, position: int) -> int:
+        """Return the number of the pass that contains a position."""
         number = int(position * (1 - self.share) / self.post.distinct)
-        # Passes differ by one replayed sequence at most, so the estimate is off by one at most.
+        # Passes differ in length by at most one sequence, so the estimate is off by at most one.
         while self.start(number) > position:
             number -= 1
         while self.start(number + 1) <= position:
@@ -159,23 +162,30 @@ class Passes:
         return number
 
     def _locate_in_pass(self, number: int, positions: Indices) -> tuple[Indices, Indices]:
+        """Locate positions that are counted from the beginning of a pass."""
+        # How many sequences of this pass are replayed; a pass that is cut short keeps the share of the whole stage.
         begin, end = self.start(number), min(self.start(number + 1), self.total)
         before, size = self.replayed_before(number), end - begin
-        whole = end == self.start(number + 1)
-        upto = self.replayed_before(number + 1) if whole else min(int(end * self.share + 0.5), before + size)
-        replayed = max(0, upto - before, size - self.post.distinct)
+        complete = end == self.start(number + 1)
+        after = self.replayed_before(number + 1) if complete else min(int(end * self.share + 0.5), before + size)
+        replayed = max(0, after - before, size - self.post.distinct)
+        # Mix fresh and replayed sequences.
         drawn = permute(positions, size, derive_seed(self.seed, "order", number))
         fresh = drawn < size - replayed
-        # A pass that is cut short takes a random part of the subset, not always its beginning.
+        # Shuffle `post` in every pass, so that a pass that is cut short takes a random part of it and not its beginning.
         drawn[fresh] = permute(drawn[fresh], self.post.distinct, derive_seed(self.seed, "pass", number))
         drawn[~fresh] += self.post.distinct - (size - replayed)
-        return _assign(drawn, self.subsets, (self.post.distinct, replayed)[: len(self.subsets)], (0, before))
+        return _assign_to_subsets(drawn, self.subsets, (self.post.distinct, replayed)[: len(self.subsets)], (0, before))
 
 
-def _assign(
+def _assign_to_subsets(
     drawn: Indices, subsets: tuple[Subset, ...], amounts: tuple[int, ...], offsets: tuple[int, ...]
 ) -> tuple[Indices, Indices]:
-    """Numbers in range(sum(amounts)) as (subset, sequence): the first amounts[0] belong to the first subset, and so on."""
+    """Return (subset index, sequence number) for numbers in range(sum(amounts)).
+
+    The first amounts[0] numbers belong to the first subset, the next amounts[1] to the second, and so on. offsets: the index
+    in each subset of its first number.
+    """
     ends = np.cumsum(amounts)
     source = np.searchsorted(ends, drawn, side="right").astype(np.int64)
     sequence = np.empty_like(drawn)
@@ -186,7 +196,7 @@ def _assign(
 
 
 def stage_order(recipe: Mapping[str, Any], sizes: Mapping[str, int]) -> Order:
-    """The order that a recipe means; `sizes` gives the training sequences of each corpus by fingerprint."""
+    """Return the order of a recipe. sizes: the number of training sequences of each corpus, by fingerprint."""
 
     def subset(part: Mapping[str, Any], first: int = 0) -> Subset:
         corpus = part["corpus"]

@@ -1,4 +1,4 @@
-"""Items made ahead of their use, in a thread."""
+"""Compute the items of an iterator ahead of their use, in a thread."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ T = TypeVar("T")
 
 
 def read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The same items in the same order, up to `depth` of them made before they are asked for.
+    """Yield the same items in the same order, with up to `depth` of them computed in advance.
 
-    One thread makes them all, so `items` need not be safe for several; what it raises is raised here, in its turn.
+    One thread computes them all, so `items` need not be thread-safe. An exception is raised where its item would come.
     """
     end = object()
     with ThreadPoolExecutor(1, "read-ahead") as thread:
-        made = deque(thread.submit(next, items, end) for _ in range(depth))
+        pending = deque(thread.submit(next, items, end) for _ in range(depth))
         try:
-            while (item := made.popleft().result()) is not end:
-                made.append(thread.submit(next, items, end))
-                yield item  # type: ignore[misc]  # it is not the end
+            while (item := pending.popleft().result()) is not end:
+                pending.append(thread.submit(next, items, end))
+                yield item  # type: ignore[misc]  # it is not `end`
         finally:
             thread.shutdown(cancel_futures=True)

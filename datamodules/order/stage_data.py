@@ -1,4 +1,4 @@
-"""The data module of a stage: one item a step, read ahead, and the token proof of what was consumed."""
+"""The data module of a stage: one batch a step, read ahead, and the data digest of the batches consumed."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +15,13 @@ from retain.datamodules.order.batches import Batches, stage_batches
 from retain.datamodules.order.digest import add_digests
 from retain.datamodules.order.read_ahead import read_ahead
 
-AHEAD = 3
-"""Steps whose batches are read before they are asked for."""
+STEPS_AHEAD = 3
+"""Steps whose batches are read in advance."""
 
 
 @dataclass(frozen=True)
 class StepLoader:
-    """This rank's batches from a step on, one item a step: int64 [sequences, length], in pinned memory for a GPU."""
+    """Yields this rank's batch of each step from `first` on: int64 [sequences, length], in pinned memory for a GPU."""
 
     batches: Batches
     first: int
@@ -30,32 +30,32 @@ class StepLoader:
         return len(self.batches) - self.first
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        return read_ahead(self._read(), AHEAD)
+        return read_ahead(self._read(), STEPS_AHEAD)
 
     def _read(self) -> Iterator[torch.Tensor]:
-        # A stage that trains on a GPU has begun to use it by now; one on the CPU must not.
+        # A stage on a GPU has initialised CUDA by now. A stage on the CPU must not do so by pinning memory.
         pinned = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        for share in self.batches.shares_to_read(self.first):
-            tokens = torch.empty(self.batches.shape(share), dtype=torch.int64, pin_memory=pinned)
-            self.batches.read(share, tokens.numpy())
+        for batch in self.batches.prefetched_from_step(self.first):
+            tokens = torch.empty(self.batches.shape(batch), dtype=torch.int64, pin_memory=pinned)
+            self.batches.read_into(tokens.numpy(), batch)
             yield tokens
 
 
 class StageData(LightningDataModule):
-    """Reads a stage's recipe; nothing about the order is kept, so a loader may start at any step."""
+    """The training data of a stage's recipe. The order is computed, not stored, so a loader may start at any step."""
 
     def __init__(self, recipe: Mapping[str, Any], store: Path, rank: int = 0, world: int = 1) -> None:
         super().__init__()
         self.batches = stage_batches(recipe, store, rank, world)
         self.next_step = 0
-        """The step that the next batch belongs to."""
+        """The step of the next batch."""
         self._hashed = 0
         self._hashing: Future[int] | None = None
-        self._thread = ThreadPoolExecutor(1, "token-proof")
+        self._thread = ThreadPoolExecutor(1, "data-digest")
 
     @property
     def digest(self) -> int:
-        """The token proof of what this rank has consumed."""
+        """The data digest of the batches that this rank has consumed."""
         if self._hashing is not None:
             self._hashed = add_digests((self._hashed, self._hashing.result()))
             self._hashing = None
@@ -69,13 +69,13 @@ class StageData(LightningDataModule):
         return StepLoader(self.batches, self.next_step)
 
     def on_before_batch_transfer(self, batch: torch.Tensor, dataloader_idx: int) -> torch.Tensor:
-        """Lightning calls it once for each batch, right before its step, beside which the batch is hashed."""
-        self.digest = self.digest
+        """Count a batch as consumed and hash it in the background. Lightning calls this once, right before each step."""
+        self.digest = self.digest  # waits for the previous batch's hash
         self._hashing = self._thread.submit(self.batches.digest, self.next_step, batch.numpy())
         self.next_step += 1
         return batch
 
 
 def heldout_sequences(store: Path, corpus: str) -> torch.Tensor:
-    """The whole held-out split of a corpus, in order: int64 [sequences, length]."""
+    """Return the whole held-out split of a corpus, in order: int64 [sequences, length]."""
     return torch.from_numpy(packed_corpus(store, corpus).sequences("heldout").astype(np.int64))

@@ -9,7 +9,7 @@ from retain.launchers.jobs.resources import driver_minutes
 from retain.launchers.kinds import SEARCH, described
 from retain.launchers.planning.register import installed_versions
 from retain.launchers.search.derived_studies import SearchedStudy, search_of
-from retain.results.store.runs import Run, Store
+from retain.results.store.runs import Run
 from retain.results.store.study_files import search_recipe, search_run
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study

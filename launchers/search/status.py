@@ -64,7 +64,9 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
         return lambda: _read(None, whole, store_status(whole))
     opened = open_study(study, overrides, store)
     name = opened.tree.study
-    return lambda: _read(name, opened.store, [*study_status(opened.tree, opened.store), *_search_row(opened.store, name)])
+    return lambda: _read(
+        name, opened.store, [*study_status(opened.tree, opened.store), *_search_row(opened.store, name)]
+    )
 
 
 def _read(study: str | None, store: Store, rows: list[RunStatus]) -> Status:

@@ -19,7 +19,7 @@ from tests.lightning_modules.tiny_models import RECIPE, SMALL, random_sequences,
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LORA = Lora(rank=4, alpha=8).model_dump()
-"""The paper's targets, at a rank for this model."""
+"""The paper's targets, at a rank for a small model."""
 WIDE: dict[str, Any] = {"initializer_range": 0.2}
 
 
@@ -29,8 +29,8 @@ def adapted(seed: int = 0, lora: dict[str, Any] = LORA, **fields: Any) -> LlamaF
     return model
 
 
-def stirred(lora: dict[str, Any] = LORA, **fields: Any) -> LlamaForCausalLM:
-    """Adapters that have been trained, so that they change the logits."""
+def with_random_adapters(lora: dict[str, Any] = LORA, **fields: Any) -> LlamaForCausalLM:
+    """Return a model with adapters of random weights, which change its logits."""
     model = adapted(lora=lora, **fields)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -45,14 +45,14 @@ def logits(model: nn.Module) -> torch.Tensor:
     return found
 
 
-def written(model: LlamaForCausalLM, folder: Path) -> Path:
-    """Merged and saved, as at the end of a stage."""
+def save_merged(model: LlamaForCausalLM, folder: Path) -> Path:
+    """Merge the adapters and save the model, as at the end of a stage."""
     merge_adapters(model)
     model.save_pretrained(folder, state_dict=plain_weights(whole_weights(model)))
     return folder
 
 
-def test_the_defaults_are_the_papers() -> None:
+def test_the_defaults_are_those_of_the_paper() -> None:
     assert Lora().model_dump() == {
         "rank": 64,
         "alpha": 128,
@@ -61,34 +61,36 @@ def test_the_defaults_are_the_papers() -> None:
     }
 
 
-def test_adapters_alone_are_trained_and_query_key_and_value_have_none() -> None:
+def test_only_adapters_are_trained_and_query_key_and_value_have_none() -> None:
     model = adapted()
     names = [name for name, _ in trained_parameters(model)]
     assert all(".lora_A." in name or ".lora_B." in name for name in names)
     wrapped = {name.split(".lora_")[0].split(".")[-1] for name in names}
     assert wrapped == {"o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
-    decayed, kept = parameter_groups(model, 0.1)
+    decayed, undecayed = parameter_groups(model, 0.1)
     assert len(decayed["params"]) == len(names) == 2 * (4 * SMALL.layers + 1)
-    assert kept["params"] == []
+    assert undecayed["params"] == []
 
 
 @pytest.mark.parametrize("targets", [LORA["targets"], ("q_proj", "k_proj", "v_proj"), ("lm_head",), ("down_proj",)])
 @pytest.mark.parametrize("fields", [{}, {"tied": False, "kv_heads": 4, "layers": 1}], ids=str)
-def test_planned_adapters_are_those_of_the_real_model(targets: tuple[str, ...], fields: dict[str, Any]) -> None:
+def test_the_planned_number_of_adapter_parameters_is_that_of_the_model(
+    targets: tuple[str, ...], fields: dict[str, Any]
+) -> None:
     numbers = {name: getattr(SMALL, name) for name in Architecture.__dataclass_fields__}
     model = adapted(lora=LORA | {"targets": targets}, **fields)
     real = sum(parameter.numel() for _, parameter in trained_parameters(model))
     assert adapter_parameters(Architecture(**numbers | fields), 4, targets) == real
 
 
-def test_new_adapters_change_nothing_and_are_a_function_of_the_seed() -> None:
+def test_new_adapters_do_not_change_the_logits_and_are_a_function_of_the_seed() -> None:
     assert torch.equal(logits(adapted()), logits(small_model(**WIDE)))
     first, again, other = (dict(trained_parameters(adapted(seed))) for seed in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_training_leaves_the_base_bit_for_bit_and_lowers_the_loss() -> None:
+def test_training_lowers_the_loss_and_leaves_the_base_bit_identical() -> None:
     recipe = RECIPE | {"sequences": 80, "steps": 10}
     module = StageModule(adapted(), recipe)
     before = {name: weight.clone() for name, weight in module.model.named_parameters()}
@@ -102,11 +104,11 @@ def test_training_leaves_the_base_bit_for_bit_and_lowers_the_loss() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_is_saved_is_a_plain_llama_with_the_logits_of_the_adapted_one(tied: bool, tmp_path: Path) -> None:
-    model = stirred(tied=tied)
+def test_the_saved_model_is_a_plain_llama_with_the_logits_of_the_adapted_model(tied: bool, tmp_path: Path) -> None:
+    model = with_random_adapters(tied=tied)
     expected = logits(model)
     assert not torch.allclose(expected, logits(small_model(**WIDE, tied=tied)), atol=0.1)
-    folder = written(model, tmp_path)
+    folder = save_merged(model, tmp_path)
     assert not [path.name for path in folder.iterdir() if "adapter" in path.name]
     for loaded in (load_model(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)):
         assert type(loaded) is LlamaForCausalLM
@@ -117,30 +119,30 @@ def test_what_is_saved_is_a_plain_llama_with_the_logits_of_the_adapted_one(tied:
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_adapter_on_a_tied_head_leaves_the_embedding_alone_and_the_next_stage_trains_two_matrices(
+def test_an_adapter_on_a_tied_head_unties_it_and_leaves_the_embedding_unchanged(
     tmp_path: Path,
 ) -> None:
     base = small_model(**WIDE)
-    child = load_model(written(stirred(), tmp_path))
+    child = load_model(save_merged(with_random_adapters(), tmp_path))
     assert child.config.tie_word_embeddings is False
     assert torch.equal(child.model.embed_tokens.weight, base.model.embed_tokens.weight)
     assert not torch.equal(child.lm_head.weight, base.lm_head.weight)
-    decayed, kept = parameter_groups(child, 0.1)
+    decayed, undecayed = parameter_groups(child, 0.1)
     assert any(parameter is child.lm_head.weight for parameter in decayed["params"])
-    assert any(parameter is child.model.embed_tokens.weight for parameter in kept["params"])
+    assert any(parameter is child.model.embed_tokens.weight for parameter in undecayed["params"])
 
 
 def test_a_tied_head_without_an_adapter_stays_tied(tmp_path: Path) -> None:
-    model = stirred(lora=LORA | {"targets": ("o_proj", "up_proj")})
+    model = with_random_adapters(lora=LORA | {"targets": ("o_proj", "up_proj")})
     expected = logits(model)
-    child = load_model(written(model, tmp_path))
+    child = load_model(save_merged(model, tmp_path))
     assert child.config.tie_word_embeddings is True
     assert child.lm_head.weight is child.model.embed_tokens.weight
     torch.testing.assert_close(logits(child), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_acts_on_the_same_places_with_adapters_and_not_in_evaluation() -> None:
-    model = stirred()
+def test_dropout_with_adapters_acts_at_the_same_modules_and_only_in_training() -> None:
+    model = with_random_adapters()
     expected = logits(model.eval())
     add_dropout(model, 0.25)
     assert torch.equal(logits(model.eval()), expected)
@@ -155,7 +157,7 @@ def test_dropout_acts_on_the_same_places_with_adapters_and_not_in_evaluation() -
 
     layer.self_attn.register_forward_hook(keep("attention branch"))
     layer.mlp.register_forward_hook(keep("MLP branch"))
-    # Both the base and the adapter of the wrapped projection read what is left.
+    # Base and adapter of a wrapped projection read the same input after dropout.
     layer.mlp.down_proj.base_layer.register_forward_pre_hook(lambda _, inputs: seen.update(base=inputs[0]))
     layer.mlp.down_proj.lora_A["default"].register_forward_pre_hook(lambda _, inputs: seen.update(adapter=inputs[0]))
     torch.manual_seed(0)
@@ -165,7 +167,7 @@ def test_dropout_acts_on_the_same_places_with_adapters_and_not_in_evaluation() -
     assert torch.equal(seen["base"], seen["adapter"])
 
 
-def test_the_adapters_own_dropout_is_a_function_of_seed_and_step() -> None:
+def test_lora_dropout_is_a_function_of_seed_and_step() -> None:
     def weights(noise: int) -> dict[str, torch.Tensor]:
         module = StageModule(adapted(lora=LORA | {"dropout": 0.3}), RECIPE)
         torch.manual_seed(noise)
@@ -179,8 +181,8 @@ def test_the_adapters_own_dropout_is_a_function_of_seed_and_step() -> None:
     assert any(not torch.equal(first[name], weight) for name, weight in whole_weights(plain.model).items())
 
 
-def test_bf16_autocast_reaches_base_and_adapters() -> None:
-    model = stirred()
+def test_bf16_autocast_applies_to_models_with_adapters() -> None:
+    model = with_random_adapters()
     held = random_sequences(8)
     exact, rounded = (heldout_loss(model, held, torch.device("cpu"), bf16=bf16).loss for bf16 in (False, True))
     assert exact != rounded
@@ -196,10 +198,13 @@ class Gradients(Callback):
         self.steps.append({name: weight.grad.clone() for name, weight in trained_parameters(module)})
 
 
-def test_a_micro_batch_changes_no_gradient_of_an_adapter() -> None:
+def test_a_micro_batch_does_not_change_the_gradients_of_adapters() -> None:
     found = []
     for micro_batch in (None, 3):
-        module, seen = StageModule(stirred(), RECIPE | {"lr": 1e-12, "min_lr": 0.0}, micro_batch), Gradients()
+        module, seen = (
+            StageModule(with_random_adapters(), RECIPE | {"lr": 1e-12, "min_lr": 0.0}, micro_batch),
+            Gradients(),
+        )
         train(module, steps_of(RECIPE), seen)
         found.append(seen.steps)
     for whole, parts in zip(*found, strict=True):

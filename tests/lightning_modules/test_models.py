@@ -17,7 +17,7 @@ def count(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("preset", "size"), [("smollm2-135m", 134_515_008), ("smollm2-1b", 1_029_917_376)])
-def test_the_papers_models_have_exactly_their_parameters(preset: str, size: int) -> None:
+def test_the_papers_models_have_exactly_their_number_of_parameters(preset: str, size: int) -> None:
     with torch.device("meta"):
         model = build_model(PRESETS[preset], seed=0)
     assert count(model) == size == parameters(PRESETS[preset])
@@ -35,7 +35,7 @@ def test_the_papers_models_have_exactly_their_parameters(preset: str, size: int)
     ],
     ids=str,
 )
-def test_planned_parameters_are_those_of_the_real_model(fields: dict[str, Any]) -> None:
+def test_the_planned_number_of_parameters_is_that_of_the_model(fields: dict[str, Any]) -> None:
     numbers = {name: getattr(SMALL, name) for name in Architecture.__dataclass_fields__}
     planned = Architecture(**numbers | fields)
     model = small_model(**fields)
@@ -44,7 +44,7 @@ def test_planned_parameters_are_those_of_the_real_model(fields: dict[str, Any]) 
     assert matrix_parameters(planned) == multiplied
 
 
-def test_every_number_of_the_architecture_reaches_the_model() -> None:
+def test_every_field_of_the_architecture_reaches_the_model() -> None:
     config = small_model(rope_base=5e5, norm_eps=1e-4, initializer_range=0.05, context=128).config
     assert config.rope_parameters["rope_theta"] == 5e5
     assert (config.rms_norm_eps, config.initializer_range, config.max_position_embeddings) == (1e-4, 0.05, 128)
@@ -58,14 +58,14 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
     assert not torch.equal(first.model.embed_tokens.weight, other.model.embed_tokens.weight)
 
 
-def test_initial_matrices_have_the_asked_spread_in_fp32() -> None:
+def test_initial_weights_are_fp32_with_the_configured_standard_deviation() -> None:
     model = small_model(initializer_range=0.05, hidden=128, vocabulary=500)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.model.embed_tokens.weight.std().item() == pytest.approx(0.05, rel=0.05)
     assert model.model.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(0.05, rel=0.05)
 
 
-def test_a_saved_model_loads_bit_for_bit_here_and_in_transformers(tmp_path: Path) -> None:
+def test_a_saved_model_loads_bit_identically_in_retain_and_in_transformers(tmp_path: Path) -> None:
     model = small_model()
     model.save_pretrained(tmp_path)
     for loaded in (load_model(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)):
@@ -73,7 +73,7 @@ def test_a_saved_model_loads_bit_for_bit_here_and_in_transformers(tmp_path: Path
         assert all(torch.equal(one, two) for one, two in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
-def test_weights_outside_safetensors_are_never_unpickled(tmp_path: Path) -> None:
+def test_only_safetensors_are_loaded_and_nothing_is_unpickled(tmp_path: Path) -> None:
     model = small_model()
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
@@ -97,11 +97,11 @@ def test_dropout_is_off_in_evaluation() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_dropout_leaves_the_checkpoint_that_of_a_plain_llama(rate: float) -> None:
+def test_dropout_does_not_change_the_names_of_the_weights(rate: float) -> None:
     assert list(dropping(rate).state_dict()) == list(small_model().state_dict())
 
 
-def test_a_dropout_of_zero_adds_nothing() -> None:
+def test_a_dropout_of_zero_adds_no_hooks() -> None:
     model, plain = dropping(0.0), small_model()
     for one, two in zip(model.modules(), plain.modules(), strict=True):
         assert len(one._forward_hooks) == len(two._forward_hooks)
@@ -110,18 +110,17 @@ def test_a_dropout_of_zero_adds_nothing() -> None:
     assert torch.equal(model.train()(input_ids=sequences).logits, plain.eval()(input_ids=sequences).logits)
 
 
-Place = Callable[[LlamaForCausalLM], nn.Module]
-PLACES: dict[str, Place] = {
+DROPPED_INPUTS: dict[str, Callable[[LlamaForCausalLM], nn.Module]] = {
     "embedding": lambda model: model.model.layers[0].input_layernorm,
     "mlp": lambda model: model.model.layers[1].mlp.down_proj,
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_dropout_zeroes_its_share_of_what_enters(place: str) -> None:
+@pytest.mark.parametrize("place", DROPPED_INPUTS)
+def test_dropout_zeroes_its_share_of_the_embedding_and_of_the_mlp(place: str) -> None:
     model = dropping(0.25).train()
     seen: list[torch.Tensor] = []
-    PLACES[place](model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    DROPPED_INPUTS[place](model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     torch.manual_seed(0)
     model(input_ids=random_sequences(64))
     assert (seen[0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
@@ -141,7 +140,7 @@ def test_dropout_zeroes_its_share_of_both_residual_branches(branch: str) -> None
     assert (seen[0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
 
 
-def test_dropout_reaches_the_attention_weights_in_training_only() -> None:
+def test_dropout_acts_on_the_attention_weights_in_training_only() -> None:
     model = dropping(0.5)
     attention = model.model.layers[0].self_attn
     seen: list[torch.Tensor] = []
@@ -156,15 +155,15 @@ def test_dropout_reaches_the_attention_weights_in_training_only() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_only_matrices_decay_and_every_parameter_is_in_one_group(tied: bool) -> None:
+def test_only_matrices_have_weight_decay_and_every_parameter_is_in_one_group(tied: bool) -> None:
     model = small_model(tied=tied)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, kept = parameter_groups(model, 0.1)
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    decayed, undecayed = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.1, 0.0)
     decaying = [names[id(parameter)] for parameter in decayed["params"]]
-    staying = [names[id(parameter)] for parameter in kept["params"]]
-    assert sorted(decaying + staying) == sorted(names.values())
-    assert all("norm" in name or "embed_tokens" in name for name in staying)
+    not_decaying = [names[id(parameter)] for parameter in undecayed["params"]]
+    assert sorted(decaying + not_decaying) == sorted(names.values())
+    assert all("norm" in name or "embed_tokens" in name for name in not_decaying)
     assert all("proj" in name or name == "lm_head.weight" for name in decaying)
     assert ("lm_head.weight" in decaying) == (not tied)
 

@@ -7,7 +7,7 @@ import torch
 from retain.lightning_modules.models import add_dropout
 from retain.lightning_modules.objective import (
     CHUNK_TOKENS,
-    NO_TARGET,
+    IGNORE_INDEX,
     heldout_loss,
     loss_and_gradient,
     next_token_losses,
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_the_objective_is_the_loss_of_transformers(count: int) -> None:
+def test_the_loss_is_that_of_transformers(count: int) -> None:
     model, sequences = small_model().eval(), random_sequences(count)
     with torch.no_grad():
         theirs = model(input_ids=sequences, labels=sequences).loss.item()
@@ -29,7 +29,7 @@ def test_the_objective_is_the_loss_of_transformers(count: int) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 96, 1000])
 @pytest.mark.parametrize("tied", [True, False])
-def test_its_gradient_is_that_of_transformers_whatever_is_taken_at_once(
+def test_the_gradient_is_that_of_transformers_for_any_chunk_size(
     tied: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CHUNK_TOKENS, "cpu", chunk)
@@ -44,7 +44,7 @@ def test_its_gradient_is_that_of_transformers_whatever_is_taken_at_once(
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
 
 
-def test_in_bf16_its_gradient_is_as_near_to_the_exact_one_as_that_of_plain_logits() -> None:
+def test_the_bf16_gradient_is_as_close_to_the_exact_one_as_that_of_cross_entropy() -> None:
     model, sequences = small_model(initializer_range=0.2), random_sequences(6)
     parameters = list(model.parameters())
 
@@ -61,15 +61,15 @@ def test_in_bf16_its_gradient_is_as_near_to_the_exact_one_as_that_of_plain_logit
 
 @pytest.mark.parametrize("scale", [0.1, 3.0, 80.0, 3e4])
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 2**-23), (torch.bfloat16, 2**-8)])
-def test_loss_and_gradient_are_the_exact_ones_of_the_same_logits_also_of_a_model_that_is_sure(
+def test_loss_and_gradient_of_given_logits_are_exact_also_for_confident_predictions(
     dtype: torch.dtype, unit: float, scale: float
 ) -> None:
     draw = torch.Generator().manual_seed(3)
     logits = (torch.randn(64, 50, generator=draw) * scale).to(dtype)
     targets = torch.where(torch.rand(64, generator=draw) < 0.5, logits.argmax(dim=1), torch.arange(64) % 50)
-    targets[::7] = NO_TARGET
+    targets[::7] = IGNORE_INDEX
     exact = logits.double().requires_grad_()
-    truth = torch.nn.functional.cross_entropy(exact, targets, ignore_index=NO_TARGET, reduction="sum")
+    truth = torch.nn.functional.cross_entropy(exact, targets, ignore_index=IGNORE_INDEX, reduction="sum")
     (slope,) = torch.autograd.grad(truth, exact)
     loss, gradient = loss_and_gradient(logits, targets)
     assert loss.dtype == torch.float32
@@ -82,7 +82,7 @@ def flat(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def test_each_sequence_has_its_own_loss() -> None:
+def test_the_loss_of_a_sequence_does_not_depend_on_the_others() -> None:
     model, sequences = small_model().eval(), random_sequences(4)
     with torch.no_grad():
         together = next_token_losses(model, sequences)
@@ -92,37 +92,37 @@ def test_each_sequence_has_its_own_loss() -> None:
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_that_knows_nothing_loses_the_logarithm_of_its_vocabulary() -> None:
+def test_the_loss_of_a_uniform_prediction_is_the_logarithm_of_the_vocabulary() -> None:
     model = small_model()
     torch.nn.init.zeros_(model.model.embed_tokens.weight)
     found = heldout_loss(model, random_sequences(3), CPU, bf16=False)
     assert found.loss == pytest.approx(math.log(SMALL.vocabulary), rel=1e-6)
 
 
-@pytest.mark.parametrize("at_a_time", [1, 3, 7, 16])
-def test_a_held_out_loss_does_not_depend_on_how_many_are_taken_at_a_time(at_a_time: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 16])
+def test_a_held_out_loss_does_not_depend_on_the_batch_size(batch_size: int) -> None:
     model, sequences = small_model(initializer_range=0.2), random_sequences(10)
-    whole = heldout_loss(model, sequences, CPU, bf16=False, at_a_time=10)
-    parts = heldout_loss(model, sequences, CPU, bf16=False, at_a_time=at_a_time)
+    whole = heldout_loss(model, sequences, CPU, bf16=False, batch_size=10)
+    parts = heldout_loss(model, sequences, CPU, bf16=False, batch_size=batch_size)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
     assert parts.tokens == whole.tokens == 10 * (LENGTH - 1)
 
 
-def test_a_held_out_loss_weights_every_token_alike_and_does_not_depend_on_their_order() -> None:
+def test_a_held_out_loss_weights_all_tokens_equally_and_does_not_depend_on_the_order_of_sequences() -> None:
     model, sequences = small_model(initializer_range=0.2), random_sequences(9)
     with torch.no_grad():
         token = [
             -torch.log_softmax(model(input_ids=one[None]).logits[0, :-1], -1)[range(LENGTH - 1), one[1:]]
             for one in sequences
         ]
-    found = heldout_loss(model, sequences, CPU, bf16=False, at_a_time=4)
+    found = heldout_loss(model, sequences, CPU, bf16=False, batch_size=4)
     assert found.loss == pytest.approx(torch.cat(token).double().mean().item(), rel=1e-6)
-    assert heldout_loss(model, sequences.flip(0), CPU, bf16=False, at_a_time=4).loss == pytest.approx(
+    assert heldout_loss(model, sequences.flip(0), CPU, bf16=False, batch_size=4).loss == pytest.approx(
         found.loss, rel=1e-9
     )
 
 
-def test_a_held_out_loss_of_parts_is_the_mean_by_their_tokens() -> None:
+def test_the_held_out_losses_of_parts_average_by_their_tokens() -> None:
     model, sequences = small_model(initializer_range=0.2), random_sequences(9)
     whole, few, more = (
         heldout_loss(model, part, CPU, bf16=False) for part in (sequences, sequences[:2], sequences[2:])
@@ -131,7 +131,7 @@ def test_a_held_out_loss_of_parts_is_the_mean_by_their_tokens() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_taking_a_held_out_loss_leaves_the_model_as_it_was(training: bool) -> None:
+def test_computing_a_held_out_loss_does_not_change_the_model(training: bool) -> None:
     model = small_model()
     add_dropout(model, 0.5)
     model.train(training)
@@ -143,7 +143,7 @@ def test_taking_a_held_out_loss_leaves_the_model_as_it_was(training: bool) -> No
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_bf16_changes_a_held_out_loss_little() -> None:
+def test_bf16_changes_a_held_out_loss_only_slightly() -> None:
     model, sequences = small_model(initializer_range=0.2), random_sequences(8)
     exact = heldout_loss(model, sequences, CPU, bf16=False)
     rounded = heldout_loss(model, sequences, CPU, bf16=True)

@@ -10,17 +10,17 @@ STEPS = st.integers(2, 3000)
 RATES = st.floats(1e-6, 1.0)
 
 
-def whole(steps: int, peak: float, floor: float, warmup: int) -> list[float]:
+def all_rates(steps: int, peak: float, floor: float, warmup: int) -> list[float]:
     return [learning_rate(step, steps, peak, floor, warmup) for step in range(steps)]
 
 
 @given(STEPS, RATES, RATES, st.data())
-def test_the_rate_rises_in_equal_steps_to_the_peak_and_falls_to_the_floor(
+def test_the_learning_rate_rises_linearly_to_the_peak_and_decays_to_the_floor(
     steps: int, peak: float, floor: float, data: st.DataObject
 ) -> None:
     assume(floor <= peak)
     warmup = data.draw(st.integers(0, steps - 2))
-    rates = whole(steps, peak, floor, warmup)
+    rates = all_rates(steps, peak, floor, warmup)
     assert rates[:warmup] == pytest.approx([peak * (step + 1) / (warmup + 1) for step in range(warmup)])
     assert rates[warmup] == pytest.approx(peak)
     assert rates[-1] == pytest.approx(floor)
@@ -29,25 +29,27 @@ def test_the_rate_rises_in_equal_steps_to_the_peak_and_falls_to_the_floor(
     assert all(0 < rate <= peak * (1 + 1e-12) for rate in rates[:-1])
 
 
-def test_the_fall_is_a_cosine() -> None:
-    rates = whole(101, 1.0, 0.2, 0)
+def test_the_decay_is_a_cosine() -> None:
+    rates = all_rates(101, 1.0, 0.2, 0)
     assert rates[50] == pytest.approx(0.6)
     assert rates[25] == pytest.approx(0.2 + 0.8 * (1 + 2**-0.5) / 2)
 
 
 @given(STEPS, RATES, st.data())
-def test_a_floor_above_the_peak_leaves_the_rate_at_the_peak(steps: int, peak: float, data: st.DataObject) -> None:
+def test_with_a_floor_above_the_peak_the_learning_rate_stays_at_the_peak(
+    steps: int, peak: float, data: st.DataObject
+) -> None:
     warmup = data.draw(st.integers(0, steps - 1))
     floor = data.draw(st.floats(peak, 2.0))
-    assert whole(steps, peak, floor, warmup)[warmup:] == pytest.approx([peak] * (steps - warmup))
+    assert all_rates(steps, peak, floor, warmup)[warmup:] == pytest.approx([peak] * (steps - warmup))
 
 
-def test_the_first_step_already_moves_and_a_floor_of_zero_is_reached_exactly() -> None:
-    rates = whole(10, 1e-3, 0.0, 4)
+def test_the_first_step_has_a_positive_learning_rate_and_a_floor_of_zero_is_reached_exactly() -> None:
+    rates = all_rates(10, 1e-3, 0.0, 4)
     assert rates[0] == pytest.approx(2e-4)
     assert rates[-1] == 0.0
 
 
 @given(RATES)
-def test_one_step_trains_at_the_peak(peak: float) -> None:
-    assert whole(1, peak, 0.0, 0) == [peak]
+def test_a_stage_of_one_step_trains_at_the_peak(peak: float) -> None:
+    assert all_rates(1, peak, 0.0, 0) == [peak]

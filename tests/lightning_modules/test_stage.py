@@ -13,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Seen(Callback):
-    """The gradients (clipped), the rates and the weights at every step."""
+    """Records the clipped gradients and the learning rates of every step."""
 
     def __init__(self) -> None:
         self.gradients: list[list[torch.Tensor]] = []
@@ -32,17 +32,17 @@ def trained(micro_batch: int | None = None, **fields: Any) -> tuple[StageModule,
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 8, 100])
-def test_a_micro_batch_changes_no_gradient_also_in_a_smaller_last_step(micro_batch: int) -> None:
-    still = {"lr": 1e-12, "min_lr": 0.0, "clip": 1e9}
-    _, whole = trained(**still)
-    _, parts = trained(micro_batch, **still)
+def test_a_micro_batch_does_not_change_the_gradients_not_even_in_a_smaller_last_step(micro_batch: int) -> None:
+    frozen = {"lr": 1e-12, "min_lr": 0.0, "clip": 1e9}
+    _, whole = trained(**frozen)
+    _, parts = trained(micro_batch, **frozen)
     assert len(whole.gradients) == len(parts.gradients) == 4
     for one, two in zip(whole.gradients, parts.gradients, strict=True):
         for exact, summed in zip(one, two, strict=True):
             torch.testing.assert_close(summed, exact, rtol=1e-4, atol=1e-7)
 
 
-def test_every_gradient_is_that_of_the_mean_over_its_batch() -> None:
+def test_the_gradient_of_a_step_is_that_of_the_mean_loss_over_its_batch() -> None:
     _, seen = trained(3, lr=1e-12, min_lr=0.0, clip=1e9)
     model = small_model(initializer_range=0.2)
     for batch, gradients in zip(steps_of(RECIPE), seen.gradients, strict=True):
@@ -51,7 +51,7 @@ def test_every_gradient_is_that_of_the_mean_over_its_batch() -> None:
             torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
 
 
-def test_a_stage_is_adamw_by_its_recipe_step_for_step() -> None:
+def test_a_stage_takes_the_adamw_steps_of_its_recipe() -> None:
     module, _ = trained()
     model = small_model(initializer_range=0.2)
     matrices = [parameter for name, parameter in model.named_parameters() if "proj" in name]
@@ -70,20 +70,20 @@ def test_a_stage_is_adamw_by_its_recipe_step_for_step() -> None:
         torch.testing.assert_close(ours, exact, rtol=1e-3, atol=2e-5)
 
 
-def test_the_rate_of_every_step_is_the_schedules() -> None:
+def test_every_step_uses_the_learning_rate_of_the_schedule() -> None:
     module, seen = trained()
-    assert seen.rates == [{module.rate(step)} for step in range(4)]
-    assert [module.rate(step) for step in range(4)] == pytest.approx([0.005, 0.01, 0.0055, 0.001])
+    assert seen.rates == [{module.learning_rate_at(step)} for step in range(4)]
+    assert [module.learning_rate_at(step) for step in range(4)] == pytest.approx([0.005, 0.01, 0.0055, 0.001])
 
 
-def test_gradients_are_clipped_to_the_recipes_norm() -> None:
+def test_gradients_are_clipped_to_the_norm_in_the_recipe() -> None:
     _, seen = trained(clip=0.01)
     for gradients in seen.gradients:
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in gradients]))
         assert norm.item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_the_summed_loss_is_that_of_the_steps() -> None:
+def test_loss_sum_is_the_sum_of_the_mean_losses_of_the_steps() -> None:
     module, _ = trained(lr=1e-12, min_lr=0.0)
     model = small_model(initializer_range=0.2)
     with torch.no_grad():
@@ -92,21 +92,21 @@ def test_the_summed_loss_is_that_of_the_steps() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_training_again_gives_the_same_weights_bit_for_bit(dropout: float) -> None:
+def test_training_is_bit_reproducible(dropout: float) -> None:
     first, _ = trained(dropout=dropout)
     torch.manual_seed(12345)
     again, _ = trained(dropout=dropout)
     assert all(torch.equal(one, two) for one, two in zip(first.parameters(), again.parameters(), strict=True))
 
 
-def test_another_seed_is_another_dropout_and_no_dropout_does_not_read_the_seed() -> None:
+def test_the_seed_changes_the_training_only_through_dropout() -> None:
     first, other = (trained(dropout=0.1, seed=seed)[0] for seed in (1, 2))
     assert any(not torch.equal(one, two) for one, two in zip(first.parameters(), other.parameters(), strict=True))
     first, other = (trained(seed=seed)[0] for seed in (1, 2))
     assert all(torch.equal(one, two) for one, two in zip(first.parameters(), other.parameters(), strict=True))
 
 
-def test_training_lowers_the_loss_on_what_it_sees() -> None:
+def test_training_lowers_the_training_loss() -> None:
     recipe = RECIPE | {"sequences": 40 * 8, "steps": 40}
     module = StageModule(small_model(), recipe)
     batch = steps_of(RECIPE)[0]

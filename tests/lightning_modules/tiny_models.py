@@ -1,4 +1,4 @@
-"""A small Llama and a recipe to train it by, for the tests of this folder."""
+"""A small Llama and a recipe to train it, for the tests in this folder."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from retain.lightning_modules.models import build_model
 from retain.lightning_modules.stage import StageModule
 from retain.sweeps.schema.models import Architecture
 
-# A second thread costs a model of this size more than it helps.
+# For a model of this size a second thread costs more time than it saves.
 torch.set_num_threads(1)
 
 SMALL = Architecture(layers=2, hidden=32, heads=4, kv_heads=2, mlp=48, vocabulary=96, tied=True, context=64)
@@ -30,7 +30,7 @@ RECIPE: dict[str, Any] = {
     "clip": 1.0,
     "dropout": 0.0,
 }
-"""Four steps, of which the last has three sequences."""
+"""Four steps; the last one has three sequences."""
 
 
 def small_model(seed: int = 0, **fields: Any) -> LlamaForCausalLM:
@@ -43,12 +43,12 @@ def random_sequences(count: int, seed: int = 0, length: int = LENGTH) -> torch.T
 
 
 def steps_of(recipe: dict[str, Any], seed: int = 0) -> list[torch.Tensor]:
-    """Random batches of a recipe, the last one smaller."""
+    """Return random batches for a recipe; the last one may be smaller."""
     return list(random_sequences(recipe["sequences"], seed).split(recipe["batch"]))
 
 
 def train(module: StageModule, batches: list[torch.Tensor], *callbacks: Any) -> Trainer:
-    """Fit a module on these batches, one step each, as a stage is trained."""
+    """Train a module on these batches, one step each."""
     trainer = Trainer(
         accelerator="cpu",
         devices=1,

@@ -139,7 +139,7 @@ class Curves(Callback):
         self.logged_step, self.timed_step, self.timed_at = step, step, now
         self.progress = replace(self.progress, loss=loss, tokens_per_second=per_second)
         self._add(training_curve(self.stage, "loss"), loss, step)
-        self._add(training_curve(self.stage, "learning_rate"), module.rate(step - 1), step)
+        self._add(training_curve(self.stage, "learning_rate"), module.learning_rate_at(step - 1), step)
         self._add(training_curve(self.stage, "tokens_per_second"), per_second, step)
 
     def _add(self, curve: str, value: float, step: int) -> None:

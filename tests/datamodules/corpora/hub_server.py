@@ -1,4 +1,4 @@
-"""A Hugging Face hub on localhost that serves the repositories of a folder, as `huggingface_hub` and `datasets` ask it."""
+"""A Hugging Face hub on localhost that serves the repositories in a folder to `huggingface_hub` and `datasets`."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from urllib.parse import unquote, urlsplit
 
 
 def commit_of(name: str) -> str:
-    """The commit that a repository's branch `main` is at: 40 hexadecimal digits made of its name."""
+    """Return the commit of a repository's branch `main`: 40 hexadecimal digits derived from its name."""
     return hashlib.sha1(name.encode()).hexdigest()
 
 
 @contextmanager
 def hub(root: Path) -> Iterator[str]:
-    """Serve <root>/datasets/<owner>/<name>/ and <root>/models/<owner>/<name>/; yields what HF_ENDPOINT has to be."""
+    """Serve <root>/datasets/<owner>/<name>/ and <root>/models/<owner>/<name>/; yields the value for HF_ENDPOINT."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Hub, root))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -47,7 +47,7 @@ class _Hub(BaseHTTPRequestHandler):
             kind = "datasets" if words[0] == "datasets" else "models"
             self._answer_file(kind, "/".join(words[at - 2 : at]), "/".join(words[at + 2 :]))
         else:
-            self._refuse("EntryNotFound")
+            self._send_error("EntryNotFound")
 
     do_HEAD = do_GET
 
@@ -55,38 +55,38 @@ class _Hub(BaseHTTPRequestHandler):
         folder = self.root / kind / name
         revision = rest[1] if len(rest) > 1 else "main"
         if not folder.is_dir():
-            self._refuse("RepoNotFound")
+            self._send_error("RepoNotFound")
         elif revision not in ("main", commit_of(name)):
-            self._refuse("RevisionNotFound")
+            self._send_error("RevisionNotFound")
         elif rest[:1] == ["tree"]:
             below = folder.joinpath(*rest[2:])
             if below.is_dir():
-                deep = "recursive=True" in self.path or "recursive=true" in self.path
-                self._send_json([_entry(folder, str(path.relative_to(folder))) for path in _listed(below, deep)])
+                recursive = "recursive=True" in self.path or "recursive=true" in self.path
+                self._send_json([_entry(folder, str(path.relative_to(folder))) for path in _listed(below, recursive)])
             else:
-                self._refuse("EntryNotFound")
+                self._send_error("EntryNotFound")
         else:
             files = [{"rfilename": str(path.relative_to(folder))} for path in _listed(folder, True) if path.is_file()]
-            made = {"_id": name, "id": name, "sha": commit_of(name), "private": False, "tags": [], "downloads": 0}
-            self._send_json(made | {"likes": 0, "siblings": files})
+            info = {"_id": name, "id": name, "sha": commit_of(name), "private": False, "tags": [], "downloads": 0}
+            self._send_json(info | {"likes": 0, "siblings": files})
 
     def _answer_file(self, kind: str, name: str, path: str) -> None:
         file = self.root / kind / name / path
         if not file.is_file():
-            self._refuse("EntryNotFound")
+            self._send_error("EntryNotFound")
             return
         content = file.read_bytes()
         first, last, code = 0, len(content) - 1, 200
-        if (asked := self.headers.get("Range", "")).startswith("bytes="):
-            begin, _, end = asked.removeprefix("bytes=").partition("-")
+        if (byte_range := self.headers.get("Range", "")).startswith("bytes="):
+            begin, _, end = byte_range.removeprefix("bytes=").partition("-")
             first, last, code = int(begin), min(int(end or last), last), 206
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit_of(name)}
         if code == 206:
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         self._send(code, content[first : last + 1], headers | {"Accept-Ranges": "bytes"})
 
-    def _refuse(self, why: str) -> None:
-        self._send(404, json.dumps({"error": why}).encode(), {"X-Error-Code": why, "X-Error-Message": why})
+    def _send_error(self, code: str) -> None:
+        self._send(404, json.dumps({"error": code}).encode(), {"X-Error-Code": code, "X-Error-Message": code})
 
     def _send_json(self, document: Any) -> None:
         self._send(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
@@ -103,13 +103,13 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
 
-def _listed(folder: Path, deep: bool) -> list[Path]:
-    return sorted(folder.rglob("*") if deep else folder.iterdir())
+def _listed(folder: Path, recursive: bool) -> list[Path]:
+    return sorted(folder.rglob("*") if recursive else folder.iterdir())
 
 
 def _entry(folder: Path, path: str) -> dict[str, Any]:
-    place = folder / path
-    if place.is_dir():
+    file = folder / path
+    if file.is_dir():
         return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
-    content = place.read_bytes()
+    content = file.read_bytes()
     return {"type": "file", "path": path, "oid": hashlib.sha1(content).hexdigest(), "size": len(content)}

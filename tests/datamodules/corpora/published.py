@@ -1,4 +1,4 @@
-"""The published corpora, made small: the files, formats, configurations and fields of the real ones."""
+"""Small copies of the published corpora, with the files, formats, configurations and fields of the real ones."""
 
 import gzip
 import json
@@ -11,41 +11,40 @@ import pyarrow.parquet
 from retain.sweeps.schema.published_corpora import PUBLISHED
 
 Records = list[dict[str, str]]
-A_FILE = 40
-"""Records in a file."""
+RECORDS_PER_FILE = 40
 
 
-def records(name: str, file: int, count: int = A_FILE) -> Records:
-    """The records of one file of a published corpus, with the fields that the real one has."""
-    made: dict[str, Callable[[int], dict[str, str]]] = {
+def records(name: str, file: int, count: int = RECORDS_PER_FILE) -> Records:
+    """Return the records of one file of a published corpus, with the fields of the real corpus."""
+    makers: dict[str, Callable[[int], dict[str, str]]] = {
         "c4": lambda n: {"text": f"page {n} of the web", "timestamp": "2019-04-25T12:57:54Z", "url": f"http://a/{n}"},
         "musicpile": lambda n: {"id": str(n), "text": f"X:{n}\nK:D\n|: d2 f{n} :|", "src": "irishman"},
         "chempile": lambda n: {"text": f"We report the synthesis of compound {n}.", "pmid": str(n)},
         "flan": lambda n: {"inputs": f"What is {n} + 1?", "targets": str(n + 1), "task": f"math_{file}"},
     }
-    return [made[name](1000 * file + number) for number in range(count)]
+    return [makers[name](1000 * file + number) for number in range(count)]
 
 
 def document(name: str, record: Mapping[str, str]) -> str:
-    """The document that a record stands for."""
+    """Return the document that Retain should read from a record."""
     return f"{record['inputs']}\n{record['targets']}" if name == "flan" else record["text"]
 
 
 def publish(name: str, root: Path, files: int = 2) -> Path:
-    """Write a corpus below <root>/datasets/, as its repository on the hub is laid out; the repository's folder."""
+    """Write a corpus below <root>/datasets/ in the layout of its repository on the hub; return the repository's folder."""
     folder = root / "datasets" / str(PUBLISHED[name]["hf"])
     config = PUBLISHED[name].get("config")
-    places = {
+    file_names = {
         "c4": "en/c4-train.{:05d}-of-{:05d}.json.gz",
         "musicpile": "data/train-{:05d}-of-{:05d}.parquet",
         "chempile": f"{config}/train-{{:05d}}-of-{{:05d}}.parquet",
         "flan": "train/task_{:05d}_10templates_train.jsonl",
     }
     for number in range(files):
-        path = folder / places[name].format(number, files)
+        path = folder / file_names[name].format(number, files)
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, records(name, number))
-    pattern = places[name].partition("{")[0] + "*"
+    pattern = file_names[name].partition("{")[0] + "*"
     card = (
         f"configs:\n- config_name: {config}\n  data_files:\n  - split: train\n    path: {pattern}\n" if config else ""
     )

@@ -1,4 +1,4 @@
-"""`retain data --check` against a hub on localhost, and without one."""
+"""`retain data --check` with a hub on localhost, and without a hub."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ SMALL = {"heldout": 0.2, "tokens": 640, "revision": "main"}
 
 @pytest.fixture(scope="module")
 def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A folder with studies in it, and the environment in which the hub is one that has the published corpora."""
+    """A folder for studies, and the environment variables of a hub on localhost that has the published corpora."""
     folder = tmp_path_factory.mktemp("hub")
     for name in PUBLISHED:
         publish(name, folder)
@@ -35,7 +35,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
 
 
 def write_study(folder: Path, corpora: dict[str, Any], tokenizer: dict[str, Any]) -> Path:
-    """The tiny study on other corpora than its own."""
+    """Write the tiny study with other corpora and another tokeniser."""
     sections = ("pretrain", "posttrain", "finetune")
     fields = tiny_fields(grid={}) | {"corpora": corpora, "tokenizer": tokenizer}
     for section, corpus in zip(sections, [*corpora] * 3, strict=False):
@@ -47,24 +47,24 @@ def write_study(folder: Path, corpora: dict[str, Any], tokenizer: dict[str, Any]
 
 
 BROKEN = {
-    "nowhere": {"hf": "m-a-p/MusicPail"},
-    "moved": {"published": "musicpile", "revision": "0" * 40},
-    "unconfigured": {"published": "chempile", "revision": "main", "config": "abstracts"},
-    "fieldless": {"published": "flan", "template": "{question}"},
-    "splitless": {"published": "c4", "revision": "main", "split": "training"},
+    "not_found": {"hf": "m-a-p/MusicPail"},
+    "wrong_revision": {"published": "musicpile", "revision": "0" * 40},
+    "wrong_config": {"published": "chempile", "revision": "main", "config": "abstracts"},
+    "wrong_field": {"published": "flan", "template": "{question}"},
+    "wrong_split": {"published": "c4", "revision": "main", "split": "training"},
 }
 
 
 @pytest.fixture(scope="module")
 def checked(online: tuple[Path, dict[str, str]]) -> dict[str, Any]:
-    """What is said of a study of which one half resolves and the other does not."""
-    folder, more = online
+    """The checks of a study in which some sources resolve and the others are broken."""
+    folder, environment = online
     corpora = {name: {"published": name} | SMALL for name in PUBLISHED} | BROKEN
     study = write_study(folder, corpora, {"hf": TOKENIZER})
-    return dict(retain_json("data", study, "--check", code=3, more=more))
+    return dict(retain_json("data", study, "--check", code=3, more=environment))
 
 
-def test_what_resolves_is_told_with_its_commit_and_how_to_pin_it(
+def test_sources_that_resolve_are_listed_with_their_commit_and_an_override_that_pins_it(
     checked: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = {row["name"]: row for row in checked["checks"]}
@@ -79,22 +79,23 @@ def test_what_resolves_is_told_with_its_commit_and_how_to_pin_it(
     assert f"to pin: tokenizer.revision={commit_of(TOKENIZER)} corpora.c4.revision=" in capsys.readouterr().out
 
 
-def test_what_does_not_resolve_is_told_each_with_its_cure_and_code_3(checked: dict[str, Any]) -> None:
+def test_sources_that_do_not_resolve_are_listed_with_a_cure_and_exit_code_3(checked: dict[str, Any]) -> None:
     assert not checked["resolves"]
     problems = {row["name"].removeprefix("corpora."): row["problem"] for row in checked["checks"] if row["problem"]}
     assert set(problems) == set(BROKEN)
-    assert "m-a-p/MusicPail: the hub has no such dataset" in problems["nowhere"]
-    assert f"not at revision {'0' * 40}" in problems["moved"]
-    assert "abstracts" in problems["unconfigured"]
-    assert "no text in field 'question' (it has inputs, targets, task); set template:" in problems["fieldless"]
-    assert "training" in problems["splitless"]
+    assert "m-a-p/MusicPail: dataset not found on the hub" in problems["not_found"]
+    assert f"not found on the hub at revision {'0' * 40}" in problems["wrong_revision"]
+    assert "abstracts" in problems["wrong_config"]
+    expected = "field 'question' not found (the fields are inputs, targets, task); correct `template:` in the corpus"
+    assert expected in problems["wrong_field"]
+    assert "training" in problems["wrong_split"]
     assert all("\n" not in problem for problem in problems.values())
 
 
-def test_prepared_data_remembers_the_commit_that_a_branch_stood_for(online: tuple[Path, dict[str, str]]) -> None:
-    folder, more = online
+def test_prepared_data_records_the_commit_that_a_branch_pointed_to(online: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = online
     study = write_study(folder, {name: {"published": name} | SMALL for name in ("c4", "flan")}, {"hf": TOKENIZER})
-    retain("data", study, "--store", folder / "store", more=more)
+    retain("data", study, "--store", folder / "store", more=environment)
     notes = [read_json(path) for path in (folder / "store" / "prepared").glob("*.json")]
     commits = {note["source"]["hf"]: note.get("commit") for note in notes}
     assert commits == {TOKENIZER: None} | {
@@ -102,14 +103,14 @@ def test_prepared_data_remembers_the_commit_that_a_branch_stood_for(online: tupl
     }
 
 
-def test_without_a_hub_it_says_so_once_and_within_seconds(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_reported_once_and_within_seconds(tmp_path: Path) -> None:
     study = write_study(tmp_path, {name: {"published": name} for name in PUBLISHED}, {"hf": TOKENIZER})
-    begun = time.monotonic()
-    made = retain_json("data", study, "--check", code=3, more={"HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert time.monotonic() - begun < 30
-    first, *others = [row["problem"] for row in made["checks"]]
+    start = time.monotonic()
+    output = retain_json("data", study, "--check", code=3, more={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert time.monotonic() - start < 30
+    first, *others = [row["problem"] for row in output["checks"]]
     assert "the hub does not answer" in first
-    assert set(others) == {"not asked, as the hub does not answer; see above"}
+    assert set(others) == {"not checked, because the hub does not answer (see above)"}
 
 
 def test_local_sources_need_no_hub(tmp_path: Path) -> None:
@@ -117,8 +118,8 @@ def test_local_sources_need_no_hub(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some text")
     local = {"published": "musicpile", "files": "datasets"}
     study = write_study(tmp_path, {"a": {"files": "a.txt"}, "b": local, "c": {"package": "chemicals"}}, {"train": 300})
-    made = list(check_sources(read_study(str(study))))
-    assert [(check.begins is not None, check.problem, check.pin) for check in made] == [
+    checks = check_sources(read_study(str(study)))
+    assert [(check.begins is not None, check.problem, check.pin) for check in checks] == [
         (False, None, None),
         *[(True, None, None)] * 3,
     ]

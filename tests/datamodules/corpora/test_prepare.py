@@ -48,7 +48,7 @@ def waiting(process: subprocess.Popen[str]) -> bool:
     return process.stdout.readline() == "waiting\n"
 
 
-def quietly(file: StudyFile, store: Path) -> Facts:
+def prepare_quietly(file: StudyFile, store: Path) -> Facts:
     return prepare(file, store, lambda *_: None)
 
 
@@ -60,7 +60,7 @@ def contents(store: Path) -> list[str]:
     return sorted(str(path.relative_to(store)) for path in store.rglob("*") if path.is_file())
 
 
-def test_prepared_data_is_found_again_without_reading_the_corpora(prepared: Prepared) -> None:
+def test_prepared_data_is_found_without_reading_the_corpora(prepared: Prepared) -> None:
     reported: list[str] = []
     assert prepare(prepared.file, prepared.store, lambda what, *_: reported.append(what)) == prepared.facts
     assert reported == []
@@ -68,7 +68,7 @@ def test_prepared_data_is_found_again_without_reading_the_corpora(prepared: Prep
     assert prepared.facts.prepared
 
 
-def test_facts_are_those_of_the_packed_corpora(prepared: Prepared) -> None:
+def test_facts_match_the_packed_corpora(prepared: Prepared) -> None:
     for facts in prepared.facts.corpora.values():
         corpus = packed_corpus(prepared.store, facts.fingerprint)
         assert (facts.train, facts.heldout) == (corpus.count("train"), corpus.count("heldout"))
@@ -76,7 +76,7 @@ def test_facts_are_those_of_the_packed_corpora(prepared: Prepared) -> None:
     assert prepared.facts.vocabulary == 320
 
 
-def test_before_preparing_a_study_can_be_expanded_with_provisional_keys(prepared: Prepared, tmp_path: Path) -> None:
+def test_an_unprepared_study_expands_with_provisional_keys(prepared: Prepared, tmp_path: Path) -> None:
     facts = known_facts(prepared.file, tmp_path)
     assert not facts.prepared
     assert facts.vocabulary == 320
@@ -90,7 +90,7 @@ def test_before_preparing_a_study_can_be_expanded_with_provisional_keys(prepared
 
 def test_fingerprints_do_not_depend_on_paths_times_or_stores(prepared: Prepared, tmp_path: Path) -> None:
     file = read_study(str(tiny_study(tmp_path / "elsewhere" / "deeper")))
-    assert fingerprints(quietly(file, tmp_path / "store")) == fingerprints(prepared.facts)
+    assert fingerprints(prepare_quietly(file, tmp_path / "store")) == fingerprints(prepared.facts)
 
 
 def test_fingerprints_do_not_depend_on_parallelism(prepared: Prepared, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_two_processes_may_prepare_the_same_study_at_the_same_time(prepared: Pre
 
 
 @pytest.mark.parametrize("wait_at", ["general", "chemistry"])
-def test_a_killed_preparation_misleads_nobody_and_the_next_one_finishes_alike(
+def test_a_killed_preparation_leaves_no_partial_data_and_the_next_one_gives_the_same_result(
     prepared: Prepared, tmp_path: Path, wait_at: str
 ) -> None:
     store = tmp_path / "store"
@@ -127,129 +127,132 @@ def test_a_killed_preparation_misleads_nobody_and_the_next_one_finishes_alike(
     assert len(list((store / "building").iterdir())) == 1
     for folder in (store / "corpora").glob("*"):
         assert packed_problem(folder) is None
-    assert fingerprints(quietly(prepared.file, store)) == fingerprints(prepared.facts)
+    assert fingerprints(prepare_quietly(prepared.file, store)) == fingerprints(prepared.facts)
     assert list((store / "building").iterdir()) == []
     assert contents(store) == contents(prepared.store)
 
 
-def test_what_another_machine_is_building_is_left_alone(prepared: Prepared, tmp_path: Path) -> None:
+def test_build_folders_of_dead_processes_are_removed_and_those_of_other_machines_kept(
+    prepared: Prepared, tmp_path: Path
+) -> None:
     machine = process_name().split(".")[0]
     elsewhere, here = (tmp_path / "building" / f"{name}.999999999.5-ab" for name in ("node7", machine))
     for folder in (elsewhere, here):
         folder.mkdir(parents=True)
-    quietly(prepared.file, tmp_path)
+    prepare_quietly(prepared.file, tmp_path)
     assert elsewhere.is_dir()
     assert not here.exists()
 
 
-def test_a_changed_corpus_is_prepared_anew_and_changes_no_other(tmp_path: Path) -> None:
+def test_a_changed_corpus_is_prepared_again_and_the_others_keep_their_fingerprints(tmp_path: Path) -> None:
     path = tiny_study(tmp_path / "study", tokenizer={"hf": "tok"})
     train_tokenizer(documents_of("general"), 320).save(tmp_path / "study" / "tok")
-    before = quietly(read_study(str(path)), tmp_path / "store")
+    before = prepare_quietly(read_study(str(path)), tmp_path / "store")
     write_corpus(tmp_path / "study", "music", count=300)
     assert not known_facts(read_study(str(path)), tmp_path / "store").prepared
-    after = quietly(read_study(str(path)), tmp_path / "store")
+    after = prepare_quietly(read_study(str(path)), tmp_path / "store")
     changed = [name for name in before.corpora if before.corpora[name] != after.corpora[name]]
     assert changed == [("music", 32)]
     assert after.tokenizer == before.tokenizer
 
 
-def test_a_trained_tokeniser_follows_its_corpora(tmp_path: Path) -> None:
+def test_a_trained_tokeniser_changes_with_its_corpora(tmp_path: Path) -> None:
     path = tiny_study(tmp_path / "study")
-    before = quietly(read_study(str(path)), tmp_path / "store")
+    before = prepare_quietly(read_study(str(path)), tmp_path / "store")
     write_corpus(tmp_path / "study", "music", count=300)
-    after = quietly(read_study(str(path)), tmp_path / "store")
+    after = prepare_quietly(read_study(str(path)), tmp_path / "store")
     assert after.tokenizer != before.tokenizer
 
 
-def test_another_end_of_text_of_a_local_tokeniser_is_noticed(tmp_path: Path) -> None:
+def test_another_end_of_text_token_changes_the_fingerprints_of_tokeniser_and_corpora(tmp_path: Path) -> None:
     path = tiny_study(tmp_path / "study", tokenizer={"hf": "tok"})
     train_tokenizer(documents_of("general"), 320).save(tmp_path / "study" / "tok")
-    before = quietly(read_study(str(path)), tmp_path / "store")
+    before = prepare_quietly(read_study(str(path)), tmp_path / "store")
     (tmp_path / "study" / "tok" / "tokenizer_config.json").write_text('{"eos_token": "!"}')
-    after = quietly(read_study(str(path)), tmp_path / "store")
+    after = prepare_quietly(read_study(str(path)), tmp_path / "store")
     assert after.tokenizer != before.tokenizer
     assert not {corpus.fingerprint for corpus in after.corpora.values()} & {
         corpus.fingerprint for corpus in before.corpora.values()
     }
 
 
-def test_a_local_tokeniser_without_its_files_is_named(tmp_path: Path) -> None:
+def test_missing_files_of_a_local_tokeniser_are_named(tmp_path: Path) -> None:
     path = tiny_study(tmp_path / "study", tokenizer={"hf": "tok"})
     (tmp_path / "study" / "tok").mkdir()
     with pytest.raises(
-        MissingResourceError, match=r"tokenizer\.hf: .*/tok lacks tokenizer\.json and tokenizer_config\.json"
+        MissingResourceError, match=r"tokenizer\.hf: .*/tok has no tokenizer\.json and no tokenizer_config\.json"
     ):
         known_facts(read_study(str(path)), tmp_path / "store")
 
 
 def test_every_sequence_length_of_the_grid_is_prepared(tmp_path: Path) -> None:
     file = read_study(str(tiny_study(tmp_path / "study", grid={"sequence_length": [16, 32]})))
-    facts = quietly(file, tmp_path / "store")
+    facts = prepare_quietly(file, tmp_path / "store")
     assert {length for _, length in facts.corpora} == {16, 32}
     for (_, length), corpus in facts.corpora.items():
         assert packed_corpus(tmp_path / "store", corpus.fingerprint).sequences("train").shape[1] == length
 
 
-def test_a_corpus_that_was_removed_from_the_store_is_prepared_again(prepared: Prepared, tmp_path: Path) -> None:
+def test_a_corpus_deleted_from_the_store_is_prepared_again(prepared: Prepared, tmp_path: Path) -> None:
     store = shutil.copytree(prepared.store, tmp_path / "store")
     shutil.rmtree(store / "corpora" / prepared.facts.corpora["music", 32].fingerprint)
     assert not known_facts(prepared.file, store).prepared
-    assert quietly(prepared.file, store) == prepared.facts
+    assert prepare_quietly(prepared.file, store) == prepared.facts
 
 
-def test_a_corpus_that_the_store_lacks_is_named_with_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(MissingResourceError, match=r"corpus abc is not in .*; run `retain data` for the study again"):
+def test_a_corpus_missing_from_the_store_is_named_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(MissingResourceError, match=r"corpus abc not found in .*; run `retain data STUDY`"):
         packed_corpus(tmp_path, "abc")
 
 
 @pytest.mark.parametrize(
-    ("overrides", "kind", "words"),
+    ("overrides", "error", "message"),
     [
         (
             {"corpora.music.files": "absent.jsonl"},
             MissingResourceError,
-            r"tiny\.yaml: corpora\.music: files: absent\.jsonl names no file",
+            r"tiny\.yaml: corpora\.music: files: no file matches absent\.jsonl",
         ),
         (
             {"corpora.music.text": "body"},
             StudyError,
-            r"tiny\.yaml: corpora\.music: .*no text in field 'body' \(it has text\); set text: in the corpus",
+            r"tiny\.yaml: corpora\.music: .*field 'body' not found \(the fields are text\); correct `text:` in the corpus",
         ),
         (
             {"corpora.music": {"package": "numpy"}},
             StudyError,
-            r"tiny\.yaml: corpora\.music: package: 'numpy' is not known; the packages are",
+            r"tiny\.yaml: corpora\.music: package: unknown corpus 'numpy'; choose one of docstrings, ",
         ),
         (
             {"tokenizer.train": 30_000},
             StudyError,
-            r"tokenizer\.train: the corpora yield \d+ entries of the 30000 asked",
+            r"tokenizer\.train: the corpora yield \d+ of 30000 entries",
         ),
-        ({"tokenizer": {"hf": "not/a/name"}}, MissingResourceError, r"tokenizer\.hf: not/a/name cannot be fetched"),
+        ({"tokenizer": {"hf": "not/a/name"}}, MissingResourceError, r"tokenizer\.hf: not/a/name cannot be downloaded"),
     ],
     ids=["file", "field", "package", "entries", "tokeniser"],
 )
-def test_what_cannot_be_prepared_is_named_with_the_cure(
-    tmp_path: Path, overrides: dict[str, Any], kind: type[Exception], words: str
+def test_errors_of_preparation_name_the_field_and_the_cure(
+    tmp_path: Path, overrides: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     file = read_study(str(tiny_study(tmp_path / "study", **overrides)))
-    with pytest.raises(kind, match=words):
-        quietly(file, tmp_path / "store")
+    with pytest.raises(error, match=message):
+        prepare_quietly(file, tmp_path / "store")
 
 
-def test_a_store_that_cannot_be_written_is_named_with_the_cure(prepared: Prepared, tmp_path: Path) -> None:
+def test_an_unwritable_store_is_named_with_the_cure(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file, not a folder")
     with pytest.raises(
-        MissingResourceError, match=r"store: the data cannot be written .*; free space or choose --store"
+        MissingResourceError,
+        match=r"store: cannot write the prepared data .*; free disk space, or choose another store with --store",
     ):
-        quietly(prepared.file, tmp_path / "store")
+        prepare_quietly(prepared.file, tmp_path / "store")
 
 
 def test_a_corpus_too_small_for_its_budget_is_refused_once_it_is_prepared(tmp_path: Path) -> None:
     file = read_study(str(tiny_study(tmp_path / "study", **{"pretrain.tokens": "1M"})))
     assert expand(file, known_facts(file, tmp_path / "store")).provisional
-    facts = quietly(file, tmp_path / "store")
+    facts = prepare_quietly(file, tmp_path / "store")
     with pytest.raises(
         StudyError,
         match=r"tiny\.yaml: pretrain\.tokens: 1,000,000 tokens exceed the training split of corpus general, which",
@@ -260,4 +263,4 @@ def test_a_corpus_too_small_for_its_budget_is_refused_once_it_is_prepared(tmp_pa
 def test_an_empty_held_out_split_is_refused_once_it_is_prepared(tmp_path: Path) -> None:
     file = read_study(str(tiny_study(tmp_path / "study", **{"corpora.music.heldout": 1e-12})))
     with pytest.raises(StudyError, match=r"tiny\.yaml: corpora\.music\.heldout: the held-out split would be empty"):
-        expand(file, quietly(file, tmp_path / "store"))
+        expand(file, prepare_quietly(file, tmp_path / "store"))

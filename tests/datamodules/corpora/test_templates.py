@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain.datamodules.corpora.documents import read_documents
-from retain.datamodules.corpora.templates import Template, template_of
+from retain.datamodules.corpora.templates import Template, corpus_template
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.published_corpora import template_pieces
 from retain.sweeps.schema.study import Corpus
@@ -30,7 +30,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-def test_the_fields_of_a_record_are_joined_as_the_template_says(tmp_path: Path, name: str) -> None:
+def test_a_template_joins_the_fields_of_a_record(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, ROWS)
     assert joined(tmp_path, name) == ["Q: why {x}?\nA: because", "Q: how?\nA: so"]
     assert joined(tmp_path, name, "{answer}, {{sic}}") == ["because, {sic}", "so, {sic}"]
@@ -39,21 +39,41 @@ def test_the_fields_of_a_record_are_joined_as_the_template_says(tmp_path: Path, 
 @given(
     st.dictionaries(st.from_regex("[a-z]{1,5}", fullmatch=True), st.text(), min_size=1), st.text("x{}\n ", max_size=5)
 )
-def test_joining_is_the_formatting_of_python_for_plain_texts(record: dict[str, str], between: str) -> None:
+def test_a_template_gives_the_same_text_as_str_format(record: dict[str, str], between: str) -> None:
     escaped = between.replace("{", "{{").replace("}", "}}")
     text = escaped.join(f"{{{field}}}" for field in record)
     assert Template(tuple(template_pieces(text)), "template").join(record, "here") == text.format(**record)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-@pytest.mark.parametrize(("field", "value"), [("answer", None), ("answer", 5), ("reply", "so")])
-def test_a_field_that_is_missing_or_no_text_is_one_sentence(tmp_path: Path, name: str, field: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("answer", None, "field 'answer' is null, expected text; correct `template:` in the corpus, or fix the record"),
+        (
+            "answer",
+            5,
+            "field 'answer' is of type int, expected text; correct `template:` in the corpus, or fix the record",
+        ),
+        ("reply", "so", "field 'answer' not found (the fields are question, reply); correct `template:` in the corpus"),
+    ],
+)
+def test_a_missing_or_non_text_field_is_reported_in_one_sentence(
+    tmp_path: Path, name: str, field: str, value: Any, problem: str
+) -> None:
     write(tmp_path / name, [{"question": "how?", field: value}])
-    with pytest.raises(StudyError) as refused:
+    with pytest.raises(StudyError) as raised:
         joined(tmp_path, name)
-    message = str(refused.value)
+    message = str(raised.value)
     assert message.startswith(str(tmp_path / name))
-    assert message.endswith(f"no text in field 'answer' (it has question, {field}); set template: in the corpus")
+    assert message.endswith(f": {problem}")
+
+
+@pytest.mark.parametrize(("name", "record"), [("a.jsonl", "line 3"), ("a.parquet", "row 3")])
+def test_an_invalid_record_is_named_by_its_number(tmp_path: Path, name: str, record: str) -> None:
+    write(tmp_path / name, [*ROWS, {"question": "what?", "answer": None, "n": 3}])
+    with pytest.raises(StudyError, match=f"{name}, {record}: field 'answer' is null"):
+        joined(tmp_path, name)
 
 
 @pytest.mark.parametrize(
@@ -68,14 +88,14 @@ def test_a_field_that_is_missing_or_no_text_is_one_sentence(tmp_path: Path, name
         ("{a", "is not a template"),
     ],
 )
-def test_a_template_that_asks_for_more_than_fields_is_refused_at_once(template: str, words: str) -> None:
+def test_a_template_with_more_than_plain_fields_is_refused_when_the_study_is_read(template: str, words: str) -> None:
     with pytest.raises(ValueError, match="template") as refused:
         Corpus(files="a.jsonl", template=template)
     assert words in str(refused.value)
 
 
-def test_a_template_names_the_fields_so_that_text_cannot_be_given_too() -> None:
+def test_template_and_text_cannot_both_be_given() -> None:
     with pytest.raises(ValueError, match="template: cannot be combined with text; remove text"):
         Corpus(files="a.jsonl", template=QA, text="question")
-    assert template_of(Corpus(files="a.jsonl", template=QA)).fields == ["question", "answer"]
-    assert template_of(Corpus(files="a.jsonl", text="body")).fields == ["body"]
+    assert corpus_template(Corpus(files="a.jsonl", template=QA)).fields == ["question", "answer"]
+    assert corpus_template(Corpus(files="a.jsonl", text="body")).fields == ["body"]

@@ -16,7 +16,7 @@ from tests.studies import tiny_study, tiny_tree
 
 @st.composite
 def windows(draw: st.DrawFn) -> ExposureWindow:
-    """Any window that holds its exposure, also one filled by it, and one that goes through D_post several times."""
+    """Any window with room for its exposure, including windows without general data and repeated passes over D_post."""
     distinct, seed = draw(st.integers(1, SIZE)), draw(SEEDS)
     amount = draw(st.integers(1, 3 * SIZE))
     begin = draw(st.integers(0, distinct))
@@ -26,17 +26,19 @@ def windows(draw: st.DrawFn) -> ExposureWindow:
 
 
 @given(windows())
-def test_every_sequence_is_shown_exactly_as_often_as_the_recipe_says(order: ExposureWindow) -> None:
+def test_every_sequence_is_read_exactly_as_often_as_the_recipe_says(order: ExposureWindow) -> None:
     seen = Counter(everything(order))
     assert seen.total() == order.total == order.main.distinct + order.amount
-    assert {seen[place] for place in members(order.main)} == {1}
+    assert {seen[member] for member in members(order.main)} == {1}
     passes, more = divmod(order.amount, order.exposed.distinct)
     times = Counter({passes + 1: more, passes: order.exposed.distinct - more})
-    assert Counter(seen[place] for place in members(order.exposed)) == times - Counter()
+    assert Counter(seen[member] for member in members(order.exposed)) == times - Counter()
 
 
 @given(windows(), st.data())
-def test_exposure_is_within_its_window_and_evenly_spread_over_it(order: ExposureWindow, data: st.DataObject) -> None:
+def test_exposure_lies_within_its_window_and_is_evenly_spread_over_it(
+    order: ExposureWindow, data: st.DataObject
+) -> None:
     exposed = np.array([corpus == "post" for corpus, _ in everything(order)])
     assert not exposed[: order.begin].any()
     assert not exposed[order.end :].any()
@@ -48,7 +50,7 @@ def test_exposure_is_within_its_window_and_evenly_spread_over_it(order: Exposure
 
 @settings(max_examples=60)
 @given(windows(), st.data())
-def test_the_order_is_the_same_from_any_position_on_and_on_any_ranks(
+def test_the_order_does_not_depend_on_the_first_position_or_the_number_of_ranks(
     order: ExposureWindow, data: st.DataObject
 ) -> None:
     whole = everything(order)
@@ -61,28 +63,26 @@ def test_the_order_is_the_same_from_any_position_on_and_on_any_ranks(
 
 
 @given(windows(), st.data())
-def test_general_sequences_follow_each_other_in_one_order_wherever_the_window_lies(
-    order: ExposureWindow, data: st.DataObject
-) -> None:
+def test_the_window_does_not_change_the_order_within_each_corpus(order: ExposureWindow, data: st.DataObject) -> None:
     begin = data.draw(st.integers(0, order.main.distinct))
     end = data.draw(st.integers(begin + order.amount, order.total))
     moved = ExposureWindow(order.main, order.exposed, order.amount, begin, end, order.seed)
     for corpus in ("main", "post"):
-        first, second = ([place for place in everything(one) if place[0] == corpus] for one in (order, moved))
+        first, second = ([item for item in everything(one) if item[0] == corpus] for one in (order, moved))
         assert first == second
 
 
-def test_another_seed_is_another_order_and_other_places_of_the_same_sequences() -> None:
+def test_another_seed_changes_the_order_and_the_exposed_positions_but_not_the_sequences() -> None:
     first, second = (
         everything(ExposureWindow(subset("main", 50), subset("post", 20), 20, 10, 60, seed)) for seed in (1, 2)
     )
     assert sorted(first) == sorted(second)
     for corpus in ("main", "post"):
-        assert [place for place in first if place[0] == corpus] != [place for place in second if place[0] == corpus]
+        assert [item for item in first if item[0] == corpus] != [item for item in second if item[0] == corpus]
     assert [corpus for corpus, _ in first] != [corpus for corpus, _ in second]
 
 
-def test_positions_of_twenty_billion_tokens_are_found_at_once() -> None:
+def test_positions_in_twenty_billion_tokens_are_located_at_once() -> None:
     general, exposed, begin = 20_000_000, 300_000, 9_000_000
     end = begin + 2 * exposed
     main, post = subset("main", general, size=general), subset("post", exposed, size=exposed)
@@ -99,7 +99,7 @@ SIZES = {"pre": SIZE, "post": SIZE}
 RECIPE: dict[str, Any] = {"corpus": "pre", "subset_seed": 4, "seed": 9, "distinct": 30, "sequences": 40}
 
 
-def test_a_recipe_with_a_window_is_that_window_and_one_without_it_a_mixture_over_all_of_the_stage() -> None:
+def test_exposure_is_uniform_over_the_stage_unless_the_recipe_has_a_window() -> None:
     exposure = {"corpus": "post", "distinct": 10, "sequences": 10}
     order = stage_order(RECIPE | {"exposure": exposure | {"window": [20, 40]}}, SIZES)
     assert isinstance(order, ExposureWindow)
@@ -128,11 +128,11 @@ def pretrain_key(**overrides: Any) -> str:
         ({"pretrain.exposure_schedule": [0, 0.001], "pretrain.exposure": 0}, {"pretrain.exposure": 0}),
     ],
 )
-def test_schedules_that_mean_the_same_training_share_its_key(first: dict[str, Any], second: dict[str, Any]) -> None:
+def test_equivalent_schedules_have_the_same_stage_key(first: dict[str, Any], second: dict[str, Any]) -> None:
     assert pretrain_key(**first) == pretrain_key(**second)
 
 
-def test_schedules_are_an_axis_of_words_and_windows() -> None:
+def test_an_axis_of_schedules_may_mix_names_and_windows() -> None:
     schedules = ["uniform", "early", "late", [0.25, 0.75]]
     tree = tiny_tree(**PRETRAIN | {"grid": {"pretrain.exposure_schedule": schedules}})
     assert len({trial.pretrain for trial in tree.trials}) == 4
@@ -141,7 +141,7 @@ def test_schedules_are_an_axis_of_words_and_windows() -> None:
     assert len({trial.pretrain for trial in unmixed.trials}) == 1
 
 
-def test_an_override_and_a_case_may_name_one_window_or_list_several(tmp_path: Path) -> None:
+def test_an_override_or_a_case_may_give_one_window_or_a_list_of_schedules(tmp_path: Path) -> None:
     path = str(tiny_study(tmp_path, **PRETRAIN))
     assert read_study(path, ["pretrain.exposure_schedule=[0.2, 0.6]"]).study.pretrain.exposure_schedule == (0.2, 0.6)
     several = read_study(path, ["pretrain.exposure_schedule=[early, [0.2, 0.6]]"])
@@ -153,7 +153,7 @@ def test_an_override_and_a_case_may_name_one_window_or_list_several(tmp_path: Pa
     assert len(tiny_tree(**PRETRAIN | {"cases": {"when": cases}}).trials) == 3
 
 
-def test_a_window_that_cannot_hold_the_exposure_is_refused_with_its_numbers_and_a_full_one_is_not() -> None:
+def test_a_window_too_small_for_the_exposure_is_refused_and_an_exactly_full_one_is_not() -> None:
     pretrain_key(**{"pretrain.exposure_schedule": [0.5, 0.7]})
     with pytest.raises(
         StudyError,
@@ -162,7 +162,7 @@ def test_a_window_that_cannot_hold_the_exposure_is_refused_with_its_numbers_and_
         pretrain_key(**{"pretrain.exposure_schedule": [0.5, 0.6]})
 
 
-def test_a_window_holds_repeated_exposure_too() -> None:
+def test_a_window_may_hold_repeated_exposure() -> None:
     twice = {"pretrain.exposure": 2, "pretrain.repeat": True}
     pretrain_key(**twice, **{"pretrain.exposure_schedule": "late"})
     with pytest.raises(StudyError, match="160 are mixed in"):
@@ -170,7 +170,7 @@ def test_a_window_holds_repeated_exposure_too() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["always", [0.5], [0.5, 0.5], [0.6, 0.2], [-0.1, 0.5], [0, 1.1], [False, True], 0.5])
-def test_what_is_no_schedule_is_refused_with_the_ways_to_write_one(wrong: Any) -> None:
+def test_an_invalid_schedule_is_refused_with_the_valid_forms(wrong: Any) -> None:
     with pytest.raises(
         StudyError, match=r"pretrain\.exposure_schedule: invalid schedule .*; write uniform, early, late"
     ):

@@ -22,28 +22,28 @@ MIXED = {"grid": {}, "pretrain.exposure": 0.5, "pretrain.batch": 7, "posttrain.r
 
 @pytest.fixture(scope="module")
 def recipes(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Of one trial with exposure and replay, by stage; its batches divide no stage evenly."""
+    """The recipes of one trial, by stage, with exposure, replay and a smaller last batch in every stage."""
     file = read_study(str(tiny_study(tmp_path_factory.mktemp("mixed"), **MIXED)))
     stages = expand(file, prepared.facts).stages.values()
     return {stage.stage: json.loads(stage.recipe) for stage in stages}
 
 
 def batches(recipe: dict[str, Any], store: Path, world: int = 1) -> list[torch.Tensor]:
-    """The global batch of each step, put together from what the ranks read."""
+    """Assemble the global batch of each step from the batches of the ranks."""
     ranks = [stage_batches(recipe, store, rank, world) for rank in range(world)]
-    whole = []
+    global_batches = []
     for step in range(len(ranks[0])):
-        shares = [torch.from_numpy(rank.tokens(step)) for rank in ranks]
-        batch = torch.empty(sum(map(len, shares)), shares[0].shape[1], dtype=torch.int64)
-        for rank, share in enumerate(shares):
-            batch[rank::world] = share
-        whole.append(batch)
-    return whole
+        parts = [torch.from_numpy(rank.tokens(step)) for rank in ranks]
+        batch = torch.empty(sum(map(len, parts)), parts[0].shape[1], dtype=torch.int64)
+        for rank, part in enumerate(parts):
+            batch[rank::world] = part
+        global_batches.append(batch)
+    return global_batches
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "posttrain", "finetune"])
 @pytest.mark.parametrize("world", [2, 3, 8])
-def test_every_batch_is_the_same_for_any_number_of_ranks(
+def test_global_batches_do_not_depend_on_the_number_of_ranks(
     prepared: Prepared, recipes: dict[str, dict[str, Any]], stage: str, world: int
 ) -> None:
     alone = batches(recipes[stage], prepared.store)
@@ -53,7 +53,7 @@ def test_every_batch_is_the_same_for_any_number_of_ranks(
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "posttrain", "finetune"])
-def test_a_stage_reads_its_sequences_all_and_in_batches_of_its_size(
+def test_a_stage_reads_all_its_sequences_in_batches_of_its_size(
     prepared: Prepared, recipes: dict[str, dict[str, Any]], stage: str
 ) -> None:
     recipe = recipes[stage]
@@ -63,7 +63,7 @@ def test_a_stage_reads_its_sequences_all_and_in_batches_of_its_size(
     assert 0 < last <= recipe["batch"]
 
 
-def test_what_is_read_is_what_stands_in_the_packed_corpora(
+def test_the_tokens_read_are_those_of_the_packed_corpora(
     prepared: Prepared, recipes: dict[str, dict[str, Any]]
 ) -> None:
     recipe = recipes["pretrain"]
@@ -79,7 +79,7 @@ def test_what_is_read_is_what_stands_in_the_packed_corpora(
 
 
 @pytest.mark.parametrize("first", [0, 1, 17])
-def test_a_loader_starts_at_any_step(prepared: Prepared, recipes: dict[str, dict[str, Any]], first: int) -> None:
+def test_a_loader_can_start_at_any_step(prepared: Prepared, recipes: dict[str, dict[str, Any]], first: int) -> None:
     data = StageData(recipes["posttrain"], prepared.store)
     data.next_step = first
     from_there = list(data.train_dataloader())
@@ -88,17 +88,17 @@ def test_a_loader_starts_at_any_step(prepared: Prepared, recipes: dict[str, dict
     assert all(torch.equal(one, other) for one, other in zip(from_there, expected, strict=True))
 
 
-def test_a_rank_that_a_small_last_batch_does_not_reach_reads_nothing(prepared: Prepared) -> None:
+def test_a_rank_reads_nothing_if_the_last_batch_is_too_small_for_all_ranks(prepared: Prepared) -> None:
     fingerprint = prepared.facts.corpora["general", 32].fingerprint
     recipe = {"corpus": fingerprint, "distinct": 9, "sequences": 9, "subset_seed": 0, "seed": 0, "batch": 8}
     corpus = packed_corpus(prepared.store, fingerprint)
     order = stage_order(recipe, {fingerprint: corpus.count("train")})
-    shares = [Batches(order, {fingerprint: corpus}, 8, rank, 4).tokens(1) for rank in range(4)]
-    assert [len(share) for share in shares] == [1, 0, 0, 0]
-    assert all(share.shape[1] == 32 and share.dtype == np.int64 for share in shares)
+    parts = [Batches(order, {fingerprint: corpus}, 8, rank, 4).tokens(1) for rank in range(4)]
+    assert [len(part) for part in parts] == [1, 0, 0, 0]
+    assert all(part.shape[1] == 32 and part.dtype == np.int64 for part in parts)
 
 
-def test_no_held_out_sequence_is_ever_read_in_training(prepared: Prepared, recipes: dict[str, dict[str, Any]]) -> None:
+def test_no_held_out_sequence_is_read_in_training(prepared: Prepared, recipes: dict[str, dict[str, Any]]) -> None:
     for stage, recipe in recipes.items():
         read = {tuple(row) for batch in batches(recipe, prepared.store) for row in batch.tolist()}
         for corpus in prepared.facts.corpora.values():
@@ -115,27 +115,27 @@ def test_held_out_sequences_are_the_whole_split_in_order(prepared: Prepared) -> 
     assert (held.numpy() == packed_corpus(prepared.store, facts.fingerprint).sequences("heldout")).all()
 
 
-def test_a_stage_whose_corpus_is_absent_says_so(tmp_path: Path, recipes: dict[str, dict[str, Any]]) -> None:
-    with pytest.raises(MissingResourceError, match="run `retain data` for the study again"):
+def test_a_stage_without_its_corpus_names_the_cure(tmp_path: Path, recipes: dict[str, dict[str, Any]]) -> None:
+    with pytest.raises(MissingResourceError, match="run `retain data STUDY`"):
         StageData(recipes["pretrain"], tmp_path)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_the_token_proof_of_what_the_ranks_read_is_that_of_the_recipe(
+def test_the_data_digest_of_all_ranks_is_that_of_the_recipe(
     prepared: Prepared, recipes: dict[str, dict[str, Any]], world: int
 ) -> None:
     recipe, steps = recipes["posttrain"], 9
-    shares = []
+    digests = []
     for rank in range(world):
         data = StageData(recipe, prepared.store, rank, world)
         for batch in list(data.train_dataloader())[:steps]:
             data.on_before_batch_transfer(batch, 0)
         assert data.next_step == steps
-        shares.append(data.digest)
-    assert add_digests(shares) == recipe_digest(recipe, prepared.store, steps)
+        digests.append(data.digest)
+    assert add_digests(digests) == recipe_digest(recipe, prepared.store, steps)
 
 
-def test_the_token_proof_notices_another_token_another_place_and_another_step(
+def test_the_data_digest_changes_with_any_token_position_or_step(
     prepared: Prepared, recipes: dict[str, dict[str, Any]]
 ) -> None:
     whole = stage_batches(recipes["pretrain"], prepared.store)
@@ -153,21 +153,21 @@ def test_the_token_proof_notices_another_token_another_place_and_another_step(
 
 @pytest.mark.parametrize("stage", ["pretrain", "posttrain"])
 @pytest.mark.parametrize("world", [1, 3])
-def test_steps_located_in_blocks_are_those_located_one_by_one(
+def test_locating_steps_in_blocks_gives_the_same_batches_as_one_by_one(
     prepared: Prepared, recipes: dict[str, dict[str, Any]], stage: str, world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("retain.datamodules.order.batches.BLOCK", 40)
     rank = stage_batches(recipes[stage], prepared.store, world - 1, world)
     for first in (0, 1, len(rank) - 1):
-        shares = list(rank.shares_to_read(first))
-        assert [share.step for share in shares] == list(range(first, len(rank)))
-        for share in shares:
-            source, sequence = rank.order.locate(rank.positions(share.step))
-            assert (share.source == source).all()
-            assert (share.sequence == sequence).all()
+        found = list(rank.prefetched_from_step(first))
+        assert [batch.step for batch in found] == list(range(first, len(rank)))
+        for batch in found:
+            source, sequence = rank.order.locate(rank.positions(batch.step))
+            assert (batch.source == source).all()
+            assert (batch.sequence == sequence).all()
 
 
-def test_the_token_proof_is_of_the_batches_that_the_steps_were_given(
+def test_the_data_digest_is_computed_from_the_batches_that_the_steps_received(
     prepared: Prepared, recipes: dict[str, dict[str, Any]]
 ) -> None:
     data = StageData(recipes["finetune"], prepared.store)
@@ -176,15 +176,15 @@ def test_the_token_proof_is_of_the_batches_that_the_steps_were_given(
     assert data.digest != recipe_digest(recipes["finetune"], prepared.store, 3)
 
 
-def test_a_token_proof_that_a_state_brings_goes_on_from_there(
+def test_the_data_digest_of_a_checkpoint_continues_after_resuming(
     prepared: Prepared, recipes: dict[str, dict[str, Any]]
 ) -> None:
-    whole, later = (StageData(recipes["finetune"], prepared.store) for _ in range(2))
+    whole, resumed = (StageData(recipes["finetune"], prepared.store) for _ in range(2))
     batches = list(whole.train_dataloader())[:5]
     for step, batch in enumerate(batches):
         if step == 2:
-            later.digest, later.next_step = whole.digest, step
+            resumed.digest, resumed.next_step = whole.digest, step
         whole.on_before_batch_transfer(batch, 0)
     for batch in batches[2:]:
-        later.on_before_batch_transfer(batch, 0)
-    assert later.digest == whole.digest
+        resumed.on_before_batch_transfer(batch, 0)
+    assert resumed.digest == whole.digest
