@@ -5,7 +5,7 @@ from typing import Any
 
 from retain.datamodules.corpora.prepare import known_facts
 from retain.launchers.search.derived_studies import Fields, SearchedStudy
-from retain.results.analysis.methods import SEEDS
+from retain.results.analysis.axes import SEEDS
 from retain.results.analysis.search_summary import Result, best_group, result_of
 from retain.results.store.loss_table import Row, trial_rows
 from retain.sweeps.base.errors import StudyError

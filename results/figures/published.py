@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from retain.results.analysis.methods import Points
+from retain.results.analysis.loss_planes import Points
 
 FILE = Path(__file__).with_suffix(".json")
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retain.results.analysis.effects import Effect
-from retain.results.claims.judging import Verdict, text_of
-from retain.results.figures.paper import DrawnFigure
+from retain.results.analysis.loss_planes import L_RET
+from retain.results.claims.judging import Verdict
+from retain.results.figures.style import DrawnFigure
 from retain.results.report.cells import DASH, Cell, Rows, Table, table
 from retain.results.report.deviations import deviations, summary
 from retain.results.report.making import Origin, interruptions, making_table
@@ -110,20 +110,16 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     rows: Rows = []
     for verdict in verdicts:
         known = [(label, effect) for label, effect in verdict.evidence if effect.seeds]
-        evidence = "\n".join(f"{label}: {text_of(effect)} ({_seeds(effect)})" for label, effect in known)
+        evidence = "\n".join(f"{label}: {effect} ({effect.sample})" for label, effect in known)
         outcome = Cell(verdict.outcome, mark=marks.get(verdict.outcome, "open"))
         rows.append([verdict.claim, outcome, verdict.sentence, evidence or DASH, verdict.note or DASH])
     columns = ("claim", "outcome", "in words", "all effects", "note")
     return table("verdicts", "The paper's claims on these results", columns, rows)
 
 
-def _seeds(effect: Effect) -> str:
-    return f"{effect.seeds} seed{'' if effect.seeds == 1 else 's'}"
-
-
 def _partial_sentences(tree: Tree, rows: Sequence[Row]) -> list[str]:
     """What the reader must know before anything else; none where the results are complete."""
-    missing = sum(row["retained_posttraining_loss"] is None for row in rows)
+    missing = sum(row[L_RET] is None for row in rows)
     said = []
     if tree.provisional:
         said.append("The data is not prepared: keys are provisional and nothing of this study is trained.")

@@ -3,20 +3,17 @@
 from collections.abc import Sequence
 
 from retain.results.analysis.effects import Effect
+from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.recipe_comparison import frontier_contrasts, loss_contrasts
-from retain.results.claims.frontier import SYMBOLS
-from retain.results.claims.judging import text_of
 from retain.results.report.cells import Cell, Rows, Table, count, table
 from retain.results.store.loss_table import Row
-
-SHORT = {"immediate_posttraining_loss": "L_im", **SYMBOLS}
 
 
 def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
     """Frontiers and losses of the recommended recipe against each other one; none where the study compares no recipes."""
     frontiers: Rows = [
         [
-            f"({SHORT[one.view.y]} over {SHORT[one.view.x]}) {one.other}",
+            f"({SYMBOLS[one.plane.y]} over {SYMBOLS[one.plane.x]}) {one.other}",
             _effect(one.gain, better=1),
             _effect(one.gap, better=-1),
             count(one.gain.seeds),
@@ -25,7 +22,7 @@ def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
         for one in frontier_contrasts(rows)
     ]
     losses: Rows = [
-        [f"{SHORT[one.loss]} {one.other}", _effect(one.difference, better=-1), count(one.difference.seeds)]
+        [f"{SYMBOLS[one.loss]} {one.other}", _effect(one.difference, better=-1), count(one.difference.seeds)]
         for one in loss_contrasts(rows)
     ]
     columns = (
@@ -54,4 +51,4 @@ def _effect(effect: Effect, better: int) -> Cell:
     mark = ""
     if effect.low * effect.high > 0:
         mark = "good" if better * effect.mean > 0 else "bad"
-    return Cell(text_of(effect), mark=mark)
+    return Cell(str(effect), mark=mark)

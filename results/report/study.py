@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from retain.results.analysis.methods import seed_of
+from retain.results.analysis.axes import seed_of
 from retain.results.figures.catalogue import AXIS_LABELS
 from retain.results.report.cells import DASH, Cell, Rows, Table, count, loss, table, value_text
 from retain.results.report.deviations import resolved

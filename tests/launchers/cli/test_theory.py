@@ -15,7 +15,8 @@ from retain.launchers.stage.ranks import Group
 from retain.launchers.stage.signals import StopRequest
 from retain.launchers.stage.training.resume import StageStopped
 from retain.launchers.stage.training.run import run_stage
-from retain.results.figures.theory import draw_theory, read_trial
+from retain.results.analysis.linear_trials import read_trial
+from retain.results.figures.theory import draw_theory
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.results.store.status import study_status

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from retain.results.analysis.attainment import attainment_band
-from retain.results.analysis.methods import Points
+from retain.results.analysis.loss_planes import Points
 
 LOSSES = st.integers(0, 30).map(float)
 CHECKPOINTS = arrays.arrays(np.float64, st.tuples(st.integers(1, 8), st.just(2)), elements=LOSSES)

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from retain.results.analysis.effects import effect_of, frontier_gap, hypervolume_gain, paired_difference, worst_of
 from retain.results.analysis.frontiers import lower_left_hull
-from retain.results.analysis.methods import Points
+from retain.results.analysis.loss_planes import Points
 
 CHECKPOINTS = arrays.arrays(
     np.float64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(0, 40).map(lambda steps: 1 + steps / 8)

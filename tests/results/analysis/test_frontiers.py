@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from retain.results.analysis.frontiers import height_at, hypervolume, lower_left_hull, pareto_set
-from retain.results.analysis.methods import Points
+from retain.results.analysis.loss_planes import Points
 
 # Losses on a grid, so that ties, repetitions and points on one line come up often.
 LOSSES = st.integers(0, 40).map(lambda steps: 1 + steps / 8)

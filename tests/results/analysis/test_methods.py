@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from retain.results.analysis.methods import METHODS, method_of, pipeline_of, points_by_seed, seed_of, with_fixed
+from retain.results.analysis.axes import seed_of
+from retain.results.analysis.loss_planes import LossPlane, points_by_seed
+from retain.results.analysis.methods import METHODS, method_of, pipeline_of, with_fixed
 from retain.results.store.loss_table import LOSSES
 
 
@@ -50,7 +52,7 @@ def test_points_are_the_finished_trials_of_each_seed() -> None:
         row({"seed": 1}, retained_posttraining_loss=1.5),
         row({"seed": 2}, retained_posttraining_loss=1.5, finetuning_loss=math.nan),
     ]
-    points = points_by_seed(rows, "retained_posttraining_loss", "finetuning_loss")
+    points = points_by_seed(rows, LossPlane("retained_posttraining_loss", "finetuning_loss"))
     assert {seed: found.tolist() for seed, found in points.items()} == {0: [[1, 4]], 1: [[2, 3], [1.5, 3.5]]}
 
 

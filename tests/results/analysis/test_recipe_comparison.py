@@ -32,13 +32,13 @@ def recipe_rows(*names: str, seeds: tuple[int, ...] = (0, 1, 2), unfinished: int
 
 def test_the_recommended_frontier_is_compared_with_every_other_in_both_planes() -> None:
     found = frontier_contrasts(recipe_rows("recommended", "grid-best", "default"))
-    assert [(one.view.name, one.other) for one in found] == [
+    assert [(one.plane.name, one.other) for one in found] == [
         ("(L_ret, L_ft)", "grid-best"),
         ("(L_ret, L_ft)", "default"),
         ("(L_pre, L_ret)", "grid-best"),
         ("(L_pre, L_ret)", "default"),
     ]
-    by_name = {(one.view.name, one.other): one for one in found}
+    by_name = {(one.plane.name, one.other): one for one in found}
     for one in found:
         assert one.gain.seeds == 3
         assert one.gain.low < one.gain.mean < one.gain.high

@@ -5,7 +5,8 @@ import pytest
 
 from retain.results.analysis.effects import frontier_gap, hypervolume_gain
 from retain.results.analysis.frontiers import height_at, lower_left_hull
-from retain.results.analysis.methods import METHODS, PIPELINES, Points
+from retain.results.analysis.loss_planes import Points
+from retain.results.analysis.methods import METHODS, PIPELINES
 from retain.results.figures.published import Curve, Panel, panels_of, published, source
 from retain.results.store.loss_table import LOSSES
 
