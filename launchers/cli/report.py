@@ -11,7 +11,7 @@ from retain.launchers.cli.options import RUNS, AsJson, Overrides, StorePath, Stu
 if TYPE_CHECKING:
     from retain.results.analysis.effects import Effect
     from retain.results.claims.judging import Verdict
-    from retain.results.report.making import Origin
+    from retain.results.report.provenance import Origin
 
 PAPER_SCALE = 100_000_000
 """Parameters from which on a study's losses lie on the same axes as the paper's."""
@@ -108,7 +108,7 @@ def _origin(study: str, overrides: Sequence[str]) -> "Origin":
     import time
 
     from retain.launchers.planning.register import PACKAGES
-    from retain.results.report.making import Origin
+    from retain.results.report.provenance import Origin
 
     versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, "matplotlib")}
     versions["python"] = platform.python_version()

@@ -33,9 +33,9 @@ def axis_names(rows: Iterable[Row]) -> list[str]:
 
 
 def axis_values(rows: Iterable[Row], axis: str) -> list[Any]:
-    """The different values of an axis, in order of appearance; rows without a value are skipped."""
-    values = (row["axes"].get(axis) for row in rows)
-    return list({repr(value): value for value in values if value is not None}.values())
+    """The different values of an axis, in order of appearance; rows without the axis are skipped."""
+    values = (row["axes"][axis] for row in rows if axis in row["axes"])
+    return list({repr(value): value for value in values}.values())
 
 
 def varied_axes(rows: Collection[Row]) -> list[str]:

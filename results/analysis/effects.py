@@ -83,7 +83,7 @@ def frontier_gap(a_by_seed: Mapping[int, Points], b_by_seed: Mapping[int, Points
 def hypervolume_gain(
     a_by_seed: Mapping[int, Points], b_by_seed: Mapping[int, Points], reference: npt.ArrayLike | None = None
 ) -> Effect:
-    """The hypervolume of b less that of a, in squared nats; above 0 b is better.
+    """The hypervolume of b minus that of a, in squared nats; above 0 b is better.
 
     reference: [2], the same for all seeds; `worst_of` both methods by default.
     """

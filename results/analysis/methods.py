@@ -6,17 +6,14 @@ from typing import Any
 from retain.results.analysis.axes import EXPOSURE, METHOD, PIPELINE
 from retain.results.store.loss_table import Row
 
-METHODS = (
-    "unmixed",
-    "mixed",
-    "unmixed+dropout",
-    "mixed+dropout",
-    "unmixed+replay",
-    "mixed+replay",
-    "unmixed+lora",
-    "mixed+lora",
-)
-PIPELINES = ("music-chemistry", "music-instruction", "instruction-chemistry", "instruction-music")
+METHODS = tuple(f"{base}{added}" for added in ("", "+dropout", "+replay", "+lora") for base in ("unmixed", "mixed"))
+PIPELINES = {
+    "music-chemistry": "Music → Chemistry",
+    "music-instruction": "Music → Instruction",
+    "instruction-chemistry": "Instruction → Chemistry",
+    "instruction-music": "Instruction → Music",
+}
+"""The paper's pipelines in its order, with their titles."""
 METHOD_FIELDS = (EXPOSURE, "posttrain.dropout", "posttrain.replay", "posttrain.method")
 """The fields that decide the method of a trial without an axis `method`."""
 

@@ -30,16 +30,16 @@ class FrontierContrast:
     plane: LossPlane
     other: str
     gain: Effect
-    """The hypervolume of the recommended frontier less that of the other, in squared nats; above 0 it is better."""
+    """The hypervolume of the recommended frontier minus that of the other, in squared nats; above 0 it is better."""
     gap: Effect
-    """The height of the recommended hull less that of the other at equal x, in nats; below 0 it is better."""
+    """The height of the recommended hull minus that of the other at equal x, in nats; below 0 it is better."""
     checkpoints: tuple[int, int]
     """The most checkpoints of any seed, recommended and other; more checkpoints alone make a frontier better."""
 
 
 @dataclass(frozen=True)
 class LossContrast:
-    """The recommended recipe's loss less another recipe's, over the same fine-tunings, in nats; below 0 it is better."""
+    """The recommended recipe's loss minus another recipe's, over the same fine-tunings, in nats; below 0 it is better."""
 
     loss: str
     other: str

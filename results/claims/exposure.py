@@ -3,14 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from retain.results.analysis.axes import EXPOSURE, axis_names, grouped, seed_of, setting
 from retain.results.analysis.effects import Effect, effect_of, paired_difference
-from retain.results.analysis.loss_planes import L_IM, L_RET, has_losses
-from retain.results.claims.judging import Verdict, judged, subjects
+from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, has_losses
+from retain.results.claims.judging import Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 
 FLAT = 0.25
@@ -24,41 +25,45 @@ Curve = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curves:
-    """Both losses over exposure, for each seed of one pipeline and size of D_post."""
+    """Both losses over exposure, for one pipeline and size of D_post."""
 
     subject: str
     exposures: Curve
     """[k], ascending."""
-    immediate: dict[int, Curve]
-    retained: dict[int, Curve]
+    losses: Mapping[str, Mapping[int, Curve]]
+    """The curve of each seed, for L_im and L_ret."""
     notes: tuple[str, ...]
 
     def about(self, words: str) -> str:
         """The claim `words` about this subject."""
         return f"{self.subject}: {words}" if self.subject else words
 
-    def change(self, of: Mapping[int, Curve], start: int, end: int) -> Effect:
-        """The loss at the exposure with index `end` less that at index `start`."""
-        return paired_difference(_at(of, start), _at(of, end))
+    def at(self, loss: str, index: int) -> dict[int, float]:
+        """The loss of each seed at the exposure with this index."""
+        return {seed: float(curve[index]) for seed, curve in self.losses[loss].items()}
 
-    def ends(self, symbol: str, of: Mapping[int, Curve]) -> tuple[str, Effect]:
+    def change(self, loss: str, start: int, end: int) -> Effect:
+        """The loss at the exposure with index `end` minus that at index `start`."""
+        return paired_difference(self.at(loss, start), self.at(loss, end))
+
+    def ends(self, loss: str) -> tuple[str, Effect]:
         """The change from no exposure to the highest, with its name."""
-        return f"{symbol} at λ={self.exposures[-1]:g} less λ=0, nats", self.change(of, 0, -1)
+        return f"{SYMBOLS[loss]} at λ={self.exposures[-1]:g} minus λ=0, nats", self.change(loss, 0, -1)
 
-    def slope(self, symbol: str, of: Mapping[int, Curve]) -> tuple[str, Effect]:
+    def slope(self, loss: str) -> tuple[str, Effect]:
         """The slope of each seed's least-squares line, in nats per unit of λ, with its name."""
         centred = self.exposures - self.exposures.mean()
-        slopes = {seed: float(centred @ curve / (centred @ centred)) for seed, curve in of.items()}
-        return f"slope of {symbol} over λ, nats", effect_of(slopes)
+        slopes = {seed: float(centred @ curve / (centred @ centred)) for seed, curve in self.losses[loss].items()}
+        return f"slope of {SYMBOLS[loss]} over λ, nats", effect_of(slopes)
 
-    def shape(self, of: Mapping[int, Curve], rising: bool) -> str:
+    def shape(self, loss: str, rising: bool) -> str:
         """Whether the mean over seeds is monotone, and where it is lowest."""
-        if not of:
+        if not self.losses[loss]:
             return ""
-        mean = np.mean(list(of.values()), axis=0)
+        mean = np.mean(list(self.losses[loss].values()), axis=0)
         steps = np.diff(mean) if rising else -np.diff(mean)
         shape = "monotone" if (steps > 0).all() else "not monotone"
-        return f"On the mean over seeds {shape}, lowest at λ={self.exposures[mean.argmin()]:g}."
+        return f"The mean over seeds is {shape}, lowest at λ={self.exposures[mean.argmin()]:g}."
 
 
 def latent_benefit(rows: Iterable[Row]) -> Iterator[Verdict]:
@@ -66,36 +71,37 @@ def latent_benefit(rows: Iterable[Row]) -> Iterator[Verdict]:
     for curves in _curves(rows):
         if curves.exposures[0] == 0 and len(curves.exposures) > 1:
             yield _flat(curves)
-            slope, ends = curves.slope("L_ret", curves.retained), curves.ends("L_ret", curves.retained)
-            notes = (curves.shape(curves.retained, rising=False), *curves.notes)
-            yield judged("1b", curves.about("L_ret falls with λ"), -1, [slope], [ends], notes)
+            yield _sloped("1b", "L_ret falls with λ", curves, L_RET, -1)
 
 
 def matched_optimum(rows: Iterable[Row]) -> Iterator[Verdict]:
     """Claim 2 (Figure 3b), for compute-matched studies: L_im worsens with λ, L_ret is best at some 0 < λ < 1."""
     for curves in _curves(rows):
         if curves.exposures[0] == 0 and len(curves.exposures) > 1:
-            slope, ends = curves.slope("L_im", curves.immediate), curves.ends("L_im", curves.immediate)
-            notes = (curves.shape(curves.immediate, rising=True), *curves.notes)
-            words = curves.about("with compute matched, L_im worsens with λ")
-            yield judged("2a", words, 1, [slope], [ends], notes)
+            yield _sloped("2a", "with compute matched, L_im worsens with λ", curves, L_IM, 1)
         if {0, 1} < set(curves.exposures.tolist()):
             yield _interior_best(curves)
 
 
 def _flat(curves: Curves) -> Verdict:
     """|change of L_im| < FLAT · saving, as two linear differences at each λ; both must lie below 0."""
-    saving = curves.change(curves.retained, -1, 0)
+    saving = curves.change(L_RET, -1, 0)
     beyond, changes = [], []
     for index, exposure in enumerate(curves.exposures[1:], start=1):
-        change = curves.change(curves.immediate, 0, index)
-        changes.append((f"L_im at λ={exposure:g} less λ=0, nats", change))
+        change = curves.change(L_IM, 0, index)
+        changes.append((f"L_im at λ={exposure:g} minus λ=0, nats", change))
         for way, sign in (("rise", 1), ("fall", -1)):
             excess = {seed: sign * change.per_seed[seed] - FLAT * saving.per_seed[seed] for seed in change.per_seed}
             beyond.append((f"{way} of L_im at λ={exposure:g} beyond {FLAT:.0%} of the saving, nats", effect_of(excess)))
     words = curves.about(f"L_im is flat in λ to within {FLAT:.0%} of what mixing saves of L_ret")
-    last = f"saving: L_ret at λ=0 less λ={curves.exposures[-1]:g}, nats"
-    return judged("1a", words, -1, beyond, [*changes, (last, saving)], curves.notes)
+    last = f"saving: L_ret at λ=0 minus λ={curves.exposures[-1]:g}, nats"
+    return judge("1a", words, -1, beyond, [*changes, (last, saving)], curves.notes)
+
+
+def _sloped(claim: str, words: str, curves: Curves, loss: str, side: Literal[-1, 1]) -> Verdict:
+    """The claim that a loss falls (side -1) or rises (side 1) with λ."""
+    notes = (curves.shape(loss, rising=side > 0), *curves.notes)
+    return judge(claim, curves.about(words), side, [curves.slope(loss)], [curves.ends(loss)], notes)
 
 
 def _interior_best(curves: Curves) -> Verdict:
@@ -104,20 +110,20 @@ def _interior_best(curves: Curves) -> Verdict:
     The lowest of several noisy values is too low on average, which would favour the claim. Each seed's λ is therefore the one
     that is best on average over the other seeds. If that choice misses the best λ, it errs against the claim.
     """
-    chosen = {}
-    for seed in curves.retained:
-        others = [curve for other, curve in curves.retained.items() if other != seed] or [curves.retained[seed]]
+    retained, chosen = curves.losses[L_RET], {}
+    for seed in retained:
+        others = [curve for other, curve in retained.items() if other != seed] or [retained[seed]]
         chosen[seed] = 1 + int(np.mean(others, axis=0)[1:-1].argmin())
-    best = {seed: float(curve[chosen[seed]]) for seed, curve in curves.retained.items()}
+    best = {seed: float(curve[chosen[seed]]) for seed, curve in retained.items()}
     against = [
-        (f"L_ret at the best 0 < λ < 1 less λ={end}, nats", paired_difference(_at(curves.retained, index), best))
+        (f"L_ret at the best 0 < λ < 1 minus λ={end}, nats", paired_difference(curves.at(L_RET, index), best))
         for end, index in ((0, 0), (1, -1))
     ]
     words = curves.about("with compute matched, L_ret is best at some 0 < λ < 1")
     counts = Counter(f"{curves.exposures[index]:g}" for index in chosen.values())
     how = "the other seeds" if len(chosen) > 1 else "the same seed"
     note = f"The best λ, chosen on {how}: {', '.join(f'{name} ({count}×)' for name, count in counts.items())}."
-    return judged("2b", words, -1, against, notes=(note, *curves.notes) if chosen else curves.notes)
+    return judge("2b", words, -1, against, notes=(note, *curves.notes) if chosen else curves.notes)
 
 
 def _curves(rows: Iterable[Row]) -> Iterator[Curves]:
@@ -134,14 +140,14 @@ def _curves(rows: Iterable[Row]) -> Iterator[Curves]:
         notes = [f"λ={exposure:g} has no result yet." for exposure in planned if exposure not in exposures]
         if missing := len(settings) - len(whole):
             notes.append(
-                f"{missing} of {len(settings)} settings (seeds counted) lack a result at some λ and are left out."
+                f"{missing} of {len(settings)} settings (counting seeds) lack a result at some λ and are left out."
             )
         by_seed = sorted(grouped(whole, lambda own: seed_of(next(iter(own.values())))).items())
-        immediate, retained = (
-            {seed: np.mean([[one[x][loss] for x in exposures] for one in own], axis=0) for seed, own in by_seed}
+        losses = {
+            loss: {seed: np.mean([[one[x][loss] for x in exposures] for one in own], axis=0) for seed, own in by_seed}
             for loss in (L_IM, L_RET)
-        )
-        yield Curves(subject, np.array(exposures), immediate, retained, tuple(notes))
+        }
+        yield Curves(subject, np.array(exposures), losses, tuple(notes))
 
 
 def _by_exposure(rows: Sequence[Row]) -> list[dict[float, Row]]:
@@ -153,7 +159,3 @@ def _by_exposure(rows: Sequence[Row]) -> list[dict[float, Row]]:
 
 def _done(row: Row | None) -> bool:
     return row is not None and has_losses(row, L_IM, L_RET)
-
-
-def _at(of: Mapping[int, Curve], index: int) -> dict[int, float]:
-    return {seed: float(curve[index]) for seed, curve in of.items()}

@@ -26,7 +26,7 @@ from retain.results.analysis.loss_planes import (
     points_by_seed,
 )
 from retain.results.analysis.methods import METHOD_FIELDS, method_of
-from retain.results.claims.judging import Verdict, judged, subjects
+from retain.results.claims.judging import Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 
 
@@ -95,13 +95,13 @@ def _verdict(subject: str, contrast: Contrast, plane: LossPlane, by_method: Mapp
     else:
         even = _even_gain(rows[contrast.a], rows[contrast.b], plane, reference)
     others = [(f"gap in {SYMBOLS[plane.y]} at matched {SYMBOLS[plane.x]} (below 0 is better), nats", gap)]
-    others += [("hypervolume gained with as many checkpoints each, squared nats", even)] if even else []
+    others += [("hypervolume gained with equal numbers of checkpoints, squared nats", even)] if even else []
     words = ", ".join(part for part in (subject, plane.name) if part)
-    missing = f"{left_out} checkpoints are left out, for their counterparts are missing." if left_out else ""
+    missing = f"{left_out} checkpoints are left out because their counterparts are missing." if left_out else ""
     pair = f"{contrast.b} over {contrast.a}"
-    pair += f" less that of {contrast.than[1]} over {contrast.than[0]}" if contrast.than else ""
+    pair += f" minus that of {contrast.than[1]} over {contrast.than[0]}" if contrast.than else ""
     deciding = [(f"hypervolume gained by {pair}, squared nats", gain)]
-    return judged(contrast.claim, f"{words}: {contrast.words}", 1, deciding, others, (_counts(points), missing))
+    return judge(contrast.claim, f"{words}: {contrast.words}", 1, deciding, others, (_counts(points), missing))
 
 
 def _ends_of_exposure(rows: Sequence[Row]) -> list[Row]:
@@ -146,4 +146,4 @@ def _counts(points: Mapping[str, Mapping[int, Points]]) -> str:
     if len(set(most.values())) == 1:
         return ""
     counted = ", ".join(f"{method} {count}" for method, count in most.items())
-    return f"Checkpoints a seed: {counted}; more of them alone make a frontier better."
+    return f"Checkpoints per seed: {counted}; more checkpoints alone improve a frontier."

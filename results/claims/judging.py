@@ -30,7 +30,7 @@ class Verdict:
     """Caveats, as sentences."""
 
 
-def judged(
+def judge(
     claim: str,
     words: str,
     side: Literal[-1, 1],

@@ -35,5 +35,5 @@ def verdicts(rows: Sequence[Row], matched: bool = False) -> list[Verdict]:
     additive = [row for row in paper if row["axes"].get("allocation", default) != "matched"]
     compute_matched = [row for row in paper if row["axes"].get("allocation", default) == "matched"]
     found = [*latent_benefit(additive), *matched_optimum(compute_matched), *frontier_verdicts(additive)]
-    count = f"One of {len(found)} verdicts on this study; no interval is corrected for their number."
+    count = f"One of {len(found)} verdicts on this study; intervals are not corrected for multiple comparisons."
     return [replace(each, note=f"{each.note} {count}".strip()) for each in sorted(found, key=lambda each: each.claim)]

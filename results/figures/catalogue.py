@@ -15,12 +15,6 @@ AXIS_LABELS = {
     L_FT: "L_ft: fine-tuning loss",
     L_PRE: "L_pre: pretraining loss after fine-tuning",
 }
-PIPELINE_TITLES = {
-    "music-chemistry": "Music → Chemistry",
-    "music-instruction": "Music → Instruction",
-    "instruction-chemistry": "Instruction → Chemistry",
-    "instruction-music": "Instruction → Music",
-}
 
 
 @dataclass(frozen=True)
@@ -67,6 +61,7 @@ class FigureSpec:
 
 
 MUSIC = ("music-chemistry", "music-instruction")
+MUSIC_1B, FLAN_1B = ("music-instruction",), ("instruction-chemistry",)
 UNMIXED_MIXED = ("unmixed", "mixed")
 TWO_PLANES = (Side(L_FT, L_RET, UNMIXED_MIXED, place="left"), Side(L_RET, L_PRE, UNMIXED_MIXED, place="right"))
 OVER_EXPOSURE = (
@@ -98,69 +93,47 @@ LOSSES_OVER_EXPOSURE = FigureSpec(
     published=False,
 )
 
-FIGURES: dict[str, FigureSpec] = {
-    figure.name: figure
-    for figure in (
-        FigureSpec(
-            "figure2",
-            "Does mixing post-training data into pretraining shift the frontier on all four pipelines?",
-            TWO_PLANES,
-            PIPELINES,
-        ),
-        FigureSpec(
-            "figure3a",
-            "Does exposure help after fine-tuning even where it changes nothing before it?",
-            OVER_EXPOSURE,
-        ),
-        FigureSpec(
-            "figure3b",
-            "With every post-training token seen exactly once: how many are best seen in pretraining?",
-            OVER_EXPOSURE,
-        ),
-        FigureSpec(
-            "figure4", "Do dropout and replay add to mixing? (L_ret against L_ft)", _added("mixed", L_FT), MUSIC
-        ),
-        FigureSpec(
-            "figure5", "Do dropout and replay add to mixing? (L_ret against L_pre)", _added("mixed", L_PRE), MUSIC
-        ),
-        FigureSpec("figure6", "What do dropout and replay do without mixing?", _added("unmixed", L_FT), MUSIC),
-        FigureSpec(
-            "figure7",
-            "Does mixing help LoRA too, and is full fine-tuning the better trade-off?",
-            (Side(L_RET, L_FT, (*UNMIXED_MIXED, "unmixed+lora", "mixed+lora")),),
-            MUSIC,
-        ),
-        FigureSpec("figure8", "Does mixing shift the frontier at 1B, after music?", TWO_PLANES, MUSIC, "1B"),
-        FigureSpec(
-            "figure9",
-            "Does mixing shift the frontier at 1B, after instructions?",
-            TWO_PLANES,
-            ("instruction-chemistry",),
-            "1B",
-        ),
-        FigureSpec(
-            "figure10",
-            "Do dropout and replay add to mixing at 1B? (L_ret against L_ft)",
-            _added("mixed", L_FT),
-            ("music-instruction",),
-            "1B",
-        ),
-        FigureSpec(
-            "figure11",
-            "Do dropout and replay add to mixing at 1B? (L_ret against L_pre)",
-            _added("mixed", L_PRE),
-            ("music-instruction",),
-            "1B",
-        ),
-        FigureSpec(
-            "figure12",
-            "What do dropout and replay do at 1B without mixing?",
-            _added("unmixed", L_FT),
-            ("music-instruction",),
-            "1B",
-        ),
-    )
-}
+PAPER_FIGURES = (
+    FigureSpec(
+        "figure2",
+        "Does mixing post-training data into pretraining shift the frontier on all four pipelines?",
+        TWO_PLANES,
+        tuple(PIPELINES),
+    ),
+    FigureSpec("figure3a", "Does exposure help after fine-tuning even if it changes nothing before it?", OVER_EXPOSURE),
+    FigureSpec(
+        "figure3b", "If every post-training token is seen once, how many should pretraining see?", OVER_EXPOSURE
+    ),
+    FigureSpec("figure4", "Do dropout and replay add to mixing? (L_ret against L_ft)", _added("mixed", L_FT), MUSIC),
+    FigureSpec("figure5", "Do dropout and replay add to mixing? (L_ret against L_pre)", _added("mixed", L_PRE), MUSIC),
+    FigureSpec("figure6", "What do dropout and replay do without mixing?", _added("unmixed", L_FT), MUSIC),
+    FigureSpec(
+        "figure7",
+        "Does mixing help LoRA too, and is full fine-tuning the better trade-off?",
+        (Side(L_RET, L_FT, (*UNMIXED_MIXED, "unmixed+lora", "mixed+lora")),),
+        MUSIC,
+    ),
+    FigureSpec("figure8", "Does mixing shift the frontier at 1B, after music?", TWO_PLANES, MUSIC, "1B"),
+    FigureSpec("figure9", "Does mixing shift the frontier at 1B, after instructions?", TWO_PLANES, FLAN_1B, "1B"),
+    FigureSpec(
+        "figure10",
+        "Do dropout and replay add to mixing at 1B? (L_ret against L_ft)",
+        _added("mixed", L_FT),
+        MUSIC_1B,
+        "1B",
+    ),
+    FigureSpec(
+        "figure11",
+        "Do dropout and replay add to mixing at 1B? (L_ret against L_pre)",
+        _added("mixed", L_PRE),
+        MUSIC_1B,
+        "1B",
+    ),
+    FigureSpec(
+        "figure12", "What do dropout and replay do at 1B without mixing?", _added("unmixed", L_FT), MUSIC_1B, "1B"
+    ),
+)
+FIGURES = {spec.name: spec for spec in PAPER_FIGURES}
 
 
 def figures_of(study: str, rows: Sequence[Row]) -> list[FigureSpec]:

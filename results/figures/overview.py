@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from retain.results.analysis.axes import EXPOSURE, METHOD, RATE, SEEDS, axis_names, axis_values, grouped
 from retain.results.analysis.loss_planes import L_FT, L_IM, L_RET
 from retain.results.figures.series import spread
-from retain.results.figures.style import COLOURS, image_files, look_at, new_figure
+from retain.results.figures.style import COLOURS, image_files, new_figure, style_at
 from retain.results.store.loss_table import Row, study_folder
 
 if TYPE_CHECKING:
@@ -148,5 +148,5 @@ def _short(name: str) -> str:
 
 
 def _line_style(index: int) -> dict[str, Any]:
-    look = look_at(index)
-    return {"color": look.colour, "marker": look.marker, "markersize": 5, "linewidth": 1.2}
+    style = style_at(index)
+    return {"color": style.colour, "marker": style.marker, "markersize": 5, "linewidth": 1.2}

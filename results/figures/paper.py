@@ -10,10 +10,10 @@ import numpy as np
 
 from retain.results.analysis.axes import EXPOSURE, seed_of
 from retain.results.analysis.loss_planes import L_RET
-from retain.results.analysis.methods import method_of, pipeline_of
-from retain.results.figures.catalogue import AXIS_LABELS, PIPELINE_TITLES, FigureSpec, figures_of, named_figures
+from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
+from retain.results.figures.catalogue import AXIS_LABELS, FigureSpec, figures_of, named_figures
 from retain.results.figures.series import Panel, Series, panels, published_panels, trials_of
-from retain.results.figures.style import GREY, DrawnFigure, Look, image_files, looks, new_figure
+from retain.results.figures.style import GREY, DrawnFigure, LineStyle, image_files, line_styles, new_figure
 from retain.results.store.loss_table import Row, study_folder
 from retain.sweeps.base.files import write_text
 
@@ -44,13 +44,13 @@ def draw_paper_figures(
     drawn = []
     for spec in figures_of(study, rows):
         inside = overlay and paper_scale and spec in named_figures(study)
-        drawn.append(_draw(folder, study, spec, rows, inside))
+        drawn.append(_draw_figure(folder, study, spec, rows, inside))
         if overlay and not inside and (theirs := published_panels(spec, rows)):
             title = f"{figure_title(spec.name)} as published ({spec.scale})"
             caption = (
                 "The paper's own checkpoints and lines (arXiv 2605.12705, digitised), to compare shapes, not values."
             )
-            drawn.append(_written(folder / f"{spec.name}-published", theirs, title, title, caption))
+            drawn.append(_write_figure(folder / f"{spec.name}-published", theirs, title, title, caption))
     return drawn
 
 
@@ -64,22 +64,22 @@ def method_title(name: str) -> str:
     return name.replace("+", " + ").replace("lora", "LoRA")
 
 
-def _draw(folder: Path, study: str, spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> DrawnFigure:
+def _draw_figure(folder: Path, study: str, spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> DrawnFigure:
     own = trials_of(spec, rows)
     finished = [row for row in own if all(row[loss] is not None for loss in spec.losses)]
     missing = len(own) - len(finished)
     note = f"{missing:,} of {len(own):,} trials missing" if missing else f"all {len(own):,} trials"
     title = figure_title(spec.name)
     seeds = len({seed_of(row) for row in finished})
-    caption = f"{note[0].upper()}{note[1:]}. {_explained(spec, seeds)}{_absent(spec, own, rows)}"
+    caption = f"{note[0].upper()}{note[1:]}. {_what_is_drawn(spec, seeds)}{_what_is_absent(spec, own, rows)}"
     made = panels(spec, rows, overlay)
     if any(series.published for row in made for panel in row for series in panel.series):
         caption += f" Dashed: the paper's curves ({spec.scale})."
     heading = f"{study}, {title} ({note})"
-    return _written(folder / spec.name, made, heading, f"{title}. {spec.question}", caption, len(own), missing)
+    return _write_figure(folder / spec.name, made, heading, f"{title}. {spec.question}", caption, len(own), missing)
 
 
-def _explained(spec: FigureSpec, seeds: int) -> str:
+def _what_is_drawn(spec: FigureSpec, seeds: int) -> str:
     """What the lines and points of a figure are, as sentences."""
     if spec.over_exposure:
         means = f"Means over {seeds} seeds; bars from the lowest to the highest. " if seeds > 1 else ""
@@ -92,15 +92,15 @@ def _explained(spec: FigureSpec, seeds: int) -> str:
     return f"{lines} Small points: trials. Lower left is better."
 
 
-def _absent(spec: FigureSpec, own: Sequence[Row], rows: Sequence[Row]) -> str:
+def _what_is_absent(spec: FigureSpec, own: Sequence[Row], rows: Sequence[Row]) -> str:
     """The paper's pipelines and methods that the study does not have, as a sentence; empty if it has all."""
     there = {pipeline_of(row) for row in rows}
-    absent = [PIPELINE_TITLES[name] for name in spec.pipelines if name not in there and there - {None}]
+    absent = [PIPELINES[name] for name in spec.pipelines if name not in there and there - {None}]
     absent += [method_title(name) for name in sorted(spec.methods - {method_of(row) for row in own})]
     return f" Not in this study: {', '.join(absent)}." if absent else ""
 
 
-def _written(
+def _write_figure(
     stem: Path,
     made: list[list[Panel]],
     heading: str,
@@ -110,7 +110,7 @@ def _written(
     missing: int = 0,
 ) -> DrawnFigure:
     """Draw panels into <stem>.png and <stem>.svg, and write every drawn point to <stem>.csv."""
-    # One panel a pipeline stands side by side; many panels of one row are wrapped.
+    # Single panels of several pipelines stand side by side; a row of many panels wraps.
     flat = [panel for row in made for panel in row]
     columns = max(len(row) for row in made)
     if columns == 1:
@@ -123,7 +123,7 @@ def _written(
         _draw_panels(figure, flat, rows, columns)
         figure.suptitle(heading, fontsize=10)
     data = stem.with_name(f"{stem.name}.csv")
-    write_text(data, _data(flat))
+    write_text(data, _csv_text(flat))
     return DrawnFigure(stem.name, title, caption, *image_files(stem), data, trials, missing)
 
 
@@ -163,12 +163,12 @@ def _draw_panel(axes: "Axes", panel: Panel) -> dict[str, Any]:
     theirs: dict[str, Any] = {}
     names = list(dict.fromkeys(series.name for series in panel.series))
     alone = bool(panel.series) and all(series.published for series in panel.series)
-    look_of = looks(names)
+    styles = line_styles(names)
     for series in panel.series:
         if series.published:
-            theirs |= _draw_published(axes, series, look_of[series.name].colour, alone)
+            theirs |= _draw_published(axes, series, styles[series.name].colour, alone)
         else:
-            ours |= _draw_series(axes, series, look_of[series.name], panel)
+            ours |= _draw_series(axes, series, styles[series.name], panel)
     if panel.title:
         axes.set_title(panel.title, loc="left")
     axes.set_xlabel("exposure λ" if panel.x == EXPOSURE else AXIS_LABELS[panel.x])
@@ -178,15 +178,15 @@ def _draw_panel(axes: "Axes", panel: Panel) -> dict[str, Any]:
     return ours | theirs
 
 
-def _draw_series(axes: "Axes", series: Series, look: Look, panel: Panel) -> dict[str, Any]:
+def _draw_series(axes: "Axes", series: Series, style: LineStyle, panel: Panel) -> dict[str, Any]:
     from matplotlib.lines import Line2D
 
     x, y = series.line[:, 0], series.line[:, 1]
     trials = np.array(series.trials).reshape(-1, 3)
     faint: dict[str, Any] = {"alpha": 0.35, "linewidths": 0, "rasterized": len(trials) > MOST_VECTOR_TRIALS}
-    axes.scatter(trials[:, 1], trials[:, 2], s=11, marker=look.marker, color=look.colour, **faint)
-    shape: dict[str, Any] = {"color": look.colour, "linewidth": 1.6}
-    points: dict[str, Any] = {"marker": look.marker, "markersize": 4.5}
+    axes.scatter(trials[:, 1], trials[:, 2], s=11, marker=style.marker, color=style.colour, **faint)
+    shape: dict[str, Any] = {"color": style.colour, "linewidth": 1.6}
+    points: dict[str, Any] = {"marker": style.marker, "markersize": 4.5}
     if series.low is None or series.high is None:
         axes.plot(x, y, **shape, **points)
     elif panel.x == EXPOSURE:
@@ -194,11 +194,11 @@ def _draw_series(axes: "Axes", series: Series, look: Look, panel: Panel) -> dict
         axes.errorbar(x, y, bars, capsize=2.5, elinewidth=1.0, **shape, **points)
     else:
         top = np.minimum(series.high, trials[:, 2].max())
-        axes.fill_between(x, series.low, top, step="post", color=look.colour, alpha=0.2, linewidth=0)
+        axes.fill_between(x, series.low, top, step="post", color=style.colour, alpha=0.2, linewidth=0)
         axes.plot(x, y, drawstyle="steps-post", **shape)
     if (panel.x, panel.y) == (EXPOSURE, L_RET) and len(y):
         star: dict[str, Any] = {"marker": "*", "markersize": 13, "markeredgecolor": "white", "markeredgewidth": 0.7}
-        axes.plot(x[y.argmin()], y.min(), color=look.colour, zorder=4, **star)
+        axes.plot(x[y.argmin()], y.min(), color=style.colour, zorder=4, **star)
     return {method_title(series.name): Line2D([], [], **shape, **points)}
 
 
@@ -212,7 +212,7 @@ def _draw_published(axes: "Axes", series: Series, colour: str, alone: bool) -> d
     return {method_title(series.name) + ("" if alone else PUBLISHED): line}
 
 
-def _data(flat: Sequence[Panel]) -> str:
+def _csv_text(flat: Sequence[Panel]) -> str:
     """Every drawn point as comma-separated values."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

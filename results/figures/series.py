@@ -23,8 +23,8 @@ from retain.results.analysis.axes import (
 )
 from retain.results.analysis.frontiers import lower_left_hull
 from retain.results.analysis.loss_planes import L_IM, LossPlane, points_by_seed
-from retain.results.analysis.methods import method_of, pipeline_of
-from retain.results.figures.catalogue import PIPELINE_TITLES, FigureSpec, Side
+from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
+from retain.results.figures.catalogue import FigureSpec, Side
 from retain.results.figures.published import panels_of
 from retain.results.store.loss_table import Row
 from retain.sweeps.base.units import format_size
@@ -82,7 +82,7 @@ def published_panels(spec: FigureSpec, rows: Sequence[Row]) -> list[list[Panel]]
     """The published curves in the same arrangement, without the study's trials; empty if the paper has none."""
     made = []
     for pipeline in [None] if spec.over_exposure else pipelines_of(spec, rows):
-        title = PIPELINE_TITLES.get(pipeline or "", "")
+        title = PIPELINES.get(pipeline or "", "")
         row = [_panel(spec, side, _joined(title, side.title), pipeline) for side in spec.sides]
         if any(panel.series for panel in row):
             made.append(row)
@@ -100,7 +100,7 @@ def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> li
     made = []
     for letter, pipeline in zip("abcdefghijklmnopqrstuvwxyz", pipelines, strict=False):
         own = [row for row in rows if pipeline_of(row) == pipeline]
-        name = PIPELINE_TITLES.get(pipeline or "", pipeline or "")
+        name = PIPELINES.get(pipeline or "", pipeline or "")
         title = f"({letter}) {name}" if len(pipelines) > 1 else name
         made.append(
             [
@@ -196,7 +196,7 @@ def _label(values: dict[str, Any]) -> str:
         if name == SIZE:
             parts.append(f"|D_post| = {format_size(value)}")
         elif name in (METHOD, PIPELINE):
-            parts.append(PIPELINE_TITLES.get(str(value), str(value)))
+            parts.append(PIPELINES.get(str(value), str(value)))
         else:
             parts.append(f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}")
     return ", ".join(parts) or "all trials"

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is drawn and written: colours, markers, and whole files."""
+"""The style of all figures, and the one way to open, save and name them."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -32,41 +32,41 @@ RC: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Look:
-    """The look of one line and its points."""
+class LineStyle:
+    """The style of one line and its points."""
 
     colour: str
     marker: str
 
 
 # A method looks the same in every figure: unmixed is blue, mixed is red, each addition has its own colour.
-METHOD_LOOKS = {
-    "unmixed": Look(COLOURS[0], "o"),
-    "mixed": Look(COLOURS[1], "s"),
-    "unmixed+dropout": Look(COLOURS[2], "D"),
-    "mixed+dropout": Look(COLOURS[2], "D"),
-    "unmixed+replay": Look(COLOURS[5], "^"),
-    "mixed+replay": Look(COLOURS[5], "^"),
-    "unmixed+lora": Look(COLOURS[4], "v"),
-    "mixed+lora": Look(COLOURS[3], "P"),
+METHOD_STYLES = {
+    "unmixed": LineStyle(COLOURS[0], "o"),
+    "mixed": LineStyle(COLOURS[1], "s"),
+    "unmixed+dropout": LineStyle(COLOURS[2], "D"),
+    "mixed+dropout": LineStyle(COLOURS[2], "D"),
+    "unmixed+replay": LineStyle(COLOURS[5], "^"),
+    "mixed+replay": LineStyle(COLOURS[5], "^"),
+    "unmixed+lora": LineStyle(COLOURS[4], "v"),
+    "mixed+lora": LineStyle(COLOURS[3], "P"),
 }
 
 
-def look_at(index: int) -> Look:
-    """The look of the line with this index."""
-    return Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
+def style_at(index: int) -> LineStyle:
+    """The style of the line with this index."""
+    return LineStyle(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
 
 
-def looks(names: Sequence[str]) -> dict[str, Look]:
-    """The method's look for each method, and the look by index for other lines; by index for all if two would be equal."""
-    by_index = {name: look_at(index) for index, name in enumerate(names)}
-    own = {name: METHOD_LOOKS.get(name, look) for name, look in by_index.items()}
+def line_styles(names: Sequence[str]) -> dict[str, LineStyle]:
+    """The method's style for each method, and the style by index for other lines; by index for all if two would be equal."""
+    by_index = {name: style_at(index) for index, name in enumerate(names)}
+    own = {name: METHOD_STYLES.get(name, style) for name, style in by_index.items()}
     return own if len(set(own.values())) == len(own) else by_index
 
 
 @dataclass(frozen=True)
 class DrawnFigure:
-    """A figure in the store: its files, and what a reader needs beside it."""
+    """A figure in the store: its files, title, caption and number of trials."""
 
     name: str
     title: str

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from retain.results.analysis.axes import EXPOSURE, SEEDS, axis_names, setting
 from retain.results.analysis.linear_trials import KINDS, Simulated, Theory, read_theory, read_trial
 from retain.results.analysis.loss_planes import L_RET
-from retain.results.figures.style import COLOURS, GREY, DrawnFigure, image_files, look_at, new_figure
+from retain.results.figures.style import COLOURS, GREY, DrawnFigure, image_files, new_figure, style_at
 from retain.results.store.loss_table import Row, study_folder
 from retain.results.store.runs import Store
 from retain.sweeps.schema.linear_theory import flow
@@ -15,7 +15,7 @@ from retain.sweeps.schema.linear_theory import flow
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LOOKS = {kind: look_at(index) for index, kind in enumerate(KINDS)}
+STYLES = {kind: style_at(index) for index, kind in enumerate(KINDS)}
 CLOSED: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1.0}
 CURVE_POINTS = 400
 
@@ -77,7 +77,7 @@ def _over_time(axes: "Axes", theory: Theory, trial: Simulated) -> None:
     exact = [flow(descent, strengths[0], time) for time in fine]
     for index, kind in enumerate(theory.kinds):
         simulated = [row[index] for row in strengths]
-        axes.plot(times, simulated, color=LOOKS[kind].colour, linewidth=4, alpha=0.55, label=kind)
+        axes.plot(times, simulated, color=STYLES[kind].colour, linewidth=4, alpha=0.55, label=kind)
         axes.plot(fine, [row[index] for row in exact], **CLOSED)
     where = "no threshold"
     if theory.thresholds:
@@ -149,8 +149,8 @@ def _over_alpha(
     alphas = [trial.alpha for trial in trials]
     for index, kind in enumerate(theory.kinds):
         axes.plot(fine, [curve[index] for curve in curves], **CLOSED)
-        look, values = LOOKS[kind], [point[index] for point in points]
-        axes.plot(alphas, values, look.marker, color=look.colour, markersize=6, alpha=0.8, label=kind)
+        style, values = STYLES[kind], [point[index] for point in points]
+        axes.plot(alphas, values, style.marker, color=style.colour, markersize=6, alpha=0.8, label=kind)
     _mark_thresholds(axes, theory)
 
 

@@ -1,4 +1,4 @@
-"""`retain report`: one HTML page about a study that needs nothing beside itself, from whatever its store holds."""
+"""`retain report`: one self-contained HTML page about a study, from complete or partial results."""
 
 import html
 import re
@@ -11,7 +11,7 @@ from retain.results.claims.judging import Verdict
 from retain.results.figures.style import DrawnFigure
 from retain.results.report.cells import DASH, Cell, Rows, Table, table
 from retain.results.report.deviations import deviations, summary
-from retain.results.report.making import Origin, interruptions, making_table
+from retain.results.report.provenance import Origin, interruptions, provenance_table
 from retain.results.report.recipes import recipe_tables
 from retain.results.report.search import search_part
 from retain.results.report.stages import cost_sentences, stage_table, tree_of
@@ -33,21 +33,21 @@ from retain.sweeps.tree.tree import Tree
 
 FOLDER = Path(__file__).parent
 MOST_OPEN_ROWS = 200
-"""A longer loss table is folded away."""
+"""A loss table with more rows is collapsed."""
 MOST_OPEN_STAGES = 60
-"""The branches of a larger tree are folded away."""
+"""The branches of a tree with more stages are collapsed."""
 
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure as it stands in the page."""
+    """A figure as the page shows it."""
 
     name: str
     title: str
     caption: str
     svg: str
     width: int
-    """CSS pixels at which its text has the size that it was drawn for."""
+    """The width in CSS pixels at which its text has its intended size."""
 
 
 def write_report(
@@ -60,7 +60,7 @@ def write_report(
     verdicts: Sequence[Verdict],
     origin: Origin,
 ) -> Path:
-    """Write <store>/studies/<study>/report.html and return its path. Complete or partial results alike."""
+    """Write <store>/studies/<study>/report.html and return its path."""
     import jinja2
 
     states = store.states(tree.stages)
@@ -93,7 +93,7 @@ def write_report(
         summary=summary(choices),
         file_name=file.path.name,
         file_text=file.path.read_text(encoding="utf-8"),
-        making=making_table(tree, store, states, origin),
+        making=provenance_table(tree, store, states, origin),
         interruptions=interruptions(states),
         style=(FOLDER / "style.css").read_text(encoding="utf-8"),
         script=(FOLDER / "script.js").read_text(encoding="utf-8"),
@@ -105,7 +105,7 @@ def write_report(
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """A row for each claim: its outcome, and every effect behind it with interval and number of seeds."""
+    """A row for each verdict: its outcome, and every effect behind it with interval and number of seeds."""
     marks = {"supported": "good", "not supported": "bad"}
     rows: Rows = []
     for verdict in verdicts:
@@ -118,14 +118,10 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def _partial_sentences(tree: Tree, rows: Sequence[Row]) -> list[str]:
-    """What the reader must know before anything else; none where the results are complete."""
+    """The notices at the top of the page; empty if the results are complete."""
     missing = sum(row[L_RET] is None for row in rows)
-    said = []
-    if tree.provisional:
-        said.append("The data is not prepared: keys are provisional and nothing of this study is trained.")
-    if missing:
-        said.append(f"Partial results: {missing:,} of {len(rows):,} trials are missing.")
-    return said
+    notices = ["The data is not prepared: keys are provisional and no stage is trained."] if tree.provisional else []
+    return notices + ([f"Partial results: {missing:,} of {len(rows):,} trials are missing."] if missing else [])
 
 
 def _page_figure(figure: DrawnFigure) -> PageFigure:
@@ -134,9 +130,9 @@ def _page_figure(figure: DrawnFigure) -> PageFigure:
 
 
 def inline_svg(svg: str, name: str, title: str) -> tuple[str, int]:
-    """matplotlib's SVG as an element of a page, and its width in CSS pixels.
+    """matplotlib's SVG as an element of the page, and its width in CSS pixels.
 
-    Ids get the figure's name before them, as all figures share one page; the metadata, which names addresses, goes.
+    Ids get the figure's name as a prefix, because all figures share one page. The metadata, which holds addresses, is removed.
     """
     element = svg[svg.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)

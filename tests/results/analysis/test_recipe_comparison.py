@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from retain.results.analysis.recipe_comparison import frontier_contrasts, loss_contrasts
-from retain.results.report.making import Origin
 from retain.results.report.page import write_report
+from retain.results.report.provenance import Origin
 from retain.results.report.recipes import recipe_tables
 from retain.results.store.loss_table import LOSSES, Row
 from retain.results.store.runs import Store
@@ -106,4 +106,4 @@ def test_the_page_of_the_confirming_study_has_the_comparison(tmp_path: Path) -> 
     for rows, shown in ((recipe_rows("recommended", "default"), True), (method_rows([None], ["mixed"]), False)):
         page = write_report(file, facts, expand(file, facts), Store(tmp_path), rows, [], [], origin).read_text()
         assert ('<section id="section-recipes">' in page) is shown
-        assert ("The recommended frontier less that of the other recipe" in page) is shown
+        assert ("The recommended frontier minus that of the other recipe" in page) is shown

@@ -291,9 +291,9 @@ def test_more_checkpoints_are_told_and_their_gain_shown_without_them() -> None:
             losses = {loss: each[loss] + random.gauss(0, 0.1) for loss in (RETAINED, FINETUNING, PRETRAINING)}
             rows.append({**each, **losses, "axes": {**each["axes"], "posttrain.dropout": rate}})
     found = next(verdict for verdict in verdicts(rows) if verdict.claim == "4a")
-    assert "Checkpoints a seed: mixed 4, mixed+dropout 8" in found.note
+    assert "Checkpoints per seed: mixed 4, mixed+dropout 8" in found.note
     (_, gain), _, (label, even) = found.evidence
-    assert "as many checkpoints" in label
+    assert "equal numbers of checkpoints" in label
     assert even.mean < gain.mean
     assert even.low < 0 < even.high
 
@@ -306,7 +306,7 @@ def test_where_exposure_is_an_axis_mixed_is_its_highest_value() -> None:
             rows.append({**each, "axes": {**axes, "pretrain.exposure": exposure}})
     found = [verdict for verdict in verdicts(rows) if verdict.claim == "3"]
     assert [verdict.outcome for verdict in found] == ["supported"] * 2
-    assert not any("Checkpoints a seed" in verdict.note for verdict in found)
+    assert not any("Checkpoints per seed" in verdict.note for verdict in found)
 
 
 def test_exposures_beyond_the_papers_are_left_out() -> None:

@@ -13,7 +13,7 @@ from retain.results.analysis.loss_planes import L_FT, L_RET
 from retain.results.figures.catalogue import FIGURES, FigureSpec, figures_of
 from retain.results.figures.paper import draw_paper_figures
 from retain.results.figures.published import panels_of
-from retain.results.figures.style import METHOD_LOOKS, looks
+from retain.results.figures.style import METHOD_STYLES, line_styles
 from retain.results.store.loss_table import Row
 from tests.results.made_rows import exposure_rows, method_rows
 
@@ -174,6 +174,6 @@ def test_without_a_method_axis_each_exposure_is_a_frontier_of_its_own(tmp_path: 
 
 
 def test_two_lines_of_a_panel_never_look_the_same() -> None:
-    for names in (["unmixed+dropout", "mixed+dropout"], ["mixed", "λ = 0.5", "unmixed"], list(METHOD_LOOKS)[:4]):
-        assert len(set(looks(names).values())) == len(names)
-    assert looks(["unmixed", "mixed"]) == {name: METHOD_LOOKS[name] for name in ("unmixed", "mixed")}
+    for names in (["unmixed+dropout", "mixed+dropout"], ["mixed", "λ = 0.5", "unmixed"], list(METHOD_STYLES)[:4]):
+        assert len(set(line_styles(names).values())) == len(names)
+    assert line_styles(["unmixed", "mixed"]) == {name: METHOD_STYLES[name] for name in ("unmixed", "mixed")}

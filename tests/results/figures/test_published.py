@@ -7,7 +7,7 @@ from retain.results.analysis.effects import frontier_gap, hypervolume_gain
 from retain.results.analysis.frontiers import height_at, lower_left_hull
 from retain.results.analysis.loss_planes import Points
 from retain.results.analysis.methods import METHODS, PIPELINES
-from retain.results.figures.published import Curve, Panel, panels_of, published, source
+from retain.results.figures.published import Curve, Panel, about, panels_of, published
 from retain.results.store.loss_table import LOSSES
 
 FIGURES = ("figure2", *(f"figure{number}" for number in range(4, 13)))
@@ -15,7 +15,7 @@ FRONTIERS = [(panel, curve) for figure in FIGURES for panel in panels_of(figure)
 
 
 def visible(panel: Panel, points: Points) -> Points:
-    error = source().reading_error
+    error = about()["reading_error"]
     limits = np.array([panel.x_lim, panel.y_lim])
     return points[((points >= limits[:, 0] - error) & (points <= limits[:, 1] + error)).all(axis=1)]
 
@@ -63,7 +63,7 @@ def distance(points: Points, line: Points) -> float:
 
 def test_the_hull_of_the_published_checkpoints_is_the_published_line() -> None:
     # Rounding moves a vertex by up to half the reading error on each axis, and may so bring it onto its neighbours' line.
-    error, whole = source().reading_error, 0
+    error, whole = about()["reading_error"], 0
     for panel, curve in FRONTIERS:
         hull, drawn = lower_left_hull(curve.points), checkpoints_of(curve)
         where = (panel.figure, panel.panel, curve.name)
@@ -76,7 +76,7 @@ def test_the_hull_of_the_published_checkpoints_is_the_published_line() -> None:
 
 
 def test_no_published_checkpoint_lies_below_its_published_line() -> None:
-    error = source().reading_error
+    error = about()["reading_error"]
     for panel, curve in FRONTIERS:
         line, inside = curve.line[np.argsort(curve.line[:, 0])], visible(panel, curve.points)
         below = inside[inside[:, 1] < height_at(line, inside[:, 0])]
@@ -96,11 +96,11 @@ def test_on_the_published_checkpoints_mixing_gains_hypervolume_where_the_paper_s
 
 
 def test_the_source_is_named_with_its_licence() -> None:
-    said = source()
-    assert said.licence == "CC BY 4.0"
-    assert "2605.12705" in said.source
-    assert "Early Data Exposure" in said.title
-    assert said.reading_error == 1e-4
+    said = about()
+    assert said["licence"] == "CC BY 4.0"
+    assert "2605.12705" in said["source"]
+    assert "Early Data Exposure" in said["title"]
+    assert said["reading_error"] == 1e-4
 
 
 def test_what_is_not_published_is_said_with_what_is() -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from retain.launchers.cli.app import main
 from retain.results.analysis.effects import effect_of
-from retain.results.claims.judging import judged
+from retain.results.claims.judging import judge
 from retain.results.report.deviations import DIFFERS, OPEN, SAME, deviations, summary
-from retain.results.report.making import Origin
 from retain.results.report.page import inline_svg, verdict_table, write_report
+from retain.results.report.provenance import Origin
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.schema.read import check_study
@@ -242,7 +242,7 @@ def test_every_choice_is_held_against_the_paper(tmp_path: Path) -> None:
 
 
 def test_a_verdict_shows_its_effects_with_interval_and_seeds() -> None:
-    verdict = judged("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
+    verdict = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
     (row,) = verdict_table([verdict]).rows
     assert [cell.text for cell in row[:2]] == ["1b", "supported"]
     assert re.fullmatch(r"slope: -0\.11, 95% interval -0\.\d+ to -0\.\d+ \(3 seeds\)", row[3].text)
