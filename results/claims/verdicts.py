@@ -20,8 +20,6 @@ from retain.results.claims.frontier import frontier_verdicts
 from retain.results.claims.judging import Verdict
 from retain.results.store.loss_table import Row
 
-__all__ = ["Verdict", "verdicts"]
-
 
 def verdicts(rows: Sequence[Row], matched: bool = False) -> list[Verdict]:
     """A verdict for each claim that the study has rows for, in the order of the claims; partial results are judged too.
