@@ -111,7 +111,7 @@ def _ends_of_exposure(rows: Sequence[Row]) -> list[Row]:
 
 
 def _comparable(by_method: Mapping[str, Sequence[Row]], plane: LossPlane) -> tuple[dict[str, list[Row]], int]:
-    """The rows of each method whose counterparts in the other methods are finished, and how many finished ones are dropped."""
+    """The rows of each method whose counterparts in the other methods are finished; the number of finished rows dropped."""
     rows = [row for own in by_method.values() for row in own]
     shared = set.intersection(*(set(row["axes"]) for row in rows)) - {METHOD, *METHOD_FIELDS}
     kept = matched_rows(rows, shared, plane.x, plane.y)

@@ -1,4 +1,4 @@
-"""The figure of any study: L_im and L_ret over exposure, and L_ft against L_ret for each exposure."""
+"""The overview figure of any study: L_im and L_ret over exposure, and L_ft against L_ret."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import nan
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MOST_LINES = 12
 """With more lines than these, no line is named."""
 MOST_BARS = 100
-"""More lines than these are drawn thin and without bars: nobody tells them apart, and each takes milliseconds."""
+"""More lines than these are drawn thin and without bars, because readers cannot tell them apart and each takes milliseconds."""
 MOST_POINTS = 1000
 """More points than these are drawn as pixels in the SVG too."""
 
@@ -78,7 +78,7 @@ def _against_finetuning(axes: "Axes", trials: Sequence[Row]) -> None:
 def _lines(
     axes: "Axes", groups: Mapping[str, Sequence[Row]], loss: str, over: str, colours: Sequence[str], line: str
 ) -> None:
-    """One line for each group: the mean over seeds, with bars from the lowest to the highest."""
+    """Draw one line for each group: the mean over seeds, with bars from the lowest to the highest."""
     curves = {}
     for name, group in groups.items():
         if points := _by_value(group, over):
@@ -121,7 +121,7 @@ def _spread(trials: Iterable[Row], loss: str) -> tuple[float, float, float]:
 
 
 def _bundle(axes: "Axes", curves: Sequence[Sequence[Any]], colours: Sequence[str]) -> None:
-    """Curves (their x and y) without names and bars, those of one colour as one line with gaps."""
+    """Draw curves (x and y) without names and bars; all curves of one colour are one line with gaps."""
     import numpy
 
     for index, colour in enumerate(colours):
@@ -134,7 +134,7 @@ def _legend(axes: "Axes", title: str | None) -> None:
     import numpy
 
     if len(axes.get_legend_handles_labels()[1]) <= MOST_LINES:
-        # The best place is searched for among all points.
+        # matplotlib searches for the best place among all points.
         many = sum(numpy.size(line.get_xdata()) for line in axes.lines) > MOST_POINTS
         axes.legend(fontsize=8, title=title, title_fontsize=8, frameon=False, loc="upper right" if many else "best")
 

@@ -13,7 +13,7 @@ from retain.results.analysis.loss_planes import L_RET
 from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
 from retain.results.figures.catalogue import AXIS_LABELS, FigureSpec, figures_of, named_figures
 from retain.results.figures.series import Panel, Series, panels, published_panels, trials_of
-from retain.results.figures.style import GREY, DrawnFigure, LineStyle, image_files, line_styles, new_figure
+from retain.results.figures.style import GREY, DrawnFigure, LineStyle, image_files, line_styles, new_figure, trials_note
 from retain.results.store.loss_table import Row, study_folder
 from retain.sweeps.base.files import write_text
 
@@ -68,15 +68,17 @@ def _draw_figure(folder: Path, study: str, spec: FigureSpec, rows: Sequence[Row]
     own = trials_of(spec, rows)
     finished = [row for row in own if all(row[loss] is not None for loss in spec.losses)]
     missing = len(own) - len(finished)
-    note = f"{missing:,} of {len(own):,} trials missing" if missing else f"all {len(own):,} trials"
+    note = trials_note(missing, len(own))
     title = figure_title(spec.name)
     seeds = len({seed_of(row) for row in finished})
     caption = f"{note[0].upper()}{note[1:]}. {_what_is_drawn(spec, seeds)}{_what_is_absent(spec, own, rows)}"
-    made = panels(spec, rows, overlay)
-    if any(series.published for row in made for panel in row for series in panel.series):
+    panel_rows = panels(spec, rows, overlay)
+    if any(series.published for row in panel_rows for panel in row for series in panel.series):
         caption += f" Dashed: the paper's curves ({spec.scale})."
     heading = f"{study}, {title} ({note})"
-    return _write_figure(folder / spec.name, made, heading, f"{title}. {spec.question}", caption, len(own), missing)
+    return _write_figure(
+        folder / spec.name, panel_rows, heading, f"{title}. {spec.question}", caption, len(own), missing
+    )
 
 
 def _what_is_drawn(spec: FigureSpec, seeds: int) -> str:
@@ -102,7 +104,7 @@ def _what_is_absent(spec: FigureSpec, own: Sequence[Row], rows: Sequence[Row]) -
 
 def _write_figure(
     stem: Path,
-    made: list[list[Panel]],
+    panel_rows: list[list[Panel]],
     heading: str,
     title: str,
     caption: str,
@@ -111,8 +113,8 @@ def _write_figure(
 ) -> DrawnFigure:
     """Draw panels into <stem>.png and <stem>.svg, and write every drawn point to <stem>.csv."""
     # Single panels of several pipelines stand side by side; a row of many panels wraps.
-    flat = [panel for row in made for panel in row]
-    columns = max(len(row) for row in made)
+    flat = [panel for row in panel_rows for panel in row]
+    columns = max(len(row) for row in panel_rows)
     if columns == 1:
         columns = min(len(flat), 2)
     elif columns > MOST_COLUMNS:
@@ -142,7 +144,7 @@ def _draw_panels(figure: "Figure", flat: Sequence[Panel], rows: int, columns: in
 
 
 def _draw_legend(figure: "Figure", handles: dict[str, Any]) -> None:
-    """Below all panels; columns are filled first, so that a published line stands under ours of the same name."""
+    """A legend below all panels; columns fill first, so a published line stands under the study's line of the same name."""
     names = list(dict.fromkeys(label.removesuffix(PUBLISHED) for label in handles))
     labels = sorted(handles, key=lambda label: (names.index(label.removesuffix(PUBLISHED)), label))
     columns = len(labels) if sum(map(len, labels)) <= MOST_LETTERS else -(-len(labels) // 2)
@@ -158,7 +160,7 @@ def _share_range(axes: Sequence["Axes"]) -> None:
 
 
 def _draw_panel(axes: "Axes", panel: Panel) -> dict[str, Any]:
-    """Draw one panel; returns the legend's handles by their labels."""
+    """Draw one panel; return the legend's handles by label."""
     ours: dict[str, Any] = {}
     theirs: dict[str, Any] = {}
     names = list(dict.fromkeys(series.name for series in panel.series))
@@ -203,7 +205,7 @@ def _draw_series(axes: "Axes", series: Series, style: LineStyle, panel: Panel) -
 
 
 def _draw_published(axes: "Axes", series: Series, colour: str, alone: bool) -> dict[str, Any]:
-    """Dashed in the line's own colour, thin where it lies over ours; its checkpoints only where it is drawn alone."""
+    """Draw a published line dashed, thin over the study's lines; alone, draw its checkpoints too."""
     if alone:
         trials = np.array(series.trials).reshape(-1, 3)
         axes.scatter(trials[:, 1], trials[:, 2], s=9, color=colour, alpha=0.3, linewidths=0)

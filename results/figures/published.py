@@ -52,7 +52,7 @@ class Panel:
 
     def curve(self, name: str) -> Curve:
         """The curve of a method or size. Raises KeyError with the names that exist."""
-        return _named(name, {curve.name: curve for curve in self.curves}, f"{self.figure} {self.panel}: no curve")
+        return _named(name, {curve.name: curve for curve in self.curves}, f"{self.figure} {self.panel}: unknown curve")
 
 
 def published(figure: str, panel: str) -> Panel:
@@ -61,13 +61,13 @@ def published(figure: str, panel: str) -> Panel:
     `figure3a` and `figure3b` have the panels immediate and retained, `figure7` a and b, the others a.left, a.right and so on
     (figures 9 to 12 have a only).
     """
-    return _named(panel, {found.panel: found for found in panels_of(figure)}, f"{figure}: no panel")
+    return _named(panel, {found.panel: found for found in panels_of(figure)}, f"{figure}: unknown panel")
 
 
 def panels_of(figure: str) -> tuple[Panel, ...]:
     """All panels of a figure: figure2, figure3a, figure3b, figure4 to figure12. Raises KeyError with the names that exist."""
     by_figure = grouped(_read()["panels"], lambda item: str(item["figure"]))
-    return tuple(map(_panel, _named(figure, by_figure, "no published figure")))
+    return tuple(map(_panel, _named(figure, by_figure, "unknown published figure")))
 
 
 def about() -> dict[str, Any]:

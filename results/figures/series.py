@@ -80,13 +80,13 @@ def panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool = False) -> list
 
 def published_panels(spec: FigureSpec, rows: Sequence[Row]) -> list[list[Panel]]:
     """The published curves in the same arrangement, without the study's trials; empty if the paper has none."""
-    made = []
+    panel_rows = []
     for pipeline in [None] if spec.over_exposure else pipelines_of(spec, rows):
         title = PIPELINES.get(pipeline or "", "")
         row = [_panel(spec, side, _joined(title, side.title), pipeline) for side in spec.sides]
         if any(panel.series for panel in row):
-            made.append(row)
-    return made
+            panel_rows.append(row)
+    return panel_rows
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -97,18 +97,18 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[list[Panel]]:
     """A row of panels for each pipeline, a column for each side."""
     pipelines = pipelines_of(spec, rows)
-    made = []
+    panel_rows = []
     for letter, pipeline in zip("abcdefghijklmnopqrstuvwxyz", pipelines, strict=False):
         own = [row for row in rows if pipeline_of(row) == pipeline]
         name = PIPELINES.get(pipeline or "", pipeline or "")
         title = f"({letter}) {name}" if len(pipelines) > 1 else name
-        made.append(
+        panel_rows.append(
             [
                 _panel(spec, side, _joined(title, side.title), pipeline, _frontiers(side, own), overlay)
                 for side in spec.sides
             ]
         )
-    return made
+    return panel_rows
 
 
 def _exposure_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[Panel]:

@@ -79,6 +79,11 @@ class DrawnFigure:
     """The number of trials without a result yet."""
 
 
+def trials_note(missing: int, total: int) -> str:
+    """How complete a figure is: `3 of 4 trials missing`, or `all 4 trials`."""
+    return f"{missing:,} of {total:,} trials missing" if missing else f"all {total:,} trials"
+
+
 @contextmanager
 def new_figure(stem: Path, inches: tuple[float, float]) -> Iterator["Figure"]:
     """Open an empty figure in this style; at the end of the block, write it to the files of `image_files`.

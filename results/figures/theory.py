@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from retain.results.analysis.axes import EXPOSURE, SEEDS, axis_names, setting
 from retain.results.analysis.linear_trials import KINDS, Simulated, Theory, read_theory, read_trial
 from retain.results.analysis.loss_planes import L_RET
-from retain.results.figures.style import COLOURS, GREY, DrawnFigure, image_files, new_figure, style_at
+from retain.results.figures.style import COLOURS, GREY, DrawnFigure, image_files, new_figure, style_at, trials_note
 from retain.results.store.loss_table import Row, study_folder
 from retain.results.store.runs import Store
 from retain.sweeps.schema.linear_theory import flow
@@ -64,8 +64,9 @@ def theory_figures(store: Path, study: str, rows: Sequence[Row]) -> list[DrawnFi
     png, svg = files
     missing = sum(row[L_RET] is None for row in rows)
     title = "Theory. Which features does pretraining learn as exposure crosses the threshold, and what is lost later?"
-    note = f"{missing:,} of {len(rows):,} trials missing." if missing else f"All {len(rows):,} trials."
-    caption = f"{note} Colours: gradient descent on the two-layer linear model; black, dashed: the closed forms."
+    note = trials_note(missing, len(rows))
+    lines = "Colours: gradient descent on the two-layer linear model; black, dashed: the closed forms."
+    caption = f"{note[0].upper()}{note[1:]}. {lines}"
     return [
         DrawnFigure("theory", title, caption, png, svg, study_folder(store, study) / "losses.csv", len(rows), missing)
     ]
@@ -120,7 +121,7 @@ def _moved(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
 
 
 def _forgotten(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
-    fine = _exposures(theory, trials)
+    fine = _exposures(trials)
     alphas = [trial.alpha for trial in trials]
     lines = (
         ("Δ = L(θ_ft; D_post) − L(θ_post; D_post)", COLOURS[5], "o", theory.forgotten, [t.forgotten for t in trials]),
@@ -142,8 +143,8 @@ def _over_alpha(
     simulated: Callable[[Simulated], Sequence[float]],
     exact: Callable[[float], Sequence[float]],
 ) -> None:
-    """One number of every feature over α: the trials as points, the closed form as lines."""
-    fine = _exposures(theory, trials)
+    """Draw one number of every feature over α: trials as points, closed forms as lines."""
+    fine = _exposures(trials)
     curves = [exact(alpha) for alpha in fine]
     points = [simulated(trial) for trial in trials]
     alphas = [trial.alpha for trial in trials]
@@ -154,13 +155,13 @@ def _over_alpha(
     _mark_thresholds(axes, theory)
 
 
-def _exposures(theory: Theory, trials: Sequence[Simulated]) -> list[float]:
+def _exposures(trials: Sequence[Simulated]) -> list[float]:
     low, high = trials[0].alpha, trials[-1].alpha
     return [low + (high - low) * index / CURVE_POINTS for index in range(CURVE_POINTS + 1)] if high > low else [low]
 
 
 def _mark_thresholds(axes: "Axes", theory: Theory) -> None:
-    """A line at α* of the last inconsistent feature, which is the whole model's, and a band from α* of the first."""
+    """Mark the whole model's α*, that of the last inconsistent feature, with a band from α* of the first."""
     axes.set_xlabel("exposure α: share of D_post in pretraining")
     if theory.thresholds:
         first, last = min(theory.thresholds), max(theory.thresholds)
@@ -180,6 +181,6 @@ def _mark_thresholds(axes: "Axes", theory: Theory) -> None:
 
 
 def _legend(axes: "Axes", **place: Any) -> None:
-    """A legend that has each name once."""
+    """Add a legend with each name once."""
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(handles.values(), handles.keys(), fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", **place)

@@ -33,28 +33,28 @@ class Paper:
     """Whether the paper has further values that it does not print, so that another value is not a deviation."""
 
 
-def _said(source: str, fields: Mapping[str, Any]) -> dict[str, Paper]:
+def _stated(source: str, fields: Mapping[str, Any]) -> dict[str, Paper]:
     """The paper's value of each field, or its values as a tuple."""
     return {name: Paper(value if isinstance(value, tuple) else (value,), source) for name, value in fields.items()}
 
 
-def _model(source: str, preset: str, *unsaid: str) -> dict[str, Paper]:
+def _model(source: str, preset: str, *unstated: str) -> dict[str, Paper]:
     """The architecture of one of the paper's models."""
     fields = asdict(PRESETS[preset])
-    return _said(source, {f"model.{name}": fields[name] for name in fields if name not in unsaid})
+    return _stated(source, {f"model.{name}": fields[name] for name in fields if name not in unstated})
 
 
 _BOTH = {
-    **_said("Table 5", {f"{stage}.clip": 1.0 for stage in STAGES}),
-    **_said("Table 5", {f"{stage}.betas": ((0.9, 0.95),) for stage in STAGES}),
-    **_said("Section 4", {"sequence_length": 1024}),
-    **_said("Section 4.1", {"finetune.tokens": 200 * 10**6, "finetune.method": "full"}),
-    **_said("Section 4.2", {"pretrain.exposure": (0, 0.25, 0.5, 0.75, 1), "allocation": ("additive", "matched")}),
-    **_said("Section 4.3", {"posttrain.replay": (0, 0.01)}),
-    **_said("Figure 7", {"posttrain.method": ("full", "lora")}),
-    **_said("Table 9", {"posttrain.lora.rank": 64, "posttrain.lora.alpha": 128.0}),
-    **_said("Tables 7, 8", {"posttrain.weight_decay": 0.1}),
-    **_said("Tables 3, 4; Figure 3", {"posttrain.tokens": (30 * 10**6, 150 * 10**6, 300 * 10**6)}),
+    **_stated("Table 5", {f"{stage}.clip": 1.0 for stage in STAGES}),
+    **_stated("Table 5", {f"{stage}.betas": ((0.9, 0.95),) for stage in STAGES}),
+    **_stated("Section 4", {"sequence_length": 1024}),
+    **_stated("Section 4.1", {"finetune.tokens": 200 * 10**6, "finetune.method": "full"}),
+    **_stated("Section 4.2", {"pretrain.exposure": (0, 0.25, 0.5, 0.75, 1), "allocation": ("additive", "matched")}),
+    **_stated("Section 4.3", {"posttrain.replay": (0, 0.01)}),
+    **_stated("Figure 7", {"posttrain.method": ("full", "lora")}),
+    **_stated("Table 9", {"posttrain.lora.rank": 64, "posttrain.lora.alpha": 128.0}),
+    **_stated("Tables 7, 8", {"posttrain.weight_decay": 0.1}),
+    **_stated("Tables 3, 4; Figure 3", {"posttrain.tokens": (30 * 10**6, 150 * 10**6, 300 * 10**6)}),
     "pretrain.repeat": Paper((False,), "Section 3.3", "at most one pass"),
     "posttrain.max_tokens": Paper((2 * 10**9, None), "Tables 7, 8", "2B; Figure 3b: one pass"),
     "posttrain.lora.targets": Paper(
@@ -70,19 +70,19 @@ _BOTH = {
 }
 _SMALL = {
     **_model("SmolLM2-135M as published", "smollm2-135m"),
-    **_said("Tables 3, 4", {"pretrain.tokens": 8_700_000_000}),
-    **_said("Table 7", {"posttrain.lr": (1e-4, 2e-4, 5e-4, 1e-3, 5e-3), "posttrain.min_lr": 5e-5}),
-    **_said("Table 7", {"posttrain.warmup": 500, "posttrain.batch": (192, 480, 896)}),
-    **_said("Table 7", {"posttrain.dropout": (0.0, 0.02, 0.05)}),
+    **_stated("Tables 3, 4", {"pretrain.tokens": 8_700_000_000}),
+    **_stated("Table 7", {"posttrain.lr": (1e-4, 2e-4, 5e-4, 1e-3, 5e-3), "posttrain.min_lr": 5e-5}),
+    **_stated("Table 7", {"posttrain.warmup": 500, "posttrain.batch": (192, 480, 896)}),
+    **_stated("Table 7", {"posttrain.dropout": (0.0, 0.02, 0.05)}),
 }
 _LARGE = {
     **_model("Table 2", "smollm2-1b", "norm_eps", "initializer_range"),
-    **_said("Table 6", {"pretrain.tokens": 19_700_000_000, "pretrain.lr": 5e-4, "pretrain.min_lr": 5e-5}),
-    **_said("Table 6", {"pretrain.warmup": 1000, "pretrain.batch": 512}),
-    **_said("Table 8", {"posttrain.lr": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4), "posttrain.min_lr": 5e-5}),
-    **_said("Table 8", {"posttrain.warmup": 100, "posttrain.batch": 512}),
-    **_said("Table 8", {"posttrain.early_stopping.every": 100, "posttrain.early_stopping.patience": 3}),
-    **_said("Tables 8, 10", {"posttrain.dropout": (0.0, 0.02, 0.05)}),
+    **_stated("Table 6", {"pretrain.tokens": 19_700_000_000, "pretrain.lr": 5e-4, "pretrain.min_lr": 5e-5}),
+    **_stated("Table 6", {"pretrain.warmup": 1000, "pretrain.batch": 512}),
+    **_stated("Table 8", {"posttrain.lr": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4), "posttrain.min_lr": 5e-5}),
+    **_stated("Table 8", {"posttrain.warmup": 100, "posttrain.batch": 512}),
+    **_stated("Table 8", {"posttrain.early_stopping.every": 100, "posttrain.early_stopping.patience": 3}),
+    **_stated("Tables 8, 10", {"posttrain.dropout": (0.0, 0.02, 0.05)}),
     "seed": Paper(("42, then 40",), "Tables 6, 8", "42 in Stage 1, 40 in Stage 2"),
 }
 
@@ -96,12 +96,14 @@ def deviations(file: StudyFile, parameters: int) -> Table:
     paper = {} if isinstance(file.study, LinearStudy) else _BOTH | (_LARGE if large else _SMALL)
     rows: Rows = []
     for name, values in resolved(file):
-        said = paper.get(name)
+        stated = paper.get(name)
         compared = [file.study.corpora[value].published for value in values] if name.endswith(".corpus") else values
-        outcome = _outcome(compared, said)
+        outcome = _outcome(compared, stated)
         mark = {SAME: "good", DIFFERS: "bad", OPEN: "open"}[outcome]
-        theirs = DASH if said is None else said.text or values_text(name, said.values)
-        rows.append([name, values_text(name, values), theirs, Cell(outcome, mark=mark), said.source if said else ""])
+        theirs = DASH if stated is None else stated.text or values_text(name, stated.values)
+        rows.append(
+            [name, values_text(name, values), theirs, Cell(outcome, mark=mark), stated.source if stated else ""]
+        )
     scale = "1B" if large else "135M"
     caption = f"Every field of the study against the paper's {scale} studies; a field with several values is swept."
     return table("choices", caption, ("field", "here", "paper", "compared", "source"), rows)
@@ -110,8 +112,8 @@ def deviations(file: StudyFile, parameters: int) -> Table:
 def summary(choices: Table) -> str:
     """How many fields are as in the paper, differ, or are left open by it."""
     outcomes = [row[3].text for row in choices.rows]
-    same, differing, unsaid = (f"{outcomes.count(outcome):,}" for outcome in (SAME, DIFFERS, OPEN))
-    return f"Of {len(outcomes):,} fields {same} are as in the paper, {differing} differ from it, {unsaid} are left open by it."
+    same, different, open_ = (f"{outcomes.count(outcome):,}" for outcome in (SAME, DIFFERS, OPEN))
+    return f"Of {len(outcomes):,} fields {same} are as in the paper, {different} differ from it, {open_} are left open by it."
 
 
 def resolved(file: StudyFile) -> Iterator[tuple[str, list[Any]]]:

@@ -3,7 +3,6 @@
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from retain.results.analysis.loss_planes import L_RET
@@ -36,18 +35,6 @@ MOST_OPEN_ROWS = 200
 """A loss table with more rows is collapsed."""
 MOST_OPEN_STAGES = 60
 """The branches of a tree with more stages are collapsed."""
-
-
-@dataclass(frozen=True)
-class PageFigure:
-    """A figure as the page shows it."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
-    width: int
-    """The width in CSS pixels at which its text has its intended size."""
 
 
 def write_report(
@@ -84,7 +71,7 @@ def write_report(
         small=len(tree.stages) <= MOST_OPEN_STAGES,
         cost=cost_sentences(tree),
         verdicts=verdict_table(verdicts),
-        figures=[_page_figure(figure) for figure in figures],
+        figures=[(figure, *inline_svg(figure)) for figure in figures],
         search=search_part(store.root, tree.study),
         recipes=recipe_tables(rows),
         losses=loss_table(file, rows),
@@ -124,26 +111,22 @@ def _partial_sentences(tree: Tree, rows: Sequence[Row]) -> list[str]:
     return notices + ([f"Partial results: {missing:,} of {len(rows):,} trials are missing."] if missing else [])
 
 
-def _page_figure(figure: DrawnFigure) -> PageFigure:
-    svg = figure.svg.read_text(encoding="utf-8")
-    return PageFigure(figure.name, figure.title, figure.caption, *inline_svg(svg, figure.name, figure.title))
-
-
-def inline_svg(svg: str, name: str, title: str) -> tuple[str, int]:
-    """matplotlib's SVG as an element of the page, and its width in CSS pixels.
+def inline_svg(figure: DrawnFigure) -> tuple[str, int]:
+    """matplotlib's SVG as an element of the page, and the width in CSS pixels at which its text has its intended size.
 
     Ids get the figure's name as a prefix, because all figures share one page. The metadata, which holds addresses, is removed.
     """
+    svg = figure.svg.read_text(encoding="utf-8")
     element = svg[svg.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r"<!--.*?-->\s*", "", element, flags=re.DOTALL)
-    element = re.sub(r'\bid="', f'id="{name}-', element)
-    element = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", element)
+    element = re.sub(r'\bid="', f'id="{figure.name}-', element)
+    element = re.sub(r'(href="#|url\(#)', rf"\g<1>{figure.name}-", element)
     opening = element[: element.index(">") + 1]
     size = re.search(r'width="([\d.]+)pt"', opening)
     box = re.search(r'viewBox="[^"]*"', opening)
     assert size is not None, "matplotlib writes the width in points"
     assert box is not None, "matplotlib writes a viewBox"
-    label = html.escape(title, quote=True)
+    label = html.escape(figure.title, quote=True)
     start = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} role="img" aria-label="{label}">'
     return start + element[len(opening) :], round(float(size[1]) * 96 / 72)

@@ -12,6 +12,7 @@ import pytest
 from retain.launchers.cli.app import main
 from retain.results.analysis.effects import effect_of
 from retain.results.claims.judging import judge
+from retain.results.figures.style import DrawnFigure
 from retain.results.report.deviations import DIFFERS, OPEN, SAME, deviations, summary
 from retain.results.report.page import inline_svg, verdict_table, write_report
 from retain.results.report.provenance import Origin
@@ -254,13 +255,15 @@ def test_a_verdict_shows_its_effects_with_intervals_and_seeds() -> None:
     assert re.fullmatch(r"slope: -0\.11, 95% interval -0\.\d+ to -0\.\d+ \(3 seeds\)", row[3].text)
 
 
-def test_an_inlined_figure_keeps_its_shape_and_loses_its_metadata_addresses() -> None:
+def test_an_inlined_figure_keeps_its_shape_and_loses_its_metadata_addresses(tmp_path: Path) -> None:
     drawn = (
         '<?xml version="1.0"?><!DOCTYPE svg PUBLIC "x" "http://example.org/svg.dtd">\n'
         '<svg width="72pt" height="36pt" viewBox="0 0 72 36" xmlns="http://www.w3.org/2000/svg" version="1.1">'
         '<metadata>http://example.org</metadata><defs><path id="a"/></defs><use xlink:href="#a"/><g clip-path="url(#a)"/></svg>'
     )
-    svg, width = inline_svg(drawn, "figure2", 'a "title"')
+    path = tmp_path / "figure2.svg"
+    path.write_text(drawn)
+    svg, width = inline_svg(DrawnFigure("figure2", 'a "title"', "", path, path, path, 0, 0))
     assert width == 96
     assert "example.org" not in svg
     assert 'viewBox="0 0 72 36"' in svg
