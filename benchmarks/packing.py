@@ -134,7 +134,7 @@ def _ours(text: Path, tokenizer: Path) -> Packed:
         path = Path(folder) / "packing.yaml"
         path.write_text(json.dumps(fields))  # JSON is YAML
         file, store = read_study(str(path)), Path(folder) / "store"
-        seconds, processor = _timed(lambda: prepare(file, store, lambda *_: None))
+        seconds, processor = _timed(lambda: prepare(file, store))
         (packed,) = (open_packed(place) for place in (store / "corpora").iterdir())
         tokens = sum(packed.manifest[split]["tokens"] for split in ("train", "heldout"))
     return Packed(seconds, processor, tokens, text.stat().st_size / 1e6, _peak())

@@ -360,7 +360,7 @@ def _made_up_run(case: Case, folder: Path) -> tuple[Run, Mapping[str, Any]]:
         "finetune": stage | {"tokens": budget},
     }
     (folder / "saving.yaml").write_text(yaml.safe_dump(fields))
-    opened = prepare_study(str(folder / "saving.yaml"), (), folder / "store", lambda name, documents, tokens: None)
+    opened = prepare_study(str(folder / "saving.yaml"), (), folder / "store")
     register(opened.tree, opened.file, opened.facts, opened.store)
     key = opened.tree.trials[0].posttrain
     assert key is not None

@@ -306,7 +306,7 @@ def made_up_store(folder: Path, runs: int, compiled: int = 0) -> tuple[Path, lis
         if not seeds:
             continue
         overrides = (f"grid={{seed: {list(seeds)}}}", f"execution.compile={compile_steps}")
-        opened = prepare_study(str(folder / "startup.yaml"), overrides, folder / "store", lambda *_: None)
+        opened = prepare_study(str(folder / "startup.yaml"), overrides, folder / "store")
         register(opened.tree, opened.file, opened.facts, opened.store)
         keys += [key for key, stage in opened.tree.stages.items() if stage.parent is None]
     return folder / "store", keys

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import retain
 from benchmarks.report import markdown_table
-from retain.launchers.planning.plan import make_plan, open_plan
 
 STUDIES = ("laptop", "laptop-figure2", "laptop-figure3a")
 PACK = 8
@@ -38,8 +38,7 @@ class Counted:
 
 def counted(study: str, store: Path) -> Counted:
     """Of a store that has none of its runs."""
-    plan = open_plan([study], [f"execution.pack={PACK}"], store)
-    totals = make_plan(plan, "H100").totals
+    totals = retain.plan(study, [f"execution.pack={PACK}"], store).totals
     return Counted(study, totals.stages, totals.tokens, totals.jobs)
 
 

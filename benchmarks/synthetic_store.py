@@ -54,7 +54,7 @@ def made_store(runs: int, folder: Path) -> MadeStore:
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else folder) as place, mock.patch("os.fsync"):
         # Made in memory: what replaces a file on a disk waits for the disk, which need not keep these through a crash.
         making = Path(place) / "runs"
-        _fill(prepare_study(str(study), (), making, lambda *_: None))
+        _fill(prepare_study(str(study), (), making))
         subprocess.run(["cp", "-r", str(making), str(root)], check=True)
     return MadeStore(study, root, runs, time.perf_counter() - begin)
 

@@ -148,7 +148,7 @@ def prepared(folder: Path, batch: int, steps: int, study: str = "laptop") -> Wor
     """The pretraining of a study (by default the laptop study), as a run whose batches are to be trained on."""
     fields = {"batch": batch, "tokens": batch * 128 * steps, "min_lr": 1e-3, "lr": 1e-3, "warmup": 0, "weight_decay": 0}
     overrides = [f"pretrain.{name}={value}" for name, value in fields.items()]
-    opened = prepare_study(study, overrides, folder, lambda *_: None)
+    opened = prepare_study(study, overrides, folder)
     register(opened.tree, opened.file, opened.facts, opened.store)
     return Work(folder, opened.tree.trials[0].pretrain)
 

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas
 
+    from retain.datamodules.corpora.prepare import Report
     from retain.launchers.jobs.submit_study import Submission
+    from retain.launchers.local.run import Reporting, Watching
     from retain.launchers.planning.plan import Plan
     from retain.launchers.search.status import Status
     from retain.results.report.collect import Results
@@ -42,10 +44,18 @@ def plan(
     return plan_studies([studies] if isinstance(studies, str) else list(studies), overrides, _store(store), device)
 
 
-def run(study: str, overrides: Sequence[str] = (), store: str | Path | None = None) -> "Results":
+def run(
+    study: str,
+    overrides: Sequence[str] = (),
+    store: str | Path | None = None,
+    *,
+    reporting: "Reporting | None" = None,
+    watching: "Watching | None" = None,
+) -> "Results":
     """Prepare the data of a study, train on this machine what its store lacks, and collect the results.
 
     A stage that fails stops the stages below it and no other; `failures` of the returned results names it and the cause.
+    reporting, watching: display the preparation of data, and the training.
 
     Raises StudyError if the study is invalid, MissingResourceError if the machine lacks something, and KeyboardInterrupt
     once all processes have saved a checkpoint and ended; the next call resumes them.
@@ -53,22 +63,29 @@ def run(study: str, overrides: Sequence[str] = (), store: str | Path | None = No
     from retain.launchers.local.run import run_study
     from retain.results.report.collect import collect_results
 
-    ran = run_study(study, overrides, _store(store))
+    ran = run_study(study, overrides, _store(store), reporting, watching)
     return collect_results(ran.opened.file, ran.opened.tree, ran.opened.store, ran.states)
 
 
 def submit(
-    study: str, overrides: Sequence[str] = (), store: str | Path | None = None, site: str | None = None
+    study: str,
+    overrides: Sequence[str] = (),
+    store: str | Path | None = None,
+    site: str | None = None,
+    *,
+    report: "Report | None" = None,
 ) -> "Submission":
     """Prepare the data of a study, and submit to SLURM what its store lacks; runs with a job are not submitted again.
 
-    site: a profile of sites.yaml; by default the one that matches this machine, if any.
+    site: a profile of sites.yaml; by default the one that matches this machine, if any. report: displays the preparation
+    of data.
 
     Raises StudyError if the study is invalid, MissingResourceError if SLURM is missing or does not answer.
     """
+    from retain.datamodules.corpora.prepare import ignore_progress
     from retain.launchers.jobs.submit_study import submit_study
 
-    return submit_study(study, overrides, _store(store), site)
+    return submit_study(study, overrides, _store(store), site, report or ignore_progress)
 
 
 def status(study: str | None = None, overrides: Sequence[str] = (), store: str | Path | None = None) -> "Status":

@@ -30,7 +30,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
     folder = tmp_path_factory.mktemp("prepared")
     file = read_study(str(tiny_study(folder / "study")))
-    return Prepared(file, folder / "store", prepare(file, folder / "store", lambda *_: None))
+    return Prepared(file, folder / "store", prepare(file, folder / "store"))
 
 
 @dataclass(frozen=True)

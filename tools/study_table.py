@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from retain.launchers.planning.plan import make_plan, open_plan
+import retain
 from retain.sweeps.base.units import format_bytes, format_size
 from retain.sweeps.schema.read import STUDIES, read_study
 
@@ -35,7 +35,7 @@ def study_table() -> str:
 
 def _row(names: Sequence[str], shown: str, size: str | None) -> str:
     """One line; a study without a size of the paper's is priced in tokens only, as it needs no GPU."""
-    plan = make_plan(open_plan(names, [], EMPTY), "H100")
+    plan = retain.plan(names, store=EMPTY)
     totals = plan.totals
     hours, alone = totals.gpu_hours_by_device, totals.gpu_hours_without_sharing
     model = size or read_study(names[0]).study.model.model_dump(exclude_none=True).get("preset", "linear")

@@ -44,7 +44,11 @@ Report = Callable[[str, int, int], None]
 """Called with the name of what is being prepared, the documents read and the training tokens so far."""
 
 
-def prepare(file: StudyFile, store: Path, report: Report) -> Facts:
+def ignore_progress(corpus: str, documents: int, tokens: int) -> None:
+    """Display nothing: a `Report` for callers without a display."""
+
+
+def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> Facts:
     """Read, tokenise and pack what the study needs and the store lacks. Raises StudyError, MissingResourceError."""
     facts = known_facts(file, store)
     if facts.prepared:

@@ -45,6 +45,7 @@ def probe(
     from retain.launchers.planning.opened_study import open_study, prepare_study
     from retain.launchers.retention_probe import predictions, short_probes
     from retain.results.analysis.predictors import correlations, predictors_document, save_predictors
+    from retain.results.report.collect import failures
 
     if train:
         with reporting() as report:
@@ -69,7 +70,9 @@ def probe(
         print_json(document)
     else:
         _print(document, scores, place)
-    if print_failures(probes.tree, states):
+    failed = failures(probes.tree, states)
+    print_failures(failed)
+    if failed:
         return SOME_RUN_FAILED
     return MissingResourceError.exit_code if probes.lacks_weights else 0
 

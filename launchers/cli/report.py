@@ -11,7 +11,7 @@ from retain.launchers.cli.options import RUNS, AsJson, Overrides, StorePath, Stu
 if TYPE_CHECKING:
     from retain.results.analysis.effects import Effect
     from retain.results.claims.judging import Verdict
-    from retain.results.report.making import Origin
+    from retain.results.report.provenance import Origin
 
 PAPER_SCALE = 100_000_000
 """Parameters from which on a study's losses lie on the same axes as the paper's."""
@@ -36,7 +36,8 @@ def report(
     from retain.results.analysis.methods import METHOD_FIELDS, with_fixed
     from retain.results.analysis.recipe_comparison import frontier_contrasts
     from retain.results.claims.verdicts import verdicts
-    from retain.results.figures.paper import draw_paper_figures, theory_figures
+    from retain.results.figures.paper import draw_paper_figures
+    from retain.results.figures.theory import theory_figures
     from retain.results.report.page import write_report
     from retain.results.report.study import parameter_count
     from retain.results.store.loss_table import save_rows, trial_rows
@@ -74,7 +75,7 @@ def report(
                 ],
                 "verdicts": [_verdict_document(verdict) for verdict in found],
                 "recipes": [
-                    {"plane": one.view.name, "other": one.other, "checkpoints": one.checkpoints}
+                    {"plane": one.plane.name, "other": one.other, "checkpoints": one.checkpoints}
                     | {"hypervolume_gain": _effect_document(one.gain), "gap": _effect_document(one.gap)}
                     for one in frontier_contrasts(rows)
                 ],
@@ -107,7 +108,7 @@ def _origin(study: str, overrides: Sequence[str]) -> "Origin":
     import time
 
     from retain.launchers.planning.register import PACKAGES
-    from retain.results.report.making import Origin
+    from retain.results.report.provenance import Origin
 
     versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, "matplotlib")}
     versions["python"] = platform.python_version()

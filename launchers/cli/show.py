@@ -78,10 +78,24 @@ def results(
     as_json: AsJson = False,
 ) -> None:
     """Print one row per trial: axes, the four losses, tokens, stage keys; works on partial results."""
-    from retain.launchers.cli.views.results import show_results
+    from retain.launchers.cli.views.results import print_results
+    from retain.launchers.console import print_json
     from retain.launchers.planning.opened_study import open_study
+    from retain.results.report.collect import collect_results
+    from retain.results.store.loss_table import csv_text
+    from retain.sweeps.base.files import write_text
 
-    show_results(open_study(study, overrides or (), store), as_json, csv)
+    opened = open_study(study, overrides or (), store)
+    found = collect_results(opened.file, opened.tree, opened.store, view=False)
+    if csv is not None:
+        try:
+            write_text(csv, csv_text(found.trials))
+        except OSError as error:
+            raise StudyError(f"--csv {csv}: cannot be written ({error.strerror}); choose another file") from None
+    if as_json:
+        print_json(found)
+    else:
+        print_results(found, store)
 
 
 def board(

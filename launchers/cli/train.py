@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import retain
 from retain.launchers.cli.options import (
     INTERRUPTED,
     RUNS,
@@ -53,18 +54,24 @@ def run(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, 
     from rich.console import Console
 
     from retain.launchers.cli.progress import reporting, watching
-    from retain.launchers.cli.views.results import print_failures, show_results
-    from retain.launchers.local.run import run_study
+    from retain.launchers.cli.views.results import print_failures, print_results
+    from retain.launchers.console import print_json
 
     console = Console(stderr=True, markup=False)
     try:
-        ran = run_study(study, overrides or (), store, reporting, lambda tree: watching(tree, console))
+        found = retain.run(
+            study, overrides or (), store, reporting=reporting, watching=lambda tree: watching(tree, console)
+        )
     except KeyboardInterrupt:
         again = command("run", study, overrides, store)
         print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
         return INTERRUPTED
-    show_results(ran.opened, as_json, csv=None, view=True)
-    return SOME_RUN_FAILED if print_failures(ran.opened.tree, ran.states) else 0
+    if as_json:
+        print_json(found)
+    else:
+        print_results(found, store)
+    print_failures(found.failures)
+    return SOME_RUN_FAILED if found.failures else 0
 
 
 def submit(
@@ -83,7 +90,6 @@ def submit(
     from retain.launchers.cli.views.submission import print_scripts, print_submission
     from retain.launchers.console import print_json
     from retain.launchers.jobs.resources import as_executions, find_site, slurm_resources
-    from retain.launchers.jobs.submit_study import submit_study
     from retain.launchers.local.launcher import start_detached
     from retain.launchers.planning.register import register
 
@@ -103,7 +109,7 @@ def submit(
         print_scripts(opened, resources, chosen and chosen[0])
         return
     with reporting() as report:
-        submission = submit_study(study, overrides or (), store, site, report)
+        submission = retain.submit(study, overrides or (), store, site, report=report)
     if as_json:
         print_json(submission)
     else:

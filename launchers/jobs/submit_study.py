@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retain.datamodules.corpora.prepare import Report
+from retain.datamodules.corpora.prepare import Report, ignore_progress
 from retain.launchers.jobs.branches import retry_runs
 from retain.launchers.jobs.resources import as_executions, find_site, slurm_resources
 from retain.launchers.jobs.submit import Submitted, submit_runs
@@ -45,7 +45,7 @@ def submit_study(
     overrides: Sequence[str] = (),
     store: Path = Path("runs"),
     site: str | None = None,
-    report: Report = lambda corpus, documents, tokens: None,
+    report: Report = ignore_progress,
 ) -> Submission:
     """Prepare the data of a study, and submit the runs that are missing. Raises StudyError, MissingResourceError.
 

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from retain.datamodules.corpora.prepare import Report
+from retain.datamodules.corpora.prepare import Report, ignore_progress
 from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import Watch, train
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
@@ -31,10 +31,10 @@ class StudyRun:
 
 def run_study(
     name: str,
-    overrides: Sequence[str] = (),
-    store: Path = Path("runs"),
-    reporting: Reporting = lambda: nullcontext(lambda corpus, documents, tokens: None),
-    watching: Watching = lambda tree: nullcontext(lambda states: None),
+    overrides: Sequence[str],
+    store: Path,
+    reporting: Reporting | None = None,
+    watching: Watching | None = None,
 ) -> StudyRun:
     """Prepare the data of a study, and train what its store lacks.
 
@@ -44,12 +44,12 @@ def run_study(
     execution = read_study(name, overrides).study.execution
     if execution.accelerator == "gpu":
         local_slots(execution)  # raises before any data is prepared
-    with reporting() as report:
+    with reporting() if reporting else nullcontext(ignore_progress) as report:
         opened = prepare_study(name, overrides, store, report)
     return StudyRun(opened, train_missing(opened, opened.tree, watching))
 
 
-def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching) -> Mapping[str, State]:
+def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching | None = None) -> Mapping[str, State]:
     """Train the stages of a tree that the store lacks; returns the last state of each. Raises as `run_study` does."""
     states = opened.store.states(tree.stages)
     if all(state.state == "done" for state in states.values()):
@@ -57,5 +57,9 @@ def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching) -> Mappin
     check_starts(opened.store, tree.stages, states)
     slots = local_slots(opened.file.study.execution)
     register(tree, opened.file, opened.facts, opened.store)
-    with watching(tree) as watch:
+    with watching(tree) if watching else nullcontext(_watch_nothing) as watch:
         return train(tree, opened.store, slots, watch)
+
+
+def _watch_nothing(states: Mapping[str, State]) -> None:
+    """Display nothing."""

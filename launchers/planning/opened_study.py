@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retain.datamodules.corpora.prepare import Report, known_facts, prepare
+from retain.datamodules.corpora.prepare import Report, ignore_progress, known_facts, prepare
 from retain.results.store.runs import Store, make_store, open_store
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile, read_study
@@ -31,7 +31,7 @@ def open_study(name: str, overrides: Sequence[str], store: Path) -> OpenedStudy:
     return _opened(name, file, open_store(store), known_facts(file, store))
 
 
-def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Report) -> OpenedStudy:
+def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Report = ignore_progress) -> OpenedStudy:
     """Open a study, and prepare the data that its store lacks. Raises StudyError, MissingResourceError."""
     file = read_study(name, overrides)
     # Mistakes in the study are found before a corpus is read or a folder is made.

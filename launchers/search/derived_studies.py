@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from retain.datamodules.corpora.prepare import Report, known_facts, prepare
-from retain.results.analysis.recipe_comparison import DEFAULT, GRID_BEST, RECIPE
+from retain.results.analysis.axes import RECIPE
+from retain.results.analysis.recipe_comparison import DEFAULT, GRID_BEST
 from retain.results.store.runs import Store, make_store, open_store
 from retain.results.store.study_files import AXIS_OF_POINTS, POINTS_STUDY, SUFFIX, study_folder
 from retain.sweeps.base.errors import StudyError

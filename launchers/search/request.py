@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from retain.datamodules.corpora.prepare import ignore_progress
 from retain.launchers.jobs.resources import driver_minutes
 from retain.launchers.kinds import SEARCH, described
 from retain.launchers.planning.register import installed_versions
@@ -103,7 +104,7 @@ def read_request(run: Run) -> SearchRequest:
 def requested_study(request: SearchRequest, store: Path) -> SearchedStudy:
     """The study of a request, its data prepared. Raises StudyError, MissingResourceError."""
     file = check_study(dict(request.fields), Path(request.path))
-    return search_of(file, store, lambda name, documents, tokens: None)
+    return search_of(file, store, ignore_progress)
 
 
 def job_execution(searched: SearchedStudy, request: SearchRequest) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from retain.datamodules.corpora.prepare import known_facts
 from retain.launchers.search.derived_studies import Fields, SearchedStudy, fresh_seeds, write_confirmation
 from retain.launchers.search.engine import Search
-from retain.results.analysis.methods import SEEDS
+from retain.results.analysis.axes import SEEDS
 from retain.results.analysis.recipe_comparison import ON_FRONTIER, RECOMMENDED
 from retain.results.analysis.search_summary import (
     Result,

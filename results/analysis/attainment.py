@@ -1,4 +1,4 @@
-"""What most seeds attain: the median frontier of a method, and how sure its place is."""
+"""The median frontier of a method over seeds, with a bootstrap band."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.results.analysis.frontiers import pareto_set
-from retain.results.analysis.methods import Points
+from retain.results.analysis.loss_planes import Points
 
 Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Band:
-    """A falling staircase: from x[i] on, up to x[i + 1], y is median[i] (matplotlib's `steps-post`).
+    """A falling staircase: y is median[i] from x[i] up to x[i + 1] (matplotlib's `steps-post`).
 
-    All are [n], in nats per token. low and high are nan with one seed; high is inf where fewer than half of the seeds
-    may attain anything at that x.
+    All arrays are [n], in nats per token. low and high are nan with one seed. high is inf at an x where fewer than half of
+    the drawn seeds attain any y.
     """
 
     x: Values
@@ -27,15 +27,14 @@ class Band:
 
 
 def attainment_band(by_seed: Mapping[int, Points], draws: int = 1000, seed: int = 0) -> Band:
-    """The median attainment of a method over seeds, with a 95% band.
+    """The median attainment of a method over seeds, with a pointwise 95% bootstrap band.
 
-    by_seed: for each seed the points of its checkpoints, [n, 2]. A seed attains (x, y) where one of its checkpoints is
-    at least as good on both axes; the median is the lowest y that at least half of the seeds attain at x (the empirical
-    attainment function at 50%, Grunert da Fonseca et al. 2001), at each x where a seed's frontier steps. The band holds
-    at each x the 2.5% and 97.5% quantiles of that median over `draws` sets of seeds drawn with replacement (`seed`
-    fixes them): pointwise, not for the whole line at once. It can only be as wide as the seeds lie apart, so with
-    three of them it is about their range and too narrow for a 95% interval; differences of methods are judged by
-    `retain.results.analysis.effects`. With one seed the band is absent: low and high are nan.
+    by_seed: the points of each seed's checkpoints, [n, 2]. A seed attains (x, y) if one of its checkpoints is at least as
+    good on both axes. The median at x is the lowest y that at least half of the seeds attain (the empirical attainment
+    function at 50%, Grunert da Fonseca et al. 2001), given at each x where a seed's frontier steps. The band holds the 2.5%
+    and 97.5% quantiles of that median over `draws` resamples of the seeds (`seed` fixes them). It cannot be wider than the
+    spread of the seeds: with three seeds it is about their range, too narrow for a 95% interval. To compare methods, use
+    `retain.results.analysis.effects`.
     """
     fronts = [front for front in map(pareto_set, by_seed.values()) if len(front)]
     if not fronts:
@@ -49,7 +48,7 @@ def attainment_band(by_seed: Mapping[int, Points], draws: int = 1000, seed: int 
         return Band(x, median, np.full(len(x), np.nan), np.full(len(x), np.nan))
     chosen = np.random.default_rng(seed).integers(len(fronts), size=(draws, len(fronts)))
     medians = np.stack([_median(attained[draw]) for draw in chosen])
-    # Without interpolation: between a number and inf there is nothing.
+    # No interpolation: a value between a number and inf is undefined.
     low, high = np.quantile(medians, [0.025, 0.975], axis=0, method="inverted_cdf")
     return Band(x, median, low, high)
 

@@ -1,9 +1,9 @@
 """How much two methods differ: effects paired by seed, each with a 95% interval.
 
-A seed is the unit: both methods of one seed share data order and initialisation, so their difference is taken first.
-The intervals are Student's t over those differences. With the usual two to ten seeds a percentile bootstrap would be much
-too narrow (at three seeds it cannot reach beyond the extreme ones, and covers about 75% where it says 95%); t is exact
-for normal differences, and honest about two seeds, where its interval is 12.7 standard errors wide to each side.
+The seed is the unit of repetition. Both methods share data order and initialisation at one seed, so the difference is
+taken within each seed first. Intervals are Student's t over these differences. At two to ten seeds a percentile bootstrap
+is much too narrow: at three seeds it cannot reach beyond the extreme seeds and covers about 75% instead of 95%. Student's t
+is exact for normal differences, and wide at two seeds: 12.7 standard errors to each side.
 """
 
 from collections.abc import Mapping
@@ -13,26 +13,44 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.results.analysis.frontiers import height_at, hypervolume, lower_left_hull, pareto_set
-from retain.results.analysis.methods import Points
+from retain.results.analysis.loss_planes import Points
 
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean difference with its 95% interval; low and high are nan with one seed, all three with none."""
+    """A mean difference with its 95% interval; with one seed low and high are nan, with none the mean too."""
 
     mean: float
     low: float
     high: float
     seeds: int
-    """How many seeds counted."""
+    """The number of seeds that counted."""
     per_seed: dict[int, float]
-    """The difference of each seed that counted."""
+    """The difference at each seed that counted."""
+
+    def __neg__(self) -> "Effect":
+        """The effect in the other direction."""
+        per_seed = {seed: -value for seed, value in self.per_seed.items()}
+        return Effect(-self.mean, -self.high, -self.low, self.seeds, per_seed)
+
+    @property
+    def sample(self) -> str:
+        """The number of seeds as text: `3 seeds`."""
+        return f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
+
+    def __str__(self) -> str:
+        """The effect as text: `+0.0123, 95% interval -0.001 to +0.0256`."""
+        if not self.seeds:
+            return "no value yet"
+        if self.seeds == 1:
+            return f"{self.mean:+.3g}, no interval"
+        return f"{self.mean:+.3g}, 95% interval {self.low:+.3g} to {self.high:+.3g}"
 
 
 def effect_of(per_seed: Mapping[int, float]) -> Effect:
-    """The mean of one difference a seed, with the 95% interval of Student's t over seeds."""
+    """The mean over seeds of one value each, with the 95% interval of Student's t."""
     from scipy.special import stdtrit
 
     values = np.array(list(per_seed.values()), dtype=np.float64)
@@ -45,31 +63,29 @@ def effect_of(per_seed: Mapping[int, float]) -> Effect:
 
 
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Effect:
-    """b less a, over the seeds that both have."""
+    """The effect b − a over the seeds that both have."""
     return effect_of({seed: b[seed] - a[seed] for seed in sorted(a.keys() & b.keys())})
 
 
 def frontier_gap(a_by_seed: Mapping[int, Points], b_by_seed: Mapping[int, Points]) -> Effect:
-    """The vertical gap (b less a) of two methods' hulls at matched x, averaged over the range of x that both cover, in nats.
+    """The vertical gap b − a between two hulls at equal x, averaged over the x that both cover, in nats; below 0 b is better.
 
-    Negative: b is better. The average is exact (both lines are straight between vertices). A seed whose hulls share no x
-    is left out; `seeds` says how many counted. Since a hull ends where its lowest y is, a method may be far better and
-    share no x with another: then `hypervolume_gain` still tells.
+    The average is exact, because both hulls are straight between vertices. Seeds whose hulls share no x are left out. A hull
+    ends where its lowest y is, so a much better method may share no x with another; `hypervolume_gain` still compares them.
     """
-    gaps = {}
-    for seed in sorted(a_by_seed.keys() & b_by_seed.keys()):
-        gap = _mean_gap(lower_left_hull(a_by_seed[seed]), lower_left_hull(b_by_seed[seed]))
-        if gap is not None:
-            gaps[seed] = gap
-    return effect_of(gaps)
+    gaps = {
+        seed: _mean_gap(lower_left_hull(a_by_seed[seed]), lower_left_hull(b_by_seed[seed]))
+        for seed in sorted(a_by_seed.keys() & b_by_seed.keys())
+    }
+    return effect_of({seed: gap for seed, gap in gaps.items() if gap is not None})
 
 
 def hypervolume_gain(
     a_by_seed: Mapping[int, Points], b_by_seed: Mapping[int, Points], reference: npt.ArrayLike | None = None
 ) -> Effect:
-    """The hypervolume of b less that of a, in squared nats. Positive: b is better.
+    """The hypervolume of b minus that of a, in squared nats; above 0 b is better.
 
-    reference: [2], common to all seeds; by default `worst_of` both methods.
+    reference: [2], the same for all seeds; `worst_of` both methods by default.
     """
     if reference is None:
         reference = worst_of(a_by_seed, b_by_seed)
@@ -82,11 +98,11 @@ def hypervolume_gain(
 def worst_of(*methods: Mapping[int, Points]) -> npt.NDArray[np.float64]:
     """The worst value on each axis, [2], over the Pareto sets of all seeds of all methods.
 
-    Dominated checkpoints, such as a run that diverged, do not move it. Raises ValueError where there is no point.
+    Dominated checkpoints, such as diverged runs, do not move it. Raises ValueError if there is no point.
     """
     fronts = [pareto_set(points) for by_seed in methods for points in by_seed.values()]
     if not any(len(front) for front in fronts):
-        raise ValueError("there is no checkpoint to take a reference from")
+        raise ValueError("no checkpoint to take the reference point from")
     return np.asarray(np.concatenate(fronts).max(axis=0), dtype=np.float64)
 
 

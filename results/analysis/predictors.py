@@ -1,5 +1,6 @@
-"""How well what is known before Stage 3 predicts what it leaves of post-training, as rank correlations."""
+"""How well measurements at θ_post, before Stage 3, predict L_ret: rank correlations with intervals."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,36 +9,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from retain.results.analysis.axes import PIPELINE, RATE, grouped
+from retain.results.analysis.loss_planes import L_IM
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import read_json, write_json
 
 PREDICTORS = {
-    "immediate_posttraining_loss": "L_im, the baseline",
+    L_IM: "L_im, the baseline",
     "short_retained_loss": "L_ret after a short fine-tuning",
     "short_forgetting": "L_ret after a short fine-tuning − L_im",
     "gradient_share": "share of the D_ft gradient in the span of D_post gradients",
 }
-"""What each predictor is."""
-PIPELINE, RATE = "pipeline", "finetune.lr"
+"""Each predictor in words."""
 DRAWS = 1000
 FEWEST = 3
-"""Trials, and different θ_post, below which a correlation or its interval says nothing."""
+"""The fewest trials for a correlation, and the fewest different θ_post for its interval."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One trial: what each predictor says at its θ_post, and its true L_ret; None where one is missing."""
+    """One trial: the predictors at its θ_post and its true L_ret; None for a missing value."""
 
     axes: Mapping[str, Any]
     start: str
-    """The stage key of θ_post: trials that share it are no independent evidence."""
+    """The stage key of θ_post; trials that share it are not independent."""
     pipeline: str | None
     rate: float
-    """Of its fine-tuning."""
+    """The learning rate of its fine-tuning."""
     retained_posttraining_loss: float | None
-    """nats per token."""
+    """In nats per token."""
     predictors: Mapping[str, float | None]
 
 
@@ -45,26 +47,26 @@ class Prediction:
 class Correlation:
     """Spearman's rank correlation of a predictor with L_ret, over the trials that have both.
 
-    None where it is not defined: too few trials, or all with the same value.
+    The correlation is None if there are too few trials or all have the same value.
     """
 
     predictor: str
     within: Mapping[str, Any]
-    """The pipeline and the fine-tuning rate that the trials share, where the correlation is within one; {}: over all."""
+    """The pipeline and the fine-tuning rate that the trials share; empty for a correlation over all trials."""
     trials: int
     starts: int
-    """Different θ_post among them."""
+    """The number of different θ_post among the trials."""
     correlation: float | None
     low: float | None
     high: float | None
-    """The bootstrap's 95% interval."""
+    """The upper end of the 95% bootstrap interval; `low` is the lower end."""
 
 
 def correlations(predictions: Sequence[Prediction], draws: int = DRAWS, seed: int = 0) -> list[Correlation]:
-    """Every predictor's correlation with L_ret: over all trials, within each rate, within each pipeline, within both.
+    """Every predictor's correlation with L_ret: over all trials, within each rate, each pipeline, and each pair of both.
 
-    The intervals are the 2.5% and 97.5% points of a bootstrap that draws whole θ_post with all their trials. With few of
-    them such an interval is too narrow rather than too wide: `starts` says how many there are.
+    Intervals are the 2.5% and 97.5% quantiles of a bootstrap over θ_post, each drawn with all its trials. With few θ_post
+    (see `starts`) such an interval is too narrow.
     """
     found = []
     for within, members in _groups(predictions):
@@ -82,7 +84,7 @@ def correlations(predictions: Sequence[Prediction], draws: int = DRAWS, seed: in
 
 
 def spearman(x: Floats, y: Floats) -> float | None:
-    """The correlation of the ranks, ties at their mean; None where it is not defined."""
+    """The correlation of the ranks, with tied values at their mean rank; None if it is undefined."""
     from scipy.stats import rankdata
 
     if len(x) < FEWEST:
@@ -93,7 +95,7 @@ def spearman(x: Floats, y: Floats) -> float | None:
 
 
 def save_predictors(store: Path, study: str, document: Mapping[str, Any]) -> Path:
-    """Keep a study's predictors for its report; returns the file."""
+    """Save a study's predictors beside its other output; return the path."""
     folder = study_folder(store, study)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "predictors.json", document)
@@ -101,12 +103,12 @@ def save_predictors(store: Path, study: str, document: Mapping[str, Any]) -> Pat
 
 
 def read_predictors(store: Path, study: str) -> dict[str, Any]:
-    """What `retain probe` last kept for a study. Raises FileNotFoundError."""
+    """The document that `retain probe` last saved for a study. Raises FileNotFoundError."""
     return dict(read_json(study_folder(store, study) / "predictors.json"))
 
 
 def predictors_document(predictions: Sequence[Prediction], found: Sequence[Correlation]) -> dict[str, Any]:
-    """Trials and correlations as JSON."""
+    """Trials and correlations as a JSON document."""
     return {
         "predictors": PREDICTORS,
         "trials": [asdict(trial) for trial in predictions],
@@ -115,31 +117,30 @@ def predictors_document(predictions: Sequence[Prediction], found: Sequence[Corre
 
 
 def _groups(predictions: Sequence[Prediction]) -> Iterator[tuple[dict[str, Any], list[Prediction]]]:
-    """All trials; then, for what differs among them, those of each rate, of each pipeline, and of each pair of both."""
+    """All trials; then, if there are several, those of each rate, of each pipeline, and of each pair of both."""
     rates: list[float | None] = [*sorted({trial.rate for trial in predictions})]
     pipelines: list[str | None] = [*dict.fromkeys(trial.pipeline for trial in predictions)]
-    for pipeline in [None, *(pipelines if len(pipelines) > 1 else [])]:
-        for rate in [None, *(rates if len(rates) > 1 else [])]:
-            within = {PIPELINE: pipeline, RATE: rate}
-            yield (
-                {name: value for name, value in within.items() if value is not None},
-                [trial for trial in predictions if pipeline in (None, trial.pipeline) and rate in (None, trial.rate)],
-            )
+    choices = ([None, *(several if len(several) > 1 else [])] for several in (pipelines, rates))
+    for pipeline, rate in itertools.product(*choices):
+        within = {PIPELINE: pipeline, RATE: rate}
+        yield (
+            {name: value for name, value in within.items() if value is not None},
+            [trial for trial in predictions if pipeline in (None, trial.pipeline) and rate in (None, trial.rate)],
+        )
 
 
 def _interval(
     x: Floats, y: Floats, starts: Sequence[str], draws: int, seed: int
 ) -> tuple[float, float] | tuple[None, None]:
-    names, group = np.unique(np.array(starts), return_inverse=True)
-    if len(names) < FEWEST or spearman(x, y) is None:
+    members = [trials for _, trials in sorted(grouped(range(len(starts)), lambda trial: starts[trial]).items())]
+    if len(members) < FEWEST or spearman(x, y) is None:
         return None, None
-    members = [np.flatnonzero(group == number) for number in range(len(names))]
     generator = np.random.default_rng(seed)
     drawn = (
-        np.concatenate([members[number] for number in generator.integers(len(names), size=len(names))])
+        np.concatenate([members[start] for start in generator.integers(len(members), size=len(members))])
         for _ in range(draws)
     )
-    # A draw of one θ_post alone, many times over, may have no ranks to compare.
+    # A resample may hold one θ_post only, which has no ranks to compare.
     values = [value for chosen in drawn if (value := spearman(x[chosen], y[chosen])) is not None]
     if not values:
         return None, None

@@ -1,44 +1,45 @@
 """How much better a recommended recipe is than others, on the fresh seeds of the study that confirms a search.
 
-The study is that of `confirm.yaml`: its axis `recipe` names the recommended recipe (of a frontier, several), perhaps the best
-of the searched study's grid, and that study's own recipe; its fine-tunings trace a frontier of each. Effects are paired by
-seed, with 95% intervals (`retain.results.analysis.effects`).
+That study is `confirm.yaml`. Its axis `recipe` names the recommended recipe (several, if the search was for a frontier), the
+best of the searched study's grid if there is one, and the searched study's own recipe. The fine-tunings of each recipe trace
+its frontier. Effects are paired by seed, with 95% intervals (`retain.results.analysis.effects`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from retain.results.analysis.effects import Effect, frontier_gap, hypervolume_gain, paired_difference, worst_of
-from retain.results.analysis.methods import SEEDS, Points, has_losses, points_by_seed, seed_of
-from retain.results.claims.frontier import AFTER, BEFORE, View
+from retain.results.analysis.axes import RECIPE, SEEDS, grouped, varied_axes
+from retain.results.analysis.effects import Effect, frontier_gap, hypervolume_gain, paired_difference
+from retain.results.analysis.loss_planes import PLANES, LossPlane, matched_rows, means_by_seed, points_by_seed
 from retain.results.store.loss_table import LOSSES, Row
 
-RECIPE = "recipe"
-"""The axis that names the recipes."""
 RECOMMENDED = "recommended"
 ON_FRONTIER = "frontier-"
-"""Before the number of a recommended recipe where a search for a frontier has several: they are compared as one."""
+"""The prefix of the recommended recipes of a search for a frontier; they are compared as one."""
 GRID_BEST = "grid-best"
 DEFAULT = "default"
+
+Found = TypeVar("Found", bound=Collection[int])
 
 
 @dataclass(frozen=True)
 class FrontierContrast:
     """The recommended frontier against another one in a plane of two losses."""
 
-    view: View
+    plane: LossPlane
     other: str
     gain: Effect
-    """The hypervolume of the recommended one less that of the other, in squared nats: above 0 it is better."""
+    """The hypervolume of the recommended frontier minus that of the other, in squared nats; above 0 it is better."""
     gap: Effect
-    """The height of the recommended hull less that of the other at matched x, in nats: below 0 it is better."""
+    """The height of the recommended hull minus that of the other at equal x, in nats; below 0 it is better."""
     checkpoints: tuple[int, int]
-    """At most so many a seed, of the recommended and of the other: more of them alone make a frontier better."""
+    """The most checkpoints of any seed, recommended and other; more checkpoints alone make a frontier better."""
 
 
 @dataclass(frozen=True)
 class LossContrast:
-    """The recommended recipe's loss less another one's, over the same fine-tunings, in nats: below 0 it is better."""
+    """The recommended recipe's loss minus another recipe's, over the same fine-tunings, in nats; below 0 it is better."""
 
     loss: str
     other: str
@@ -46,78 +47,53 @@ class LossContrast:
 
 
 def frontier_contrasts(rows: Sequence[Row]) -> list[FrontierContrast]:
-    """The recommended recipe against each other one, in both views; empty where nothing is recommended or compared yet.
+    """The recommended recipe against every other recipe, in both planes; empty until both are trained.
 
     Hypervolumes reach up to the worst losses on the Pareto sets of both, over all seeds. A checkpoint counts once its
-    counterparts in all recipes are there too.
+    counterparts in all recipes are finished.
     """
     found = []
-    for view in (AFTER, BEFORE):
-        points = {
-            name: points_by_seed(group, view.x, view.y) for name, group in _by_recipe(rows, (view.x, view.y)).items()
-        }
-        for name in points:
-            if name != RECOMMENDED and points.get(RECOMMENDED) and points[name]:
-                found.append(_contrast(view, name, points[name], points[RECOMMENDED]))
+    for plane in PLANES:
+        points = {name: points_by_seed(own, plane) for name, own in _by_recipe(rows, plane.x, plane.y).items()}
+        for name, other, recommended in _pairs(points):
+            most = (max(map(len, recommended.values())), max(map(len, other.values())))
+            gain, gap = hypervolume_gain(other, recommended), frontier_gap(other, recommended)
+            found.append(FrontierContrast(plane, name, gain, gap, most))
     return found
 
 
 def loss_contrasts(rows: Sequence[Row]) -> list[LossContrast]:
-    """Each of the four losses of the recommended recipe against each other one's, a mean over its fine-tunings per seed.
+    """Each of the four losses of the recommended recipe against every other recipe's, as a mean over fine-tunings per seed.
 
-    Of several recommended recipes, as of a frontier, none: their means would say nothing.
+    Empty if several recipes are recommended, as on a frontier: their mean has no meaning.
     """
     if not any(row["axes"].get(RECIPE) == RECOMMENDED for row in rows):
         return []
     found = []
     for loss in LOSSES:
-        means = {name: _means(group, loss) for name, group in _by_recipe(rows, (loss,)).items()}
-        for name in means:
-            if name != RECOMMENDED and means.get(RECOMMENDED) and means[name]:
-                found.append(LossContrast(loss, name, paired_difference(means[name], means[RECOMMENDED])))
+        means = {name: means_by_seed(own, loss) for name, own in _by_recipe(rows, loss).items()}
+        for name, other, recommended in _pairs(means):
+            found.append(LossContrast(loss, name, paired_difference(other, recommended)))
     return found
 
 
-def _contrast(
-    view: View, name: str, other: Mapping[int, Points], recommended: Mapping[int, Points]
-) -> FrontierContrast:
-    gain = hypervolume_gain(other, recommended, worst_of(other, recommended))
-    most = (max(map(len, recommended.values())), max(map(len, other.values())))
-    return FrontierContrast(view, name, gain, frontier_gap(other, recommended), most)
+def _pairs(by_recipe: Mapping[str, Found]) -> Iterator[tuple[str, Found, Found]]:
+    """Each other recipe: its name, what it has by seed, and what the recommended recipe has."""
+    recommended = by_recipe.get(RECOMMENDED)
+    for name, other in by_recipe.items():
+        if recommended and other and name != RECOMMENDED:
+            yield name, other, recommended
 
 
-def _by_recipe(rows: Sequence[Row], losses: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows of each recipe that have these losses, without those whose counterpart in another recipe has not."""
+def _by_recipe(rows: Sequence[Row], *losses: str) -> dict[str, list[Row]]:
+    """The rows of each recipe whose counterparts in all other recipes have these losses too."""
     named = [row for row in rows if RECIPE in row["axes"]]
-    settings = _varied(named)
-    missing = {_setting(row, settings) for row in named if not has_losses(row, *losses)}
-    found: dict[str, list[Row]] = {}
-    for row in named:
-        if _setting(row, settings) not in missing:
-            found.setdefault(_name(row), []).append(row)
-    return found
+    # Recipes share the axes that vary within a recipe; the others are what they differ in.
+    within = grouped(named, lambda row: row["axes"][RECIPE]).values()
+    shared = {axis for own in within for axis in varied_axes(own)} | set(SEEDS)
+    return grouped(matched_rows(named, shared, *losses), _name)
 
 
 def _name(row: Row) -> str:
     name = str(row["axes"][RECIPE])
     return RECOMMENDED if name.startswith(ON_FRONTIER) else name
-
-
-def _varied(rows: Sequence[Row]) -> list[str]:
-    """The axes that recipes share, those that have several values within a recipe, and the seeds."""
-    values: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        for axis, value in row["axes"].items():
-            values.setdefault((row["axes"][RECIPE], axis), set()).add(repr(value))
-    return sorted({axis for (_, axis), found in values.items() if len(found) > 1} | set(SEEDS))
-
-
-def _setting(row: Row, names: Sequence[str]) -> str:
-    return repr([row["axes"].get(name) for name in names])
-
-
-def _means(rows: Sequence[Row], loss: str) -> dict[int, float]:
-    by_seed: dict[int, list[float]] = {}
-    for row in rows:
-        by_seed.setdefault(seed_of(row), []).append(float(row[loss]))
-    return {seed: sum(values) / len(values) for seed, values in by_seed.items()}

@@ -1,28 +1,29 @@
-"""What a search has found: the point to recommend, how sure that is over seeds, and which axes matter."""
+"""The result of a search: the points to recommend, their losses over seeds, and the importance of each axis."""
 
 import math
 import random
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from retain.results.analysis.axes import grouped, seed_of
+from retain.results.analysis.effects import effect_of
 from retain.results.analysis.frontiers import hypervolume, pareto_set
-from retain.results.analysis.methods import has_losses, seed_of
+from retain.results.analysis.loss_planes import has_losses
 from retain.results.store.loss_table import LOSSES, Row
 from retain.sweeps.schema.search_space import Search, Values
 
 DRAWS = 200
-"""Bootstrap samples behind an interval of importance."""
+"""The number of bootstrap samples for an interval of importance."""
 FEWEST = 8
-"""Points below which no importance is stated."""
+"""The fewest points for which importances are computed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of a loss over seeds and its 95% interval by Student's t; None where there is one seed only. nats/token."""
+    """The mean of a loss over seeds and its 95% interval by Student's t, in nats per token; None with one seed."""
 
     mean: float
     low: float | None
@@ -32,7 +33,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished point: each of its losses over seeds, and what is minimised."""
+    """A finished point: its losses over seeds, and the scores that the search minimises."""
 
     label: str
     values: Values
@@ -46,7 +47,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Importance:
-    """The share of an axis in what the score depends on, all axes together being 1, with a 95% bootstrap interval."""
+    """The importance of an axis for the score, with a 95% bootstrap interval; all axes sum to 1."""
 
     axis: str
     mean: float
@@ -55,7 +56,7 @@ class Importance:
 
 
 def result_of(label: str, values: Values, rows: Sequence[Row], search: Search) -> Result | None:
-    """A point from the rows of its seeds; None while one of them lacks a loss, or has one that is not finite."""
+    """The result of a point from the rows of its seeds; None while a loss is missing or not finite."""
     if not rows or not all(has_losses(row, *LOSSES) for row in rows):
         return None
     by_seed = {seed_of(row): row for row in rows}
@@ -65,18 +66,15 @@ def result_of(label: str, values: Values, rows: Sequence[Row], search: Search) -
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and interval of independent repetitions."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Estimate(mean, None, None, len(values))
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half, len(values))
+    """The mean and the interval of independent repetitions."""
+    effect = effect_of(dict(enumerate(values)))
+    if effect.seeds < 2:
+        return Estimate(effect.mean, None, None, effect.seeds)
+    return Estimate(effect.mean, effect.low, effect.high, effect.seeds)
 
 
 def violations(search: Search, results: Sequence[Result]) -> list[tuple[float, ...]]:
-    """For each result and constraint by how much it is broken, in nats; at most 0 where it holds."""
+    """By how much each result breaks each constraint, in nats; at most 0 for a constraint that holds."""
     bounds: dict[str, float] = {}
     for name, constraint in search.block.constraints.items():
         best = min((result.means[name] for result in results), default=math.inf)
@@ -87,13 +85,13 @@ def violations(search: Search, results: Sequence[Result]) -> list[tuple[float, .
 
 
 def feasible(search: Search, results: Sequence[Result]) -> list[Result]:
-    """Those that keep the constraints."""
+    """The results that satisfy all constraints."""
     broken = violations(search, results)
     return [one for one, parts in zip(results, broken, strict=True) if all(part <= 0 for part in parts)]
 
 
 def recommended(search: Search, results: Sequence[Result]) -> list[Result]:
-    """The best feasible point; of a frontier, its points by ascending x. Empty where no point is feasible."""
+    """The best feasible point, or the points of the frontier by ascending x; empty if no point is feasible."""
     found = feasible(search, results)
     if not found or not search.block.objective.hypervolume:
         return sorted(found, key=lambda one: one.scores)[:1]
@@ -103,23 +101,21 @@ def recommended(search: Search, results: Sequence[Result]) -> list[Result]:
 
 
 def best_group(search: Search, results: Sequence[Result], names: Sequence[str]) -> list[Result]:
-    """The best of the groups of points that agree on the axes `names`, such as those of one upstream recipe.
+    """The best group of points that agree on the axes `names`, such as those of one upstream recipe.
 
-    That of the best feasible point; of a frontier, the group whose feasible points dominate the largest area up to the worst
-    losses of all. Empty where no point is feasible.
+    It is the group of the best feasible point; for a frontier, the group whose feasible points dominate the largest area up
+    to the worst losses of all points. Empty if no point is feasible.
     """
-    groups: dict[str, list[Result]] = {}
-    for one in feasible(search, results):
-        groups.setdefault(repr([one.values.get(name) for name in names]), []).append(one)
+    groups = grouped(feasible(search, results), lambda one: repr([one.values.get(name) for name in names])).values()
     if search.block.objective.hypervolume:
-        return max(groups.values(), key=lambda group: frontier_area(search, group, worst_of=results) or 0.0, default=[])
-    return min(groups.values(), key=lambda group: min(one.scores for one in group), default=[])
+        return max(groups, key=lambda group: frontier_area(search, group, worst_of=results) or 0.0, default=[])
+    return min(groups, key=lambda group: min(one.scores for one in group), default=[])
 
 
 def frontier_area(search: Search, results: Sequence[Result], worst_of: Sequence[Result] | None = None) -> float | None:
-    """What the feasible results dominate, in squared nats; None for other objectives, or where none is feasible.
+    """The area that the feasible results dominate, in squared nats; None for other objectives, or if none is feasible.
 
-    It reaches up to the worst losses seen: of all the results, or of `worst_of`.
+    The area reaches up to the worst losses of all the results, or of `worst_of`.
     """
     found = feasible(search, results)
     if not search.block.objective.hypervolume or not found:
@@ -131,8 +127,8 @@ def frontier_area(search: Search, results: Sequence[Result], worst_of: Sequence[
 def importances(search: Search, results: Sequence[Result], seed: int = 0) -> list[Importance]:
     """Each axis's importance for the score (PED-ANOVA, Watanabe et al., IJCAI 2023), the greatest first.
 
-    Intervals are those of 200 bootstrap samples of the points. Of a frontier, the score is the sum of the two losses, each
-    scaled to the range seen. Empty where there are fewer than 8 points, or all have the same score.
+    Intervals come from 200 bootstrap samples of the points. For a frontier, the score is the sum of the two losses, each
+    scaled to its observed range. Empty if there are fewer than 8 points, or all have the same score.
     """
     axes = [axis for axis in search.axes if len({repr(one.values.get(axis.path)) for one in results}) > 1]
     scores = _single_scores(results)
@@ -166,7 +162,7 @@ def _single_scores(results: Sequence[Result]) -> list[float]:
 
 
 def _importance(search: Search, results: Sequence[Result], scores: Sequence[float]) -> dict[str, float]:
-    """By axis; empty where the points cannot tell."""
+    """The importance of each axis; empty if the points do not determine it."""
     import warnings
 
     import optuna

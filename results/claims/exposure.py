@@ -1,161 +1,161 @@
-"""Claims 1 and 2 of the paper, those of Figure 3: what exposure λ does to the loss before and after fine-tuning."""
+"""Claims 1 and 2 of the paper (Figure 3): what exposure λ does to the loss before and after fine-tuning."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from retain.results.analysis.axes import EXPOSURE, axis_names, grouped, seed_of, setting
 from retain.results.analysis.effects import Effect, effect_of, paired_difference
-from retain.results.analysis.methods import EXPOSURE, has_losses, seed_of
-from retain.results.claims.judging import Verdict, judged, subjects
+from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, has_losses
+from retain.results.claims.judging import Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 
-IMMEDIATE, RETAINED = "immediate_posttraining_loss", "retained_posttraining_loss"
 FLAT = 0.25
 """L_im counts as flat while it changes by less than this share of what mixing saves of L_ret, so that at most a quarter
-of the saving could come from a better start. Tied to the saving, it asks the same at every scale; the published curves
-of Figure 3a change by up to 24% of it at 30M, 5% at 150M and 2% at 300M."""
+of the saving could come from a better start. Tied to the saving, the bound asks the same at every scale; the published
+curves of Figure 3a change by up to 24% of it at 30M, 5% at 150M and 2% at 300M."""
 
 Curve = npt.NDArray[np.float64]
-"""[k]: a loss at each exposure, nats per token."""
+"""[k]: a loss at each exposure, in nats per token."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What a study has of one pipeline and size: for each seed both losses over exposure."""
+    """Both losses over exposure, for one pipeline and size of D_post."""
 
     subject: str
     exposures: Curve
     """[k], ascending."""
-    immediate: dict[int, Curve]
-    retained: dict[int, Curve]
+    losses: Mapping[str, Mapping[int, Curve]]
+    """The curve of each seed, for L_im and L_ret."""
     notes: tuple[str, ...]
 
-    def change(self, of: Mapping[int, Curve], start: int, end: int) -> Effect:
-        """The loss at one exposure less that at another, by their places."""
-        return paired_difference(_at(of, start), _at(of, end))
+    def about(self, words: str) -> str:
+        """The claim `words` about this subject."""
+        return f"{self.subject}: {words}" if self.subject else words
 
-    def slope(self, of: Mapping[int, Curve]) -> Effect:
-        """The slope of each seed's least-squares line, nats per unit of λ."""
+    def at(self, loss: str, index: int) -> dict[int, float]:
+        """The loss of each seed at the exposure with this index."""
+        return {seed: float(curve[index]) for seed, curve in self.losses[loss].items()}
+
+    def change(self, loss: str, start: int, end: int) -> Effect:
+        """The loss at the exposure with index `end` minus that at index `start`."""
+        return paired_difference(self.at(loss, start), self.at(loss, end))
+
+    def ends(self, loss: str) -> tuple[str, Effect]:
+        """The change from no exposure to the highest, with its name."""
+        return f"{SYMBOLS[loss]} at λ={self.exposures[-1]:g} minus λ=0, nats", self.change(loss, 0, -1)
+
+    def slope(self, loss: str) -> tuple[str, Effect]:
+        """The slope of each seed's least-squares line, in nats per unit of λ, with its name."""
         centred = self.exposures - self.exposures.mean()
-        return effect_of({seed: float(centred @ curve / (centred @ centred)) for seed, curve in of.items()})
+        slopes = {seed: float(centred @ curve / (centred @ centred)) for seed, curve in self.losses[loss].items()}
+        return f"slope of {SYMBOLS[loss]} over λ, nats", effect_of(slopes)
+
+    def shape(self, loss: str, rising: bool) -> str:
+        """Whether the mean over seeds is monotone, and where it is lowest."""
+        if not self.losses[loss]:
+            return ""
+        mean = np.mean(list(self.losses[loss].values()), axis=0)
+        steps = np.diff(mean) if rising else -np.diff(mean)
+        shape = "monotone" if (steps > 0).all() else "not monotone"
+        return f"The mean over seeds is {shape}, lowest at λ={self.exposures[mean.argmin()]:g}."
 
 
 def latent_benefit(rows: Iterable[Row]) -> Iterator[Verdict]:
-    """Claim 1 (Figure 3a), for additive studies with λ = 0 and another: L_im is nearly flat in λ, L_ret falls with it."""
+    """Claim 1 (Figure 3a), for additive studies with λ = 0 and another λ: L_im is nearly flat in λ, L_ret falls with it."""
     for curves in _curves(rows):
         if curves.exposures[0] == 0 and len(curves.exposures) > 1:
             yield _flat(curves)
-            yield _falling(curves)
+            yield _sloped("1b", "L_ret falls with λ", curves, L_RET, -1)
 
 
 def matched_optimum(rows: Iterable[Row]) -> Iterator[Verdict]:
     """Claim 2 (Figure 3b), for compute-matched studies: L_im worsens with λ, L_ret is best at some 0 < λ < 1."""
     for curves in _curves(rows):
         if curves.exposures[0] == 0 and len(curves.exposures) > 1:
-            words = _about(curves, "with compute matched, L_im worsens with λ")
-            slope = ("slope of L_im over λ, nats", curves.slope(curves.immediate))
-            ends = (f"L_im at λ={curves.exposures[-1]:g} less λ=0, nats", curves.change(curves.immediate, 0, -1))
-            notes = (_shape(curves.exposures, curves.immediate, rising=True), *curves.notes)
-            yield judged("2a", words, 1, [slope], [ends], notes)
+            yield _sloped("2a", "with compute matched, L_im worsens with λ", curves, L_IM, 1)
         if {0, 1} < set(curves.exposures.tolist()):
             yield _interior_best(curves)
 
 
 def _flat(curves: Curves) -> Verdict:
-    """|change of L_im| < FLAT · saving, as two linear differences at each λ: both below 0, so both intervals have to be."""
-    saving = curves.change(curves.retained, -1, 0)
+    """|change of L_im| < FLAT · saving, as two linear differences at each λ; both must lie below 0."""
+    saving = curves.change(L_RET, -1, 0)
     beyond, changes = [], []
-    for place, exposure in enumerate(curves.exposures[1:], start=1):
-        change = curves.change(curves.immediate, 0, place)
-        changes.append((f"L_im at λ={exposure:g} less λ=0, nats", change))
+    for index, exposure in enumerate(curves.exposures[1:], start=1):
+        change = curves.change(L_IM, 0, index)
+        changes.append((f"L_im at λ={exposure:g} minus λ=0, nats", change))
         for way, sign in (("rise", 1), ("fall", -1)):
             excess = {seed: sign * change.per_seed[seed] - FLAT * saving.per_seed[seed] for seed in change.per_seed}
             beyond.append((f"{way} of L_im at λ={exposure:g} beyond {FLAT:.0%} of the saving, nats", effect_of(excess)))
-    words = _about(curves, f"L_im is flat in λ to within {FLAT:.0%} of what mixing saves of L_ret")
-    last = f"saving: L_ret at λ=0 less λ={curves.exposures[-1]:g}, nats"
-    return judged("1a", words, -1, beyond, [*changes, (last, saving)], curves.notes)
+    words = curves.about(f"L_im is flat in λ to within {FLAT:.0%} of what mixing saves of L_ret")
+    last = f"saving: L_ret at λ=0 minus λ={curves.exposures[-1]:g}, nats"
+    return judge("1a", words, -1, beyond, [*changes, (last, saving)], curves.notes)
 
 
-def _falling(curves: Curves) -> Verdict:
-    slope = ("slope of L_ret over λ, nats", curves.slope(curves.retained))
-    ends = (f"L_ret at λ={curves.exposures[-1]:g} less λ=0, nats", curves.change(curves.retained, 0, -1))
-    notes = (_shape(curves.exposures, curves.retained, rising=False), *curves.notes)
-    return judged("1b", _about(curves, "L_ret falls with λ"), -1, [slope], [ends], notes)
+def _sloped(claim: str, words: str, curves: Curves, loss: str, side: Literal[-1, 1]) -> Verdict:
+    """The claim that a loss falls (side -1) or rises (side 1) with λ."""
+    notes = (curves.shape(loss, rising=side > 0), *curves.notes)
+    return judge(claim, curves.about(words), side, [curves.slope(loss)], [curves.ends(loss)], notes)
 
 
 def _interior_best(curves: Curves) -> Verdict:
-    """The best 0 < λ < 1 against each end. To take the lowest of several noisy values and call it the best would favour the
-    claim, so each seed's λ is the one that is best on average over the other seeds. Seeds then share a little through
-    that choice; where it takes a λ that is not the best one, it errs against the claim.
+    """The best 0 < λ < 1 against each end.
+
+    The lowest of several noisy values is too low on average, which would favour the claim. Each seed's λ is therefore the one
+    that is best on average over the other seeds. If that choice misses the best λ, it errs against the claim.
     """
-    chosen = {}
-    for seed in curves.retained:
-        others = [curve for other, curve in curves.retained.items() if other != seed] or [curves.retained[seed]]
+    retained, chosen = curves.losses[L_RET], {}
+    for seed in retained:
+        others = [curve for other, curve in retained.items() if other != seed] or [retained[seed]]
         chosen[seed] = 1 + int(np.mean(others, axis=0)[1:-1].argmin())
-    best = {seed: float(curve[chosen[seed]]) for seed, curve in curves.retained.items()}
+    best = {seed: float(curve[chosen[seed]]) for seed, curve in retained.items()}
     against = [
-        (f"L_ret at the best 0 < λ < 1 less λ={end}, nats", paired_difference(_at(curves.retained, place), best))
-        for end, place in ((0, 0), (1, -1))
+        (f"L_ret at the best 0 < λ < 1 minus λ={end}, nats", paired_difference(curves.at(L_RET, index), best))
+        for end, index in ((0, 0), (1, -1))
     ]
-    words = _about(curves, "with compute matched, L_ret is best at some 0 < λ < 1")
-    counts = Counter(f"{curves.exposures[place]:g}" for place in chosen.values())
+    words = curves.about("with compute matched, L_ret is best at some 0 < λ < 1")
+    counts = Counter(f"{curves.exposures[index]:g}" for index in chosen.values())
     how = "the other seeds" if len(chosen) > 1 else "the same seed"
     note = f"The best λ, chosen on {how}: {', '.join(f'{name} ({count}×)' for name, count in counts.items())}."
-    return judged("2b", words, -1, against, notes=(note, *curves.notes) if chosen else curves.notes)
+    return judge("2b", words, -1, against, notes=(note, *curves.notes) if chosen else curves.notes)
 
 
 def _curves(rows: Iterable[Row]) -> Iterator[Curves]:
     """The curves of each subject, averaged within a seed over the other axes, such as fine-tuning rates.
 
-    Only settings that have both losses at every exposure count, so that all points of a curve average over the same.
+    Only settings with both losses at every exposure count, so that all points of a curve average over the same settings.
     """
-    for subject, group in subjects(row for row in rows if EXPOSURE in row["axes"]):
-        cells: dict[tuple[int, str], dict[float, Row]] = {}
-        for row in group:
-            setting = str(sorted((name, str(value)) for name, value in row["axes"].items() if name != EXPOSURE))
-            cells.setdefault((seed_of(row), setting), {})[float(row["axes"][EXPOSURE])] = row
-        planned = sorted({exposure for cell in cells.values() for exposure in cell})
-        finished = [exposure for exposure in planned if any(_done(cell.get(exposure)) for cell in cells.values())]
+    for subject, group in subjects(row for row in rows if EXPOSURE in row["axes"]).items():
+        settings = _by_exposure(group)
+        planned = sorted({exposure for own in settings for exposure in own})
+        finished = [exposure for exposure in planned if any(_done(own.get(exposure)) for own in settings)]
         exposures = finished if {planned[0], planned[-1]} <= set(finished) else planned
-        whole: dict[int, list[list[Row]]] = {}
-        for (seed, _), cell in sorted(cells.items()):
-            if all(_done(cell.get(exposure)) for exposure in exposures):
-                whole.setdefault(seed, []).append([cell[exposure] for exposure in exposures])
+        whole = [own for own in settings if all(_done(own.get(exposure)) for exposure in exposures)]
         notes = [f"λ={exposure:g} has no result yet." for exposure in planned if exposure not in exposures]
-        if missing := len(cells) - sum(map(len, whole.values())):
+        if missing := len(settings) - len(whole):
             notes.append(
-                f"{missing} of {len(cells)} settings (seeds counted) lack a result at some λ and are left out."
+                f"{missing} of {len(settings)} settings (counting seeds) lack a result at some λ and are left out."
             )
-        immediate, retained = _averages(whole, IMMEDIATE), _averages(whole, RETAINED)
-        yield Curves(subject, np.array(exposures), immediate, retained, tuple(notes))
+        by_seed = sorted(grouped(whole, lambda own: seed_of(next(iter(own.values())))).items())
+        losses = {
+            loss: {seed: np.mean([[one[x][loss] for x in exposures] for one in own], axis=0) for seed, own in by_seed}
+            for loss in (L_IM, L_RET)
+        }
+        yield Curves(subject, np.array(exposures), losses, tuple(notes))
+
+
+def _by_exposure(rows: Sequence[Row]) -> list[dict[float, Row]]:
+    """The rows of each setting (the seed is part of it) by exposure."""
+    others = [name for name in axis_names(rows) if name != EXPOSURE]
+    same = grouped(rows, lambda row: setting(row, others))
+    return [{float(row["axes"][EXPOSURE]): row for row in own} for own in same.values()]
 
 
 def _done(row: Row | None) -> bool:
-    return row is not None and has_losses(row, IMMEDIATE, RETAINED)
-
-
-def _averages(whole: Mapping[int, Sequence[Sequence[Row]]], loss: str) -> dict[int, Curve]:
-    return {
-        seed: np.array([[row[loss] for row in cell] for cell in cells]).mean(axis=0) for seed, cells in whole.items()
-    }
-
-
-def _at(of: Mapping[int, Curve], place: int) -> dict[int, float]:
-    return {seed: float(curve[place]) for seed, curve in of.items()}
-
-
-def _shape(exposures: Curve, of: Mapping[int, Curve], rising: bool) -> str:
-    """Whether the mean over seeds is monotone, and where it is lowest."""
-    if not of:
-        return ""
-    mean = np.mean(list(of.values()), axis=0)
-    steps = np.diff(mean) if rising else -np.diff(mean)
-    shape = "monotone" if (steps > 0).all() else "not monotone"
-    return f"On the mean over seeds {shape}, lowest at λ={exposures[mean.argmin()]:g}."
-
-
-def _about(curves: Curves, words: str) -> str:
-    return f"{curves.subject}: {words}" if curves.subject else words
+    return row is not None and has_losses(row, L_IM, L_RET)

@@ -1,33 +1,36 @@
-"""A verdict on one claim: how it is reached from effects, and what of a study it is about."""
+"""A verdict on one claim: how effects decide it, and which subjects of a study it is about."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from retain.results.analysis.axes import SIZE, grouped
 from retain.results.analysis.effects import Effect
 from retain.results.analysis.methods import pipeline_of
 from retain.results.store.loss_table import Row
 from retain.sweeps.base.units import format_size, parse_size
 
-SIZE = "posttrain.tokens"
+Outcome = Literal["supported", "not supported", "undecided"]
 
 
 @dataclass(frozen=True)
 class Verdict:
+    """The outcome of one claim for one subject, with the effects behind it."""
+
     claim: str
-    """Its number in `claims.verdicts`, such as 1a; several verdicts share one where a study has several pipelines, sizes
-    or views."""
+    """The claim's number in `claims.verdicts`, such as 1a; a study with several pipelines, sizes or planes has several
+    verdicts on one claim."""
     sentence: str
-    """What was claimed of what, the outcome, the number of seeds, the deciding effect and its interval."""
-    outcome: Literal["supported", "not supported", "undecided"]
+    """The subject, the claim, the outcome, the number of seeds, and the deciding effect with its interval."""
+    outcome: Outcome
     evidence: tuple[tuple[str, Effect], ...]
-    """Effects by name and unit, the deciding ones first."""
+    """Effects by name and unit; the deciding ones come first."""
     note: str
-    """What the reader should know beside it."""
+    """Caveats, as sentences."""
 
 
-def judged(
+def judge(
     claim: str,
     words: str,
     side: Literal[-1, 1],
@@ -35,47 +38,32 @@ def judged(
     others: Iterable[tuple[str, Effect]] = (),
     notes: Iterable[str] = (),
 ) -> Verdict:
-    """The verdict on a claim that every deciding effect is below 0 (side -1) or above it (side 1).
+    """The verdict on the claim that every deciding effect is below 0 (side -1) or above 0 (side 1).
 
-    Supported where each interval lies on that side, not supported where one lies on the other, undecided otherwise and
-    without intervals, with fewer than two seeds. The sentence gives the effect that speaks most against the claim.
+    It is supported if every interval lies on that side, not supported if one lies on the other side, and undecided otherwise,
+    always so with fewer than two seeds. The sentence gives the effect that speaks most against the claim.
     """
-    favouring = [(effect.low if side > 0 else -effect.high) > 0 for _, effect in deciding]
-    refuting = [(effect.high if side > 0 else -effect.low) < 0 for _, effect in deciding]
-    outcome: Literal["supported", "not supported", "undecided"] = "undecided"
-    if all(favouring):
+    # Turned so that support for the claim lies above 0.
+    turned = [(effect if side > 0 else -effect, name, effect) for name, effect in deciding]
+    refuting = [each for each in turned if each[0].high < 0]
+    outcome: Outcome = "undecided"
+    if all(support.low > 0 for support, _, _ in turned):
         outcome = "supported"
-    elif any(refuting):
+    elif refuting:
         outcome = "not supported"
-    shown = [named for named, refutes in zip(deciding, refuting, strict=True) if refutes] or deciding
-    name, effect = max(shown, key=lambda named: _against(named[1], side))
-    sentence = (
-        f"{words}: {outcome} at {effect.seeds} seed{'' if effect.seeds == 1 else 's'}; {name}: {text_of(effect)}."
-    )
+    _, name, effect = min(refuting or turned, key=lambda each: _strength(each[0]))
+    sentence = f"{words}: {outcome} at {effect.sample}; {name}: {effect}."
     return Verdict(claim, sentence, outcome, (*deciding, *others), " ".join(note for note in notes if note))
 
 
-def text_of(effect: Effect) -> str:
-    """An effect as a reader takes it: +0.0123, 95% interval -0.001 to +0.0256."""
-    if not effect.seeds:
-        return "no value yet"
-    if effect.seeds == 1:
-        return f"{effect.mean:+.3g}, no interval"
-    return f"{effect.mean:+.3g}, 95% interval {effect.low:+.3g} to {effect.high:+.3g}"
+def subjects(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each pipeline and size of D_post, by a name for them; comparisons never mix subjects."""
+    return grouped(sorted(rows, key=_size_of), _subject)
 
 
-def _against(effect: Effect, side: int) -> list[float]:
-    """How far its interval, then its mean, reaches to the side that is not claimed."""
-    reach = (effect.high if side < 0 else effect.low, effect.mean)
-    return [-side * value if math.isfinite(value) else -math.inf for value in reach]
-
-
-def subjects(rows: Iterable[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """The rows of each pipeline and size of D_post, with a name for them; what is compared never mixes these."""
-    found: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=_size_of):
-        found.setdefault(_subject(row), []).append(row)
-    yield from found.items()
+def _strength(support: Effect) -> list[float]:
+    """A sort key by the interval's lower end, then the mean: the weakest support comes first."""
+    return [value if math.isfinite(value) else math.inf for value in (support.low, support.mean)]
 
 
 def _subject(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""A verdict on each claim of the paper that a study can test; the claims are numbered as follows.
+"""A verdict on each claim of the paper that a study can test. The claims have these numbers:
 
 1a  L_im is nearly flat in exposure λ (Figure 3a)          1b  L_ret falls with λ
 2a  compute-matched, L_im worsens with λ (Figure 3b)       2b  compute-matched, L_ret is best at some 0 < λ < 1
@@ -7,37 +7,31 @@
 4c  alone they do less than mixing                                 4d  they gain more on top of mixing than alone
 5a  mixing improves the frontier of LoRA (Figure 7)        5b, 5c  full post-training has the better frontier
 
-Each is judged by effects paired by seed with 95% intervals of Student's t (`analysis.effects`): supported where they
-lie on the claimed side, not supported where one lies on the other, undecided otherwise and with fewer than two seeds.
+Each is judged by effects paired by seed, with 95% intervals of Student's t (`analysis.effects`): supported if all intervals
+lie on the claimed side, not supported if one lies on the other side, undecided otherwise and with fewer than two seeds.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from retain.results.analysis.methods import EXPOSURE
-from retain.results.analysis.recipe_comparison import RECIPE
+from retain.results.analysis.axes import EXPOSURE, is_searched
 from retain.results.claims.exposure import latent_benefit, matched_optimum
 from retain.results.claims.frontier import frontier_verdicts
 from retain.results.claims.judging import Verdict
 from retain.results.store.loss_table import Row
-from retain.results.store.study_files import AXIS_OF_POINTS
-
-__all__ = ["Verdict", "verdicts"]
 
 
 def verdicts(rows: Sequence[Row], matched: bool = False) -> list[Verdict]:
-    """A verdict for each claim that the study has rows for, in the order of the claims; partial results will do.
+    """A verdict for each claim that the study has rows for, in the order of the claims; partial results are judged too.
 
-    matched: whether the study is compute-matched, where no axis `allocation` says so for each row. Exposures beyond 1 are
-    not the paper's and are left out. No interval is corrected for the number of claims; each note says how many there are.
+    matched: whether the study is compute-matched; an axis `allocation` overrides it for each row. Exposures above 1 are not
+    the paper's and are left out. Intervals are not corrected for multiple comparisons; each note gives their number.
     """
     default = "matched" if matched else "additive"
-    # The points of a search were chosen by their losses, so they are no sample to judge by; the recipes of the study that
-    # confirms it differ in all that was searched at once, so their effects are those of no one method.
-    judged = [row for row in rows if not {AXIS_OF_POINTS, RECIPE} & set(row["axes"])]
-    paper = [row for row in judged if (row["axes"].get(EXPOSURE) or 0) <= 1]
+    # The points of a search were chosen by their losses, and its recipes differ in several fields at once.
+    paper = [row for row in rows if not is_searched(row) and (row["axes"].get(EXPOSURE) or 0) <= 1]
     additive = [row for row in paper if row["axes"].get("allocation", default) != "matched"]
     compute_matched = [row for row in paper if row["axes"].get("allocation", default) == "matched"]
     found = [*latent_benefit(additive), *matched_optimum(compute_matched), *frontier_verdicts(additive)]
-    count = f"One of {len(found)} verdicts on this study; no interval is corrected for their number."
+    count = f"One of {len(found)} verdicts on this study; intervals are not corrected for multiple comparisons."
     return [replace(each, note=f"{each.note} {count}".strip()) for each in sorted(found, key=lambda each: each.claim)]

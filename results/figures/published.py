@@ -8,49 +8,41 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from retain.results.analysis.methods import Points
+from retain.results.analysis.axes import grouped
+from retain.results.analysis.loss_planes import Points
 
 FILE = Path(__file__).with_suffix(".json")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the curves come from and how exact they are; reading_error: nats per token, of every number."""
-
-    source: str
-    title: str
-    licence: str
-    method: str
-    reading_error: float
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One method of a panel, or in figure 3 one size of D_post."""
+    """One method of a panel; in figure 3, one size of D_post."""
 
     name: str
     """A method as in `retain.results.analysis.methods`; in figure 3 the size, such as 30M (tokens)."""
     points: Points
-    """[n, 2] by x: its checkpoints. Those outside the panel's limits are among them, as far as the figure's file has
-    them."""
+    """[n, 2] by x: its checkpoints, with those outside the panel's limits as far as the figure's file has them."""
     line: Points
-    """[m, 2] by x: the line as it is drawn, for figure 3 through all points, elsewhere the lower-left convex hull."""
+    """[m, 2] by x: the line as drawn, in figure 3 through all points, elsewhere the lower-left convex hull."""
     ends_off_canvas: Points
-    """[0 to 2, 2]: ends of the line where it leaves the canvas towards checkpoints that are not known."""
+    """[0 to 2, 2]: the ends of the line that leave the canvas towards unknown checkpoints."""
 
 
 @dataclass(frozen=True)
 class Panel:
+    """One panel of a published figure."""
+
     figure: str
     panel: str
     model: str
     """135M or 1B."""
     pipeline: str
-    """As in `retain.results.analysis.methods`."""
+    """A pipeline as in `retain.results.analysis.methods`."""
     x: str
     """One of the four losses, or `pretrain.exposure`."""
     y: str
@@ -59,43 +51,34 @@ class Panel:
     curves: tuple[Curve, ...]
 
     def curve(self, name: str) -> Curve:
-        """Raises KeyError, with the names there are."""
-        for curve in self.curves:
-            if curve.name == name:
-                return curve
-        raise KeyError(
-            f"{self.figure} {self.panel} has no curve {name}; it has {', '.join(c.name for c in self.curves)}"
-        )
+        """The curve of a method or size. Raises KeyError with the names that exist."""
+        return _named(name, {curve.name: curve for curve in self.curves}, f"{self.figure} {self.panel}: unknown curve")
 
 
 def published(figure: str, panel: str) -> Panel:
-    """One panel of a figure: `figure3a` and `figure3b` have immediate and retained, `figure7` a and b, the others
-    a.left, a.right and so on (figures 9 to 12 have a only).
+    """One panel of a figure. Raises KeyError with the names that exist.
 
-    Raises KeyError, with what there is.
+    `figure3a` and `figure3b` have the panels immediate and retained, `figure7` a and b, the others a.left, a.right and so on
+    (figures 9 to 12 have a only).
     """
-    panels = panels_of(figure)
-    for found in panels:
-        if found.panel == panel:
-            return found
-    raise KeyError(f"{figure} has no panel {panel}; it has {', '.join(found.panel for found in panels)}")
+    return _named(panel, {found.panel: found for found in panels_of(figure)}, f"{figure}: unknown panel")
 
 
 def panels_of(figure: str) -> tuple[Panel, ...]:
-    """All panels of a figure: figure2, figure3a, figure3b, figure4 to figure12. Raises KeyError, with what there is."""
-    everything = _read()["panels"]
-    panels = tuple(_panel(item) for item in everything if item["figure"] == figure)
-    if not panels:
-        raise KeyError(
-            f"{figure} is not published; there are {', '.join(dict.fromkeys(p['figure'] for p in everything))}"
-        )
-    return panels
+    """All panels of a figure: figure2, figure3a, figure3b, figure4 to figure12. Raises KeyError with the names that exist."""
+    by_figure = grouped(_read()["panels"], lambda item: str(item["figure"]))
+    return tuple(map(_panel, _named(figure, by_figure, "unknown published figure")))
 
 
-def source() -> Source:
-    """What has to be said wherever a published curve is shown."""
-    about = _read()["about"]
-    return Source(**{name: about[name] for name in Source.__dataclass_fields__})
+def about() -> dict[str, Any]:
+    """What must be said with every published curve: source, title, licence, method, reading_error (nats per token)."""
+    return dict(_read()["about"])
+
+
+def _named(name: str, found: Mapping[str, Found], what: str) -> Found:
+    if name not in found:
+        raise KeyError(f"{what} {name}; choose one of {', '.join(found)}")
+    return found[name]
 
 
 def _read() -> Any:

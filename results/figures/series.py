@@ -1,27 +1,40 @@
-"""From trial rows to what the panels of a figure show: the trials, one line a method or a size, and its band."""
+"""From trials to what the panels of a figure show: the trials, one line for each method or size, and its band."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retain.results.analysis.attainment import attainment_band
+from retain.results.analysis.axes import (
+    EXPOSURE,
+    METHOD,
+    PIPELINE,
+    RATE,
+    RECIPE,
+    SIZE,
+    axis_names,
+    axis_values,
+    grouped,
+    seed_of,
+    varied_axes,
+)
 from retain.results.analysis.frontiers import lower_left_hull
-from retain.results.analysis.methods import EXPOSURE, SEEDS, method_of, pipeline_of, points_by_seed, seed_of
-from retain.results.figures.catalogue import L_IM, L_RET, PIPELINE_TITLES, ExposureFigure, PaperFigure, Side
-from retain.results.figures.published import Curve, panels_of
+from retain.results.analysis.loss_planes import L_IM, LossPlane, points_by_seed
+from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
+from retain.results.figures.catalogue import FigureSpec, Side
+from retain.results.figures.published import panels_of
 from retain.results.store.loss_table import Row
 from retain.sweeps.base.units import format_size
 
 Floats = NDArray[np.float64]
-RATE, SIZE = "finetune.lr", "posttrain.tokens"
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line with the trials behind it. Losses in nats per token."""
+    """One line with the trials behind it, losses in nats per token."""
 
     name: str
     trials: tuple[tuple[int, float, float], ...]
@@ -29,9 +42,9 @@ class Series:
     line: Floats
     """[n, 2] by x: the hull of one seed's trials, the median attainment over seeds (a staircase), or their mean."""
     low: Floats | None = None
-    """[n]: the band's lower end, where there are several seeds."""
+    """[n]: the band's lower end; None with one seed."""
     high: Floats | None = None
-    """[n]: its upper end; inf where too few seeds attain anything."""
+    """[n]: the band's upper end; inf where too few seeds attain any y."""
     published: bool = False
 
 
@@ -44,102 +57,84 @@ class Panel:
     """A loss, or pretrain.exposure."""
     y: str
     series: list[Series] = field(default_factory=list)
-    stars: bool = False
-    """Mark the lowest point of each line, as the paper does in Figure 3."""
 
 
-def trials_of(figure: PaperFigure | ExposureFigure, rows: Sequence[Row]) -> list[Row]:
-    """The rows that a figure is about: those of its methods and, where the study has any of them, of its pipelines."""
-    if isinstance(figure, ExposureFigure):
-        return list(rows)
-    pipelines = pipelines_of(figure, rows)
-    wanted = {method for side in figure.sides for method in side.methods}
-    return [row for row in rows if pipeline_of(row) in pipelines and (not wanted or method_of(row) in wanted)]
-
-
-def is_finished(figure: PaperFigure | ExposureFigure, row: Row) -> bool:
-    """Whether a row has every loss that the figure shows."""
-    losses = (L_IM, L_RET) if isinstance(figure, ExposureFigure) else _losses(figure)
-    return all(row[name] is not None for name in losses)
-
-
-def pipelines_of(figure: PaperFigure, rows: Sequence[Row]) -> list[str | None]:
-    """The figure's pipelines that a study has, in the paper's order; a study of none of them shows its own."""
-    there = list(dict.fromkeys(pipeline_of(row) for row in rows))
-    return [name for name in figure.pipelines if name in there] or there
-
-
-def frontier_panels(figure: PaperFigure, rows: Sequence[Row], overlay: bool = False) -> list[list[Panel]]:
-    """A row of panels for each pipeline, a column for each side; `overlay` adds the published curves.
-
-    One seed: its lower-left hull. Several: the median attainment over seeds, with its bootstrap band.
-    """
-    several = len(pipelines_of(figure, rows)) > 1
-    made = []
-    for letter, pipeline in zip("abcdefghijklmnopqrstuvwxyz", pipelines_of(figure, rows), strict=False):
-        own = [row for row in rows if pipeline_of(row) == pipeline]
-        name = PIPELINE_TITLES.get(pipeline or "", pipeline or "")
-        title = f"({letter}) {name}" if several else name
-        panels = []
-        for side in figure.sides:
-            series = _published_frontiers(figure, pipeline, side) if overlay else []
-            panels.append(Panel(_joined(title, side.title), side.x, side.y, [*series, *_frontiers(side, own)]))
-        made.append(panels)
-    return made
-
-
-def published_panels(figure: PaperFigure | ExposureFigure, rows: Sequence[Row]) -> list[list[Panel]]:
-    """The published curves in the same arrangement, without any trial of ours; empty where the paper has none."""
-    if isinstance(figure, ExposureFigure):
-        panels = [
-            Panel(_exposure_title(loss), EXPOSURE, loss, _published_lines(figure, loss)) for loss in (L_IM, L_RET)
-        ]
-        return [panels] if panels[0].series else []
-    made = []
-    for pipeline in pipelines_of(figure, rows):
-        title = PIPELINE_TITLES.get(pipeline or "", "")
-        panels = [
-            Panel(_joined(title, side.title), side.x, side.y, _published_frontiers(figure, pipeline, side))
-            for side in figure.sides
-        ]
-        if any(panel.series for panel in panels):
-            made.append(panels)
-    return made
-
-
-def exposure_panels(figure: ExposureFigure, rows: Sequence[Row], overlay: bool = False) -> list[list[Panel]]:
-    """L_im over λ, then L_ret over λ for each fine-tuning rate; a line for each |D_post| (and whatever else varies).
-
-    The lines are means over seeds, from the lowest to the highest seed.
-    """
-    rates = sorted({row["axes"][RATE] for row in rows if RATE in row["axes"]})
-    immediate = list({_before_finetuning(row): row for row in rows}.values())
-    parts = [(_exposure_title(L_IM), L_IM, immediate)]
-    for rate in rates or [None]:
-        own = [row for row in rows if rate is None or row["axes"][RATE] == rate]
-        parts.append((_joined(_exposure_title(L_RET), f"rate {rate:g}" if len(rates) > 1 else ""), L_RET, own))
+def trials_of(spec: FigureSpec, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a figure: those of its methods and, if the study has any of them, of its pipelines."""
+    pipelines = pipelines_of(spec, rows)
     return [
-        [
-            Panel(
-                title,
-                EXPOSURE,
-                loss,
-                [*(_published_lines(figure, loss) if overlay else []), *_lines(own, loss)],
-                stars=loss == L_RET,
-            )
-            for title, loss, own in parts
-        ]
+        row for row in rows if pipeline_of(row) in pipelines and (not spec.methods or method_of(row) in spec.methods)
     ]
 
 
+def pipelines_of(spec: FigureSpec, rows: Sequence[Row]) -> list[str | None]:
+    """The figure's pipelines that a study has, in the paper's order; all of the study's if it has none of them."""
+    there = list(dict.fromkeys(pipeline_of(row) for row in rows))
+    return [name for name in spec.pipelines if name in there] or there
+
+
+def panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool = False) -> list[list[Panel]]:
+    """The panels of a figure, in rows; `overlay` adds the published curves."""
+    return [_exposure_panels(spec, rows, overlay)] if spec.over_exposure else _frontier_panels(spec, rows, overlay)
+
+
+def published_panels(spec: FigureSpec, rows: Sequence[Row]) -> list[list[Panel]]:
+    """The published curves in the same arrangement, without the study's trials; empty if the paper has none."""
+    panel_rows = []
+    for pipeline in [None] if spec.over_exposure else pipelines_of(spec, rows):
+        title = PIPELINES.get(pipeline or "", "")
+        row = [_panel(spec, side, _joined(title, side.title), pipeline) for side in spec.sides]
+        if any(panel.series for panel in row):
+            panel_rows.append(row)
+    return panel_rows
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean, the lowest and the highest of some values."""
+    return float(np.mean(values)), float(np.min(values)), float(np.max(values))
+
+
+def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[list[Panel]]:
+    """A row of panels for each pipeline, a column for each side."""
+    pipelines = pipelines_of(spec, rows)
+    panel_rows = []
+    for letter, pipeline in zip("abcdefghijklmnopqrstuvwxyz", pipelines, strict=False):
+        own = [row for row in rows if pipeline_of(row) == pipeline]
+        name = PIPELINES.get(pipeline or "", pipeline or "")
+        title = f"({letter}) {name}" if len(pipelines) > 1 else name
+        panel_rows.append(
+            [
+                _panel(spec, side, _joined(title, side.title), pipeline, _frontiers(side, own), overlay)
+                for side in spec.sides
+            ]
+        )
+    return panel_rows
+
+
+def _exposure_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[Panel]:
+    """L_im over λ, then L_ret over λ for each fine-tuning rate; a line for each |D_post| and whatever else varies."""
+    before, after = spec.sides
+    # Trials that differ in fine-tuning only share one L_im.
+    parts = [(before, "", list({_before_finetuning(row): row for row in rows}.values()))]
+    rates = sorted(axis_values(rows, RATE))
+    for rate in rates or [None]:
+        own = [row for row in rows if rate is None or row["axes"].get(RATE) == rate]
+        parts.append((after, f"rate {rate:g}" if len(rates) > 1 else "", own))
+    return [
+        _panel(spec, side, _joined(side.title, text), None, _mean_lines(own, side.y), overlay)
+        for side, text, own in parts
+    ]
+
+
+def _panel(
+    spec: FigureSpec, side: Side, title: str, pipeline: str | None, ours: Sequence[Series] = (), overlay: bool = True
+) -> Panel:
+    return Panel(title, side.x, side.y, [*(_published(spec, side, pipeline) if overlay else []), *ours])
+
+
 def _before_finetuning(row: Row) -> tuple[str, str]:
-    """What trials have in common that differ in fine-tuning only."""
     upstream = {name: value for name, value in row["axes"].items() if not name.startswith("finetune.")}
     return row["keys"]["posttrain"] or row["keys"]["pretrain"], str(upstream)
-
-
-def _losses(figure: PaperFigure) -> set[str]:
-    return {loss for side in figure.sides for loss in (side.x, side.y)}
 
 
 def _joined(*parts: str) -> str:
@@ -147,61 +142,52 @@ def _joined(*parts: str) -> str:
 
 
 def _frontiers(side: Side, rows: Sequence[Row]) -> list[Series]:
-    groups: dict[str, list[Row]] = {method: [] for method in side.methods}
-    by_exposure = _shows_exposures(rows)
-    for row in rows:
-        name = method_of(row)
-        if not side.methods and "recipe" in row["axes"]:  # what a search recommends to confirm
-            name = str(row["axes"]["recipe"])
-        elif not side.methods and by_exposure:
-            name = f"λ = {row['axes'].get(EXPOSURE, 0):g}"
-        if not side.methods or name in groups:
-            groups.setdefault(name, []).append(row)
-    return [_frontier(name, group, side) for name, group in groups.items() if group]
+    """One line for each method of the side; without methods, for each recipe, exposure or method of the study."""
+    exposures = [exposure for exposure in axis_values(rows, EXPOSURE) if exposure]
+    by_exposure = METHOD not in axis_names(rows) and len(exposures) > 1
 
+    def name_of(row: Row) -> str:
+        if not side.methods and RECIPE in row["axes"]:
+            return str(row["axes"][RECIPE])
+        if not side.methods and by_exposure:
+            return f"λ = {row['axes'].get(EXPOSURE, 0):g}"
+        return method_of(row)
 
-def _shows_exposures(rows: Sequence[Row]) -> bool:
-    """Whether a study without named methods has several exposures beside none."""
-    if any("method" in row["axes"] for row in rows):
-        return False
-    return len({exposure for row in rows if (exposure := row["axes"].get(EXPOSURE))}) > 1
+    groups = grouped(rows, name_of)
+    return [_frontier(name, groups[name], side) for name in side.methods or groups if name in groups]
 
 
 def _frontier(name: str, rows: Sequence[Row], side: Side) -> Series:
-    by_seed = {seed: points for seed, points in points_by_seed(rows, side.x, side.y).items() if len(points)}
+    """The lower-left hull of one seed, or the median attainment over several with its bootstrap band."""
+    by_seed = points_by_seed(rows, LossPlane(side.x, side.y))
     trials = tuple((seed, float(x), float(y)) for seed, points in by_seed.items() for x, y in points)
     if len(by_seed) < 2:
-        line = lower_left_hull(next(iter(by_seed.values()))) if by_seed else np.empty((0, 2))
-        return Series(name, trials, line)
+        return Series(name, trials, lower_left_hull([(x, y) for _, x, y in trials]))
     band = attainment_band(by_seed)
     return Series(name, trials, np.column_stack([band.x, band.median]), band.low, band.high)
 
 
-def _lines(rows: Sequence[Row], loss: str) -> list[Series]:
-    varying = [name for name in _varying(rows) if name not in (EXPOSURE, RATE, *SEEDS)]
-    if loss == L_IM:
-        varying = [name for name in varying if not name.startswith("finetune.")]
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_label({name: row["axes"].get(name) for name in varying}), []).append(row)
-    return [_line(name, group, loss) for name, group in groups.items()]
+def _mean_lines(rows: Sequence[Row], loss: str) -> list[Series]:
+    """One line of means over exposure for each setting of the other axes."""
+    varying = [
+        name
+        for name in varied_axes(rows)
+        if name not in (EXPOSURE, RATE) and not (loss == L_IM and name.startswith("finetune."))
+    ]
+    groups = grouped(rows, lambda row: _label({name: row["axes"].get(name) for name in varying}))
+    return [_mean_line(name, own, loss) for name, own in groups.items()]
 
 
-def _line(name: str, rows: Sequence[Row], loss: str) -> Series:
+def _mean_line(name: str, rows: Sequence[Row], loss: str) -> Series:
+    """Means over seeds, from the lowest to the highest seed."""
     trials = tuple(
         (seed_of(row), float(row["axes"].get(EXPOSURE, 0.0)), float(row[loss])) for row in rows if row[loss] is not None
     )
-    exposures = sorted({x for _, x, _ in trials})
-    values = [np.array([y for _, x, y in trials if x == exposure]) for exposure in exposures]
-    line = np.array([[x, y.mean()] for x, y in zip(exposures, values, strict=True)]).reshape(-1, 2)
-    if max((len(y) for y in values), default=0) < 2:
-        return Series(name, trials, line)
-    return Series(name, trials, line, np.array([y.min() for y in values]), np.array([y.max() for y in values]))
-
-
-def _varying(rows: Sequence[Row]) -> list[str]:
-    names = dict.fromkeys(name for row in rows for name in row["axes"])
-    return [name for name in names if len({str(row["axes"].get(name)) for row in rows}) > 1]
+    at = sorted(grouped(trials, lambda trial: trial[1]).items())
+    points = np.array([(x, *spread([y for _, _, y in own])) for x, own in at]).reshape(-1, 4)
+    if all(len(own) < 2 for _, own in at):
+        return Series(name, trials, points[:, :2])
+    return Series(name, trials, points[:, :2], points[:, 2], points[:, 3])
 
 
 def _label(values: dict[str, Any]) -> str:
@@ -209,36 +195,29 @@ def _label(values: dict[str, Any]) -> str:
     for name, value in values.items():
         if name == SIZE:
             parts.append(f"|D_post| = {format_size(value)}")
-        elif name in ("method", "pipeline"):
-            parts.append(PIPELINE_TITLES.get(str(value), str(value)))
+        elif name in (METHOD, PIPELINE):
+            parts.append(PIPELINES.get(str(value), str(value)))
         else:
             parts.append(f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}")
     return ", ".join(parts) or "all trials"
 
 
-def _exposure_title(loss: str) -> str:
-    return "immediate: before fine-tuning" if loss == L_IM else "retained: after fine-tuning"
-
-
-def _published_frontiers(figure: PaperFigure, pipeline: str | None, side: Side) -> list[Series]:
-    """The paper's curves of one panel; a study without named pipelines is held against the paper's first one."""
-    if not figure.pipelines:
+def _published(spec: FigureSpec, side: Side, pipeline: str | None) -> list[Series]:
+    """The paper's curves of one panel; a study without named pipelines is compared with the paper's first one."""
+    if not spec.published:
         return []
-    wanted = pipeline or figure.pipelines[0]
-    return [
-        _published(curve)
-        for panel in panels_of(figure.name)
-        if panel.pipeline == wanted and panel.panel.endswith(side.place) and (panel.x, panel.y) == (side.x, side.y)
+    wanted = pipeline or next(iter(spec.pipelines), None)
+    curves = [
+        curve
+        for panel in panels_of(spec.name)
+        if wanted in (None, panel.pipeline)
+        and panel.panel.endswith(side.place)
+        and (panel.x, panel.y) == (side.x, side.y)
         for curve in panel.curves
     ]
-
-
-def _published_lines(figure: ExposureFigure, loss: str) -> list[Series]:
-    if not figure.published:
-        return []
-    curves = [curve for panel in panels_of(figure.name) if panel.y == loss for curve in panel.curves]
-    return [replace(_published(curve), name=f"|D_post| = {curve.name}", trials=()) for curve in curves]
-
-
-def _published(curve: Curve) -> Series:
-    return Series(curve.name, tuple((0, float(x), float(y)) for x, y in curve.points), curve.line, published=True)
+    if spec.over_exposure:
+        return [Series(f"|D_post| = {curve.name}", (), curve.line, published=True) for curve in curves]
+    return [
+        Series(curve.name, tuple((0, float(x), float(y)) for x, y in curve.points), curve.line, published=True)
+        for curve in curves
+    ]

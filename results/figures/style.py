@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is written: colours, markers, and files that a reader sees whole or not at all."""
+"""The style of all figures, and the one way to open, save and name them."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -12,68 +12,98 @@ from retain.sweeps.base.files import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Paul Tol's "bright" scheme: told apart with any colour vision; the marker says the same once more.
+# Paul Tol's "bright" scheme, told apart with any colour vision; the markers repeat the distinction.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 MARKERS = "osD^vPX"
 GREY = "#777777"
 DOTS_PER_INCH = 150
+RC: dict[Any, Any] = {
+    # The bytes of an SVG depend on its content alone.
+    "svg.hashsalt": "retain",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+}
 
 
 @dataclass(frozen=True)
-class Look:
-    """Of one line with its points."""
+class LineStyle:
+    """The style of one line and its points."""
 
     colour: str
     marker: str
 
 
-# A method has the same look in every figure: mixed is red, unmixed blue, and what is added to either is its own colour.
-METHOD_LOOKS = {
-    "unmixed": Look(COLOURS[0], "o"),
-    "mixed": Look(COLOURS[1], "s"),
-    "unmixed+dropout": Look(COLOURS[2], "D"),
-    "mixed+dropout": Look(COLOURS[2], "D"),
-    "unmixed+replay": Look(COLOURS[5], "^"),
-    "mixed+replay": Look(COLOURS[5], "^"),
-    "unmixed+lora": Look(COLOURS[4], "v"),
-    "mixed+lora": Look(COLOURS[3], "P"),
+# A method looks the same in every figure: unmixed is blue, mixed is red, each addition has its own colour.
+METHOD_STYLES = {
+    "unmixed": LineStyle(COLOURS[0], "o"),
+    "mixed": LineStyle(COLOURS[1], "s"),
+    "unmixed+dropout": LineStyle(COLOURS[2], "D"),
+    "mixed+dropout": LineStyle(COLOURS[2], "D"),
+    "unmixed+replay": LineStyle(COLOURS[5], "^"),
+    "mixed+replay": LineStyle(COLOURS[5], "^"),
+    "unmixed+lora": LineStyle(COLOURS[4], "v"),
+    "mixed+lora": LineStyle(COLOURS[3], "P"),
 }
 
 
-def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A method's own look, of any other line the one of its place; by place for all where two would look the same."""
-    places = [Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]) for index in range(len(names))]
-    own = {name: METHOD_LOOKS.get(name, place) for name, place in zip(names, places, strict=True)}
-    return own if len(set(own.values())) == len(own) else dict(zip(names, places, strict=True))
+def style_at(index: int) -> LineStyle:
+    """The style of the line with this index."""
+    return LineStyle(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
+
+
+def line_styles(names: Sequence[str]) -> dict[str, LineStyle]:
+    """The method's style for each method, and the style by index for other lines; by index for all if two would be equal."""
+    by_index = {name: style_at(index) for index, name in enumerate(names)}
+    own = {name: METHOD_STYLES.get(name, style) for name, style in by_index.items()}
+    return own if len(set(own.values())) == len(own) else by_index
+
+
+@dataclass(frozen=True)
+class DrawnFigure:
+    """A figure in the store: its files, title, caption and number of trials."""
+
+    name: str
+    title: str
+    caption: str
+    png: Path
+    svg: Path
+    data: Path
+    trials: int
+    missing: int
+    """The number of trials without a result yet."""
+
+
+def trials_note(missing: int, total: int) -> str:
+    """How complete a figure is: `3 of 4 trials missing`, or `all 4 trials`."""
+    return f"{missing:,} of {total:,} trials missing" if missing else f"all {total:,} trials"
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """Sizes that are readable without zooming, and SVG whose bytes depend on the content alone."""
+def new_figure(stem: Path, inches: tuple[float, float]) -> Iterator["Figure"]:
+    """Open an empty figure in this style; at the end of the block, write it to the files of `image_files`.
+
+    Each file is written whole or not at all; the same figure gives the same bytes.
+    """
     import matplotlib
+    from matplotlib.figure import Figure
 
-    settings: dict[Any, Any] = {
-        "svg.hashsalt": "retain",
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#E6E6E6",
-        "grid.linewidth": 0.6,
-        "axes.axisbelow": True,
-    }
-    with matplotlib.rc_context(settings):
-        yield
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=inches, layout="constrained")
+        yield figure
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for path in image_files(stem):
+            drawn = io.BytesIO()
+            dated = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(drawn, format=path.suffix[1:], dpi=DOTS_PER_INCH, metadata=dated)
+            write_bytes(path, drawn.getvalue())
 
 
-def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
-    """Write stem.png and stem.svg, each whole or not at all; the same figure gives the same bytes."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = (stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg"))
-    for path in paths:
-        drawn = io.BytesIO()
-        dated = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(drawn, format=path.suffix[1:], dpi=DOTS_PER_INCH, metadata=dated)
-        write_bytes(path, drawn.getvalue())
-    return paths
+def image_files(stem: Path) -> tuple[Path, Path]:
+    """The files of a figure: <stem>.png and <stem>.svg."""
+    return stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")

@@ -1,180 +1,76 @@
-"""The figure of a linear study: what each stage learns and loses, simulated, beside the closed forms of the theory."""
+"""The figure of a linear study: what each stage learns and forgets, simulated, beside the closed forms of the theory."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.results.figures.style import COLOURS, GREY, MARKERS, save_figure, style
+from retain.results.analysis.axes import EXPOSURE, SEEDS, axis_names, setting
+from retain.results.analysis.linear_trials import KINDS, Simulated, Theory, read_theory, read_trial
+from retain.results.analysis.loss_planes import L_RET
+from retain.results.figures.style import COLOURS, GREY, DrawnFigure, image_files, new_figure, style_at, trials_note
 from retain.results.store.loss_table import Row
 from retain.results.store.runs import Store
 from retain.results.store.study_files import study_folder
-from retain.sweeps.schema.linear_theory import (
-    Descent,
-    Numbers,
-    Task,
-    flow,
-    flow_through,
-    initial_strengths,
-    mixture,
-    squared_loss,
-    threshold,
-)
-from retain.sweeps.tree.linear_stage import task_of
+from retain.sweeps.schema.linear_theory import flow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STAGES = ("pretrain", "posttrain", "finetune")
-KINDS = ("invariant", "inconsistent", "specialised")
-LOOKS: dict[str, dict[str, Any]] = {
-    kind: {"color": COLOURS[index], "marker": MARKERS[index]} for index, kind in enumerate(KINDS)
-}
+STYLES = {kind: style_at(index) for index, kind in enumerate(KINDS)}
 CLOSED: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1.0}
 CURVE_POINTS = 400
 
 
-@dataclass(frozen=True)
-class Theory:
-    """The three stages as the closed forms need them; pretraining without its mixture."""
-
-    start: float
-    """T."""
-    pretrain: Descent
-    posttrain: Descent
-    finetune: Descent
-
-    @property
-    def kinds(self) -> list[str]:
-        pre, post = self.pretrain.task, self.posttrain.task
-        same = zip(pre.variances, pre.targets, post.targets, strict=True)
-        return [KINDS[2] if not seen else KINDS[0] if a == b else KINDS[1] for seen, a, b in same]
-
-    @property
-    def thresholds(self) -> list[float]:
-        """α* of the inconsistent features that have one."""
-        pre, post = self.pretrain.task.targets, self.posttrain.task.targets
-        betas = [post[index] for index, kind in enumerate(self.kinds) if kind == KINDS[2]]
-        pairs = [(pre[index], post[index]) for index, kind in enumerate(self.kinds) if kind == KINDS[1]]
-        found = [threshold(*pair, min(betas)) for pair in pairs] if betas else []
-        return [alpha for alpha in found if alpha is not None]
-
-    def mixed(self, alpha: float) -> Descent:
-        """Pretraining at an exposure."""
-        return Descent(mixture(self.pretrain.task, self.posttrain.task, alpha), self.pretrain.time)
-
-    def ends(self, alpha: float) -> list[Numbers]:
-        """The strengths of the features after each of the three stages."""
-        start = initial_strengths(len(self.kinds), self.start)
-        return flow_through([self.mixed(alpha), self.posttrain, self.finetune], start)
-
-    def forgotten(self, alpha: float) -> float:
-        """Δ = L(θ_ft; D_post) − L(θ_post; D_post)."""
-        _, post, end = self.ends(alpha)
-        return squared_loss(self.posttrain.task, end) - squared_loss(self.posttrain.task, post)
-
-    def finetuning_loss(self, alpha: float) -> float:
-        return squared_loss(self.finetune.task, self.ends(alpha)[2])
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """One trial, all three stages done: by stage, what the closed form needs, the times and the strengths [time][feature]."""
-
-    alpha: float
-    stages: Mapping[str, tuple[Descent, list[float], list[list[float]]]]
-    forgotten: float
-    finetuning_loss: float
-
-    def strengths(self, stage: str) -> list[float]:
-        """At its end."""
-        return self.stages[stage][2][-1]
-
-    def deviation(self) -> float:
-        """The largest distance of a feature's strength, at any time of any stage, from the flow that begins where the
-        stage began."""
-        return max(
-            abs(simulated - exact)
-            for descent, times, strengths in self.stages.values()
-            for time, row in zip(times, strengths, strict=True)
-            for simulated, exact in zip(row, flow(descent, strengths[0], time), strict=True)
-        )
-
-
 def draw_theory(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
-    """Write theory.png and theory.svg of the trials that are done; returns their paths, none where none is done.
+    """Write theory.png and theory.svg of the finished trials; return their paths, none if no trial is finished.
 
-    Of a study with further axes the trials are drawn that share the first one's values on them.
+    If the study has further axes, only the trials that share the first finished one's values on them are drawn.
     """
-    mine, others = _alike(rows)
-    trials = [trial for row in mine if (trial := read_trial(Store(store), row)) is not None]
-    if not trials:
+    first = next((row for row in rows if row[L_RET] is not None), None)
+    if first is None:
         return []
-    from matplotlib.figure import Figure
-
-    theory = read_theory(Store(store), next(row for row in mine if row["retained_posttraining_loss"] is not None))
-    trials.sort(key=lambda trial: trial.alpha)
-    with style():
-        figure = Figure(figsize=(12.6, 7.6), layout="constrained")
+    others = [name for name in axis_names(rows) if name not in (EXPOSURE, *SEEDS)]
+    mine = [row for row in rows if setting(row, others) == setting(first, others)]
+    done = [row for row in mine if row[L_RET] is not None]
+    theory = read_theory(Store(store), first)
+    trials = sorted((read_trial(Store(store), row) for row in done), key=lambda trial: trial.alpha)
+    stem = study_folder(store, study) / "theory"
+    with new_figure(stem, (12.6, 7.6)) as figure:
         grid = figure.add_gridspec(2, 6)
         low, high = (figure.add_subplot(grid[0, 3 * index : 3 * index + 3]) for index in range(2))
-        bottom = [figure.add_subplot(grid[1, 2 * index : 2 * index + 2]) for index in range(3)]
+        learned, moved, forgotten = (figure.add_subplot(grid[1, 2 * index : 2 * index + 2]) for index in range(3))
         _over_time(low, theory, trials[0])
         _over_time(high, theory, trials[-1])
-        _learned(bottom[0], theory, trials)
-        _moved(bottom[1], theory, trials)
-        _lost(bottom[2], theory, trials)
+        _learned(learned, theory, trials)
+        _moved(moved, theory, trials)
+        _forgotten(forgotten, theory, trials)
         deviation = max(trial.deviation() for trial in trials)
-        missing = f"; {len(mine) - len(trials)} of {len(mine)} trials are missing" if len(trials) < len(mine) else ""
-        at = f" ({others})" if others else ""
+        fixed = ", ".join(
+            f"{name.rpartition('.')[2]} = {value}" for name, value in first["axes"].items() if name in others
+        )
+        missing = f"; {len(mine) - len(done)} of {len(mine)} trials are missing" if len(done) < len(mine) else ""
         figure.suptitle(
-            f"{study}{at}: gradient descent (colours) and the closed forms (black, dashed), at most {deviation:.2g} "
-            f"apart{missing}",
+            f"{study}{f' ({fixed})' if fixed else ''}: gradient descent (colours) and the closed forms (black, dashed), "
+            f"at most {deviation:.2g} apart{missing}",
             fontsize=11,
         )
-        return list(save_figure(figure, study_folder(store, study) / "theory"))
+    return list(image_files(stem))
 
 
-def read_theory(store: Store, row: Row) -> Theory:
-    """The stages of a trial that is done."""
-    recipes = {stage: store.run(row["keys"][stage]).spec()["recipe"] for stage in STAGES}
-    own = {stage: _descent(recipe, task_of(recipe["corpus"])) for stage, recipe in recipes.items()}
-    return Theory(recipes["pretrain"]["model"]["linear"]["start"], **own)
-
-
-def read_trial(store: Store, row: Row) -> Simulated | None:
-    """A trial of the loss table with its features' strengths; None while it is not done."""
-    if row["retained_posttraining_loss"] is None:
-        return None
-    theory = read_theory(store, row)
-    runs = {stage: store.run(row["keys"][stage]) for stage in STAGES}
-    exposure = runs["pretrain"].spec()["recipe"]["exposure"]
-    alpha = exposure["weight"] if exposure else 0.0
-    descents = {"pretrain": theory.mixed(alpha), "posttrain": theory.posttrain, "finetune": theory.finetune}
-    features = {stage: run.losses()["features"] for stage, run in runs.items()}
-    return Simulated(
-        alpha,
-        {stage: (descents[stage], kept["times"], kept["strengths"]) for stage, kept in features.items()},
-        row["retained_posttraining_loss"] - row["immediate_posttraining_loss"],
-        row["finetuning_loss"],
-    )
-
-
-def _descent(recipe: Mapping[str, Any], task: Task) -> Descent:
-    return Descent(task, recipe["steps"] * recipe["lr"], recipe.get("regularisation", 0.0))
-
-
-def _alike(rows: Sequence[Row]) -> tuple[list[Row], str]:
-    """The rows that share all axes but exposure and seed with the first one that is done, and those axes as a text."""
-
-    def other(row: Row) -> Mapping[str, Any]:
-        return {name: value for name, value in row["axes"].items() if name not in ("pretrain.exposure", "seed")}
-
-    first = next((row for row in rows if row["retained_posttraining_loss"] is not None), None)
-    if first is None:
-        return [], ""
-    text = ", ".join(f"{name.rpartition('.')[2]} = {value}" for name, value in other(first).items())
-    return [row for row in rows if other(row) == other(first)], text
+def theory_figures(store: Path, study: str, rows: Sequence[Row]) -> list[DrawnFigure]:
+    """The figure of a linear study for its report; empty if no trial is finished."""
+    files = draw_theory(store, study, rows)
+    if not files:
+        return []
+    png, svg = files
+    missing = sum(row[L_RET] is None for row in rows)
+    title = "Theory. Which features does pretraining learn as exposure crosses the threshold, and what is lost later?"
+    note = trials_note(missing, len(rows))
+    lines = "Colours: gradient descent on the two-layer linear model; black, dashed: the closed forms."
+    caption = f"{note[0].upper()}{note[1:]}. {lines}"
+    return [
+        DrawnFigure("theory", title, caption, png, svg, study_folder(store, study) / "losses.csv", len(rows), missing)
+    ]
 
 
 def _over_time(axes: "Axes", theory: Theory, trial: Simulated) -> None:
@@ -182,8 +78,8 @@ def _over_time(axes: "Axes", theory: Theory, trial: Simulated) -> None:
     fine = [descent.time * index / CURVE_POINTS for index in range(CURVE_POINTS + 1)]
     exact = [flow(descent, strengths[0], time) for time in fine]
     for index, kind in enumerate(theory.kinds):
-        colour = LOOKS[kind]["color"]
-        axes.plot(times, [row[index] for row in strengths], color=colour, linewidth=4, alpha=0.55, label=kind)
+        simulated = [row[index] for row in strengths]
+        axes.plot(times, simulated, color=STYLES[kind].colour, linewidth=4, alpha=0.55, label=kind)
         axes.plot(fine, [row[index] for row in exact], **CLOSED)
     where = "no threshold"
     if theory.thresholds:
@@ -195,7 +91,7 @@ def _over_time(axes: "Axes", theory: Theory, trial: Simulated) -> None:
 
 
 def _learned_kinds(theory: Theory, trial: Simulated) -> str:
-    """The kinds of features of which, at the stopping time, all have more than half of their target."""
+    """The kinds whose features all have more than half of their target at the stopping time, as text."""
     targets = trial.stages["pretrain"][0].task.targets
     ends = list(zip(theory.kinds, trial.strengths("pretrain"), targets, strict=True))
     learned = [kind for kind in KINDS if all(end > target / 2 > 0 for name, end, target in ends if name == kind)]
@@ -210,13 +106,14 @@ def _learned(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
 
 
 def _moved(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
+    def change(before: Sequence[float], after: Sequence[float]) -> list[float]:
+        return [end - start for start, end in zip(before, after, strict=True)]
+
     def simulated(trial: Simulated) -> list[float]:
-        pairs = zip(trial.strengths("pretrain"), trial.strengths("posttrain"), strict=True)
-        return [after - before for before, after in pairs]
+        return change(trial.strengths("pretrain"), trial.strengths("posttrain"))
 
     def exact(alpha: float) -> list[float]:
-        before, after, _ = theory.ends(alpha)
-        return [b - a for a, b in zip(before, after, strict=True)]
+        return change(*theory.ends(alpha)[:2])
 
     _over_alpha(axes, theory, trials, simulated, exact)
     axes.set_title("What post-training moves")
@@ -224,8 +121,8 @@ def _moved(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
     _legend(axes, loc="lower right")
 
 
-def _lost(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
-    fine = _exposures(theory, trials)
+def _forgotten(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
+    fine = _exposures(trials)
     alphas = [trial.alpha for trial in trials]
     lines = (
         ("Δ = L(θ_ft; D_post) − L(θ_post; D_post)", COLOURS[5], "o", theory.forgotten, [t.forgotten for t in trials]),
@@ -233,7 +130,7 @@ def _lost(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
     )
     for label, colour, marker, exact, values in lines:
         axes.plot(fine, [exact(alpha) for alpha in fine], **CLOSED)
-        axes.plot(alphas, values, linestyle="none", color=colour, marker=marker, markersize=6, label=label)
+        axes.plot(alphas, values, marker, color=colour, markersize=6, label=label)
     axes.set_title("What fine-tuning makes forget")
     axes.set_ylabel("squared loss")
     _mark_thresholds(axes, theory)
@@ -247,32 +144,25 @@ def _over_alpha(
     simulated: Callable[[Simulated], Sequence[float]],
     exact: Callable[[float], Sequence[float]],
 ) -> None:
-    """A number of every feature against α: the trials as points, the closed form as lines."""
-    fine = _exposures(theory, trials)
+    """Draw one number of every feature over α: trials as points, closed forms as lines."""
+    fine = _exposures(trials)
     curves = [exact(alpha) for alpha in fine]
     points = [simulated(trial) for trial in trials]
     alphas = [trial.alpha for trial in trials]
     for index, kind in enumerate(theory.kinds):
         axes.plot(fine, [curve[index] for curve in curves], **CLOSED)
-        axes.plot(
-            alphas,
-            [point[index] for point in points],
-            linestyle="none",
-            markersize=6,
-            alpha=0.8,
-            label=kind,
-            **LOOKS[kind],
-        )
+        style, values = STYLES[kind], [point[index] for point in points]
+        axes.plot(alphas, values, style.marker, color=style.colour, markersize=6, alpha=0.8, label=kind)
     _mark_thresholds(axes, theory)
 
 
-def _exposures(theory: Theory, trials: Sequence[Simulated]) -> list[float]:
+def _exposures(trials: Sequence[Simulated]) -> list[float]:
     low, high = trials[0].alpha, trials[-1].alpha
     return [low + (high - low) * index / CURVE_POINTS for index in range(CURVE_POINTS + 1)] if high > low else [low]
 
 
 def _mark_thresholds(axes: "Axes", theory: Theory) -> None:
-    """A line at α* of the whole model, that of its last inconsistent feature, and a band from that of its first."""
+    """Mark the whole model's α*, that of the last inconsistent feature, with a band from α* of the first."""
     axes.set_xlabel("exposure α: share of D_post in pretraining")
     if theory.thresholds:
         first, last = min(theory.thresholds), max(theory.thresholds)
@@ -292,6 +182,6 @@ def _mark_thresholds(axes: "Axes", theory: Theory) -> None:
 
 
 def _legend(axes: "Axes", **place: Any) -> None:
-    """Each name once."""
+    """Add a legend with each name once."""
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(handles.values(), handles.keys(), fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", **place)

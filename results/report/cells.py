@@ -1,13 +1,16 @@
-"""What the page's tables are made of."""
+"""The tables of the page, and how values read in them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+
+DASH = "\N{EN DASH}"
+"""Stands for a missing value."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One field of a table: what is read, and, where it is a number, what it is sorted by."""
+    """One field of a table: its text and, for a number, the value to sort by."""
 
     text: str
     number: float | None = None
@@ -25,26 +28,29 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-Rows = list[Sequence[Cell | str]]
+Rows = list[Sequence[Cell | str | float | None]]
 
 
-def table(name: str, caption: str, columns: Sequence[str], rows: Rows) -> Table:
-    """A table whose plain texts become cells."""
-    cells = tuple(tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row) for row in rows)
+def table(name: str, caption: str, columns: Iterable[str], rows: Rows) -> Table:
+    """A table from rows of cells, texts (kept as they are) and numbers (None is missing)."""
+    cells = tuple(tuple(_as_cell(value) for value in row) for row in rows)
     return Table(name, caption, tuple(columns), cells)
 
 
-DASH = "\N{EN DASH}"
-"""Stands for what is not there."""
+def _as_cell(value: Cell | str | float | None) -> Cell:
+    if isinstance(value, Cell):
+        return value
+    return Cell(value) if isinstance(value, str) else value_cell(value)
 
 
-def count(number: int) -> Cell:
-    """A whole number, with its thousands set off."""
-    return Cell(f"{number:,}", number)
+def value_cell(value: object) -> Cell:
+    """A field's value; numbers sort as numbers."""
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return Cell(value_text(value), number)
 
 
-def loss(value: float | None) -> Cell:
-    """nats per token; a dash where it is missing, sorted last."""
+def loss_cell(value: float | None) -> Cell:
+    """A loss in nats per token; a dash, sorted last, if it is missing."""
     return Cell(DASH) if value is None else Cell(f"{value:.4f}", value)
 
 
@@ -61,7 +67,7 @@ def value_text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(value_text, value)) or "none"
     text = str(value)
-    # White space alone, such as a separator of documents, would not be seen.
+    # A text of white space alone, such as a separator of documents, would be invisible.
     return text if text.isprintable() and text.strip() else repr(text)
 
 

@@ -1,17 +1,16 @@
-"""`retain report`: one HTML page about a study that needs nothing beside itself, from whatever its store holds."""
+"""`retain report`: one self-contained HTML page about a study, from complete or partial results."""
 
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from retain.results.analysis.effects import Effect
-from retain.results.claims.judging import Verdict, text_of
-from retain.results.figures.paper import DrawnFigure
+from retain.results.analysis.loss_planes import L_RET
+from retain.results.claims.judging import Verdict
+from retain.results.figures.style import DrawnFigure
 from retain.results.report.cells import DASH, Cell, Rows, Table, table
 from retain.results.report.deviations import deviations, summary
-from retain.results.report.making import Origin, interruptions, making_table
+from retain.results.report.provenance import Origin, interruptions, provenance_table
 from retain.results.report.recipes import recipe_tables
 from retain.results.report.search import search_part
 from retain.results.report.stages import cost_sentences, stage_table, tree_of
@@ -34,21 +33,9 @@ from retain.sweeps.tree.tree import Tree
 
 FOLDER = Path(__file__).parent
 MOST_OPEN_ROWS = 200
-"""A longer loss table is folded away."""
+"""A loss table with more rows is collapsed."""
 MOST_OPEN_STAGES = 60
-"""The branches of a larger tree are folded away."""
-
-
-@dataclass(frozen=True)
-class PageFigure:
-    """A figure as it stands in the page."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
-    width: int
-    """CSS pixels at which its text has the size that it was drawn for."""
+"""The branches of a tree with more stages are collapsed."""
 
 
 def write_report(
@@ -61,7 +48,7 @@ def write_report(
     verdicts: Sequence[Verdict],
     origin: Origin,
 ) -> Path:
-    """Write <store>/studies/<study>/report.html and return its path. Complete or partial results alike."""
+    """Write <store>/studies/<study>/report.html and return its path."""
     import jinja2
 
     states = store.states(tree.stages)
@@ -85,7 +72,7 @@ def write_report(
         small=len(tree.stages) <= MOST_OPEN_STAGES,
         cost=cost_sentences(tree),
         verdicts=verdict_table(verdicts),
-        figures=[_page_figure(figure) for figure in figures],
+        figures=[(figure, *inline_svg(figure)) for figure in figures],
         search=search_part(store.root, tree.study),
         recipes=recipe_tables(rows),
         losses=loss_table(file, rows),
@@ -94,7 +81,7 @@ def write_report(
         summary=summary(choices),
         file_name=file.path.name,
         file_text=file.path.read_text(encoding="utf-8"),
-        making=making_table(tree, store, states, origin),
+        making=provenance_table(tree, store, states, origin),
         interruptions=interruptions(states),
         style=(FOLDER / "style.css").read_text(encoding="utf-8"),
         script=(FOLDER / "script.js").read_text(encoding="utf-8"),
@@ -106,53 +93,41 @@ def write_report(
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """A row for each claim: its outcome, and every effect behind it with interval and number of seeds."""
+    """A row for each verdict: its outcome, and every effect behind it with interval and number of seeds."""
     marks = {"supported": "good", "not supported": "bad"}
     rows: Rows = []
     for verdict in verdicts:
         known = [(label, effect) for label, effect in verdict.evidence if effect.seeds]
-        evidence = "\n".join(f"{label}: {text_of(effect)} ({_seeds(effect)})" for label, effect in known)
+        evidence = "\n".join(f"{label}: {effect} ({effect.sample})" for label, effect in known)
         outcome = Cell(verdict.outcome, mark=marks.get(verdict.outcome, "open"))
         rows.append([verdict.claim, outcome, verdict.sentence, evidence or DASH, verdict.note or DASH])
     columns = ("claim", "outcome", "in words", "all effects", "note")
     return table("verdicts", "The paper's claims on these results", columns, rows)
 
 
-def _seeds(effect: Effect) -> str:
-    return f"{effect.seeds} seed{'' if effect.seeds == 1 else 's'}"
-
-
 def _partial_sentences(tree: Tree, rows: Sequence[Row]) -> list[str]:
-    """What the reader must know before anything else; none where the results are complete."""
-    missing = sum(row["retained_posttraining_loss"] is None for row in rows)
-    said = []
-    if tree.provisional:
-        said.append("The data is not prepared: keys are provisional and nothing of this study is trained.")
-    if missing:
-        said.append(f"Partial results: {missing:,} of {len(rows):,} trials are missing.")
-    return said
+    """The notices at the top of the page; empty if the results are complete."""
+    missing = sum(row[L_RET] is None for row in rows)
+    notices = ["The data is not prepared: keys are provisional and no stage is trained."] if tree.provisional else []
+    return notices + ([f"Partial results: {missing:,} of {len(rows):,} trials are missing."] if missing else [])
 
 
-def _page_figure(figure: DrawnFigure) -> PageFigure:
-    svg = figure.svg.read_text(encoding="utf-8")
-    return PageFigure(figure.name, figure.title, figure.caption, *inline_svg(svg, figure.name, figure.title))
+def inline_svg(figure: DrawnFigure) -> tuple[str, int]:
+    """matplotlib's SVG as an element of the page, and the width in CSS pixels at which its text has its intended size.
 
-
-def inline_svg(svg: str, name: str, title: str) -> tuple[str, int]:
-    """matplotlib's SVG as an element of a page, and its width in CSS pixels.
-
-    Ids get the figure's name before them, as all figures share one page; the metadata, which names addresses, goes.
+    Ids get the figure's name as a prefix, because all figures share one page. The metadata, which holds addresses, is removed.
     """
+    svg = figure.svg.read_text(encoding="utf-8")
     element = svg[svg.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r"<!--.*?-->\s*", "", element, flags=re.DOTALL)
-    element = re.sub(r'\bid="', f'id="{name}-', element)
-    element = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", element)
+    element = re.sub(r'\bid="', f'id="{figure.name}-', element)
+    element = re.sub(r'(href="#|url\(#)', rf"\g<1>{figure.name}-", element)
     opening = element[: element.index(">") + 1]
     size = re.search(r'width="([\d.]+)pt"', opening)
     box = re.search(r'viewBox="[^"]*"', opening)
     assert size is not None, "matplotlib writes the width in points"
     assert box is not None, "matplotlib writes a viewBox"
-    label = html.escape(title, quote=True)
+    label = html.escape(figure.title, quote=True)
     start = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} role="img" aria-label="{label}">'
     return start + element[len(opening) :], round(float(size[1]) * 96 / 72)

@@ -3,44 +3,41 @@
 from collections.abc import Sequence
 
 from retain.results.analysis.effects import Effect
+from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.recipe_comparison import frontier_contrasts, loss_contrasts
-from retain.results.claims.frontier import SYMBOLS
-from retain.results.claims.judging import text_of
-from retain.results.report.cells import Cell, Rows, Table, count, table
+from retain.results.report.cells import Cell, Rows, Table, table
 from retain.results.store.loss_table import Row
-
-SHORT = {"immediate_posttraining_loss": "L_im", **SYMBOLS}
 
 
 def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Frontiers and losses of the recommended recipe against each other one; none where the study compares no recipes."""
+    """Frontiers and losses of the recommended recipe against every other; empty if the study compares no recipes."""
     frontiers: Rows = [
         [
-            f"({SHORT[one.view.y]} over {SHORT[one.view.x]}) {one.other}",
+            f"({SYMBOLS[one.plane.y]} over {SYMBOLS[one.plane.x]}) {one.other}",
             _effect(one.gain, better=1),
             _effect(one.gap, better=-1),
-            count(one.gain.seeds),
+            one.gain.seeds,
             f"{one.checkpoints[0]} and {one.checkpoints[1]}",
         ]
         for one in frontier_contrasts(rows)
     ]
     losses: Rows = [
-        [f"{SHORT[one.loss]} {one.other}", _effect(one.difference, better=-1), count(one.difference.seeds)]
+        [f"{SYMBOLS[one.loss]} {one.other}", _effect(one.difference, better=-1), one.difference.seeds]
         for one in loss_contrasts(rows)
     ]
     columns = (
-        "plane, and what it is compared with",
+        "plane and other recipe",
         "hypervolume gained, squared nats (above 0 is better)",
-        "height at matched x, nats (below 0 is better)",
+        "height at equal x, nats (below 0 is better)",
         "seeds",
-        "checkpoints a seed, at most",
+        "checkpoints per seed (at most)",
     )
     made = [
-        table("recipe-frontiers", "The recommended frontier less that of the other recipe", columns, frontiers),
+        table("recipe-frontiers", "The recommended frontier minus that of the other recipe", columns, frontiers),
         table(
             "recipe-losses",
-            "The recommended recipe's losses less those of the other, over the same fine-tunings",
-            ("loss, and what it is compared with", "difference, nats (below 0 is better)", "seeds"),
+            "The recommended recipe's losses minus those of the other, over the same fine-tunings",
+            ("loss and other recipe", "difference, nats (below 0 is better)", "seeds"),
             losses,
         ),
     ]
@@ -48,10 +45,8 @@ def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
 
 
 def _effect(effect: Effect, better: int) -> Cell:
-    """An effect with its interval, marked where the interval lies on one side."""
+    """An effect with its interval, marked good or bad if the whole interval lies on one side of 0."""
     if effect.seeds == 0:
         return Cell("no x in common")
-    mark = ""
-    if effect.low * effect.high > 0:
-        mark = "good" if better * effect.mean > 0 else "bad"
-    return Cell(text_of(effect), mark=mark)
+    certain = effect.low * effect.high > 0
+    return Cell(str(effect), mark=("good" if better * effect.mean > 0 else "bad") if certain else "")

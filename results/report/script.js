@@ -1,5 +1,6 @@
 "use strict";
-// Tables sort by a click on a column's head; figures open in a dialog that zooms and pans. Without this the page is whole.
+// A click on a column's head sorts a table; a click on a figure opens it in a dialog that zooms and pans.
+// The page is complete without this script.
 
 for (const table of document.querySelectorAll("table.sortable")) {
   table.querySelectorAll("thead th").forEach((head, column) => {
@@ -20,7 +21,7 @@ function sort(table, head, column) {
   body.append(...rows);
 }
 
-// Numbers before texts, and what is missing (a dash or nothing) last in either order.
+// Numbers before texts; missing values (a dash or nothing) last in either order.
 function compare(a, b, sign) {
   const [x, y] = [a.dataset.value, b.dataset.value];
   if (x !== undefined && y !== undefined) return sign * (Number(x) - Number(y));
@@ -77,7 +78,7 @@ function enlarge(drawing) {
   dialog.showModal();
 }
 
-// The wheel zooms about the pointer, dragging pans: both move the viewBox.
+// The wheel zooms around the pointer and dragging pans; both change the viewBox.
 function zoomable(svg, start) {
   let box = [...start];
   const show = () => svg.setAttribute("viewBox", box.join(" "));

@@ -1,11 +1,12 @@
-"""What a search of the study has found, for the page: as `retain search` has kept it beside the study's other output."""
+"""The section about a search, from the summary that `retain search` saves beside the study's other output."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retain.results.report.cells import DASH, Cell, Rows, Table, loss, table, value_text
+from retain.results.analysis.loss_planes import SYMBOLS
+from retain.results.report.cells import DASH, Rows, Table, loss_cell, table, value_cell, value_text
 from retain.results.store.loss_table import LOSSES
 from retain.results.store.study_files import AXIS_OF_POINTS, SUFFIX, SUMMARY, study_folder
 from retain.sweeps.base.files import read_json
@@ -14,7 +15,7 @@ from retain.sweeps.base.units import format_size
 
 @dataclass(frozen=True)
 class SearchPart:
-    """Sentences and tables of the section; no table is empty."""
+    """The sentences and tables of the section; no table is empty."""
 
     sentences: tuple[str, ...]
     tables: tuple[Table, ...]
@@ -22,12 +23,12 @@ class SearchPart:
 
 
 def search_part(store: Path, study: str) -> SearchPart | None:
-    """Of a study, or of the study of its searched points; None where nothing has been searched."""
-    places = [study_folder(store, name) / SUMMARY for name in (study, study.removesuffix(SUFFIX))]
-    place = next((place for place in places if place.exists()), None)
-    if place is None:
+    """The section for a study or for the study of its searched points; None if nothing has been searched."""
+    summaries = [study_folder(store, name) / SUMMARY for name in (study, study.removesuffix(SUFFIX))]
+    summary = next((path for path in summaries if path.exists()), None)
+    if summary is None:
         return None
-    document: dict[str, Any] = read_json(place)
+    document: dict[str, Any] = read_json(summary)
     tables = [_recommended(document["recommended"]), _importances(document["importances"])]
     return SearchPart(_sentences(document), tuple(one for one in tables if one.rows), _points(document["points"]))
 
@@ -38,20 +39,21 @@ def _sentences(document: Mapping[str, Any]) -> tuple[str, ...]:
     spent = document["spent"]
     saved = max(0, spent["tokens_without_sharing"] - spent["tokens"])
     over = f" ({document['over_budget']} over the budget)" if document.get("over_budget") else ""
-    said = [
-        f"Minimised: {document['objective']}. {len(states):,} points: {counts}; {document['ended']}.",
+    sentences = [f"Minimised: {document['objective']}. {len(states):,} points: {counts}; {document['ended']}."]
+    if bounds := document.get("constraints"):  # older summaries do not have the field
+        sentences.append(f"Constraints: {', '.join(bounds)}.")
+    sentences.append(
         f"Spent: {format_size(spent['tokens'])} tokens in {spent['stages']:,} stages of its own{over}, "
-        f"{spent['device_hours']:.3g} device-hours; one run per trial would have trained {format_size(saved)} more.",
-    ]
-    if bounds := document.get("constraints"):  # older summaries name none
-        said.insert(1, f"Constraints: {', '.join(bounds)}.")
+        f"{spent['device_hours']:.3g} device-hours; one run per trial would have trained {format_size(saved)} more."
+    )
     if document["frontier_area"] is not None:
-        said.append(
-            f"The frontier's area: {document['frontier_area']:.4g} squared nats, up to the worst losses of all points."
-        )
+        area = f"{document['frontier_area']:.4g} squared nats"
+        sentences.append(f"The frontier's area: {area}, up to the worst losses of all points.")
     if document["recommended"]:
-        said.append("The best of many points is flattered by its seeds; the study confirm.yaml tries it on fresh ones.")
-    return tuple(said)
+        sentences.append(
+            "The best of many points is optimistically biased; the study confirm.yaml tests it on fresh seeds."
+        )
+    return tuple(sentences)
 
 
 def _recommended(points: Sequence[Mapping[str, Any]]) -> Table:
@@ -59,13 +61,13 @@ def _recommended(points: Sequence[Mapping[str, Any]]) -> Table:
     for one in points:
         recipe = "\n".join(f"{path}: {value_text(value)}" for path, value in one["values"].items())
         rows.append([one["point"], recipe, *(_interval(one["losses"][name]) for name in LOSSES)])
-    return table("recommended", "Recommended; 95% intervals over seeds", (AXIS_OF_POINTS, "recipe", *_SHORT), rows)
+    return table(
+        "recommended", "Recommended; 95% intervals over seeds", (AXIS_OF_POINTS, "recipe", *SYMBOLS.values()), rows
+    )
 
 
 def _importances(axes: Sequence[Mapping[str, Any]]) -> Table:
-    rows: Rows = [
-        [one["axis"], Cell(f"{one['mean']:.2f}"), Cell(f"{one['low']:.2f} to {one['high']:.2f}")] for one in axes
-    ]
+    rows: Rows = [[one["axis"], f"{one['mean']:.2f}", f"{one['low']:.2f} to {one['high']:.2f}"] for one in axes]
     columns = ("axis", "importance", "95% interval")
     return table("importances", "Which axes matter (PED-ANOVA, bootstrap over points)", columns, rows)
 
@@ -74,23 +76,13 @@ def _points(points: Sequence[Mapping[str, Any]]) -> Table:
     names = list({path: None for point in points for path in point["values"]})
     rows: Rows = []
     for point in points:
-        values = [_value(point["values"].get(name)) for name in names]
-        losses = [loss(point["losses"] and point["losses"][name]) for name in LOSSES]
+        values = [value_cell(point["values"].get(name)) for name in names]
+        losses = [loss_cell(point["losses"] and point["losses"][name]) for name in LOSSES]
         rows.append([point["point"], point["state"], *values, *losses, point["reason"] or DASH])
-    return table(
-        "points", "Searched points: means over seeds", (AXIS_OF_POINTS, "state", *names, *_SHORT, "note"), rows
-    )
+    columns = (AXIS_OF_POINTS, "state", *names, *SYMBOLS.values(), "note")
+    return table("points", "Searched points: means over seeds", columns, rows)
 
 
-_SHORT = ("L_im", "L_ret", "L_ft", "L_pre")
-
-
-def _value(value: Any) -> Cell:
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
-    return Cell(value_text(value), number)
-
-
-def _interval(one: Mapping[str, Any]) -> Cell:
-    if one["low"] is None:
-        return Cell(f"{one['mean']:.4f}")
-    return Cell(f"{one['mean']:.4f} ({one['low']:.4f} to {one['high']:.4f})")
+def _interval(one: Mapping[str, Any]) -> str:
+    interval = "" if one["low"] is None else f" ({one['low']:.4f} to {one['high']:.4f})"
+    return f"{one['mean']:.4f}{interval}"

@@ -1,13 +1,12 @@
-"""What a study is: its question, its model and corpora, the budgets of its stages, its axes and seeds."""
+"""What a study is: its question, model, corpora, budgets, axes and seeds."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
-from retain.results.analysis.methods import seed_of
-from retain.results.figures.catalogue import AXIS_LABELS
-from retain.results.report.cells import DASH, Cell, Rows, Table, count, loss, table, value_text
-from retain.results.report.deviations import resolved
+from retain.results.analysis.axes import axis_values, seed_of
+from retain.results.analysis.loss_planes import SYMBOLS
+from retain.results.report.cells import Rows, Table, loss_cell, table, value_cell, value_text
+from retain.results.report.deviations import resolved, values_text
 from retain.results.store.loss_table import LOSSES, Row
 from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.linear import LinearStudy
@@ -15,7 +14,7 @@ from retain.sweeps.schema.models import parameters
 from retain.sweeps.schema.read import AnyStudy, StudyFile
 from retain.sweeps.schema.study import Corpus
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.tree import STAGES, plain_value
+from retain.sweeps.tree.tree import STAGES
 
 GENERAL_QUESTION = (
     "What does a model still know after its next fine-tuning, and which upstream choices (here: what it was pretrained "
@@ -24,7 +23,7 @@ GENERAL_QUESTION = (
 
 
 def question(file: StudyFile) -> list[str]:
-    """The comment at the head of the study's file, a paragraph each; it says what the study asks."""
+    """The paragraphs of the comment at the head of the study's file, which says what the study asks."""
     paragraphs: list[list[str]] = [[]]
     for line in file.path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -37,7 +36,7 @@ def question(file: StudyFile) -> list[str]:
 
 
 def parameter_count(study: AnyStudy, facts: Facts) -> int:
-    """Of the study's model, with the tokeniser's entries where the model takes them."""
+    """The number of parameters of the study's model; a vocabulary of 0 takes the tokeniser's size."""
     if isinstance(study, LinearStudy):
         return 2 * study.model.linear.features**2
     model = study.model.architecture()
@@ -46,14 +45,14 @@ def parameter_count(study: AnyStudy, facts: Facts) -> int:
 
 
 def overview(file: StudyFile, facts: Facts, rows: Sequence[Row]) -> Table:
-    """Model, tokeniser, trials and seeds."""
+    """The model, the tokeniser, the axes, and the number of trials and seeds."""
     study = file.study
     seeds = sorted({seed_of(row) for row in rows}) if any("seed" in name for name in file.labels) else [study.seed]
     lines: Rows = [
         *_model_lines(study, facts),
         ("trials", f"{len(rows):,}"),
         ("seeds", f"{len(seeds)}: {value_text(seeds)}"),
-        *((f"axis {name}", _axis_text(rows, name)) for name in file.labels if name != "seed"),
+        *((f"axis {name}", value_text(axis_values(rows, name))) for name in file.labels if name != "seed"),
     ]
     return table("overview", "Model, trials, seeds", ("", ""), lines)
 
@@ -78,57 +77,37 @@ def _model_lines(study: AnyStudy, facts: Facts) -> list[tuple[str, str]]:
 
 
 def corpora(file: StudyFile, facts: Facts) -> Table:
-    """Where each corpus comes from, and how much of it there is; unknown until it is prepared."""
+    """The source and the size of each corpus; the size is unknown until the corpus is prepared."""
     rows: Rows = []
     for (name, length), known in facts.corpora.items():
-        amounts = [
-            Cell("not prepared") if size is None else count(size * length) for size in (known.train, known.heldout)
-        ]
+        amounts = ["not prepared" if size is None else size * length for size in (known.train, known.heldout)]
         rows.append([name, _source(file.study.corpora[name]), *amounts])
     return table("corpora", "Corpora", ("corpus", "source", "training tokens", "held-out tokens"), rows)
 
 
 def budgets(file: StudyFile) -> Table:
-    """The stages side by side, a row for each field."""
+    """The stages side by side, one row for each field."""
     fields: dict[str, dict[str, str]] = {}
     for path, values in resolved(file):
         stage, _, name = path.partition(".")
         if stage in STAGES:
-            size = name in ("tokens", "max_tokens")
-            texts = [
-                format_size(value) if size and value is not None else value_text(plain_value(value)) for value in values
-            ]
-            fields.setdefault(name, {})[stage] = "; ".join(texts)
+            fields.setdefault(name, {})[stage] = values_text(path, values)
     rows: Rows = [[name, *(stages.get(stage, "") for stage in STAGES)] for name, stages in fields.items()]
     return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *STAGES), rows)
 
 
 def loss_table(file: StudyFile, rows: Sequence[Row]) -> Table:
-    """One row a trial: its axes, the four losses, the tokens trained on its path."""
-    names = file.labels
+    """One row for each trial: its axes, the four losses, the tokens trained on its path."""
+    names, unit = file.labels, file.study.loss_unit
     cells: Rows = [
         [
-            *(_axis_cell(row["axes"].get(name)) for name in names),
-            *(loss(row[name]) for name in LOSSES),
-            Cell(DASH) if row["tokens"] is None else count(row["tokens"]),
+            *(value_cell(row["axes"].get(name)) for name in names),
+            *(loss_cell(row[loss]) for loss in LOSSES),
+            row["tokens"],
         ]
         for row in rows
     ]
-    short = [AXIS_LABELS[name].split(":")[0] for name in LOSSES]
-    return table(
-        "losses", f"{file.study.loss_unit[0].upper()}{file.study.loss_unit[1:]}", (*names, *short, "tokens"), cells
-    )
-
-
-def _axis_text(rows: Sequence[Row], name: str) -> str:
-    values = [row["axes"][name] for row in rows if name in row["axes"]]
-    distinct = [value for index, value in enumerate(values) if value not in values[:index]]
-    return value_text(distinct)
-
-
-def _axis_cell(value: Any) -> Cell:
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
-    return Cell("" if value is None else value_text(value), number)
+    return table("losses", f"{unit[0].upper()}{unit[1:]}", (*names, *SYMBOLS.values(), "tokens"), cells)
 
 
 def _source(corpus: Corpus) -> str:

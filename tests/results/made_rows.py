@@ -1,4 +1,4 @@
-"""Trial rows as a study would leave them, made up: each method trades retention against fine-tuning along a curve."""
+"""Made-up trial rows in which each method trades retention against fine-tuning along a curve."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ RATES = (5e-5, 2e-4, 5e-4, 1e-3)
 def method_rows(
     pipelines: Sequence[str | None], methods: Sequence[str], seeds: Sequence[int] = (0,), unfinished: int = 0
 ) -> list[Row]:
-    """A row for each pipeline, method, post-training rate, fine-tuning rate and seed; `unfinished` of them without L_ft."""
+    """A row for each pipeline, method, post-training rate, fine-tuning rate and seed; the first `unfinished` lack Stage 3."""
     rows: list[Row] = []
     for pipeline, method, rate, tuned, seed in itertools.product(pipelines, methods, POSTTRAIN_RATES, RATES, seeds):
         named = {} if pipeline is None else {"pipeline": pipeline}
@@ -38,7 +38,7 @@ def method_rows(
 def exposure_rows(
     sizes: Sequence[int] = (100_000, 300_000), seeds: Sequence[int] = (0, 1, 2), rates: Sequence[float] = (5e-5,)
 ) -> list[Row]:
-    """Figure 3's grid: exposures by |D_post| by fine-tuning rate by seed."""
+    """Figure 3's grid: exposure, |D_post|, fine-tuning rate and seed."""
     rows: list[Row] = []
     for exposure, size, rate, seed in itertools.product((0, 0.25, 0.5, 0.75, 1), sizes, rates, seeds):
         axes = {"pretrain.exposure": exposure, "posttrain.tokens": size, "finetune.lr": rate, "seed": seed}

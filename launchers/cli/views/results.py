@@ -1,6 +1,5 @@
 """What `retain run`, `retain results` and `retain why` print."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,84 +7,42 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from retain.launchers.console import cell, new_table, open_console, print_json, print_line
-from retain.launchers.planning.opened_study import OpenedStudy
-from retain.results.figures.overview import draw_losses
-from retain.results.figures.theory import draw_theory
-from retain.results.store.loss_table import LOSSES, Row, csv_text, save_rows, trial_rows
-from retain.results.store.readiness import blocked_stages
-from retain.results.store.state import State
+from retain.launchers.cli.options import command
+from retain.launchers.console import cell, new_table, open_console, print_line
+from retain.results.report.collect import Failure, Results
+from retain.results.store.loss_table import LOSSES
 from retain.results.store.study_files import POINTS_STUDY, study_folder
-from retain.results.tensorboard.views import link_runs, view_folder
-from retain.sweeps.base.errors import StudyError
-from retain.sweeps.base.files import write_text
 from retain.sweeps.base.units import format_size
-from retain.sweeps.schema.linear import LinearStudy
-from retain.sweeps.tree.tree import Tree, axes_label
 
 MOST_ROWS = 40
 """The most trials in a printed table."""
 
 
-def show_results(opened: OpenedStudy, as_json: bool, csv: Path | None, view: bool = False) -> None:
-    """Print a row for each trial, also of partial results. Raises StudyError if `csv` cannot be written.
-
-    view: whether to make the study's TensorBoard folder if it does not exist; an existing one is always updated.
-    """
-    tree, root = opened.tree, opened.store.root
-    states = opened.store.states(tree.stages)
-    rows = trial_rows(tree, opened.store, states)
-    if csv is not None:
-        try:
-            write_text(csv, csv_text(rows))
-        except OSError as error:
-            raise StudyError(f"--csv {csv}: cannot be written ({error.strerror}); choose another file") from None
-    made = []
-    draw = draw_theory if isinstance(opened.file.study, LinearStudy) else draw_losses
-    # A store that may only be read still shows its results.
-    with contextlib.suppress(PermissionError):
-        if any(state.state == "done" for state in states.values()):
-            made = [save_rows(root, tree.study, rows), *draw(root, tree.study, rows)]
-            # With ten thousand runs this takes as long as the rest of the command.
-            if view or view_folder(root, tree.study).is_dir():
-                made.append(link_runs(tree, opened.store, states=states))
-    if as_json:
-        print_json({"study": tree.study, "trials": rows})
-    else:
-        print_results(opened, rows, made)
-        if (points := study_folder(root, tree.study) / POINTS_STUDY).exists():
-            print(f"what a search has tried in addition: retain results {points}")
-
-
-def print_results(opened: OpenedStudy, rows: Sequence[Row], made: Sequence[Path]) -> None:
-    """Print the loss table, and the paths of what was made with it."""
-    names = opened.file.labels
-    table = new_table(*names, "L_im", "L_ret", "L_ft", "L_pre", "tokens", left=len(names))
+def print_results(results: Results, store: Path) -> None:
+    """Print a row for each trial, also of partial results, and the paths of what was written with them."""
+    rows = results.trials
+    table = new_table(*results.axes, "L_im", "L_ret", "L_ft", "L_pre", "tokens", left=len(results.axes))
     for row in rows[:MOST_ROWS]:
         losses = ("" if row[name] is None else f"{row[name]:.4f}" for name in LOSSES)
         tokens = "" if row["tokens"] is None else format_size(row["tokens"])
-        table.add_row(*(cell(row["axes"].get(name, "")) for name in names), *losses, tokens)
+        table.add_row(*(cell(row["axes"].get(name, "")) for name in results.axes), *losses, tokens)
     console = open_console()
     console.print(table)
-    console.print(f"{opened.file.study.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
+    console.print(f"{results.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
     if len(rows) > MOST_ROWS:
-        where = f"in {made[0]}" if made else "with --json"
+        where = f"in {results.files[0]}" if results.files else "with --json"
         print_line(console, f"{len(rows) - MOST_ROWS:,} more trials {where}")
-    for path in made:
-        print_line(console, str(path))
+    for path in results.files:
+        print_line(console, path)
+    if (points := study_folder(store, results.study) / POINTS_STUDY).exists():
+        print(f"what a search has tried in addition: {command('results', str(points), None, store)}")
 
 
-def print_failures(tree: Tree, states: Mapping[str, State]) -> int:
-    """Print which stages failed and why, and how many stages they block; returns how many failed."""
+def print_failures(failures: Sequence[Failure]) -> None:
+    """Print on standard error which stages failed and why, and how many stages they block."""
     console = Console(stderr=True, markup=False)
-    blocked = blocked_stages(tree.stages, states)
-    failed = [tree.stages[key] for key, state in states.items() if state.state in ("failed", "cancelled")]
-    for stage in failed:
-        state = states[stage.key]
-        below = sum(stage in tree.ancestors(key) for key in blocked)
-        line = f"{state.state}: {stage.stage} {stage.key[:8]} ({axes_label(stage.axes)}): {state.reason}"
-        print_line(console, line + (f"; {below} stages below it are blocked" if below else ""))
-    return len(failed)
+    for failure in failures:
+        print_line(console, failure.sentence)
 
 
 def print_why(document: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ def test_a_published_corpus_is_streamed_up_to_its_token_budget(tmp_path: Path) -
     file = check_study(
         fields | {"posttrain": fields["posttrain"] | {"tokens": 640, "max_tokens": 1280}}, tmp_path / "a.yaml"
     )
-    facts = prepare(file, tmp_path / "store", lambda *_: None)
+    facts = prepare(file, tmp_path / "store")
     packed = packed_corpus(tmp_path / "store", facts.corpora["music", 32].fingerprint)
     assert packed.count("train") == 640 // 32
     assert packed.manifest["train"]["documents"] < 4 * RECORDS_PER_FILE * 0.9

@@ -49,7 +49,7 @@ def waiting(process: subprocess.Popen[str]) -> bool:
 
 
 def prepare_quietly(file: StudyFile, store: Path) -> Facts:
-    return prepare(file, store, lambda *_: None)
+    return prepare(file, store)
 
 
 def fingerprints(facts: Facts) -> list[str]:

@@ -20,7 +20,7 @@ def matched(tmp_path_factory: pytest.TempPathFactory) -> OpenedStudy:
     folder = tmp_path_factory.mktemp("matched")
     grid = {"pretrain.exposure": [0, 0.25, 0.5, 0.75, 1]}
     study = tiny_study(folder, allocation="matched", grid=grid, **{"posttrain.max_tokens": None, "posttrain.warmup": 0})
-    opened = prepare_study(str(study), [], folder / "runs", lambda *_: None)
+    opened = prepare_study(str(study), [], folder / "runs")
     register(opened.tree, opened.file, opened.facts, opened.store)
     for key in opened.tree.stages:
         put_state(opened.store.run(key), State(state="done"))

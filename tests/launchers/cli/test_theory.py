@@ -15,7 +15,8 @@ from retain.launchers.planning.register import register
 from retain.launchers.stage.attempt import make_attempt
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
-from retain.results.figures.theory import draw_theory, read_trial
+from retain.results.analysis.linear_trials import read_trial
+from retain.results.figures.theory import draw_theory
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.results.store.status import study_status
@@ -112,7 +113,7 @@ def test_of_partial_results_the_figure_counts_what_is_missing(ran: Path, tmp_pat
 
 def test_a_killed_stage_starts_anew_and_ends_in_the_same_bits(ran: Path, tmp_path: Path) -> None:
     store = tmp_path / "runs"
-    opened = prepare_study("theory", SMALL, store, lambda *_: None)
+    opened = prepare_study("theory", SMALL, store)
     register(opened.tree, opened.file, opened.facts, opened.store)
     killed: list[str] = []
 

@@ -81,7 +81,7 @@ def test_siblings_share_a_process_and_end_in_the_bits_of_processes_of_their_own(
 
 def test_a_pack_that_is_killed_goes_on_with_the_one_that_was_trained_and_the_rest(alone: Path, tmp_path: Path) -> None:
     store = with_parents(alone, tmp_path / "runs")
-    opened = prepare_study(str(tiny_study(tmp_path / "study", **STUDY)), (), store, lambda *_: None)
+    opened = prepare_study(str(tiny_study(tmp_path / "study", **STUDY)), (), store)
     register(opened.tree, opened.file, opened.facts, opened.store)
     killed: list[str] = []
 
@@ -116,7 +116,7 @@ def test_one_that_fails_stops_none_of_its_pack(alone: Path, tmp_path: Path) -> N
 
 def test_a_run_that_is_cancelled_while_it_begins_stays_cancelled(alone: Path, tmp_path: Path) -> None:
     store = Store(with_parents(alone, tmp_path / "runs"))
-    opened = prepare_study(str(tiny_study(tmp_path / "study", **STUDY)), (), store.root, lambda *_: None)
+    opened = prepare_study(str(tiny_study(tmp_path / "study", **STUDY)), (), store.root)
     register(opened.tree, opened.file, opened.facts, opened.store)
     run = next(run for run in store.runs() if run.spec()["stage"] == "finetune")
     put_state(run, State("cancelled", reason="by retain cancel"))

@@ -1,4 +1,4 @@
-"""Comparisons: effects of a known size come out as that size, and intervals cover as often as they say."""
+"""Effects of a known size are found at that size, and intervals have their nominal coverage."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from retain.results.analysis.effects import effect_of, frontier_gap, hypervolume_gain, paired_difference, worst_of
 from retain.results.analysis.frontiers import lower_left_hull
-from retain.results.analysis.methods import Points
+from retain.results.analysis.loss_planes import Points
 
 CHECKPOINTS = arrays.arrays(
     np.float64, st.tuples(st.integers(1, 12), st.just(2)), elements=st.integers(0, 40).map(lambda steps: 1 + steps / 8)
@@ -20,7 +20,7 @@ def shifted(by: float, seeds: int = 3) -> dict[int, Points]:
     return {seed: CURVE + np.array([seed / 10, by + seed / 10]) for seed in range(seeds)}
 
 
-def test_the_interval_is_students_t_over_the_differences_of_seeds() -> None:
+def test_the_interval_is_students_t_over_paired_differences() -> None:
     effect = paired_difference({0: 1.0, 1: 2.0, 2: 3.0, 7: 9.0}, {2: 3.6, 1: 2.2, 0: 1.1, 8: 0.0})
     assert effect.per_seed == pytest.approx({0: 0.1, 1: 0.2, 2: 0.6})
     assert effect.seeds == 3
@@ -30,7 +30,7 @@ def test_the_interval_is_students_t_over_the_differences_of_seeds() -> None:
     assert effect.mean - effect.low == pytest.approx(effect.high - effect.mean)
 
 
-def test_one_seed_has_an_effect_but_no_interval_and_none_has_neither() -> None:
+def test_one_seed_gives_an_effect_without_an_interval_and_no_seed_gives_neither() -> None:
     one = effect_of({4: 0.5})
     assert (one.mean, one.seeds) == (0.5, 1)
     assert np.isnan([one.low, one.high]).all()
@@ -40,27 +40,27 @@ def test_one_seed_has_an_effect_but_no_interval_and_none_has_neither() -> None:
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_intervals_cover_the_true_difference_95_times_in_a_hundred(seeds: int) -> None:
+def test_95_percent_of_intervals_cover_the_true_difference(seeds: int) -> None:
     draws = np.random.default_rng(0).normal(0.3, 1.0, size=(2000, seeds))
     effects = [effect_of(dict(enumerate(draw))) for draw in draws]
     covered = np.mean([effect.low <= 0.3 <= effect.high for effect in effects])
     assert covered == pytest.approx(0.95, abs=0.02)
 
 
-def test_the_gap_of_a_frontier_that_is_moved_down_is_how_far_it_was_moved() -> None:
+def test_the_gap_of_a_frontier_moved_down_is_the_distance_it_was_moved() -> None:
     effect = frontier_gap(shifted(0), shifted(-0.25))
     assert effect.per_seed == pytest.approx({0: -0.25, 1: -0.25, 2: -0.25})
     assert (effect.low, effect.high) == pytest.approx((-0.25, -0.25))
 
 
-def test_the_gap_is_averaged_over_the_range_that_both_cover() -> None:
+def test_the_gap_is_averaged_over_the_range_that_both_frontiers_cover() -> None:
     a = {0: np.array([[1.0, 3.0], [3.0, 1.0]])}
     b = {0: np.array([[2.0, 2.0], [4.0, 1.0]])}
     # Over [2, 3] a falls from 2 to 1 and b from 2 to 1.5.
     assert frontier_gap(a, b).mean == pytest.approx(0.25)
 
 
-def test_a_seed_whose_frontiers_share_no_x_is_left_out_and_the_effect_says_how_many_counted() -> None:
+def test_a_seed_whose_frontiers_share_no_x_is_left_out_of_the_count() -> None:
     a, b = shifted(0), shifted(-0.5)
     b[1] = b[1] + np.array([10.0, 0.0])
     effect = frontier_gap(a, b)
@@ -69,21 +69,21 @@ def test_a_seed_whose_frontiers_share_no_x_is_left_out_and_the_effect_says_how_m
     assert frontier_gap({0: CURVE}, {0: np.empty((0, 2))}).seeds == 0
 
 
-def test_frontiers_of_one_checkpoint_are_compared_where_they_share_it() -> None:
+def test_frontiers_of_one_checkpoint_are_compared_at_its_x() -> None:
     assert frontier_gap({0: np.array([[1.0, 3.0]])}, {0: np.array([[1.0, 2.0]])}).mean == -1
     assert frontier_gap({0: CURVE}, {0: np.array([[3.0, 1.0]])}).mean == -0.5
 
 
 @given(CHECKPOINTS, CHECKPOINTS)
-def test_both_comparisons_change_sign_when_the_methods_change_places(a: Points, b: Points) -> None:
+def test_swapping_the_methods_changes_the_sign_of_both_comparisons(a: Points, b: Points) -> None:
     for compare in (frontier_gap, hypervolume_gain):
-        forth, back = compare({0: a}, {0: b}), compare({0: b}, {0: a})
-        assert forth.seeds == back.seeds
-        np.testing.assert_allclose(forth.mean, -back.mean, atol=1e-12)
+        forward, backward = compare({0: a}, {0: b}), compare({0: b}, {0: a})
+        assert forward.seeds == backward.seeds
+        np.testing.assert_allclose(forward.mean, -backward.mean, atol=1e-12)
 
 
 @given(CHECKPOINTS, CHECKPOINTS)
-def test_more_checkpoints_never_lose_hypervolume_nor_lie_above(a: Points, more: Points) -> None:
+def test_more_checkpoints_never_lower_the_hypervolume_or_raise_the_frontier(a: Points, more: Points) -> None:
     both = np.concatenate([a, more])
     assert hypervolume_gain({0: a}, {0: both}).mean >= -1e-12
     gap = frontier_gap({0: a}, {0: both})
@@ -91,14 +91,14 @@ def test_more_checkpoints_never_lose_hypervolume_nor_lie_above(a: Points, more: 
     assert lower_left_hull(both)[0, 0] <= lower_left_hull(a)[0, 0]
 
 
-def test_the_gain_is_the_area_that_the_better_method_adds() -> None:
+def test_the_hypervolume_gain_is_the_area_that_the_better_method_adds() -> None:
     a, b = {0: np.array([[2.0, 2.0]])}, {0: np.array([[1.0, 1.0]])}
     assert hypervolume_gain(a, b).mean == 1
     assert hypervolume_gain(a, b, reference=[3, 3]).mean == 3
     assert hypervolume_gain(b, a, reference=[3, 3]).mean == -3
 
 
-def test_a_run_that_diverged_does_not_move_the_default_reference() -> None:
+def test_a_diverged_run_does_not_move_the_default_reference() -> None:
     a, b = shifted(0), shifted(-0.25)
     expected = worst_of(a, b)
     a[0] = np.concatenate([a[0], [[50.0, 90.0]]])

@@ -1,4 +1,4 @@
-"""Frontiers: what the Pareto set, the hull and the hypervolume promise for any checkpoints."""
+"""Properties of the Pareto set, the hull and the hypervolume that hold for any checkpoints."""
 
 from random import Random
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from retain.results.analysis.frontiers import height_at, hypervolume, lower_left_hull, pareto_set
-from retain.results.analysis.methods import Points
+from retain.results.analysis.loss_planes import Points
 
-# Losses on a grid, so that ties, repetitions and points on one line come up often.
+# Losses on a grid, so that ties, repetitions and collinear points are frequent.
 LOSSES = st.integers(0, 40).map(lambda steps: 1 + steps / 8)
 CHECKPOINTS = arrays.arrays(np.float64, st.tuples(st.integers(1, 25), st.just(2)), elements=LOSSES)
 
@@ -21,7 +21,7 @@ def dominates(a: Points, b: Points) -> bool:
 
 
 @given(CHECKPOINTS)
-def test_the_pareto_set_is_the_points_that_none_dominates(points: Points) -> None:
+def test_the_pareto_set_holds_exactly_the_points_that_no_other_dominates(points: Points) -> None:
     expected = {tuple(point) for point in points if not any(dominates(other, point) for other in points)}
     front = pareto_set(points)
     assert {tuple(point) for point in front} == expected
@@ -31,7 +31,7 @@ def test_the_pareto_set_is_the_points_that_none_dominates(points: Points) -> Non
 
 
 @given(CHECKPOINTS, st.randoms(use_true_random=False))
-def test_order_and_repetitions_change_neither_set_nor_hull(points: Points, random: Random) -> None:
+def test_order_and_repetitions_do_not_change_the_set_or_the_hull(points: Points, random: Random) -> None:
     rows = [*range(len(points)), *(random.randrange(len(points)) for _ in range(5))]
     random.shuffle(rows)
     np.testing.assert_array_equal(pareto_set(points[rows]), pareto_set(points))
@@ -47,7 +47,7 @@ def test_hull_vertices_are_pareto_optimal_and_no_checkpoint_lies_below_the_hull(
     heights = height_at(hull, points[:, 0])
     inside = ~np.isnan(heights)
     assert (points[inside, 1] >= heights[inside] - 1e-12).all()
-    # Outside the hull's range: left of it there is no checkpoint, right of it none is lower than its end.
+    # No checkpoint lies left of the hull, and none right of it is lower than its end.
     assert (points[~inside, 0] > hull[-1, 0]).all()
     assert (points[~inside, 1] >= hull[-1, 1]).all()
 
@@ -75,15 +75,15 @@ def test_a_hull_bends_upwards_at_every_vertex(points: Points) -> None:
     ids=[
         "none",
         "one",
-        "twice the same",
+        "a repeated point",
         "falling line",
         "rising line",
-        "upright",
-        "level",
+        "vertical line",
+        "horizontal line",
         "a Pareto point above the hull",
     ],
 )
-def test_hulls_of_few_and_of_collinear_checkpoints(points: list[list[float]], hull: list[list[float]]) -> None:
+def test_hulls_of_few_or_collinear_checkpoints(points: list[list[float]], hull: list[list[float]]) -> None:
     assert lower_left_hull(points).tolist() == hull
 
 
@@ -102,12 +102,12 @@ def test_hypervolume_is_the_area_between_the_checkpoints_and_the_reference() -> 
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_loss_that_is_no_number_is_refused_with_the_row_that_has_it(bad: float) -> None:
+def test_a_loss_that_is_not_a_number_is_rejected_with_its_row(bad: float) -> None:
     for use in (pareto_set, lower_left_hull, lambda points: hypervolume(points, [4, 4])):
         with pytest.raises(ValueError, match=r"point 1 is .*leave out"):
             use([[1, 2], [2, bad]])
 
 
-def test_points_of_another_shape_are_refused() -> None:
+def test_points_of_another_shape_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"\[n, 2\]"):
         pareto_set([1.0, 2.0, 3.0])

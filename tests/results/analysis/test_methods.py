@@ -1,11 +1,12 @@
-"""What method, pipeline and seed a row of the loss table is said to belong to."""
+"""The method and the pipeline of a row of the loss table, and the points of each seed."""
 
 import math
 from typing import Any
 
 import pytest
 
-from retain.results.analysis.methods import METHODS, method_of, pipeline_of, points_by_seed, seed_of, with_fixed
+from retain.results.analysis.loss_planes import LossPlane, points_by_seed
+from retain.results.analysis.methods import METHODS, method_of, pipeline_of, with_fixed
 from retain.results.store.loss_table import LOSSES
 
 
@@ -26,20 +27,16 @@ def row(axes: dict[str, Any], **losses: float | None) -> dict[str, Any]:
         ({"pretrain.exposure": 1, "posttrain.method": "full"}, "mixed"),
     ],
 )
-def test_a_method_is_its_axis_or_what_the_axes_of_its_fields_say(axes: dict[str, Any], method: str) -> None:
+def test_the_method_is_the_axis_method_or_follows_from_the_axes_of_its_fields(
+    axes: dict[str, Any], method: str
+) -> None:
     assert method_of(row(axes)) == method
     assert method in METHODS
 
 
-def test_a_pipeline_is_its_axis() -> None:
+def test_the_pipeline_is_the_axis_pipeline() -> None:
     assert pipeline_of(row({"pipeline": "music-chemistry"})) == "music-chemistry"
     assert pipeline_of(row({})) is None
-
-
-def test_the_seed_is_that_of_the_earliest_stage_that_varies_it() -> None:
-    assert seed_of(row({"seed": 3})) == 3
-    assert seed_of(row({"finetune.seed": 2, "pretrain.seed": 1})) == 1
-    assert seed_of(row({})) == 0
 
 
 def test_points_are_the_finished_trials_of_each_seed() -> None:
@@ -50,11 +47,11 @@ def test_points_are_the_finished_trials_of_each_seed() -> None:
         row({"seed": 1}, retained_posttraining_loss=1.5),
         row({"seed": 2}, retained_posttraining_loss=1.5, finetuning_loss=math.nan),
     ]
-    points = points_by_seed(rows, "retained_posttraining_loss", "finetuning_loss")
+    points = points_by_seed(rows, LossPlane("retained_posttraining_loss", "finetuning_loss"))
     assert {seed: found.tolist() for seed, found in points.items()} == {0: [[1, 4]], 1: [[2, 3], [1.5, 3.5]]}
 
 
-def test_what_the_study_fixes_tells_the_method_where_no_axis_does() -> None:
+def test_fixed_fields_decide_the_method_where_no_axis_does() -> None:
     fixed = {"pretrain.exposure": 1, "posttrain.dropout": 0.05, "posttrain.method": "full"}
     made = with_fixed([row({}), row({"pretrain.exposure": 0}), row({"method": "unmixed"})], fixed)
     assert [method_of(each) for each in made] == ["mixed+dropout", "unmixed+dropout", "unmixed"]

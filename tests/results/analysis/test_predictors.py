@@ -1,4 +1,4 @@
-"""Rank correlations of predictors: against scipy, within the right trials, with intervals that count θ_post."""
+"""Rank correlations of predictors: equal to scipy's, over the right trials, with intervals over θ_post."""
 
 import json
 from pathlib import Path
@@ -24,8 +24,10 @@ from retain.results.analysis.predictors import (
 NAMES = list(PREDICTORS)
 
 
-def trial(start: str, true: float | None, rate: float = 1e-4, pipeline: str | None = None, **said: Any) -> Prediction:
-    return Prediction({"finetune.lr": rate}, start, pipeline, rate, true, dict.fromkeys(NAMES) | said)
+def trial(
+    start: str, true: float | None, rate: float = 1e-4, pipeline: str | None = None, **predicted: Any
+) -> Prediction:
+    return Prediction({"finetune.lr": rate}, start, pipeline, rate, true, dict.fromkeys(NAMES) | predicted)
 
 
 def only(found: list[Correlation], predictor: str, **within: Any) -> Correlation:
@@ -36,16 +38,16 @@ def only(found: list[Correlation], predictor: str, **within: Any) -> Correlation
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=20))
-def test_the_correlation_is_scipys_where_it_is_defined(pairs: list[tuple[int, int]]) -> None:
+def test_the_correlation_equals_scipys_where_it_is_defined(pairs: list[tuple[int, int]]) -> None:
     x, y = np.array(pairs, np.float64).T
-    ours = spearman(x, y)
+    correlation = spearman(x, y)
     if len(set(x)) == 1 or len(set(y)) == 1:
-        assert ours is None
+        assert correlation is None
     else:
-        assert ours == pytest.approx(spearmanr(x, y).statistic)
+        assert correlation == pytest.approx(spearmanr(x, y).statistic)
 
 
-def test_a_predictor_that_ranks_perfectly_has_correlation_one_and_one_that_reverses_minus_one() -> None:
+def test_a_perfect_ranking_has_correlation_one_and_a_reversed_one_minus_one() -> None:
     trials = [trial(f"{n}", n**3, gradient_share=n, short_forgetting=-n) for n in range(6)]
     found = correlations(trials)
     right, reversed_ = only(found, "gradient_share"), only(found, "short_forgetting")
@@ -54,7 +56,7 @@ def test_a_predictor_that_ranks_perfectly_has_correlation_one_and_one_that_rever
     assert (right.trials, right.starts) == (6, 6)
 
 
-def test_trials_that_lack_the_loss_or_the_predictor_are_not_counted() -> None:
+def test_trials_without_the_loss_or_the_predictor_are_not_counted() -> None:
     trials = [trial(f"{n}", n, gradient_share=n) for n in range(4)]
     trials += [trial("later", None, gradient_share=9.0), trial("freed", 9.0)]
     row = only(correlations(trials, draws=10), "gradient_share")
@@ -62,14 +64,14 @@ def test_trials_that_lack_the_loss_or_the_predictor_are_not_counted() -> None:
     assert only(correlations(trials, draws=10), "short_retained_loss").trials == 0
 
 
-def test_too_few_or_equal_values_give_no_correlation_rather_than_a_number() -> None:
+def test_too_few_or_equal_values_give_no_correlation() -> None:
     two = correlations([trial(f"{n}", n, gradient_share=n) for n in range(2)], draws=10)
     same = correlations([trial(f"{n}", n, gradient_share=1.0) for n in range(5)], draws=10)
     for row in (*two, *same, *correlations([], draws=10)):
         assert row.correlation is row.low is row.high is None
 
 
-def test_within_a_rate_and_a_pipeline_a_predictor_may_rank_what_it_does_not_over_all() -> None:
+def test_a_predictor_can_rank_trials_within_a_rate_and_pipeline_but_not_over_all() -> None:
     """L_ret grows with the rate far more than with the predictor, and the pipelines differ in scale."""
     trials = [
         trial(f"{pipeline}{n}", 100 * rate + scale + n, rate, pipeline, gradient_share=n - 2 * scale)
@@ -87,11 +89,13 @@ def test_within_a_rate_and_a_pipeline_a_predictor_may_rank_what_it_does_not_over
     assert len(found) == 9 * len(PREDICTORS)
 
 
-def test_the_interval_is_of_independent_starts_so_that_copies_of_a_trial_do_not_narrow_it() -> None:
+def test_copies_of_a_trial_do_not_narrow_the_interval() -> None:
     draw = np.random.default_rng(3)
     values = [(float(n), float(n + 4 * draw.normal())) for n in range(8)]
-    once = [trial(f"{n}", true, gradient_share=said) for n, (said, true) in enumerate(values)]
-    copied = [trial(f"{n}", true, gradient_share=said) for n, (said, true) in enumerate(values) for _ in range(5)]
+    once = [trial(f"{n}", true, gradient_share=predicted) for n, (predicted, true) in enumerate(values)]
+    copied = [
+        trial(f"{n}", true, gradient_share=predicted) for n, (predicted, true) in enumerate(values) for _ in range(5)
+    ]
     spread = []
     for trials in (once, copied):
         row = only(correlations(trials), "gradient_share")
@@ -102,7 +106,7 @@ def test_the_interval_is_of_independent_starts_so_that_copies_of_a_trial_do_not_
     assert 0.1 < spread[0] == pytest.approx(spread[1], rel=0.05)
 
 
-def test_the_same_trials_give_the_same_intervals_and_a_document_that_is_read_back(tmp_path: Path) -> None:
+def test_the_intervals_are_reproducible_and_the_saved_document_reads_back(tmp_path: Path) -> None:
     trials = [trial(f"{n}", float((n * 7) % 5), gradient_share=float(n)) for n in range(6)]
     document = predictors_document(trials, correlations(trials))
     assert document == predictors_document(trials, correlations(trials))

@@ -1,12 +1,12 @@
-"""A recommended recipe against others on fresh seeds: rows of methods stand for those of recipes."""
+"""A recommended recipe compared with others on fresh seeds; rows of methods stand in for rows of recipes."""
 
 from pathlib import Path
 
 import pytest
 
 from retain.results.analysis.recipe_comparison import frontier_contrasts, loss_contrasts
-from retain.results.report.making import Origin
 from retain.results.report.page import write_report
+from retain.results.report.provenance import Origin
 from retain.results.report.recipes import recipe_tables
 from retain.results.store.loss_table import LOSSES, Row
 from retain.results.store.runs import Store
@@ -20,7 +20,7 @@ NAMES = {"mixed": "recommended", "mixed+lora": "grid-best", "unmixed": "default"
 
 
 def recipe_rows(*names: str, seeds: tuple[int, ...] = (0, 1, 2), unfinished: int = 0) -> list[Row]:
-    """Recipes at one rate of post-training each, which they set themselves, over four of fine-tuning."""
+    """Recipes at one post-training rate and four fine-tuning rates."""
     rows = method_rows([None], [method for method, name in NAMES.items() if name in names], seeds, unfinished)
     kept = []
     for row in rows:
@@ -30,15 +30,15 @@ def recipe_rows(*names: str, seeds: tuple[int, ...] = (0, 1, 2), unfinished: int
     return kept
 
 
-def test_the_recommended_frontier_is_compared_with_every_other_in_both_planes() -> None:
+def test_the_recommended_frontier_is_compared_with_every_other_one_in_both_planes() -> None:
     found = frontier_contrasts(recipe_rows("recommended", "grid-best", "default"))
-    assert [(one.view.name, one.other) for one in found] == [
+    assert [(one.plane.name, one.other) for one in found] == [
         ("(L_ret, L_ft)", "grid-best"),
         ("(L_ret, L_ft)", "default"),
         ("(L_pre, L_ret)", "grid-best"),
         ("(L_pre, L_ret)", "default"),
     ]
-    by_name = {(one.view.name, one.other): one for one in found}
+    by_name = {(one.plane.name, one.other): one for one in found}
     for one in found:
         assert one.gain.seeds == 3
         assert one.gain.low < one.gain.mean < one.gain.high
@@ -46,7 +46,7 @@ def test_the_recommended_frontier_is_compared_with_every_other_in_both_planes() 
     better = by_name["(L_ret, L_ft)", "default"]
     assert better.gain.low > 0
     assert better.gap.high < 0
-    # Made up: retention gains what the method gives, at about the same L_ft.
+    # The rows are made so that the method's gain lowers L_ret at about the same L_ft.
     assert better.gap.mean == pytest.approx(-GAIN["mixed"], rel=0.6)
     assert better.gain.mean > by_name["(L_ret, L_ft)", "grid-best"].gain.mean
 
@@ -58,7 +58,7 @@ def test_losses_are_compared_over_the_same_fine_tunings() -> None:
     retained = differences["retained_posttraining_loss"]
     assert retained.mean == pytest.approx(-GAIN["mixed"], abs=0.02)
     assert retained.high < 0
-    # A row that one of them lacks is left out of both.
+    # A row without a counterpart is left out of both recipes.
     for row in rows:
         if row["axes"]["recipe"] == "default" and row["axes"]["finetune.lr"] == 1e-3:
             row["retained_posttraining_loss"] = None
@@ -67,7 +67,7 @@ def test_losses_are_compared_over_the_same_fine_tunings() -> None:
     assert [one.checkpoints for one in frontier_contrasts(rows)] == [(3, 3), (3, 3)]
 
 
-def test_the_points_of_a_recommended_frontier_are_one_side_of_the_comparison() -> None:
+def test_the_points_of_a_recommended_frontier_are_compared_as_one() -> None:
     rows = recipe_rows("recommended", "grid-best", "default")
     for row in rows:
         names = {"recommended": "frontier-0", "grid-best": "frontier-1"}
@@ -77,7 +77,7 @@ def test_the_points_of_a_recommended_frontier_are_one_side_of_the_comparison() -
     assert loss_contrasts(rows) == []
 
 
-def test_without_recipes_or_before_they_are_trained_there_is_nothing_to_show() -> None:
+def test_without_recipes_or_before_training_there_are_no_tables() -> None:
     assert recipe_tables(method_rows([None], ["mixed", "unmixed"], (0, 1))) == ()
     assert recipe_tables(recipe_rows("default")) == ()
     assert recipe_tables([]) == ()
@@ -87,23 +87,23 @@ def test_without_recipes_or_before_they_are_trained_there_is_nothing_to_show() -
     assert recipe_tables(rows) == ()
 
 
-def test_the_report_shows_effects_with_intervals_and_marks_what_is_certain() -> None:
+def test_the_report_shows_effects_with_intervals_and_marks_certain_ones() -> None:
     frontiers, losses = recipe_tables(recipe_rows("recommended", "default"))
     assert [row[0].text for row in frontiers.rows] == ["(L_ret over L_ft) default", "(L_pre over L_ret) default"]
     assert "95% interval" in frontiers.rows[0][1].text
     assert [cell.mark for cell in frontiers.rows[0][1:3]] == ["good", "good"]
     assert frontiers.rows[0][4].text == "4 and 4"
     assert [row[0].text for row in losses.rows] == [f"{name} default" for name in ("L_im", "L_ret", "L_ft", "L_pre")]
-    # With one seed there is no interval, so nothing is certain.
+    # One seed gives no interval, so no effect is certain.
     frontiers, losses = recipe_tables(recipe_rows("recommended", "default", seeds=(0,)))
     assert {cell.mark for row in (*frontiers.rows, *losses.rows) for cell in row} == {""}
 
 
-def test_the_page_of_the_confirming_study_has_the_comparison(tmp_path: Path) -> None:
+def test_the_page_of_the_confirming_study_shows_the_comparison(tmp_path: Path) -> None:
     file = read_study(str(tiny_study(tmp_path)))
     facts = made_up_facts(file)
     origin = Origin("tiny", {"retain": "0"}, None, "a machine", 1.8e9)
     for rows, shown in ((recipe_rows("recommended", "default"), True), (method_rows([None], ["mixed"]), False)):
         page = write_report(file, facts, expand(file, facts), Store(tmp_path), rows, [], [], origin).read_text()
         assert ('<section id="section-recipes">' in page) is shown
-        assert ("The recommended frontier less that of the other recipe" in page) is shown
+        assert ("The recommended frontier minus that of the other recipe" in page) is shown

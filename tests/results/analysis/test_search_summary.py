@@ -1,4 +1,4 @@
-"""What a search recommends, which axes matter, and its curves, on made-up points."""
+"""The recommendation of a search, the importance of its axes, and its curves, on made-up points."""
 
 import random
 from pathlib import Path
@@ -21,7 +21,7 @@ AXES: dict[str, Any] = {
     "finetune.betas": [[0.9, 0.95], [0.9, 0.99]],
 }
 MADE_UP = [(1.0, 3.0, 2.0), (1.005, 2.0, 3.0), (1.5, 1.0, 1.0), (1.0, 3.5, 3.5)]
-"""L_im, L_ft and L_ret of points."""
+"""L_im, L_ft and L_ret of each point."""
 
 
 def space_of(**block: Any) -> Search:
@@ -31,7 +31,7 @@ def space_of(**block: Any) -> Search:
 
 
 def points(space: Search) -> list[Result]:
-    """p0 to p3; p0 and p3 have one exposure, p1 and p2 another."""
+    """The points p0 to p3: p0 and p3 share one exposure, p1 and p2 another."""
     found = []
     for number, (immediate, tuned, retained) in enumerate(MADE_UP):
         exposure = 0.1 if number in (0, 3) else 0.2
@@ -40,13 +40,13 @@ def points(space: Search) -> list[Result]:
 
 
 def made(space: Search, label: str, immediate: float, tuned: float, retained: float, exposure: float = 0.0) -> Result:
-    """A point with these losses, each of one seed."""
+    """A point with these losses, of one seed."""
     values = dict(zip(LOSSES, (immediate, retained, tuned, 1.0), strict=True))
     estimates = {name: Estimate(value, None, None, 1) for name, value in values.items()}
     return Result(label, {"pretrain.exposure": exposure}, estimates, space.block.objective.scores(values))
 
 
-def test_importance_finds_the_axis_that_matters_and_needs_enough_points() -> None:
+def test_the_axis_that_matters_is_the_most_important_given_enough_points() -> None:
     space = space_of()
     draw = random.Random(0)
     results = []
@@ -75,13 +75,13 @@ def test_constraints_and_frontiers_decide_what_is_recommended() -> None:
     assert best(objective=PLANE, constraints=WITHIN) == ["p1", "p0"]
     assert best(constraints={"finetuning_loss": {"at_most": 0.5}}) == []
     space = space_of(objective=PLANE)
-    # Up to (3.5, 3.5), the worst seen.
+    # The area reaches up to (3.5, 3.5), the worst losses.
     assert frontier_area(space, points(space)) == pytest.approx(2.5 * 2.5)
     assert frontier_area(space, points(space)[:1], worst_of=points(space)) == pytest.approx(0.5 * 1.5)
     assert frontier_area(space_of(), points(space_of())) is None
 
 
-def test_the_area_of_a_frontier_is_that_of_the_points_that_keep_the_constraints() -> None:
+def test_only_points_that_satisfy_the_constraints_add_to_the_frontiers_area() -> None:
     def area(**block: Any) -> float | None:
         space = space_of(objective=PLANE, **block)
         losses = [(1.0, 2.0, 2.0), (1.0, 3.0, 3.0), (1.5, 0.0, 0.0)]
@@ -93,7 +93,7 @@ def test_the_area_of_a_frontier_is_that_of_the_points_that_keep_the_constraints(
     space = space_of(objective=PLANE, constraints=WITHIN)
     ends = [End(f"p{number}", "done", 100 * (number + 1), 0.0) for number in range(4)]
     curve = [value for tag, _, value in curve_points(space, ends, points(space)) if tag == "search/best frontier area"]
-    # Up to (3.5, 3.5): p0's 0.5 × 1.5 and p1's 1.5 × 0.5, which share 0.5 × 0.5; nothing of p2, which breaks the constraint.
+    # Up to (3.5, 3.5): 0.5 × 1.5 of p0 and 1.5 × 0.5 of p1, with 0.5 × 0.5 in common; p2 breaks the constraint.
     assert curve == pytest.approx([0.75, 1.25, 1.25, 1.25])
 
 
@@ -102,7 +102,7 @@ def test_constraints_read_as_sentences() -> None:
     assert [str(bound) for bound in bounds.values()] == ["within 1% of the best", "at most 2.1 nats"]
 
 
-def test_the_best_group_is_that_of_the_best_point_or_of_the_largest_area() -> None:
+def test_the_best_group_has_the_best_point_or_the_largest_area() -> None:
     def best(**block: Any) -> list[str]:
         space = space_of(**block)
         return [one.label for one in best_group(space, points(space), ["pretrain.exposure"])]
@@ -110,12 +110,12 @@ def test_the_best_group_is_that_of_the_best_point_or_of_the_largest_area() -> No
     assert best() == ["p1", "p2"]
     assert best(constraints=WITHIN) == ["p0", "p3"]
     assert best(objective=PLANE) == ["p1", "p2"]
-    # Without p2, both are rectangles up to (3.5, 3.5): p0's of 0.5 × 1.5 and p1's of 1.5 × 0.5; the first of equals.
+    # Without p2 both areas are rectangles up to (3.5, 3.5), 0.5 × 1.5 and 1.5 × 0.5; the first of equals wins.
     assert best(objective=PLANE, constraints=WITHIN) == ["p0", "p3"]
     assert best(constraints={"finetuning_loss": {"at_most": 0.5}}) == []
 
 
-def test_the_curves_of_a_search_are_the_best_so_far_over_tokens_spent() -> None:
+def test_the_curves_of_a_search_show_the_best_so_far_over_tokens_spent() -> None:
     ends = [End("p3", "done", 100, 0.1), End("p0", "done", 200, 0.2), End("p9", "pruned", 200, 0.2)]
     ends += [End("p8", "failed", 250, 0.25), End("p2", "done", 300, 0.3), End("p1", "done", 400, 0.4)]
 
@@ -135,7 +135,7 @@ def test_the_curves_of_a_search_are_the_best_so_far_over_tokens_spent() -> None:
     assert curve("device-hours")[-1] == (400, 0.4)
 
 
-def test_a_point_that_failed_and_was_tried_again_counts_as_it_ended_last() -> None:
+def test_a_retried_point_counts_by_its_last_end() -> None:
     space = space_of()
     ends = [End("p0", "failed", 10, 0.0), End("p0", "done", 20, 0.0)]
     made = list(curve_points(space, ends, points(space)))

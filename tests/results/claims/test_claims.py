@@ -1,4 +1,4 @@
-"""Verdicts: results with a known effect get the verdict they deserve, and nothing is said of what a study does not have."""
+"""Verdicts: results with a known effect get the right verdict, and a study gets verdicts only on what it has."""
 
 import itertools
 import math
@@ -8,7 +8,8 @@ from random import Random
 
 import pytest
 
-from retain.results.claims.verdicts import Verdict, verdicts
+from retain.results.claims.judging import Verdict
+from retain.results.claims.verdicts import verdicts
 from retain.results.figures.published import published
 from retain.results.store.loss_table import LOSSES, Row
 
@@ -31,7 +32,7 @@ def exposure_rows(
     sizes: Sequence[str | None] = (None,),
     salt: int = 0,
 ) -> list[Row]:
-    """Figure 3's grid with these losses over exposure; each seed lies 0.3 nats from the next, which pairing takes out."""
+    """Figure 3's grid with these losses over exposure; seeds are 0.3 nats apart, which pairing removes."""
     rows = []
     for size, seed, exposure in itertools.product(sizes, range(seeds), exposures):
         random = Random(f"{salt} {seed} {exposure}")
@@ -50,7 +51,7 @@ def frontier_rows(
     pipeline: str | None = None,
     salt: int = 0,
 ) -> list[Row]:
-    """For each method four fine-tuning rates along one curve, moved by the method's shift in all three losses."""
+    """Four fine-tuning rates of each method along one curve, moved by the method's shift in all three losses."""
     rows = []
     for (method, shift), seed, strength in itertools.product(shifts.items(), seeds, range(4)):
         random = Random(f"{salt} {method} {seed} {strength}")
@@ -114,13 +115,13 @@ def test_a_latent_benefit_is_supported() -> None:
         "L_im falls by a tenth of the saving",
     ],
 )
-def test_the_latent_benefit_needs_a_flat_l_im_and_a_falling_l_ret(
+def test_a_latent_benefit_needs_a_flat_l_im_and_a_falling_l_ret(
     immediate: Loss, retained: Loss, expected: dict[str, set[str]]
 ) -> None:
     assert outcomes(exposure_rows(immediate, retained)) == expected
 
 
-def test_without_an_effect_nineteen_of_twenty_studies_are_undecided() -> None:
+def test_without_an_effect_at_least_nine_of_ten_studies_are_undecided() -> None:
     for claim, study in (
         ("1b", lambda salt: exposure_rows(flat, flat, noise=0.1, salt=salt)),
         ("3", lambda salt: frontier_rows({"unmixed": 0, "mixed": 0}, noise=0.1, salt=salt)),
@@ -130,25 +131,25 @@ def test_without_an_effect_nineteen_of_twenty_studies_are_undecided() -> None:
         assert 0.9 * len(found) <= undecided < len(found), claim
 
 
-def test_the_matched_optimum_is_supported_where_the_best_exposure_lies_between() -> None:
+def test_the_matched_optimum_is_supported_if_an_interior_exposure_is_best() -> None:
     assert outcomes(exposure_rows(rising, valley), matched=True) == {"2a": {"supported"}, "2b": {"supported"}}
 
 
 @pytest.mark.parametrize("retained", [falling, rising, hill])
-def test_the_matched_optimum_is_not_supported_where_an_end_is_best(retained: Loss) -> None:
+def test_the_matched_optimum_is_not_supported_if_an_end_is_best(retained: Loss) -> None:
     assert outcomes(exposure_rows(falling, retained), matched=True) == {
         "2a": {"not supported"},
         "2b": {"not supported"},
     }
 
 
-def test_choosing_the_best_of_several_noisy_exposures_makes_no_optimum() -> None:
-    """Without any effect the lowest of three interior values lies below both ends half of the time."""
+def test_choosing_the_best_of_several_noisy_exposures_does_not_fake_an_optimum() -> None:
+    """Without an effect, the lowest of three interior values lies below both ends half of the time."""
     found = [verdicts(exposure_rows(flat, flat, seeds=4, noise=0.1, salt=salt), matched=True) for salt in range(200)]
     assert sum(the("2b", each).outcome == "supported" for each in found) <= 200 * 0.05
 
 
-def test_an_axis_tells_which_rows_are_compute_matched() -> None:
+def test_an_axis_decides_which_rows_are_compute_matched() -> None:
     rows = exposure_rows(flat, falling)
     both = [{**each, "axes": {**each["axes"], "allocation": name}} for each in rows for name in ("additive", "matched")]
     assert set(outcomes(both)) == {"1a", "1b", "2a", "2b"}
@@ -167,7 +168,7 @@ def test_each_size_and_pipeline_gets_its_own_verdict() -> None:
     assert found == {"music-chemistry": "supported", "music-instruction": "not supported"}
 
 
-def test_a_frontier_claim_is_judged_in_both_views() -> None:
+def test_a_frontier_claim_is_judged_in_both_planes() -> None:
     found = verdicts(frontier_rows({"unmixed": 0, "mixed": -0.2}))
     assert [(verdict.claim, verdict.outcome) for verdict in found] == [("3", "supported")] * 2
     assert ["(L_ret, L_ft)" in verdict.sentence for verdict in found] == [True, False]
@@ -175,7 +176,7 @@ def test_a_frontier_claim_is_judged_in_both_views() -> None:
     (_, gain), (label, gap) = found[0].evidence
     assert gain.mean > 0
     assert "gap in L_ret at matched L_ft" in label
-    # Moved down by 0.2, and left by 0.2 along a falling curve.
+    # The curve falls, so moving it left by 0.2 adds to moving it down by 0.2.
     assert gap.mean < -0.2
 
 
@@ -195,7 +196,7 @@ def test_lora_is_judged_against_full_post_training() -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_a_sentence_tells_effect_interval_and_seeds_and_never_decides_on_one(seeds: int) -> None:
+def test_a_sentence_gives_effect_interval_and_seeds_and_one_seed_decides_nothing(seeds: int) -> None:
     rows = exposure_rows(flat, falling, seeds=seeds) + frontier_rows({"unmixed": 0, "mixed": -0.2}, seeds=range(seeds))
     for verdict in verdicts(rows):
         _, effect = verdict.evidence[0]
@@ -210,14 +211,14 @@ def test_a_sentence_tells_effect_interval_and_seeds_and_never_decides_on_one(see
             assert "95% interval" in verdict.sentence
 
 
-def test_without_seeds_among_the_axes_there_is_one() -> None:
+def test_a_study_without_a_seed_axis_has_one_seed() -> None:
     rows = exposure_rows(flat, falling, seeds=1)
     for each in rows:
         del each["axes"]["seed"]
     assert {verdict.evidence[0][1].seeds for verdict in verdicts(rows)} == {1}
 
 
-def test_every_note_tells_how_many_verdicts_there_are() -> None:
+def test_every_note_gives_the_number_of_verdicts() -> None:
     found = verdicts(exposure_rows(flat, falling) + frontier_rows({"unmixed": 0, "mixed": -0.2}))
     assert len(found) == 4
     assert all("One of 4 verdicts" in verdict.note for verdict in found)
@@ -233,7 +234,7 @@ def test_a_study_gets_verdicts_only_on_what_it_has() -> None:
     assert verdicts(one_point) == []
 
 
-def test_without_any_result_yet_a_claim_is_undecided_at_no_seed() -> None:
+def test_without_results_a_claim_is_undecided_at_zero_seeds() -> None:
     rows = exposure_rows(flat, falling) + frontier_rows({"unmixed": 0, "mixed": -0.2})
     for each in rows:
         each.update(dict.fromkeys(LOSSES))
@@ -250,8 +251,8 @@ def test_a_seed_that_lacks_an_exposure_is_left_out() -> None:
     assert "1 of 4 settings" in found.note
 
 
-def test_a_method_that_is_further_on_gains_nothing_by_it() -> None:
-    """Both methods are the same; one lacks its best checkpoints so far."""
+def test_a_method_with_more_finished_trials_gains_nothing_by_it() -> None:
+    """Both methods are equal, but the best checkpoints of one are not finished."""
     rows = frontier_rows({"unmixed": 0, "mixed": 0}, noise=0)
     for each in rows:
         if each["axes"]["method"] == "unmixed" and each["axes"]["finetune.lr"] < 2:
@@ -261,8 +262,8 @@ def test_a_method_that_is_further_on_gains_nothing_by_it() -> None:
         assert "6 checkpoints are left out" in verdict.note
 
 
-def test_a_curve_is_averaged_over_settings_that_have_it_whole() -> None:
-    """A rate that lacks λ = 1 and lies far off would bend the curve of those that are there."""
+def test_a_curve_averages_only_settings_that_have_every_exposure() -> None:
+    """A rate with very different losses that lacks λ = 1 would bend the curve."""
     rows = [
         {
             **each,
@@ -276,14 +277,14 @@ def test_a_curve_is_averaged_over_settings_that_have_it_whole() -> None:
     assert the("1b", verdicts(rows)).evidence[0][1].mean == pytest.approx(-0.2)
 
 
-def test_a_run_that_diverged_is_no_checkpoint() -> None:
+def test_a_diverged_run_does_not_count() -> None:
     rows = frontier_rows({"unmixed": 0, "mixed": -0.2})
     rows[3][FINETUNING] = math.nan
     assert outcomes(rows) == {"3": {"supported"}}
 
 
-def test_more_checkpoints_are_told_and_their_gain_shown_without_them() -> None:
-    """Dropout does nothing but is tried at two rates with noise: the best of two is better, each one alone is not."""
+def test_a_gain_from_more_checkpoints_is_noted_and_shown_without_them() -> None:
+    """Dropout has no effect but is tried at two rates with noise: the best of both is better, each alone is not."""
     rows = frontier_rows({"mixed": 0}, seeds=range(8), noise=0.1)
     for rate in (0.02, 0.05):
         for each in frontier_rows({"mixed+dropout": 0}, seeds=range(8), noise=0):
@@ -291,14 +292,14 @@ def test_more_checkpoints_are_told_and_their_gain_shown_without_them() -> None:
             losses = {loss: each[loss] + random.gauss(0, 0.1) for loss in (RETAINED, FINETUNING, PRETRAINING)}
             rows.append({**each, **losses, "axes": {**each["axes"], "posttrain.dropout": rate}})
     found = next(verdict for verdict in verdicts(rows) if verdict.claim == "4a")
-    assert "Checkpoints a seed: mixed 4, mixed+dropout 8" in found.note
+    assert "Checkpoints per seed: mixed 4, mixed+dropout 8" in found.note
     (_, gain), _, (label, even) = found.evidence
-    assert "as many checkpoints" in label
+    assert "equal numbers of checkpoints" in label
     assert even.mean < gain.mean
     assert even.low < 0 < even.high
 
 
-def test_where_exposure_is_an_axis_mixed_is_its_highest_value() -> None:
+def test_if_exposure_is_an_axis_mixed_is_its_highest_value() -> None:
     rows = []
     for exposure, shift in ((0, 0.0), (0.5, 0.4), (1, -0.2)):
         for each in frontier_rows({"any": shift}):
@@ -306,15 +307,15 @@ def test_where_exposure_is_an_axis_mixed_is_its_highest_value() -> None:
             rows.append({**each, "axes": {**axes, "pretrain.exposure": exposure}})
     found = [verdict for verdict in verdicts(rows) if verdict.claim == "3"]
     assert [verdict.outcome for verdict in found] == ["supported"] * 2
-    assert not any("Checkpoints a seed" in verdict.note for verdict in found)
+    assert not any("Checkpoints per seed" in verdict.note for verdict in found)
 
 
-def test_exposures_beyond_the_papers_are_left_out() -> None:
+def test_exposures_above_one_are_left_out() -> None:
     rows = exposure_rows(flat, lambda exposure: 2.2 - 0.2 * exposure if exposure <= 1 else 9.0, exposures=(0, 1, 4))
     assert outcomes(rows) == {"1a": {"supported"}, "1b": {"supported"}}
 
 
-def test_on_the_published_points_each_effect_has_the_published_direction_and_one_seed_decides_nothing() -> None:
+def test_effects_on_the_published_points_have_the_published_direction_but_one_seed_decides_nothing() -> None:
     for figure, matched in (("figure3a", False), ("figure3b", True)):
         rows = [
             row({"pretrain.exposure": exposure, "posttrain.tokens": before.name}, immediate, retained, None, None)
@@ -333,13 +334,13 @@ def test_on_the_published_points_each_effect_has_the_published_direction_and_one
     assert any("not monotone" in verdict.note for verdict in found)
 
 
-def test_the_points_of_a_search_are_judged_by_no_claim() -> None:
+def test_the_points_of_a_search_get_no_verdicts() -> None:
     rows = exposure_rows(lambda _: 2.0, lambda exposure: 3.0 - exposure)
     assert verdicts(rows)
     assert verdicts([row | {"axes": row["axes"] | {"point": "p1"}} for row in rows]) == []
 
 
-def test_recipes_that_differ_in_several_fields_are_judged_by_no_claim() -> None:
+def test_recipes_that_differ_in_several_fields_get_no_verdicts() -> None:
     shifts = {"unmixed": 0.0, "mixed": -0.2}
     assert outcomes(frontier_rows(shifts))["3"] == {"supported"}
     names = {"unmixed": "default", "mixed": "recommended"}

@@ -1,4 +1,4 @@
-"""The figure of a study, as the files it is written to."""
+"""The overview figure of a study, as the files it is written to."""
 
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,18 @@ def planned(tmp_path: Path) -> tuple[Tree, Store]:
 
 
 def drawn(tree: Tree, store: Store) -> dict[str, Path]:
-    """The written files by their ending; as the command line has it, the rows are kept first."""
+    """The figure's files by suffix; the rows are saved first, as the command line does."""
     rows = trial_rows(tree, store)
     save_rows(store.root, tree.study, rows)
     return {path.suffix: path for path in draw_losses(store.root, tree.study, rows)}
 
 
 def texts(svg: Path) -> str:
-    """What is written in a figure; matplotlib keeps each text as a comment beside its outlines."""
+    """The texts of a figure; matplotlib keeps each text as a comment beside its outlines."""
     return svg.read_text(encoding="utf-8")
 
 
-def test_a_png_and_an_svg_lie_in_the_folder_of_the_study(planned: tuple[Tree, Store]) -> None:
+def test_a_png_and_an_svg_are_written_to_the_study_folder(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     made = drawn(tree, store)
@@ -46,8 +46,8 @@ def test_a_png_and_an_svg_lie_in_the_folder_of_the_study(planned: tuple[Tree, St
 def test_the_figure_names_its_lines_axes_and_units(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
-    said = texts(drawn(tree, store)[".svg"])
-    for text in (
+    text = texts(drawn(tree, store)[".svg"])
+    for expected in (
         "L_im",
         "L_ret",
         "L_ft",
@@ -59,11 +59,11 @@ def test_the_figure_names_its_lines_axes_and_units(planned: tuple[Tree, Store]) 
         "λ=1",
         "tiny",
     ):
-        assert text in said, text
-    assert "missing" not in said
+        assert expected in text, expected
+    assert "missing" not in text
 
 
-def test_partial_results_are_drawn_and_what_is_missing_is_counted(planned: tuple[Tree, Store]) -> None:
+def test_partial_results_are_drawn_and_missing_trials_are_counted(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store, lambda stage: stage != "finetune")
     assert drawn(tree, store) == {}
@@ -79,22 +79,22 @@ def test_the_same_results_give_the_same_bytes(planned: tuple[Tree, Store]) -> No
     assert {ending: path.read_bytes() for ending, path in drawn(tree, store).items()} == first
 
 
-def test_seeds_are_drawn_as_one_line_and_not_as_lines_of_their_own(tmp_path: Path) -> None:
+def test_seeds_share_one_line(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs", grid={"pretrain.exposure": [0, 1], "seed": [0, 1, 2]})
     for number, key in enumerate(tree.stages):
         finish(store.run(key), loss=float(number))
-    said = texts(drawn(tree, store)[".svg"])
-    assert "after fine-tuning (L_ret), all trials" in said
-    assert "seed=" not in said
+    text = texts(drawn(tree, store)[".svg"])
+    assert "after fine-tuning (L_ret), all trials" in text
+    assert "seed=" not in text
 
 
-def test_a_study_without_an_exposure_axis_is_drawn_too(tmp_path: Path) -> None:
+def test_a_study_without_an_exposure_axis_has_a_figure(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs", grid={"finetune.lr": [1e-4, 1e-3]})
     finish_all(tree, store)
     assert set(drawn(tree, store)) == {".png", ".svg"}
 
 
-def test_beyond_twelve_lines_none_is_named(tmp_path: Path) -> None:
+def test_with_more_than_twelve_lines_none_is_named(tmp_path: Path) -> None:
     rates = [1e-4 * number for number in range(1, 15)]
     tree, store = registered(tmp_path / "runs", grid={"pretrain.exposure": [0, 1], "finetune.lr": rates})
     finish_all(tree, store)

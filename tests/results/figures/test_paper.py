@@ -1,4 +1,4 @@
-"""Figures 2 to 12 from trial rows: their arrangement, what they draw, what they say is missing."""
+"""Figures 2 to 12 from trial rows: their arrangement, what they draw, and what they report as missing."""
 
 import csv
 from pathlib import Path
@@ -9,10 +9,11 @@ import pytest
 from matplotlib.image import imread
 
 from retain.results.analysis.frontiers import lower_left_hull
-from retain.results.figures.catalogue import FIGURES, L_FT, L_RET, PaperFigure, figures_of
+from retain.results.analysis.loss_planes import L_FT, L_RET
+from retain.results.figures.catalogue import FIGURES, FigureSpec, figures_of
 from retain.results.figures.paper import draw_paper_figures
 from retain.results.figures.published import panels_of
-from retain.results.figures.style import METHOD_LOOKS, looks
+from retain.results.figures.style import METHOD_STYLES, line_styles
 from retain.results.store.loss_table import Row
 from tests.results.made_rows import exposure_rows, method_rows
 
@@ -29,8 +30,8 @@ def data_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("figure", [one for one in FIGURES.values() if isinstance(one, PaperFigure)])
-def test_every_panel_of_the_paper_stands_in_its_place_with_its_axes_and_methods(figure: PaperFigure) -> None:
+@pytest.mark.parametrize("figure", [one for one in FIGURES.values() if not one.over_exposure])
+def test_every_panel_of_the_paper_has_its_place_axes_and_methods(figure: FigureSpec) -> None:
     paper = {
         (panel.pipeline, panel.panel.partition(".")[2], panel.x, panel.y): {curve.name for curve in panel.curves}
         for panel in panels_of(figure.name)
@@ -63,7 +64,7 @@ def test_a_study_named_after_figures_has_those_figures(study: str, expected: lis
     assert names(study, []) == expected
 
 
-def test_a_study_of_another_name_has_the_figures_that_its_axes_are_for() -> None:
+def test_a_study_with_another_name_has_the_figures_that_fit_its_axes() -> None:
     assert names("mine", method_rows(MUSIC, MIXING)) == ["figure2"]
     assert names("mine", method_rows(MUSIC, (*MIXING, "unmixed+dropout", "unmixed+replay"))) == ["figure6"]
     assert names("mine", method_rows([None], (*MIXING, "unmixed+lora", "mixed+lora"))) == ["figure7"]
@@ -72,26 +73,26 @@ def test_a_study_of_another_name_has_the_figures_that_its_axes_are_for() -> None
     assert names("figure-of-mine", []) == names("table10", []) == ["frontiers"]
 
 
-def test_a_figure_draws_its_pipelines_and_methods_and_counts_what_is_missing(tmp_path: Path) -> None:
+def test_a_figure_draws_its_pipelines_and_methods_and_counts_missing_trials(tmp_path: Path) -> None:
     rows = method_rows(MUSIC, (*MIXING, "mixed+dropout"), seeds=(0, 1), unfinished=12)
     (four, five) = draw_paper_figures(tmp_path, "laptop-figure4", rows)
-    said = four.svg.read_text()
+    svg = four.svg.read_text()
     for text in ("(a) Music → Chemistry, dropout", "(b) Music → Instruction, replay", "mixed + dropout", "L_ret:"):
-        assert text in said, text
+        assert text in svg, text
     assert (four.trials, four.missing) == (144, 12)
-    assert "12 of 144 trials missing" in said
+    assert "12 of 144 trials missing" in svg
     assert four.caption.startswith("12 of 144 trials missing. Lines: median attainment over 2 seeds; bands")
     assert "Not in this study: mixed + replay." in four.caption
     assert "L_pre:" in five.svg.read_text()
     assert four.png == tmp_path / "studies" / "laptop-figure4" / "figures" / "figure4.png"
     image: Any = imread(four.png)
-    # Two pipelines below one another, two panels each.
+    # Two rows, one for each pipeline, of two panels each.
     assert 0.7 < image.shape[0] / image.shape[1] < 1
     assert image.shape[1] >= 1200
     assert image.std() > 0
 
 
-def test_the_data_beside_a_figure_holds_every_finished_trial_and_the_hull_of_one_seed(tmp_path: Path) -> None:
+def test_the_csv_of_a_figure_holds_every_finished_trial_and_the_hull_of_one_seed(tmp_path: Path) -> None:
     rows = method_rows([None], (*MIXING, "unmixed+lora", "mixed+lora"), unfinished=5)
     (figure,) = draw_paper_figures(tmp_path, "figure7", rows)
     data = data_of(figure.data)
@@ -106,7 +107,7 @@ def test_the_data_beside_a_figure_holds_every_finished_trial_and_the_hull_of_one
     assert {(line["x_is"], line["y_is"]) for line in data} == {(L_RET, L_FT)}
 
 
-def test_over_the_exposure_the_lines_are_means_over_seeds_from_the_lowest_to_the_highest(tmp_path: Path) -> None:
+def test_lines_over_exposure_are_means_over_seeds_with_the_range_of_seeds(tmp_path: Path) -> None:
     rows = exposure_rows(sizes=(100_000, 300_000), seeds=(0, 1, 2))
     (figure,) = draw_paper_figures(tmp_path, "laptop-figure3a", rows)
     assert "Means over 3 seeds" in figure.caption
@@ -126,7 +127,7 @@ def test_over_the_exposure_the_lines_are_means_over_seeds_from_the_lowest_to_the
     assert immediate["y_is"] == "immediate_posttraining_loss"
 
 
-def test_at_the_papers_scale_the_published_curves_lie_in_the_panels(tmp_path: Path) -> None:
+def test_at_the_papers_scale_the_published_curves_are_in_the_same_panels(tmp_path: Path) -> None:
     rows = exposure_rows(sizes=(30_000_000,), seeds=(0,))
     (figure,) = draw_paper_figures(tmp_path, "figure3a", rows, overlay=True, paper_scale=True)
     assert "|D_post| = 30M (paper)" in figure.svg.read_text()
@@ -135,7 +136,7 @@ def test_at_the_papers_scale_the_published_curves_lie_in_the_panels(tmp_path: Pa
     assert retained == [2.1751, 2.0884, 2.0757, 2.0763, 2.0803]
 
 
-def test_at_another_scale_the_published_curves_are_a_figure_of_their_own(tmp_path: Path) -> None:
+def test_at_another_scale_the_published_curves_are_a_separate_figure(tmp_path: Path) -> None:
     rows = method_rows([None], (*MIXING, "unmixed+dropout", "unmixed+replay"))
     ours, theirs = draw_paper_figures(tmp_path, "laptop-figure6", rows, overlay=True)
     assert {line["kind"] for line in data_of(ours.data)} == {"trial", "line"}
@@ -148,14 +149,14 @@ def test_at_another_scale_the_published_curves_are_a_figure_of_their_own(tmp_pat
     assert all(line["kind"].startswith("published") for line in data_of(theirs.data))
 
 
-def test_before_any_trial_has_ended_the_empty_panels_say_so(tmp_path: Path) -> None:
+def test_without_finished_trials_the_empty_panels_say_so(tmp_path: Path) -> None:
     rows = method_rows([None], MIXING, unfinished=24)
     (figure,) = draw_paper_figures(tmp_path, "figure2", rows, overlay=True, paper_scale=True)
     assert figure.missing == figure.trials == 24
     assert "no trial has ended yet" in figure.svg.read_text()
 
 
-def test_the_same_rows_give_the_same_bytes_and_no_file_is_left_beside(tmp_path: Path) -> None:
+def test_the_same_rows_give_the_same_bytes_and_no_temporary_file_stays(tmp_path: Path) -> None:
     rows = method_rows([None], MIXING, seeds=(0, 1))
     first = draw_paper_figures(tmp_path / "one", "figure8", rows)
     second = draw_paper_figures(tmp_path / "two", "figure8", rows)
@@ -165,14 +166,14 @@ def test_the_same_rows_give_the_same_bytes_and_no_file_is_left_beside(tmp_path: 
     assert {path.name for path in first[0].png.parent.iterdir()} == {"figure8.png", "figure8.svg", "figure8.csv"}
 
 
-def test_without_a_method_axis_each_exposure_is_a_frontier_of_its_own(tmp_path: Path) -> None:
+def test_without_a_method_axis_each_exposure_has_its_own_frontier(tmp_path: Path) -> None:
     rows = exposure_rows(sizes=(100_000,), rates=(5e-5, 2e-4))
     exposure, frontiers = draw_paper_figures(tmp_path, "mine", rows)
     assert {line["line"] for line in data_of(frontiers.data)} == {"λ = 0", "λ = 0.25", "λ = 0.5", "λ = 0.75", "λ = 1"}
     assert "retained: after fine-tuning, rate 0.0002" in exposure.svg.read_text()
 
 
-def test_two_lines_of_a_panel_never_look_the_same() -> None:
-    for names in (["unmixed+dropout", "mixed+dropout"], ["mixed", "λ = 0.5", "unmixed"], list(METHOD_LOOKS)[:4]):
-        assert len(set(looks(names).values())) == len(names)
-    assert looks(["unmixed", "mixed"]) == {name: METHOD_LOOKS[name] for name in ("unmixed", "mixed")}
+def test_two_lines_of_a_panel_never_share_a_style() -> None:
+    for names in (["unmixed+dropout", "mixed+dropout"], ["mixed", "λ = 0.5", "unmixed"], list(METHOD_STYLES)[:4]):
+        assert len(set(line_styles(names).values())) == len(names)
+    assert line_styles(["unmixed", "mixed"]) == {name: METHOD_STYLES[name] for name in ("unmixed", "mixed")}

@@ -1,12 +1,13 @@
-"""The published curves: the numbers of the paper, under this project's names, and lines that are what they are said to be."""
+"""The published curves: the paper's numbers under this project's names, and lines that match their description."""
 
 import numpy as np
 import pytest
 
 from retain.results.analysis.effects import frontier_gap, hypervolume_gain
 from retain.results.analysis.frontiers import height_at, lower_left_hull
-from retain.results.analysis.methods import METHODS, PIPELINES, Points
-from retain.results.figures.published import Curve, Panel, panels_of, published, source
+from retain.results.analysis.loss_planes import Points
+from retain.results.analysis.methods import METHODS, PIPELINES
+from retain.results.figures.published import Curve, Panel, about, panels_of, published
 from retain.results.store.loss_table import LOSSES
 
 FIGURES = ("figure2", *(f"figure{number}" for number in range(4, 13)))
@@ -14,7 +15,7 @@ FRONTIERS = [(panel, curve) for figure in FIGURES for panel in panels_of(figure)
 
 
 def visible(panel: Panel, points: Points) -> Points:
-    error = source().reading_error
+    error = about()["reading_error"]
     limits = np.array([panel.x_lim, panel.y_lim])
     return points[((points >= limits[:, 0] - error) & (points <= limits[:, 1] + error)).all(axis=1)]
 
@@ -25,7 +26,7 @@ def checkpoints_of(curve: Curve) -> Points:
     return np.array([vertex for vertex in curve.line if tuple(vertex) not in ends])
 
 
-def test_figure_3_holds_the_numbers_of_the_paper() -> None:
+def test_figure_3_has_the_numbers_of_the_paper() -> None:
     retained = published("figure3a", "retained")
     assert (retained.x, retained.y) == ("pretrain.exposure", "retained_posttraining_loss")
     assert [curve.name for curve in retained.curves] == ["30M", "150M", "300M"]
@@ -40,7 +41,7 @@ def test_figure_3_holds_the_numbers_of_the_paper() -> None:
     assert matched.curve("300M").points[:, 1].tolist() == [1.6303, 1.6514, 1.6729, 1.7129, 1.7687]
 
 
-def test_all_other_figures_name_losses_methods_and_pipelines_as_this_project_does() -> None:
+def test_all_other_figures_use_this_projects_names() -> None:
     assert len(FRONTIERS) == 90
     for panel, curve in FRONTIERS:
         assert {panel.x, panel.y} < set(LOSSES)
@@ -52,7 +53,7 @@ def test_all_other_figures_name_losses_methods_and_pipelines_as_this_project_doe
 
 
 def distance(points: Points, line: Points) -> float:
-    """How far the farthest of the points is from the line through [m, 2]; 0 where there is no point."""
+    """The largest distance of a point from the line through [m, 2]; 0 without points."""
     starts, ways = line, np.diff(line, axis=0, append=line[-1:])
     lengths = np.maximum((ways**2).sum(axis=1), 1e-30)
     from_start = points[:, None] - starts
@@ -61,29 +62,29 @@ def distance(points: Points, line: Points) -> float:
 
 
 def test_the_hull_of_the_published_checkpoints_is_the_published_line() -> None:
-    # Rounding moves a vertex by up to half the reading error on each axis, and may so bring it onto its neighbours' line.
-    error, whole = source().reading_error, 0
+    # Rounding moves a vertex by up to half the reading error on each axis, possibly onto the line of its neighbours.
+    error, whole = about()["reading_error"], 0
     for panel, curve in FRONTIERS:
         hull, drawn = lower_left_hull(curve.points), checkpoints_of(curve)
         where = (panel.figure, panel.panel, curve.name)
         assert distance(visible(panel, hull), drawn) <= error, where
         assert distance(visible(panel, drawn), hull) <= error, where
-        the_same = max(distance(hull, drawn), distance(drawn, hull)) <= error
-        assert the_same or len(curve.ends_off_canvas), where
-        whole += the_same
-    assert whole == 82, "the other eight run to checkpoints beyond the canvas"
+        equal = max(distance(hull, drawn), distance(drawn, hull)) <= error
+        assert equal or len(curve.ends_off_canvas), where
+        whole += equal
+    assert whole == 82, "the other eight lines leave the canvas"
 
 
 def test_no_published_checkpoint_lies_below_its_published_line() -> None:
-    error = source().reading_error
+    error = about()["reading_error"]
     for panel, curve in FRONTIERS:
         line, inside = curve.line[np.argsort(curve.line[:, 0])], visible(panel, curve.points)
         below = inside[inside[:, 1] < height_at(line, inside[:, 0])]
         assert distance(below, line) <= error, (panel.figure, panel.panel, curve.name)
 
 
-def test_on_the_published_checkpoints_mixing_gains_hypervolume_where_the_paper_says_so() -> None:
-    """Figures 2 and 8 in both views; with FLAN at 1B, Figure 9, in the right one."""
+def test_mixing_gains_hypervolume_on_the_published_checkpoints_as_the_paper_says() -> None:
+    """Figures 2 and 8 in both planes; Figure 9 (FLAN at 1B) in the right one."""
     panels = [panel for figure in ("figure2", "figure8", "figure9") for panel in panels_of(figure)]
     for panel in panels:
         unmixed, mixed = ({0: panel.curve(name).points} for name in ("unmixed", "mixed"))
@@ -94,15 +95,15 @@ def test_on_the_published_checkpoints_mixing_gains_hypervolume_where_the_paper_s
                 assert gap.mean < 0, (panel.figure, panel.panel)
 
 
-def test_the_source_is_named_with_its_licence() -> None:
-    said = source()
-    assert said.licence == "CC BY 4.0"
-    assert "2605.12705" in said.source
-    assert "Early Data Exposure" in said.title
-    assert said.reading_error == 1e-4
+def test_the_source_and_its_licence_are_named() -> None:
+    source = about()
+    assert source["licence"] == "CC BY 4.0"
+    assert "2605.12705" in source["source"]
+    assert "Early Data Exposure" in source["title"]
+    assert source["reading_error"] == 1e-4
 
 
-def test_what_is_not_published_is_said_with_what_is() -> None:
+def test_an_unknown_figure_panel_or_curve_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(KeyError, match="figure12"):
         panels_of("figure13")
     with pytest.raises(KeyError, match=r"a\.left"):

@@ -1,4 +1,4 @@
-"""The report of a study: one page that holds everything, and works in a real browser without a network."""
+"""The report of a study: one complete page that works in a real browser without a network."""
 
 import json
 import os
@@ -11,10 +11,11 @@ import pytest
 
 from retain.launchers.cli.app import main
 from retain.results.analysis.effects import effect_of
-from retain.results.claims.judging import judged
+from retain.results.claims.judging import judge
+from retain.results.figures.style import DrawnFigure
 from retain.results.report.deviations import DIFFERS, OPEN, SAME, deviations, summary
-from retain.results.report.making import Origin
 from retain.results.report.page import inline_svg, verdict_table, write_report
+from retain.results.report.provenance import Origin
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.schema.read import check_study
@@ -27,7 +28,7 @@ from tests.studies import made_up_facts, tiny_fields
 
 @pytest.fixture(scope="module")
 def reported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of the trained tiny study, with two trials of three rates yet to train."""
+    """The report of the trained tiny study over three rates; two of its six trials are not trained."""
     store = tmp_path_factory.mktemp("reported") / "runs"
     shutil.copytree(trained.store, store)
     assert main(["report", str(trained.study), "finetune.lr=[5e-4, 2e-3, 7e-3]", "--store", str(store)]) == 0
@@ -36,12 +37,12 @@ def reported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def page(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """The report as a browser has opened it from its file."""
+    """The report, opened from its file in a browser."""
     try:
         install()
     except RuntimeError as error:
         if os.environ.get("CI") == "true":
-            pytest.fail(f"CI must run this: {error}")
+            pytest.fail(f"CI must run this test: {error}")
         pytest.skip(str(error))
     with browser(tmp_path_factory.mktemp("browser")) as opened:
         opened.open(reported)
@@ -49,13 +50,13 @@ def page(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 def text_of(html: str) -> str:
-    """What a reader reads, without figures, script and markup."""
+    """The text of a page, without figures, scripts and markup."""
     words = re.sub(r"<(svg|script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", " ", words).split())
 
 
 def made_report(root: Path, **overrides: object) -> str:
-    """The page of a study that was registered, and trained by hand or not at all."""
+    """The page of a registered study with whatever runs its store holds."""
     file = check_study(tiny_fields(**overrides), root / "tiny.yaml")
     file.path.write_text(file.path.read_text() if file.path.exists() else "study: tiny\n")
     facts = made_up_facts(file)
@@ -64,9 +65,9 @@ def made_report(root: Path, **overrides: object) -> str:
     return write_report(file, facts, tree, store, trial_rows(tree, store), [], [], origin).read_text()
 
 
-def test_the_page_holds_all_that_a_reader_asks(reported: Path) -> None:
-    said = text_of(reported.read_text())
-    for text in (
+def test_the_page_answers_a_readers_questions(reported: Path) -> None:
+    text = text_of(reported.read_text())
+    for expected in (
         "What does a model still know",
         "Partial results: 2 of 6 trials are missing.",
         "6 trials are 10 stages",
@@ -80,12 +81,12 @@ def test_the_page_holds_all_that_a_reader_asks(reported: Path) -> None:
         "first attempt",
         "8 at 8 runs; 0 of them took more than one",
     ):
-        assert text in said, text
-    assert "undecided" in said
-    assert "1 seed" in said
+        assert expected in text, expected
+    assert "undecided" in text
+    assert "1 seed" in text
 
 
-def test_the_page_asks_nothing_of_a_network_or_of_another_file(reported: Path) -> None:
+def test_the_page_refers_to_no_network_address_or_other_file(reported: Path) -> None:
     html = reported.read_text()
     assert not re.findall(r"""(?:src|srcset|action|poster|data)=["'](?!data:)""", html)
     assert not re.findall(r"""\bhref=["'](?!#|data:)""", html)
@@ -95,21 +96,21 @@ def test_the_page_asks_nothing_of_a_network_or_of_another_file(reported: Path) -
     assert addresses <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
 
 
-def test_no_two_figures_of_the_page_share_an_id_and_every_reference_is_met(reported: Path) -> None:
+def test_ids_are_unique_across_figures_and_every_reference_resolves(reported: Path) -> None:
     html = reported.read_text()
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', html)) <= set(ids)
 
 
-def test_it_opens_offline_without_a_request_or_a_complaint(page: Page, reported: Path) -> None:
+def test_the_page_opens_offline_without_requests_or_errors(page: Page, reported: Path) -> None:
     assert page.requests == [reported.as_uri()]
-    assert page.complaints == []
+    assert page.errors == []
     assert page.value("document.title") == "tiny: report"
     assert page.value("performance.getEntriesByType('resource').length") == 0
 
 
-def test_its_figures_are_seen_and_have_a_name_and_a_caption(page: Page) -> None:
+def test_its_figures_are_visible_with_a_name_and_a_caption(page: Page) -> None:
     figures = page.value(
         "[...document.querySelectorAll('figure')].map(f => { const s = f.querySelector('svg'), b = s.getBoundingClientRect();"
         "return {name: s.getAttribute('aria-label'), caption: f.querySelector('figcaption').textContent,"
@@ -125,7 +126,7 @@ def test_its_figures_are_seen_and_have_a_name_and_a_caption(page: Page) -> None:
     assert page.value("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_a_click_on_a_column_sorts_the_losses_and_another_turns_them_round(page: Page) -> None:
+def test_a_click_on_a_column_sorts_the_losses_and_a_second_click_reverses_them(page: Page) -> None:
     column = "[...document.querySelectorAll('#losses tbody tr')].map(row => row.cells[3].textContent)"
     assert page.value("document.querySelector('#losses th:nth-child(4)').textContent") == "L_ret"
     page.click("#losses th:nth-child(4) button")
@@ -139,7 +140,7 @@ def test_a_click_on_a_column_sorts_the_losses_and_another_turns_them_round(page:
     assert page.value("document.querySelector('#losses th:nth-child(4)').ariaSort") == "descending"
 
 
-def test_a_click_enlarges_a_figure_the_wheel_and_dragging_move_it_and_escape_closes_it(page: Page) -> None:
+def test_a_click_enlarges_a_figure_the_wheel_zooms_dragging_pans_and_escape_closes_it(page: Page) -> None:
     box = "document.querySelector('dialog svg').getAttribute('viewBox').split(' ').map(Number)"
     page.click("#figure-frontiers .drawing")
     assert page.value("document.querySelector('dialog').open")
@@ -156,20 +157,20 @@ def test_a_click_enlarges_a_figure_the_wheel_and_dragging_move_it_and_escape_clo
     assert moved[2:] == near[2:]
     page.press("Escape")
     assert page.value("document.querySelector('dialog')") is None
-    assert page.complaints == []
+    assert page.errors == []
 
 
 def wait_until_changed(page: Page, expression: str, before: list[float]) -> list[float]:
-    """The wheel's and the pointer's events reach a page with its next frame."""
+    """The value of an expression once it differs from `before`; wheel and pointer events take effect in a later frame."""
     for _ in range(200):
         now: list[float] = page.value(expression)
         if now != before:
             return now
         page.value("new Promise(requestAnimationFrame)")
-    raise AssertionError(f"{expression} stayed {before}")
+    raise AssertionError(f"{expression} is still {before}")
 
 
-def test_the_document_names_every_file_and_verdict(
+def test_the_json_document_names_every_file_and_verdict(
     reported: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = reported.parents[2]
@@ -183,30 +184,36 @@ def test_the_document_names_every_file_and_verdict(
     assert all(verdict["outcome"] and verdict["effects"] for verdict in document["verdicts"])
 
 
-def test_before_anything_is_prepared_the_page_says_so(trained: Trained, tmp_path: Path) -> None:
+def test_a_page_of_unprepared_data_says_so(trained: Trained, tmp_path: Path) -> None:
     assert main(["report", str(trained.study), "--store", str(tmp_path / "none")]) == 0
-    said = text_of((tmp_path / "none" / "studies" / "tiny" / "report.html").read_text())
-    assert "The data is not prepared" in said
-    assert "Partial results: 4 of 4 trials are missing." in said
-    assert "not prepared" in said
+    text = text_of((tmp_path / "none" / "studies" / "tiny" / "report.html").read_text())
+    assert "The data is not prepared" in text
+    assert "Partial results: 4 of 4 trials are missing." in text
+    assert "not prepared" in text
 
 
-def test_interruptions_and_attempts_are_told(tmp_path: Path) -> None:
+def test_the_page_lists_interruptions_and_attempts(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs")
     finish_all(tree, store, lambda stage: stage != "finetune")
     run = kinds(tree, store, "finetune")[0]
     run.begin(1)
     run.stop("preempted")
     run.begin(1)
-    run.note(["no undamaged state is left: the stage starts anew"])
+    run.note(["no undamaged checkpoint is left: the stage starts over"])
     run.fail("it broke", "crash")
-    said = text_of(made_report(tmp_path / "runs"))
-    for text in ("2 interruptions", "preempted", "no undamaged state is left", "crash", "1 of them took more than one"):
-        assert text in said, text
-    assert "1 failed" in said
+    text = text_of(made_report(tmp_path / "runs"))
+    for expected in (
+        "2 interruptions",
+        "preempted",
+        "no undamaged checkpoint is left",
+        "crash",
+        "1 of them took more than one",
+    ):
+        assert expected in text, expected
+    assert "1 failed" in text
 
 
-def test_the_head_of_the_study_file_is_the_question_and_nothing_in_it_is_markup(tmp_path: Path) -> None:
+def test_the_study_files_head_is_the_question_and_is_escaped(tmp_path: Path) -> None:
     _, store = registered(tmp_path / "runs")
     (store.root / "tiny.yaml").write_text("# Is <b>mixing</b> worth it?\n# <script>alert(1)</script>\nstudy: tiny\n")
     html = made_report(store.root)
@@ -215,14 +222,14 @@ def test_the_head_of_the_study_file_is_the_question_and_nothing_in_it_is_markup(
     assert "<pre># Is &lt;b&gt;mixing" in html
 
 
-def test_more_than_two_hundred_trials_are_folded_away(tmp_path: Path) -> None:
+def test_more_than_two_hundred_trials_are_collapsed(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     rates = [1e-5 * number for number in range(1, 202)]
     html = made_report(tmp_path / "runs", grid={"finetune.lr": rates})
     assert "<details><summary>201 trials</summary>" in html
 
 
-def test_every_choice_is_held_against_the_paper(tmp_path: Path) -> None:
+def test_every_choice_is_compared_with_the_paper(tmp_path: Path) -> None:
     grid = {"posttrain.lr": [1e-4, 5e-3], "posttrain.dropout": [0, 0.1], "finetune.lr": [5e-5, 2e-4]}
     fields = tiny_fields(**{"posttrain.min_lr": 5e-5, "finetune.tokens": "200M", "grid": grid})
     table = deviations(check_study(fields, tmp_path / "tiny.yaml"), 135_000_000)
@@ -241,20 +248,22 @@ def test_every_choice_is_held_against_the_paper(tmp_path: Path) -> None:
     assert {row[0].text: row[2].text for row in at_1b.rows}["pretrain.lr"] == "0.0005"
 
 
-def test_a_verdict_shows_its_effects_with_interval_and_seeds() -> None:
-    verdict = judged("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
+def test_a_verdict_shows_its_effects_with_intervals_and_seeds() -> None:
+    verdict = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
     (row,) = verdict_table([verdict]).rows
     assert [cell.text for cell in row[:2]] == ["1b", "supported"]
     assert re.fullmatch(r"slope: -0\.11, 95% interval -0\.\d+ to -0\.\d+ \(3 seeds\)", row[3].text)
 
 
-def test_a_figure_in_the_page_keeps_its_shape_and_loses_the_addresses_of_its_metadata() -> None:
+def test_an_inlined_figure_keeps_its_shape_and_loses_its_metadata_addresses(tmp_path: Path) -> None:
     drawn = (
         '<?xml version="1.0"?><!DOCTYPE svg PUBLIC "x" "http://example.org/svg.dtd">\n'
         '<svg width="72pt" height="36pt" viewBox="0 0 72 36" xmlns="http://www.w3.org/2000/svg" version="1.1">'
         '<metadata>http://example.org</metadata><defs><path id="a"/></defs><use xlink:href="#a"/><g clip-path="url(#a)"/></svg>'
     )
-    svg, width = inline_svg(drawn, "figure2", 'a "title"')
+    path = tmp_path / "figure2.svg"
+    path.write_text(drawn)
+    svg, width = inline_svg(DrawnFigure("figure2", 'a "title"', "", path, path, path, 0, 0))
     assert width == 96
     assert "example.org" not in svg
     assert 'viewBox="0 0 72 36"' in svg

@@ -1,7 +1,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from retain.launchers.planning.plan import make_plan, open_plan
+import retain
+from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.register import register
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, Progress
@@ -43,13 +44,13 @@ def test_a_speed_is_the_median_of_done_runs_of_one_kind_model_devices_and_gpu(tm
 
 def test_a_plan_is_priced_by_what_its_store_has_measured(tmp_path: Path) -> None:
     study, store = tiny_study(tmp_path / "study", grid={"seed": [0, 1]}), Store(tmp_path / "runs")
-    plan = open_plan([str(study)], [], store.root)
-    before = make_plan(plan, "H100").totals
+    opened = open_study(str(study), [], store.root)
+    before = retain.plan(str(study), store=store.root).totals
     assert before.measured["H100"] == 0
     store.root.mkdir()
-    register(plan.tree, plan.opened[0].file, plan.opened[0].facts, store)
-    first, second = [stage for stage in plan.tree.stages.values() if stage.stage == "pretrain"]
+    register(opened.tree, opened.file, opened.facts, store)
+    first, second = [stage for stage in opened.tree.stages.values() if stage.stage == "pretrain"]
     done(store, first.key, 5.0, "NVIDIA H100 80GB HBM3")
-    after = make_plan(plan, "H100").totals
+    after = retain.plan(str(study), store=store.root).totals
     assert after.measured == {"A100": 0, "H100": 1, "H200": 0, "L40S": 0}
     assert after.gpu_hours > second.tokens / 5.0 / 3600 > before.gpu_hours

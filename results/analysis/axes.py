@@ -1,0 +1,62 @@
+"""The axes of trials: which of them vary, which values they take, and which trials differ in nothing else.
+
+A row is one trial of the loss table; `row["axes"]` maps the study's axes to the trial's values.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar
+
+from retain.results.store.loss_table import Row
+from retain.results.store.study_files import AXIS_OF_POINTS
+
+METHOD, PIPELINE, RECIPE = "method", "pipeline", "recipe"
+"""Axes of named cases: training methods, pairs of corpora, and recipes that a search compares."""
+EXPOSURE, SIZE, RATE = "pretrain.exposure", "posttrain.tokens", "finetune.lr"
+"""λ, |D_post| in tokens, and the learning rate of fine-tuning."""
+SEEDS = ("seed", "pretrain.seed", "posttrain.seed", "finetune.seed")
+
+Item = TypeVar("Item")
+Key = TypeVar("Key")
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items by their key; keys and items keep their order."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def axis_names(rows: Iterable[Row]) -> list[str]:
+    """All axes of the rows, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row["axes"]))
+
+
+def axis_values(rows: Iterable[Row], axis: str) -> list[Any]:
+    """The different values of an axis, in order of appearance; rows without the axis are skipped."""
+    values = (row["axes"][axis] for row in rows if axis in row["axes"])
+    return list({repr(value): value for value in values}.values())
+
+
+def varied_axes(rows: Collection[Row]) -> list[str]:
+    """The axes on which rows differ, without the seeds; having no value counts as a value of its own."""
+    return [name for name in axis_names(rows) if name not in SEEDS and len({setting(row, [name]) for row in rows}) > 1]
+
+
+def setting(row: Row, axes: Collection[str]) -> tuple[str, ...]:
+    """A key that is equal for rows with equal values on these axes."""
+    return tuple(repr(row["axes"].get(axis)) for axis in sorted(axes))
+
+
+def seed_of(row: Row) -> int:
+    """The seed of a trial, 0 if the study does not vary it.
+
+    If stages have seeds of their own, the earliest varied one counts: trials that share their first stages are not
+    independent repetitions.
+    """
+    return next((int(row["axes"][name]) for name in SEEDS if name in row["axes"]), 0)
+
+
+def is_searched(row: Row) -> bool:
+    """Whether a trial belongs to the points of a search or to the recipes that confirm it: they differ in several fields."""
+    return AXIS_OF_POINTS in row["axes"] or RECIPE in row["axes"]

@@ -1,0 +1,85 @@
+"""The results of a study as far as they are there: its loss table, its overview figure and its TensorBoard view."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from retain.results.figures.overview import draw_losses
+from retain.results.figures.theory import draw_theory
+from retain.results.store.loss_table import Row, save_rows, trial_rows
+from retain.results.store.readiness import blocked_stages
+from retain.results.store.runs import Store
+from retain.results.store.state import State
+from retain.results.tensorboard.views import link_runs, view_folder
+from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.tree.tree import Axes, Tree, axes_label
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A stage that failed or was cancelled."""
+
+    key: str
+    stage: str
+    axes: Axes
+    state: str
+    reason: str | None
+    blocked: int
+    """The number of stages that wait for it."""
+
+    @property
+    def sentence(self) -> str:
+        """`failed: pretrain 0a1b2c3d (seed=1): the loss is not finite; 4 stages below it are blocked`."""
+        line = f"{self.state}: {self.stage} {self.key[:8]} ({axes_label(self.axes)}): {self.reason}"
+        return line + (f"; {self.blocked} stages below it are blocked" if self.blocked else "")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `retain results --json` and `retain run --json` print."""
+
+    study: str
+    loss_unit: str
+    axes: list[str]
+    """The names of the axes, as the study writes them."""
+    trials: list[Row]
+    """One row per trial: its axes, stage keys, the four losses (nats per token; None if missing) and tokens."""
+    failures: list[Failure]
+    files: list[str]
+    """Paths of the loss table, the figures and the TensorBoard view that were written; none without a finished stage."""
+
+
+def collect_results(
+    file: StudyFile, tree: Tree, store: Store, states: Mapping[str, State] | None = None, view: bool = True
+) -> Results:
+    """Read the results of a study, and write its loss table, its overview figure and its TensorBoard view.
+
+    states: the states of all stages, if they have been read already. view: whether to make a TensorBoard view if there is
+    none; an existing one is always updated. A store that may only be read still has results.
+    """
+    states = store.states(tree.stages) if states is None else states
+    rows = trial_rows(tree, store, states)
+    written: list[Path] = []
+    draw = draw_theory if isinstance(file.study, LinearStudy) else draw_losses
+    with contextlib.suppress(PermissionError):
+        if any(state.state == "done" for state in states.values()):
+            written = [save_rows(store.root, tree.study, rows), *draw(store.root, tree.study, rows)]
+            # With ten thousand runs this takes as long as the rest.
+            if view or view_folder(store.root, tree.study).is_dir():
+                written.append(link_runs(tree, store, states=states))
+    paths = [str(path) for path in written]
+    return Results(tree.study, file.study.loss_unit, list(file.labels), rows, failures(tree, states), paths)
+
+
+def failures(tree: Tree, states: Mapping[str, State]) -> list[Failure]:
+    """The stages that failed or were cancelled, each with the number of stages below it that are blocked."""
+    blocked = blocked_stages(tree.stages, states)
+    found = []
+    for key, state in states.items():
+        if state.state in ("failed", "cancelled"):
+            stage = tree.stages[key]
+            below = sum(stage in tree.ancestors(other) for other in blocked)
+            found.append(Failure(key, stage.stage, stage.axes, state.state, state.reason, below))
+    return found
