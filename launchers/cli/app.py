@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -10,14 +11,29 @@ from retain.launchers.cli.options import INTERRUPTED
 from retain.sweeps.base.errors import RetainError, StudyError
 
 app = typer.Typer(
-    help="What does a model still know after its next fine-tuning, and which upstream choices decide that?",
     epilog="Exit codes: 0 done, 1 some run failed, 2 wrong use or wrong study, 3 the environment lacks something.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"retain {version('retain-lm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What does a model still know after its next fine-tuning, and which upstream choices decide that?"""
 
 
 for verb in (
@@ -47,8 +63,9 @@ for verb in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; what a user can cure is one sentence on standard error."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        return int(app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False) or 0)
+        return int(app(list(words) or ["--help"], standalone_mode=False) or 0)
     except RetainError as error:
         print(f"retain: {error}", file=sys.stderr)
         return error.exit_code
