@@ -6,13 +6,10 @@ To add a kind, write its module and enter it in KINDS. Launchers, store, jobs, r
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
-
-if TYPE_CHECKING:
-    from retain.launchers.stage.attempt import AttemptContext
 
 Spec = Mapping[str, Any]
 """The content of a run's stage.json."""
@@ -22,8 +19,8 @@ Spec = Mapping[str, Any]
 class Kind:
     """What differs between kinds of runs. `module` is imported when an attempt begins, so that launchers stay light.
 
-    The module has a function `attempt(context)`: it makes one attempt at the run of an `AttemptContext`, from `context.begin()`
-    to `context.finish(...)`. It polls `context.stop`, saves what it needs to resume, and raises AttemptStopped; any other
+    The module has a function `attempt(context)`: it makes one attempt at the run of an `AttemptContext`
+    (launchers.stage.attempt), from `context.begin()` to `context.finish(...)`. It polls `context.stop`, saves what it needs to resume, and raises AttemptStopped; any other
     exception fails the run.
     """
 
@@ -35,9 +32,6 @@ class Kind:
     """A module with `problems(store, run, known) -> list[str]`, for `retain verify`; `known` is a cache of its own."""
     may_idle: bool = False
     """Whether an attempt may be stopped without progress as often as it takes: it waits for others."""
-
-    def attempt(self, context: "AttemptContext") -> None:
-        importlib.import_module(self.module).attempt(context)
 
     def problems(self, store: Store, run: Run, known: dict[str, Any]) -> list[str]:
         """What is wrong with what a run computed, one sentence each."""

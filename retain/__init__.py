@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas
 
     from retain.datamodules.corpora.prepare import Report
-    from retain.launchers.jobs.submit_study import Submission
+    from retain.launchers.jobs.submit import Submitted
     from retain.launchers.local.run import Reporting, Watching
     from retain.launchers.planning.plan import Plan
     from retain.launchers.search.status import Status
@@ -74,7 +74,7 @@ def submit(
     site: str | None = None,
     *,
     report: "Report | None" = None,
-) -> "Submission":
+) -> "Submitted":
     """Prepare the data of a study, and submit to SLURM what its store lacks; runs with a job are not submitted again.
 
     site: a profile of sites.yaml; by default the one that matches this machine, if any. report: displays the preparation
@@ -83,7 +83,7 @@ def submit(
     Raises StudyError if the study is invalid, MissingResourceError if SLURM is missing or does not answer.
     """
     from retain.datamodules.corpora.prepare import ignore_progress
-    from retain.launchers.jobs.submit_study import submit_study
+    from retain.launchers.jobs.submit import submit_study
 
     return submit_study(study, overrides, _store(store), site, report or ignore_progress)
 

@@ -89,7 +89,8 @@ def submit(
     from retain.launchers.cli.progress import reporting
     from retain.launchers.cli.views.submission import print_scripts, print_submission
     from retain.launchers.console import print_json
-    from retain.launchers.jobs.resources import as_executions, find_site, slurm_resources
+    from retain.launchers.jobs.resources import find_site
+    from retain.launchers.jobs.submit import register_for_slurm
     from retain.launchers.local.launcher import start_detached
     from retain.launchers.planning.register import register
 
@@ -104,8 +105,7 @@ def submit(
     if dry_run:
         chosen = find_site(site)
         opened = _prepare(study, overrides or (), store)
-        resources = slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1])
-        register(opened.tree, opened.file, opened.facts, opened.store, as_executions(resources))
+        resources = register_for_slurm(opened, chosen and chosen[1])
         print_scripts(opened, resources, chosen and chosen[0])
         return
     with reporting() as report:
@@ -136,8 +136,8 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     """
     from retain.launchers.cli.views.submission import print_submission
     from retain.launchers.jobs.branches import retry_runs
-    from retain.launchers.jobs.submit import submit_runs
-    from retain.launchers.jobs.submit_study import as_submission, retry_study
+    from retain.launchers.jobs.resources import find_site
+    from retain.launchers.jobs.submit import register_for_slurm, submit_runs
     from retain.launchers.planning.opened_study import open_study
     from retain.launchers.slurm.client import has_slurm
     from retain.results.store.runs import Store
@@ -145,11 +145,11 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
 
     keys = _keys_of(name, overrides or (), store)
     if has_slurm() and keys and is_study(name):
-        again = retry_study(open_study(name, overrides or (), store), keys, site)
-    else:
-        again = retry_runs(Store(store), keys)
+        chosen = find_site(site)
+        register_for_slurm(open_study(name, overrides or (), store), chosen and chosen[1])
+    again = retry_runs(Store(store), keys)
     if has_slurm():
-        submission = as_submission(name, submit_runs(Store(store), keys))
+        submission = submit_runs(Store(store), keys, name)
         print_submission(submission, command("retry", name, overrides, store))
     elif is_study(name):
         print(f"{len(again)} runs are planned again; {command('run', name, overrides, store)} trains them")

@@ -54,7 +54,7 @@ def _submit_and_is_last(store: Store, job: str) -> bool:
     with submission_lease(store):
         result = submit_leased(store, read_backlog(store).keys)
         if result.jobs:
-            log_line(f"submitted {sum(len(keys) for _, keys in result.jobs)} runs that had waited for room")
+            log_line(f"submitted {sum(len(job.keys) for job in result.jobs)} runs that had waited for room")
         if not result.deferred or result.limit == 1:
             return False
         others = set(live_jobs()) - {job}

@@ -10,8 +10,8 @@ from typing import Any
 
 from retain.launchers.slurm.client import has_slurm
 from retain.launchers.slurm.partitions import Partition, read_config, read_partitions
+from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import Store
-from retain.results.store.throughput import measured_speeds
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.execution import Slurm, StageExecution

@@ -1,17 +1,21 @@
-"""How a job is handed to SLURM, whatever it does: what it asks for, its environment, and the code that it runs."""
+"""What one job, or one array of jobs, asks of SLURM: its runs, resources, environment and code."""
 
 import contextlib
 import os
 import re
 import shlex
 import sys
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retain.launchers.jobs.resources import UNMEASURED_MINUTES
+from retain.launchers.jobs.submissions import Submission, submission_folder
 from retain.launchers.stage.environment import OFFLINE
+from retain.results.store.runs import Store
 from retain.sweeps.schema.execution import Slurm
 
 if TYPE_CHECKING:
@@ -25,24 +29,37 @@ OF_A_JOB = re.compile(
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a job asks for, in addition to the options of the study and the site."""
+class Family:
+    """Runs of one stage that need the same runs and resources: one array of jobs."""
 
-    name: str
-    comment: str
-    minutes: int
-    nodes: int
-    tasks: int
-    """Processes on each node."""
-    gpus: int
-    """GPUs of each node."""
-    dependency: str | None = None
+    stage: str
+    needs: tuple[str, ...]
+    keys: tuple[str, ...]
+    execution: Mapping[str, Any]
+
+    @property
+    def pack(self) -> int:
+        """Number of runs that one job does, one after the other."""
+        return int(self.execution.get("pack", 1))  # absent in runs registered before packs
 
 
-def executor(
-    folder: Path, request: Request, slurm: Slurm, last_line: Sequence[str], code: Path
+def families(store: Store, keys: Sequence[str]) -> list[Family]:
+    """Runs grouped by stage, needs and resources, in the order of the first of each group."""
+    grouped: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
+    executions: dict[tuple[str, tuple[str, ...], str], Mapping[str, Any]] = {}
+    for key in keys:
+        run = store.run(key)
+        spec = run.spec()
+        group = (spec["stage"], tuple(run.needs()), repr(sorted(spec["execution"].items(), key=str)))
+        grouped.setdefault(group, []).append(key)
+        executions[group] = spec["execution"]
+    return [Family(group[0], group[1], tuple(found), executions[group]) for group, found in grouped.items()]
+
+
+def family_executor(
+    store: Store, submission: Submission, family: Family, dependency: str | None, code: Path
 ) -> "submitit.SlurmExecutor":
-    """submitit's executor with its files in `folder`. last_line: of the job's script; code: the snapshot that the job runs."""
+    """submitit's executor for one submission. code: the snapshot that the job runs."""
     import submitit
 
     class SlurmExecutor(submitit.SlurmExecutor):
@@ -52,14 +69,21 @@ def executor(
         def affinity(cls) -> int:
             return 1
 
-    # A site's own words for GPUs are only for jobs that take GPUs.
-    gres = slurm.gres if request.gpus or "{gpus}" not in (slurm.gres or "") else None
+    execution = family.execution
+    slurm = Slurm.model_validate(execution["slurm"])
+    tasks = execution["devices"] // slurm.nodes
+    # A search says how many GPUs its nodes need; of a stage, each process has one.
+    gpus = execution.get("gpus_per_node", tasks if execution["accelerator"] != "cpu" else 0)
+    # The `gres` of a site is only for jobs that take GPUs.
+    gres = slurm.gres if gpus or "{gpus}" not in (slurm.gres or "") else None
+    root = str(store.root.absolute())
+    epilogue = [sys.executable, "-m", "retain.launchers.jobs.epilogue", root, submission.token]
     parameters: dict[str, Any] = {
-        "job_name": request.name,
-        "comment": request.comment,
-        "time": request.minutes,
-        "nodes": request.nodes,
-        "ntasks_per_node": request.tasks,
+        "job_name": submission.name,
+        "comment": f"retain {family.stage} of {store.root}",
+        "time": slurm.minutes or UNMEASURED_MINUTES,
+        "nodes": slurm.nodes,
+        "ntasks_per_node": tasks,
         "cpus_per_task": slurm.cpus,
         "mem": f"{int(slurm.memory_gb * 1024)}M" if slurm.memory_gb else None,
         "partition": slurm.partition,
@@ -67,19 +91,29 @@ def executor(
         "qos": slurm.qos,
         "constraint": slurm.constraint,
         "exclude": slurm.exclude,
-        "gres": gres and gres.replace("{gpus}", str(request.gpus)),
-        "gpus_per_node": request.gpus if request.gpus and "gpu" not in (gres or "") else None,
-        "dependency": request.dependency,
+        "gres": gres and gres.replace("{gpus}", str(gpus)),
+        "gpus_per_node": gpus if gpus and "gpu" not in (gres or "") else None,
+        "dependency": dependency,
         "signal_delay_s": slurm.warning_seconds,
         "array_parallelism": slurm.at_a_time,
         "stderr_to_stdout": True,
         "setup": _setup(slurm, code),
-        "teardown": [shlex.join(last_line)],
+        "teardown": [shlex.join(epilogue)],
         "additional_parameters": {"requeue": True} | slurm.extra,
     }
+    folder = submission_folder(store, submission.token)
     made = SlurmExecutor(folder=folder.absolute(), python=shlex.quote(sys.executable))
     made.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
     return made
+
+
+def sbatch_script(store: Store, family: Family, dependency: str | None, code: Path) -> str:
+    """The script that a family would be submitted with."""
+    submission = Submission("dry-run", family.keys, time.time(), pack=family.pack)
+    submitter = family_executor(store, submission, family, dependency, code)
+    if len(submission.tasks) > 1:
+        submitter.parameters["map_count"] = len(submission.tasks)
+    return str(submitter._make_submission_file_text(submitter._submitit_command_str, "dry-run"))
 
 
 def hand_over(folder: Path, names: Sequence[str]) -> None:

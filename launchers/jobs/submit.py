@@ -2,19 +2,17 @@
 
 import contextlib
 import re
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from retain.datamodules.corpora.prepare import Report, ignore_progress
 from retain.launchers.jobs.branches import skip_blocked
 from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.entry import RunJob, call
-from retain.launchers.jobs.resources import UNMEASURED_MINUTES
-from retain.launchers.jobs.sbatch import Request, executor, hand_over, outside_job
+from retain.launchers.jobs.resources import Resources, as_executions, find_site, slurm_resources
+from retain.launchers.jobs.sbatch import Family, families, family_executor, hand_over, outside_job
 from retain.launchers.jobs.submissions import (
     Submission,
     new_submission,
@@ -25,16 +23,15 @@ from retain.launchers.jobs.submissions import (
     write_backlog,
     write_submission,
 )
-from retain.launchers.slurm.client import Limits, live_jobs, read_limits, release_jobs
+from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
+from retain.launchers.planning.register import register
+from retain.launchers.slurm.client import Limits, live_jobs, read_limits, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.results.store.lease import SILENCE_S, Owner, wait_for_lease
 from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED, UNENDED
 from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.schema.execution import Slurm
-
-if TYPE_CHECKING:
-    import submitit
+from retain.sweeps.schema.sites import Site
 
 SUBMITTER_WAIT_S = 120.0
 """How long one submitter waits for another on this machine; for one elsewhere, until its silence shows that it is dead."""
@@ -45,50 +42,70 @@ class QueueFullError(MissingResourceError):
 
 
 @dataclass(frozen=True)
-class Family:
-    """Runs of one stage that need the same runs and resources: one array of jobs."""
+class SubmittedJob:
+    """One job, or one array of jobs."""
 
-    stage: str
-    needs: tuple[str, ...]
-    keys: tuple[str, ...]
-    execution: Mapping[str, Any]
-
-    @property
-    def pack(self) -> int:
-        """Number of runs that one job does, one after the other."""
-        return int(self.execution.get("pack", 1))  # absent in runs registered before packs
+    job_id: str
+    keys: list[str]
+    """The keys of its runs."""
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What one call of `submit_runs` did."""
+    """What `retain submit --json` prints."""
 
-    jobs: Sequence[tuple[str, Sequence[str]]]
-    """Job ids with the keys of their runs."""
-    adopted: Sequence[str]
-    """Ids of jobs whose sbatch had not answered earlier, found again."""
-    released: Sequence[str]
+    study: str
+    """The study, or the run, as it was named; empty for runs that a job submits."""
+    jobs: list[SubmittedJob]
+    adopted: list[str]
+    """Ids of jobs of an earlier submission whose sbatch had not answered."""
+    released: list[str]
     """Ids of jobs that SLURM held because a node could not start them."""
     queued_already: int
     done_already: int
-    failed: Sequence[str]
-    """Left alone: `retain retry` resumes them."""
-    deferred: Sequence[str]
-    """Beyond the user's limit of jobs: submitted by the jobs that end."""
+    failed: list[str]
+    """Keys of runs that failed, were cancelled or skipped: `retain retry` resumes them."""
+    deferred: list[str]
+    """Keys of runs beyond the user's limit of jobs: the jobs that end submit them."""
     limit: int | None
     """The user's limit of jobs."""
 
 
-def submit_runs(store: Store, keys: Sequence[str]) -> Submitted:
+def submit_study(
+    name: str,
+    overrides: Sequence[str] = (),
+    store: Path = Path("runs"),
+    site: str | None = None,
+    report: Report = ignore_progress,
+) -> Submitted:
+    """Prepare the data of a study, and submit the runs that are missing. Raises StudyError, MissingResourceError.
+
+    site: the name of a site profile; without it, the one that matches this machine.
+    """
+    require_slurm()
+    chosen = find_site(site)
+    opened = prepare_study(name, overrides, store, report)
+    register_for_slurm(opened, chosen and chosen[1])
+    return submit_runs(opened.store, list(opened.tree.stages), opened.tree.study)
+
+
+def register_for_slurm(opened: OpenedStudy, site: Site | None) -> Mapping[str, Resources]:
+    """Register the runs of a study with the resources that the study and the site ask for now; returns these."""
+    resources = slurm_resources(opened.tree, opened.file, opened.store, site)
+    register(opened.tree, opened.file, opened.facts, opened.store, as_executions(resources))
+    return resources
+
+
+def submit_runs(store: Store, keys: Sequence[str], study: str = "") -> Submitted:
     """Submit those of these registered runs (parents first) that have neither ended nor a job.
 
     Raises MissingResourceError if SLURM does not answer, or another submitter holds the store for too long.
     """
     with submission_lease(store):
-        return submit_leased(store, keys)
+        return submit_leased(store, keys, study)
 
 
-def submit_leased(store: Store, keys: Sequence[str]) -> Submitted:
+def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitted:
     """`submit_runs` for the holder of the store's submission lease."""
     # 1. Settle what earlier submitters and dead jobs left open, so that states and SLURM agree.
     adopted = settle_unanswered(store)
@@ -121,6 +138,7 @@ def submit_leased(store: Store, keys: Sequence[str]) -> Submitted:
         write_backlog(store, replace(backlog, keys=(*others, *(key for key in keys if key in late))))
     done = sum(state.state == "done" for state in states.values())
     return Submitted(
+        study=study,
         jobs=jobs,
         adopted=adopted,
         released=released,
@@ -130,19 +148,6 @@ def submit_leased(store: Store, keys: Sequence[str]) -> Submitted:
         deferred=deferred,
         limit=limits.jobs,
     )
-
-
-def families(store: Store, keys: Sequence[str]) -> list[Family]:
-    """Runs grouped by stage, needs and resources, in the order of the first of each group."""
-    grouped: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
-    executions: dict[tuple[str, tuple[str, ...], str], Mapping[str, Any]] = {}
-    for key in keys:
-        run = store.run(key)
-        spec = run.spec()
-        group = (spec["stage"], tuple(run.needs()), repr(sorted(spec["execution"].items(), key=str)))
-        grouped.setdefault(group, []).append(key)
-        executions[group] = spec["execution"]
-    return [Family(group[0], group[1], tuple(found), executions[group]) for group, found in grouped.items()]
 
 
 def settle_unanswered(store: Store) -> list[str]:
@@ -162,15 +167,6 @@ def settle_unanswered(store: Store) -> list[str]:
                     run.unqueue()
             (submission_folder(store, submission.token) / "intent.json").unlink()
     return adopted
-
-
-def sbatch_script(store: Store, family: Family, dependency: str | None, code: Path) -> str:
-    """The script that a family would be submitted with."""
-    submission = Submission("dry-run", family.keys, time.time(), pack=family.pack)
-    submitter = _executor(store, submission, family, dependency, code)
-    if len(submission.tasks) > 1:
-        submitter.parameters["map_count"] = len(submission.tasks)
-    return str(submitter._make_submission_file_text(submitter._submitit_command_str, "dry-run"))
 
 
 @contextlib.contextmanager
@@ -193,10 +189,10 @@ def submission_lease(store: Store) -> Iterator[None]:
 
 def _submit_families(
     store: Store, wanted: Sequence[Family], job_of: dict[str, str], limits: Limits, room: int | None
-) -> tuple[list[tuple[str, Sequence[str]]], list[str]]:
+) -> tuple[list[SubmittedJob], list[str]]:
     """Submit families in order, parents first. Returns the jobs, and the keys that are beyond the limits."""
     code = snapshot_code(store.root)
-    jobs: list[tuple[str, Sequence[str]]] = []
+    jobs: list[SubmittedJob] = []
     deferred: list[str] = []
     for family in wanted:
         unfinished = [key for key in family.needs if not store.run(key).is_done()]
@@ -218,7 +214,7 @@ def _submit_families(
                 continue
             assert submission.job_id is not None
             job_of |= {key: job for job, keys in submission.keys_of_jobs().items() for key in keys}
-            jobs.append((submission.job_id, taken))
+            jobs.append(SubmittedJob(submission.job_id, list(taken)))
             room = None if room is None else room - len(submission.tasks)
     return jobs, deferred
 
@@ -231,7 +227,7 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
     for key in family.keys:
         store.run(key).queue(submission.token)
     # 2. Call sbatch.
-    submitter = _executor(store, submission, family, dependency, code)
+    submitter = family_executor(store, submission, family, dependency, code)
     jobs = [RunJob(str(store.root.absolute()), submission.token) for _ in submission.tasks]
     try:
         with outside_job():
@@ -258,25 +254,3 @@ def _adopt(store: Store, submission: Submission, job_id: str) -> str:
     hand_over(submission_folder(store, submission.token), names)
     write_submission(store, replace(submission, job_id=job_id))
     return job_id
-
-
-def _executor(
-    store: Store, submission: Submission, family: Family, dependency: str | None, code: Path
-) -> "submitit.SlurmExecutor":
-    execution = family.execution
-    slurm = Slurm.model_validate(execution["slurm"])
-    tasks = execution["devices"] // slurm.nodes
-    # A search says how many GPUs its nodes need; of a stage, each process has one.
-    gpus = execution.get("gpus_per_node", tasks if execution["accelerator"] != "cpu" else 0)
-    request = Request(
-        name=submission.name,
-        comment=f"retain {family.stage} of {store.root}",
-        minutes=slurm.minutes or UNMEASURED_MINUTES,
-        nodes=slurm.nodes,
-        tasks=tasks,
-        gpus=gpus,
-        dependency=dependency,
-    )
-    root = str(store.root.absolute())
-    last_line = [sys.executable, "-m", "retain.launchers.jobs.epilogue", root, submission.token]
-    return executor(submission_folder(store, submission.token), request, slurm, last_line, code)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
+from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import open_store
-from retain.results.store.throughput import measured_speeds
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
 from retain.sweeps.tree.data_facts import UNPREPARED
 from retain.sweeps.tree.tree import STAGES, Axes, merged

@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import Store
 from retain.results.store.state import State
-from retain.results.store.throughput import measured_speeds
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.units import format_size, parse_size
 from retain.sweeps.schema.execution import Execution

@@ -165,9 +165,9 @@ class StageJobs:
             if mine := set(wanted) & set(waiting.keys):
                 others = tuple(key for key in waiting.keys if key not in mine)
                 write_backlog(self.store, replace(waiting, keys=others))
-        for job_id, submitted in result.jobs:
-            log_line(f"job {job_id}: {self.at_work[submitted[0]].stage} {' '.join(key[:8] for key in submitted)}")
-            for key in submitted:
+        for job in result.jobs:
+            log_line(f"job {job.job_id}: {self.at_work[job.keys[0]].stage} {' '.join(key[:8] for key in job.keys)}")
+            for key in job.keys:
                 attempts = len(self.store.run(key).state().attempts)
                 known, times = self.starts.get(key, (attempts, 0))
                 self.starts[key] = (attempts, times + 1 if attempts == known else 1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import time
@@ -87,7 +88,7 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> Non
         # 2. The kind does the work.
         with heartbeat(lease):
             context = AttemptContext(store, run, ranks, lease, stop)
-            kind_of(context.spec).attempt(context)
+            importlib.import_module(kind_of(context.spec).module).attempt(context)
     except AttemptStopped as stopped:
         # 3a. Stopped by a signal: the run can be resumed. A cancelled run stays cancelled.
         if ranks.is_first:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from retain.launchers.console import open_console, print_line
 from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.resources import Resources
-from retain.launchers.jobs.submit import families, sbatch_script
-from retain.launchers.jobs.submit_study import Submission
+from retain.launchers.jobs.sbatch import families, sbatch_script
+from retain.launchers.jobs.submit import Submitted
 from retain.launchers.planning.opened_study import OpenedStudy
 
 
-def print_submission(submission: Submission, retry: str) -> None:
+def print_submission(submission: Submitted, retry: str) -> None:
     """Print what was submitted, what was not, and why. retry: the command that retries failed runs."""
     console = open_console()
     runs = sum(len(job.keys) for job in submission.jobs)

@@ -4,9 +4,9 @@ from pathlib import Path
 import retain
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.register import register
+from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, Progress
-from retain.results.store.throughput import measured_speeds
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.tree.throughput import model_text
 from retain.sweeps.tree.tree import expand
