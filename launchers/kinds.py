@@ -20,8 +20,8 @@ class Kind:
     """What differs between kinds of runs. `module` is imported when an attempt begins, so that launchers stay light.
 
     The module has a function `attempt(context)`: it makes one attempt at the run of an `AttemptContext`
-    (launchers.stage.attempt), from `context.begin()` to `context.finish(...)`. It polls `context.stop`, saves what it needs to resume, and raises AttemptStopped; any other
-    exception fails the run.
+    (launchers.stage.attempt), from `context.begin()` to `context.finish(...)`. It polls `context.stop`, saves what it needs
+    to resume, and raises AttemptStopped; any other exception fails the run.
     """
 
     name: str

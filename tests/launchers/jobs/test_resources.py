@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from retain.launchers.jobs.resources import Resources, as_executions, slurm_resources
-from retain.launchers.jobs.submit import families, sbatch_script
+from retain.launchers.jobs.sbatch import families, sbatch_script
 from retain.launchers.planning.register import register
 from retain.launchers.slurm.partitions import Partition, parse_config, parse_gpus, parse_partitions
 from retain.results.store.runs import Store

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from retain.launchers.jobs.resources import as_executions, slurm_resources
+from retain.launchers.jobs.sbatch import families, sbatch_script
 from retain.launchers.jobs.submissions import new_submission, read_submission, submission_folder, write_submission
-from retain.launchers.jobs.submit import families, sbatch_script
 from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import WorkerGroup, train
 from retain.launchers.planning.opened_study import prepare_study
