@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -99,6 +100,14 @@ def imports() -> Mapping[str, frozenset[str]]:
         own = {name.removeprefix("retain.") for name in names if name == "retain" or name.startswith("retain.")}
         found[module] = frozenset(own & modules.keys() - {module})
     return found
+
+
+def test_every_folder_of_the_package_is_installed() -> None:
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {path.parent for _, path in packaged()}
+    assert sorted(packages) == sorted(
+        "retain" if folder == Path("retain") else f"retain.{'.'.join(folder.parts)}" for folder in folders
+    )
 
 
 def room_of(module: str) -> str:
