@@ -1,4 +1,4 @@
-"""Install the locked packages and Retain itself into the Python that runs this: `python tools/install.py [test]`.
+"""Install the locked packages and Retain itself into the Python that runs this: `python tools/install.py [test] [docs]`.
 
 torch is the one package with builds of our choice: the lock accepts the index's build, which on Linux needs the CUDA
 packages of cuda.lock, and a CPU build that pip was told of (PIP_FIND_LINKS). Asked for several hashes, pip takes the
@@ -40,7 +40,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         narrowed = Path(folder) / "demo.lock"
         narrowed.write_text(TORCH.sub(f"{pin} --hash=sha256:{digest}\n", demo))
-        more = [LOCKS / f"{name}.lock" for name, wanted in (("test", "test" in sys.argv), ("cuda", cuda)) if wanted]
+        more = [LOCKS / f"{name}.lock" for name in (*sys.argv[1:], *(["cuda"] if cuda else []))]
         files = [word for lock in (narrowed, *more) for word in ("-r", str(lock))]
         subprocess.run([*PIP, "install", "--quiet", "--require-hashes", *files], check=True)
     # setuptools, which builds Retain itself, is among the locked packages.
