@@ -1,6 +1,6 @@
 """The pages of docs/ that are generated, as a whole or in part: `python -m tools.generated_pages` renews them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tools.api_reference import api_reference
@@ -9,17 +9,20 @@ from tools.field_reference import field_reference
 from tools.study_table import study_table, with_table
 
 DOCS = Path(__file__).parents[1] / "docs"
+GENERATED: Mapping[str, Callable[[str], str]] = {
+    "reference/fields.md": lambda text: field_reference(),
+    "reference/commands.md": lambda text: command_reference(),
+    "reference/api.md": lambda text: api_reference(),
+    "studies.md": lambda text: with_table(text, study_table()),
+}
+"""By the path of a page in docs/: its present text to the text that it must have."""
 
 
-def generated_pages() -> Iterator[tuple[Path, str]]:
-    """Each page with the text that it must have."""
-    yield DOCS / "reference" / "fields.md", field_reference()
-    yield DOCS / "reference" / "commands.md", command_reference()
-    yield DOCS / "reference" / "api.md", api_reference()
-    studies = DOCS / "studies.md"
-    yield studies, with_table(studies.read_text(encoding="utf-8"), study_table())
+def main() -> None:
+    for name, generate in GENERATED.items():
+        path = DOCS / name
+        path.write_text(generate(path.read_text(encoding="utf-8") if path.exists() else ""), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    for path, text in generated_pages():
-        path.write_text(text, encoding="utf-8")
+    main()
