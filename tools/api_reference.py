@@ -44,8 +44,8 @@ print(frame.groupby("pretrain.exposure")["retained_posttraining_loss"].mean())
 Errors that a user can fix are `StudyError` (an invalid study or argument) and `MissingResourceError` (something is missing on
 this machine), both in `retain.sweeps.base.errors`. Their message is one sentence with the cure.
 
-The key of a stage is also that of its run. `Axes` maps the name of each axis to its value. `Row` maps `axes`, `keys`, `tokens` and
-the names of the four losses to the values of one trial. Losses are in nats per token.
+The key of a stage is also that of its run. `Axes` maps the name of each axis to its value. `Row` maps `axes`, `keys`, `tokens`
+and the names of the four losses to the values of one trial. Losses are in nats per token.
 
 ## Functions
 """

@@ -46,4 +46,9 @@ def _sections(name: str, verb: Any) -> Iterator[str]:
     yield f"## `retain {name}`\n\n{' '.join((verb.help or '').split())}\n\n```text\n{usage}\n```\n"
     rows = [(str(one.metavar), one.help or "") for one in arguments]
     rows += [record for one in verb.params if one not in arguments if (record := one.get_help_record(context))]
-    yield "\n".join(["| argument or option | meaning |", "|---|---|", *(f"| `{left}` | {one_line(right)} |" for left, right in rows)]) + "\n"
+    lines = [
+        "| argument or option | meaning |",
+        "|---|---|",
+        *(f"| `{left}` | {one_line(right)} |" for left, right in rows),
+    ]
+    yield "\n".join(lines) + "\n"

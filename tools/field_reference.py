@@ -115,8 +115,9 @@ def section_text(section: type[Section]) -> str:
         lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
         for name, doc in docs.items():
             field = section.model_fields[name]
+            kind = _type_words(field.annotation, field.metadata)
             default = "-" if "The default is" in doc and field.is_required() else default_text(field)
-            lines.append(f"| `{name}` | {_type_words(field.annotation, field.metadata)} | {default} | {one_line(doc)} |")
+            lines.append(f"| `{name}` | {kind} | {default} | {one_line(doc)} |")
         lines.append("")
     return "\n".join(lines)
 
