@@ -45,6 +45,42 @@ TINY: dict[str, Any] = {
     "grid": {"pretrain.exposure": [0, 1], "finetune.lr": [5e-4, 2e-3]},
 }
 
+LINEAR: dict[str, Any] = {
+    "study": "linear",
+    "model": {
+        "linear": {
+            "features": 3,
+            "inconsistent": 1,
+            "start": 4,
+            "invariant": 1.0,
+            "pre": 0.5,
+            "post": 0.05,
+            "ft": 0.55,
+            "beta": 0.21,
+            "c": 0.43,
+        }
+    },
+    "pretrain": {"time": 20, "lr": 0.01},
+    "posttrain": {"time": 20, "lr": 0.01},
+    "finetune": {"time": 20, "lr": 0.01},
+    "grid": {"pretrain.exposure": [0, 1], "finetune.lr": [0.005, 0.01]},
+    "execution": {"accelerator": "cpu"},
+}
+"""2,000 steps of numpy in a stage: for tests of what launches stages, and not of training."""
+SECOND = 150_000
+"""Steps of a linear stage that take about a second."""
+
+
+def linear_study(folder: Path, **overrides: Any) -> Path:
+    """Write a linear study with two exposures and two fine-tuning rates; overrides as in `tiny_study`.
+
+    A stage takes `time` / `lr` steps; with `lr` above 3 it diverges. It reads no data and saves no checkpoints.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{overrides.get('study', LINEAR['study'])}.yaml"
+    path.write_text(yaml.safe_dump(replaced(LINEAR, overrides), sort_keys=False))
+    return path
+
 
 def tiny_study(folder: Path, **overrides: Any) -> Path:
     """Write a study with two exposures and two fine-tuning rates, and its corpora. Returns the path of the study file.

@@ -229,7 +229,8 @@ class Scheduler:
             environment = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})
             arguments = (self.store.root, key, rank, world, environment, theirs, pack)
             process = self.context.Process(target=work, args=arguments, name=f"{key} rank {rank}")
-            process.start()
+            with _unimportable_main():
+                process.start()
             processes.append(process)
         theirs.close()
         return WorkerGroup(processes, slot, ours, left=pack - 1)
@@ -316,6 +317,18 @@ def _fork_server(modules: list[str]) -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["retain.launchers.local.worker", *modules])
     return context
+
+
+@contextlib.contextmanager
+def _unimportable_main() -> Iterator[None]:
+    """Keep new processes from running the caller's script again, as multiprocessing has them do; no worker needs it."""
+    main = vars(sys.modules["__main__"])
+    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 def _free_port() -> int:

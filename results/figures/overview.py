@@ -1,14 +1,15 @@
 """The overview figure of any study: L_im and L_ret over exposure, and L_ft against L_ret."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import nan
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from retain.results.analysis.axes import EXPOSURE, METHOD, RATE, SEEDS, axis_names, axis_values, grouped
 from retain.results.analysis.loss_planes import L_FT, L_IM, L_RET
-from retain.results.figures.series import spread
+from retain.results.figures.series import mean_curve
 from retain.results.figures.style import COLOURS, image_files, new_figure, style_at
 from retain.results.store.loss_table import Row
 from retain.results.store.study_files import study_folder
@@ -62,14 +63,14 @@ def _against_finetuning(axes: "Axes", trials: Sequence[Row]) -> None:
     along = next(axis for axis in (RATE, EXPOSURE, METHOD) if axis in there)
     curves = {}
     for name, group in _by_label(trials, RATE).items():
-        means = [[_spread(own, loss)[0] for loss in (L_RET, L_FT)] for own in _by_value(group, along).values()]
-        if means:
-            curves[name] = [list(values) for values in zip(*sorted(means, key=itemgetter(0)), strict=True)]
+        retained, finetuning = ([mean for _, mean, _, _ in _curve(group, loss, along)] for loss in (L_RET, L_FT))
+        if retained:
+            curves[name] = list(zip(*sorted(zip(retained, finetuning, strict=True), key=itemgetter(0)), strict=True))
     if len(curves) > MOST_BARS:
         _bundle(axes, list(curves.values()), COLOURS)
     else:
-        for index, (name, (retained, finetuning)) in enumerate(curves.items()):
-            axes.plot(retained, finetuning, label=name, rasterized=len(trials) > MOST_POINTS, **_line_style(index))
+        for index, (name, (x, y)) in enumerate(curves.items()):
+            axes.plot(x, y, label=name, rasterized=len(trials) > MOST_POINTS, **_line_style(index))
     axes.set_xlabel("L_ret: loss on held-out post-training text (nats per token)")
     axes.set_ylabel("L_ft: loss on held-out fine-tuning text (nats per token)")
     axes.set_title("lower left is better", fontsize=9)
@@ -80,23 +81,22 @@ def _lines(
     axes: "Axes", groups: Mapping[str, Sequence[Row]], loss: str, over: str, colours: Sequence[str], line: str
 ) -> None:
     """Draw one line for each group: the mean over seeds, with bars from the lowest to the highest."""
-    curves = {}
-    for name, group in groups.items():
-        if points := _by_value(group, over):
-            curves[name] = (list(points), *zip(*(_spread(own, loss) for own in points.values()), strict=True))
+    curves = {
+        name: list(zip(*curve, strict=True)) for name, group in groups.items() if (curve := _curve(group, loss, over))
+    }
     if len(curves) > MOST_BARS and over == EXPOSURE:
-        _bundle(axes, [(x, mean) for x, mean, _, _ in curves.values()], colours)
+        _bundle(axes, list(curves.values()), colours)
         return
-    for index, (name, (x, mean, below, above)) in enumerate(curves.items()):
+    for index, (name, (x, mean, low, high)) in enumerate(curves.items()):
         style = _line_style(index) | {"color": colours[index % len(colours)], "linestyle": line}
-        axes.errorbar(x, mean, [below, above], label=name, capsize=2, **style)
+        axes.errorbar(x, mean, [np.subtract(mean, low), np.subtract(high, mean)], label=name, capsize=2, **style)
     _legend(axes, None)
 
 
-def _by_value(trials: Iterable[Row], axis: str) -> dict[Any, list[Row]]:
-    """The trials at each value of an axis, in the order of the values."""
+def _curve(trials: Iterable[Row], loss: str, axis: str) -> list[tuple[Any, float, float, float]]:
+    """(value, mean, lowest, highest) of a loss at each value of an axis."""
     there = (row for row in trials if row["axes"].get(axis) is not None)
-    return dict(sorted(grouped(there, lambda row: row["axes"][axis]).items(), key=itemgetter(0)))
+    return mean_curve((row["axes"][axis], row[loss]) for row in there)
 
 
 def _by_label(trials: Sequence[Row], apart: str) -> dict[str, list[Row]]:
@@ -115,28 +115,18 @@ def _by_label(trials: Sequence[Row], apart: str) -> dict[str, list[Row]]:
     return grouped(trials, label)
 
 
-def _spread(trials: Iterable[Row], loss: str) -> tuple[float, float, float]:
-    """The mean of a loss, and the distances to the lowest and the highest; nan if no trial has it."""
-    mean, low, high = spread([row[loss] for row in trials if row[loss] is not None] or [nan])
-    return mean, mean - low, high - mean
-
-
 def _bundle(axes: "Axes", curves: Sequence[Sequence[Any]], colours: Sequence[str]) -> None:
     """Draw curves (x and y) without names and bars; all curves of one colour are one line with gaps."""
-    import numpy
-
     for index, colour in enumerate(colours):
         own = curves[index :: len(colours)]
-        x, y = (numpy.concatenate([[*curve[part], numpy.nan] for curve in own]) for part in (0, 1))
+        x, y = (np.concatenate([[*curve[part], np.nan] for curve in own]) for part in (0, 1))
         axes.plot(x, y, color=colour, linewidth=0.4, marker=".", markersize=2, rasterized=True)
 
 
 def _legend(axes: "Axes", title: str | None) -> None:
-    import numpy
-
     if len(axes.get_legend_handles_labels()[1]) <= MOST_LINES:
         # matplotlib searches for the best place among all points.
-        many = sum(numpy.size(line.get_xdata()) for line in axes.lines) > MOST_POINTS
+        many = sum(np.size(line.get_xdata()) for line in axes.lines) > MOST_POINTS
         axes.legend(fontsize=8, title=title, title_fontsize=8, frameon=False, loc="upper right" if many else "best")
 
 

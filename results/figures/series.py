@@ -1,7 +1,9 @@
 """From trials to what the panels of a figure show: the trials, one line for each method or size, and its band."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -89,9 +91,12 @@ def published_panels(spec: FigureSpec, rows: Sequence[Row]) -> list[list[Panel]]
     return panel_rows
 
 
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean, the lowest and the highest of some values."""
-    return float(np.mean(values)), float(np.min(values)), float(np.max(values))
+def mean_curve(points: Iterable[tuple[Any, float | None]]) -> list[tuple[Any, float, float, float]]:
+    """(x, mean, lowest, highest) of the y at each x, by ascending x; nan where every y is missing."""
+    by_x = grouped(points, itemgetter(0))
+    at = {x: [y for _, y in own if y is not None] or [np.nan] for x, own in by_x.items()}
+    # Python's own functions: numpy's take ten times as long on a few values, and a study may have thousands of points.
+    return [(x, fmean(at[x]), min(at[x]), max(at[x])) for x in sorted(at)]
 
 
 def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[list[Panel]]:
@@ -183,11 +188,10 @@ def _mean_line(name: str, rows: Sequence[Row], loss: str) -> Series:
     trials = tuple(
         (seed_of(row), float(row["axes"].get(EXPOSURE, 0.0)), float(row[loss])) for row in rows if row[loss] is not None
     )
-    at = sorted(grouped(trials, lambda trial: trial[1]).items())
-    points = np.array([(x, *spread([y for _, _, y in own])) for x, own in at]).reshape(-1, 4)
-    if all(len(own) < 2 for _, own in at):
-        return Series(name, trials, points[:, :2])
-    return Series(name, trials, points[:, :2], points[:, 2], points[:, 3])
+    curve = np.array(mean_curve((x, y) for _, x, y in trials)).reshape(-1, 4)
+    if len(curve) == len(trials):
+        return Series(name, trials, curve[:, :2])
+    return Series(name, trials, curve[:, :2], curve[:, 2], curve[:, 3])
 
 
 def _label(values: dict[str, Any]) -> str:

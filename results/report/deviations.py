@@ -12,6 +12,7 @@ from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.linear import LinearStudy
 from retain.sweeps.schema.models import PRESETS
 from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.tree.key_diff import leaves
 from retain.sweeps.tree.tree import STAGES, plain_value
 
 SAME, DIFFERS, OPEN = "as in the paper", "differs", "open in the paper"
@@ -120,7 +121,7 @@ def resolved(file: StudyFile) -> Iterator[tuple[str, list[Any]]]:
     """Every field of a study that can change a result: its dotted path and all its values over the trials."""
     study = file.study
     model = study.model.linear.model_dump() if isinstance(study, LinearStudy) else asdict(study.model.architecture())
-    fields = {f"model.{name}": model[name] for name in model} | dict(_flat(study.model_dump(exclude=NOT_A_CHOICE), ""))
+    fields = {f"model.{name}": model[name] for name in model} | dict(leaves(study.model_dump(exclude=NOT_A_CHOICE), ""))
     for name, corpus in study.corpora.items():
         fields |= {f"corpora.{name}.{part}": getattr(corpus, part) for part in sorted(corpus.model_fields_set)}
     swept = [*file.axes, *(name for options in file.cases.values() for option in options for name in option.fields)]
@@ -129,14 +130,6 @@ def resolved(file: StudyFile) -> Iterator[tuple[str, list[Any]]]:
             yield name, file.values(name)
         elif not any(name.startswith(f"{axis}.") for axis in swept) and fields[name] is not None:
             yield name, [fields[name]]
-
-
-def _flat(value: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-    for name, inner in value.items():
-        if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", inner
 
 
 def values_text(name: str, values: Sequence[Any]) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from retain.sweeps.base.errors import NoRoomError
 from retain.sweeps.base.units import format_bytes
-from retain.sweeps.tree.cost import BYTES_PER_VALUE, CHECKPOINT_VALUES, CHECKPOINTS_ON_DISK
 
 SMALL_FILES = 32 * 2**20
 """Bytes allowed for the tokeniser, the curves, the log, and what checkpoints hold besides tensors."""
@@ -18,6 +17,9 @@ def stage_bytes(parameters: int, trained: int | None = None) -> int:
     Three checkpoints with four numbers for each trained parameter (all, unless `trained` is given), final weights with one
     number for each parameter, four bytes a number.
     """
+    # Imported here, as linear stages need none of it and it takes long.
+    from retain.sweeps.tree.cost import BYTES_PER_VALUE, CHECKPOINT_VALUES, CHECKPOINTS_ON_DISK
+
     in_states = CHECKPOINTS_ON_DISK * CHECKPOINT_VALUES * (parameters if trained is None else trained)
     return BYTES_PER_VALUE * (in_states + parameters) + SMALL_FILES
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retain.results.store.disk import used_bytes
 from retain.results.store.lease import take_lease
@@ -18,7 +19,9 @@ from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.processes import is_gone, is_here, process_start
-from retain.sweeps.tree.tree import Stage
+
+if TYPE_CHECKING:
+    from retain.sweeps.tree.tree import Stage
 
 CHECKPOINT, LEFTOVER, WEIGHTS = "checkpoints", "leftover", "weights"
 QUIET_S = 3600.0
@@ -104,7 +107,7 @@ def is_pinned(run: Run) -> bool:
     return _pin(run).exists()
 
 
-def check_starts(store: Store, stages: Mapping[str, Stage], states: Mapping[str, State]) -> None:
+def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[str, State]) -> None:
     """Check that the weights exist that the missing stages of a tree start from. Raises MissingResourceError."""
     needed: dict[str, Run] = {}
     for stage in stages.values():

@@ -1,10 +1,13 @@
 """Whether a run may begin: all runs that it needs are done, some are not yet, or one has ended in another way."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import STOPPED, State
-from retain.sweeps.tree.tree import Stage
+
+if TYPE_CHECKING:
+    from retain.sweeps.tree.tree import Stage  # takes a fifth of a second, as every job would notice
 
 
 def blocked_by(store: Store, run: Run) -> str | None:
@@ -22,7 +25,7 @@ def unfinished_needs(store: Store, run: Run) -> list[Run]:
     return [needed for key in run.needs() if not (needed := store.run(key)).is_done()]
 
 
-def blocked_stages(stages: Mapping[str, Stage], states: Mapping[str, State]) -> dict[str, str]:
+def blocked_stages(stages: Mapping[str, "Stage"], states: Mapping[str, State]) -> dict[str, str]:
     """For each stage of a tree (parents first) whose branch has ended above it, the sentence of `blocked_by`."""
     found: dict[str, str] = {}
     for stage in stages.values():
@@ -33,7 +36,7 @@ def blocked_stages(stages: Mapping[str, Stage], states: Mapping[str, State]) -> 
     return found
 
 
-def is_ready(stage: Stage, states: Mapping[str, State]) -> bool:
+def is_ready(stage: "Stage", states: Mapping[str, State]) -> bool:
     """Whether the parent of a stage of a tree is done."""
     return stage.parent is None or states[stage.parent].state == "done"
 

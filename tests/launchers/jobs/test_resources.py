@@ -86,8 +86,8 @@ def test_siblings_have_one_walltime_so_that_they_are_one_array(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("site", "partitions", "minutes", "whose"),
     [
-        (Site(minutes=100), [partition(max_minutes=200)], 100, "the site's profile allows no more"),
-        (Site(minutes=100), [partition(max_minutes=60)], 60, "partition low allows no more"),
+        (Site(minutes=100), [partition(max_minutes=200)], 100, "the limit of the site's profile"),
+        (Site(minutes=100), [partition(max_minutes=60)], 60, "the limit of partition low"),
         (None, [partition("other", 20, default=False), partition(max_minutes=90)], 90, "partition low"),
         (Site(partition="a,b"), [partition("a", 70), partition("b", 50), partition("c", 9)], 50, "partition b"),
         (None, [partition()], 240, "no done run"),

@@ -37,7 +37,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: 
     assert launcher.returncode in (1, 3), told
     assert "Traceback" not in told
     assert "free space and run it again" in told
-    assert re.search("the last saved state is kept|the state of step [0-9]+ is kept", told)
+    assert re.search("the last checkpoint is kept|the checkpoint of step [0-9]+ is kept", told)
     (run,) = [run for run in Store(store).runs() if run.checkpoint.exists()]
     assert not run.is_done()
     assert any(run.checkpoint.glob("step-*"))

@@ -153,7 +153,7 @@ def test_a_pack_is_one_task_and_asks_for_the_time_of_all_its_stages(tmp_path: Pa
     assert "#SBATCH --array=0-1%" in sbatch_script(store, family, None, store.root / "code")
 
 
-def test_submissions_know_the_task_of_each_run_also_those_of_earlier_versions(tmp_path: Path) -> None:
+def test_submissions_know_the_job_of_each_run_also_those_of_earlier_versions(tmp_path: Path) -> None:
     store = Store(tmp_path)
     packed = new_submission(["a", "b", "c", "d", "e"], pack=2)
     write_submission(store, packed)
@@ -161,12 +161,15 @@ def test_submissions_know_the_task_of_each_run_also_those_of_earlier_versions(tm
     place = submission_folder(store, packed.token) / "intent.json"
     fields = json.loads(place.read_text()) | {"job_id": "7"}
     place.write_text(json.dumps(fields))
-    assert [read_submission(store, packed.token).task_id(key) for key in "abe"] == ["7_0", "7_0", "7_2"]
+    jobs = {"7_0": ("a", "b"), "7_1": ("c", "d"), "7_2": ("e",)}
+    assert read_submission(store, packed.token).keys_of_jobs() == jobs
     place.write_text(json.dumps(fields | {"keys": ["a", "b"]}))
-    assert read_submission(store, packed.token).task_id("b") == "7"
+    assert read_submission(store, packed.token).keys_of_jobs() == {"7": ("a", "b")}
     del fields["pack"]
     place.write_text(json.dumps(fields))
-    assert [read_submission(store, packed.token).task_id(key) for key in "abe"] == ["7_0", "7_1", "7_4"]
+    assert read_submission(store, packed.token).keys_of_jobs() == {
+        f"7_{task}": (key,) for task, key in enumerate("abcde")
+    }
 
 
 @pytest.mark.slow

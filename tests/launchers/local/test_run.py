@@ -85,7 +85,7 @@ def test_a_failing_stage_stops_its_own_branch_and_the_table_says_which_and_why(
     ]
     waiting = [run for run in states.values() if run["stage"] == "finetune" and run["state"] != "done"]
     assert len(waiting) == 4
-    assert all("waits for posttrain" in run["reason"] and "diverged" in run["reason"] for run in waiting)
+    assert all(run["reason"].startswith("blocked: posttrain") and "diverged" in run["reason"] for run in waiting)
     rows = retain_json("results", trained.study, rates, "posttrain.clip=1e30", "--store", tmp_path / "runs")["trials"]
     assert sum(row["finetuning_loss"] is not None for row in rows) == 4
 

@@ -1,4 +1,4 @@
-"""What the scheduler is asked about the owner of a lease."""
+"""What SLURM is asked about the owner of a lease."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from retain.launchers.slurm.liveness import slurm_liveness
 from retain.results.store.lease import this_process
 
 
-def test_of_this_very_job_in_an_earlier_life_silence_alone_tells(
+def test_an_owner_in_an_earlier_attempt_of_this_job_is_judged_by_its_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An squeue that still has the job, as it has it while this job runs again on another node.
@@ -18,10 +18,10 @@ def test_of_this_very_job_in_an_earlier_life_silence_alone_tells(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("SLURM_JOB_ID", "123")
-    witness = slurm_liveness()
-    assert witness.job_is_gone is not None
+    checker = slurm_liveness()
+    assert checker.job_has_ended is not None
     before = replace(this_process(), host="elsewhere", job_id="123")
-    assert witness.job_is_gone(before) is None
-    assert witness.job_is_gone(replace(before, job_id="124")) is True
+    assert checker.job_has_ended(before) is None
+    assert checker.job_has_ended(replace(before, job_id="124")) is True
     monkeypatch.setenv("SLURM_JOB_ID", "999")
-    assert slurm_liveness().job_is_gone(before) is False  # type: ignore[misc]
+    assert slurm_liveness().job_has_ended(before) is False  # type: ignore[misc]
