@@ -52,7 +52,7 @@ and the names of the four losses to the values of one trial. Losses are in nats 
 
 
 def api_reference() -> str:
-    """The page, in Markdown. Raises ValueError for a public function that the page lacks."""
+    """The page, in Markdown. Raises ValueError for a function that the page lacks, or a field without docstring."""
     if missing := set(retain.__all__) - set(FUNCTIONS):
         raise ValueError(f"tools/api_reference.py: FUNCTIONS lacks {', '.join(sorted(missing))}")
     parts = [INTRODUCTION, *map(_function, FUNCTIONS), "## What they return\n", *map(_dataclass, RETURNED)]
@@ -88,6 +88,8 @@ def _dataclass(owner: type) -> str:
     lines += ["| field | type | meaning |", "|---|---|---|"]
     names = {one.__name__ for one in RETURNED}
     for field, annotation, doc in _fields(owner):
+        if not doc:
+            raise ValueError(f"{owner.__module__}.{owner.__name__}: {field} has no docstring; write one below it")
         linked = next((name for name in re.findall(r"\w+", annotation) if name in names), None)
         shown = f"`{annotation}`".replace("|", "\\|")
         lines.append(f"| `{field}` | {f'[{shown}](#{linked.lower()})' if linked else shown} | {one_line(doc)} |")
