@@ -82,7 +82,8 @@ Every field of a study file, with its type, its default and its meaning. A field
 - A *loss* is `immediate_posttraining_loss` (L_im), `retained_posttraining_loss` (L_ret), `finetuning_loss` (L_ft) or
   `retained_pretraining_loss` (L_pre).
 - A dotted path such as `posttrain.lr` names a field on the command line, in `grid:`, in `cases:` and in `search.axes:`.
-- Only what changes the weights is part of a [stage key](../architecture.md). Nothing below `execution` is.
+- Only what changes the weights is part of a [stage key](../study.md#what-decides-whether-a-stage-is-shared). Nothing below
+  `execution` is.
 """
 
 

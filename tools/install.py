@@ -35,7 +35,7 @@ def main() -> int:
     pin = torch[0].split()[0]
     digest, cuda = torch_build(pin)
     if digest not in torch[0]:
-        print(f"pip would take a build of {pin} whose hash {digest} requirements/demo.lock lacks", file=sys.stderr)
+        print(f"requirements/demo.lock lacks the hash {digest} of the build of {pin} that pip prefers; add it in tools/lock.py", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as folder:
         narrowed = Path(folder) / "demo.lock"

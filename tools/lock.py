@@ -21,7 +21,7 @@ MORE_HASHES = {
     "torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
 }
 EXTRAS = ("test", "docs")
-"""The extras that have a lock of their own beside that of the demo."""
+"""The extras, besides the demo, that have a lock of their own."""
 CUDA = re.compile(r"^(nvidia-|cuda-|triton==)")
 
 
