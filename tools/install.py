@@ -35,7 +35,10 @@ def main() -> int:
     pin = torch[0].split()[0]
     digest, cuda = torch_build(pin)
     if digest not in torch[0]:
-        print(f"requirements/demo.lock lacks the hash {digest} of the build of {pin} that pip prefers; add it in tools/lock.py", file=sys.stderr)
+        cure = "add the hash to MORE_HASHES in tools/lock.py, and run it"
+        print(
+            f"requirements/demo.lock: pip prefers a build of {pin} with another hash, {digest}; {cure}", file=sys.stderr
+        )
         return 1
     with tempfile.TemporaryDirectory() as folder:
         narrowed = Path(folder) / "demo.lock"
