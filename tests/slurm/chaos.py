@@ -1,4 +1,4 @@
-"""A study on a real SLURM with faults of every kind: nothing lost, nothing trained twice, the bits of a calm run.
+"""A study on a real SLURM with faults of every kind: nothing is lost or trained twice, and it ends in the bits of a calm run.
 
 python -m tests.slurm.chaos [--faults N] [--seeds N]        (`make slurm-chaos`)
 """
@@ -60,7 +60,7 @@ SLOW: dict[str, Any] = {
 
 @dataclass
 class Chaos:
-    """A study in the hands of a cluster, and what was done to it."""
+    """A study on a cluster, and the faults that were injected."""
 
     cluster: Cluster
     study: Path
@@ -126,7 +126,7 @@ def hold(chaos: Chaos) -> bool:
 
 
 def kill_process(chaos: Chaos) -> bool:
-    """A job's process dies without a word, as the kernel ends one that takes too much memory."""
+    """A job's process dies without reporting, as when the kernel ends one that takes too much memory."""
     for run in Store(chaos.store).runs():
         state = run.state()
         if state.state == "running" and run.is_running():
@@ -136,7 +136,7 @@ def kill_process(chaos: Chaos) -> bool:
 
 
 def node_death(chaos: Chaos) -> bool:
-    """A node and all that runs on it is gone."""
+    """A node dies with all that runs on it."""
     node = chaos.draw.choice(list(chaos.cluster.nodes))
     kill_node(chaos.cluster, node)
     time.sleep(1)
@@ -152,7 +152,7 @@ def controller_restart(chaos: Chaos) -> bool:
 
 
 def controller_death(chaos: Chaos) -> bool:
-    """The controller forgets its last seconds: only when nothing was queued in them, as no launcher could know."""
+    """The controller forgets its last seconds. Nothing is queued in them, as no launcher could know."""
     time.sleep(8)
     kill_controller(chaos.cluster)
     start_controller(chaos.cluster)
@@ -160,7 +160,7 @@ def controller_death(chaos: Chaos) -> bool:
 
 
 def submit_again(chaos: Chaos) -> bool:
-    """An impatient user, twice at the same time."""
+    """An impatient user submits twice at the same time."""
     both = [start("submit", chaos.study, "--store", chaos.store, more=chaos.cluster.environment) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     return True
@@ -211,7 +211,7 @@ def unleash(chaos: Chaos, faults: list[str], seconds: float = 900) -> None:
 
 
 def assert_nothing_repeated(store: Store) -> None:
-    """Each attempt goes on where one before had a state, and each run was finished once."""
+    """Each attempt resumed from a checkpoint of an earlier one, and each run was finished once."""
     for run in store.runs():
         attempts = run.state().attempts
         assert attempts[0].tokens_at_start == 0
@@ -245,7 +245,9 @@ def main() -> int:
         attempts = sum(len(run.state().attempts) for run in runs)
         for fault in (*FAULTS, "(submitted again)"):
             print(f"{fault:<20} {chaos.injected.count(fault)}")
-        print(f"{len(runs)} stages, {attempts} attempts, {took:.0f} s, {'the same bits' if same else 'OTHER BITS'}")
+        print(
+            f"{len(runs)} stages, {attempts} attempts, {took:.0f} s, {'bit-identical' if same else 'NOT BIT-IDENTICAL'}"
+        )
         return 0 if same else 1
 
 
