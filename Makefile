@@ -11,6 +11,9 @@ test: .venv/test.installed
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slurm"
 	$(BIN)/pytest -m slurm
 
+docs: .venv/docs.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 drill: .venv/test.installed
 	$(BIN)/retain drill laptop posttrain.dropout=0.1 posttrain.replay=0.1 --kills 200
 
@@ -33,10 +36,15 @@ check: .venv/test.installed
 	$(BIN)/python tools/install.py test
 	touch .venv/demo.installed $@
 
+.venv/docs.installed: $(LOCKS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python tools/install.py docs
+	touch .venv/demo.installed $@
+
 watch: .venv/test.installed
 	$(BIN)/python -m benchmarks.watch
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: demo test drill slurm-chaos check watch clean
+.PHONY: demo test docs drill slurm-chaos check watch clean

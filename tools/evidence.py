@@ -1,4 +1,4 @@
-"""Keep what a study's runs have shown under docs/evidence: `python -m tools.evidence STORE STUDY [PATH=VALUE]...`.
+"""Keep the results of a study in docs/evidence: `python -m tools.evidence STORE STUDY [PATH=VALUE]...`.
 
 Writes the verdicts, the loss table, the figures and the page of `retain report` into docs/evidence/<study>.
 """
@@ -14,7 +14,7 @@ EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
 
 
 def keep(store: Path, study: str, overrides: list[str]) -> Path:
-    """Write a study's report from its store, and copy what it says; returns the folder."""
+    """Write a study's report from its store, and copy it; returns the folder."""
     command = [
         sys.executable,
         "-m",
@@ -26,15 +26,15 @@ def keep(store: Path, study: str, overrides: list[str]) -> Path:
         str(store),
         "--json",
     ]
-    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    document = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     folder = EVIDENCE / study
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    made = [Path(told["report"]), store / "studies" / told["study"] / "losses.csv"]
-    for path in made + [Path(figure["png"]) for figure in told["figures"]]:
+    made = [Path(document["report"]), store / "studies" / document["study"] / "losses.csv"]
+    for path in made + [Path(figure["png"]) for figure in document["figures"]]:
         shutil.copy(path, folder / path.name)
-    text = summary(told, " ".join([study, *(f"'{text}'" for text in overrides)]))
-    probed = store / "studies" / told["study"] / "predictors.json"
+    text = summary(document, " ".join([study, *(f"'{text}'" for text in overrides)]))
+    probed = store / "studies" / document["study"] / "predictors.json"
     if probed.exists():
         shutil.copy(probed, folder / probed.name)
         text += correlation_table(json.loads(probed.read_text()))
@@ -42,21 +42,24 @@ def keep(store: Path, study: str, overrides: list[str]) -> Path:
     return folder
 
 
-def summary(told: dict[str, Any], command: str) -> str:
-    """What the study has shown, in Markdown: the command, the verdicts, the figures."""
-    lines = [f"# {told['study']}", "", f"    retain run {command}", f"    retain report {command}", ""]
-    finished = told["trials"] - told["missing"]
-    lines += [f"{finished} of {told['trials']} trials. [losses.csv](losses.csv), [the whole report](report.html).", ""]
-    if told["verdicts"]:
+def summary(document: dict[str, Any], command: str) -> str:
+    """The results in Markdown: the command, the verdicts, the figures."""
+    lines = [f"# {document['study']}", "", f"    retain run {command}", f"    retain report {command}", ""]
+    finished = document["trials"] - document["missing"]
+    lines += [
+        f"{finished} of {document['trials']} trials. [losses.csv](losses.csv), [the whole report](report.html).",
+        "",
+    ]
+    if document["verdicts"]:
         lines += ["| claim | outcome | in words |", "|---|---|---|"]
-    lines += [f"| {one['claim']} | {one['outcome']} | {one['sentence']} |" for one in told["verdicts"]]
-    for figure in told["figures"]:
+    lines += [f"| {one['claim']} | {one['outcome']} | {one['sentence']} |" for one in document["verdicts"]]
+    for figure in document["figures"]:
         lines += ["", f"![{figure['name']}]({Path(figure['png']).name})", "", figure["caption"]]
     return "\n".join(lines) + "\n"
 
 
 def correlation_table(probed: dict[str, Any]) -> str:
-    """How well each predictor of `retain probe` ranks the true L_ret, of all trials, of each pipeline and of each rate."""
+    """How well each predictor of `retain probe` ranks the true L_ret: over all trials, in each pipeline and at each rate."""
     lines = [
         "",
         f"`retain probe --share {probed['share']:g}`: rank correlation with the true L_ret (95%: bootstrap).",

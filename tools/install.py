@@ -1,8 +1,8 @@
-"""Install the locked packages and Retain itself into the Python that runs this: `python tools/install.py [test]`.
+"""Install the locked packages and Retain itself into the Python that runs this: `python tools/install.py [test] [docs]`.
 
-torch is the one package with builds of our choice: the lock accepts the index's build, which on Linux needs the CUDA
-packages of cuda.lock, and a CPU build that pip was told of (PIP_FIND_LINKS). Asked for several hashes, pip takes the
-index's file even where it would take the CPU build by itself; so pip is asked first, and its choice is then held to.
+torch may come from two builds: the index's, which on Linux needs the CUDA packages of cuda.lock, and a CPU build in a folder
+that PIP_FIND_LINKS names. If the lock lists the hashes of both, pip takes the index's build even where it would prefer the CPU
+build without hashes. So this script first asks pip which build it prefers, and then allows only that one.
 """
 
 import json
@@ -31,16 +31,19 @@ def torch_build(pin: str) -> tuple[str, bool]:
 def main() -> int:
     demo = (LOCKS / "demo.lock").read_text()
     torch = TORCH.search(demo)
-    assert torch is not None, "requirements/demo.lock pins no torch; write it anew with tools/lock.py"
+    assert torch is not None, "requirements/demo.lock pins no torch; run tools/lock.py"
     pin = torch[0].split()[0]
     digest, cuda = torch_build(pin)
     if digest not in torch[0]:
-        print(f"pip would take a build of {pin} whose hash {digest} requirements/demo.lock lacks", file=sys.stderr)
+        cure = "add the hash to MORE_HASHES in tools/lock.py, and run it"
+        print(
+            f"requirements/demo.lock: pip prefers a build of {pin} with another hash, {digest}; {cure}", file=sys.stderr
+        )
         return 1
     with tempfile.TemporaryDirectory() as folder:
         narrowed = Path(folder) / "demo.lock"
         narrowed.write_text(TORCH.sub(f"{pin} --hash=sha256:{digest}\n", demo))
-        more = [LOCKS / f"{name}.lock" for name, wanted in (("test", "test" in sys.argv), ("cuda", cuda)) if wanted]
+        more = [LOCKS / f"{name}.lock" for name in (*sys.argv[1:], *(["cuda"] if cuda else []))]
         files = [word for lock in (narrowed, *more) for word in ("-r", str(lock))]
         subprocess.run([*PIP, "install", "--quiet", "--require-hashes", *files], check=True)
     # setuptools, which builds Retain itself, is among the locked packages.

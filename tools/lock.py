@@ -1,9 +1,9 @@
 """Write requirements/*.lock from pyproject.toml: `pip install uv && python tools/lock.py [--upgrade]`.
 
-Without --upgrade what is pinned stays pinned, and only what pyproject.toml asks for anew is looked up.
+Without --upgrade, packages that are pinned keep their versions, and only new requirements of pyproject.toml are looked up.
 
-demo.lock holds Retain with its demo, test.lock what testing adds, cuda.lock what the index's build of torch needs on
-Linux beyond a CPU build. Each pins every package with the hashes of all its files.
+demo.lock holds Retain with its demo, test.lock what testing adds, docs.lock what building the docs site adds, and cuda.lock
+what the index's build of torch needs on Linux beyond a CPU build. Each pins every package with the hashes of all its files.
 """
 
 import re
@@ -20,6 +20,8 @@ MORE_HASHES = {
     # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
     "torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
 }
+EXTRAS = ("test", "docs")
+"""The extras, besides the demo, that have a lock of their own."""
 CUDA = re.compile(r"^(nvidia-|cuda-|triton==)")
 
 
@@ -54,17 +56,25 @@ def with_more_hashes(entry: str) -> str:
     return entry + "".join(f" \\\n    --hash=sha256:{digest}" for digest in more)
 
 
+def versions(entries: list[str]) -> set[str]:
+    """`name==version` of every package."""
+    return {entry.split()[0] for entry in entries}
+
+
 def main() -> int:
     demo = compile_lock("demo")
-    everything = compile_lock("demo", "test")
-    if missing := set(demo) - set(everything):
-        print(f"demo and test disagree on {sorted(entry.split()[0] for entry in missing)}", file=sys.stderr)
-        return 1
     locks = {
         "demo": [entry for entry in demo if not CUDA.match(entry)],
-        "test": [entry for entry in everything if entry not in set(demo)],
         "cuda": [entry for entry in demo if CUDA.match(entry)],
     }
+    # One environment may hold all extras, so they must agree on the version of every package.
+    everything = versions(compile_lock("demo", *EXTRAS))
+    for extra in EXTRAS:
+        entries = compile_lock("demo", extra)
+        if differing := (versions(demo) - versions(entries)) | (versions(entries) - everything):
+            print(f"the extra {extra} disagrees with the others on {sorted(differing)}", file=sys.stderr)
+            return 1
+        locks[extra] = [entry for entry in entries if entry not in set(demo)]
     for name, entries in locks.items():
         header = "# Written by tools/lock.py; do not edit.\n"
         (LOCKS / f"{name}.lock").write_text(header + "\n".join(entries) + "\n")

@@ -1,4 +1,4 @@
-"""The README's table of studies, as `retain plan` prices them on an empty store: `python -m tools.study_table` renews it."""
+"""The table of Retain's studies in docs/studies.md, with the cost of each on an empty store, as `retain plan` computes it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,26 +7,25 @@ import retain
 from retain.sweeps.base.units import format_bytes, format_size
 from retain.sweeps.schema.read import STUDIES, read_study
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- studies: python -m tools.study_table -->\n", "<!-- end of studies -->\n"
+BEGIN, END = "<!-- studies: python -m tools.generated_pages -->\n", "<!-- end of studies -->\n"
 PAPER = {
     "135M": ("figure2", "figure3a", "figure3b", "figure4-5", "figure6", "figure7"),
     "1B": ("figure8-9", "figure10-12", "table10"),
 }
-"""By the size of the model."""
+"""The paper's studies, by the size of the model."""
 EMPTY = Path("a store that does not exist")
 
 
 def study_table() -> str:
-    """A Markdown table: the paper's studies and what they take together, then those that need no GPU."""
+    """A Markdown table: the paper's studies with their total, then the studies that need no GPU."""
     lines = [
-        "| study | model | trials | stages | pretrainings | tokens | one run per trial | times as many | H100 hours "
-        "| one run per trial | A100 hours | disk at rest | at the peak |",
+        "| study | model | trials | stages | pretrainings | tokens | tokens, one run per trial | savings factor | H100 hours "
+        "| H100 hours, one run per trial | A100 hours | disk at rest | disk at the peak |",
         f"|{'---|' * 13}",
     ]
     for size, names in PAPER.items():
         lines += [_row([name], f"`{name}`", size) for name in names]
-        lines.append(_row(names, "**all of these together**", size))
+        lines.append(_row(names, f"**all {size} studies together**", size))
     small = sorted(
         {path.stem for path in STUDIES.glob("*.yaml")} - {name for names in PAPER.values() for name in names}
     )
@@ -34,7 +33,7 @@ def study_table() -> str:
 
 
 def _row(names: Sequence[str], shown: str, size: str | None) -> str:
-    """One line; a study without a size of the paper's is priced in tokens only, as it needs no GPU."""
+    """One row. A study that needs no GPU (size: None) has no hours."""
     plan = retain.plan(names, store=EMPTY)
     totals = plan.totals
     hours, alone = totals.gpu_hours_by_device, totals.gpu_hours_without_sharing
@@ -56,11 +55,7 @@ def _row(names: Sequence[str], shown: str, size: str | None) -> str:
 
 
 def with_table(text: str, table: str) -> str:
-    """A README with the table in its place."""
+    """The text of docs/studies.md with the table between its markers."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}{table}{END}{after}"
-
-
-if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(), study_table()))

@@ -17,7 +17,9 @@ class Orphan:
     """A job of this store whose run has been deleted."""
 
     job_id: str
+    """SLURM's id of the job."""
     key: str
+    """The key of the deleted run."""
 
     @property
     def sentence(self) -> str:

@@ -46,6 +46,7 @@ class SubmittedJob:
     """One job, or one array of jobs."""
 
     job_id: str
+    """SLURM's id of the job or of the array."""
     keys: list[str]
     """The keys of its runs."""
 
@@ -57,12 +58,15 @@ class Submitted:
     study: str
     """The study, or the run, as it was named; empty for runs that a job submits."""
     jobs: list[SubmittedJob]
+    """The jobs that were submitted now."""
     adopted: list[str]
     """Ids of jobs of an earlier submission whose sbatch had not answered."""
     released: list[str]
     """Ids of jobs that SLURM held because a node could not start them."""
     queued_already: int
+    """The number of runs that were queued or running before."""
     done_already: int
+    """The number of runs that were done before."""
     failed: list[str]
     """Keys of runs that failed, were cancelled or skipped: `retain retry` resumes them."""
     deferred: list[str]

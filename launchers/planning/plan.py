@@ -17,11 +17,17 @@ class PlannedStage:
     """One stage of a plan."""
 
     key: str
+    """The stage key; provisional while data is not prepared."""
     stage: str
+    """pretrain, posttrain or finetune."""
     parent: str | None
+    """The key of the parent stage; None for pretraining."""
     axes: Axes
+    """The values of the axes that lead to this stage."""
     tokens: int
+    """The tokens to train on; an upper bound, as early stopping may end the stage sooner."""
     state: str
+    """The state of its run in the store; planned if there is none."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class PlannedStudy:
     name: str
     """As the caller named it: a study of Retain, or the path of a file."""
     study: str
+    """The name in the study file."""
     axes: dict[str, int]
     """The number of values on each axis, cases included."""
     provisional: bool
@@ -50,15 +57,17 @@ class Plan:
     """What `retain plan --json` prints."""
 
     study: str
-    """The names of all studies, joined by commas."""
+    """The names of all studies, joined by +."""
     provisional: bool
     """True while data is not prepared: the keys will change."""
     device: str
     """The GPU of `totals.gpu_hours`."""
     studies: list[PlannedStudy]
+    """The studies that are planned together."""
     stages: list[PlannedStage]
     """Parents first; a stage that several studies share occurs once."""
     totals: PlanTotals
+    """The cost of all stages together."""
 
 
 def plan_studies(names: Sequence[str], overrides: Sequence[str], store: Path, device: str) -> Plan:

@@ -18,13 +18,19 @@ class SearchStatus:
     """What `retain status` shows of a search."""
 
     study: str
+    """The name of the study."""
     launcher: str
+    """ray, slurm or slurm-ray."""
     job_id: str | None
+    """The SLURM job of the search; None without one."""
     state: str
+    """The state of the run of the search."""
     reason: str | None
+    """Why it failed or was cancelled, or what it waits for."""
     points: dict[str, int]
     """The number of points in each state."""
     log: str
+    """The path of its log."""
 
     @property
     def sentence(self) -> str:
@@ -42,9 +48,11 @@ class Status:
     study: str | None
     """None for the status of a store."""
     runs: list[RunStatus]
+    """One row for each run."""
     orphans: list[Orphan]
     """Jobs whose run has been deleted."""
     searches: list[SearchStatus]
+    """The searches among the runs."""
     unanswered: str | None
     """If SLURM was asked and did not answer: its message, and what the rows show instead."""
 

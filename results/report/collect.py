@@ -22,10 +22,15 @@ class Failure:
     """A stage that failed or was cancelled."""
 
     key: str
+    """The key of the run."""
     stage: str
+    """pretrain, posttrain or finetune."""
     axes: Axes
+    """The values of the axes that lead to this stage."""
     state: str
+    """failed or cancelled."""
     reason: str | None
+    """One line: class and cause of the failure, or who cancelled the run."""
     blocked: int
     """The number of stages that wait for it."""
 
@@ -41,12 +46,15 @@ class Results:
     """What `retain results --json` and `retain run --json` print."""
 
     study: str
+    """The name of the study."""
     loss_unit: str
+    """The unit of the losses, for readers."""
     axes: list[str]
     """The names of the axes, as the study writes them."""
     trials: list[Row]
     """One row per trial: its axes, stage keys, the four losses (nats per token; None if missing) and tokens."""
     failures: list[Failure]
+    """The stages that failed or were cancelled."""
     files: list[str]
     """Paths of the loss table, the figures and the TensorBoard view that were written; none without a finished stage."""
 

@@ -16,20 +16,29 @@ class RunStatus:
     """One row of `retain status`."""
 
     key: str
+    """The key of the run."""
     stage: str
+    """pretrain, posttrain, finetune or search."""
     axes: Axes
+    """The values of the axes that lead to this stage."""
     state: str
+    """planned, queued, running, done, failed, cancelled or skipped."""
     attempts: int
+    """The number of attempts so far."""
     progress: float
     """Share of the run's tokens, in [0, 1]."""
     tokens: int
+    """The tokens trained so far."""
     total: int
+    """The tokens to train on; an upper bound."""
     loss: float | None
     """Training loss, nats per token."""
     tokens_per_second: float
+    """The latest training speed."""
     seconds_left: float | None
     """Only for a run that is running."""
     job_id: str | None
+    """The last SLURM job of the run; None without one."""
     reason: str | None
     """Why the run failed, or what it waits for."""
     failure: str | None

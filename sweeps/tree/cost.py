@@ -25,17 +25,23 @@ class Totals:
     """The totals of a tree. Flops, hours, disk and jobs count only the stages that are still to train."""
 
     stages: int
+    """The number of stages."""
     trials: int
+    """The number of trials."""
     to_train: int
     """The number of stages that are still to train."""
     tokens: int
+    """The tokens of all stages, trained ones included."""
     tokens_to_train: int
+    """The tokens of the stages that are still to train."""
     tokens_without_sharing: int
     """The tokens of all trials if each trained all its stages itself."""
     flops: float
+    """The FLOPs of the stages that are still to train."""
     gpu_hours: float
     """The GPU-hours on the requested device."""
     gpu_hours_by_device: dict[str, float]
+    """The GPU-hours on each device that Retain knows."""
     gpu_hours_without_sharing: dict[str, float]
     """The GPU-hours by device if each trial trained all its missing stages itself."""
     measured: dict[str, int]
@@ -47,6 +53,7 @@ class Totals:
     freeable_bytes: int
     """The bytes of the weights that have children, which `retain gc --weights` frees once the children are done."""
     jobs: int
+    """The number of jobs of the stages that are still to train; a pack is one job."""
 
 
 @dataclass(frozen=True)

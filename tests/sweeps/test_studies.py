@@ -18,7 +18,6 @@ from retain.sweeps.schema.study import Optimisation, Study
 from retain.sweeps.tree.recipes import exposed_sequences
 from retain.sweeps.tree.tree import Tree, expand, merged
 from tests.retain import environment
-from tools.study_table import README, study_table, with_table
 
 SMALL = ("figure2", "figure3a", "figure3b", "figure4-5", "figure6", "figure7")
 LARGE = ("figure8-9", "figure10-12", "table10")
@@ -172,8 +171,3 @@ sys.exit(main(sys.argv[1:]))
     assert [stage["stage"] for stage in document["stages"]].count("pretrain") == 12
     assert document["totals"]["stages"] == len(document["stages"]) == len({row["key"] for row in document["stages"]})
     assert set(document["totals"]["gpu_hours_by_device"]) == {"A100", "H100", "H200", "L40S"}
-
-
-def test_the_table_of_studies_in_the_readme_matches_retain_plan() -> None:
-    text = README.read_text()
-    assert with_table(text, study_table()) == text, "run `python -m tools.study_table`"
