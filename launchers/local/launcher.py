@@ -323,7 +323,7 @@ def _fork_server(modules: list[str]) -> ForkServerContext:
 def _unimportable_main() -> Iterator[None]:
     """Keep new processes from running the caller's script again, as multiprocessing has them do; no worker needs it."""
     main = vars(sys.modules["__main__"])
-    hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    hidden: dict[str, object] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
     main["__spec__"] = None
     try:
         yield
