@@ -8,6 +8,8 @@ import math
 import shutil
 import time
 
+import numpy as np
+
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED
 from retain.launchers.stage.parent import usable_parent
@@ -40,6 +42,7 @@ def attempt(context: AttemptContext) -> None:
     curves = CurveWriter(run.folder)
     model, regularisation = _starting_model(context), recipe.get("regularisation", 0.0)
     losses: dict[str, float] = {}
+    np.seterr(over="ignore", invalid="ignore")  # divergence is noticed below
     for step, model in descend(  # noqa: B020
         model, stage_task(recipe), recipe["lr"], steps, regularisation, max(1, steps // RECORDS)
     ):

@@ -1,6 +1,8 @@
 """The theory study through the same verbs, store and processes as every other, cut to four trials."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.analysis.linear_trials import read_trial
 from retain.results.figures.theory import draw_theory
+from retain.results.store.curves import read_curves
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.results.store.status import study_status
@@ -44,7 +47,7 @@ def test_every_stage_is_done_and_has_its_matrices_losses_and_curves(ran: Path) -
         kept = run.losses()
         assert kept["trained_tokens"] == kept["steps"] == run.spec()["recipe"]["steps"]
         assert len(kept["features"]["times"]) == len(kept["features"]["strengths"]) > 100
-        assert list(run.folder.glob("events.*"))
+        assert {"heldout/posttraining"} <= set(read_curves(run.folder)) or run.spec()["stage"] == "pretrain"
     leaves = [run for run in store.runs() if run.spec()["stage"] == "finetune"]
     assert all(set(run.losses()["splits"]) == {"pretraining", "posttraining", "finetuning"} for run in leaves)
 
@@ -111,16 +114,16 @@ def test_of_partial_results_the_figure_counts_what_is_missing(ran: Path, tmp_pat
     assert draw_theory(tmp_path, "theory", [row | nothing for row in rows]) == []
 
 
-def test_a_killed_stage_starts_anew_and_ends_in_the_same_bits(ran: Path, tmp_path: Path) -> None:
+def test_a_killed_stage_starts_over_and_ends_in_the_same_bits(ran: Path, tmp_path: Path) -> None:
     store = tmp_path / "runs"
     opened = prepare_study("theory", SMALL, store)
     register(opened.tree, opened.file, opened.facts, opened.store)
     killed: list[str] = []
 
-    def kill_two(teams: Mapping[str, WorkerGroup]) -> None:
-        for key, team in teams.items():
+    def kill_two(groups: Mapping[str, WorkerGroup]) -> None:
+        for key, group in groups.items():
             if len(killed) < 2 and key not in killed and opened.store.run(key).state().state == "running":
-                team.processes[0].kill()
+                group.processes[0].kill()
                 killed.append(key)
         time.sleep(0.005)
 
@@ -130,7 +133,7 @@ def test_a_killed_stage_starts_anew_and_ends_in_the_same_bits(ran: Path, tmp_pat
     assert losses(store) == losses(ran)
 
 
-def test_a_stage_that_is_told_to_stop_is_left_planned(tmp_path: Path) -> None:
+def test_a_stage_that_is_asked_to_stop_is_left_planned_and_can_be_trained_later(tmp_path: Path) -> None:
     store, (key, *_) = registered(tmp_path / "runs")
     stop = StopRequest()
     stop.signal = "SIGTERM"
@@ -139,7 +142,26 @@ def test_a_stage_that_is_told_to_stop_is_left_planned(tmp_path: Path) -> None:
     assert store.run(key).state().state == "planned"
     make_attempt(store, key, Ranks(), StopRequest())
     assert store.run(key).is_done()
-    assert len(list(store.run(key).folder.glob("events.*"))) == 1
+    steps = [step for step, _ in next(iter(read_curves(store.run(key).folder).values()))]
+    assert steps == sorted(set(steps))
+
+
+def test_a_job_imports_neither_torch_nor_what_reads_study_files(tmp_path: Path) -> None:
+    store, (key, *_) = registered(tmp_path / "runs")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import retain.launchers.jobs.epilogue, retain.launchers.jobs.job\n"
+        "from retain.launchers.stage.attempt import attempt_code\n"
+        "from retain.launchers.stage.ranks import Ranks\n"
+        "from retain.launchers.stage.signals import StopRequest\n"
+        "from retain.results.store.runs import Store\n"
+        f"assert attempt_code(Store(Path({str(store.root)!r})), {key!r}, Ranks(), StopRequest()) == (0, 'done')\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert store.run(key).is_done()
+    assert not {"torch", "lightning", "transformers", "pydantic", "pandas", "scipy"} & set(done.stdout.split())
 
 
 def test_a_stage_that_diverges_fails_and_says_what_to_lower(tmp_path: Path) -> None:

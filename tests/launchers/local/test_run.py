@@ -1,4 +1,4 @@
-"""`retain run` on the tiny study: real processes, really killed."""
+"""`retain run` with real processes that are really killed."""
 
 import signal
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 
 from retain.results.store.runs import Store
 from tests.conftest import Trained
-from tests.retain import losses, retain, retain_json, start, weights
-from tests.studies import tiny_study
+from tests.retain import losses, retain, retain_json, start, train_here, weights
+from tests.studies import SECOND, linear_study, tiny_study
 
 
 def test_run_trains_every_stage_and_prints_a_row_per_trial_and_where_the_figure_is(trained: Trained) -> None:
@@ -32,61 +32,62 @@ def test_a_second_run_trains_nothing_and_prints_the_same_results(trained: Traine
     assert {run.key: run.state() for run in Store(trained.store).runs()} == before
 
 
-def test_the_same_study_in_another_store_gives_the_same_bits(trained: Trained, tmp_path: Path) -> None:
-    # Another folder for the study too: a path never decides a weight.
-    study = tiny_study(tmp_path / "elsewhere")
-    retain("run", study, "--store", tmp_path / "runs", "execution.parallel=1")
-    assert weights(tmp_path / "runs") == weights(trained.store)
-    assert losses(tmp_path / "runs") == losses(trained.store)
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A linear study whose stages take about a second, and its undisturbed store."""
+    folder = tmp_path_factory.mktemp("linear")
+    seconds = {f"{stage}.time": 0.01 * SECOND for stage in ("pretrain", "finetune")}
+    study = linear_study(folder, **seconds)
+    train_here(study, folder / "runs")
+    return study, folder / "runs"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_run_goes_on_and_ends_in_the_same_bits(
-    number: signal.Signals, trained: Trained, tmp_path: Path
+def test_a_killed_command_resumes_and_ends_in_the_same_bits(
+    number: signal.Signals, linear: tuple[Path, Path], tmp_path: Path
 ) -> None:
+    study, undisturbed = linear
     store = tmp_path / "runs"
-    launcher = start("run", trained.study, "--store", store)
+    launcher = start("run", study, "--store", store)
     wait_until(lambda: any(run.state().state == "running" for run in Store(store).runs()), launcher)
     launcher.send_signal(number)
     launcher.wait(timeout=30)
     assert launcher.returncode in (130, -number)
     wait_until(lambda: not any(run.is_running() for run in Store(store).runs()))
-    assert len(weights(store)) < len(weights(trained.store))
+    assert len(weights(store)) < len(weights(undisturbed))
     kept = [run.key for run in Store(store).runs() if run.is_done()]
-    retain("run", trained.study, "--store", store)
-    assert weights(store) == weights(trained.store)
-    assert losses(store) == losses(trained.store)
+    retain("run", study, "--store", store)
+    assert weights(store) == weights(undisturbed)
+    assert losses(store) == losses(undisturbed)
     assert all(len(Store(store).run(key).state().attempts) == 1 for key in kept)
 
 
-def test_two_launchers_on_one_store_train_each_stage_once(trained: Trained, tmp_path: Path) -> None:
-    store = tmp_path / "runs"
-    both = [start("run", trained.study, "--store", store) for _ in range(2)]
+def test_two_commands_on_another_store_train_each_stage_once_with_the_same_bits(
+    trained: Trained, tmp_path: Path
+) -> None:
+    # Another folder for the study too: a path never decides a weight.
+    study, store = tiny_study(tmp_path / "elsewhere"), tmp_path / "runs"
+    both = [start("run", study, "--store", store) for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0], both[0].stderr and both[0].stderr.read()
     assert weights(store) == weights(trained.store)
+    assert losses(store) == losses(trained.store)
     assert [len(run.state().attempts) for run in Store(store).runs()] == [1] * len(Store(store).runs())
 
 
-def test_a_failing_stage_stops_its_own_branch_and_the_table_says_which_and_why(
-    trained: Trained, tmp_path: Path
-) -> None:
-    rates = "posttrain.lr=[1e-3, 1e25]"
-    failed = retain("run", trained.study, rates, "posttrain.clip=1e30", "--store", tmp_path / "runs", code=1)
+def test_a_failing_stage_stops_its_own_branch_and_the_table_says_which_and_why(tmp_path: Path) -> None:
+    study, store = linear_study(tmp_path, **{"posttrain.time": 500}), tmp_path / "runs"
+    rates = "posttrain.lr=[0.01, 5]"
+    failed = retain("run", study, rates, "--store", store, code=1)
     assert "failed: posttrain" in failed.stderr
     assert "diverged" in failed.stderr
     assert "lower lr" in failed.stderr
-    document = retain_json("status", trained.study, rates, "posttrain.clip=1e30", "--store", tmp_path / "runs")
-    states = {run["key"]: run for run in document["runs"]}
-    assert sorted(run["state"] for run in states.values() if run["stage"] == "posttrain") == [
-        "done",
-        "done",
-        "failed",
-        "failed",
-    ]
+    states = {run["key"]: run for run in retain_json("status", study, rates, "--store", store)["runs"]}
+    ended = sorted(run["state"] for run in states.values() if run["stage"] == "posttrain")
+    assert ended == ["done", "done", "failed", "failed"]
     waiting = [run for run in states.values() if run["stage"] == "finetune" and run["state"] != "done"]
     assert len(waiting) == 4
     assert all(run["reason"].startswith("blocked: posttrain") and "diverged" in run["reason"] for run in waiting)
-    rows = retain_json("results", trained.study, rates, "posttrain.clip=1e30", "--store", tmp_path / "runs")["trials"]
+    rows = retain_json("results", study, rates, "--store", store)["trials"]
     assert sum(row["finetuning_loss"] is not None for row in rows) == 4
 
 
@@ -101,7 +102,7 @@ def test_two_ranks_see_the_same_data_and_reach_the_same_losses_as_one(trained: T
 
 
 def wait_until(condition: object, process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
-    """Wait for a condition, or fail with what the process said."""
+    """Wait for a condition, or fail with the output of the process."""
     assert callable(condition)
     end = time.monotonic() + seconds
     while not condition():

@@ -34,7 +34,7 @@ COMPILED: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The tiny study, compiled in bf16, and its store with all states kept."""
+    """The tiny study, compiled in bf16, and its store with all checkpoints."""
     folder = tmp_path_factory.mktemp("compiled")
     study = tiny_study(folder / "study", **COMPILED)
     states = train_here(study, folder / "runs")
@@ -43,12 +43,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-def test_compiled_stages_go_on_from_their_states_to_the_same_bits(compiled: tuple[Path, Path], tmp_path: Path) -> None:
+def test_compiled_stages_resume_to_the_same_bits(compiled: tuple[Path, Path], tmp_path: Path) -> None:
     study, undisturbed = compiled
     store = tmp_path / "runs"
     shutil.copytree(undisturbed, store, symlinks=True)
     begun = {stage: set_back(of_stage(store, stage)) for stage in ("pretrain", "posttrain", "finetune")}
-    # Left to itself, a run goes on as it began.
+    # With `auto`, a run keeps the numerics of its first attempt.
     train_here(study, store, "execution.compile=auto")
     for stage, tokens in begun.items():
         run = of_stage(store, stage)
@@ -71,9 +71,8 @@ def compilers_of(session: int) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["it tries the compiler", "a layer is compiled"])
 def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not_fail_it(
-    compiled: tuple[Path, Path], tmp_path: Path, when: str
+    compiled: tuple[Path, Path], tmp_path: Path
 ) -> None:
     study, undisturbed = compiled
     store = tmp_path / "runs"
@@ -83,30 +82,32 @@ def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not
     lines = [
         "import sys",
         "from pathlib import Path",
-        "from retain.launchers.stage.ranks import Group",
+        "from retain.launchers.stage.attempt import attempt_code",
+        "from retain.launchers.stage.ranks import Ranks",
         "from retain.launchers.stage.signals import StopRequest",
-        "from retain.launchers.local.worker import train_one",
         "from retain.results.store.runs import Store",
         "stop = StopRequest()",
         "stop.install()",
-        f"sys.exit(train_one(Store(Path({str(store)!r})), {run.key!r}, Group(), stop)[0])",
+        f"sys.exit(attempt_code(Store(Path({str(store)!r})), {run.key!r}, Ranks(), stop)[0])",
     ]
-    forms = (run.folder / "steps.json").stat().st_mtime_ns
-    process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], start_new_session=True)
-    wanted = when == "a layer is compiled"
-    try:
-        while not compilers_of(process.pid) or ((run.folder / "steps.json").stat().st_mtime_ns > forms) != wanted:
-            assert process.poll() is None
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGUSR2)
-        assert process.wait(timeout=240) == STOPPED
-    finally:
-        process.kill()
-    state = run.state()
-    assert (state.state, state.reason, state.attempts[-1].cause) == ("planned", None, "SIGUSR2")
-    if wanted:
-        train_here(study, store)
-        assert weights(store) == weights(undisturbed)
+    # While the attempt tries whether the compiler works, and while it compiles a layer.
+    for layers in (False, True):
+        recorded = (run.folder / "steps.json").stat().st_mtime_ns
+        process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], start_new_session=True)
+        try:
+            while not compilers_of(process.pid) or layers != (
+                (run.folder / "steps.json").stat().st_mtime_ns > recorded
+            ):
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGUSR2)
+            assert process.wait(timeout=240) == STOPPED
+        finally:
+            process.kill()
+        state = run.state()
+        assert (state.state, state.reason, state.attempts[-1].cause) == ("planned", None, "SIGUSR2")
+    train_here(study, store)
+    assert weights(store) == weights(undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not
         ("execution.threads=2", "with 2 threads, and began with 1 threads"),
     ],
 )
-def test_a_run_that_goes_on_with_other_arithmetic_says_so(
+def test_a_run_that_resumes_with_other_numerics_says_so(
     compiled: tuple[Path, Path], tmp_path: Path, change: str, note: str
 ) -> None:
     study, undisturbed = compiled
@@ -128,7 +129,7 @@ def test_a_run_that_goes_on_with_other_arithmetic_says_so(
     assert f"goes on {note}: the same batches, other last bits" in str(run.state().attempts[-1].note)
 
 
-def test_a_run_that_goes_on_without_compiling_says_so(compiled: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_run_that_resumes_without_compiling_says_so(compiled: tuple[Path, Path], tmp_path: Path) -> None:
     study, undisturbed = compiled
     store = tmp_path / "runs"
     shutil.copytree(undisturbed, store, symlinks=True)
@@ -144,7 +145,7 @@ def test_a_run_that_goes_on_without_compiling_says_so(compiled: tuple[Path, Path
     assert Store(store).run(run.key).losses()["token_digest"] == losses(undisturbed)[run.key]["token_digest"]
 
 
-def test_what_a_run_records_of_its_steps_is_read_again(tmp_path: Path) -> None:
+def test_the_numerics_that_a_run_records_are_read_again(tmp_path: Path) -> None:
     run = Store(tmp_path).run("key")
     assert recorded_numerics(run) is None
     run.folder.mkdir()

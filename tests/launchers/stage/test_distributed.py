@@ -1,4 +1,4 @@
-"""How the processes of one stage meet."""
+"""How the ranks of one stage connect."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ from retain.launchers.local.launcher import _free_port, _loopback
 MEETING = """
 import os
 import torch
-from retain.launchers.stage.training.distributed import gather, join_group
-join_group(2, gpu=False)
+from retain.launchers.stage.training.distributed import gather, join_ranks
+join_ranks(2, gpu=False)
 assert gather(int(os.environ["RANK"]), 2) == [0, 1]
 port = f"{int(os.environ['MASTER_PORT']):04X}"
 lines = [line.split() for name in ("tcp", "tcp6") for line in open(f"/proc/net/{name}")]
@@ -28,7 +28,7 @@ def test_ranks_of_one_machine_meet_where_nobody_else_can_reach_them() -> None:
         subprocess.Popen(command, env=shared | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    told = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+    printed = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     port = f"{int(shared['MASTER_PORT']):04X}"
-    assert told == [f"['0100007F:{port}']"] * 2
+    assert printed == [f"['0100007F:{port}']"] * 2
