@@ -113,9 +113,9 @@ def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        ("execution.micro_batch=3", "with 3 sequences at a time, and began with its whole share of a batch at a time"),
-        ("execution.precision=fp32", "with fp32, and began with bf16"),
-        ("execution.threads=2", "with 2 threads, and began with 1 threads"),
+        ("execution.micro_batch=3", "a micro-batch of 3 sequences a run that began with no micro-batches"),
+        ("execution.precision=fp32", "fp32 a run that began with bf16"),
+        ("execution.threads=2", "2 threads a run that began with 1 threads"),
     ],
 )
 def test_a_run_that_resumes_with_other_numerics_says_so(
@@ -126,7 +126,7 @@ def test_a_run_that_resumes_with_other_numerics_says_so(
     shutil.copytree(undisturbed, store, symlinks=True)
     set_back(run := of_stage(store, "finetune"))
     train_here(study, store, change, "execution.compile=false")
-    assert f"goes on {note}: the same batches, other last bits" in str(run.state().attempts[-1].note)
+    assert f"resumes with {note}: same batches, not bit-identical" in str(run.state().attempts[-1].note)
 
 
 def test_a_run_that_resumes_without_compiling_says_so(compiled: tuple[Path, Path], tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_run_that_resumes_without_compiling_says_so(compiled: tuple[Path, Path
     run = of_stage(store, "finetune")
     note = run.state().attempts[-1].note
     assert note is not None
-    assert "goes on with steps that are not compiled, and began with compiled steps: the same batches" in note
+    assert "resumes with uncompiled steps a run that began with compiled steps: same batches" in note
     for split, loss in run.losses()["splits"].items():
         assert loss["loss"] == pytest.approx(losses(undisturbed)[run.key]["splits"][split]["loss"], abs=0.02)
     assert Store(store).run(run.key).losses()["token_digest"] == losses(undisturbed)[run.key]["token_digest"]

@@ -102,7 +102,7 @@ def test_two_processes_train_as_one(one: Path, two: Path) -> None:
 def test_states_of_two_processes_are_gone_on_from_by_one_and_by_four_to_the_same_end(
     devices: int, study: Path, one: Path, two: Path, tmp_path: Path
 ) -> None:
-    """The first two stages go on from the states of two processes, the third starts anew."""
+    """The first two stages resume from the checkpoints of two processes; the third starts from the beginning."""
     store = tmp_path / "runs"
     shutil.copytree(two, store, symlinks=True)
     begun = {stage: set_back(of_stage(store, stage)) for stage in ("pretrain", "posttrain")} | {"finetune": 0}
@@ -113,7 +113,7 @@ def test_states_of_two_processes_are_gone_on_from_by_one_and_by_four_to_the_same
     for stage, tokens in begun.items():
         last = of_stage(store, stage).state().attempts[-1]
         assert (last.tokens_at_start, last.world) == (tokens, devices)
-        assert (f"goes on with {devices} processes what 2 began" in str(last.note)) == (tokens > 0)
+        assert (f"resumes with {devices} ranks a run of 2" in str(last.note)) == (tokens > 0)
 
 
 @pytest.mark.parametrize("stage", ["posttrain", "finetune"])
