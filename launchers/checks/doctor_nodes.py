@@ -127,9 +127,9 @@ class _Probe:
         options = [f"--job-name={self.folder.name.removeprefix('.')}", f"--partition={self.partition}", "--time=2"]
         options += ["--ntasks=1", "--nodes=1", "--output=/dev/null", "--no-requeue"]
         if self.site is not None:
-            words = {word: getattr(self.site, word) for word in ("account", "qos", "constraint", "exclude")}
-            words["gres"] = self.site.gres and self.site.gres.replace("{gpus}", "1")
-            options += [f"--{word}={value}" for word, value in words.items() if value]
+            own = {name: getattr(self.site, name) for name in ("account", "qos", "constraint", "exclude")}
+            own["gres"] = self.site.gres and self.site.gres.replace("{gpus}", "1")
+            options += [f"--{name}={value}" for name, value in own.items() if value]
         return options
 
     def _script(self) -> str:

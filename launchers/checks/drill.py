@@ -1,4 +1,4 @@
-"""`retain drill`: kills the runs of a small copy of a study at all kinds of moments, and compares with an undisturbed twin."""
+"""`retain drill`: kill the runs of a small copy of a study at random moments, and compare them with an undisturbed twin."""
 
 import math
 import os
@@ -22,9 +22,10 @@ from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.tree.tree import STAGES, Tree
 
 POLL_S = 0.002
-LOOK_S = 0.05
-"""How long the drill keeps the local launcher from its own work at a time."""
+TURN_S = 0.05
+"""How long the drill waits for moments to strike, each time that the local launcher would pause."""
 TWICE_WITHIN_S = 0.05
+"""The longest time between the two signals of `twice`."""
 SIGNALS = {"USR2": signal.SIGUSR2, "TERM": signal.SIGTERM, "INT": signal.SIGINT, "KILL": signal.SIGKILL}
 MOMENTS = ("any", "save", "evaluation", "final write", "twice")
 """When a process is killed: at a random time; while a checkpoint is written; while a held-out loss is computed; while the
@@ -68,7 +69,7 @@ class DrillResult:
 
 
 Place = Callable[[Tree, Store, "Killer | None"], Mapping[str, State]]
-"""Where a drill trains: called with a tree, a store, and what disturbs it; returns the last state of each stage."""
+"""Trains a tree in a store, disturbed by the killer if there is one; returns the last state of each stage."""
 
 
 def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> DrillResult:
@@ -111,7 +112,7 @@ def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> Drill
 
 
 def on_this_machine(opened: OpenedStudy, watch: Watch) -> Place:
-    """Train on this machine: signals go to every process of a run, or to one of them."""
+    """Train on this machine; a signal goes to every process of a run, or to one of them."""
     slots = local_slots(opened.file.study.execution)
 
     def train_here(tree: Tree, store: Store, killer: Killer | None) -> Mapping[str, State]:
@@ -122,18 +123,18 @@ def on_this_machine(opened: OpenedStudy, watch: Watch) -> Place:
 
 
 def _strike_groups(killer: "Killer", groups: Mapping[str, WorkerGroup]) -> None:
-    """Called instead of the launcher's pause."""
+    """Send signals to the worker groups for TURN_S; the launcher calls this instead of its pause."""
 
     def strike(key: str, name: str) -> bool:
         processes = groups[key].processes
-        # Every process of the run, as when a node dies, or one of them.
+        # Every process of the run, as if its node failed, or one of them.
         victims = processes if killer.draw.random() < 0.5 else [killer.draw.choice(processes)]
         alive = [process.pid for process in victims if process.pid is not None and process.exitcode is None]
         for pid in alive:
             os.kill(pid, SIGNALS[name])
         return bool(alive)
 
-    end = time.monotonic() + LOOK_S
+    end = time.monotonic() + TURN_S
     while time.monotonic() < end:
         for key in groups:
             killer.poll(key, strike)
@@ -167,7 +168,7 @@ class Killer:
         self.kills: list[Kill] = []
 
     def poll(self, key: str, strike: Callable[[str, str], bool]) -> None:
-        """Strike a running run if it is time. `strike` sends a signal by name and returns whether it could."""
+        """Send a signal to a running run if it is time. `strike(key, signal)` sends it, and returns whether it could."""
         if self.left[key] <= 0 or len(self.kills) >= self.most:
             return
         state = self.store.run(key).state()

@@ -23,7 +23,7 @@ QUEUE_EVERY_S = 2.0
 
 
 def on_slurm(opened: OpenedStudy, site: str | None, watch: Watch) -> Place:
-    """Train as jobs in the study's partition: signals go to all processes of a job. site: the name of a profile."""
+    """Train as jobs in the study's partition; a signal goes to all processes of a job. site: the name of a profile."""
     chosen = find_site(site)
     executions = as_executions(slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1]))
 

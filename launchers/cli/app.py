@@ -67,17 +67,14 @@ for verb in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; an error that the user can fix is one sentence on standard error."""
-    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    typed = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return int(app(words, prog_name="retain", standalone_mode=False) or 0)
+        code = int(app(typed, prog_name="retain", standalone_mode=False) or 0)
     except RetainError as error:
         print(f"retain: {error}", file=sys.stderr)
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        if words[0] in RESUMABLE:
-            again = shlex.join(["retain", *words])
-            print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         sys.stderr.close()
         return 0
@@ -85,6 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = error.format_message().rstrip(".").replace("Value error, ", "")
         print(f"retain: {what}; see retain --help", file=sys.stderr)
         return StudyError.exit_code
+    if code == INTERRUPTED and typed[0] in RESUMABLE:
+        again = shlex.join(["retain", *typed])
+        print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def print_submission(submission: Submission, retry: str) -> None:
     lines = [
         (submission.done_already, "are done already"),
         (submission.queued_already, "are queued or running already"),
-        (len(submission.adopted), "jobs of an earlier submission whose sbatch had not answered were found"),
+        (len(submission.adopted), "jobs of an earlier submission were found: its sbatch had not answered"),
         (len(submission.released), "jobs that a node could not start were released"),
         (len(submission.failed), f"failed, were cancelled or were skipped: {retry}"),
         (len(submission.deferred), "are beyond your limit of jobs: jobs submit them when they end"),
