@@ -125,7 +125,7 @@ def refresh_seconds(study: Path, store: Path) -> str:
     """Wall and processor seconds of a look at a study and of laying out what a terminal shows."""
     from rich.console import Console
 
-    from retain.launchers.cli.views import most_telling, status_table
+    from retain.launchers.cli.views.status import most_important, status_table
     from retain.launchers.planning.opened_study import open_study
     from retain.results.store.status import study_status
 
@@ -135,7 +135,7 @@ def refresh_seconds(study: Path, store: Path) -> str:
         begin = time.perf_counter(), time.process_time()
         rows = study_status(opened.tree, opened.store)
         with redirect_stdout(io.StringIO()):
-            Console(width=240).print(status_table(rows, most_telling(rows, TERMINAL)))
+            Console(width=240).print(status_table(rows, most_important(rows, TERMINAL)))
         times.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
     wall, processor = (median(part) for part in zip(*times, strict=True))
     return f"{wall} {processor}"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,11 +11,13 @@ from rich.table import Table
 
 WORDS = ("stage", "axes", "state", "reason", "fingerprint", "job", "path", "what", "level", "detail")
 """Columns that hold words, which are aligned to the left."""
+MOST_ROWS = 40
+"""The most rows of a printed table; --json has all."""
 
 
 def print_json(document: Any) -> None:
-    """Print one document (a mapping or a dataclass), each element of a list on a line of its own. NaN is never in it."""
-    fields: Mapping[str, Any] = document if isinstance(document, Mapping) else _fields(document)
+    """Print one document (a mapping or a dataclass), each element of a list on its own line. Raises ValueError for NaN."""
+    fields: Mapping[str, Any] = document if isinstance(document, Mapping) else _plain(document)
     print("{\n" + ",\n".join(f' "{name}": {_json_text(value)}' for name, value in fields.items()) + "\n}")
 
 
@@ -42,13 +45,15 @@ def cell(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _fields(document: Any) -> dict[str, Any]:
-    """The fields of a dataclass; unlike `dataclasses.asdict` it does not copy nested mappings."""
-    return {field.name: getattr(document, field.name) for field in dataclasses.fields(document)}
+def _plain(value: Any) -> Any:
+    """A path as text, a dataclass as its fields; unlike `dataclasses.asdict` it does not copy nested mappings."""
+    if isinstance(value, Path):
+        return str(value)
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _json_text(value: Any) -> str:
     # Without `indent` the standard library encodes in C, which is ten times as fast.
     if isinstance(value, list) and value:
-        return "[\n" + ",\n".join(f"  {json.dumps(one, allow_nan=False, default=_fields)}" for one in value) + "\n ]"
-    return json.dumps(value, indent=1, allow_nan=False, default=_fields).replace("\n", "\n ")
+        return "[\n" + ",\n".join(f"  {json.dumps(one, allow_nan=False, default=_plain)}" for one in value) + "\n ]"
+    return json.dumps(value, indent=1, allow_nan=False, default=_plain).replace("\n", "\n ")

@@ -1,13 +1,15 @@
-"""`retain probe`: what can be known of retention at θ_post, before any Stage 3 of full length.
+"""`retain probe`: predict retention at θ_post, before any Stage 3 of full length.
 
-Three kinds of predictor: L_im itself; L_ret after a fine-tuning of a small share of the budget, which is a stage like any
-other; and the share of the D_ft gradient inside the span of D_post gradients, which is kept beside the weights that it is
-of, as probe-<digest>.json.
+There are three kinds of predictor: L_im; L_ret after a fine-tuning with a small share of the budget, which is a stage as any
+other; and the share of the D_ft gradient in the span of D_post gradients. The gradients are kept in the folder of the run
+whose weights they belong to, as probe-<digest>.json.
 """
 
+import contextlib
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +19,9 @@ from retain.launchers.planning.opened_study import OpenedStudy
 from retain.results.analysis.methods import pipeline_of
 from retain.results.analysis.predictors import Prediction
 from retain.results.store.garbage import freed_sentence
-from retain.results.store.loss_table import Row, trial_rows
+from retain.results.store.loss_table import trial_rows
+from retain.results.store.readiness import is_ready
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import State
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.files import read_json, write_json
 from retain.sweeps.schema.linear import LinearStudy
@@ -27,25 +29,26 @@ from retain.sweeps.tree.keys import canonical, stage_key
 from retain.sweeps.tree.tree import Stage, Tree, Trial
 
 POSTTRAINING_BATCHES, FINETUNING_BATCHES, SEQUENCES = 32, 8, 8
-"""Of the gradients: batches of D_post and of D_ft, and held-out sequences in each."""
+"""For the gradients: the number of batches of D_post and of D_ft, and of held-out sequences in each batch."""
 EXACT_PARAMETERS = 2_000_000
-"""Gradients of larger models are sketched; exact ones of this size take 256 MB, and for a moment three times that."""
+"""Gradients of larger models are sketched; exact ones of this size take 256 MB, and three times that for a moment."""
 SKETCH = 65_536
-"""Numbers of a sketch: shares are off by about 0.6% of themselves, and by 0.05% of the whole at most by chance."""
+"""The size of a sketch: a share has an error of about 0.6% of its value, and of at most 0.05 percentage points by chance."""
 SEED = 0
 FORMAT = 1
-NOT_TRAINED = "θ_post is not trained yet: retain run does, and retain probe --train up to it"
+NOT_TRAINED = "θ_post is not trained yet; --train trains up to it"
 
 
 @dataclass(frozen=True)
 class Probes:
-    """The short fine-tunings of a study with all that they start from, as a tree of its own."""
+    """The short fine-tunings of a study."""
 
     tree: Tree
-    short: Mapping[str, str]
-    """The key of the short fine-tuning for that of each trial's own."""
+    """The short fine-tunings with all stages above them."""
+    trials: list[Trial]
+    """For each trial of `tree`, the trial of the study."""
     left_out: Mapping[str, int]
-    """Why trials are left out, a sentence, and how many."""
+    """The number of trials that are left out, by the reason as a sentence."""
 
     @property
     def lacks_weights(self) -> bool:
@@ -54,7 +57,7 @@ class Probes:
 
 
 def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Probes:
-    """The short fine-tunings of the trials whose θ_post is there, or with `train_missing` of all. Raises StudyError."""
+    """The short fine-tunings of the trials whose θ_post is done, or of all trials with `train_missing`. Raises StudyError."""
     if not 0 < share < 1:
         raise StudyError(f"--share {share:g}: this is a share of the fine-tuning budget; choose it within 0.01 to 0.05")
     if isinstance(opened.file.study, LinearStudy):
@@ -62,22 +65,25 @@ def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Prob
     tree, store = opened.tree, opened.store
     states = store.states(tree.stages)
     stages: dict[str, Stage] = {}
-    short: dict[str, str] = {}
     trials: list[Trial] = []
-    left_out: dict[str, int] = {}
+    probed: list[Trial] = []
+    left_out: Counter[str] = Counter()
     for trial in tree.trials:
-        stage = short_finetuning(tree.stages[trial.finetune], share)
-        if why := _unready(store, stage, states, train_missing):
-            left_out[why] = left_out.get(why, 0) + 1
-            continue
-        short[trial.finetune] = stage.key
-        stages |= {key: tree.stages[key] for key in trial.path[:-1]} | {stage.key: stage}
-        trials.append(replace(trial, finetune=stage.key))
-    return Probes(replace(tree, stages=stages, trials=trials), short, left_out)
+        short = short_finetuning(tree.stages[trial.finetune], share)
+        start = states[trial.path[-2]]
+        if not is_ready(short, states) and not train_missing:
+            left_out[NOT_TRAINED] += 1
+        elif start.weights_freed and not store.run(short.key).is_done():
+            left_out[freed_sentence([store.run(trial.path[-2])])] += 1
+        else:
+            stages |= {key: tree.stages[key] for key in trial.path[:-1]} | {short.key: short}
+            trials.append(trial)
+            probed.append(replace(trial, finetune=short.key))
+    return Probes(replace(tree, stages=stages, trials=probed), trials, left_out)
 
 
 def short_finetuning(stage: Stage, share: float) -> Stage:
-    """A fine-tuning cut to a share of its budget and warm-up: the stage that a study with these numbers has."""
+    """A fine-tuning with a share of its budget and warm-up: the same stage as in a study with these numbers."""
     recipe = json.loads(stage.recipe)
     length = recipe["sequence_length"]
     sequences = max(1, int(recipe["sequences"] * share))
@@ -89,50 +95,55 @@ def short_finetuning(stage: Stage, share: float) -> Stage:
     return replace(stage, key=stage_key(stage.stage, stage.parent, text), recipe=text, tokens=tokens, axes=axes)
 
 
-def predictions(opened: OpenedStudy, probes: Probes, tell: Callable[[str], None]) -> list[Prediction]:
-    """What every predictor says of each trial that is probed, and its true L_ret where Stage 3 was trained.
+def predictions(opened: OpenedStudy, probes: Probes, report: Callable[[str], None]) -> list[Prediction]:
+    """The value of every predictor for each probed trial whose θ_post is done, and its true L_ret if Stage 3 was trained.
 
-    Measures the gradients that the store lacks, and tells of each. Raises MissingResourceError.
+    Measures the gradients that the store lacks; `report` gets a line about each. Raises MissingResourceError.
     """
-    store = opened.store
-    found = []
-    for trial, row in zip(opened.tree.trials, trial_rows(opened.tree, store), strict=True):
-        if trial.finetune not in probes.short or not store.run(trial.path[-2]).is_done():
+    store, found = opened.store, []
+    rows = trial_rows(replace(opened.tree, trials=probes.trials), store)
+    for trial, row, short in zip(probes.trials, rows, trial_rows(probes.tree, store), strict=True):
+        start = store.run(trial.path[-2])
+        if not start.is_done():
             continue
         recipe = json.loads(opened.tree.stages[trial.finetune].recipe)
-        gradients = gradient_probe(store, store.run(trial.path[-2]), recipe["corpus"], tell)
-        found.append(
-            _prediction(trial, row, recipe["lr"], _short_loss(store.run(probes.short[trial.finetune])), gradients)
-        )
+        gradients = gradient_probe(store, start, recipe["corpus"], report)
+        immediate, retained = row["immediate_posttraining_loss"], short["retained_posttraining_loss"]
+        predictors = {
+            "immediate_posttraining_loss": immediate,
+            "short_retained_loss": retained,
+            "short_forgetting": None if retained is None or immediate is None else retained - immediate,
+            "gradient_share": gradients["share"] if gradients else None,
+        }
+        true = row["retained_posttraining_loss"]
+        found.append(Prediction(trial.axes, start.key, pipeline_of(row), recipe["lr"], true, predictors))
     return found
 
 
-def gradient_probe(
-    store: Store, start: Run, finetuning: str, tell: Callable[[str], None] = lambda line: None
-) -> dict[str, Any] | None:
-    """The share of D_ft's gradient inside the span of D_post's at θ_post, measured once and kept in its run's folder.
+def gradient_probe(store: Store, start: Run, finetuning: str, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """The share of D_ft's gradient in the span of D_post's gradients at θ_post, measured once and kept in its run's folder.
 
-    start: the run whose weights are θ_post. finetuning: D_ft's fingerprint. Both splits are the held-out ones. None where
-    it cannot be known: the weights were freed, or the run is judged on no D_post. Raises MissingResourceError.
+    start: the run with the weights θ_post. finetuning: D_ft's fingerprint. Both corpora are their held-out splits. None if
+    the weights were freed before it was measured, or if the run is not evaluated on D_post. Raises MissingResourceError.
     """
     posttraining = start.spec()["evaluation"].get("posttraining")
     if posttraining is None:
         return None
     settings = probe_settings(posttraining, finetuning)
     place = probe_file(start, settings)
-    if (kept := _kept(place)) is not None:
-        return kept
+    with contextlib.suppress(FileNotFoundError, MissingResourceError):  # a damaged file is measured again
+        return dict(read_json(place))
     if start.state().weights_freed:
-        tell(f"its gradients are not known: {freed_sentence([start])}")
+        report(f"the gradients are unknown: {freed_sentence([start])}")
         return None
-    tell(f"{time.strftime('%H:%M:%S')} gradients at {start.spec()['stage']} {start.key[:8]}")
+    report(f"{time.strftime('%H:%M:%S')} gradients at {start.spec()['stage']} {start.key[:8]}")
     measured = {"settings": settings, **_measure(store, start, settings)}
     write_json(place, measured)
     return measured
 
 
 def probe_settings(posttraining: str, finetuning: str) -> dict[str, Any]:
-    """All that a gradient probe depends on beside the weights; the corpora by their fingerprints."""
+    """Everything that a gradient probe depends on, except the weights; the corpora by their fingerprints."""
     return {
         "format": FORMAT,
         "posttraining": posttraining,
@@ -148,47 +159,8 @@ def probe_settings(posttraining: str, finetuning: str) -> dict[str, Any]:
 
 
 def probe_file(start: Run, settings: Mapping[str, Any]) -> Path:
-    """Where a probe of θ_post lies. No part of the run's result: neither its key nor its checksums know it."""
+    """The file of a probe of θ_post. It is no part of the run's result: neither the key nor the checksums cover it."""
     return start.folder / f"probe-{hashlib.sha256(canonical(settings).encode()).hexdigest()[:12]}.json"
-
-
-def _unready(store: Store, short: Stage, states: Mapping[str, State], train_missing: bool) -> str | None:
-    """Why a trial cannot be probed now; None where it can. short: its short fine-tuning."""
-    assert short.parent is not None
-    start = states[short.parent]
-    if start.state != "done":
-        return None if train_missing else NOT_TRAINED
-    if start.weights_freed and not store.run(short.key).is_done():
-        return freed_sentence([store.run(short.parent)])
-    return None
-
-
-def _prediction(
-    trial: Trial, row: Row, rate: float, short: float | None, gradients: Mapping[str, Any] | None
-) -> Prediction:
-    immediate = row["immediate_posttraining_loss"]
-    predictors = {
-        "immediate_posttraining_loss": immediate,
-        "short_retained_loss": short,
-        "short_forgetting": None if short is None or immediate is None else short - immediate,
-        "gradient_share": gradients["share"] if gradients else None,
-    }
-    return Prediction(trial.axes, trial.path[-2], pipeline_of(row), rate, row["retained_posttraining_loss"], predictors)
-
-
-def _short_loss(run: Run) -> float | None:
-    """L_ret after the short fine-tuning; None where it is not done."""
-    if not run.is_done():
-        return None
-    split = run.losses()["splits"].get("posttraining")
-    return None if split is None else float(split["loss"])
-
-
-def _kept(place: Path) -> dict[str, Any] | None:
-    try:
-        return dict(read_json(place))
-    except (FileNotFoundError, MissingResourceError):  # a damaged one is measured again
-        return None
 
 
 def _measure(store: Store, start: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,13 +177,13 @@ def _measure(store: Store, start: Run, settings: Mapping[str, Any]) -> dict[str,
     gpu = execution["accelerator"] != "cpu" and torch.cuda.is_available()
     if not gpu:
         torch.set_num_threads(execution["threads"])
-    begun = time.monotonic()
+    began = time.monotonic()
     model = load_model(usable_parent(store, {"parent": start.key}).model).to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sketch = Sketch(None if parameters <= settings["exact_parameters"] else settings["sketch"], settings["seed"])
 
     def batches(corpus: str, count: int) -> list[torch.Tensor]:
-        """Held-out sequences drawn once by the seed; fewer batches where the split is small."""
+        """Held-out sequences in the order of the seed; fewer batches if the split is small."""
         sequences = heldout_sequences(store.root, corpus)
         order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(settings["seed"]))
         size = min(settings["sequences"], -(-len(sequences) // count))
@@ -228,5 +200,5 @@ def _measure(store: Store, start: Run, settings: Mapping[str, Any]) -> dict[str,
         "finetuning_batches": len(asked),
         "parameters": parameters,
         "sketch": sketch.size,
-        "seconds": time.monotonic() - begun,
+        "seconds": time.monotonic() - began,
     }

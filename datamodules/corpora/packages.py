@@ -117,5 +117,5 @@ def _folder(package: str) -> Path:
     """Return the folder a package is installed in, without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise MissingResourceError(f"package {package} is not installed; run `pip install 'retain[demo]'`")
+        raise MissingResourceError(f"package {package} is not installed; run `pip install 'retain-lm[demo]'`")
     return Path(spec.origin).parent

@@ -14,9 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from retain.launchers.checks.doctor_cluster import Cluster, cluster_findings, read_cluster
+from retain.launchers.checks.doctor_nodes import ProbeReport, probe_findings, probe_partitions
 from retain.launchers.checks.finding import MISSING, NOTE, OK, Finding
+from retain.launchers.jobs.resources import find_site
+from retain.launchers.slurm.client import has_slurm
 from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.files import sync_path
 from retain.sweeps.base.units import format_bytes
+from retain.sweeps.schema.sites import Site, read_sites, sites_file
 
 LOWEST_PYTHON = (3, 11)
 NEEDED = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "datasets", "submitit", "tensorboard")
@@ -31,39 +37,32 @@ def examine(store: Path, site: str | None, probe: bool) -> dict[str, Any]:
 
     Leaves nothing in the store or on SLURM.
     """
-    from retain.launchers.checks.doctor_cluster import Cluster, cluster_findings, read_cluster
-    from retain.launchers.slurm.client import has_slurm
-
-    findings = [python_finding(), *package_findings(), gpu_finding(), ray_finding(), *store_findings(store)]
-    chosen, site_finding = _site(site)
-    findings.append(site_finding)
+    profile, site_finding = _site(site)
+    ray = Finding("Ray", OK, _version("ray") or "not installed; only searches need it")
+    findings = [python_finding(), *package_findings(), gpu_finding(), ray, *store_findings(store), site_finding]
     cluster: Cluster | None = None
-    probes: list[Any] | None = None
-    if not has_slurm():
-        findings.append(
-            Finding("SLURM", NOTE, "sbatch and squeue are not on PATH: retain run trains here, retain submit cannot")
-        )
-        if probe:
-            findings.append(Finding("probe", MISSING, "there is no SLURM to probe; log in where sbatch is on PATH"))
-    else:
+    probes: list[ProbeReport] | None = None
+    if has_slurm():
         try:
             cluster = read_cluster()
             findings += cluster_findings(cluster)
             if probe:
-                from retain.launchers.checks.doctor_nodes import probe_findings, probe_partitions
-
-                reports = probe_partitions(cluster.partitions, existing_folder(store), chosen)
-                findings += probe_findings(reports, chosen)
-                probes = [asdict(report) for report in reports]
+                probes = probe_partitions(cluster.partitions, existing_folder(store), profile)
+                findings += probe_findings(probes)
         except MissingResourceError as error:
             findings.append(Finding("SLURM", MISSING, str(error).removeprefix("SLURM: ")))
+    else:
+        what = "sbatch and squeue are not on PATH: studies can train here, but not be submitted"
+        findings.append(Finding("SLURM", NOTE, what))
+        if probe:
+            findings.append(Finding("probe", MISSING, "there is no SLURM to probe; log in where sbatch is on PATH"))
     return {
         "ok": not any(finding.level == MISSING for finding in findings),
         "host": socket.gethostname(),
         "store": str(store.absolute()),
         "findings": [asdict(finding) for finding in findings],
         "slurm": cluster and cluster.as_json(),
-        "probes": probes,
+        "probes": None if probes is None else [asdict(report) for report in probes],
     }
 
 
@@ -75,18 +74,12 @@ def python_finding() -> Finding:
 
 
 def package_findings(needed: Sequence[str] = NEEDED) -> list[Finding]:
-    """One finding for the installed packages, one for each that is missing."""
-    versions: dict[str, str] = {}
-    for name in needed:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    there = ", ".join(f"{name} {version}" for name, version in versions.items())
-    absent = [
-        Finding(name, MISSING, f"not installed in {sys.prefix}; reinstall Retain: pip install retain-lm")
-        for name in needed
-        if name not in versions
-    ]
-    return [*([Finding("packages", OK, there)] if there else []), *absent]
+    """One finding for the installed packages, one for each missing package."""
+    versions = {name: _version(name) for name in needed}
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    cure = f"not installed in {sys.prefix}; reinstall Retain: pip install retain-lm"
+    missing = [Finding(name, MISSING, cure) for name, version in versions.items() if not version]
+    return [*([Finding("packages", OK, installed)] if installed else []), *missing]
 
 
 def gpu_finding() -> Finding:
@@ -100,18 +93,16 @@ def gpu_finding() -> Finding:
         return Finding("GPUs", MISSING, f"torch cannot be used ({type(error).__name__}: {reason}); reinstall it")
     if not names:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return Finding(
-            "GPUs", NOTE, f"none here: retain run trains on {cores} CPU cores; jobs use the GPUs of their nodes"
-        )
-    counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
-    return Finding("GPUs", OK, counts)
+        return Finding("GPUs", NOTE, f"none here: studies train on {cores} CPU cores; jobs use the GPUs of their nodes")
+    return Finding("GPUs", OK, ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)))
 
 
-def ray_finding() -> Finding:
+def _version(package: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
     try:
-        return Finding("Ray", OK, importlib.metadata.version("ray"))
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return Finding("Ray", OK, "not installed, and neither retain run nor retain submit needs it")
+        return None
 
 
 def store_findings(store: Path) -> list[Finding]:
@@ -120,23 +111,18 @@ def store_findings(store: Path) -> list[Finding]:
     if not place.is_dir():
         return [Finding("store", MISSING, f"{store}: {place} is a file; choose another with --store or RETAIN_STORE")]
     free = shutil.disk_usage(place).free
-    found = [Finding("disk", OK if free > LITTLE_ROOM else NOTE, f"{format_bytes(free)} free for {store.absolute()}")]
+    room = f"{format_bytes(free)} free for {store.absolute()}"
+    disk = Finding("disk", OK, room)
     if free <= LITTLE_ROOM:
-        found = [
-            Finding(
-                "disk",
-                NOTE,
-                f"{found[0].what}, which is little; retain plan says what a study needs, retain gc frees space",
-            )
-        ]
+        disk = Finding("disk", NOTE, f"{room}, which is little; free some space, or choose another disk with --store")
     kind = file_system(place)
     if lack := file_system_lacks(place):
-        return [*found, Finding("store", MISSING, f"{place} ({kind}): {lack}; choose another with --store")]
+        return [disk, Finding("store", MISSING, f"{place} ({kind}): {lack}; choose another with --store")]
     what = f"{place} ({kind}) supports the links, renames and file times that leases need"
-    if shutil.which("sbatch") and not kind.startswith(SHARED):
+    if has_slurm() and not kind.startswith(SHARED):
         what += "; jobs need it at the same path on every node, which --probe checks"
-        return [*found, Finding("store", NOTE, what)]
-    return [*found, Finding("store", OK, what)]
+        return [disk, Finding("store", NOTE, what)]
+    return [disk, Finding("store", OK, what)]
 
 
 def existing_folder(store: Path) -> Path:
@@ -149,34 +135,35 @@ def file_system_lacks(place: Path) -> str | None:
     trial = place / f".doctor.{os.getpid()}.{os.urandom(6).hex()}"
     try:
         trial.mkdir()
-        one, two = trial / "one", trial / "two"
-        one.write_text("1")
-        two.write_text("2")
-        os.link(one, trial / "three")
-        try:
-            os.link(two, trial / "three")
-            return "link replaces an existing file, so two processes could train one run"
-        except FileExistsError:
-            pass
-        two.replace(one)
-        if one.read_text() != "2" or two.exists():
-            return "rename does not replace a file atomically"
-        os.utime(one, ns=(10**18, 10**18))
-        if one.stat().st_mtime_ns != 10**18:
-            return "it does not keep the file times that are set, which heartbeats need"
-        (trial / "folder").mkdir()
-        (trial / "folder").rename(trial / "renamed")
-        descriptor = os.open(trial, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        return _failed_operation(trial)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not trial.exists():
             return "you have no permission to write there"
         return f"{error.strerror or error} ({error.__class__.__name__}), where links, renames and fsync must work"
     finally:
         shutil.rmtree(trial, ignore_errors=True)
+
+
+def _failed_operation(trial: Path) -> str | None:
+    """Try every operation that the store relies on in an empty folder. Raises OSError for one that is not supported."""
+    one, two = trial / "one", trial / "two"
+    one.write_text("1")
+    two.write_text("2")
+    os.link(one, trial / "three")
+    try:
+        os.link(two, trial / "three")
+        return "link replaces an existing file, so two processes could train one run"
+    except FileExistsError:
+        pass
+    two.replace(one)
+    if one.read_text() != "2" or two.exists():
+        return "rename does not replace a file atomically"
+    os.utime(one, ns=(10**18, 10**18))
+    if one.stat().st_mtime_ns != 10**18:
+        return "it does not keep the file times that are set, which heartbeats need"
+    (trial / "folder").mkdir()
+    (trial / "folder").rename(trial / "renamed")
+    sync_path(trial)
     return None
 
 
@@ -192,10 +179,8 @@ def file_system(place: Path) -> str:
     return kind
 
 
-def _site(wanted: str | None) -> tuple[Any, Finding]:
-    from retain.launchers.jobs.resources import find_site
-    from retain.sweeps.schema.sites import read_sites, sites_file
-
+def _site(wanted: str | None) -> tuple[Site | None, Finding]:
+    """The profile of sites.yaml that applies here, and what to say about it."""
     try:
         chosen = find_site(wanted)
     except StudyError as error:
@@ -203,8 +188,9 @@ def _site(wanted: str | None) -> tuple[Any, Finding]:
             raise
         return None, Finding("site", MISSING, str(error))
     if chosen is not None:
-        fields = json.dumps(chosen[1].model_dump(exclude_unset=True, exclude={"match"}))
-        return chosen[1], Finding("site", OK, f"{chosen[0]} in {sites_file()}: {fields}")
+        name, profile = chosen
+        fields = json.dumps(profile.model_dump(exclude_unset=True, exclude={"match"}))
+        return profile, Finding("site", OK, f"{name} in {sites_file()}: {fields}")
     known = read_sites()
     what = f"none of {', '.join(known)} matches this machine" if known else "no profiles yet"
     return None, Finding("site", OK, f"{what} ({sites_file()}): only the study's execution.slurm applies")

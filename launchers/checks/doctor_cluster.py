@@ -7,16 +7,17 @@ from typing import Any
 
 from retain.launchers.checks.finding import NOTE, OK, Finding
 from retain.launchers.slurm.client import Limits, ask, read_limits
-from retain.launchers.slurm.partitions import Partition, count_gpus, read_config, read_partitions
+from retain.launchers.slurm.partitions import Partition, count_gpus, read_config, read_partitions, seconds
 from retain.sweeps.base.errors import MissingResourceError
 
 CREDENTIAL_S = 120
-"""SLURM's cred_expire where AuthInfo does not say another."""
+"""SLURM's cred_expire if AuthInfo does not set another."""
+NO_PREEMPTION, BY_QOS = "preempt/none", "preempt/qos"
 
 
 @dataclass(frozen=True)
 class Qos:
-    """A quality of service, as far as preemption by it goes."""
+    """A quality of service: whom it preempts, and how its own jobs are preempted."""
 
     name: str
     preempts: str
@@ -26,28 +27,38 @@ class Qos:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the cluster told."""
+    """The settings of a cluster."""
 
     config: Mapping[str, str]
     """`scontrol show config`."""
     partitions: Sequence[Partition]
     limits: Limits
     qos: Sequence[Qos]
-    """Only where preemption goes by QOS."""
+    """Empty unless the cluster preempts by QOS."""
 
     @property
     def user_signal(self) -> bool:
-        """Whether a preempted job gets the signal that it asked for; newer versions moved the option."""
-        options = f"{self.config.get('SlurmctldParameters', '')},{self.config.get('PreemptParameters', '')}"
+        """Whether a preempted job gets the signal that it asked for; newer versions of SLURM moved the option."""
+        options = f"{self.setting('SlurmctldParameters')},{self.setting('PreemptParameters')}"
         return any(re.fullmatch(r"(preempt_)?send_user_signal", option) for option in options.lower().split(","))
+
+    @property
+    def requeues(self) -> bool:
+        """Whether jobs are requeued without asking for it."""
+        return self.setting("JobRequeue") == "1"
+
+    @property
+    def kill_wait_s(self) -> int:
+        """Seconds between TERM and KILL at a time limit, from a setting such as `30 sec`."""
+        found = re.match(r"\d+", self.setting("KillWait"))
+        return int(found[0]) if found else 30
+
+    @property
+    def accounting(self) -> bool:
+        return "slurmdbd" in self.setting("AccountingStorageType")
 
     def setting(self, name: str) -> str:
         return self.config.get(name, "")
-
-    def seconds(self, name: str, default: int) -> int:
-        """A setting such as `30 sec`."""
-        found = re.match(r"\d+", self.setting(name))
-        return int(found[0]) if found else default
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -60,43 +71,31 @@ class Cluster:
             "preempt_mode": self.setting("PreemptMode"),
             "preempt_send_user_signal": self.user_signal,
             "qos": [asdict(qos) for qos in self.qos],
-            "job_requeue": self.setting("JobRequeue") == "1",
-            "kill_wait_s": self.seconds("KillWait", 30),
-            "accounting": "slurmdbd" in self.setting("AccountingStorageType"),
+            "job_requeue": self.requeues,
+            "kill_wait_s": self.kill_wait_s,
+            "accounting": self.accounting,
         }
 
 
 def read_cluster() -> Cluster:
-    """Ask the cluster. Raises MissingResourceError where it does not answer."""
+    """Ask the cluster. Raises MissingResourceError if it does not answer."""
     config = read_config()
-    return Cluster(config, count_gpus(read_partitions()), read_limits(), _read_qos(config))
+    qos = _read_qos() if config.get("PreemptType") == BY_QOS else []
+    return Cluster(config, count_gpus(read_partitions()), read_limits(), qos)
 
 
-def _read_qos(config: Mapping[str, str]) -> list[Qos]:
-    if config.get("PreemptType") != "preempt/qos":
-        return []
+def _read_qos() -> list[Qos]:
+    """Every quality of service; none if accounting does not answer."""
     command = ["sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=Name,Preempt,PreemptMode,GraceTime"]
     try:
-        lines = ask(command, 10).splitlines()
+        rows = [line.split("|") for line in ask(command, 10).splitlines() if line.count("|") == 3]
     except MissingResourceError:
         return []
-    return [Qos(name, preempts, mode, _clock(grace)) for name, preempts, mode, grace in map(_four, lines)]
-
-
-def _four(line: str) -> tuple[str, str, str, str]:
-    name, preempts, mode, grace = (*line.split("|"), "", "", "", "")[:4]
-    return name, preempts, mode, grace
-
-
-def _clock(text: str) -> int:
-    """Seconds of [days-]hours:minutes:seconds; 0 for anything else."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return [Qos(name, preempts, mode, seconds(grace) or 0) for name, preempts, mode, grace in rows]
 
 
 def cluster_findings(cluster: Cluster) -> list[Finding]:
-    """What each setting means, and the cure where one is in the way."""
+    """What each setting means, and the cure if one is in the way."""
     version, name = cluster.setting("SLURM_VERSION"), cluster.setting("ClusterName")
     return [
         Finding("SLURM", OK, f"{version}, cluster {name}"),
@@ -126,77 +125,73 @@ def _partitions(cluster: Cluster) -> Iterator[Finding]:
 
 
 def _limits(cluster: Cluster) -> Iterator[Finding]:
-    tasks = cluster.limits.array_tasks
+    tasks, jobs = cluster.limits.array_tasks, cluster.limits.jobs
     yield Finding("MaxArraySize", OK, f"{tasks + 1}: more than {tasks} siblings are submitted as several arrays")
-    jobs = cluster.limits.jobs
     if jobs is not None:
-        yield Finding(
-            "MaxSubmitJobs", OK, f"{jobs} jobs of yours at a time: what is beyond it is submitted by the jobs that end"
-        )
-    elif "slurmdbd" in cluster.setting("AccountingStorageType"):
-        yield Finding("MaxSubmitJobs", OK, "no limit is told")
+        what = f"{jobs} jobs of yours at a time; jobs that end submit the runs beyond that"
+        yield Finding("MaxSubmitJobs", OK, what)
+    elif cluster.accounting:
+        yield Finding("MaxSubmitJobs", OK, "no limit is known")
     else:
-        what = "this site keeps no accounting, so no limit is told; Retain asks squeue and its own store only"
+        what = "this site keeps no accounting, so no limit is known; Retain asks only squeue and its own store"
         yield Finding("accounting", OK, what)
 
 
 def _preemption(cluster: Cluster) -> Iterator[Finding]:
-    kind = cluster.setting("PreemptType") or "preempt/none"
-    if kind == "preempt/none":
-        yield Finding("preemption", OK, "no job has to make room for another here")
+    """How jobs are preempted, then what is special about each partition or QOS whose jobs are preempted."""
+    kind = cluster.setting("PreemptType") or NO_PREEMPTION
+    if kind == NO_PREEMPTION:
+        yield Finding("preemption", OK, "no job is preempted here")
         return
-    by_qos = kind == "preempt/qos"
-    rows: list[tuple[str, str, int]] = (
-        [(f"QOS {qos.name}", qos.preempt_mode, qos.grace_s) for qos in cluster.qos]
-        if by_qos
-        else [(part.name, part.preempt_mode, part.grace_s) for part in cluster.partitions]
-    )
-    whole = cluster.setting("PreemptMode")
-    modes = [(where, whole if mode in ("", "cluster") else mode, grace) for where, mode, grace in rows]
-    told = [(where, mode.upper(), grace) for where, mode, grace in modes if mode.upper() != "OFF"]
-    kill = cluster.seconds("KillWait", 30)
-    graces = ", ".join(f"{grace} s in {where}" for where, _, grace in told) or "unknown"
+    if kind == BY_QOS:
+        rows = [(f"QOS {qos.name}", qos.preempt_mode, qos.grace_s) for qos in cluster.qos]
+    else:
+        rows = [(partition.name, partition.preempt_mode, partition.grace_s) for partition in cluster.partitions]
+    default = cluster.setting("PreemptMode")
+    modes = [(where, (default if mode in ("", "cluster") else mode).upper(), grace) for where, mode, grace in rows]
+    preempted = [(where, mode, grace) for where, mode, grace in modes if mode != "OFF"]
+    graces = ", ".join(f"{grace} s in {where}" for where, _, grace in preempted) or "unknown"
     if cluster.user_signal:
         what = (
-            f"{kind} with preempt_send_user_signal: a job that has to make room is warned, saves its state and goes "
-            f"back to the queue within GraceTime ({graces})"
+            f"{kind} with preempt_send_user_signal: a preempted job is warned, saves a checkpoint and returns to the queue "
+            f"within GraceTime ({graces})"
         )
         yield Finding("preemption", OK, what)
     else:
         what = (
-            "this site sends no user signal at preemption: a job has GraceTime seconds after TERM to save "
-            f"({graces}), else it loses at most execution.save_minutes (10 where the study does not say); where "
-            "GraceTime is short, lower save_minutes, or ask the site for preempt_send_user_signal"
+            "this site sends no user signal at preemption: a preempted job has GraceTime seconds after TERM to save "
+            f"({graces}), else it loses at most execution.save_minutes (10 by default); if GraceTime is short, lower "
+            "save_minutes, or ask the site for preempt_send_user_signal"
         )
         yield Finding("preemption", NOTE, what)
-    for where, mode, grace in told:
-        if "CANCEL" in mode:
-            what = (
-                f"a job that has to make room is cancelled, not requeued: it requeues itself if it has saved within "
-                f"GraceTime ({grace} s), else retain submit takes it up again"
-            )
-            yield Finding(f"preemption in {where}", NOTE, what)
-        elif "SUSPEND" in mode:
-            what = "a job that has to make room is suspended and goes on later where it stood"
-            yield Finding(f"preemption in {where}", OK, what)
-        elif grace == 0:
-            what = (
-                f"GraceTime 0: a job that has to make room has KillWait ({kill} s) between TERM and KILL to save; "
-                "lower execution.save_minutes if a state takes longer"
-            )
-            yield Finding(f"preemption in {where}", NOTE, what)
+    for where, mode, grace in preempted:
+        yield from _preemption_in(where, mode, grace, cluster.kill_wait_s)
+
+
+def _preemption_in(where: str, mode: str, grace_s: int, kill_wait_s: int) -> Iterator[Finding]:
+    if "CANCEL" in mode:
+        what = (
+            "a preempted job is cancelled, not requeued: it requeues itself if it has saved within GraceTime "
+            f"({grace_s} s), else it must be submitted again"
+        )
+        yield Finding(f"preemption in {where}", NOTE, what)
+    elif "SUSPEND" in mode:
+        yield Finding(
+            f"preemption in {where}", OK, "a preempted job is suspended, and continues later where it stopped"
+        )
+    elif grace_s == 0:
+        what = (
+            f"GraceTime 0: a preempted job has KillWait ({kill_wait_s} s) between TERM and KILL to save; lower "
+            "execution.save_minutes if a checkpoint takes longer"
+        )
+        yield Finding(f"preemption in {where}", NOTE, what)
 
 
 def _endings(cluster: Cluster) -> Iterator[Finding]:
-    requeue = cluster.setting("JobRequeue") == "1"
-    what = "1" if requeue else "0: jobs are not requeued unless they ask"
-    yield Finding("JobRequeue", OK, f"{what}; Retain's jobs ask (--requeue), so they return after a node's death")
-    kill = cluster.seconds("KillWait", 30)
-    what = (
-        f"{kill} s between TERM and KILL at a time limit; a job is warned execution.slurm.warning_seconds (120) "
-        "before it"
-    )
-    yield Finding("KillWait", OK, what)
+    what = "1" if cluster.requeues else "0: jobs are not requeued unless they ask"
+    yield Finding("JobRequeue", OK, f"{what}; Retain's jobs ask (--requeue), so they return after a node fails")
+    what = f"{cluster.kill_wait_s} s between TERM and KILL at a time limit"
+    yield Finding("KillWait", OK, f"{what}; a job is warned execution.slurm.warning_seconds (120) before it")
     found = re.search(r"cred_expire=(\d+)", cluster.setting("AuthInfo"))
     wait = int(found[1]) if found else CREDENTIAL_S
     yield Finding("requeue", OK, f"a requeued job starts again after {wait + 1} s at the earliest (cred_expire)")

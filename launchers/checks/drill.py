@@ -1,17 +1,17 @@
-"""`retain drill`: kills the runs of a small copy of a study at all kinds of moments, and compares with an undisturbed twin."""
+"""`retain drill`: kill the runs of a small copy of a study at random moments, and compare them with an undisturbed twin."""
 
+import math
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from retain.launchers.checks.verify import verify_store
-from retain.launchers.local.devices import Slot
+from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import Watch, WorkerGroup, train
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.register import register
@@ -22,15 +22,14 @@ from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.tree.tree import STAGES, Tree
 
 POLL_S = 0.002
-LOOK_S = 0.05
-"""How long the drill keeps the local launcher from its own work at a time."""
+TURN_S = 0.05
+"""How long the drill waits for moments to strike, each time that the local launcher would pause."""
 TWICE_WITHIN_S = 0.05
+"""The longest time between the two signals of `twice`."""
 SIGNALS = {"USR2": signal.SIGUSR2, "TERM": signal.SIGTERM, "INT": signal.SIGINT, "KILL": signal.SIGKILL}
 MOMENTS = ("any", "save", "evaluation", "final write", "twice")
 """When a process is killed: at a random time; while a checkpoint is written; while a held-out loss is computed; while the
 results are written; a second time right after the first."""
-
-
 MOST_A_STAGE = 8
 """The most kills of one stage in one round."""
 
@@ -39,7 +38,6 @@ MOST_A_STAGE = 8
 class Kill:
     """One process that was sent a signal."""
 
-    key: str
     stage: str
     moment: str
     signal: str
@@ -56,15 +54,22 @@ class Difference:
 
 @dataclass(frozen=True)
 class DrillResult:
-    kills: Sequence[Kill]
-    differences: Sequence[Difference]
-    runs: int
-    """Stages trained under disturbance and compared."""
+    """What `retain drill --json` prints."""
+
+    study: str
+    kills: int
+    by_moment: dict[str, dict[str, int]]
+    """For each kind of moment, the number of kills by each signal."""
+    by_stage: dict[str, int]
+    """The number of kills of the runs of each stage."""
+    runs_compared: int
     attempts: int
+    """The number of attempts of the disturbed runs."""
+    differences: list[Difference]
 
 
 Place = Callable[[Tree, Store, "Killer | None"], Mapping[str, State]]
-"""Where a drill trains: called with a tree, a store, and what disturbs it; returns the last state of each stage."""
+"""Trains a tree in a store, disturbed by the killer if there is one; returns the last state of each stage."""
 
 
 def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> DrillResult:
@@ -75,18 +80,15 @@ def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> Drill
     tree, store = opened.tree, opened.store
     calm = _twin(store, "calm")
     states = place(tree, calm, None)
-    if broken := next((key for key, state in states.items() if state.state != "done"), None):
-        raise StageFailedError(
-            f"the undisturbed twin failed, so there is nothing to compare with: {states[broken].reason}"
-        )
+    if broken := next((state for state in states.values() if state.state != "done"), None):
+        raise StageFailedError(f"the undisturbed twin failed, so there is nothing to compare with: {broken.reason}")
     durations = {key: _duration(calm.run(key)) for key in tree.stages}
     made: list[Kill] = []
     differences: list[Difference] = []
     runs = attempts = 0
-    while len(made) < kills:
+    while (left := kills - len(made)) > 0:
         disturbed = _twin(store, "disturbed")
-        share = -(-(kills - len(made)) // len(tree.stages))
-        left = kills - len(made)
+        share = math.ceil(left / len(tree.stages))
         killer = Killer(tree, disturbed, durations, random.Random(seed + runs), min(share, MOST_A_STAGE), left)
         place(tree, disturbed, killer)
         made += killer.kills
@@ -95,11 +97,23 @@ def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> Drill
         attempts += sum(len(disturbed.run(key).state().attempts) for key in tree.stages)
         if differences or not killer.kills:
             break
-    return DrillResult(made, differences, runs, attempts)
+    return DrillResult(
+        study=tree.study,
+        kills=len(made),
+        by_moment={
+            moment: {name: sum((kill.moment, kill.signal) == (moment, name) for kill in made) for name in SIGNALS}
+            for moment in MOMENTS
+        },
+        by_stage={stage: sum(kill.stage == stage for kill in made) for stage in STAGES},
+        runs_compared=runs,
+        attempts=attempts,
+        differences=differences,
+    )
 
 
-def on_this_machine(opened: OpenedStudy, slots: Sequence[Slot], watch: Watch) -> Place:
-    """Train on this machine: signals go to every process of a run, or to one of them."""
+def on_this_machine(opened: OpenedStudy, watch: Watch) -> Place:
+    """Train on this machine; a signal goes to every process of a run, or to one of them."""
+    slots = local_slots(opened.file.study.execution)
 
     def train_here(tree: Tree, store: Store, killer: Killer | None) -> Mapping[str, State]:
         register(tree, opened.file, opened.facts, store)
@@ -109,18 +123,18 @@ def on_this_machine(opened: OpenedStudy, slots: Sequence[Slot], watch: Watch) ->
 
 
 def _strike_groups(killer: "Killer", groups: Mapping[str, WorkerGroup]) -> None:
-    """Called instead of the launcher's pause."""
+    """Send signals to the worker groups for TURN_S; the launcher calls this instead of its pause."""
 
     def strike(key: str, name: str) -> bool:
         processes = groups[key].processes
-        # Every process of the run, as when a node dies, or one of them.
+        # Every process of the run, as if its node failed, or one of them.
         victims = processes if killer.draw.random() < 0.5 else [killer.draw.choice(processes)]
         alive = [process.pid for process in victims if process.pid is not None and process.exitcode is None]
         for pid in alive:
             os.kill(pid, SIGNALS[name])
         return bool(alive)
 
-    end = time.monotonic() + LOOK_S
+    end = time.monotonic() + TURN_S
     while time.monotonic() < end:
         for key in groups:
             killer.poll(key, strike)
@@ -134,9 +148,8 @@ class _Plan:
     attempt: int
     moment: str
     signal: str
-    delay: float
-    """For a random moment: seconds after the attempt was first seen."""
-    began: float
+    due: float
+    """For a random moment: when, on the monotonic clock."""
     pause: float
     """Seconds between the two signals of `twice`."""
     struck: float | None = None
@@ -155,7 +168,7 @@ class Killer:
         self.kills: list[Kill] = []
 
     def poll(self, key: str, strike: Callable[[str, str], bool]) -> None:
-        """Strike a running run if it is time. `strike` sends a signal by name and returns whether it could."""
+        """Send a signal to a running run if it is time. `strike(key, signal)` sends it, and returns whether it could."""
         if self.left[key] <= 0 or len(self.kills) >= self.most:
             return
         state = self.store.run(key).state()
@@ -174,8 +187,8 @@ class Killer:
     def _new_plan(self, key: str, attempt: int) -> _Plan:
         moment = self.draw.choice(MOMENTS)
         name = "TERM" if moment == "twice" else self.draw.choice(list(SIGNALS))
-        delay, pause = self.draw.random() * self.durations[key], self.draw.random() * TWICE_WITHIN_S
-        return _Plan(attempt, moment, name, delay, time.monotonic(), pause)
+        due = time.monotonic() + self.draw.random() * self.durations[key]
+        return _Plan(attempt, moment, name, due, self.draw.random() * TWICE_WITHIN_S)
 
     def _is_time(self, key: str, plan: _Plan, state: State) -> bool:
         run = self.store.run(key)
@@ -187,13 +200,13 @@ class Killer:
             case "final write":
                 return (run.folder / "model.partial").exists()
             case _:
-                return time.monotonic() - plan.began > plan.delay
+                return time.monotonic() > plan.due
 
     def _strike(self, key: str, plan: _Plan, strike: Callable[[str, str], bool]) -> None:
         plan.struck = time.monotonic()
         if strike(key, plan.signal):
             self.left[key] -= 1
-            self.kills.append(Kill(key, self.tree.stages[key].stage, plan.moment, plan.signal))
+            self.kills.append(Kill(self.tree.stages[key].stage, plan.moment, plan.signal))
 
 
 def compare(tree: Tree, calm: Store, disturbed: Store) -> list[Difference]:
@@ -201,29 +214,20 @@ def compare(tree: Tree, calm: Store, disturbed: Store) -> list[Difference]:
     found = []
     for stage in tree.stages.values():
         one, other = calm.run(stage.key), disturbed.run(stage.key)
-        if not other.is_done():
-            found.append(Difference(stage.key, stage.stage, f"it is {other.state().state}: {other.state().reason}"))
-            continue
-        for name in one.state().checksums:
-            if other.state().checksums.get(name) != one.state().checksums[name]:
-                found.append(Difference(stage.key, stage.stage, name))
-        if curve_points(one) != curve_points(other):
-            found.append(Difference(stage.key, stage.stage, "curves"))
-    problems = verify_store(disturbed, set(tree.stages))[1]
+        if other.is_done():
+            checksums = other.state().checksums
+            names = [name for name, value in one.state().checksums.items() if checksums.get(name) != value]
+            names += ["curves"] if curve_points(one) != curve_points(other) else []
+        else:
+            names = [f"it is {other.state().state}: {other.state().reason}"]
+        found += [Difference(stage.key, stage.stage, name) for name in names]
+    problems = verify_store(disturbed, tree.stages)[1]
     return found + [Difference(problem.where, "", problem.what) for problem in problems]
 
 
 def curve_points(run: Run) -> dict[str, Curve]:
     """The curves of a run, without measured speeds."""
     return {name: curve for name, curve in read_curves(run.folder).items() if not is_measured_speed(name)}
-
-
-def count_kills(kills: Sequence[Kill]) -> list[tuple[str, dict[str, int]]]:
-    """For each kind of moment, the number of kills by each signal."""
-    return [
-        (moment, {name: sum(kill.moment == moment and kill.signal == name for kill in kills) for name in SIGNALS})
-        for moment in MOMENTS
-    ]
 
 
 def _twin(store: Store, name: str) -> Store:
@@ -239,16 +243,3 @@ def _twin(store: Store, name: str) -> Store:
 def _duration(run: Run) -> float:
     attempt = run.state().attempts[-1]
     return (attempt.end or time.time()) - attempt.start
-
-
-def drill_document(study: str, result: DrillResult) -> dict[str, Any]:
-    """`retain drill --json`."""
-    return {
-        "study": study,
-        "kills": len(result.kills),
-        "by_moment": dict(count_kills(result.kills)),
-        "by_stage": {stage: sum(kill.stage == stage for kill in result.kills) for stage in STAGES},
-        "runs_compared": result.runs,
-        "attempts": result.attempts,
-        "differences": [vars(difference) for difference in result.differences],
-    }

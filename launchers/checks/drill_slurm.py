@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 
 from retain.launchers.checks.drill import Killer, Place
-from retain.launchers.jobs.resources import as_executions, slurm_resources
+from retain.launchers.jobs.resources import as_executions, find_site, slurm_resources
 from retain.launchers.jobs.status import with_jobs
 from retain.launchers.jobs.submissions import submitted_job
 from retain.launchers.jobs.submit import submit_runs
@@ -15,7 +15,6 @@ from retain.launchers.slurm.client import live_jobs, signal_job
 from retain.results.store.runs import Store
 from retain.results.store.state import ENDED, State
 from retain.results.store.status import study_status
-from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.tree import Tree
 
 POLL_S = 0.05
@@ -23,16 +22,20 @@ QUEUE_EVERY_S = 2.0
 """Seconds between two polls of the queue, one squeue each."""
 
 
-def on_slurm(opened: OpenedStudy, site: Site | None, watch: Watch) -> Place:
-    """Train as jobs in the study's partition: signals go to all processes of a job."""
-    executions = as_executions(slurm_resources(opened.tree, opened.file, opened.store, site))
+def on_slurm(opened: OpenedStudy, site: str | None, watch: Watch) -> Place:
+    """Train as jobs in the study's partition; a signal goes to all processes of a job. site: the name of a profile."""
+    chosen = find_site(site)
+    executions = as_executions(slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1]))
 
     def train_there(tree: Tree, store: Store, killer: Killer | None) -> Mapping[str, State]:
         register(tree, opened.file, opened.facts, store, executions)
         submit_runs(store, list(tree.stages))
         polled_at = time.monotonic()
-        while not _ended(states := store.states(tree.stages)):
+        while True:
+            states = store.states(tree.stages)
             watch(states)
+            if all(state.state in ENDED for state in states.values()):
+                return states
             if killer is not None:
                 for key in tree.stages:
                     killer.poll(key, lambda key, name: _signal(store, key, name))
@@ -40,8 +43,6 @@ def on_slurm(opened: OpenedStudy, site: Site | None, watch: Watch) -> Place:
                 polled_at = time.monotonic()
                 _submit_orphans(tree, store)
             time.sleep(POLL_S)
-        watch(states)
-        return states
 
     return train_there
 
@@ -58,7 +59,3 @@ def _submit_orphans(tree: Tree, store: Store) -> None:
         return
     if any(row.state in ("planned", "running") for row in with_jobs(study_status(tree, store), store, live)):
         submit_runs(store, list(tree.stages))
-
-
-def _ended(states: Mapping[str, State]) -> bool:
-    return all(state.state in ENDED for state in states.values())

@@ -1,5 +1,6 @@
 """Checks matched allocation: along every trial each sequence of D_post is seen exactly once, in Stage 1 or in Stage 2."""
 
+import functools
 import json
 from typing import Any
 
@@ -26,16 +27,17 @@ def matched_problems(opened: OpenedStudy) -> list[Problem]:
     tree = opened.tree
     states = opened.store.states(tree.stages)
     matched = [trial for trial in tree.trials if _is_matched(opened, trial)]
-    followed: dict[tuple[str, int], Indices] = {}
     problems = []
+
+    @functools.cache
+    def sequences(key: str, index: int) -> Indices:
+        return _sequences(opened, tree.stages[key], index)
+
     for pretrain, posttrain in dict.fromkeys((trial.pretrain, trial.posttrain) for trial in matched):
         path = [(key, index) for key, index in ((pretrain, EXPOSED), (posttrain, POST)) if key is not None]
         if any(states[key].state != "done" for key, _ in path):
             continue
-        for key, index in path:
-            if (key, index) not in followed:
-                followed[key, index] = _sequences(opened, tree.stages[key], index)
-        seen = np.sort(np.concatenate([followed[part] for part in path]))
+        seen = np.sort(np.concatenate([sequences(key, index) for key, index in path]))
         wanted = np.sort(_d_post(opened, [tree.stages[key] for key, _ in path]))
         if not np.array_equal(seen, wanted):
             twice, never = len(seen) - len(np.unique(seen)), len(np.setdiff1d(wanted, seen))

@@ -1,4 +1,4 @@
-"""The check of the kind `training`: the tokens that a run consumed are those of its recipe."""
+"""The check of runs of the kind `training`: the tokens that a run consumed are those of its recipe."""
 
 import json
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ NOT_OF_THE_ORDER = ("model", "method", "lora", "lr", "min_lr", "warmup", "weight
 
 
 def problems(store: Store, run: Run, known: dict[str, Any]) -> list[str]:
-    """Where a run consumed other tokens than its recipe says: by its end, or by a checkpoint.
+    """Where a run has consumed other tokens than those of its recipe: up to its end, or up to a checkpoint.
 
-    known: the digests computed so far.
+    known: the digests that were computed so far.
     """
     recipe = run.spec()["recipe"]
     digests, damaged = _saved_digests(run) if run.checkpoint.exists() else ({}, [])
@@ -30,7 +30,10 @@ def problems(store: Store, run: Run, known: dict[str, Any]) -> list[str]:
     except RetainError as error:
         return [*damaged, f"its tokens cannot be compared with its recipe: {error}"]
     cure = "delete the run's folder and train it again"
-    return [*damaged, *(f"up to {where} it saw other tokens than its recipe says; {cure}" for where in wrong)]
+    return [
+        *damaged,
+        *(f"the tokens that the run consumed up to {where} are not those of its recipe; {cure}" for where in wrong),
+    ]
 
 
 def _expected_digest(recipe: Mapping[str, Any], store: Store, step: int, known: dict[str, Any]) -> str:
@@ -42,7 +45,7 @@ def _expected_digest(recipe: Mapping[str, Any], store: Store, step: int, known: 
 
 
 def _saved_digests(run: Run) -> tuple[dict[str, tuple[int, str]], list[str]]:
-    """The data digests in a run's checkpoints, by where they are, and a sentence for each damaged checkpoint."""
+    """The step and data digest of each checkpoint of a run, and a sentence for each damaged checkpoint."""
     from retain.launchers.stage.training.checkpoints import checkpoint_folders, open_checkpoint  # imports torch
 
     digests: dict[str, tuple[int, str]] = {}
@@ -53,6 +56,6 @@ def _saved_digests(run: Run) -> tuple[dict[str, tuple[int, str]], list[str]]:
             digest = add_digests(int(rank["own"]["digest"], 16) for rank in saved.ranks)
             digests[f"step {saved.step}"] = (saved.step, as_text(digest))
         except (ValueError, KeyError):
-            if folder.exists():  # else a running attempt has replaced it
+            if folder.exists():  # otherwise a running attempt has replaced it
                 damaged.append(f"checkpoint {folder.name} is damaged; the next attempt resumes from an older one")
     return digests, damaged

@@ -1,17 +1,21 @@
 """The command line. Each verb imports what it needs when it is called, so that `retain --help` answers at once."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from retain.launchers.cli import maintain, predict, report, search, show, train
-from retain.launchers.cli.options import INTERRUPTED
+from retain.launchers.cli import maintain, search, show, train
+from retain.launchers.cli.options import EXIT_CODES, INTERRUPTED
 from retain.sweeps.base.errors import RetainError, StudyError
 
+RESUMABLE = ("run", "search", "probe")
+"""Verbs that resume their work when they are interrupted and called again."""
+
 app = typer.Typer(
-    epilog="Exit codes: 0 done, 1 some run failed, 2 wrong use or wrong study, 3 the environment lacks something.",
+    epilog=EXIT_CODES,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -47,8 +51,8 @@ for verb in (
     train.cancel,
     train.retry,
     show.results,
-    report.report,
-    predict.probe,
+    show.report,
+    show.probe,
     show.board,
     show.why,
     maintain.export,
@@ -58,27 +62,30 @@ for verb in (
     train.drill,
     maintain.doctor,
 ):
-    app.command()(verb)
+    app.command(epilog=EXIT_CODES)(verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code; what a user can cure is one sentence on standard error."""
-    words = sys.argv[1:] if arguments is None else arguments
+    """Run one verb and return its exit code; an error that the user can fix is one sentence on standard error."""
+    typed = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return int(app(list(words) or ["--help"], standalone_mode=False) or 0)
+        code = int(app(typed, prog_name="retain", standalone_mode=False) or 0)
     except RetainError as error:
         print(f"retain: {error}", file=sys.stderr)
         return error.exit_code
-    except typer.Exit as stop:
-        return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         sys.stderr.close()
         return 0
-    except typer.TyperException as error:  # wrong use of a verb
-        print(f"retain: {error.format_message().rstrip('.')}; see retain --help", file=sys.stderr)
+    except typer.TyperException as error:  # an unknown verb or option, or an invalid value
+        what = error.format_message().rstrip(".").replace("Value error, ", "")
+        print(f"retain: {what}; see retain --help", file=sys.stderr)
         return StudyError.exit_code
+    if code == INTERRUPTED and typed[0] in RESUMABLE:
+        again = shlex.join(["retain", *typed])
+        print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Verbs that maintain the store and check the machine. Each imports what it needs when it is called."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +15,12 @@ from retain.launchers.cli.options import (
     RunKey,
     SiteName,
     StorePath,
+    show,
 )
 from retain.sweeps.base.errors import MissingResourceError
+
+if TYPE_CHECKING:
+    from retain.launchers.planning.opened_study import OpenedStudy
 
 
 def export(
@@ -25,7 +30,10 @@ def export(
         Path | None, typer.Option(help="The folder to create; by default the run's key in the working directory.")
     ] = None,
 ) -> None:
-    """Export a run as a Hugging Face folder: weights, tokeniser and a model card."""
+    """Export a run as a Hugging Face folder.
+
+    The folder has the weights, the tokeniser and a model card.
+    """
     from retain.results.store.export import export_run
     from retain.results.store.runs import existing_store
 
@@ -40,26 +48,20 @@ def verify(
     store: StorePath = RUNS,
     as_json: AsJson = False,
 ) -> int:
-    """Check every checksum and invariant of the store; with matched allocation, also that D_post is seen once."""
+    """Check the checksums and invariants of the store.
+
+    Of a study with matched allocation, also check that each sequence of D_post is seen once.
+    """
     from retain.launchers.checks.verify import verify_store
+    from retain.launchers.checks.verify_matched import matched_problems
     from retain.launchers.cli.views.checks import print_problems
-    from retain.launchers.console import print_json
     from retain.results.store.runs import existing_store
 
-    found = existing_store(store)
-    keys, allocated = None, []
-    if study is not None:
-        from retain.launchers.checks.verify_matched import matched_problems
-        from retain.launchers.planning.opened_study import open_study
-
-        opened = open_study(study, overrides or (), store)
-        keys, allocated = set(opened.tree.stages), matched_problems(opened)
-    checked, problems = verify_store(found, keys)
-    problems += allocated
-    if as_json:
-        print_json({"study": study, "runs": checked, "problems": [vars(problem) for problem in problems]})
-    else:
-        print_problems(checked, problems)
+    found, opened = existing_store(store), _opened(study, overrides, store)
+    checked, problems = verify_store(found, opened.tree.stages if opened else None)
+    problems += matched_problems(opened) if opened else []
+    document = {"study": study, "runs": checked, "problems": [vars(problem) for problem in problems]}
+    show(document, as_json, print_problems)
     return SOME_RUN_FAILED if problems else 0
 
 
@@ -73,23 +75,18 @@ def gc(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Free what nothing needs: checkpoints of done runs, and what dead processes left."""
+    """Free disk space that nothing needs any more.
+
+    These are the checkpoints of done runs, and what dead processes left.
+    """
     from retain.launchers.cli.views.checks import print_waste, waste_document
-    from retain.launchers.console import print_json
     from retain.results.store.garbage import find_waste, free
     from retain.results.store.runs import existing_store
 
-    keys, opened = None, existing_store(store)
-    if study is not None:
-        from retain.launchers.planning.opened_study import open_study
-
-        keys = set(open_study(study, overrides or (), store).tree.stages)
-    found = find_waste(opened, keys, weights)
-    document = waste_document(study, found, [None if dry_run else free(opened, waste) for waste in found], dry_run)
-    if as_json:
-        print_json(document)
-    else:
-        print_waste(document)
+    found, opened = existing_store(store), _opened(study, overrides, store)
+    waste = find_waste(found, opened.tree.stages if opened else None, weights)
+    document = waste_document(study, [(one, None if dry_run else free(found, one)) for one in waste], dry_run)
+    show(document, as_json, print_waste)
     return MissingResourceError.exit_code if document["kept"] else 0
 
 
@@ -115,14 +112,20 @@ def doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Check what this machine offers (SLURM, partitions, GPUs, torch, disk), what is missing, and the cure."""
+    """Check what this machine offers and what it lacks.
+
+    Looks at Python, the packages, GPUs, the store's disk and SLURM, and names the cure for what is missing.
+    """
     from retain.launchers.checks.doctor import examine
     from retain.launchers.cli.views.checks import print_findings
-    from retain.launchers.console import print_json
 
     document = examine(store, site, probe)
-    if as_json:
-        print_json(document)
-    else:
-        print_findings(document)
+    show(document, as_json, print_findings)
     return 0 if document["ok"] else MissingResourceError.exit_code
+
+
+def _opened(study: str | None, overrides: Sequence[str] | None, store: Path) -> "OpenedStudy | None":
+    """The study that a verb is limited to; None for the whole store."""
+    from retain.launchers.planning.opened_study import open_study
+
+    return None if study is None else open_study(study, overrides or (), store)

@@ -1,14 +1,10 @@
 """The verb `search`. It imports what it needs when it is called."""
 
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from retain.launchers.cli.options import (
-    INTERRUPTED,
     RUNS,
     SOME_RUN_FAILED,
     AsJson,
@@ -17,8 +13,13 @@ from retain.launchers.cli.options import (
     StorePath,
     StudyName,
     command,
+    show,
 )
 from retain.sweeps.base.errors import RetainError, StageFailedError, StudyError
+
+if TYPE_CHECKING:
+    from retain.launchers.search.derived_studies import SearchedStudy
+    from retain.launchers.search.request import SearchRequest
 
 
 def search(
@@ -31,7 +32,7 @@ def search(
     ] = None,
     searcher: Annotated[str | None, typer.Option(help="random, grid, tpe or nsga2.")] = None,
     launcher: Annotated[
-        str,
+        Literal["ray", "slurm", "slurm-ray"],
         typer.Option(
             help="ray: here; slurm: each stage a job; slurm-ray: in one allocation. The last two return at once."
         ),
@@ -44,116 +45,97 @@ def search(
     device: Annotated[str, typer.Option(help="The GPU that a budget of hours is planned for.")] = "H100",
     as_json: AsJson = False,
 ) -> int:
-    """Search the study's `search:` space instead of its grid, and recommend a recipe; started again, it continues."""
+    """Search the study's `search:` space and recommend a recipe.
+
+    The space replaces the study's grid. A search that is started again continues.
+    """
+    from retain.launchers.cli.progress import reporting
+    from retain.launchers.cli.views.submission import print_search
+    from retain.launchers.jobs.resources import find_site
     from retain.launchers.search.budget import parse_budget
-    from retain.launchers.search.request import LAUNCHERS
+    from retain.launchers.search.derived_studies import open_search
+    from retain.launchers.search.request import new_request
+    from retain.launchers.slurm.client import require_slurm
     from retain.sweeps.tree.throughput import check_device
 
-    if launcher not in LAUNCHERS:
-        raise StudyError(f"--launcher {launcher}: unknown; choose {', '.join(LAUNCHERS[:-1])} or {LAUNCHERS[-1]}")
     if address is not None and launcher != "ray":
         raise StudyError(
             f"--address {address}: only valid with --launcher ray, for a running Ray cluster; omit one of the two"
         )
     if nodes > 1 and launcher != "slurm-ray":
         raise StudyError(f"--nodes {nodes}: applies only to --launcher slurm-ray; omit it")
-    chosen = [
-        f"search.{name}={value}" for name, value in (("trials", trials), ("searcher", searcher)) if value is not None
-    ]
-    words = [*(overrides or ()), *chosen]
     check_device(device)
     if budget is not None:
         parse_budget(budget, device)
+    if launcher != "ray":
+        require_slurm()
+    chosen = find_site(site) if launcher != "ray" else None
+    options = {"trials": trials, "searcher": searcher}
+    words = [*(overrides or ()), *(f"search.{name}={value}" for name, value in options.items() if value is not None)]
+    unprepared = open_search(study, words, store, None)
+    request = new_request(unprepared, launcher, budget, device, nodes, address, chosen and chosen[1])
+    _check(unprepared, request)  # before any data is prepared
+    with reporting() as report:
+        searched = open_search(study, words, store, report)
     if launcher == "ray":
-        return _search_here(study, words, store, budget, device, address, as_json)
-    return _search_on_slurm(study, words, store, budget, device, launcher, nodes, site, as_json)
+        return _search_here(searched, request, as_json)
+    document = _submit(searched, request)
+    hints = "; ".join(f"{verb}: {command(verb, study, overrides, store)}" for verb in ("status", "cancel"))
+    show(document, as_json, lambda document: print_search(document, hints))
+    return 0
 
 
-def _search_here(
-    study: str, words: Sequence[str], store: Path, budget: str | None, device: str, address: str | None, as_json: bool
-) -> int:
-    from retain.launchers.cli.progress import reporting
-    from retain.launchers.console import print_json
+def _check(unprepared: "SearchedStudy", request: "SearchRequest") -> None:
+    """Raise what would stop the search, before any data is prepared."""
+    from retain.launchers.search.ray.tune import Cluster
+    from retain.launchers.search.submission import check_request, queued_job
+    from retain.results.store.study_files import search_run
+
+    if request.launcher == "ray":
+        cluster = Cluster(request.address, unprepared.file.study.execution)
+        cluster.parallel()
+        check_request(unprepared, request, cluster.has_gpus())
+    elif queued_job(unprepared.store, search_run(unprepared.store, unprepared.name)) is None:
+        check_request(unprepared, request, gpus=True)
+
+
+def _search_here(searched: "SearchedStudy", request: "SearchRequest", as_json: bool) -> int:
+    """Search until the trials or the budget are used up. Raises KeyboardInterrupt once everything is saved."""
     from retain.launchers.search.attempt import SUMMARY_FILE
     from retain.launchers.search.console import print_summary
-    from retain.launchers.search.derived_studies import open_search
-    from retain.launchers.search.ray.tune import Cluster
-    from retain.launchers.search.request import new_request, register_search
-    from retain.launchers.search.submission import check_request
+    from retain.launchers.search.request import register_search
     from retain.launchers.stage.attempt import make_attempt
     from retain.launchers.stage.ranks import Ranks
     from retain.launchers.stage.signals import AttemptStopped, StopRequest
     from retain.sweeps.base.files import read_json
 
-    unprepared = open_search(study, words, store, None)
-    cluster = Cluster(address, unprepared.file.study.execution)
-    cluster.parallel()  # raises before any data is prepared
-    check_request(unprepared, new_request(unprepared, "ray", budget, device, address=address), cluster.has_gpus())
-    with reporting() as report:
-        searched = open_search(study, words, store, report)
-    run = register_search(searched, new_request(searched, "ray", budget, device, address=address))
+    run = register_search(searched, request)
     try:
         make_attempt(searched.store, run.key, Ranks(), StopRequest())
     except AttemptStopped:
-        again = command("search", study, words, store)
-        print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
-        return INTERRUPTED
+        raise KeyboardInterrupt from None
     except StageFailedError as failed:
-        cause = failed.__cause__
+        # The error that the user can fix is the innermost cause.
+        cause: BaseException | None = failed
         while isinstance(cause, StageFailedError) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise (cause if isinstance(cause, RetainError) else failed) from None
     document = read_json(run.folder / SUMMARY_FILE)
-    if as_json:
-        print_json(document)
-    else:
-        print_summary(document)
+    show(document, as_json, print_summary)
     return SOME_RUN_FAILED if any(point["state"] == "failed" for point in document["points"]) else 0
 
 
-def _search_on_slurm(
-    study: str,
-    words: Sequence[str],
-    store: Path,
-    budget: str | None,
-    device: str,
-    launcher: str,
-    nodes: int,
-    site: str | None,
-    as_json: bool,
-) -> int:
-    from retain.launchers.cli.progress import reporting
-    from retain.launchers.console import print_json
-    from retain.launchers.jobs.resources import find_site
-    from retain.launchers.search.derived_studies import open_search
-    from retain.launchers.search.request import new_request
-    from retain.launchers.search.submission import check_request, queued_job, submit_search
-    from retain.launchers.slurm.client import require_slurm
+def _submit(searched: "SearchedStudy", request: "SearchRequest") -> dict[str, Any]:
+    """Submit the search; the document of `retain search --launcher slurm --json`."""
+    from retain.launchers.search.submission import submit_search
     from retain.results.store.study_files import search_run
 
-    require_slurm()
-    chosen = find_site(site)
-    unprepared = open_search(study, words, store, None)
-    request = new_request(unprepared, launcher, budget, device, nodes, site=chosen and chosen[1])
-    run = search_run(unprepared.store, unprepared.name)
-    if queued_job(unprepared.store, run) is None:
-        check_request(unprepared, request, gpus=True)  # raises before any data is prepared
-    with reporting() as report:
-        searched = open_search(study, words, store, report)
     job_id, new = submit_search(searched, request)
-    document = {
+    return {
         "study": searched.name,
-        "launcher": launcher,
-        "nodes": nodes,
+        "launcher": request.launcher,
+        "nodes": request.nodes,
         "job_id": job_id,
         "submitted": new,
-        "log": str(run.log),
+        "log": str(search_run(searched.store, searched.name).log),
     }
-    if as_json:
-        print_json(document)
-        return 0
-    what = "submitted as" if new else "is queued or running already, as it was requested then:"
-    print(f"search of {searched.name}: {what} job {job_id} ({launcher})")
-    print(f"log: {run.log}")
-    print(f"status: {command('status', study, (), store)}; cancel: {command('cancel', study, (), store)}")
-    return 0

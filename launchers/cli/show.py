@@ -1,20 +1,36 @@
 """Verbs that show what would be trained, what is trained, and what came out. Each imports what it needs when it is called."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 import retain
-from retain.launchers.cli.options import RUNS, AsJson, MaybeStudy, Overrides, RunKey, StorePath, StudyName, command
+from retain.launchers.cli.options import (
+    RUNS,
+    SOME_RUN_FAILED,
+    AsJson,
+    MaybeStudy,
+    Overrides,
+    RunKey,
+    StorePath,
+    StudyName,
+    command,
+    command_arguments,
+    show,
+)
 from retain.sweeps.base.errors import MissingResourceError, StudyError
+
+PAPER_SCALE = 100_000_000
+"""Parameters from which on a study's losses lie on the same axes as the paper's."""
 
 
 def plan(
     studies: Annotated[
         list[str],
         typer.Argument(
-            metavar="STUDY... [PATH=VALUE]...",
+            metavar="STUDY|PATH=VALUE",
             help="One study, or several planned together with what they share; overrides apply to all of them.",
         ),
     ],
@@ -22,9 +38,11 @@ def plan(
     device: Annotated[str, typer.Option(help="The GPU of totals.gpu_hours: A100, H100, H200 or L40S.")] = "H100",
     as_json: AsJson = False,
 ) -> None:
-    """Show the tree: stages to train and already in the store, tokens, FLOPs, GPU-hours, disk, jobs."""
+    """Show what a study would train, and what that costs.
+
+    Counts stages to train and stages already in the store, tokens, FLOPs, GPU-hours, disk space and jobs.
+    """
     from retain.launchers.cli.views.plan import print_plan
-    from retain.launchers.console import print_json
 
     # A path may contain a `=`; an override is never the path of a file.
     overrides = [word for word in studies if "=" in word and not Path(word).is_file()]
@@ -32,10 +50,8 @@ def plan(
     if not names:
         raise StudyError("plan: name at least one study; overrides come after it")
     made = retain.plan(names, overrides, store, device)
-    if as_json:
-        print_json(made)
-    else:
-        print_plan(made, [command("data", one.name, overrides, store) for one in made.studies if one.provisional])
+    prepare = [command("data", one.name, overrides, store) for one in made.studies if one.provisional]
+    show(made, as_json, lambda plan: print_plan(plan, prepare))
 
 
 def status(
@@ -45,17 +61,14 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Show the status until everything has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show each run's state, attempts, progress, time left and job."""
+    """Show the state, attempts, progress and job of each run."""
     from retain.launchers.cli.views.status import print_status, watch_status
-    from retain.launchers.console import print_json
     from retain.launchers.search.status import status_reader
 
     if watch:
         watch_status(status_reader(study, overrides or (), store))
-    elif as_json:
-        print_json(retain.status(study, overrides or (), store))
     else:
-        print_status(retain.status(study, overrides or (), store))
+        show(retain.status(study, overrides or (), store), as_json, print_status)
 
 
 def logs(
@@ -67,7 +80,11 @@ def logs(
     from retain.launchers.cli.views.status import follow_log
     from retain.results.store.runs import existing_store
 
-    follow_log(existing_store(store).find(run_key), follow)
+    run = existing_store(store).find(run_key)
+    if not run.log.exists():
+        again = command("status", None, (), store)
+        raise StudyError(f"{run.key}: nothing is logged yet, the run is {run.state().state}; see {again}")
+    follow_log(run, follow)
 
 
 def results(
@@ -77,9 +94,11 @@ def results(
     csv: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print one row per trial: axes, the four losses, tokens, stage keys; works on partial results."""
+    """Print one row per trial: axes, losses, tokens, stage keys.
+
+    Works on partial results.
+    """
     from retain.launchers.cli.views.results import print_results
-    from retain.launchers.console import print_json
     from retain.launchers.planning.opened_study import open_study
     from retain.results.report.collect import collect_results
     from retain.results.store.loss_table import csv_text
@@ -92,10 +111,96 @@ def results(
             write_text(csv, csv_text(found.trials))
         except OSError as error:
             raise StudyError(f"--csv {csv}: cannot be written ({error.strerror}); choose another file") from None
-    if as_json:
-        print_json(found)
+    show(found, as_json, lambda found: print_results(found, store))
+
+
+def report(
+    study: StudyName,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    overlay: Annotated[
+        bool | None,
+        typer.Option(
+            "--overlay/--no-overlay",
+            help="Show the paper's published curves; by default, if the study's model has at least 100M parameters.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write verdicts, figures and one HTML page.
+
+    The page opens offline, and works on partial results.
+    """
+    from retain.launchers.cli.views.report import origin, report_document
+    from retain.launchers.planning.opened_study import open_study
+    from retain.results.analysis.methods import METHOD_FIELDS, with_fixed
+    from retain.results.claims.verdicts import verdicts
+    from retain.results.figures.paper import draw_paper_figures
+    from retain.results.figures.theory import theory_figures
+    from retain.results.report.page import write_report
+    from retain.results.report.study import parameter_count
+    from retain.results.store.loss_table import save_rows, trial_rows
+    from retain.results.store.runs import make_store
+    from retain.sweeps.schema.axes import get_field
+    from retain.sweeps.schema.linear import LinearStudy
+
+    opened = open_study(study, overrides or (), store)
+    make_store(store)
+    tree, file = opened.tree, opened.file
+    rows = trial_rows(tree, opened.store)
+    save_rows(store, tree.study, rows)
+    if isinstance(file.study, LinearStudy):
+        figures, found = theory_figures(store, tree.study, rows), []
     else:
-        print_results(found, store)
+        paper_scale = parameter_count(file.study, opened.facts) >= PAPER_SCALE
+        shown = paper_scale if overlay is None else overlay
+        labelled = with_fixed(rows, {path: get_field(file.study, path) for path in METHOD_FIELDS})
+        figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale)
+        found = verdicts(labelled, matched=file.study.allocation == "matched")
+    made_by = origin(command_arguments(study, overrides, store))
+    page = write_report(file, opened.facts, tree, opened.store, rows, figures, found, made_by)
+    show(report_document(tree.study, page, rows, figures, found), as_json, lambda document: print(document["report"]))
+
+
+def probe(
+    study: StudyName,
+    overrides: Overrides = None,
+    share: Annotated[
+        float, typer.Option(help="The length of the short fine-tunings, as a share of the budget.")
+    ] = 0.02,
+    train: Annotated[
+        bool, typer.Option("--train", help="Also train the stages that are missing up to θ_post.")
+    ] = False,
+    store: StorePath = RUNS,
+    as_json: AsJson = False,
+) -> int:
+    """Predict retention at θ_post without Stage 3.
+
+    Reports how well each predictor ranks the true L_ret of the trials that have one.
+    """
+    from retain.launchers.cli.progress import prepare, watching
+    from retain.launchers.cli.views.results import print_failures, print_predictors
+    from retain.launchers.local.run import train_missing
+    from retain.launchers.planning.opened_study import open_study
+    from retain.launchers.retention_probe import predictions, short_probes
+    from retain.results.analysis.predictors import correlations, predictors_document, save_predictors
+    from retain.results.report.collect import failures
+
+    opened = (prepare if train else open_study)(study, overrides or (), store)
+    probes = short_probes(opened, share, train)
+    states = train_missing(opened, probes.tree, watching)
+    found = predictions(opened, probes, lambda line: print(line, file=sys.stderr, flush=True))
+    for why, count in probes.left_out.items():
+        print(f"{count} of {len(opened.tree.trials)} trials are left out: {why}", file=sys.stderr)
+    document = {"study": opened.tree.study, "share": share, **predictors_document(found, correlations(found))}
+    document["left_out"] = [{"reason": why, "trials": count} for why, count in probes.left_out.items()]
+    saved = save_predictors(opened.store.root, opened.tree.study, document) if found else None
+    show(document, as_json, lambda document: print_predictors(document, saved))
+    failed = failures(probes.tree, states)
+    print_failures(failed)
+    if failed:
+        return SOME_RUN_FAILED
+    return MissingResourceError.exit_code if probes.lacks_weights else 0
 
 
 def board(
@@ -108,7 +213,10 @@ def board(
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65_535, help="The port on localhost.")] = 6006,
 ) -> NoReturn:
-    """Open TensorBoard on localhost: runs named by their axes, hyperparameters, charts and figures."""
+    """Open TensorBoard on localhost.
+
+    Shows runs named by their axes, hyperparameters, curves and figures.
+    """
     from retain.results.tensorboard.views import link_runs, serve
 
     if study is None:
@@ -121,8 +229,9 @@ def board(
     try:
         view = link_runs(opened.tree, opened.store, where or ())
     except PermissionError as error:
+        whole = command("board", None, (), store)
         raise MissingResourceError(
-            f"{error.filename}: the folder of the study cannot be written; retain board without a study shows the whole store"
+            f"{error.filename}: the folder of the study cannot be written; {whole} shows the whole store"
         ) from None
     serve(view, port)
 
@@ -132,14 +241,16 @@ def why(
     key: Annotated[str, typer.Argument(metavar="KEY", help="A stage key of the study or the store, or its beginning.")],
     more: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY2] [PATH=VALUE]...", help="A second key to compare with; overrides of the study."),
+        typer.Argument(metavar="KEY2|PATH=VALUE", help="A second key to compare with; overrides of the study."),
     ] = None,
     store: StorePath = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a stage key; show the fields that differ from another key, or from the nearest run in the store."""
+    """Explain a stage key, or the difference of two.
+
+    Without a second key, the nearest run in the store is compared with.
+    """
     from retain.launchers.cli.views.results import print_why
-    from retain.launchers.console import print_json
     from retain.launchers.planning.key_report import why_document
     from retain.launchers.planning.opened_study import open_study
 
@@ -147,8 +258,4 @@ def why(
     if len(others) > 1:
         raise StudyError(f"why compares at most two keys, and {len(others) + 1} are given")
     opened = open_study(study, [word for word in more or () if "=" in word], store)
-    document = why_document(opened, key, others[0] if others else None)
-    if as_json:
-        print_json(document)
-    else:
-        print_why(document)
+    show(why_document(opened, key, others[0] if others else None), as_json, print_why)

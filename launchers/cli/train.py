@@ -1,15 +1,13 @@
 """Verbs that train, here or on SLURM, and that cancel or retry. Each imports what it needs when it is called."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
 import retain
 from retain.launchers.cli.options import (
-    INTERRUPTED,
     RUNS,
     SOME_RUN_FAILED,
     AsJson,
@@ -19,11 +17,9 @@ from retain.launchers.cli.options import (
     StudyName,
     StudyOrRun,
     command,
+    show,
 )
-from retain.sweeps.base.errors import MissingResourceError, StudyError
-
-if TYPE_CHECKING:
-    from retain.launchers.planning.opened_study import OpenedStudy
+from retain.sweeps.base.errors import MissingResourceError
 
 
 def data(
@@ -35,41 +31,33 @@ def data(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Fetch, tokenise and pack the corpora; later verbs need no network."""
-    from retain.launchers.cli.views.plan import data_document, print_data
-    from retain.launchers.console import print_json
+    """Fetch, tokenise and pack the corpora.
 
-    if check:
-        return _check_data(study, overrides or (), as_json)
-    document = data_document(_prepare(study, overrides or (), store))
-    if as_json:
-        print_json(document)
-    else:
-        print_data(document)
-    return 0
+    Later verbs need no network.
+    """
+    from retain.datamodules.corpora.check import check_sources
+    from retain.launchers.cli.progress import prepare
+    from retain.launchers.cli.views.plan import checks_document, data_document, print_checks, print_data
+    from retain.sweeps.schema.read import read_study
+
+    if not check:
+        show(data_document(prepare(study, overrides or (), store)), as_json, print_data)
+        return 0
+    document = checks_document(study, list(check_sources(read_study(study, overrides or ()))))
+    show(document, as_json, print_checks)
+    return 0 if document["resolves"] else MissingResourceError.exit_code
 
 
 def run(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> int:
-    """Train what is missing on this machine, with progress, then print the results."""
-    from rich.console import Console
+    """Train what is missing on this machine; print the results.
 
+    An interrupted run resumes bit-exactly when it is started again.
+    """
     from retain.launchers.cli.progress import reporting, watching
     from retain.launchers.cli.views.results import print_failures, print_results
-    from retain.launchers.console import print_json
 
-    console = Console(stderr=True, markup=False)
-    try:
-        found = retain.run(
-            study, overrides or (), store, reporting=reporting, watching=lambda tree: watching(tree, console)
-        )
-    except KeyboardInterrupt:
-        again = command("run", study, overrides, store)
-        print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
-        return INTERRUPTED
-    if as_json:
-        print_json(found)
-    else:
-        print_results(found, store)
+    found = retain.run(study, overrides or (), store, reporting=reporting, watching=watching)
+    show(found, as_json, lambda found: print_results(found, store))
     print_failures(found.failures)
     return SOME_RUN_FAILED if found.failures else 0
 
@@ -79,60 +67,61 @@ def submit(
     overrides: Overrides = None,
     store: StorePath = RUNS,
     launcher: Annotated[
-        str, typer.Option(help="slurm, or local: retain run on this machine, in the background.")
+        Literal["slurm", "local"], typer.Option(help="slurm, or local: train on this machine, in the background.")
     ] = "slurm",
     site: SiteName = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; submit nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hand what is missing to SLURM and return; no process of Retain has to stay alive."""
-    from retain.launchers.cli.progress import reporting
+    """Submit what is missing to SLURM, and return.
+
+    No process of Retain has to stay alive: jobs requeue themselves, and submit what has to wait.
+    """
+    from retain.launchers.cli.progress import prepare, reporting
     from retain.launchers.cli.views.submission import print_scripts, print_submission
-    from retain.launchers.console import print_json
     from retain.launchers.jobs.resources import find_site
     from retain.launchers.jobs.submit import register_for_slurm
     from retain.launchers.local.launcher import start_detached
     from retain.launchers.planning.register import register
 
-    if launcher not in ("slurm", "local"):
-        raise StudyError(f"--launcher {launcher}: unknown; choose slurm or local")
     if launcher == "local":
-        opened = _prepare(study, overrides or (), store)
+        opened = prepare(study, overrides or (), store)
         register(opened.tree, opened.file, opened.facts, opened.store)
         if not dry_run:
             print(start_detached(study, overrides or (), store))
         return
     if dry_run:
         chosen = find_site(site)
-        opened = _prepare(study, overrides or (), store)
+        opened = prepare(study, overrides or (), store)
         resources = register_for_slurm(opened, chosen and chosen[1])
         print_scripts(opened, resources, chosen and chosen[0])
         return
     with reporting() as report:
         submission = retain.submit(study, overrides or (), store, site, report=report)
-    if as_json:
-        print_json(submission)
-    else:
-        print_submission(submission, command("retry", study, overrides, store))
+    again = command("retry", study, overrides, store)
+    show(submission, as_json, lambda submission: print_submission(submission, again))
 
 
 def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS) -> None:
-    """Cancel runs that have not ended; with a study, also its search."""
+    """Cancel runs that have not ended.
+
+    With a study, also cancel its search. The verbs retry and search resume what was cancelled.
+    """
     from retain.launchers.jobs.branches import BY_KEY, WITH_STUDY, cancel_runs
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
 
     searched = is_study(name) and _cancel_search(name, overrides or (), store)
-    reason = WITH_STUDY if is_study(name) else BY_KEY
-    cancelled = cancel_runs(Store(store), _keys_of(name, overrides or (), store), reason)
+    keys = _keys_of(name, overrides or (), store)
+    cancelled = cancel_runs(Store(store), keys, WITH_STUDY if is_study(name) else BY_KEY)
     if cancelled or not searched:
         print(f"{len(cancelled)} runs cancelled; {command('retry', name, overrides, store)} resumes them")
 
 
 def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS, site: SiteName = None) -> None:
-    """Retry runs that failed, were cancelled or were skipped; with SLURM, submit them.
+    """Retry runs that failed, were cancelled or were skipped.
 
-    Runs of a STUDY get the resources that it asks for now; a RUN keeps its own.
+    Where there is SLURM, they are submitted: runs of a STUDY with the resources that it asks for now, a RUN with its own.
     """
     from retain.launchers.cli.views.submission import print_submission
     from retain.launchers.jobs.branches import retry_runs
@@ -154,7 +143,7 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     elif is_study(name):
         print(f"{len(again)} runs are planned again; {command('run', name, overrides, store)} trains them")
     else:
-        print(f"{len(again)} runs are planned again; retain run trains them")
+        print(f"{len(again)} runs are planned again; run their study to train them")
 
 
 def drill(
@@ -163,41 +152,32 @@ def drill(
     store: StorePath = RUNS,
     kills: Annotated[int, typer.Option(min=1, help="The number of kills.")] = 40,
     seed: Annotated[int, typer.Option(help="The seed of the random moments.")] = 0,
-    launcher: Annotated[str, typer.Option(help="Where: local, or slurm.")] = "local",
+    launcher: Annotated[
+        Literal["local", "slurm"], typer.Option(help="Where to train: on this machine, or as jobs.")
+    ] = "local",
     site: SiteName = None,
     as_json: AsJson = False,
 ) -> int:
-    """Kill the runs of a small copy of the study at all kinds of moments; compare with an undisturbed twin."""
-    from rich.console import Console
+    """Kill runs at random, and compare with undisturbed ones.
 
-    from retain.launchers.checks.drill import drill_document, on_this_machine, run_drill
+    Trains a small copy of the study twice. Both must end with the same weights, losses and curves.
+    """
+    from retain.launchers.checks.drill import on_this_machine, run_drill
     from retain.launchers.checks.drill_slurm import on_slurm
     from retain.launchers.cli.progress import reporting, watching
     from retain.launchers.cli.views.checks import print_drill
-    from retain.launchers.console import print_json
-    from retain.launchers.jobs.resources import find_site
-    from retain.launchers.local.devices import local_slots
     from retain.launchers.planning.opened_study import prepare_cut
     from retain.launchers.slurm.client import require_slurm
 
-    if launcher not in ("local", "slurm"):
-        raise StudyError(f"--launcher {launcher}: unknown; choose local or slurm")
     if launcher == "slurm":
         require_slurm()
     with reporting() as report:
         opened = prepare_cut(study, overrides or (), store, report)
-    with watching(opened.tree, Console(stderr=True, markup=False)) as watch:
-        if launcher == "slurm":
-            chosen = find_site(site)
-            place = on_slurm(opened, chosen and chosen[1], watch)
-        else:
-            place = on_this_machine(opened, local_slots(opened.file.study.execution), watch)
+    with watching(opened.tree, opened.store) as watch:
+        place = on_slurm(opened, site, watch) if launcher == "slurm" else on_this_machine(opened, watch)
         result = run_drill(opened, place, kills, seed)
-    if as_json:
-        print_json(drill_document(opened.tree.study, result))
-    else:
-        print_drill(result)
-    return SOME_RUN_FAILED if result.differences or len(result.kills) < kills else 0
+    show(result, as_json, print_drill)
+    return SOME_RUN_FAILED if result.differences or result.kills < kills else 0
 
 
 def _cancel_search(study: str, overrides: Sequence[str], store: Path) -> bool:
@@ -216,32 +196,13 @@ def _cancel_search(study: str, overrides: Sequence[str], store: Path) -> bool:
     stages = cancel_search(Store(store), name)
     if stages is None:
         return False
-    again = f"{command('search', study, overrides, store)} --launcher {read_request(run).launcher}"
+    request = read_request(run)
+    options = [f"--launcher={request.launcher}", *([f"--budget={request.budget}"] if request.budget else [])]
+    options += [f"--nodes={request.nodes}"] if request.nodes > 1 else []
+    options += [f"--address={request.address}"] if request.address else []
+    again = command("search", study, [*overrides, *options], store)
     print(f"the search and {len(stages)} of its stages cancelled; {again} resumes them")
     return True
-
-
-def _check_data(study: str, overrides: Sequence[str], as_json: bool) -> int:
-    from retain.datamodules.corpora.check import check_sources
-    from retain.launchers.cli.views.plan import checks_document, print_checks
-    from retain.launchers.console import print_json
-    from retain.sweeps.schema.read import read_study
-
-    document = checks_document(study, list(check_sources(read_study(study, overrides))))
-    if as_json:
-        print_json(document)
-    else:
-        print_checks(document)
-    return 0 if document["resolves"] else MissingResourceError.exit_code
-
-
-def _prepare(study: str, overrides: Sequence[str], store: Path) -> "OpenedStudy":
-    """The study with its data prepared, with progress on standard error."""
-    from retain.launchers.cli.progress import reporting
-    from retain.launchers.planning.opened_study import prepare_study
-
-    with reporting() as report:
-        return prepare_study(study, overrides, store, report)
 
 
 def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:

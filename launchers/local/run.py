@@ -11,14 +11,15 @@ from retain.launchers.local.launcher import Watch, train
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
 from retain.results.store.garbage import check_starts
+from retain.results.store.runs import Store
 from retain.results.store.state import State
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.tree import Tree
 
 Reporting = Callable[[], AbstractContextManager[Report]]
 """Makes a function that shows the preparation of data."""
-Watching = Callable[[Tree], AbstractContextManager[Watch]]
-"""Makes a function that shows the states of the stages of a tree."""
+Watching = Callable[[Tree, Store], AbstractContextManager[Watch]]
+"""Makes a function that shows the states of the stages of a tree in a store."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching | None = N
     check_starts(opened.store, tree.stages, states)
     slots = local_slots(opened.file.study.execution)
     register(tree, opened.file, opened.facts, opened.store)
-    with watching(tree) if watching else nullcontext(_watch_nothing) as watch:
+    with watching(tree, opened.store) if watching else nullcontext(_watch_nothing) as watch:
         return train(tree, opened.store, slots, watch)
 
 

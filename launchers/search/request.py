@@ -17,8 +17,6 @@ from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.tree import STAGES
 
-LAUNCHERS = ("ray", "slurm", "slurm-ray")
-"""ray: here; slurm: each stage is a job of its own; slurm-ray: all stages in one allocation."""
 MINUTES = 1440
 """Walltime of a search's job if the study gives none; site and partition may allow less."""
 MEMORY_GB = 4.0
@@ -34,6 +32,7 @@ class SearchRequest:
     """A search as it was started: what is edited later in the study file changes nothing."""
 
     launcher: str
+    """ray: here; slurm: each stage is a job of its own; slurm-ray: all stages in one allocation."""
     path: str
     """The path of the study file."""
     fields: dict[str, Any]

@@ -21,7 +21,7 @@ class Partition:
     gpus: int
     """GPUs of all its nodes, as accounting counts them; see `count_gpus`."""
     max_minutes: int | None
-    """The longest walltime; None: no limit."""
+    """The longest walltime in whole minutes; None: no limit."""
     preempt_mode: str
     """What happens to a preempted job: OFF, REQUEUE, CANCEL, SUSPEND or GANG."""
     grace_s: int
@@ -73,25 +73,26 @@ def parse_partitions(text: str) -> list[Partition]:
 
 def _partition(fields: Mapping[str, str]) -> Partition:
     gpus = re.search(r"gres/gpu=(\d+)", fields.get("TRES", ""))
+    walltime_s = seconds(fields.get("MaxTime", "UNLIMITED"))
     return Partition(
         name=fields["PartitionName"],
         default=fields.get("Default") == "YES",
         state=fields.get("State", "UP"),
         nodes=_count(fields.get("TotalNodes", "0")),
         gpus=int(gpus[1]) if gpus else 0,
-        max_minutes=minutes(fields.get("MaxTime", "UNLIMITED")),
+        max_minutes=None if walltime_s is None else walltime_s // 60,
         preempt_mode=fields.get("PreemptMode", "OFF"),
         grace_s=_count(fields.get("GraceTime", "0")),
     )
 
 
-def minutes(text: str) -> int | None:
-    """Whole minutes of SLURM's [days-]hours:minutes:seconds; None for UNLIMITED, INFINITE or NONE."""
+def seconds(text: str) -> int | None:
+    """The seconds of SLURM's [days-]hours:minutes:seconds; None for UNLIMITED, INFINITE or NONE."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
     if not found:
         return None
-    days, hours, minute, _ = (int(part or 0) for part in found.groups())
-    return (days * 24 + hours) * 60 + minute
+    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 def _count(text: str) -> int:

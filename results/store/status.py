@@ -47,9 +47,12 @@ class RunStatus:
     """The path of the run's log."""
 
 
-def study_status(tree: Tree, store: Store) -> list[RunStatus]:
-    """A row for every stage of a tree, parents first; stages below one that failed say so."""
-    states = {key: current_state(store.run(key)) for key in tree.stages}
+def study_status(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[RunStatus]:
+    """A row for every stage of a tree, parents first; stages below one that failed say so.
+
+    states: the current states of all stages, if they have been read already.
+    """
+    states = {key: current_state(store.run(key)) for key in tree.stages} if states is None else states
     blocked = blocked_stages(tree.stages, states)
     return [
         _row(stage, store.run(stage.key), states[stage.key], blocked.get(stage.key)) for stage in tree.stages.values()

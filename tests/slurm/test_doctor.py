@@ -35,11 +35,11 @@ def test_a_site_that_warns_and_one_that_does_not_are_told_apart(
     assert (warns["slurm"]["preempt_send_user_signal"], silent["slurm"]["preempt_send_user_signal"]) == (True, False)
     level, what = findings(warns)["preemption"]
     assert level == "ok"
-    assert "with preempt_send_user_signal: a job that has to make room is warned" in what
+    assert "with preempt_send_user_signal: a preempted job is warned" in what
     assert "(5 s in low)" in what
     level, what = findings(silent)["preemption"]
     assert level == "note"
-    assert "this site sends no user signal at preemption: a job has GraceTime seconds after TERM" in what
+    assert "this site sends no user signal at preemption: a preempted job has GraceTime seconds after TERM" in what
     assert "(1 s in low)" in what
     assert (warns["slurm"]["accounting"], silent["slurm"]["accounting"]) == (True, False)
     assert "accounting" in findings(silent)

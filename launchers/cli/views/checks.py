@@ -6,50 +6,36 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from retain.launchers.checks.drill import SIGNALS, DrillResult, count_kills
+from retain.launchers.checks.drill import SIGNALS, DrillResult
 from retain.launchers.checks.finding import MISSING, NOTE, OK
-from retain.launchers.console import new_table, open_console, print_line
+from retain.launchers.console import MOST_ROWS, new_table, open_console, print_line
 from retain.results.store.garbage import Waste
-from retain.results.store.verify import Problem
 from retain.sweeps.base.units import format_bytes
 
 COLOURS = {OK: "green", NOTE: "yellow", MISSING: "red"}
-MOST_ROWS = 40
-"""The most rows of a printed table; --json has all."""
 
 
-def print_problems(checked: int, problems: Sequence[Problem]) -> None:
+def print_problems(document: Mapping[str, Any]) -> None:
     """Print every problem, and how many runs were checked."""
     console = open_console()
-    for problem in problems:
-        print_line(console, f"{problem.where}: {problem.what}")
-    console.print(f"{checked:,} runs checked, {len(problems):,} problems")
+    for problem in document["problems"]:
+        print_line(console, f"{problem['where']}: {problem['what']}")
+    console.print(f"{document['runs']:,} runs checked, {len(document['problems']):,} problems")
 
 
-def waste_document(
-    study: str | None, found: Sequence[Waste], kept: Sequence[str | None], dry_run: bool
-) -> dict[str, Any]:
+def waste_document(study: str | None, items: Sequence[tuple[Waste, str | None]], dry_run: bool) -> dict[str, Any]:
     """`retain gc --json`: what was freed (or would be), what is kept although nothing needs it, and the bytes freed.
 
-    kept: for each item, why it is kept; None if it is freed.
+    items: each with the reason why it is kept; None if it is freed.
     """
-    rows = [
-        {
-            "path": str(waste.path),
-            "run": waste.run,
-            "kind": waste.kind,
-            "bytes": waste.bytes,
-            "reason": why or waste.reason,
-        }
-        for waste, why in zip(found, kept, strict=True)
-    ]
-    return {
-        "study": study,
-        "dry_run": dry_run,
-        "freed": [row for row, why in zip(rows, kept, strict=True) if why is None],
-        "kept": [row for row, why in zip(rows, kept, strict=True) if why is not None],
-        "bytes": sum(waste.bytes for waste, why in zip(found, kept, strict=True) if why is None),
-    }
+    freed = [_waste_row(waste, waste.reason) for waste, why in items if why is None]
+    kept = [_waste_row(waste, why) for waste, why in items if why is not None]
+    size = sum(row["bytes"] for row in freed)
+    return {"study": study, "dry_run": dry_run, "freed": freed, "kept": kept, "bytes": size}
+
+
+def _waste_row(waste: Waste, reason: str) -> dict[str, Any]:
+    return vars(waste) | {"reason": reason}
 
 
 def print_waste(document: Mapping[str, Any]) -> None:
@@ -60,7 +46,7 @@ def print_waste(document: Mapping[str, Any]) -> None:
         table = new_table("what", "run", "bytes", "reason", "path", left=2)
         for row in rows[:MOST_ROWS]:
             size = format_bytes(row["bytes"])
-            table.add_row(row["kind"], (row["run"] or "")[:8], size, row["reason"], Text(row["path"]))
+            table.add_row(row["kind"], (row["run"] or "")[:8], size, row["reason"], Text(str(row["path"])))
         console.print(table)
     if len(rows) > MOST_ROWS:
         console.print(f"{len(rows) - MOST_ROWS:,} more with --json")
@@ -73,14 +59,13 @@ def print_drill(result: DrillResult) -> None:
     """Print the kills by moment and signal, and the differences."""
     console = open_console()
     table = new_table("moment", *SIGNALS)
-    for moment, counts in count_kills(result.kills):
-        table.add_row(moment, *(str(count) for count in counts.values()))
+    for moment, counts in result.by_moment.items():
+        table.add_row(moment, *map(str, counts.values()))
     console.print(table)
     for difference in result.differences:
         print_line(console, f"difference: {difference.stage} {difference.key}: {difference.what}")
-    console.print(
-        f"{len(result.kills)} kills, {result.attempts} attempts of {result.runs} runs, {len(result.differences)} differences"
-    )
+    attempts = f"{result.attempts} attempts of {result.runs_compared} runs"
+    console.print(f"{result.kills} kills, {attempts}, {len(result.differences)} differences")
 
 
 def print_findings(document: Mapping[str, Any]) -> None:

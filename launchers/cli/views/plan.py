@@ -33,7 +33,7 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
         f"{format_size(totals.tokens_without_sharing)}, {totals.tokens_without_sharing / totals.tokens:.2f} times as many",
         f"GPU-hours: {', '.join(_hours(totals, device) for device in totals.gpu_hours_by_device)}",
         f"disk: {format_bytes(totals.disk_bytes)} of weights at rest ({format_bytes(totals.freeable_bytes)} of them "
-        f"freed by retain gc --weights) and {format_bytes(totals.data_bytes)} of packed data; "
+        f"can be freed when their stages are done) and {format_bytes(totals.data_bytes)} of packed data; "
         f"{format_bytes(totals.disk_peak_bytes)} at the peak",
     ]
     lines += [f"the data is not prepared, so the keys are provisional: {command}" for command in prepare]

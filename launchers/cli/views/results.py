@@ -1,4 +1,4 @@
-"""What `retain run`, `retain results` and `retain why` print."""
+"""What `retain run`, `retain results`, `retain probe` and `retain why` print."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,14 +8,13 @@ from rich.console import Console
 from rich.text import Text
 
 from retain.launchers.cli.options import command
-from retain.launchers.console import cell, new_table, open_console, print_line
+from retain.launchers.console import MOST_ROWS, cell, new_table, open_console, print_line
+from retain.results.analysis.predictors import PREDICTORS
 from retain.results.report.collect import Failure, Results
 from retain.results.store.loss_table import LOSSES
 from retain.results.store.study_files import POINTS_STUDY, study_folder
 from retain.sweeps.base.units import format_size
-
-MOST_ROWS = 40
-"""The most trials in a printed table."""
+from retain.sweeps.tree.tree import axes_label
 
 
 def print_results(results: Results, store: Path) -> None:
@@ -35,7 +34,7 @@ def print_results(results: Results, store: Path) -> None:
     for path in results.files:
         print_line(console, path)
     if (points := study_folder(store, results.study) / POINTS_STUDY).exists():
-        print(f"what a search has tried in addition: {command('results', str(points), None, store)}")
+        print_line(console, f"what a search has tried in addition: {command('results', str(points), None, store)}")
 
 
 def print_failures(failures: Sequence[Failure]) -> None:
@@ -43,6 +42,28 @@ def print_failures(failures: Sequence[Failure]) -> None:
     console = Console(stderr=True, markup=False)
     for failure in failures:
         print_line(console, failure.sentence)
+
+
+def print_predictors(document: Mapping[str, Any], saved: Path | None) -> None:
+    """Print a row for each correlation, the number of trials, and the path of the saved document."""
+    console = open_console()
+    table = new_table("within", "predictor", "rank correlation with L_ret", "95%", "trials", "θ_post", left=2)
+    for row in document["correlations"]:
+        interval = "" if row["low"] is None else f"{row['low']:+.2f} to {row['high']:+.2f}"
+        value = "" if row["correlation"] is None else f"{row['correlation']:+.3f}"
+        counts = (str(row["trials"]), str(row["starts"]))
+        table.add_row(axes_label(row["within"]), PREDICTORS[row["predictor"]], value, interval, *counts)
+    trials = document["trials"]
+    known = sum(trial["retained_posttraining_loss"] is not None for trial in trials)
+    if trials:
+        console.print(table)
+    print_line(
+        console,
+        f"{len(trials):,} trials probed with {document['share']:.1%} of the fine-tuning budget, {known:,} of them with a true "
+        "L_ret to compare with; a correlation needs enough trials, and differences between them",
+    )
+    if saved is not None:
+        print_line(console, str(saved))
 
 
 def print_why(document: Mapping[str, Any]) -> None:

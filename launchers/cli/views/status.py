@@ -13,7 +13,6 @@ from retain.launchers.console import new_table, open_console, print_line
 from retain.launchers.search.status import Status
 from retain.results.store.runs import Run
 from retain.results.store.status import RunStatus, count_states, current_state
-from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.units import format_seconds, format_size
 from retain.sweeps.tree.tree import axes_label
 
@@ -27,7 +26,7 @@ PRIORITY = ("failed", "cancelled", "running", "queued", "skipped", "planned", "d
 
 
 def print_status(status: Status) -> None:
-    """Print the runs, the logs of failed ones, jobs whose run is gone, and searches."""
+    """Print the runs, the logs of failed ones, jobs whose run was deleted, and searches."""
     console = open_console()
     shown = most_important(status.runs, MOST_RUNS)
     console.print(status_table(status.runs, shown))
@@ -86,9 +85,7 @@ def status_table(rows: Sequence[RunStatus], shown: Sequence[RunStatus]) -> Table
 
 
 def follow_log(run: Run, follow: bool) -> None:
-    """Print a run's log; with `follow`, until the run ends. Raises StudyError if nothing was logged yet."""
-    if not run.log.exists():
-        raise StudyError(f"{run.key}: nothing is logged yet, the run is {run.state().state}; see retain status")
+    """Print a run's log; with `follow`, until the run ends."""
     with run.log.open(encoding="utf-8", errors="replace") as log:
         while True:
             active = follow and current_state(run).state in ("queued", "running")

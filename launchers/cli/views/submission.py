@@ -1,6 +1,7 @@
 """What `retain submit` and `retain search --launcher slurm` print."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from retain.launchers.console import open_console, print_line
 from retain.launchers.jobs.code_snapshot import snapshot_code
@@ -15,19 +16,25 @@ def print_submission(submission: Submitted, retry: str) -> None:
     console = open_console()
     runs = sum(len(job.keys) for job in submission.jobs)
     print_line(console, f"{runs:,} stages submitted in {len(submission.jobs):,} jobs")
-    adopted, released = len(submission.adopted), len(submission.released)
-    failed, deferred = len(submission.failed), len(submission.deferred)
-    lines = {
-        f"{submission.done_already:,} are done already": submission.done_already,
-        f"{submission.queued_already:,} are queued or running already": submission.queued_already,
-        f"{adopted:,} jobs of an earlier submission whose sbatch had not answered were found again": adopted,
-        f"{released:,} jobs that a node could not start were released": released,
-        f"{failed:,} failed, were cancelled or were skipped: {retry}": failed,
-        f"{deferred:,} are beyond your limit of jobs: jobs submit them when they end": deferred,
-    }
-    for line, count in lines.items():
+    lines = [
+        (submission.done_already, "are done already"),
+        (submission.queued_already, "are queued or running already"),
+        (len(submission.adopted), "jobs of an earlier submission were found: its sbatch had not answered"),
+        (len(submission.released), "jobs that a node could not start were released"),
+        (len(submission.failed), f"failed, were cancelled or were skipped: {retry}"),
+        (len(submission.deferred), "are beyond your limit of jobs: jobs submit them when they end"),
+    ]
+    for count, what in lines:
         if count:
-            print_line(console, line)
+            print_line(console, f"{count:,} {what}")
+
+
+def print_search(document: Mapping[str, Any], hints: str) -> None:
+    """Print the job of a search, its log, and the commands that may come next."""
+    what = "submitted as" if document["submitted"] else "is queued or running already, with the options of that start:"
+    print(f"search of {document['study']}: {what} job {document['job_id']} ({document['launcher']})")
+    print(f"log: {document['log']}")
+    print(hints)
 
 
 def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Damaged files of a store: every verb says which one and what to do, and nothing is trained from it."""
+"""Damaged files of a store: every verb names the file and the cure, and nothing is trained from it."""
 
 import json
 import shutil
@@ -67,14 +67,14 @@ def test_a_damaged_file_is_named_with_the_cure(harm: Callable[[Path], Path], tra
     assert_one_sentence(refused.stderr, [str(place), "delete"])
 
 
-def test_the_cure_of_a_damaged_run_makes_it_anew_in_the_same_bits(trained: Trained, copied: Path) -> None:
+def test_the_cure_of_a_damaged_run_retrains_it_bit_exactly(trained: Trained, copied: Path) -> None:
     shutil.rmtree(empty_state(copied).parent)
     retain("run", trained.study, "--store", copied)
     assert weights(copied) == weights(trained.store)
     assert losses(copied) == losses(trained.store)
 
 
-def test_verify_tells_all_damage_and_goes_on(trained: Trained, copied: Path) -> None:
+def test_verify_reports_all_damage(trained: Trained, copied: Path) -> None:
     damaged = empty_state(copied).parent
     corpus = next((copied / "corpora").iterdir())
     (corpus / "train.bin").write_bytes((corpus / "train.bin").read_bytes()[:-1])
@@ -82,15 +82,15 @@ def test_verify_tells_all_damage_and_goes_on(trained: Trained, copied: Path) -> 
     state.mkdir(parents=True)
     (state / "state.json").write_text("{")
     problems = retain_json("verify", "--store", copied, code=1)["problems"]
-    told = {problem["where"] for problem in problems}
-    assert {damaged.name, f"corpora/{corpus.name}", state.parent.parent.name} <= told
+    places = {problem["where"] for problem in problems}
+    assert {damaged.name, f"corpora/{corpus.name}", state.parent.parent.name} <= places
     assert any(f"{state.name} is damaged" in problem["what"] for problem in problems)
 
 
 @pytest.mark.parametrize("verb", ["status", "verify", "gc", "cancel laptop", "retry 0f4d", "logs 0f4d", "export 0f4d"])
-def test_a_store_that_is_not_there_is_told_and_not_taken_for_an_empty_one(tmp_path: Path, verb: str) -> None:
-    told = retain(*verb.split(), "--store", tmp_path / "none", code=3).stderr
-    assert_one_sentence(told, ["no such store", "none"])
+def test_a_missing_store_is_an_error_and_not_an_empty_store(tmp_path: Path, verb: str) -> None:
+    refused = retain(*verb.split(), "--store", tmp_path / "none", code=3)
+    assert_one_sentence(refused.stderr, ["no such store", "none"])
 
 
 def test_nothing_is_trained_from_damaged_weights(trained: Trained, copied: Path) -> None:

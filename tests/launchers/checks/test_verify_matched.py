@@ -33,9 +33,9 @@ def test_every_sequence_is_seen_once_at_every_exposure(matched: OpenedStudy) -> 
 
 
 @pytest.mark.parametrize(
-    ("shift", "words"), [(-1, "1 are seen again and 1 never"), (3, "0 are seen again and 3 never")]
+    ("shift", "words"), [(-1, "1 are seen twice and 1 never"), (3, "0 are seen twice and 3 never")]
 )
-def test_a_post_training_that_begins_elsewhere_is_found(matched: OpenedStudy, shift: int, words: str) -> None:
+def test_a_post_training_that_starts_at_another_sequence_is_found(matched: OpenedStudy, shift: int, words: str) -> None:
     key = next(trial.posttrain for trial in matched.tree.trials if trial.axes["pretrain.exposure"] == 0.5)
     assert key is not None
     recipe = json.loads(matched.tree.stages[key].recipe)
@@ -46,5 +46,5 @@ def test_a_post_training_that_begins_elsewhere_is_found(matched: OpenedStudy, sh
     assert words in problem.what
 
 
-def test_what_is_not_trained_yet_is_no_problem(matched: OpenedStudy, tmp_path: Path) -> None:
+def test_untrained_stages_are_no_problem(matched: OpenedStudy, tmp_path: Path) -> None:
     assert matched_problems(replace(matched, store=type(matched.store)(tmp_path))) == []

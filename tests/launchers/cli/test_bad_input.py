@@ -1,4 +1,4 @@
-"""Wrong input is one sentence with the field and the cure, exit code 2 or 3; nothing is started, nothing left behind."""
+"""Invalid input is one sentence with the field and the cure, with exit code 2 or 3; nothing is started or left behind."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ import pytest
 from tests.retain import retain
 from tests.studies import tiny_study
 
-WRONG_STUDIES = {
+INVALID_STUDIES = {
     "unknown field": (["pretrain.exposur=0.5"], 2, ["pretrain.exposur", "did you mean exposure"]),
     "unknown section": (["pretrian.lr=1"], 2, ["pretrian", "did you mean pretrain"]),
     "exposure beyond one pass": (["pretrain.exposure=1.5"], 2, ["pretrain.exposure", "1.5", "repeat"]),
     "negative exposure": (["pretrain.exposure=-1"], 2, ["pretrain.exposure", "greater than or equal to 0"]),
-    "a wrong point of the grid": (["finetune.lr=[1e-3, -1]"], 2, ["finetune.lr", "greater than 0"]),
-    "a size that is none": (["pretrain.tokens=many"], 2, ["pretrain.tokens", "300M"]),
-    "no override": (["exposure"], 2, ["path=value"]),
+    "invalid point of the grid": (["finetune.lr=[1e-3, -1]"], 2, ["finetune.lr", "greater than 0"]),
+    "not a size": (["pretrain.tokens=many"], 2, ["pretrain.tokens", "300M"]),
+    "not an override": (["exposure"], 2, ["path=value"]),
     "corpus not listed": (["pretrain.corpus=books"], 2, ["pretrain.corpus", "general"]),
     "batch not divided": (["execution.devices=3"], 2, ["pretrain.batch", "execution.devices"]),
     "warm-up too long": (["finetune.warmup=999"], 2, ["finetune.warmup", "shorten"]),
-    "no such device": (["execution.accelerator=gpu"], 3, ["execution.devices", "cpu"]),
+    "missing device": (["execution.accelerator=gpu"], 3, ["execution.devices", "cpu"]),
     "missing file": (["corpora.general.files=nowhere.txt"], 3, ["nowhere.txt", "correct the path"]),
     "corpus too small": (["pretrain.tokens=9M"], 2, ["pretrain.tokens", "general", "lower the budget"]),
     "held-out split empty": (["corpora.music.heldout=1e-9"], 2, ["corpora.music.heldout", "raise the share"]),
@@ -26,9 +26,9 @@ WRONG_STUDIES = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG_STUDIES)
-def test_a_wrong_study_is_refused_with_the_field_and_the_cure(case: str, tmp_path: Path) -> None:
-    overrides, code, words = WRONG_STUDIES[case]
+@pytest.mark.parametrize("case", INVALID_STUDIES)
+def test_an_invalid_study_is_refused_with_the_field_and_the_cure(case: str, tmp_path: Path) -> None:
+    overrides, code, words = INVALID_STUDIES[case]
     study = tiny_study(tmp_path / "study")
     refused = retain("run", study, *overrides, "--store", tmp_path / "runs", code=code)
     assert_one_sentence(refused.stderr, words)
@@ -41,7 +41,7 @@ def test_an_unknown_study_is_refused_with_the_nearest_name() -> None:
     assert_one_sentence(retain("plan", "labtop", code=2).stderr, ["labtop", "did you mean laptop"])
 
 
-def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_invalid_yaml_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("pretrain: {lr: 1\n")
     assert_one_sentence(retain("plan", wrong, code=2).stderr, ["wrong.yaml", "invalid YAML"])
@@ -57,7 +57,7 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["plan"], ["plann", "laptop"], ["plan", "laptop", "--devise", "H100"]])
-def test_a_wrong_call_is_refused_with_code_2(arguments: list[str]) -> None:
+def test_an_unknown_verb_or_option_is_refused_with_code_2(arguments: list[str]) -> None:
     assert_one_sentence(retain(*arguments, code=2).stderr, ["retain --help"])
 
 

@@ -42,36 +42,39 @@ def probe(study: Path, store: Path, *more: str, code: int = 0) -> dict[str, Any]
     return dict(retain_json("probe", study, *more, "--share", SHARE, "--store", store, code=code))
 
 
-def test_every_trial_has_every_predictor_beside_its_true_loss(probed: Probed, trained: Trained) -> None:
+def test_every_trial_has_every_predictor_and_its_true_loss(probed: Probed, trained: Trained) -> None:
     rows = retain_json("results", trained.study, "--store", trained.store)["trials"]
     trials = probed.document["trials"]
     assert [trial["axes"] for trial in trials] == [row["axes"] for row in rows]
     for trial, row in zip(trials, rows, strict=True):
-        said = trial["predictors"]
-        assert set(said) == set(PREDICTORS)
+        predictors = trial["predictors"]
+        assert set(predictors) == set(PREDICTORS)
         assert trial["retained_posttraining_loss"] == row["retained_posttraining_loss"]
-        assert said["immediate_posttraining_loss"] == row["immediate_posttraining_loss"]
-        assert said["short_forgetting"] == said["short_retained_loss"] - said["immediate_posttraining_loss"]
-        # A fifth of the steps cannot have forgotten all that the whole stage has, nor left the weights alone.
-        assert said["short_retained_loss"] not in (
-            said["immediate_posttraining_loss"],
+        assert predictors["immediate_posttraining_loss"] == row["immediate_posttraining_loss"]
+        assert (
+            predictors["short_forgetting"]
+            == predictors["short_retained_loss"] - predictors["immediate_posttraining_loss"]
+        )
+        # A fifth of the steps changes the weights, and forgets less than the whole stage.
+        assert predictors["short_retained_loss"] not in (
+            predictors["immediate_posttraining_loss"],
             row["retained_posttraining_loss"],
         )
-        assert 0 < said["gradient_share"] < 1
+        assert 0 < predictors["gradient_share"] < 1
     assert len({trial["predictors"]["gradient_share"] for trial in trials}) == 2  # one for each θ_post
 
 
-def test_correlations_are_within_each_rate_and_over_all_and_are_kept_for_the_report(probed: Probed) -> None:
+def test_correlations_within_each_rate_and_over_all_trials_are_saved_for_the_report(probed: Probed) -> None:
     rows = {(row["predictor"], row["within"].get("finetune.lr")): row for row in probed.document["correlations"]}
     assert set(rows) == {(name, rate) for name in PREDICTORS for rate in (None, 5e-4, 2e-3)}
     for (_, rate), row in rows.items():
         assert (row["trials"], row["starts"]) == ((4, 2) if rate is None else (2, 2))
-        assert row["low"] is row["high"] is None  # two θ_post are no sample
+        assert row["low"] is row["high"] is None  # two θ_post are too few for an interval
         assert (row["correlation"] is None) == (rate is not None)
     assert read_predictors(probed.store, "tiny") == probed.document
 
 
-def test_a_short_finetuning_is_the_stage_of_a_study_with_that_budget(probed: Probed) -> None:
+def test_a_short_finetuning_is_the_same_stage_as_in_a_study_with_that_budget(probed: Probed) -> None:
     plan = retain_json("plan", probed.study, "finetune.tokens=1024", "finetune.warmup=0", "--store", probed.store)
     assert {stage["state"] for stage in plan["stages"]} == {"done"}
     assert len([stage for stage in plan["stages"] if stage["stage"] == "finetune"]) == 4
@@ -80,9 +83,7 @@ def test_a_short_finetuning_is_the_stage_of_a_study_with_that_budget(probed: Pro
 @pytest.mark.parametrize(
     ("share", "sequences", "steps", "warmup"), [(0.5, 80, 10, 1), (0.1, 16, 2, 0), (1e-6, 1, 1, 0)]
 )
-def test_budget_and_warmup_shrink_in_proportion_and_nothing_else_does(
-    share: float, sequences: int, steps: int, warmup: int
-) -> None:
+def test_only_budget_and_warmup_shrink_in_proportion(share: float, sequences: int, steps: int, warmup: int) -> None:
     whole = next(stage for stage in tiny_tree().stages.values() if stage.stage == "finetune")
     short = short_finetuning(whole, share)
     before, after = json.loads(whole.recipe), json.loads(short.recipe)
@@ -100,7 +101,7 @@ def test_a_second_probe_trains_and_measures_nothing(probed: Probed) -> None:
     }
 
 
-def test_verify_and_gc_have_nothing_to_say_about_a_probe(probed: Probed) -> None:
+def test_verify_and_gc_ignore_probes(probed: Probed) -> None:
     checked = retain_json("verify", "--store", probed.store)
     assert (checked["runs"], checked["problems"]) == (12, [])
     assert find_waste(Store(probed.store), None, weights=False) == []
@@ -108,14 +109,14 @@ def test_verify_and_gc_have_nothing_to_say_about_a_probe(probed: Probed) -> None
     assert not any("probe-" in str(waste.path) for waste in freed)
 
 
-def test_the_gradients_are_the_same_when_they_are_measured_again_after_damage(probed: Probed, tmp_path: Path) -> None:
+def test_gradients_measured_again_after_damage_are_the_same(probed: Probed, tmp_path: Path) -> None:
     store = Store(shutil.copytree(probed.store, tmp_path / "runs", symlinks=True))
     start = next(run for run in store.runs() if run.spec()["stage"] == "posttrain")
     finetuning = next(run for run in store.runs() if run.spec()["stage"] == "finetune").spec()["recipe"]["corpus"]
     place = probe_file(start, probe_settings(start.spec()["evaluation"]["posttraining"], finetuning))
     kept = json.loads(place.read_text())
     place.write_text(place.read_text()[:50])
-    again = gradient_probe(store, start, finetuning)
+    again = gradient_probe(store, start, finetuning, print)
     assert again is not None
     assert again["shares"] == kept["shares"]
     assert json.loads(place.read_text()) == again
@@ -124,15 +125,15 @@ def test_the_gradients_are_the_same_when_they_are_measured_again_after_damage(pr
     assert len(kept["shares"]) == kept["finetuning_batches"] == 8
 
 
-def test_trials_without_a_theta_post_are_left_out_and_counted(probed: Probed, tmp_path: Path) -> None:
+def test_trials_without_theta_post_are_left_out_and_counted(probed: Probed, tmp_path: Path) -> None:
     store = shutil.copytree(probed.store, tmp_path / "runs", symlinks=True)
     document = probe(probed.study, store, "pretrain.exposure=[0, 0.5, 1]")
     assert len(document["trials"]) == 4
     (left,) = document["left_out"]
-    assert (left["trials"], "retain probe --train" in left["reason"]) == (2, True)
+    assert (left["trials"], "--train trains up to it" in left["reason"]) == (2, True)
 
 
-def test_train_takes_a_trial_up_to_theta_post_and_no_further(probed: Probed, tmp_path: Path) -> None:
+def test_train_trains_up_to_theta_post_and_no_further(probed: Probed, tmp_path: Path) -> None:
     store = shutil.copytree(probed.store, tmp_path / "runs", symlinks=True)
     document = probe(probed.study, store, "pretrain.exposure=0", "finetune.lr=5e-4", "posttrain.lr=2e-3", "--train")
     (trial,) = document["trials"]
@@ -142,7 +143,7 @@ def test_train_takes_a_trial_up_to_theta_post_and_no_further(probed: Probed, tmp
     assert (kinds.count("posttrain"), kinds.count("finetune")) == (3, 9)
 
 
-def test_freed_weights_are_named_with_the_cure_and_what_was_measured_before_stays(
+def test_freed_weights_are_named_with_the_cure_and_earlier_measurements_stay(
     trained: Trained, probed: Probed, tmp_path: Path
 ) -> None:
     fresh = Store(shutil.copytree(trained.store, tmp_path / "fresh", symlinks=True))
@@ -150,7 +151,7 @@ def test_freed_weights_are_named_with_the_cure_and_what_was_measured_before_stay
     for store in (fresh, known):
         assert all(free(store, waste) is None for waste in find_waste(store, None, weights=True))
     refused = retain("probe", trained.study, "--share", SHARE, "--store", fresh.root, code=3)
-    assert "retain gc --weights has freed weights that this starts from; delete" in refused.stderr
+    assert "retain gc --weights has freed weights that are needed to start from; delete" in refused.stderr
     assert probe(probed.study, known.root) == probed.document
 
 

@@ -1,4 +1,4 @@
-"""What a user may rely on when a store has very many runs; how fast it is, is measured in benchmarks/scale.py."""
+"""What a user may rely on when a store has very many runs; benchmarks/scale.py measures how fast that is."""
 
 import json
 import subprocess
@@ -27,20 +27,20 @@ print(digest_of([study_hyperparameters("tiny", [axes])]), run_events_name("diges
 """
 
 
-def test_a_long_status_shows_first_what_failed_or_is_at_work_in_the_order_of_the_tree(tmp_path: Path) -> None:
+def test_a_long_status_keeps_failed_and_active_runs_in_the_order_of_the_tree(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs")
     rows = study_status(tree, store)
     states = ["done", "done", "planned", "failed", "done", "running", "queued", "planned"]
-    told = [replace(row, state=state) for row, state in zip(rows, states, strict=True)]
+    labelled = [replace(row, state=state) for row, state in zip(rows, states, strict=True)]
     assert set(states) <= set(PRIORITY)
-    assert [row.state for row in most_important(told, 3)] == ["failed", "running", "queued"]
-    assert [row.state for row in most_important(told, 4)] == ["planned", "failed", "running", "queued"]
-    assert most_important(told, 8) == told
-    table = status_table(told, most_important(told, 3))
+    assert [row.state for row in most_important(labelled, 3)] == ["failed", "running", "queued"]
+    assert [row.state for row in most_important(labelled, 4)] == ["planned", "failed", "running", "queued"]
+    assert most_important(labelled, 8) == labelled
+    table = status_table(labelled, most_important(labelled, 3))
     assert (table.row_count, table.title) == (3, "3 done, 2 planned, 1 failed, 1 running, 1 queued")
 
 
-def test_a_document_is_one_json_value_with_each_run_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_document_is_one_json_value_with_each_run_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
     document = {"runs": [{"key": "a", "reason": "line\nbreak"}, {"key": "b"}], "none": [], "totals": {"a": {"b": 1.5}}}
     print_json(document | {"study": None})
     printed = capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_a_document_is_one_json_value_with_each_run_on_a_line_of_its_own(capsys:
         print_json({"loss": float("nan")})
 
 
-def test_the_runs_of_a_store_are_those_registered_in_the_order_of_their_keys(tmp_path: Path) -> None:
+def test_a_store_lists_its_registered_runs_in_the_order_of_their_keys(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs")
     (store.root / "corpora").mkdir()
     (store.root / "zzz").write_text("no run")
@@ -58,7 +58,7 @@ def test_the_runs_of_a_store_are_those_registered_in_the_order_of_their_keys(tmp
     assert Store(tmp_path / "none").runs() == Store(store.root / "zzz").runs() == []
 
 
-def test_the_jobs_of_many_runs_are_those_of_each(tmp_path: Path) -> None:
+def test_the_jobs_of_many_runs_are_the_jobs_of_each_run(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs")
     keys = list(tree.stages)
     array, single, packed = new_submission(keys[:3]), new_submission(keys[3:4]), new_submission(keys[4:7], pack=2)
@@ -78,7 +78,7 @@ def test_the_jobs_of_many_runs_are_those_of_each(tmp_path: Path) -> None:
     assert [(orphan.job_id, orphan.key) for orphan in find_orphans(store, live)] == [("0_1", keys[1])]
 
 
-def test_registering_many_stages_again_changes_nothing_and_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_registering_stages_again_changes_nothing_and_leaves_no_temporary_files(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs")
     finish_all(tree, store, lambda stage: stage == "pretrain")
     before = {path: path.read_bytes() for path in store.root.rglob("*.json")}
@@ -87,7 +87,7 @@ def test_registering_many_stages_again_changes_nothing_and_leaves_nothing_beside
     assert not list(store.root.rglob(".*"))
 
 
-def test_the_views_of_tensorboard_have_the_same_names_in_every_process() -> None:
+def test_tensorboard_views_have_the_same_names_in_every_process() -> None:
     printed = {
         subprocess.run([sys.executable, "-c", EVENTS], capture_output=True, text=True, check=True).stdout
         for _ in range(3)
@@ -97,16 +97,16 @@ def test_the_views_of_tensorboard_have_the_same_names_in_every_process() -> None
     assert run_events_name("digest", {"seed": 1}) != run_events_name("other", {"seed": 1})
 
 
-def test_siblings_share_a_token_proof_and_a_false_one_is_found_all_the_same(trained: Trained) -> None:
+def test_siblings_share_a_data_digest_and_a_wrong_digest_is_still_found(trained: Trained) -> None:
     store = Store(trained.store)
     siblings = [run for run in store.runs() if run.spec()["stage"] == "finetune"]
     known: dict[str, str] = {}
     assert [token_problems(store, run, known) for run in siblings] == [[]] * len(siblings)
     assert len(known) == 1
 
-    class Liar(Run):
+    class WrongDigest(Run):
         def losses(self) -> dict[str, object]:
             return super().losses() | {"token_digest": "0" * 32}
 
-    (problem,) = token_problems(store, Liar(siblings[-1].folder), known)
-    assert "up to its end it saw other tokens" in problem
+    (problem,) = token_problems(store, WrongDigest(siblings[-1].folder), known)
+    assert "the run consumed up to its end are not those of its recipe" in problem

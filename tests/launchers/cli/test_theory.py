@@ -1,4 +1,4 @@
-"""The theory study through the same verbs, store and processes as every other, cut to four trials."""
+"""The theory study with the same verbs, store and processes as every other study, cut to four trials."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ SMALL = ("pretrain.exposure=[0, 0.95]", "seed=[0, 1]", "pretrain.lr=0.02")
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of a run of four trials: read it, do not write into it."""
+    """The store after a run of four trials: read it, do not write into it."""
     store = tmp_path_factory.mktemp("theory") / "runs"
     assert {state.state for state in train_here(Path("theory"), store, *SMALL).values()} == {"done"}
     return store
@@ -52,18 +52,18 @@ def test_every_stage_is_done_and_has_its_matrices_losses_and_curves(ran: Path) -
     assert all(set(run.losses()["splits"]) == {"pretraining", "posttraining", "finetuning"} for run in leaves)
 
 
-def test_results_have_the_four_losses_and_mixed_forgets_nothing_while_unmixed_does(ran: Path) -> None:
+def test_results_have_the_four_losses_and_only_unmixed_trials_forget(ran: Path) -> None:
     rows = retain_json("results", "theory", *SMALL, "--store", ran)["trials"]
     assert len(rows) == 4
     for row in rows:
         forgotten = row["retained_posttraining_loss"] - row["immediate_posttraining_loss"]
         assert abs(forgotten) < 1e-3 if row["axes"]["pretrain.exposure"] else forgotten > 0.3
-    # Seeds turn the singular vectors and nothing else.
+    # A seed changes only the singular vectors.
     assert rows[0]["finetuning_loss"] == pytest.approx(rows[1]["finetuning_loss"], abs=1e-12)
     assert rows[0]["keys"] != rows[1]["keys"]
 
 
-def test_plan_status_why_and_verify_know_it(ran: Path) -> None:
+def test_plan_status_why_verify_and_export_work_on_a_theory_study(ran: Path) -> None:
     plan = retain_json("plan", "theory", *SMALL, "--store", ran)
     assert {stage["state"] for stage in plan["stages"]} == {"done"}
     assert plan["totals"]["to_train"] == 0
@@ -83,7 +83,7 @@ def test_plan_status_why_and_verify_know_it(ran: Path) -> None:
     assert "no Hugging Face form" in refused
 
 
-def test_the_figure_is_written_as_png_and_svg_and_says_how_near_the_closed_forms_are(ran: Path) -> None:
+def test_the_figure_is_written_as_png_and_svg_with_the_closed_forms(ran: Path) -> None:
     opened = open_study("theory", SMALL, ran)
     rows = trial_rows(opened.tree, opened.store)
     png, svg = draw_theory(ran, "theory", rows)
@@ -104,7 +104,7 @@ def test_the_figure_is_written_as_png_and_svg_and_says_how_near_the_closed_forms
     assert all(trial is not None and trial.deviation() < 0.08 for trial in trials)
 
 
-def test_of_partial_results_the_figure_counts_what_is_missing(ran: Path, tmp_path: Path) -> None:
+def test_the_figure_of_partial_results_counts_missing_trials(ran: Path, tmp_path: Path) -> None:
     opened = open_study("theory", SMALL, ran)
     rows = trial_rows(opened.tree, opened.store)
     nothing = {name: None for name in rows[0] if name.endswith("_loss")}
@@ -114,7 +114,7 @@ def test_of_partial_results_the_figure_counts_what_is_missing(ran: Path, tmp_pat
     assert draw_theory(tmp_path, "theory", [row | nothing for row in rows]) == []
 
 
-def test_a_killed_stage_starts_over_and_ends_in_the_same_bits(ran: Path, tmp_path: Path) -> None:
+def test_a_killed_stage_restarts_and_ends_bit_exactly(ran: Path, tmp_path: Path) -> None:
     store = tmp_path / "runs"
     opened = prepare_study("theory", SMALL, store)
     register(opened.tree, opened.file, opened.facts, opened.store)
@@ -164,7 +164,7 @@ def test_a_job_imports_neither_torch_nor_what_reads_study_files(tmp_path: Path) 
     assert not {"torch", "lightning", "transformers", "pydantic", "pandas", "scipy"} & set(done.stdout.split())
 
 
-def test_a_stage_that_diverges_fails_and_says_what_to_lower(tmp_path: Path) -> None:
+def test_a_stage_that_diverges_fails_and_names_the_field_to_lower(tmp_path: Path) -> None:
     store, (key, *_) = registered(tmp_path / "runs", "pretrain.lr=3")
     with pytest.raises(StageFailedError, match=r"diverged.*lower lr"):
         make_attempt(store, key, Ranks(), StopRequest())

@@ -59,7 +59,7 @@ def test_results_work_on_partial_results_and_write_csv(trained: Trained, tmp_pat
     assert lines[0].startswith("pretrain.exposure,finetune.lr,immediate_posttraining_loss,")
 
 
-def test_why_names_the_fields_that_split_two_stages(trained: Trained) -> None:
+def test_why_names_the_fields_in_which_two_stages_differ(trained: Trained) -> None:
     rows = retain_json("results", trained.study, "--store", trained.store)["trials"]
     same_rate = [row["keys"]["finetune"] for row in rows if row["axes"]["finetune.lr"] == 5e-4]
     document = retain_json("why", trained.study, *same_rate, "--store", trained.store)
@@ -96,7 +96,7 @@ def test_export_makes_a_folder_that_transformers_loads_with_the_same_loss(traine
     )
 
 
-def test_logs_print_what_the_run_said(trained: Trained) -> None:
+def test_logs_print_the_log_of_a_run(trained: Trained) -> None:
     key = Store(trained.store).runs()[0].key
     assert "rank 0 of 1" in retain("logs", key, "--store", trained.store).stdout
     assert "rank 0: done" in retain("logs", key[:10], "-f", "--store", trained.store).stdout
@@ -145,7 +145,7 @@ def test_a_study_with_more_seeds_shares_what_is_trained(trained: Trained) -> Non
     assert (totals["stages"], totals["to_train"]) == (16, 8)
 
 
-def test_data_prepares_once_and_later_verbs_need_the_sources_no_more(tmp_path: Path) -> None:
+def test_data_is_prepared_once(tmp_path: Path) -> None:
     study = tiny_study(tmp_path / "study")
     document = retain_json("data", study, "--store", tmp_path / "runs")
     assert {corpus["name"] for corpus in document["corpora"]} == {"general", "music", "chemistry"}

@@ -1,0 +1,72 @@
+"""What `retain report` prints, and what it writes about its own origin."""
+
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from retain.launchers.planning.register import installed_versions
+from retain.results.analysis.effects import Effect
+from retain.results.analysis.recipe_comparison import frontier_contrasts
+from retain.results.claims.judging import Verdict
+from retain.results.figures.style import DrawnFigure
+from retain.results.report.provenance import Origin
+from retain.results.store.loss_table import Row
+
+GIT_S = 20.0
+"""Seconds after which git counts as unanswered."""
+
+
+def report_document(
+    study: str, page: Path, rows: Sequence[Row], figures: Sequence[DrawnFigure], verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    """`retain report --json`."""
+    return {
+        "study": study,
+        "report": str(page),
+        "trials": len(rows),
+        "missing": sum(row["retained_posttraining_loss"] is None for row in rows),
+        "figures": list(figures),
+        "verdicts": [
+            {"claim": one.claim, "sentence": one.sentence, "outcome": one.outcome, "note": one.note}
+            | {"effects": [{"label": label} | _effect_fields(effect) for label, effect in one.evidence]}
+            for one in verdicts
+        ],
+        "recipes": [
+            {"plane": one.plane.name, "other": one.other, "checkpoints": one.checkpoints}
+            | {"hypervolume_gain": _effect_fields(one.gain), "gap": _effect_fields(one.gap)}
+            for one in frontier_contrasts(rows)
+        ],
+    }
+
+
+def _effect_fields(effect: Effect) -> dict[str, Any]:
+    """The fields of an effect; None instead of NaN, which JSON does not have."""
+    numbers = {"mean": effect.mean, "low": effect.low, "high": effect.high}
+    return {"seeds": effect.seeds} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+
+
+def origin(arguments: str) -> Origin:
+    """The command, versions, commit and machine that make a page now. arguments: the study, its overrides and its store."""
+    versions = installed_versions() | {"matplotlib": importlib.metadata.version("matplotlib")}
+    machine = f"{platform.system()} on {platform.machine()}, {os.cpu_count()} CPU cores"
+    return Origin(arguments, versions, _commit(), machine, time.time())
+
+
+def _commit() -> str | None:
+    """The git commit of this code and whether the code was changed since; None outside a checkout of Retain."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    changed = ", with changes that are not committed"
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", f"--dirty={changed}"]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=GIT_S)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"commit {done.stdout.strip()}"
