@@ -128,8 +128,7 @@ def _limits(cluster: Cluster) -> Iterator[Finding]:
     tasks, jobs = cluster.limits.array_tasks, cluster.limits.jobs
     yield Finding("MaxArraySize", OK, f"{tasks + 1}: more than {tasks} siblings are submitted as several arrays")
     if jobs is not None:
-        what = f"{jobs} jobs of yours at a time; jobs that end submit the runs beyond that"
-        yield Finding("MaxSubmitJobs", OK, what)
+        yield Finding("MaxSubmitJobs", OK, f"{jobs} jobs of yours at a time; jobs that end submit the runs beyond that")
     elif cluster.accounting:
         yield Finding("MaxSubmitJobs", OK, "no limit is known")
     else:
