@@ -54,7 +54,7 @@ TRAINING = Kind(
     verify="retain.launchers.checks.verify_tokens",
 )
 LINEAR = Kind("linear", "retain.launchers.stage.linear", leaves=(WEIGHTS, LOSSES))
-SEARCH = Kind("search", "retain.launchers.search.attempt", leaves=("search.json",), may_idle=True)
+SEARCH = Kind("search", "retain.launchers.search.attempt", leaves=(), may_idle=True)
 
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, SEARCH)}
 

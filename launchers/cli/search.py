@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +20,9 @@ from retain.launchers.cli.options import (
     command,
 )
 from retain.sweeps.base.errors import RetainError, StageFailedError, StudyError
+
+if TYPE_CHECKING:
+    from retain.launchers.search.request import SearchRequest
 
 
 def search(
@@ -45,8 +49,7 @@ def search(
     as_json: AsJson = False,
 ) -> int:
     """Search the study's `search:` space instead of its grid, and recommend a recipe; started again, it continues."""
-    from retain.launchers.search.budget import parse_budget
-    from retain.launchers.search.request import LAUNCHERS
+    from retain.launchers.search.request import LAUNCHERS, SearchRequest
     from retain.sweeps.tree.throughput import check_device
 
     if launcher not in LAUNCHERS:
@@ -62,38 +65,32 @@ def search(
     ]
     words = [*(overrides or ()), *chosen]
     check_device(device)
-    if budget is not None:
-        parse_budget(budget, device)
+    request = SearchRequest(launcher, budget, device, nodes, address)
     if launcher == "ray":
-        return _search_here(study, words, store, budget, device, address, as_json)
-    return _search_on_slurm(study, words, store, budget, device, launcher, nodes, site, as_json)
+        return _search_here(study, words, store, request, as_json)
+    return _search_on_slurm(study, words, store, request, site, as_json)
 
 
-def _search_here(
-    study: str, words: Sequence[str], store: Path, budget: str | None, device: str, address: str | None, as_json: bool
-) -> int:
+def _search_here(study: str, words: Sequence[str], store: Path, request: "SearchRequest", as_json: bool) -> int:
     from retain.launchers.cli.progress import reporting
     from retain.launchers.console import print_json
-    from retain.launchers.search.attempt import SUMMARY_FILE
     from retain.launchers.search.console import print_summary
     from retain.launchers.search.derived_studies import open_search
-    from retain.launchers.search.ray.tune import Cluster
-    from retain.launchers.search.request import new_request, register_search
+    from retain.launchers.search.request import register_search
     from retain.launchers.search.submission import check_request
     from retain.launchers.stage.attempt import make_attempt
     from retain.launchers.stage.ranks import Ranks
     from retain.launchers.stage.signals import AttemptStopped, StopRequest
+    from retain.results.store.study_files import SUMMARY
     from retain.sweeps.base.files import read_json
 
-    unprepared = open_search(study, words, store, None)
-    cluster = Cluster(address, unprepared.file.study.execution)
-    cluster.parallel()  # raises before any data is prepared
-    check_request(unprepared, new_request(unprepared, "ray", budget, device, address=address), cluster.has_gpus())
+    check_request(open_search(study, words, store, None), request)  # raises before any data is prepared
     with reporting() as report:
         searched = open_search(study, words, store, report)
-    run = register_search(searched, new_request(searched, "ray", budget, device, address=address))
+    run, stop = register_search(searched, request), StopRequest()
+    stop.install()
     try:
-        make_attempt(searched.store, run.key, Ranks(), StopRequest())
+        make_attempt(searched.store, run.key, Ranks(), stop)
     except AttemptStopped:
         again = command("search", study, words, store)
         print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
@@ -103,7 +100,7 @@ def _search_here(
         while isinstance(cause, StageFailedError) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise (cause if isinstance(cause, RetainError) else failed) from None
-    document = read_json(run.folder / SUMMARY_FILE)
+    document = read_json(searched.folder / SUMMARY)
     if as_json:
         print_json(document)
     else:
@@ -112,48 +109,37 @@ def _search_here(
 
 
 def _search_on_slurm(
-    study: str,
-    words: Sequence[str],
-    store: Path,
-    budget: str | None,
-    device: str,
-    launcher: str,
-    nodes: int,
-    site: str | None,
-    as_json: bool,
+    study: str, words: Sequence[str], store: Path, request: "SearchRequest", site: str | None, as_json: bool
 ) -> int:
     from retain.launchers.cli.progress import reporting
     from retain.launchers.console import print_json
     from retain.launchers.jobs.resources import find_site
     from retain.launchers.search.derived_studies import open_search
-    from retain.launchers.search.request import new_request
     from retain.launchers.search.submission import check_request, queued_job, submit_search
     from retain.launchers.slurm.client import require_slurm
-    from retain.results.store.study_files import search_run
 
     require_slurm()
-    chosen = find_site(site)
+    if (chosen := find_site(site)) is not None:
+        request = replace(request, site=chosen[1].model_dump(exclude_unset=True, mode="json"))
     unprepared = open_search(study, words, store, None)
-    request = new_request(unprepared, launcher, budget, device, nodes, site=chosen and chosen[1])
-    run = search_run(unprepared.store, unprepared.name)
-    if queued_job(unprepared.store, run) is None:
-        check_request(unprepared, request, gpus=True)  # raises before any data is prepared
+    if queued_job(unprepared.store, unprepared.run) is None:
+        check_request(unprepared, request)  # raises before any data is prepared
     with reporting() as report:
         searched = open_search(study, words, store, report)
     job_id, new = submit_search(searched, request)
     document = {
         "study": searched.name,
-        "launcher": launcher,
-        "nodes": nodes,
+        "launcher": request.launcher,
+        "nodes": request.nodes,
         "job_id": job_id,
         "submitted": new,
-        "log": str(run.log),
+        "log": str(searched.run.log),
     }
     if as_json:
         print_json(document)
         return 0
     what = "submitted as" if new else "is queued or running already, as it was requested then:"
-    print(f"search of {searched.name}: {what} job {job_id} ({launcher})")
-    print(f"log: {run.log}")
+    print(f"search of {searched.name}: {what} job {job_id} ({request.launcher})")
+    print(f"log: {searched.run.log}")
     print(f"status: {command('status', study, (), store)}; cancel: {command('cancel', study, (), store)}")
     return 0

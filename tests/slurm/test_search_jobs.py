@@ -196,7 +196,7 @@ def test_a_stage_that_the_search_gives_up_leaves_slurm_and_can_be_trained_later(
         (["--launcher", "somewhere"], "--launcher somewhere: not known; it is ray, slurm or slurm-ray"),
         (["--launcher", "slurm", "--address", "here:1"], "--address here:1: is of a Ray that runs already"),
         (["--launcher", "slurm", "--nodes", "2"], "--nodes 2: is of the allocation of --launcher slurm-ray"),
-        (["--launcher", "slurm", "--budget", "5"], "--budget 5: not understood"),
+        (["--launcher", "slurm", "--budget", "5"], "--budget 5: invalid"),
         (
             ["--launcher", "slurm", "--budget", "5tokens"],
             "--budget 5 tokens: one point takes up to 17.92k tokens; raise it",
