@@ -192,7 +192,7 @@ def test_what_cannot_be_searched_is_refused_at_plan_time(override: str, sentence
 def test_the_grid_of_the_study_file_stands_in_no_search_s_way(searched: Searched) -> None:
     opened = open_search(str(searched.study), ["finetune.lr=1e-3", "seed=4"], searched.store, None)
     assert list(opened.file.axes) == ["pretrain.exposure"]
-    assert opened.search.block.seeds == [4]
+    assert opened.space.block.seeds == [4]
 
 
 def test_a_wrong_search_is_told_in_one_line_before_ray_is_started(searched: Searched) -> None:
