@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store
+from retain.results.store.study_files import SUMMARY
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
 Spec = Mapping[str, Any]
@@ -48,7 +49,7 @@ TRAINING = Kind(
     verify="retain.launchers.checks.verify_tokens",
 )
 LINEAR = Kind("linear", "retain.launchers.stage.linear", leaves=(WEIGHTS, LOSSES))
-SEARCH = Kind("search", "retain.launchers.search.attempt", leaves=("summary.json",), may_idle=True)
+SEARCH = Kind("search", "retain.launchers.search.attempt", leaves=(SUMMARY,), may_idle=True)
 
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, SEARCH)}
 

@@ -1,5 +1,8 @@
 """The verb `search`. It imports what it needs when it is called."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -18,7 +21,6 @@ from retain.launchers.cli.options import (
 from retain.sweeps.base.errors import RetainError, StageFailedError, StudyError
 
 if TYPE_CHECKING:
-    from retain.launchers.search.derived_studies import SearchedStudy
     from retain.launchers.search.request import SearchRequest
 
 
@@ -49,13 +51,8 @@ def search(
 
     The space replaces the study's grid. A search that is started again continues.
     """
-    from retain.launchers.cli.progress import reporting
     from retain.launchers.cli.views.submission import print_search
-    from retain.launchers.jobs.resources import find_site
-    from retain.launchers.search.budget import parse_budget
-    from retain.launchers.search.derived_studies import open_search
-    from retain.launchers.search.request import new_request
-    from retain.launchers.slurm.client import require_slurm
+    from retain.launchers.search.request import SearchRequest
     from retain.sweeps.tree.throughput import check_device
 
     if address is not None and launcher != "ray":
@@ -65,53 +62,37 @@ def search(
     if nodes > 1 and launcher != "slurm-ray":
         raise StudyError(f"--nodes {nodes}: applies only to --launcher slurm-ray; omit it")
     check_device(device)
-    if budget is not None:
-        parse_budget(budget, device)
-    if launcher != "ray":
-        require_slurm()
-    chosen = find_site(site) if launcher != "ray" else None
     options = {"trials": trials, "searcher": searcher}
     words = [*(overrides or ()), *(f"search.{name}={value}" for name, value in options.items() if value is not None)]
-    unprepared = open_search(study, words, store, None)
-    request = new_request(unprepared, launcher, budget, device, nodes, address, chosen and chosen[1])
-    _check(unprepared, request)  # before any data is prepared
-    with reporting() as report:
-        searched = open_search(study, words, store, report)
+    request = SearchRequest(launcher, budget, device, nodes, address)
     if launcher == "ray":
-        return _search_here(searched, request, as_json)
-    document = _submit(searched, request)
+        return _search_here(study, words, store, request, as_json)
+    document = _submit(study, words, store, request, site)
     hints = "; ".join(f"{verb}: {command(verb, study, overrides, store)}" for verb in ("status", "cancel"))
     show(document, as_json, lambda document: print_search(document, hints))
     return 0
 
 
-def _check(unprepared: "SearchedStudy", request: "SearchRequest") -> None:
-    """Raise what would stop the search, before any data is prepared."""
-    from retain.launchers.search.ray.tune import Cluster
-    from retain.launchers.search.submission import check_request, queued_job
-    from retain.results.store.study_files import search_run
-
-    if request.launcher == "ray":
-        cluster = Cluster(request.address, unprepared.file.study.execution)
-        cluster.parallel()
-        check_request(unprepared, request, cluster.has_gpus())
-    elif queued_job(unprepared.store, search_run(unprepared.store, unprepared.name)) is None:
-        check_request(unprepared, request, gpus=True)
-
-
-def _search_here(searched: "SearchedStudy", request: "SearchRequest", as_json: bool) -> int:
+def _search_here(study: str, words: Sequence[str], store: Path, request: "SearchRequest", as_json: bool) -> int:
     """Search until the trials or the budget are used up. Raises KeyboardInterrupt once everything is saved."""
-    from retain.launchers.search.attempt import SUMMARY_FILE
+    from retain.launchers.cli.progress import reporting
     from retain.launchers.search.console import print_summary
+    from retain.launchers.search.derived_studies import open_search
     from retain.launchers.search.request import register_search
+    from retain.launchers.search.submission import check_request
     from retain.launchers.stage.attempt import make_attempt
     from retain.launchers.stage.ranks import Ranks
     from retain.launchers.stage.signals import AttemptStopped, StopRequest
+    from retain.results.store.study_files import SUMMARY
     from retain.sweeps.base.files import read_json
 
-    run = register_search(searched, request)
+    check_request(open_search(study, words, store, None), request)  # before any data is prepared
+    with reporting() as report:
+        searched = open_search(study, words, store, report)
+    run, stop = register_search(searched, request), StopRequest()
+    stop.install()
     try:
-        make_attempt(searched.store, run.key, Ranks(), StopRequest())
+        make_attempt(searched.store, run.key, Ranks(), stop)
     except AttemptStopped:
         raise KeyboardInterrupt from None
     except StageFailedError as failed:
@@ -120,16 +101,29 @@ def _search_here(searched: "SearchedStudy", request: "SearchRequest", as_json: b
         while isinstance(cause, StageFailedError) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise (cause if isinstance(cause, RetainError) else failed) from None
-    document = read_json(run.folder / SUMMARY_FILE)
+    document = read_json(run.folder / SUMMARY)
     show(document, as_json, print_summary)
     return SOME_RUN_FAILED if any(point["state"] == "failed" for point in document["points"]) else 0
 
 
-def _submit(searched: "SearchedStudy", request: "SearchRequest") -> dict[str, Any]:
+def _submit(
+    study: str, words: Sequence[str], store: Path, request: "SearchRequest", site: str | None
+) -> dict[str, Any]:
     """Submit the search; the document of `retain search --launcher slurm --json`."""
-    from retain.launchers.search.submission import submit_search
-    from retain.results.store.study_files import search_run
+    from retain.launchers.cli.progress import reporting
+    from retain.launchers.jobs.resources import find_site
+    from retain.launchers.search.derived_studies import open_search
+    from retain.launchers.search.submission import check_request, queued_job, submit_search
+    from retain.launchers.slurm.client import require_slurm
 
+    require_slurm()
+    if (chosen := find_site(site)) is not None:
+        request = replace(request, site=chosen[1].model_dump(exclude_unset=True, mode="json"))
+    unprepared = open_search(study, words, store, None)
+    if queued_job(unprepared.store, unprepared.run) is None:
+        check_request(unprepared, request)  # before any data is prepared
+    with reporting() as report:
+        searched = open_search(study, words, store, report)
     job_id, new = submit_search(searched, request)
     return {
         "study": searched.name,
@@ -137,5 +131,5 @@ def _submit(searched: "SearchedStudy", request: "SearchRequest") -> dict[str, An
         "nodes": request.nodes,
         "job_id": job_id,
         "submitted": new,
-        "log": str(search_run(searched.store, searched.name).log),
+        "log": str(searched.run.log),
     }

@@ -19,11 +19,12 @@ Unit = Literal["tokens", "gpuh"]
 
 @dataclass(frozen=True)
 class Budget:
-    """amount: in the unit; a budget of hours is planned for `device`."""
+    """The most that a search may spend over all its starts."""
 
     amount: float
     unit: Unit
     device: str
+    """The GPU that a budget of hours is planned for."""
 
     def __str__(self) -> str:
         return self.text(self.amount)
@@ -33,18 +34,18 @@ class Budget:
         return f"{format_size(amount)} tokens" if self.unit == "tokens" else f"{amount:.4g} GPU-hours"
 
     def excess(self, spent: "Spent") -> str | None:
-        """By how much it was exceeded, with the unit; None where it was kept."""
+        """By how much the budget was exceeded, with the unit; None if it was kept."""
         over = spent.of(self.unit) - self.amount
         return self.text(over) if over > 0 else None
 
 
 @dataclass(frozen=True)
 class Spent:
-    """By a search: its own stages only, not those that the store had already."""
+    """What a search spent on its own stages, without those that the store had already."""
 
     tokens: int
     hours: float
-    """Of devices, as the attempts took them."""
+    """Device-hours of all attempts."""
     stages: int
     without_sharing: int
     """Tokens that one run per trial would have trained."""
@@ -54,7 +55,7 @@ class Spent:
 
 
 def parse_budget(text: str, device: str) -> Budget:
-    """`200gpuh` or `5Mtokens`. Raises StudyError."""
+    """The budget written as `200gpuh` or `5Mtokens`. Raises StudyError."""
     match = re.fullmatch(r"\s*([0-9._]+[kKMBGT]?)\s*(tokens|gpuh)\s*", text)
     try:
         if match and match[2] == "tokens" and (size := parse_size(match[1])):
@@ -63,13 +64,13 @@ def parse_budget(text: str, device: str) -> Budget:
             return Budget(hours, "gpuh", device)
     except ValueError:
         pass
-    raise StudyError(f"--budget {text}: not understood; write tokens or GPU-hours, such as 5Mtokens or 200gpuh")
+    raise StudyError(f"--budget {text}: invalid; write tokens or GPU-hours, such as 5Mtokens or 200gpuh")
 
 
 def refuse_hours_on_cpus(budget: Budget | None, execution: Execution, gpus: bool) -> None:
-    """Raise StudyError for a budget of hours where a kind of stage trains on CPUs: no plan knows how long that takes.
+    """Raise StudyError for a budget of hours if stages train on CPUs, for which `retain plan` has no speeds.
 
-    gpus: whether stages that take what there is (accelerator: auto) get GPUs.
+    gpus: whether stages with `accelerator: auto` get GPUs.
     """
     trained = {execution.of_stage(kind).accelerator for kind in STAGES}
     if budget is None or budget.unit == "tokens" or not ("cpu" in trained or ("auto" in trained and not gpus)):
@@ -81,7 +82,7 @@ def refuse_hours_on_cpus(budget: Budget | None, execution: Execution, gpus: bool
 
 
 def planned_cost(tree: Tree, settled: Collection[str], store: Store, budget: Budget) -> float:
-    """What the stages of a tree cost at most, in the budget's unit, without those that are `settled`."""
+    """The most that the stages of a tree cost, in the budget's unit, without the stages in `settled`."""
     missing = [stage for key, stage in tree.stages.items() if key not in settled]
     if budget.unit == "tokens" or not missing:
         return float(sum(stage.tokens for stage in missing))
@@ -89,18 +90,16 @@ def planned_cost(tree: Tree, settled: Collection[str], store: Store, budget: Bud
 
 
 def spent_on(trees: Iterable[Tree], states: Mapping[str, State], found: Collection[str]) -> Spent:
-    """What the stages of these trees took so far, and what one run per trial would have."""
-    tokens: dict[str, int] = {}
-    hours = 0.0
-    without_sharing = 0
-    for tree in trees:
-        for key in tree.stages:
-            if key not in tokens:
-                state = states[key]
-                tokens[key] = max((attempt.tokens for attempt in state.attempts), default=0)
-                tokens[key] = max(tokens[key], state.progress.tokens)
-                if key not in found:
-                    hours += sum(((one.end or one.start) - one.start) * one.world for one in state.attempts) / 3600
-        without_sharing += sum(tokens[key] for trial in tree.trials for key in trial.path)
+    """What the stages of these trees took so far, and what one run per trial would have taken.
+
+    states: of all stages of the trees. found: the stages that the store had already.
+    """
+    tokens = {
+        key: max([state.progress.tokens, *(attempt.tokens for attempt in state.attempts)])
+        for key, state in states.items()
+    }
     own = {key: count for key, count in tokens.items() if key not in found and count}
-    return Spent(sum(own.values()), hours, len(own), without_sharing)
+    attempts = [attempt for key, state in states.items() if key not in found for attempt in state.attempts]
+    seconds = sum(((one.end or one.start) - one.start) * one.world for one in attempts)
+    without_sharing = sum(tokens[key] for tree in trees for trial in tree.trials for key in trial.path)
+    return Spent(sum(own.values()), seconds / 3600, len(own), without_sharing)

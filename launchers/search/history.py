@@ -2,10 +2,10 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from retain.results.store.runs import Store
 from retain.results.store.study_files import HISTORY, study_folder
@@ -14,6 +14,11 @@ from retain.sweeps.base.files import read_json, write_json
 from retain.sweeps.schema.search_space import Values
 
 FORMAT = 1
+HELDOUT = "held-out loss"
+"""The loss of a post-training at a rung."""
+PointState = Literal["planned", "running", "done", "pruned", "failed"]
+Losses = Mapping[str, float]
+"""Losses (nats per token) by name: HELDOUT for a post-training; for a fine-tuning those losses of its trial that are known."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +45,20 @@ class History:
     """Stages that the store already had when the search needed them; they cost the search nothing."""
     pruned: dict[str, str] = field(default_factory=dict)
     """Stages given up at a rung or a probe, with the reason."""
-    rungs: dict[str, dict[str, float]] = field(default_factory=dict)
-    """For each post-training, the held-out loss at the rungs that it has reached; see `early_stopping`."""
-    probes: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    """For each fine-tuning, the losses at the probe that it has reached, by the probe's tokens; see `early_stopping`."""
+    rungs: dict[str, dict[str, Losses]] = field(default_factory=dict)
+    """For each post-training, its losses at the rungs that it has reached, by tokens; see `early_stopping`."""
+    probes: dict[str, dict[str, Losses]] = field(default_factory=dict)
+    """For each fine-tuning, its losses at the probe, by tokens."""
     ends: list[End] = field(default_factory=list)
     """The ends of points in order; a failed point that was tried again may occur twice."""
-    states: dict[str, str] = field(default_factory=dict)
+    states: dict[str, PointState] = field(default_factory=dict)
     """The state of each point by its label, for readers; the search itself reads the store."""
-
-    def add(self, values: Values, by: str, found: Iterable[str]) -> Point:
-        """Enter a new point."""
-        point = Point(len(self.points), values, by)
-        self.points.append(point)
-        self.found |= set(found)
-        self.save()
-        return point
 
     def save(self) -> None:
         points = [asdict(point) | {"state": self.states.get(point.label, "planned")} for point in self.points]
         document = {"format": FORMAT, "identity": self.identity, "points": points}
-        document |= {"found": sorted(self.found), "pruned": self.pruned, "rungs": self.rungs, "probes": self.probes}
+        rungs = {key: {at: losses[HELDOUT] for at, losses in own.items()} for key, own in self.rungs.items()}
+        document |= {"found": sorted(self.found), "pruned": self.pruned, "rungs": rungs, "probes": self.probes}
         write_json(self.path, document | {"ends": [asdict(end) for end in self.ends]})
 
 
@@ -104,7 +102,14 @@ def _free(path: Path) -> Path:
 def _read(path: Path, identity: str) -> History:
     kept: dict[str, Any] = read_json(path)
     points = [Point(point["number"], point["values"], point["by"]) for point in kept["points"]]
-    states = {point.label: entry["state"] for point, entry in zip(points, kept["points"], strict=True)}
-    found, ends = set(kept["found"]), [End(**end) for end in kept.get("ends", [])]
-    probes = kept.get("probes", {})
-    return History(path, identity, points, found, kept["pruned"], kept["rungs"], probes, ends, states)
+    return History(
+        path,
+        identity,
+        points,
+        found=set(kept["found"]),
+        pruned=kept["pruned"],
+        rungs={key: {at: {HELDOUT: loss} for at, loss in own.items()} for key, own in kept["rungs"].items()},
+        probes=kept.get("probes", {}),
+        ends=[End(**end) for end in kept.get("ends", [])],
+        states={point.label: entry["state"] for point, entry in zip(points, kept["points"], strict=True)},
+    )

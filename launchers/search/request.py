@@ -1,7 +1,7 @@
-"""What a search asks for, as its run keeps it: enough for any process, here or in a job, to continue the search."""
+"""How a search was started, as its run keeps it: enough for any process, here or in a job, to continue the search."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ from retain.datamodules.corpora.prepare import ignore_progress
 from retain.launchers.jobs.resources import driver_minutes
 from retain.launchers.kinds import SEARCH, described
 from retain.launchers.planning.register import installed_versions
+from retain.launchers.search.budget import Budget, parse_budget
 from retain.launchers.search.derived_studies import SearchedStudy, search_of
-from retain.results.store.runs import Run
-from retain.results.store.study_files import search_recipe, search_run
+from retain.results.store.runs import Run, Store
+from retain.results.store.study_files import search_recipe
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.sites import Site
@@ -20,73 +21,56 @@ from retain.sweeps.tree.tree import STAGES
 MINUTES = 1440
 """Walltime of a search's job if the study gives none; site and partition may allow less."""
 MEMORY_GB = 4.0
-"""Memory of a driver, on sites where memory must be requested."""
+"""Memory of the job of a search whose stages are jobs, on sites where memory must be requested."""
 DEVICES_A_NODE = 4
-"""Processes that a node of an allocation holds, if execution.parallel does not say."""
-STAGES_AT_ONCE = 8
-"""Jobs that a driver has in SLURM at a time, if execution.parallel does not say."""
+"""The number of processes that a node of an allocation holds, if execution.parallel does not say."""
 
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A search as it was started: what is edited later in the study file changes nothing."""
+    """Where a search trains its stages, and what it may spend."""
 
     launcher: str
     """ray: here; slurm: each stage is a job of its own; slurm-ray: all stages in one allocation."""
-    path: str
-    """The path of the study file."""
-    fields: dict[str, Any]
-    """The fields of the study, with overrides applied."""
     budget: str | None
     device: str
     """The GPU that a budget of hours is planned for."""
     nodes: int = 1
-    """The nodes of the allocation of slurm-ray."""
+    """The number of nodes of the allocation of slurm-ray."""
     address: str | None = None
     """The address of a running Ray cluster."""
     site: dict[str, Any] | None = None
-    """The fields of the site profile that stages are submitted with."""
+    """The fields of the site profile that jobs are submitted with."""
 
     def profile(self) -> Site | None:
         """The site profile; None if there is none."""
         return None if self.site is None else Site.model_validate(self.site)
 
-
-def new_request(
-    searched: SearchedStudy,
-    launcher: str,
-    budget: str | None,
-    device: str,
-    nodes: int = 1,
-    address: str | None = None,
-    site: Site | None = None,
-) -> SearchRequest:
-    """What a search asks for; nothing is written."""
-    return SearchRequest(
-        launcher=launcher,
-        path=str(searched.file.path.absolute()),
-        fields=searched.file.study.model_dump(exclude_unset=True, mode="json"),
-        budget=budget,
-        device=device,
-        nodes=nodes,
-        address=address,
-        site=None if site is None else site.model_dump(exclude_unset=True, mode="json"),
-    )
+    def limit(self) -> Budget | None:
+        """The budget; None if there is none. Raises StudyError."""
+        return None if self.budget is None else parse_budget(self.budget, self.device)
 
 
 def register_search(searched: SearchedStudy, request: SearchRequest) -> Run:
-    """Enter a search into the store as a planned run, or plan it again. Raises StudyError."""
-    run = search_run(searched.store, searched.name)
+    """Enter a search into the store as a planned run, or plan it again. Raises StudyError.
+
+    The run keeps the fields of the study with overrides applied: later edits of the study file change nothing.
+    """
+    run, study = searched.run, searched.file.study
     run.retry(reopen=True)
+    asked = asdict(request) | {
+        "path": str(searched.file.path.absolute()),
+        "fields": study.model_dump(exclude_unset=True, mode="json"),
+    }
     spec = {
         "key": run.key,
         "format": 1,
         "stage": "search",
         "parent": None,
         "recipe": search_recipe(searched.name),
-        **described(SEARCH, searched.search.block.trials, []),
+        **described(SEARCH, searched.space.block.trials, []),
         "evaluation": {},
-        "execution": job_execution(searched, request) | {"request": asdict(request)},
+        "execution": job_execution(searched, request) | {"request": asked},
         "axes": {},
         "study": searched.name,
         "versions": installed_versions(),
@@ -96,32 +80,34 @@ def register_search(searched: SearchedStudy, request: SearchRequest) -> Run:
 
 
 def read_request(run: Run) -> SearchRequest:
-    """What a registered search asks for."""
-    return SearchRequest(**run.spec()["execution"]["request"])
+    """How a registered search was started."""
+    asked = run.spec()["execution"]["request"]
+    return SearchRequest(**{field.name: asked[field.name] for field in fields(SearchRequest)})
 
 
-def requested_study(request: SearchRequest, store: Path) -> SearchedStudy:
-    """The study of a request, its data prepared. Raises StudyError, MissingResourceError."""
-    file = check_study(dict(request.fields), Path(request.path))
-    return search_of(file, store, ignore_progress)
+def requested_study(run: Run, store: Store) -> SearchedStudy:
+    """The study of a registered search, its data prepared. Raises StudyError, MissingResourceError."""
+    asked = run.spec()["execution"]["request"]
+    return search_of(check_study(asked["fields"], Path(asked["path"])), store.root, ignore_progress)
 
 
 def job_execution(searched: SearchedStudy, request: SearchRequest) -> dict[str, Any]:
-    """What the job of a search asks of SLURM: little for a driver; for an allocation, room on each node. Raises StudyError."""
-    site = request.profile()
+    """What the job of a search asks of SLURM: little if stages are jobs; for an allocation, room on each node for stages.
+
+    Raises StudyError.
+    """
+    site, nodes = request.profile(), request.nodes
     own = searched.file.study.execution.of_stage("driver", site)
     if request.launcher == "ray":
         return own.model_dump(mode="json")
     cpus, memory, gpus = 1, min(MEMORY_GB, own.slurm.memory_gb) if own.slurm.memory_gb else None, 0
     if request.launcher == "slurm-ray":
-        cpus, memory, gpus = _node_room(searched, request.nodes, site)
-    # GPUs that the study or the site names in its own words are those of a stage.
-    literal = not gpus and "gpu" in (own.slurm.gres or "")
-    slurm = {"nodes": request.nodes, "cpus": cpus, "memory_gb": memory}
-    slurm |= {"minutes": driver_minutes(own, site, MINUTES, searched.file.path.name)}
-    if literal:
-        slurm["gres"] = None
-    execution = own.model_copy(update={"devices": request.nodes, "slurm": own.slurm.model_copy(update=slurm)})
+        cpus, memory, gpus = _node_room(searched, nodes, site)
+    minutes = driver_minutes(own, site, MINUTES, searched.file.path.name)
+    slurm: dict[str, Any] = {"nodes": nodes, "cpus": cpus, "memory_gb": memory, "minutes": minutes}
+    if not gpus and "gpu" in (own.slurm.gres or ""):
+        slurm["gres"] = None  # the site's own words for the GPUs of a stage
+    execution = own.model_copy(update={"devices": nodes, "slurm": own.slurm.model_copy(update=slurm)})
     return execution.model_dump(mode="json") | {"gpus_per_node": gpus}
 
 

@@ -1,86 +1,91 @@
 """Trains the stages of a search as SLURM jobs of their own, the same jobs that `retain submit` would submit.
 
-The driver keeps no list of jobs: the store has each stage's last submission, so that a driver that is started again finds the
-jobs of an earlier one. Ends are read from the store; SLURM is asked now and then whether the jobs still exist.
+The search keeps no list of jobs: the store has each stage's last submission, so a search that is started again finds the jobs
+of its earlier attempts. The store says which stages have ended; SLURM is asked now and then whether their jobs still exist.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from retain.launchers.jobs.branches import cancel_runs, retry_runs
+from retain.launchers.jobs.branches import cancel_runs
 from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead, last_job, settle_death
 from retain.launchers.jobs.resources import slurm_resources
-from retain.launchers.jobs.submissions import packed_with, read_backlog, submitted_job, write_backlog
+from retain.launchers.jobs.submissions import packed_with, read_backlog, submitted_job, submitted_jobs, write_backlog
 from retain.launchers.jobs.submit import submission_lease, submit_leased
-from retain.launchers.search.attempt import GIVEN_UP
 from retain.launchers.search.engine import Search
 from retain.launchers.slurm.client import Job, cancel_jobs, live_jobs
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.stage.attempt import log_line
-from retain.launchers.stage.signals import StopRequest
-from retain.results.store.runs import Run
+from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.store.state import ENDED
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.sites import Site
-from retain.sweeps.tree.tree import Stage, Tree
+from retain.sweeps.tree.tree import Tree
 
+GIVEN_UP = "given up by its search"
+"""Why a stage was cancelled that its search no longer wants, until it has stopped."""
+STAGES_AT_ONCE = 8
+"""The number of stages with a job at a time, if execution.parallel does not say."""
 POLL_S = 1.0
 """Seconds between two polls of the store."""
 ASK_S = 10.0
 """Seconds between two questions to SLURM, one squeue each."""
 PATIENCE_S = 1800.0
-"""How long SLURM may refuse or not answer before the driver ends; the jobs of the stages continue meanwhile."""
-MOST_STARTS = 3
-"""Jobs of a stage that may end before they begin it; then its environment is to blame, and the stage has failed."""
+"""How long SLURM may refuse or not answer before the search's job ends; the jobs of the stages continue meanwhile."""
 
 
 def train_with_jobs(search: Search, site: Site | None, stop: StopRequest) -> None:
     """Train the stages of a search, each in a job of its own, until the search has finished.
 
-    Raises KeyboardInterrupt if a stop is requested (jobs continue, and the next start finds them); StudyError if a stage asks
+    Raises AttemptStopped if a stop is requested (jobs continue, and the next attempt finds them); StudyError if a stage asks
     for more than SLURM allows; MissingResourceError if SLURM has not answered for too long.
     """
+    search.parallel = search.searched.file.study.execution.parallel or STAGES_AT_ONCE
     jobs = StageJobs(search, site)
-    jobs.give_up([key for key, state in search.states().items() if state.state in ("queued", "running")])
-    while not (search.finished() and not jobs.leaving):
+    while not search.finished() or jobs.leaving:
         if stop.signal:
-            raise KeyboardInterrupt
+            raise AttemptStopped(stop.signal)
         jobs.poll()
         search.watch()
         time.sleep(POLL_S)
 
 
 class StageJobs:
-    """The stages that a search has handed out, while their jobs are queued or running."""
+    """The jobs of the stages that a search has handed out."""
 
     def __init__(self, search: Search, site: Site | None) -> None:
         self.search, self.site, self.store = search, site, search.store
-        self.at_work: dict[str, Stage] = {}
+        self.waiting: set[str] = set()
+        """Stages to be submitted."""
         self.leaving: set[str] = set()
-        """Stages that are given up; their jobs save a checkpoint."""
-        self.starts: dict[str, tuple[int, int]] = {}
-        """The attempts of a stage at its last submission, and the number of submissions at that number of attempts."""
+        """Stages that are given up, until their jobs have saved a checkpoint."""
         self.liveness = slurm_liveness()
         self.asked_at = -ASK_S
         self.answered_at = time.monotonic()
         self.complaint = ""
         """SLURM's last error."""
+        self._give_up(key for key, state in search.states.items() if state.state in ("queued", "running"))
 
     def poll(self) -> None:
-        """Handle stages that have ended, take ready ones, and keep a job in SLURM for each."""
-        self.give_up(list(self.at_work))
-        for key in list(self.at_work):
-            if key not in self.leaving and self.store.run(key).state().state in ENDED:
-                self._ended(key)
-        fresh = self._take()
+        """Handle stages that were given up or have ended, take ready ones, and keep a job in SLURM for each."""
+        # 1. What the store says.
+        self._give_up(self.search.training)
+        for key in self.search.training - self.leaving:
+            if self.store.run(key).state().state in ENDED:
+                self._end(key)
+        fresh = False
+        while (stage := self.search.next_stage()) is not None:
+            self.waiting.add(stage.key)
+            fresh = True
         if not fresh and time.monotonic() < self.asked_at + ASK_S:
             return
+        # 2. What SLURM says, which may not answer for a while.
         self.asked_at = time.monotonic()
         try:
             live = self._live_jobs()
             self._release_leaving(live)
-            self._submit(self._without_job(live))
+            self._submit(self._to_submit(live))
             self.answered_at, self.complaint = time.monotonic(), ""
         except MissingResourceError as error:
             if str(error) != self.complaint:
@@ -89,7 +94,7 @@ class StageJobs:
             if time.monotonic() > self.answered_at + PATIENCE_S:
                 raise
 
-    def give_up(self, keys: Sequence[str]) -> None:
+    def _give_up(self, keys: Iterable[str]) -> None:
         """Cancel the jobs of those of these stages that the search has given up; once they have stopped, they are planned."""
         given_up = [key for key in keys if key not in self.leaving and self.search.given_up(key)]
         if not given_up:
@@ -101,104 +106,70 @@ class StageJobs:
         except MissingResourceError as error:  # retried with the next squeue
             log_line(str(error))
 
-    def _take(self) -> list[str]:
-        """Take the ready stages that there is room for."""
-        fresh = []
-        while (stage := self.search.next_stage()) is not None:
-            self.at_work[stage.key] = stage
-            fresh.append(stage.key)
-        return fresh
-
-    def _ended(self, key: str) -> None:
-        self.at_work.pop(key, None)
+    def _end(self, key: str) -> None:
+        self.waiting.discard(key)
+        self.leaving.discard(key)
         self.search.ended(key)
 
     def _live_jobs(self) -> dict[str, Job]:
-        runs = [self.store.run(key) for key in {*self.at_work, *self.leaving}]
-        jobs = [job for run in runs for job in (submitted_job(self.store, run), last_job(run)) if job is not None]
-        return live_jobs(jobs)
+        runs = [self.store.run(key) for key in self.search.training | self.leaving]
+        jobs = {*submitted_jobs(self.store, runs).values(), *map(last_job, runs)}
+        return live_jobs(job for job in jobs if job is not None)
 
-    def _release_leaving(self, live: dict[str, Job]) -> None:
+    def _release_leaving(self, live: Mapping[str, Job]) -> None:
         """Plan the given-up stages that have stopped, so that a job that still has them skips them."""
         for key in sorted(self.leaving):
             run = self.store.run(key)
-            if run.is_running(self.liveness):
-                job = submitted_job(self.store, run)
-                if job in live and not packed_with(self.store, run):
-                    cancel_jobs([job])  # SLURM may not have answered earlier
-                continue
-            retry_runs(self.store, [key])
-            self.leaving.discard(key)
-            if key in self.at_work and self.search.given_up(key):
-                self._ended(key)
+            job = submitted_job(self.store, run)
+            if not run.is_running(self.liveness):
+                run.retry()
+                self._end(key)
+            elif job is not None and job in live and not packed_with(self.store, run):
+                cancel_jobs([job])  # SLURM may not have answered earlier
 
-    def _without_job(self, live: dict[str, Job]) -> list[str]:
-        """Stages without a job in SLURM, or whose job SLURM holds because a node could not start it."""
-        waiting = [self.store.run(key) for key in self.at_work if key not in self.leaving]
-        jobs = {run.key: submitted_job(self.store, run) for run in waiting}
-        self._settle([run for run in waiting if jobs[run.key] not in live], live)
-        return [
-            run.key
-            for run in waiting
-            if run.state().state in ("planned", "queued")
-            and ((job := jobs[run.key]) not in live or live[job].failed_to_start)
-        ]
-
-    def _settle(self, runs: Sequence[Run], live: dict[str, Job]) -> None:
-        """Enter the ends of attempts that died without reporting."""
-        running = [run for run in runs if run.state().state == "running"]
+    def _to_submit(self, live: Mapping[str, Job]) -> list[str]:
+        """The stages that wait for a job, and those whose job SLURM holds because a node could not start it."""
+        runs = [self.store.run(key) for key in sorted(self.search.training - self.leaving)]
+        jobs = submitted_jobs(self.store, runs)
+        lost = [run for run in runs if jobs.get(run.key) not in live]
+        # 1. Attempts whose job died without reporting.
+        running = [run for run in lost if run.state().state == "running"]
         dead = [run for run in running if is_dead(run, live) or not run.is_running(self.liveness)]
         deaths = explain_deaths(self.store, dead)
         for run in dead:
             settle_death(run, deaths[run.key], self.liveness)
+        # 2. Stages that are left without a job: the search decides whether to train them again.
+        planned = {run.key for run in lost if run.state().state in ("planned", "queued")}
+        for key in planned - self.waiting:
+            self._end(key)
+        self.waiting &= planned
+        held = {key for key, job in jobs.items() if job in live and live[job].failed_to_start}
+        return sorted(self.waiting | held)
 
-    def _submit(self, keys: Sequence[str]) -> None:
+    def _submit(self, keys: Collection[str]) -> None:
         """Submit these stages, siblings as one array. Those beyond the user's limit of jobs are tried again later."""
-        wanted = [key for key in keys if not self._never_begins(key)]
-        if not wanted:
+        if not keys:
             return
-        self._ask_for_resources(wanted)
+        self._ask_for_resources(keys)
         with submission_lease(self.store):
-            result = submit_leased(self.store, wanted)
+            result = submit_leased(self.store, list(keys))
             # No other job may submit them: the search may have given them up by then.
             waiting = read_backlog(self.store)
-            if mine := set(wanted) & set(waiting.keys):
-                others = tuple(key for key in waiting.keys if key not in mine)
+            if set(keys) & set(waiting.keys):
+                others = tuple(key for key in waiting.keys if key not in keys)
                 write_backlog(self.store, replace(waiting, keys=others))
+        self.waiting &= set(result.deferred)
         for job in result.jobs:
-            log_line(f"job {job.job_id}: {self.at_work[job.keys[0]].stage} {' '.join(key[:8] for key in job.keys)}")
-            for key in job.keys:
-                attempts = len(self.store.run(key).state().attempts)
-                known, times = self.starts.get(key, (attempts, 0))
-                self.starts[key] = (attempts, times + 1 if attempts == known else 1)
+            log_line(
+                f"job {job.job_id}: {self.search.stages[job.keys[0]].stage} {' '.join(key[:8] for key in job.keys)}"
+            )
 
-    def _never_begins(self, key: str) -> bool:
-        """Whether jobs of a stage ended too often before they began it; the stage has failed then."""
-        run = self.store.run(key)
-        state = run.state()
-        if self.starts.get(key) != (len(state.attempts), MOST_STARTS):
-            return False
-        logs = self.store.root / "submissions" / (state.submission or "")
-        return run.fail(f"{MOST_STARTS} jobs ended before they began the stage; their output is in {logs}")
-
-    def _ask_for_resources(self, keys: Sequence[str]) -> None:
+    def _ask_for_resources(self, keys: Collection[str]) -> None:
         """Enter the resources of these stages: as study and site say, with a walltime from the speed of earlier runs."""
-        stages: dict[str, Stage] = {}
-        for one in self.search.candidates:
-            stages |= one.tree.stages if one.tree else {}
-        tree = Tree("", {key: stages[key] for key in stages if key in _with_ancestors(keys, stages)}, [], False)
-        resources = slurm_resources(tree, self.search.searched.file, self.store, self.site)
+        whole = Tree("", self.search.stages, [], False)
+        stages = {stage.key: stage for key in keys for stage in whole.ancestors(key)}
+        resources = slurm_resources(replace(whole, stages=stages), self.search.searched.file, self.store, self.site)
         for key in keys:
             spec = self.store.run(key).spec()
             execution = spec["execution"] | {"slurm": resources[key].execution.slurm.model_dump(mode="json")}
             self.store.register(key, spec | {"execution": execution})
-
-
-def _with_ancestors(keys: Sequence[str], stages: Mapping[str, Stage]) -> set[str]:
-    found: set[str] = set()
-    for key in keys:
-        above: str | None = key
-        while above is not None:
-            found.add(above)
-            above = stages[above].parent
-    return found

@@ -7,10 +7,11 @@ from retain.launchers.jobs.resources import slurm_resources
 from retain.launchers.jobs.submissions import submitted_job
 from retain.launchers.jobs.submit import submit_runs
 from retain.launchers.planning.opened_study import open_study
-from retain.launchers.search.budget import parse_budget, refuse_hours_on_cpus
+from retain.launchers.search.budget import refuse_hours_on_cpus
 from retain.launchers.search.derived_studies import SearchedStudy
 from retain.launchers.search.engine import Search
 from retain.launchers.search.history import History
+from retain.launchers.search.ray.cluster import check_stages
 from retain.launchers.search.request import SearchRequest, job_execution, register_search
 from retain.launchers.slurm.client import has_slurm, live_jobs, read_limits
 from retain.results.store.lease import is_held, read_owner
@@ -22,23 +23,22 @@ LEAVING_S = 60.0
 """How long `retain cancel` waits for a search to stop before it cancels the stages: it might submit one more."""
 
 
-def check_request(searched: SearchedStudy, request: SearchRequest, gpus: bool) -> None:
+def check_request(searched: SearchedStudy, request: SearchRequest) -> None:
     """Find at once what an attempt would find later.
 
-    gpus: whether stages with `accelerator: auto` get GPUs. Raises StudyError, also if another process searches the study;
-    MissingResourceError if the user may have too few jobs.
+    Raises StudyError, also if another process searches the study; MissingResourceError if the machine lacks the requested
+    devices, or if the user may have too few jobs.
     """
-    _refuse_second_search(searched.store, searched.name, request.launcher)
-    budget = parse_budget(request.budget, request.device) if request.budget is not None else None
-    refuse_hours_on_cpus(budget, searched.file.study.execution, gpus)
-    history = searched.folder / HISTORY
+    _refuse_second_search(searched, request.launcher)
+    execution, history = searched.file.study.execution, searched.folder / HISTORY
+    gpus = check_stages(execution, request.address) if request.launcher == "ray" else True
+    refuse_hours_on_cpus(request.limit(), execution, gpus)
     if not history.exists():
-        Search(searched, History(history, searched.identity()), budget, 1).check_budget()
+        Search(searched, History(history, searched.identity()), request.limit()).check_budget()
     job_execution(searched, request)
     if request.launcher != "slurm":
         return
-    corners = {f"corner{number}": values for number, values in enumerate(searched.search.corners())}
-    file, tree = searched.tree(corners)
+    file, tree = searched.tree(searched.corners())
     slurm_resources(tree, file, searched.store, request.profile())
     limit = read_limits().jobs
     if limit is not None and limit < 2:
@@ -53,14 +53,14 @@ def submit_search(searched: SearchedStudy, request: SearchRequest) -> tuple[str,
 
     Raises MissingResourceError if SLURM refuses, and what `check_request` raises.
     """
-    run = search_run(searched.store, searched.name)
-    if (job := queued_job(searched.store, run)) is not None:
-        submit_runs(searched.store, [run.key])  # releases a job that a node could not start
+    store, run = searched.store, searched.run
+    if (job := queued_job(store, run)) is not None:
+        submit_runs(store, [run.key])  # releases a job that a node could not start
         return job, False
-    check_request(searched, request, gpus=True)
+    check_request(searched, request)
     register_search(searched, request)
-    submitted = submit_runs(searched.store, [run.key])
-    job_id = submitted_job(searched.store, run)
+    submitted = submit_runs(store, [run.key])
+    job_id = submitted_job(store, run)
     if job_id is None:
         raise MissingResourceError(
             f"SLURM: you may have {submitted.limit} jobs at a time, and have as many; try again once one has ended"
@@ -87,22 +87,17 @@ def cancel_search(store: Store, study: str) -> list[str] | None:
     while cancelled and run.is_running() and time.monotonic() < deadline:
         time.sleep(0.5)
     # 2. Then the stages that it has submitted.
-    stages = cancel_runs(store, _submitted_stages(store, study), WITH_STUDY)
+    points = study_folder(store.root, study) / POINTS_STUDY
+    keys = open_study(str(points), (), store.root).tree.stages if points.exists() else {}
+    states = store.states(keys)
+    submitted = [key for key, state in states.items() if state.state in ("queued", "running") and state.submission]
+    stages = cancel_runs(store, submitted, WITH_STUDY)
     return stages if stages or cancelled else None
 
 
-def _submitted_stages(store: Store, study: str) -> list[str]:
-    """The stages of the points of a search that were submitted and have not ended."""
-    points = study_folder(store.root, study) / POINTS_STUDY
-    if not points.exists():
-        return []
-    states = {key: store.run(key).state() for key in open_study(str(points), (), store.root).tree.stages}
-    return [key for key, state in states.items() if state.state in ("queued", "running") and state.submission]
-
-
-def _refuse_second_search(store: Store, study: str, launcher: str) -> None:
+def _refuse_second_search(searched: SearchedStudy, launcher: str) -> None:
     """Raise StudyError if another process, or a SLURM job, searches the study."""
-    run = search_run(store, study)
+    study, run = searched.name, searched.run
     owner = read_owner(run.lease)
     if owner is not None and owner.job_id is None and is_held(run.lease):
         where = f"process {owner.pid}" if owner.is_here() else f"a process on {owner.host}"
@@ -110,7 +105,7 @@ def _refuse_second_search(store: Store, study: str, launcher: str) -> None:
     if launcher != "ray" or not has_slurm():
         return
     try:
-        job = queued_job(store, run)
+        job = queued_job(searched.store, run)
     except MissingResourceError:
         return  # the lease decides
     if job is not None:

@@ -1,23 +1,14 @@
-"""What a search has found: the recommended recipes beside the best of the study's own grid, and a study that confirms them."""
+"""The document of a finished search: every point, the recommended recipes, and a study that confirms them."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.prepare import known_facts
-from retain.launchers.search.derived_studies import Fields, SearchedStudy, fresh_seeds, write_confirmation
+from retain.launchers.search.derived_studies import SearchedStudy, write_confirmation
 from retain.launchers.search.engine import Search
-from retain.results.analysis.axes import SEEDS
+from retain.results.analysis.axes import SEEDS, grouped
 from retain.results.analysis.recipe_comparison import ON_FRONTIER, RECOMMENDED
-from retain.results.analysis.search_summary import (
-    Result,
-    best_group,
-    frontier_area,
-    importances,
-    recommended,
-    result_of,
-)
+from retain.results.analysis.search_summary import best_group, frontier_area, importances, recommended, result_of
 from retain.results.store.loss_table import Row, trial_rows
 from retain.results.store.study_files import POINTS_STUDY, SUMMARY
 from retain.sweeps.base.errors import StudyError
@@ -27,58 +18,59 @@ from retain.sweeps.schema.search_space import Values
 from retain.sweeps.tree.tree import expand, plain_value
 
 
-def conclude(search: Search, searched: SearchedStudy) -> dict[str, Any]:
-    """Keep the summary of a finished search and the study that confirms it; the document of `retain search --json`."""
-    document = summary_document(search, searched)
-    write_json(searched.folder / SUMMARY, document)
+def conclude(search: Search) -> dict[str, Any]:
+    """Write and return the document of `retain search --json`; also write the study that confirms what it recommends."""
+    document = summary_document(search)
+    write_json(search.searched.folder / SUMMARY, document)
     return document
 
 
-def summary_document(search: Search, searched: SearchedStudy) -> dict[str, Any]:
-    """The document of `retain search --json`; also writes the study that confirms what is recommended."""
-    states, results = search.states(), search.results()
-    found = recommended(searched.search, results)
-    spent = search.spent()
+def summary_document(search: Search) -> dict[str, Any]:
+    """The document of `retain search --json`; also writes the study that confirms what it recommends."""
+    search.read_states()
+    searched, space, results, spent = search.searched, search.space, search.results(), search.spent()
     points_study = searched.folder / POINTS_STUDY
-    by_label = {result.label: result for result in results}
-    points = [
-        {
-            "point": one.point.label,
-            "state": search.state_of(one, states),
-            "values": one.point.values,
-            "by": one.point.by,
-        }
-        | {"losses": by_label[one.point.label].means if one.point.label in by_label else None}
-        | {"reason": search.reason_of(one, states)}
-        for one in search.candidates
-    ]
-    return {
-        "study": searched.name,
-        "objective": str(searched.search.block.objective),
-        "constraints": [f"{name} {bound}" for name, bound in searched.search.block.constraints.items()],
-        "points": points,
-        "recommended": [_recommendation(one) for one in found],
-        "frontier_area": frontier_area(searched.search, results),
-        "importances": [asdict(one) for one in importances(searched.search, results)],
-        "spent": {"tokens": spent.tokens, "device_hours": spent.hours, "stages": spent.stages}
-        | {"tokens_without_sharing": spent.without_sharing},
-        "budget": str(search.budget) if search.budget else None,
-        "over_budget": search.budget.excess(spent) if search.budget else None,
-        "ended": search.exhausted or f"at most {searched.search.block.trials:,} were asked for",
-        "points_study": str(points_study) if points_study.exists() else None,
-        "confirm": str(_confirm(searched, found)) if found else None,
-    }
-
-
-def _recommendation(one: Result) -> dict[str, Any]:
-    losses = {name: asdict(estimate) for name, estimate in one.losses.items()}
-    return {"point": one.label, "values": one.values, "losses": losses}
-
-
-def _confirm(searched: SearchedStudy, found: Sequence[Result]) -> Path:
+    means = {result.label: result.means for result in results}
+    found = recommended(space, results)
     names = [RECOMMENDED] if len(found) == 1 else [f"{ON_FRONTIER}{number}" for number in range(len(found))]
     recipes: dict[str, Values] = {name: one.values for name, one in zip(names, found, strict=True)}
-    return write_confirmation(searched, recipes, fresh_seeds(searched), grid_best(searched))
+    return {
+        "study": searched.name,
+        "objective": str(space.block.objective),
+        "constraints": [f"{name} {bound}" for name, bound in space.block.constraints.items()],
+        "points": [
+            {
+                "point": one.point.label,
+                "state": search.state_of(one),
+                "values": one.point.values,
+                "by": one.point.by,
+                "losses": means.get(one.point.label),
+                "reason": search.reason_of(one),
+            }
+            for one in search.candidates
+        ],
+        "recommended": [
+            {
+                "point": one.label,
+                "values": one.values,
+                "losses": {name: asdict(estimate) for name, estimate in one.losses.items()},
+            }
+            for one in found
+        ],
+        "frontier_area": frontier_area(space, results),
+        "importances": [asdict(one) for one in importances(space, results)],
+        "spent": {
+            "tokens": spent.tokens,
+            "device_hours": spent.hours,
+            "stages": spent.stages,
+            "tokens_without_sharing": spent.without_sharing,
+        },
+        "budget": str(search.budget) if search.budget else None,
+        "over_budget": search.budget.excess(spent) if search.budget else None,
+        "ended": search.exhausted or f"at most {space.block.trials:,} were asked for",
+        "points_study": str(points_study) if points_study.exists() else None,
+        "confirm": str(write_confirmation(searched, recipes, grid_best(searched))) if found else None,
+    }
 
 
 def grid_best(searched: SearchedStudy) -> Values | None:
@@ -92,35 +84,27 @@ def grid_best(searched: SearchedStudy) -> Values | None:
     unseeded = {path: values for path, values in axes.items() if path.rpartition(".")[2] != "seed"}
     if not unseeded:
         return None
-    grids = [axes, unseeded | {"seed": searched.search.block.seeds}]
+    upstream = [path for path in unseeded if not path.startswith("finetune.")]
+    grids = [axes, unseeded | {"seed": searched.space.block.seeds}]
     for grid in sorted(grids, key=lambda grid: -len(grid.get("seed", ()))):
-        rows = _rows(searched, searched.base | {"grid": grid})
-        results = _results(searched, rows)
-        if results:
-            upstream = [path for path in unseeded if not path.startswith("finetune.")]
-            best = best_group(searched.search, results, upstream)
+        points = grouped(_rows(searched, grid), lambda row: repr(_values(row)))
+        results = [result_of(label, _values(rows[0]), rows, searched.space) for label, rows in points.items()]
+        done = [one for one in results if one is not None]
+        if done and len(done) == len(results):
+            best = best_group(searched.space, done, upstream)
             return {path: best[0].values[path] for path in upstream if path in best[0].values} if best else None
     return None
 
 
-def _rows(searched: SearchedStudy, fields: Fields) -> list[Row]:
-    """The rows of a grid; none if its data is not prepared, or if it is invalid on these seeds."""
+def _rows(searched: SearchedStudy, grid: Values) -> list[Row]:
+    """The rows of a grid; none if its data is not prepared, or if the study is invalid on these seeds."""
     try:
-        file = check_study(fields, searched.file.path)
+        file = check_study(searched.base | {"grid": grid}, searched.file.path)
         tree = expand(file, known_facts(file, searched.store.root))
     except StudyError:
         return []
     return [] if tree.provisional else trial_rows(tree, searched.store)
 
 
-def _results(searched: SearchedStudy, rows: Sequence[Row]) -> list[Result]:
-    """A result for each point of the grid; none at all if one of them lacks a loss."""
-    points: dict[str, list[Row]] = {}
-    for row in rows:
-        points.setdefault(repr(_values(row)), []).append(row)
-    found = [result_of(label, _values(group[0]), group, searched.search) for label, group in points.items()]
-    return [] if None in found else [one for one in found if one is not None]
-
-
-def _values(row: Row) -> dict[str, Any]:
+def _values(row: Row) -> Values:
     return {path: value for path, value in row["axes"].items() if path not in SEEDS}

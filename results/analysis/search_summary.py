@@ -13,7 +13,7 @@ from retain.results.analysis.effects import effect_of
 from retain.results.analysis.frontiers import hypervolume, pareto_set
 from retain.results.analysis.loss_planes import has_losses
 from retain.results.store.loss_table import LOSSES, Row
-from retain.sweeps.schema.search_space import Search, Values
+from retain.sweeps.schema.search_space import SearchSpace, Values
 
 DRAWS = 200
 """The number of bootstrap samples for an interval of importance."""
@@ -55,13 +55,13 @@ class Importance:
     high: float
 
 
-def result_of(label: str, values: Values, rows: Sequence[Row], search: Search) -> Result | None:
+def result_of(label: str, values: Values, rows: Sequence[Row], space: SearchSpace) -> Result | None:
     """The result of a point from the rows of its seeds; None while a loss is missing or not finite."""
     if not rows or not all(has_losses(row, *LOSSES) for row in rows):
         return None
     by_seed = {seed_of(row): row for row in rows}
     losses = {name: estimate([float(row[name]) for row in by_seed.values()]) for name in LOSSES}
-    scores = search.block.objective.scores({name: one.mean for name, one in losses.items()})
+    scores = space.block.objective.scores({name: one.mean for name, one in losses.items()})
     return Result(label, values, losses, scores)
 
 
@@ -73,10 +73,10 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(effect.mean, effect.low, effect.high, effect.seeds)
 
 
-def violations(search: Search, results: Sequence[Result]) -> list[tuple[float, ...]]:
+def violations(space: SearchSpace, results: Sequence[Result]) -> list[tuple[float, ...]]:
     """By how much each result breaks each constraint, in nats; at most 0 for a constraint that holds."""
     bounds: dict[str, float] = {}
-    for name, constraint in search.block.constraints.items():
+    for name, constraint in space.block.constraints.items():
         best = min((result.means[name] for result in results), default=math.inf)
         bounds[name] = (
             best * (1 + constraint.within) if constraint.within is not None else constraint.at_most or math.inf
@@ -84,62 +84,64 @@ def violations(search: Search, results: Sequence[Result]) -> list[tuple[float, .
     return [tuple(result.means[name] - bound for name, bound in bounds.items()) for result in results]
 
 
-def feasible(search: Search, results: Sequence[Result]) -> list[Result]:
+def feasible(space: SearchSpace, results: Sequence[Result]) -> list[Result]:
     """The results that satisfy all constraints."""
-    broken = violations(search, results)
+    broken = violations(space, results)
     return [one for one, parts in zip(results, broken, strict=True) if all(part <= 0 for part in parts)]
 
 
-def recommended(search: Search, results: Sequence[Result]) -> list[Result]:
+def recommended(space: SearchSpace, results: Sequence[Result]) -> list[Result]:
     """The best feasible point, or the points of the frontier by ascending x; empty if no point is feasible."""
-    found = feasible(search, results)
-    if not found or not search.block.objective.hypervolume:
+    found = feasible(space, results)
+    if not found or not space.block.objective.hypervolume:
         return sorted(found, key=lambda one: one.scores)[:1]
     front = {tuple(point) for point in pareto_set([one.scores for one in found]).tolist()}
     kept = {one.scores: one for one in reversed(found) if one.scores in front}
     return [kept[scores] for scores in sorted(kept)]
 
 
-def best_group(search: Search, results: Sequence[Result], names: Sequence[str]) -> list[Result]:
+def best_group(space: SearchSpace, results: Sequence[Result], names: Sequence[str]) -> list[Result]:
     """The best group of points that agree on the axes `names`, such as those of one upstream recipe.
 
     It is the group of the best feasible point; for a frontier, the group whose feasible points dominate the largest area up
     to the worst losses of all points. Empty if no point is feasible.
     """
-    groups = grouped(feasible(search, results), lambda one: repr([one.values.get(name) for name in names])).values()
-    if search.block.objective.hypervolume:
-        return max(groups, key=lambda group: frontier_area(search, group, worst_of=results) or 0.0, default=[])
+    groups = grouped(feasible(space, results), lambda one: repr([one.values.get(name) for name in names])).values()
+    if space.block.objective.hypervolume:
+        return max(groups, key=lambda group: frontier_area(space, group, worst_of=results) or 0.0, default=[])
     return min(groups, key=lambda group: min(one.scores for one in group), default=[])
 
 
-def frontier_area(search: Search, results: Sequence[Result], worst_of: Sequence[Result] | None = None) -> float | None:
+def frontier_area(
+    space: SearchSpace, results: Sequence[Result], worst_of: Sequence[Result] | None = None
+) -> float | None:
     """The area that the feasible results dominate, in squared nats; None for other objectives, or if none is feasible.
 
     The area reaches up to the worst losses of all the results, or of `worst_of`.
     """
-    found = feasible(search, results)
-    if not search.block.objective.hypervolume or not found:
+    found = feasible(space, results)
+    if not space.block.objective.hypervolume or not found:
         return None
     worst = np.array([one.scores for one in worst_of or results]).max(axis=0)
     return hypervolume(np.array([one.scores for one in found]), worst)
 
 
-def importances(search: Search, results: Sequence[Result], seed: int = 0) -> list[Importance]:
+def importances(space: SearchSpace, results: Sequence[Result], seed: int = 0) -> list[Importance]:
     """Each axis's importance for the score (PED-ANOVA, Watanabe et al., IJCAI 2023), the greatest first.
 
     Intervals come from 200 bootstrap samples of the points. For a frontier, the score is the sum of the two losses, each
     scaled to its observed range. Empty if there are fewer than 8 points, or all have the same score.
     """
-    axes = [axis for axis in search.axes if len({repr(one.values.get(axis.path)) for one in results}) > 1]
+    axes = [axis for axis in space.axes if len({repr(one.values.get(axis.path)) for one in results}) > 1]
     scores = _single_scores(results)
     if len(results) < FEWEST or not axes or max(scores) == min(scores):
         return []
     draw = random.Random(seed)
-    whole = _importance(search, results, scores)
+    whole = _importance(space, results, scores)
     samples = []
     for _ in range(DRAWS):
         chosen = [draw.randrange(len(results)) for _ in results]
-        sample = _importance(search, [results[index] for index in chosen], [scores[index] for index in chosen])
+        sample = _importance(space, [results[index] for index in chosen], [scores[index] for index in chosen])
         if sample:
             samples.append(sample)
     made = []
@@ -161,7 +163,7 @@ def _single_scores(results: Sequence[Result]) -> list[float]:
     return [float(score) for score in scaled.sum(axis=1)]
 
 
-def _importance(search: Search, results: Sequence[Result], scores: Sequence[float]) -> dict[str, float]:
+def _importance(space: SearchSpace, results: Sequence[Result], scores: Sequence[float]) -> dict[str, float]:
     """The importance of each axis; empty if the points do not determine it."""
     import warnings
 
@@ -170,19 +172,19 @@ def _importance(search: Search, results: Sequence[Result], scores: Sequence[floa
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions: dict[str, Any] = {}
-    for axis in search.axes:
+    for axis in space.axes:
         if axis.choices is not None:
             distributions[axis.path] = CategoricalDistribution(range(len(axis.choices)))
         else:
             distributions[axis.path] = FloatDistribution(axis.low, axis.high, log=axis.log)
     study = optuna.create_study()
     for one, score in zip(results, scores, strict=True):
-        if all(axis.holds(one.values.get(axis.path)) for axis in search.axes):
+        if all(axis.holds(one.values.get(axis.path)) for axis in space.axes):
             params = {
                 axis.path: axis.choices.index(one.values[axis.path])
                 if axis.choices is not None
                 else one.values[axis.path]
-                for axis in search.axes
+                for axis in space.axes
             }
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)

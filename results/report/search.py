@@ -1,11 +1,11 @@
 """The section about a search, from the summary that `retain search` saves beside the study's other output."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retain.results.analysis.loss_planes import SYMBOLS
+from retain.results.analysis.loss_planes import L_FT, SYMBOLS
 from retain.results.report.cells import DASH, Rows, Table, loss_cell, table, value_cell, value_text
 from retain.results.store.loss_table import LOSSES
 from retain.results.store.study_files import AXIS_OF_POINTS, SUFFIX, SUMMARY, study_folder
@@ -28,32 +28,49 @@ def search_part(store: Path, study: str) -> SearchPart | None:
     summary = next((path for path in summaries if path.exists()), None)
     if summary is None:
         return None
-    document: dict[str, Any] = read_json(summary)
+    return describe_search(read_json(summary))
+
+
+def describe_search(document: Mapping[str, Any]) -> SearchPart:
+    """A search in words and tables, from its summary."""
     tables = [_recommended(document["recommended"]), _importances(document["importances"])]
-    return SearchPart(_sentences(document), tuple(one for one in tables if one.rows), _points(document["points"]))
+    return SearchPart(
+        tuple(_sentences(document)), tuple(one for one in tables if one.rows), _points(document["points"])
+    )
 
 
-def _sentences(document: Mapping[str, Any]) -> tuple[str, ...]:
+def _sentences(document: Mapping[str, Any]) -> Iterator[str]:
     states = [point["state"] for point in document["points"]]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none"
+    many = f"{len(states):,} point{'s' * (len(states) != 1)}"
+    yield f"Minimised: {document['objective']}. {many}: {counts}; {document['ended']}."
+    if bounds := document.get("constraints"):  # older summaries do not have the field
+        yield f"Constraints: {', '.join(bounds)}."
     spent = document["spent"]
     saved = max(0, spent["tokens_without_sharing"] - spent["tokens"])
+    budget = f", of a budget of {document['budget']}" if document.get("budget") else ""
     over = f" ({document['over_budget']} over the budget)" if document.get("over_budget") else ""
-    sentences = [f"Minimised: {document['objective']}. {len(states):,} points: {counts}; {document['ended']}."]
-    if bounds := document.get("constraints"):  # older summaries do not have the field
-        sentences.append(f"Constraints: {', '.join(bounds)}.")
-    sentences.append(
-        f"Spent: {format_size(spent['tokens'])} tokens in {spent['stages']:,} stages of its own{over}, "
+    yield (
+        f"Spent: {format_size(spent['tokens'])} tokens in {spent['stages']:,} stages of its own{budget}{over}, "
         f"{spent['device_hours']:.3g} device-hours; one run per trial would have trained {format_size(saved)} more."
     )
     if document["frontier_area"] is not None:
         area = f"{document['frontier_area']:.4g} squared nats"
-        sentences.append(f"The frontier's area: {area}, up to the worst losses of all points.")
-    if document["recommended"]:
-        sentences.append(
-            "The best of many points is optimistically biased; the study confirm.yaml tests it on fresh seeds."
+        yield f"The frontier's area: {area}, up to the worst losses of all points."
+    if found := document["recommended"]:
+        seeds = found[0]["losses"][L_FT]["seeds"]
+        yield (
+            f"Losses are means over {seeds} seeds."
+            if seeds > 1
+            else "Losses are of one seed, so they have no intervals."
         )
-    return tuple(sentences)
+        yield "The best of many points is optimistically biased; the study confirm.yaml tests it on fresh seeds."
+    elif "done" in states:
+        yield "No finished point keeps the constraints; relax them, or try more points."
+    else:
+        yield "No point has finished."
+    if not document["importances"]:
+        yield "There are too few points to estimate the importance of the axes."
 
 
 def _recommended(points: Sequence[Mapping[str, Any]]) -> Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 from retain.results.analysis.search_summary import Result, frontier_area, recommended
 from retain.results.store.curves import CurveWriter, Point
 from retain.results.tensorboard.run_events import RunEvents
-from retain.sweeps.schema.search_space import Search
+from retain.sweeps.schema.search_space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,9 @@ class End:
     device_hours: float
 
 
-def curve_points(search: Search, ends: Sequence[End], results: Sequence[Result]) -> Iterator[tuple[str, int, float]]:
+def curve_points(
+    space: SearchSpace, ends: Sequence[End], results: Sequence[Result]
+) -> Iterator[tuple[str, int, float]]:
     """The points of the curves: name, tokens spent and value, in the order in which the points of the search ended.
 
     results: those of the points that are done, in any order. Points that ended at the same number of tokens, such as those
@@ -40,17 +42,17 @@ def curve_points(search: Search, ends: Sequence[End], results: Sequence[Result])
             yield f"search/points {state}", end.tokens, float(list(states.values()).count(state))
         yield "search/device-hours", end.tokens, end.device_hours
         done = [by_label[label] for label, state in states.items() if state == "done" and label in by_label]
-        best = recommended(search, done)
-        if area := frontier_area(search, done, worst_of=results):
+        best = recommended(space, done)
+        if area := frontier_area(space, done, worst_of=results):
             yield "search/best frontier area", end.tokens, area
-        elif best and not search.block.objective.hypervolume:
+        elif best and not space.block.objective.hypervolume:
             yield "search/best objective", end.tokens, best[0].scores[0]
 
 
-def write_curves(folder: Path, search: Search, ends: Sequence[End], results: Sequence[Result]) -> None:
+def write_curves(folder: Path, space: SearchSpace, ends: Sequence[End], results: Sequence[Result]) -> None:
     """Rewrite the curves of a search in the folder of its run."""
     folder.mkdir(parents=True, exist_ok=True)
     now = time.time()
-    points = [Point(tag, tokens, value, now) for tag, tokens, value in curve_points(search, ends, results)]
+    points = [Point(tag, tokens, value, now) for tag, tokens, value in curve_points(space, ends, results)]
     CurveWriter(folder, points)
     RunEvents(folder, points).close()

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
 from retain.sweeps.schema.linear import LinearStudy, is_linear
-from retain.sweeps.schema.search_space import Search, read_search
+from retain.sweeps.schema.search_space import SearchSpace, read_search
 from retain.sweeps.schema.study import Study
 from retain.sweeps.schema.validation_messages import first_sentence
 
@@ -31,7 +31,7 @@ class StudyFile:
     """The axes of the grid: dotted paths with their checked values."""
     cases: dict[str, list[Option]] = field(default_factory=dict)
     """The axes of cases, by name, with their options."""
-    search: Search | None = None
+    search: SearchSpace | None = None
     """The space that `retain search` searches; None if the study has none."""
 
     @property

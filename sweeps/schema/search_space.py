@@ -283,7 +283,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchSpace:
     """A checked search section with its axes."""
 
     block: SearchBlock
@@ -313,7 +313,7 @@ class Search:
         return [axis.path for axis in self.axes if axis.stage in stages]
 
 
-def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str) -> Search:
+def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str) -> SearchSpace:
     """Read the search section of a study file's plain mapping. Each end and choice is validated as part of the whole study.
 
     Raises StudyError.
@@ -330,7 +330,7 @@ def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str) -> Sear
     for axis, other in itertools.permutations(axes, 2):
         if f"{axis.path}.".startswith(f"{other.path}."):
             raise StudyError(f"{file}: search.axes: {axis.path} is a part of {other.path}; remove one of them")
-    return Search(block, tuple(sorted(axes, key=lambda axis: STAGE_KINDS.index(axis.stage))))
+    return SearchSpace(block, tuple(sorted(axes, key=lambda axis: STAGE_KINDS.index(axis.stage))))
 
 
 def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type[BaseModel], where: str) -> Axis:

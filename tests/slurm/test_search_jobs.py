@@ -1,7 +1,9 @@
 """`retain search --launcher slurm` on a real SLURM: a driver that is a job, and a job for each stage."""
 
+import contextlib
 import os
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,15 @@ def wait_for_the_end(cluster: Cluster, study: Path, store: Path) -> dict[str, An
     return status(cluster, study, store)
 
 
+def release_jobs(cluster: Cluster) -> list[str]:
+    """Release the jobs that are held; returns the ids of all jobs."""
+    jobs = queue(cluster)
+    for job_id in (job_id for job_id, state in jobs.items() if state == "PENDING"):
+        with contextlib.suppress(subprocess.CalledProcessError):  # it has ended since
+            call(cluster, "scontrol", "release", job_id)
+    return list(jobs)
+
+
 def submitted(store: Path) -> list[str]:
     """The keys of all stages that were ever submitted."""
     places = (store / "submissions").glob("*/intent.json")
@@ -83,9 +94,11 @@ def test_it_recommends_what_the_grid_says_and_trains_in_the_same_bits(slurm: Clu
 @pytest.mark.slow
 def test_a_driver_that_is_preempted_killed_and_requeued_submits_nothing_twice(slurm: Cluster, tmp_path: Path) -> None:
     block = {"axes": {"posttrain.lr": [1e-3, 1e25]}, "searcher": "grid"}
-    study = tiny_study(tmp_path / "study", execution=EXECUTION, search=block, **{"posttrain.clip": 1e30})
+    # Jobs are held, so no stage ends before the driver's last life.
+    study = tiny_study(tmp_path / "study", execution=HELD, search=block, **{"posttrain.clip": 1e30})
     store = tmp_path / "runs"
     driver = on_slurm(slurm, study, store)["job_id"]
+    release_jobs(slurm)
     run = search_run(Store(store), "tiny")
 
     def waits_for_stages() -> bool:
@@ -102,16 +115,18 @@ def test_a_driver_that_is_preempted_killed_and_requeued_submits_nothing_twice(sl
     assert owner is not None
     os.kill(owner.pid, signal.SIGKILL)
     wait_until(lambda: job(slurm, driver)["Restarts"] == "2", "back in the queue", PATIENCE_S)
-    wait_until(lambda: job(slurm, driver)["JobState"] == "RUNNING", "the driver again", PATIENCE_S)
+    wait_until(lambda: len(run.state().attempts) == 3, "the third attempt", PATIENCE_S)
     call(slurm, "scontrol", "requeue", driver)
-    search = wait_for_the_end(slurm, study, store)
+    wait_until(lambda: len(run.state().attempts) == 4, "the fourth attempt", PATIENCE_S)
+    wait_until(lambda: not release_jobs(slurm), "queue empty", PATIENCE_S)
+    search = status(slurm, study, store)
     # What diverges fails its own point and no other.
     assert (search["state"], search["points"]) == ("done", {"done": 1, "failed": 1})
     assert sorted(submitted(store)) == sorted(set(submitted(store)))
     runs = stages_of(store)
     assert sorted(run.spec()["stage"] for run in runs if run.is_done()) == ["finetune", "posttrain", "pretrain"]
     assert all(len(run.state().attempts) == 1 for run in runs if run.key in submitted(store))
-    assert [attempt.cause for attempt in run.state().attempts] == ["SIGUSR2", "lost", "SIGTERM", None]
+    assert [attempt.cause for attempt in run.state().attempts] == ["SIGUSR2", "lost", "SIGTERM", "finished"]
 
 
 def test_one_search_is_submitted_whatever_happens_to_the_command_and_cancel_takes_it_back(
@@ -172,31 +187,31 @@ def test_a_stage_that_the_search_gives_up_leaves_slurm_and_can_be_trained_later(
     searched = open_search(str(study), (), tmp_path / "runs", lambda *_: None)
     searched.folder.mkdir(parents=True)
     history, _ = open_history(searched.folder / "search.json", searched.identity())
-    search = Search(searched, history, None, 8)
+    search = Search(searched, history, None, parallel=8)
     jobs = StageJobs(search, None)
     jobs.poll()
-    first, second = sorted(search.at_work)
+    first, second = sorted(search.training)
     assert len(queue(slurm)) == 2
     # A driver that is started again finds the jobs of the first.
-    again = StageJobs(Search(searched, history, None, 8), None)
+    again = StageJobs(Search(searched, history, None, parallel=8), None)
     again.poll()
-    assert sorted(again.at_work) == [first, second]
+    assert sorted(again.search.training) == [first, second]
     assert len(queue(slurm)) == 2
     history.pruned[first] = "worse than its siblings"
     jobs.poll()
     wait_until(lambda: len(queue(slurm)) == 1, "one job left", PATIENCE_S)
     assert search.store.run(first).state().state == "planned"
     assert search.store.run(second).state().state == "queued"
-    assert search.at_work == {second}
+    assert search.training == {second}
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--launcher", "somewhere"], "--launcher somewhere: not known; it is ray, slurm or slurm-ray"),
-        (["--launcher", "slurm", "--address", "here:1"], "--address here:1: is of a Ray that runs already"),
-        (["--launcher", "slurm", "--nodes", "2"], "--nodes 2: is of the allocation of --launcher slurm-ray"),
-        (["--launcher", "slurm", "--budget", "5"], "--budget 5: not understood"),
+        (["--launcher", "somewhere"], "--launcher somewhere: unknown; choose ray, slurm or slurm-ray"),
+        (["--launcher", "slurm", "--address", "here:1"], "--address here:1: only valid with --launcher ray"),
+        (["--launcher", "slurm", "--nodes", "2"], "--nodes 2: applies only to --launcher slurm-ray"),
+        (["--launcher", "slurm", "--budget", "5"], "--budget 5: invalid"),
         (
             ["--launcher", "slurm", "--budget", "5tokens"],
             "--budget 5 tokens: one point takes up to 17.92k tokens; raise it",

@@ -1,10 +1,12 @@
-"""One node of a Ray cluster, alive as long as the process that started it: `ray start` for a job that shares its machines.
+"""Starts Ray: a whole cluster on localhost, or one node of a cluster in a SLURM job that shares its machines with others.
 
-Ray chooses all ports when it binds them. On 127.0.0.1 several nodes may run on one machine, which `ray start` cannot do.
-On any other address its servers listen on all interfaces, and accept only requests with the token.
+This file is the only one that uses private parts of Ray, which have no public equivalent: `ray._private.node` and
+`ray._private.parameter`, and the options of `ray.init` that begin with an underscore. `ray start` cannot start several nodes
+on one machine, and `ray.init` alone listens on all interfaces. If a version of Ray lacks these parts, Ray does not start, and
+the message names the missing part and the installed version.
 
-This file is the only one that uses private parts of Ray (`ray._private.node`, `ray._private.parameter`), which have no public
-equivalent. If a version of Ray lacks them, the node does not start, and the message says which version is installed.
+A node chooses all its ports when it binds them. On 127.0.0.1 several nodes may run on one machine. On any other address its
+servers listen on all interfaces, and accept only requests with the token.
 """
 
 import dataclasses
@@ -14,18 +16,22 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from retain.launchers.search.ray.cleanup import MARK
-from retain.launchers.stage.signals import block_stop_signals
+from retain.launchers.stage.signals import AttemptStopped, StopRequest, block_stop_signals
 from retain.sweeps.base.errors import MissingResourceError
 
 START_S = 300.0
 """How long a node may take to start: its files may be on a slow file system."""
-LOOK_S = 1.0
+POLL_S = 1.0
 OBJECT_STORE_BYTES = 80 * 2**20
 """Ray's minimum: nothing goes through it."""
+ON_LOCALHOST = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray binds its ports to localhost only if it is told that this machine is in no cluster; an address is not enough."""
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Otherwise Ray starts a process for each CPU, and kills ours if another job uses up the machine's memory.
@@ -49,6 +55,23 @@ class NodeSettings:
     head: str | None
 
 
+def require_token(token: str, on_localhost: bool) -> None:
+    """Set what Ray reads when it is imported: the token that its servers require, and whether they listen on localhost only."""
+    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} | (ON_LOCALHOST if on_localhost else {}))
+
+
+def local_options(folder: Path, cpus: int, gpus: int) -> dict[str, Any]:
+    """The options of `ray.init` for a cluster on localhost with its files in a folder."""
+    return {
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+        "_temp_dir": str(folder),
+    }
+
+
 class RayNode:
     """A node that was started. Its processes end with `close`, or with this process."""
 
@@ -66,13 +89,21 @@ class RayNode:
                 env={**environment, **_ENVIRONMENT, MARK: settings.folder},
             )
 
-    def wait(self) -> str:
-        """The address of the cluster, once the node is up. Raises NodeStartError if it does not start."""
+    def wait(self, stop: StopRequest) -> str:
+        """The address of the cluster, once the node is up.
+
+        Raises NodeStartError if it does not start, AttemptStopped if a stop is requested.
+        """
         assert self.process.stdout is not None
-        if select.select([self.process.stdout], [], [], START_S)[0]:
-            line = self.process.stdout.readline().decode()
-            if line.startswith("address "):
-                return line.split()[1]
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if stop.signal:
+                raise AttemptStopped(stop.signal)
+            if select.select([self.process.stdout], [], [], POLL_S)[0]:
+                line = self.process.stdout.readline().decode()
+                if line.startswith("address "):
+                    return line.split()[1]
+                break
         self.close()
         lines = self.log.read_text(errors="replace").split("\n")
         why = next((line.strip() for line in reversed(lines) if line.strip()), f"no answer within {START_S:g} s")
@@ -118,7 +149,7 @@ def _run(settings: NodeSettings) -> None:
     )
     print(f"address {node.address}", flush=True)
     while not node.dead_processes():  # type: ignore[no-untyped-call]
-        if select.select([sys.stdin], [], [], LOOK_S)[0]:  # the process that started it has closed it, perhaps by dying
+        if select.select([sys.stdin], [], [], POLL_S)[0]:  # the process that started it has closed it, perhaps by dying
             break
     node.kill_all_processes(check_alive=False, allow_graceful=False)
     os._exit(0)

@@ -31,7 +31,7 @@ def searching(study: str, store: Path, *overrides: str, budget: Budget | None = 
     opened: SearchedStudy = open_search(study, overrides, store, lambda *_: None)
     opened.folder.mkdir(parents=True, exist_ok=True)
     history, _ = open_history(opened.folder / "search.json", opened.identity())
-    return Search(opened, history, budget, parallel=1)
+    return Search(opened, history, budget)
 
 
 def finish(search: Search) -> None:
@@ -53,7 +53,7 @@ def train_alone(search: Search, stage: Stage) -> None:
     """Train a stage without telling the search of its end."""
 
     def watch(_: object) -> None:
-        search.judged_at = 0.0  # these stages are short
+        search.watched_at = 0.0  # these stages are short
         search.watch()
         if search.given_up(stage.key):
             raise GivenUpError

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from retain.launchers.search.ray.allocation import answers, offered
+from retain.launchers.search.ray.allocation import offered
 from retain.launchers.search.ray.cleanup import clean_up
-from retain.launchers.search.ray.tune import room_for
+from retain.launchers.search.ray.cluster import answers, room_for
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import MissingResourceError
 from tests.launchers.search.searches import THEORY, block

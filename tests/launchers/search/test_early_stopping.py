@@ -1,5 +1,6 @@
-"""What a search gives up before its end: post-trainings at rungs, fine-tunings at their probe."""
+"""Which stages a search gives up before their end: post-trainings at rungs, fine-tunings at their probe."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,13 @@ from retain.launchers.search.early_stopping import (
     EarlyStopping,
     evaluate_every,
     heldout_curves,
-    judge_probe,
-    judge_rung,
-    losses_at,
+    judge_losses,
+    loss_at,
     losses_at_probe,
-    probe_tokens,
-    rungs_of,
+    places_of,
 )
 from retain.launchers.search.engine import Search
-from retain.launchers.search.history import History
+from retain.launchers.search.history import HELDOUT, History
 from retain.launchers.search.summary import summary_document
 from retain.results.store.curves import CurveWriter, Point, heldout_curve
 from retain.results.store.runs import Store
@@ -34,49 +33,56 @@ def at(retained: float, learned: float) -> dict[str, float]:
     return {RETAINED: retained, LEARNED: learned}
 
 
-def test_rungs_are_tokens_and_the_worse_of_siblings_is_given_up() -> None:
-    stage = Stage("k", "posttrain", "p", "{}", 1000, {})
-    assert rungs_of(stage, Rungs()) == [250, 500]
-    assert losses_at([250, 500], [(240, 3.0), (480, 2.5), (1000, 2.0)]) == {"250": 3.0, "500": 2.5}
-    reached = {"a": {"250": 3.0, "500": 2.0}, "b": {"250": 3.5}, "c": {"250": 2.9}}
-    assert judge_rung("a", ["b", "c"], reached, Rungs()) is None  # the first at its rung
-    assert judge_rung("c", ["a", "b"], reached, Rungs()) is None
-    assert "held-out loss 3.5000 after 250 tokens" in (judge_rung("b", ["a", "c"], reached, Rungs()) or "")
-    assert judge_rung("b", [], reached, Rungs()) is None
-    assert judge_rung("d", ["a"], reached, Rungs()) is None
+def test_the_worse_of_siblings_is_given_up_at_a_rung() -> None:
+    def judged(own: float, *others: float) -> str | None:
+        return judge_losses({HELDOUT: own}, [{HELDOUT: loss} for loss in others], {(HELDOUT, 1)}, 2, 250)
+
+    assert places_of(Stage("k", "posttrain", "p", "{}", 1000, {}), Rungs()) == [250, 500]
+    assert judged(3.5) is None  # the first at its rung
+    assert judged(2.9, 3.0, 3.5) is None
+    assert judged(3.0, 3.0, 3.5) is None  # as good as the best
+    assert "held-out loss 3.5000 after 250 tokens" in (judged(3.5, 3.0, 2.9) or "")
+    # The best half of four continues.
+    assert judged(3.0, 2.9, 3.4, 3.5) is None
+    assert judged(3.4, 2.9, 3.0, 3.5) is not None
+
+
+def test_a_loss_counts_for_a_rung_if_it_was_measured_near_it() -> None:
+    curve = [(240, 3.0), (480, 2.5), (1000, 2.0)]
+    assert [loss_at(tokens, curve) for tokens in (250, 500, 700)] == [3.0, 2.5, None]
 
 
 @pytest.mark.parametrize("wanted", [None, 7, 10, 99, 200, 1000])
 @pytest.mark.parametrize("steps", [3, 143, 250, 1001])
-def test_an_evaluation_comes_at_every_rung_however_often_the_study_evaluates(steps: int, wanted: int | None) -> None:
+def test_every_rung_is_evaluated_however_often_the_study_evaluates(steps: int, wanted: int | None) -> None:
     every = evaluate_every(0.25, steps, wanted)
     assert every <= (wanted or steps)
     curve = [(step, float(step)) for step in range(every, steps + 1, every)]
-    assert losses_at([max(1, steps // 4)], curve)
+    assert loss_at(max(1, steps // 4), curve) is not None
 
 
 def test_a_fine_tuning_that_half_of_the_others_dominate_is_given_up_at_its_probe() -> None:
-    assert judge_probe(at(3, 3), [], BOTH, Probe(), 100) is None  # the first one there
-    told = judge_probe(at(3, 3), [at(2, 2)], BOTH, Probe(), 100)
-    assert told is not None
-    assert "finetuning_loss 3.0000, retained_posttraining_loss 3.0000 after 100 tokens of fine-tuning" in told
-    # One of four is not yet half of them, of which itself is one.
-    assert judge_probe(at(3, 3), [at(2, 2), at(4, 4), at(5, 5)], BOTH, Probe(), 100) is None
-    assert judge_probe(at(3, 3), [at(2, 2), at(4, 4), at(5, 5)], BOTH, Probe(factor=4), 100) is not None
-    assert judge_probe(at(3, 3), [at(2, 2), at(3, 2.9), at(5, 5)], BOTH, Probe(), 100) is not None
+    assert judge_losses(at(3, 3), [], BOTH, 2, 100) is None  # the first one there
+    why = judge_losses(at(3, 3), [at(2, 2)], BOTH, 2, 100)
+    assert why is not None
+    assert "finetuning_loss 3.0000, retained_posttraining_loss 3.0000 after 100 tokens" in why
+    # One of four, the judged one included, is less than half of them.
+    assert judge_losses(at(3, 3), [at(2, 2), at(4, 4), at(5, 5)], BOTH, 2, 100) is None
+    assert judge_losses(at(3, 3), [at(2, 2), at(4, 4), at(5, 5)], BOTH, 4, 100) is not None
+    assert judge_losses(at(3, 3), [at(2, 2), at(3, 2.9), at(5, 5)], BOTH, 2, 100) is not None
 
 
-def test_whoever_trades_one_wanted_loss_for_another_is_not_given_up() -> None:
+def test_a_fine_tuning_that_trades_one_wanted_loss_for_another_is_kept() -> None:
     others = [at(2, 2)] * 9
-    assert judge_probe(at(9, 1.9), others, BOTH, Probe(), 100) is None
-    assert judge_probe(at(2, 2), others, BOTH, Probe(), 100) is None  # as good as they are
-    assert judge_probe(at(9, 1.9), others, {(RETAINED, 1)}, Probe(), 100) is not None
-    # A loss that is wanted high: the domination turns around.
-    assert judge_probe(at(9, 2), others, {(RETAINED, -1), (LEARNED, 1)}, Probe(), 100) is None
-    assert judge_probe(at(1, 2), others, {(RETAINED, -1), (LEARNED, 1)}, Probe(), 100) is not None
-    # Nobody is judged by what is not known.
-    assert judge_probe({LEARNED: 3.0}, others, BOTH, Probe(), 100) is None
-    assert judge_probe(at(3, 3), [{LEARNED: 2.0}], BOTH, Probe(), 100) is None
+    assert judge_losses(at(9, 1.9), others, BOTH, 2, 100) is None
+    assert judge_losses(at(2, 2), others, BOTH, 2, 100) is None  # as good as they are
+    assert judge_losses(at(9, 1.9), others, {(RETAINED, 1)}, 2, 100) is not None
+    # With a loss that should be high, the domination is reversed.
+    assert judge_losses(at(9, 2), others, {(RETAINED, -1), (LEARNED, 1)}, 2, 100) is None
+    assert judge_losses(at(1, 2), others, {(RETAINED, -1), (LEARNED, 1)}, 2, 100) is not None
+    # A loss that is not known decides nothing.
+    assert judge_losses({LEARNED: 3.0}, others, BOTH, 2, 100) is None
+    assert judge_losses(at(3, 3), [{LEARNED: 2.0}], BOTH, 2, 100) is None
 
 
 def test_the_losses_that_decide_are_those_that_are_minimised_or_constrained() -> None:
@@ -95,7 +101,7 @@ def test_the_losses_that_decide_are_those_that_are_minimised_or_constrained() ->
 
 def test_at_its_probe_a_fine_tuning_has_the_losses_of_a_trial_that_ended_there() -> None:
     stage = Stage("k", "finetune", "p", "{}", 1000, {})
-    assert probe_tokens(stage, Probe(at=0.3)) == 300
+    assert places_of(stage, Probe(at=0.3)) == [300]
     before = {"pretraining": {"loss": 4.0}, "posttraining": {"loss": 2.0}}
     curves = {split: [(150, 9.0), (300, loss), (450, 0.0)] for split, loss in
               (("pretraining", 4.1), ("posttraining", 2.5), ("finetuning", 3.0))}  # fmt: skip
@@ -106,12 +112,12 @@ def test_at_its_probe_a_fine_tuning_has_the_losses_of_a_trial_that_ended_there()
         "retained_pretraining_loss": 4.1,
     }
     assert losses_at_probe(300, before, {split: curve[:1] for split, curve in curves.items()}, curves) == {}
-    # Its splits are evaluated one after the other: until the last one is there, nothing is known.
+    # Splits are evaluated one after the other: nothing counts until the last one is there.
     assert losses_at_probe(300, before, curves | {"finetuning": curves["finetuning"][:1]}, curves) == {}
 
 
-def test_stages_are_judged_while_they_train_and_take_what_hangs_below_them_along(tmp_path: Path) -> None:
-    # 320 steps of a few milliseconds, of which the last three quarters are there to be spared.
+def test_stages_are_judged_while_they_train_and_stages_below_them_never_begin(tmp_path: Path) -> None:
+    # 320 steps of a few milliseconds; pruning spares the last three quarters.
     long = {"posttrain.max_tokens": 20_480, "posttrain.batch": 2, "finetune.tokens": 20_480, "finetune.batch": 2}
     study = tiny_study(tmp_path / "study", **long)
     write_corpus(tmp_path / "study", "chemistry", 1_000)
@@ -124,9 +130,9 @@ def test_stages_are_judged_while_they_train_and_take_what_hangs_below_them_along
     )
     search = searching(str(study), tmp_path / "runs", asked)
     finish(search)
-    points = summary_document(search, search.searched)["points"]
+    points = summary_document(search)["points"]
     assert [point["state"] for point in points] == ["done", "pruned", "pruned", "pruned"]
-    # Two stages were given up, each by what its own curve said, long before its end.
+    # Two stages were given up long before their ends, each for a loss of its own curve.
     runs = {key: search.store.run(key) for key in search.history.pruned}
     by_kind = {run.spec()["stage"]: run for run in runs.values()}
     assert sorted(by_kind) == ["finetune", "posttrain"]
@@ -136,14 +142,13 @@ def test_stages_are_judged_while_they_train_and_take_what_hangs_below_them_along
         assert state.progress.tokens < state.progress.total
         place = state.progress.total // 4
         split = {"posttrain": "posttraining", "finetune": "finetuning"}[kind]
-        (loss,) = losses_at([place], heldout_curves(run)[split]).values()
-        assert f"{loss:.4f}" in search.history.pruned[run.key]
-    assert "tokens of fine-tuning; 1 of the 1 before it" in points[1]["reason"]
+        assert f"{loss_at(place, heldout_curves(run)[split]):.4f}" in search.history.pruned[run.key]
+    assert "tokens; 1 of the 1 comparable stages before it" in points[1]["reason"]
     assert points[2]["reason"] == points[3]["reason"]
     # Nothing below the post-training that was given up has begun.
     begun = [run.spec()["stage"] for run in search.store.runs() if run.state().attempts]
     assert sorted(begun) == ["finetune", "finetune", "posttrain", "posttrain", "pretrain"]
-    # What was seen at rungs and probes survives a restart, and what was given up stays so.
+    # Losses at rungs and probes, and pruned points, survive a restart.
     again = searching(str(study), tmp_path / "runs", asked)
     assert again.history == search.history
     assert len(again.history.rungs) == len(again.history.probes) == 2
@@ -151,25 +156,25 @@ def test_stages_are_judged_while_they_train_and_take_what_hangs_below_them_along
     assert again.finished()
 
 
-def test_a_post_training_that_ended_is_given_up_no_more(tmp_path: Path) -> None:
-    # As SLURM's jobs may: its fine-tuning is handed out before the search is told of its end.
+def test_a_finished_post_training_is_not_given_up(tmp_path: Path) -> None:
+    # SLURM jobs may do this: the fine-tuning is handed out before the search notices the end of the post-training.
     asked = block(axes={"posttrain.lr": [0.02, 0.0002]}, searcher="grid", prune={"first": 0.25})
     search = searching("theory", tmp_path, asked, THEORY[0], THEORY[2])
-    search.allow(2)
+    search.parallel = 2
     while (stage := next_of(search)).stage != "posttrain" or not search.history.rungs:
         train_one(search, stage)
     train_alone(search, stage)
     assert search.store.run(stage.key).is_done()
     tuned = next_of(search)
     assert (tuned.stage, tuned.parent) == ("finetune", stage.key)
-    search.judged_at = 0.0
+    search.watched_at = 0.0
     search.watch()
     assert stage.key in search.history.rungs
     assert search.history.pruned == {}
     assert not search.given_up(tuned.key)
 
 
-def test_what_the_store_had_already_is_compared_with_too(tmp_path: Path) -> None:
+def test_stages_that_the_store_already_had_count_in_comparisons(tmp_path: Path) -> None:
     asked = {"axes": {"posttrain.lr": [0.02, 0.0002]}, "searcher": "grid", "prune": {"first": 0.25}}
     first = searching("theory", tmp_path, block(**asked, trials=1), THEORY[0], THEORY[2])
     finish(first)
@@ -180,27 +185,24 @@ def test_what_the_store_had_already_is_compared_with_too(tmp_path: Path) -> None
     assert known in search.history.found
 
 
-def test_one_seed_s_fine_tuning_that_is_given_up_gives_up_the_point_on_all_seeds(tmp_path: Path) -> None:
+def test_giving_up_the_fine_tuning_of_one_seed_gives_up_the_point_on_all_seeds(tmp_path: Path) -> None:
     asked = block(axes={"finetune.time": [1, 2]}, searcher="grid", seeds=[0, 1], probe={"at": 0.5})
     search = searching("theory", tmp_path, asked, *THEORY)
-    search.allow(4)
+    search.parallel = 4
     while (stage := search.next_stage()) is not None:
         assert stage.stage == "pretrain"
     first, second = search.candidates
-    assert first.tree is not None
-    assert second.tree is not None
     tuned = [key for key, stage in first.tree.stages.items() if stage.stage == "finetune"]
     search.history.pruned[tuned[0]] = "it was dominated"
-    states = search.states()
-    assert [search.state_of(one, states) for one in (first, second)] == ["pruned", "running"]
-    assert search.reason_of(first, states) == "it was dominated"
+    assert [search.state_of(one) for one in (first, second)] == ["pruned", "running"]
+    assert search.reason_of(first) == "it was dominated"
     assert search.given_up(tuned[1])
-    # What another point needs as well goes on.
+    # Stages that another point needs continue.
     assert not any(search.given_up(key) for key in second.tree.stages)
-    assert all(candidate is not first for candidate in search.open(states))
+    assert all(candidate is not first for candidate in search.open_points())
 
 
-def test_what_was_seen_at_a_rung_is_kept_while_a_new_attempt_writes_its_curve_anew(tmp_path: Path) -> None:
+def test_a_loss_at_a_rung_is_kept_while_a_new_attempt_rewrites_the_curve(tmp_path: Path) -> None:
     store, stage = Store(tmp_path), Stage("k", "posttrain", "p", '{"corpus": "music"}', 1000, {})
     history = History(tmp_path / "search.json", "")
     blocks = SearchBlock.model_validate({"axes": {"posttrain.lr": [1, 2]}, "prune": {"first": 0.25}})
@@ -211,7 +213,9 @@ def test_what_was_seen_at_a_rung_is_kept_while_a_new_attempt_writes_its_curve_an
     assert not ends.record(stage)
     write_curve(store, [(250, 3.0)])
     assert not EarlyStopping(blocks, store, history).record(stage)
-    assert history.rungs == {"k": {"250": 3.0, "500": 2.5}}
+    assert history.rungs == {"k": {"250": {HELDOUT: 3.0}, "500": {HELDOUT: 2.5}}}
+    history.save()
+    assert json.loads(history.path.read_text())["rungs"] == {"k": {"250": 3.0, "500": 2.5}}
 
 
 def write_curve(store: Store, points: list[tuple[int, float]]) -> None:

@@ -37,7 +37,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Search:
 
 
 def test_a_search_finds_the_planted_optimum_of_the_theory(found: Search) -> None:
-    (best,) = summary_document(found, found.searched)["recommended"]
+    (best,) = summary_document(found)["recommended"]
     # α* of the study: above it nothing of D_post is forgotten.
     assert best["values"]["pretrain.exposure"] > 0.758
     exposures = [one.point.values["pretrain.exposure"] for one in found.candidates]
@@ -49,7 +49,7 @@ def test_the_recommended_recipe_is_the_best_mean_over_seeds_with_its_interval(tm
     replicated = block(axes={"finetune.time": [1, 2]}, searcher="grid", seeds=[0, 1])
     search = searching("theory", tmp_path, replicated, *THEORY)
     finish(search)
-    (best,) = summary_document(search, search.searched)["recommended"]
+    (best,) = summary_document(search)["recommended"]
     opened = open_study(str(search.searched.folder / "search.yaml"), (), tmp_path)
     name = "retained_posttraining_loss"
     losses: dict[str, list[float]] = {}
@@ -80,10 +80,10 @@ def test_what_a_search_says_when_it_is_started_again_is_the_same(found: Search) 
     history, note = open_history(found.history.path, found.searched.identity())
     assert note is None
     assert history == found.history
-    again = Search(found.searched, history, None, 1)
+    again = Search(found.searched, history, None)
     assert again.next_stage() is None
     assert again.finished()
-    assert summary_document(again, again.searched) == summary_document(found, found.searched)
+    assert summary_document(again) == summary_document(found)
 
 
 def test_a_budget_is_kept_and_spent_on_what_is_cheap(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_stages_that_the_store_has_already_cost_a_search_nothing(trained: Traine
 
 def test_the_confirmation_names_the_best_of_a_grid_that_the_store_has(trained: Trained, tmp_path: Path) -> None:
     search = over_the_grid(trained, tmp_path)
-    summary = summary_document(search, search.searched)
+    summary = summary_document(search)
     # Both searched the same points, so both have the same best; beside it stands the study's own recipe, at λ = 0.
     confirm = yaml.safe_load(Path(summary["confirm"]).read_text())
     best = summary["recommended"][0]["values"]["pretrain.exposure"]
@@ -129,7 +129,7 @@ def test_the_best_of_the_grid_is_a_recipe_of_its_own_where_the_search_found_anot
     trained: Trained, tmp_path: Path
 ) -> None:
     search = over_the_grid(trained, tmp_path, axes={"posttrain.lr": [1e-4]}, trials=1)
-    confirm = yaml.safe_load(Path(summary_document(search, search.searched)["confirm"]).read_text())
+    confirm = yaml.safe_load(Path(summary_document(search)["confirm"]).read_text())
     recipes = confirm["cases"]["recipe"]
     rows = trial_rows(open_study(str(trained.study), (), trained.store).tree, search.store)
     best = min(rows, key=lambda row: row["retained_posttraining_loss"])["axes"]["pretrain.exposure"]
@@ -140,7 +140,7 @@ def test_the_best_of_the_grid_is_a_recipe_of_its_own_where_the_search_found_anot
 
 
 def test_without_the_grid_in_the_store_nothing_is_said_of_it(found: Search) -> None:
-    confirm = Path(summary_document(found, found.searched)["confirm"])
+    confirm = Path(summary_document(found)["confirm"])
     fields = yaml.safe_load(confirm.read_text())
     assert list(fields["cases"]["recipe"]) == ["recommended", "default"]
     # Neither the search's seed nor one of the grid's.
@@ -150,7 +150,7 @@ def test_without_the_grid_in_the_store_nothing_is_said_of_it(found: Search) -> N
 def test_a_failed_point_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     search = searching("theory", tmp_path, block(axes={"pretrain.lr": [0.02, 3]}, searcher="grid"), *THEORY[1:])
     finish(search)
-    document = summary_document(search, search.searched)
+    document = summary_document(search)
     assert [point["state"] for point in document["points"]] == ["done", "failed"]
     assert "diverged" in document["points"][1]["reason"]
     assert document["recommended"][0]["point"] == "p0"
@@ -159,7 +159,7 @@ def test_a_failed_point_is_told_and_the_others_go_on(tmp_path: Path) -> None:
 def test_a_start_plans_what_failed_or_was_skipped_again_even_if_it_is_stopped_at_once(tmp_path: Path) -> None:
     search = searching("theory", tmp_path, block(axes={"pretrain.exposure": [0.9]}, searcher="grid"), *THEORY)
     assert search.next_stage() is not None
-    runs = [search.store.run(key) for key in search.states()]
+    runs = [search.store.run(key) for key in search.states]
     for run in runs:
         put_state(run, State("failed" if run.spec()["parent"] is None else "skipped"))
 
@@ -168,7 +168,7 @@ def test_a_start_plans_what_failed_or_was_skipped_again_even_if_it_is_stopped_at
 
     for retry in (True, False):  # the second life of a job tries nothing anew that has failed in the first
         with pytest.raises(KeyboardInterrupt):
-            run_search(search.searched, None, 1, stopped, StopRequest(), retry=retry)
+            run_search(search.searched, None, stopped, StopRequest(), retry=retry)
         assert [run.state().state for run in runs] == ["planned"] * 3
 
 
@@ -220,7 +220,7 @@ def test_a_history_that_is_taken_up_again_says_so_and_brings_its_curves(found: S
     assert note is not None
     assert "it is the same as in an earlier search, which is continued" in note
     open_history(opened.folder / "search.json", "another")
-    run_search(opened, None, 1, lambda search: pytest.fail("all of it is done"), StopRequest())
+    run_search(opened, None, lambda search: pytest.fail("all of it is done"), StopRequest())
     done = EventAccumulator(str(search_run(opened.store, opened.name).folder)).Reload().Scalars("search/points done")
     assert [point.value for point in done] == [1, 2, 3, 4, 5, 6]
 
@@ -243,7 +243,7 @@ def test_budgets_are_tokens_or_hours() -> None:
     assert parse_budget("5Mtokens", "H100").amount == 5_000_000
     assert str(parse_budget("200gpuh", "A100")) == "200 GPU-hours"
     for wrong in ("5M", "0tokens", "-1gpuh", "1e9tokens", "1.5tokens"):
-        with pytest.raises(StudyError, match="not understood; write tokens or GPU-hours"):
+        with pytest.raises(StudyError, match="invalid; write tokens or GPU-hours"):
             parse_budget(wrong, "H100")
 
 

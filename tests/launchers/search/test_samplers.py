@@ -9,7 +9,7 @@ import pytest
 
 from retain.launchers.search.samplers import Outcome, propose
 from retain.sweeps.schema.read import check_study
-from retain.sweeps.schema.search_space import Search, Values
+from retain.sweeps.schema.search_space import SearchSpace, Values
 from tests.studies import tiny_fields
 
 AXES: dict[str, Any] = {
@@ -26,7 +26,7 @@ FRONTIER = {"hypervolume": ["finetuning_loss", "retained_posttraining_loss"]}
 SEEDS, POINTS, SIDE_BY_SIDE = 4, 60, 3
 
 
-def space_of(**block: Any) -> Search:
+def space_of(**block: Any) -> SearchSpace:
     search = check_study(tiny_fields(search=block), Path("tiny.yaml")).search
     assert search is not None
     return search
@@ -48,7 +48,7 @@ def test_a_searcher_is_a_function_of_what_was_tried(searcher: str, objective: An
         assert all(axis.holds(point[axis.path]) for axis in space.axes)
         assert fixed.items() <= point.items()
         scores = (point["pretrain.exposure"], 1 - point["pretrain.exposure"])[: 2 if isinstance(objective, dict) else 1]
-        state: Any = ("done", "done", "open", "failed", "pruned")[number % 5]
+        state: Any = ("done", "done", "running", "failed", "pruned")[number % 5]
         outcomes.append(Outcome(point, state, scores if state == "done" else (), (-0.1,)))
 
 
@@ -105,7 +105,7 @@ def proposed(
     space = space_of(searcher=searcher, objective=objective, axes=PLANE, trials=count, seed=seed, **block)
     made: list[Outcome] = []
     for _ in range(count):
-        there = [*made[:-SIDE_BY_SIDE], *(Outcome(one.values, "open") for one in made[-SIDE_BY_SIDE:])]
+        there = [*made[:-SIDE_BY_SIDE], *(Outcome(one.values, "running") for one in made[-SIDE_BY_SIDE:])]
         point = propose(space, there, {})
         assert point is not None
         broken = () if least is None else (least - point["pretrain.exposure"],)

@@ -174,7 +174,7 @@ def test_a_guard_ends_what_a_dead_driver_left(tmp_path: Path) -> None:
         ("search={axes: {posttrain.warmup: {integers: [1, 90]}}}", "posttrain.warmup: 90 steps of warm-up"),
         (
             "cases={a: {x: {posttrain.lr: 1e-3}, y: {posttrain.lr: 2e-3}}}",
-            "cases.a: a search is of one case; choose it",
+            "cases.a: a search takes one case; choose it",
         ),
         ("seed=[0, 1]", "seed: a search replaces the grid; list seeds under search.seeds"),
         ("pretrain.seed=[0, 1]", "pretrain.seed: a search replaces the grid; list seeds under search.seeds"),
@@ -192,7 +192,7 @@ def test_what_cannot_be_searched_is_refused_at_plan_time(override: str, sentence
 def test_the_grid_of_the_study_file_stands_in_no_search_s_way(searched: Searched) -> None:
     opened = open_search(str(searched.study), ["finetune.lr=1e-3", "seed=4"], searched.store, None)
     assert list(opened.file.axes) == ["pretrain.exposure"]
-    assert opened.search.block.seeds == [4]
+    assert opened.space.block.seeds == [4]
 
 
 def test_a_wrong_search_is_told_in_one_line_before_ray_is_started(searched: Searched) -> None:
@@ -204,7 +204,7 @@ def test_a_wrong_search_is_told_in_one_line_before_ray_is_started(searched: Sear
 @pytest.mark.parametrize(
     ("budget", "sentence"),
     [
-        ("", "--budget : not understood; write tokens or GPU-hours"),
+        ("", "--budget : invalid; write tokens or GPU-hours"),
         ("1gpuh", "--budget 1gpuh: stages train on CPUs here, for which no hours are planned; give tokens"),
     ],
 )

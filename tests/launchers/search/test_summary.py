@@ -32,13 +32,13 @@ def test_hours_are_refused_where_stages_train_on_cpus() -> None:
 
 def test_a_budget_below_one_point_is_refused_with_what_a_point_takes(tmp_path: Path) -> None:
     search = searching("theory", tmp_path, TWO_POINTS, *THEORY)
-    values = search.searched.search.grid()[0]
+    values = search.space.grid()[0]
     needed = sum(stage.tokens for stage in search.searched.tree({"p0": values})[1].stages.values())
     short = Budget(needed - 1, "tokens", "H100")
     with pytest.raises(StudyError, match=r"--budget .* tokens: one point takes up to .* tokens; raise it"):
-        run_search(search.searched, short, 1, finish, StopRequest())
+        run_search(search.searched, short, finish, StopRequest())
     assert searching("theory", tmp_path, TWO_POINTS, *THEORY).candidates == []
-    enough = run_search(search.searched, Budget(needed, "tokens", "H100"), 1, finish, StopRequest())
+    enough = run_search(search.searched, Budget(needed, "tokens", "H100"), finish, StopRequest())
     assert len(enough.results()) == 1
 
 
@@ -48,8 +48,8 @@ def test_a_summary_says_by_how_much_its_budget_was_exceeded(tmp_path: Path, caps
     search = searching("theory", tmp_path, TWO_POINTS, *THEORY)
     finish(search)
     search.budget = Budget(search.spent().tokens - 200, "tokens", "H100")
-    print_summary(conclude(search, search.searched))
-    assert "(over by 200 tokens):" in capsys.readouterr().out
+    print_summary(conclude(search))
+    assert "(200 tokens over the budget)" in capsys.readouterr().out
     part = search_part(search.store.root, "theory")
     assert part is not None
     assert "(200 tokens over the budget)" in part.sentences[1]
@@ -60,17 +60,17 @@ def test_a_search_without_a_finished_point_says_that_none_has_finished(
 ) -> None:
     search = searching("theory", tmp_path, block(axes={"pretrain.lr": [3]}, searcher="grid"), *THEORY[1:])
     finish(search)
-    print_summary(summary_document(search, search.searched))
+    print_summary(summary_document(search))
     told = capsys.readouterr().out
     assert "1 point: 1 failed" in told
-    assert "no point has finished" in told
-    assert "constraints" not in told
+    assert "No point has finished." in told
+    assert "onstraints" not in told
 
 
 def test_fewer_points_asked_for_than_are_there_are_told_apart(tmp_path: Path) -> None:
     finish(searching("theory", tmp_path, TWO_POINTS, *THEORY))
     fewer = searching("theory", tmp_path, block(axes={"finetune.time": [1, 2]}, searcher="grid", trials=1), *THEORY)
-    document = summary_document(fewer, fewer.searched)
+    document = summary_document(fewer)
     assert len(document["points"]) == 2
     assert document["ended"] == "at most 1 were asked for"
 
@@ -89,7 +89,7 @@ def test_a_point_that_was_given_up_but_ended_is_told_as_done(
         train_here(search.searched.folder / POINTS_STUDY, tmp_path)
     lines = [line for line in capsys.readouterr().err.splitlines() if " p0 " in line]
     assert [line.split()[1] for line in lines] == ["pruned", "done"]
-    (point,) = summary_document(search, search.searched)["points"]
+    (point,) = summary_document(search)["points"]
     assert point["state"] == "done"
     assert point["reason"] == "worse than its siblings, but its stages were finished all the same"
     assert point["reason"] in lines[1]

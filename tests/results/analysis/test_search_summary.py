@@ -10,7 +10,7 @@ from retain.results.analysis.search_summary import Estimate, Result, best_group,
 from retain.results.store.loss_table import LOSSES
 from retain.results.tensorboard.search_curves import End, curve_points
 from retain.sweeps.schema.read import check_study
-from retain.sweeps.schema.search_space import Search
+from retain.sweeps.schema.search_space import SearchSpace
 from tests.studies import tiny_fields
 
 PLANE = {"hypervolume": ["finetuning_loss", "retained_posttraining_loss"]}
@@ -24,13 +24,13 @@ MADE_UP = [(1.0, 3.0, 2.0), (1.005, 2.0, 3.0), (1.5, 1.0, 1.0), (1.0, 3.5, 3.5)]
 """L_im, L_ft and L_ret of each point."""
 
 
-def space_of(**block: Any) -> Search:
+def space_of(**block: Any) -> SearchSpace:
     search = check_study(tiny_fields(search={"axes": AXES} | block), Path("tiny.yaml")).search
     assert search is not None
     return search
 
 
-def points(space: Search) -> list[Result]:
+def points(space: SearchSpace) -> list[Result]:
     """The points p0 to p3: p0 and p3 share one exposure, p1 and p2 another."""
     found = []
     for number, (immediate, tuned, retained) in enumerate(MADE_UP):
@@ -39,7 +39,9 @@ def points(space: Search) -> list[Result]:
     return found
 
 
-def made(space: Search, label: str, immediate: float, tuned: float, retained: float, exposure: float = 0.0) -> Result:
+def made(
+    space: SearchSpace, label: str, immediate: float, tuned: float, retained: float, exposure: float = 0.0
+) -> Result:
     """A point with these losses, of one seed."""
     values = dict(zip(LOSSES, (immediate, retained, tuned, 1.0), strict=True))
     estimates = {name: Estimate(value, None, None, 1) for name, value in values.items()}

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from retain.results.store.loss_table import LOSSES
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study, read_study
-from retain.sweeps.schema.search_space import Axis, Loss, Search
+from retain.sweeps.schema.search_space import Axis, Loss, SearchSpace
 from tests.studies import tiny_fields, tiny_study
 
 AXES = {"pretrain.exposure": {"uniform": [0, 1]}, "finetune.lr": {"loguniform": [1e-4, 1e-2]}}
 
 
-def space(**block: Any) -> Search:
+def space(**block: Any) -> SearchSpace:
     search = check_study(tiny_fields(search={"axes": AXES} | block), Path("tiny.yaml")).search
     assert search is not None
     return search
