@@ -42,7 +42,7 @@ check: .venv/test.installed
 	touch .venv/demo.installed $@
 
 watch: .venv/test.installed
-	$(BIN)/python -m benchmarks.watch
+	$(BIN)/python -m benchmarks.regressions
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,208 +1,264 @@
-"""How fast text becomes packed tokens, beside the tokeniser library's own rate and other ways to pack.
+"""How fast text becomes packed tokens: Retain, the tokeniser library alone, and other ways to pack.
 
     python -m benchmarks.packing [--tokenizer FOLDER] [--peers-python PATH] [--write]
 
-The text is the docstrings of installed packages, repeated with other numbers so that no document is a duplicate. Ours is the
-whole path of `retain data`: read jsonl, drop duplicates, hold out, encode, pack, digest, write. The library's rate is that of
-`encode_batch_fast` on the same documents in memory, in the same batches. Each line is a process of its own; they take turns.
+The text is the docstrings of installed packages, repeated with a number so that no document is a duplicate. Retain does all
+of `retain data`: read jsonl, drop duplicates, hold out, encode, pack, digest, write. The library encodes the same documents
+with `encode_batch_fast`, from memory and in the same batches. Peers use all cores, as their documentation shows them.
 """
 
 import argparse
 import contextlib
+import functools
 import io
+import itertools
 import json
 import os
-import resource
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from benchmarks.packing_peers import LENGTH, PEERS, Packed, documents_in
-from benchmarks.peers import PeerFailedError, last_line_of
-from benchmarks.report import circumstances, markdown_table, seconds_of_others, write_results
+from benchmarks.harness import (
+    Child,
+    Option,
+    Page,
+    Peers,
+    bullets,
+    cpu_seconds,
+    log,
+    markdown_table,
+    run_benchmark,
+    run_function,
+    watch_other_processes,
+)
 
-OURS, LIBRARY = "ours: `retain data`, end to end", "the library: encode_batch_fast, from memory"
+# A peer's interpreter imports this file too, so other packages are imported where they are used.
+
+RETAIN, LIBRARY = "Retain: `retain data`, end to end", "the library: encode_batch_fast, from memory"
+LENGTH = 1024
+BATCH = 1000
+"""Documents that the peers encode at a time."""
+CORES = len(os.sched_getaffinity(0))
+Work = Callable[[], int]
+"""Packs a text; returns the number of tokens."""
 COLUMNS = ("", "text, MB", "seconds", "MB/s", "tokens/s", "of the library's rate", "processor s", "peak memory, MB")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parsed(arguments)
-    if options.one:
-        way = _library if options.one == LIBRARY else _ours
-        print(json.dumps(vars(way(options.text, options.tokenizer))))
-        return
-    head = circumstances(
-        ("tokenizers", "numpy"),
-        f"tokeniser: {'trained on the text, 2,048 entries' if options.tokenizer is None else options.tokenizer.name}",
-    )
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        small, large = (Path(folder) / f"{size}.jsonl" for size in ("half", "whole"))
-        for path, share in ((small, 0.5), (large, 1.0)):
-            _write_text(path, options.megabytes * 1e6 * share)
-        tokenizer = options.tokenizer or _train(small, Path(folder) / "tokenizer")
-        busy, begin = seconds_of_others(), time.perf_counter()
-        runs: dict[tuple[str, Path], list[Packed]] = {}
-        own = 0.0
-        for _ in range(options.rounds):
-            for name, text in ((LIBRARY, small), (OURS, small), (LIBRARY, large), (OURS, large)):
-                packed = packed_by(name, text, tokenizer)
-                runs.setdefault((name, text), []).append(packed)
-                own += packed.processor_s
-                print(f"{name}: {packed.seconds:.1f} s", file=sys.stderr)
-        notes = []
-        for name, shown in PEERS.items():
-            try:
-                python = sys.executable if name == "datasets" else options.peers_python  # this project has it too
-                made = _in_process(python, "benchmarks.packing_peers", name, small, tokenizer, Path(folder))
-                runs[shown, small] = [made]
-                own += made.processor_s
-                notes.append(f"- {shown}: {made.note}")
-            except PeerFailedError as error:
-                notes.append(f"- {shown}: not measured ({error})")
-            print(notes[-1], file=sys.stderr)
-        others = (seconds_of_others() - busy - own) / (time.perf_counter() - begin)
-        rows = [_row(name, text, runs) for name, text in runs]
-    page = "\n\n".join(
+def measure(options: argparse.Namespace) -> Page:
+    """Retain and the library in turns, on the whole text and on its first half; then each peer once, on the half."""
+    folder, peers = options.folder, Peers(options.peers_python)
+    small, large = (folder / f"{size}.jsonl" for size in ("half", "whole"))
+    for path, share in ((small, 0.5), (large, 1.0)):
+        _write_text(path, options.megabytes * 1e6 * share)
+    tokenizer = options.tokenizer or _train_tokenizer(small, folder / "tokenizer")
+    busy = watch_other_processes()
+    runs: dict[tuple[str, Path], list[Child]] = {}
+    for _ in range(options.rounds):
+        for name, text in ((LIBRARY, small), (RETAIN, small), (LIBRARY, large), (RETAIN, large)):
+            runs.setdefault((name, text), []).append(run_function(pack, name, text, tokenizer, folder))
+            log(f"{name}: {runs[name, text][-1].result['seconds']:.1f} s")
+    for name, (package, _) in PEERS.items():
+        if packed := peers.run(name, (package, "tokenizers"), pack, name, small, tokenizer, folder):
+            runs[name, small] = [packed]
+    others = busy()
+    used = "trained on the text, 2,048 entries" if options.tokenizer is None else options.tokenizer.name
+    return Page(
+        [f"tokeniser: {used}"],
         [
-            "# How fast text becomes packed tokens",
-            head,
-            markdown_table(COLUMNS, rows),
+            markdown_table(
+                COLUMNS, [_cells(name, text, packed, runs[LIBRARY, text]) for (name, text), packed in runs.items()]
+            ),
             f"Medians of {options.rounds} rounds (peers: one), sequences of {LENGTH:,} tokens; other processes kept "
-            f"{max(0.0, others):.1f} cores busy meanwhile. Processor seconds count all threads and child processes. Memory is "
-            "that of the largest process; the library's holds the text.",
-            "\n".join(notes),
-        ]
+            f"{others:.1f} cores busy meanwhile. Processor seconds count all threads and child processes. Memory is that of "
+            "the largest process; the library's process also holds the text.",
+            bullets(peers.notes),
+        ],
     )
-    print(page)
-    if options.write:
-        print(write_results("packing", page + "\n"), file=sys.stderr)
 
 
-def _row(name: str, text: Path, runs: dict[tuple[str, Path], list[Packed]]) -> list[str]:
-    made = runs[name, text]
-    seconds, raw = (median(packed.seconds for packed in some) for some in (made, runs[LIBRARY, text]))
-    size = text.stat().st_size / 1e6 if text.exists() else made[0].megabytes
+def _cells(name: str, text: Path, packed: Sequence[Child], library: Sequence[Child]) -> list[str]:
+    """A row of the table. packed, library: the runs of this way and of the library on the same text."""
+    size, tokens = text.stat().st_size / 1e6, packed[0].result["tokens"]
+    seconds, library_seconds = (median(child.result["seconds"] for child in runs) for runs in (packed, library))
     return [
         name,
         f"{size:,.0f}",
         f"{seconds:.1f}",
         f"{size / seconds:.2f}",
-        f"{made[0].tokens / seconds:,.0f}",
-        f"{raw / seconds:.0%}",
-        f"{median(packed.processor_s for packed in made):.1f}",
-        f"{median(packed.peak_mb for packed in made):,.0f}",
+        f"{tokens / seconds:,.0f}",
+        f"{library_seconds / seconds:.0%}",
+        f"{median(child.result['cpu_seconds'] for child in packed):.1f}",
+        f"{median(child.peak_bytes for child in packed) / 2**20:,.0f}",
     ]
 
 
-def _library(text: Path, tokenizer: Path) -> Packed:
+def pack(name: str, text: str, tokenizer: str, folder: str) -> dict[str, float]:
+    """Pack a text in one way, in this process: seconds, processor seconds, tokens."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    places = (Path(text), Path(tokenizer), Path(folder) / f"packed-{os.getpid()}")
+    places[-1].mkdir()
+    work = OWN[name](*places) if name in OWN else functools.partial(PEERS[name][1], *places)
+    begin, used = time.perf_counter(), cpu_seconds()
+    tokens = work()
+    return {"seconds": time.perf_counter() - begin, "cpu_seconds": cpu_seconds() - used, "tokens": tokens}
+
+
+def library(text: Path, tokenizer: Path, folder: Path) -> Work:
+    """The tokeniser library alone, with the documents in memory."""
     from retain.datamodules.corpora.packing import batch_documents
     from retain.datamodules.corpora.tokenizer import load_tokenizer
 
     core = load_tokenizer(tokenizer).core
     batches = list(batch_documents(documents_in(text)))
-    tokens = 0
-
-    def encode() -> None:
-        nonlocal tokens
-        for batch in batches:
-            tokens += sum(len(encoded) for encoded in core.encode_batch_fast(batch, add_special_tokens=False))
-
-    seconds, processor = _timed(encode)
-    return Packed(seconds, processor, tokens, text.stat().st_size / 1e6, _peak())
+    return lambda: sum(
+        len(encoded) for batch in batches for encoded in core.encode_batch_fast(batch, add_special_tokens=False)
+    )
 
 
-def _ours(text: Path, tokenizer: Path) -> Packed:
+def retain(text: Path, tokenizer: Path, folder: Path) -> Work:
+    """`retain data` of a study with this text as its corpus."""
+    from benchmarks.made_up import one_corpus_study
     from retain.datamodules.corpora.packing import open_packed
     from retain.datamodules.corpora.prepare import prepare
     from retain.sweeps.schema.read import read_study
 
-    with tempfile.TemporaryDirectory(dir=text.parent) as folder:
-        stage = {"corpus": "text", "lr": 1e-4, "batch": 1, "tokens": LENGTH}
-        fields = {
-            "study": "packing",
-            "model": "laptop",
-            "tokenizer": {"hf": str(tokenizer)},
-            "sequence_length": LENGTH,
-            "corpora": {"text": {"files": str(text), "heldout": 0.01}},
-            "pretrain": stage,
-            "posttrain": stage,
-            "finetune": stage,
-        }
-        path = Path(folder) / "packing.yaml"
-        path.write_text(json.dumps(fields))  # JSON is YAML
-        file, store = read_study(str(path)), Path(folder) / "store"
-        seconds, processor = _timed(lambda: prepare(file, store))
-        (packed,) = (open_packed(place) for place in (store / "corpora").iterdir())
-        tokens = sum(packed.manifest[split]["tokens"] for split in ("train", "heldout"))
-    return Packed(seconds, processor, tokens, text.stat().st_size / 1e6, _peak())
+    stage = {"batch": 1, "tokens": LENGTH}
+    fields = {"model": "laptop", "tokenizer": {"hf": str(tokenizer)}, "sequence_length": LENGTH}
+    file = read_study(str(one_corpus_study(folder / "packing.yaml", text, stage, **fields)))
+
+    def work() -> int:
+        prepare(file, folder)
+        (packed,) = (open_packed(place) for place in (folder / "corpora").iterdir())
+        return sum(packed.manifest[split]["tokens"] for split in ("train", "heldout"))
+
+    return work
 
 
-def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and processor seconds of all threads."""
-    begin, busy = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - begin, time.process_time() - busy
+def with_datasets(text: Path, tokenizer: Path, folder: Path) -> int:
+    """load_dataset, map to blocks of one length as transformers' run_clm does, save_to_disk."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    core = _tokenizer(tokenizer)
+
+    def to_blocks(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        encoded = core.encode_batch_fast(batch["text"], add_special_tokens=False)
+        joined = list(itertools.chain.from_iterable([*document.ids, 0] for document in encoded))
+        return {"tokens": [joined[at : at + LENGTH] for at in range(0, len(joined) - LENGTH + 1, LENGTH)]}
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    texts = datasets.load_dataset("json", data_files=str(text), split="train", cache_dir=str(folder / "cache"))
+    features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("uint16"), length=LENGTH)})
+    made = texts.map(to_blocks, batched=True, num_proc=CORES, remove_columns=texts.column_names, features=features)
+    made.save_to_disk(folder / "saved")
+    return len(made) * LENGTH
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def with_litdata(text: Path, tokenizer: Path, folder: Path) -> int:
+    """optimize over four parts of the file for each core, with the TokensLoader of litdata's tutorial."""
+    from litdata import StreamingDataset, TokensLoader, optimize  # type: ignore[import-not-found]
+
+    parts = [folder / f"part-{number}.jsonl" for number in range(4 * CORES)]
+    lines = text.read_text().splitlines(keepends=True)
+    for number, part in enumerate(parts):
+        part.write_text("".join(lines[number :: len(parts)]))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    loader = TokensLoader(block_size=LENGTH)
+    optimize(
+        functools.partial(_tensors, tokenizer),
+        [str(part) for part in parts],
+        str(folder / "made"),
+        chunk_bytes="64MB",
+        num_workers=CORES,
+        item_loader=loader,
+    )
+    return len(StreamingDataset(str(folder / "made"), item_loader=loader)) * LENGTH
 
 
-def packed_by(name: str, text: Path, tokenizer: Path) -> Packed:
-    """What ours or the library makes of a text, in a process of its own."""
-    arguments = ("--one", name, "--text", text, "--tokenizer", tokenizer)
-    return _in_process(sys.executable, "benchmarks.packing", *arguments)
+def with_streaming(text: Path, tokenizer: Path, folder: Path) -> int:
+    """As llm-foundry does: encode in the library's threads, join, cut, write each sequence."""
+    import numpy as np
+    from streaming import MDSWriter  # type: ignore[import-not-found]
+
+    waiting: list[int] = []
+    tokens, columns = 0, {"tokens": f"ndarray:uint16:{LENGTH}"}
+    with MDSWriter(out=str(folder / "made"), columns=columns, size_limit="64mb") as writer:
+        for encoded in _encoded_batches(text, tokenizer):
+            waiting += itertools.chain.from_iterable(encoded)
+            whole = len(waiting) // LENGTH * LENGTH
+            for at in range(0, whole, LENGTH):
+                writer.write({"tokens": np.array(waiting[at : at + LENGTH], np.uint16)})
+            waiting, tokens = waiting[whole:], tokens + whole
+    return tokens
 
 
-def _in_process(python: str | None, module: str, *arguments: object) -> Packed:
-    command = [python or sys.executable, "-m", module, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "TOKENIZERS_PARALLELISM": "true"}
-    return Packed(**json.loads(last_line_of(command, environment)))
+def _tensors(tokenizer: Path, part: str) -> Iterator[Any]:
+    """The tokens of each document in a part of the text."""
+    import torch
+
+    for encoded in _encoded_batches(Path(part), tokenizer):
+        for ids in encoded:
+            yield torch.tensor(ids, dtype=torch.int32)
 
 
-def _texts() -> Iterator[str]:
-    from retain.datamodules.corpora.packages import read_docstrings, read_instructions
+def _encoded_batches(text: Path, tokenizer: Path) -> Iterator[list[list[int]]]:
+    """The tokens of each document, with an end token, for each batch of documents."""
+    core, documents = _tokenizer(tokenizer), documents_in(text)
+    while batch := list(itertools.islice(documents, BATCH)):
+        yield [[*document.ids, 0] for document in core.encode_batch_fast(batch, add_special_tokens=False)]
 
-    documents = [*read_docstrings(), *read_instructions()]
-    number = 0
-    while True:
-        yield from (f"{document}\n{number}" for document in documents)
-        number += 1
+
+def _tokenizer(folder: Path) -> Any:
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def documents_in(text: Path) -> Iterator[str]:
+    """The documents of a jsonl file."""
+    with text.open() as lines:
+        for line in lines:
+            yield json.loads(line)["text"]
+
+
+OWN: dict[str, Callable[[Path, Path, Path], Work]] = {LIBRARY: library, RETAIN: retain}
+PEERS: dict[str, tuple[str, Callable[[Path, Path, Path], int]]] = {
+    "`datasets`: map, batched, a process for each core": ("datasets", with_datasets),
+    "litdata: optimize, a process for each core": ("litdata", with_litdata),
+    "mosaicml-streaming: MDSWriter": ("mosaicml-streaming", with_streaming),
+}
 
 
 def _write_text(path: Path, size: float) -> None:
+    """Write documents until the file has `size` bytes."""
+    from retain.datamodules.corpora.packages import read_docstrings, read_instructions
+
+    documents = [*read_docstrings(), *read_instructions()]
     with path.open("w") as stream:
-        for document in _texts():
-            stream.write(json.dumps({"text": document}) + "\n")
-            if stream.tell() >= size:
-                return
+        for number in itertools.count():
+            for document in documents:
+                stream.write(json.dumps({"text": f"{document}\n{number}"}) + "\n")
+                if stream.tell() >= size:
+                    return
 
 
-def _train(text: Path, folder: Path) -> Path:
+def _train_tokenizer(text: Path, folder: Path) -> Path:
     from retain.datamodules.corpora.tokenizer import train_tokenizer
 
     with contextlib.redirect_stdout(io.StringIO()):
-        train_tokenizer((document for document, _ in zip(documents_in(text), range(4000), strict=False)), 2048).save(
-            folder
-        )
+        train_tokenizer(itertools.islice(documents_in(text), 4000), 2048).save(folder)
     return folder
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--tokenizer", type=Path, help="a tokeniser's folder; without it, one is trained on the text")
-    parser.add_argument("--megabytes", type=float, default=50, help="of text; the first half is packed by itself too")
-    parser.add_argument("--rounds", type=int, default=3, help="in which ours and the library take turns")
-    parser.add_argument("--peers-python", help="an interpreter with datasets, litdata and mosaicml-streaming; this one")
-    parser.add_argument("--folder", type=Path, help="where the text goes, for a moment; the system's temporary folder")
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/packing.md")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--text", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmark(
+        measure,
+        "How fast text becomes packed tokens",
+        ("tokenizers", "numpy"),
+        Option("tokenizer", None, None, "a tokeniser's folder; without it, one is trained on the text", Path),
+        Option("megabytes", 50.0, 1.0, "size of the text; its first half is also packed separately", float),
+        Option("rounds", 3, 1, "how often Retain and the library take turns", int),
+        Option("peers_python", None, None, "an interpreter that has litdata and mosaicml-streaming"),
+    )

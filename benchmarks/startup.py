@@ -1,90 +1,88 @@
-"""From a process's start to its first step, in parts: a SLURM job's, one of `retain run`, a resumed one, the next of a pack.
+"""From the start of a process to its first step, in parts: a SLURM job, a worker of `retain run`, a resumed job, a pack.
 
     python -m benchmarks.startup [--processes 3] [--compiled 2] [--write]
 
-Each process is really started and calls what a job or a worker calls, around which a clock is put from outside; time spent
-in one part inside another counts for the inner one. A job is a cold interpreter, a worker is forked from a server that has
-imported the libraries, the next of a pack is a later run of one process. Compiled steps are `execution.compile: true`, with
-an empty cache in the store and with a filled one. The kinds take turns; the files are in the system's memory, as one process
-of each kind goes first that does not count.
+Each process is really started, and calls what a job or a worker calls; those calls are timed from outside. Time that one part
+spends inside another counts for the inner one. A job is a cold interpreter, a worker is forked from a server that has imported
+the libraries, and the next run of a pack is a later run of the same process. Compiled steps are `execution.compile: true`, with
+an empty cache in the store and with a filled one. The kinds of process take turns. A first process of each kind, which does not
+count, reads the files into memory.
 """
 
 import argparse
 import contextlib
 import functools
 import gc
-import json
+import importlib
 import os
-import random
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.report import circumstances, file_system, markdown_table, write_results
+from benchmarks.harness import STARTED, Option, Page, file_system, log, markdown_table, run_benchmark, run_function
 from retain.launchers.stage.environment import FOLDER
 
-PACKAGES = ("torch", "lightning", "transformers", "submitit")
-PARTS = (
-    "interpreter",
-    "submitit and the job's own code",
-    "fork",
-    "reading the run and its parent",
-    "imports: torch, lightning, transformers",
-    "lease and attempt",
-    "resumable state",
-    "tokeniser",
-    "model",
-    "data and held-out splits",
-    "Lightning",
-    "whether this machine can compile",
-    "first step",
-)
+ATTEMPT, TRAINING = "retain.launchers.stage.attempt", "retain.launchers.stage.training.run"
+IMPORTS = "imports: torch, lightning, transformers"
+PARTS: dict[str, Sequence[tuple[str, str]]] = {
+    "interpreter": (),
+    "submitit and the job's own code": (),
+    "fork": (),
+    "reading the run and its parent": (),
+    IMPORTS: (),
+    "lease and attempt": ((ATTEMPT, "_take_lease"), (TRAINING, "_begin")),
+    "checkpoint": ((TRAINING, "newest_checkpoint"), (TRAINING, "Resume._restore")),
+    "tokeniser": ((TRAINING, "load_tokenizer"),),
+    "model": (
+        (TRAINING, "_starting_model"),
+        (TRAINING, "StageModule.__init__"),
+        (TRAINING, "StageModule.configure_optimizers"),
+    ),
+    "data and held-out splits": (
+        (TRAINING, "heldout_sequences"),
+        (TRAINING, "StageData.__init__"),
+        (TRAINING, "StageData.train_dataloader"),
+    ),
+    "Lightning": (),
+    "whether this machine can compile": ((TRAINING, "choose_numerics"),),
+    "first step": (),
+}
+"""The parts of a start, and the functions whose calls count for them."""
 STEPS = 3
-"""Of each process: the first, and others to compare it with."""
+"""Steps of each run: the first one, and others to compare it with."""
 
 
-class Clock:
-    """Seconds by part since a moment; what is not told of a part belongs to the one around it."""
+@dataclass(frozen=True)
+class Start:
+    """Seconds of one start."""
 
-    def __init__(self, start: float, first: str) -> None:
-        self.parts: dict[str, float] = {}
-        self.current, self.since = first, start
+    parts: dict[str, float]
+    cpu: float
+    """Of all threads, up to the end of the first step."""
+    later_step: float
+
+
+class TimedProcess:
+    """A process that trains the first steps of runs, and knows what part of a start it spends its time on."""
+
+    def __init__(self, began: float, part: str) -> None:
+        self.marks = [(began, part)]
+        self.cpu = 0.0
+        self.steps: list[float] = []
+        self.is_timed = False
 
     def enter(self, part: str) -> None:
-        """What follows is spent on `part`."""
-        now = time.time()
-        self.parts[self.current] = self.parts.get(self.current, 0.0) + now - self.since
-        self.current, self.since = part, now
+        """The time from now on is spent on `part`."""
+        self.marks.append((time.time(), part))
 
-    @contextlib.contextmanager
-    def within(self, part: str) -> Iterator[None]:
-        around = self.current
-        self.enter(part)
-        try:
-            yield
-        finally:
-            self.enter(around)
-
-
-class Watched:
-    """A process that trains the first steps of runs, with a clock around what a stage consists of."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.steps: list[float] = []
-        self.stop: Any = None
-        self.ready = False
-        self.processor = 0.0
-        """Seconds of it up to the first step's end."""
-
-    def train(self, root: Path, key: str) -> dict[str, Any]:
-        """Train a run's first steps as a job does; the seconds of each part, and of a later step."""
+    def train(self, root: Path, key: str) -> Start:
+        """Train a run's first steps as a job does."""
         from retain.launchers.jobs.job import check_needs
         from retain.launchers.stage.attempt import STOPPED, attempt_code
         from retain.launchers.stage.ranks import Ranks
@@ -92,181 +90,153 @@ class Watched:
         from retain.results.store.runs import Store
 
         self.stop, self.steps = StopRequest(), []
-        self.processor = time.process_time() if self.ready else 0.0
         self.stop.install()
         store = Store(root)
-        output = os.dup(1)
-        os.dup2(2, 1)
         assert check_needs(store, store.run(key))[0] == "train"
-        self.clock.enter("imports: torch, lightning, transformers")
-        from retain.launchers.stage.training import run
-
-        self.clock.enter("Lightning")
-        if not self.ready:
-            self._put_clock(run)
+        self.enter(IMPORTS)
+        importlib.import_module(TRAINING)
+        self.enter("Lightning")
+        if not self.is_timed:
+            self._time_calls()
         code, ending = attempt_code(store, key, Ranks(), self.stop)
-        os.dup2(output, 1)
         assert code == STOPPED, ending
-        parts = {part: self.clock.parts.get(part, 0.0) for part in PARTS}
-        return {"parts": parts, "processor": self.processor, "later step": min(self.steps[1:])}
+        parts = Counter[str]()
+        for (begin, part), (end, _) in pairwise(self.marks):
+            parts[part] += end - begin  # type: ignore[assignment]
+        return Start({part: parts[part] for part in PARTS}, self.cpu, min(self.steps[1:]))
 
-    def _put_clock(self, stage: Any) -> None:
-        self._watch(stage, "_take_patiently", "lease and attempt")
-        self._watch(stage, "settle_form", "whether this machine can compile")
-        self._watch(stage, "_begin", "lease and attempt")
-        self._watch(stage, "newest_state", "resumable state")
-        self._watch(stage.Resume, "_restore", "resumable state")
-        self._watch(stage, "load_tokenizer", "tokeniser")
-        self._watch(stage, "_starting_model", "model")
-        self._watch(stage.StageModule, "__init__", "model")
-        self._watch(stage.StageModule, "configure_optimizers", "model")
-        self._watch(stage, "heldout_sequences", "data and held-out splits")
-        self._watch(stage.StageData, "__init__", "data and held-out splits")
-        self._watch(stage.StageData, "train_dataloader", "data and held-out splits")
-        stage.StageModule.training_step = self._timed_step(stage.StageModule.training_step)
-        self.ready = True
+    def next_run(self) -> None:
+        """Forget the run before."""
+        gc.collect()
+        self.cpu = time.process_time()
+        self.marks = [(time.time(), "reading the run and its parent")]
 
-    def _watch(self, owner: Any, name: str, part: str) -> None:
-        """Book the calls of a function, or of a method, on a part."""
-        function = getattr(owner, name)
+    def _time_calls(self) -> None:
+        for part, functions in PARTS.items():
+            for module, name in functions:
+                self._replace(module, name, functools.partial(self._within, part))
+        self._replace(TRAINING, "StageModule.training_step", self._step)
+        self.is_timed = True
+
+    def _replace(self, module: str, name: str, around: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        """Let every call of a function, or of a method, happen within a context."""
+        *outer, last = name.split(".")
+        owner: Any = functools.reduce(getattr, outer, importlib.import_module(module))
+        function = getattr(owner, last)
 
         @functools.wraps(function)
         def timed(*arguments: Any, **named: Any) -> Any:
-            with self.clock.within(part):
+            with around():
                 return function(*arguments, **named)
 
-        setattr(owner, name, timed)
+        setattr(owner, last, timed)
 
-    def _timed_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The first step ends what is measured; after a few the stage is told to stop."""
+    @contextlib.contextmanager
+    def _within(self, part: str) -> Iterator[None]:
+        outer = self.marks[-1][1]
+        self.enter(part)
+        try:
+            yield
+        finally:
+            self.enter(outer)
 
-        @functools.wraps(step)
-        def timed(*arguments: Any, **named: Any) -> Any:
-            if not self.steps:
-                self.clock.enter("first step")
-            begin = time.perf_counter()
-            done = step(*arguments, **named)
-            self.steps.append(time.perf_counter() - begin)
-            if len(self.steps) == 1:
-                self.clock.enter("later")
-                self.processor = time.process_time() - self.processor
-            if len(self.steps) == STEPS:
-                self.stop.signal = "SIGUSR2"
-            return done
-
-        return timed
-
-
-def as_job(root: Path, key: str, start: float) -> dict[str, Any]:
-    """What `python -m submitit.core._submit` does in a job, from the interpreter's first line on."""
-    clock = Clock(start, "interpreter")
-    clock.enter("submitit and the job's own code")
-    import submitit.core.submission  # noqa: F401
-
-    import retain.launchers.jobs.job  # noqa: F401  # named by the pickle that submitit reads
-
-    clock.enter("reading the run and its parent")
-    return Watched(clock).train(root, key)
+    @contextlib.contextmanager
+    def _step(self) -> Iterator[None]:
+        """The first step ends the start; after a few more, the stage is asked to stop."""
+        if not self.steps:
+            self.enter("first step")
+        begin = time.perf_counter()
+        yield
+        self.steps.append(time.perf_counter() - begin)
+        if len(self.steps) == 1:
+            self.enter("later steps")
+            self.cpu = time.process_time() - self.cpu
+        if len(self.steps) == STEPS:
+            self.stop.signal = "SIGUSR2"
 
 
-def as_worker(root: Path, keys: Sequence[str], start: float, answer: Any) -> None:
-    """What a process forked for `retain run` does with a pack; for each of its runs, what `Watched.train` tells."""
-    watched = Watched(Clock(start, "fork"))
-    told = []
+def as_job(root: str, key: str) -> Start:
+    """Do what `python -m submitit.core._submit` does in a job."""
+    process = TimedProcess(float(os.environ[STARTED]), "interpreter")
+    process.enter("submitit and the job's own code")
+    importlib.import_module("submitit.core.submission")
+    importlib.import_module("retain.launchers.jobs.job")  # named by the pickle that submitit reads
+    process.enter("reading the run and its parent")
+    return process.train(Path(root), key)
+
+
+def as_worker(root: Path, keys: Sequence[str], began: float, answer: Any) -> None:
+    """Do what a process forked for `retain run` does with a pack; send a Start for each of its runs."""
+    process, starts = TimedProcess(began, "fork"), []
+    process.enter("reading the run and its parent")
     for key in keys:
-        watched.clock.enter("reading the run and its parent")
-        told.append(watched.train(root, key))
-        watched.clock = Clock(time.time(), "between two of a pack")
-        gc.collect()
-    answer.send(told)
+        starts.append(process.train(root, key))
+        process.next_run()
+    answer.send(starts)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parsed(arguments)
-    if options.job:
-        root, key, start = options.job
-        print(json.dumps(as_job(Path(root), key, float(start))))
-        return
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        head = circumstances(
-            PACKAGES,
-            "the laptop model (4 layers of 128, vocabulary 2,048), a pretraining of 8 x 128 tokens a step, one thread, fp32",
-            f"medians of {options.processes} processes of each kind ({options.compiled} of compiled ones), in turn; "
-            f"the store on {file_system(Path(folder))}",
-        )
-        text = "\n\n".join(["# From a process's start to its first step", head, table(measure(options, Path(folder)))])
-    print(text)
-    if options.write:
-        print(write_results("startup", text + "\n"), file=sys.stderr)
-
-
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """By kind of process, what each told."""
+def measure(options: argparse.Namespace) -> Page:
+    """Start each kind of process in turn."""
     os.environ["PYTHONWARNINGS"] = "ignore"
-    root, keys = made_up_store(folder, 4 * (options.processes + 1), 4 * options.compiled)
+    root, keys = made_up_store(options.folder, 4 * (options.processes + 1), 4 * options.compiled)
     server = _fork_server()
-    found: dict[str, list[dict[str, Any]]] = {}
-
-    def add(kind: str, told: dict[str, Any]) -> None:
-        found.setdefault(kind, []).append(told)
-
+    found: dict[str, list[Start]] = defaultdict(list)
     for turn in range(options.processes + 1):
         if turn == 1:  # the first of each has read the files into memory
             found.clear()
-        add("SLURM job", job(root, cold := keys.pop(0)))
-        add("the same, resumed", job(root, cold))
-        first, *_, last = _worker(server, root, [keys.pop(0) for _ in range(3)])
-        add("worker of retain run", first)
-        add("next of a pack", last)
-        print(f"{turn} of {options.processes}", file=sys.stderr)
+        cold = keys.pop(0)
+        found["SLURM job"].append(start_job(root, cold))
+        found["the same, resumed"].append(start_job(root, cold))
+        first, *_, last = _start_worker(server, root, [keys.pop(0) for _ in range(3)])
+        found["worker of retain run"].append(first)
+        found["next of a pack"].append(last)
+        log(f"{turn} of {options.processes}")
     for turn in range(options.compiled):
         shutil.rmtree(root / FOLDER, ignore_errors=True)
-        add("SLURM job, compiling", job(root, keys.pop(0)))
-        add("the same, compiled before", job(root, keys.pop(0)))
-        add("next of a pack, compiled", _worker(server, root, [keys.pop(0) for _ in range(2)])[-1])
-        print(f"{turn + 1} of {options.compiled}, compiled", file=sys.stderr)
-    return found
+        found["SLURM job, compiling"].append(start_job(root, keys.pop(0)))
+        found["the same, compiled before"].append(start_job(root, keys.pop(0)))
+        found["next of a pack, compiled"].append(_start_worker(server, root, [keys.pop(0) for _ in range(2)])[-1])
+        log(f"{turn + 1} of {options.compiled}, compiled")
+    circumstances = [
+        "the laptop model (4 layers of 128, vocabulary 2,048), a pretraining of 8 x 128 tokens in a step, one thread, fp32",
+        f"medians of {options.processes} processes of each kind ({options.compiled} of compiled ones), in turn; the store on "
+        f"{file_system(options.folder)}",
+    ]
+    usual = {part: [median(start.parts[part] for start in starts) for starts in found.values()] for part in PARTS}
+    totals = [median(sum(start.parts.values()) for start in starts) for starts in found.values()]
+    rows = [
+        *([part, *(f"{second:.3f}" if second else "" for second in seconds)] for part, seconds in usual.items()),
+        ["**from its start to its first step done**", *(f"**{total:.2f}**" for total in totals)],
+        ["processor seconds until then, all threads", *(_usual(found, "cpu", "{:.2f}"))],
+        ["a later step, for comparison", *(_usual(found, "later_step", "{:.3f}"))],
+    ]
+    return Page(circumstances, [markdown_table(["seconds", *found], rows)])
 
 
-def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A row a part, a column a kind of process, in seconds."""
-    totals = {kind: median(sum(one["parts"].values()) for one in told) for kind, told in found.items()}
-    rows = []
-    for part in PARTS:
-        seconds = {kind: median(one["parts"][part] for one in told) for kind, told in found.items()}
-        rows.append([part, *(f"{second:.3f}" if second else "" for second in seconds.values())])
-    rows.append(["**from its start to its first step done**", *(f"**{total:.2f}**" for total in totals.values())])
-    processor = (median(one["processor"] for one in told) for told in found.values())
-    rows.append(["processor seconds of it, all threads", *(f"{seconds:.2f}" for seconds in processor)])
-    later = (median(one["later step"] for one in told) for told in found.values())
-    rows.append(["a later step, for comparison", *(f"{seconds:.3f}" for seconds in later)])
-    return markdown_table(["seconds", *found], rows)
+def _usual(found: dict[str, list[Start]], field: str, shown: str) -> list[str]:
+    return [shown.format(median(getattr(start, field) for start in starts)) for starts in found.values()]
 
 
-def job(root: Path, key: str) -> dict[str, Any]:
-    """What `Watched.train` tells of a run that a new process trains."""
-    # As submitit starts it, up to the module's name.
-    command = [sys.executable, "-u", "-m", "benchmarks.startup", "--job", str(root), key, repr(time.time())]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+def start_job(root: Path, key: str) -> Start:
+    """Train the first steps of a run in a new process."""
+    return Start(**run_function(as_job, root, key).result)
 
 
-def _worker(server: Any, root: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+def _start_worker(server: Any, root: Path, keys: Sequence[str]) -> list[Start]:
     ours, theirs = server.Pipe(duplex=False)
     process = server.Process(target=as_worker, args=(root, keys, time.time(), theirs))
     process.start()
     theirs.close()
-    told: list[dict[str, Any]] = ours.recv()
+    starts: list[Start] = ours.recv()
     process.join()
-    return told
+    return starts
 
 
 def _fork_server() -> Any:
-    """The local launcher's, its imports done."""
+    """The local launcher's server, once it has imported the libraries."""
     from retain.launchers.local.launcher import _fork_server
 
-    server = _fork_server()
+    server = _fork_server([TRAINING])
     first = server.Process(target=os.getpid)
     first.start()
     first.join()
@@ -274,53 +244,37 @@ def _fork_server() -> Any:
 
 
 def made_up_store(folder: Path, runs: int, compiled: int = 0) -> tuple[Path, list[str]]:
-    """A store with registered pretrainings over made-up words, which differ in their seed; their keys, the compiled last.
+    """A store with registered pretrainings that differ in their seed, and their keys; the last `compiled` ones compile.
 
     The study is `startup.yaml` in the folder.
     """
-    import yaml
+    from benchmarks.made_up import one_corpus_study, registered, write_words
 
-    from retain.launchers.planning.opened_study import prepare_study
-    from retain.launchers.planning.register import register
-
-    draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(2000)]
-    with (folder / "text.jsonl").open("w") as stream:
-        for number in range(3000):
-            stream.write(json.dumps({"text": f"{number} " + " ".join(draw.choices(words, k=100))}) + "\n")
-    stage = {"corpus": "text", "tokens": 20_480, "lr": 1e-3, "batch": 8}
-    fields = {
-        "study": "startup",
-        "model": "laptop",
-        "tokenizer": {"train": 2048},
-        "sequence_length": 128,
-        "corpora": {"text": {"files": "text.jsonl", "heldout": 0.012}},
-        "pretrain": stage,
-        "posttrain": stage,
-        "finetune": stage,
-        "execution": {"accelerator": "cpu"},
-    }
-    (folder / "startup.yaml").write_text(yaml.safe_dump(fields))
+    text = write_words(folder / "text.jsonl", documents=3000, words=100, vocabulary=2000)
+    study = one_corpus_study(
+        folder / "startup.yaml",
+        text,
+        {"tokens": 20_480, "lr": 1e-3, "batch": 8},
+        heldout=0.012,
+        model="laptop",
+        tokenizer={"train": 2048},
+        sequence_length=128,
+        execution={"accelerator": "cpu"},
+    )
     keys: list[str] = []
     for seeds, compile_steps in ((range(runs), "false"), (range(runs, runs + compiled), "true")):
-        if not seeds:
-            continue
-        overrides = (f"grid={{seed: {list(seeds)}}}", f"execution.compile={compile_steps}")
-        opened = prepare_study(str(folder / "startup.yaml"), overrides, folder / "store")
-        register(opened.tree, opened.file, opened.facts, opened.store)
-        keys += [key for key, stage in opened.tree.stages.items() if stage.parent is None]
+        if seeds:
+            overrides = (f"grid={{seed: {list(seeds)}}}", f"execution.compile={compile_steps}")
+            opened = registered(study, overrides, folder / "store")
+            keys += [key for key, stage in opened.tree.stages.items() if stage.parent is None]
     return folder / "store", keys
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--processes", type=int, default=3, help="of each kind")
-    parser.add_argument("--compiled", type=int, default=2, help="of each kind that compiles its steps")
-    parser.add_argument("--folder", type=Path, help="where the store goes, for a moment; the system's temporary folder")
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/startup.md")
-    parser.add_argument("--job", nargs=3, metavar=("STORE", "KEY", "START"), help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmark(
+        measure,
+        "From the start of a process to its first step",
+        ("torch", "lightning", "transformers", "submitit"),
+        Option("processes", 3, 1, "processes of each kind", int),
+        Option("compiled", 2, 1, "processes of each kind that compiles its steps", int),
+    )

@@ -1,40 +1,38 @@
-"""Submitting one tree of stages to SLURM: Retain beside hydra-submitit-launcher and snakemake with its SLURM plugin.
+"""Submitting one tree of stages to SLURM: Retain, hydra-submitit-launcher, and snakemake with its SLURM plugin.
 
     python -m benchmarks.submission [--peers-python PATH] [--write]
 
-The tests' own SLURM runs on this machine with all its nodes down, so nothing starts and only the handing over is
-measured, as on a cluster that is busy for hours. The tree has 10 pretrainings, 9 post-trainings of each and 10
-fine-tunings of each of these: 900 trials. hydra-submitit knows no tree, so each of its jobs is a whole trial; in
-snakemake each stage is a rule's job. The peers' jobs do nothing.
+The tests' own SLURM runs on this machine with all its nodes down. Nothing starts, as on a cluster that is busy for hours,
+so only handing over the jobs is measured. The tree has 10 pretrainings, 9 post-trainings of each and 10 fine-tunings of each
+of these: 900 trials. hydra-submitit knows no tree, so each of its jobs is a whole trial; in snakemake each stage is the job
+of a rule. The peers' jobs do nothing.
 """
 
 import argparse
+import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.planning import retain, watch
-from benchmarks.report import circumstances, markdown_table, write_results
-from benchmarks.synthetic_store import SHAPES, study_fields
+from benchmarks.harness import RETAIN, Option, Page, Peers, markdown_table, run_benchmark, run_child
+from benchmarks.made_up import SHAPES, study_fields
 from tests.slurm.cluster.cluster import Cluster, call, install, running, wait_until
 from tests.studies import tiny_study
 
-EXPOSURES, RATES, FINETUNINGS = SHAPES[1_000]
-TRIALS = EXPOSURES * RATES * FINETUNINGS
-STAGES = EXPOSURES * (1 + RATES * (1 + FINETUNINGS))
 SETTLED_S = 30.0
 """A command that has queued nothing more for so long has queued what it can."""
 LIMIT_S = 900.0
 EVERY_S = 0.2
-PACKAGES = ("retain", "submitit")
-PEER_PACKAGES = ("hydra-core", "hydra-submitit-launcher", "snakemake", "snakemake-executor-plugin-slurm")
-
+COLUMNS = (
+    "", "returns after, s", "last job queued after, s", "sbatch calls", "jobs queued", "stages trained in all",
+    "a process must stay alive",
+)  # fmt: skip
 HYDRA_APP = """\
 import hydra
 
@@ -46,17 +44,7 @@ def trial(config):
 
 trial()
 """
-HYDRA_CONFIG = """\
-exposure: 0
-posttrain_lr: 0
-finetune_lr: 0
-hydra:
-  launcher:
-    timeout_min: 60
-    cpus_per_task: 1
-    partition: low
-    array_parallelism: 64
-"""
+HYDRA_LAUNCHER = {"timeout_min": 60, "cpus_per_task": 1, "partition": "low", "array_parallelism": 64}
 SNAKEFILE = """\
 E, P, F = range({exposures}), range({rates}), range({finetunings})
 
@@ -80,123 +68,117 @@ rule finetune:
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What a command handed to SLURM. Seconds since its start."""
+class Shape:
+    """How many exposures, post-training rates of each and fine-tuning rates of each of these."""
 
-    returned: float | None
-    """None: it had not ended when it was stopped."""
-    queued: float
-    """Until the last job was in the queue."""
-    jobs: int
-    """Queued, tasks of arrays counted."""
-    calls: int
-    """Of sbatch."""
+    exposures: int
+    rates: int
+    finetunings: int
 
+    @property
+    def trials(self) -> int:
+        return self.exposures * self.rates * self.finetunings
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.submission", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--peers-python", type=Path, metavar="PATH", help="of an environment that has the peers")
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/submission.md")
-    options = parser.parse_args(arguments)
-    install()
-    versions = peer_versions(options.peers_python) if options.peers_python else {}
-    head = circumstances(PACKAGES, f"peers: {', '.join(f'{name} {of}' for name, of in versions.items()) or 'none'}")
-    # The sockets of SLURM's daemons have short paths.
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="rs") as folder, running(Path(folder) / "s") as cluster:
-        call(cluster, "scontrol", "update", f"nodename={','.join(cluster.nodes)}", "state=down", "reason=benchmark")
-        rows: list[list[str]] = []
-        own, note = ours(cluster, Path(folder) / "retain")
-        rows.append(row("retain submit", own, STAGES, "no"))
-        for name, package, measure, stages, alive in (
-            ("hydra-submitit, one job a trial", PEER_PACKAGES[1], hydra, 3 * TRIALS, "yes, until all have ended"),
-            ("snakemake, its slurm executor", PEER_PACKAGES[3], snakemake, STAGES, "yes, to queue what follows"),
-        ):
-            if package in versions:
-                place = Path(folder) / package
-                place.mkdir()
-                try:
-                    rows.append(row(name, measure(cluster, place, options.peers_python), stages, alive))
-                except RuntimeError as error:
-                    print(error, file=sys.stderr)
-                    rows.append([name, "did not work here", *[""] * 5])
-            else:
-                rows.append([name, "not installed", *[""] * 5])
-    columns = (
-        "",
-        "returns after, s",
-        "last job queued after, s",
-        "sbatch calls",
-        "jobs queued",
-        "stages trained in all",
-        "a process must stay alive",
-    )
-    meaning = (
-        f"{TRIALS:,} trials of {STAGES:,} stages. Snakemake queues a stage once those before it have ended; what is counted "
-        "is what it has queued when nothing can end."
-    )
-    text = "\n\n".join(["# Submitting a tree", head, markdown_table(columns, rows), meaning, note]) + "\n"
-    print(text, end="")
-    if options.write:
-        print(write_results("submission", text), file=sys.stderr)
+    @property
+    def stages(self) -> int:
+        return self.exposures * (1 + self.rates) + self.trials
 
 
-def peer_versions(python: Path) -> dict[str, str]:
-    """The versions of those peers that an environment has."""
-    script = (
-        "import importlib.metadata as found\n"
-        f"for name in {PEER_PACKAGES!r}:\n"
-        "    try: print(name, found.version(name))\n"
-        "    except found.PackageNotFoundError: pass\n"
-    )
-    told = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True).stdout
-    return dict(line.split() for line in told.splitlines())
+@dataclass(frozen=True)
+class Peer:
+    """Another tool that submits the tree."""
+
+    name: str
+    packages: Sequence[str]
+    prepare: Callable[[Cluster, Path, Shape, str], Sequence[str]]
+    """Write what the tool needs into an empty folder; return the command that submits, for an interpreter."""
+    trained: Callable[[Shape], int]
+    """The stages that its jobs train in all."""
+    stays: str
+    """Whether one of its processes must stay alive."""
 
 
-def ours(cluster: Cluster, folder: Path) -> tuple[Observed, str]:
-    """`retain submit`, and how long `retain status` takes afterwards."""
-    study = tiny_study(folder, study="submission", **study_fields(EXPOSURES, RATES, FINETUNINGS))
-    where = [str(study), "--store", str(folder / "runs"), "--json"]
-    watch([*retain(), "data", *where], cluster.environment)
-    found = observe(cluster, folder, [*retain(), "submit", *where])
-    looked = watch([*retain(), "status", *where], cluster.environment)
-    clear(cluster)
-    return found, f"`retain status` of the submitted study, its squeue included: {looked.seconds:.2f} s."
-
-
-def hydra(cluster: Cluster, folder: Path, python: Path) -> Observed:
-    """A sweep of one job a trial, as hydra-submitit-launcher's page has it."""
+def hydra(cluster: Cluster, folder: Path, shape: Shape, python: str) -> Sequence[str]:
+    """A sweep with one job for each trial, as the page of hydra-submitit-launcher shows it."""
     (folder / "trial.py").write_text(HYDRA_APP)
-    (folder / "trial.yaml").write_text(HYDRA_CONFIG)
-    names = {"exposure": EXPOSURES, "posttrain_lr": RATES, "finetune_lr": FINETUNINGS}
+    names = {"exposure": shape.exposures, "posttrain_lr": shape.rates, "finetune_lr": shape.finetunings}
+    config = dict.fromkeys(names, 0) | {"hydra": {"launcher": HYDRA_LAUNCHER}}
+    (folder / "trial.yaml").write_text(json.dumps(config))  # JSON is YAML
     sweep = [f"{name}={','.join(map(str, range(count)))}" for name, count in names.items()]
-    command = [str(python), "trial.py", "--multirun", "hydra/launcher=submitit_slurm", *sweep]
-    try:
-        return observe(cluster, folder, command)
-    finally:
-        clear(cluster)
+    return [python, "trial.py", "--multirun", "hydra/launcher=submitit_slurm", *sweep]
 
 
-def snakemake(cluster: Cluster, folder: Path, python: Path) -> Observed:
-    """A workflow of three rules with as many jobs at a time as it likes."""
-    shape = {"exposures": EXPOSURES, "rates": RATES, "finetunings": FINETUNINGS}
-    (folder / "Snakefile").write_text(SNAKEFILE.format(**shape))
-    command = [str(python), "-m", "snakemake", "--executor", "slurm", "--jobs", "10000"]
-    command += [
-        "--default-resources",
-        "slurm_partition=low",
-        f"slurm_account={cluster.user}",
-        "runtime=60",
-        "mem_mb=100",
-    ]
-    try:
-        return observe(cluster, folder, command)
-    finally:
-        clear(cluster)
+def snakemake(cluster: Cluster, folder: Path, shape: Shape, python: str) -> Sequence[str]:
+    """A workflow of three rules, with no limit on its jobs."""
+    (folder / "Snakefile").write_text(SNAKEFILE.format(**vars(shape)))
+    resources = ["slurm_partition=low", f"slurm_account={cluster.user}", "runtime=60", "mem_mb=100"]
+    command = [python, "-m", "snakemake", "--executor", "slurm", "--jobs", "10000"]
+    return [*command, "--default-resources", *resources]
 
 
-def observe(cluster: Cluster, folder: Path, command: Sequence[str]) -> Observed:
-    """Run a command until it ends or queues nothing more; it is stopped then, with its children."""
-    environment = counting(cluster, folder)
+PEERS = (
+    Peer(
+        "hydra-submitit, one job for each trial",
+        ("hydra-core", "hydra-submitit-launcher"),
+        hydra,
+        lambda shape: 3 * shape.trials,
+        "yes, until all have ended",
+    ),
+    Peer(
+        "snakemake, its slurm executor",
+        ("snakemake", "snakemake-executor-plugin-slurm"),
+        snakemake,
+        lambda shape: shape.stages,
+        "yes, to queue what follows",
+    ),
+)
+
+
+def measure(options: argparse.Namespace) -> Page:
+    """Retain, then each peer that is installed."""
+    install()
+    shape, peers = Shape(*SHAPES[options.runs]), Peers(options.peers_python)
+    # The sockets of SLURM's daemons need short paths.
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="rs") as short, running(Path(short) / "s") as cluster:
+        call(cluster, "scontrol", "update", f"nodename={','.join(cluster.nodes)}", "state=down", "reason=benchmark")
+        own = options.folder / "retain"
+        study = tiny_study(own, study="submission", **study_fields(*SHAPES[options.runs]))
+        where = [str(study), "--store", str(own / "runs"), "--json"]
+        run_child([*RETAIN, "data", *where], cluster.environment)
+        rows = [["retain submit", *observe(cluster, own, [*RETAIN, "submit", *where]), f"{shape.stages:,}", "no"]]
+        status = run_child([*RETAIN, "status", *where], cluster.environment)
+        for peer in PEERS:
+            if (python := peers.interpreter(peer.name, peer.packages)) is None:
+                rows.append([peer.name, "not installed"])
+                continue
+            place = options.folder / peer.packages[0]
+            place.mkdir()
+            try:
+                found = observe(cluster, place, peer.prepare(cluster, place, shape, python))
+                rows.append([peer.name, *found, f"{peer.trained(shape):,}", peer.stays])
+            except RuntimeError as error:
+                peers.note_failure(peer.name, str(error))
+                rows.append([peer.name, "did not work here"])
+    return Page(
+        peers.notes,
+        [
+            markdown_table(COLUMNS, rows),
+            f"{shape.trials:,} trials of {shape.stages:,} stages. Snakemake queues a stage once the stages before it have "
+            "ended. Nothing can end here, so its jobs are those that it has queued until then.",
+            f"`retain status` of the submitted study, with its squeue: {status.seconds:.2f} s.",
+        ],
+    )
+
+
+def observe(cluster: Cluster, folder: Path, command: Sequence[str]) -> list[str]:
+    """Run a command until it ends or queues nothing more; it is stopped then, with its children.
+
+    Returns the seconds until it returned (- if it was stopped) and until its last job was queued, the calls of sbatch, and the
+    jobs queued, tasks of arrays counted. Raises RuntimeError if the command failed.
+    """
+    call(cluster, "scancel", "--user", cluster.user)
+    wait_until(lambda: not _queued_jobs(cluster), "queue empty", 120)
+    environment = _counting_calls(cluster, folder)
     begin, queued, jobs, returned = time.perf_counter(), 0.0, 0, None
     with (folder / "output.txt").open("wb") as output:
         child = subprocess.Popen(
@@ -205,7 +187,7 @@ def observe(cluster: Cluster, folder: Path, command: Sequence[str]) -> Observed:
         try:
             while returned is None:
                 ended = child.poll() is not None
-                now, found = time.perf_counter() - begin, len(queue(cluster))
+                now, found = time.perf_counter() - begin, _queued_jobs(cluster)
                 if found > jobs:
                     jobs, queued = found, now
                 returned = now if ended else None
@@ -217,38 +199,33 @@ def observe(cluster: Cluster, folder: Path, command: Sequence[str]) -> Observed:
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     if not jobs or (returned is not None and child.returncode):
-        told = (folder / "output.txt").read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{' '.join(command[:4])} ended with {child.returncode}, {jobs} jobs queued:\n{told}")
-    calls = folder / "calls"
-    return Observed(returned, min(queued, returned or queued), jobs, len(calls.read_text().splitlines()))
+        printed = (folder / "output.txt").read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"{' '.join(command[:4])} ended with {child.returncode}, {jobs} jobs queued:\n{printed}")
+    calls = len((folder / "calls").read_text().splitlines())
+    shown = "-" if returned is None else f"{returned:.1f}"
+    return [shown, f"{min(queued, returned or queued):.1f}", f"{calls:,}", f"{jobs:,}"]
 
 
-def counting(cluster: Cluster, folder: Path) -> Mapping[str, str]:
-    """The environment of the cluster's user, in which every sbatch leaves a line in folder/calls."""
-    place = folder / "bin"
-    place.mkdir()
+def _counting_calls(cluster: Cluster, folder: Path) -> Mapping[str, str]:
+    """The environment of the cluster's user, in which every sbatch adds a line to folder/calls."""
+    wrapper = folder / "bin" / "sbatch"
+    wrapper.parent.mkdir()
     path = cluster.environment["PATH"]
-    real = next(Path(entry) / "sbatch" for entry in path.split(os.pathsep) if (Path(entry) / "sbatch").exists())
-    (place / "sbatch").write_text(f'#!/bin/sh\necho sbatch >> "{folder}/calls"\nexec {real} "$@"\n')
-    (place / "sbatch").chmod(0o755)
-    return cluster.environment | {"PATH": f"{place}{os.pathsep}{path}"}
+    wrapper.write_text(f'#!/bin/sh\necho sbatch >> "{folder}/calls"\nexec {shutil.which("sbatch", path=path)} "$@"\n')
+    wrapper.chmod(0o755)
+    return cluster.environment | {"PATH": f"{wrapper.parent}{os.pathsep}{path}"}
 
 
-def queue(cluster: Cluster) -> list[str]:
-    """The ids of all jobs and tasks of arrays in the queue."""
-    return call(cluster, "squeue", "--noheader", "--array", "--format=%i").split()
-
-
-def clear(cluster: Cluster) -> None:
-    """Cancel all jobs."""
-    call(cluster, "scancel", "--user", cluster.user)
-    wait_until(lambda: not queue(cluster), "queue empty", 120)
-
-
-def row(name: str, found: Observed, stages: int, alive: str) -> list[str]:
-    returned = "-" if found.returned is None else f"{found.returned:.1f}"
-    return [name, returned, f"{found.queued:.1f}", f"{found.calls:,}", f"{found.jobs:,}", f"{stages:,}", alive]
+def _queued_jobs(cluster: Cluster) -> int:
+    """The number of jobs and tasks of arrays in the queue."""
+    return len(call(cluster, "squeue", "--noheader", "--array", "--format=%i").split())
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(
+        measure,
+        "Submitting a tree",
+        ("retain-lm", "submitit"),
+        Option("runs", 1_000, 100, "stages of the tree", int, list(SHAPES)),
+        Option("peers_python", None, None, "an interpreter that has hydra-submitit-launcher and snakemake"),
+    )
