@@ -264,9 +264,10 @@ def _worker(server: Any, root: Path, keys: Sequence[str]) -> list[dict[str, Any]
 
 def _fork_server() -> Any:
     """The local launcher's, its imports done."""
+    from retain.launchers.kinds import TRAINING
     from retain.launchers.local.launcher import _fork_server
 
-    server = _fork_server()
+    server = _fork_server([TRAINING.module])
     first = server.Process(target=os.getpid)
     first.start()
     first.join()
