@@ -1,6 +1,6 @@
-"""The kinds of runs. A kind says what one attempt does and what it leaves; nothing else about a run differs.
+"""The kinds of runs. A kind defines what one attempt does and which files it leaves; nothing else about a run differs.
 
-To add a kind, write its module and enter it in KINDS. Launchers, store, jobs, retries, logs and status know only runs.
+To add a kind, write its module and add it to KINDS. Launchers, store, jobs, retries, logs and status know only runs.
 """
 
 import importlib
@@ -18,24 +18,25 @@ Spec = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """What differs between kinds of runs. `module` is imported when an attempt begins, so that launchers stay light.
-
-    The module has a function `attempt(context)`: it makes one attempt at the run of an `AttemptContext`
-    (launchers.stage.attempt), from `context.begin()` to `context.finish(...)`. It polls `context.stop`, saves what it needs
-    to resume, and raises AttemptStopped; any other exception fails the run.
-    """
+    """Everything in which a kind of runs differs from other kinds."""
 
     name: str
     module: str
+    """The module with the function `attempt(context)`, imported only when an attempt begins, so that launchers start fast.
+
+    The function makes one attempt at the run of an `AttemptContext` (launchers.stage.attempt), from `context.begin()` to
+    `context.finish(...)`. It polls `context.stop`; on a stop signal it saves what a resume needs, and raises AttemptStopped.
+    Any other exception fails the run.
+    """
     leaves: tuple[str, ...]
     """Patterns of the files that a done run has. Each must match a file with a checksum."""
     verify: str | None = None
-    """A module with `problems(store, run, known) -> list[str]`, for `retain verify`; `known` is a cache of its own."""
+    """A module with `problems(store, run, known) -> list[str]`, for `retain verify`; `known` caches what it has computed."""
     may_idle: bool = False
-    """Whether an attempt may be stopped without progress as often as it takes: it waits for others."""
+    """Whether attempts may be stopped without progress any number of times, as they only wait for other runs."""
 
     def problems(self, store: Store, run: Run, known: dict[str, Any]) -> list[str]:
-        """What is wrong with what a run computed, one sentence each."""
+        """The problems in what a run computed, one sentence each."""
         if self.verify is None:
             return []
         check: Callable[[Store, Run, dict[str, Any]], list[str]] = importlib.import_module(self.verify).problems
@@ -55,7 +56,7 @@ KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, SEAR
 
 
 def kind_of(spec: Spec) -> Kind:
-    """The kind of a run. Runs registered before there were kinds are training stages, some of them linear."""
+    """The kind of a run. Runs registered before kinds were recorded are training stages, some of them linear."""
     if "kind" in spec:
         return KINDS[spec["kind"]]
     return kind_of_recipe(spec["recipe"])
@@ -67,5 +68,5 @@ def kind_of_recipe(recipe: Mapping[str, Any]) -> Kind:
 
 
 def described(kind: Kind, tokens: int, needs: Sequence[str]) -> dict[str, Any]:
-    """What stage.json says of a run for every reader: its kind, its work in tokens, the runs it needs, what it leaves."""
+    """The fields of stage.json that runs of all kinds have: kind, tokens to train on, needed runs, files of a done run."""
     return {"kind": kind.name, "tokens": tokens, "needs": list(needs), "leaves": list(kind.leaves)}

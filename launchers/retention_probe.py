@@ -178,7 +178,7 @@ def _measure(store: Store, start: Run, settings: Mapping[str, Any]) -> dict[str,
     if not gpu:
         torch.set_num_threads(execution["threads"])
     began = time.monotonic()
-    model = load_model(usable_parent(store, {"parent": start.key}).model).to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
+    model = load_model(usable_parent(store, start.key).model).to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sketch = Sketch(None if parameters <= settings["exact_parameters"] else settings["sketch"], settings["seed"])
 

@@ -3,7 +3,7 @@
 import time
 
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.submissions import Backlog, Submission, read_backlog, submissions, write_backlog
+from retain.launchers.jobs.submissions import Backlog, read_backlog, submissions, write_backlog
 from retain.launchers.slurm.client import live_jobs, requeue_job
 from retain.launchers.stage.attempt import log_line
 from retain.results.store.runs import Run, Store
@@ -11,14 +11,14 @@ from retain.results.store.state import ENDED
 from retain.sweeps.base.processes import slurm_job
 
 LAST_WAIT_S = 15.0
-"""How long the last job waits for other jobs to leave the queue, before it requeues itself to try later."""
+"""How long the last job waits for room in the queue, before it requeues itself to try later."""
 LATER_S = 60
 
 
 def submit_backlog(store: Store) -> None:
     """Submit the backlog from a job whose runs have ended. Errors are logged; they do not fail the job.
 
-    If there is no room, and no other job that will end later, this job waits for room, and requeues itself if it must.
+    If there is no room and no other job will submit the rest, this job waits for room, and requeues itself if it must.
     """
     if not read_backlog(store).keys:
         return
@@ -30,12 +30,12 @@ def submit_backlog(store: Store) -> None:
                 requeue_job(job, LATER_S)
                 return
             time.sleep(1.0)
-    except Exception as error:  # the job's own runs have ended, and that stands
+    except Exception as error:  # the job's own runs have ended whatever happens here
         log_line(f"the runs that wait for room were not submitted: {error}; retain submit submits them")
 
 
 def submit_dead(store: Store, run: Run) -> None:
-    """Submit a run again whose job died without reporting, if its failures allow it. Errors are logged: the job tries again."""
+    """Submit a run again whose job died without reporting, if its failures allow it. Errors are logged; the caller retries."""
     try:
         if settle_dead_attempts(store, [run]):
             from retain.launchers.jobs.submit import submit_runs
@@ -52,24 +52,22 @@ def _submit_and_is_last(store: Store, job: str) -> bool:
     from retain.launchers.jobs.submit import submission_lease, submit_leased
 
     with submission_lease(store):
+        # 1. Submit what there is room for.
         result = submit_leased(store, read_backlog(store).keys)
         if result.jobs:
             log_line(f"submitted {sum(len(job.keys) for job in result.jobs)} runs that had waited for room")
         if not result.deferred or result.limit == 1:
             return False
+        # 2. Leave the rest to another job of this store, if there is one.
         others = set(live_jobs()) - {job}
         if read_backlog(store).carrier in others or _any_will_end(store, others):
             return False
+        # 3. Otherwise this job becomes the one that others leave the rest to.
         write_backlog(store, Backlog(tuple(result.deferred), job))
         return True
 
 
 def _any_will_end(store: Store, job_ids: set[str]) -> bool:
-    """Whether one of these jobs still has runs of this store to end, and so will come to submit the backlog."""
-    made: dict[str, Submission] = {one.job_id: one for one in submissions(store) if one.job_id is not None}
-    for job_id in job_ids:
-        submission = made.get(job_id.partition("_")[0])
-        keys = submission.keys_of_jobs().get(job_id, ()) if submission else ()
-        if any(store.run(key).state().state not in ENDED for key in keys):
-            return True
-    return False
+    """Whether one of these jobs still has runs of this store to do: it will submit the backlog when they have ended."""
+    keys_of = {job: keys for submission in submissions(store) for job, keys in submission.keys_of_jobs().items()}
+    return any(store.run(key).state().state not in ENDED for job in job_ids for key in keys_of.get(job, ()))

@@ -1,4 +1,4 @@
-"""Cancel and retry: of a study, or of a run with all runs below it."""
+"""Cancel, retry and skip branches: a run with all runs below it, or all runs of a study."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from retain.results.store.runs import Store
 from retain.results.store.state import UNENDED
 
 BY_KEY, WITH_STUDY = "by retain cancel", "with its study, by retain cancel"
-"""Why a run was cancelled."""
+"""The reasons of cancelled runs."""
 
 
 def branch(store: Store, key: str) -> list[str]:
@@ -23,11 +23,11 @@ def branch(store: Store, key: str) -> list[str]:
 
 
 def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list[str]:
-    """Mark runs that have not ended as cancelled, and cancel their SLURM jobs; returns their keys.
+    """Mark runs that have not ended as cancelled, and cancel their SLURM jobs; returns the keys of these runs.
 
-    A job with other runs of a pack to do continues with them. A run that trains on this machine is stopped with Ctrl-C.
+    A job that has other runs of a pack to do continues with them. A run that trains on this machine continues until Ctrl-C.
     """
-    # 1. Mark the runs first: a job that starts meanwhile sees it.
+    # 1. Mark the runs first, so that a job which starts now skips them.
     cancelled: list[str] = []
     jobs: dict[str, str] = {}
     for key in keys:
@@ -37,7 +37,7 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
             cancelled.append(key)
             if job:
                 jobs[key] = job
-    # 2. Then cancel the jobs, or only signal those that have other runs to do.
+    # 2. Cancel the jobs that have nothing else to do. Signal those that have.
     if jobs and has_slurm():
         shared = {
             key for key in jobs if any(run.state().state in UNENDED for run in packed_with(store, store.run(key)))
@@ -55,9 +55,9 @@ def retry_runs(store: Store, keys: Sequence[str]) -> list[str]:
 
 
 def skip_blocked(store: Store, keys: Sequence[str]) -> list[str]:
-    """Skip those of these runs (parents first) whose branch has ended above them; plan skipped ones whose branch has not.
+    """Skip the runs (parents first) whose branch has ended above them, and plan skipped runs whose branch has not.
 
-    Runs that are training stay as they are. Returns the keys of the skipped runs.
+    Running runs are not changed. Returns the keys of the skipped runs.
     """
     skipped = []
     for key in keys:

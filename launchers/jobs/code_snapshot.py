@@ -1,4 +1,4 @@
-"""The code that queued jobs run: a copy of the package, made at submission and named after its content."""
+"""The code that queued jobs run: a copy of the package at submission, in a folder named after its content."""
 
 import hashlib
 import importlib.util
@@ -11,14 +11,14 @@ from pathlib import Path
 from retain.sweeps.base.files import sync_folder, write_json
 
 ROOMS = ("sweeps", "datamodules", "lightning_modules", "launchers", "results")
-"""Folders that lie beside the package in a checkout, and inside it where it is installed."""
+"""Folders of the package. In a checkout they are next to `retain/`; in an installation they are in it."""
 SUFFIXES = (".py", ".yaml", ".yml", ".json")
 
 
 def snapshot_code(store: Path) -> Path:
-    """Copy the running code into `<store>/code/<digest>`, once for the same content; returns the folder.
+    """Copy the running code into `<store>/code/<digest>`, unless that folder exists; returns the folder.
 
-    commit.json in it holds the git commit and the difference from it, if git knows them.
+    commit.json in it holds the git commit and the uncommitted changes, if git knows them.
     """
     digest = hashlib.sha256()
     files = sorted(_source_files())
@@ -27,22 +27,23 @@ def snapshot_code(store: Path) -> Path:
     place = store / "code" / digest.hexdigest()[:20]
     if place.is_dir():
         return place
-    beside = place.with_name(f".{place.name}.{os.getpid()}.{os.urandom(3).hex()}")
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.{os.urandom(3).hex()}")
     for name, path in files:
-        (beside / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, beside / name)
-    write_json(beside / "commit.json", _commit())
-    sync_folder(beside)
+        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, temporary / name)
+    write_json(temporary / "commit.json", _commit())
+    sync_folder(temporary)
     try:
-        beside.rename(place)
+        temporary.rename(place)
     except OSError:
-        shutil.rmtree(beside)
-        if not place.is_dir():
+        shutil.rmtree(temporary)
+        if not place.is_dir():  # otherwise another submitter was faster
             raise
     return place
 
 
 def _source_files() -> Iterator[tuple[str, Path]]:
+    """The files of the package: the path in the snapshot, and the path of the original."""
     for path in _folder("retain").glob("*.py"):
         yield f"retain/{path.name}", path
     for room in ROOMS:
@@ -53,6 +54,7 @@ def _source_files() -> Iterator[tuple[str, Path]]:
 
 
 def _folder(package: str) -> Path:
+    """The folder of an importable package, which is not imported."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.origin is not None
@@ -60,17 +62,16 @@ def _folder(package: str) -> Path:
 
 
 def _commit() -> dict[str, str | None]:
-    """The commit of the working tree of the code, and the difference from it."""
+    """The git commit of the code, and the uncommitted changes; None if git does not know them."""
     root = _folder("retain.launchers").parent
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False, timeout=30
-            )
-        except (FileNotFoundError, subprocess.TimeoutExpired):
+            return subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=30
+            ).stdout
+        except (FileNotFoundError, subprocess.SubprocessError):
             return None
-        return done.stdout if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
     return {"commit": commit and commit.strip(), "diff": git("diff", "HEAD", "--", "retain", *ROOMS)}

@@ -1,4 +1,8 @@
-"""Attempts that died without reporting: found by the store and squeue, explained by SLURM's accounting and the logs."""
+"""Attempts that died without reporting: found by lease and squeue, explained by SLURM's accounting and the logs.
+
+A job that was requeued keeps its id. While it runs again, its own id in a run's state stands for its earlier start, which
+has ended.
+"""
 
 import re
 import time
@@ -9,21 +13,27 @@ from pathlib import Path
 
 from retain.launchers.jobs.submissions import submission_folder
 from retain.launchers.slurm.client import accounted_states, live_jobs
-from retain.launchers.stage.failures import NODE, ON_SLURM, classify_death, next_attempt, sentence
-from retain.results.store.lease import POLLS, SILENCE_S, LivenessChecker, read_owner, take_lease
+from retain.launchers.stage.failures import (
+    INTERRUPTED,
+    NODE,
+    ON_SLURM,
+    causes_of_end,
+    classify_death,
+    next_attempt,
+    sentence,
+)
+from retain.results.store.lease import POLLS, SILENCE_S, LivenessChecker, read_owner, try_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.processes import slurm_job
 
 LOG_TAIL_BYTES = 1 << 16
-LIFE = "Starting with JobEnvironment("
-"""What submitit prints first; a requeued job appends to the same file."""
+FIRST_LINE = "Starting with JobEnvironment("
+"""What submitit prints first at each start of a job; a requeued job appends to the same file."""
 MOST_DEATHS = 3
-"""Deaths in a row without progress and without a cause, after which a run has failed."""
-NO_FAILURE = ("PREEMPTED", "TIMEOUT", "CANCELLED", "REQUEUED")
-"""How SLURM calls ends that no run is to blame for."""
+"""Deaths in a row without progress and without a known cause, after which a run has failed."""
 GONE_WAIT_S = SILENCE_S / POLLS + 15
-"""How long to watch the lease of a dead run on another machine: its job is gone, so a short silence is enough."""
+"""How long to watch the lease of a dead run on another machine. A short silence is enough, as its job is gone."""
 POLL_EVERY_S = 5.0
 
 
@@ -35,23 +45,20 @@ class Death:
     slurm_state: str
     """As sacct prints it; empty if sacct does not know."""
     failure: str | None
-    """Its failure class; None if there is no sign of a failure."""
-    by_hand: bool
-    """Whether somebody cancelled the job."""
+    """The failure class; None if there is no sign of a failure."""
+    cancelled: bool
+    """Whether somebody cancelled the job with scancel."""
 
     @property
     def reason(self) -> str:
-        """One line with class and cause."""
+        """One line with failure class and cause."""
         job = f"job {self.job_id}" if self.job_id else "its process"
         cause = f"{job} died without reporting" + (f" ({self.slurm_state})" if self.slurm_state else "")
         return sentence(self.failure, cause) if self.failure else f"lost: {cause}"
 
 
 def is_dead(run: Run, live: Collection[str]) -> bool:
-    """Whether a run that is marked as running has neither a living process nor one of the `live` jobs.
-
-    A job that asks about its own run is a later life of the job that it finds there.
-    """
+    """Whether a run that is marked as running has neither a living process nor one of the `live` jobs."""
     owner = read_owner(run.lease)
     if owner is not None and owner.job_id is not None and not owner.is_here():
         alive = owner.job_id in live and owner.job_id != slurm_job()
@@ -69,7 +76,7 @@ def last_job(run: Run) -> str | None:
 def explain_deaths(store: Store, runs: Sequence[Run], later: bool = False) -> dict[str, Death]:
     """Why the last attempts of dead runs ended, by key: one call of sacct for all of them.
 
-    later: whether a job that asks about its own run is a later life of the job that died, and not the end of its script.
+    later: whether this process's own job was requeued since its run died; False in the epilogue of the start that died.
     """
     jobs = {run.key: job for run in runs if (job := last_job(run)) is not None}
     states = accounted_states(jobs.values())
@@ -77,18 +84,16 @@ def explain_deaths(store: Store, runs: Sequence[Run], later: bool = False) -> di
 
 
 def settle_death(run: Run, death: Death, liveness: LivenessChecker | None = None, queued: bool = False) -> bool | None:
-    """Enter how a dead attempt ended. Returns whether the run may be tried again; None if its process may still be alive.
+    """Record how a dead attempt ended. Returns whether the run may be tried again; None if its process may still be alive.
 
-    The run becomes planned (with `queued`: queued), or failed if its retries are used up, or cancelled if somebody cancelled
-    its job.
+    The run becomes planned (queued, if `queued`); failed if its retries are used up; cancelled if somebody cancelled its job.
     """
-    lease = take_lease(run.lease, liveness)
-    if lease is None:
-        return None
-    try:
+    with try_lease(run.lease, liveness) as held:
+        if not held:
+            return None
         if run.state().state != "running":
             return False
-        if death.by_hand:
+        if death.cancelled:
             run.cancel(death.reason, cause="lost")
             return False
         run.stop("lost", death.reason, death.failure, queued)
@@ -97,18 +102,18 @@ def settle_death(run: Run, death: Death, liveness: LivenessChecker | None = None
             return True
         run.fail(death.reason)
         return False
-    finally:
-        lease.release()
 
 
 def settle_dead_attempts(store: Store, runs: Sequence[Run]) -> list[str]:
-    """Enter the ends of the dead ones among these runs; returns the keys of those that may be tried again."""
+    """Settle the dead ones among these runs; returns the keys of those that may be tried again."""
+    # 1. Find the runs that are marked as running without a process or a job, and why they died.
     marked = [run for run in runs if run.state().state == "running"]
     if not marked:
         return []
     live = live_jobs([job for run in marked if (job := last_job(run)) is not None])
     dead = [run for run in marked if is_dead(run, live)]
     deaths = explain_deaths(store, dead, later=True)
+    # 2. Settle them, some only after their leases have been silent for long enough.
     again: list[str] = []
     liveness = LivenessChecker(lambda owner: True)
     deadline = time.monotonic() + GONE_WAIT_S
@@ -124,15 +129,14 @@ def settle_dead_attempts(store: Store, runs: Sequence[Run]) -> list[str]:
 
 def _explain(store: Store, run: Run, job: str | None, states: Mapping[str, str], later: bool) -> Death:
     slurm_state = states.get(job or "", "")
-    since = 1 if later and job == slurm_job() else 0
-    log = _since_attempt(_tail(run.log)) + (_job_log(store, run, job, since) if job else "")
-    notices = re.findall(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+ (?:DUE TO ([A-Z ]+) )?\*\*\*", log)
-    gone = job is not None and job != slurm_job()
-    cancelled = slurm_state.startswith("CANCELLED") or (not slurm_state and bool(notices) and not notices[-1])
+    own = job is not None and job == slurm_job()
+    log = _since_attempt(_tail(run.log)) + (_job_log(store, run, job, 1 if later and own else 0) if job else "")
+    causes = causes_of_end(log)
+    by_scancel = slurm_state.startswith("CANCELLED") or (not slurm_state and causes[-1:] == [""])
     failure = classify_death(None, slurm_state, log)
-    if failure is None and not notices and not slurm_state.startswith(NO_FAILURE):
+    if failure is None and not causes and not slurm_state.startswith(INTERRUPTED):
         failure = NODE
-    return Death(job, slurm_state, failure, by_hand=gone and cancelled)
+    return Death(job, slurm_state, failure, cancelled=job is not None and not own and by_scancel)
 
 
 def _died_too_often(state: State) -> bool:
@@ -142,17 +146,17 @@ def _died_too_often(state: State) -> bool:
 
 
 def _since_attempt(text: str) -> str:
-    """The text after the last line with which an attempt begins."""
+    """The part of a run's log that its last attempt wrote."""
     return re.split(r"rank 0 of \d+:", text)[-1]
 
 
-def _job_log(store: Store, run: Run, job: str, since: int = 0) -> str:
-    """The end of what one life of the job printed: the last life, or the one `since` lives earlier."""
+def _job_log(store: Store, run: Run, job: str, earlier: int) -> str:
+    """The end of what a job printed in its last start, or in the start that many earlier."""
     token = run.state().submission
     if token is None:
         return ""
-    lives = [_tail(path).split(LIFE) for path in submission_folder(store, token).glob(f"{job}_*log.out")]
-    return "\n".join(texts[-1 - since] for texts in lives if len(texts) > since)
+    logs = [_tail(path).split(FIRST_LINE) for path in submission_folder(store, token).glob(f"{job}_*log.out")]
+    return "\n".join(starts[-1 - earlier] for starts in logs if len(starts) > earlier)
 
 
 def _tail(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What SLURM starts in each task: a small object that submitit pickles, and that reads everything else from the store."""
+"""What SLURM starts in each task: a small object that submitit pickles. It reads everything else from the store."""
 
 import importlib
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ class RunJob:
     token: str
 
     def __call__(self) -> str:
-        """Do the runs of the task; returns what submitit keeps. Raises SystemExit if a run failed."""
-        # By name: whoever submits needs nothing of what a job does.
+        """Do the runs of the task; returns how they ended, which submitit keeps. Raises SystemExit if a run failed."""
+        # Imported by name, so that a submitter does not import what only jobs need.
         ending: str = importlib.import_module("retain.launchers.jobs.job").do_task(self.store, self.token)
         return ending
 
 
 def call(job: RunJob) -> str:
-    """What submitit calls in each task of an array."""
+    """The function that submitit calls in each task of an array."""
     return job()

@@ -1,4 +1,4 @@
-"""The last line of a job's script: requeue the job if its processes died without reporting, and submit the backlog.
+"""The last command of a job's script: requeue the job if its processes died without reporting, and submit the backlog.
 
 python -m retain.launchers.jobs.epilogue STORE TOKEN
 """
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from retain.launchers.jobs.backlog import submit_backlog
 from retain.launchers.jobs.dead_attempts import explain_deaths, settle_death
-from retain.launchers.jobs.submissions import read_submission
+from retain.launchers.jobs.submissions import is_to_do, read_submission
 from retain.launchers.slurm.client import exclude_nodes, live_jobs, requeue_job
 from retain.launchers.stage.failures import ON_SLURM, next_attempt
 from retain.launchers.stage.rank_failures import blamed_nodes
-from retain.results.store.lease import take_lease
+from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import ENDED
 from retain.sweeps.base.errors import MissingResourceError
@@ -22,23 +22,23 @@ from retain.sweeps.base.processes import slurm_job
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code of the script, which is that of the job."""
+    """Settle the job's runs; returns the exit code of the script, which becomes that of the job."""
     root, token = arguments
     store = Store(Path(root))
     runs = [run for key in read_submission(store, token).own_keys() if (run := store.run(key)).folder.is_dir()]
 
-    # 1. Which run was the job working on when it died, if it died?
+    # 1. Find the run that the job was doing when it died. None: it did not die.
     states = {run.key: run.state() for run in runs}
     dead = next(
         (run for run in runs if (states[run.key].state, states[run.key].submission) == ("running", token)), None
     )
-    dead = dead or _never_begun(runs, token)
+    dead = dead or _next_if_died_early(runs, token)
     if dead is None:
         if _all_ended(runs):
             submit_backlog(store)
         return 0
 
-    # 2. Enter how its attempt ended; the run may have used up its retries.
+    # 2. Record how its attempt ended; the run may have used up its retries.
     death = explain_deaths(store, [dead])[dead.key]
     again = settle_death(dead, death, queued=True)
     if again is None:  # another process has the run
@@ -61,25 +61,26 @@ def _all_ended(runs: Sequence[Run]) -> bool:
     return all(run.state().state in ENDED for run in runs)
 
 
-def _never_begun(runs: Sequence[Run], token: str) -> Run | None:
-    """The next run of a job that died before it could enter an attempt; the attempt is entered here, to be settled as dead."""
+def _next_if_died_early(runs: Sequence[Run], token: str) -> Run | None:
+    """The next run of a job that died before it began an attempt; None for any other job.
+
+    The attempt is begun here, so that it can be settled as dead.
+    """
     job = slurm_job()
     try:
         found = live_jobs([job]).get(job) if job else None
     except MissingResourceError:
         return None
-    # A job that has requeued itself also comes here.
+    # The script of a job that has requeued itself ends here too: that job no longer runs.
     if found is None or found.state != "RUNNING":
         return None
-    states = {run.key: run.state() for run in runs}
-    run = next(
-        (one for one in runs if states[one.key].state not in ENDED and states[one.key].submission == token), None
-    )
-    if run is None or (lease := take_lease(run.lease)) is None:
+    run = next((run for run in runs if is_to_do(run, token)), None)
+    if run is None:
         return None
-    run.begin(os.getpid(), states[run.key].progress.tokens)
-    lease.release()
-    return run
+    with try_lease(run.lease) as held:
+        if held:
+            run.begin(os.getpid(), run.state().progress.tokens)
+        return run if held else None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a SLURM job does: check the runs it needs, do its own, and requeue itself when it is stopped.
+"""What a SLURM job does: check that the runs it needs are done, do its own runs, and requeue itself when it is stopped.
 
-A job with a pack of runs does them one after the other. When it is requeued, its next life skips the runs that have ended and
-resumes with the first of the others.
+A job with a pack of runs does them one after the other. A requeued job skips the runs that have ended and resumes with the
+first of the others.
 """
 
 import contextlib
@@ -18,23 +18,24 @@ from pathlib import Path
 
 from retain.launchers.jobs.backlog import submit_dead
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.submissions import read_backlog, read_submission, submitted_job
+from retain.launchers.jobs.submissions import is_to_do, read_backlog, read_submission, submitted_job
 from retain.launchers.kinds import kind_of
 from retain.launchers.slurm.client import exclude_nodes, live_jobs, own_job_is_cancelled, requeue_job
 from retain.launchers.stage.attempt import BUSY, FAILED, NO_ROOM, STOPPED, attempt_code, log_into, log_line
 from retain.launchers.stage.failures import DISK, ON_SLURM, prepare_retry
 from retain.launchers.stage.rank_failures import blamed_nodes
-from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.ranks import Ranks, free_port
 from retain.launchers.stage.signals import ALL_SIGNALS, StopRequest
-from retain.results.store.lease import take_lease
+from retain.results.store.lease import try_lease
 from retain.results.store.readiness import blocked_by, unfinished_needs
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import ENDED, State
+from retain.results.store.state import State
+from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.files import read_json, write_json
 from retain.sweeps.base.processes import slurm_job
 
 WAIT_S = 60
-"""Seconds in the queue before a job checks again whether the runs it needs are done."""
+"""Seconds that a job waits in the queue before it checks again whether the runs it needs are done."""
 RENDEZVOUS_S = 300.0
 """How long the ranks of a job wait for rank 0."""
 FRUITLESS = 2
@@ -43,18 +44,22 @@ FRUITLESS = 2
 
 @dataclass(frozen=True)
 class Requeue:
-    """The job is to be requeued for a run: after so many seconds, and not on these nodes."""
+    """An order to requeue the job."""
 
     run: Run
+    """The run that waits for the job."""
     hold_s: int = 0
+    """Seconds before the job may start again."""
     avoided: frozenset[str] = frozenset()
+    """Nodes on which the job must not start again."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run in this life of the job."""
+    """How a run ended in this start of the job."""
 
     ending: str
+    """A line for the log."""
     failed: bool = False
     requeue: Requeue | None = None
     busy: bool = False
@@ -62,7 +67,7 @@ class Outcome:
 
 
 def do_task(root: str, token: str) -> str:
-    """Do the runs of this task; returns what became of the last one. Raises SystemExit if a run failed."""
+    """Do the runs of this task; returns how the last one ended. Raises SystemExit if a run failed."""
     store = Store(Path(root))
     stop = StopRequest()
     stop.install()
@@ -77,7 +82,7 @@ def do_task(root: str, token: str) -> str:
         outcome = _do_run(store, token, waiting[0], ranks, stop)
         cancelled = stop.forget_cancel()
         busy += waiting[:1] if outcome.busy else []
-        waiting = [run for run in waiting[1:] if _is_to_do(run, token)]
+        waiting = [run for run in waiting[1:] if is_to_do(run, token)]
         if waiting and stop.signal is not None and outcome.requeue is None:
             outcome = replace(outcome, requeue=Requeue(waiting[0]))
         if outcome.requeue is not None:
@@ -85,8 +90,8 @@ def do_task(root: str, token: str) -> str:
         if waiting and (outcome.failed or cancelled):
             _restart_interpreter(output)
         gc.collect()
-    # 2. Back to the queue if something is left to do, unless somebody has cancelled the job with scancel.
-    left = [run for run in busy if _is_to_do(run, token)]
+    # 2. Requeue the job if a run is left to do, unless somebody has cancelled the job with scancel.
+    left = [run for run in busy if is_to_do(run, token)]
     if outcome.requeue or left:
         if stop.signal is not None and own_job_is_cancelled():
             _cancel_runs(store, token, keys)
@@ -98,7 +103,7 @@ def do_task(root: str, token: str) -> str:
 
 
 def check_needs(store: Store, run: Run) -> tuple[str, str]:
-    """What a job should do about a run, and why: done (nothing), train, wait or skip."""
+    """What a job should do about a run, and why: done (do nothing), train, wait or skip."""
     own = run.state()
     if own.state in ("done", "cancelled", "failed"):
         return "done", f"the run is {own.state}"
@@ -128,7 +133,7 @@ def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest)
         settle_dead_attempts(store, [run])
     decision, why = check_needs(store, run)
     if decision == "train" and run.state().submission != token:
-        decision, why = "done", "it was given to another job"
+        decision, why = "done", "the run was submitted again, to another job"
     where = f"rank {ranks.rank} of {ranks.world}: job {slurm_job()} on {socket.gethostname()}"
     log_line(f"{where}: {decision}{f', {why}' if why else ''}")
     if decision == "train":
@@ -180,15 +185,15 @@ def _after_failure(run: Run, ranks: Ranks, code: int) -> Requeue | None:
 
 
 def _requeue(requeue: Requeue) -> None:
-    """Send the job back to the queue; SLURM ends this process meanwhile."""
-    # 1. SLURM sends TERM before scontrol has returned: what follows must still be done.
+    """Requeue the job."""
+    # 1. SLURM ends this process with TERM before scontrol has returned: ignore TERM to complete the steps below.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # 2. The run waits for this job's next life, unless another process has it.
-    with contextlib.suppress(OSError):  # a full disk
-        if lease := take_lease(requeue.run.lease):
+    # 2. Mark the run as queued, unless another process has it.
+    full_disk = contextlib.suppress(OSError, MissingResourceError)
+    with full_disk, try_lease(requeue.run.lease) as held:
+        if held:
             requeue.run.queue()
-            lease.release()
-    # 3. The job itself.
+    # 3. Requeue the job, then keep it away from the nodes where it failed.
     job = slurm_job()
     assert job is not None
     requeue_job(job, requeue.hold_s)
@@ -200,16 +205,10 @@ def _cancel_runs(store: Store, token: str, keys: tuple[str, ...]) -> None:
     """Treat scancel like `retain cancel` for the runs that this job still had to do."""
     job = slurm_job()
     log_line(f"job {job} was cancelled with scancel: its runs are cancelled, and retain retry resumes them")
-    for run in (run for key in keys if _is_to_do(run := store.run(key), token)):
-        if lease := take_lease(run.lease):  # else another process has the run
-            run.cancel(f"by scancel of job {job}")
-            lease.release()
-
-
-def _is_to_do(run: Run, token: str) -> bool:
-    """Whether a run of the pack has not ended, and has not been given to another job meanwhile."""
-    state = run.state()
-    return state.state not in ENDED and state.submission == token
+    for run in (run for key in keys if is_to_do(run := store.run(key), token)):
+        with try_lease(run.lease) as held:
+            if held:  # otherwise another process has the run
+                run.cancel(f"by scancel of job {job}")
 
 
 def _has_job(store: Store, run: Run) -> bool:
@@ -218,10 +217,10 @@ def _has_job(store: Store, run: Run) -> bool:
 
 
 def _restart_interpreter(output: int) -> None:
-    """Continue with the rest of a pack in a fresh interpreter.
+    """Continue with the rest of a pack in a new interpreter.
 
     A failed run may have left a broken interpreter or GPU, and the signal of `retain cancel` ends the compile processes that
-    torch keeps. output: the job's own, from before it logged into runs.
+    torch keeps. output: the descriptor of the job's own output, which the logs of runs have replaced.
     """
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -231,27 +230,17 @@ def _restart_interpreter(output: int) -> None:
 
 
 def _rendezvous(folder: Path, ranks: Ranks) -> Mapping[str, str]:
-    """The environment by which the ranks of this job connect: rank 0 finds a free port and writes it down."""
+    """The environment by which the ranks of this job connect: rank 0 finds a free port and writes it to a file."""
     if ranks.world == 1:
         return {}
     meeting = folder / f"meeting.{slurm_job()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
     if ranks.is_first:
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        write_json(meeting, {"address": socket.gethostname(), "port": port})
+        write_json(meeting, {"address": socket.gethostname(), "port": free_port("")})
     deadline = time.monotonic() + RENDEZVOUS_S
     while not meeting.exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{meeting}: rank 0 has not started within {RENDEZVOUS_S:g} s")
         time.sleep(0.2)
     place = read_json(meeting)
-    return {
-        "MASTER_ADDR": place["address"],
-        "MASTER_PORT": str(place["port"]),
-        "WORLD_SIZE": str(ranks.world),
-        "RANK": str(ranks.rank),
-        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": str(ranks.world // ranks.nodes),
-        "GROUP_RANK": os.environ["SLURM_NODEID"],
-    }
+    local_rank, node = int(os.environ["SLURM_LOCALID"]), int(os.environ["SLURM_NODEID"])
+    return ranks.rendezvous(place["address"], place["port"], local_rank, node)

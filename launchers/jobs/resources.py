@@ -1,4 +1,4 @@
-"""What the stages of a study ask of SLURM: the options of site and study, and a walltime if none is given."""
+"""The resources that the stages of a study request from SLURM: the options of site and study, and a walltime."""
 
 import contextlib
 import json
@@ -18,22 +18,22 @@ from retain.sweeps.schema.execution import Slurm, StageExecution
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.sites import Site, choose_site, read_sites
 from retain.sweeps.tree.throughput import model_text
-from retain.sweeps.tree.tree import Tree
+from retain.sweeps.tree.tree import STAGES, Stage, Tree
 
 UNMEASURED_MINUTES = 240
 """The walltime if no done run has measured the speed of the stage."""
 MARGIN, START_MINUTES = 1.5, 10
-"""A walltime is the measured training time of all runs of a pack times MARGIN, plus START_MINUTES for starting, evaluating
-and saving."""
+"""An estimated walltime is the measured training time of all runs of a pack times MARGIN, plus START_MINUTES for starting,
+evaluating and saving."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one stage is submitted with."""
+    """The resources of one stage."""
 
     execution: StageExecution
     walltime: str
-    """The walltime and its reason, in words."""
+    """The walltime and where it comes from, as text."""
 
 
 def as_executions(resources: Mapping[str, Resources]) -> dict[str, dict[str, Any]]:
@@ -62,35 +62,32 @@ def slurm_resources(
 ) -> dict[str, Resources]:
     """The resources of every stage, by key; siblings have the same walltime, so that they form one array.
 
-    partitions: those of the cluster; if not given, SLURM is asked, and if SLURM does not answer no limit is known.
-    Raises StudyError if the study gives a walltime that its partition does not allow.
+    partitions: those of the cluster; None: ask SLURM, and assume no limits if SLURM does not answer. Raises StudyError if the
+    study gives a walltime that its partition does not allow.
     """
     if partitions is None:
         partitions = _partitions_here()
-    largest: dict[tuple[str, str | None, str], int] = {}
-    sizes: dict[tuple[str, str | None, str], int] = {}
     models: dict[str, str] = {}
+    siblings: dict[tuple[str, str | None, str], list[Stage]] = {}
     for stage in tree.stages.values():
         models[stage.key] = models[stage.parent] if stage.parent else model_text(json.loads(stage.recipe))
-        group = (stage.stage, stage.parent, models[stage.key])
-        largest[group] = max(largest.get(group, 0), stage.tokens)
-        sizes[group] = sizes.get(group, 0) + 1
-    executions = {kind: file.study.execution.of_stage(kind, site) for kind in ("pretrain", "posttrain", "finetune")}
+        siblings.setdefault((stage.stage, stage.parent, models[stage.key]), []).append(stage)
+    executions = {name: file.study.execution.of_stage(name, site) for name in STAGES}
     unknown = any(execution.slurm.minutes is None for execution in executions.values())
     speed = measured_speeds(store) if unknown else lambda *_: None
-    made: dict[tuple[str, str | None, str], Resources] = {}
-    for group, tokens in largest.items():
-        execution = executions[group[0]]
+    resources: dict[str, Resources] = {}
+    for (name, _, model), stages in siblings.items():
+        execution = executions[name]
+        tokens = max(stage.tokens for stage in stages) * min(execution.pack, len(stages))
         longest = _longest(execution, site, partitions, file.path.name)
-        together = min(execution.pack, sizes[group])
-        own = _with_walltime(execution, tokens * together, speed(group[0], group[2], execution.devices, None), longest)
+        own = _with_walltime(execution, tokens, speed(name, model, execution.devices, None), longest)
         _check_warning(own.execution.slurm, file.path.name)
-        made[group] = own
-    return {key: made[stage.stage, stage.parent, models[key]] for key, stage in tree.stages.items()}
+        resources |= dict.fromkeys((stage.key for stage in stages), own)
+    return resources
 
 
 def driver_minutes(execution: StageExecution, site: Site | None, wanted: int, file: str) -> int:
-    """The walltime of the job of a search: as the study says, or `wanted`, cut to what partition and site allow.
+    """The walltime of the job of a search in minutes: that of the study, or `wanted` as far as partition and site allow it.
 
     Raises StudyError if the study gives a walltime that its partition does not allow.
     """
@@ -110,15 +107,18 @@ def _partitions_here() -> list[Partition]:
 def _longest(
     execution: StageExecution, site: Site | None, partitions: Sequence[Partition], file: str
 ) -> tuple[int, str] | None:
-    """The longest walltime in minutes and whose limit that is; None if there is no limit."""
+    """The longest allowed walltime in minutes, and what limits it; None without a limit.
+
+    Raises StudyError if the walltime of the study is longer than every partition allows.
+    """
     slurm = execution.slurm
     names = slurm.partition.split(",") if slurm.partition else [part.name for part in partitions if part.default]
     limits = [(part.max_minutes, f"partition {part.name}") for part in partitions if part.name in names]
-    bounded = [(limit, whose) for limit, whose in limits if limit is not None]
+    bounded = [(limit, source) for limit, source in limits if limit is not None]
     if slurm.minutes and bounded and len(bounded) == len(limits) and slurm.minutes > max(bounded)[0]:
-        limit, whose = max(bounded)
+        limit, source = max(bounded)
         raise StudyError(
-            f"{file}: execution.slurm.minutes: {slurm.minutes} is more than {whose} allows ({limit}), so the job would "
+            f"{file}: execution.slurm.minutes: {slurm.minutes} is more than {source} allows ({limit}), so the job would "
             "never start; a longer stage continues in its next attempt, so ask for less"
         )
     if site is not None and site.minutes is not None:
@@ -138,6 +138,7 @@ def _check_warning(slurm: Slurm, file: str) -> None:
 def _with_walltime(
     execution: StageExecution, tokens: int, speed: float | None, longest: tuple[int, str] | None
 ) -> Resources:
+    """An execution with its walltime. tokens: those of all runs of a job; speed: measured, in tokens per second."""
     if execution.slurm.minutes is not None:
         return Resources(execution, f"{execution.slurm.minutes} minutes, as the study says")
     if speed is None:

@@ -1,4 +1,4 @@
-"""What one job, or one array of jobs, asks of SLURM: its runs, resources, environment and code."""
+"""What one job, or one array of jobs, requests from SLURM: its runs, resources, environment and code."""
 
 import contextlib
 import os
@@ -6,7 +6,6 @@ import re
 import shlex
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from retain.launchers.jobs.resources import UNMEASURED_MINUTES
 from retain.launchers.jobs.submissions import Submission, submission_folder
 from retain.launchers.stage.environment import OFFLINE
 from retain.results.store.runs import Store
+from retain.sweeps.base.files import write_bytes
 from retain.sweeps.schema.execution import Slurm
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ OF_A_JOB = re.compile(
     r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|PMI|PMIX)_(?!CONF$|JWT$)|CUDA_VISIBLE_DEVICES$|ROCR_VISIBLE_DEVICES$"
     r"|GPU_DEVICE_ORDINAL$|(MASTER_(ADDR|PORT)|WORLD_SIZE|RANK|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK)$"
 )
-"""Environment variables of a job, which a job that it submits must not inherit."""
+"""Environment variables of a job. A job that this job submits must not inherit them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def family_executor(
     import submitit
 
     class SlurmExecutor(submitit.SlurmExecutor):
-        """Works without srun: scripts may be printed on any machine, and submitting checks for SLURM itself."""
+        """Works without srun: any machine can print scripts, and `require_slurm` checks for SLURM before a submission."""
 
         @classmethod
         def affinity(cls) -> int:
@@ -72,9 +72,9 @@ def family_executor(
     execution = family.execution
     slurm = Slurm.model_validate(execution["slurm"])
     tasks = execution["devices"] // slurm.nodes
-    # A search says how many GPUs its nodes need; of a stage, each process has one.
+    # A search states the GPUs of its nodes; each process of a stage has one.
     gpus = execution.get("gpus_per_node", tasks if execution["accelerator"] != "cpu" else 0)
-    # The `gres` of a site is only for jobs that take GPUs.
+    # A `gres` with {gpus} is only for jobs that use GPUs.
     gres = slurm.gres if gpus or "{gpus}" not in (slurm.gres or "") else None
     root = str(store.root.absolute())
     epilogue = [sys.executable, "-m", "retain.launchers.jobs.epilogue", root, submission.token]
@@ -102,34 +102,32 @@ def family_executor(
         "additional_parameters": {"requeue": True} | slurm.extra,
     }
     folder = submission_folder(store, submission.token)
-    made = SlurmExecutor(folder=folder.absolute(), python=shlex.quote(sys.executable))
-    made.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
-    return made
+    executor = SlurmExecutor(folder=folder.absolute(), python=shlex.quote(sys.executable))
+    executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+    return executor
 
 
 def sbatch_script(store: Store, family: Family, dependency: str | None, code: Path) -> str:
-    """The script that a family would be submitted with."""
+    """The sbatch script with which a family would be submitted."""
     submission = Submission("dry-run", family.keys, time.time(), pack=family.pack)
-    submitter = family_executor(store, submission, family, dependency, code)
+    executor = family_executor(store, submission, family, dependency, code)
     if len(submission.tasks) > 1:
-        submitter.parameters["map_count"] = len(submission.tasks)
-    return str(submitter._make_submission_file_text(submitter._submitit_command_str, "dry-run"))
+        executor.parameters["map_count"] = len(submission.tasks)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
 
 def hand_over(folder: Path, names: Sequence[str]) -> None:
-    """Put submitit's pickles where adopted jobs or tasks of these ids look for them; all pickles of a folder are the same."""
-    waiting = list(folder.glob("*.pkl"))
+    """Put a pickle of submitit where each of these adopted jobs or tasks reads it; all pickles of a folder are the same."""
+    pickles = list(folder.glob("*.pkl"))
     for name in names:
         place = folder / f"{name}_submitted.pkl"
-        if not place.exists() and waiting:
-            beside = folder / f".{uuid.uuid4().hex}"
-            beside.write_bytes(next(path for path in waiting if path.exists()).read_bytes())
-            beside.replace(place)
+        if not place.exists() and pickles:
+            write_bytes(place, next(path for path in pickles if path.exists()).read_bytes())
 
 
 @contextlib.contextmanager
 def outside_job() -> Iterator[None]:
-    """Hide the variables of the job that this process belongs to: a job submitted meanwhile would inherit them."""
+    """Hide the variables of the job that this process belongs to, so that a job submitted in the block inherits none."""
     hidden = {name: value for name, value in os.environ.items() if OF_A_JOB.match(name)}
     for name in hidden:
         del os.environ[name]
@@ -140,13 +138,13 @@ def outside_job() -> Iterator[None]:
 
 
 def _setup(slurm: Slurm, code: Path) -> list[str]:
-    # Since SLURM 22.05, srun does not inherit the job's --cpus-per-task.
+    # Since SLURM 22.05, srun does not take --cpus-per-task from the job.
     variables = OFFLINE | {"SRUN_CPUS_PER_TASK": str(slurm.cpus)} | slurm.environment
     return [
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
         *slurm.setup,
-        # After the setup, as modules may set it too.
+        # Set after the setup commands, as modules may set it too.
         f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        # Otherwise python -m, called from a checkout, would prefer the code there.
+        # Without it, python -m in the folder of a checkout would import the code of the checkout.
         "export PYTHONSAFEPATH=1",
     ]

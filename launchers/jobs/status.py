@@ -1,10 +1,11 @@
-"""What SLURM adds to the status of runs: one squeue for all of them, and one sacct for those whose job is gone."""
+"""What SLURM adds to the status of runs: one call of squeue for all of them, one of sacct for those whose job is gone."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead
-from retain.launchers.jobs.submissions import JOB_NAME, read_submission, submitted_jobs
+from retain.launchers.jobs.submissions import JOB_NAME, keys_of_jobs, submitted_jobs
 from retain.launchers.slurm.client import Job, has_slurm, live_jobs
 from retain.results.store.runs import Store
 from retain.results.store.state import UNENDED
@@ -23,29 +24,29 @@ class Orphan:
 
     @property
     def sentence(self) -> str:
-        """What the job is, and the cure."""
-        return f"job {self.job_id} is to train {self.key[:8]}, which this store no longer has: scancel {self.job_id}"
+        """What is wrong, and the cure."""
+        return f"job {self.job_id} would train {self.key[:8]}, which this store no longer has: scancel {self.job_id}"
 
 
 @dataclass(frozen=True)
 class QueueStatus:
-    """The rows of a status with what SLURM says about them."""
+    """The rows of a status, completed by SLURM."""
 
     runs: list[RunStatus]
     orphans: list[Orphan]
     unanswered: str | None = None
-    """If SLURM was asked and did not answer: its message, and what the rows show instead."""
+    """The error message if SLURM did not answer; the rows are then those of the store."""
 
 
 def ask_slurm(rows: list[RunStatus], store: Store) -> QueueStatus:
-    """Ask SLURM about these runs, if it is installed and the store ever submitted a run."""
+    """Ask SLURM about these runs, if it is installed and runs of this store were ever submitted."""
     if not (store.root / "submissions").is_dir() or not has_slurm():
         return QueueStatus(rows, [])
     try:
         live = live_jobs(everyone=True)
     except MissingResourceError as error:
-        # A controller is sometimes away for a minute; the status goes without it.
-        return QueueStatus(rows, [], f"{error}; these are the states that the runs noted last, without their jobs")
+        # A controller is sometimes away for a minute. The store knows enough for a status.
+        return QueueStatus(rows, [], f"{error}; these are the last states in the store, without jobs")
     return QueueStatus(with_jobs(rows, store, live), find_orphans(store, live))
 
 
@@ -58,9 +59,10 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
     job_of = submitted_jobs(store, (store.run(row.key) for row in unended))
     if not job_of:
         return list(rows)
-    # A row may be planned while state.json says running; a queued run has no process that could have died.
+    # 1. Explain attempts that died. Rows of dead runs say planned although state.json says running.
     begun = [store.run(row.key) for row in unended if row.key in job_of and row.state != "queued"]
     deaths = explain_deaths(store, [run for run in begun if is_dead(run, live)])
+    # 2. Complete each row by the death of its attempt, by its job, or by the fact that its job is gone.
     found = []
     for row in rows:
         job = live.get(job_of.get(row.key, ""))
@@ -84,16 +86,11 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
 def find_orphans(store: Store, live: Mapping[str, Job]) -> list[Orphan]:
     """The jobs of this store's submissions whose run has been deleted."""
     found = []
-    keys_of: dict[str, Mapping[str, Sequence[str]]] = {}
+    keys_of = functools.cache(functools.partial(keys_of_jobs, store))
     for job in live.values():
-        if not job.name.startswith(JOB_NAME):
-            continue
-        if job.name not in keys_of:
-            try:
-                keys_of[job.name] = read_submission(store, job.name.removeprefix(JOB_NAME)).keys_of_jobs()
-            except (FileNotFoundError, MissingResourceError):
-                keys_of[job.name] = {}  # another store's
-        keys = keys_of[job.name].get(job.job_id, ())
-        if not any(store.run(key).folder.is_dir() for key in keys):
-            found += [Orphan(job.job_id, key) for key in keys]
+        if job.name.startswith(JOB_NAME):
+            # A job of another store has no record here, so no keys.
+            keys = keys_of(job.name.removeprefix(JOB_NAME)).get(job.job_id, ())
+            if not any(store.run(key).folder.is_dir() for key in keys):
+                found += [Orphan(job.job_id, key) for key in keys]
     return found

@@ -1,4 +1,4 @@
-"""Records of what was handed to SLURM: one folder a submission, written before sbatch is called.
+"""Records of what was submitted to SLURM: one folder for each submission, written before sbatch is called.
 
     submissions/<token>/intent.json   the runs in order, how many of them one task does, and the job's id once it is known
     submissions/deferred.json         the runs to submit once the user's limit of jobs allows it
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from retain.results.store.runs import Run, Store
+from retain.results.store.state import ENDED
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.files import read_json, write_json
 
@@ -64,7 +65,7 @@ class Backlog:
     keys: tuple[str, ...] = ()
     """Parents first."""
     carrier: str | None = None
-    """The job that stayed in the queue to submit them."""
+    """The job that stays in the queue to submit them."""
 
 
 def read_backlog(store: Store) -> Backlog:
@@ -77,7 +78,7 @@ def read_backlog(store: Store) -> Backlog:
 
 
 def write_backlog(store: Store, backlog: Backlog) -> None:
-    """For the submitter that holds the store's submission lease."""
+    """Replace the backlog. For the holder of the store's submission lease."""
     write_json(store.root / "submissions" / "deferred.json", asdict(backlog))
 
 
@@ -87,18 +88,19 @@ def submission_folder(store: Store, token: str) -> Path:
 
 
 def new_submission(keys: Sequence[str], pack: int = 1) -> Submission:
+    """A submission of these runs with a new token."""
     return Submission(os.urandom(6).hex(), tuple(keys), time.time(), pack=pack)
 
 
 def write_submission(store: Store, submission: Submission) -> None:
-    """Enter a submission, or what has become known of it."""
+    """Write the record of a submission, or update it."""
     folder = submission_folder(store, submission.token)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "intent.json", asdict(submission))
 
 
 def read_submission(store: Store, token: str) -> Submission:
-    """Raises FileNotFoundError, and MissingResourceError if the record is damaged."""
+    """The record of a submission. Raises FileNotFoundError, or MissingResourceError if the record is damaged."""
     fields = read_json(submission_folder(store, token) / "intent.json")
     return Submission(**fields | {"keys": tuple(fields["keys"])})
 
@@ -114,8 +116,14 @@ def unanswered(store: Store) -> list[Submission]:
     return [submission for submission in submissions(store) if submission.job_id is None]
 
 
+def is_to_do(run: Run, token: str) -> bool:
+    """Whether a job of this submission has to do the run: the run has not ended, and was not submitted again."""
+    state = run.state()
+    return state.state not in ENDED and state.submission == token
+
+
 def packed_with(store: Store, run: Run) -> list[Run]:
-    """The other runs that the job of a run's last submission was given."""
+    """The other runs that the job of a run's last submission has to do."""
     token = run.state().submission
     if token is None:
         return []
@@ -138,15 +146,15 @@ def submitted_jobs(store: Store, runs: Iterable[Run]) -> dict[str, str]:
         if token is None:
             continue
         if token not in job_of:
-            job_of[token] = _jobs_by_key(store, token)
+            job_of[token] = {key: job for job, keys in keys_of_jobs(store, token).items() for key in keys}
         if job := job_of[token].get(run.key):
             found[run.key] = job
     return found
 
 
-def _jobs_by_key(store: Store, token: str) -> dict[str, str]:
+def keys_of_jobs(store: Store, token: str) -> dict[str, tuple[str, ...]]:
+    """`Submission.keys_of_jobs` of a submission; empty if its record is missing or damaged."""
     try:
-        jobs = read_submission(store, token).keys_of_jobs()
+        return read_submission(store, token).keys_of_jobs()
     except (FileNotFoundError, MissingResourceError):
         return {}
-    return {key: job for job, keys in jobs.items() for key in keys}

@@ -1,4 +1,4 @@
-"""Hands the runs that a store lacks to SLURM, through submitit, each exactly once."""
+"""Submits the runs that are not done to SLURM, through submitit, each exactly once."""
 
 import contextlib
 import re
@@ -34,11 +34,11 @@ from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.sites import Site
 
 SUBMITTER_WAIT_S = 120.0
-"""How long one submitter waits for another on this machine; for one elsewhere, until its silence shows that it is dead."""
+"""How long a submitter waits for another one on this machine. On another machine, until its silence shows that it is dead."""
 
 
 class QueueFullError(MissingResourceError):
-    """The user may not have one job more."""
+    """The user has as many jobs as the site allows."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,21 @@ class Submitted:
     """What `retain submit --json` prints."""
 
     study: str
-    """The study, or the run, as it was named; empty for runs that a job submits."""
+    """The name of the study, or of the run as the user gave it; empty for runs that a job submits."""
     jobs: list[SubmittedJob]
-    """The jobs that were submitted now."""
+    """The jobs that this call submitted."""
     adopted: list[str]
-    """Ids of jobs of an earlier submission whose sbatch had not answered."""
+    """Ids of jobs of earlier submissions whose sbatch had not answered."""
     released: list[str]
-    """Ids of jobs that SLURM held because a node could not start them."""
+    """Ids of jobs that SLURM held because a node could not start them, and that were released."""
     queued_already: int
-    """The number of runs that were queued or running before."""
+    """The number of runs that were queued or running already."""
     done_already: int
-    """The number of runs that were done before."""
+    """The number of runs that were done already."""
     failed: list[str]
-    """Keys of runs that failed, were cancelled or skipped: `retain retry` resumes them."""
+    """Keys of runs that failed, were cancelled or skipped; `retain retry` resumes them."""
     deferred: list[str]
-    """Keys of runs beyond the user's limit of jobs: the jobs that end submit them."""
+    """Keys of runs beyond the user's limit of jobs; jobs submit them when they end."""
     limit: int | None
     """The user's limit of jobs."""
 
@@ -84,7 +84,7 @@ def submit_study(
 ) -> Submitted:
     """Prepare the data of a study, and submit the runs that are missing. Raises StudyError, MissingResourceError.
 
-    site: the name of a site profile; without it, the one that matches this machine.
+    site: the name of a site profile; by default the one that matches this machine.
     """
     require_slurm()
     chosen = find_site(site)
@@ -94,7 +94,7 @@ def submit_study(
 
 
 def register_for_slurm(opened: OpenedStudy, site: Site | None) -> Mapping[str, Resources]:
-    """Register the runs of a study with the resources that the study and the site ask for now; returns these."""
+    """Register the runs of a study with the resources that study and site request; returns the resources by key."""
     resources = slurm_resources(opened.tree, opened.file, opened.store, site)
     register(opened.tree, opened.file, opened.facts, opened.store, as_executions(resources))
     return resources
@@ -111,7 +111,7 @@ def submit_runs(store: Store, keys: Sequence[str], study: str = "") -> Submitted
 
 def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitted:
     """`submit_runs` for the holder of the store's submission lease."""
-    # 1. Settle what earlier submitters and dead jobs left open, so that states and SLURM agree.
+    # 1. Make states and SLURM agree: settle unanswered submissions, dead attempts, held jobs and blocked runs.
     adopted = settle_unanswered(store)
     runs = {key: store.run(key) for key in keys}
     settle_dead_attempts(store, list(runs.values()))
@@ -122,7 +122,7 @@ def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitt
     released = release_jobs([job for job in job_of.values() if live[job].failed_to_start])
     skip_blocked(store, [key for key in keys if key not in job_of])
 
-    # 2. Choose what has neither ended nor a job nor a living process.
+    # 2. Choose the runs that have not ended and have neither a job nor a living process.
     states = {key: run.state() for key, run in runs.items()}
     failed = [key for key, state in states.items() if state.state in STOPPED]
     wanted = [
@@ -131,15 +131,14 @@ def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitt
         if state.state in UNENDED and key not in job_of and not runs[key].is_running()
     ]
 
-    # 3. Submit it within the user's limits; the rest is left to the jobs that end.
+    # 3. Submit them within the user's limits. The rest is the backlog, which jobs submit when they end.
     limits = read_limits()
     room = None if limits.jobs is None else limits.jobs - sum(job.counts for job in live_jobs().values())
     jobs, deferred = _submit_families(store, families(store, wanted), job_of, limits, room)
     backlog = read_backlog(store)
-    others = [key for key in backlog.keys if key not in runs]
     if deferred or backlog.keys:
-        late = set(deferred)
-        write_backlog(store, replace(backlog, keys=(*others, *(key for key in keys if key in late))))
+        others, beyond = [key for key in backlog.keys if key not in runs], set(deferred)
+        write_backlog(store, replace(backlog, keys=(*others, *(key for key in keys if key in beyond))))
     done = sum(state.state == "done" for state in states.values())
     return Submitted(
         study=study,
@@ -161,9 +160,11 @@ def settle_unanswered(store: Store) -> list[str]:
     """
     adopted = []
     for submission in unanswered(store):
+        # 1. The job exists: sbatch was killed, or timed out, after SLURM had accepted the job.
         found = live_jobs(name=submission.name)
         if found:
             adopted.append(_adopt(store, submission, next(iter(found))))
+        # 2. It does not: its runs, unless they were submitted again since, have no job.
         else:
             for key in submission.keys:
                 run = store.run(key)
@@ -175,7 +176,10 @@ def settle_unanswered(store: Store) -> list[str]:
 
 @contextlib.contextmanager
 def submission_lease(store: Store) -> Iterator[None]:
-    """Allow one submitter at a time; what a killed one left is settled by the next. Raises MissingResourceError."""
+    """Allow one submitter of a store at a time. Raises MissingResourceError if another one holds the store for too long.
+
+    A submitter that is killed in between leaves unanswered submissions, which the next one settles.
+    """
     place = store.root / "submissions"
     place.mkdir(parents=True, exist_ok=True)
 
@@ -194,7 +198,10 @@ def submission_lease(store: Store) -> Iterator[None]:
 def _submit_families(
     store: Store, wanted: Sequence[Family], job_of: dict[str, str], limits: Limits, room: int | None
 ) -> tuple[list[SubmittedJob], list[str]]:
-    """Submit families in order, parents first. Returns the jobs, and the keys that are beyond the limits."""
+    """Submit families in order, parents first. Returns the jobs, and the keys that are beyond the limits.
+
+    job_of: the live job of each run that has one; jobs submitted here are added. room: how many more jobs the user may have.
+    """
     code = snapshot_code(store.root)
     jobs: list[SubmittedJob] = []
     deferred: list[str] = []
@@ -202,6 +209,7 @@ def _submit_families(
         unfinished = [key for key in family.needs if not store.run(key).is_done()]
         most = limits.array_tasks * family.pack
         for first in range(0, len(family.keys), most):
+            # 1. Take as many runs as one array and the user's limit allow; none, if a run that they need has no job.
             keys = family.keys[first : first + most]
             taken = keys if room is None else keys[: max(0, room) * family.pack]
             if any(key not in job_of for key in unfinished):
@@ -209,6 +217,7 @@ def _submit_families(
             deferred += keys[len(taken) :]
             if not taken:
                 continue
+            # 2. Submit them as one array, which starts after the jobs of the needed runs.
             dependency = ":".join(["afterany", *(job_of[key] for key in unfinished)]) if unfinished else None
             try:
                 submission = _submit(store, replace(family, keys=taken), dependency, code)
@@ -216,6 +225,7 @@ def _submit_families(
                 deferred += taken
                 room = 0
                 continue
+            # 3. Families below may depend on these jobs.
             assert submission.job_id is not None
             job_of |= {key: job for job, keys in submission.keys_of_jobs().items() for key in keys}
             jobs.append(SubmittedJob(submission.job_id, list(taken)))
@@ -224,23 +234,23 @@ def _submit_families(
 
 
 def _submit(store: Store, family: Family, dependency: str | None, code: Path) -> Submission:
-    """Call sbatch once for a family."""
-    # 1. Write the intent, with a token that becomes part of the job's name.
+    """Call sbatch once for a family. Raises QueueFullError or MissingResourceError if SLURM refuses it."""
+    # 1. Write the record before the call, with a token that becomes part of the job's name.
     submission = new_submission(family.keys, family.pack)
     write_submission(store, submission)
     for key in family.keys:
         store.run(key).queue(submission.token)
     # 2. Call sbatch.
-    submitter = family_executor(store, submission, family, dependency, code)
-    jobs = [RunJob(str(store.root.absolute()), submission.token) for _ in submission.tasks]
+    executor = family_executor(store, submission, family, dependency, code)
+    tasks = [RunJob(str(store.root.absolute()), submission.token) for _ in submission.tasks]
     try:
         with outside_job():
-            made = submitter.map_array(call, jobs) if len(jobs) > 1 else [submitter.submit(jobs[0])]
-        answered = replace(submission, job_id=made[0].job_id.split("_")[0])
+            jobs = executor.map_array(call, tasks) if len(tasks) > 1 else [executor.submit(tasks[0])]
+        answered = replace(submission, job_id=jobs[0].job_id.split("_")[0])
         write_submission(store, answered)
         return answered
     except Exception as error:
-        # 3. No answer: look for the job by its name, and adopt it if it is there.
+        # 3. No answer: look for the job by its name, and adopt it if SLURM has it. Otherwise the runs have no job.
         found = live_jobs(name=submission.name)
         if found:
             return replace(submission, job_id=_adopt(store, submission, next(iter(found))))
@@ -251,7 +261,7 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
 
 
 def _adopt(store: Store, submission: Submission, job_id: str) -> str:
-    """Give a job that was found by its name what it is to do, and enter its id."""
+    """Complete the submission of a job that was found by its name: give it its pickles, and record its id."""
     job_id = job_id.split("_")[0]
     tasks = len(submission.tasks)
     names = [f"{job_id}_{index}" for index in range(tasks)] if tasks > 1 else [job_id]

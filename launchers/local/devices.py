@@ -1,4 +1,4 @@
-"""The devices of this machine, as slots for stages that run side by side."""
+"""The devices of this machine, as slots for stages that run at the same time."""
 
 import os
 from collections.abc import Mapping
@@ -11,10 +11,12 @@ from retain.sweeps.tree.tree import STAGES
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one run at a time: the number of ranks for each stage, and the GPUs (none: on the CPU)."""
+    """Room for one run at a time."""
 
     ranks: Mapping[str, int]
+    """The number of ranks for each stage."""
     gpus: tuple[str, ...] = ()
+    """The GPUs of the slot; empty on the CPU."""
 
 
 def local_slots(execution: Execution) -> list[Slot]:

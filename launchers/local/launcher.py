@@ -1,4 +1,4 @@
-"""The local launcher: trains the stages of a tree side by side on this machine, as many as its cores or GPUs allow."""
+"""The local launcher: trains the stages of a tree on this machine, as many at a time as its cores or GPUs allow."""
 
 import contextlib
 import multiprocessing
@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -22,7 +22,8 @@ from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.stage.attempt import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED
 from retain.launchers.stage.environment import OFFLINE
 from retain.launchers.stage.failures import BUG, DISK, LOCAL, classify_death, prepare_retry, sentence
-from retain.results.store.lease import LivenessChecker, take_lease
+from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port, loopback_interface
+from retain.results.store.lease import try_lease
 from retain.results.store.readiness import is_ready
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
@@ -47,9 +48,9 @@ class WorkerGroup:
     left: int = 0
     """The number of siblings of the run that the group may still train; 0 with more than one process."""
     failed_at: float | None = None
-    """When the first process was seen to have failed."""
+    """When the launcher saw that a process had failed; None if none has. Monotonic seconds."""
     code: int = 0
-    """The exit code of that process."""
+    """The exit code of the process that failed first."""
 
     def kill(self) -> None:
         for process in self.processes:
@@ -57,7 +58,7 @@ class WorkerGroup:
 
 
 Disturb = Callable[[Mapping[str, WorkerGroup]], None]
-"""Called with the worker groups by run, instead of a pause; see `launchers.checks.drill`."""
+"""Called with the worker groups by run, instead of a pause between polls. Only the drill uses it, to kill processes."""
 
 
 def train(
@@ -65,9 +66,9 @@ def train(
 ) -> dict[str, State]:
     """Train every stage of a tree that the store lacks; returns the last state of each.
 
-    A stage that fails stops its own branch only. A stage that another launcher on this store trains is waited for. On
-    KeyboardInterrupt all processes are stopped, their runs are left as planned, and the exception is raised again.
-    With `disturb`, a run whose processes it has killed is resumed.
+    A stage that fails stops its own branch only. If another launcher on this store trains a stage, this one waits for it. On
+    KeyboardInterrupt all processes are stopped, their runs are left as planned, and the exception is raised again. A run whose
+    processes `disturb` has killed is resumed.
     """
     scheduler = Scheduler(tree, store, slots, forgiving=disturb is not None)
     with _terminate_as_interrupt():
@@ -91,7 +92,7 @@ def train(
 
 
 def start_detached(study: str, overrides: Sequence[str], store: Path) -> Path:
-    """Start `retain run` on this machine so that it outlives the terminal; returns the path of its log."""
+    """Start `retain run` in the background, so that it survives the end of the terminal; returns the path of its log."""
     log = store / f"run.{socket.gethostname()}.{time.strftime('%Y%m%d-%H%M%S')}.log"
     command = [sys.executable, "-m", "retain.launchers.cli.app", "run", study, *overrides, "--store", str(store)]
     with log.open("ab") as stream:
@@ -100,17 +101,22 @@ def start_detached(study: str, overrides: Sequence[str], store: Path) -> Path:
 
 
 class Scheduler:
-    """Decides which run is trained next: the states of all stages, the worker groups, the free slots."""
+    """Decides which run is trained next: the states of all stages, the worker groups, the free slots.
+
+    A stage waits until its parent is done and a slot is free; then it has a worker group; then it is done, or waits again for
+    another attempt, or has ended.
+    """
 
     def __init__(self, tree: Tree, store: Store, slots: Sequence[Slot], forgiving: bool) -> None:
         self.tree, self.store, self.slots = tree, store, slots
         self.forgiving = forgiving
+        """Whether killed processes are resumed."""
         self.liveness = slurm_liveness()
         self.unwritten: dict[str, State] = {}
         """The states of failed runs that could not be written, because the disk is full."""
         self.states = store.states(tree.stages)
         missing = [key for key, state in self.states.items() if state.state not in ("done", "cancelled")]
-        self.context = _fork_server(_modules(store, missing))
+        self.context = _fork_server(sorted({kind_of(store.run(key).spec()).module for key in missing}))
         self.waiting = sorted(missing, key=self._urgency())
         self.groups: dict[str, WorkerGroup] = {}
         self.elsewhere: set[str] = set()
@@ -124,15 +130,17 @@ class Scheduler:
     def collect(self) -> None:
         """Read the progress of the worker groups, and handle those that ended."""
         for key, group in list(self.groups.items()):
+            # 1. Has a rank failed? A signal that ended one rank counts before the errors that this causes in the others.
             codes = [process.exitcode for process in group.processes]
             if group.failed_at is None and (bad := [code for code in codes if code not in (None, 0, STOPPED)]):
-                # What a signal did to one rank counts before the errors that this causes in the others.
                 group.failed_at, group.code = time.monotonic(), min(bad)
+            # 2. While a rank runs: end it if another has failed, or give it the next run of its pack.
             if None in codes:
                 if group.failed_at is not None and time.monotonic() - group.failed_at > GRACE_S:
                     group.kill()
                 elif group.left and group.pipe.poll():
                     self._continue_pack(key, group)
+            # 3. Once all ranks have ended: decide what becomes of the run.
             else:
                 self._dismiss(key, group, group.code or (STOPPED if STOPPED in codes else 0))
             self.states[key] = self.unwritten.get(key) or self.store.run(key).state()
@@ -143,9 +151,12 @@ class Scheduler:
         free = [slot for slot in range(len(self.slots)) if slot not in used]
         for key in list(self.waiting):
             stage = self.tree.stages[key]
+            # 1. The branch has ended above: so has this stage.
             if stage.parent in self.ended:
                 self.waiting.remove(key)
                 self.ended.add(key)
+            # 2. Another launcher has ended the run, or trains it: it does not start here.
+            # 3. Otherwise it starts in a free slot.
             elif (free or key in self.elsewhere) and is_ready(stage, self.states):
                 if self._ended_elsewhere(key):
                     self.waiting.remove(key)
@@ -154,7 +165,8 @@ class Scheduler:
                     self.groups[key] = self._start(key, free.pop(0))
 
     def stop_all(self, cause: str) -> None:
-        """Stop every process once it has saved a checkpoint, or at once at a second interrupt; runs are left as planned."""
+        """Stop all processes, and leave their runs as planned. A second interrupt ends the wait for their checkpoints."""
+        # 1. Ask every process to save a checkpoint and end; wait for them all.
         processes = [process for group in self.groups.values() for process in group.processes]
         with contextlib.suppress(KeyboardInterrupt):
             for process in processes:
@@ -162,19 +174,22 @@ class Scheduler:
             deadline = time.monotonic() + STOP_GRACE_S
             for process in processes:
                 process.join(max(0.0, deadline - time.monotonic()))
+        # 2. Kill those that are left, and record that their attempts have ended.
         for key, group in self.groups.items():
             group.kill()
             for process in group.processes:
                 process.join()
             group.pipe.close()
-            with _leased(self.store.run(key)) as run:
-                if run:
+            run = self.store.run(key)
+            with try_lease(run.lease) as held:
+                if held:
                     run.stop(cause)
-            self.states[key] = self.store.run(key).state()
+            self.states[key] = run.state()
         self.groups.clear()
 
     def _continue_pack(self, key: str, group: WorkerGroup) -> None:
-        """Give a group that has trained a run of a pack the next run, if that is a sibling."""
+        """Give a group that has trained a run of a pack the next run, if that is a sibling; otherwise let it end."""
+        # 1. Choose the most urgent run, unless another group or launcher must train it.
         ready = (other for other in self.waiting if is_ready(self.tree.stages[other], self.states))
         following = next(ready, "")
         if following and (not self._are_siblings(key, following) or self._ended_elsewhere(following)):
@@ -183,11 +198,13 @@ class Scheduler:
             following = ""
         if following:
             self._free_lease(following)
+        # 2. Answer the process, which waits for a key; an empty one ends it.
         try:
             group.pipe.recv_bytes()
             group.pipe.send_bytes(following.encode())
         except (EOFError, OSError):  # the process has just died
             following = ""
+        # 3. The group belongs to the next run now.
         group.left = group.left - 1 if following else 0
         if following:
             self.waiting.remove(following)
@@ -200,7 +217,7 @@ class Scheduler:
         return (one.stage, one.parent) == (another.stage, another.parent) and executions[0] == executions[1]
 
     def _ended_elsewhere(self, key: str) -> bool:
-        """Whether another launcher has ended this run meanwhile; notes the runs that another launcher trains."""
+        """Whether another launcher has ended this run; notes in `elsewhere` that another launcher is training it."""
         run = self.store.run(key)
         if run.is_running(self.liveness):
             self.elsewhere.add(key)
@@ -216,19 +233,20 @@ class Scheduler:
         return False
 
     def _start(self, key: str, slot: int) -> WorkerGroup:
+        """Start a process for each rank of a run."""
         self._free_lease(key)
         world = self.slots[slot].ranks[self.tree.stages[key].stage]
         pack = self.store.run(key).spec()["execution"].get("pack", 1) if world == 1 else 1
         theirs, ours = self.context.Pipe(duplex=pack > 1)
         shared = {"CUDA_VISIBLE_DEVICES": ",".join(self.slots[slot].gpus[:world])}
         if world > 1:
-            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world)}
-            shared |= {"GLOO_SOCKET_IFNAME": _loopback(), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0"}
+            shared["GLOO_SOCKET_IFNAME"] = loopback_interface()
+        port = free_port()
         processes = []
-        for rank in range(world):
-            environment = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})
-            arguments = (self.store.root, key, rank, world, environment, theirs, pack)
-            process = self.context.Process(target=work, args=arguments, name=f"{key} rank {rank}")
+        for ranks in (Ranks(rank, world) for rank in range(world)):
+            own = ranks.rendezvous(LOOPBACK, port, local_rank=ranks.rank) if world > 1 else {}
+            arguments = (self.store.root, key, ranks, shared | own, theirs, pack)
+            process = self.context.Process(target=work, args=arguments, name=f"{key} rank {ranks.rank}")
             with _unimportable_main():
                 process.start()
             processes.append(process)
@@ -237,20 +255,22 @@ class Scheduler:
 
     def _free_lease(self, key: str) -> None:
         """Release the lease of a dead owner on another machine: a worker has not watched long enough to know that."""
-        with _leased(self.store.run(key), self.liveness):
+        with try_lease(self.store.run(key).lease, self.liveness):
             pass
 
     def _dismiss(self, key: str, group: WorkerGroup, code: int) -> None:
-        """Handle a group whose processes have all ended."""
+        """Decide what becomes of a run whose processes have all ended."""
         group.pipe.close()
         del self.groups[key]
         run = self.store.run(key)
         state = run.state()
+        # 1. It has ended as it should.
         if state.state == "done":
             return
         if state.state == "cancelled":
             self.ended.add(key)
             return
+        # 2. It waits for another attempt: it was stopped, another process has it, or its failure may be retried.
         if code in (BUSY, STOPPED) or (self.forgiving and code < 0) or run.is_running():
             self.waiting.insert(0, key)
             return
@@ -260,19 +280,20 @@ class Scheduler:
                 return
         except OSError:  # the disk is full
             pass
+        # 3. It has failed, and with it the stages below.
         self.ended.add(key)
         if code < 0 or run.state().state != "failed":
             self._fail(run, code)
 
     def _fail(self, run: Run, code: int) -> None:
-        """Enter the failure of a run whose processes died without reporting it."""
+        """Record the failure of a run whose processes died without reporting it."""
         failure = DISK if code == NO_ROOM else classify_death(code) or BUG
         reason = sentence(failure, f"{_death(code)}; see retain logs {run.key[:8]}")
         try:
-            with _leased(run) as held:
+            with try_lease(run.lease) as held:
                 if held:
-                    held.fail(reason, failure, cause=reason)
-        except (OSError, RetainError):  # the disk is full: report what cannot be written
+                    run.fail(reason, failure, cause=reason)
+        except (OSError, RetainError):  # the disk is full: the state is kept in memory for the final table
             self.unwritten[run.key] = replace(run.state(), state="failed", reason=reason)
 
     def _urgency(self) -> Callable[[str], tuple[int, str]]:
@@ -285,17 +306,6 @@ class Scheduler:
         return lambda key: (-below[key], key)
 
 
-@contextlib.contextmanager
-def _leased(run: Run, liveness: LivenessChecker | None = None) -> Iterator[Run | None]:
-    """The run while its lease is held; None if another process has it or it is done."""
-    lease = take_lease(run.lease, liveness)
-    try:
-        yield run if lease and not run.is_done() else None
-    finally:
-        if lease:
-            lease.release()
-
-
 def _death(code: int) -> str:
     if code == NO_ROOM:
         return "the disk is full: free space and run it again, the last checkpoint is kept"
@@ -306,13 +316,8 @@ def _death(code: int) -> str:
     return f"its process exited with code {code}"
 
 
-def _modules(store: Store, keys: Iterable[str]) -> list[str]:
-    """The modules that attempts at these runs import."""
-    return sorted({kind_of(store.run(key).spec()).module for key in keys})
-
-
 def _fork_server(modules: list[str]) -> ForkServerContext:
-    """Processes are forked from one that has imported these modules, so that imports are paid once."""
+    """Fork processes from a server that has imported these modules, so that each is imported only once."""
     os.environ.update(OFFLINE)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["retain.launchers.local.worker", *modules])
@@ -321,7 +326,7 @@ def _fork_server(modules: list[str]) -> ForkServerContext:
 
 @contextlib.contextmanager
 def _unimportable_main() -> Iterator[None]:
-    """Keep new processes from running the caller's script again, as multiprocessing has them do; no worker needs it."""
+    """Hide the caller's script from multiprocessing, which would run it again in each new process; no worker needs it."""
     main = vars(sys.modules["__main__"])
     hidden: dict[str, object] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
     main["__spec__"] = None
@@ -331,21 +336,9 @@ def _unimportable_main() -> Iterator[None]:
         main.update(hidden)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _loopback() -> str:
-    """The name of the network interface that only this machine sees."""
-    names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in names if name.startswith("lo")), names[0])
-
-
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM, as batch systems and service managers send it, stops the launcher as Ctrl-C does."""
+    """Let SIGTERM, which batch systems and service managers send, stop the launcher as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -17,17 +17,18 @@ from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.tree import Tree
 
 Reporting = Callable[[], AbstractContextManager[Report]]
-"""Makes a function that shows the preparation of data."""
+"""Opens a display of the preparation of data."""
 Watching = Callable[[Tree, Store], AbstractContextManager[Watch]]
-"""Makes a function that shows the states of the stages of a tree in a store."""
+"""Opens a display of the states of the stages of a tree in a store."""
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A study after `run_study`: the last state of each stage."""
+    """A study after `run_study`."""
 
     opened: OpenedStudy
     states: Mapping[str, State]
+    """The last state of each stage."""
 
 
 def run_study(
@@ -39,7 +40,7 @@ def run_study(
 ) -> StudyRun:
     """Prepare the data of a study, and train what its store lacks.
 
-    reporting, watching: show the preparation of data, and the training. Raises StudyError, MissingResourceError, and
+    reporting, watching: display the preparation of data, and the training. Raises StudyError, MissingResourceError, and
     KeyboardInterrupt once all processes have saved a checkpoint and ended.
     """
     execution = read_study(name, overrides).study.execution

@@ -1,4 +1,4 @@
-"""The process that the local launcher starts for each rank: it logs into the run and dies with its launcher."""
+"""The process that the local launcher starts for each rank: it logs into the run, and ends when its launcher ends."""
 
 import contextlib
 import gc
@@ -18,11 +18,11 @@ from retain.results.store.runs import Store
 
 
 def work(
-    root: Path, key: str, rank: int, world: int, environment: Mapping[str, str], launcher: Connection, pack: int = 1
+    root: Path, key: str, ranks: Ranks, environment: Mapping[str, str], launcher: Connection, pack: int = 1
 ) -> None:
-    """Make an attempt at a run as one of `world` ranks, as long as `launcher` is open; exit with the attempt's code.
+    """Make an attempt at a run while the pipe `launcher` is open; exit with the attempt's code.
 
-    With a pack of several runs, report "done" after each, and continue with the run that `launcher` names then, if any.
+    With a pack of several runs, report "done" after each, and continue with the run that the launcher then names, if any.
     """
     stop = StopRequest()
     stop.install()
@@ -32,9 +32,9 @@ def work(
     following, code = key, 0
     while following:
         log_into(root / following / "log.txt")
-        log_line(f"rank {rank} of {world}: process {os.getpid()} begins")
-        code, ending = attempt_code(Store(root), following, Ranks(rank, world), stop)
-        log_line(f"rank {rank}: {ending}")
+        log_line(f"rank {ranks.rank} of {ranks.world}: process {os.getpid()} begins")
+        code, ending = attempt_code(Store(root), following, ranks, stop)
+        log_line(f"rank {ranks.rank}: {ending}")
         pack -= 1
         following = _next_run(launcher, named, stop) if code == 0 and pack else ""
     # The libraries' exit handlers may wait for a rank that is gone.
@@ -53,7 +53,10 @@ def _next_run(launcher: Connection, named: "queue.SimpleQueue[str]", stop: StopR
 
 
 def _listen(launcher: Connection, named: "queue.SimpleQueue[str]") -> None:
-    """Pass on what the launcher sends. Once it is gone, stop at the next step, or at once if that takes too long."""
+    """Put the keys that the launcher sends into `named`. Once the launcher is gone, end this process.
+
+    A TERM signal lets the attempt save a checkpoint; if that takes too long, the process exits.
+    """
     with contextlib.suppress(EOFError, OSError):
         while True:
             named.put(launcher.recv_bytes().decode())

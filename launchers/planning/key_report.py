@@ -1,4 +1,4 @@
-"""`retain why`: the fields behind a stage key, and those in which it differs from another."""
+"""`retain why`: the fields that make a stage key, and the differences between two keys."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from retain.sweeps.tree.key_diff import Payload, differences, nearest, path_fiel
 
 
 def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[str, Any]:
-    """The fields of a key, and its differences from `other` or from its nearest run in the store.
+    """The fields of a key, and its differences from `other`, or else from the most similar run in the store.
 
     Keys may be shortened; they are looked up in the study, then in the store. Raises StudyError for an unknown key.
     """
@@ -56,7 +56,7 @@ class _Paths:
         if found:
             raise StudyError(f"{prefix}: {len(found)} stage keys begin with this; give more digits")
         raise StudyError(
-            f"{prefix}: no such stage key in the study or the store; retain plan STUDY --json lists the study's"
+            f"{prefix}: stage key not found in the study or the store; retain plan STUDY --json lists the study's"
         )
 
     def of(self, key: str) -> list[Payload]:

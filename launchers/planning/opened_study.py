@@ -1,4 +1,4 @@
-"""A study joined to its store: its file, its data, its tree."""
+"""A study joined to its store: file, data and tree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ def open_study(name: str, overrides: Sequence[str], store: Path) -> OpenedStudy:
 def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Report = ignore_progress) -> OpenedStudy:
     """Open a study, and prepare the data that its store lacks. Raises StudyError, MissingResourceError."""
     file = read_study(name, overrides)
-    # Mistakes in the study are found before a corpus is read or a folder is made.
+    # Find mistakes in the study before any corpus is read or any folder is made.
     known = _opened(name, file, open_store(store), known_facts(file, store))
-    made = make_store(store)
+    make_store(store)
     facts = prepare(file, store, report)
-    return known if facts == known.facts else _opened(name, file, made, facts)
+    return known if facts == known.facts else _opened(name, file, known.store, facts)
 
 
 def prepare_cut(name: str, overrides: Sequence[str], store: Path, report: Report) -> OpenedStudy:

@@ -1,7 +1,7 @@
 """What one study, or several together, would train and cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
@@ -57,7 +57,7 @@ class Plan:
     """What `retain plan --json` prints."""
 
     study: str
-    """The names of all studies, joined by +."""
+    """The names of all planned studies, joined by +."""
     provisional: bool
     """True while data is not prepared: the keys will change."""
     device: str
@@ -81,14 +81,13 @@ def plan_studies(names: Sequence[str], overrides: Sequence[str], store: Path, de
     done = {key for key, state in states.items() if state.state == "done"}
     totals = total_cost(tree, done, device, measured_speeds(found), _parallelism(opened))
     data = _data_bytes(opened)
+    with_data = vars(totals) | {"data_bytes": data, "disk_peak_bytes": totals.disk_peak_bytes + data}
     stages = [
         PlannedStage(stage.key, stage.stage, stage.parent, stage.axes, stage.tokens, states[stage.key].state)
         for stage in tree.stages.values()
     ]
-    numbers = {field.name: getattr(totals, field.name) for field in fields(totals)}
-    numbers |= {"data_bytes": data, "disk_peak_bytes": totals.disk_peak_bytes + data}
     studies = [PlannedStudy(one.name, one.tree.study, _axes(one), one.tree.provisional) for one in opened]
-    return Plan(tree.study, tree.provisional, device, studies, stages, PlanTotals(**numbers))
+    return Plan(tree.study, tree.provisional, device, studies, stages, PlanTotals(**with_data))
 
 
 def _axes(opened: OpenedStudy) -> dict[str, int]:
@@ -97,25 +96,25 @@ def _axes(opened: OpenedStudy) -> dict[str, int]:
 
 
 def _parallelism(opened: Sequence[OpenedStudy]) -> dict[str, Parallelism]:
-    """How each stage is executed; with several studies, the most that one of them takes."""
-    made = {}
+    """How each stage is executed; of several studies, the one that takes the most counts."""
+    parallelism = {}
     for stage in STAGES:
         executions = [one.file.study.execution.of_stage(stage) for one in opened]
-        made[stage] = Parallelism(
+        parallelism[stage] = Parallelism(
             max(execution.devices for execution in executions),
             max(one.slurm.at_a_time for one in executions),
             min(one.pack for one in executions),
         )
-    return made
+    return parallelism
 
 
 def _data_bytes(opened: Sequence[OpenedStudy]) -> int:
-    """Bytes of the packed corpora, each once; an unprepared corpus counts its budget of tokens, or nothing without one."""
+    """Bytes of the packed corpora, each once. An unprepared corpus counts with its `tokens` in the study, or 0 without them."""
     sizes = {}
     for one in opened:
         for (name, length), facts in one.facts.corpora.items():
-            width = 2 if one.facts.vocabulary <= 2**16 else 4
-            unread = facts.fingerprint.startswith(UNPREPARED)
-            tokens = one.file.study.corpora[name].tokens if unread else (facts.train or 0) * length
-            sizes[facts.fingerprint] = (tokens or 0) * width
+            bytes_per_token = 2 if one.facts.vocabulary <= 2**16 else 4
+            unprepared = facts.fingerprint.startswith(UNPREPARED)
+            tokens = one.file.study.corpora[name].tokens if unprepared else (facts.train or 0) * length
+            sizes[facts.fingerprint] = (tokens or 0) * bytes_per_token
     return sum(sizes.values())

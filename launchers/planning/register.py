@@ -1,4 +1,4 @@
-"""Enters the stages of a tree into the store, so that any process can train one from its key alone."""
+"""Register the stages of a tree in the store, so that any process can train one from its key alone."""
 
 import importlib.metadata
 import json
@@ -32,7 +32,7 @@ def register(
 ) -> None:
     """Write stage.json and a first state.json for every stage that the store does not have.
 
-    executions: how each stage is executed, by key, from `launchers.jobs.resources` for SLURM; without it, as the study says.
+    executions: how each stage is executed, by key: for SLURM, see `launchers.jobs.resources`; None: as the study says.
     """
     versions = installed_versions()
     here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in STAGES}
@@ -58,7 +58,7 @@ def register(
             )
 
     waiting = iter(tree.stages.values())
-    # Each file waits for the disk; those written at the same time wait together.
+    # Each write waits for the disk, and many can wait at the same time.
     with ThreadPoolExecutor(WRITERS) as writers:
         while some := list(islice(waiting, AT_A_TIME)):
             list(writers.map(store.register, (stage.key for stage in some), specs(some)))
@@ -70,7 +70,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def as_here(execution: Mapping[str, Any], store: Store, key: str) -> dict[str, Any]:
-    """How a stage is executed on this machine; what it was submitted with is kept for queued jobs."""
+    """How a stage is executed on this machine. The SLURM options of an earlier submission are kept, for queued jobs."""
     try:
         submitted = store.run(key).spec()["execution"]["slurm"]
     except FileNotFoundError:
@@ -84,9 +84,9 @@ def stage_spec(stage: Stage, recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluation(stage: str, recipe: dict[str, Any]) -> dict[str, str]:
-    """The held-out splits that a stage adds to those of its ancestors: by role, the fingerprint of the corpus.
+    """The held-out splits that a stage adds to those of its ancestors: the fingerprint of the corpus, by role.
 
-    A pretraining is evaluated on D_post only if it saw some of it: at λ = 0 it is the same run whatever D_post is.
+    A pretraining is evaluated on D_post only at λ > 0: at λ = 0 its run is the same for every D_post.
     """
     roles = {ROLES[stage]: recipe["corpus"]}
     if exposure := recipe.get("exposure"):

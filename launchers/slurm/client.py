@@ -1,4 +1,4 @@
-"""SLURM's commands: one squeue for any number of jobs, limits, requeue, cancel. Accounting is optional."""
+"""SLURM's commands: squeue for any number of jobs, limits, requeue, cancel. Works without accounting."""
 
 import contextlib
 import os
@@ -13,13 +13,13 @@ from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.processes import slurm_job
 
 PATIENCE_S = 60.0
-"""Seconds after which a command counts as unanswered."""
+"""How long to wait for the answer of a command."""
 NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job, or one task of an array, that SLURM has not finished with."""
+    """A job, or one task of an array, that has not ended."""
 
     job_id: str
     """123, or 123_4 for a task of an array."""
@@ -34,23 +34,23 @@ class Job:
 
     @property
     def failed_to_start(self) -> bool:
-        """Whether a node could not start it, so that SLURM holds it until somebody releases it."""
+        """Whether a node could not start the job, so that SLURM holds it until it is released."""
         return self.reason.replace("_", " ") == "launch failed requeued held"
 
     @property
     def counts(self) -> bool:
-        """Whether it counts against the user's limit of jobs."""
+        """Whether the job counts against the user's limit of jobs."""
         return self.state != "COMPLETING"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one user may submit. None: no limit is known."""
+    """How many jobs one user may submit."""
 
     array_tasks: int
-    """Tasks of one array (MaxArraySize - 1)."""
+    """The most tasks of one array (MaxArraySize - 1)."""
     jobs: int | None
-    """Jobs queued or running at a time (MaxSubmitJobs of the user's QOS or association)."""
+    """The most jobs queued or running at a time (MaxSubmitJobs of the user's QOS or association); None: no known limit."""
 
 
 def has_slurm() -> bool:
@@ -67,10 +67,10 @@ def require_slurm() -> None:
 
 
 def live_jobs(job_ids: Iterable[str] | None = None, name: str | None = None, everyone: bool = False) -> dict[str, Job]:
-    """Jobs that SLURM has not finished with, by id: one call of squeue. Raises MissingResourceError.
+    """The jobs that have not ended, by id: one call of squeue. Raises MissingResourceError if SLURM does not answer.
 
-    job_ids: only these jobs and the tasks of these arrays; None for all jobs of this user, or of everyone. name: only jobs of
-    that name.
+    job_ids: only these jobs and the tasks of these arrays; None for all jobs of this user, or of everyone. name: only jobs with
+    this name.
     """
     command = ["squeue", "--noheader", "--array", "--format=%i|%j|%T|%r", "--states=all"]
     command += ["--name", name] if name else []
@@ -119,7 +119,7 @@ def cancel_jobs(job_ids: Sequence[str]) -> None:
 
 
 def release_jobs(job_ids: Sequence[str]) -> list[str]:
-    """Release held jobs or tasks of arrays; returns those that SLURM released: some sites reserve this for operators."""
+    """Release held jobs or tasks of arrays; returns those that SLURM released, as some sites allow only operators to do it."""
     released = []
     for job_id in job_ids:
         with contextlib.suppress(MissingResourceError):
@@ -135,9 +135,9 @@ def signal_job(job_id: str, name: str) -> bool:
 
 
 def requeue_job(job_id: str, hold_s: int = 0) -> None:
-    """Requeue this very job, to start again after `hold_s` seconds at the earliest.
+    """Requeue the job of this process, to start again after `hold_s` seconds at the earliest.
 
-    SLURM ends the job before scontrol has its answer, so scontrol must survive TERM.
+    SLURM sends TERM to all processes of the job before scontrol has its answer, so scontrol must ignore TERM.
     """
     command = ["scontrol", "requeue", job_id]
     subprocess.run(
@@ -158,8 +158,8 @@ def requeue_job(job_id: str, hold_s: int = 0) -> None:
 def own_job_is_cancelled() -> bool:
     """Whether somebody has ended this process's job with scancel; False if SLURM does not answer.
 
-    Such a job is completing without a reason (a time limit has one), without a preemption time, and without one restart more
-    than this life of the job knows of (a requeued job has that).
+    A job that ends for another cause is COMPLETING too, but differs: a time limit has a reason, a preemption has a time, and a
+    requeued job has one restart more than this process was started with.
     """
     try:
         answer = ask(["scontrol", "--oneliner", "show", "job", str(slurm_job())])
@@ -171,7 +171,7 @@ def own_job_is_cancelled() -> bool:
 
 
 def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:
-    """Keep a waiting job away from these nodes too. If SLURM refuses, nothing changes."""
+    """Add nodes to those that a waiting job avoids. If SLURM refuses, nothing changes."""
     with contextlib.suppress(MissingResourceError):
         found = re.search(r"\bExcNodeList=(\S+)", ask(["scontrol", "--oneliner", "show", "job", job_id]))
         before = [] if found is None or found[1] == "(null)" else [found[1]]
@@ -179,7 +179,7 @@ def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:
 
 
 def accounted_states(job_ids: Iterable[str]) -> dict[str, str]:
-    """The states in which jobs ended, as sacct prints them, by id: one call of sacct; empty without accounting."""
+    """The final states of jobs that have ended, as sacct prints them, by id: one call of sacct; empty without accounting."""
     wanted = set(job_ids)
     if not wanted or shutil.which("sacct") is None:
         return {}

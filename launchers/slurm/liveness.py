@@ -1,4 +1,4 @@
-"""Whether the SLURM job that holds a lease has ended, for a watcher on another machine."""
+"""Ask SLURM whether the job that holds a lease has ended, for a watcher on another machine."""
 
 import time
 
@@ -8,21 +8,19 @@ from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.processes import slurm_job
 
 ASK_AGAIN_S = 30.0
-"""A watcher polls several times a second; SLURM is asked about a job at most this often."""
+"""Seconds between two questions about the same job; a watcher polls several times a second."""
 
 
-def slurm_liveness(own_job_is_dead: bool = False) -> LivenessChecker:
+def slurm_liveness() -> LivenessChecker:
     """A liveness checker that asks SLURM, if there is one, whether the owner of a lease still has its job.
 
-    own_job_is_dead: what to assume of an owner that ran in this very job, on another node: an earlier life of the job.
+    SLURM cannot tell this for an owner in an earlier start of this process's own job, which keeps its id when it is requeued.
     """
     answers: dict[str, tuple[float, bool | None]] = {}
 
     def job_has_ended(owner: Owner) -> bool | None:
-        if owner.job_id is None or not has_slurm():
+        if owner.job_id is None or owner.job_id == slurm_job() or not has_slurm():
             return None
-        if owner.job_id == slurm_job():
-            return True if own_job_is_dead else None
         asked_at, ended = answers.get(owner.job_id, (-ASK_AGAIN_S, None))
         if time.monotonic() - asked_at >= ASK_AGAIN_S:
             try:

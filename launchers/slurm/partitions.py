@@ -1,4 +1,4 @@
-"""The configuration and the partitions of a SLURM cluster: two calls of scontrol."""
+"""The configuration and the partitions of a SLURM cluster, from scontrol and sinfo."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class Partition:
 
 
 def read_config() -> dict[str, str]:
-    """The settings of `scontrol show config` by name; (null) becomes an empty text. Raises MissingResourceError."""
+    """The settings of `scontrol show config` by name; (null) becomes an empty string. Raises MissingResourceError."""
     return parse_config(ask(["scontrol", "show", "config"]))
 
 
@@ -39,7 +39,7 @@ def read_partitions() -> list[Partition]:
 
 
 def count_gpus(partitions: Sequence[Partition]) -> list[Partition]:
-    """The partitions with the GPUs of their nodes, also if the cluster does not account for GPUs.
+    """The partitions with the GPUs of their nodes, which sinfo knows even if the cluster does not account for GPUs.
 
     Raises MissingResourceError.
     """

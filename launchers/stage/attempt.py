@@ -1,4 +1,4 @@
-"""One attempt at one run, whatever its kind: take the lease, let the kind work, enter how the attempt ended."""
+"""One attempt at one run of any kind: take the lease, let the kind work, record how the attempt ended."""
 
 import contextlib
 import functools
@@ -24,12 +24,12 @@ from retain.results.store.state import Progress
 from retain.sweeps.base.errors import RetainError, StageFailedError
 
 FAILED, BUSY, STOPPED, NO_ROOM = 1, 74, 75, 76
-"""Exit codes of an attempt: the run failed; another process has it; a signal stopped the attempt, and the run can be resumed;
-the disk is full, so that not even the failure could be written."""
+"""Exit codes of an attempt: the run failed; another process has the run; a signal stopped the attempt, and the run can be
+resumed; the disk is full, so the failure itself may be unwritten."""
 STOP_GRACE_S = 30.0
 """How long an attempt may take to save its checkpoint after a stop signal."""
 LEASE_PATIENCE_S = 3.0
-"""Launchers and `retain gc` hold the lease of a run for moments only."""
+"""How long to wait for the lease. Launchers and `retain gc` hold it only for moments."""
 
 
 class RunBusyError(RetainError):
@@ -38,7 +38,7 @@ class RunBusyError(RetainError):
 
 @dataclass(frozen=True)
 class AttemptContext:
-    """What an attempt works with. It calls `begin` once, `report` while it works, and `finish` at the end."""
+    """What an attempt works with. The attempt calls `begin` once, `report` while it works, and `finish` at the end."""
 
     store: Store
     run: Run
@@ -53,12 +53,15 @@ class AttemptContext:
         return self.run.spec()
 
     def begin(self, tokens: int = 0, device: str | None = None) -> None:
-        """Enter the attempt, which resumes at `tokens`. For rank 0. Raises AttemptStopped if the run was cancelled."""
+        """Record the beginning of the attempt, which resumes at `tokens`. For rank 0.
+
+        device: the name of the GPUs. Raises AttemptStopped if the run was cancelled.
+        """
         if not self.run.begin(os.getpid(), tokens, self.ranks.world, device):
             raise AttemptStopped(CANCEL_SIGNAL.name)
 
     def may_write(self) -> bool:
-        """Whether no other process has taken over the run; only rank 0 can tell."""
+        """Whether no other process has taken over the run. Always true on ranks other than 0, which hold no lease."""
         return self.lease is None or self.lease.held()
 
     def report(self, progress: Progress) -> None:
@@ -74,15 +77,15 @@ class AttemptContext:
 
 
 def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> None:
-    """Make one attempt at a run whose needed runs are done; return at once if it is done already.
+    """Make one attempt at a run whose needed runs are done; return at once if the run is done already.
 
-    Raises StageFailedError, with the run left as failed; AttemptStopped, with the run left as planned; RunBusyError if another
-    process has the run. No other exception leaves it.
+    Raises StageFailedError, with the run failed; AttemptStopped, with the run planned; RunBusyError if another process has
+    the run. It raises nothing else.
     """
     run = store.run(key)
     if run.is_done():
         return
-    # 1. Only one process works on a run: rank 0 holds the lease and keeps it alive.
+    # 1. Only one process works on a run: rank 0 holds the lease, and a thread shows that it is alive.
     lease = _take_lease(run) if ranks.is_first else None
     try:
         # 2. The kind does the work.
@@ -90,18 +93,18 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> Non
             context = AttemptContext(store, run, ranks, lease, stop)
             importlib.import_module(kind_of(context.spec).module).attempt(context)
     except AttemptStopped as stopped:
-        # 3a. Stopped by a signal: the run can be resumed. A cancelled run stays cancelled.
+        # 3a. Stopped by a signal: the run becomes planned. A cancelled run stays cancelled.
         if ranks.is_first:
             run.stop(str(stopped))
         raise
     except Exception as error:
-        # 3b. Failed: the ranks agree on one cause, and rank 0 enters it.
+        # 3b. Failed: the ranks agree on one cause, and rank 0 records it.
         if not isinstance(error, RetainError):
             with contextlib.suppress(OSError):
                 traceback.print_exc()
         failure, reason = agree_on_failure(run.folder, ranks, *described_failure(error))
         if stop.signal is not None and failure == BUG:
-            # The signal also reached child processes such as compilers: their end is not a failure of the run.
+            # The signal also ended child processes such as compilers, which is no failure of the run.
             if ranks.is_first:
                 run.stop(stop.signal)
             raise AttemptStopped(stop.signal) from error
@@ -130,7 +133,7 @@ def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> tup
 
 
 def log_line(line: str) -> None:
-    """Print a line of a log; a full disk is no reason to stop."""
+    """Print a line with the time; a full disk is ignored."""
     with contextlib.suppress(OSError):
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 

@@ -1,13 +1,14 @@
-"""The environment of training processes: offline libraries, and a compile cache that processes share through the store.
+"""The environment of training processes: offline libraries, and a compile cache in the store that processes share.
 
     cache/compile/<user id>/<torch>-<python>-<processor>/     inductor/, triton/
 
-torch reads pickles from its compile cache, so the store's is used only if nobody else can write to it: the folder belongs to
-this user and has mode 0700. Compilers build for the processor they run on (-march=native), so the kind of processor is part of
-the path; the GPU that a kernel is for is part of the kernel's name. If the file system has no locks, or if the user has set
-TORCHINDUCTOR_CACHE_DIR, torch keeps its own cache on this machine.
+torch reads pickles from its compile cache, so nobody else may be able to write to it: the folder must belong to this user and
+have mode 0700. Compilers build for the processor that they run on (-march=native), so the path names the processor; torch names
+kernels after their GPU. If the file system has no locks, or the user has set TORCHINDUCTOR_CACHE_DIR, torch keeps its own cache
+on this machine.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -24,16 +25,16 @@ OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""Set before the libraries are imported: training needs no network, and its log no progress bars."""
+"""Set before the libraries are imported: training needs no network, and its logs no progress bars."""
 FOLDER = Path("cache") / "compile"
 DEFAULT = "torchinductor_"
-"""How the name of torch's own cache folder begins, which torch sets in the environment when it is imported."""
+"""The beginning of the name of torch's own cache folder, which torch puts into the environment when it is imported."""
 
 
 def compile_cache(store: Path) -> Mapping[str, str]:
-    """The environment variables that make torch keep compiled code in the store; empty if it must not.
+    """The environment variables that make torch keep compiled code in the store; empty if it must not do so.
 
-    To be set before anything is compiled.
+    Set them before anything is compiled.
     """
     chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if chosen is not None and not Path(chosen).name.startswith(DEFAULT):
@@ -55,12 +56,10 @@ def compile_cache(store: Path) -> Mapping[str, str]:
 def processor() -> str:
     """A short name for the kind of processor: eight digits of a hash over its model and features."""
     description = platform.machine()
-    try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return hashlib.sha256(description.encode()).hexdigest()[:8]
     kept = ("vendor_id", "cpu family", "model", "model name", "flags", "CPU implementer", "CPU part", "Features")
-    description += "\n".join(line for line in first if line.partition("\t")[0].partition(":")[0].strip() in kept)
+    with contextlib.suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        description += "\n".join(line for line in first if line.partition(":")[0].strip() in kept)
     return hashlib.sha256(description.encode()).hexdigest()[:8]
 
 
@@ -71,7 +70,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _has_locks(folder: Path) -> bool:
-    """Whether flock works; torch uses it so that two processes do not compile the same code. Raises OSError if not."""
+    """Whether flock works, which torch uses so that two processes do not compile the same code. Raises OSError if not."""
     with (folder / ".lock").open("a+") as stream:
         fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return True

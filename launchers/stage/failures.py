@@ -1,6 +1,6 @@
 """Why attempts fail, and what each launcher does about it.
 
-The class of a failure comes from the exception, the exit code, SLURM's accounting and the log; its policy from a table.
+The class of a failure is derived from the exception, the exit code, SLURM's accounting and the log. A table gives its policy.
 """
 
 import errno
@@ -26,16 +26,16 @@ CLASSES = (GPU_MEMORY, HOST_MEMORY, NODE, DISK, DIVERGED, RECIPE, BUG)
 
 @dataclass(frozen=True)
 class Policy:
-    """What a launcher does after a failure of a class."""
+    """What a launcher does after a failure."""
 
     retries: int
-    """Attempts in a row without progress between them; after that the run has failed."""
+    """The most retries from the same checkpoint; after them the run has failed."""
     wait_s: int = 0
     """Seconds before the next attempt."""
     elsewhere: bool = False
     """Whether to avoid the node where the attempt failed."""
     halve: bool = False
-    """Whether to halve the micro-batch; the run has failed if it is one sequence already."""
+    """Whether to halve the micro-batch; if it is one sequence already, the run has failed."""
 
 
 ON_SLURM: Mapping[str, Policy] = {
@@ -45,7 +45,7 @@ ON_SLURM: Mapping[str, Policy] = {
     DISK: Policy(6, wait_s=600),
 }
 LOCAL: Mapping[str, Policy] = {GPU_MEMORY: Policy(16, halve=True), NODE: Policy(1)}
-"""On this machine. A class that is in neither table stops the branch at once."""
+"""The policies on this machine. A class that a table lacks stops the branch at once."""
 
 _TEXTS = (
     (GPU_MEMORY, r"(CUDA|HIP|XPU) out of memory|CUDA error: out of memory|Cuda failure \d* ?'out of memory'"),
@@ -68,6 +68,8 @@ _HARDWARE = (
     r"|CUDA driver initialization failed|launch timed out|CUDA error: unknown error|Unable to determine the device handle"
 )
 _SLURM_STATES = {"OUT_OF_MEMORY": HOST_MEMORY, "NODE_FAIL": NODE, "BOOT_FAIL": NODE, "DEADLINE": RECIPE}
+INTERRUPTED = ("PREEMPTED", "TIMEOUT", "CANCELLED", "REQUEUED")
+"""How SLURM's states of jobs begin that were interrupted and did not fail."""
 _NODE_ERRORS = (
     *(errno.ESTALE, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH),
     errno.EADDRINUSE,  # another process took the port of the ranks' rendezvous
@@ -75,7 +77,7 @@ _NODE_ERRORS = (
 
 
 def classify(error: BaseException) -> str:
-    """The failure class of an exception; the deepest in its chain of causes counts."""
+    """The failure class of an exception: that of the deepest cause in its chain which has one."""
     chain = _chain(error)
     for cause in reversed(chain):
         if failure := _class_of(cause):
@@ -112,7 +114,7 @@ def _class_of(error: BaseException) -> str | None:
 
 
 def classify_text(text: str) -> str | None:
-    """The failure class that a message shows; None if it shows none."""
+    """The failure class of an error message; None if the message is not known."""
     if is_hardware(text):
         return NODE
     return next((failure for failure, pattern in _TEXTS if re.search(pattern, text)), None)
@@ -126,20 +128,25 @@ def is_hardware(text: str) -> bool:
 def classify_death(code: int | None = None, slurm_state: str = "", log: str = "") -> str | None:
     """The failure class of an attempt that died without reporting; None if there is no sign of a failure.
 
-    code: the exit code of its process, negative for a signal. slurm_state: as sacct prints it. log: the job's log since the
-    attempt began.
+    code: the exit code of its process, negative for a signal. slurm_state: the state that sacct prints. log: the job's log
+    since the attempt began.
     """
     if failure := _SLURM_STATES.get(slurm_state.split(" ")[0]):
         return failure
-    if slurm_state.startswith(("PREEMPTED", "TIMEOUT", "CANCELLED", "REQUEUED")):
+    if slurm_state.startswith(INTERRUPTED):
         return None
-    if ended := re.findall(r"CANCELLED AT \S+(?: DUE TO ([A-Z ]+))?", log):
-        return NODE if "NODE" in ended[-1] else None
+    if causes := causes_of_end(log):
+        return NODE if "NODE" in causes[-1] else None
     if failure := classify_text(log):
         return failure
     if code == -signal.SIGKILL:
         return HOST_MEMORY
     return BUG if code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL) else None
+
+
+def causes_of_end(log: str) -> list[str]:
+    """The causes in the notices with which SLURM ended a job, such as PREEMPTION; empty strings for scancel."""
+    return re.findall(r"\*\*\* (?:JOB|STEP) \S+ ON \S+ CANCELLED AT \S+(?: DUE TO ([A-Z ]+))?", log)
 
 
 def sentence(failure: str, cause: str) -> str:
@@ -149,7 +156,7 @@ def sentence(failure: str, cause: str) -> str:
 
 
 def next_attempt(state: State, policies: Mapping[str, Policy]) -> Policy | None:
-    """The policy for a run whose last attempt failed; None if its branch stops."""
+    """The policy for another attempt at a run whose last attempt failed; None if the run has failed for good."""
     counted = state.counted_attempts
     last = counted[-1] if counted else None
     if last is None or last.failure is None or last.failure not in policies:
@@ -160,15 +167,14 @@ def next_attempt(state: State, policies: Mapping[str, Policy]) -> Policy | None:
 
 
 def prepare_retry(run: Run, policies: Mapping[str, Policy]) -> Policy | None:
-    """The policy for a run that has just failed, with its micro-batch halved if that is the cure; None if its branch stops."""
+    """`next_attempt` of a run; halves its micro-batch if the policy says so."""
     state = run.state()
     policy = next_attempt(state, policies)
     if policy is None or not policy.halve:
         return policy
-    spec, world = run.spec(), state.attempts[-1].world
-    found = recorded_numerics(run)
-    taken = run.execution()["micro_batch"] or (found.micro_batch if found else None)
-    smaller = halved(spec["recipe"]["batch"], world, taken)
+    numerics = recorded_numerics(run)
+    last = run.execution()["micro_batch"] or (numerics.micro_batch if numerics else None)
+    smaller = halved(run.spec()["recipe"]["batch"], state.attempts[-1].world, last)
     if smaller is None:
         return None
     run.adapt(smaller)
@@ -176,6 +182,6 @@ def prepare_retry(run: Run, policies: Mapping[str, Policy]) -> Policy | None:
 
 
 def halved(batch: int, world: int, micro_batch: int | None) -> int | None:
-    """Half of a rank's micro-batch in sequences; None if it is one already."""
-    now = min(micro_batch or batch, -(-batch // world))
-    return now // 2 or None
+    """Half of a rank's micro-batch in sequences; None if the micro-batch is one sequence."""
+    present = min(micro_batch or batch, -(-batch // world))
+    return present // 2 or None

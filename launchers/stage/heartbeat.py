@@ -1,4 +1,4 @@
-"""Keeps a lease alive beside the work that it is for."""
+"""A thread that sends the heartbeats of a lease while the process works."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ BEAT_EVERY_S = 15.0
 
 @contextlib.contextmanager
 def heartbeat(lease: Lease | None) -> Iterator[None]:
-    """Keep a lease alive from a thread; end the process if another one has taken the lease over. None: nothing to do."""
+    """Send heartbeats during the block; end the process if another process has taken over the lease. None: do nothing."""
     if lease is None:
         yield
         return

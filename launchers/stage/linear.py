@@ -1,7 +1,7 @@
 """The kind `linear`: one stage of a linear study, trained in numpy on the exact population loss.
 
-A stage takes about a second, so it saves no checkpoints: an interrupted stage starts again, and as only the seed is random it
-ends in the same bits.
+A stage takes about a second, so it saves no checkpoints. An interrupted stage starts again and ends in the same bits, as
+everything random follows from the seed.
 """
 
 import math
@@ -23,7 +23,7 @@ from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.tree.linear_stage import stage_task, task_of
 
 RECORDS = 150
-"""Number of times in a stage at which the strengths of the features are kept."""
+"""Number of points in a stage at which the strengths of the features are recorded."""
 REPORT_EVERY_S = 1.0
 
 
@@ -57,7 +57,7 @@ def attempt(context: AttemptContext) -> None:
         if step == steps or time.monotonic() - reported > REPORT_EVERY_S:
             reported = time.monotonic()
             context.report(Progress(step, steps, None, step / max(reported - began, 1e-9)))
-    curves.finish()
+    curves.rewrite()
     model.save(partial)
     results = {
         "splits": {role: {"loss": loss, "tokens": 0} for role, loss in losses.items()},
@@ -70,6 +70,6 @@ def attempt(context: AttemptContext) -> None:
 
 def _starting_model(context: AttemptContext) -> LinearModel:
     if context.spec["parent"]:
-        return load_linear(usable_parent(context.store, context.spec).model)
+        return load_linear(usable_parent(context.store, context.spec["parent"]).model)
     model = context.spec["recipe"]["model"]["linear"]
     return start_linear(model["features"], model["start"], context.spec["recipe"]["seed"])

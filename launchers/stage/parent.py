@@ -1,23 +1,16 @@
 """The run that a stage starts from."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from retain.results.store.garbage import freed_sentence
 from retain.results.store.runs import Run, Store
 from retain.results.store.verify import damaged_files
 from retain.sweeps.base.errors import StageFailedError
 
 
-def usable_parent(store: Store, spec: Mapping[str, Any]) -> Run:
-    """The parent of a stage, done and with undamaged weights. Raises StageFailedError."""
-    return usable_start(store.run(spec["parent"]))
-
-
-def usable_start(run: Run) -> Run:
-    """A run whose weights can be started from. Raises StageFailedError."""
+def usable_parent(store: Store, key: str) -> Run:
+    """The run that a stage starts from. Raises StageFailedError if the run is not done, or its weights are freed or damaged."""
+    run = store.run(key)
     if not run.is_done():
-        raise StageFailedError(f"its parent {run.key} is not done; run the study again")
+        raise StageFailedError(f"the parent {run.key} is not done; run the study again")
     if run.state().weights_freed:
         raise StageFailedError(freed_sentence([run]))
     if damaged := damaged_files(run):

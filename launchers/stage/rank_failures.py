@@ -1,4 +1,4 @@
-"""The cause of a failure among several ranks: one rank fails for a reason, the others because that rank is gone."""
+"""The cause of a failure with several ranks: one rank fails for a reason, the others because that rank is gone."""
 
 import contextlib
 import os
@@ -13,11 +13,11 @@ from retain.sweeps.base.errors import RetainError
 from retain.sweeps.base.files import read_json, write_json
 
 OTHERS_WAIT_S = 3.0
-"""How long rank 0 waits for a rank that knows why the connection was lost."""
+"""How long rank 0, which lost the connection to another rank, waits for the cause from that rank."""
 
 
 def described_failure(error: BaseException) -> tuple[str, str]:
-    """The class of an error, and a line with class and cause."""
+    """The failure class of an error, and one line with class and cause."""
     failure = classify(error)
     cause = " ".join(str(error).split())[:400] or type(error).__name__
     if not isinstance(error, RetainError):
@@ -30,16 +30,18 @@ def described_failure(error: BaseException) -> tuple[str, str]:
 def agree_on_failure(folder: Path, ranks: Ranks, failure: str, reason: str) -> tuple[str, str]:
     """The class and the cause of a run's failure.
 
-    Every rank but rank 0 leaves its own cause in the run's folder. Rank 0, if it has only lost another rank, adopts the cause
-    that one of them left.
+    A rank other than 0 writes its own cause into the run's folder. If rank 0 has only lost another rank, it adopts a cause that
+    the others wrote.
     """
     if ranks.world == 1:
         return failure, reason
+    # 1. Ranks other than 0 write their own cause.
     if not ranks.is_first:
         with contextlib.suppress(OSError):
             cause = {"failure": failure, "reason": reason, "node": _node()}
             write_json(folder / f"cause.{ranks.rank}.json", cause)
         return failure, reason
+    # 2. Rank 0 waits for a better cause than a lost connection.
     deadline = time.monotonic() + OTHERS_WAIT_S
     while failure == NODE and not is_hardware(reason):
         causes = rank_causes(folder)
@@ -53,7 +55,7 @@ def agree_on_failure(folder: Path, ranks: Ranks, failure: str, reason: str) -> t
 
 
 def rank_causes(folder: Path) -> list[dict[str, Any]]:
-    """The causes that ranks other than rank 0 left in the last attempt."""
+    """The causes that ranks other than 0 wrote in the last attempt."""
     return [read_json(path) for path in sorted(folder.glob("cause.*.json"))]
 
 
@@ -64,10 +66,7 @@ def clear_rank_causes(folder: Path) -> None:
 
 
 def blamed_nodes(folder: Path, reason: str, nodes: int) -> set[str]:
-    """The nodes to avoid after a failure that calls for other nodes.
-
-    With one node, that node; with several, those whose hardware a rank blames.
-    """
+    """The nodes to avoid after a failure: with one node, that node; with several, those whose hardware a rank blames."""
     if nodes == 1:
         return {_node()}
     blamed = {cause["node"] for cause in rank_causes(folder) if is_hardware(cause["reason"])}

@@ -8,32 +8,33 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """TERM: schedulers and service managers; INT: Ctrl-C; USR2: submitit's warning before a preemption or time limit."""
 CANCEL_SIGNAL = signal.SIGUSR1
-"""Sent by `retain cancel`: the current run is to stop, and its job to continue with the other runs of its pack."""
+"""Sent by `retain cancel`: stop the current run, and continue with the other runs of the job's pack."""
 ALL_SIGNALS = (*STOP_SIGNALS, CANCEL_SIGNAL)
 
 
 class AttemptStopped(Exception):
-    """A stop signal ended an attempt after everything it needs to resume was saved."""
+    """A stop signal ended an attempt, which has saved everything that it needs to resume."""
 
 
 class StopRequest:
-    """The first stop signal that this process received; None so far. Any stop signal overrides the cancel signal."""
+    """The first stop signal that this process received. A stop signal overrides the cancel signal."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        """The name of the signal; None as long as there was none."""
 
     def forget_cancel(self) -> bool:
-        """Drop the cancel signal, as the cancelled run has stopped. Returns whether that was the signal received."""
+        """Forget the cancel signal once the cancelled run has stopped. Returns whether it was the signal received."""
         if self.signal != CANCEL_SIGNAL.name:
             return False
         self.signal = None
         return True
 
     def install(self) -> None:
-        """Handle the stop signals. To be repeated after a library has installed its own handlers."""
+        """Handle the stop signals. Call it again after a library has installed its own handlers."""
         for number in ALL_SIGNALS:
             signal.signal(number, self._note)
-        # The process that started this one may have blocked them.
+        # The parent process may have blocked them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL_SIGNALS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -43,7 +44,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def block_stop_signals() -> Iterator[None]:
-    """Processes that this thread starts meanwhile do not receive the signals that SLURM sends to every process of a job."""
+    """Shield processes that this thread starts in the block from the signals that SLURM sends to every process of a job."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
     try:
         yield

@@ -1,7 +1,7 @@
 """The curves of a run: curves.jsonl in its folder, one point a line. TensorBoard's files are derived from it.
 
-A point is appended as soon as it is measured, so a reader may meet a line that is not finished yet; it is skipped. A resumed
-attempt replaces the file by the points up to its checkpoint, so curves have neither gaps nor overlaps.
+A point is appended as soon as it is measured; readers skip a last line that is not complete yet. A resumed attempt replaces the
+file by the points up to its checkpoint, so curves have neither gaps nor overlaps.
 """
 
 import json
@@ -40,28 +40,28 @@ def heldout_curve(split: str) -> str:
 
 
 def is_measured_speed(curve: str) -> bool:
-    """Whether a curve holds measured speeds, which differ between two runs that are otherwise the same."""
+    """Whether a curve holds measured speeds, which differ between bit-identical runs."""
     return curve.endswith("tokens_per_second")
 
 
 class CurveWriter:
-    """Writes the points of one attempt. `points`: those up to the checkpoint that it resumes from; the list is extended."""
+    """Writes the points of one attempt.
+
+    points: those up to the checkpoint that the attempt resumes from; `add` extends this list.
+    """
 
     def __init__(self, folder: Path, points: list[Point] | None = None) -> None:
         self.path, self.points = folder / FILE, [] if points is None else points
-        self._replace()
+        self.rewrite()
 
     def add(self, point: Point) -> None:
-        """Append a point. Raises OSError if it cannot be written; `finish` then writes it."""
+        """Append a point. Raises OSError if it cannot be written; the next `rewrite` then writes it."""
         self.points.append(point)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(_line(point))
 
-    def finish(self) -> None:
-        """Write the whole file anew, flushed to disk."""
-        self._replace()
-
-    def _replace(self) -> None:
+    def rewrite(self) -> None:
+        """Replace the file by all points, synced to disk."""
         write_text(self.path, "".join(map(_line, self.points)))
 
 
@@ -75,7 +75,7 @@ def read_points(folder: Path) -> list[Point]:
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """The curves of a run by name, whether it is still running or done."""
+    """The curves of a run by name, also while the run is running."""
     found: dict[str, list[tuple[int, float]]] = {}
     for point in read_points(folder):
         found.setdefault(point.curve, []).append((point.tokens, point.value))

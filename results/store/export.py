@@ -1,4 +1,4 @@
-"""`retain export`: a done run as a Hugging Face folder of its own."""
+"""`retain export`: copy a done run into a new Hugging Face folder."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
     """
     if not run.is_done():
         raise StudyError(
-            f"{run.key}: the run is {run.state().state}, and only a done one has final weights; train it first"
+            f"{run.key}: the run is {run.state().state}, and only a done run has final weights; train it first"
         )
     if run.spec()["recipe"].get("method") == LINEAR_METHOD:
         raise StudyError(f"{run.key}: a linear model has no Hugging Face form; its matrices are in {run.model}")

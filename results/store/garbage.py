@@ -1,12 +1,10 @@
-"""Finds and removes what nothing in a store needs any more.
+"""Find and remove what nothing in a store needs any more.
 
-Only files with known names are touched, and nothing of a run whose lease a living process holds.
+Only files with known names are touched, and no file of a run whose lease a living process holds.
 """
 
 import os
 import re
-import shutil
-import socket
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retain.results.store.disk import used_bytes
-from retain.results.store.lease import take_lease
+from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.files import file_system_time, remove
 from retain.sweeps.base.processes import is_gone, is_here, process_start
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ QUIET_ELSEWHERE_S = 86_400.0
 """The same for half-prepared data of another machine."""
 
 TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]+)\.[0-9a-f]{6,16}")
-"""The names of files that sweeps.base.files and results.store.lease write beside their place."""
+"""The names of temporary files of sweeps.base.files and results.store.lease."""
 PROBE = re.compile(r"\.probe\..+\.[0-9]+")
 BUILDING = re.compile(r"(?P<process>[0-9a-f]+\.[0-9]+\.\w+)-[0-9a-f]{8}")
 
@@ -47,9 +46,9 @@ class Waste:
 
 
 def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> list[Waste]:
-    """What may be removed, of the runs of `keys` or of the whole store; with `weights`, also weights that nothing starts from.
+    """What may be removed: from the runs of `keys`, or from the whole store if `keys` is None.
 
-    These are the weights of done runs that are not pinned and have children in the store, all of them done.
+    weights: whether to include the weights of done runs that are not pinned and have children in the store, all of them done.
     """
     runs = [(Run(Path(folder)), names) for folder, names in _run_folders(store.root)]
     chosen = [(run, names) for run, names in runs if keys is None or run.key in keys]
@@ -64,10 +63,10 @@ def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> lis
 
 
 def free(store: Store, waste: Waste) -> str | None:
-    """Remove something, if that is still allowed; returns None, or the sentence that says why it is kept."""
+    """Remove something, if that is still allowed; returns None, or why it is kept, in one sentence."""
     try:
         if waste.run is None:
-            _remove(waste.path)
+            remove(waste.path)
             return None
         run = store.run(waste.run)
         if run.is_running():
@@ -75,17 +74,14 @@ def free(store: Store, waste: Waste) -> str | None:
         if waste.kind == WEIGHTS:
             return _free_weights(run)
         if run.is_done():
-            _remove(waste.path)
+            remove(waste.path)
             return None
         if waste.kind == CHECKPOINT:
             return "the run is no longer done"
-        lease = take_lease(run.lease)
-        if lease is None:
-            return "a process is working on the run"
-        try:
-            _remove(waste.path)
-        finally:
-            lease.release()
+        with try_lease(run.lease) as held:
+            if not held:
+                return "a process is working on the run"
+            remove(waste.path)
     except OSError as error:
         return f"it cannot be removed ({error.strerror})"
     except MissingResourceError as error:
@@ -108,7 +104,7 @@ def is_pinned(run: Run) -> bool:
 
 
 def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[str, State]) -> None:
-    """Check that the weights exist that the missing stages of a tree start from. Raises MissingResourceError."""
+    """Check that no stage of a tree that must be trained starts from freed weights. Raises MissingResourceError."""
     needed: dict[str, Run] = {}
     for stage in stages.values():
         parent = None if states[stage.key].state == "done" else stage.parent
@@ -120,7 +116,7 @@ def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[st
 
 
 def freed_sentence(runs: Iterable[Run]) -> str:
-    """The sentence that the weights of these runs are needed but freed, with the cure."""
+    """The error message that the weights of these runs are needed but freed, with the cure."""
     named = list(runs)
     return f"retain gc --weights has freed weights that are needed to start from; {_retrain(named)}"
 
@@ -147,36 +143,36 @@ def _run_folders(root: Path) -> Iterator[tuple[str, set[str]]]:
 def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
     """The checkpoints of a done run, and what a dead attempt left half written."""
     places = [run.folder / name for name in names if name.endswith(".partial")]
-    states = run.folder / "checkpoint"
     if not (places or "checkpoint" in names) or run.is_running():
         return
-    done = run.is_done()
-    if "checkpoint" in names and done and not states.is_symlink():
-        yield Waste(states, run.key, CHECKPOINT, used_bytes(states), "the run is done")
-    elif "checkpoint" in names:
-        places += states.glob(".step-*")
+    if run.is_done() and run.checkpoint.is_dir() and not run.checkpoint.is_symlink():
+        yield Waste(run.checkpoint, run.key, CHECKPOINT, used_bytes(run.checkpoint), "the run is done")
+    else:
+        places += run.checkpoint.glob(".step-*")
     for place in sorted(places):
         yield Waste(place, run.key, LEFTOVER, used_bytes(place), "a dead attempt left it half written")
 
 
 def _of_weights(runs: list[Run], chosen: set[str]) -> Iterator[Waste]:
     """The weights of the chosen runs that no run of the store starts from any more."""
-    states = {run.key: run.state() for run in runs}
-    unfinished: dict[str, int] = {}
-    children: dict[str, int] = {}
+    done = {run.key for run in runs if run.is_done()}
+    children: dict[str, list[str]] = {}
     for run in runs:
         if parent := run.spec()["parent"]:
-            children[parent] = children.get(parent, 0) + 1
-            unfinished[parent] = unfinished.get(parent, 0) + (states[run.key].state != "done")
+            children.setdefault(parent, []).append(run.key)
     for run in runs:
-        count = children.get(run.key, 0)
-        if run.key not in chosen or states[run.key].state != "done" or not count or unfinished[run.key]:
+        below = children.get(run.key, [])
+        if run.key not in chosen & done or not below or not done.issuperset(below):
             continue
         files = _weight_files(run)
         if files and not is_pinned(run) and not run.is_running():
             size = sum(used_bytes(file) for file in files)
-            what = "the run that starts from them is" if count == 1 else f"all {count:,} runs that start from them are"
-            yield Waste(run.model, run.key, WEIGHTS, size, f"{what} done")
+            who = (
+                "the run that starts from them is"
+                if len(below) == 1
+                else f"all {len(below):,} runs that start from them are"
+            )
+            yield Waste(run.model, run.key, WEIGHTS, size, f"{who} done")
 
 
 def _weight_files(run: Run) -> list[Path]:
@@ -188,7 +184,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _free_weights(run: Run) -> str | None:
-    """First note in the state that the weights are gone, then remove them: a process killed in between leaves nothing false."""
+    """Record in the state that the weights are gone, then remove them: a process killed in between leaves a true state."""
     state = run.state()
     if is_pinned(run):
         return "it is pinned"
@@ -217,7 +213,7 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
 
 
 def _temporary(path: Path, run: str | None) -> Waste | None:
-    """A file that no process of this machine is writing; a process of another machine may be."""
+    """A temporary file that no process of this machine is writing; a process of another machine may be writing it."""
     match = TEMPORARY.fullmatch(path.name)
     if match and process_start(int(match["pid"])) is not None:
         return None
@@ -227,10 +223,13 @@ def _temporary(path: Path, run: str | None) -> Waste | None:
 
 
 def _quiet(root: Path, found: list[Waste]) -> list[Waste]:
-    """Those that have not changed for long enough."""
+    """The found files and folders that have not changed for long enough."""
     if not found:
         return []
-    now = _file_system_time(root)
+    try:
+        now = file_system_time(root)
+    except OSError:
+        now = time.time()
     return [waste for waste in found if now - _last_change(waste.path) > _quiet_s(waste.path)]
 
 
@@ -245,22 +244,3 @@ def _last_change(path: Path) -> float:
         return max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
     except FileNotFoundError:
         return float("inf")
-
-
-def _file_system_time(root: Path) -> float:
-    """The time by the clock that sets the modification times of the store, which may be another machine's."""
-    probe = root / f".probe.{socket.gethostname()}.{time.monotonic_ns()}"
-    try:
-        probe.touch()
-        now = probe.stat().st_mtime
-        probe.unlink()
-    except OSError:
-        return time.time()
-    return now
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -5,9 +5,9 @@ that made it holds the lease; an empty claim says that the lease was released. T
 with the next number. A process that loses this race, or that comes late with a number already passed, sees a higher claim and
 gives way. The highest claim is never removed, so no number is ever in force twice.
 
-Assumptions about the file system: `link` fails if the name exists (also on NFS), a process sees what it has itself put into
-the folder, and a modification time that one process sets can be read by others. No file locks, and no clock that two
-machines share. An NFS client may show a folder as it was up to a minute ago, so an owner there may notice a takeover that
+Assumptions about the file system: `link` fails if the name exists (also on NFS), a process sees the files that it has itself
+created, and a modification time that one process sets can be read by others. Neither file locks nor a clock that two machines
+share are needed. An NFS client may show a folder as it was up to a minute ago, so an owner there may notice a takeover that
 much later.
 
 Whether an owner is alive is decided by its process if it runs on this machine: same host name, same boot, same process
@@ -15,13 +15,14 @@ numbers (each container on a machine may have its own). For an owner on another 
 counts it as dead once it has itself seen no heartbeat for long enough; see `LivenessChecker`.
 """
 
+import contextlib
 import errno
 import json
 import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,17 +59,18 @@ class Owner:
 
 @dataclass(frozen=True)
 class Claim:
-    """The highest claim on a lease, as it was read. owner: None if the lease was released."""
+    """The highest claim on a lease, as it was read."""
 
     number: int
     owner: Owner | None
+    """None if the lease was released."""
     heartbeat_ns: int
     """Not a time: a number that changes with every heartbeat."""
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a watcher saw last of a lease: the heartbeat, and for how many seconds it has not changed."""
+    """What a watcher last saw of a lease: the heartbeat, and for how many seconds it has not changed."""
 
     token: str
     heartbeat_ns: int
@@ -92,13 +94,15 @@ class LivenessChecker:
         self._seen: dict[Path, Sight] = {}
 
     def is_dead(self, path: Path, owner: Owner, heartbeat_ns: int) -> bool:
-        """Poll the lease of an owner on another machine once more."""
+        """Whether an owner on another machine is dead, as this poll of its lease and the polls before it show."""
+        # 1. Silence grows from poll to poll, and starts at zero after a heartbeat or a change of owner.
         now, before = time.monotonic(), self._seen.get(path)
         if before is None or (before.token, before.heartbeat_ns) != (owner.token, heartbeat_ns):
             silent_s = 0.0
         else:
             silent_s = before.silent_s + min(now - before.polled_at, self.silence_s / POLLS)
         self._seen[path] = Sight(owner.token, heartbeat_ns, now, silent_s)
+        # 2. The scheduler decides how much silence is enough.
         ended = self.job_has_ended(owner) if self.job_has_ended else None
         return ended is not False and silent_s >= (self.silence_s / POLLS if ended else self.silence_s)
 
@@ -130,7 +134,7 @@ class Lease:
                 raise
 
     def release(self) -> None:
-        """Give the lease back if this process still holds it. Needs no space on the disk."""
+        """Give the lease back if this process still holds it. Works on a full disk: the claim is emptied, not replaced."""
         if not self.held():
             return
         try:
@@ -155,15 +159,15 @@ def take_lease(path: Path, liveness: LivenessChecker | None = None) -> Lease | N
         # 1. Write the claim beside its place, so that it appears whole.
         write_json(beside, asdict(owner))
         while True:
-            # 2. Link it to the next number. Only one process can: link fails if the name exists.
+            # 2. Take the next number by a link. Only one process succeeds: link fails if the name exists.
             lease = Lease(path, claim.number + 1 if claim else 1, owner)
             if _link(beside, lease.file):
-                # 3. Check that no higher claim was made meanwhile by a process that saw a later state of the folder.
+                # 3. Check that no process which saw a newer listing of the folder has made a higher claim meanwhile.
                 if lease.held():
                     _remove_below(path, lease.number)
                     return lease
                 lease.file.unlink(missing_ok=True)
-            # 4. The race was lost: give way to a living owner, or try the number after a dead one's.
+            # 4. The race was lost: give way to an owner that is alive, or steal the lease of a dead one with the next number.
             claim = _highest_claim(path)
             if claim is not None and claim.owner == owner:  # the link was made, but its confirmation was lost (NFS)
                 return Lease(path, claim.number, owner)
@@ -177,6 +181,17 @@ def take_lease(path: Path, liveness: LivenessChecker | None = None) -> Lease | N
         beside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def try_lease(path: Path, liveness: LivenessChecker | None = None) -> Iterator[bool]:
+    """Hold the lease at `path` during the block; yields False if another process holds it. Raises as `take_lease` does."""
+    lease = take_lease(path, liveness)
+    try:
+        yield lease is not None
+    finally:
+        if lease is not None:
+            lease.release()
+
+
 def wait_for_lease(
     path: Path,
     liveness: LivenessChecker | None,
@@ -186,8 +201,8 @@ def wait_for_lease(
 ) -> Lease | None:
     """Take the lease at `path` once its owner releases it or dies; None if it is still held after `patience` seconds.
 
-    patience: seconds to wait in all for this owner. poll: called with the owner before each pause, for instance to say what
-    is waited for; what it raises ends the waiting. Raises MissingResourceError as `take_lease` does.
+    patience: seconds to wait in all for this owner. poll: called with the owner before each pause, for instance to print it;
+    an exception from it ends the waiting. Raises MissingResourceError as `take_lease` does.
     """
     began = time.monotonic()
     while (lease := take_lease(path, liveness)) is None:

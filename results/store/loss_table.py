@@ -1,4 +1,4 @@
-"""The loss table: one row per trial, also of partial results."""
+"""The loss table: one row per trial, with empty cells for what is not trained yet."""
 
 import csv
 import io
@@ -32,19 +32,19 @@ def four_losses(path: Sequence[Mapping[str, Any] | None]) -> dict[str, float | N
     *before, leaf = path
     last = before[-1] if before else None
 
-    def of(losses: Mapping[str, Any] | None, split: str) -> float | None:
+    def loss_on(split: str, losses: Mapping[str, Any] | None) -> float | None:
         return float(losses[split]["loss"]) if losses and split in losses else None
 
     return {
-        "immediate_posttraining_loss": of(last, "posttraining"),
-        "retained_posttraining_loss": of(leaf, "posttraining") if last else None,
-        "finetuning_loss": of(leaf, "finetuning"),
-        "retained_pretraining_loss": of(leaf, "pretraining"),
+        "immediate_posttraining_loss": loss_on("posttraining", last),
+        "retained_posttraining_loss": loss_on("posttraining", leaf) if last else None,
+        "finetuning_loss": loss_on("finetuning", leaf),
+        "retained_pretraining_loss": loss_on("pretraining", leaf),
     }
 
 
 def trial_rows(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[Row]:
-    """One row per trial: axes, keys, the four losses (nats per token) and the tokens trained on its path; None if missing.
+    """One row per trial: axes, keys, the four losses (nats per token) and the tokens trained on its path; None if not trained.
 
     states: the states of all stages, if they have been read already.
     """
@@ -62,7 +62,7 @@ def trial_rows(tree: Tree, store: Store, states: Mapping[str, State] | None = No
 
 
 def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
-    """Keep a study's rows, as JSON for `retain.results.load` and as losses.csv. Returns the latter."""
+    """Write a study's rows as trials.json, which `retain.load` reads, and as losses.csv. Returns the path of losses.csv."""
     folder = study_folder(store, study)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "trials.json", list(rows))
@@ -71,7 +71,7 @@ def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
 
 
 def read_rows(store: Path, study: str) -> list[Row]:
-    """The rows that were last kept for a study. Raises FileNotFoundError."""
+    """The rows that `save_rows` kept last for a study. Raises FileNotFoundError."""
     return list(read_json(study_folder(store, study) / "trials.json"))
 
 

@@ -7,11 +7,11 @@ from retain.results.store.runs import Run, Store
 from retain.results.store.state import STOPPED, State
 
 if TYPE_CHECKING:
-    from retain.sweeps.tree.tree import Stage  # takes a fifth of a second, as every job would notice
+    from retain.sweeps.tree.tree import Stage  # the import takes a fifth of a second, in every job
 
 
 def blocked_by(store: Store, run: Run) -> str | None:
-    """The sentence that says which needed run ended the branch of this run, and why; None if it may still begin."""
+    """Which needed run ended the branch of this run, and why, in one sentence; None if the run may still begin."""
     for key in run.needs():
         needed = store.run(key)
         state = needed.state()
@@ -21,7 +21,7 @@ def blocked_by(store: Store, run: Run) -> str | None:
 
 
 def unfinished_needs(store: Store, run: Run) -> list[Run]:
-    """The runs that this run still has to wait for."""
+    """The needed runs that are not done yet."""
     return [needed for key in run.needs() if not (needed := store.run(key)).is_done()]
 
 

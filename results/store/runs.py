@@ -13,7 +13,7 @@ from typing import Any
 from retain.results.store.lease import LivenessChecker, is_held
 from retain.results.store.state import CHANGES, Attempt, Progress, State, state_from
 from retain.sweeps.base.errors import MissingResourceError, StudyError
-from retain.sweeps.base.files import read_json, sync_folder, sync_path, write_json
+from retain.sweeps.base.files import file_system_time, read_json, sync_folder, sync_path, write_json
 from retain.sweeps.base.processes import slurm_job
 
 LOSSES = "losses.json"
@@ -24,9 +24,8 @@ WEIGHTS = "model/*.safetensors"
 class Run:
     """Anything in the store that takes time: a training stage, a search.
 
-    Its state changes only through the methods `queue`, `begin`, `stop`, `fail`, `cancel`, `skip`, `finish`, `retry` and those
-    beside them; `state.CHANGES` says which may follow which. Each returns whether it applied. `begin`, `report`, `note`, `stop`
-    and `finish` are for the holder of the run's lease.
+    Its state changes only through the methods of this class; `state.CHANGES` says which change may follow which. Each change
+    returns whether it applied. `begin`, `report`, `note`, `stop` and `finish` are for the holder of the run's lease.
     """
 
     folder: Path
@@ -63,7 +62,7 @@ class Run:
         return list(spec.get("needs") or ([spec["parent"]] if spec["parent"] else []))
 
     def execution(self) -> dict[str, Any]:
-        """How the run is executed: `execution` in stage.json, and over it what failures have taught (adapted.json)."""
+        """How the run is executed: `execution` in stage.json, with the micro-batch of adapted.json if that is smaller."""
         execution: dict[str, Any] = self.spec()["execution"]
         try:
             adapted: dict[str, Any] = read_json(self.folder / "adapted.json")
@@ -74,7 +73,7 @@ class Run:
         return execution
 
     def adapt(self, micro_batch: int | None) -> None:
-        """Limit the micro-batch (in sequences) from the next attempt on; None restores what the study says."""
+        """Limit the micro-batch (in sequences) from the next attempt on; None restores that of the study."""
         place = self.folder / "adapted.json"
         if micro_batch is None:
             place.unlink(missing_ok=True)
@@ -96,11 +95,11 @@ class Run:
         return self.state().state == "done"
 
     def is_running(self, liveness: LivenessChecker | None = None) -> bool:
-        """Whether a living process holds the run's lease, whatever state.json says; see `take_lease` for `liveness`."""
+        """Whether a living process holds the run's lease; state.json is not read. liveness: see `take_lease`."""
         return is_held(self.lease, liveness)
 
     def queue(self, submission: str | None = None) -> bool:
-        """The run waits for a SLURM job: for the job of a new `submission`, or for the next life of its own job."""
+        """The run waits for a SLURM job: for the job of a new `submission`, or for its own job, which was requeued."""
         if submission is None:
             return self._change("requeue")
         return self._change("queue", submission=submission, reason=None)
@@ -110,7 +109,10 @@ class Run:
         return self._change("unqueue", submission=None)
 
     def begin(self, pid: int, tokens: int = 0, world: int = 1, device: str | None = None) -> bool:
-        """Start a new attempt that resumes at `tokens`; an earlier attempt that never reported its end is closed as lost."""
+        """Start a new attempt that resumes at `tokens`; an earlier attempt that never reported its end is closed as lost.
+
+        Returns False if the run was cancelled.
+        """
         old, now, job = self.state(), time.time(), slurm_job()
         attempts = tuple(
             attempt
@@ -145,7 +147,7 @@ class Run:
         self._write(replace(old, attempts=(*before, replace(last, note=text))))
 
     def stop(self, cause: str, reason: str | None = None, failure: str | None = None, queued: bool = False) -> bool:
-        """End the current attempt, and leave the run to be resumed. queued: the run's own job resumes it."""
+        """End the current attempt, and mark the run as resumable. queued: whether the run's own job resumes it."""
         return self._change("requeue" if queued else "stop", cause, failure, reason=reason)
 
     def fail(self, reason: str, failure: str | None = None, cause: str = "error") -> bool:
@@ -153,7 +155,7 @@ class Run:
         return self._change("fail", cause, failure, reason=reason)
 
     def cancel(self, reason: str, cause: str | None = None) -> bool:
-        """Cancel a run that has not ended. cause: given where its attempt has ended too."""
+        """Cancel a run that has not ended. cause: how its attempt ended, if that has ended too."""
         return self._change("cancel", cause, reason=reason)
 
     def skip(self, reason: str) -> bool:
@@ -169,10 +171,10 @@ class Run:
         return True
 
     def finish(self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False) -> None:
-        """Make the run done: publish what it leaves, then the checksums and the state.
+        """Make the run done: publish its files, then their checksums and the state.
 
-        model: a folder beside model/ that takes its place. results: JSON documents by file name. The checkpoints are
-        removed afterwards, unless they are to be kept.
+        model: a folder of the run that is renamed to model/. results: JSON documents by file name. The checkpoints are
+        removed afterwards, unless `keep_checkpoints`.
         """
         files = []
         if model is not None:
@@ -190,7 +192,7 @@ class Run:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def free_weights(self, checksums: Mapping[str, str]) -> None:
-        """Note that the weights of a done run are gone; checksums: those of the files that are kept."""
+        """Record that the weights of a done run were freed. checksums: those of the files that are kept."""
         self._write(replace(self.state(), checksums=checksums, weights_freed=True))
 
     def _change(self, change: str, cause: str | None = None, failure: str | None = None, **fields: Any) -> bool:
@@ -232,15 +234,16 @@ class Store:
         return [self.run(name) for name in names if os.path.exists(f"{self.root}/{name}/stage.json")]
 
     def find(self, prefix: str) -> Run:
-        """The run whose key begins so. Raises StudyError for none or several."""
+        """The run whose key begins with `prefix`. Raises StudyError if there is none, or more than one."""
         found = [run for run in self.runs() if run.key.startswith(prefix)]
-        if len(found) != 1:
-            several = f"{len(found)} runs begin so; give more of the key" if found else "no such run; see retain status"
-            raise StudyError(f"{prefix}: {several} (store {self.root})")
-        return found[0]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise StudyError(f"{prefix}: {len(found)} run keys in {self.root} begin with this; give more digits")
+        raise StudyError(f"{prefix}: run not found in {self.root}; retain status lists the runs")
 
     def register(self, key: str, spec: Mapping[str, Any]) -> None:
-        """Enter a run as planned, unless it is known; its part `execution` follows the latest caller."""
+        """Register a run as planned, unless it is registered; `execution` in stage.json follows the latest caller."""
         folder = self.root / key
         folder.mkdir(exist_ok=True)
         run = Run(folder)
@@ -254,7 +257,7 @@ class Store:
 
 
 def open_store(root: Path) -> Store:
-    """A store to read; it need not exist yet. Raises MissingResourceError where there can be none."""
+    """A store to read; it need not exist yet. Raises MissingResourceError if a file is in its place."""
     above = next(place for place in (root, *root.absolute().parents) if place.exists())
     if not above.is_dir():
         raise MissingResourceError(f"--store {root}: {above} is a file; choose another with --store or RETAIN_STORE")
@@ -262,19 +265,17 @@ def open_store(root: Path) -> Store:
 
 
 def existing_store(root: Path) -> Store:
-    """A store of which something is asked that only one with runs can answer. Raises MissingResourceError without it."""
+    """A store that must exist already. Raises MissingResourceError if it does not."""
     if not open_store(root).root.is_dir():
-        raise MissingResourceError(f"--store {root}: no such store; train something first, or name another")
+        raise MissingResourceError(f"--store {root}: store not found; train something first, or name another store")
     return Store(root)
 
 
 def make_store(root: Path) -> Store:
-    """A store to write, made where it is missing. Raises MissingResourceError where it cannot be written."""
+    """A store to write; its folder is created if it is missing. Raises MissingResourceError if it cannot be written."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".probe.{socket.gethostname()}.{time.monotonic_ns()}"
-        probe.touch()
-        probe.unlink()
+        file_system_time(root)
     except OSError as error:
         raise MissingResourceError(
             f"--store {root}: cannot be written ({error.strerror}); choose another with --store or RETAIN_STORE"

@@ -6,7 +6,7 @@ from typing import Any
 
 UNENDED = ("planned", "queued", "running")
 STOPPED = ("failed", "cancelled", "skipped")
-"""States that `retain retry` leads out of."""
+"""States of runs that `retain retry` plans again."""
 ENDED = ("done", *STOPPED)
 STATES = (*UNENDED, *ENDED)
 
@@ -25,15 +25,15 @@ CHANGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """Each change of state: the state it leads to, and the states it may follow.
 
-A run that is cancelled while an attempt computes its last step may still finish: its result is complete. `begin` may follow
-`failed` and `skipped`, because `retain run` trains whatever is not done. Only a search is reopened: started again, it tries
-more points.
+`finish` may follow `cancelled`: a run that is cancelled during its last step has a complete result. `begin` may follow
+`failed` and `skipped`: `retain run` trains every stage that is not done. `reopen` is for searches, which try more points when
+they are started again.
 """
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One life of a run. Times are seconds since 1970; `cause` says how the attempt ended, None while it lasts."""
+    """One attempt at a run, between two interruptions. Times are seconds since 1970."""
 
     start: float
     host: str
@@ -47,12 +47,13 @@ class Attempt:
     tokens: int = 0
     """Tokens trained when the attempt ended; those after the last checkpoint are trained again."""
     cause: str | None = None
+    """How the attempt ended, such as finished, error, lost (it died without reporting) or SIGTERM; None while it lasts."""
     note: str | None = None
     """What a reader of the results should know: damaged checkpoints, another number of ranks."""
     failure: str | None = None
     """The failure class that ended the attempt; see `launchers.stage.failures`."""
     device: str | None = None
-    """The name of its GPUs; None on CPUs."""
+    """The name of the GPUs; None on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class State:
     reason: str | None = None
     """One line: why the run failed, was cancelled or was skipped."""
     forgiven: int = 0
-    """The number of attempts before the last `retain retry`; they no longer count against the run."""
+    """The number of attempts before the last `retain retry`, which the limits on retries no longer count."""
     checksums: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each file of a done run, by its path in the run's folder."""
     weights_freed: bool = False
@@ -103,7 +104,7 @@ class State:
 
 
 def state_from(raw: Mapping[str, Any]) -> State:
-    """The state in the fields of a state.json."""
+    """The state that the fields of a state.json describe."""
     attempts = tuple(Attempt(**attempt) for attempt in raw["attempts"])
     parsed = {"attempts": attempts, "progress": Progress(**raw["progress"]), "job_ids": tuple(raw["job_ids"])}
     return State(**{**raw, **parsed})

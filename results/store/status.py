@@ -1,7 +1,7 @@
-"""What each run is doing now, from the store alone."""
+"""The status of runs as the store knows it: state, progress, speed, time left."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,7 @@ class RunStatus:
 
 
 def study_status(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[RunStatus]:
-    """A row for every stage of a tree, parents first; stages below one that failed say so.
+    """A row for every stage of a tree, parents first. The reason of a blocked stage names the stage that ended its branch.
 
     states: the current states of all stages, if they have been read already.
     """
@@ -60,7 +60,7 @@ def study_status(tree: Tree, store: Store, states: Mapping[str, State] | None = 
 
 
 def store_status(store: Store) -> list[RunStatus]:
-    """A row for every run of a store, the latest attempt last."""
+    """A row for every run of a store; the run whose last attempt began last comes last."""
     rows = []
     for run in store.runs():
         state = current_state(run)
@@ -71,12 +71,12 @@ def store_status(store: Store) -> list[RunStatus]:
 def run_status(run: Run, state: State | None = None) -> RunStatus:
     """The row of one registered run. state: its current state, if it has been read already."""
     spec = run.spec()
-    stage = Stage(run.key, spec["stage"], spec["parent"], "", _work(spec), spec["axes"])
+    stage = Stage(run.key, spec["stage"], spec["parent"], "", _total_tokens(spec), spec["axes"])
     return _row(stage, run, state or current_state(run), None)
 
 
 def current_state(run: Run) -> State:
-    """The state of a run; planned if it is marked as running and its process is gone."""
+    """The state of a run; planned if state.json says running but no process holds the lease."""
     state = run.state()
     if state.state == "running" and not run.is_running():
         if (again := run.state()).state != "running":
@@ -85,16 +85,8 @@ def current_state(run: Run) -> State:
     return state
 
 
-def count_states(rows: Iterable[RunStatus]) -> dict[str, int]:
-    """How many runs are in each state."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.state] = counts.get(row.state, 0) + 1
-    return counts
-
-
 def seconds_left(state: State) -> float | None:
-    """The time that a running run needs at its present speed; None if it is not running or the speed is unknown."""
+    """The seconds that a running run still needs at its present speed; None if it is not running or its speed is unknown."""
     progress = state.progress
     if state.state != "running" or not progress.tokens_per_second:
         return None
@@ -102,8 +94,8 @@ def seconds_left(state: State) -> float | None:
     return max(0.0, (progress.total - progress.tokens) / progress.tokens_per_second - since)
 
 
-def _work(spec: Mapping[str, Any]) -> int:
-    """The tokens of a run; runs registered before that field existed are training stages."""
+def _total_tokens(spec: Mapping[str, Any]) -> int:
+    """The tokens to train on; runs registered before that field existed are training stages."""
     recipe = spec["recipe"]
     return int(spec["tokens"] if "tokens" in spec else recipe["sequences"] * recipe["sequence_length"])
 

@@ -1,4 +1,4 @@
-"""Checks the runs of a store: keys match their payloads, and done runs are complete and unchanged."""
+"""Check the runs of a store: keys match their payloads, and done runs are complete and unchanged."""
 
 import contextlib
 import fnmatch
@@ -15,14 +15,16 @@ from retain.sweeps.tree.keys import canonical, stage_key
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: where it is, and what it is with its cure."""
+    """One problem that `retain verify` found."""
 
     where: str
+    """The key of the run, or the path of a file."""
     what: str
+    """What is wrong, and the cure."""
 
 
 def verify_runs(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
-    """Check the runs of `keys`, or all. Returns the number of runs checked and every problem found."""
+    """Check the runs of `keys`, or all runs if `keys` is None. Returns the number of runs checked and the problems found."""
     runs = [run for run in store.runs() if keys is None or run.key in keys]
     # Several large files are read and hashed at a time.
     with ThreadPoolExecutor(os.cpu_count()) as readers:
@@ -54,7 +56,7 @@ def run_problems(store: Store, run: Run) -> list[str]:
         )
     with contextlib.suppress(MissingResourceError):  # a damaged parent is reported under its own key
         if spec["parent"] and not store.run(spec["parent"]).is_done():
-            found.append(f"it is done, but its parent {spec['parent']} is not; train the parent again")
+            found.append(f"the run is done, but its parent {spec['parent']} is not; train the parent again")
     return found
 
 

@@ -1,4 +1,4 @@
-"""How TensorBoard shows a study: its axes as hyperparameters, its charts in groups, its figures as images."""
+"""TensorBoard's event files of a study: axes as hyperparameters, groups of charts, figures as images."""
 
 import hashlib
 import io
@@ -15,14 +15,14 @@ from retain.results.store.loss_table import LOSSES
 STAGES = ("pretrain", "posttrain", "finetune")
 SPLITS = ("pretraining", "posttraining", "finetuning")
 MOST_VALUES = 100
-"""An axis with more values is filtered by a range: every run's event file would hold all of them."""
+"""An axis with more values is filtered by a range: otherwise every run's event file would hold all values."""
 Axes = Mapping[str, Any]
 
 
 def study_hyperparameters(study: str, trials: Sequence[Axes]) -> Any:
     """A summary that declares a study's hyperparameters (its axes with their values) and its metrics (the four losses).
 
-    trials: the axes of each.
+    trials: the axes of each trial.
     """
     values: dict[str, dict[Any, None]] = {}
     for axes in trials:
@@ -41,8 +41,8 @@ def hyperparameter_summaries(values: Mapping[str, Any], losses: Sequence[str]) -
 def study_events(hyperparameters: Any, figures: Sequence[Path]) -> tuple[str, bytes]:
     """The event file of a study: name and content.
 
-    hyperparameters: from `study_hyperparameters`. figures: PNG files. The name begins with the seconds since 1970, so
-    that what was written last is read last, and ends with a digest of what is shown (see `digest_of`).
+    hyperparameters: from `study_hyperparameters`. figures: PNG files. The name begins with the seconds since 1970, so that
+    TensorBoard reads the latest file last, and ends with `digest_of` the content.
     """
     summaries = [hyperparameters, _charts(), *map(_image, figures)]
     now = time.time()
@@ -52,8 +52,8 @@ def study_events(hyperparameters: Any, figures: Sequence[Path]) -> tuple[str, by
 def run_events_name(hyperparameters: str, axes: Axes) -> str:
     """The name of the event file that gives a run the values of its hyperparameters in one study.
 
-    hyperparameters: the digest of the study's. It is the first in a run's folder: of two sets of values TensorBoard keeps
-    the one that it reads first.
+    hyperparameters: the digest of the study's. The name sorts before all other event files of the run: if two files set
+    hyperparameters, TensorBoard keeps those that it reads first.
     """
     shown = {name: _shown(value) for name, value in axes.items() if value is not None}
     digest = hashlib.sha256(json.dumps([hyperparameters, shown]).encode()).hexdigest()[:12]
@@ -61,9 +61,9 @@ def run_events_name(hyperparameters: str, axes: Axes) -> str:
 
 
 def run_events_head(hyperparameters: Any) -> bytes:
-    """How that file begins, the same for every run: TensorBoard takes a study's hyperparameters from any run that says them.
+    """The beginning of that file, the same for every run: TensorBoard reads a study's hyperparameters from any run.
 
-    It is made once, as TensorBoard's checksum of each record is slow.
+    Make it once for all runs, as TensorBoard's checksum of each record is slow.
     """
     return _file([hyperparameters], time.time())
 
@@ -77,7 +77,7 @@ def run_events(head: bytes, axes: Axes) -> bytes:
 
 
 def digest_of(summaries: Sequence[Any]) -> str:
-    """Of what an event file shows, whenever it was written; the last part of its name."""
+    """A digest of what an event file shows, without the time of writing; the last part of its name."""
     content = b"".join(summary.SerializeToString(deterministic=True) for summary in summaries)
     return hashlib.sha256(content).hexdigest()[:12]
 
@@ -132,7 +132,7 @@ def _charts() -> Any:
 
 
 def _image(path: Path) -> Any:
-    """A PNG as it is."""
+    """A summary that shows a PNG file unchanged."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     content = path.read_bytes()
@@ -148,7 +148,7 @@ def _marker(tag: str, content: Any) -> Any:
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
     described = metadata.create_summary_metadata(content)
-    # As the metadata has it, the order of a mapping differs from process to process, and so would the digest.
+    # The metadata's own order of a mapping differs between processes, and so would the digest.
     data = plugin_data_pb2.HParamsPluginData.FromString(described.plugin_data.content)
     described.plugin_data.content = data.SerializeToString(deterministic=True)
     return Summary(value=[Summary.Value(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)])

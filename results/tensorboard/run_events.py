@@ -10,7 +10,7 @@ from retain.results.tensorboard.events import hyperparameter_summaries
 
 
 class RunEvents:
-    """Mirrors the curves of a running attempt for TensorBoard: one event file in place of those of earlier attempts."""
+    """Mirrors the curves of a running attempt for TensorBoard, in one event file that replaces those of earlier attempts."""
 
     def __init__(self, folder: Path, points: Iterable[Point] = ()) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -47,7 +47,7 @@ class RunEvents:
 
 
 def derive_events(folder: Path) -> None:
-    """Write the event file of a run that has curves and none yet."""
+    """Write the event file of a run that has curves but no event file yet."""
     points: Sequence[Point] = read_points(folder)
     if points and not any(folder.glob("events.*")):
         RunEvents(folder, points).close()

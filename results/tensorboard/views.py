@@ -1,9 +1,8 @@
-"""`retain board`: TensorBoard over a study's runs, each under a name that says its axes."""
+"""`retain board`: TensorBoard over a study's runs, each under a name with the values of its axes."""
 
 import contextlib
 import importlib.util
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,28 +24,28 @@ from retain.results.tensorboard.events import (
 )
 from retain.results.tensorboard.run_events import derive_events
 from retain.sweeps.base.errors import MissingResourceError, StudyError
-from retain.sweeps.base.files import write_bytes
+from retain.sweeps.base.files import remove, write_bytes
 from retain.sweeps.base.units import parse_size
 from retain.sweeps.tree.tree import Stage, Tree, Trial, axes_label
 
 SEARCH = "search-curves"
-"""The name of a search's own curves."""
+"""The name under which TensorBoard shows the curves of a search."""
 WRITERS = 16
 """Runs that are linked at the same time."""
 
 
 def view_folder(root: Path, study: str) -> Path:
-    """Where TensorBoard finds all runs of a study, once `link_runs` has been there."""
+    """The folder in which `link_runs` puts all runs of a study for TensorBoard."""
     return study_folder(root, study) / "tensorboard"
 
 
 def link_runs(tree: Tree, store: Store, where: Sequence[str] = (), states: Mapping[str, State] | None = None) -> Path:
-    """A folder for TensorBoard: every run that has begun under its stage and axes, the study's charts and figures.
+    """Make or update a folder for TensorBoard, and return it: every run that has begun, the study's charts and figures.
 
-    Where the study, or the one that these are the searched points of, was searched, the search's own curves are there too.
-    where: filters as in `chosen_trials`; each combination has a folder of its own, with the runs on the paths of the
-    trials chosen. What left the study is removed from it. states: of all stages, where they have been read already. Raises
-    StudyError.
+    Each run is named after its stage and axes; runs that left the study are removed from the folder. The curves of the
+    study's search are linked too, if there are any. where: filters as in `chosen_trials`; each combination of filters has its
+    own folder, with the runs on the paths of the chosen trials. states: the states of all stages, if they have been read
+    already. Raises StudyError.
     """
     trials, name = chosen_trials(tree, where)
     home = study_folder(store.root, tree.study)
@@ -67,7 +66,8 @@ def link_runs(tree: Tree, store: Store, where: Sequence[str] = (), states: Mappi
         _link(f"{folder}/{SEARCH}", os.path.relpath(search, folder))
     for name in os.listdir(folder):
         if name not in wanted and name != SEARCH and not name.startswith(("events.", ".")):
-            _remove(folder / name)
+            with contextlib.suppress(OSError):  # another process may remove it too
+                remove(folder / name)
 
     def show(names: Sequence[str]) -> None:
         for shown in names:
@@ -79,21 +79,20 @@ def link_runs(tree: Tree, store: Store, where: Sequence[str] = (), states: Mappi
             else:
                 _link(f"{folder}/{shown}", f"{to_store}/{key}")
 
-    # A file system of many nodes answers many questions at a time, each slowly.
+    # Each request to a network file system takes long, but many are answered at a time.
     names = list(wanted)
     with ThreadPoolExecutor(WRITERS) as writers:
         list(writers.map(show, [names[first::WRITERS] for first in range(WRITERS)]))
     figures = sorted([*home.glob("*.png"), *home.glob("figures/*.png")])
-    name, content = study_events(hyperparameters, figures)
-    _put_events(folder, name, lambda: content)
+    _put_events(folder, *study_events(hyperparameters, figures))
     return folder
 
 
 def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
-    """The trials that all filters `axis=value` let through, and a name for them; all trials without a filter.
+    """The trials that match every filter `axis=value`, and a name for the filters; all trials if there is no filter.
 
-    A value is given as the axis prints it, or another way to write the same number. Raises StudyError where there is
-    no such axis, and where no trial is left.
+    A value is written as the axis prints it, or as another form of the same number. Raises StudyError for an unknown axis,
+    and if no trial is left.
     """
     chosen, names = list(tree.trials), []
     for condition in where:
@@ -105,20 +104,27 @@ def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
                 f"--where {condition}: a filter is AXIS=VALUE, and the axes of {tree.study} are {', '.join(axes) or 'none'}"
             )
         if not (matching := [value for value in values if _is_written(value, text)]):
-            raise StudyError(f"--where {condition}: no trial has it; the values are {', '.join(map(str, values))}")
+            raise StudyError(
+                f"--where {condition}: no trial has this value; the values are {', '.join(map(str, values))}"
+            )
         chosen = [trial for trial in chosen if axis in trial.axes and trial.axes[axis] in matching]
         names.append(f"{axis}={matching[0]}")
     if not chosen:
-        raise StudyError(f"--where {' --where '.join(where)}: no trial has all of them; leave one out")
+        raise StudyError(f"--where {' --where '.join(where)}: no trial has all these values; leave one out")
     return chosen, ",".join(dict.fromkeys(names)).replace("/", "_")[:200]
 
 
 def serve(folder: Path, port: int) -> NoReturn:
-    """Become TensorBoard on localhost, so that whatever stops this process stops it. Raises MissingResourceError."""
+    """Replace this process by TensorBoard on localhost, so that a signal to this process stops TensorBoard.
+
+    Raises MissingResourceError if TensorBoard or the store is missing.
+    """
     if importlib.util.find_spec("tensorboard") is None:
         raise MissingResourceError("tensorboard is not installed; install Retain from its lock file")
     if not folder.is_dir():
-        raise MissingResourceError(f"{folder}: no such store; train something first, or name it with --store")
+        raise MissingResourceError(
+            f"{folder}: store not found; train something first, or name another store with --store"
+        )
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "localhost"]
     os.execv(sys.executable, [*command, "--port", str(port)])
 
@@ -137,7 +143,7 @@ def _values(trials: Sequence[Trial], axis: str) -> list[Any]:
 
 
 def _is_written(value: Any, text: str) -> bool:
-    """Whether a text means a value of an axis: 5e-5 and 0.00005 are 5e-05, 300M is 300000000."""
+    """Whether a text is a way to write a value of an axis: 5e-5 and 0.00005 are 5e-05, 300M is 300000000."""
     if text == str(value):
         return True
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -149,17 +155,18 @@ def _is_written(value: Any, text: str) -> bool:
 
 
 def _link(place: str, folder: str) -> None:
-    """A run that may still be written: its whole folder, so that what comes is seen."""
-    with contextlib.suppress(OSError):  # none is there, or something that is no link
+    """Link to the whole folder of a run that may still be written, so that TensorBoard sees later files."""
+    with contextlib.suppress(OSError):  # the place is empty, or holds something else than a link
         if os.readlink(place) == folder:
             return
-    _remove(Path(place))
-    with contextlib.suppress(FileExistsError):  # another launcher was faster
+    with contextlib.suppress(OSError):  # another launcher was faster
+        remove(Path(place))
+    with contextlib.suppress(FileExistsError):
         os.symlink(folder, place)
 
 
 def _event_files(run: Run) -> list[str]:
-    """The names of a run's event files; those of a run that has only curves are written now."""
+    """The names of a run's event files; derives them now if the run has only curves."""
     try:
         names = os.listdir(run.folder)
     except FileNotFoundError:
@@ -171,7 +178,7 @@ def _event_files(run: Run) -> list[str]:
 
 
 def _show_done(place: str, links: Mapping[str, str], name: str, content: Callable[[], bytes]) -> None:
-    """A run that is done: links to its event files beside one of ours, which says its axes in this study."""
+    """Show a run that is done: links to its event files, and an event file of the view with its axes in this study."""
     own = f"{place}/{name}"
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if set(os.listdir(place)) == {*links, name} and os.path.getsize(own):
@@ -183,7 +190,7 @@ def _show_done(place: str, links: Mapping[str, str], name: str, content: Callabl
         new = True
     except FileExistsError:
         new = False
-    if os.path.islink(place):  # another launcher was faster; nothing is to be written into the run itself
+    if os.path.islink(place):  # another launcher was faster: writing here would write into the run itself
         return
     for file, target in links.items():
         with contextlib.suppress(FileExistsError):
@@ -195,26 +202,19 @@ def _show_done(place: str, links: Mapping[str, str], name: str, content: Callabl
 
 
 def _drop_old(place: str, name: str) -> None:
-    """Remove links to event files that are gone, and what says other axes than our file `name`."""
+    """Remove links to event files that are gone, and event files of the view with other axes than the file `name`."""
     for path in Path(place).iterdir():
         ours = not path.is_symlink() and path.name.startswith("events.")
         if path.name != name and (ours or not path.exists()):
             path.unlink(missing_ok=True)
 
 
-def _put_events(folder: Path, name: str, content: Callable[[], bytes]) -> None:
-    """One event file of ours in a folder; it stays where it shows the same already."""
+def _put_events(folder: Path, name: str, content: bytes) -> None:
+    """Replace the study's own event file in a folder, unless that file already shows the same."""
     ours = [path for path in folder.glob("events.*") if not path.is_symlink()]
     digest = name.rpartition(".")[2]
     if not any(path.name.endswith(f".{digest}") for path in ours):
-        write_bytes(folder / name, content())
+        write_bytes(folder / name, content)
     for path in ours:
         if not path.name.endswith(f".{digest}"):
             path.unlink(missing_ok=True)
-
-
-def _remove(place: Path) -> None:
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place, ignore_errors=True)
-    else:
-        place.unlink(missing_ok=True)

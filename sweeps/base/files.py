@@ -1,7 +1,10 @@
-"""Atomic files: content is written to a temporary file beside the target, synced to disk and renamed into place."""
+"""Atomic files: content is written to a temporary file in the target's folder, synced to disk and renamed into place."""
 
 import json
 import os
+import shutil
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,26 @@ def read_json(path: Path) -> Any:
         raise MissingResourceError(
             f"{path} is damaged ({error}); delete {path.parent} and run the study again to recreate it"
         ) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with everything in it. Raises OSError if something cannot be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def file_system_time(folder: Path) -> float:
+    """The time by the clock that sets modification times in a folder, in seconds since 1970; it may be another machine's.
+
+    Raises OSError if the folder cannot be written.
+    """
+    probe = folder / f".probe.{socket.gethostname()}.{time.monotonic_ns()}"
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now
 
 
 def sync_folder(folder: Path) -> None:

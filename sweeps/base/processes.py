@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def process_name() -> str:
-    """The name of this process, which is valid in file names and which `is_gone` and `is_here` read."""
+    """The name of this process, for `is_gone` and `is_here`; it is valid in file names."""
     return f"{_machine()}.{os.getpid()}.{process_start(os.getpid()) or 'unknown'}"
 
 
@@ -48,7 +48,7 @@ def machine_id() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """The start time of a process on this machine, as the kernel writes it: None if the process has ended.
+    """The start time of a process on this machine, as the kernel prints it; None if the process has ended.
 
     "unknown" if the process runs and the system has no /proc.
     """

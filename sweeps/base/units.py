@@ -1,10 +1,10 @@
-"""Numbers of tokens, bytes and seconds as people write them: 300M, 4.2 MB, 2h 10m."""
+"""Numbers of tokens, bytes and seconds in short form: 300M, 4.2 MB, 2h 10m."""
 
 from decimal import Decimal
 
 SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 LARGEST = 10**18
-"""A larger number of tokens is taken for a typing error."""
+"""The largest valid number of tokens; a larger one is a typing error."""
 
 
 def parse_size(value: object) -> int:

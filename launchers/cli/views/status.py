@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from rich.console import Group
@@ -12,7 +13,7 @@ from rich.text import Text
 from retain.launchers.console import new_table, open_console, print_line
 from retain.launchers.search.status import Status
 from retain.results.store.runs import Run
-from retain.results.store.status import RunStatus, count_states, current_state
+from retain.results.store.status import RunStatus, current_state
 from retain.sweeps.base.units import format_seconds, format_size
 from retain.sweeps.tree.tree import axes_label
 
@@ -62,7 +63,8 @@ def most_important(rows: Sequence[RunStatus], most: int) -> Sequence[RunStatus]:
 
 def status_table(rows: Sequence[RunStatus], shown: Sequence[RunStatus]) -> Table:
     """A row for each run that is shown, with the counts of all runs as the title."""
-    counts = ", ".join(f"{count} {state}" for state, count in count_states(rows).items()) or "no runs"
+    states = Counter(row.state for row in rows)
+    counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "no runs"
     table = new_table(
         "run", "stage", "axes", "state", "attempts", "progress", "loss", "tokens/s", "left", "job", "reason"
     )

@@ -1,12 +1,11 @@
-"""Checkpoints on disk: written beside their place, flushed, checksummed, renamed; the last two are kept.
+"""Checkpoints on disk: written to a temporary folder, synced, checksummed, renamed; the last two are kept.
 
     checkpoint/step-000001200/
       rank-00000.safetensors   this rank's part of the weights, the moments and the best weights
-      rank-00000.json          the tensors and rows in that file, values that only this rank has, the file's SHA-256
+      rank-00000.json          the tensors and rows in that file, this rank's own values, the SHA-256 of that file
       state.json               the step, the number of ranks, values that all ranks share, the SHA-256 of each rank's JSON file
 
-Nothing is pickled. Tensors that are sharded over ranks (FSDP) are described by their rows, so any number of ranks can read
-them.
+Nothing is pickled. The JSON files say which rows of a sharded tensor (FSDP) each rank has, so any number of ranks can read it.
 """
 
 import json
@@ -28,24 +27,24 @@ from retain.sweeps.base.errors import MissingResourceError, StageFailedError
 from retain.sweeps.base.files import sync_path, write_text
 
 KEPT = 2
-"""Checkpoints that are kept."""
+"""The number of checkpoints that are kept."""
 OTHERS_WAIT_S = 600.0
 """How long rank 0 waits for the other ranks' files of a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank contributes to a checkpoint, copied so that training can continue."""
+    """One rank's part of a checkpoint, copied so that training can continue."""
 
     step: int
     tensors: Mapping[str, torch.Tensor]
-    """On the CPU; empty if another rank has the same tensors."""
+    """On the CPU; empty if another rank writes the same tensors."""
     rows: Mapping[str, tuple[int, int]]
     """For sharded tensors: the first row of this rank, and the number of rows of the whole tensor."""
     own: Mapping[str, Any]
-    """JSON values that only this rank has."""
+    """JSON values of this rank alone."""
     shared: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values that all ranks share; those of rank 0 are written."""
+    """JSON values that all ranks share; only those of rank 0 are written."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class SavedCheckpoint:
         return any(name in rank["names"] for rank in self.ranks)
 
     def copy_into(self, name: str, target: torch.Tensor, first_row: int | None) -> None:
-        """Fill a tensor, or this rank's rows of it from `first_row` on, from whichever ranks wrote them."""
+        """Fill a tensor from the files of all ranks. With `first_row`, `target` holds the rows from there on (a shard)."""
         for number, rank in enumerate(self.ranks):
             if name not in rank["names"]:
                 continue
@@ -72,6 +71,7 @@ class SavedCheckpoint:
                 if first_row is None and name not in rank["rows"]:
                     target.copy_(file.get_tensor(name))
                     return
+                # Copy the rows that both this file and the target have.
                 begin = rank["rows"].get(name, (0, 0))[0]
                 part = file.get_slice(name)
                 mine = first_row or 0
@@ -81,12 +81,12 @@ class SavedCheckpoint:
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints below checkpoint/, newest first, unchecked."""
+    """The folders of the checkpoints in `folder`, newest first; they may be damaged."""
     return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)), reverse=True)
 
 
 def open_checkpoint(path: Path, check: bool = True) -> SavedCheckpoint:
-    """Open a checkpoint; with `check`, verify every checksum. Raises ValueError that names the damaged file."""
+    """Open a checkpoint; with `check`, verify every checksum. Raises ValueError, which names the damaged file."""
     try:
         manifest = json.loads((path / "state.json").read_text())
         ranks = []
@@ -104,7 +104,7 @@ def open_checkpoint(path: Path, check: bool = True) -> SavedCheckpoint:
 
 
 def newest_checkpoint(folder: Path, note: Callable[[str], None]) -> SavedCheckpoint | None:
-    """The newest undamaged checkpoint. Damaged ones are noted and removed."""
+    """The newest undamaged checkpoint; None if there is none. Removes damaged ones, and calls `note` for each."""
     for path in checkpoint_folders(folder):
         try:
             return open_checkpoint(path)
@@ -115,7 +115,7 @@ def newest_checkpoint(folder: Path, note: Callable[[str], None]) -> SavedCheckpo
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time beside the training loop; `save` waits for the one before (back-pressure)."""
+    """Writes checkpoints in a thread, one at a time: `save` first waits until the previous one is written."""
 
     def __init__(self, folder: Path, rank: int, world: int, may_write: Callable[[], bool]) -> None:
         self.folder, self.rank, self.world, self.may_write = folder, rank, world, may_write
@@ -124,7 +124,7 @@ class CheckpointWriter:
         self.saved_step: int | None = None
 
     def save(self, snapshot: Snapshot) -> None:
-        """Start writing a checkpoint. Raises the error of the write before, if it failed."""
+        """Start to write a checkpoint. Raises the error of the previous write, if it failed."""
         self.wait()
         self.thread = threading.Thread(target=self._run, args=(snapshot,), name=f"checkpoint {snapshot.step}")
         self.thread.start()
@@ -137,13 +137,13 @@ class CheckpointWriter:
         self.raise_error()
 
     def raise_error(self) -> None:
-        """Raise the error of a finished write, once."""
+        """Raise the error of a write that has failed, once."""
         if self.error is not None:
             error, self.error = self.error, None
             raise error
 
     def abandon(self) -> None:
-        """Wait for a write, whether or not it succeeds."""
+        """Wait for a write, and ignore its error."""
         if self.thread is not None:
             self.thread.join()
 
@@ -163,7 +163,7 @@ class CheckpointWriter:
             )
             failure.__cause__ = error
             self.error = failure
-        except Exception as error:  # the training loop raises it
+        except Exception as error:  # `wait` raises it in the training loop
             self.error = error
 
     def _write(self, snapshot: Snapshot) -> None:
@@ -195,6 +195,8 @@ class CheckpointWriter:
         write_text(partial / f"{name}.json", json.dumps(description, allow_nan=False))
 
     def _commit(self, partial: Path, snapshot: Snapshot) -> None:
+        """Complete a checkpoint once all ranks have written their parts. For rank 0."""
+        # 1. Wait for the other ranks, then write their checksums.
         names = [f"rank-{rank:05d}.json" for rank in range(self.world)]
         deadline = time.monotonic() + OTHERS_WAIT_S
         while missing := [name for name in names if not (partial / name).exists()]:
@@ -207,6 +209,7 @@ class CheckpointWriter:
         shared = {"step": snapshot.step, "world": self.world, "shared": dict(snapshot.shared), "files": files}
         write_text(partial / "state.json", json.dumps(shared, allow_nan=False))
         sync_path(partial)
+        # 2. Publish the checkpoint by a rename, unless another process has taken over the run.
         if not self.may_write():
             raise StageFailedError("another process has taken over this run; this process writes nothing more")
         final = self.folder / partial.name.removeprefix(".")
@@ -214,11 +217,12 @@ class CheckpointWriter:
             shutil.rmtree(final)
         partial.rename(final)
         sync_path(self.folder)
+        # 3. Remove the oldest.
         for old in checkpoint_folders(self.folder)[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writers left. For rank 0, before any rank writes."""
+    """Remove unfinished checkpoints of killed writers. For rank 0, before any rank writes."""
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)

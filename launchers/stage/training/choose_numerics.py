@@ -1,4 +1,4 @@
-"""Chooses how an attempt computes its steps: as earlier attempts did, so that the run ends in the same bits."""
+"""Choose how an attempt computes its steps: as earlier attempts did, so that the run ends in the same bits."""
 
 import json
 from collections.abc import Mapping
@@ -18,21 +18,24 @@ from retain.lightning_modules.compiled import why_not_compiled
 def choose_numerics(
     context: AttemptContext, execution: Mapping[str, Any], bf16: bool, sharded: bool, device: torch.device
 ) -> tuple[Numerics, list[str]]:
-    """The choices of this attempt, the same on every rank, and notes of rank 0 on what differs from earlier attempts.
+    """The choices of this attempt, the same on every rank; and on rank 0, notes on what differs from earlier attempts.
 
     A run that has checkpoints keeps its first choices where the study leaves them open (`compile: auto`, no micro_batch).
-    Raises AttemptStopped if a stop signal also reached the compilers: their failure then proves nothing.
+    Raises AttemptStopped if a compiler fails after a stop signal, which may be the reason.
     """
     world = context.ranks.world
+    # 1. Rank 0 chooses; the others adopt its choices.
     if not context.ranks.is_first:
         chosen = json.loads(broadcast("", world))
         if chosen["stopped"]:
             raise AttemptStopped(chosen["stopped"])
         return Numerics(**chosen["numerics"]), []
+    # 2. The study decides; what it leaves open is as before, or the default of the device.
     run, notes = context.run, []
     before = (recorded_numerics(run) or Numerics(False, None)) if checkpoint_folders(run.checkpoint) else None
     wish = execution.get("compile", "auto")  # absent in runs registered before this field existed
     compiled = wish if wish != "auto" else before.compiled if before else device.type == "cuda"
+    # 3. Steps are compiled only if a compiler works here.
     why = why_not_compiled(device) if compiled else None
     stopped = context.stop.signal if why else None
     if why:

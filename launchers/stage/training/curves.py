@@ -1,4 +1,4 @@
-"""What a stage reports while it trains: curves for the store and for TensorBoard, progress for people."""
+"""What a stage reports while it trains: curves for the store and TensorBoard, progress for `retain status`."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ from retain.results.tensorboard.run_events import RunEvents
 from retain.sweeps.base.errors import StageFailedError
 
 LOG_EVERY = 10
-"""Steps between the points of the training curves; the loss is read from the device only then."""
+"""Steps between the points of the training curves. The loss is read from the device only at these steps."""
 REPORT_EVERY_S = 1.0
 
 
@@ -43,7 +43,7 @@ class Heldout:
 class Curves(Callback):
     """Records training and held-out losses, learning rate and tokens per second over tokens seen, and reports progress.
 
-    `saved` is the `state()` in the checkpoint that the attempt resumes from: the curves continue its points.
+    saved: the `state()` in the checkpoint that the attempt resumes from; the curves continue its points.
     """
 
     def __init__(self, run: Run, heldout: Heldout, heldout_every: int | None, saved: Mapping[str, Any] | None) -> None:
@@ -54,7 +54,6 @@ class Curves(Callback):
         self.steps = recipe["steps"]
         points = [Point(curve, tokens, value, when) for curve, value, tokens, when in saved["points"]] if saved else []
         self.logged_step: int = saved["logged_step"] if saved else 0
-        self.points = points
         self.file = CurveWriter(run.folder, points) if heldout.rank == 0 else None
         self.events = RunEvents(run.folder, points) if heldout.rank == 0 else None
         self.progress = Progress(total=self.sequences * self.length)
@@ -62,8 +61,9 @@ class Curves(Callback):
         self.evaluated: dict[tuple[int, str], float] = {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the curves: JSON."""
-        points = [(point.curve, point.value, point.tokens, point.time) for point in self.points]
+        """The points so far, as JSON for a checkpoint. For rank 0."""
+        assert self.file is not None
+        points = [(point.curve, point.value, point.tokens, point.time) for point in self.file.points]
         return {"points": points, "logged_step": self.logged_step}
 
     def tokens(self, step: int) -> int:
@@ -89,7 +89,7 @@ class Curves(Callback):
         """Complete the curves, and add the final losses (nats per token) and hyperparameters for TensorBoard. For rank 0."""
         assert self.file is not None
         assert self.events is not None
-        self.file.finish()
+        self.file.rewrite()
         self.events.add_results(hyperparameters, losses)
         self.events.close()
 
@@ -117,7 +117,7 @@ class Curves(Callback):
             self.events.close()
 
     def enter(self, phase: str) -> None:
-        """Report what the attempt does now; see `Progress.phase`."""
+        """Report the present phase of the attempt; see `Progress.phase`."""
         self.progress = replace(self.progress, phase=phase)
         self._report(self.heldout.module.step)
 
@@ -125,7 +125,7 @@ class Curves(Callback):
         self.reported_at = time.monotonic()
         self.progress = replace(self.progress, tokens=self.tokens(step))
         if self.file:
-            # A full disk fails the run where it matters: at a checkpoint, or at the results.
+            # Ignore a full disk here: it fails the run at the next checkpoint, or when the results are written.
             with contextlib.suppress(OSError):
                 self.run.report(self.progress)
 
@@ -143,13 +143,12 @@ class Curves(Callback):
         self._add(training_curve(self.stage, "tokens_per_second"), per_second, step)
 
     def _add(self, curve: str, value: float, step: int) -> None:
+        """Add a point to a curve, on rank 0."""
         point = Point(curve, self.tokens(step), value, time.time())
-        if not self.file or not self.events:
-            self.points.append(point)
-            return
-        with contextlib.suppress(OSError):  # as in `_report`
-            self.file.add(point)
-        self.events.add(point)
+        if self.file and self.events:
+            with contextlib.suppress(OSError):  # as in `_report`
+                self.file.add(point)
+            self.events.add(point)
 
 
 def finite(loss: float, name: str, step: int) -> float:

@@ -1,4 +1,4 @@
-"""The ranks of a stage: how they connect, exchange values and share the weights."""
+"""How the ranks of a stage connect, exchange values and share the weights."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import distributed
 
-LOOPBACK = "127.0.0.1"
+from retain.launchers.stage.ranks import LOOPBACK
 
 
 def join_ranks(world: int, gpu: bool) -> None:
@@ -38,8 +38,8 @@ def strategy_of(world: int, sharded: bool) -> Strategy | str:
         return "auto"
     if sharded:
         return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
-    # After its first step, DDP rearranges its buckets, which decide the order of sums, so a resumed run would not be
-    # bit-identical. Searching for unused parameters keeps the first arrangement.
+    # After its first step, DDP rearranges its buckets, which decide the order of sums: a resumed run would not be
+    # bit-identical. With find_unused_parameters DDP keeps the first arrangement.
     return DDPStrategy(find_unused_parameters=True)
 
 
@@ -53,7 +53,7 @@ def broadcast(text: str, world: int) -> str:
 
 
 def gather(number: int, world: int) -> list[int]:
-    """The numbers of all ranks, in their order."""
+    """The numbers of all ranks, in the order of the ranks."""
     if world == 1:
         return [number]
     boxes: list[Any] = [None] * world

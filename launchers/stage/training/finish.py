@@ -1,4 +1,4 @@
-"""The end of a training stage: the final weights, their held-out losses, and what the store keeps of them."""
+"""The end of a training stage: the final weights, their held-out losses, and the files of the done run."""
 
 import json
 from dataclasses import asdict
@@ -25,7 +25,7 @@ SETTINGS = ("lr", "min_lr", "batch", "dropout", "weight_decay", "seed", "steps")
 
 
 class FinalLosses(Callback):
-    """Evaluates the final weights on every split, after early stopping has restored the best ones and adapters are merged."""
+    """Evaluates the final weights on every split, after early stopping has restored the best weights, with adapters merged."""
 
     def __init__(self, curves: Curves, data: StageData) -> None:
         self.curves, self.heldout, self.data = curves, curves.heldout, data

@@ -1,4 +1,4 @@
-"""The micro-batch of a GPU: the most sequences that fit, found once for a shape of stage and kept in the store."""
+"""The micro-batch of a GPU: the most sequences that fit, found once for each shape of stage and kept in the store."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ FILLED = 0.9
 MOMENT_BYTES = 8
 """AdamW's two moments of a trained parameter, in fp32."""
 OTHERS_BYTES = 2 * 2**30
-"""More than the driver and this process's kernels occupy on a GPU that nobody else uses."""
+"""More than the driver and the kernels of this process occupy on a GPU that no other process uses."""
 
 
 def stage_shape(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool, world: int) -> dict[str, Any]:
-    """What decides how much memory a sequence needs."""
+    """Everything that decides how much memory a sequence needs."""
     config = model.config
     shape = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     return {
@@ -40,18 +40,18 @@ def stage_shape(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool, 
 def micro_batch_for(
     store: Path, shape: Mapping[str, Any], share: int, fits: Callable[[int], bool], keep: bool = True
 ) -> int:
-    """The micro-batch in sequences, at most a rank's `share` of a batch; `fits` is called only if the store has no answer.
+    """The micro-batch in sequences, at most a rank's `share` of a batch.
 
-    keep: whether to keep the answer for later runs.
+    fits: tries a number of sequences; it is called only if the store has no answer. keep: whether to keep the answer.
     """
     text = json.dumps(shape, sort_keys=True)
     place = store / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     known: dict[str, Any] = read_json(place) if place.exists() else {"fits": 0, "too_many": None}
-    # If all of a smaller share fitted, more might.
+    # A smaller share that fitted whole does not answer how much of a larger one fits.
     if share <= known["fits"] or known["too_many"] is not None:
         return evenly(share, int(known["fits"]))
     most, too_many = largest_that_fits(share, fits)
-    # Halving a larger share may skip a size that is known to fit.
+    # Halving the share may miss a size that is known to fit.
     most = max(most, int(known["fits"]))
     if keep:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -60,12 +60,12 @@ def micro_batch_for(
 
 
 def evenly(share: int, most: int) -> int:
-    """The size of equal parts, as few as `most` allows: an odd rest would run uncompiled."""
+    """The size of the parts if a share is cut into as few equal parts as `most` allows: a smaller rest would run uncompiled."""
     return -(-share // -(-share // most))
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool]) -> tuple[int, int | None]:
-    """The share, halved until it fits (at least one sequence), and the last size that did not fit; None if all of it fits."""
+    """The share, halved until it fits (at least one sequence), and the last size that did not fit (None: the share fits)."""
     size, too_many = share, None
     while size > 1 and not fits(size):
         size, too_many = -(-size // 2), size
@@ -73,18 +73,18 @@ def largest_that_fits(share: int, fits: Callable[[int], bool]) -> tuple[int, int
 
 
 def is_shared(device: torch.device) -> bool:
-    """Whether other processes occupy much of the GPU's memory, so that what fits now may not be true later."""
+    """Whether other processes occupy much of the GPU's memory, so that more or less may fit later."""
     free, total = torch.cuda.mem_get_info(device)
     return total - free - torch.cuda.memory_reserved(device) > OTHERS_BYTES
 
 
 def fits_on_gpu(model: LlamaForCausalLM, length: int, bf16: bool, device: torch.device) -> Callable[[int], bool]:
-    """A function that tries a number of sequences with an uncompiled forward and backward pass; compiled ones need less."""
+    """A function that tries whether a number of sequences fits, with an uncompiled step; compiled steps need less memory."""
     moments = MOMENT_BYTES * sum(parameter.numel() for _, parameter in trained_parameters(model))
     room = FILLED * torch.cuda.get_device_properties(device).total_memory - moments
 
     def fits(size: int) -> bool:
-        # Memory that an earlier stage of this process left to the allocator does not count.
+        # Memory that the allocator kept from an earlier stage of this process must not count.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         tokens = torch.arange(size * length, device=device).view(size, length) % model.config.vocab_size

@@ -15,13 +15,13 @@ FILE = "steps.json"
 
 @dataclass(frozen=True)
 class Numerics:
-    """The recorded choices of a run."""
+    """The choices of a run that attempts record and keep."""
 
     compiled: bool
     micro_batch: int | None
-    """Sequences that one rank takes at a time; None: its whole share of a batch."""
+    """Sequences that one rank computes at a time; None: its whole share of a batch."""
     bf16: bool | None = None
-    """This field and those below are None in runs that began before they were recorded."""
+    """None, like the fields below, in runs that began before this field was recorded."""
     threads: int | None = None
     """Threads of one rank; None on a GPU."""
     sharded: bool | None = None
@@ -38,7 +38,7 @@ _WORDS: dict[str, Callable[[Any], str]] = {
 
 
 def differences(before: Numerics, now: Numerics) -> list[str]:
-    """A note on each choice that an attempt changes, for readers of the results."""
+    """One note for each choice in which an attempt differs from earlier ones, for readers of the results."""
     kept, taken = asdict(before), asdict(now)
     return [
         f"resumes with {words(taken[name])} a run that began with {words(kept[name])}: same batches, not bit-identical"

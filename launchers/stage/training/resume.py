@@ -1,9 +1,8 @@
 """Exact resume: what a checkpoint holds, when one is saved, and how a stage resumes from it.
 
 A checkpoint is taken between two steps. It holds the trained weights (a frozen base is read from the parent again), AdamW's
-moments, the best weights of early stopping and a few numbers. The order of the data, the learning rate and dropout are
-functions of the step, so they need no state. The points of the curves so far are part of it, so that curves resume without a
-gap or an overlap.
+moments, the best weights of early stopping, and the points of the curves so far, so that curves resume without a gap or an
+overlap. The order of the data, the learning rate and dropout are functions of the step, so nothing of them is saved.
 """
 
 import time
@@ -27,22 +26,23 @@ from retain.lightning_modules.shards import first_row, local_part
 from retain.lightning_modules.stage import StageModule
 
 CONTINUE, SAVE, STOP = 0, 1, 2
-"""What a rank wants at a step boundary; the largest of the ranks' wishes counts."""
+"""What a rank wishes at a step boundary; the largest wish of all ranks counts."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often a checkpoint is saved while nothing goes wrong."""
+    """How often a checkpoint is saved without a stop signal."""
 
     seconds: float
     steps: int | None
+    """None: by the clock alone."""
 
 
 class Agreement:
     """What the ranks agree to do at a step boundary.
 
-    With several ranks, the answer is that of the previous boundary, so that no step waits for it.
+    With several ranks, the answer is that of the previous boundary, so that no step waits for the exchange.
     """
 
     def __init__(self, world: int) -> None:
@@ -99,14 +99,15 @@ class Resume(Callback):
     ) -> None:
         assert isinstance(module, StageModule)
         self.writer.raise_error()
+        # 1. The ranks agree. After the last step the results are written, and no checkpoint is needed.
         decision = self.agreement.settle(self._wish(trainer, module))
-        # After the last step the stage is finished, so it needs no checkpoint.
         if decision == CONTINUE or trainer.should_stop or module.step == module.recipe["steps"]:
             return
-        # The copies use the memory that the previous checkpoint is written from.
+        # 2. Copy the state once the previous checkpoint is written, as its copy uses the same memory; write in a thread.
         self.writer.wait()
         self.writer.save(self._snapshot(trainer, module))
         self.saved_at = time.monotonic()
+        # 3. On a stop signal, end the attempt once the checkpoint is on disk.
         if decision == STOP:
             self.writer.wait()
             raise AttemptStopped(self.stop.signal or "a stop signal on another rank")
@@ -145,12 +146,14 @@ class Resume(Callback):
         return Snapshot(module.step, tensors, rows, own, shared)
 
     def _copied(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy on the CPU, in memory that is reused: the writer has finished with it before the next checkpoint."""
+        """A copy on the CPU, in memory that every checkpoint uses again: the writer has finished before the next one."""
         if name not in self.buffers:
             self.buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return self.buffers[name].copy_(tensor)
 
     def _restore(self, saved: SavedCheckpoint, trainer: Trainer, module: StageModule) -> None:
+        """Put module, optimizer, early stopping and data digest into the state of the checkpoint."""
+        # 1. Weights and AdamW's moments: this rank's rows of each, whichever ranks wrote them.
         module.step = saved.step
         optimizer = trainer.optimizers[0]
         best: dict[str, torch.Tensor] = {}
@@ -167,14 +170,19 @@ class Resume(Callback):
                 if saved.has(f"best/{name}"):
                     best[name] = torch.empty_like(part, device="cpu")
                     saved.copy_into(f"best/{name}", best[name], row)
+        # 2. The best weights of early stopping.
         if self.best is not None:
             self.best.restore(saved.shared["early_stopping"], best)
+        # 3. The values of this rank alone.
         self.data.digest, loss_sum = _own_values(saved, trainer.global_rank, trainer.world_size)
         module.loss_sum = torch.tensor(loss_sum)
 
 
 def _own_values(saved: SavedCheckpoint, rank: int, world: int) -> tuple[int, float]:
-    """A rank's share of the data digest, and of the loss since the last point; redistributed if the number of ranks changed."""
+    """A rank's share of the data digest, and of the loss since the last point of the curve.
+
+    If the number of ranks has changed, rank 0 takes the whole digest, and every rank the mean of the losses.
+    """
     shares = [(int(written["own"]["digest"], 16), float(written["own"]["loss_sum"])) for written in saved.ranks]
     if world == saved.world:
         return shares[rank]
@@ -185,7 +193,7 @@ def _own_values(saved: SavedCheckpoint, rank: int, world: int) -> tuple[int, flo
 def _state_tensors(
     optimizer: torch.optim.Optimizer, module: StageModule, best: KeepBest | None
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Weights, moments and best weights: name, tensor, and the parameter that the tensor belongs to."""
+    """The tensors of a checkpoint: name, tensor, and the parameter that the tensor belongs to."""
     for name, parameter in trained_parameters(module.model):
         yield f"model/{name}", parameter.detach(), parameter
         for moment in MOMENTS:

@@ -55,7 +55,7 @@ from retain.sweeps.schema.models import Architecture
 
 @dataclass(frozen=True)
 class _Machine:
-    """How this attempt computes, before earlier attempts have a say."""
+    """How this machine computes, before the choices of earlier attempts are considered."""
 
     gpu: bool
     bf16: bool
@@ -74,7 +74,7 @@ def attempt(context: AttemptContext) -> None:
     run, spec, ranks, execution = context.run, context.spec, context.ranks, context.run.execution()
     recipe, first = spec["recipe"], ranks.is_first
 
-    # 1. Meet the other ranks, and enter the attempt: a process that dies from here on is missed.
+    # 1. Connect the ranks, and record that the attempt begins: if the process dies from here on, others notice it.
     machine = _machine(execution, ranks.world)
     if not machine.gpu:
         torch.set_num_threads(execution["threads"])
@@ -83,14 +83,14 @@ def attempt(context: AttemptContext) -> None:
     join_ranks(ranks.world, machine.gpu)
     saved = _begin(context, torch.cuda.get_device_name() if machine.gpu else None)
 
-    # 2. Settle how steps are computed: as in earlier attempts, so that the run ends in the same bits.
+    # 2. Choose how steps are computed: as in earlier attempts, so that the run ends in the same bits.
     numerics, notes = choose_numerics(context, execution, machine.bf16, machine.sharded, machine.device)
     if execution != spec["execution"]:
         notes.append(f"micro-batch reduced to {numerics.micro_batch} sequences, because GPU memory was exceeded")
     if first:
         _note(run, notes)
 
-    # 3. Build the model where the parent ended, and check that the results will fit on the disk.
+    # 3. Load the parent's weights or build a new model, and check that the results will fit on the disk.
     tokenizer = load_tokenizer(context.store.root / "tokenizers" / spec["tokenizer"])
     model = _starting_model(context, tokenizer)
     if first:
@@ -128,12 +128,13 @@ def _machine(execution: Mapping[str, Any], world: int) -> _Machine:
 
 
 def _begin(context: AttemptContext, device: str | None) -> SavedCheckpoint | None:
-    """Choose the checkpoint to resume from, and enter the attempt with notes on it; the same checkpoint on every rank.
+    """Record that the attempt begins; returns the checkpoint to resume from, the same on every rank.
 
-    device: the name of the GPUs. Raises AttemptStopped if the run was cancelled meanwhile.
+    device: the name of the GPUs. Raises AttemptStopped if the run was cancelled.
     """
     run, ranks, recipe = context.run, context.ranks, context.spec["recipe"]
     saved, cancelled = None, False
+    # 1. Rank 0 chooses the newest undamaged checkpoint, and begins the attempt.
     if ranks.is_first:
         notes: list[str] = []
         remove_unfinished(run.checkpoint)
@@ -151,16 +152,17 @@ def _begin(context: AttemptContext, device: str | None) -> SavedCheckpoint | Non
             _note(run, notes)
         except AttemptStopped:
             cancelled = True
-    chosen = json.loads(broadcast(json.dumps([str(saved.folder) if saved else "", cancelled]), ranks.world))
-    if chosen[1]:
+    # 2. The other ranks open the same checkpoint, which rank 0 has checked.
+    folder, cancelled = json.loads(broadcast(json.dumps([str(saved.folder) if saved else "", cancelled]), ranks.world))
+    if cancelled:
         raise AttemptStopped(CANCEL_SIGNAL.name)
-    if chosen[0] and saved is None:
-        saved = open_checkpoint(Path(chosen[0]), check=False)
+    if folder and saved is None:
+        saved = open_checkpoint(Path(folder), check=False)
     return saved
 
 
 def _note(run: Run, notes: Sequence[str]) -> None:
-    """Add what a reader of the results should know to the log and to the current attempt."""
+    """Add notes for readers of the results to the log and to the current attempt."""
     for note in notes:
         print(note, flush=True)
     if notes:
@@ -171,7 +173,7 @@ def _starting_model(context: AttemptContext, tokenizer: Tokenizer) -> LlamaForCa
     recipe = context.spec["recipe"]
     if context.spec["parent"] is None:
         return build_model(Architecture(**recipe["model"]), recipe["seed"], tokenizer.end_id)
-    model = load_model(usable_parent(context.store, context.spec).model)
+    model = load_model(usable_parent(context.store, context.spec["parent"]).model)
     if recipe["method"] == "lora":
         add_adapters(model, recipe["lora"], recipe["seed"])
     return model
@@ -185,7 +187,7 @@ def _check_room(run: Run, model: LlamaForCausalLM) -> None:
 
 
 def _fitting_micro_batch(context: AttemptContext, model: LlamaForCausalLM, bf16: bool) -> int:
-    """The number of sequences that every rank's GPU can take at a time."""
+    """The number of sequences that fit on the GPU of every rank."""
     recipe, world = context.spec["recipe"], context.ranks.world
     device = torch.device("cuda", torch.cuda.current_device())
     fits = fits_on_gpu(model.to(device), recipe["sequence_length"], bf16, device)  # type: ignore[arg-type]

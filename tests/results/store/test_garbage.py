@@ -1,4 +1,4 @@
-"""What `retain gc` frees, and what it never touches."""
+"""What `retain gc` removes, and what it never touches."""
 
 import contextlib
 import os
@@ -32,40 +32,32 @@ from retain.sweeps.base.processes import process_name
 from retain.sweeps.tree.tree import Tree, expand
 from tests.conftest import Prepared
 from tests.results.runs import finish, finish_all, kinds, registered, write_model
+from tests.results.store.processes import HOLDER, next_line, start_python
 from tests.retain import retain, retain_json
-
-HOLDER = """
-import sys
-from pathlib import Path
-from retain.results.store.lease import take_lease
-print(take_lease(Path(sys.argv[1])) is not None, flush=True)
-sys.stdin.readline()
-"""
 
 
 @pytest.fixture
 def planned(tmp_path: Path) -> tuple[Tree, Store]:
-    """The tiny study, planned: two pretrainings, each with a post-training with two fine-tunings."""
+    """The tiny study, registered: two pretrainings, each with a post-training with two fine-tunings."""
     return registered(tmp_path / "runs")
 
 
-def state_of(run: Run, size: int = 100) -> Path:
-    """A resumable state."""
+def add_checkpoint(run: Run, size: int = 100) -> Path:
+    """Give a run a checkpoint of this many bytes."""
     folder = run.folder / "checkpoint" / "step-000000010"
     folder.mkdir(parents=True)
     (folder / "rank-00000.safetensors").write_bytes(b"s" * size)
     return folder
 
 
-def dead_process() -> int:
-    """The number of a process that has ended."""
+def pid_of_dead_process() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
 
 
 def age(path: Path, hours: float) -> Path:
-    """Let everything below a path look unchanged for so long."""
+    """Make everything below a path look unchanged for this many hours."""
     then = time.time() - 3600 * hours
     for place in (path, *path.rglob("*")):
         os.utime(place, (then, then))
@@ -73,7 +65,7 @@ def age(path: Path, hours: float) -> Path:
 
 
 def gc(store: Store, weights: bool = False, keys: Iterable[str] | None = None) -> list[Waste]:
-    """Free whatever may go, all of which must succeed."""
+    """Remove all waste, which must succeed for each item."""
     found = find_waste(store, None if keys is None else set(keys), weights)
     assert [free(store, waste) for waste in found] == [None] * len(found)
     assert not any(waste.path.exists() and waste.kind != WEIGHTS for waste in found)
@@ -81,19 +73,19 @@ def gc(store: Store, weights: bool = False, keys: Iterable[str] | None = None) -
 
 
 def content(root: Path) -> set[Path]:
-    """Every path of a store but the notes of who held a lease."""
+    """Every path of a store except those of leases."""
     return {path for path in root.rglob("*") if not path.name.startswith("lease.")}
 
 
-def test_the_states_of_done_runs_go_and_those_of_unfinished_ones_stay(planned: tuple[Tree, Store]) -> None:
+def test_checkpoints_are_removed_from_done_runs_only(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     first, second = kinds(tree, store, "pretrain")
-    state_of(first)
-    state_of(second)
+    add_checkpoint(first)
+    add_checkpoint(second)
     second.begin(1)
     assert find_waste(store, None, weights=False) == []
     finish(first)
-    state_of(first)
+    add_checkpoint(first)
     (waste,) = gc(store)
     assert (waste.path, waste.run, waste.kind, waste.bytes) == (first.checkpoint, first.key, CHECKPOINT, 100)
     assert (second.checkpoint / "step-000000010" / "rank-00000.safetensors").exists()
@@ -101,11 +93,11 @@ def test_the_states_of_done_runs_go_and_those_of_unfinished_ones_stay(planned: t
     assert find_waste(store, None, weights=False) == []
 
 
-def test_a_dry_run_says_what_would_be_freed_with_bytes_and_changes_nothing(planned: tuple[Tree, Store]) -> None:
+def test_a_dry_run_lists_what_would_be_freed_and_changes_nothing(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     for run in kinds(tree, store, "finetune"):
-        state_of(run, size=1000)
+        add_checkpoint(run, size=1000)
     before = content(store.root)
     document = retain_json("gc", "--store", store.root, "--dry-run")
     assert content(store.root) == before
@@ -117,17 +109,16 @@ def test_a_dry_run_says_what_would_be_freed_with_bytes_and_changes_nothing(plann
     assert content(store.root) == {path for path in before if "checkpoint" not in path.parts}
 
 
-def test_what_a_dead_attempt_left_half_written_goes_and_its_last_states_stay(planned: tuple[Tree, Store]) -> None:
+def test_half_written_files_of_a_dead_attempt_are_removed_and_its_checkpoints_stay(
+    planned: tuple[Tree, Store],
+) -> None:
     tree, store = planned
     run = kinds(tree, store, "pretrain")[0]
-    whole = state_of(run)
+    whole = add_checkpoint(run)
     shutil.copytree(whole, run.checkpoint / ".step-000000020")
     write_model(run.folder / "model.partial")
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run.lease)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout
-    assert holder.stdout.readline() == "True\n"
+    holder = start_python(HOLDER, run.lease)
+    assert next_line(holder) == "True"
     assert find_waste(store, None, weights=True) == []
     holder.kill()
     holder.communicate()
@@ -140,14 +131,12 @@ def test_what_a_dead_attempt_left_half_written_goes_and_its_last_states_stay(pla
     assert not run.is_running()
 
 
-def test_a_run_that_a_process_takes_up_between_the_look_and_the_removal_is_left_alone(
-    planned: tuple[Tree, Store],
-) -> None:
+def test_nothing_is_removed_from_a_run_that_a_process_has_leased_meanwhile(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     first, second = kinds(tree, store, "pretrain")
     write_model(first.folder / "model.partial")
     finish(second)
-    state_of(second)
+    add_checkpoint(second)
     found = find_waste(store, None, weights=False)
     leases = [take_lease(run.lease) for run in (first, second)]
     assert all(leases)
@@ -155,32 +144,30 @@ def test_a_run_that_a_process_takes_up_between_the_look_and_the_removal_is_left_
     assert all(waste.path.exists() for waste in found)
 
 
-def test_old_temporary_files_of_dead_processes_go_and_those_of_the_living_or_fresh_stay(
-    planned: tuple[Tree, Store],
-) -> None:
+def test_only_old_temporary_files_of_dead_processes_are_removed(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     run = kinds(tree, store, "pretrain")[0]
     (store.root / "studies" / "tiny").mkdir(parents=True)
-    dead = dead_process()
+    dead = pid_of_dead_process()
     old = [
         run.folder / f".state.json.{dead}.0a1b2c",
         run.folder / f".lease.json.{dead}.0123456789abcdef",
         store.root / "studies" / "tiny" / f".trials.json.{dead}.0a1b2c",
         store.root / ".probe.n1.123456",
     ]
-    living = [run.folder / f".state.json.{os.getpid()}.0a1b2c", run.folder / ".hidden", run.folder / "notes.txt"]
-    fresh = run.folder / f".state.json.{dead}.ffffff"
-    for path in (*old, *living):
+    kept = [run.folder / f".state.json.{os.getpid()}.0a1b2c", run.folder / ".hidden", run.folder / "notes.txt"]
+    new = run.folder / f".state.json.{dead}.ffffff"
+    for path in (*old, *kept):
         path.write_text("{}")
         age(path, 2)
-    fresh.write_text("{}")
+    new.write_text("{}")
     assert {waste.path for waste in gc(store)} == set(old)
-    assert fresh.exists()
-    assert all(path.exists() for path in living)
+    assert new.exists()
+    assert all(path.exists() for path in kept)
 
 
-def test_half_prepared_data_goes_once_its_process_is_gone_and_it_has_been_quiet(tmp_path: Path) -> None:
-    store, dead = Store(tmp_path), dead_process()
+def test_half_prepared_data_is_removed_once_its_process_is_gone_and_it_has_not_changed_for_long(tmp_path: Path) -> None:
+    store, dead = Store(tmp_path), pid_of_dead_process()
     here = process_name().split(".")[0]
     hours = {
         f"{here}.{dead}.5-01234567": 2.0,
@@ -200,9 +187,7 @@ def test_half_prepared_data_goes_once_its_process_is_gone_and_it_has_been_quiet(
     assert {waste.bytes for waste in found} == {5}
 
 
-def test_weights_stay_unless_asked_and_then_go_where_all_that_start_from_them_is_done(
-    planned: tuple[Tree, Store],
-) -> None:
+def test_gc_weights_frees_the_weights_of_runs_whose_children_are_all_done(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     assert find_waste(store, None, weights=False) == []
@@ -224,7 +209,7 @@ def test_weights_stay_unless_asked_and_then_go_where_all_that_start_from_them_is
     assert find_waste(store, None, weights=True) == []
 
 
-def test_verify_still_finds_damage_in_a_run_whose_weights_were_freed(planned: tuple[Tree, Store]) -> None:
+def test_verify_finds_damage_in_a_run_whose_weights_were_freed(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     gc(store, weights=True)
@@ -235,7 +220,7 @@ def test_verify_still_finds_damage_in_a_run_whose_weights_were_freed(planned: tu
     assert "losses.json is damaged" in problem.what
 
 
-def test_weights_that_an_unfinished_child_starts_from_stay(planned: tuple[Tree, Store]) -> None:
+def test_the_weights_of_a_run_with_an_unfinished_child_stay(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     registered(store.root, grid={"pretrain.exposure": [0, 1], "finetune.lr": [7e-3]})
@@ -243,7 +228,7 @@ def test_weights_that_an_unfinished_child_starts_from_stay(planned: tuple[Tree, 
     assert freed == {run.key for run in kinds(tree, store, "pretrain")}
 
 
-def test_pinned_weights_stay_until_the_pin_is_taken_off(planned: tuple[Tree, Store]) -> None:
+def test_pinned_weights_stay_until_they_are_unpinned(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     run = kinds(tree, store, "posttrain")[1]
@@ -257,7 +242,7 @@ def test_pinned_weights_stay_until_the_pin_is_taken_off(planned: tuple[Tree, Sto
         set_pin(run, True)
 
 
-def test_a_pin_set_between_the_look_and_the_removal_is_heeded(planned: tuple[Tree, Store]) -> None:
+def test_a_pin_that_is_set_just_before_the_removal_counts(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     found = find_waste(store, None, weights=True)
@@ -267,9 +252,7 @@ def test_a_pin_set_between_the_look_and_the_removal_is_heeded(planned: tuple[Tre
     assert verify_runs(store, None) == (8, [])
 
 
-def test_a_collection_killed_before_the_files_are_gone_leaves_a_store_that_the_next_one_cleans(
-    planned: tuple[Tree, Store],
-) -> None:
+def test_a_killed_gc_leaves_a_valid_store_and_the_next_gc_completes_it(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     code = (
@@ -286,9 +269,7 @@ def test_a_collection_killed_before_the_files_are_gone_leaves_a_store_that_the_n
     assert verify_runs(store, None) == (8, [])
 
 
-def test_a_study_that_needs_freed_weights_is_told_in_one_sentence_which_folders_to_delete(
-    planned: tuple[Tree, Store],
-) -> None:
+def test_the_error_for_freed_weights_names_the_folders_to_delete(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     gc(store, weights=True)
@@ -304,36 +285,36 @@ def test_a_study_that_needs_freed_weights_is_told_in_one_sentence_which_folders_
     check_starts(store, larger.stages, store.states(larger.stages))
 
 
-def test_export_of_freed_weights_says_what_to_do(planned: tuple[Tree, Store], tmp_path: Path) -> None:
+def test_export_of_freed_weights_fails_with_a_cure(planned: tuple[Tree, Store], tmp_path: Path) -> None:
     tree, store = planned
     finish_all(tree, store)
     gc(store, weights=True)
     run = kinds(tree, store, "pretrain")[0]
-    told = retain("export", run.key, "--store", store.root, "--to", tmp_path / "hf", code=3).stderr
-    assert told.startswith("retain: retain gc --weights has freed")
-    assert str(run.folder) in told
+    printed = retain("export", run.key, "--store", store.root, "--to", tmp_path / "hf", code=3).stderr
+    assert printed.startswith("retain: retain gc --weights has freed")
+    assert str(run.folder) in printed
 
 
-def test_a_collection_of_one_study_leaves_the_runs_of_another(planned: tuple[Tree, Store]) -> None:
+def test_gc_of_one_study_does_not_touch_the_runs_of_another(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     first, second = kinds(tree, store, "pretrain")
     for run in (first, second):
         finish(run)
-        state_of(run)
+        add_checkpoint(run)
     assert [waste.run for waste in gc(store, keys=[first.key])] == [first.key]
     assert second.checkpoint.exists()
 
 
-def test_nothing_that_is_unknown_is_touched(planned: tuple[Tree, Store]) -> None:
+def test_unknown_files_and_files_behind_links_are_not_touched(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
-    strange = [
+    unknown = [
         store.root / "notes" / "checkpoint" / "mine.txt",
         store.root / "notes" / "model.partial" / "mine.txt",
         store.root / "corpora" / "abc" / "train.bin",
         kinds(tree, store, "pretrain")[0].folder / "analysis" / "model.safetensors",
     ]
-    for path in strange:
+    for path in unknown:
         path.parent.mkdir(parents=True)
         path.write_text("mine")
         age(path, 1000)
@@ -342,13 +323,11 @@ def test_nothing_that_is_unknown_is_touched(planned: tuple[Tree, Store]) -> None
     (elsewhere / "state").touch()
     kinds(tree, store, "finetune")[0].checkpoint.symlink_to(elsewhere)
     gc(store, weights=True)
-    assert all(path.exists() for path in strange)
+    assert all(path.exists() for path in unknown)
     assert (elsewhere / "state").exists()
 
 
-def test_run_says_what_to_do_before_it_trains_anything_that_starts_from_freed_weights(
-    prepared: Prepared, tmp_path: Path
-) -> None:
+def test_run_refuses_to_start_from_freed_weights_before_it_trains_anything(prepared: Prepared, tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     shutil.copytree(prepared.store, store.root)
     tree = expand(prepared.file, prepared.facts)
@@ -356,17 +335,17 @@ def test_run_says_what_to_do_before_it_trains_anything_that_starts_from_freed_we
     finish_all(tree, store)
     gc(store, weights=True)
     study = prepared.file.path
-    told = retain("run", study, "finetune.weight_decay=0.2", "--store", store.root, code=3).stderr
-    assert told.startswith("retain: retain gc --weights has freed weights that are needed to start from; delete ")
-    assert all(str(run.folder) in told for kind in ("pretrain", "posttrain") for run in kinds(tree, store, kind))
+    printed = retain("run", study, "finetune.weight_decay=0.2", "--store", store.root, code=3).stderr
+    assert printed.startswith("retain: retain gc --weights has freed weights that are needed to start from; delete ")
+    assert all(str(run.folder) in printed for stage in ("pretrain", "posttrain") for run in kinds(tree, store, stage))
     assert len(store.runs()) == 8
 
 
-def test_on_a_full_disk_room_is_made_and_what_cannot_go_is_said(small_disk: Path) -> None:
+def test_gc_works_on_a_full_disk_and_reports_what_it_could_not_remove(small_disk: Path) -> None:
     tree, store = registered(small_disk / "runs")
     done, unfinished = kinds(tree, store, "pretrain")
     finish(done)
-    state_of(done, size=200_000)
+    add_checkpoint(done, size=200_000)
     write_model(unfinished.folder / "model.partial")
     with (small_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
         while True:

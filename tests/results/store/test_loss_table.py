@@ -1,4 +1,4 @@
-"""The loss table: what each of its numbers is, and what it says of results that are not there yet."""
+"""The loss table: what its numbers are, and what it shows for stages that are not trained yet."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ def test_the_four_losses_are_those_of_the_paper() -> None:
     }
 
 
-def test_without_a_post_training_stage_the_immediate_loss_is_that_of_the_pretraining() -> None:
+def test_without_a_posttraining_stage_the_immediate_loss_is_measured_after_pretraining() -> None:
     path = [splits(pretraining=4.0, posttraining=5.0), splits(pretraining=4.7, posttraining=5.5, finetuning=3.0)]
     losses = four_losses(path)
     assert (losses["immediate_posttraining_loss"], losses["retained_posttraining_loss"]) == (5.0, 5.5)
@@ -53,7 +53,7 @@ def test_without_a_post_training_stage_the_immediate_loss_is_that_of_the_pretrai
         (3, set(LOSSES)),
     ],
 )
-def test_what_is_not_trained_yet_is_missing_and_nothing_stands_in_for_it(trained: int, present: set[str]) -> None:
+def test_losses_of_untrained_stages_are_missing_and_have_no_substitute(trained: int, present: set[str]) -> None:
     whole = [
         splits(pretraining=4.0, posttraining=5.0),
         splits(pretraining=4.5, posttraining=1.0),
@@ -63,7 +63,7 @@ def test_what_is_not_trained_yet_is_missing_and_nothing_stands_in_for_it(trained
     assert {name for name, loss in losses.items() if loss is not None} == present
 
 
-def test_a_row_per_trial_holds_its_axes_keys_losses_and_the_tokens_of_its_path(planned: tuple[Tree, Store]) -> None:
+def test_each_trial_has_a_row_with_its_axes_keys_losses_and_tokens(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     for number, key in enumerate(tree.stages):
         finish(store.run(key), loss=float(10 * number))
@@ -81,7 +81,7 @@ def test_a_row_per_trial_holds_its_axes_keys_losses_and_the_tokens_of_its_path(p
         assert [row[name] for name in LOSSES[1:]] == [leaf + 1, leaf, leaf + 2]
 
 
-def test_partial_results_have_a_row_for_every_trial_with_what_is_there(planned: tuple[Tree, Store]) -> None:
+def test_partial_results_have_a_row_for_every_trial(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store, lambda stage: stage != "finetune")
     leaf = kinds(tree, store, "finetune")[2]
@@ -94,7 +94,7 @@ def test_partial_results_have_a_row_for_every_trial_with_what_is_there(planned: 
     assert [row["tokens"] for row in rows].count(None) == 3
 
 
-def test_a_run_that_failed_after_its_losses_were_written_counts_as_missing(planned: tuple[Tree, Store]) -> None:
+def test_the_losses_of_a_failed_run_count_as_missing_even_if_they_were_written(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     run = kinds(tree, store, "finetune")[0]
@@ -102,7 +102,7 @@ def test_a_run_that_failed_after_its_losses_were_written_counts_as_missing(plann
     assert trial_rows(tree, store)[0]["finetuning_loss"] is None
 
 
-def test_the_csv_reads_back_as_the_rows_with_empty_cells_for_what_is_missing(planned: tuple[Tree, Store]) -> None:
+def test_the_csv_has_the_rows_with_empty_cells_for_missing_losses(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store, lambda stage: stage != "finetune")
     finish(kinds(tree, store, "finetune")[0], loss=1 / 3)
@@ -121,7 +121,7 @@ def test_the_csv_reads_back_as_the_rows_with_empty_cells_for_what_is_missing(pla
     assert csv_text([]) == "\n"
 
 
-def test_load_gives_a_frame_whose_missing_losses_are_nan(planned: tuple[Tree, Store]) -> None:
+def test_load_returns_a_frame_with_nan_for_missing_losses(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store, lambda stage: stage == "pretrain")
     save_rows(store.root, tree.study, trial_rows(tree, store))
@@ -136,12 +136,12 @@ def test_load_gives_a_frame_whose_missing_losses_are_nan(planned: tuple[Tree, St
     assert math.isclose(frame.groupby("pretrain.exposure")["finetuning_loss"].mean()[1], 1.0)
 
 
-def test_load_of_an_unknown_study_names_the_file_that_is_missing(tmp_path: Path) -> None:
+def test_load_of_an_unknown_study_names_the_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"studies/unknown/trials\.json"):
         retain.load("unknown", str(tmp_path))
 
 
-def test_rows_kept_for_a_study_read_back_exactly(planned: tuple[Tree, Store]) -> None:
+def test_saved_rows_are_read_back_exactly(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
     rows = trial_rows(tree, store)

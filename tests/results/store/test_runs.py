@@ -1,11 +1,9 @@
-"""A run as other processes see it while it is written, and after its process was killed."""
+"""What other processes see of a run while it is written, and after its process was killed."""
 
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +18,9 @@ from retain.results.store.status import current_state
 from retain.results.store.verify import damaged_files, run_problems
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from tests.results.runs import finish, kinds, put_state, registered
+from tests.results.store.processes import start_python
 
-STATE_WRITER = """
+WRITE_STATES = """
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +33,7 @@ for step in range(300):
     put_state(run, replace(state, reason=f"{step} " * 2000, progress=Progress(step, step, float(step))))
 """
 
-FINISHER = """
+FINISH_AND_DIE = """
 import os, shutil, sys
 from pathlib import Path
 from retain.results.store.runs import Run
@@ -67,8 +66,9 @@ while ended == 9:
     ended = os.waitpid(child, 0)[1]
     print(ended, flush=True)
 """
+"""Finishes copies of a run in processes that are killed at their first, second, third ... write, until one is not killed."""
 
-PUBLISHER = """
+PUBLISH_OFTEN = """
 import sys
 from pathlib import Path
 from retain.results.store.runs import Run
@@ -81,19 +81,15 @@ for number in range(40):
 """
 
 
-def writer(code: str, *arguments: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run that is planned."""
+    """A planned run."""
     tree, store = registered(tmp_path / "runs")
     return kinds(tree, store, "pretrain")[0]
 
 
-def test_a_reader_beside_a_writer_never_sees_half_a_state(run: Run) -> None:
-    process, seen = writer(STATE_WRITER, run.folder), set()
+def test_readers_never_see_half_a_state_while_it_is_written(run: Run) -> None:
+    process, seen = start_python(WRITE_STATES, run.folder), set()
     while process.poll() is None:
         state = run.state()
         if state.reason:
@@ -104,8 +100,8 @@ def test_a_reader_beside_a_writer_never_sees_half_a_state(run: Run) -> None:
     assert len(seen) > 2
 
 
-def test_whatever_a_reader_sees_as_done_is_complete_and_matches_its_checksums(run: Run) -> None:
-    process, seen = writer(PUBLISHER, run.folder), 0
+def test_a_run_that_a_reader_sees_as_done_is_complete_and_matches_its_checksums(run: Run) -> None:
+    process, seen = start_python(PUBLISH_OFTEN, run.folder), 0
     while process.poll() is None:
         before = run.state()
         if before.state != "done":
@@ -121,9 +117,8 @@ def test_whatever_a_reader_sees_as_done_is_complete_and_matches_its_checksums(ru
     assert seen > 0
 
 
-def test_a_run_killed_at_any_step_of_its_final_write_is_whole_or_can_be_finished(run: Run, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FINISHER, str(run.folder), str(tmp_path)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+def test_a_run_killed_at_any_write_while_it_finishes_is_complete_or_can_be_finished(run: Run, tmp_path: Path) -> None:
+    output = start_python(FINISH_AND_DIE, run.folder, tmp_path).communicate(timeout=60)[0].split()
     assert output == [str(int(signal.SIGKILL))] * (len(output) - 1) + ["0"]
     assert len(output) > 10
     seen = []
@@ -142,13 +137,13 @@ def test_a_run_killed_at_any_step_of_its_final_write_is_whole_or_can_be_finished
     assert set(seen) == {"planned", "running", "done"}
 
 
-def test_an_attempt_that_never_said_its_end_is_closed_as_lost_at_its_last_sign_of_life(run: Run) -> None:
+def test_an_attempt_that_never_reported_its_end_is_closed_as_lost_at_its_last_report(run: Run) -> None:
     run.begin(1)
     put_state(run, replace(run.state(), heartbeat=12.5, progress=Progress(tokens=640, total=7680)))
     assert run.begin(2)
-    lost, present = run.state().attempts
+    lost, current = run.state().attempts
     assert (lost.pid, lost.end, lost.tokens, lost.cause) == (1, 12.5, 640, "lost")
-    assert (present.pid, present.end, present.cause) == (2, None, None)
+    assert (current.pid, current.end, current.cause) == (2, None, None)
     assert run.fail("out of memory")
     ended = run.state()
     assert ended.attempts[0] == lost
@@ -156,7 +151,7 @@ def test_an_attempt_that_never_said_its_end_is_closed_as_lost_at_its_last_sign_o
     assert ended.attempts[1].end == pytest.approx(time.time(), abs=60)
 
 
-def test_a_running_run_whose_process_is_gone_is_shown_as_planned_with_what_to_do(run: Run) -> None:
+def test_a_running_run_whose_process_is_gone_is_shown_as_planned_with_a_cure(run: Run) -> None:
     lease = take_lease(run.lease)
     assert lease
     run.begin(os.getpid())
@@ -166,7 +161,7 @@ def test_a_running_run_whose_process_is_gone_is_shown_as_planned_with_what_to_do
     assert "retain run" in (current_state(run).reason or "")
 
 
-def test_registering_again_keeps_the_state_and_follows_the_execution_of_a_run_that_is_not_done(tmp_path: Path) -> None:
+def test_registering_again_keeps_the_state_and_updates_the_execution_of_runs_that_are_not_done(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs")
     first, second = kinds(tree, store, "pretrain")
     finish(first)
@@ -176,23 +171,23 @@ def test_registering_again_keeps_the_state_and_follows_the_execution_of_a_run_th
     assert second.spec()["execution"]["micro_batch"] == 2
 
 
-def test_a_state_without_attempts_or_a_run_nobody_registered_is_planned(tmp_path: Path) -> None:
+def test_an_unregistered_run_is_planned(tmp_path: Path) -> None:
     assert Store(tmp_path).run("0123").state() == State()
     assert Store(tmp_path).states({"0123": None})["0123"].state == "planned"
 
 
-def test_a_run_is_found_by_the_beginning_of_its_key_where_that_is_unique(tmp_path: Path) -> None:
+def test_a_run_is_found_by_a_unique_beginning_of_its_key(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for key in ("abc1", "abd2"):
         store.register(key, {"execution": {}})
     assert store.find("abd").key == "abd2"
-    with pytest.raises(StudyError, match="ab: 2 runs begin so"):
+    with pytest.raises(StudyError, match=r"ab: 2 run keys in .* begin with this; give more digits"):
         store.find("ab")
-    with pytest.raises(StudyError, match="x: no such run"):
+    with pytest.raises(StudyError, match="x: run not found in "):
         store.find("x")
 
 
-def test_a_store_that_cannot_be_made_or_written_is_named_with_the_cure(tmp_path: Path) -> None:
+def test_the_error_names_a_store_that_cannot_be_written_with_a_cure(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for make in (open_store, make_store):
         with pytest.raises(MissingResourceError, match=r"--store .*/file/runs: .*RETAIN_STORE"):
@@ -213,7 +208,7 @@ def test_a_flipped_bit_in_any_file_of_a_done_run_is_found(file: str, run: Run) -
     assert damaged_files(run) == [f"{file} is missing"]
 
 
-def test_a_done_run_without_checksums_is_no_proof_of_anything(run: Run) -> None:
+def test_verify_reports_a_done_run_without_checksums(run: Run) -> None:
     finish(run)
     raw = json.loads((run.folder / "state.json").read_text())
     (run.folder / "state.json").write_text(json.dumps(raw | {"checksums": {}}))

@@ -1,4 +1,4 @@
-"""What `retain status` says of runs in every state."""
+"""The rows of `retain status` for runs in every state."""
 
 import os
 import time
@@ -11,7 +11,7 @@ from retain.results.store.lease import take_lease
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
 from retain.results.store.state import Progress, State
-from retain.results.store.status import count_states, seconds_left, store_status, study_status
+from retain.results.store.status import seconds_left, store_status, study_status
 from retain.sweeps.tree.tree import Tree
 from tests.results.runs import finish, kinds, put_state, registered
 
@@ -21,12 +21,12 @@ def planned(tmp_path: Path) -> tuple[Tree, Store]:
     return registered(tmp_path / "runs")
 
 
-def test_a_study_has_a_row_for_every_stage_parents_first_even_before_anything_is_registered(tmp_path: Path) -> None:
+def test_a_study_has_a_row_for_every_stage_even_before_its_runs_are_registered(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs")
     rows = study_status(tree, Store(tmp_path / "none"))
     assert [row.key for row in rows] == list(tree.stages)
-    assert count_states(rows) == {"planned": 8}
-    assert {(row.progress, row.attempts, row.reason) for row in rows} == {(0.0, 0, None)}
+    assert len(rows) == 8
+    assert {(row.state, row.progress, row.attempts, row.reason) for row in rows} == {("planned", 0.0, 0, None)}
     assert [row.key for row in study_status(tree, store)] == [row.key for row in rows]
 
 
@@ -49,7 +49,7 @@ def test_a_running_run_shows_its_progress_speed_and_time_left(planned: tuple[Tre
     assert "its process is gone" in (row.reason or "")
 
 
-def test_the_time_left_shrinks_while_no_news_comes_and_is_never_negative() -> None:
+def test_the_time_left_shrinks_between_two_reports_and_is_never_negative() -> None:
     running = State("running", progress=Progress(0, 1000, None, 10.0), heartbeat=time.time() - 40)
     assert seconds_left(running) == pytest.approx(60, abs=2)
     assert seconds_left(replace(running, heartbeat=1.0)) == 0
@@ -57,7 +57,7 @@ def test_the_time_left_shrinks_while_no_news_comes_and_is_never_negative() -> No
     assert seconds_left(replace(running, state="done")) is None
 
 
-def test_a_done_run_is_whole_even_where_it_stopped_early(planned: tuple[Tree, Store]) -> None:
+def test_a_done_run_shows_full_progress_even_if_early_stopping_ended_it(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     run = kinds(tree, store, "posttrain")[0]
     finish(run)
@@ -66,26 +66,26 @@ def test_a_done_run_is_whole_even_where_it_stopped_early(planned: tuple[Tree, St
 
 
 @pytest.mark.parametrize(("state", "verb"), [("failed", "failed"), ("cancelled", "was cancelled")])
-def test_stages_below_one_that_failed_say_which_and_why_and_others_do_not(
+def test_only_stages_below_a_failed_stage_are_blocked_and_they_name_it(
     state: str, verb: str, planned: tuple[Tree, Store]
 ) -> None:
     tree, store = planned
-    pre = kinds(tree, store, "pretrain")[0]
-    pre.begin(1)
-    assert pre.fail("diverged") if state == "failed" else pre.cancel("diverged", "error")
+    top = kinds(tree, store, "pretrain")[0]
+    top.begin(1)
+    assert top.fail("diverged") if state == "failed" else top.cancel("diverged", "error")
     rows = {row.key: row for row in study_status(tree, store)}
-    assert rows[pre.key].reason == "diverged"
-    below = [key for key in tree.stages if pre.key in {stage.key for stage in tree.ancestors(key)} and key != pre.key]
+    assert rows[top.key].reason == "diverged"
+    below = [key for key in tree.stages if top.key in {stage.key for stage in tree.ancestors(key)} and key != top.key]
     assert len(below) == 3
     for key, row in rows.items():
         if key in below:
-            assert row.reason == f"blocked: pretrain {pre.key[:8]} {verb}: diverged"
-        elif key != pre.key:
+            assert row.reason == f"blocked: pretrain {top.key[:8]} {verb}: diverged"
+        elif key != top.key:
             assert row.reason is None
     assert set(blocked_stages(tree.stages, store.states(tree.stages))) == set(below)
 
 
-def test_the_status_of_a_store_has_every_run_the_latest_attempt_last(planned: tuple[Tree, Store]) -> None:
+def test_the_status_of_a_store_lists_every_run_with_the_latest_attempt_last(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     second, first = kinds(tree, store, "pretrain")
     finish(first)
@@ -99,7 +99,7 @@ def test_the_status_of_a_store_has_every_run_the_latest_attempt_last(planned: tu
     }
 
 
-def test_the_json_has_the_documented_fields(planned: tuple[Tree, Store]) -> None:
+def test_a_row_has_the_documented_fields(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     for row in study_status(tree, store):
         assert set(vars(row)) >= {"key", "stage", "state", "attempts", "progress", "job_id", "reason"}

@@ -1,4 +1,4 @@
-"""TensorBoard: what the event files hold, and what `retain board` serves."""
+"""TensorBoard: what event files contain, and what `retain board` serves."""
 
 import json
 import re
@@ -18,6 +18,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from retain.launchers.planning.opened_study import open_study
+from retain.launchers.stage.ranks import free_port
 from retain.results.store.loss_table import LOSSES
 from retain.results.store.runs import Store
 from retain.results.tensorboard.events import study_events, study_hyperparameters
@@ -29,7 +30,7 @@ from tests.retain import retain, start
 from tests.studies import tiny_tree
 
 
-def test_curves_are_over_tokens_seen_named_by_their_stage_and_end_with_the_last_one(trained: Trained) -> None:
+def test_the_curves_of_a_stage_are_over_tokens_and_end_with_its_last_token(trained: Trained) -> None:
     for run in Store(trained.store).runs():
         events = EventAccumulator(str(run.folder)).Reload()
         tags = set(events.Tags()["scalars"])
@@ -42,7 +43,7 @@ def test_curves_are_over_tokens_seen_named_by_their_stage_and_end_with_the_last_
         assert events.Scalars(f"{stage}/learning_rate")[-1].value <= recipe["lr"]
 
 
-def test_a_leaf_has_its_settings_as_hyperparameters_and_the_four_losses_as_metrics(trained: Trained) -> None:
+def test_a_finetuning_has_its_settings_as_hyperparameters_and_the_four_losses_as_metrics(trained: Trained) -> None:
     leaf = next(run for run in Store(trained.store).runs() if run.spec()["stage"] == "finetune")
     events = EventAccumulator(str(leaf.folder)).Reload()
     for name in LOSSES:
@@ -54,13 +55,13 @@ def test_a_leaf_has_its_settings_as_hyperparameters_and_the_four_losses_as_metri
     assert {"pretrain.lr", "posttrain.lr", "pretrain.exposure"} <= set(settings)
 
 
-def test_board_serves_a_study_on_localhost_only_with_its_axes_charts_figures_and_runs(
+def test_board_serves_the_runs_axes_charts_and_figures_of_a_study_on_localhost_only(
     trained: Trained, tmp_path: Path
 ) -> None:
-    store = copied(trained, tmp_path)
+    store = own_copy(trained, tmp_path)
     with Board(trained.study, "--store", store) as board:
         names = board.runs(9)
-        assert "." in names  # the study's own
+        assert "." in names  # the event file of the study
         assert any(name.startswith("finetune pretrain.exposure=1") and "finetune.lr=0.002" in name for name in names)
         assert {(run["pretrain.exposure"], run.get("finetune.lr")) for run in board.hyperparameters(8)} == {
             (0, None), (0, 5e-4), (0, 2e-3), (1, None), (1, 5e-4), (1, 2e-3),
@@ -85,12 +86,12 @@ def test_board_serves_a_study_on_localhost_only_with_its_axes_charts_figures_and
             == next((store / "studies/tiny").glob("losses.png")).read_bytes()
         )
         with pytest.raises(OSError, match=r"refused|unreachable|assign|timed out"):
-            # Another address of this machine than localhost's.
+            # Another address of this machine than that of localhost.
             socket.create_connection(("127.0.0.2", board.port), timeout=5).close()
 
 
-def test_a_chart_of_the_layout_finds_the_curves_of_its_stage_and_of_no_other(trained: Trained, tmp_path: Path) -> None:
-    store = copied(trained, tmp_path)
+def test_each_chart_of_the_layout_shows_the_curves_of_its_stage_only(trained: Trained, tmp_path: Path) -> None:
+    store = own_copy(trained, tmp_path)
     folder = link_runs(open_study(str(trained.study), (), store).tree, Store(store))
     layout = custom_scalars(folder)
     patterns = {chart.title: chart.multiline.tag[0] for group in layout.category for chart in group.chart}
@@ -103,10 +104,10 @@ def test_a_chart_of_the_layout_finds_the_curves_of_its_stage_and_of_no_other(tra
             assert not any(re.match(patterns[other], tag) for other in others for tag in tags)
 
 
-def test_a_filter_has_a_view_of_its_own_with_the_runs_on_the_paths_of_its_trials(
+def test_each_filter_has_its_own_view_with_the_runs_on_the_paths_of_its_trials(
     trained: Trained, tmp_path: Path
 ) -> None:
-    store = copied(trained, tmp_path)
+    store = own_copy(trained, tmp_path)
     tree = open_study(str(trained.study), (), store).tree
     whole = link_runs(tree, Store(store))
     rate = link_runs(tree, Store(store), ["finetune.lr=5e-4"])
@@ -117,8 +118,8 @@ def test_a_filter_has_a_view_of_its_own_with_the_runs_on_the_paths_of_its_trials
     assert len({whole, rate, both}) == 3
 
 
-def test_the_views_follow_the_study_and_write_nothing_into_the_runs(trained: Trained, tmp_path: Path) -> None:
-    store = copied(trained, tmp_path)
+def test_views_follow_the_study_and_write_nothing_into_the_runs(trained: Trained, tmp_path: Path) -> None:
+    store = own_copy(trained, tmp_path)
     before = {file: file.stat().st_mtime_ns for run in Store(store).runs() for file in run.folder.rglob("*")}
     folder = link_runs(open_study(str(trained.study), (), store).tree, Store(store))
     ours = {file.name for file in folder.rglob("events.*") if not file.is_symlink()}
@@ -130,8 +131,8 @@ def test_the_views_follow_the_study_and_write_nothing_into_the_runs(trained: Tra
     assert before == {file: file.stat().st_mtime_ns for run in Store(store).runs() for file in run.folder.rglob("*")}
 
 
-def test_results_keeps_a_view_up_to_date_and_makes_none(trained: Trained, tmp_path: Path) -> None:
-    store = copied(trained, tmp_path)
+def test_results_updates_a_view_but_does_not_create_one(trained: Trained, tmp_path: Path) -> None:
+    store = own_copy(trained, tmp_path)
     view = store / "studies" / "tiny" / "tensorboard"
     shutil.rmtree(view)
     retain("results", trained.study, "--store", store)
@@ -141,11 +142,11 @@ def test_results_keeps_a_view_up_to_date_and_makes_none(trained: Trained, tmp_pa
     assert len(shown(view)) == 8
 
 
-def test_a_view_that_lacks_something_or_says_too_much_is_made_good(trained: Trained, tmp_path: Path) -> None:
-    store = copied(trained, tmp_path)
+def test_a_damaged_view_is_repaired(trained: Trained, tmp_path: Path) -> None:
+    store = own_copy(trained, tmp_path)
     tree = open_study(str(trained.study), (), store).tree
     folder = link_runs(tree, Store(store))
-    whole = contents(folder)
+    intact = contents(folder)
     emptied, unlinked, linked, stale, gone, *_ = sorted(place for place in folder.iterdir() if place.is_dir())
     next(file for file in emptied.iterdir() if not file.is_symlink()).write_bytes(b"")  # as a crash leaves it
     next(file for file in unlinked.iterdir() if file.is_symlink()).unlink()
@@ -155,15 +156,17 @@ def test_a_view_that_lacks_something_or_says_too_much_is_made_good(trained: Trai
     (stale / "events.out.tfevents.0000000000.123456789abc").write_bytes(b"other axes")
     (stale / "events.out.tfevents.1.gone").symlink_to(tmp_path / "gone")
     shutil.rmtree(gone)
-    (folder / "of another study").symlink_to(run)
+    (folder / "run of another study").symlink_to(run)
     before = set(run.iterdir())
     link_runs(tree, Store(store))
-    assert contents(folder) == whole
+    assert contents(folder) == intact
     assert set(run.iterdir()) == before
 
 
-def test_a_run_is_linked_whole_until_it_is_done_and_a_wrong_link_is_mended(trained: Trained, tmp_path: Path) -> None:
-    store = Store(copied(trained, tmp_path))
+def test_the_folder_of_an_unfinished_run_is_linked_and_a_wrong_link_is_repaired(
+    trained: Trained, tmp_path: Path
+) -> None:
+    store = Store(own_copy(trained, tmp_path))
     tree = open_study(str(trained.study), (), store.root).tree
     run = store.run(tree.trials[0].finetune)
     put_state(run, replace(run.state(), state="running"))
@@ -182,15 +185,15 @@ def test_a_run_is_linked_whole_until_it_is_done_and_a_wrong_link_is_mended(train
         (["posttrain.lr=1"], "the axes of tiny are pretrain.exposure, finetune.lr"),
         (["finetune.lr"], "a filter is AXIS=VALUE"),
         (["finetune.lr=3e-4"], "the values are 0.0005, 0.002"),
-        (["finetune.lr=5e-4", "finetune.lr=2e-3"], "no trial has all of them"),
+        (["finetune.lr=5e-4", "finetune.lr=2e-3"], "no trial has all these values"),
     ],
 )
-def test_a_filter_that_nothing_matches_is_refused_with_what_there_is(where: list[str], sentence: str) -> None:
+def test_the_error_for_a_filter_without_a_match_lists_axes_or_values(where: list[str], sentence: str) -> None:
     with pytest.raises(StudyError, match=sentence):
         chosen_trials(tiny_tree(), where)
 
 
-def test_values_of_a_filter_may_be_written_as_in_the_study_file() -> None:
+def test_filter_values_may_be_written_as_in_the_study_file() -> None:
     tree = tiny_tree(grid={"posttrain.max_tokens": [2560, 5120], "posttrain.method": ["full"], "seed": [0, 1]})
     for text in ("5120", "5.12k", "5.12e3"):
         chosen, name = chosen_trials(tree, [f"posttrain.max_tokens={text}"])
@@ -198,7 +201,7 @@ def test_values_of_a_filter_may_be_written_as_in_the_study_file() -> None:
     assert len(chosen_trials(tree, ["posttrain.method=full", "seed=1"])[0]) == 2
 
 
-def test_axes_of_several_kinds_become_hyperparameters(tmp_path: Path) -> None:
+def test_text_and_number_axes_become_hyperparameters(tmp_path: Path) -> None:
     trials = [{"method": "mixed", "seed": 0}, {"method": "mixed+dropout", "posttrain.dropout": 0.02, "seed": 1}]
     name, content = study_events(study_hyperparameters("kinds", trials), [])
     (tmp_path / name).write_bytes(content)
@@ -216,13 +219,13 @@ def test_a_filter_without_a_study_is_refused(tmp_path: Path) -> None:
     assert "name a study" in retain("board", "--store", tmp_path, "--where", "seed=1", code=2).stderr
 
 
-def copied(trained: Trained, tmp_path: Path) -> Path:
-    """A store of one's own with what `trained` holds."""
+def own_copy(trained: Trained, tmp_path: Path) -> Path:
+    """A copy of the trained store that a test may write into."""
     return shutil.copytree(trained.store, tmp_path / "runs", symlinks=True)
 
 
 def contents(view: Path) -> dict[str, str | list[str]]:
-    """Where each link of a view leads, and which tags each event file of its own holds."""
+    """The target of each link of a view, and the tags of each of its event files."""
     files = [path for path in view.rglob("*") if path.is_symlink() or path.is_file()]
     return {
         str(file.relative_to(view)): str(file.readlink()) if file.is_symlink() else sorted(summary_tags(file))
@@ -235,7 +238,7 @@ def summary_tags(file: Path) -> list[str]:
 
 
 def shown(view: Path) -> set[str]:
-    """The runs of a view."""
+    """The names of the runs that a view shows."""
     return {place.name for place in view.iterdir() if place.is_dir()}
 
 
@@ -246,12 +249,10 @@ def custom_scalars(view: Path) -> Any:
 
 
 class Board:
-    """`retain board` on a free port, stopped at the end."""
+    """`retain board` on a free port, stopped at the end of the block."""
 
     def __init__(self, *arguments: str | Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.process = start("board", *arguments, "--port", str(self.port))
 
     def __enter__(self) -> "Board":
@@ -274,7 +275,7 @@ class Board:
         return json.loads(self.fetch(f"plugin/{path}", body))
 
     def runs(self, count: int) -> list[str]:
-        """The runs that TensorBoard has read, once there are so many."""
+        """The names of the runs that TensorBoard has read, once there are `count`."""
         names: list[str] = []
         end = time.monotonic() + 60
         while time.monotonic() < end and len(names) < count:
@@ -287,7 +288,7 @@ class Board:
         return names
 
     def hyperparameters(self, count: int) -> list[dict[str, Any]]:
-        """Those of every session that TensorBoard has read, once there are so many."""
+        """The hyperparameters of the runs that TensorBoard has read, once there are `count`."""
         question = {"experimentName": "", "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS"], "sliceSize": 100}
         end = time.monotonic() + 30
         groups: list[Any] = []
