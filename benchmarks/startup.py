@@ -234,10 +234,9 @@ def _start_worker(server: Any, root: Path, keys: Sequence[str]) -> list[Start]:
 
 def _fork_server() -> Any:
     """The local launcher's server, once it has imported the libraries."""
-    from retain.launchers.kinds import TRAINING
     from retain.launchers.local.launcher import _fork_server
 
-    server = _fork_server([TRAINING.module])
+    server = _fork_server([TRAINING])
     first = server.Process(target=os.getpid)
     first.start()
     first.join()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retain.launchers.jobs.submit import Submitted
     from retain.launchers.local.run import Reporting, Watching
     from retain.launchers.planning.plan import Plan
-    from retain.launchers.search.status import Status
+    from retain.launchers.study_status import Status
     from retain.results.report.collect import Results
 
 __all__ = ["load", "plan", "run", "status", "submit"]
@@ -93,7 +93,7 @@ def status(study: str | None = None, overrides: Sequence[str] = (), store: str |
 
     Raises StudyError if the study is invalid or the store does not exist.
     """
-    from retain.launchers.search.status import status_reader
+    from retain.launchers.study_status import status_reader
 
     return status_reader(study, overrides, _store(store))()
 

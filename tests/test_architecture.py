@@ -52,8 +52,19 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     ),
     "launchers.search": (
         *("sweeps", "datamodules", "results.store", "results.analysis", "results.tensorboard"),
-        *("launchers.console", "launchers.kinds", "launchers.slurm", "launchers.planning", "launchers.stage"),
+        *(
+            "results.report",
+            "launchers.console",
+            "launchers.kinds",
+            "launchers.slurm",
+            "launchers.planning",
+            "launchers.stage",
+        ),
         *("launchers.local", "launchers.jobs"),
+    ),
+    "launchers.study_status": (
+        *("sweeps", "results.store"),
+        *("launchers.kinds", "launchers.planning", "launchers.jobs", "launchers.search"),
     ),
     "retain": ("sweeps", "datamodules", "results", "launchers"),
     "launchers.cli": ("sweeps", "datamodules", "results", "launchers", "retain"),

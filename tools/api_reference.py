@@ -9,7 +9,7 @@ import retain
 from retain.launchers.jobs.status import Orphan
 from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.planning.plan import Plan, PlannedStage, PlannedStudy, PlanTotals
-from retain.launchers.search.status import SearchStatus, Status
+from retain.launchers.study_status import SearchStatus, Status
 from retain.results.report.collect import Failure, Results
 from retain.results.store.status import RunStatus
 from tools.docstrings import attribute_docs, one_line

@@ -63,7 +63,7 @@ def status(
 ) -> None:
     """Show the state, attempts, progress and job of each run."""
     from retain.launchers.cli.views.status import print_status, watch_status
-    from retain.launchers.search.status import status_reader
+    from retain.launchers.study_status import status_reader
 
     if watch:
         watch_status(status_reader(study, overrides or (), store))

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from retain.launchers.jobs.submissions import submitted_job
-from retain.launchers.search.status import Status
 from retain.launchers.slurm.liveness import slurm_liveness
+from retain.launchers.study_status import Status
 from retain.results.store.lease import this_process
 from retain.results.store.runs import Run, Store
 from tests.retain import losses, retain_json, train_here, weights

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from retain.launchers.console import new_table, open_console, print_line
-from retain.launchers.search.status import Status
+from retain.launchers.study_status import Status
 from retain.results.store.runs import Run
 from retain.results.store.status import RunStatus, current_state
 from retain.sweeps.base.units import format_seconds, format_size
