@@ -95,7 +95,7 @@ def _read_hf(corpus: Corpus, folder: Path) -> Iterator[str]:
         reason = " ".join(str(error).split())[:300]
         raise MissingResourceError(
             f"hf: {corpus.hf} cannot be read ({type(error).__name__}: {reason}); check id, config, revision and split, "
-            "and run `retain data STUDY` on a machine with internet access"
+            "and prepare the study's data on a machine with internet access"
         ) from error
 
 

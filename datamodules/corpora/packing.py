@@ -54,7 +54,7 @@ class PackedCorpus:
             return np.memmap(self.folder / f"{split}.bin", self.manifest["dtype"], "r", shape=shape)
         except (OSError, ValueError) as error:
             raise MissingResourceError(
-                f"{self.folder / split}.bin is damaged ({error}); delete {self.folder} and run `retain data STUDY`"
+                f"{self.folder / split}.bin is damaged ({error}); delete {self.folder} and prepare the study's data again"
             ) from None
 
 
@@ -68,7 +68,7 @@ def open_packed(folder: Path) -> PackedCorpus:
 
 def packed_problem(folder: Path) -> str | None:
     """Read a packed corpus and return what is damaged and what to do; None if it matches the fingerprint in its name."""
-    cure = "delete the folder and run `retain data STUDY`"
+    cure = "delete the folder and prepare the study's data again"
     try:
         packed = open_packed(folder)
         for split in SPLITS:

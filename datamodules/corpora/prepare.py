@@ -102,7 +102,7 @@ def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
         return open_packed(folder)
     except FileNotFoundError:
         problem = f"has no manifest.json; delete {folder} and" if folder.is_dir() else f"not found in {store};"
-        raise MissingResourceError(f"corpus {fingerprint} {problem} run `retain data STUDY`") from None
+        raise MissingResourceError(f"corpus {fingerprint} {problem} prepare the study's data again") from None
 
 
 def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:

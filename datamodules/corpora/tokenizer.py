@@ -65,7 +65,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises bare Exceptions
         raise StudyError(
             f"tokenizer: {folder} cannot be read ({error}); choose another tokeniser, or, if the folder is in the store, "
-            "delete the folder and run `retain data STUDY`"
+            "delete the folder and prepare the study's data again"
         ) from None
     end = settings.get("eos_token")
     end = end["content"] if isinstance(end, dict) else end

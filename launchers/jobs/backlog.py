@@ -31,7 +31,7 @@ def submit_backlog(store: Store) -> None:
                 return
             time.sleep(1.0)
     except Exception as error:  # the job's own runs have ended whatever happens here
-        log_line(f"the runs that wait for room were not submitted: {error}; retain submit submits them")
+        log_line(f"the runs that wait for room were not submitted: {error}; submit the study again")
 
 
 def submit_dead(store: Store, run: Run) -> None:

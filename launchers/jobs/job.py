@@ -113,7 +113,7 @@ def check_needs(store: Store, run: Run) -> tuple[str, str]:
         state = needed.state().state
         name = f"{needed.spec()['stage']} {needed.key[:8]} is {state}"
         if state != "running" and needed.key not in read_backlog(store).keys and not _has_job(store, needed):
-            return "skip", f"{name} and has no job; retain submit submits it again"
+            return "skip", f"{name} and has no job; submit the study again"
         return "wait", name
     return "train", ""
 
@@ -204,7 +204,7 @@ def _requeue(requeue: Requeue) -> None:
 def _cancel_runs(store: Store, token: str, keys: tuple[str, ...]) -> None:
     """Treat scancel like `retain cancel` for the runs that this job still had to do."""
     job = slurm_job()
-    log_line(f"job {job} was cancelled with scancel: its runs are cancelled, and retain retry resumes them")
+    log_line(f"job {job} was cancelled with scancel: its runs are cancelled; retry them to resume them")
     for run in (run for key in keys if is_to_do(run := store.run(key), token)):
         with try_lease(run.lease) as held:
             if held:  # otherwise another process has the run

@@ -67,16 +67,16 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
     for row in rows:
         job = live.get(job_of.get(row.key, ""))
         if death := deaths.get(row.key):
-            cure = "its job resumes it" if job else "retain submit submits it again"
+            cure = "its job resumes it" if job else "submit its study again"
             state = "queued" if job else "planned"
             found.append(replace(row, state=state, failure=death.failure, reason=f"{death.reason}; {cure}"))
         elif job is not None:
             state = "queued" if job.waits else row.state
-            cure = "; retain submit asks SLURM to release it" if job.failed_to_start else ""
+            cure = "; submit its study again to release it" if job.failed_to_start else ""
             reason = f"{job.reason}{cure}" if job.reason else row.reason
             found.append(replace(row, state=state, job_id=job.job_id, reason=reason))
         elif row.key in job_of and row.state == "queued":
-            gone = f"its job {job_of[row.key]} is gone; retain submit submits it again"
+            gone = f"its job {job_of[row.key]} is gone; submit its study again"
             found.append(replace(row, state="planned", reason=gone))
         else:
             found.append(row)

@@ -288,7 +288,7 @@ class Scheduler:
     def _fail(self, run: Run, code: int) -> None:
         """Record the failure of a run whose processes died without reporting it."""
         failure = DISK if code == NO_ROOM else classify_death(code) or BUG
-        reason = sentence(failure, f"{_death(code)}; see retain logs {run.key[:8]}")
+        reason = sentence(failure, f"{_death(code)}; its log is {run.log}")
         try:
             with try_lease(run.lease) as held:
                 if held:

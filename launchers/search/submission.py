@@ -109,4 +109,4 @@ def _refuse_second_search(searched: SearchedStudy, launcher: str) -> None:
     except MissingResourceError:
         return  # the lease decides
     if job is not None:
-        raise StudyError(f"{study}: SLURM job {job} is searching this study; retain cancel {study} cancels it")
+        raise StudyError(f"{study}: SLURM job {job} is searching this study; wait for it, or cancel the search")

@@ -62,7 +62,7 @@ def require_slurm() -> None:
     """Raise MissingResourceError if there is no SLURM."""
     if not has_slurm():
         raise MissingResourceError(
-            "SLURM: sbatch and squeue are not on PATH; submit from a login node, or train here with retain run"
+            "SLURM: sbatch and squeue are not on PATH; submit from a login node, or train on this machine without SLURM"
         )
 
 

@@ -151,7 +151,7 @@ def log_into(path: Path) -> None:
 def _take_lease(run: Run) -> Lease:
     lease = wait_for_lease(run.lease, None, lambda owner: LEASE_PATIENCE_S, every_s=0.1)
     if lease is None:
-        raise RunBusyError(f"{run.key}: another process is working on this run; see retain status")
+        raise RunBusyError(f"{run.key}: another process is training this run; wait for it, or stop it")
     if run.is_done():  # the process that held the lease has just finished the run
         lease.release()
         raise RunBusyError(f"{run.key}: another process has finished this run")

@@ -47,5 +47,5 @@ def check_room(folder: Path, needed: int) -> None:
     if free < needed:
         raise NoRoomError(
             f"{folder}: {format_bytes(needed)} are needed and {format_bytes(free)} are free; "
-            "free space, for instance with retain gc, or choose another disk with --store"
+            "free space, or choose another disk with --store"
         )

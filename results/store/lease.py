@@ -175,7 +175,7 @@ def take_lease(path: Path, liveness: LivenessChecker | None = None) -> Lease | N
                 return None
     except OSError as error:
         raise MissingResourceError(
-            f"{path.parent}: cannot be written ({error.strerror}); free space with retain gc, or check who may write there"
+            f"{path.parent}: cannot be written ({error.strerror}); free space, or check who may write there"
         ) from error
     finally:
         beside.unlink(missing_ok=True)

@@ -81,7 +81,7 @@ def current_state(run: Run) -> State:
     if state.state == "running" and not run.is_running():
         if (again := run.state()).state != "running":
             return again
-        return replace(state, state="planned", reason="its process is gone; retain run resumes it")
+        return replace(state, state="planned", reason="its process is gone; run its study again to resume it")
     return state
 
 

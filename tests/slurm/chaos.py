@@ -201,7 +201,7 @@ def unleash(chaos: Chaos, faults: list[str], seconds: float = 900) -> None:
         assert not bad, bad
         # A controller that was killed may find jobs on a node that it has forgotten, and drain the node.
         resume_nodes(chaos.cluster, chaos.cluster.nodes)
-        if not queue(chaos.cluster) or any("retain submit" in (run["reason"] or "") for run in unfinished):
+        if not queue(chaos.cluster) or any("submit its study again" in (run["reason"] or "") for run in unfinished):
             # What a user would do: nothing is queued, or the status says so.
             chaos.retain("submit", chaos.study)
             chaos.injected.append("(submitted again)")

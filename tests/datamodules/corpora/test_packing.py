@@ -168,7 +168,7 @@ def test_a_damaged_corpus_is_detected(tokenizer: Tokenizer, tmp_path: Path) -> N
     content = bytearray((folder / "train.bin").read_bytes())
     content[100] ^= 1
     (folder / "train.bin").write_bytes(content)
-    assert packed_problem(folder) == "train.bin is damaged; delete the folder and run `retain data STUDY`"
+    assert packed_problem(folder) == "train.bin is damaged; delete the folder and prepare the study's data again"
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").unlink()
     assert "cannot be read" in str(packed_problem(folder))

@@ -201,7 +201,7 @@ def test_a_corpus_deleted_from_the_store_is_prepared_again(prepared: Prepared, t
 
 
 def test_a_corpus_missing_from_the_store_is_named_with_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(MissingResourceError, match=r"corpus abc not found in .*; run `retain data STUDY`"):
+    with pytest.raises(MissingResourceError, match=r"corpus abc not found in .*; prepare the study's data again"):
         packed_corpus(tmp_path, "abc")
 
 

@@ -116,7 +116,7 @@ def test_held_out_sequences_are_the_whole_split_in_order(prepared: Prepared) -> 
 
 
 def test_a_stage_without_its_corpus_names_the_cure(tmp_path: Path, recipes: dict[str, dict[str, Any]]) -> None:
-    with pytest.raises(MissingResourceError, match="run `retain data STUDY`"):
+    with pytest.raises(MissingResourceError, match="prepare the study's data again"):
         StageData(recipes["pretrain"], tmp_path)
 
 
