@@ -56,7 +56,8 @@ class _Paths:
         if found:
             raise StudyError(f"{prefix}: {len(found)} stage keys begin with this; give more digits")
         raise StudyError(
-            f"{prefix}: stage key not found in the study or in {self.store.root}; give the first digits of a key that plan or status shows"
+            f"{prefix}: stage key not found in the study or in {self.store.root}; "
+            "give the first digits of a key that plan or status shows"
         )
 
     def of(self, key: str) -> list[Payload]:

@@ -118,7 +118,7 @@ def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[st
 def freed_sentence(runs: Iterable[Run]) -> str:
     """The error message that the weights of these runs are needed but freed, with the cure."""
     named = list(runs)
-    return f"gc --weights has freed weights that are needed to start from; {_retrain(named)}"
+    return f"retain gc --weights has freed weights that are needed to start from; {_retrain(named)}"
 
 
 def _retrain(runs: list[Run]) -> str:

@@ -90,7 +90,7 @@ def test_verify_reports_all_damage(trained: Trained, copied: Path) -> None:
 @pytest.mark.parametrize("verb", ["status", "verify", "gc", "cancel laptop", "retry 0f4d", "logs 0f4d", "export 0f4d"])
 def test_a_missing_store_is_an_error_and_not_an_empty_store(tmp_path: Path, verb: str) -> None:
     refused = retain(*verb.split(), "--store", tmp_path / "none", code=3)
-    assert_one_sentence(refused.stderr, ["no such store", "none"])
+    assert_one_sentence(refused.stderr, ["store not found", "none"])
 
 
 def test_nothing_is_trained_from_damaged_weights(trained: Trained, copied: Path) -> None:

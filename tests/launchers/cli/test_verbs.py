@@ -100,7 +100,7 @@ def test_logs_print_the_log_of_a_run(trained: Trained) -> None:
     key = Store(trained.store).runs()[0].key
     assert "rank 0 of 1" in retain("logs", key, "--store", trained.store).stdout
     assert "rank 0: done" in retain("logs", key[:10], "-f", "--store", trained.store).stdout
-    assert "no such run" in retain("logs", "zzzz", "--store", trained.store, code=2).stderr
+    assert "run not found" in retain("logs", "zzzz", "--store", trained.store, code=2).stderr
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "recipe"])

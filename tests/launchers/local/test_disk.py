@@ -54,5 +54,5 @@ def test_a_stage_that_would_not_fit_is_refused_before_it_starts(small_disk: Path
         stream.write(bytes(60 * 10**6))
     refused = retain("run", study, "--store", small_disk / "runs", code=1)
     assert "are needed and" in refused.stderr
-    assert "retain gc" in refused.stderr
+    assert "free space" in refused.stderr
     assert not any((small_disk / "runs").glob("*/checkpoint/step-*"))

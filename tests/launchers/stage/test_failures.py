@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from retain.launchers.jobs.branches import retry_runs, skip_blocked
-from retain.launchers.jobs.dead_attempts import LIFE, explain_deaths, is_dead, settle_death
+from retain.launchers.jobs.dead_attempts import FIRST_LINE, explain_deaths, is_dead, settle_death
 from retain.launchers.jobs.sbatch import outside_job
 from retain.launchers.jobs.submissions import submission_folder
 from retain.launchers.stage.failures import (
@@ -310,7 +310,7 @@ def test_an_attempt_that_died_without_reporting_is_explained_by_the_log(tmp_path
     assert run.state().state == "failed"
 
 
-def test_only_the_life_of_a_requeued_job_that_died_explains_its_death(
+def test_only_the_attempt_that_died_explains_the_death_of_a_requeued_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -318,16 +318,16 @@ def test_only_the_life_of_a_requeued_job_that_died_explains_its_death(
     put_state(run, replace(run.state(), submission="token"))
     run.begin(os.getpid())
     assert run.state().attempts[-1].job_id == "7"
-    lives = [
+    attempts = [
         "error: *** JOB 7 ON n1 CANCELLED AT 2026-11-27T23:48:20 DUE TO JOB REQUEUE ***",
         "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
     ]
-    text = "".join(f"submitit INFO - {LIFE}job_id=7)\n{life}\n" for life in lives)
+    text = "".join(f"submitit INFO - {FIRST_LINE}job_id=7)\n{line}\n" for line in attempts)
     log = submission_folder(store, "token") / "7_0_log.out"
     log.parent.mkdir(parents=True)
     log.write_text(text)
     assert explain_deaths(store, [run])[run.key].failure == HOST_MEMORY
-    log.write_text(text + f"submitit INFO - {LIFE}job_id=7)\n")
+    log.write_text(text + f"submitit INFO - {FIRST_LINE}job_id=7)\n")
     assert explain_deaths(store, [run], later=True)[run.key].failure == HOST_MEMORY
 
 

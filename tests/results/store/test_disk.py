@@ -32,7 +32,7 @@ def test_the_error_for_a_full_disk_states_needed_bytes_free_bytes_and_a_cure(tmp
     message = str(caught.value)
     assert message.startswith(f"{place}: 2e+06 TB are needed and ")
     assert "are free; " in message
-    assert "retain gc" in message
+    assert "free space" in message
     assert "--store" in message
     assert not place.exists()
 

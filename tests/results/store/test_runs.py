@@ -158,7 +158,7 @@ def test_a_running_run_whose_process_is_gone_is_shown_as_planned_with_a_cure(run
     assert current_state(run).state == "running"
     lease.release()
     assert current_state(run).state == "planned"
-    assert "retain run" in (current_state(run).reason or "")
+    assert "run its study again" in (current_state(run).reason or "")
 
 
 def test_registering_again_keeps_the_state_and_updates_the_execution_of_runs_that_are_not_done(tmp_path: Path) -> None:
