@@ -49,7 +49,10 @@ def on_slurm(opened: OpenedStudy, site: str | None, watch: Watch) -> Place:
 
 def _signal(store: Store, key: str, name: str) -> bool:
     job = submitted_job(store, store.run(key))
-    return job is not None and signal_job(job, name)
+    if job is None:
+        return False
+    # scancel takes KILL of a whole job for its cancellation, so it goes to the step that trains.
+    return signal_job(f"{job}.0" if name == "KILL" else job, name)
 
 
 def _submit_orphans(tree: Tree, store: Store) -> None:

@@ -61,7 +61,8 @@ def test_a_study_survives_faults_of_every_kind_and_ends_in_the_bits_of_a_calm_on
 
 
 def test_preemption_without_a_user_signal_and_a_time_limit_lose_nothing(silent_slurm: Cluster, tmp_path: Path) -> None:
-    chaos = submitted(silent_slurm, tmp_path, grid={"pretrain.exposure": [1]})
+    long = 20 * 0.01 * SECOND  # so that the preemption meets it on a busy machine too
+    chaos = submitted(silent_slurm, tmp_path, grid={"pretrain.exposure": [1]}, **{"pretrain.time": long})
     wait_until(lambda: running(chaos) is not None, "training", 60)
     job = chaos.running_job()
     assert job is not None
@@ -93,7 +94,8 @@ def test_four_ranks_on_two_nodes_reach_the_weights_of_four_local_ranks(slurm: Cl
 @pytest.mark.slow
 def test_a_drill_on_slurm_finds_no_difference(slurm: Cluster, tmp_path: Path) -> None:
     study = tiny_study(tmp_path / "study", **SLOW, grid={"pretrain.exposure": [1]})
-    where = ["--launcher", "slurm", "--kills", "2", "--store", str(tmp_path / "runs")]
+    # This seed kills the pretraining with SIGKILL and the post-training with SIGTERM, both midway.
+    where = ["--launcher", "slurm", "--kills", "2", "--seed", "1980", "--store", str(tmp_path / "runs")]
     document = retain_json("drill", study, *where, more=slurm.environment)
     assert document["kills"] == 2
     assert document["differences"] == []

@@ -208,7 +208,10 @@ def test_a_stage_that_the_search_gives_up_leaves_slurm_and_can_be_trained_later(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--launcher", "somewhere"], "--launcher somewhere: unknown; choose ray, slurm or slurm-ray"),
+        (
+            ["--launcher", "somewhere"],
+            "Invalid value for '--launcher': 'somewhere' is not one of 'ray', 'slurm', 'slurm-ray'",
+        ),
         (["--launcher", "slurm", "--address", "here:1"], "--address here:1: only valid with --launcher ray"),
         (["--launcher", "slurm", "--nodes", "2"], "--nodes 2: applies only to --launcher slurm-ray"),
         (["--launcher", "slurm", "--budget", "5"], "--budget 5: invalid"),
