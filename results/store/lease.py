@@ -196,20 +196,17 @@ def wait_for_lease(
     path: Path,
     liveness: LivenessChecker | None,
     patience: Callable[[Owner | None], float],
-    poll: Callable[[Owner | None], None] = lambda owner: None,
     every_s: float = 0.2,
 ) -> Lease | None:
     """Take the lease at `path` once its owner releases it or dies; None if it is still held after `patience` seconds.
 
-    patience: seconds to wait in all for this owner. poll: called with the owner before each pause, for instance to print it;
-    an exception from it ends the waiting. Raises MissingResourceError as `take_lease` does.
+    patience: seconds to wait in all for this owner; an exception from it ends the waiting. Raises MissingResourceError as
+    `take_lease` does.
     """
     began = time.monotonic()
     while (lease := take_lease(path, liveness)) is None:
-        owner = read_owner(path)
-        if time.monotonic() - began > patience(owner):
+        if time.monotonic() - began > patience(read_owner(path)):
             return None
-        poll(owner)
         time.sleep(every_s)
     return lease
 

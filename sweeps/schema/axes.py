@@ -34,15 +34,7 @@ def grid_values(raw: Raw, axis: str, values: list[Any], schema: Schema, where: s
     Each value is validated as part of the whole study. where: the file and field that messages begin with. Raises StudyError.
     """
     _check_may_vary(axis, where)
-    if not values:
-        raise StudyError(f"{where}: an axis needs at least one value")
-    checked: list[Any] = []
-    for value in values:
-        (read,) = _validated(raw, {axis: value}, schema, where).values()
-        if read in checked:
-            raise StudyError(f"{where}: {read} is listed twice; remove one of them")
-        checked.append(read)
-    return checked
+    return _check_distinct([_validated(raw, {axis: value}, schema, where)[axis] for value in values], where)
 
 
 def case_options(raw: Raw, name: str, cases: Mapping[str, Any], schema: Schema, where: str) -> list[Option]:
@@ -133,7 +125,7 @@ def is_axis(path: str, value: Any) -> bool:
 
 def _check_distinct(values: list[Any], where: str) -> list[Any]:
     if not values:
-        raise StudyError(f"{where}: a list needs at least one value")
+        raise StudyError(f"{where}: an axis needs at least one value")
     for index, value in enumerate(values):
         if value in values[:index]:
             raise StudyError(f"{where}: {value} is listed twice; remove one of them")

@@ -111,7 +111,7 @@ class Execution(StageExecution):
         return StageExecution.model_validate(fields)
 
     @model_validator(mode="after")
-    def check_packs(self) -> "Execution":
+    def check_devices(self) -> "Execution":
         for kind in STAGE_KINDS:
             stage = self.of_stage(kind)
             if stage.pack > 1 and stage.devices > 1:
@@ -119,12 +119,6 @@ class Execution(StageExecution):
                     f"pack: {kind} stages on {stage.devices} devices cannot be packed, as a pack trains in one process; "
                     "remove pack, or set devices: 1"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def check_nodes(self) -> "Execution":
-        for kind in STAGE_KINDS:
-            stage = self.of_stage(kind)
             if stage.devices % stage.slurm.nodes:
                 of = f" of {kind}" if kind in self.stages else ""
                 raise ValueError(

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -21,7 +21,6 @@ Loss = Literal[
     "immediate_posttraining_loss", "retained_posttraining_loss", "finetuning_loss", "retained_pretraining_loss"
 ]
 """The four losses of a trial (paper, Section 3), in nats per token. Lower is better."""
-LOSSES: tuple[str, ...] = get_args(Loss)
 BEFORE_FINETUNING: Loss = "immediate_posttraining_loss"
 """The one loss that is known before fine-tuning begins."""
 Values = dict[str, Any]
