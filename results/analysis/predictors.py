@@ -12,7 +12,7 @@ import numpy.typing as npt
 from retain.results.analysis.axes import PIPELINE, RATE, grouped
 from retain.results.analysis.loss_planes import L_IM
 from retain.results.store.study_files import study_folder
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.files import write_json
 
 PREDICTORS = {
     L_IM: "L_im, the baseline",
@@ -100,11 +100,6 @@ def save_predictors(store: Path, study: str, document: Mapping[str, Any]) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "predictors.json", document)
     return folder / "predictors.json"
-
-
-def read_predictors(store: Path, study: str) -> dict[str, Any]:
-    """The document that `retain probe` last saved for a study. Raises FileNotFoundError."""
-    return dict(read_json(study_folder(store, study) / "predictors.json"))
 
 
 def predictors_document(predictions: Sequence[Prediction], found: Sequence[Correlation]) -> dict[str, Any]:

@@ -133,8 +133,10 @@ def importances(space: SearchSpace, results: Sequence[Result], seed: int = 0) ->
     scaled to its observed range. Empty if there are fewer than 8 points, or all have the same score.
     """
     axes = [axis for axis in space.axes if len({repr(one.values.get(axis.path)) for one in results}) > 1]
+    if len(results) < FEWEST or not axes:
+        return []
     scores = _single_scores(results)
-    if len(results) < FEWEST or not axes or max(scores) == min(scores):
+    if max(scores) == min(scores):
         return []
     draw = random.Random(seed)
     whole = _importance(space, results, scores)
@@ -153,8 +155,6 @@ def importances(space: SearchSpace, results: Sequence[Result], seed: int = 0) ->
 
 
 def _single_scores(results: Sequence[Result]) -> list[float]:
-    if not results:
-        return []
     columns = np.array([one.scores for one in results], dtype=np.float64)
     if columns.shape[1] == 1:
         return [float(score) for score in columns[:, 0]]

@@ -1,7 +1,7 @@
 """What a study is: its question, model, corpora, budgets, axes and seeds."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 
 from retain.results.analysis.axes import axis_values, seed_of
 from retain.results.analysis.loss_planes import SYMBOLS
@@ -40,8 +40,7 @@ def parameter_count(study: AnyStudy, facts: Facts) -> int:
     if isinstance(study, LinearStudy):
         return 2 * study.model.linear.features**2
     model = study.model.architecture()
-    numbers = asdict(model) | {"vocabulary": model.vocabulary or facts.vocabulary}
-    return parameters(type(model)(**numbers))
+    return parameters(replace(model, vocabulary=model.vocabulary or facts.vocabulary))
 
 
 def overview(file: StudyFile, facts: Facts, rows: Sequence[Row]) -> Table:

@@ -50,7 +50,8 @@ def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> lis
 
     weights: whether to include the weights of done runs that are not pinned and have children in the store, all of them done.
     """
-    runs = [(Run(Path(folder)), names) for folder, names in _run_folders(store.root)]
+    # A run's folder may also be a link to a place that is not the store's.
+    runs = [(run, set(os.listdir(run.folder))) for run in store.runs() if not run.folder.is_symlink()]
     chosen = [(run, names) for run, names in runs if keys is None or run.key in keys]
     found = [waste for run, names in chosen for waste in _of_run(run, names)]
     if weights:
@@ -128,16 +129,6 @@ def _retrain(runs: list[Run]) -> str:
 
 def _pin(run: Run) -> Path:
     return run.folder / "pin"
-
-
-def _run_folders(root: Path) -> Iterator[tuple[str, set[str]]]:
-    """The folder of every registered run and the names in it, in the order of their keys."""
-    if not root.is_dir():
-        return
-    for folder in sorted(entry.path for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)):
-        names = set(os.listdir(folder))
-        if "stage.json" in names:
-            yield folder, names
 
 
 def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
@@ -230,17 +221,14 @@ def _quiet(root: Path, found: list[Waste]) -> list[Waste]:
         now = file_system_time(root)
     except OSError:
         now = time.time()
-    return [waste for waste in found if now - _last_change(waste.path) > _quiet_s(waste.path)]
+    return [waste for waste in found if _is_quiet(waste.path, now)]
 
 
-def _quiet_s(path: Path) -> float:
-    match = BUILDING.fullmatch(path.name) if path.parent.name == "building" else None
-    return QUIET_ELSEWHERE_S if match and not is_here(match["process"]) else QUIET_S
-
-
-def _last_change(path: Path) -> float:
-    """The latest modification time below a path; infinity if it has vanished."""
+def _is_quiet(path: Path, now: float) -> bool:
+    """Whether nothing below a path has changed for long enough; False if the path has vanished."""
+    match = BUILDING.fullmatch(path.name)
     try:
-        return max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
+        latest = max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
     except FileNotFoundError:
-        return float("inf")
+        return False
+    return now - latest > (QUIET_ELSEWHERE_S if match and not is_here(match["process"]) else QUIET_S)

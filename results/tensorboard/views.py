@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from retain.results.analysis.axes import axis_names, axis_values
 from retain.results.store.curves import FILE
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
@@ -95,14 +96,13 @@ def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
     and if no trial is left.
     """
     chosen, names = list(tree.trials), []
+    rows = [{"axes": trial.axes} for trial in chosen]
     for condition in where:
         axis, separator, text = condition.partition("=")
-        values = _values(tree.trials, axis)
+        values = axis_values(rows, axis)
         if not separator or not values:
-            axes = dict.fromkeys(name for trial in tree.trials for name in trial.axes)
-            raise StudyError(
-                f"--where {condition}: a filter is AXIS=VALUE, and the axes of {tree.study} are {', '.join(axes) or 'none'}"
-            )
+            known = ", ".join(axis_names(rows)) or "none"
+            raise StudyError(f"--where {condition}: a filter is AXIS=VALUE, and the axes of {tree.study} are {known}")
         if not (matching := [value for value in values if _is_written(value, text)]):
             raise StudyError(
                 f"--where {condition}: no trial has this value; the values are {', '.join(map(str, values))}"
@@ -131,15 +131,6 @@ def serve(folder: Path, port: int) -> NoReturn:
 
 def _name(stage: Stage) -> str:
     return f"{stage.stage} {axes_label(stage.axes)}".replace("/", "_")[:200] + f" {stage.key[:6]}"
-
-
-def _values(trials: Sequence[Trial], axis: str) -> list[Any]:
-    """The different values of an axis, in the order of the trials."""
-    found: list[Any] = []
-    for trial in trials:
-        if axis in trial.axes and trial.axes[axis] not in found:
-            found.append(trial.axes[axis])
-    return found
 
 
 def _is_written(value: Any, text: str) -> bool:

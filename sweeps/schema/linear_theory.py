@@ -102,13 +102,6 @@ def logistic(effective: float, variance: float, start: float, time: float) -> fl
     return start / (math.exp(exponent) + spread) if effective >= 0 else start * math.exp(exponent) / (1 + spread)
 
 
-def learning_time(effective: float, variance: float, start: float) -> float:
-    """The time at which a feature has half of its final strength, about T / effective; infinite if it never has."""
-    if effective <= 0 or effective / variance <= 2 * start:
-        return math.inf if effective <= 0 else 0.0
-    return math.log(effective / (variance * start) - 1) / (2 * effective)
-
-
 def squared_loss(task: Task, strengths: Sequence[float]) -> float:
     """E‖y − θx‖² of a model θ whose features have these strengths."""
     parts = zip(task.variances, strengths, task.targets, strict=True)

@@ -45,11 +45,11 @@ def sites_file() -> Path:
     return (Path(base) if base else Path.home() / ".config") / "retain" / "sites.yaml"
 
 
-def read_sites(path: Path | None = None) -> dict[str, Site]:
+def read_sites() -> dict[str, Site]:
     """The profiles by name; empty if there is no file. Raises StudyError if the file is invalid."""
-    path = path or sites_file()
+    path = sites_file()
     if not path.exists():
-        if "RETAIN_SITES" in os.environ and path == sites_file():
+        if os.environ.get("RETAIN_SITES"):
             raise StudyError(f"{path}: file not found; correct RETAIN_SITES, or unset it")
         return {}
     raw = load_yaml(path)

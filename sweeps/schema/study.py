@@ -1,5 +1,6 @@
 """The fields of a study file: what is trained on what. How and where it runs is in sweeps/schema/execution.py."""
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -144,9 +145,7 @@ class Model(Section):
     def architecture(self) -> Architecture:
         """The preset's numbers with those of this section in their place."""
         given = self.model_dump(exclude_none=True, exclude={"preset"})
-        names = Architecture.__dataclass_fields__
-        base = {} if self.preset is None else {name: getattr(PRESETS[self.preset], name) for name in names}
-        return Architecture(**(base | given))
+        return Architecture(**given) if self.preset is None else replace(PRESETS[self.preset], **given)
 
 
 class Optimisation(Section):
