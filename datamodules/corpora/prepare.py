@@ -30,7 +30,7 @@ from retain.datamodules.corpora.tokenizer import (
     train_tokenizer,
 )
 from retain.sweeps.base.errors import MissingResourceError, RetainError
-from retain.sweeps.base.files import read_json, sync_folder, write_json
+from retain.sweeps.base.files import read_json, sync_folder, write_json, writing
 from retain.sweeps.base.processes import is_gone, process_name
 from retain.sweeps.schema import study as schema
 from retain.sweeps.schema.read import StudyFile
@@ -53,16 +53,12 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
     facts = known_facts(file, store)
     if facts.prepared:
         return facts
-    try:
+    with writing(f"{store}", "free disk space, or choose another store with --store"):
         _remove_leftovers(store)
         tokenizer = _prepare_tokenizer(file, store, report)
         for name in file.study.corpora:
             for length in file.values("sequence_length"):
                 _prepare_corpus(file, store, name, length, tokenizer, report)
-    except OSError as error:
-        raise MissingResourceError(
-            f"{store}: cannot write the prepared data ({error}); free disk space, or choose another store with --store"
-        ) from error
     return known_facts(file, store)
 
 

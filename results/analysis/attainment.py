@@ -26,13 +26,13 @@ class Band:
     high: Values
 
 
-def attainment_band(by_seed: Mapping[int, Points], draws: int = 1000, seed: int = 0) -> Band:
+def attainment_band(by_seed: Mapping[int, Points], draws: int = 1000) -> Band:
     """The median attainment of a method over seeds, with a pointwise 95% bootstrap band.
 
     by_seed: the points of each seed's checkpoints, [n, 2]. A seed attains (x, y) if one of its checkpoints is at least as
     good on both axes. The median at x is the lowest y that at least half of the seeds attain (the empirical attainment
     function at 50%, Grunert da Fonseca et al. 2001), given at each x where a seed's frontier steps. The band holds the 2.5%
-    and 97.5% quantiles of that median over `draws` resamples of the seeds (`seed` fixes them). It cannot be wider than the
+    and 97.5% quantiles of that median over `draws` resamples of the seeds. It cannot be wider than the
     spread of the seeds: with three seeds it is about their range, too narrow for a 95% interval. To compare methods, use
     `retain.results.analysis.effects`.
     """
@@ -46,7 +46,7 @@ def attainment_band(by_seed: Mapping[int, Points], draws: int = 1000, seed: int 
     x, attained, median = x[reached], attained[:, reached], median[reached]
     if len(fronts) == 1:
         return Band(x, median, np.full(len(x), np.nan), np.full(len(x), np.nan))
-    chosen = np.random.default_rng(seed).integers(len(fronts), size=(draws, len(fronts)))
+    chosen = np.random.default_rng(0).integers(len(fronts), size=(draws, len(fronts)))
     medians = np.stack([_median(attained[draw]) for draw in chosen])
     # No interpolation: a value between a number and inf is undefined.
     low, high = np.quantile(medians, [0.025, 0.975], axis=0, method="inverted_cdf")

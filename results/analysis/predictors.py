@@ -62,7 +62,7 @@ class Correlation:
     """The upper end of the 95% bootstrap interval; `low` is the lower end."""
 
 
-def correlations(predictions: Sequence[Prediction], draws: int = DRAWS, seed: int = 0) -> list[Correlation]:
+def correlations(predictions: Sequence[Prediction], draws: int = DRAWS) -> list[Correlation]:
     """Every predictor's correlation with L_ret: over all trials, within each rate, each pipeline, and each pair of both.
 
     Intervals are the 2.5% and 97.5% quantiles of a bootstrap over θ_post, each drawn with all its trials. With few θ_post
@@ -78,7 +78,7 @@ def correlations(predictions: Sequence[Prediction], draws: int = DRAWS, seed: in
             ]
             predicted, true = (np.array([pair[column] for pair in pairs], np.float64) for column in (0, 1))
             starts = [pair[2] for pair in pairs]
-            low, high = _interval(predicted, true, starts, draws, seed)
+            low, high = _interval(predicted, true, starts, draws)
             found.append(Correlation(name, within, len(pairs), len(set(starts)), spearman(predicted, true), low, high))
     return found
 
@@ -124,13 +124,11 @@ def _groups(predictions: Sequence[Prediction]) -> Iterator[tuple[dict[str, Any],
         )
 
 
-def _interval(
-    x: Floats, y: Floats, starts: Sequence[str], draws: int, seed: int
-) -> tuple[float, float] | tuple[None, None]:
+def _interval(x: Floats, y: Floats, starts: Sequence[str], draws: int) -> tuple[float, float] | tuple[None, None]:
     members = [trials for _, trials in sorted(grouped(range(len(starts)), lambda trial: starts[trial]).items())]
     if len(members) < FEWEST or spearman(x, y) is None:
         return None, None
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn = (
         np.concatenate([members[start] for start in generator.integers(len(members), size=len(members))])
         for _ in range(draws)

@@ -126,7 +126,7 @@ def frontier_area(
     return hypervolume(np.array([one.scores for one in found]), worst)
 
 
-def importances(space: SearchSpace, results: Sequence[Result], seed: int = 0) -> list[Importance]:
+def importances(space: SearchSpace, results: Sequence[Result]) -> list[Importance]:
     """Each axis's importance for the score (PED-ANOVA, Watanabe et al., IJCAI 2023), the greatest first.
 
     Intervals come from 200 bootstrap samples of the points. For a frontier, the score is the sum of the two losses, each
@@ -138,7 +138,7 @@ def importances(space: SearchSpace, results: Sequence[Result], seed: int = 0) ->
     scores = _single_scores(results)
     if max(scores) == min(scores):
         return []
-    draw = random.Random(seed)
+    draw = random.Random(0)
     whole = _importance(space, results, scores)
     samples = []
     for _ in range(DRAWS):

@@ -10,7 +10,7 @@ from retain.results.store.garbage import freed_sentence
 from retain.results.store.runs import Run, Store
 from retain.results.store.verify import damaged_files
 from retain.sweeps.base.errors import MissingResourceError, StudyError
-from retain.sweeps.base.files import sync_folder
+from retain.sweeps.base.files import sync_folder, writing
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
 
@@ -33,13 +33,12 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
         raise StudyError(f"--to {to}: exists already; name a new folder")
     beside = to.with_name(f".{to.name}.{os.getpid()}")
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(run.model, beside)
-        (beside / "README.md").write_text(model_card(store, run), encoding="utf-8")
-        sync_folder(beside)
-        beside.rename(to)
-    except OSError as error:
-        raise MissingResourceError(f"--to {to}: cannot be written ({error.strerror}); choose another folder") from None
+        with writing(f"--to {to}", "choose another folder"):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(run.model, beside)
+            (beside / "README.md").write_text(model_card(store, run), encoding="utf-8")
+            sync_folder(beside)
+            beside.rename(to)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return to

@@ -6,7 +6,7 @@ Only files with known names are touched, and no file of a run whose lease a livi
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,13 +113,12 @@ def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[st
             needed[parent] = store.run(parent)
             parent = stages[parent].parent
     if needed:
-        raise MissingResourceError(freed_sentence(needed.values()))
+        raise MissingResourceError(freed_sentence(list(needed.values())))
 
 
-def freed_sentence(runs: Iterable[Run]) -> str:
+def freed_sentence(runs: list[Run]) -> str:
     """The error message that the weights of these runs are needed but freed, with the cure."""
-    named = list(runs)
-    return f"retain gc --weights has freed weights that are needed to start from; {_retrain(named)}"
+    return f"retain gc --weights has freed weights that are needed to start from; {_retrain(runs)}"
 
 
 def _retrain(runs: list[Run]) -> str:

@@ -189,23 +189,19 @@ def _show_done(place: str, links: Mapping[str, str], name: str, content: Callabl
     if new or not os.path.exists(own) or not os.path.getsize(own):
         write_bytes(Path(own), content(), sync=False)
     if not new:
-        _drop_old(place, name)
+        _drop_old(Path(place), name)
 
 
-def _drop_old(place: str, name: str) -> None:
-    """Remove links to event files that are gone, and event files of the view with other axes than the file `name`."""
-    for path in Path(place).iterdir():
-        ours = not path.is_symlink() and path.name.startswith("events.")
-        if path.name != name and (ours or not path.exists()):
+def _drop_old(folder: Path, kept: str) -> None:
+    """Remove links to event files that are gone, and all event files of the view whose names do not end with `kept`."""
+    for path in folder.glob("events.*"):
+        if not path.name.endswith(kept) and not (path.is_symlink() and path.exists()):
             path.unlink(missing_ok=True)
 
 
 def _put_events(folder: Path, name: str, content: bytes) -> None:
     """Replace the study's own event file in a folder, unless that file already shows the same."""
-    ours = [path for path in folder.glob("events.*") if not path.is_symlink()]
     digest = name.rpartition(".")[2]
-    if not any(path.name.endswith(f".{digest}") for path in ours):
+    if not any(folder.glob(f"events.*.{digest}")):
         write_bytes(folder / name, content)
-    for path in ours:
-        if not path.name.endswith(f".{digest}"):
-            path.unlink(missing_ok=True)
+    _drop_old(folder, digest)

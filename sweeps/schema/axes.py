@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.validation_messages import first_sentence
+from retain.sweeps.schema.validation_messages import validate
 
 NOT_AXES = ("study", "tokenizer", "corpora", "cases", "grid", "search", "execution")
 """Sections of a study that cannot be an axis."""
@@ -103,10 +103,7 @@ def _validated(raw: Raw, settings: Mapping[str, Any], schema: Schema, where: str
     trial = {name: part for name, part in raw.items() if name not in ("grid", "cases")}
     for path, value in settings.items():
         set_field(trial, path, value, where)
-    try:
-        study = schema.model_validate(trial)
-    except ValidationError as error:
-        raise StudyError(f"{where}: {first_sentence(error, schema)}") from None
+    study = validate(schema, trial, f"{where}: ")
     return {path: get_field(study, path) for path in settings}
 
 

@@ -48,6 +48,16 @@ class Corpus(Section):
     """The share of documents in the held-out split, chosen by their hash: never trained on, only evaluated on. The default is
     meant for small corpora; large ones need less."""
 
+    @property
+    def source(self) -> str:
+        """The package, the files or the Hugging Face data set, for readers."""
+        if self.package is not None:
+            return f"package {self.package}"
+        if self.files is not None:
+            return f"files {self.files if isinstance(self.files, str) else ', '.join(self.files)}"
+        parts = (self.hf, self.config, self.split, self.revision)
+        return "Hugging Face " + ", ".join(part for part in parts if part)
+
     @model_validator(mode="before")
     @classmethod
     def add_published(cls, value: Any) -> Any:
