@@ -4,12 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from retain.results.analysis.frontiers import pareto_set
-from retain.results.analysis.loss_planes import Points
-
-Values = npt.NDArray[np.float64]
+from retain.results.analysis.loss_planes import Floats, Points
 
 
 @dataclass(frozen=True)
@@ -20,10 +17,10 @@ class Band:
     the drawn seeds attain any y.
     """
 
-    x: Values
-    median: Values
-    low: Values
-    high: Values
+    x: Floats
+    median: Floats
+    low: Floats
+    high: Floats
 
 
 def attainment_band(by_seed: Mapping[int, Points], draws: int = 1000) -> Band:
@@ -53,12 +50,12 @@ def attainment_band(by_seed: Mapping[int, Points], draws: int = 1000) -> Band:
     return Band(x, median, low, high)
 
 
-def _attained(front: Points, x: Values) -> Values:
+def _attained(front: Points, x: Floats) -> Floats:
     """The lowest y of a Pareto set at each x; inf left of it."""
     return np.append(np.inf, front[:, 1])[np.searchsorted(front[:, 0], x, side="right")]
 
 
-def _median(attained: Values) -> Values:
+def _median(attained: Floats) -> Floats:
     """The lowest y that at least half of the rows ([seeds, n]) attain."""
     half = (len(attained) + 1) // 2
     return np.asarray(np.sort(attained, axis=0)[half - 1], dtype=np.float64)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from retain.results.analysis.axes import PIPELINE, RATE, grouped
-from retain.results.analysis.loss_planes import L_IM
+from retain.results.analysis.loss_planes import L_IM, Floats
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import write_json
 
@@ -24,8 +23,6 @@ PREDICTORS = {
 DRAWS = 1000
 FEWEST = 3
 """The fewest trials for a correlation, and the fewest different θ_post for its interval."""
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

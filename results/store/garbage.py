@@ -3,6 +3,7 @@
 Only files with known names are touched, and no file of a run whose lease a living process holds.
 """
 
+import contextlib
 import os
 import re
 import time
@@ -56,8 +57,7 @@ def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> lis
     found = [waste for run, names in chosen for waste in _of_run(run, names)]
     if weights:
         found += _of_weights([run for run, _ in runs], {run.key for run, _ in chosen})
-    hidden = [(run.folder / name, run.key) for run, names in chosen for name in names if name.startswith(".")]
-    temporary = [_temporary(path, key) for path, key in hidden]
+    temporary = [_temporary(run.folder / name, run.key) for run, names in chosen for name in names]
     if keys is None:
         temporary += _of_store(store.root)
     return found + _quiet(store.root, [waste for waste in temporary if waste])
@@ -157,12 +157,8 @@ def _of_weights(runs: list[Run], chosen: set[str]) -> Iterator[Waste]:
         files = _weight_files(run)
         if files and not is_pinned(run) and not run.is_running():
             size = sum(used_bytes(file) for file in files)
-            who = (
-                "the run that starts from them is"
-                if len(below) == 1
-                else f"all {len(below):,} runs that start from them are"
-            )
-            yield Waste(run.model, run.key, WEIGHTS, size, f"{who} done")
+            reason = f"all runs that start from them are done ({len(below):,})"
+            yield Waste(run.model, run.key, WEIGHTS, size, reason)
 
 
 def _weight_files(run: Run) -> list[Path]:
@@ -216,10 +212,9 @@ def _quiet(root: Path, found: list[Waste]) -> list[Waste]:
     """The found files and folders that have not changed for long enough."""
     if not found:
         return []
-    try:
+    now = time.time()
+    with contextlib.suppress(OSError):
         now = file_system_time(root)
-    except OSError:
-        now = time.time()
     return [waste for waste in found if _is_quiet(waste.path, now)]
 
 

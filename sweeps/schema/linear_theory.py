@@ -119,15 +119,6 @@ def threshold(pre: float, post: float, beta: float) -> float | None:
     return pre / (pre + beta - post)
 
 
-def crossover_time(start: float, alpha: float, beta: float) -> float:
-    """T / (α*β): the time at which, at the threshold, the specialised and the inconsistent feature are both being learned.
-
-    Pretraining that stops at this time has learned the specialised feature if α is above the threshold, and the
-    inconsistent feature if α is below it.
-    """
-    return start / (alpha * beta)
-
-
 def _targets(effective: Numbers, variances: Numbers) -> Numbers:
     """The singular values σ of these effective values q σ; 0 where the variance q is 0."""
     return tuple(value / variance if variance else 0.0 for value, variance in zip(effective, variances, strict=True))
