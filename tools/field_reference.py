@@ -163,7 +163,7 @@ def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if hasattr(annotation, "__metadata__"):
         return _type_words(annotation.__origin__, _flat(annotation.__metadata__))
     if origin is Literal:
-        return " or ".join(f"`{value}`" for value in inner)
+        return " or ".join(f"`{str(value).lower() if isinstance(value, bool) else value}`" for value in inner)
     if origin in (Union, UnionType):
         return " or ".join(_type_words(one) for one in inner if one is not NoneType)
     if origin is list or (origin is tuple and inner[-1] is Ellipsis):

@@ -88,13 +88,4 @@ def _check_corpus(
             problem = "the source holds no text; choose another source"
     except RetainError as error:
         problem, unreachable = str(error), error if isinstance(error, HubUnreachableError) else None
-    return Check(name, _describe(corpus, on_hub), revision, commit, begins and begins[:200], problem), unreachable
-
-
-def _describe(corpus: Corpus, on_hub: bool) -> str:
-    if corpus.package is not None:
-        return f"package {corpus.package}"
-    if corpus.files is not None:
-        return f"files {corpus.files if isinstance(corpus.files, str) else ', '.join(corpus.files)}"
-    words = [corpus.hf, corpus.config, f"split {corpus.split}" if on_hub else None]
-    return " ".join(word for word in words if word)
+    return Check(name, corpus.source, revision, commit, begins and begins[:200], problem), unreachable

@@ -4,22 +4,13 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from retain.datamodules.corpora.templates import Template
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 
-FORMATS = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".abc": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-}
 COMPRESSIONS = (".gz", ".zst")
 
 
@@ -40,30 +31,21 @@ def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def file_format(path: Path) -> str:
-    """Return text, jsonl or parquet, by a file's suffixes (part-0.jsonl.zst is jsonl).
-
-    Raises StudyError if the suffix is unknown.
-    """
-    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSIONS]
-    if not suffixes or suffixes[-1] not in FORMATS:
-        raise StudyError(
-            f"files: {path.name} has an unknown suffix; rename the file to a known one ({', '.join(FORMATS)}, each may be "
-            "followed by .gz or .zst), or give the file's format as `hf:` (json, csv, arrow, ...)"
-        )
-    return FORMATS[suffixes[-1]]
-
-
 def read_files(paths: list[Path], template: Template, separator: str | None) -> Iterator[str]:
-    """Yield the documents of files, in order. Raises StudyError if a record lacks a field or a file is damaged."""
-    readers = {
-        "text": lambda path: _text_documents(path, separator),
-        "jsonl": lambda path: _jsonl_documents(path, template),
-        "parquet": lambda path: _parquet_documents(path, template),
-    }
+    """Yield the documents of files, in order.
+
+    Raises StudyError if a file has an unknown suffix or is damaged, or if a record lacks a field.
+    """
     for path in paths:
+        # The suffix of part-0.jsonl.zst is .jsonl.
+        suffix = next((suffix for suffix in reversed(path.suffixes) if suffix not in COMPRESSIONS), "")
+        if suffix not in READERS:
+            raise StudyError(
+                f"files: {path.name} has an unknown suffix; rename the file to a known one ({', '.join(READERS)}, each may "
+                "be followed by .gz or .zst), or give the file's format as `hf:` (json, csv, arrow, ...)"
+            )
         try:
-            yield from readers[file_format(path)](path)
+            yield from READERS[suffix](path, template, separator)
         # pyarrow and the UTF-8 decoder raise subclasses of ValueError.
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise StudyError(
@@ -82,7 +64,7 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
-def _text_documents(path: Path, separator: str | None) -> Iterator[str]:
+def _text_documents(path: Path, template: Template, separator: str | None) -> Iterator[str]:
     with _open(path) as stream:
         if separator is None:
             yield stream.read()
@@ -94,7 +76,7 @@ def _text_documents(path: Path, separator: str | None) -> Iterator[str]:
         yield rest
 
 
-def _jsonl_documents(path: Path, template: Template) -> Iterator[str]:
+def _jsonl_documents(path: Path, template: Template, separator: str | None) -> Iterator[str]:
     with _open(path) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():
@@ -105,7 +87,7 @@ def _jsonl_documents(path: Path, template: Template) -> Iterator[str]:
                 yield template.join(record, f"{path}, line {number}")
 
 
-def _parquet_documents(path: Path, template: Template) -> Iterator[str]:
+def _parquet_documents(path: Path, template: Template, separator: str | None) -> Iterator[str]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.ParquetFile(path)
@@ -116,3 +98,11 @@ def _parquet_documents(path: Path, template: Template) -> Iterator[str]:
         for record in batch.to_pylist():
             number += 1
             yield template.join(record, f"{path}, row {number}")
+
+
+READERS: dict[str, Callable[[Path, Template, str | None], Iterator[str]]] = {
+    **dict.fromkeys((".txt", ".text", ".md", ".abc"), _text_documents),
+    **dict.fromkeys((".jsonl", ".ndjson"), _jsonl_documents),
+    ".parquet": _parquet_documents,
+}
+"""The function that reads the documents of a file, by the file's suffix."""

@@ -116,12 +116,10 @@ class _SplitWriter:
         }
 
 
-@dataclass
-class _Batch:
-    """Distinct documents and their hashes."""
-
-    documents: list[str]
-    hashes: list[int]
+Batch = dict[int, str]
+"""Distinct documents, each by its hash."""
+Encoding = Future[list[list[int]]]
+"""The token ids of each document of a batch, once they are computed."""
 
 
 def pack(
@@ -163,7 +161,7 @@ def pack(
 
 
 def _write_splits(
-    batches: Iterator[tuple[_Batch, list[list[int]]]],
+    batches: Iterator[tuple[Batch, Encoding]],
     writers: dict[str, _SplitWriter],
     end_id: int,
     heldout: float,
@@ -173,8 +171,8 @@ def _write_splits(
 ) -> None:
     """Write encoded documents to their splits until the training split holds `tokens` tokens; arguments as of `pack`."""
     train, read = writers["train"], 0
-    for batch, encoded in batches:
-        for hash_value, token_ids in zip(batch.hashes, encoded, strict=True):
+    for batch, encoding in batches:
+        for hash_value, token_ids in zip(batch, encoding.result(), strict=True):
             read += 1
             if hash_is_heldout(hash_value, heldout):
                 writers["heldout"].add(token_ids, end_id)
@@ -195,14 +193,14 @@ def fingerprint_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
-def _distinct_batches(documents: Iterable[str]) -> Iterator[_Batch]:
+def _distinct_batches(documents: Iterable[str]) -> Iterator[Batch]:
     """Yield all documents in batches, without exact duplicates of earlier documents."""
     seen = HashSet()
     for batch in batch_documents(documents):
         hashes = [document_hash(document) for document in batch]
         new = seen.add(hashes)
         if new:
-            yield _Batch([batch[index] for index in new], [hashes[index] for index in new])
+            yield {hashes[index]: batch[index] for index in new}
 
 
 def batch_documents(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -219,16 +217,15 @@ def batch_documents(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _encode(batches: Iterator[_Batch], tokenizer: Tokenizer) -> Iterator[tuple[_Batch, list[list[int]]]]:
-    """Yield each batch with the token ids of its documents, in order; the next batches are encoded in the background."""
+def _encode(batches: Iterator[Batch], tokenizer: Tokenizer) -> Iterator[tuple[Batch, Encoding]]:
+    """Yield each batch with the encoding of its documents, in order; the next batches are encoded in the background."""
     with ThreadPoolExecutor(CONCURRENT_BATCHES, "encode") as threads:
-        waiting = deque[tuple[_Batch, Future[list[list[int]]]]]()
+        waiting = deque[tuple[Batch, Encoding]]()
         try:
             for batch in batches:
-                waiting.append((batch, threads.submit(tokenizer.encode, batch.documents)))
+                waiting.append((batch, threads.submit(tokenizer.encode, list(batch.values()))))
                 if len(waiting) == CONCURRENT_BATCHES:
-                    yield (first := waiting.popleft())[0], first[1].result()
-            while waiting:
-                yield (first := waiting.popleft())[0], first[1].result()
+                    yield waiting.popleft()
+            yield from waiting
         finally:
             threads.shutdown(cancel_futures=True)

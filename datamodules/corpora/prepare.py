@@ -30,7 +30,7 @@ from retain.datamodules.corpora.tokenizer import (
     train_tokenizer,
 )
 from retain.sweeps.base.errors import MissingResourceError, RetainError
-from retain.sweeps.base.files import read_json, sync_folder, write_json
+from retain.sweeps.base.files import read_json, sync_folder, write_json, writing
 from retain.sweeps.base.processes import is_gone, process_name
 from retain.sweeps.schema import study as schema
 from retain.sweeps.schema.read import StudyFile
@@ -53,16 +53,12 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
     facts = known_facts(file, store)
     if facts.prepared:
         return facts
-    try:
+    with writing(str(store), "free disk space, or choose another store with --store"):
         _remove_leftovers(store)
         tokenizer = _prepare_tokenizer(file, store, report)
         for name in file.study.corpora:
-            for length in sequence_lengths(file):
+            for length in file.values("sequence_length"):
                 _prepare_corpus(file, store, name, length, tokenizer, report)
-    except OSError as error:
-        raise MissingResourceError(
-            f"{store}: cannot write the prepared data ({error}); free disk space, or choose another store with --store"
-        ) from error
     return known_facts(file, store)
 
 
@@ -77,7 +73,7 @@ def known_facts(file: StudyFile, store: Path) -> Facts:
     tokenizer = _find_prepared(store, "tokenizers", source)
     corpora = {}
     for name in file.study.corpora:
-        for length in sequence_lengths(file):
+        for length in file.values("sequence_length"):
             corpus_source = _corpus_source(file, name, length, tokenizer or _digest(source))
             fingerprint = _find_prepared(store, "corpora", corpus_source)
             if tokenizer is None or fingerprint is None:
@@ -88,11 +84,6 @@ def known_facts(file: StudyFile, store: Path) -> Facts:
     if tokenizer is None:
         return Facts(UNPREPARED + _digest(source), _tokenizer_settings(file).train or 0, corpora)
     return Facts(tokenizer, load_tokenizer(store / "tokenizers" / tokenizer).vocabulary, corpora)
-
-
-def sequence_lengths(file: StudyFile) -> list[int]:
-    """Return every sequence length in the study's grid."""
-    return file.values("sequence_length")
 
 
 def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
@@ -126,23 +117,13 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
 
 def _sample_documents(file: StudyFile, name: str, characters: int) -> Iterator[str]:
     """Yield training documents from the beginning of a corpus, up to a number of characters in all."""
-    for document in _documents(file, name, _pinned(file, name)):
-        if not is_heldout(document, _withheld(file)):
-            yield document[:characters]
-            characters -= len(document)
-            if characters <= 0:
-                return
-
-
-def _documents(file: StudyFile, name: str, corpus: schema.Corpus) -> Iterator[str]:
     with _naming_corpus(file, name):
-        yield from read_documents(corpus, file.folder)
-
-
-def _pinned(file: StudyFile, name: str) -> schema.Corpus:
-    """Return a corpus pinned to one commit, so that the commit it is read at can be recorded."""
-    with _naming_corpus(file, name):
-        return pinned(file.study.corpora[name], file.folder)
+        for document in read_documents(pinned(file.study.corpora[name], file.folder), file.folder):
+            if not is_heldout(document, _withheld(file)):
+                yield document[:characters]
+                characters -= len(document)
+                if characters <= 0:
+                    return
 
 
 def _source(file: StudyFile, name: str) -> dict[str, Any]:
@@ -160,23 +141,24 @@ def _naming_corpus(file: StudyFile, name: str) -> Iterator[None]:
 
 
 def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report) -> None:
-    corpus = file.study.corpora[name]
     source = _corpus_source(file, name, length, tokenizer.fingerprint)
     if _find_prepared(store, "corpora", source) is not None:
         return
     building = _new_build_folder(store)
-    pinned_corpus = _pinned(file, name)
-    packed = pack(
-        _documents(file, name, pinned_corpus),
-        tokenizer,
-        length,
-        corpus.heldout,
-        _withheld(file),
-        corpus.tokens,
-        building,
-        lambda documents, tokens: report(name, documents, tokens),
-    )
-    commit = pinned_corpus.revision if is_on_hub(pinned_corpus, file.folder) else None
+    with _naming_corpus(file, name):
+        # Pinned to one commit, so that the commit it is read at can be recorded.
+        corpus = pinned(file.study.corpora[name], file.folder)
+        packed = pack(
+            read_documents(corpus, file.folder),
+            tokenizer,
+            length,
+            corpus.heldout,
+            _withheld(file),
+            corpus.tokens,
+            building,
+            lambda documents, tokens: report(name, documents, tokens),
+        )
+    commit = corpus.revision if is_on_hub(corpus, file.folder) else None
     _publish(store, building, store / "corpora" / packed.fingerprint, source, packed.fingerprint, commit)
 
 

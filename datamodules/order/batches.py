@@ -90,6 +90,12 @@ class Batches:
             previous = [batch]
         yield from previous
 
+    def read(self, batch: RankBatch) -> Tokens:
+        """Return a batch's sequences: [sequences, length]."""
+        tokens = np.empty(self.shape(batch), np.int64)
+        self.read_into(tokens, batch)
+        return tokens
+
     def read_into(self, tokens: Tokens, batch: RankBatch) -> None:
         """Read a batch's sequences into `tokens`: [sequences, length]."""
         for index, source in enumerate(self.sources):
@@ -102,10 +108,7 @@ class Batches:
 
     def tokens(self, step: int) -> Tokens:
         """Return this rank's sequences of a step: [sequences, length]."""
-        batch = next(self.from_step(step))
-        tokens = np.empty(self.shape(batch), np.int64)
-        self.read_into(tokens, batch)
-        return tokens
+        return self.read(next(self.from_step(step)))
 
     def digest(self, step: int, tokens: Tokens) -> int:
         """Return what these sequences, as this rank's batch of a step, add to the stage's data digest."""
@@ -124,11 +127,5 @@ def stage_batches(recipe: Mapping[str, Any], store: Path, rank: int = 0, world: 
 def recipe_digest(recipe: Mapping[str, Any], store: Path, steps: int) -> int:
     """Return the data digest of a recipe's first `steps` steps, computed from the packed corpora."""
     batches = stage_batches(recipe, store)
-
-    def digests() -> Iterator[int]:
-        for batch in islice(batches.prefetched_from_step(0), steps):
-            tokens = np.empty(batches.shape(batch), np.int64)
-            batches.read_into(tokens, batch)
-            yield batches.digest(batch.step, tokens)
-
-    return add_digests(digests())
+    first = islice(batches.prefetched_from_step(0), steps)
+    return add_digests(batches.digest(batch.step, batches.read(batch)) for batch in first)

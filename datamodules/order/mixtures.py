@@ -6,7 +6,7 @@ without stored state. So resuming means starting at an offset, and the number of
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -31,20 +31,6 @@ class Subset:
     def sequences(self, indices: Indices) -> Indices:
         """Return the corpus's sequence numbers at indices of the subset; indices from `distinct` on wrap around."""
         return permute(self.first + indices % self.distinct, self.size, derive_seed(self.seed, "subset"))
-
-
-class Order(Protocol):
-    """Which sequence a stage reads at each position."""
-
-    @property
-    def subsets(self) -> tuple[Subset, ...]: ...
-
-    @property
-    def total(self) -> int:
-        """The number of positions."""
-
-    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
-        """Return, for each position, the index of its subset in `subsets` and the sequence's number in that corpus."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +179,13 @@ def _assign_to_subsets(
         here = source == index
         sequence[here] = subset.sequences(offsets[index] + drawn[here] - (ends[index] - amounts[index]))
     return source, sequence
+
+
+Order = Mixture | ExposureWindow | Passes
+"""Which sequence a stage reads at each of its `total` positions.
+
+`locate` returns, for each position, the index of its subset in `subsets` and the sequence's number in that corpus.
+"""
 
 
 def stage_order(recipe: Mapping[str, Any], sizes: Mapping[str, int]) -> Order:

@@ -10,6 +10,7 @@ from retain.results.store.runs import Store
 from retain.sweeps.schema.linear_theory import (
     Descent,
     Numbers,
+    Task,
     flow,
     flow_through,
     initial_strengths,
@@ -17,7 +18,7 @@ from retain.sweeps.schema.linear_theory import (
     squared_loss,
     threshold,
 )
-from retain.sweeps.tree.linear_stage import task_of
+from retain.sweeps.tree.linear_stage import stage_task, task_of
 from retain.sweeps.tree.tree import STAGES
 
 KINDS = INVARIANT, INCONSISTENT, SPECIALISED = "invariant", "inconsistent", "specialised"
@@ -94,24 +95,21 @@ class Simulated:
 def read_theory(store: Store, row: Row) -> Theory:
     """The closed forms for the stages of a finished trial."""
     recipes = {stage: store.run(row["keys"][stage]).spec()["recipe"] for stage in STAGES}
-    return Theory(recipes["pretrain"]["model"]["linear"]["start"], *(_descent(recipes[stage]) for stage in STAGES))
+    descents = (_descent(recipe, task_of(recipe["corpus"])) for recipe in recipes.values())
+    return Theory(recipes["pretrain"]["model"]["linear"]["start"], *descents)
 
 
 def read_trial(store: Store, row: Row) -> Simulated:
     """A finished trial of the loss table with the strengths of its features."""
-    theory = read_theory(store, row)
-    runs = {stage: store.run(row["keys"][stage]) for stage in STAGES}
-    exposure = runs["pretrain"].spec()["recipe"]["exposure"]
-    alpha = exposure["weight"] if exposure else 0.0
-    descents = {"pretrain": theory.mixed(alpha), "posttrain": theory.posttrain, "finetune": theory.finetune}
-    features = {stage: run.losses()["features"] for stage, run in runs.items()}
-    return Simulated(
-        alpha,
-        {stage: (descents[stage], kept["times"], kept["strengths"]) for stage, kept in features.items()},
-        row[L_RET] - row[L_IM],
-        row[L_FT],
-    )
+    stages, alpha = {}, 0.0
+    for stage in STAGES:
+        run = store.run(row["keys"][stage])
+        recipe, features = run.spec()["recipe"], run.losses()["features"]
+        stages[stage] = _descent(recipe, stage_task(recipe)), features["times"], features["strengths"]
+        if recipe.get("exposure"):
+            alpha = recipe["exposure"]["weight"]
+    return Simulated(alpha, stages, row[L_RET] - row[L_IM], row[L_FT])
 
 
-def _descent(recipe: Mapping[str, Any]) -> Descent:
-    return Descent(task_of(recipe["corpus"]), recipe["steps"] * recipe["lr"], recipe.get("regularisation", 0.0))
+def _descent(recipe: Mapping[str, Any], task: Task) -> Descent:
+    return Descent(task, recipe["steps"] * recipe["lr"], recipe.get("regularisation", 0.0))

@@ -13,7 +13,8 @@ from retain.results.store.loss_table import LOSSES, Row
 L_IM, L_RET, L_FT, L_PRE = LOSSES
 SYMBOLS = {L_IM: "L_im", L_RET: "L_ret", L_FT: "L_ft", L_PRE: "L_pre"}
 
-Points = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
+Points = Floats
 """[n, 2]: one checkpoint a row, two losses in nats per token; lower is better on both."""
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from retain.results.analysis.axes import PIPELINE, RATE, grouped
-from retain.results.analysis.loss_planes import L_IM
+from retain.results.analysis.loss_planes import L_IM, Floats
 from retain.results.store.study_files import study_folder
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.files import write_json
 
 PREDICTORS = {
     L_IM: "L_im, the baseline",
@@ -24,8 +23,6 @@ PREDICTORS = {
 DRAWS = 1000
 FEWEST = 3
 """The fewest trials for a correlation, and the fewest different θ_post for its interval."""
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Correlation:
     """The upper end of the 95% bootstrap interval; `low` is the lower end."""
 
 
-def correlations(predictions: Sequence[Prediction], draws: int = DRAWS, seed: int = 0) -> list[Correlation]:
+def correlations(predictions: Sequence[Prediction], draws: int = DRAWS) -> list[Correlation]:
     """Every predictor's correlation with L_ret: over all trials, within each rate, each pipeline, and each pair of both.
 
     Intervals are the 2.5% and 97.5% quantiles of a bootstrap over θ_post, each drawn with all its trials. With few θ_post
@@ -78,7 +75,7 @@ def correlations(predictions: Sequence[Prediction], draws: int = DRAWS, seed: in
             ]
             predicted, true = (np.array([pair[column] for pair in pairs], np.float64) for column in (0, 1))
             starts = [pair[2] for pair in pairs]
-            low, high = _interval(predicted, true, starts, draws, seed)
+            low, high = _interval(predicted, true, starts, draws)
             found.append(Correlation(name, within, len(pairs), len(set(starts)), spearman(predicted, true), low, high))
     return found
 
@@ -100,11 +97,6 @@ def save_predictors(store: Path, study: str, document: Mapping[str, Any]) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "predictors.json", document)
     return folder / "predictors.json"
-
-
-def read_predictors(store: Path, study: str) -> dict[str, Any]:
-    """The document that `retain probe` last saved for a study. Raises FileNotFoundError."""
-    return dict(read_json(study_folder(store, study) / "predictors.json"))
 
 
 def predictors_document(predictions: Sequence[Prediction], found: Sequence[Correlation]) -> dict[str, Any]:
@@ -129,13 +121,11 @@ def _groups(predictions: Sequence[Prediction]) -> Iterator[tuple[dict[str, Any],
         )
 
 
-def _interval(
-    x: Floats, y: Floats, starts: Sequence[str], draws: int, seed: int
-) -> tuple[float, float] | tuple[None, None]:
+def _interval(x: Floats, y: Floats, starts: Sequence[str], draws: int) -> tuple[float, float] | tuple[None, None]:
     members = [trials for _, trials in sorted(grouped(range(len(starts)), lambda trial: starts[trial]).items())]
     if len(members) < FEWEST or spearman(x, y) is None:
         return None, None
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn = (
         np.concatenate([members[start] for start in generator.integers(len(members), size=len(members))])
         for _ in range(draws)

@@ -126,17 +126,19 @@ def frontier_area(
     return hypervolume(np.array([one.scores for one in found]), worst)
 
 
-def importances(space: SearchSpace, results: Sequence[Result], seed: int = 0) -> list[Importance]:
+def importances(space: SearchSpace, results: Sequence[Result]) -> list[Importance]:
     """Each axis's importance for the score (PED-ANOVA, Watanabe et al., IJCAI 2023), the greatest first.
 
     Intervals come from 200 bootstrap samples of the points. For a frontier, the score is the sum of the two losses, each
     scaled to its observed range. Empty if there are fewer than 8 points, or all have the same score.
     """
     axes = [axis for axis in space.axes if len({repr(one.values.get(axis.path)) for one in results}) > 1]
-    scores = _single_scores(results)
-    if len(results) < FEWEST or not axes or max(scores) == min(scores):
+    if len(results) < FEWEST or not axes:
         return []
-    draw = random.Random(seed)
+    scores = _single_scores(results)
+    if max(scores) == min(scores):
+        return []
+    draw = random.Random(0)
     whole = _importance(space, results, scores)
     samples = []
     for _ in range(DRAWS):
@@ -153,8 +155,6 @@ def importances(space: SearchSpace, results: Sequence[Result], seed: int = 0) ->
 
 
 def _single_scores(results: Sequence[Result]) -> list[float]:
-    if not results:
-        return []
     columns = np.array([one.scores for one in results], dtype=np.float64)
     if columns.shape[1] == 1:
         return [float(score) for score in columns[:, 0]]

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from retain.results.analysis.axes import EXPOSURE, axis_names, grouped, seed_of, setting
 from retain.results.analysis.effects import Effect, effect_of, paired_difference
-from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, has_losses
+from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, Floats, has_losses
 from retain.results.claims.judging import Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 
@@ -19,19 +18,16 @@ FLAT = 0.25
 of the saving could come from a better start. Tied to the saving, the bound asks the same at every scale; the published
 curves of Figure 3a change by up to 24% of it at 30M, 5% at 150M and 2% at 300M."""
 
-Curve = npt.NDArray[np.float64]
-"""[k]: a loss at each exposure, in nats per token."""
-
 
 @dataclass(frozen=True)
 class Curves:
     """Both losses over exposure, for one pipeline and size of D_post."""
 
     subject: str
-    exposures: Curve
+    exposures: Floats
     """[k], ascending."""
-    losses: Mapping[str, Mapping[int, Curve]]
-    """The curve of each seed, for L_im and L_ret."""
+    losses: Mapping[str, Mapping[int, Floats]]
+    """The curve of each seed, for L_im and L_ret: [k], the loss at each exposure in nats per token."""
     notes: tuple[str, ...]
 
     def about(self, words: str) -> str:

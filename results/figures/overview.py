@@ -17,6 +17,7 @@ from retain.results.store.study_files import study_folder
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+SHORT_NAMES = {EXPOSURE: "λ", RATE: "lr"}
 MOST_LINES = 12
 """With more lines than these, no line is named."""
 MOST_BARS = 100
@@ -110,7 +111,7 @@ def _by_label(trials: Sequence[Row], apart: str) -> dict[str, list[Row]]:
     def label(row: Row) -> str:
         # A case that does not set an axis has no value there.
         named = [(name, value) for name in names if (value := row["axes"].get(name)) is not None]
-        return ", ".join(f"{_short(name)}={_text(value)}" for name, value in named) or "all trials"
+        return ", ".join(f"{SHORT_NAMES.get(name, name)}={_text(value)}" for name, value in named) or "all trials"
 
     return grouped(trials, label)
 
@@ -132,10 +133,6 @@ def _legend(axes: "Axes", title: str | None) -> None:
 
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _short(name: str) -> str:
-    return {EXPOSURE: "λ", RATE: "lr"}.get(name, name)
 
 
 def _line_style(index: int) -> dict[str, Any]:

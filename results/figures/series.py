@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retain.results.analysis.attainment import attainment_band
 from retain.results.analysis.axes import (
@@ -24,14 +23,12 @@ from retain.results.analysis.axes import (
     varied_axes,
 )
 from retain.results.analysis.frontiers import lower_left_hull
-from retain.results.analysis.loss_planes import L_IM, LossPlane, points_by_seed
+from retain.results.analysis.loss_planes import L_IM, Floats, LossPlane, points_by_seed
 from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
 from retain.results.figures.catalogue import FigureSpec, Side
 from retain.results.figures.published import panels_of
 from retain.results.store.loss_table import Row
 from retain.sweeps.base.units import format_size
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from retain.results.analysis.axes import EXPOSURE, SEEDS, axis_names, setting
 from retain.results.analysis.linear_trials import KINDS, Simulated, Theory, read_theory, read_trial
 from retain.results.analysis.loss_planes import L_RET
@@ -11,7 +13,7 @@ from retain.results.figures.style import COLOURS, GREY, DrawnFigure, image_files
 from retain.results.store.loss_table import Row
 from retain.results.store.runs import Store
 from retain.results.store.study_files import study_folder
-from retain.sweeps.schema.linear_theory import flow
+from retain.sweeps.schema.linear_theory import Numbers, flow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,14 +108,12 @@ def _learned(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
 
 
 def _moved(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
-    def change(before: Sequence[float], after: Sequence[float]) -> list[float]:
-        return [end - start for start, end in zip(before, after, strict=True)]
+    def simulated(trial: Simulated) -> Numbers:
+        return tuple(np.subtract(trial.strengths("posttrain"), trial.strengths("pretrain")))
 
-    def simulated(trial: Simulated) -> list[float]:
-        return change(trial.strengths("pretrain"), trial.strengths("posttrain"))
-
-    def exact(alpha: float) -> list[float]:
-        return change(*theory.ends(alpha)[:2])
+    def exact(alpha: float) -> Numbers:
+        before, after, _ = theory.ends(alpha)
+        return tuple(np.subtract(after, before))
 
     _over_alpha(axes, theory, trials, simulated, exact)
     axes.set_title("What post-training moves")

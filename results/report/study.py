@@ -1,7 +1,7 @@
 """What a study is: its question, model, corpora, budgets, axes and seeds."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 
 from retain.results.analysis.axes import axis_values, seed_of
 from retain.results.analysis.loss_planes import SYMBOLS
@@ -12,7 +12,6 @@ from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.linear import LinearStudy
 from retain.sweeps.schema.models import parameters
 from retain.sweeps.schema.read import AnyStudy, StudyFile
-from retain.sweeps.schema.study import Corpus
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.tree import STAGES
 
@@ -40,8 +39,7 @@ def parameter_count(study: AnyStudy, facts: Facts) -> int:
     if isinstance(study, LinearStudy):
         return 2 * study.model.linear.features**2
     model = study.model.architecture()
-    numbers = asdict(model) | {"vocabulary": model.vocabulary or facts.vocabulary}
-    return parameters(type(model)(**numbers))
+    return parameters(replace(model, vocabulary=model.vocabulary or facts.vocabulary))
 
 
 def overview(file: StudyFile, facts: Facts, rows: Sequence[Row]) -> Table:
@@ -81,7 +79,7 @@ def corpora(file: StudyFile, facts: Facts) -> Table:
     rows: Rows = []
     for (name, length), known in facts.corpora.items():
         amounts = ["not prepared" if size is None else size * length for size in (known.train, known.heldout)]
-        rows.append([name, _source(file.study.corpora[name]), *amounts])
+        rows.append([name, file.study.corpora[name].source, *amounts])
     return table("corpora", "Corpora", ("corpus", "source", "training tokens", "held-out tokens"), rows)
 
 
@@ -108,12 +106,3 @@ def loss_table(file: StudyFile, rows: Sequence[Row]) -> Table:
         for row in rows
     ]
     return table("losses", f"{unit[0].upper()}{unit[1:]}", (*names, *SYMBOLS.values(), "tokens"), cells)
-
-
-def _source(corpus: Corpus) -> str:
-    if corpus.package is not None:
-        return f"package {corpus.package}"
-    if corpus.hf is not None:
-        parts = (corpus.hf, corpus.config, corpus.split, corpus.revision)
-        return "Hugging Face " + ", ".join(part for part in parts if part)
-    return f"files {value_text(corpus.files)}"

@@ -8,9 +8,9 @@ from typing import Any
 
 from retain.results.store.garbage import freed_sentence
 from retain.results.store.runs import Run, Store
-from retain.results.store.verify import damaged_files
+from retain.results.store.verify import RETRAIN, damaged_files
 from retain.sweeps.base.errors import MissingResourceError, StudyError
-from retain.sweeps.base.files import sync_folder
+from retain.sweeps.base.files import sync_folder, writing
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
 
@@ -28,18 +28,17 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
     if run.state().weights_freed:
         raise MissingResourceError(freed_sentence([run]))
     if damaged := damaged_files(run):
-        raise MissingResourceError(f"{run.key}: {damaged[0]}; delete the run's folder and train it again")
+        raise MissingResourceError(f"{run.key}: {damaged[0]}; {RETRAIN}")
     if to.exists():
         raise StudyError(f"--to {to}: exists already; name a new folder")
     beside = to.with_name(f".{to.name}.{os.getpid()}")
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(run.model, beside)
-        (beside / "README.md").write_text(model_card(store, run), encoding="utf-8")
-        sync_folder(beside)
-        beside.rename(to)
-    except OSError as error:
-        raise MissingResourceError(f"--to {to}: cannot be written ({error.strerror}); choose another folder") from None
+        with writing(f"--to {to}", "choose another folder"):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(run.model, beside)
+            (beside / "README.md").write_text(model_card(store, run), encoding="utf-8")
+            sync_folder(beside)
+            beside.rename(to)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return to
@@ -51,14 +50,8 @@ def model_card(store: Store, run: Run) -> str:
     while parent := path[0]["parent"]:
         path.insert(0, store.run(parent).spec())
     losses = run.losses()["splits"]
-    lines = [
-        "---",
-        "library_name: transformers",
-        "---",
-        "",
-        f"# {path[-1]['study']}: {path[-1]['stage']} {run.key}",
-        "",
-    ]
+    lines = ["---", "library_name: transformers", "---", ""]
+    lines += [f"# {path[-1]['study']}: {path[-1]['stage']} {run.key}", ""]
     lines += ["Trained by Retain in the stages below, each from the weights of the one before.", ""]
     lines += ["| held-out split | loss (nats per token) | tokens |", "|---|---|---|"]
     lines += [f"| {name} | {loss['loss']:.4f} | {loss['tokens']:,} |" for name, loss in losses.items()]

@@ -3,10 +3,11 @@
 Only files with known names are touched, and no file of a run whose lease a living process holds.
 """
 
+import contextlib
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,13 +51,13 @@ def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> lis
 
     weights: whether to include the weights of done runs that are not pinned and have children in the store, all of them done.
     """
-    runs = [(Run(Path(folder)), names) for folder, names in _run_folders(store.root)]
+    # A run's folder may also be a link to a place that is not the store's.
+    runs = [(run, set(os.listdir(run.folder))) for run in store.runs() if not run.folder.is_symlink()]
     chosen = [(run, names) for run, names in runs if keys is None or run.key in keys]
     found = [waste for run, names in chosen for waste in _of_run(run, names)]
     if weights:
         found += _of_weights([run for run, _ in runs], {run.key for run, _ in chosen})
-    hidden = [(run.folder / name, run.key) for run, names in chosen for name in names if name.startswith(".")]
-    temporary = [_temporary(path, key) for path, key in hidden]
+    temporary = [_temporary(run.folder / name, run.key) for run, names in chosen for name in names]
     if keys is None:
         temporary += _of_store(store.root)
     return found + _quiet(store.root, [waste for waste in temporary if waste])
@@ -112,13 +113,12 @@ def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[st
             needed[parent] = store.run(parent)
             parent = stages[parent].parent
     if needed:
-        raise MissingResourceError(freed_sentence(needed.values()))
+        raise MissingResourceError(freed_sentence(list(needed.values())))
 
 
-def freed_sentence(runs: Iterable[Run]) -> str:
+def freed_sentence(runs: list[Run]) -> str:
     """The error message that the weights of these runs are needed but freed, with the cure."""
-    named = list(runs)
-    return f"retain gc --weights has freed weights that are needed to start from; {_retrain(named)}"
+    return f"retain gc --weights has freed weights that are needed to start from; {_retrain(runs)}"
 
 
 def _retrain(runs: list[Run]) -> str:
@@ -128,16 +128,6 @@ def _retrain(runs: list[Run]) -> str:
 
 def _pin(run: Run) -> Path:
     return run.folder / "pin"
-
-
-def _run_folders(root: Path) -> Iterator[tuple[str, set[str]]]:
-    """The folder of every registered run and the names in it, in the order of their keys."""
-    if not root.is_dir():
-        return
-    for folder in sorted(entry.path for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)):
-        names = set(os.listdir(folder))
-        if "stage.json" in names:
-            yield folder, names
 
 
 def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
@@ -167,12 +157,8 @@ def _of_weights(runs: list[Run], chosen: set[str]) -> Iterator[Waste]:
         files = _weight_files(run)
         if files and not is_pinned(run) and not run.is_running():
             size = sum(used_bytes(file) for file in files)
-            who = (
-                "the run that starts from them is"
-                if len(below) == 1
-                else f"all {len(below):,} runs that start from them are"
-            )
-            yield Waste(run.model, run.key, WEIGHTS, size, f"{who} done")
+            reason = f"all runs that start from them are done ({len(below):,})"
+            yield Waste(run.model, run.key, WEIGHTS, size, reason)
 
 
 def _weight_files(run: Run) -> list[Path]:
@@ -226,21 +212,17 @@ def _quiet(root: Path, found: list[Waste]) -> list[Waste]:
     """The found files and folders that have not changed for long enough."""
     if not found:
         return []
-    try:
+    now = time.time()
+    with contextlib.suppress(OSError):
         now = file_system_time(root)
-    except OSError:
-        now = time.time()
-    return [waste for waste in found if now - _last_change(waste.path) > _quiet_s(waste.path)]
+    return [waste for waste in found if _is_quiet(waste.path, now)]
 
 
-def _quiet_s(path: Path) -> float:
-    match = BUILDING.fullmatch(path.name) if path.parent.name == "building" else None
-    return QUIET_ELSEWHERE_S if match and not is_here(match["process"]) else QUIET_S
-
-
-def _last_change(path: Path) -> float:
-    """The latest modification time below a path; infinity if it has vanished."""
+def _is_quiet(path: Path, now: float) -> bool:
+    """Whether nothing below a path has changed for long enough; False if the path has vanished."""
+    match = BUILDING.fullmatch(path.name)
     try:
-        return max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
+        latest = max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
     except FileNotFoundError:
-        return float("inf")
+        return False
+    return now - latest > (QUIET_ELSEWHERE_S if match and not is_here(match["process"]) else QUIET_S)

@@ -26,8 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.files import write_json
+from retain.sweeps.base.files import write_json, writing
 from retain.sweeps.base.processes import machine_id, process_start, slurm_job
 
 SILENCE_S = 600.0
@@ -156,27 +155,26 @@ def take_lease(path: Path, liveness: LivenessChecker | None = None) -> Lease | N
     owner = this_process()
     beside = path.with_name(f".{path.name}.{owner.pid}.{owner.token}")
     try:
-        # 1. Write the claim beside its place, so that it appears whole.
-        write_json(beside, asdict(owner))
-        while True:
-            # 2. Take the next number by a link. Only one process succeeds: link fails if the name exists.
-            lease = Lease(path, claim.number + 1 if claim else 1, owner)
-            if _link(beside, lease.file):
-                # 3. Check that no process which saw a newer listing of the folder has made a higher claim meanwhile.
-                if lease.held():
-                    _remove_below(path, lease.number)
-                    return lease
-                lease.file.unlink(missing_ok=True)
-            # 4. The race was lost: give way to an owner that is alive, or steal the lease of a dead one with the next number.
-            claim = _highest_claim(path)
-            if claim is not None and claim.owner == owner:  # the link was made, but its confirmation was lost (NFS)
-                return Lease(path, claim.number, owner)
-            if claim is not None and _is_alive(path, claim, liveness):
-                return None
-    except OSError as error:
-        raise MissingResourceError(
-            f"{path.parent}: cannot be written ({error.strerror}); free space, or check who may write there"
-        ) from error
+        with writing(str(path.parent), "free space, or check who may write there"):
+            # 1. Write the claim beside its place, so that it appears whole.
+            write_json(beside, asdict(owner))
+            while True:
+                # 2. Take the next number by a link. Only one process succeeds: link fails if the name exists.
+                lease = Lease(path, claim.number + 1 if claim else 1, owner)
+                if _link(beside, lease.file):
+                    # 3. Check that no process which saw a newer listing of the folder has made a higher claim meanwhile.
+                    if lease.held():
+                        _remove_below(path, lease.number)
+                        return lease
+                    lease.file.unlink(missing_ok=True)
+                # 4. The race was lost: give way to an owner that is alive, or steal the lease of a dead one with the
+                # next number.
+                claim = _highest_claim(path)
+                if claim is not None and claim.owner == owner:
+                    # The link was made, but its confirmation was lost (NFS).
+                    return Lease(path, claim.number, owner)
+                if claim is not None and _is_alive(path, claim, liveness):
+                    return None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -196,20 +194,17 @@ def wait_for_lease(
     path: Path,
     liveness: LivenessChecker | None,
     patience: Callable[[Owner | None], float],
-    poll: Callable[[Owner | None], None] = lambda owner: None,
     every_s: float = 0.2,
 ) -> Lease | None:
     """Take the lease at `path` once its owner releases it or dies; None if it is still held after `patience` seconds.
 
-    patience: seconds to wait in all for this owner. poll: called with the owner before each pause, for instance to print it;
-    an exception from it ends the waiting. Raises MissingResourceError as `take_lease` does.
+    patience: seconds to wait in all for this owner; an exception from it ends the waiting. Raises MissingResourceError as
+    `take_lease` does.
     """
     began = time.monotonic()
     while (lease := take_lease(path, liveness)) is None:
-        owner = read_owner(path)
-        if time.monotonic() - began > patience(owner):
+        if time.monotonic() - began > patience(read_owner(path)):
             return None
-        poll(owner)
         time.sleep(every_s)
     return lease
 

@@ -4,23 +4,19 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from retain.results.store.runs import Store
 from retain.results.store.state import State
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import read_json, write_json, write_text
-from retain.sweeps.tree.tree import Tree
+from retain.sweeps.schema.search_space import Loss
+from retain.sweeps.tree.tree import STAGES, Tree
 
 if TYPE_CHECKING:
     import pandas
 
-LOSSES = (
-    "immediate_posttraining_loss",
-    "retained_posttraining_loss",
-    "finetuning_loss",
-    "retained_pretraining_loss",
-)
+LOSSES: tuple[str, ...] = get_args(Loss)
 Row = dict[str, Any]
 
 
@@ -54,10 +50,9 @@ def trial_rows(tree: Tree, store: Store, states: Mapping[str, State] | None = No
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
         tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
-        keys = {"pretrain": trial.pretrain, "posttrain": trial.posttrain, "finetune": trial.finetune}
-        leaf = None if trial.finetune not in done else done[trial.finetune]["splits"]
-        splits = [losses["splits"] if losses else None for losses in path[:-1]]
-        rows.append({"axes": trial.axes, "keys": keys, **four_losses([*splits, leaf]), "tokens": tokens})
+        keys = {stage: getattr(trial, stage) for stage in STAGES}
+        splits = [losses["splits"] if losses else None for losses in path]
+        rows.append({"axes": trial.axes, "keys": keys, **four_losses(splits), "tokens": tokens})
     return rows
 
 

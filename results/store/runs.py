@@ -13,7 +13,7 @@ from typing import Any
 from retain.results.store.lease import LivenessChecker, is_held
 from retain.results.store.state import CHANGES, Attempt, Progress, State, state_from
 from retain.sweeps.base.errors import MissingResourceError, StudyError
-from retain.sweeps.base.files import file_system_time, read_json, sync_folder, sync_path, write_json
+from retain.sweeps.base.files import file_system_time, read_json, sync_folder, sync_path, write_json, writing
 from retain.sweeps.base.processes import slurm_job
 
 LOSSES = "losses.json"
@@ -273,13 +273,9 @@ def existing_store(root: Path) -> Store:
 
 def make_store(root: Path) -> Store:
     """A store to write; its folder is created if it is missing. Raises MissingResourceError if it cannot be written."""
-    try:
+    with writing(f"--store {root}", "choose another with --store or RETAIN_STORE"):
         root.mkdir(parents=True, exist_ok=True)
         file_system_time(root)
-    except OSError as error:
-        raise MissingResourceError(
-            f"--store {root}: cannot be written ({error.strerror}); choose another with --store or RETAIN_STORE"
-        ) from None
     return Store(root)
 
 

@@ -61,11 +61,9 @@ def study_status(tree: Tree, store: Store, states: Mapping[str, State] | None = 
 
 def store_status(store: Store) -> list[RunStatus]:
     """A row for every run of a store; the run whose last attempt began last comes last."""
-    rows = []
-    for run in store.runs():
-        state = current_state(run)
-        rows.append((max((attempt.start for attempt in state.attempts), default=0.0), run_status(run, state)))
-    return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+    states = [(run, current_state(run)) for run in store.runs()]
+    states.sort(key=lambda pair: max((attempt.start for attempt in pair[1].attempts), default=0.0))
+    return [run_status(run, state) for run, state in states]
 
 
 def run_status(run: Run, state: State | None = None) -> RunStatus:

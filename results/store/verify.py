@@ -12,6 +12,9 @@ from retain.results.store.state import STATES, State
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.tree.keys import canonical, stage_key
 
+RETRAIN = "delete the run's folder and train it again"
+"""The cure for a damaged run."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -39,21 +42,19 @@ def run_problems(store: Store, run: Run) -> list[str]:
     except MissingResourceError as error:
         return [str(error)]
     except (ValueError, KeyError, TypeError) as error:
-        return [f"stage.json or state.json cannot be read ({error}); delete the run's folder and train it again"]
+        return [f"stage.json or state.json cannot be read ({error}); {RETRAIN}"]
     found = []
     if run.key != stage_key(spec["stage"], spec["parent"], canonical(spec["recipe"])):
-        found.append("the recipe in stage.json hashes to another key; delete the run's folder and train it again")
+        found.append(f"the recipe in stage.json hashes to another key; {RETRAIN}")
     if state.state not in STATES:
         found.append(f"state.json has the unknown state {state.state!r}")
     if state.state != "done":
         return found
     if damage := damaged_files(run, state):
-        return [*found, *(f"{what}; delete the run's folder and train it again" for what in damage)]
+        return [*found, *(f"{what}; {RETRAIN}" for what in damage)]
     leaves = spec.get("leaves", [WEIGHTS, LOSSES])
     if LOSSES in leaves and (missing := set(spec["evaluation"]) - set(run.losses()["splits"])):
-        found.append(
-            f"losses.json lacks the split {', '.join(sorted(missing))}; delete the run's folder and train it again"
-        )
+        found.append(f"losses.json lacks the split {', '.join(sorted(missing))}; {RETRAIN}")
     with contextlib.suppress(MissingResourceError):  # a damaged parent is reported under its own key
         if spec["parent"] and not store.run(spec["parent"]).is_done():
             found.append(f"the run is done, but its parent {spec['parent']} is not; train the parent again")

@@ -25,16 +25,15 @@ def study_hyperparameters(study: str, trials: Sequence[Axes]) -> Any:
     trials: the axes of each trial.
     """
     values: dict[str, dict[Any, None]] = {}
-    for axes in trials:
+    for axes in map(_shown_axes, trials):
         for name, value in axes.items():
-            if value is not None:
-                values.setdefault(name, {})[_shown(value)] = None
+            values.setdefault(name, {})[value] = None
     return _experiment(study, {name: list(shown) for name, shown in values.items()}, LOSSES)
 
 
 def hyperparameter_summaries(values: Mapping[str, Any], losses: Sequence[str]) -> list[Any]:
     """The summaries that give one run its hyperparameters, with its losses as metrics."""
-    shown = {name: _shown(value) for name, value in values.items() if value is not None}
+    shown = _shown_axes(values)
     return [_experiment("", {name: [value] for name, value in shown.items()}, losses), _session(shown)]
 
 
@@ -55,8 +54,7 @@ def run_events_name(hyperparameters: str, axes: Axes) -> str:
     hyperparameters: the digest of the study's. The name sorts before all other event files of the run: if two files set
     hyperparameters, TensorBoard keeps those that it reads first.
     """
-    shown = {name: _shown(value) for name, value in axes.items() if value is not None}
-    digest = hashlib.sha256(json.dumps([hyperparameters, shown]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps([hyperparameters, _shown_axes(axes)]).encode()).hexdigest()[:12]
     return f"events.out.tfevents.{0:010d}.{digest}"
 
 
@@ -72,8 +70,7 @@ def run_events(head: bytes, axes: Axes) -> bytes:
     """The content of that file: `run_events_head`, then the run's own values."""
     from tensorboard.compat.proto.event_pb2 import Event
 
-    session = _session({name: _shown(value) for name, value in axes.items() if value is not None})
-    return head + _records([Event(wall_time=time.time(), step=0, summary=session)])
+    return head + _records([Event(wall_time=time.time(), step=0, summary=_session(_shown_axes(axes)))])
 
 
 def digest_of(summaries: Sequence[Any]) -> str:
@@ -90,8 +87,7 @@ def _experiment(name: str, hyperparameters: Mapping[str, Sequence[bool | float |
     for parameter, values in hyperparameters.items():
         info = experiment.hparam_infos.add(name=parameter, type=_type(values))
         if len(values) <= MOST_VALUES:
-            for value in values:
-                _set(info.domain_discrete.values.add(), value)
+            info.domain_discrete.extend(values)
     for loss in losses:
         metric = api_pb2.MetricName(tag=f"losses/{loss}")
         experiment.metric_infos.add(name=metric, display_name=loss, dataset_type=api_pb2.DATASET_VALIDATION)
@@ -100,11 +96,10 @@ def _experiment(name: str, hyperparameters: Mapping[str, Sequence[bool | float |
 
 def _session(hyperparameters: Mapping[str, bool | float | str]) -> Any:
     """A summary that gives a run the values of its hyperparameters."""
+    from google.protobuf.json_format import ParseDict
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-    start = plugin_data_pb2.SessionStartInfo()
-    for name, value in hyperparameters.items():
-        _set(start.hparams[name], value)
+    start = ParseDict({"hparams": hyperparameters}, plugin_data_pb2.SessionStartInfo())
     return _marker(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
 
 
@@ -172,17 +167,16 @@ def _records(events: Sequence[Any]) -> bytes:
     return content.getvalue()
 
 
+def _shown_axes(axes: Axes) -> dict[str, bool | float | str]:
+    """Axes as hyperparameters; an axis without a value is left out."""
+    return {name: _shown(value) for name, value in axes.items() if value is not None}
+
+
 def _shown(value: Any) -> bool | float | str:
     """An axis's value as a hyperparameter; one with several fields becomes their JSON."""
     if isinstance(value, bool | str):
         return value
     return float(value) if isinstance(value, int | float) else json.dumps(value)
-
-
-def _set(place: Any, value: bool | float | str) -> None:
-    """Put a hyperparameter into protobuf's Value."""
-    kind = "bool_value" if isinstance(value, bool) else "string_value" if isinstance(value, str) else "number_value"
-    setattr(place, kind, value)
 
 
 def _type(values: Sequence[bool | float | str]) -> Any:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from retain.results.analysis.axes import axis_names, axis_values
 from retain.results.store.curves import FILE
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
@@ -95,14 +96,13 @@ def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
     and if no trial is left.
     """
     chosen, names = list(tree.trials), []
+    rows = [{"axes": trial.axes} for trial in chosen]
     for condition in where:
         axis, separator, text = condition.partition("=")
-        values = _values(tree.trials, axis)
+        values = axis_values(rows, axis)
         if not separator or not values:
-            axes = dict.fromkeys(name for trial in tree.trials for name in trial.axes)
-            raise StudyError(
-                f"--where {condition}: a filter is AXIS=VALUE, and the axes of {tree.study} are {', '.join(axes) or 'none'}"
-            )
+            known = ", ".join(axis_names(rows)) or "none"
+            raise StudyError(f"--where {condition}: a filter is AXIS=VALUE, and the axes of {tree.study} are {known}")
         if not (matching := [value for value in values if _is_written(value, text)]):
             raise StudyError(
                 f"--where {condition}: no trial has this value; the values are {', '.join(map(str, values))}"
@@ -131,15 +131,6 @@ def serve(folder: Path, port: int) -> NoReturn:
 
 def _name(stage: Stage) -> str:
     return f"{stage.stage} {axes_label(stage.axes)}".replace("/", "_")[:200] + f" {stage.key[:6]}"
-
-
-def _values(trials: Sequence[Trial], axis: str) -> list[Any]:
-    """The different values of an axis, in the order of the trials."""
-    found: list[Any] = []
-    for trial in trials:
-        if axis in trial.axes and trial.axes[axis] not in found:
-            found.append(trial.axes[axis])
-    return found
 
 
 def _is_written(value: Any, text: str) -> bool:
@@ -198,23 +189,19 @@ def _show_done(place: str, links: Mapping[str, str], name: str, content: Callabl
     if new or not os.path.exists(own) or not os.path.getsize(own):
         write_bytes(Path(own), content(), sync=False)
     if not new:
-        _drop_old(place, name)
+        _drop_old(Path(place), name)
 
 
-def _drop_old(place: str, name: str) -> None:
-    """Remove links to event files that are gone, and event files of the view with other axes than the file `name`."""
-    for path in Path(place).iterdir():
-        ours = not path.is_symlink() and path.name.startswith("events.")
-        if path.name != name and (ours or not path.exists()):
+def _drop_old(folder: Path, kept: str) -> None:
+    """Remove links to event files that are gone, and all event files of the view whose names do not end with `kept`."""
+    for path in folder.glob("events.*"):
+        if not path.name.endswith(kept) and not (path.is_symlink() and path.exists()):
             path.unlink(missing_ok=True)
 
 
 def _put_events(folder: Path, name: str, content: bytes) -> None:
     """Replace the study's own event file in a folder, unless that file already shows the same."""
-    ours = [path for path in folder.glob("events.*") if not path.is_symlink()]
     digest = name.rpartition(".")[2]
-    if not any(path.name.endswith(f".{digest}") for path in ours):
+    if not any(folder.glob(f"events.*.{digest}")):
         write_bytes(folder / name, content)
-    for path in ours:
-        if not path.name.endswith(f".{digest}"):
-            path.unlink(missing_ok=True)
+    _drop_old(folder, digest)

@@ -1,14 +1,25 @@
 """Atomic files: content is written to a temporary file in the target's folder, synced to disk and renamed into place."""
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from retain.sweeps.base.errors import MissingResourceError
+
+
+@contextlib.contextmanager
+def writing(place: str, cure: str) -> Iterator[None]:
+    """Write to a place in the block. Raises MissingResourceError, with the cure, if something cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise MissingResourceError(f"{place}: cannot be written ({error.strerror or error}); {cure}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Names of processes: a machine, a process id (pid) and the start time of the process, as pids are reused."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -39,11 +40,9 @@ def _machine() -> str:
 def machine_id() -> str:
     """The boot id and the pid namespace of this machine; empty if the system provides neither."""
     parts = []
-    try:
+    with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:
-        pass
     return " ".join(parts)
 
 

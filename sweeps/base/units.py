@@ -12,16 +12,13 @@ def parse_size(value: object) -> int:
 
     Raises ValueError if the value is not a whole, non-negative number. A size is never rounded.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a size; write a whole number such as 1000, 200k, 300M or 8.7B")
     text = str(value).strip().replace("_", "")
-    scale = SCALES.get(text[-1:]) if text[-1:].isalpha() else 1
-    number = text[:-1] if text[-1:].isalpha() else text
+    suffix = text[-1:] if text[-1:].isalpha() else ""
     try:
-        exact = Decimal(number) * scale if scale is not None else None
-    except ArithmeticError:
-        exact = None
-    if exact is None or not exact.is_finite() or not 0 <= exact <= LARGEST or exact != exact.to_integral_value():
+        exact = Decimal(text.removesuffix(suffix)) * SCALES[suffix]
+    except (ArithmeticError, KeyError):
+        exact = Decimal("NaN")
+    if not exact.is_finite() or not 0 <= exact <= LARGEST or exact != exact.to_integral_value():
         raise ValueError(f"{value!r} is not a size; write a whole number such as 1000, 200k, 300M or 8.7B")
     return int(exact)
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.validation_messages import first_sentence
+from retain.sweeps.schema.validation_messages import validate
 
 NOT_AXES = ("study", "tokenizer", "corpora", "cases", "grid", "search", "execution")
 """Sections of a study that cannot be an axis."""
@@ -34,15 +34,7 @@ def grid_values(raw: Raw, axis: str, values: list[Any], schema: Schema, where: s
     Each value is validated as part of the whole study. where: the file and field that messages begin with. Raises StudyError.
     """
     _check_may_vary(axis, where)
-    if not values:
-        raise StudyError(f"{where}: an axis needs at least one value")
-    checked: list[Any] = []
-    for value in values:
-        (read,) = _validated(raw, {axis: value}, schema, where).values()
-        if read in checked:
-            raise StudyError(f"{where}: {read} is listed twice; remove one of them")
-        checked.append(read)
-    return checked
+    return _check_distinct([_validated(raw, {axis: value}, schema, where)[axis] for value in values], where)
 
 
 def case_options(raw: Raw, name: str, cases: Mapping[str, Any], schema: Schema, where: str) -> list[Option]:
@@ -111,10 +103,7 @@ def _validated(raw: Raw, settings: Mapping[str, Any], schema: Schema, where: str
     trial = {name: part for name, part in raw.items() if name not in ("grid", "cases")}
     for path, value in settings.items():
         set_field(trial, path, value, where)
-    try:
-        study = schema.model_validate(trial)
-    except ValidationError as error:
-        raise StudyError(f"{where}: {first_sentence(error, schema)}") from None
+    study = validate(schema, trial, f"{where}: ")
     return {path: get_field(study, path) for path in settings}
 
 
@@ -133,7 +122,7 @@ def is_axis(path: str, value: Any) -> bool:
 
 def _check_distinct(values: list[Any], where: str) -> list[Any]:
     if not values:
-        raise StudyError(f"{where}: a list needs at least one value")
+        raise StudyError(f"{where}: an axis needs at least one value")
     for index, value in enumerate(values):
         if value in values[:index]:
             raise StudyError(f"{where}: {value} is listed twice; remove one of them")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, model_validator
 
 from retain.sweeps.schema.section import STAGE_KINDS, Positive, Section
 
@@ -52,13 +52,6 @@ class Slurm(SiteOptions):
     of earlier runs."""
 
 
-def parse_auto_or_bool(value: Any) -> Any:
-    """The value if it is auto, true or false. Raises ValueError."""
-    if value == "auto" or isinstance(value, bool):
-        return value
-    raise ValueError(f"invalid value {value!r}; write auto, true or false")
-
-
 class StageExecution(Section):
     """How one stage runs."""
 
@@ -71,7 +64,7 @@ class StageExecution(Section):
     micro_batch: Positive | None = None
     """The number of sequences that a device processes at once. By default it is as many of the device's share of the batch as
     fit on a GPU, and the whole share on CPUs and with fsdp."""
-    compile: Annotated[Literal["auto"] | bool, PlainValidator(parse_auto_or_bool)] = "auto"
+    compile: Literal["auto", True, False] = "auto"
     """Whether to compile the training steps with torch.compile. auto, the default, compiles on GPUs only: on CPUs compiling
     pays off only in stages of several minutes (benchmarks/results/training.md)."""
     threads: Positive = 1
@@ -111,7 +104,7 @@ class Execution(StageExecution):
         return StageExecution.model_validate(fields)
 
     @model_validator(mode="after")
-    def check_packs(self) -> "Execution":
+    def check_devices(self) -> "Execution":
         for kind in STAGE_KINDS:
             stage = self.of_stage(kind)
             if stage.pack > 1 and stage.devices > 1:
@@ -119,12 +112,6 @@ class Execution(StageExecution):
                     f"pack: {kind} stages on {stage.devices} devices cannot be packed, as a pack trains in one process; "
                     "remove pack, or set devices: 1"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def check_nodes(self) -> "Execution":
-        for kind in STAGE_KINDS:
-            stage = self.of_stage(kind)
             if stage.devices % stage.slurm.nodes:
                 of = f" of {kind}" if kind in self.stages else ""
                 raise ValueError(

@@ -102,13 +102,6 @@ def logistic(effective: float, variance: float, start: float, time: float) -> fl
     return start / (math.exp(exponent) + spread) if effective >= 0 else start * math.exp(exponent) / (1 + spread)
 
 
-def learning_time(effective: float, variance: float, start: float) -> float:
-    """The time at which a feature has half of its final strength, about T / effective; infinite if it never has."""
-    if effective <= 0 or effective / variance <= 2 * start:
-        return math.inf if effective <= 0 else 0.0
-    return math.log(effective / (variance * start) - 1) / (2 * effective)
-
-
 def squared_loss(task: Task, strengths: Sequence[float]) -> float:
     """E‖y − θx‖² of a model θ whose features have these strengths."""
     parts = zip(task.variances, strengths, task.targets, strict=True)
@@ -124,15 +117,6 @@ def threshold(pre: float, post: float, beta: float) -> float | None:
     if pre < 0 or beta <= post:
         return None
     return pre / (pre + beta - post)
-
-
-def crossover_time(start: float, alpha: float, beta: float) -> float:
-    """T / (α*β): the time at which, at the threshold, the specialised and the inconsistent feature are both being learned.
-
-    Pretraining that stops at this time has learned the specialised feature if α is above the threshold, and the
-    inconsistent feature if α is below it.
-    """
-    return start / (alpha * beta)
 
 
 def _targets(effective: Numbers, variances: Numbers) -> Numbers:

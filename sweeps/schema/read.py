@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
 from retain.sweeps.schema.linear import LinearStudy, is_linear
 from retain.sweeps.schema.search_space import SearchSpace, read_search
 from retain.sweeps.schema.study import Study
-from retain.sweeps.schema.validation_messages import first_sentence
+from retain.sweeps.schema.validation_messages import validate
 
 STUDIES = Path(__file__).parents[1] / "studies"
 AnyStudy = Study | LinearStudy
@@ -114,10 +113,7 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
             f"{path.name}: search: expected a mapping with axes; write `search: {{axes: {{field: [a, b]}}}}`"
         )
     schema: type[AnyStudy] = LinearStudy if is_linear(raw) else Study
-    try:
-        study = schema.model_validate(raw)
-    except ValidationError as error:
-        raise StudyError(f"{path.name}: {first_sentence(error, schema)}") from None
+    study = validate(schema, raw, f"{path.name}: ")
     cases = {
         name: case_options(raw, name, options, schema, f"{path.name}: cases.{name}")
         for name, options in study.cases.items()
@@ -133,10 +129,7 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
 def check_section(study: AnyStudy, name: str) -> None:
     """Check a section whose fields were set one by one. Raises StudyError if they are invalid together."""
     section = getattr(study, name)
-    try:
-        type(section).model_validate(section.model_dump())
-    except ValidationError as error:
-        raise StudyError(f"{name}: {first_sentence(error, type(section))}") from None
+    validate(type(section), section.model_dump(), f"{name}: ")
 
 
 def load_yaml(path: Path) -> Any:

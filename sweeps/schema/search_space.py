@@ -8,20 +8,19 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import grid_values
 from retain.sweeps.schema.section import STAGE_KINDS, Positive, Section, Seed
-from retain.sweeps.schema.validation_messages import first_sentence
+from retain.sweeps.schema.validation_messages import validate
 
 Loss = Literal[
     "immediate_posttraining_loss", "retained_posttraining_loss", "finetuning_loss", "retained_pretraining_loss"
 ]
 """The four losses of a trial (paper, Section 3), in nats per token. Lower is better."""
-LOSSES: tuple[str, ...] = get_args(Loss)
 BEFORE_FINETUNING: Loss = "immediate_posttraining_loss"
 """The one loss that is known before fine-tuning begins."""
 Values = dict[str, Any]
@@ -292,25 +291,28 @@ class SearchSpace:
 
     def corners(self) -> Iterator[Values]:
         """The corners of the space. If there are more than 64, each axis's ends, with all other axes at their first value."""
-        sides = [axis.spread(2) if axis.choices is None else list(axis.choices) for axis in self.axes]
-        names = [axis.path for axis in self.axes]
-        if math.prod(map(len, sides)) <= MAX_CORNERS:
-            yield from (dict(zip(names, corner, strict=True)) for corner in itertools.product(*sides))
+        sides = {axis.path: axis.spread(2) for axis in self.axes}
+        if math.prod(map(len, sides.values())) <= MAX_CORNERS:
+            yield from _product(sides)
             return
-        first = {name: side[0] for name, side in zip(names, sides, strict=True)}
+        first = {name: side[0] for name, side in sides.items()}
         yield first
-        for name, side in zip(names, sides, strict=True):
+        for name, side in sides.items():
             yield from (first | {name: value} for value in side[1:])
 
     def grid(self) -> list[Values]:
         """All points of the searcher `grid`. The last axis varies fastest, so points that share a pretraining are adjacent."""
-        names = [axis.path for axis in self.axes]
-        values = [axis.spread(self.block.grid_values) for axis in self.axes]
-        return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
+        return list(_product({axis.path: axis.spread(self.block.grid_values) for axis in self.axes}))
 
     def names_of(self, stages: Sequence[str]) -> list[str]:
         """The paths of the axes that change these kinds of stages first."""
         return [axis.path for axis in self.axes if axis.stage in stages]
+
+
+def _product(values: Mapping[str, Sequence[Any]]) -> Iterator[Values]:
+    """Every point with one of the values of each axis; the last axis varies fastest."""
+    for point in itertools.product(*values.values()):
+        yield dict(zip(values, point, strict=True))
 
 
 def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str) -> SearchSpace:
@@ -318,10 +320,7 @@ def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str) -> Sear
 
     Raises StudyError.
     """
-    try:
-        block = SearchBlock.model_validate({"seeds": [raw.get("seed", 0)]} | raw["search"])
-    except ValidationError as error:
-        raise StudyError(f"{file}: search.{first_sentence(error, SearchBlock)}") from None
+    block = validate(SearchBlock, {"seeds": [raw.get("seed", 0)]} | raw["search"], f"{file}: search.")
     study = {name: part for name, part in raw.items() if name != "search"}
     axes = [
         _axis(study, path, values, block.digits, schema, f"{file}: search.axes.{path}")
@@ -350,10 +349,7 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
         )
     if _is_section(schema, path) and (inner := [name for name in values if name not in Range.model_fields]):
         raise StudyError(f"{where}: write the axis as one dotted path: search: {{axes: {{{path}.{inner[0]}: ...}}}}")
-    try:
-        found = Range.model_validate(values)
-    except ValidationError as error:
-        raise StudyError(f"{where}: {first_sentence(error, Range)}") from None
+    found = validate(Range, values, f"{where}: ")
     kind, (low, high) = next((name, ends) for name, ends in found if ends is not None)
     if path == "sequence_length":
         raise StudyError(

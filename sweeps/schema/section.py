@@ -15,7 +15,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 STAGE_KINDS = ("pretrain", "posttrain", "finetune")
 """The kinds of stages, in the order in which a trial trains them."""
 
-_BOOLEAN_TYPES = (bool, bool | None, Literal["auto"] | bool)
+_BOOLEAN_TYPES = (bool, bool | None, Literal["auto", True, False])
 
 
 class Section(BaseModel):

@@ -13,13 +13,11 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.execution import SiteOptions
 from retain.sweeps.schema.read import load_yaml
 from retain.sweeps.schema.section import Positive
-from retain.sweeps.schema.validation_messages import first_sentence
+from retain.sweeps.schema.validation_messages import validate
 
 
 class Site(SiteOptions):
@@ -45,11 +43,11 @@ def sites_file() -> Path:
     return (Path(base) if base else Path.home() / ".config") / "retain" / "sites.yaml"
 
 
-def read_sites(path: Path | None = None) -> dict[str, Site]:
+def read_sites() -> dict[str, Site]:
     """The profiles by name; empty if there is no file. Raises StudyError if the file is invalid."""
-    path = path or sites_file()
+    path = sites_file()
     if not path.exists():
-        if "RETAIN_SITES" in os.environ and path == sites_file():
+        if os.environ.get("RETAIN_SITES"):
             raise StudyError(f"{path}: file not found; correct RETAIN_SITES, or unset it")
         return {}
     raw = load_yaml(path)
@@ -57,13 +55,7 @@ def read_sites(path: Path | None = None) -> dict[str, Site]:
         return {}
     if not isinstance(raw, dict) or not all(isinstance(fields, dict) for fields in raw.values()):
         raise StudyError(f"{path}: expected a mapping from site names to fields; write `north: {{partition: gpu}}`")
-    sites = {}
-    for name, fields in raw.items():
-        try:
-            sites[str(name)] = Site.model_validate(fields)
-        except ValidationError as error:
-            raise StudyError(f"{path}: {name}.{first_sentence(error, Site)}") from None
-    return sites
+    return {str(name): validate(Site, fields, f"{path}: {name}.") for name, fields in raw.items()}
 
 
 def choose_site(sites: Mapping[str, Site], wanted: str | None, names: Iterable[str]) -> tuple[str, Site] | None:

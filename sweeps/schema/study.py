@@ -1,5 +1,6 @@
 """The fields of a study file: what is trained on what. How and where it runs is in sweeps/schema/execution.py."""
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -46,6 +47,16 @@ class Corpus(Section):
     heldout: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """The share of documents in the held-out split, chosen by their hash: never trained on, only evaluated on. The default is
     meant for small corpora; large ones need less."""
+
+    @property
+    def source(self) -> str:
+        """The package, the files or the Hugging Face data set, for readers."""
+        if self.package is not None:
+            return f"package {self.package}"
+        if self.files is not None:
+            return f"files {self.files if isinstance(self.files, str) else ', '.join(self.files)}"
+        parts = (self.hf, self.config, self.split, self.revision)
+        return "Hugging Face " + ", ".join(part for part in parts if part)
 
     @model_validator(mode="before")
     @classmethod
@@ -144,9 +155,7 @@ class Model(Section):
     def architecture(self) -> Architecture:
         """The preset's numbers with those of this section in their place."""
         given = self.model_dump(exclude_none=True, exclude={"preset"})
-        names = Architecture.__dataclass_fields__
-        base = {} if self.preset is None else {name: getattr(PRESETS[self.preset], name) for name in names}
-        return Architecture(**(base | given))
+        return Architecture(**given) if self.preset is None else replace(PRESETS[self.preset], **given)
 
 
 class Optimisation(Section):

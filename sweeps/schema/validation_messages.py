@@ -2,12 +2,24 @@
 
 import difflib
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from retain.sweeps.base.errors import StudyError
 
-def first_sentence(error: ValidationError, root: type[BaseModel]) -> str:
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def validate(schema: type[Schema], fields: Any, before: str) -> Schema:
+    """The section that plain fields describe. Raises StudyError: `before`, then the first invalid field and the cure."""
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as error:
+        raise StudyError(f"{before}{_first_sentence(error, schema)}") from None
+
+
+def _first_sentence(error: ValidationError, root: type[BaseModel]) -> str:
     """The first error in a `root` section, as `field: what is wrong; the cure`."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "[key]")

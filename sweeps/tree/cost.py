@@ -87,7 +87,7 @@ def total_cost(
     weights = {stage.key: work[stage.key].model.parameters * BYTES_PER_VALUE for stage in missing}
     parents = {stage.parent for stage in tree.stages.values()}
     families = Counter((stage.stage, stage.parent) for stage in missing)
-    hours = _gpu_hours(tree, missing, work, measured, parallelism)
+    hours, hours_alone, known = _gpu_hours(tree, missing, work, measured, parallelism)
     return Totals(
         stages=len(tree.stages),
         trials=len(tree.trials),
@@ -96,22 +96,15 @@ def total_cost(
         tokens_to_train=sum(stage.tokens for stage in missing),
         tokens_without_sharing=sum(tree.stages[key].tokens for trial in tree.trials for key in trial.path),
         flops=float(sum(stage.tokens * work[stage.key].flops for stage in missing)),
-        gpu_hours=hours.by_device[device],
-        gpu_hours_by_device=hours.by_device,
-        gpu_hours_without_sharing=hours.without_sharing,
-        measured=hours.measured,
+        gpu_hours=hours[device],
+        gpu_hours_by_device=hours,
+        gpu_hours_without_sharing=hours_alone,
+        measured=known,
         disk_bytes=sum(weights.values()),
         disk_peak_bytes=sum(weights.values()) + _checkpoint_bytes(missing, work, parallelism),
         freeable_bytes=sum(size for key, size in weights.items() if key in parents),
         jobs=sum(-(-count // parallelism[kind].pack) for (kind, _), count in families.items()),
     )
-
-
-@dataclass(frozen=True)
-class _Hours:
-    by_device: dict[str, float]
-    without_sharing: dict[str, float]
-    measured: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -144,8 +137,11 @@ def _gpu_hours(
     work: Mapping[str, _Work],
     measured: Measured,
     parallelism: Mapping[str, Parallelism],
-) -> _Hours:
-    """The GPU-hours of the missing stages on each device, from measured speeds where there are any."""
+) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:
+    """The GPU-hours of the missing stages by device, from measured speeds where there are any.
+
+    Then the hours if each trial trained all its stages itself, and the number of stages with a measured speed.
+    """
     hours, alone = dict.fromkeys(PEAK_FLOPS, 0.0), dict.fromkeys(PEAK_FLOPS, 0.0)
     known = dict.fromkeys(PEAK_FLOPS, 0)
     trials = Counter(key for trial in tree.trials for key in trial.path)
@@ -157,7 +153,7 @@ def _gpu_hours(
             per_device = speed / devices if speed else modelled_speed(own.flops, own.model.parameters, name)
             hours[name] += stage.tokens / per_device / 3600
             alone[name] += stage.tokens / per_device / 3600 * trials[stage.key]
-    return _Hours(hours, alone, known)
+    return hours, alone, known
 
 
 def _checkpoint_bytes(

@@ -22,12 +22,10 @@ def canonical(value: Any) -> str:
 
 
 def _exact(value: Any) -> Any:
-    if value is None or isinstance(value, bool):
+    if value is None or type(value) in (bool, int):
         return value
     if type(value) is str:
         value.encode()  # raises for lone surrogates
-        return value
-    if type(value) is int:
         return value
     if type(value) is float:
         if not math.isfinite(value):

@@ -10,7 +10,7 @@ from typing import Any
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.linear import LinearLaterStage, LinearStudy
-from retain.sweeps.schema.linear_theory import Task, crossover_time
+from retain.sweeps.schema.linear_theory import Task
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
@@ -43,6 +43,8 @@ def linear_finetune_recipe(study: LinearStudy, facts: Facts) -> dict[str, Any]:
 def stopping_time(study: LinearStudy) -> float:
     """The stopping time of pretraining, in time of the gradient flow.
 
+    The default is T / (α*β), the time at which, at the threshold α*, the specialised and the inconsistent feature are both
+    being learned. By then pretraining has learned the specialised feature if α is above α*, the inconsistent one if below.
     Raises StudyError if the study gives none and has no threshold α* to derive the default from.
     """
     if study.pretrain.time is not None:
@@ -54,7 +56,7 @@ def stopping_time(study: LinearStudy) -> float:
             "pretrain.time: the default needs a threshold α* above 0 for every inconsistent feature, and at least one "
             "has none; set pretrain.time"
         )
-    return crossover_time(linear.start, max(found), linear.beta)
+    return linear.start / (max(found) * linear.beta)
 
 
 def linear_cost(recipe: Mapping[str, Any]) -> tuple[int, int]:

@@ -138,7 +138,9 @@ def test_every_function_of_the_public_api_that_is_named_exists(page: Path) -> No
 
 
 @every_page
-def test_the_examples_of_studies_and_sites_are_valid(page: Path, tmp_path: Path) -> None:
+def test_the_examples_of_studies_and_sites_are_valid(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base: dict[str, Any] = load_yaml(ROOT / "sweeps" / "studies" / "laptop.yaml")
     for number, block in enumerate(code_blocks(page, "yaml")):
         path = tmp_path / f"{number}.yaml"
@@ -149,7 +151,8 @@ def test_the_examples_of_studies_and_sites_are_valid(page: Path, tmp_path: Path)
         elif set(fields) <= set(Study.model_fields):
             check_study(base | {"grid": {}} | fields, path)
         else:
-            read_sites(path)
+            monkeypatch.setenv("RETAIN_SITES", str(path))
+            read_sites()
 
 
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"

@@ -19,7 +19,6 @@ from retain.sweeps.schema.linear_theory import (
     flow,
     flow_through,
     initial_strengths,
-    learning_time,
     logistic,
     mixture,
     squared_loss,
@@ -31,6 +30,14 @@ TOLERANCE = 0.02
 """What the study `theory` states: the largest distance of any feature from its closed form at any time, at its lr."""
 UNMIXED, MIXED = 0.0, 0.95
 KINDS = {"invariant": slice(0, 4), "inconsistent": slice(4, 6), "specialised": slice(6, 8)}
+
+
+def learning_time(effective: float, variance: float, start: float) -> float:
+    """The time at which a feature has half of its final strength, about T / effective; 0 if it starts with more."""
+    if effective / variance <= 2 * start:
+        return 0.0
+    return math.log(effective / (variance * start) - 1) / (2 * effective)
+
 
 pulls = st.floats(0, 2)
 strengths = st.floats(0, 1)

@@ -16,10 +16,10 @@ from retain.results.analysis.predictors import (
     Prediction,
     correlations,
     predictors_document,
-    read_predictors,
     save_predictors,
     spearman,
 )
+from retain.sweeps.base.files import read_json
 
 NAMES = list(PREDICTORS)
 
@@ -112,4 +112,4 @@ def test_the_intervals_are_reproducible_and_the_saved_document_reads_back(tmp_pa
     assert document == predictors_document(trials, correlations(trials))
     path = save_predictors(tmp_path, "mine", document)
     assert path == tmp_path / "studies" / "mine" / "predictors.json"
-    assert read_predictors(tmp_path, "mine") == json.loads(json.dumps(document, allow_nan=False))
+    assert read_json(path) == json.loads(json.dumps(document, allow_nan=False))

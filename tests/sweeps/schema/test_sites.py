@@ -25,9 +25,11 @@ NORTH = {
 }
 
 
-def sites(folder: Path, **fields: Any) -> Path:
-    path = folder / "sites.yaml"
-    path.write_text(yaml.safe_dump(fields))
+@pytest.fixture(autouse=True)
+def sites_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that RETAIN_SITES names in these tests."""
+    path = tmp_path / "sites.yaml"
+    monkeypatch.setenv("RETAIN_SITES", str(path))
     return path
 
 
@@ -46,26 +48,29 @@ def test_the_file_that_retain_sites_names_must_exist(tmp_path: Path, monkeypatch
     monkeypatch.setenv("RETAIN_SITES", str(tmp_path / "mine.yaml"))
     with pytest.raises(StudyError, match=r"mine\.yaml: file not found; correct RETAIN_SITES"):
         read_sites()
-    sites(tmp_path, north=NORTH).rename(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"north": NORTH}))
     assert read_sites()["north"].account == "me"
 
 
 @pytest.mark.parametrize("names", [["northern"], ["elsewhere", "login7"]])
-def test_a_profile_is_chosen_by_the_names_of_the_machine(names: list[str], tmp_path: Path) -> None:
-    known = read_sites(sites(tmp_path, north=NORTH, south={"match": "south"}, named={}))
+def test_a_profile_is_chosen_by_the_names_of_the_machine(names: list[str], sites_yaml: Path) -> None:
+    sites_yaml.write_text(yaml.safe_dump({"north": NORTH, "south": {"match": "south"}, "named": {}}))
+    known = read_sites()
     chosen = choose_site(known, None, names)
     assert chosen is not None
     assert chosen[0] == "north"
 
 
-def test_no_profile_is_chosen_if_none_matches_unless_it_is_named(tmp_path: Path) -> None:
-    known = read_sites(sites(tmp_path, north=NORTH, named={"qos": "low"}))
+def test_no_profile_is_chosen_if_none_matches_unless_it_is_named(sites_yaml: Path) -> None:
+    sites_yaml.write_text(yaml.safe_dump({"north": NORTH, "named": {"qos": "low"}}))
+    known = read_sites()
     assert choose_site(known, None, ["login10", "xnorth"]) is None
     assert choose_site(known, "named", ["north1"]) == ("named", Site(qos="low"))
 
 
-def test_two_matching_profiles_and_an_unknown_profile_are_errors(tmp_path: Path) -> None:
-    known = read_sites(sites(tmp_path, north=NORTH, other={"match": "*1"}))
+def test_two_matching_profiles_and_an_unknown_profile_are_errors(sites_yaml: Path) -> None:
+    sites_yaml.write_text(yaml.safe_dump({"north": NORTH, "other": {"match": "*1"}}))
+    known = read_sites()
     with pytest.raises(StudyError, match=r"north and other match north1; choose one with --site"):
         choose_site(known, None, ["north1"])
     with pytest.raises(StudyError, match=r"--site sud: unknown site in .*; the known sites are north, other"):
@@ -85,11 +90,11 @@ def test_two_matching_profiles_and_an_unknown_profile_are_errors(tmp_path: Path)
     ],
 )
 def test_an_invalid_profile_is_one_sentence_with_file_field_and_cure(
-    content: str, sentence: str, tmp_path: Path
+    content: str, sentence: str, sites_yaml: Path
 ) -> None:
-    (tmp_path / "sites.yaml").write_text(content)
+    sites_yaml.write_text(content)
     with pytest.raises(StudyError) as caught:
-        read_sites(tmp_path / "sites.yaml")
+        read_sites()
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
