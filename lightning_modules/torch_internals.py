@@ -1,6 +1,6 @@
 """The private parts of torch that this project uses, all in one file, because a new release may move or remove them.
 
-pyproject.toml pins torch. With a release that lacks one of these parts, stages still train:
+The lock pins torch, but pyproject.toml allows a range. With a release that lacks one of these parts, stages still train:
 
 - `configure_compiler` raises UnsupportedTorchError. `why_not_compiled` reports it, and steps run eagerly: the loss and the
   gradients are the same up to floating-point differences, only slower.
