@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.datamodules.corpora.files import find_files, read_files
+from retain.datamodules.corpora.files import read_files
+from retain.datamodules.corpora.find import find_files, shown
 from retain.datamodules.corpora.packages import package_versions, read_package
 from retain.datamodules.corpora.templates import corpus_template
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
@@ -19,7 +20,7 @@ DATASETS_FORMATS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parq
 def read_documents(corpus: Corpus, folder: Path) -> Iterator[str]:
     """Yield the non-empty documents of a corpus in the source's order; relative paths start at `folder`.
 
-    Raises StudyError or MissingResourceError.
+    Raises StudyError, also if there is none, or MissingResourceError.
     """
     if corpus.package is not None:
         documents = read_package(corpus.package)
@@ -28,7 +29,13 @@ def read_documents(corpus: Corpus, folder: Path) -> Iterator[str]:
         documents = read_files(find_files(corpus.files, folder), corpus_template(corpus), corpus.separator)
     else:
         documents = _read_hf(corpus, folder)
-    return (document for document in documents if document.strip())
+    empty = True
+    for document in documents:
+        if document.strip():
+            empty = False
+            yield document
+    if empty:
+        raise StudyError("the source holds no text; choose another source")
 
 
 def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
@@ -48,8 +55,11 @@ def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
     if corpus.package is not None:
         source["versions"] = package_versions(corpus.package)
     if corpus.files is not None:
-        files = find_files(corpus.files, folder)
-        source["files"] = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        try:
+            found = [(file, file.stat()) for file in find_files(corpus.files, folder)]
+        except OSError as error:  # removed just now
+            raise MissingResourceError(f"files: {shown(error.filename)} cannot be read ({error.strerror})") from None
+        source["files"] = [[shown(file), status.st_size, status.st_mtime_ns] for file, status in found]
     return source
 
 
@@ -122,8 +132,8 @@ def _local_files(hf: str, files: list[Path]) -> tuple[str, list[str]]:
     formats: dict[str, list[str]] = {}
     for file in files:
         for suffix in file.suffixes:
-            if suffix in DATASETS_FORMATS:
-                formats.setdefault(DATASETS_FORMATS[suffix], []).append(str(file))
+            if form := DATASETS_FORMATS.get(suffix.lower()):
+                formats.setdefault(form, []).append(str(file))
     if len(formats) != 1:
         found = " and ".join(sorted(formats)) or "no known format"
         raise StudyError(

@@ -25,24 +25,6 @@ def empty_losses(store: Path) -> Path:
     return empty(first_run(store, "posttrain") / "losses.json")
 
 
-def empty_note(store: Path) -> Path:
-    for path in (store / "prepared").glob("*.json"):
-        empty(path)
-    return store / "prepared"
-
-
-def empty_manifest(store: Path) -> Path:
-    for path in (store / "corpora").glob("*/manifest.json"):
-        empty(path)
-    return store / "corpora"
-
-
-def no_manifest(store: Path) -> Path:
-    for path in (store / "corpora").glob("*/manifest.json"):
-        path.unlink()
-    return store / "corpora"
-
-
 def empty_tokenizer(store: Path) -> Path:
     for path in (store / "tokenizers").glob("*/tokenizer.json"):
         empty(path)
@@ -59,12 +41,27 @@ def copied(trained: Trained, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.store, tmp_path / "runs", symlinks=True))
 
 
-@pytest.mark.parametrize("harm", [empty_state, empty_losses, empty_note, empty_manifest, no_manifest, empty_tokenizer])
+@pytest.mark.parametrize("harm", [empty_state, empty_losses])
 def test_a_damaged_file_is_named_with_the_cure(harm: Callable[[Path], Path], trained: Trained, copied: Path) -> None:
     place = harm(copied)
     refused = retain("run", trained.study, "--store", copied, code=None)
     assert refused.returncode in (2, 3)
     assert_one_sentence(refused.stderr, [str(place), "delete"])
+
+
+def cut_tokens(store: Path) -> Path:
+    for path in (store / "corpora").glob("*/train.bin"):
+        path.write_bytes(path.read_bytes()[:-1])
+    return store / "corpora"
+
+
+def test_damaged_data_is_prepared_again_and_nothing_is_retrained(trained: Trained, copied: Path) -> None:
+    before = retain_json("results", trained.study, "--store", trained.store)["trials"]
+    for harm in (empty_tokenizer, cut_tokens):
+        harm(copied)
+    assert "is damaged" in retain("data", trained.study, "--store", copied).stderr
+    assert retain_json("verify", "--store", copied)["problems"] == []
+    assert retain_json("results", trained.study, "--store", copied)["trials"] == before
 
 
 def test_the_cure_of_a_damaged_run_retrains_it_bit_exactly(trained: Trained, copied: Path) -> None:
