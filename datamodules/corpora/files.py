@@ -102,7 +102,7 @@ def _documents(path: Path, form: str, template: Template, separator: str | None)
     name = shown(path)
     with _open(path) as stream:
         if form == "text":
-            yield from _text_documents(_checked_blocks(stream, name), separator)
+            yield from text_documents(_checked_blocks(stream, name), separator)
         else:
             records = _json_records(stream, name) if form == "json" else _jsonl_records(stream, name)
             for where, record in records:
@@ -163,7 +163,7 @@ def _checked_blocks(stream: TextIO, name: str) -> Iterator[str]:
         line += block.count("\n")
 
 
-def _text_documents(blocks: Iterable[str], separator: str | None) -> Iterator[str]:
+def text_documents(blocks: Iterable[str], separator: str | None) -> Iterator[str]:
     """Yield what is between separators; each block is searched once, however long a document is."""
     if separator is None:
         yield "".join(blocks)

@@ -130,9 +130,7 @@ def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
 
     def train() -> None:
         try:
-            core.train_from_iterator(
-                (part for document in documents for part in _without_long_words(document)), trainer
-            )
+            core.train_from_iterator((part for document in documents for part in cut_long_words(document)), trainer)
         except BaseException as error:
             failures.append(error)
 
@@ -150,7 +148,7 @@ def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
     return Tokenizer(core, END_OF_TEXT)
 
 
-def _without_long_words(document: str) -> Iterator[str]:
+def cut_long_words(document: str) -> Iterator[str]:
     """Yield a document, cut after every LONGEST_WORD characters of a longer word or a longer blank."""
     start = 0
     if len(document) > LONGEST_WORD:
