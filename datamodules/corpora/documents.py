@@ -41,7 +41,7 @@ def read_documents(corpus: Corpus, folder: Path) -> Iterator[str]:
 def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
     """Return what identifies a source, without reading it.
 
-    Packages are identified by version, files by path, size and modification time, Hugging Face by id and revision. Only
+    Packages are identified by version, local files by path, size and modification time, Hugging Face by id and revision. Only
     used to find data that is prepared already: the identity of prepared data is the fingerprint of its tokens.
     """
     source: dict[str, Any] = corpus.model_dump(
@@ -54,9 +54,9 @@ def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
         source["in_turn"] = corpus.in_turn
     if corpus.package is not None:
         source["versions"] = package_versions(corpus.package)
-    if corpus.files is not None:
+    if (patterns := corpus.files or _data_set_folder(corpus, folder)) is not None:
         try:
-            found = [(file, file.stat()) for file in find_files(corpus.files, folder)]
+            found = [(file, file.stat()) for file in find_files(patterns, folder)]
         except OSError as error:  # removed just now
             raise MissingResourceError(f"files: {shown(error.filename)} cannot be read ({error.strerror})") from None
         source["files"] = [[shown(file), status.st_size, status.st_mtime_ns] for file, status in found]
@@ -86,11 +86,11 @@ def _read_hf(corpus: Corpus, folder: Path) -> Iterator[str]:
     import datasets
 
     assert corpus.hf is not None
-    template = corpus_template(corpus)
+    template, local = corpus_template(corpus), _data_set_folder(corpus, folder)
     try:
         if corpus.files is None:
             stream = datasets.load_dataset(
-                corpus.hf, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True
+                local or corpus.hf, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True
             )
         else:
             builder, files = _local_files(corpus.hf, find_files(corpus.files, folder))
@@ -103,10 +103,22 @@ def _read_hf(corpus: Corpus, folder: Path) -> Iterator[str]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
+        if corpus.files or local:
+            cure = "check that the files are intact and in this format, config and split, or repair them"
+        else:
+            cure = (
+                "check id, config, revision and split, and prepare the study's data on a machine with internet access"
+            )
         raise MissingResourceError(
-            f"hf: {corpus.hf} cannot be read ({type(error).__name__}: {reason}); check id, config, revision and split, "
-            "and prepare the study's data on a machine with internet access"
+            f"hf: {corpus.hf} cannot be read ({type(error).__name__}: {reason}); {cure}"
         ) from error
+
+
+def _data_set_folder(corpus: Corpus, folder: Path) -> str | None:
+    """The local data set folder that `hf` names, relative to the study file; None for an id or a format."""
+    if corpus.hf is None or corpus.files is not None or not (folder / corpus.hf).is_dir():
+        return None
+    return str(folder / corpus.hf)
 
 
 def interleave(streams: list[Iterator[T]]) -> Iterator[T]:

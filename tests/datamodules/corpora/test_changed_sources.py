@@ -11,7 +11,11 @@ from retain.datamodules.corpora import prepare as preparing
 from retain.datamodules.corpora.packing import packed_problem
 from retain.datamodules.corpora.prepare import known_facts, packed_corpus, prepare, remembered_facts, stored_tokenizer
 from retain.launchers.planning.opened_study import open_study
+from retain.launchers.planning.register import register
+from retain.launchers.stage.attempt import attempt_code
 from retain.launchers.stage.failures import DAMAGED, classify
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import StopRequest
 from retain.sweeps.base.errors import DamagedError, MissingResourceError
 from retain.sweeps.base.files import read_json, write_json
 from retain.sweeps.schema.read import StudyFile, read_study
@@ -225,3 +229,17 @@ def test_the_notes_of_a_search_for_prepared_data_are_only_made_once(
     file, store = copied
     monkeypatch.setattr(preparing, "write_note", lambda *_: pytest.fail("a note was written again"))
     prepare(file, store)
+
+
+def test_a_stage_that_meets_damaged_data_fails_as_such_and_trains_once_it_is_repaired(copied: Copy) -> None:
+    file, store = copied
+    opened = open_study(str(file.path), (), store)
+    register(opened.tree, file, opened.facts, opened.store)
+    key = next(iter(opened.tree.stages))
+    each(store, "corpora/*/train.bin", cut)
+    attempt_code(opened.store, key, Ranks(), StopRequest())
+    failed = opened.store.run(key).state()
+    assert (failed.state, failed.attempts[-1].failure) == ("failed", DAMAGED)
+    assert "train.bin is damaged" in str(failed.reason)
+    prepare(file, store)
+    assert attempt_code(opened.store, key, Ranks(), StopRequest())[0] == 0
