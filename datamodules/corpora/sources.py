@@ -125,15 +125,25 @@ class Note:
 
 def read_note(store: Path, source: Source) -> Note | None:
     """Return the note on a source or a definition; None if the store has none, or it is damaged."""
-    path = _note_path(store, source)
+    return _read(_note_path(store, source))
+
+
+def _read(path: Path) -> Note | None:
     try:
         note = read_json(path)
         facts = {str(name): int(count) for name, count in note.get("facts", {}).items()}
-        return Note(str(note["fingerprint"]), facts if facts.keys() in ({"vocabulary"}, set(SPLITS)) else {})
+        if not isinstance(note["fingerprint"], str):
+            return None
+        return Note(note["fingerprint"], facts if facts.keys() in ({"vocabulary"}, set(SPLITS)) else {})
     except PermissionError:
         raise MissingResourceError(f"{path}: cannot be read (Permission denied); make the store readable") from None
     except (OSError, MissingResourceError, KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def damaged_notes(store: Path) -> list[Path]:
+    """Return the notes of a store that cannot be read."""
+    return [path for path in sorted((store / "prepared").rglob("*.json")) if _read(path) is None]
 
 
 def write_note(store: Path, source: Source, note: Note, commit: str | None = None) -> None:

@@ -10,12 +10,15 @@ import pytest
 from retain.datamodules.corpora import prepare as preparing
 from retain.datamodules.corpora.packing import packed_problem
 from retain.datamodules.corpora.prepare import known_facts, packed_corpus, prepare, remembered_facts, stored_tokenizer
+from retain.datamodules.order.batches import stage_batches
+from retain.launchers.checks.verify import verify_store
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.register import register
 from retain.launchers.stage.attempt import attempt_code
 from retain.launchers.stage.failures import DAMAGED, classify
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import StopRequest
+from retain.results.store.runs import Store
 from retain.sweeps.base.errors import DamagedError, MissingResourceError
 from retain.sweeps.base.files import read_json, write_json
 from retain.sweeps.schema.read import StudyFile, read_study
@@ -207,7 +210,9 @@ def test_damaged_data_is_named_and_prepared_again_with_the_same_fingerprints(
     HARMS[harm](store)
     facts, _ = remembered_facts(file, store)
     assert facts == prepared.facts  # what is trained is found
-    if harm == "corpora as a file":
+    if harm != "corpora as a file":
+        assert verify_store(Store(store), None)[1]
+    else:
         with pytest.raises(MissingResourceError, match="cannot write the prepared data"):
             prepare(file, store)
         return
@@ -231,7 +236,7 @@ def test_the_notes_of_a_search_for_prepared_data_are_only_made_once(
     prepare(file, store)
 
 
-def test_a_stage_that_meets_damaged_data_fails_as_such_and_trains_once_it_is_repaired(copied: Copy) -> None:
+def test_a_stage_that_meets_damaged_data_fails_as_such_and_can_be_retried_once_it_is_repaired(copied: Copy) -> None:
     file, store = copied
     opened = open_study(str(file.path), (), store)
     register(opened.tree, file, opened.facts, opened.store)
@@ -242,4 +247,5 @@ def test_a_stage_that_meets_damaged_data_fails_as_such_and_trains_once_it_is_rep
     assert (failed.state, failed.attempts[-1].failure) == ("failed", DAMAGED)
     assert "train.bin is damaged" in str(failed.reason)
     prepare(file, store)
-    assert attempt_code(opened.store, key, Ranks(), StopRequest())[0] == 0
+    assert opened.store.run(key).retry()
+    assert len(stage_batches(opened.store.run(key).spec()["recipe"], store)) > 0
