@@ -83,9 +83,7 @@ def _check_corpus(
             assert corpus.hf is not None
             commit = look_up("dataset", corpus.hf, revision).commit
         pinned_corpus = corpus.model_copy(update={"revision": commit}) if on_hub else corpus
-        begins = next(iter(read_documents(pinned_corpus, file.folder)), None)
-        if begins is None:
-            problem = "the source holds no text; choose another source"
+        begins = next(read_documents(pinned_corpus, file.folder))[:200]
     except RetainError as error:
         problem, unreachable = str(error), error if isinstance(error, HubUnreachableError) else None
-    return Check(name, corpus.source, revision, commit, begins and begins[:200], problem), unreachable
+    return Check(name, corpus.source, revision, commit, begins, problem), unreachable

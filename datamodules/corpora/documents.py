@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.datamodules.corpora.files import find_files, read_files
+from retain.datamodules.corpora.files import read_files
+from retain.datamodules.corpora.find import find_files, shown
 from retain.datamodules.corpora.packages import package_versions, read_package
 from retain.datamodules.corpora.templates import corpus_template
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
@@ -19,7 +20,7 @@ DATASETS_FORMATS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parq
 def read_documents(corpus: Corpus, folder: Path) -> Iterator[str]:
     """Yield the non-empty documents of a corpus in the source's order; relative paths start at `folder`.
 
-    Raises StudyError or MissingResourceError.
+    Raises StudyError, also if there is none, or MissingResourceError.
     """
     if corpus.package is not None:
         documents = read_package(corpus.package)
@@ -28,13 +29,19 @@ def read_documents(corpus: Corpus, folder: Path) -> Iterator[str]:
         documents = read_files(find_files(corpus.files, folder), corpus_template(corpus), corpus.separator)
     else:
         documents = _read_hf(corpus, folder)
-    return (document for document in documents if document.strip())
+    empty = True
+    for document in documents:
+        if document.strip():
+            empty = False
+            yield document
+    if empty:
+        raise StudyError("the source holds no text; choose another source")
 
 
 def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
     """Return what identifies a source, without reading it.
 
-    Packages are identified by version, files by path, size and modification time, Hugging Face by id and revision. Only
+    Packages are identified by version, local files by path, size and modification time, Hugging Face by id and revision. Only
     used to find data that is prepared already: the identity of prepared data is the fingerprint of its tokens.
     """
     source: dict[str, Any] = corpus.model_dump(
@@ -47,9 +54,12 @@ def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
         source["in_turn"] = corpus.in_turn
     if corpus.package is not None:
         source["versions"] = package_versions(corpus.package)
-    if corpus.files is not None:
-        files = find_files(corpus.files, folder)
-        source["files"] = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    if (patterns := corpus.files or _data_set_folder(corpus, folder)) is not None:
+        try:
+            found = [(file, file.stat()) for file in find_files(patterns, folder)]
+        except OSError as error:  # removed just now
+            raise MissingResourceError(f"files: {shown(error.filename)} cannot be read ({error.strerror})") from None
+        source["files"] = [[shown(file), status.st_size, status.st_mtime_ns] for file, status in found]
     return source
 
 
@@ -76,11 +86,11 @@ def _read_hf(corpus: Corpus, folder: Path) -> Iterator[str]:
     import datasets
 
     assert corpus.hf is not None
-    template = corpus_template(corpus)
+    template, local = corpus_template(corpus), _data_set_folder(corpus, folder)
     try:
         if corpus.files is None:
             stream = datasets.load_dataset(
-                corpus.hf, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True
+                local or corpus.hf, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True
             )
         else:
             builder, files = _local_files(corpus.hf, find_files(corpus.files, folder))
@@ -93,10 +103,22 @@ def _read_hf(corpus: Corpus, folder: Path) -> Iterator[str]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
+        if corpus.files or local:
+            cure = "check that the files are intact and in this format, config and split, or repair them"
+        else:
+            cure = (
+                "check id, config, revision and split, and prepare the study's data on a machine with internet access"
+            )
         raise MissingResourceError(
-            f"hf: {corpus.hf} cannot be read ({type(error).__name__}: {reason}); check id, config, revision and split, "
-            "and prepare the study's data on a machine with internet access"
+            f"hf: {corpus.hf} cannot be read ({type(error).__name__}: {reason}); {cure}"
         ) from error
+
+
+def _data_set_folder(corpus: Corpus, folder: Path) -> str | None:
+    """The local data set folder that `hf` names, relative to the study file; None for an id or a format."""
+    if corpus.hf is None or corpus.files is not None or not (folder / corpus.hf).is_dir():
+        return None
+    return str(folder / corpus.hf)
 
 
 def interleave(streams: list[Iterator[T]]) -> Iterator[T]:
@@ -122,8 +144,8 @@ def _local_files(hf: str, files: list[Path]) -> tuple[str, list[str]]:
     formats: dict[str, list[str]] = {}
     for file in files:
         for suffix in file.suffixes:
-            if suffix in DATASETS_FORMATS:
-                formats.setdefault(DATASETS_FORMATS[suffix], []).append(str(file))
+            if form := DATASETS_FORMATS.get(suffix.lower()):
+                formats.setdefault(form, []).append(str(file))
     if len(formats) != 1:
         found = " and ".join(sorted(formats)) or "no known format"
         raise StudyError(

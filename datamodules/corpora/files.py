@@ -1,108 +1,284 @@
-"""Read corpora from files: text, jsonl and parquet, also compressed with gzip or zstd."""
+"""Read corpora from files: text, jsonl, json and parquet, also compressed with gzip, zstd or bzip2."""
 
+import codecs
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
+from retain.datamodules.corpora.find import shown
 from retain.datamodules.corpora.templates import Template
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.errors import StudyError
 
-COMPRESSIONS = (".gz", ".zst")
+FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".abc": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+CONTENTS = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh91AY&SY": "bz2",
+    b"\xfd7zXZ\0": "it is an xz archive); decompress it with `xz -d`",
+    b"PK\3\4": "it is a zip archive); unpack it with `unzip`",
+    b"PAR1": "it is a parquet file); let its name end with .parquet",
+}
+"""What the first bytes of a file say it is: a compression, or the end of an error message."""
+ENCODINGS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+BLOCK = 1 << 20
+"""Characters that are read at a time."""
+BETWEEN_VALUES = re.compile(r"[\s\ufeff]*")
 
 
-def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
-    """Return the files that match paths, folders or glob patterns, sorted; relative patterns start at `folder`.
+def file_format(path: Path) -> str:
+    """Return text, jsonl, json or parquet, by a file's suffixes (part-0.jsonl.zst is jsonl).
 
-    Raises MissingResourceError if a pattern matches no file.
+    Raises StudyError if the suffix is unknown.
     """
-    found: set[Path] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        path = Path(pattern).expanduser()
-        base, relative = (Path(path.anchor), path.relative_to(path.anchor)) if path.is_absolute() else (folder, path)
-        here = [base / relative] if (base / relative).exists() else list(base.glob(str(relative)))
-        files = {file for entry in here for file in (entry.rglob("*") if entry.is_dir() else [entry]) if file.is_file()}
-        if not files:
-            raise MissingResourceError(f"files: no file matches {pattern} (in {folder}); correct the path")
-        found |= files
-    return sorted(found)
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSIONS]
+    if not suffixes or suffixes[-1] not in FORMATS:
+        raise StudyError(
+            f"files: {shown(path.name)} has an unknown suffix; rename the file to a known one ({', '.join(FORMATS)}, each may "
+            "be followed by .gz, .zst or .bz2), name the others with a pattern, or give the file's format as `hf:` (json, "
+            "csv, arrow, ...)"
+        )
+    return FORMATS[suffixes[-1]]
 
 
 def read_files(paths: list[Path], template: Template, separator: str | None) -> Iterator[str]:
     """Yield the documents of files, in order.
 
-    Raises StudyError if a file has an unknown suffix or is damaged, or if a record lacks a field.
+    Raises StudyError if a record lacks a field, a file is damaged, or the files hold records and plain text.
     """
+    formats = {path: file_format(path) for path in paths}
+    plain = [path for path in paths if formats[path] == "text"]
+    if plain and len(plain) < len(paths):
+        records = next(path for path in paths if path not in plain)
+        raise StudyError(
+            f"files: found plain text ({shown(plain[0].name)}) and records ({shown(records.name)}), expected one of them; "
+            "name the files with a pattern such as data/*.jsonl"
+        )
+    pieces = 0
     for path in paths:
-        # The suffix of part-0.jsonl.zst is .jsonl.
-        suffix = next((suffix for suffix in reversed(path.suffixes) if suffix not in COMPRESSIONS), "")
-        if suffix not in READERS:
-            raise StudyError(
-                f"files: {path.name} has an unknown suffix; rename the file to a known one ({', '.join(READERS)}, each may "
-                "be followed by .gz or .zst), or give the file's format as `hf:` (json, csv, arrow, ...)"
-            )
         try:
-            yield from READERS[suffix](path, template, separator)
-        # pyarrow and the UTF-8 decoder raise subclasses of ValueError.
+            for document in _documents(path, formats[path], template, separator):
+                pieces += 1
+                yield document
+        # The UTF-16 decoder and pyarrow raise subclasses of ValueError.
         except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise StudyError(
-                f"{path}: cannot be read ({error}); repair the file, or remove it from the corpus's `files:`"
-            ) from error
+            if isinstance(error, PermissionError):
+                cure = "make it readable"
+            else:
+                cure = "repair the file, or remove it from the corpus's `files:`"
+            raise StudyError(f"{shown(path)}: cannot be read ({error}); {cure}") from error
+    if plain and separator is not None and pieces == len(plain):
+        raise StudyError(
+            f"separator: {separator!r} is in none of the files; correct it (in YAML, escapes such as \\n need double "
+            "quotes), or remove it to make each file one document"
+        )
+
+
+def _documents(path: Path, form: str, template: Template, separator: str | None) -> Iterator[str]:
+    if form == "parquet":
+        yield from _parquet_documents(path, template)
+        return
+    name = shown(path)
+    with _open(path) as stream:
+        if form == "text":
+            yield from text_documents(_checked_blocks(stream, name), separator)
+        else:
+            records = _json_records(stream, name) if form == "json" else _jsonl_records(stream, name)
+            for where, record in records:
+                yield template.join(record, where)
 
 
 def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8")
-    if path.suffix == ".zst":
+    """Open a text file, decompressed. Bytes that are not UTF-8 become lone surrogates, for a check that knows their line."""
+    with path.open("rb") as plain:
+        head = plain.read(16)
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    if compression is None:
+        compression = next((what for magic, what in CONTENTS.items() if head.startswith(magic)), None)
+    elif not head:
+        raise ValueError(f"it is empty, expected {compression} data")
+    stream: BinaryIO
+    if compression is None:
+        stream = path.open("rb")
+    elif compression == "gzip":
+        stream = cast(BinaryIO, gzip.GzipFile(path))
+    elif compression in COMPRESSIONS.values():
         import pyarrow
 
-        # Not `zstandard`: its reader accepts a truncated file as complete.
-        return io.TextIOWrapper(pyarrow.input_stream(path, compression="zstd"), encoding="utf-8")
-    return path.open(encoding="utf-8")
+        # Not `zstandard` and `bz2`: they accept truncated files, or garbage behind the data, as complete.
+        stream = cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(str(path), compression=compression)))
+    else:
+        raise StudyError(f"{shown(path)}: cannot be read ({compression}")
+    start = cast(io.BufferedReader, stream).peek(4)
+    encoding = next((name for mark, name in ENCODINGS if start.startswith(mark)), "utf-8")
+    return io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape")
 
 
-def _text_documents(path: Path, template: Template, separator: str | None) -> Iterator[str]:
-    with _open(path) as stream:
-        if separator is None:
-            yield stream.read()
+def _checked(text: str, name: str, line: int) -> str:
+    """The text, which begins in a line of a file. Raises StudyError if its bytes were not UTF-8."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            line += text.count("\n", 0, error.start)
+            raise StudyError(
+                f"{name}, line {line}: cannot be read (byte 0x{ord(text[error.start]) & 0xFF:02x} is not UTF-8); convert the "
+                "file, for instance with `iconv -f LATIN1 -t UTF-8`"
+            ) from None
+    return text
+
+
+def _checked_blocks(stream: TextIO, name: str) -> Iterator[str]:
+    """Yield a text in blocks. Raises StudyError if it is not UTF-8, or holds a NUL, as binary files and UTF-16 do."""
+    line = 1
+    while block := stream.read(BLOCK):
+        zero = _checked(block, name, line).find("\0")
+        if zero >= 0:
+            raise StudyError(
+                f"{name}, line {line + block.count(chr(10), 0, zero)}: cannot be read (it holds a NUL, so it is UTF-16 or not "
+                "text); convert the file, for instance with `iconv -f UTF-16LE -t UTF-8`"
+            )
+        yield block
+        line += block.count("\n")
+
+
+def text_documents(blocks: Iterable[str], separator: str | None) -> Iterator[str]:
+    """Yield what is between separators; each block is searched once, however long a document is."""
+    if separator is None:
+        yield "".join(blocks)
+        return
+    separator = separator.replace("\r\n", "\n").replace("\r", "\n")  # as the file is read
+    begun: list[str] = []
+    rest = ""  # the end of the unfinished document, in which a separator may begin
+    for block in blocks:
+        *whole, rest = (rest + block).split(separator)
+        for piece in whole:
+            yield "".join((*begun, piece))
+            begun.clear()
+        cut = max(0, len(rest) - len(separator) + 1)
+        begun.append(rest[:cut])
+        rest = rest[cut:]
+    yield "".join((*begun, rest))
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"field {repeated!r} appears twice")
+    return record
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)
+
+
+def _jsonl_records(stream: TextIO, name: str) -> Iterator[tuple[str, object]]:
+    """Yield the record of each line, and where it is. A file that holds one JSON array is read as that."""
+    for number, line in enumerate(stream, 1):
+        text = _checked(line, name, number).strip().lstrip("\ufeff")
+        if number == 1 and text.startswith("["):
+            yield from _json_records(stream, name, text)
             return
-        rest = ""
-        while block := stream.read(1 << 20):
-            *whole, rest = (rest + block).split(separator)
-            yield from whole
-        yield rest
+        if text:
+            where = f"{name}, line {number}"
+            try:
+                record = DECODER.decode(text)
+            except (ValueError, RecursionError) as error:
+                raise StudyError(f"{where}: invalid JSON ({error}); fix or remove the line") from None
+            yield where, record
 
 
-def _jsonl_documents(path: Path, template: Template, separator: str | None) -> Iterator[str]:
-    with _open(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise StudyError(f"{path}, line {number}: invalid JSON ({error}); fix or remove the line") from None
-                yield template.join(record, f"{path}, line {number}")
+def _json_records(stream: TextIO, name: str, text: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the elements of an array, or the values that follow one another, and where they are.
+
+    text: what was read already. No more than the longest record is in memory.
+    """
+    blocks = _checked_blocks(stream, name)
+    number, at, ended, closing = 0, 0, False, ""
+    while True:
+        at = BETWEEN_VALUES.match(text, at).end()  # type: ignore[union-attr]
+        where = f"{name}, record {number + 1}"
+        if at == len(text) and not ended:
+            text, at = next(blocks, ""), 0
+            ended = not text
+        elif at == len(text):
+            if closing == "]":
+                raise StudyError(f"{where}: cannot be read (the array does not end); repair the file")
+            return
+        elif number == 0 and not closing and text[at] == "[":
+            closing, at = "]", at + 1
+        elif closing and text[at] == closing:
+            closing, at = "end", at + 1
+        elif closing == "]" and number and text[at] == ",":
+            at += 1
+        elif closing == "end":
+            raise StudyError(f"{where}: invalid JSON (text after the end of the array); fix the file")
+        else:
+            try:
+                record, at = DECODER.raw_decode(text, at)
+            except (ValueError, RecursionError) as error:
+                # Cut at the end of the block, or invalid?
+                position = getattr(error, "pos", 0)
+                cut = str(error).startswith("Unterminated string") or position >= len(text) - 16
+                if ended or not cut:
+                    reason = getattr(error, "msg", error)
+                    raise StudyError(f"{where}: invalid JSON ({reason}); fix or remove the record") from None
+                read, wanted = [text[at:]], 2 * (len(text) - at)
+                while not ended and sum(map(len, read)) < wanted:
+                    read.append(next(blocks, ""))
+                    ended = not read[-1]
+                text, at = "".join(read), 0
+            else:
+                number += 1
+                yield where, record
 
 
-def _parquet_documents(path: Path, template: Template, separator: str | None) -> Iterator[str]:
+def _parquet_documents(path: Path, template: Template) -> Iterator[str]:
+    import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.parquet.ParquetFile(path)
-    # Fails before any row is read if a column is missing.
-    template.join(dict.fromkeys(table.schema_arrow.names, ""), str(path))
-    number = 0
-    for batch in table.iter_batches(batch_size=1024, columns=template.fields):
-        for record in batch.to_pylist():
-            number += 1
-            yield template.join(record, f"{path}, row {number}")
+    name = shown(path)
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        schema = table.schema_arrow
+        if repeated := [column for column, count in Counter(schema.names).items() if count > 1]:
+            raise StudyError(f"{name}: the column {repeated[0]!r} appears twice; rename one of them")
+        # Fails before any row is read if a column is missing.
+        template.join({column.name: _example(column.type) for column in schema}, name)
+        number = 0
+        for batch in table.iter_batches(batch_size=1024, columns=template.fields):
+            for record in batch.to_pylist():
+                number += 1
+                yield template.join(record, f"{name}, row {number}")
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from error
 
 
-READERS: dict[str, Callable[[Path, Template, str | None], Iterator[str]]] = {
-    **dict.fromkeys((".txt", ".text", ".md", ".abc"), _text_documents),
-    **dict.fromkeys((".jsonl", ".ndjson"), _jsonl_documents),
-    ".parquet": _parquet_documents,
-}
-"""The function that reads the documents of a file, by the file's suffix."""
+def _example(kind: Any) -> Any:
+    """A value of an Arrow type, for the names of its fields: every field that may hold text is empty text."""
+    import pyarrow
+
+    if pyarrow.types.is_struct(kind):
+        return {field.name: _example(field.type) for field in kind}
+    return ""

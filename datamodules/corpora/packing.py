@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +17,7 @@ import numpy.typing as npt
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
 from retain.datamodules.corpora.tokenizer import Tokenizer
-from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.files import read_json
+from retain.sweeps.base.errors import DamagedError
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20
 """A batch ends at whichever comes first. Batching does not change what is packed."""
@@ -45,25 +45,51 @@ class PackedCorpus:
         """The number of sequences in a split."""
         return int(self.manifest[split]["sequences"])
 
+    def shape(self, split: str) -> tuple[int, int]:
+        """The numbers of sequences in a split, and of tokens in a sequence."""
+        return self.count(split), int(self.manifest["sequence_length"])
+
+    def bytes(self, split: str) -> int:
+        """The size of a split's file."""
+        return math.prod(self.shape(split)) * int(np.dtype(self.manifest["dtype"]).itemsize)
+
     def sequences(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Memory-map all sequences of a split: [sequences, length]. Raises MissingResourceError if the file is damaged."""
-        shape = (self.count(split), int(self.manifest["sequence_length"]))
-        if shape[0] == 0:
-            return np.empty(shape, self.manifest["dtype"])
+        """Memory-map all sequences of a split: [sequences, length]. Raises DamagedError if the file cannot be read."""
+        if self.count(split) == 0:
+            return np.empty(self.shape(split), self.manifest["dtype"])
+        path = self.folder / f"{split}.bin"
         try:
-            return np.memmap(self.folder / f"{split}.bin", self.manifest["dtype"], "r", shape=shape)
+            return np.memmap(path, self.manifest["dtype"], "r", shape=self.shape(split))
         except (OSError, ValueError) as error:
-            raise MissingResourceError(
-                f"{self.folder / split}.bin is damaged ({error}); delete {self.folder} and prepare the study's data again"
-            ) from None
+            raise DamagedError(f"{path} is damaged ({error}); {CURE}") from None
+
+
+CURE = "prepare the study's data again, which repairs it"
 
 
 def open_packed(folder: Path) -> PackedCorpus:
     """Open a packed corpus.
 
-    Raises FileNotFoundError if it has no manifest, MissingResourceError if the manifest is damaged.
+    Raises FileNotFoundError if it has no manifest, DamagedError if the manifest is damaged or a file has another size.
     """
-    return PackedCorpus(folder, read_json(folder / "manifest.json"))
+    path = folder / "manifest.json"
+    try:
+        packed = PackedCorpus(folder, json.loads(path.read_text(encoding="utf-8")))
+        sizes = {split: packed.bytes(split) for split in SPLITS}
+        str(packed.manifest["fingerprint"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{path} is damaged ({type(error).__name__}: {error}); {CURE}") from None
+    for split, expected in sizes.items():
+        file = folder / f"{split}.bin"
+        try:
+            found: object = file.stat().st_size if file.is_file() else "no file"
+        except OSError as error:
+            found = error.strerror
+        if found != expected:
+            raise DamagedError(f"{file} is damaged (found {found}, expected {expected} bytes); {CURE}")
+    return packed
 
 
 def packed_problem(folder: Path) -> str | None:
@@ -75,7 +101,9 @@ def packed_problem(folder: Path) -> str | None:
             with (folder / f"{split}.bin").open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != packed.manifest[split]["sha256"]:
                     return f"{split}.bin is damaged; {cure}"
-    except (OSError, MissingResourceError, ValueError, KeyError) as error:
+    except DamagedError as error:
+        return str(error)
+    except (OSError, KeyError, TypeError) as error:
         return f"the corpus cannot be read ({error}); {cure}"
     return None if fingerprint_of(packed.manifest) == folder.name else f"manifest.json is damaged; {cure}"
 

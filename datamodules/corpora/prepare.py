@@ -3,6 +3,7 @@
     <store>/tokenizers/<fingerprint>/   tokenizer.json, tokenizer_config.json
     <store>/corpora/<fingerprint>/      train.bin, heldout.bin, manifest.json
     <store>/prepared/<digest>.json      the fingerprint that a source was prepared to, and the commit it was read at
+    <store>/prepared/last/              the fingerprint that a study's definition of a source was last prepared to
     <store>/building/<process>-<id>/    data that a process is preparing
 
 Data is built under building/ and renamed into place, so two processes may prepare the same corpus at once: the first to
@@ -10,36 +11,44 @@ finish publishes it, the second discards its identical copy. Folders of killed p
 """
 
 import contextlib
-import hashlib
-import importlib.metadata
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from retain.datamodules.corpora.documents import is_heldout, read_documents, source_identity
+from retain.datamodules.corpora.documents import is_heldout, read_documents
 from retain.datamodules.corpora.hub import is_on_hub, pinned
-from retain.datamodules.corpora.packing import PackedCorpus, open_packed, pack
-from retain.datamodules.corpora.tokenizer import (
-    Tokenizer,
-    fetch_tokenizer,
-    load_tokenizer,
-    tokenizer_files,
-    train_tokenizer,
+from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
+from retain.datamodules.corpora.sources import (
+    Note,
+    Source,
+    check_unchanged,
+    corpus_definition,
+    corpus_source,
+    corpus_sources,
+    digest,
+    naming_corpus,
+    read_note,
+    tokenizer_definition,
+    tokenizer_settings,
+    tokenizer_source,
+    withheld_share,
+    write_note,
 )
-from retain.sweeps.base.errors import MissingResourceError, RetainError
-from retain.sweeps.base.files import read_json, sync_folder, write_json, writing
+from retain.datamodules.corpora.tokenizer import Tokenizer, fetch_tokenizer, load_tokenizer, train_tokenizer
+from retain.sweeps.base.errors import DamagedError, MissingResourceError, RetainError, StudyError
+from retain.sweeps.base.files import remove, sync_folder, writing
 from retain.sweeps.base.processes import is_gone, process_name
 from retain.sweeps.schema import study as schema
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import UNPREPARED, CorpusFacts, Facts
-from retain.sweeps.tree.keys import canonical
 
-FORMAT = 1
-"""The version of the packed data. Raise it when the way to read, split or pack changes."""
-
+TOKENIZER = "tokenizer"
+REPORT_EVERY = 1000
+"""Documents between two reports while the tokeniser's sample is read."""
 Report = Callable[[str, int, int], None]
 """Called with the name of what is being prepared, the documents read and the training tokens so far."""
 
@@ -49,170 +58,244 @@ def ignore_progress(corpus: str, documents: int, tokens: int) -> None:
 
 
 def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> Facts:
-    """Read, tokenise and pack what the study needs and the store lacks. Raises StudyError, MissingResourceError."""
+    """Read, tokenise and pack what the study needs and the store lacks, or holds damaged.
+
+    Raises StudyError; MissingResourceError, also if a source changes while it is read.
+    """
     facts = known_facts(file, store)
-    if facts.prepared:
+    if not file.study.corpora:
         return facts
-    with writing(str(store), "free disk space, or choose another store with --store"):
-        _remove_leftovers(store)
-        tokenizer = _prepare_tokenizer(file, store, report)
-        for name in file.study.corpora:
-            for length in file.values("sequence_length"):
+    before = corpus_sources(file)
+    if not facts.prepared:
+        with writing(str(store), "free disk space, or choose another store with --store"):
+            _remove_leftovers(store)
+            tokenizer = _prepare_tokenizer(file, store, report)
+            for name, length in _packings(file):
                 _prepare_corpus(file, store, name, length, tokenizer, report)
-    return known_facts(file, store)
+        facts = known_facts(file, store)
+    if not facts.prepared:
+        check_unchanged(file, before)
+        raise MissingResourceError(
+            f"{file.path.name}: the sources changed while they were prepared; prepare them again"
+        )
+    with contextlib.suppress(OSError):  # a store that may only be read
+        _note_definitions(file, store, facts)
+    return facts
 
 
 def known_facts(file: StudyFile, store: Path) -> Facts:
     """Return the facts of data that is prepared, and placeholders for unprepared data, without reading a corpus.
 
-    The facts of a study without corpora are empty.
+    The facts of a study without corpora are empty. Raises StudyError, MissingResourceError if a source is not found.
     """
+    return _facts(file, store, None)
+
+
+def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
+    """Return the facts of the data as the study was last prepared, and how it differs from what the study names now.
+
+    For readers of what is trained: its sources may have changed or be gone, and so may the packed data. Raises as
+    `known_facts` does if a source is not found and the store knows nothing of it.
+    """
+    remarks: dict[str, str] = {}
+    facts = _facts(file, store, remarks)
+    if unprepared := dict.fromkeys(f"corpora.{name}" for (name, _), one in facts.corpora.items() if not one.prepared):
+        return facts, [
+            f"{file.path.name}: {', '.join(unprepared)} not prepared in {store}; until `retain data` has prepared the study, "
+            "its stage keys are provisional, and its trained stages are not found"
+        ]
+    if len(remarks) > 1:
+        remarks.pop(TOKENIZER, None)  # it was trained on the corpora that have changed
+    return facts, [f"{remark}; showing the stages that were trained on the data as last prepared" for remark in remarks.values()]
+
+
+def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Facts:
+    """The facts of a study's data; `remarks` collects how it differs from its sources, by source; see `_look_up`."""
     if not file.study.corpora:
         return Facts("", 0, {})
-    source = _tokenizer_source(file)
-    tokenizer = _find_prepared(store, "tokenizers", source)
+
+    def read_tokenizer(fingerprint: str) -> dict[str, int]:
+        return {"vocabulary": stored_tokenizer(store, fingerprint).vocabulary}
+
+    def read_corpus(fingerprint: str) -> dict[str, int]:
+        packed = packed_corpus(store, fingerprint)
+        return {split: packed.count(split) for split in SPLITS}
+
+    def remark(source: str, problem: str) -> None:
+        assert remarks is not None
+        where = f"{file.path.name}: {source}"
+        remarks[source] = problem if problem.startswith(where) else f"{where}: {problem}"
+
+    noted = None if remarks is None else remark
+    tokenizer, vocabulary = _look_up(
+        store, TOKENIZER, lambda: tokenizer_source(file), tokenizer_definition(file), read_tokenizer, noted
+    )
     corpora = {}
-    for name in file.study.corpora:
-        for length in file.values("sequence_length"):
-            corpus_source = _corpus_source(file, name, length, tokenizer or _digest(source))
-            fingerprint = _find_prepared(store, "corpora", corpus_source)
-            if tokenizer is None or fingerprint is None:
-                corpora[name, length] = CorpusFacts(UNPREPARED + _digest(corpus_source))
-            else:
-                packed = packed_corpus(store, fingerprint)
-                corpora[name, length] = CorpusFacts(fingerprint, packed.count("train"), packed.count("heldout"))
-    if tokenizer is None:
-        return Facts(UNPREPARED + _digest(source), _tokenizer_settings(file).train or 0, corpora)
-    return Facts(tokenizer, load_tokenizer(store / "tokenizers" / tokenizer).vocabulary, corpora)
+    for name, length in _packings(file):
+        fingerprint, counts = _look_up(
+            store,
+            f"corpora.{name}",
+            partial(corpus_source, file, name, length, tokenizer.removeprefix(UNPREPARED)),
+            corpus_definition(file, name, length),
+            read_corpus,
+            noted if vocabulary else None,
+        )
+        corpora[name, length] = CorpusFacts(fingerprint, *(counts[split] for split in SPLITS if counts))
+    entries = vocabulary["vocabulary"] if vocabulary else tokenizer_settings(file).train or 0
+    return Facts(tokenizer, entries, corpora)
+
+
+def _look_up(
+    store: Path,
+    what: str,
+    source: Callable[[], Source],
+    definition: Source,
+    read: Callable[[str], dict[str, int]],
+    remark: Callable[[str, str], None] | None,
+) -> tuple[str, Mapping[str, int] | None]:
+    """Return the fingerprint that a source was prepared to, with its facts; a placeholder and None if it is unprepared.
+
+    read: reads the facts of prepared data. remark: called if the source has changed or is gone, or the data is damaged, and
+    what its definition was last prepared to is returned instead; None to return only what is there and up to date.
+    """
+    notes: list[tuple[Note | None, str]] = []
+    try:
+        now, problem = source(), "the source has changed since its data was prepared"
+        notes.append((read_note(store, now), ""))
+    except RetainError as error:
+        if remark is None or read_note(store, definition) is None:
+            raise
+        now, problem = definition, str(error)
+    if remark is not None:
+        notes.append((read_note(store, definition), problem))
+    for note, problem in notes:
+        if note is not None:
+            facts: Mapping[str, int] = note.facts
+            try:
+                facts = read(note.fingerprint)
+            except DamagedError as error:
+                if remark is None:
+                    break
+                problem = problem or str(error)
+            if facts:
+                if problem and remark is not None:
+                    remark(what, problem)
+                return note.fingerprint, facts
+    return UNPREPARED + digest(now), None
+
+
+def _packings(file: StudyFile) -> list[tuple[str, int]]:
+    """Each corpus at every sequence length of the study's grid."""
+    return [(name, length) for name in file.study.corpora for length in file.values("sequence_length")]
 
 
 def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
-    """Open a prepared corpus. Raises MissingResourceError if the store lacks it or its manifest is damaged."""
+    """Open a prepared corpus. Raises DamagedError if the store lacks it, or its files are not those of its manifest."""
     folder = store / "corpora" / fingerprint
     try:
         return open_packed(folder)
     except FileNotFoundError:
-        problem = f"has no manifest.json; delete {folder} and" if folder.is_dir() else f"not found in {store};"
-        raise MissingResourceError(f"corpus {fingerprint} {problem} prepare the study's data again") from None
+        problem = "has no manifest.json" if folder.is_dir() else f"not found in {store}"
+        raise DamagedError(f"corpus {fingerprint} {problem}; {CURE}") from None
+
+
+def stored_tokenizer(store: Path, fingerprint: str) -> Tokenizer:
+    """Load a prepared tokeniser. Raises DamagedError if the store lacks it, or its files cannot be read."""
+    folder = store / "tokenizers" / fingerprint
+    try:
+        return load_tokenizer(folder)
+    except StudyError as error:
+        raise DamagedError(f"{folder} is {'damaged' if folder.is_dir() else 'missing'}; {CURE}") from error
 
 
 def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:
-    source = _tokenizer_source(file)
-    fingerprint = _find_prepared(store, "tokenizers", source)
-    if fingerprint is None:
-        settings = _tokenizer_settings(file)
-        report("tokenizer", 0, 0)
-        if settings.hf is not None:
-            tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
-        else:
-            assert settings.train is not None
-            samples = [_sample_documents(file, name, settings.sample) for name in sorted(file.study.corpora)]
-            tokenizer = train_tokenizer(chain.from_iterable(samples), settings.train)
-        fingerprint = tokenizer.fingerprint
-        building = _new_build_folder(store)
-        tokenizer.save(building)
-        _publish(store, building, store / "tokenizers" / fingerprint, source, fingerprint)
-    return load_tokenizer(store / "tokenizers" / fingerprint)
+    source = tokenizer_source(file)
+    if note := read_note(store, source):
+        with contextlib.suppress(DamagedError):
+            return stored_tokenizer(store, note.fingerprint)
+    before = corpus_sources(file)
+    settings = tokenizer_settings(file)
+    report(TOKENIZER, 0, 0)
+    if settings.hf is not None:
+        tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
+    else:
+        assert settings.train is not None
+        samples = [_sample_documents(file, name, settings.sample) for name in sorted(file.study.corpora)]
+        tokenizer = train_tokenizer(_reported(chain.from_iterable(samples), report), settings.train)
+    check_unchanged(file, before)
+    building = _new_build_folder(store)
+    tokenizer.save(building)
+    _publish(building, store / "tokenizers" / tokenizer.fingerprint, load_tokenizer)
+    write_note(store, source, Note(tokenizer.fingerprint, {"vocabulary": tokenizer.vocabulary}))
+    return stored_tokenizer(store, tokenizer.fingerprint)
+
+
+def _reported(documents: Iterator[str], report: Report) -> Iterator[str]:
+    """Yield the documents, and report how many have been read."""
+    for number, document in enumerate(documents, 1):
+        if number % REPORT_EVERY == 0:
+            report(TOKENIZER, number, 0)
+        yield document
 
 
 def _sample_documents(file: StudyFile, name: str, characters: int) -> Iterator[str]:
     """Yield training documents from the beginning of a corpus, up to a number of characters in all."""
-    with _naming_corpus(file, name):
-        for document in read_documents(pinned(file.study.corpora[name], file.folder), file.folder):
-            if not is_heldout(document, _withheld(file)):
-                yield document[:characters]
-                characters -= len(document)
-                if characters <= 0:
-                    return
+    for document in _documents(file, name, _pinned(file, name)):
+        if not is_heldout(document, withheld_share(file)):
+            yield document[:characters]
+            characters -= len(document)
+            if characters <= 0:
+                return
 
 
-def _source(file: StudyFile, name: str) -> dict[str, Any]:
-    with _naming_corpus(file, name):
-        return source_identity(file.study.corpora[name], file.folder)
+def _documents(file: StudyFile, name: str, corpus: schema.Corpus) -> Iterator[str]:
+    with naming_corpus(file, name):
+        yield from read_documents(corpus, file.folder)
 
 
-@contextlib.contextmanager
-def _naming_corpus(file: StudyFile, name: str) -> Iterator[None]:
-    """Prefix errors with the study file and the corpus."""
-    try:
-        yield
-    except RetainError as error:
-        raise type(error)(f"{file.path.name}: corpora.{name}: {error}") from error
+def _pinned(file: StudyFile, name: str) -> schema.Corpus:
+    """Return a corpus pinned to one commit, so that the commit it is read at can be recorded."""
+    with naming_corpus(file, name):
+        return pinned(file.study.corpora[name], file.folder)
 
 
 def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report) -> None:
-    source = _corpus_source(file, name, length, tokenizer.fingerprint)
-    if _find_prepared(store, "corpora", source) is not None:
-        return
-    building = _new_build_folder(store)
-    with _naming_corpus(file, name):
-        # Pinned to one commit, so that the commit it is read at can be recorded.
-        corpus = pinned(file.study.corpora[name], file.folder)
-        packed = pack(
-            read_documents(corpus, file.folder),
-            tokenizer,
-            length,
-            corpus.heldout,
-            _withheld(file),
-            corpus.tokens,
-            building,
-            lambda documents, tokens: report(name, documents, tokens),
-        )
-    commit = corpus.revision if is_on_hub(corpus, file.folder) else None
-    _publish(store, building, store / "corpora" / packed.fingerprint, source, packed.fingerprint, commit)
-
-
-def _tokenizer_settings(file: StudyFile) -> schema.Tokenizer:
-    assert file.study.tokenizer is not None, "a study with corpora has a tokeniser"
-    return file.study.tokenizer
-
-
-def _tokenizer_source(file: StudyFile) -> dict[str, Any]:
-    settings = _tokenizer_settings(file)
-    source: dict[str, Any] = {"format": FORMAT, **settings.model_dump()}
-    if settings.train is not None:
-        source["tokenizers"] = importlib.metadata.version("tokenizers")
-        source["corpora"] = [
-            {**_source(file, name), "heldout": corpus.heldout} for name, corpus in sorted(file.study.corpora.items())
-        ]
-    elif settings.hf is not None and (file.folder / settings.hf).is_dir():
-        files = tokenizer_files(file.folder / settings.hf)
-        source["sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
-    return source
-
-
-def _withheld(file: StudyFile) -> float:
-    """Return the largest held-out share of the study's corpora.
-
-    No corpus trains on documents within this share, so none trains on what another one holds out.
-    """
-    return max(corpus.heldout for corpus in file.study.corpora.values())
-
-
-def _corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> dict[str, Any]:
     corpus = file.study.corpora[name]
-    return {
-        "format": FORMAT,
-        **_source(file, name),
-        "heldout": corpus.heldout,
-        "withheld": _withheld(file),
-        "tokens": corpus.tokens,
-        "tokenizer": tokenizer,
-        "sequence_length": length,
-    }
+    source = corpus_source(file, name, length, tokenizer.fingerprint)
+    if note := read_note(store, source):
+        with contextlib.suppress(DamagedError):
+            packed_corpus(store, note.fingerprint)
+            return
+    before = corpus_sources(file)
+    building = _new_build_folder(store)
+    pinned_corpus = _pinned(file, name)
+    packed = pack(
+        _documents(file, name, pinned_corpus),
+        tokenizer,
+        length,
+        corpus.heldout,
+        withheld_share(file),
+        corpus.tokens,
+        building,
+        lambda documents, tokens: report(name, documents, tokens),
+    )
+    check_unchanged(file, before)
+    commit = pinned_corpus.revision if is_on_hub(pinned_corpus, file.folder) else None
+    _publish(building, store / "corpora" / packed.fingerprint, open_packed)
+    counts = {split: packed.count(split) for split in SPLITS}
+    write_note(store, source, Note(packed.fingerprint, counts), commit)
 
 
-def _digest(source: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical(source).encode()).hexdigest()[:20]
-
-
-def _find_prepared(store: Path, kind: str, source: dict[str, Any]) -> str | None:
-    """Return the fingerprint that a source was prepared to, None if the store lacks it; kind: corpora or tokenizers."""
-    try:
-        fingerprint = str(read_json(store / "prepared" / f"{_digest(source)}.json")["fingerprint"])
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return fingerprint if (store / kind / fingerprint).is_dir() else None
+def _note_definitions(file: StudyFile, store: Path, facts: Facts) -> None:
+    """Note what each definition was last prepared to, where that is not noted yet."""
+    tokenizer = Note(facts.tokenizer, {"vocabulary": facts.vocabulary})
+    notes = [(tokenizer_definition(file), tokenizer)]
+    for (name, length), one in facts.corpora.items():
+        counts = {"train": one.train or 0, "heldout": one.heldout or 0}
+        notes.append((corpus_definition(file, name, length), Note(one.fingerprint, counts)))
+    for definition, note in notes:
+        if read_note(store, definition) != note:
+            write_note(store, definition, note)
 
 
 def _new_build_folder(store: Path) -> Path:
@@ -220,12 +303,18 @@ def _new_build_folder(store: Path) -> Path:
     return store / "building" / f"{process_name()}-{os.urandom(4).hex()}"
 
 
-def _publish(
-    store: Path, building: Path, target: Path, source: dict[str, Any], fingerprint: str, commit: str | None = None
-) -> None:
-    """Move finished data from its build folder to `target` and record its source under prepared/."""
+def _publish(building: Path, target: Path, check: Callable[[Path], object]) -> None:
+    """Move finished data from its build folder to `target`. What is there is kept, unless `check` raises: it is damaged."""
     target.parent.mkdir(parents=True, exist_ok=True)
     sync_folder(building)
+    if os.path.lexists(target):
+        try:
+            check(target)
+        except (RetainError, OSError):
+            logging.getLogger(__name__).warning("%s is damaged; it is replaced", target)
+            damaged = building.with_name(f"{process_name()}-{os.urandom(4).hex()}")
+            target.rename(damaged)
+            remove(damaged)
     try:
         building.rename(target)
     except OSError:
@@ -233,9 +322,6 @@ def _publish(
         if not target.is_dir():
             raise
         shutil.rmtree(building)
-    note = store / "prepared" / f"{_digest(source)}.json"
-    note.parent.mkdir(exist_ok=True)
-    write_json(note, {"fingerprint": fingerprint, "source": source} | ({"commit": commit} if commit else {}))
 
 
 def _remove_leftovers(store: Path) -> None:

@@ -1,11 +1,15 @@
 """Join the fields of a record into one document."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.published_corpora import template_pieces
 from retain.sweeps.schema.study import Corpus
+
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+"""A lone surrogate, as JSON can write it; no text in UTF-8 holds one."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,60 @@ class Template:
             raise StudyError(
                 f"{where}: the record is a {type(record).__name__}, expected an object with fields; fix or remove the record"
             )
-        for field in self.fields:
-            if field not in record:
-                raise StudyError(
-                    f"{where}: field {field!r} not found (the fields are {', '.join(map(str, record))}); correct "
-                    f"`{self.setting}:` in the corpus"
-                )
-            value = record[field]
-            if not isinstance(value, str):
-                found = "null" if value is None else f"of type {type(value).__name__}"
-                raise StudyError(
-                    f"{where}: field {field!r} is {found}, expected text; correct `{self.setting}:` in the corpus, or fix the "
-                    "record"
-                )
-        return "".join(text + (record[field] if field is not None else "") for text, field in self.pieces)
+        values = {field: self._text(record, field, where) for field in self.fields}
+        return "".join(text + (values[field] if field is not None else "") for text, field in self.pieces)
+
+    def _text(self, record: Mapping[str, object], field: str, where: str) -> str:
+        try:
+            value = _value(record, field)
+        except KeyError:
+            raise StudyError(
+                f"{where}: field {field!r} not found (the fields are {', '.join(_names(record))}); correct "
+                f"`{self.setting}:` in the corpus"
+            ) from None
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            raise StudyError(
+                f"{where}: field {field!r} is a list of messages, expected text; write each conversation as one text into a "
+                "field of its own, for instance with `apply_chat_template(messages, tokenize=False)` of its tokeniser"
+            )
+        if not isinstance(value, str):
+            found = "null" if value is None else f"of type {type(value).__name__}"
+            raise StudyError(
+                f"{where}: field {field!r} is {found}, expected text; correct `{self.setting}:` in the corpus, or fix the "
+                "record"
+            )
+        if not value.isascii() and (half := HALF_A_PAIR.search(value)):
+            raise StudyError(
+                f"{where}: field {field!r} holds \\u{ord(half[0]):04x}, which is half of a character; fix or remove the record"
+            )
+        return value
+
+
+def _value(record: Mapping[str, object], field: str) -> object:
+    """The value of a field of a record. `a.b` is field b of the object in field a, unless a field has this very name.
+
+    Raises KeyError if there is none.
+    """
+    if field in record:
+        return record[field]
+    value: object = record
+    for name in field.split("."):
+        if value is None:
+            break
+        if not isinstance(value, Mapping):
+            raise KeyError(field)
+        value = value[name]
+    return value
+
+
+def _names(record: Mapping[str, object]) -> list[str]:
+    """The names of a record's fields, with those of the objects in it: text, meta, meta.source."""
+    names = []
+    for name, value in record.items():
+        names.append(str(name))
+        if isinstance(value, Mapping):
+            names += [f"{name}.{inner}" for inner in value]
+    return names
 
 
 def corpus_template(corpus: Corpus) -> Template:

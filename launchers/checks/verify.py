@@ -4,9 +4,12 @@ from collections.abc import Collection
 from typing import Any
 
 from retain.datamodules.corpora.packing import packed_problem
+from retain.datamodules.corpora.prepare import stored_tokenizer
+from retain.datamodules.corpora.sources import damaged_notes
 from retain.launchers.kinds import kind_of
 from retain.results.store.runs import Store
 from retain.results.store.verify import Problem, verify_runs
+from retain.sweeps.base.errors import DamagedError
 
 
 def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
@@ -14,6 +17,13 @@ def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[
     checked, problems = verify_runs(store, keys)
     folders = sorted((store.root / "corpora").glob("*"))
     problems += [Problem(f"corpora/{folder.name}", what) for folder in folders if (what := packed_problem(folder))]
+    for folder in sorted((store.root / "tokenizers").glob("*")):
+        try:
+            stored_tokenizer(store.root, folder.name)
+        except DamagedError as error:
+            problems.append(Problem(f"tokenizers/{folder.name}", str(error)))
+    for note in damaged_notes(store.root):
+        problems.append(Problem(f"prepared/{note.name}", "the note is damaged; prepare the study's data again"))
     unreadable = {problem.where for problem in problems}
     known: dict[str, Any] = {}
     for run in store.runs():

@@ -1,10 +1,11 @@
 """A study joined to its store: file, data and tree."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retain.datamodules.corpora.prepare import Report, ignore_progress, known_facts, prepare
+from retain.datamodules.corpora.prepare import Report, ignore_progress, known_facts, prepare, remembered_facts
 from retain.results.store.runs import Store, make_store, open_store
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile, read_study
@@ -25,10 +26,17 @@ class OpenedStudy:
     tree: Tree
 
 
-def open_study(name: str, overrides: Sequence[str], store: Path) -> OpenedStudy:
-    """Open a study with what its store already has; reads no corpus and writes nothing. Raises StudyError."""
+def open_study(name: str, overrides: Sequence[str], store: Path, remember: bool = True) -> OpenedStudy:
+    """Open a study with what its store already has; reads no corpus and writes nothing. Raises StudyError.
+
+    remember: whether to open it on the data as last prepared if its sources have changed or are gone, with a warning in the
+    log; otherwise on placeholders, as `retain run` would prepare the data again.
+    """
     file = read_study(name, overrides)
-    return _opened(name, file, open_store(store), known_facts(file, store))
+    facts, remarks = remembered_facts(file, store) if remember else (known_facts(file, store), [])
+    for remark in remarks:
+        logging.getLogger(__name__).warning("%s", remark)
+    return _opened(name, file, open_store(store), facts)
 
 
 def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Report = ignore_progress) -> OpenedStudy:

@@ -8,7 +8,6 @@ from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import open_store
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
-from retain.sweeps.tree.data_facts import UNPREPARED
 from retain.sweeps.tree.tree import STAGES, Axes, merged
 
 
@@ -75,7 +74,7 @@ def plan_studies(names: Sequence[str], overrides: Sequence[str], store: Path, de
 
     Raises StudyError, also for an unknown device.
     """
-    opened = [open_study(name, overrides, store) for name in names]
+    opened = [open_study(name, overrides, store, remember=False) for name in names]
     tree, found = merged([one.tree for one in opened]), open_store(store)
     states = found.states(tree.stages)
     done = {key for key, state in states.items() if state.state == "done"}
@@ -114,7 +113,6 @@ def _data_bytes(opened: Sequence[OpenedStudy]) -> int:
     for one in opened:
         for (name, length), facts in one.facts.corpora.items():
             bytes_per_token = 2 if one.facts.vocabulary <= 2**16 else 4
-            unprepared = facts.fingerprint.startswith(UNPREPARED)
-            tokens = one.file.study.corpora[name].tokens if unprepared else (facts.train or 0) * length
+            tokens = (facts.train or 0) * length if facts.prepared else one.file.study.corpora[name].tokens
             sizes[facts.fingerprint] = (tokens or 0) * bytes_per_token
     return sum(sizes.values())

@@ -23,6 +23,10 @@ class NoRoomError(MissingResourceError):
     """The disk has too little free space."""
 
 
+class DamagedError(MissingResourceError):
+    """Something in the store is damaged or gone. Once it is repaired, the same attempt can succeed."""
+
+
 class StageFailedError(RetainError):
     """A stage could not be trained.
 

@@ -18,6 +18,10 @@ class CorpusFacts:
     heldout: int | None = None
     """The number of sequences in the held-out split; None while the corpus is unprepared."""
 
+    @property
+    def prepared(self) -> bool:
+        return not self.fingerprint.startswith(UNPREPARED)
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -33,4 +37,4 @@ class Facts:
     @property
     def prepared(self) -> bool:
         """Whether all corpora are prepared. Until then, stage keys are provisional."""
-        return not any(facts.fingerprint.startswith(UNPREPARED) for facts in self.corpora.values())
+        return all(facts.prepared for facts in self.corpora.values())

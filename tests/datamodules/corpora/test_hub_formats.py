@@ -7,7 +7,7 @@ import pytest
 
 from retain.datamodules.corpora.documents import read_documents, source_identity
 from retain.datamodules.corpora.prepare import packed_corpus, prepare
-from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.published_corpora import PUBLISHED
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.study import Corpus
@@ -64,6 +64,31 @@ def test_the_source_identity_contains_template_and_in_turn_only_if_they_are_set(
     assert source_identity(flan, tmp_path) != source_identity(other, tmp_path)
     assert source_identity(flan, tmp_path) != source_identity(flan.model_copy(update={"in_turn": 2}), tmp_path)
     assert not {"template", "in_turn"} & set(source_identity(Corpus(hf="a/b"), tmp_path))
+
+
+def test_a_local_data_set_folder_starts_at_the_study_file_and_is_known_by_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "one"}\n')
+    monkeypatch.chdir("/")
+    corpus = Corpus(hf="data")
+    before = source_identity(corpus, tmp_path)
+    assert list(read_documents(corpus, tmp_path)) == ["one"]
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "another"}\n')
+    assert source_identity(corpus, tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"text\nMot\xf6r\n", "0xf6"), (b"text,n\na,1\nb,2,3\n", "Expected 2"), (b"", "No columns")]
+)
+def test_damaged_local_files_of_datasets_are_not_blamed_on_the_network(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(MissingResourceError, match="check that the files are intact and in this format") as refused:
+        list(read_documents(Corpus(hf="csv", files="a.csv"), tmp_path))
+    assert words in str(refused.value)
 
 
 def test_local_files_of_several_formats_are_refused(tmp_path: Path) -> None:

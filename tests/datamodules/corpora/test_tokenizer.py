@@ -1,4 +1,8 @@
 import json
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,9 @@ from transformers import AutoTokenizer
 
 from retain.datamodules.corpora.tokenizer import (
     END_OF_TEXT,
+    LONGEST_WORD,
     Tokenizer,
+    cut_long_words,
     fetch_tokenizer,
     load_tokenizer,
     train_tokenizer,
@@ -115,3 +121,60 @@ def test_documents_are_encoded_in_order() -> None:
     documents = documents_of("general", 500)
     assert TRAINED.encode(documents) == [TRAINED.encode([document])[0] for document in documents]
     assert isinstance(TRAINED, Tokenizer)
+
+
+def test_a_tokeniser_whose_ids_have_a_gap_has_room_for_its_largest_id(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "tok")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    vocabulary[last] = 1000
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    loaded = load_tokenizer(folder)
+    assert loaded.vocabulary == 1001
+    assert max(max(ids) for ids in loaded.encode(documents_of("general"))) < loaded.vocabulary
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "7", "{}", '{"eos_token": 5}', '{"eos_token": {}}', "", "{"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokeniser_with_other_content_is_refused_in_one_sentence(tmp_path: Path, name: str, content: str) -> None:
+    folder = saved(tmp_path / "tok")
+    (folder / name).write_text(content)
+    with pytest.raises(StudyError, match=r"^tokenizer: .*; choose another tokeniser$") as refused:
+        load_tokenizer(folder)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("letters", ["a", "ACGT", " ", "\n"])
+def test_a_document_that_is_one_long_word_delays_no_training(letters: str) -> None:
+    documents = [*documents_of("general", 200), letters * (2_000_000 // len(letters))]
+    began = time.monotonic()
+    assert train_tokenizer(documents, 320).vocabulary == 320
+    assert time.monotonic() - began < 60  # hours if the word is not cut
+
+
+def test_only_words_that_are_too_long_are_cut_and_no_text_is_lost() -> None:
+    ordinary = "word " * 2500 + "a" * (LONGEST_WORD - 1)
+    assert list(cut_long_words(ordinary)) == [ordinary]
+    for letters in ("a", "é", " ", "ab \n"):
+        parts = list(cut_long_words(text := "b " + letters * 50_000 + " c"))
+        assert "".join(parts) == text
+        assert max(len(word) for part in parts for word in re.findall(r"\s+|\S+", part)) <= LONGEST_WORD
+
+
+INTERRUPTED = """
+import os, signal, threading
+from retain.datamodules.corpora.tokenizer import train_tokenizer
+words = (("ab" * 4_999 + chr(0x4E00 + number)) for number in range(2_000))
+threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+train_tokenizer(words, 30_000)
+"""
+
+
+def test_ctrl_c_ends_the_training_of_a_tokeniser_at_once() -> None:
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "KeyboardInterrupt" in ended.stderr
+    assert time.monotonic() - began < 15

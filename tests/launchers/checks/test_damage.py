@@ -1,12 +1,14 @@
 """Damaged files of a store: every verb names the file and the cure, and nothing is trained from it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from retain.launchers.cli.app import main
 from retain.results.store.runs import Store
 from tests.conftest import Trained
 from tests.launchers.cli.test_bad_input import assert_one_sentence
@@ -25,24 +27,6 @@ def empty_losses(store: Path) -> Path:
     return empty(first_run(store, "posttrain") / "losses.json")
 
 
-def empty_note(store: Path) -> Path:
-    for path in (store / "prepared").glob("*.json"):
-        empty(path)
-    return store / "prepared"
-
-
-def empty_manifest(store: Path) -> Path:
-    for path in (store / "corpora").glob("*/manifest.json"):
-        empty(path)
-    return store / "corpora"
-
-
-def no_manifest(store: Path) -> Path:
-    for path in (store / "corpora").glob("*/manifest.json"):
-        path.unlink()
-    return store / "corpora"
-
-
 def empty_tokenizer(store: Path) -> Path:
     for path in (store / "tokenizers").glob("*/tokenizer.json"):
         empty(path)
@@ -59,12 +43,27 @@ def copied(trained: Trained, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.store, tmp_path / "runs", symlinks=True))
 
 
-@pytest.mark.parametrize("harm", [empty_state, empty_losses, empty_note, empty_manifest, no_manifest, empty_tokenizer])
+@pytest.mark.parametrize("harm", [empty_state, empty_losses])
 def test_a_damaged_file_is_named_with_the_cure(harm: Callable[[Path], Path], trained: Trained, copied: Path) -> None:
     place = harm(copied)
     refused = retain("run", trained.study, "--store", copied, code=None)
     assert refused.returncode in (2, 3)
     assert_one_sentence(refused.stderr, [str(place), "delete"])
+
+
+def cut_tokens(store: Path) -> Path:
+    for path in (store / "corpora").glob("*/train.bin"):
+        path.write_bytes(path.read_bytes()[:-1])
+    return store / "corpora"
+
+
+def test_damaged_data_is_prepared_again_and_nothing_is_retrained(trained: Trained, copied: Path) -> None:
+    before = retain_json("results", trained.study, "--store", trained.store)["trials"]
+    for harm in (empty_tokenizer, cut_tokens):
+        harm(copied)
+    assert "is damaged" in retain("data", trained.study, "--store", copied).stderr
+    assert retain_json("verify", "--store", copied)["problems"] == []
+    assert retain_json("results", trained.study, "--store", copied)["trials"] == before
 
 
 def test_the_cure_of_a_damaged_run_retrains_it_bit_exactly(trained: Trained, copied: Path) -> None:
@@ -106,3 +105,44 @@ def test_nothing_is_trained_from_damaged_weights(trained: Trained, copied: Path)
     assert f"{parent.name}: model/model.safetensors is damaged; delete this folder" in failed.stderr
     states = [json.loads((child / "state.json").read_text())["state"] for child in children]
     assert set(states) == {"failed"}
+
+
+READING = ("results", "report", "status", "verify", "gc", "cancel")
+
+
+@pytest.mark.parametrize("change", ["touched", "deleted", "packed data deleted"])
+def test_what_is_trained_stays_readable_when_its_sources_are_not_what_they_were(
+    trained: Trained,
+    copied: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+) -> None:
+    study = Path(shutil.copytree(trained.study.parent, copied.parent / "study")) / trained.study.name
+    main(["data", str(study), "--store", str(copied)])
+    source = study.parent / "chemistry.jsonl"
+    if change == "touched":
+        os.utime(source, (1, 1))
+    elif change == "deleted":
+        source.unlink()
+    else:
+        shutil.rmtree(copied / "corpora")
+    for verb in READING if change == "deleted" else ("results", "verify"):
+        caplog.clear()
+        assert main([verb, str(study), "--store", str(copied)]) == (
+            verb == "verify" and change == "packed data deleted"
+        )
+        assert caplog.messages, verb
+        for message in caplog.messages:
+            assert message.startswith("tiny.yaml: corpora.")
+            assert message.endswith("showing the stages that were trained on the data as last prepared")
+    capsys.readouterr()
+    main(["results", str(study), "--store", str(copied), "--json"])
+    rows = json.loads(capsys.readouterr().out)["trials"]
+    assert all(row["retained_posttraining_loss"] is not None for row in rows)
+
+
+def test_a_store_without_the_data_of_a_study_says_that_its_keys_are_provisional(trained: Trained, copied: Path) -> None:
+    shutil.rmtree(copied / "prepared")
+    for verb in ("status", "results"):
+        assert "stage keys are provisional" in retain(verb, trained.study, "--store", copied).stderr

@@ -1,0 +1,125 @@
+"""Find the files of a corpus: what paths, folders and glob patterns name, without leaving out what cannot be read."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+
+
+def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
+    """Return the files that match paths, folders or glob patterns, sorted; relative patterns start at `folder`.
+
+    Links are followed, also to folders. Hidden files and folders are left out unless a pattern names them, as shells do:
+    `.ipynb_checkpoints`, `._part.jsonl`. Raises MissingResourceError if a pattern matches no file, or something that it
+    matches cannot be read; StudyError if that is no file, or the pattern is no path.
+    """
+    found: set[Path] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        start = _expanded(pattern, folder)
+        base, parts = (Path(start.anchor), start.parts[1:]) if start.is_absolute() else (folder, start.parts)
+        seen: set[tuple[int, int]] = set()
+        try:
+            files = [file for match in _matches(base, parts) for file in _files(match, seen)]
+        except OSError as error:
+            raise MissingResourceError(
+                f"files: {shown(error.filename)} cannot be read ({error.strerror}); make it readable, or correct the path"
+            ) from None
+        if not files:
+            raise MissingResourceError(f"files: no file matches {pattern} (in {shown(folder)}); correct the path")
+        found.update(files)
+    return sorted(found)
+
+
+def shown(path: Path | str) -> str:
+    """A path as text, also if its name is not UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _expanded(pattern: str, folder: Path) -> Path:
+    """A pattern with `~`, `~user` and `$VARIABLE` replaced, unless a file has that very name."""
+    if not pattern.strip() or "\0" in pattern:
+        raise StudyError(f"files: {pattern!r} is not a path; name a file, a folder or a pattern")
+    if os.path.lexists(folder / pattern):
+        return Path(pattern)
+    expanded = os.path.expandvars(pattern)
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", expanded):
+        raise StudyError(f"files: {pattern}: the variable {unset[0]} is not set; set it, or write the path out")
+    try:
+        return Path(expanded).expanduser()
+    except RuntimeError:
+        user = Path(expanded).parts[0]
+        raise StudyError(f"files: {pattern}: {user} has no home folder on this machine; write the path out") from None
+
+
+def _matches(base: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    """Yield what exists below `base` and matches the parts of a pattern. A part that exists is no pattern: `run[1]`."""
+    if not parts:
+        yield base
+        return
+    first, rest = parts[0], parts[1:]
+    if _exists(base / first):
+        yield from _matches(base / first, rest)
+    elif first == "**":
+        for below in _folders(base, set()):
+            yield from _matches(below, rest)
+    elif re.search(r"[*?\[]", first) and base.is_dir():
+        for entry in sorted(base.iterdir()):
+            hidden = entry.name.startswith(".") and not first.startswith(".")
+            if fnmatchcase(entry.name, first) and not hidden:
+                yield from _matches(entry, rest)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except PermissionError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _folders(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yield a folder and the folders below it, each once."""
+    if folder.is_dir() and _is_new(folder.stat(), seen):
+        yield folder
+        for entry in _visible(folder):
+            yield from _folders(entry, seen)
+
+
+def _files(path: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yield a file, or all files below a folder; folders that were seen already are left out."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        if path.is_symlink() and not isinstance(error, PermissionError):
+            raise MissingResourceError(
+                f"files: {shown(path)} is a link to nothing; repair or remove the link"
+            ) from None
+        raise
+    if stat.S_ISREG(found.st_mode):
+        yield path
+    elif not stat.S_ISDIR(found.st_mode):
+        raise StudyError(
+            f"files: {shown(path)} is a pipe, a socket or a device, expected a file; write its content to a file"
+        )
+    elif _is_new(found, seen):
+        for entry in _visible(path):
+            yield from _files(entry, seen)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _is_new(found: os.stat_result, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder was not seen before; links may lead to it several times, or in a circle."""
+    identity = (found.st_dev, found.st_ino)
+    if identity in seen:
+        return False
+    seen.add(identity)
+    return True

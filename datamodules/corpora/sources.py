@@ -1,0 +1,171 @@
+"""What a study's data is prepared from, and the notes in the store of what it was prepared to.
+
+A *source* identifies the content that is read: files by size and modification time, packages by version. A *definition* is
+what the study says of it, without the content. The store has a note for each source, and one for each definition: what it was
+last prepared to, so that what is trained is found after its source has changed or is gone.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retain.datamodules.corpora.documents import source_identity
+from retain.datamodules.corpora.packing import SPLITS
+from retain.datamodules.corpora.tokenizer import tokenizer_files
+from retain.sweeps.base.errors import MissingResourceError, RetainError
+from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.schema import study as schema
+from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.tree.keys import canonical
+
+FORMAT = 1
+"""The version of the packed data. Raise it when the way to read, split or pack changes."""
+DEFINITION = "definition"
+"""The field that tells a definition from a source."""
+Source = dict[str, Any]
+
+
+def tokenizer_settings(file: StudyFile) -> schema.Tokenizer:
+    assert file.study.tokenizer is not None, "a study with corpora has a tokeniser"
+    return file.study.tokenizer
+
+
+def withheld_share(file: StudyFile) -> float:
+    """Return the largest held-out share of the study's corpora.
+
+    No corpus trains on documents within this share, so none trains on what another one holds out.
+    """
+    return max(corpus.heldout for corpus in file.study.corpora.values())
+
+
+def corpus_sources(file: StudyFile) -> dict[str, Source]:
+    """Return the source of each corpus by name, whatever it is prepared to. Raises StudyError, MissingResourceError."""
+    return {name: _read_source(file, name) for name in file.study.corpora}
+
+
+def check_unchanged(file: StudyFile, before: Mapping[str, Source]) -> None:
+    """Raise MissingResourceError if a corpus is no longer what `corpus_sources` returned before."""
+    after = corpus_sources(file)
+    if changed := [f"corpora.{name}" for name in before if after[name] != before[name]]:
+        raise MissingResourceError(
+            f"{file.path.name}: {', '.join(changed)}: the source changed while it was read; prepare the study's data again "
+            "once nothing writes to it"
+        )
+
+
+def tokenizer_source(file: StudyFile) -> Source:
+    """Return the source of the study's tokeniser. Raises StudyError, MissingResourceError."""
+    settings = tokenizer_settings(file)
+    source: Source = {"format": FORMAT, **settings.model_dump()}
+    if settings.train is not None:
+        source["tokenizers"] = importlib.metadata.version("tokenizers")
+        source["corpora"] = [
+            {**_read_source(file, name), "heldout": corpus.heldout}
+            for name, corpus in sorted(file.study.corpora.items())
+        ]
+    elif settings.hf is not None and (file.folder / settings.hf).is_dir():
+        files = tokenizer_files(file.folder / settings.hf)
+        source["sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    return source
+
+
+def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> Source:
+    """Return the source of a corpus, packed with a tokeniser at a length. Raises StudyError, MissingResourceError."""
+    corpus = file.study.corpora[name]
+    return {
+        "format": FORMAT,
+        **_read_source(file, name),
+        "heldout": corpus.heldout,
+        "withheld": withheld_share(file),
+        "tokens": corpus.tokens,
+        "tokenizer": tokenizer,
+        "sequence_length": length,
+    }
+
+
+def tokenizer_definition(file: StudyFile) -> Source:
+    """Return the definition of the study's tokeniser."""
+    settings = tokenizer_settings(file)
+    corpora = [_defined(file, name) for name in sorted(file.study.corpora)] if settings.train is not None else []
+    return {DEFINITION: "tokenizer", "folder": str(file.folder), "corpora": corpora, **settings.model_dump()}
+
+
+def corpus_definition(file: StudyFile, name: str, length: int) -> Source:
+    """Return the definition of a corpus, packed at a length."""
+    return {
+        DEFINITION: "corpus",
+        **_defined(file, name),
+        "withheld": withheld_share(file),
+        "tokenizer": tokenizer_definition(file),
+        "sequence_length": length,
+    }
+
+
+@contextlib.contextmanager
+def naming_corpus(file: StudyFile, name: str) -> Iterator[None]:
+    """Prefix errors with the study file and the corpus."""
+    try:
+        yield
+    except RetainError as error:
+        raise type(error)(f"{file.path.name}: corpora.{name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a source or a definition was prepared to."""
+
+    fingerprint: str
+    facts: Mapping[str, int]
+    """The vocabulary of a tokeniser; the sequences of a corpus in each split. Empty in notes of earlier versions."""
+
+
+def read_note(store: Path, source: Source) -> Note | None:
+    """Return the note on a source or a definition; None if the store has none, or it is damaged."""
+    return _read(_note_path(store, source))
+
+
+def _read(path: Path) -> Note | None:
+    try:
+        note = read_json(path)
+        facts = {str(name): int(count) for name, count in note.get("facts", {}).items()}
+        if not isinstance(note["fingerprint"], str):
+            return None
+        return Note(note["fingerprint"], facts if facts.keys() in ({"vocabulary"}, set(SPLITS)) else {})
+    except PermissionError:
+        raise MissingResourceError(f"{path}: cannot be read (Permission denied); make the store readable") from None
+    except (OSError, MissingResourceError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def damaged_notes(store: Path) -> list[Path]:
+    """Return the notes of a store that cannot be read."""
+    return [path for path in sorted((store / "prepared").rglob("*.json")) if _read(path) is None]
+
+
+def write_note(store: Path, source: Source, note: Note, commit: str | None = None) -> None:
+    """Note what a source or a definition was prepared to, and the commit on the hub that it was read at."""
+    path = _note_path(store, source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"fingerprint": note.fingerprint, "facts": dict(note.facts), "source": source}
+    write_json(path, document | ({"commit": commit} if commit else {}))
+
+
+def digest(source: Source) -> str:
+    return hashlib.sha256(canonical(source).encode()).hexdigest()[:20]
+
+
+def _note_path(store: Path, source: Source) -> Path:
+    return store / "prepared" / ("last" if DEFINITION in source else "") / f"{digest(source)}.json"
+
+
+def _read_source(file: StudyFile, name: str) -> Source:
+    with naming_corpus(file, name):
+        return source_identity(file.study.corpora[name], file.folder)
+
+
+def _defined(file: StudyFile, name: str) -> Source:
+    return {"folder": str(file.folder), **file.study.corpora[name].model_dump(exclude={"published"})}
