@@ -27,6 +27,7 @@ _PROBLEMS = (
     ("could not find expected ':'", "a line without a colon after its field; write field: value"),
     ("expected <block end>", "the line does not align with the one above; indent both with the same number of spaces"),
     ("but found another document", "a second document begins here; remove the line ---"),
+    ("expected alphabetic or numeric", "text cannot begin with * or &; quote the text"),
     ("found undefined alias", "an alias that no anchor above defines; quote text that begins with *"),
     ("could not determine a constructor", "unknown tag; remove the tag that begins with !"),
     ("recursive", "a value that contains itself; remove the alias"),

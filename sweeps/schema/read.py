@@ -187,7 +187,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         names = parse_yaml(text, shown, texts=[field], at=field)
         raw["cases"] = raw["cases"] | {field: _chosen(raw["cases"][field], names, shown)}
         return
-    value = parse_yaml(text, shown, TEXTS, at=field)
+    # A variable is text as it is written, also with signs of YAML, but for quotes around it.
+    verbatim = field.rpartition(".")[0].endswith("slurm.environment") and text[0] not in "\"'"
+    value = text if verbatim else parse_yaml(text, shown, TEXTS, at=field)
     grid = raw["grid"]
     if is_axis(field, value) and field != "search" and not field.startswith(("corpora.", "grid.", "search.")):
         raw["grid"] = grid | {field: value}

@@ -145,6 +145,7 @@ def test_values_below_a_path_are_text_as_they_are_written() -> None:
         (f"a:\n  {'{a: ' * 1000}{'}' * 1000}", "line 2: nested more than 50 deep"),
         ("a: &a [*a]", "line 1: a value that contains itself"),
         ("a: *b", "line 1: an alias that no anchor above defines; quote text that begins with *"),
+        ("a: 1\nb: *", "line 2: text cannot begin with * or &; quote the text"),
         ("a: 1\n? [b]\n: 2", "line 2: a list or mapping as the name of a field"),
         ("a: 1\n<<: 5", "line 2: << merges mappings only"),
         ("a:\n\tb: 1", "line 2: a tab between values; use spaces"),

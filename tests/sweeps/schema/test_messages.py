@@ -227,6 +227,9 @@ def test_variables_and_options_of_jobs_are_kept_as_they_are_written(
     for override in ([], [f"execution.slurm.environment={values}"], ["execution.slurm.environment.F=12.10"]):
         execution = read_study(str(path), override).study.execution
         assert execution.slurm.environment == execution.of_stage("finetune").slurm.environment == kept
+    for text in ("mlx5_0:1,mlx5_1:1", "*", "#1", "[a", "a: b", "&x", "-0.0e00"):
+        execution = read_study(str(path), [f"execution.slurm.environment.T={text}"]).study.execution
+        assert execution.slurm.environment == kept | {"T": text}
     assert execution.slurm.extra == {"exclusive": False, "hold": True, "tmp": "010"}
 
 
