@@ -9,17 +9,11 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator, model_vali
 from retain.sweeps.schema.section import STAGE_KINDS, Positive, PositiveFloat, Section, shown_value
 
 Text = str | int | float
-OWN_OPTIONS = {
-    "array": "at_a_time bounds the tasks that run at the same time",
-    **dict.fromkeys(
-        ("dependency", "job-name", "output", "error", "requeue", "no-requeue", "open-mode", "signal", "wrap"), ""
-    ),
-    **dict.fromkeys(("parsable", "test-only", "wait", "ntasks", "ntasks-per-node"), ""),
-    "nodes": "write slurm.nodes",
-    "cpus-per-task": "write slurm.cpus",
-    "time": "write slurm.minutes",
-}
-"""Options of sbatch that Retain sets for every job, with the field to use instead."""
+OWN_OPTIONS = (
+    *("array", "dependency", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue"),
+    *("ntasks", "ntasks-per-node", "wrap", "parsable", "test-only", "wait"),
+)
+"""Options of sbatch that Retain must set itself."""
 
 
 def check_variable(name: str) -> str:
@@ -46,8 +40,8 @@ def check_option(value: Any) -> Any:
 def check_extra(options: dict[str, Any]) -> dict[str, Any]:
     """Options that Retain does not set itself. Raises ValueError."""
     for name in options:
-        if (cure := OWN_OPTIONS.get(name.strip("-").replace("_", "-"))) is not None:
-            raise ValueError(f"Retain sets the option {name} for every job; remove it{f', and {cure}' if cure else ''}")
+        if name.strip("-").replace("_", "-") in OWN_OPTIONS:
+            raise ValueError(f"Retain sets the option {name} of every job; remove it from extra")
     return options
 
 

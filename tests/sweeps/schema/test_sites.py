@@ -88,7 +88,7 @@ def test_two_matching_profiles_and_an_unknown_profile_are_errors(tmp_path: Path)
         ("north: {match: [1]}", "sites.yaml: north.match: expected a pattern or a list of patterns (got [1])"),
         (
             "north: {extra: {array: 1-3}}",
-            "sites.yaml: north.extra: Retain sets the option array for every job; remove it",
+            "sites.yaml: north.extra: Retain sets the option array of every job; remove it",
         ),
         ("- north", "sites.yaml: expected a mapping from site names to fields"),
         ("north: {qos: a, qos: b}", "sites.yaml: invalid YAML in line 1: qos appears twice; remove one of them"),
