@@ -92,7 +92,7 @@ def plan_studies(names: Sequence[str], overrides: Sequence[str], store: Path, de
 
 
 def _distinct(opened: Sequence[OpenedStudy]) -> list[OpenedStudy]:
-    """The studies without repeated ones. Raises StudyError if two different ones have the same name."""
+    """The studies, each file once. Raises StudyError if two different ones have the same name."""
     found: dict[str, OpenedStudy] = {}
     for one in opened:
         other = found.setdefault(one.tree.study, one)
@@ -101,7 +101,7 @@ def _distinct(opened: Sequence[OpenedStudy]) -> list[OpenedStudy]:
                 f"{one.name}: study: {other.name} is another study with the same name, {one.tree.study}; give one of them "
                 "another name"
             )
-    return list(found.values())
+    return list({one.file.path: one for one in opened}.values())
 
 
 def _axes(opened: OpenedStudy) -> dict[str, int]:

@@ -73,6 +73,8 @@ def test_studies_of_one_name_are_not_planned_together_and_one_study_is_planned_o
         retain.plan([str(one), str(two)], store=tmp_path / "runs")
     plan = retain.plan([str(one), str(one)], store=tmp_path / "runs")
     assert (plan.study, len(plan.studies), plan.totals.trials) == ("s", 1, 4)
+    copy = linear_study(tmp_path / "copy", study="s")
+    assert retain.plan([str(one), str(copy)], store=tmp_path / "runs").study == "s"
 
 
 def test_a_store_may_be_below_the_home_folder(
