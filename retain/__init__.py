@@ -113,4 +113,6 @@ def load(study: str, store: str | Path | None = None) -> "pandas.DataFrame":
 def _store(store: str | Path | None) -> Path:
     import os
 
-    return Path(store) if store is not None else Path(os.environ.get("RETAIN_STORE") or "runs")
+    from retain.sweeps.base.files import user_path
+
+    return user_path(os.environ.get("RETAIN_STORE") or "runs" if store is None else store, "--store")

@@ -106,7 +106,9 @@ def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
         ]
     if len(remarks) > 1:
         remarks.pop(TOKENIZER, None)  # it was trained on the corpora that have changed
-    return facts, [f"{remark}; showing the stages that were trained on the data as last prepared" for remark in remarks.values()]
+    return facts, [
+        f"{remark}; showing stages that were trained on the data as last prepared" for remark in remarks.values()
+    ]
 
 
 def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Facts:

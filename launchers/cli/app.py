@@ -10,6 +10,7 @@ import typer
 from retain.launchers.cli import maintain, search, show, train
 from retain.launchers.cli.options import EXIT_CODES, INTERRUPTED
 from retain.sweeps.base.errors import RetainError, StudyError
+from retain.sweeps.base.files import is_file
 
 RESUMABLE = ("run", "search", "probe")
 """Verbs that resume their work when they are interrupted and called again."""
@@ -65,10 +66,21 @@ for verb in (
     app.command(epilog=EXIT_CODES)(verb)
 
 
+def _check_words(words: Sequence[str]) -> None:
+    """Raise StudyError for an empty word, such as an unset variable in quotes, and for spaces around a word."""
+    for before, word in zip(["retain", *words], words, strict=False):
+        if not word.strip() or (word.startswith("--") and word.endswith("=")):
+            after = word if word.strip() else f"{before} {word!r}"
+            raise StudyError(f"{after}: an empty word; write a value, or leave it out")
+        if word != word.strip() and not is_file(word):
+            raise StudyError(f"{word!r}: spaces around the word; remove them")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; an error that the user can fix is one sentence on standard error."""
     typed = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
+        _check_words(typed)
         code = int(app(typed, prog_name="retain", standalone_mode=False) or 0)
     except RetainError as error:
         print(f"retain: {error}", file=sys.stderr)

@@ -26,7 +26,18 @@ RunKey = Annotated[str, typer.Argument(metavar="RUN", help="A stage key, or its 
 StudyOrRun = Annotated[
     str, typer.Argument(metavar="STUDY|RUN", help="A study, or the key of a run: that run and all runs below it.")
 ]
-StorePath = Annotated[Path, typer.Option("--store", envvar="RETAIN_STORE", help="The store of runs.")]
+
+
+def _store_path(typed: str) -> Path:
+    from retain.sweeps.base.files import user_path
+
+    return user_path(typed, "--store")
+
+
+StorePath = Annotated[
+    Path,
+    typer.Option("--store", envvar="RETAIN_STORE", help="The store of runs.", parser=_store_path, metavar="<path>"),
+]
 SiteName = Annotated[
     str | None,
     typer.Option("--site", help="A profile in sites.yaml; without it, the one that matches this machine, if any."),
@@ -44,7 +55,7 @@ def command(verb: str, name: str | None, overrides: Sequence[str] | None, store:
 
 def command_arguments(name: str | None, overrides: Sequence[str] | None, store: Path) -> str:
     """The arguments of such a command; the default store is left out."""
-    default = Path(os.environ.get("RETAIN_STORE") or RUNS)
+    default = _store_path(os.environ.get("RETAIN_STORE") or str(RUNS))
     place = [] if store == default else ["--store", str(store)]
     return shlex.join([*([name] if name else []), *(overrides or ()), *place])
 

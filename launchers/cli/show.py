@@ -43,9 +43,10 @@ def plan(
     Counts stages to train and stages already in the store, tokens, FLOPs, GPU-hours, disk space and jobs.
     """
     from retain.launchers.cli.views.plan import print_plan
+    from retain.sweeps.base.files import is_file
 
     # A path may contain a `=`; an override is never the path of a file.
-    overrides = [word for word in studies if "=" in word and not Path(word).is_file()]
+    overrides = [word for word in studies if "=" in word and not is_file(word)]
     names = [word for word in studies if word not in overrides]
     if not names:
         raise StudyError("plan: name at least one study; overrides come after it")

@@ -99,7 +99,8 @@ def family_executor(
         "stderr_to_stdout": True,
         "setup": _setup(slurm, code),
         "teardown": [shlex.join(epilogue)],
-        "additional_parameters": {"requeue": True} | slurm.extra,
+        "additional_parameters": {"requeue": True}
+        | {name: value for name, value in slurm.extra.items() if value is not False},
     }
     folder = submission_folder(store, submission.token)
     executor = SlurmExecutor(folder=folder.absolute(), python=shlex.quote(sys.executable))

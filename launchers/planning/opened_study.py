@@ -4,10 +4,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from retain.datamodules.corpora.prepare import Report, ignore_progress, known_facts, prepare, remembered_facts
 from retain.results.store.runs import Store, make_store, open_store
-from retain.sweeps.base.errors import StudyError
+from retain.results.store.study_files import OWNER, study_folder
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.yaml_text import read_yaml
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.scaled_down import scale_down
@@ -45,6 +49,7 @@ def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Repo
     # Find mistakes in the study before any corpus is read or any folder is made.
     known = _opened(name, file, open_store(store), known_facts(file, store))
     make_store(store)
+    claim_name(file, store)
     facts = prepare(file, store, report)
     return known if facts == known.facts else _opened(name, file, known.store, facts)
 
@@ -56,7 +61,53 @@ def prepare_cut(name: str, overrides: Sequence[str], store: Path, report: Report
     return _opened(name, file, whole.store, known_facts(file, store))
 
 
+def claim_name(file: StudyFile, store: Path) -> None:
+    """Enter a study file as the owner of its study's name in a store. Raises StudyError if another study owns the name."""
+    check_name(file, store)
+    place = study_folder(store, file.study.study) / OWNER
+    owner = {"format": 1, "path": str(file.path), "name": _content(file.path).get("study")}
+    if _read_owner(place) != owner:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, owner)
+
+
+def check_name(file: StudyFile, store: Path) -> None:
+    """Raise StudyError if another study, whose file is still there, has this study's name in a store.
+
+    Studies of one name would replace each other's table, figures and search. A copy of a file is the same study, and so is a
+    file that was edited or moved.
+    """
+    name = file.study.study
+    owner = _read_owner(study_folder(store, name) / OWNER)
+    if owner is None or owner["path"] == str(file.path):
+        return
+    theirs, ours = _content(Path(owner["path"])), _content(file.path)
+    if theirs and theirs.get("study") == owner["name"] and theirs != ours:
+        raise StudyError(
+            f"{file.path.name}: study: another study named {name}, {owner['path']}, has its results in {store}; give this "
+            "one another name, as in study=NAME, or another --store"
+        )
+
+
+def _read_owner(place: Path) -> dict[str, Any] | None:
+    try:
+        owner = read_json(place)
+        return {name: owner[name] for name in ("format", "path", "name")}
+    except (OSError, MissingResourceError, LookupError, TypeError):
+        return None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The fields of a study file but for its resources; empty if the file is gone or invalid."""
+    try:
+        fields = read_yaml(path)
+    except StudyError:
+        return {}
+    return {name: part for name, part in fields.items() if name != "execution"} if isinstance(fields, dict) else {}
+
+
 def _opened(name: str, file: StudyFile, store: Store, facts: Facts) -> OpenedStudy:
+    check_name(file, store.root)
     if mismatch := device_mismatch(file):
         raise StudyError(f"{file.path.name}: {mismatch}; choose a batch that they divide, or other devices")
     return OpenedStudy(name, file, store, facts, expand(file, facts))

@@ -7,6 +7,7 @@ from pathlib import Path
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import open_store
+from retain.sweeps.base.errors import StudyError
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
 from retain.sweeps.tree.tree import STAGES, Axes, merged
 
@@ -74,7 +75,7 @@ def plan_studies(names: Sequence[str], overrides: Sequence[str], store: Path, de
 
     Raises StudyError, also for an unknown device.
     """
-    opened = [open_study(name, overrides, store, remember=False) for name in names]
+    opened = _distinct([open_study(name, overrides, store, remember=False) for name in names])
     tree, found = merged([one.tree for one in opened]), open_store(store)
     states = found.states(tree.stages)
     done = {key for key, state in states.items() if state.state == "done"}
@@ -87,6 +88,19 @@ def plan_studies(names: Sequence[str], overrides: Sequence[str], store: Path, de
     ]
     studies = [PlannedStudy(one.name, one.tree.study, _axes(one), one.tree.provisional) for one in opened]
     return Plan(tree.study, tree.provisional, device, studies, stages, PlanTotals(**with_data))
+
+
+def _distinct(opened: Sequence[OpenedStudy]) -> list[OpenedStudy]:
+    """The studies, each file once. Raises StudyError if two different ones have the same name."""
+    found: dict[str, OpenedStudy] = {}
+    for one in opened:
+        other = found.setdefault(one.tree.study, one)
+        if other.file.study != one.file.study:
+            raise StudyError(
+                f"{one.name}: study: {other.name} is another study with the same name, {one.tree.study}; give one of them "
+                "another name"
+            )
+    return list({one.file.path: one for one in opened}.values())
 
 
 def _axes(opened: OpenedStudy) -> dict[str, int]:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from retain.datamodules.corpora.prepare import Report, known_facts, prepare
+from retain.launchers.planning.opened_study import check_name, claim_name
 from retain.results.analysis.axes import RECIPE
 from retain.results.analysis.recipe_comparison import DEFAULT, GRID_BEST
 from retain.results.store.runs import Run, Store, make_store, open_store
 from retain.results.store.study_files import AXIS_OF_POINTS, POINTS_STUDY, SUFFIX, search_run, study_folder
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.files import write_text
+from retain.sweeps.base.yaml_text import yaml_of
 from retain.sweeps.schema.axes import is_axis
 from retain.sweeps.schema.read import StudyFile, check_study, read_study
 from retain.sweeps.schema.search_space import SearchSpace, Values
@@ -100,7 +100,11 @@ def open_search(name: str, overrides: Sequence[str], store: Path, report: Report
                 else "give it one value, or search it under search.axes"
             )
             raise StudyError(f"{path}: a search replaces the grid; {cure}")
-    return search_of(file, store, report)
+    check_name(file, store)
+    searched = search_of(file, store, report)
+    if report is not None:
+        claim_name(file, store)
+    return searched
 
 
 def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedStudy:
@@ -217,4 +221,4 @@ def _absolute(name: str, file: StudyFile) -> str:
 
 def _write(path: Path, head: str, fields: Fields) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, f"{head}\n{yaml.safe_dump(fields, sort_keys=False, width=120)}")
+    write_text(path, f"{head}\n{yaml_of(fields)}")

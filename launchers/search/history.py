@@ -5,12 +5,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from retain.results.store.runs import Store
 from retain.results.store.study_files import HISTORY, study_folder
 from retain.results.tensorboard.search_curves import End
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.search_space import Values
 
 FORMAT = 1
@@ -68,7 +71,7 @@ def open_history(path: Path, identity: str) -> tuple[History, str | None]:
     The second value is a note if the history at `path` was of another study and is put aside, or if an earlier one is restored.
     """
     notes = []
-    if path.exists() and (other := read_json(path)["identity"]) != identity:
+    if path.exists() and (other := _read(path).identity) != identity:
         aside = _free(_aside(path, other))
         path.rename(aside)
         notes = [f"the study has changed since the last search, whose history is kept as {aside}"]
@@ -77,16 +80,13 @@ def open_history(path: Path, identity: str) -> tuple[History, str | None]:
         notes.append("it is the same as in an earlier search, which is continued")
     elif notes:
         notes.append("its stages stay in the store")
-    return _read(path, identity) if path.exists() else History(path, identity), "; ".join(notes) or None
+    return _read(path) if path.exists() else History(path, identity), "; ".join(notes) or None
 
 
 def point_counts(store: Store, study: str) -> dict[str, int]:
     """The number of points of a search in each state, as they were last entered."""
-    try:
-        history = read_json(study_folder(store.root, study) / HISTORY)
-    except FileNotFoundError:
-        return {}
-    return dict(Counter(point["state"] for point in history["points"]))
+    path = study_folder(store.root, study) / HISTORY
+    return dict(Counter(_read(path).states.values())) if path.exists() else {}
 
 
 def _aside(path: Path, identity: str) -> Path:
@@ -99,17 +99,45 @@ def _free(path: Path) -> Path:
     return next(place for place in itertools.chain([path], numbered) if not place.exists())
 
 
-def _read(path: Path, identity: str) -> History:
-    kept: dict[str, Any] = read_json(path)
-    points = [Point(point["number"], point["values"], point["by"]) for point in kept["points"]]
+@dataclass(frozen=True)
+class _KeptPoint(Point):
+    state: PointState
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The fields of search.json; those that later versions added have defaults, and unknown ones are ignored."""
+
+    identity: str
+    points: list[_KeptPoint]
+    found: set[str]
+    pruned: dict[str, str]
+    rungs: dict[str, dict[str, float]]
+    probes: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    ends: list[End] = field(default_factory=list)
+
+
+def _read(path: Path) -> History:
+    """The history in a file. Raises MissingResourceError with the first wrong field if the file is damaged."""
+    try:
+        kept = TypeAdapter(_Kept).validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        what = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            what = f"{'.'.join(map(str, first['loc'])) or 'the file'} is not as a search writes it"
+        raise MissingResourceError(
+            f"{path}: damaged history of a search ({what}); move the file away and search again, which finds the trained "
+            "stages in the store"
+        ) from None
     return History(
         path,
-        identity,
-        points,
-        found=set(kept["found"]),
-        pruned=kept["pruned"],
-        rungs={key: {at: {HELDOUT: loss} for at, loss in own.items()} for key, own in kept["rungs"].items()},
-        probes=kept.get("probes", {}),
-        ends=[End(**end) for end in kept.get("ends", [])],
-        states={point.label: entry["state"] for point, entry in zip(points, kept["points"], strict=True)},
+        kept.identity,
+        [Point(point.number, point.values, point.by) for point in kept.points],
+        found=kept.found,
+        pruned=kept.pruned,
+        rungs={key: {at: {HELDOUT: loss} for at, loss in own.items()} for key, own in kept.rungs.items()},
+        probes={key: dict(own) for key, own in kept.probes.items()},
+        ends=kept.ends,
+        states={point.label: point.state for point in kept.points},
     )

@@ -42,7 +42,7 @@ def propose(space: SearchSpace, outcomes: Sequence[Outcome], fixed: Values) -> V
     tried = [outcome.values for outcome in outcomes]
     searcher = space.block.searcher
     countable = searcher == "grid" or all(axis.choices is not None for axis in space.axes)
-    points = space.grid() if countable else []
+    points = space.grid() if countable else iter(())
     untried = (point for point in points if point not in tried and fixed.items() <= point.items())
     for attempt in range(ATTEMPTS if searcher != "grid" else 0):
         seed = _number(space.block.seed, len(tried), attempt)

@@ -111,7 +111,8 @@ def _by_label(trials: Sequence[Row], apart: str) -> dict[str, list[Row]]:
     def label(row: Row) -> str:
         # A case that does not set an axis has no value there.
         named = [(name, value) for name in names if (value := row["axes"].get(name)) is not None]
-        return ", ".join(f"{SHORT_NAMES.get(name, name)}={_text(value)}" for name, value in named) or "all trials"
+        text = ", ".join(f"{SHORT_NAMES.get(name, name)}={_text(value)}" for name, value in named) or "all trials"
+        return f" {text}" if text.startswith("_") else text  # matplotlib hides labels that begin with _
 
     return grouped(trials, label)
 

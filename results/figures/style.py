@@ -18,6 +18,8 @@ MARKERS = "osD^vPX"
 GREY = "#777777"
 DOTS_PER_INCH = 150
 RC: dict[Any, Any] = {
+    # Names of a study, such as $x_$, are text and not formulas.
+    "text.parse_math": False,
     # The bytes of an SVG depend on its content alone.
     "svg.hashsalt": "retain",
     "font.size": 9,

@@ -5,6 +5,8 @@ from pathlib import Path
 from retain.results.store.runs import Run, Store
 from retain.sweeps.tree.keys import canonical, stage_key
 
+OWNER = "study.json"
+"""The study file whose results are in the folder."""
 HISTORY = "search.json"
 """The points of a search, and what was found at them."""
 SUMMARY = "search-summary.json"
@@ -18,7 +20,7 @@ AXIS_OF_POINTS = "point"
 
 
 def study_folder(store: Path, study: str) -> Path:
-    """The folder of a study's output: its rows, table, figures, TensorBoard views and search."""
+    """The folder of a study's output: its rows, table, figures, TensorBoard views and search, and its owner."""
     return store / "studies" / study
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.units import shortened
 
 
 @contextlib.contextmanager
@@ -59,6 +60,33 @@ def read_json(path: Path) -> Any:
         raise MissingResourceError(
             f"{path} is damaged ({error}); delete {path.parent} and run the study again to recreate it"
         ) from None
+
+
+def is_file(name: str) -> bool:
+    """Whether this is the path of a file. False for text that cannot be a path, such as an override with a long list."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def user_path(typed: str | Path, option: str) -> Path:
+    """The path that a user has typed, with ~ as the home folder. Raises StudyError, which begins with `option`, for no path."""
+    shown = f"{option} {shortened(repr(str(typed)))}"
+    if not str(typed).strip():
+        raise StudyError(f"{shown}: the path is empty; name a folder, or write . for the current one")
+    try:
+        path = Path(typed).expanduser()
+        path.exists()
+    except RuntimeError:
+        raise StudyError(f"{shown}: the home folder of ~ is unknown; write the path from / on") from None
+    except PermissionError:
+        return path
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"{shown}: not a path ({getattr(error, 'strerror', None) or error}); name another one"
+        ) from None
+    return path
 
 
 def remove(path: Path) -> None:

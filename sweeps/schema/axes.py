@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.section import shown_value
 from retain.sweeps.schema.validation_messages import validate
 
 NOT_AXES = ("study", "tokenizer", "corpora", "cases", "grid", "search", "execution")
@@ -47,6 +48,8 @@ def case_options(raw: Raw, name: str, cases: Mapping[str, Any], schema: Schema, 
     options = []
     for case, settings in cases.items():
         here = f"{where}.{case}"
+        if not (name.strip() and name.isprintable() and case.strip() and case.isprintable()):
+            raise StudyError(f"{shown_value(here)}: an axis and a case need names of visible letters; rename them")
         if not isinstance(settings, dict) or not settings:
             raise StudyError(f"{here}: a case must map fields to values, such as pretrain.exposure: 1")
         varied = {
@@ -123,7 +126,10 @@ def is_axis(path: str, value: Any) -> bool:
 def _check_distinct(values: list[Any], where: str) -> list[Any]:
     if not values:
         raise StudyError(f"{where}: an axis needs at least one value")
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise StudyError(f"{where}: {value} is listed twice; remove one of them")
+    seen = set()
+    for value in values:
+        plain = value if isinstance(value, int | float | str) else repr(value)
+        if plain in seen:
+            raise StudyError(f"{where}: {shown_value(value)} is listed twice; remove one of them")
+        seen.add(plain)
     return values

@@ -1,11 +1,48 @@
 """The fields of a study's `execution` section: how and where its stages run. None of them changes what is learned."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from retain.sweeps.schema.section import STAGE_KINDS, Positive, Section
+from retain.sweeps.schema.section import STAGE_KINDS, Positive, PositiveFloat, Section, shown_value
+
+Text = str | int | float
+OWN_OPTIONS = (
+    *("array", "dependency", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue"),
+    *("ntasks", "ntasks-per-node", "wrap", "parsable", "test-only", "wait"),
+)
+"""Options of sbatch that Retain must set itself."""
+
+
+def check_variable(name: str) -> str:
+    """The name of an environment variable. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("not a name of a variable; write letters, digits and underscores, with no digit first")
+    return name
+
+
+def check_text(value: Any) -> Any:
+    """A value of an environment variable: text, or a number of a Python caller. Raises ValueError."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"expected text (got {shown_value(value)}); write '' for an empty value")
+    return value
+
+
+def check_option(value: Any) -> Any:
+    """A value of an option of sbatch: text, a number, or whether the option is given. Raises ValueError."""
+    return value if isinstance(value, bool) else check_text(value)
+
+
+def check_extra(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that Retain does not set itself. Raises ValueError."""
+    for name in options:
+        if name.strip("-").replace("_", "-") in OWN_OPTIONS:
+            raise ValueError(f"Retain sets the option {name} of every job; remove it from extra")
+    return options
 
 
 class SiteOptions(Section):
@@ -24,7 +61,7 @@ class SiteOptions(Section):
     """The nodes to avoid, as in sbatch. The default is none."""
     cpus: Positive = 2
     """The CPUs of each process. The default is one for training and one for reading batches."""
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: PositiveFloat | None = None
     """The memory of one node in GB. The default is the site's."""
     gres: str | None = None
     """The option --gres, for sites that do not support --gpus-per-node, such as gpu:a100:{gpus}. {gpus} stands for the number
@@ -36,10 +73,11 @@ class SiteOptions(Section):
     """The number of tasks of one array that run at the same time. The default leaves room for other users."""
     setup: list[str] = []
     """Shell lines to run before a job starts, such as `module load`. A site's lines run before a study's."""
-    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str | int | float] = {}
-    """Environment variables of the job. Values are not expanded by the shell."""
-    extra: dict[str, str | int | bool] = {}
-    """Further options of sbatch, without the dashes."""
+    environment: dict[Annotated[str, AfterValidator(check_variable)], Annotated[Text, BeforeValidator(check_text)]] = {}
+    """Environment variables of the job. Values are kept as they are written, as in 12.10, and not expanded by the shell."""
+    extra: Annotated[dict[str, Annotated[Text | bool, BeforeValidator(check_option)]], AfterValidator(check_extra)] = {}
+    """Further options of sbatch, without the dashes. true stands for an option without a value, false leaves the option out.
+    Other values are kept as they are written."""
 
 
 class Slurm(SiteOptions):
@@ -73,7 +111,7 @@ class StageExecution(Section):
     """How processes divide the model: each holds all weights (ddp, which auto selects) or a part of them (fsdp)."""
     heldout_every: Positive | None = None
     """The number of steps between the held-out losses of the curves. By default they are computed only at the end."""
-    save_minutes: Annotated[float, Field(gt=0)] = 10.0
+    save_minutes: PositiveFloat = 10.0
     """The number of minutes between checkpoints, which is the most training that a kill without warning can lose."""
     save_steps: Positive | None = None
     """The number of steps between checkpoints, in addition to those of save_minutes. By default only the minutes count."""

@@ -11,11 +11,22 @@ from pydantic import Field, field_validator, model_validator
 
 from retain.sweeps.schema.execution import Execution
 from retain.sweeps.schema.linear_theory import Task, threshold
-from retain.sweeps.schema.section import STAGE_KINDS, Fraction, Positive, Section, Seed
+from retain.sweeps.schema.section import (
+    STAGE_KINDS,
+    Fraction,
+    Grid,
+    Name,
+    NotNegative,
+    Number,
+    Positive,
+    PositiveFloat,
+    Section,
+    Seed,
+    read_list,
+)
 from retain.sweeps.schema.study import Corpus, Tokenizer
 
-SingularValues = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+SingularValues = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
 
 
 class Linear(Section):
@@ -25,7 +36,7 @@ class Linear(Section):
     """n, the number of features: the width of both layers."""
     inconsistent: Positive
     """k, the number of inconsistent features. The number of specialised features is also k."""
-    start: Annotated[float, Field(gt=0, le=300)]
+    start: Annotated[Number, Field(gt=0, le=300)]
     """T: W1 and W2 start as exp(−T) times the identity, in the coordinates of the features. The largest value is 300, because
     float64 represents exp(−2T) only up to about T = 350."""
     invariant: SingularValues
@@ -46,7 +57,7 @@ class Linear(Section):
     @field_validator("invariant", "pre", "post", "ft", mode="before")
     @classmethod
     def accept_one_number(cls, value: Any) -> Any:
-        return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+        return read_list(value)
 
     @model_validator(mode="after")
     def check_counts(self) -> Self:
@@ -144,14 +155,14 @@ class LinearLaterStage(LinearStage):
     time: PositiveFloat
     """The stopping time, in time of the gradient flow. It must be short against T / σ: only then do features that start at
     exp(−2T) stay near 0."""
-    regularisation: Annotated[float, Field(ge=0)] = 0.0
+    regularisation: NotNegative = 0.0
     """λ_reg in the penalty λ_reg‖θ − θ_0‖², where θ_0 is the model that the stage starts from. The default is no penalty."""
 
 
 class LinearStudy(Section):
     """A study of the paper's theory (Section 5, Appendix C): a two-layer linear model through the same three stages."""
 
-    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    study: Name
     """The name of the study. The default is the file's name without its suffix."""
     model: LinearModel
     """The linear model and its tasks."""
@@ -165,7 +176,7 @@ class LinearStudy(Section):
     """The seed of the singular vectors U and V, which the three tasks share."""
     cases: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     """Axes of named cases, each of which sets several fields. A list in a case is a grid within that case."""
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    grid: Grid = Field(default_factory=dict)
     """The axes of the grid: the dotted path of a field, and the list of its values."""
     search: dict[str, Any] = Field(default_factory=dict)
     """The space that `retain search` searches. The fields are those of `SearchBlock` in sweeps/schema/search_space.py."""

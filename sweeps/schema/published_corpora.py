@@ -61,8 +61,8 @@ def with_published(fields: dict[str, Any]) -> dict[str, Any]:
     name = fields.get("published")
     if name is None:
         return fields
-    if name not in PUBLISHED:
-        raise ValueError(f"published: unknown corpus {name!r}; the published corpora are {', '.join(PUBLISHED)}")
+    if not isinstance(name, str) or name not in PUBLISHED:
+        raise ValueError(f"published: unknown corpus {name!r:.80}; the published corpora are {', '.join(PUBLISHED)}")
     below = PUBLISHED[name]
     if "text" in fields or "template" in fields:
         below = {key: value for key, value in below.items() if key not in ("text", "template")}

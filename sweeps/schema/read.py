@@ -1,14 +1,17 @@
 """Read a study file with overrides into a checked study. Every error is one sentence with file, field and cure."""
 
 import difflib
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.files import is_file
+from retain.sweeps.base.units import format_seconds, shortened
+from retain.sweeps.base.yaml_text import parse_yaml, read_yaml
 from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
 from retain.sweeps.schema.linear import LinearStudy, is_linear
 from retain.sweeps.schema.search_space import SearchSpace, read_search
@@ -17,6 +20,10 @@ from retain.sweeps.schema.validation_messages import validate
 
 STUDIES = Path(__file__).parents[1] / "studies"
 AnyStudy = Study | LinearStudy
+TEXTS = [f"execution.{stage}slurm.{name}" for stage in ("", "stages.*.") for name in ("environment", "extra")]
+"""The mappings of a study whose values are kept as they are written."""
+MANY_TRIALS, MOST_TRIALS = 100_000, 1_000_000
+"""From how many trials on their number is printed first, and the most that a study may have: 1.3 GB of memory."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +66,6 @@ class StudyFile:
         return self.path.parent
 
 
-class _Loader(yaml.SafeLoader):
-    pass
-
-
-def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    # `<<: *anchor` merges in fields that fields beside it may replace. `<<` itself is not a field.
-    names = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-    if repeated := {str(name) for name in names if names.count(name) > 1}:
-        raise yaml.constructor.ConstructorError(
-            None, None, f"{', '.join(sorted(repeated))} appears twice", node.start_mark
-        )
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
-
-
 def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
     """Read the study with this path, or with this name in sweeps/studies, and apply overrides of the form `path=value`.
 
@@ -85,7 +75,9 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
     path = find_study(name)
     raw = _load(path)
     for override in overrides:
+        _check_axes(raw, path.name)
         _apply(raw, override)
+    _check_axes(raw, path.name)
     return check_study(raw, path)
 
 
@@ -94,16 +86,16 @@ def find_study(name: str) -> Path:
     known = {file.stem: file for file in sorted(STUDIES.glob("*.yaml"))}
     if name in known:
         return known[name]
-    if Path(name).is_file():
+    if is_file(name):
         return Path(name).resolve()
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the studies are {', '.join(known)}"
-    raise StudyError(f"{name}: not found, neither as a file nor in sweeps/studies; {hint}")
+    raise StudyError(f"{shortened(name)}: not found, neither as a file nor in sweeps/studies; {hint}")
 
 
 def is_study(name: str) -> bool:
     """Whether this is the name of a study in sweeps/studies or the path of a file."""
-    return (STUDIES / f"{name}.yaml").is_file() or Path(name).is_file()
+    return is_file(f"{STUDIES}/{name}.yaml") or is_file(name)
 
 
 def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
@@ -114,6 +106,7 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
         )
     schema: type[AnyStudy] = LinearStudy if is_linear(raw) else Study
     study = validate(schema, raw, f"{path.name}: ")
+    _check_count(study, path.name)
     cases = {
         name: case_options(raw, name, options, schema, f"{path.name}: cases.{name}")
         for name, options in study.cases.items()
@@ -126,44 +119,69 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
     return StudyFile(path, study, grid, cases, search)
 
 
+def _check_count(study: AnyStudy, file: str) -> None:
+    """Print the number of trials before a long expansion. Raises StudyError if there are too many to expand."""
+    counts = [len(values) for values in study.grid.values()]
+    for cases in study.cases.values():
+        counts.append(
+            sum(
+                math.prod(len(values) for path, values in fields.items() if is_axis(path, values))
+                for fields in cases.values()
+            )
+        )
+    trials = math.prod(counts)
+    if trials > MOST_TRIALS:
+        raise StudyError(
+            f"{file}: {trials:,} trials are more than the {MOST_TRIALS:,} that one study may have; give the axes fewer "
+            "values, divide the study into several, or search the space with retain search"
+        )
+    if trials >= MANY_TRIALS:
+        print(
+            f"retain: {file}: {trials:,} trials; expanding them takes about {format_seconds(trials / 10_000)}",
+            file=sys.stderr,
+        )
+
+
 def check_section(study: AnyStudy, name: str) -> None:
     """Check a section whose fields were set one by one. Raises StudyError if they are invalid together."""
     section = getattr(study, name)
     validate(type(section), section.model_dump(), f"{name}: ")
 
 
-def load_yaml(path: Path) -> Any:
-    """The content of a YAML file. Raises StudyError if the file cannot be read, or if a name appears twice in a mapping."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: cannot read the file: {error}") from None
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path.name}: invalid YAML: {' '.join(str(error).split())}") from None
-
-
 def _load(path: Path) -> dict[str, Any]:
-    raw = load_yaml(path)
+    raw = read_yaml(path, TEXTS)
     if not isinstance(raw, dict):
-        raise StudyError(f"{path.name}: expected a mapping of fields, but the file holds {type(raw).__name__}")
-    for part, example in (("grid", "axis: [a, b]"), ("cases", "axis: {a: {field: value}}")):
-        if not isinstance(raw.setdefault(part, {}), dict):
-            raise StudyError(f"{path.name}: {part}: expected a mapping of axes; write `{example}`")
+        found = "nothing" if raw is None else type(raw).__name__
+        raise StudyError(
+            f"{path.name}: expected a mapping of fields, but the file holds {found}; write `field: value` lines"
+        )
     raw.setdefault("study", path.stem)
     return raw
 
 
+def _check_axes(raw: dict[str, Any], file: str) -> None:
+    for part, example in (("grid", "axis: [a, b]"), ("cases", "axis: {a: {field: value}}")):
+        if not isinstance(raw.setdefault(part, {}), dict):
+            raise StudyError(f"{file}: {part}: expected a mapping of axes; write `{example}`")
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     field, separator, text = override.partition("=")
+    shown = shortened(repr(override))
     if not separator or not field:
-        raise StudyError(f"{override!r}: invalid override; write path=value, for instance pretrain.exposure=0.5")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise StudyError(f"{override!r}: the value is invalid YAML; quote it") from None
+        raise StudyError(f"{shown}: invalid override; write path=value, for instance pretrain.exposure=0.5")
+    plain = ".".join(name.strip() for name in field.split("."))
+    if plain != field or not all(plain.split(".")):
+        raise StudyError(f"{shown}: spaces or an empty name in the path; write path=value, as in pretrain.exposure=0.5")
+    if not text.strip():
+        raise StudyError(f"{shown}: no value after =; write {field}=null to unset the field")
     if field in raw["cases"]:
-        raw["cases"] = raw["cases"] | {field: _chosen(raw["cases"][field], value, override)}
+        names = parse_yaml(text, shown, texts=[field], at=field)
+        raw["cases"] = raw["cases"] | {field: _chosen(raw["cases"][field], names, shown)}
         return
+    # A variable is text as it is written, also with signs of YAML, but for quotes around it.
+    verbatim = field.rpartition(".")[0].endswith("slurm.environment") and text[0] not in "\"'"
+    value = text if verbatim else parse_yaml(text, shown, TEXTS, at=field)
     grid = raw["grid"]
     if is_axis(field, value) and field != "search" and not field.startswith(("corpora.", "grid.", "search.")):
         raw["grid"] = grid | {field: value}
@@ -172,7 +190,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if field.startswith("grid."):
         raw["grid"] = raw["grid"] | {field.removeprefix("grid."): value}
     else:
-        set_field(raw, field, value, repr(override))
+        set_field(raw, field, value, shown)
 
 
 def _chosen(cases: Any, names: Any, override: str) -> dict[str, Any]:
@@ -180,9 +198,9 @@ def _chosen(cases: Any, names: Any, override: str) -> dict[str, Any]:
     wanted = names if isinstance(names, list) else [names]
     known = list(cases) if isinstance(cases, dict) else []
     if not wanted:
-        raise StudyError(f"{override!r}: name at least one case; the cases are {', '.join(map(str, known))}")
+        raise StudyError(f"{override}: name at least one case; the cases are {', '.join(map(str, known))}")
     if unknown := [name for name in wanted if name not in known]:
         raise StudyError(
-            f"{override!r}: unknown case {', '.join(map(str, unknown))}; the cases are {', '.join(map(str, known))}"
+            f"{override}: unknown case {', '.join(map(str, unknown))}; the cases are {', '.join(map(str, known))}"
         )
     return {name: cases[name] for name in wanted}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import grid_values
-from retain.sweeps.schema.section import STAGE_KINDS, Positive, Section, Seed
+from retain.sweeps.schema.section import STAGE_KINDS, NotNegative, Number, Positive, PositiveFloat, Section, Seed, Whole
 from retain.sweeps.schema.validation_messages import validate
 
 Loss = Literal[
@@ -31,11 +31,11 @@ MAX_CORNERS = 64
 class Range(Section):
     """An axis that is a range: exactly one of these fields, as [lowest, highest]."""
 
-    uniform: tuple[float, float] | None = None
+    uniform: tuple[Number, Number] | None = None
     """The range of a field whose differences matter, such as a dropout rate."""
-    loguniform: tuple[float, float] | None = None
+    loguniform: tuple[Number, Number] | None = None
     """The range of a field whose ratios matter, such as a learning rate. Both ends are above 0."""
-    integers: tuple[int, int] | None = None
+    integers: tuple[Whole, Whole] | None = None
     """The range of a whole number, such as a batch size. Both ends belong to it."""
 
     @field_validator("*", mode="before")
@@ -63,7 +63,7 @@ class Objective(Section):
 
     loss: Loss | None = None
     """The loss to minimise."""
-    weighted: Annotated[dict[Loss, float], Field(min_length=1)] | None = None
+    weighted: Annotated[dict[Loss, Number], Field(min_length=1)] | None = None
     """The weights of a sum of losses to minimise. A negative weight maximises its loss."""
     hypervolume: tuple[Loss, Loss] | None = None
     """The two losses whose frontier to improve: the set of points that no other point dominates."""
@@ -116,9 +116,9 @@ class Objective(Section):
 class Constraint(Section):
     """An upper bound on a loss, relative to the best point so far or absolute."""
 
-    within: Annotated[float, Field(ge=0)] | None = None
+    within: NotNegative | None = None
     """The share by which the loss may exceed the lowest loss of all points: 0.01 allows 1%."""
-    at_most: Annotated[float, Field(gt=0)] | None = None
+    at_most: PositiveFloat | None = None
     """The largest loss allowed, in nats per token."""
 
     @model_validator(mode="before")
@@ -142,19 +142,19 @@ class Constraint(Section):
 class Rungs(Section):
     """Early stopping of post-trainings by successive halving (ASHA): each rung stops the worse of those with one parent."""
 
-    first: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    first: Annotated[Number, Field(gt=0, lt=1)] = 0.25
     """The first rung, as a share of the stage's tokens; each further rung has `factor` times as many. By default the rungs are
     at 1/4 and 1/2 of the stage."""
-    factor: Annotated[int, Field(ge=2)] = 2
+    factor: Annotated[Whole, Field(ge=2)] = 2
     """The best 1/factor of the post-trainings that have reached a rung continue. The default, 2, stops the fewest."""
 
 
 class Probe(Section):
     """Early stopping of fine-tunings: a fine-tuning that enough others dominate after a share of its tokens is stopped."""
 
-    at: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    at: Annotated[Number, Field(gt=0, lt=1)] = 0.25
     """The share of its tokens after which a fine-tuning is compared with others. The default saves up to 3/4 of the tokens."""
-    factor: Annotated[int, Field(ge=2)] = 2
+    factor: Annotated[Whole, Field(ge=2)] = 2
     """A fine-tuning is stopped if 1/factor of the comparable ones dominate it there. The default, 2, stops the fewest."""
 
 
@@ -174,9 +174,9 @@ class SearchBlock(Section):
     """How points are proposed. The default, tpe, follows a model of the losses; nsga2 suits frontiers."""
     trials: Positive = 50
     """The number of points to try at most."""
-    digits: Annotated[int, Field(ge=1, le=12)] = 3
+    digits: Annotated[Whole, Field(ge=1, le=12)] = 3
     """The number of significant digits of continuous values, so that nearly equal points share their stages."""
-    grid_values: Annotated[int, Field(ge=2)] = 5
+    grid_values: Annotated[Whole, Field(ge=2)] = 5
     """The number of values that the searcher `grid` takes of a continuous axis."""
     per_pretraining: Positive = 4
     """The number of points to try below one pretraining before the next one, as points that share it are cheap."""
@@ -300,9 +300,9 @@ class SearchSpace:
         for name, side in sides.items():
             yield from (first | {name: value} for value in side[1:])
 
-    def grid(self) -> list[Values]:
+    def grid(self) -> Iterator[Values]:
         """All points of the searcher `grid`. The last axis varies fastest, so points that share a pretraining are adjacent."""
-        return list(_product({axis.path: axis.spread(self.block.grid_values) for axis in self.axes}))
+        return _product({axis.path: axis.spread(self.block.grid_values) for axis in self.axes})
 
     def names_of(self, stages: Sequence[str]) -> list[str]:
         """The paths of the axes that change these kinds of stages first."""
@@ -337,7 +337,7 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
         raise StudyError(f"{where}: seeds are replicates of a point, not an axis; list them under search.seeds")
     if isinstance(values, list):
         checked = grid_values(raw, path, values, schema, where)
-        # Numbers as the schema reads them, since YAML reads 5e-5 as text. Sections of the study stay plain mappings.
+        # Numbers as the schema reads them, such as 200k. Sections of the study stay plain mappings.
         plain = [
             read if isinstance(read, int | float | str) else value for read, value in zip(checked, values, strict=True)
         ]

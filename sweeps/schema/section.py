@@ -1,32 +1,90 @@
 """The base of every section of a study file, and the types that several sections use."""
 
-from typing import Annotated, Any, Literal
+import math
+import re
+import reprlib
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from retain.sweeps.base.units import parse_size
+from retain.sweeps.base.units import parse_number, parse_size, shortened
 
+LARGEST = 2**63
+"""What whole numbers are below, as libraries count in 64 bits."""
+
+
+def read_number(value: Any) -> Any:
+    """A number, or the number that a text holds. Raises ValueError for anything else, and for NaN and infinities."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected a number (got {shown_value(value)}); write a number, such as 3 or 0.5")
+    number = parse_number(value.strip()) if isinstance(value, str) else value
+    if isinstance(number, int) and abs(number) >= LARGEST:
+        raise ValueError("the number does not fit in 64 bits; write a smaller one")
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number (got {number:g})")
+    return number
+
+
+def read_whole(value: Any) -> Any:
+    """`read_number` for a whole number, such as 3 or 1e3."""
+    number = read_number(value)
+    if number != int(number):
+        raise ValueError(f"expected a whole number (got {number:g}); write one without a fraction")
+    return read_number(int(number))
+
+
+def shown_value(value: Any) -> str:
+    """A value of a study file for a sentence, shortened if it is long."""
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
+
+
+def read_list(value: Any) -> Any:
+    """A value as a list: one value is a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def check_name(name: str) -> str:
+    """A study's name, which is also that of a folder. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
+        raise ValueError(
+            f"{shortened(name)!r} is not a name; write up to 200 letters, digits, dots, underscores and hyphens, "
+            "with a letter or digit first"
+        )
+    return name
+
+
+def check_path(path: str) -> str:
+    """A path or an id that is not empty, with names that file systems allow. Raises ValueError."""
+    if not path.strip():
+        raise ValueError("the text is empty; write a path or an id, or remove the field")
+    if any(len(name.encode(errors="surrogateescape")) > 255 for name in path.split("/")):
+        raise ValueError(
+            f"{shortened(path)!r} has a name of more than 255 bytes, which file systems do not allow; shorten it"
+        )
+    return path
+
+
+Whole = Annotated[int, BeforeValidator(read_whole)]
+Number = Annotated[float, BeforeValidator(read_number)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 """A number of tokens, such as 200k or 8.7B."""
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+Positive = Annotated[Whole, Field(gt=0)]
+PositiveFloat = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Name = Annotated[str, AfterValidator(check_name)]
+PathText = Annotated[str, AfterValidator(check_path)]
+Grid = dict[str, Annotated[list[Any], BeforeValidator(read_list)]]
 
 STAGE_KINDS = ("pretrain", "posttrain", "finetune")
 """The kinds of stages, in the order in which a trial trains them."""
-
-_BOOLEAN_TYPES = (bool, bool | None, Literal["auto", True, False])
 
 
 class Section(BaseModel):
     """A frozen section of a study file. Unknown fields, infinite numbers and NaN are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def reject_booleans(cls, value: Any, info: ValidationInfo) -> Any:
-        """Reject booleans outside of boolean fields: YAML reads yes, no, on and off as booleans, which count as 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation not in _BOOLEAN_TYPES:
-            raise ValueError(f"{'yes' if value else 'no'} is not valid here; write a number or quoted text")
-        return value

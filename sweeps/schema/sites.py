@@ -12,18 +12,29 @@ import fnmatch
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.files import user_path
+from retain.sweeps.base.yaml_text import read_yaml
 from retain.sweeps.schema.execution import SiteOptions
-from retain.sweeps.schema.read import load_yaml
-from retain.sweeps.schema.section import Positive
+from retain.sweeps.schema.section import Positive, read_list, shown_value
 from retain.sweeps.schema.validation_messages import validate
+
+
+def check_patterns(value: Any) -> Any:
+    """One pattern or a list of patterns. Raises ValueError."""
+    if not all(isinstance(pattern, str) for pattern in read_list(value)):
+        raise ValueError(f"expected a pattern or a list of patterns (got {shown_value(value)}); quote a number")
+    return value
 
 
 class Site(SiteOptions):
     """The profile of one site. A study's own `execution.slurm` takes precedence."""
 
-    match: str | list[str] | None = None
+    match: Annotated[str | list[str], BeforeValidator(check_patterns)] | None = None
     """Shell patterns of host names or of SLURM's ClusterName. A machine that matches takes this profile. By default the profile
     is taken only with --site."""
     minutes: Positive | None = None
@@ -38,7 +49,7 @@ class Site(SiteOptions):
 def sites_file() -> Path:
     """The path of the file of profiles, which need not exist."""
     if named := os.environ.get("RETAIN_SITES"):
-        return Path(named).expanduser()
+        return user_path(named, "RETAIN_SITES")
     base = os.environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else Path.home() / ".config") / "retain" / "sites.yaml"
 
@@ -50,7 +61,7 @@ def read_sites() -> dict[str, Site]:
         if os.environ.get("RETAIN_SITES"):
             raise StudyError(f"{path}: file not found; correct RETAIN_SITES, or unset it")
         return {}
-    raw = load_yaml(path)
+    raw = read_yaml(path, ["*.environment", "*.extra"])
     if raw is None:
         return {}
     if not isinstance(raw, dict) or not all(isinstance(fields, dict) for fields in raw.values()):

@@ -8,7 +8,40 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from retain.sweeps.schema.execution import Execution
 from retain.sweeps.schema.models import PRESETS, Architecture
 from retain.sweeps.schema.published_corpora import template_pieces, with_published
-from retain.sweeps.schema.section import STAGE_KINDS, Positive, Section, Seed, Size
+from retain.sweeps.schema.section import (
+    STAGE_KINDS,
+    Grid,
+    Name,
+    NotNegative,
+    Number,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Section,
+    Seed,
+    Share,
+    Size,
+    Whole,
+    check_path,
+    read_list,
+    shown_value,
+)
+
+
+def check_paths(value: Any) -> Any:
+    """One path or a list of paths. Raises ValueError."""
+    if value == []:
+        raise ValueError("the list is empty; name a path, a folder or a pattern")
+    if value is not None and not all(isinstance(path, str) for path in read_list(value)):
+        raise ValueError(
+            f"expected a path or a list of paths (got {shown_value(value)}); quote a path that is a number"
+        )
+    for path in read_list(value) if value is not None else ():
+        check_path(path)
+    return value
+
+
+Paths = Annotated[str | list[str], BeforeValidator(check_paths)]
 
 
 class Corpus(Section):
@@ -21,10 +54,10 @@ class Corpus(Section):
     """A corpus of the paper, by its name in sweeps/schema/published_corpora.py. It sets every field that is not given here."""
     package: str | None = None
     """A corpus that installed Python packages ship: docstrings, instructions, music21 or chemicals."""
-    files: str | list[str] | None = None
+    files: Paths | None = None
     """Paths, folders or glob patterns of text, jsonl, json or parquet files, plain or compressed with gzip, zstd or bzip2.
     Relative paths start at the folder of the study file. Hidden files are left out unless a pattern names them."""
-    hf: str | None = None
+    hf: PathText | None = None
     """The id of a Hugging Face data set, a local data set folder, or the format in which `datasets` reads `files`."""
     config: str | None = None
     """The configuration of the Hugging Face data set. The default is the data set's own."""
@@ -44,7 +77,7 @@ class Corpus(Section):
     the whole source. The default reads it from its beginning."""
     tokens: Size | None = None
     """Stop reading once the training split holds this many tokens. By default the whole source is read."""
-    heldout: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    heldout: Annotated[Number, Field(gt=0, lt=1)] = 0.02
     """The share of documents in the held-out split, chosen by their hash: never trained on, only evaluated on. The default is
     meant for small corpora; large ones need less."""
 
@@ -75,8 +108,6 @@ class Corpus(Section):
         given = [name for name in ("package", "files", "hf") if getattr(self, name) is not None]
         if given not in (["package"], ["files"], ["hf"], ["files", "hf"]):
             raise ValueError("name exactly one source: package, files, or hf (hf may add files)")
-        if self.files == []:
-            raise ValueError("files: the list is empty; name a path, a folder or a pattern")
         hub_only = [name for name in ("config", "revision", "split", "in_turn") if name in self.model_fields_set]
         if not self.hf and hub_only:
             raise ValueError(f"{hub_only[0]}: valid only for hf sources; remove {hub_only[0]}")
@@ -88,11 +119,11 @@ class Corpus(Section):
 class Tokenizer(Section):
     """The tokeniser: trained on the study's corpora (`train`), or read from Hugging Face or a local folder (`hf`)."""
 
-    train: Annotated[int, Field(ge=300)] | None = None
+    train: Annotated[Whole, Field(ge=300)] | None = None
     """The number of entries of a byte-level BPE to train."""
     sample: Size = 2_000_000
     """The number of characters of each corpus to train the tokeniser on. The default takes seconds."""
-    hf: str | None = None
+    hf: PathText | None = None
     """The id of a model on Hugging Face, or a local folder with tokenizer.json and tokenizer_config.json."""
     revision: str | None = None
     """The commit, tag or branch of the Hugging Face model. The default is its main branch; a commit pins the tokeniser."""
@@ -119,17 +150,17 @@ class Model(Section):
     """The number of key and value heads (grouped-query attention). It must divide heads."""
     mlp: Positive | None = None
     """The width of the MLP between its projections."""
-    vocabulary: Annotated[int, Field(ge=0)] | None = None
+    vocabulary: Annotated[Whole, Field(ge=0)] | None = None
     """The number of rows of the embedding; 0 takes the number of the tokeniser's entries."""
     tied: bool | None = None
     """Whether the output head shares its weights with the input embedding."""
     context: Positive | None = None
     """The longest sequence in tokens."""
-    rope_base: Annotated[float, Field(gt=0)] | None = None
+    rope_base: PositiveFloat | None = None
     """The base θ of the rotary position embedding. The default is the preset's, or 100,000 as in SmolLM2."""
-    norm_eps: Annotated[float, Field(gt=0)] | None = None
+    norm_eps: PositiveFloat | None = None
     """The ε of RMSNorm. The default is the preset's, or 1e-5 as in SmolLM2."""
-    initializer_range: Annotated[float, Field(gt=0)] | None = None
+    initializer_range: PositiveFloat | None = None
     """The standard deviation of the initial weights. The default is the preset's, or 0.02 as in transformers."""
 
     @model_validator(mode="before")
@@ -165,22 +196,22 @@ class Optimisation(Section):
     """The corpus to train on, by its name in `corpora`."""
     tokens: Size
     """The number of tokens to take from the corpus, rounded down to whole sequences."""
-    lr: Annotated[float, Field(gt=0)]
+    lr: PositiveFloat
     """The peak learning rate of AdamW."""
-    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    min_lr: NotNegative = 0.0
     """The learning rate at the end of the cosine schedule. A value above lr is lowered to lr, so that the rate stays constant
     after the warm-up. The default decays to 0."""
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[Whole, Field(ge=0)] = 0
     """The number of steps of linear warm-up. The default starts at the peak."""
     batch: Positive
     """The number of sequences in one optimiser step, over all devices."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: NotNegative = 0.1
     """The weight decay of AdamW; norms have none. The default is the usual value for language models."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     """AdamW's β1 and β2. The default is the paper's (Table 5)."""
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    clip: PositiveFloat = 1.0
     """The norm to which larger gradients are clipped. The default is the paper's (Table 5)."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """The dropout rate at the embedding, the attention, the residual branches and the MLP. The default is no dropout."""
     seed: Seed | None = None
     """The seed of initialisation, data order and dropout. The default is the study's seed."""
@@ -204,7 +235,7 @@ Schedule = Annotated[Literal["uniform", "early", "late"] | tuple[float, float], 
 class Pretrain(Optimisation):
     """Stage 1: pretraining on D_pre, with a share of D_post mixed in."""
 
-    exposure: Annotated[float, Field(ge=0)] = 0.0
+    exposure: NotNegative = 0.0
     """λ: the share of D_post, the post-training corpus, that is mixed into pretraining. The default mixes in none."""
     exposure_schedule: Schedule = "uniform"
     """When D_post is mixed in: over the whole stage (uniform, the default), in its first or second half (early, late), or in a
@@ -239,9 +270,9 @@ class Lora(Section):
 
     rank: Positive = 64
     """The rank of the adapters. The default is the paper's."""
-    alpha: Annotated[float, Field(gt=0)] = 128.0
+    alpha: PositiveFloat = 128.0
     """The output of the adapters is multiplied by alpha / rank. The default is the paper's."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """The dropout rate at the input of the adapters, in addition to the stage's own dropout. The default is no dropout."""
     targets: Annotated[tuple[Projection, ...], Field(min_length=1)] = (
         "o_proj",
@@ -276,7 +307,7 @@ class Posttrain(Adaptable):
 
     max_tokens: Size | None = None
     """The number of tokens to train on at most, in repeated passes over D_post. The default is one pass."""
-    replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    replay: Share = 0.0
     """The share of this stage's tokens that are drawn from D_pre. The default is no replay."""
     early_stopping: EarlyStopping | None = None
     """When to stop before `max_tokens`. By default the stage never stops early."""
@@ -291,13 +322,13 @@ class Study(Section):
 
     loss_unit: ClassVar[str] = "losses in nats per token on held-out text"
 
-    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    study: Name
     """The name of the study. The default is the file's name without its suffix."""
     model: Model
     """The model: a preset's name, or its numbers."""
     tokenizer: Tokenizer
     """The tokeniser."""
-    sequence_length: Annotated[int, Field(ge=2)]
+    sequence_length: Annotated[Whole, Field(ge=2)]
     """The length of the packed sequences in tokens. It must not exceed the model's context."""
     corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
     """The corpora by name. Stages refer to these names."""
@@ -316,7 +347,7 @@ class Study(Section):
     """The seed of the shuffle of each corpus. A subset of n tokens is the beginning of that shuffle, so subsets are nested."""
     cases: dict[str, dict[str, dict[str, Any]]] = {}
     """Axes of named cases, each of which sets several fields. A list in a case is a grid within that case."""
-    grid: dict[str, list[Any]] = {}
+    grid: Grid = {}
     """The axes of the grid: the dotted path of a field, and the list of its values."""
     search: dict[str, Any] = {}
     """The space that `retain search` searches instead of the grid. The fields are those of `SearchBlock` in

@@ -2,11 +2,59 @@
 
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.units import shortened
+from retain.sweeps.schema.section import shown_value
+
+WORDS = {
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_type": "expected text; quote a number that is meant as text",
+    "string_too_short": "the text is empty; write at least one letter",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "list_type": "expected a list, as in [a, b]",
+    "tuple_type": "expected a list, as in [a, b]",
+    "too_short": "too few values; write at least {min_length}",
+    "too_long": "too many values; write at most {max_length}",
+    "dict_type": "expected a mapping, as in {{name: value}}",
+    "model_type": "expected a mapping of fields, as in {{field: value}}",
+    "invalid_key": "the name of a field must be text",
+    "literal_error": "unknown value; write {expected}",
+}
+"""What is wrong and the cure, for each type of error that the fields of a study can raise."""
+ELSEWHERE: Mapping[str, Sequence[str]] = {
+    "Retain measures held-out losses only; remove the field": (
+        "evaluation",
+        "evaluations",
+        "evaluate",
+        "eval",
+        "tasks",
+    ),
+    "every learning rate warms up linearly over `warmup` steps and decays along a cosine to `min_lr`; remove the field": (
+        *("schedule", "scheduler", "lr_schedule", "lr_scheduler", "decay"),
+    ),
+    "every stage trains with AdamW; remove the field": ("optimizer", "optimiser"),
+    "the stages are pretrain, posttrain and finetune; remove the field": ("stages", "midtrain", "sft", "rlhf"),
+    "a stage reads one corpus, and mixes only by pretrain.exposure and posttrain.replay; remove the field": (
+        *("mix", "mixture", "mixtures", "mixing"),
+    ),
+    "a stage is as long as its `tokens`; post-training repeats its data up to `max_tokens`; remove the field": (
+        *("epochs", "steps", "max_steps", "passes"),
+    ),
+    "write lr": ("learning_rate",),
+    "write batch": ("batch_size", "global_batch_size"),
+    "write sequence_length": ("seq_len", "seq_length", "max_length", "context_length"),
+}
+"""What stands in the place of fields that other tools have and Retain does not."""
+
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -22,23 +70,37 @@ def validate(schema: type[Schema], fields: Any, before: str) -> Schema:
 def _first_sentence(error: ValidationError, root: type[BaseModel]) -> str:
     """The first error in a `root` section, as `field: what is wrong; the cure`."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        section = root.model_fields if len(first["loc"]) == 1 else _fields_of(first["loc"], root)
-        near = difflib.get_close_matches(str(first["loc"][-1]), section, n=1)
-        cure = f"did you mean {near[0]}?" if near else f"the known fields are {', '.join(section)}"
-        return f"{field}: unknown field; {cure}"
-    if first["type"] == "missing":
-        return f"{field}: this field is required"
-    given = "" if isinstance(first["input"], dict) or first["type"] == "value_error" else f" (got {first['input']!r})"
+    kind, location = first["type"], [part for part in first["loc"] if part != "[key]"]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    # The message of a section's own check may begin with the field that the check is about.
-    own = first["type"] == "value_error" and re.match(r"[a-z_.]+: ", message)
-    return f"{field}{'.' if own else ': '}{message}{given}{more}" if field else f"{message}{more}"
+    context = first.get("ctx", {})
+    if kind == "missing" and isinstance(location[-1], int):  # a list with too few values
+        kind, context = "too_short", {"min_length": location[-1] + 1}
+        del location[-1]
+    field = shortened(".".join(map(str, location)))
+    if kind == "extra_forbidden":
+        return f"{field}: unknown field; {_cure(str(location[-1]), _fields_of(location, root))}"
+    if kind == "missing":
+        return f"{field}: this field is required"
+    if kind == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        # The message of a section's own check may begin with the field that the check is about.
+        colon = "." if re.match(r"[a-z_.]+: ", message) else ": "
+        return f"{field}{colon}{message}{more}" if field else f"{message}{more}"
+    message = WORDS.get(kind, "invalid value; docs/reference/fields.md says what the field takes")
+    message = message.format(**context).replace("'", "")
+    what, cure, after = message.partition(";")
+    given = "" if isinstance(first["input"], dict) or first["input"] == "" else f" (got {shown_value(first['input'])})"
+    return f"{field}: {what}{given}{cure}{after}{more}"
 
 
-def _fields_of(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
+def _cure(name: str, known: Sequence[str]) -> str:
+    if cure := next((cure for cure, names in ELSEWHERE.items() if name in names and name not in known), None):
+        return cure
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"did you mean {near[0]}?" if near else f"the known fields are {', '.join(known)}"
+
+
+def _fields_of(location: Sequence[int | str], root: type[BaseModel]) -> list[str]:
     """The known fields of the section that holds an unknown field."""
     model: Any = root
     for part in location[:-1]:

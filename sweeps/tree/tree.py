@@ -182,7 +182,7 @@ def merged(trees: Sequence[Tree]) -> Tree:
             stages.setdefault(key, stage)
         for trial in tree.trials:
             trials.setdefault(trial.path, trial)
-    names = "+".join(tree.study for tree in trees)
+    names = "+".join(dict.fromkeys(tree.study for tree in trees))
     return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees))
 
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 
 import retain
 from retain.launchers.stage.failures import CLASSES
+from retain.sweeps.base.yaml_text import read_yaml
 from retain.sweeps.schema.linear import LinearStudy
-from retain.sweeps.schema.read import check_study, load_yaml, read_study
+from retain.sweeps.schema.read import check_study, read_study
 from retain.sweeps.schema.search_space import SearchBlock
 from retain.sweeps.schema.sites import read_sites
 from retain.sweeps.schema.study import Study
@@ -141,7 +142,7 @@ def test_every_function_of_the_public_api_that_is_named_exists(page: Path) -> No
 def test_the_examples_of_studies_and_sites_are_valid(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base: dict[str, Any] = load_yaml(ROOT / "sweeps" / "studies" / "laptop.yaml")
+    base: dict[str, Any] = read_yaml(ROOT / "sweeps" / "studies" / "laptop.yaml")
     for number, block in enumerate(code_blocks(page, "yaml")):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block, encoding="utf-8")

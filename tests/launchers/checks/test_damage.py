@@ -135,7 +135,7 @@ def test_what_is_trained_stays_readable_when_its_sources_are_not_what_they_were(
         assert caplog.messages, verb
         for message in caplog.messages:
             assert message.startswith("tiny.yaml: corpora.")
-            assert message.endswith("showing the stages that were trained on the data as last prepared")
+            assert message.endswith("showing stages that were trained on the data as last prepared")
     capsys.readouterr()
     main(["results", str(study), "--store", str(copied), "--json"])
     rows = json.loads(capsys.readouterr().out)["trials"]

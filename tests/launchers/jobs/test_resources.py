@@ -165,6 +165,13 @@ def test_a_gres_that_is_no_gpu_is_asked_for_beside_the_gpus_and_a_cpu_stage_asks
     assert "#SBATCH --g" not in script(Store(tmp_path / "cpu"), accelerator="cpu")
 
 
+def test_an_option_that_is_true_has_no_value_and_one_that_is_false_is_left_out(tmp_path: Path) -> None:
+    options = {"exclusive": False, "hold": True, "hint": "nomultithread", "nice": "010"}
+    lines = script(Store(tmp_path), slurm={"extra": options}).splitlines()
+    assert {"#SBATCH --hold", "#SBATCH --hint=nomultithread", "#SBATCH --nice=010"} <= set(lines)
+    assert not [line for line in lines if "exclusive" in line]
+
+
 def test_a_stage_trains_with_its_own_number_of_processes_here_too(tmp_path: Path) -> None:
     study, store = tiny_study(tmp_path / "study", grid={}), tmp_path / "runs"
     states = train_here(study, store, "execution.stages.finetune={devices: 2, micro_batch: 2}")

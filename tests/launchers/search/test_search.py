@@ -165,7 +165,7 @@ def test_a_guard_ends_what_a_dead_driver_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("search.searcher=bayes", "search.searcher: Input should be 'random', 'grid', 'tpe' or 'nsga2'"),
+        ("search.searcher=bayes", "search.searcher: unknown value (got 'bayes'); write random, grid, tpe or nsga2"),
         ("search={}", "search: there is nothing to search"),
         (
             "search={axes: {pretrain.tokens: [7680, 999M]}}",
@@ -197,7 +197,7 @@ def test_the_grid_of_the_study_file_stands_in_no_search_s_way(searched: Searched
 
 def test_a_wrong_search_is_told_in_one_line_before_ray_is_started(searched: Searched) -> None:
     told = retain("search", searched.study, "--searcher", "bayes", "--store", searched.store, code=2).stderr
-    assert "search.searcher: Input should be 'random', 'grid', 'tpe' or 'nsga2'" in told
+    assert "search.searcher: unknown value (got 'bayes'); write random, grid, tpe or nsga2" in told
     assert told.count("\n") == 1
 
 

@@ -32,7 +32,7 @@ def test_hours_are_refused_where_stages_train_on_cpus() -> None:
 
 def test_a_budget_below_one_point_is_refused_with_what_a_point_takes(tmp_path: Path) -> None:
     search = searching("theory", tmp_path, TWO_POINTS, *THEORY)
-    values = search.space.grid()[0]
+    values = next(search.space.grid())
     needed = sum(stage.tokens for stage in search.searched.tree({"p0": values})[1].stages.values())
     short = Budget(needed - 1, "tokens", "H100")
     with pytest.raises(StudyError, match=r"--budget .* tokens: one point takes up to .* tokens; raise it"):

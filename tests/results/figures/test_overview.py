@@ -63,6 +63,18 @@ def test_the_figure_names_its_lines_axes_and_units(planned: tuple[Tree, Store]) 
     assert "missing" not in text
 
 
+def test_names_with_signs_of_formulas_are_drawn_as_they_are_written(tmp_path: Path) -> None:
+    named = {
+        "$x_$": {"$\\frac{$": {"pretrain.exposure": 0}, "_b$": {"pretrain.exposure": 1}},
+        "_c": {"^": {"seed": 1}, "%": {"seed": 2}},
+    }
+    tree, store = registered(tmp_path / "runs", cases=named, grid={"finetune.lr": [5e-4, 2e-3]})
+    finish_all(tree, store)
+    text = texts(drawn(tree, store)[".svg"])
+    for expected in ("$x_$=$\\frac{$", "$x_$=_b$", "_c=^"):
+        assert expected in text, expected
+
+
 def test_partial_results_are_drawn_and_missing_trials_are_counted(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store, lambda stage: stage != "finetune")

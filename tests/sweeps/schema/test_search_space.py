@@ -23,7 +23,7 @@ def space(**block: Any) -> SearchSpace:
 
 
 INVALID: list[tuple[dict[str, Any], str]] = [
-    ({"axes": {}}, "search.axes: Dictionary should have at least 1 item"),
+    ({"axes": {}}, "search.axes: too few values; write at least 1"),
     ({"axis": AXES}, "search.axes: this field is required"),
     ({"axes": AXES, "trails": 5}, "search.trails: unknown field; did you mean trials?"),
     ({"axes": {"pretrain.exposur": [0, 1]}}, "search.axes.pretrain.exposur: pretrain.exposur: unknown field"),
@@ -44,7 +44,10 @@ INVALID: list[tuple[dict[str, Any], str]] = [
         {"axes": {"posttrain": [{}], "posttrain.lr": [1]}},
         "search.axes.posttrain: posttrain.corpus: this field is required",
     ),
-    ({"axes": AXES, "objective": "loss"}, "search.objective.loss: Input should be 'immediate_posttraining_loss'"),
+    (
+        {"axes": AXES, "objective": "loss"},
+        "search.objective.loss: unknown value (got 'loss'); write immediate_posttraining_loss,",
+    ),
     ({"axes": AXES, "objective": {"weighted": {"finetuning_loss": 0}}}, "search.objective.weighted: all weights are 0"),
     (
         {"axes": AXES, "objective": {"hypervolume": ["finetuning_loss", "finetuning_loss"]}},
@@ -55,11 +58,14 @@ INVALID: list[tuple[dict[str, Any], str]] = [
         "search.constraints.finetuning_loss: give either within: SHARE",
     ),
     ({"axes": AXES, "seeds": [1, 1]}, "search.seeds: 1 is listed twice"),
-    ({"axes": AXES, "searcher": "bayes"}, "search.searcher: Input should be 'random', 'grid', 'tpe' or 'nsga2'"),
+    (
+        {"axes": AXES, "searcher": "bayes"},
+        "search.searcher: unknown value (got 'bayes'); write random, grid, tpe or nsga2",
+    ),
     ({"axes": AXES, "per_posttraining": 9}, "search.per_posttraining: must not exceed per_pretraining"),
-    ({"axes": AXES, "probe": {"at": 1}}, "search.probe.at: Input should be less than 1"),
-    ({"axes": AXES, "probe": {"at": 0}}, "search.probe.at: Input should be greater than 0"),
-    ({"axes": AXES, "probe": {"factor": 1}}, "search.probe.factor: Input should be greater than or equal to 2"),
+    ({"axes": AXES, "probe": {"at": 1}}, "search.probe.at: must be less than 1"),
+    ({"axes": AXES, "probe": {"at": 0}}, "search.probe.at: must be greater than 0"),
+    ({"axes": AXES, "probe": {"factor": 1}}, "search.probe.factor: must be at least 2"),
     ({"axes": AXES, "probe": {"first": 0.5}}, "search.probe.first: unknown field"),
     (
         {"axes": AXES, "constraints": {"finetuning_loss": 0.01}},
@@ -129,7 +135,7 @@ def test_axes_are_in_the_order_of_the_stages_and_the_grid_varies_the_last_one_fa
         ("posttrain.lr", "posttrain"),
         ("finetune.lr", "finetune"),
     ]
-    points = found.grid()
+    points = list(found.grid())
     assert len(points) == 8
     assert points[0] == {"posttrain.tokens": 1280, "posttrain.lr": 1e-3, "finetune.lr": 1e-4}
     assert [point["finetune.lr"] for point in points] == [1e-4, 1e-3] * 4

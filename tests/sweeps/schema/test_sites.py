@@ -82,11 +82,21 @@ def test_two_matching_profiles_and_an_unknown_profile_are_errors(sites_yaml: Pat
     [
         ("north: {partitoin: gpu}", "sites.yaml: north.partitoin: unknown field; did you mean partition?"),
         ("north: {nodes: 2}", "sites.yaml: north.nodes: unknown field; the known fields are partition, account"),
-        ("north: {minutes: 0}", "sites.yaml: north.minutes: Input should be greater than 0 (got 0)"),
-        ("north: {environment: {A-B: 1}}", "sites.yaml: north.environment.A-B: String should match pattern"),
+        ("north: {minutes: 0}", "sites.yaml: north.minutes: must be greater than 0 (got 0)"),
+        (
+            "north: {environment: {A-B: 1}}",
+            "sites.yaml: north.environment.A-B: not a name of a variable; write letters, digits and underscores",
+        ),
         ("north: gpu", "sites.yaml: expected a mapping from site names to fields; write `north: {partition: gpu}`"),
+        ("north: {setup: [a\n", "sites.yaml: invalid YAML in line 2: a bracket or a comma is missing or too many"),
+        ("north: {minutes: 012}", "sites.yaml: north.minutes: '012' is not a number; write 12, or 10 if it is octal"),
+        ("north: {match: [1]}", "sites.yaml: north.match: expected a pattern or a list of patterns (got [1])"),
+        (
+            "north: {extra: {array: 1-3}}",
+            "sites.yaml: north.extra: Retain sets the option array of every job; remove it",
+        ),
         ("- north", "sites.yaml: expected a mapping from site names to fields"),
-        ("north: {qos: a, qos: b}", "sites.yaml: invalid YAML: qos appears twice"),
+        ("north: {qos: a, qos: b}", "sites.yaml: invalid YAML in line 1: qos appears twice; remove one of them"),
     ],
 )
 def test_an_invalid_profile_is_one_sentence_with_file_field_and_cure(
@@ -134,7 +144,7 @@ def test_fields_of_the_study_apply_to_every_kind_of_stage() -> None:
         ({"stages": {"pretrain": {"devcies": 2}}}, "execution.stages.pretrain.devcies: unknown field; did you mean"),
         (
             {"stages": {"pretune": {}}},
-            "execution.stages.pretune: Input should be 'pretrain', 'posttrain' or 'finetune'",
+            "execution.stages.pretune: unknown value (got 'pretune'); write pretrain, posttrain or finetune",
         ),
         ({"stages": {"finetune": {"parallel": 2}}}, "execution.stages.finetune.parallel: unknown field"),
     ],
