@@ -1,13 +1,14 @@
 """What one job, or one array of jobs, requests from SLURM: its runs, resources, environment and code."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,15 +46,14 @@ class Family:
 
 def families(store: Store, keys: Sequence[str]) -> list[Family]:
     """Runs grouped by stage, needs and resources, in the order of the first of each group."""
-    grouped: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
-    executions: dict[tuple[str, tuple[str, ...], str], Mapping[str, Any]] = {}
+    found: dict[str, Family] = {}
     for key in keys:
         run = store.run(key)
         spec = run.spec()
-        group = (spec["stage"], tuple(run.needs()), repr(sorted(spec["execution"].items(), key=str)))
-        grouped.setdefault(group, []).append(key)
-        executions[group] = spec["execution"]
-    return [Family(group[0], group[1], tuple(found), executions[group]) for group, found in grouped.items()]
+        alone = Family(spec["stage"], tuple(run.needs()), (key,), spec["execution"])
+        group = json.dumps([alone.stage, alone.needs, alone.execution], sort_keys=True)
+        found[group] = replace(alone, keys=(*found[group].keys, key)) if group in found else alone
+    return list(found.values())
 
 
 def family_executor(

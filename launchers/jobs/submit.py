@@ -10,7 +10,7 @@ from retain.datamodules.corpora.prepare import Report, ignore_progress
 from retain.launchers.jobs.branches import skip_blocked
 from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.entry import RunJob, call
+from retain.launchers.jobs.entry import do_task
 from retain.launchers.jobs.resources import Resources, as_executions, find_site, slurm_resources
 from retain.launchers.jobs.sbatch import Family, families, family_executor, hand_over, outside_job
 from retain.launchers.jobs.submissions import (
@@ -242,11 +242,14 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
         store.run(key).queue(submission.token)
     # 2. Call sbatch.
     executor = family_executor(store, submission, family, dependency, code)
-    tasks = [RunJob(str(store.root.absolute()), submission.token) for _ in submission.tasks]
+    root, token, tasks = str(store.root.absolute()), submission.token, len(submission.tasks)
     try:
         with outside_job():
-            jobs = executor.map_array(call, tasks) if len(tasks) > 1 else [executor.submit(tasks[0])]
-        answered = replace(submission, job_id=jobs[0].job_id.split("_")[0])
+            if tasks > 1:
+                job = executor.map_array(do_task, [root] * tasks, [token] * tasks)[0]
+            else:
+                job = executor.submit(do_task, root, token)
+        answered = replace(submission, job_id=job.job_id.split("_")[0])
         write_submission(store, answered)
         return answered
     except Exception as error:
