@@ -28,6 +28,9 @@ OF_A_JOB = re.compile(
 )
 """Environment variables of a job. A job that this job submits must not inherit them."""
 
+NAMED_ALIKE = {"nodes", "partition", "account", "qos", "constraint", "exclude"}
+"""Options that a study and sbatch call the same."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -78,19 +81,13 @@ def family_executor(
     gres = slurm.gres if gpus or "{gpus}" not in (slurm.gres or "") else None
     root = str(store.root.absolute())
     epilogue = [sys.executable, "-m", "retain.launchers.jobs.epilogue", root, submission.token]
-    parameters: dict[str, Any] = {
+    parameters: dict[str, Any] = slurm.model_dump(include=NAMED_ALIKE) | {
         "job_name": submission.name,
         "comment": f"retain {family.stage} of {store.root}",
         "time": slurm.minutes or UNMEASURED_MINUTES,
-        "nodes": slurm.nodes,
         "ntasks_per_node": tasks,
         "cpus_per_task": slurm.cpus,
         "mem": f"{int(slurm.memory_gb * 1024)}M" if slurm.memory_gb else None,
-        "partition": slurm.partition,
-        "account": slurm.account,
-        "qos": slurm.qos,
-        "constraint": slurm.constraint,
-        "exclude": slurm.exclude,
         "gres": gres and gres.replace("{gpus}", str(gpus)),
         "gpus_per_node": gpus if gpus and "gpu" not in (gres or "") else None,
         "dependency": dependency,

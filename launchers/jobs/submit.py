@@ -18,15 +18,16 @@ from retain.launchers.jobs.submissions import (
     new_submission,
     read_backlog,
     submission_folder,
+    submissions,
     submitted_jobs,
-    unanswered,
     write_backlog,
     write_submission,
 )
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
-from retain.launchers.slurm.client import Limits, live_jobs, read_limits, release_jobs, require_slurm
+from retain.launchers.slurm.client import live_jobs, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
+from retain.launchers.slurm.partitions import Limits, read_limits
 from retain.results.store.lease import SILENCE_S, Owner, wait_for_lease
 from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED, UNENDED
@@ -159,7 +160,7 @@ def settle_unanswered(store: Store) -> list[str]:
     Returns the ids of the adopted jobs. For the holder of the submission lease.
     """
     adopted = []
-    for submission in unanswered(store):
+    for submission in [one for one in submissions(store) if one.job_id is None]:
         # 1. The job exists: sbatch was killed, or timed out, after SLURM had accepted the job.
         found = live_jobs(name=submission.name)
         if found:

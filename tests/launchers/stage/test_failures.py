@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import distributed
 
-from retain.launchers.jobs.branches import retry_runs, skip_blocked
-from retain.launchers.jobs.dead_attempts import LIFE, explain_deaths, is_dead, settle_death
+from retain.launchers.jobs.branches import skip_blocked
+from retain.launchers.jobs.dead_attempts import FIRST_LINE, explain_deaths, is_dead, settle_death
 from retain.launchers.jobs.sbatch import outside_job
 from retain.launchers.jobs.submissions import submission_folder
 from retain.launchers.stage.failures import (
@@ -219,7 +219,7 @@ def test_gpu_memory_halves_the_micro_batch_of_the_next_attempt_and_retry_forgets
         sizes.append((prepare_retry(run, ON_SLURM) is not None, run.execution()["micro_batch"]))
     assert sizes == [(True, 4), (True, 2), (True, 1), (False, 1)]
     assert run.spec()["execution"]["micro_batch"] is None
-    retry_runs(Store(tmp_path), [run.key])
+    run.retry()
     assert run.execution()["micro_batch"] is None
     run.begin(1)
     run.fail("out of memory on the GPU: CUDA", GPU_MEMORY)
@@ -284,7 +284,7 @@ def test_runs_below_a_failed_run_are_skipped_and_planned_again_with_it(tmp_path:
     for run in (middle, leaf):
         assert run.state().state == "skipped"
         assert run.state().reason == f"pretrain {top.key} failed: diverged: the training loss is nan"
-    retry_runs(store, [top.key])
+    store.run(top.key).retry()
     assert skip_blocked(store, keys) == []
     assert [run.state().state for run in (middle, leaf)] == ["planned", "planned"]
 
@@ -322,12 +322,12 @@ def test_only_the_life_of_a_requeued_job_that_died_explains_its_death(
         "error: *** JOB 7 ON n1 CANCELLED AT 2026-11-27T23:48:20 DUE TO JOB REQUEUE ***",
         "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
     ]
-    text = "".join(f"submitit INFO - {LIFE}job_id=7)\n{life}\n" for life in lives)
+    text = "".join(f"submitit INFO - {FIRST_LINE}job_id=7)\n{life}\n" for life in lives)
     log = submission_folder(store, "token") / "7_0_log.out"
     log.parent.mkdir(parents=True)
     log.write_text(text)
     assert explain_deaths(store, [run])[run.key].failure == HOST_MEMORY
-    log.write_text(text + f"submitit INFO - {LIFE}job_id=7)\n")
+    log.write_text(text + f"submitit INFO - {FIRST_LINE}job_id=7)\n")
     assert explain_deaths(store, [run], later=True)[run.key].failure == HOST_MEMORY
 
 
