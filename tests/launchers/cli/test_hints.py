@@ -15,7 +15,7 @@ import yaml
 
 from retain.launchers.cli.options import command
 from retain.launchers.search.derived_studies import open_search
-from retain.launchers.search.request import new_request, register_search
+from retain.launchers.search.request import SearchRequest, register_search
 from retain.results.store.runs import Store
 from retain.sweeps.schema.read import read_study
 from tests.launchers.search.searches import THEORY, block, finish, searching
@@ -147,7 +147,7 @@ def test_results_of_a_searched_study_and_its_cancelled_search_name_what_continue
     points = run_as_printed(hints(results, r"in addition: (retain results .*)"))
     assert "point" in points
     searched = open_search(study, [*THEORY, SEARCH], place.store, None)
-    register_search(searched, new_request(searched, "ray", "1Mtokens", "H100"))
+    register_search(searched, SearchRequest("ray", "1Mtokens", "H100"))
     cancelled = place.retain("cancel", place.study, *THEORY, SEARCH)
     (hint,) = hints(cancelled, r"cancelled; (retain search .*) resumes them")
     assert {"--launcher=ray", "--budget=1Mtokens"} < set(shlex.split(hint))

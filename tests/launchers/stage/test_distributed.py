@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from retain.launchers.local.launcher import _free_port, _loopback
+from retain.launchers.stage.ranks import free_port, loopback_interface
 
 MEETING = """
 import os
@@ -21,8 +21,8 @@ torch.distributed.destroy_process_group()
 
 
 def test_ranks_of_one_machine_meet_where_nobody_else_can_reach_them() -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
-    shared |= {"GLOO_SOCKET_IFNAME": _loopback(), "PYTHONPATH": ":".join(sys.path)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    shared |= {"GLOO_SOCKET_IFNAME": loopback_interface(), "PYTHONPATH": ":".join(sys.path)}
     command = [sys.executable, "-c", MEETING]
     ranks = [
         subprocess.Popen(command, env=shared | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
