@@ -105,7 +105,7 @@ class Timer(Callback):
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         # The CPU runs ahead of the GPU otherwise.
-        _settle()
+        settle()
         self.times.append(time.perf_counter())
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
@@ -114,7 +114,7 @@ class Timer(Callback):
         tensors = [part.detach() for part in (*module.model.parameters(), *moments) if part.dim()]
         copies: list[torch.Tensor] = []
         for _ in range(3):
-            _settle()
+            settle()
             begin = time.perf_counter()
             if not copies:
                 copies = [torch.empty_like(part, device="cpu", pin_memory=part.is_cuda) for part in tensors]
@@ -154,7 +154,7 @@ def plain(case: Case) -> Measured:
     model, times = case.build(), [time.perf_counter()]
 
     def tick(_: LlamaForCausalLM) -> None:
-        _settle()
+        settle()
         times.append(time.perf_counter())
 
     train_plainly(model, RECIPE, case.batches(), tick, True, case.compiled, PLAIN_SEQUENCES)
@@ -202,7 +202,8 @@ def _measured(name: str, case: Case, size: int, times: Sequence[float], stalls: 
     return Measured(name, size, rate, peak, times[WARM_UP] - times[0], stalls)
 
 
-def _settle() -> None:
+def settle() -> None:
+    """Wait for the GPU, so that its work is not counted for what comes next."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -254,13 +254,6 @@ def bf16_support() -> str:
     return "has AMX (bf16)" if has_amx else "has no AMX: bf16 products are no faster than fp32 ones"
 
 
-def file_system(folder: Path) -> str:
-    """The kernel's name for the type of a folder's file system."""
-    mounts = [line.split()[1:3] for line in _lines("/proc/mounts")]
-    above = [mount for mount in mounts if folder.resolve().is_relative_to(mount[0])]
-    return max(above, key=lambda mount: len(mount[0]))[1] if above else "unknown"
-
-
 def _lines(path: str) -> list[str]:
     """The lines of a file; none if the system has no such file."""
     try:

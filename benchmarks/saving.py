@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from benchmarks.harness import Option, Page, file_system, log, markdown_table, run_benchmark, watch_other_processes
+from benchmarks.gpu import settle
+from benchmarks.harness import Option, Page, log, markdown_table, run_benchmark, watch_other_processes
 from benchmarks.made_up import one_corpus_study, registered, write_words
 from retain.datamodules.order.stage_data import StageData
+from retain.launchers.checks.doctor import file_system
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import StopRequest
 from retain.launchers.stage.training.checkpoints import CheckpointWriter, Snapshot, checkpoint_folders
@@ -119,7 +121,7 @@ class TimedCurves(Curves):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        _settle(module)
+        settle()
         begin = time.perf_counter()
         super().on_train_batch_end(trainer, module, outputs, batch, index)
         self.seconds = time.perf_counter() - begin
@@ -150,7 +152,7 @@ class TimedResume(Resume):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        _settle(module)
+        settle()
         now = time.perf_counter()
         # 1. Note the step.
         if index >= WARM_UP:
@@ -172,12 +174,6 @@ class TimedResume(Resume):
             self.stalls.append(time.perf_counter() - begin)
             self.quiet = self.loud = 0
         self.resumed_at = time.perf_counter()
-
-
-def _settle(module: LightningModule) -> None:
-    """Wait for the device, so that its work is not counted for what comes next."""
-    if module.device.type == "cuda":
-        torch.cuda.synchronize(module.device)
 
 
 def measure(options: argparse.Namespace) -> Page:

@@ -32,7 +32,6 @@ from benchmarks.harness import (
     Option,
     Page,
     bullets,
-    file_system,
     log,
     markdown_table,
     run_benchmark,
@@ -69,6 +68,8 @@ Cells = Mapping[str, tuple[float, str]]
 
 def measure(options: argparse.Namespace) -> Page:
     """Plans, then the verbs on each store."""
+    from retain.launchers.checks.doctor import file_system
+
     plans = {math.prod(grid): plan(grid, options.folder) for grid in GRIDS[: options.grids]}
     helps = [retain("--help").seconds for _ in range(HELPS + 1)][1:]
     verbs = {runs: verbs_on_store(runs, options.folder) for runs in SIZES if runs <= options.most}

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.harness import STARTED, Option, Page, file_system, log, markdown_table, run_benchmark, run_function
+from benchmarks.harness import STARTED, Option, Page, log, markdown_table, run_benchmark, run_function
 from retain.launchers.stage.environment import FOLDER
 
 ATTEMPT, TRAINING = "retain.launchers.stage.attempt", "retain.launchers.stage.training.run"
@@ -177,6 +177,8 @@ def as_worker(root: Path, keys: Sequence[str], began: float, answer: Any) -> Non
 
 def measure(options: argparse.Namespace) -> Page:
     """Start each kind of process in turn."""
+    from retain.launchers.checks.doctor import file_system
+
     os.environ["PYTHONWARNINGS"] = "ignore"
     root, keys = made_up_store(options.folder, 4 * (options.processes + 1), 4 * options.compiled)
     server = _fork_server()
@@ -202,19 +204,18 @@ def measure(options: argparse.Namespace) -> Page:
         f"medians of {options.processes} processes of each kind ({options.compiled} of compiled ones), in turn; the store on "
         f"{file_system(options.folder)}",
     ]
-    usual = {part: [median(start.parts[part] for start in starts) for starts in found.values()] for part in PARTS}
-    totals = [median(sum(start.parts.values()) for start in starts) for starts in found.values()]
+
+    def row(name: str, seconds: Callable[[Start], float], shown: str) -> list[str]:
+        usual = [median(map(seconds, starts)) for starts in found.values()]
+        return [name, *(shown.format(each) if each else "" for each in usual)]
+
     rows = [
-        *([part, *(f"{second:.3f}" if second else "" for second in seconds)] for part, seconds in usual.items()),
-        ["**from its start to its first step done**", *(f"**{total:.2f}**" for total in totals)],
-        ["processor seconds until then, all threads", *(_usual(found, "cpu", "{:.2f}"))],
-        ["a later step, for comparison", *(_usual(found, "later_step", "{:.3f}"))],
+        *(row(part, lambda start, part=part: start.parts[part], "{:.3f}") for part in PARTS),  # type: ignore[misc]
+        row("**from its start to its first step done**", lambda start: sum(start.parts.values()), "**{:.2f}**"),
+        row("processor seconds until then, all threads", lambda start: start.cpu, "{:.2f}"),
+        row("a later step, for comparison", lambda start: start.later_step, "{:.3f}"),
     ]
     return Page(circumstances, [markdown_table(["seconds", *found], rows)])
-
-
-def _usual(found: dict[str, list[Start]], field: str, shown: str) -> list[str]:
-    return [shown.format(median(getattr(start, field) for start in starts)) for starts in found.values()]
 
 
 def start_job(root: Path, key: str) -> Start:

@@ -11,12 +11,12 @@ import argparse
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import retain
-from benchmarks.harness import Option, Page, bf16_support, run_benchmark, table_of
+from benchmarks.harness import Option, Page, bf16_support, markdown_table, run_benchmark, table_of
 from benchmarks.loops import LOOPS, MARKS, OTHER_WEIGHTS, PEER, Racer, Work, race
 from benchmarks.made_up import registered
 
@@ -75,20 +75,16 @@ def curve_table(racers: Sequence[Racer]) -> str:
     return table_of(racers, columns | {"from Trainer's": lambda racer: f"{racer.losses[-1] - trainers[-1]:+.4f}"})
 
 
-@dataclass(frozen=True)
-class StudySpeed:
-    """A study as `retain plan` counts it, and Retain's speed in four ways, as multiples of the Trainer's."""
-
-    name: str
-    stages: int
-    tokens: int
-    speeds: Sequence[float]
+STUDY_COLUMNS = (
+    "of Trainer's speed", "stages", "tokens", "not compiled (`compile: auto`)", "compiled, each from an empty cache",
+    "compiled, one cache", f"compiled, one cache, packs of {PACK}",
+)  # fmt: skip
 
 
-def study_speed(study: str, store: Path, small: Sequence[Racer], cached: float) -> StudySpeed:
-    """Retain's speed over a whole study of a store that has none of its runs.
+def study_row(study: str, store: Path, small: Sequence[Racer], cached: float) -> list[str]:
+    """A study as `retain plan` counts it, and Retain's speed over it in four ways, as multiples of the Trainer's.
 
-    cached: the seconds before the first steps of a process that finds its code compiled.
+    store: one that has none of its runs. cached: the seconds before the first steps of a process that finds its code compiled.
     """
     totals = retain.plan(study, [f"execution.pack={PACK}"], store).totals
     token = {racer.name: median(racer.steps) / (SMALL * LENGTH) for racer in small}
@@ -101,18 +97,8 @@ def study_speed(study: str, store: Path, small: Sequence[Racer], cached: float) 
         totals.tokens * token[COMPILED] + totals.jobs * cached + first,
     )
     trainer = totals.tokens * token[PEER] + totals.stages * start[PEER]
-    return StudySpeed(study, totals.stages, totals.tokens, [trainer / each for each in seconds])
-
-
-STUDY_COLUMNS: dict[str, Callable[[StudySpeed], str]] = {
-    "of Trainer's speed": lambda study: study.name,
-    "stages": lambda study: f"{study.stages:,}",
-    "tokens": lambda study: f"{study.tokens / 1e6:.1f}M",
-    "not compiled (`compile: auto`)": lambda study: f"{study.speeds[0]:.2f}",
-    "compiled, each from an empty cache": lambda study: f"{study.speeds[1]:.2f}",
-    "compiled, one cache": lambda study: f"{study.speeds[2]:.2f}",
-    f"compiled, one cache, packs of {PACK}": lambda study: f"{study.speeds[3]:.2f}",
-}
+    counts = (f"{totals.stages:,}", f"{totals.tokens / 1e6:.1f}M")
+    return [study, *counts, *(f"{trainer / each:.2f}" for each in seconds)]
 
 
 def measure(options: argparse.Namespace) -> Page:
@@ -129,7 +115,7 @@ def measure(options: argparse.Namespace) -> Page:
     small = race({name: other if name.endswith(OTHER_WEIGHTS) else work for name in CURVES}, threads)
     (small_cached,) = race({COMPILED: work}, threads, 1)
     start, cached = next(racer.before_first for racer in small if racer.name == COMPILED), small_cached.before_first
-    studies = [study_speed(study, options.folder / "none", small, cached) for study in STUDIES]
+    studies = [study_row(study, options.folder / "none", small, cached) for study in STUDIES]
     return Page(
         [f"threads: {threads}; {bf16_support()}"],
         [
@@ -147,7 +133,7 @@ def measure(options: argparse.Namespace) -> Page:
             f"only. With one cache, the first process compiles, which takes {start:.0f} s; the others find its code, which "
             f"takes {cached:.1f} s; the later stages of a pack need neither. Imports, which all processes have, are not "
             "counted.",
-            table_of(studies, STUDY_COLUMNS),
+            markdown_table(STUDY_COLUMNS, studies),
             NOTES,
         ],
     )

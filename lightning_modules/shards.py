@@ -53,8 +53,7 @@ def first_row(tensor: DTensor) -> int:
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return all weights by name, gathered from all ranks, on the CPU. Every rank must call this."""
-    return {name: _whole(parameter).detach().cpu() for name, parameter in model.named_parameters()}
-
-
-def _whole(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    return {
+        name: (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().cpu()
+        for name, parameter in model.named_parameters()
+    }

@@ -21,6 +21,7 @@ from retain.launchers.cli.options import (
 from retain.sweeps.base.errors import RetainError, StageFailedError, StudyError
 
 if TYPE_CHECKING:
+    from retain.launchers.search.derived_studies import SearchedStudy
     from retain.launchers.search.request import SearchRequest
 
 
@@ -75,20 +76,15 @@ def search(
 
 def _search_here(study: str, words: Sequence[str], store: Path, request: "SearchRequest", as_json: bool) -> int:
     """Search until the trials or the budget are used up. Raises KeyboardInterrupt once everything is saved."""
-    from retain.launchers.cli.progress import reporting
     from retain.launchers.search.console import print_summary
-    from retain.launchers.search.derived_studies import open_search
     from retain.launchers.search.request import register_search
-    from retain.launchers.search.submission import check_request
     from retain.launchers.stage.attempt import make_attempt
     from retain.launchers.stage.ranks import Ranks
     from retain.launchers.stage.signals import AttemptStopped, StopRequest
     from retain.results.store.study_files import SUMMARY
     from retain.sweeps.base.files import read_json
 
-    check_request(open_search(study, words, store, None), request)  # before any data is prepared
-    with reporting() as report:
-        searched = open_search(study, words, store, report)
+    searched = _prepared(study, words, store, request)
     run, stop = register_search(searched, request), StopRequest()
     stop.install()
     try:
@@ -110,20 +106,14 @@ def _submit(
     study: str, words: Sequence[str], store: Path, request: "SearchRequest", site: str | None
 ) -> dict[str, Any]:
     """Submit the search; the document of `retain search --launcher slurm --json`."""
-    from retain.launchers.cli.progress import reporting
     from retain.launchers.jobs.resources import find_site
-    from retain.launchers.search.derived_studies import open_search
-    from retain.launchers.search.submission import check_request, queued_job, submit_search
+    from retain.launchers.search.submission import submit_search
     from retain.launchers.slurm.client import require_slurm
 
     require_slurm()
     if (chosen := find_site(site)) is not None:
         request = replace(request, site=chosen[1].model_dump(exclude_unset=True, mode="json"))
-    unprepared = open_search(study, words, store, None)
-    if queued_job(unprepared.store, unprepared.run) is None:
-        check_request(unprepared, request)  # before any data is prepared
-    with reporting() as report:
-        searched = open_search(study, words, store, report)
+    searched = _prepared(study, words, store, request)
     job_id, new = submit_search(searched, request)
     return {
         "study": searched.name,
@@ -133,3 +123,16 @@ def _submit(
         "submitted": new,
         "log": str(searched.run.log),
     }
+
+
+def _prepared(study: str, words: Sequence[str], store: Path, request: "SearchRequest") -> "SearchedStudy":
+    """The study with its data prepared, after the checks of the request. A search that has a job already is not checked."""
+    from retain.launchers.cli.progress import reporting
+    from retain.launchers.search.derived_studies import open_search
+    from retain.launchers.search.submission import check_request, queued_job
+
+    searched = open_search(study, words, store, None)
+    if request.launcher == "ray" or queued_job(searched.store, searched.run) is None:
+        check_request(searched, request)
+    with reporting() as report:
+        return open_search(study, words, store, report)

@@ -124,7 +124,6 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     Where there is SLURM, they are submitted: runs of a STUDY with the resources that it asks for now, a RUN with its own.
     """
     from retain.launchers.cli.views.submission import print_submission
-    from retain.launchers.jobs.branches import retry_runs
     from retain.launchers.jobs.resources import find_site
     from retain.launchers.jobs.submit import register_for_slurm, submit_runs
     from retain.launchers.planning.opened_study import open_study
@@ -136,7 +135,7 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     if has_slurm() and keys and is_study(name):
         chosen = find_site(site)
         register_for_slurm(open_study(name, overrides or (), store), chosen and chosen[1])
-    again = retry_runs(Store(store), keys)
+    again = [key for key in keys if Store(store).run(key).retry()]
     if has_slurm():
         submission = submit_runs(Store(store), keys, name)
         print_submission(submission, command("retry", name, overrides, store))

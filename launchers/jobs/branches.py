@@ -1,4 +1,4 @@
-"""Cancel, retry and skip branches: a run with all runs below it, or all runs of a study."""
+"""Cancel and skip branches: a run with all runs below it, or all runs of a study."""
 
 from collections.abc import Sequence
 
@@ -47,11 +47,6 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
             if store.run(key).is_running():
                 signal_job(jobs[key], CANCEL_SIGNAL.name.removeprefix("SIG"))
     return cancelled
-
-
-def retry_runs(store: Store, keys: Sequence[str]) -> list[str]:
-    """Plan failed, cancelled and skipped runs again; returns their keys."""
-    return [key for key in keys if store.run(key).retry()]
 
 
 def skip_blocked(store: Store, keys: Sequence[str]) -> list[str]:

@@ -13,6 +13,8 @@ from retain.sweeps.base.files import sync_folder, write_json
 ROOMS = ("sweeps", "datamodules", "lightning_modules", "launchers", "results")
 """Folders of the package. In a checkout they are next to `retain/`; in an installation they are in it."""
 SUFFIXES = (".py", ".yaml", ".yml", ".json")
+GIT_S = 30.0
+"""Seconds after which git counts as unanswered."""
 
 
 def snapshot_code(store: Path) -> Path:
@@ -63,15 +65,14 @@ def _folder(package: str) -> Path:
 
 def _commit() -> dict[str, str | None]:
     """The git commit of the code, and the uncommitted changes; None if git does not know them."""
-    root = _folder("retain.launchers").parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            return subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=30
-            ).stdout
-        except (FileNotFoundError, subprocess.SubprocessError):
-            return None
-
     commit = git("rev-parse", "HEAD")
     return {"commit": commit and commit.strip(), "diff": git("diff", "HEAD", "--", "retain", *ROOMS)}
+
+
+def git(*arguments: str) -> str | None:
+    """What a git command prints in the folder of this code; None if git is missing, fails or does not answer."""
+    command = ["git", "-C", str(_folder("retain.launchers").parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_S).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

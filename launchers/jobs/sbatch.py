@@ -1,13 +1,14 @@
 """What one job, or one array of jobs, requests from SLURM: its runs, resources, environment and code."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,9 @@ OF_A_JOB = re.compile(
 )
 """Environment variables of a job. A job that this job submits must not inherit them."""
 
+NAMED_ALIKE = {"nodes", "partition", "account", "qos", "constraint", "exclude"}
+"""Options that a study and sbatch call the same."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -45,15 +49,14 @@ class Family:
 
 def families(store: Store, keys: Sequence[str]) -> list[Family]:
     """Runs grouped by stage, needs and resources, in the order of the first of each group."""
-    grouped: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
-    executions: dict[tuple[str, tuple[str, ...], str], Mapping[str, Any]] = {}
+    found: dict[str, Family] = {}
     for key in keys:
         run = store.run(key)
         spec = run.spec()
-        group = (spec["stage"], tuple(run.needs()), repr(sorted(spec["execution"].items(), key=str)))
-        grouped.setdefault(group, []).append(key)
-        executions[group] = spec["execution"]
-    return [Family(group[0], group[1], tuple(found), executions[group]) for group, found in grouped.items()]
+        alone = Family(spec["stage"], tuple(run.needs()), (key,), spec["execution"])
+        group = json.dumps([alone.stage, alone.needs, alone.execution], sort_keys=True)
+        found[group] = replace(alone, keys=(*found[group].keys, key)) if group in found else alone
+    return list(found.values())
 
 
 def family_executor(
@@ -78,19 +81,13 @@ def family_executor(
     gres = slurm.gres if gpus or "{gpus}" not in (slurm.gres or "") else None
     root = str(store.root.absolute())
     epilogue = [sys.executable, "-m", "retain.launchers.jobs.epilogue", root, submission.token]
-    parameters: dict[str, Any] = {
+    parameters: dict[str, Any] = slurm.model_dump(include=NAMED_ALIKE) | {
         "job_name": submission.name,
         "comment": f"retain {family.stage} of {store.root}",
         "time": slurm.minutes or UNMEASURED_MINUTES,
-        "nodes": slurm.nodes,
         "ntasks_per_node": tasks,
         "cpus_per_task": slurm.cpus,
         "mem": f"{int(slurm.memory_gb * 1024)}M" if slurm.memory_gb else None,
-        "partition": slurm.partition,
-        "account": slurm.account,
-        "qos": slurm.qos,
-        "constraint": slurm.constraint,
-        "exclude": slurm.exclude,
         "gres": gres and gres.replace("{gpus}", str(gpus)),
         "gpus_per_node": gpus if gpus and "gpu" not in (gres or "") else None,
         "dependency": dependency,

@@ -111,11 +111,6 @@ def submissions(store: Store) -> Iterator[Submission]:
         yield read_submission(store, path.parent.name)
 
 
-def unanswered(store: Store) -> list[Submission]:
-    """Submissions whose sbatch has not answered: it failed, timed out, or its caller was killed."""
-    return [submission for submission in submissions(store) if submission.job_id is None]
-
-
 def is_to_do(run: Run, token: str) -> bool:
     """Whether a job of this submission has to do the run: the run has not ended, and was not submitted again."""
     state = run.state()

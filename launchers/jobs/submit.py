@@ -10,7 +10,7 @@ from retain.datamodules.corpora.prepare import Report, ignore_progress
 from retain.launchers.jobs.branches import skip_blocked
 from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.entry import RunJob, call
+from retain.launchers.jobs.entry import do_task
 from retain.launchers.jobs.resources import Resources, as_executions, find_site, slurm_resources
 from retain.launchers.jobs.sbatch import Family, families, family_executor, hand_over, outside_job
 from retain.launchers.jobs.submissions import (
@@ -18,15 +18,16 @@ from retain.launchers.jobs.submissions import (
     new_submission,
     read_backlog,
     submission_folder,
+    submissions,
     submitted_jobs,
-    unanswered,
     write_backlog,
     write_submission,
 )
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
-from retain.launchers.slurm.client import Limits, live_jobs, read_limits, release_jobs, require_slurm
+from retain.launchers.slurm.client import live_jobs, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
+from retain.launchers.slurm.partitions import Limits, read_limits
 from retain.results.store.lease import SILENCE_S, Owner, wait_for_lease
 from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED, UNENDED
@@ -159,7 +160,7 @@ def settle_unanswered(store: Store) -> list[str]:
     Returns the ids of the adopted jobs. For the holder of the submission lease.
     """
     adopted = []
-    for submission in unanswered(store):
+    for submission in [one for one in submissions(store) if one.job_id is None]:
         # 1. The job exists: sbatch was killed, or timed out, after SLURM had accepted the job.
         found = live_jobs(name=submission.name)
         if found:
@@ -242,11 +243,14 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
         store.run(key).queue(submission.token)
     # 2. Call sbatch.
     executor = family_executor(store, submission, family, dependency, code)
-    tasks = [RunJob(str(store.root.absolute()), submission.token) for _ in submission.tasks]
+    root, token, tasks = str(store.root.absolute()), submission.token, len(submission.tasks)
     try:
         with outside_job():
-            jobs = executor.map_array(call, tasks) if len(tasks) > 1 else [executor.submit(tasks[0])]
-        answered = replace(submission, job_id=jobs[0].job_id.split("_")[0])
+            if tasks > 1:
+                job = executor.map_array(do_task, [root] * tasks, [token] * tasks)[0]
+            else:
+                job = executor.submit(do_task, root, token)
+        answered = replace(submission, job_id=job.job_id.split("_")[0])
         write_submission(store, answered)
         return answered
     except Exception as error:

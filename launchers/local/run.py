@@ -59,9 +59,5 @@ def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching | None = N
     check_starts(opened.store, tree.stages, states)
     slots = local_slots(opened.file.study.execution)
     register(tree, opened.file, opened.facts, opened.store)
-    with watching(tree, opened.store) if watching else nullcontext(_watch_nothing) as watch:
+    with watching(tree, opened.store) if watching else nullcontext(lambda states: None) as watch:
         return train(tree, opened.store, slots, watch)
-
-
-def _watch_nothing(states: Mapping[str, State]) -> None:
-    """Display nothing."""

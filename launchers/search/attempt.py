@@ -15,7 +15,7 @@ from retain.launchers.search.ray.allocation import run_in_allocation
 from retain.launchers.search.ray.cluster import train_on_ray
 from retain.launchers.search.request import SearchRequest, read_request, requested_study
 from retain.launchers.search.stage_jobs import GIVEN_UP, train_with_jobs
-from retain.launchers.search.summary import conclude
+from retain.launchers.search.summary import summary_document
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED, NODE
@@ -23,6 +23,7 @@ from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRe
 from retain.results.store.state import Progress
 from retain.results.store.study_files import HISTORY, SUMMARY
 from retain.sweeps.base.errors import MissingResourceError, NoRoomError, StageFailedError
+from retain.sweeps.base.files import write_json
 
 POLL_S = 1.0
 
@@ -67,7 +68,8 @@ def _drive(context: AttemptContext, request: SearchRequest, address: str | None,
 
     search = run_search(searched, request.limit(), train, stop, retry=len(run.state().counted_attempts) == 1)
     context.report(_progress(search))
-    document = conclude(search)
+    document = summary_document(search)
+    write_json(searched.folder / SUMMARY, document)
     if request.launcher != "ray":
         print_summary(document)
     context.finish(None, {SUMMARY: document})

@@ -34,7 +34,7 @@ def searching(search: Search) -> Iterator[Callable[[], None]]:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             yield lambda: live.update(_picture(search), refresh=True)
     else:
-        report = _EndedPoints(search, console)
+        report = _print_ends(search, console)
         yield report
         report()
 
@@ -85,25 +85,23 @@ def _running_table(search: Search) -> Table:
     return table
 
 
-class _EndedPoints:
-    """Prints a line for each point that has ended since the last call, for logs."""
+def _print_ends(search: Search, console: Console) -> Callable[[], None]:
+    """A function that prints a line for each point that has ended since its last call, for logs."""
+    reported = {one.point.label: search.state_of(one) for one in search.candidates}
 
-    def __init__(self, search: Search, console: Console) -> None:
-        self.search, self.console = search, console
-        self.reported = {one.point.label: search.state_of(one) for one in search.candidates}
-
-    def __call__(self) -> None:
-        search = self.search
+    def print_ends() -> None:
         search.read_states()
         for one in search.candidates:
             label, state = one.point.label, search.state_of(one)
             # A point that was given up is reported again if its stages were finished all the same.
-            if state in ("done", "pruned", "failed") and state != self.reported.get(label):
+            if state in ("done", "pruned", "failed") and state != reported.get(label):
                 scores = ", ".join(f"{score:.4f}" for score in one.result.scores) if one.result else ""
                 ending = "; ".join(filter(None, (scores, search.reason_of(one))))
                 line = f"{time.strftime('%H:%M:%S')} {state} {label} {axes_label(one.point.values)} {ending}"
-                print_line(self.console, line.rstrip())
-            self.reported[label] = state
+                print_line(console, line.rstrip())
+            reported[label] = state
+
+    return print_ends
 
 
 def print_summary(document: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ from retain.launchers.search.engine import Search
 from retain.launchers.search.history import History
 from retain.launchers.search.ray.cluster import check_stages
 from retain.launchers.search.request import SearchRequest, job_execution, register_search
-from retain.launchers.slurm.client import has_slurm, live_jobs, read_limits
+from retain.launchers.slurm.client import has_slurm, live_jobs
+from retain.launchers.slurm.partitions import read_limits
 from retain.results.store.lease import is_held, read_owner
 from retain.results.store.runs import Run, Store
 from retain.results.store.study_files import HISTORY, POINTS_STUDY, search_run, study_folder

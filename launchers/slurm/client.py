@@ -43,16 +43,6 @@ class Job:
         return self.state != "COMPLETING"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How many jobs one user may submit."""
-
-    array_tasks: int
-    """The most tasks of one array (MaxArraySize - 1)."""
-    jobs: int | None
-    """The most jobs queued or running at a time (MaxSubmitJobs of the user's QOS or association); None: no known limit."""
-
-
 def has_slurm() -> bool:
     """Whether this machine has SLURM's commands."""
     return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
@@ -88,28 +78,6 @@ def live_jobs(job_ids: Iterable[str] | None = None, name: str | None = None, eve
 
 def _is_live(state: str) -> bool:
     return state in (*NOT_STARTED, "RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
-
-
-def read_limits() -> Limits:
-    """The cluster's largest array, and the user's MaxSubmitJobs if accounting knows one."""
-    text = ask(["scontrol", "show", "config"])
-    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    return Limits(max(1, int(size[1]) - 1) if size else 1000, _max_submit_jobs())
-
-
-def _max_submit_jobs() -> int | None:
-    """The smallest MaxSubmitJobs of the user's associations and their QOS; None without accounting or a limit."""
-    if shutil.which("sacctmgr") is None:
-        return None
-    show = ["sacctmgr", "--noheader", "--parsable2", "show"]
-    try:
-        associations = ask([*show, "assoc", f"user={_user()}", "format=MaxSubmitJobs,QOS"], 10).splitlines()
-        limits = [line.split("|")[0] for line in associations]
-        if named := {name for line in associations for name in line.split("|")[-1].split(",") if name}:
-            limits += ask([*show, "qos", ",".join(sorted(named)), "format=MaxSubmitJobsPerUser"], 10).splitlines()
-    except MissingResourceError:
-        return None
-    return min((int(limit) for limit in limits if limit.isdecimal()), default=None)
 
 
 def cancel_jobs(job_ids: Sequence[str]) -> None:
@@ -190,12 +158,6 @@ def accounted_states(job_ids: Iterable[str]) -> dict[str, str]:
         return {}
     rows = [line.split("|") for line in lines]
     return {job_id: state for job_id, state, *_ in rows if job_id in wanted and not _is_live(state)}
-
-
-def _user() -> str:
-    import pwd
-
-    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:

@@ -1,10 +1,14 @@
-"""The configuration and the partitions of a SLURM cluster, from scontrol and sinfo."""
+"""The configuration, the partitions and the limits of a SLURM cluster, from scontrol, sinfo and sacctmgr."""
 
+import os
+import pwd
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retain.launchers.slurm.client import ask
+from retain.sweeps.base.errors import MissingResourceError
 
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
@@ -28,6 +32,16 @@ class Partition:
     """Seconds between the warning and the end of a preempted job."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How many jobs one user may submit."""
+
+    array_tasks: int
+    """The most tasks of one array (MaxArraySize - 1)."""
+    jobs: int | None
+    """The most jobs queued or running at a time (MaxSubmitJobs of the user's QOS or association); None: no known limit."""
+
+
 def read_config() -> dict[str, str]:
     """The settings of `scontrol show config` by name; (null) becomes an empty string. Raises MissingResourceError."""
     return parse_config(ask(["scontrol", "show", "config"]))
@@ -36,6 +50,27 @@ def read_config() -> dict[str, str]:
 def read_partitions() -> list[Partition]:
     """All partitions that this user may see. Raises MissingResourceError."""
     return parse_partitions(ask(["scontrol", "--oneliner", "show", "partition"]))
+
+
+def read_limits(config: Mapping[str, str] | None = None) -> Limits:
+    """The cluster's largest array, and the user's MaxSubmitJobs if accounting knows one. config: asked for if it is None."""
+    size = (config or read_config()).get("MaxArraySize", "1001")
+    return Limits(max(1, int(size) - 1), _max_submit_jobs())
+
+
+def _max_submit_jobs() -> int | None:
+    """The smallest MaxSubmitJobs of the user's associations and their QOS; None without accounting or a limit."""
+    if shutil.which("sacctmgr") is None:
+        return None
+    show, user = ["sacctmgr", "--noheader", "--parsable2", "show"], pwd.getpwuid(os.getuid()).pw_name
+    try:
+        associations = ask([*show, "assoc", f"user={user}", "format=MaxSubmitJobs,QOS"], 10).splitlines()
+        limits = [line.split("|")[0] for line in associations]
+        if named := {name for line in associations for name in line.split("|")[-1].split(",") if name}:
+            limits += ask([*show, "qos", ",".join(sorted(named)), "format=MaxSubmitJobsPerUser"], 10).splitlines()
+    except MissingResourceError:
+        return None
+    return min((int(limit) for limit in limits if limit.isdecimal()), default=None)
 
 
 def count_gpus(partitions: Sequence[Partition]) -> list[Partition]:

@@ -28,14 +28,10 @@ def waste_document(study: str | None, items: Sequence[tuple[Waste, str | None]],
 
     items: each with the reason why it is kept; None if it is freed.
     """
-    freed = [_waste_row(waste, waste.reason) for waste, why in items if why is None]
-    kept = [_waste_row(waste, why) for waste, why in items if why is not None]
+    freed = [vars(waste) for waste, why in items if why is None]
+    kept = [vars(waste) | {"reason": why} for waste, why in items if why is not None]
     size = sum(row["bytes"] for row in freed)
     return {"study": study, "dry_run": dry_run, "freed": freed, "kept": kept, "bytes": size}
-
-
-def _waste_row(waste: Waste, reason: str) -> dict[str, Any]:
-    return vars(waste) | {"reason": reason}
 
 
 def print_waste(document: Mapping[str, Any]) -> None:

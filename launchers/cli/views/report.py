@@ -4,12 +4,12 @@ import importlib.metadata
 import math
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from retain.launchers.jobs.code_snapshot import git
 from retain.launchers.planning.register import installed_versions
 from retain.results.analysis.effects import Effect
 from retain.results.analysis.recipe_comparison import frontier_contrasts
@@ -17,9 +17,6 @@ from retain.results.claims.judging import Verdict
 from retain.results.figures.style import DrawnFigure
 from retain.results.report.provenance import Origin
 from retain.results.store.loss_table import Row
-
-GIT_S = 20.0
-"""Seconds after which git counts as unanswered."""
 
 
 def report_document(
@@ -64,9 +61,5 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     changed = ", with changes that are not committed"
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", f"--dirty={changed}"]
-    try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=GIT_S)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"commit {done.stdout.strip()}"
+    described = git("describe", "--always", "--abbrev=40", "--exclude=*", f"--dirty={changed}")
+    return described and f"commit {described.strip()}"

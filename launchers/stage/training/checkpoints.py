@@ -11,9 +11,9 @@ Nothing is pickled. The JSON files say which rows of a sharded tensor (FSDP) eac
 import json
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,52 +119,43 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, rank: int, world: int, may_write: Callable[[], bool]) -> None:
         self.folder, self.rank, self.world, self.may_write = folder, rank, world, may_write
-        self.thread: threading.Thread | None = None
-        self.error: Exception | None = None
+        self.thread = futures.ThreadPoolExecutor(1, "checkpoint")
+        self.write: futures.Future[None] | None = None
+        """The latest write, until its error or its success is known."""
         self.saved_step: int | None = None
 
     def save(self, snapshot: Snapshot) -> None:
         """Start to write a checkpoint. Raises the error of the previous write, if it failed."""
         self.wait()
-        self.thread = threading.Thread(target=self._run, args=(snapshot,), name=f"checkpoint {snapshot.step}")
-        self.thread.start()
+        self.write = self.thread.submit(self._run, snapshot)
 
     def wait(self) -> None:
         """Wait until nothing is being written. Raises MissingResourceError or StageFailedError if a write failed."""
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
-        self.raise_error()
+        if self.write is not None:
+            write, self.write = self.write, None
+            write.result()
 
     def raise_error(self) -> None:
         """Raise the error of a write that has failed, once."""
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
+        if self.write is not None and self.write.done():
+            self.wait()
 
     def abandon(self) -> None:
         """Wait for a write, and ignore its error."""
-        if self.thread is not None:
-            self.thread.join()
+        if self.write is not None:
+            futures.wait([self.write])
 
     def _run(self, snapshot: Snapshot) -> None:
         try:
             self._write(snapshot)
             self.saved_step = snapshot.step
         except OSError as error:
-            kept = (
-                f"the checkpoint of step {self.saved_step} is kept"
-                if self.saved_step is not None
-                else "older checkpoints are kept"
-            )
-            failure = MissingResourceError(
+            step = self.saved_step
+            kept = "older checkpoints are kept" if step is None else f"the checkpoint of step {step} is kept"
+            raise MissingResourceError(
                 f"{self.folder}: the checkpoint of step {snapshot.step} cannot be written ({error.strerror or error}); "
                 f"free space and run it again, {kept}"
-            )
-            failure.__cause__ = error
-            self.error = failure
-        except Exception as error:  # `wait` raises it in the training loop
-            self.error = error
+            ) from error
 
     def _write(self, snapshot: Snapshot) -> None:
         partial = self.folder / f".step-{snapshot.step:09d}"

@@ -1,8 +1,6 @@
 """Choose how an attempt computes its steps: as earlier attempts did, so that the run ends in the same bits."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -26,10 +24,10 @@ def choose_numerics(
     world = context.ranks.world
     # 1. Rank 0 chooses; the others adopt its choices.
     if not context.ranks.is_first:
-        chosen = json.loads(broadcast("", world))
-        if chosen["stopped"]:
-            raise AttemptStopped(chosen["stopped"])
-        return Numerics(**chosen["numerics"]), []
+        adopted, stopped = broadcast(None, world)
+        if stopped:
+            raise AttemptStopped(stopped)
+        return adopted, []
     # 2. The study decides; what it leaves open is as before, or the default of the device.
     run, notes = context.run, []
     before = (recorded_numerics(run) or Numerics(False, None)) if checkpoint_folders(run.checkpoint) else None
@@ -44,7 +42,7 @@ def choose_numerics(
     micro_batch = execution["micro_batch"] or (before.micro_batch if before else None)
     threads = execution["threads"] if device.type == "cpu" else None
     numerics = Numerics(compiled, micro_batch, bf16, threads, sharded)
-    broadcast(json.dumps({"numerics": asdict(numerics), "stopped": stopped}), world)
+    broadcast((numerics, stopped), world)
     if stopped:
         raise AttemptStopped(stopped)
     return numerics, [*notes, *(differences(before, numerics) if before else [])]

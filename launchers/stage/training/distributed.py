@@ -43,13 +43,12 @@ def strategy_of(world: int, sharded: bool) -> Strategy | str:
     return DDPStrategy(find_unused_parameters=True)
 
 
-def broadcast(text: str, world: int) -> str:
-    """The text of rank 0, on every rank."""
-    if world == 1:
-        return text
-    box: list[Any] = [text]
-    distributed.broadcast_object_list(box, src=0)
-    return str(box[0])
+def broadcast(value: Any, world: int) -> Any:
+    """The value of rank 0, on every rank."""
+    box = [value]
+    if world > 1:
+        distributed.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def gather(number: int, world: int) -> list[int]:

@@ -12,8 +12,7 @@ import pytest
 from retain.launchers.checks import doctor
 from retain.launchers.checks.doctor_cluster import Cluster, Qos, cluster_findings
 from retain.launchers.checks.doctor_nodes import ProbeReport, probe_findings
-from retain.launchers.slurm.client import Limits
-from retain.launchers.slurm.partitions import Partition
+from retain.launchers.slurm.partitions import Limits, Partition
 from tests.retain import COMMAND, environment
 
 

@@ -8,11 +8,12 @@ from retain.launchers.search.attempt import run_search
 from retain.launchers.search.budget import Budget, Spent, refuse_hours_on_cpus
 from retain.launchers.search.console import print_summary
 from retain.launchers.search.console import searching as showing
-from retain.launchers.search.summary import conclude, summary_document
+from retain.launchers.search.summary import summary_document
 from retain.launchers.stage.signals import StopRequest
 from retain.results.report.search import search_part
-from retain.results.store.study_files import POINTS_STUDY
+from retain.results.store.study_files import POINTS_STUDY, SUMMARY
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.execution import Execution
 from tests.launchers.search.searches import THEORY, block, finish, searching, train_one
 from tests.retain import train_here
@@ -48,7 +49,9 @@ def test_a_summary_says_by_how_much_its_budget_was_exceeded(tmp_path: Path, caps
     search = searching("theory", tmp_path, TWO_POINTS, *THEORY)
     finish(search)
     search.budget = Budget(search.spent().tokens - 200, "tokens", "H100")
-    print_summary(conclude(search))
+    document = summary_document(search)
+    write_json(search.searched.folder / SUMMARY, document)
+    print_summary(document)
     assert "(200 tokens over the budget)" in capsys.readouterr().out
     part = search_part(search.store.root, "theory")
     assert part is not None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import distributed
 
-from retain.launchers.jobs.branches import retry_runs, skip_blocked
+from retain.launchers.jobs.branches import skip_blocked
 from retain.launchers.jobs.dead_attempts import FIRST_LINE, explain_deaths, is_dead, settle_death
 from retain.launchers.jobs.sbatch import outside_job
 from retain.launchers.jobs.submissions import submission_folder
@@ -219,7 +219,7 @@ def test_gpu_memory_halves_the_micro_batch_of_the_next_attempt_and_retry_forgets
         sizes.append((prepare_retry(run, ON_SLURM) is not None, run.execution()["micro_batch"]))
     assert sizes == [(True, 4), (True, 2), (True, 1), (False, 1)]
     assert run.spec()["execution"]["micro_batch"] is None
-    retry_runs(Store(tmp_path), [run.key])
+    run.retry()
     assert run.execution()["micro_batch"] is None
     run.begin(1)
     run.fail("out of memory on the GPU: CUDA", GPU_MEMORY)
@@ -284,7 +284,7 @@ def test_runs_below_a_failed_run_are_skipped_and_planned_again_with_it(tmp_path:
     for run in (middle, leaf):
         assert run.state().state == "skipped"
         assert run.state().reason == f"pretrain {top.key} failed: diverged: the training loss is nan"
-    retry_runs(store, [top.key])
+    store.run(top.key).retry()
     assert skip_blocked(store, keys) == []
     assert [run.state().state for run in (middle, leaf)] == ["planned", "planned"]
 
