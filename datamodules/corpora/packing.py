@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import stat
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,8 @@ import numpy.typing as npt
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
 from retain.datamodules.corpora.tokenizer import Tokenizer
-from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.files import read_json
+from retain.sweeps.base.documents import FORMAT, read_document, unreadable
+from retain.sweeps.base.errors import DamageError
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20
 """A batch ends at whichever comes first. Batching does not change what is packed."""
@@ -28,6 +29,26 @@ CONCURRENT_BATCHES = 3
 SPLITS = ("train", "heldout")
 Report = Callable[[int, int], None]
 """Called with the numbers of documents read and of training tokens so far."""
+
+
+class _Split(TypedDict):
+    """One split of a packed corpus."""
+
+    documents: int
+    sequences: int
+    tokens: int
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    """The content of manifest.json."""
+
+    sequence_length: int
+    dtype: str
+    tokenizer: str
+    train: _Split
+    heldout: _Split
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -46,24 +67,45 @@ class PackedCorpus:
         return int(self.manifest[split]["sequences"])
 
     def sequences(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Memory-map all sequences of a split: [sequences, length]. Raises MissingResourceError if the file is damaged."""
+        """Memory-map all sequences of a split: [sequences, length]. Raises DamageError."""
         shape = (self.count(split), int(self.manifest["sequence_length"]))
         if shape[0] == 0:
             return np.empty(shape, self.manifest["dtype"])
+        self.check_size(split)
+        path = self.folder / f"{split}.bin"
         try:
-            return np.memmap(self.folder / f"{split}.bin", self.manifest["dtype"], "r", shape=shape)
-        except (OSError, ValueError) as error:
-            raise MissingResourceError(
-                f"{self.folder / split}.bin is damaged ({error}); delete {self.folder} and prepare the study's data again"
-            ) from None
+            return np.memmap(path, self.manifest["dtype"], "r", shape=shape)
+        except OSError as error:
+            raise unreadable(path, error, _cure(self.folder)) from error
+
+    def check_size(self, split: str) -> None:
+        """Check that the file of a split has the size that the manifest says. Raises DamageError."""
+        path = self.folder / f"{split}.bin"
+        try:
+            size = self.count(split) * int(self.manifest["sequence_length"]) * np.dtype(self.manifest["dtype"]).itemsize
+            found = path.stat()
+        except (OSError, TypeError) as error:
+            raise DamageError(f"{path} is damaged ({error}); {_cure(self.folder)}") from None
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            raise DamageError(f"{path} is damaged (it is not a file of {size:,} bytes); {_cure(self.folder)}")
 
 
 def open_packed(folder: Path) -> PackedCorpus:
     """Open a packed corpus.
 
-    Raises FileNotFoundError if it has no manifest, MissingResourceError if the manifest is damaged.
+    Raises FileNotFoundError if it has no manifest, DamageError if the manifest is damaged.
     """
-    return PackedCorpus(folder, read_json(folder / "manifest.json"))
+    manifest = dict(read_document(folder / "manifest.json", _Manifest, _cure(folder)))
+    if fingerprint_of(manifest) != manifest["fingerprint"]:
+        raise DamageError(f"{folder / 'manifest.json'} is damaged (its fingerprint is another); {_cure(folder)}")
+    packed = PackedCorpus(folder, manifest)
+    for split in SPLITS:
+        packed.check_size(split)
+    return packed
+
+
+def _cure(folder: Path) -> str:
+    return f"delete {folder} and prepare the study's data again"
 
 
 def packed_problem(folder: Path) -> str | None:
@@ -75,9 +117,11 @@ def packed_problem(folder: Path) -> str | None:
             with (folder / f"{split}.bin").open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != packed.manifest[split]["sha256"]:
                     return f"{split}.bin is damaged; {cure}"
-    except (OSError, MissingResourceError, ValueError, KeyError) as error:
+    except DamageError as error:
+        return str(error)
+    except OSError as error:
         return f"the corpus cannot be read ({error}); {cure}"
-    return None if fingerprint_of(packed.manifest) == folder.name else f"manifest.json is damaged; {cure}"
+    return None if packed.fingerprint == folder.name else f"manifest.json is damaged; {cure}"
 
 
 class _SplitWriter:
@@ -152,6 +196,7 @@ def pack(
         batches = _distinct_batches(documents)
         _write_splits(_encode(batches, tokenizer), writers, tokenizer.end_id, heldout, withheld, tokens, report)
     manifest: dict[str, Any] = {
+        "format": FORMAT,
         "sequence_length": sequence_length,
         "dtype": dtype.str,
         "tokenizer": tokenizer.fingerprint,

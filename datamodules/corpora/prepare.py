@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from retain.datamodules.corpora.documents import is_heldout, read_documents, source_identity
 from retain.datamodules.corpora.hub import is_on_hub, pinned
@@ -29,8 +29,9 @@ from retain.datamodules.corpora.tokenizer import (
     tokenizer_files,
     train_tokenizer,
 )
-from retain.sweeps.base.errors import MissingResourceError, RetainError
-from retain.sweeps.base.files import read_json, sync_folder, write_json
+from retain.sweeps.base.documents import read_document, write_document
+from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError, StudyError
+from retain.sweeps.base.files import sync_folder
 from retain.sweeps.base.processes import is_gone, process_name
 from retain.sweeps.schema import study as schema
 from retain.sweeps.schema.read import StudyFile
@@ -39,6 +40,15 @@ from retain.sweeps.tree.keys import canonical
 
 FORMAT = 1
 """The version of the packed data. Raise it when the way to read, split or pack changes."""
+
+
+class Prepared(TypedDict):
+    """The content of a file under prepared/."""
+
+    fingerprint: str
+    source: dict[str, Any]
+    commit: NotRequired[str]
+
 
 Report = Callable[[str, int, int], None]
 """Called with the name of what is being prepared, the documents read and the training tokens so far."""
@@ -87,7 +97,7 @@ def known_facts(file: StudyFile, store: Path) -> Facts:
                 corpora[name, length] = CorpusFacts(fingerprint, packed.count("train"), packed.count("heldout"))
     if tokenizer is None:
         return Facts(UNPREPARED + _digest(source), _tokenizer_settings(file).train or 0, corpora)
-    return Facts(tokenizer, load_tokenizer(store / "tokenizers" / tokenizer).vocabulary, corpora)
+    return Facts(tokenizer, stored_tokenizer(store, tokenizer).vocabulary, corpora)
 
 
 def sequence_lengths(file: StudyFile) -> list[int]:
@@ -96,13 +106,36 @@ def sequence_lengths(file: StudyFile) -> list[int]:
 
 
 def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
-    """Open a prepared corpus. Raises MissingResourceError if the store lacks it or its manifest is damaged."""
+    """Open a prepared corpus. Raises MissingResourceError if the store lacks it, DamageError if it is damaged."""
     folder = store / "corpora" / fingerprint
     try:
-        return open_packed(folder)
+        packed = open_packed(folder)
+        if packed.fingerprint != fingerprint:
+            raise DamageError(f"{folder} holds another corpus; delete {folder} and prepare the study's data again")
+        return packed
     except FileNotFoundError:
         problem = f"has no manifest.json; delete {folder} and" if folder.is_dir() else f"not found in {store};"
-        raise MissingResourceError(f"corpus {fingerprint} {problem} prepare the study's data again") from None
+        raise DamageError(f"corpus {fingerprint} {problem} prepare the study's data again") from None
+
+
+def stored_tokenizer(store: Path, fingerprint: str) -> Tokenizer:
+    """A prepared tokeniser. Raises DamageError."""
+    folder = store / "tokenizers" / fingerprint
+    try:
+        return load_tokenizer(folder)
+    except StudyError as error:
+        cause = str(error).rpartition(";")[0].removeprefix("tokenizer: ")
+        raise DamageError(f"{cause}; delete {folder} and prepare the study's data again") from error
+
+
+def tokenizer_problem(folder: Path) -> str | None:
+    """What is wrong with a prepared tokeniser, and the cure; None if it is the one that its folder names."""
+    try:
+        if stored_tokenizer(folder.parents[1], folder.name).fingerprint == folder.name:
+            return None
+    except DamageError as error:
+        return str(error)
+    return "it is another tokeniser than its folder names; delete the folder and prepare the study's data again"
 
 
 def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:
@@ -121,7 +154,7 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
         building = _new_build_folder(store)
         tokenizer.save(building)
         _publish(store, building, store / "tokenizers" / fingerprint, source, fingerprint)
-    return load_tokenizer(store / "tokenizers" / fingerprint)
+    return stored_tokenizer(store, fingerprint)
 
 
 def _sample_documents(file: StudyFile, name: str, characters: int) -> Iterator[str]:
@@ -224,11 +257,20 @@ def _digest(source: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(source).encode()).hexdigest()[:20]
 
 
+def read_prepared(path: Path) -> Prepared:
+    """What a source was prepared to. Raises FileNotFoundError, or DamageError, also for the note of another source."""
+    cure = "delete this file and prepare the study's data again"
+    note = read_document(path, Prepared, cure)
+    if f"{_digest(note['source'])}.json" != path.name:
+        raise DamageError(f"{path} is the note of another source; {cure}")
+    return note
+
+
 def _find_prepared(store: Path, kind: str, source: dict[str, Any]) -> str | None:
     """Return the fingerprint that a source was prepared to, None if the store lacks it; kind: corpora or tokenizers."""
     try:
-        fingerprint = str(read_json(store / "prepared" / f"{_digest(source)}.json")["fingerprint"])
-    except (FileNotFoundError, NotADirectoryError):
+        fingerprint = read_prepared(store / "prepared" / f"{_digest(source)}.json")["fingerprint"]
+    except FileNotFoundError:
         return None
     return fingerprint if (store / kind / fingerprint).is_dir() else None
 
@@ -253,7 +295,7 @@ def _publish(
         shutil.rmtree(building)
     note = store / "prepared" / f"{_digest(source)}.json"
     note.parent.mkdir(exist_ok=True)
-    write_json(note, {"fingerprint": fingerprint, "source": source} | ({"commit": commit} if commit else {}))
+    write_document(note, {"fingerprint": fingerprint, "source": source} | ({"commit": commit} if commit else {}))
 
 
 def _remove_leftovers(store: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from retain.sweeps.base.documents import read_bytes
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -60,18 +61,17 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises StudyError if a file cannot be read or there is no end-of-text token.
     """
     try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text())
-        core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        settings = dict(json.loads(read_bytes(folder / "tokenizer_config.json", "")))
+        core = tokenizers.Tokenizer.from_str(read_bytes(folder / "tokenizer.json", "").decode())
     except Exception as error:  # tokenizers raises bare Exceptions
         raise StudyError(
-            f"tokenizer: {folder} cannot be read ({error}); choose another tokeniser, or, if the folder is in the store, "
-            "delete the folder and prepare the study's data again"
+            f"tokenizer: {folder} cannot be read ({' '.join(str(error).split())}); choose another tokeniser"
         ) from None
     end = settings.get("eos_token")
-    end = end["content"] if isinstance(end, dict) else end
+    end = end.get("content") if isinstance(end, dict) else end
     core.no_truncation()
     core.no_padding()
-    if end is None or core.token_to_id(end) is None:
+    if not isinstance(end, str) or core.token_to_id(end) is None:
         raise StudyError(
             f"tokenizer: {folder}: eos_token is missing in tokenizer_config.json or not in the vocabulary; choose another "
             "tokeniser"

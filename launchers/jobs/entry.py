@@ -3,6 +3,8 @@
 import importlib
 from dataclasses import dataclass
 
+from retain.sweeps.base.errors import DamageError
+
 
 @dataclass(frozen=True)
 class RunJob:
@@ -14,7 +16,10 @@ class RunJob:
     def __call__(self) -> str:
         """Do the runs of the task; returns how they ended, which submitit keeps. Raises SystemExit if a run failed."""
         # Imported by name, so that a submitter does not import what only jobs need.
-        ending: str = importlib.import_module("retain.launchers.jobs.job").do_task(self.store, self.token)
+        try:
+            ending: str = importlib.import_module("retain.launchers.jobs.job").do_task(self.store, self.token)
+        except DamageError as error:
+            raise SystemExit(f"retain: {error}") from None
         return ending
 
 

@@ -1,22 +1,21 @@
 """What a search keeps in the store: the points that it has proposed and what it found there. Losses are in the runs."""
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from retain.results.store.runs import Store
-from retain.results.store.study_files import HISTORY, study_folder
+from retain.results.store.study_files import HISTORY, PointState, read_history, study_folder
 from retain.results.tensorboard.search_curves import End
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.documents import write_document
 from retain.sweeps.schema.search_space import Values
 
-FORMAT = 1
 HELDOUT = "held-out loss"
 """The loss of a post-training at a rung."""
-PointState = Literal["planned", "running", "done", "pruned", "failed"]
 Losses = Mapping[str, float]
 """Losses (nats per token) by name: HELDOUT for a post-training; for a fine-tuning those losses of its trial that are known."""
 
@@ -56,10 +55,10 @@ class History:
 
     def save(self) -> None:
         points = [asdict(point) | {"state": self.states.get(point.label, "planned")} for point in self.points]
-        document = {"format": FORMAT, "identity": self.identity, "points": points}
+        document: dict[str, Any] = {"identity": self.identity, "points": points}
         rungs = {key: {at: losses[HELDOUT] for at, losses in own.items()} for key, own in self.rungs.items()}
         document |= {"found": sorted(self.found), "pruned": self.pruned, "rungs": rungs, "probes": self.probes}
-        write_json(self.path, document | {"ends": [asdict(end) for end in self.ends]})
+        write_document(self.path, document | {"ends": [asdict(end) for end in self.ends]})
 
 
 def open_history(path: Path, identity: str) -> tuple[History, str | None]:
@@ -68,7 +67,7 @@ def open_history(path: Path, identity: str) -> tuple[History, str | None]:
     The second value is a note if the history at `path` was of another study and is put aside, or if an earlier one is restored.
     """
     notes = []
-    if path.exists() and (other := read_json(path)["identity"]) != identity:
+    if os.path.lexists(path) and (other := read_history(path)["identity"]) != identity:
         aside = _free(_aside(path, other))
         path.rename(aside)
         notes = [f"the study has changed since the last search, whose history is kept as {aside}"]
@@ -83,7 +82,7 @@ def open_history(path: Path, identity: str) -> tuple[History, str | None]:
 def point_counts(store: Store, study: str) -> dict[str, int]:
     """The number of points of a search in each state, as they were last entered."""
     try:
-        history = read_json(study_folder(store.root, study) / HISTORY)
+        history = read_history(study_folder(store.root, study) / HISTORY)
     except FileNotFoundError:
         return {}
     return dict(Counter(point["state"] for point in history["points"]))
@@ -100,7 +99,7 @@ def _free(path: Path) -> Path:
 
 
 def _read(path: Path, identity: str) -> History:
-    kept: dict[str, Any] = read_json(path)
+    kept = read_history(path)
     points = [Point(point["number"], point["values"], point["by"]) for point in kept["points"]]
     return History(
         path,
@@ -109,7 +108,7 @@ def _read(path: Path, identity: str) -> History:
         found=set(kept["found"]),
         pruned=kept["pruned"],
         rungs={key: {at: {HELDOUT: loss} for at, loss in own.items()} for key, own in kept["rungs"].items()},
-        probes=kept.get("probes", {}),
+        probes={key: dict(own) for key, own in kept.get("probes", {}).items()},
         ends=[End(**end) for end in kept.get("ends", [])],
         states={point.label: entry["state"] for point, entry in zip(points, kept["points"], strict=True)},
     )

@@ -11,8 +11,8 @@ from retain.results.analysis.recipe_comparison import ON_FRONTIER, RECOMMENDED
 from retain.results.analysis.search_summary import best_group, frontier_area, importances, recommended, result_of
 from retain.results.store.loss_table import Row, trial_rows
 from retain.results.store.study_files import POINTS_STUDY, SUMMARY
+from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.search_space import Values
 from retain.sweeps.tree.tree import expand, plain_value
@@ -21,7 +21,7 @@ from retain.sweeps.tree.tree import expand, plain_value
 def conclude(search: Search) -> dict[str, Any]:
     """Write and return the document of `retain search --json`; also write the study that confirms what it recommends."""
     document = summary_document(search)
-    write_json(search.searched.folder / SUMMARY, document)
+    write_document(search.searched.folder / SUMMARY, document)
     return document
 
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from retain.results.analysis.axes import PIPELINE, RATE, grouped
 from retain.results.analysis.loss_planes import L_IM
+from retain.results.store import study_files
 from retain.results.store.study_files import study_folder
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.documents import write_document
 
 PREDICTORS = {
     L_IM: "L_im, the baseline",
@@ -98,13 +99,13 @@ def save_predictors(store: Path, study: str, document: Mapping[str, Any]) -> Pat
     """Save a study's predictors beside its other output; return the path."""
     folder = study_folder(store, study)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "predictors.json", document)
-    return folder / "predictors.json"
+    write_document(folder / study_files.PREDICTORS, document)
+    return folder / study_files.PREDICTORS
 
 
 def read_predictors(store: Path, study: str) -> dict[str, Any]:
-    """The document that `retain probe` last saved for a study. Raises FileNotFoundError."""
-    return dict(read_json(study_folder(store, study) / "predictors.json"))
+    """The document that `retain probe` last saved for a study. Raises FileNotFoundError, DamageError."""
+    return dict(study_files.read_predictors(study_folder(store, study) / study_files.PREDICTORS))
 
 
 def predictors_document(predictions: Sequence[Prediction], found: Sequence[Correlation]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from retain.results.store.runs import Store
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import State
+from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.throughput import Measured, device_of, model_text
 
 
@@ -12,12 +14,11 @@ def measured_speeds(store: Store) -> Measured:
     """The median speed (tokens per second) of done runs by stage, model, number of devices, and device (None: any)."""
     models: dict[str, str | None] = {}
     found: dict[tuple[str, str, int, str | None], list[float]] = {}
-    for run in store.runs():
-        state = run.state()
-        if state.state != "done" or not state.attempts or not state.progress.tokens_per_second:
+    for key, measured in store.read_all(_measured).items():
+        if measured is None:
             continue
-        spec = run.spec()
-        model = _model(run.key, spec, store, models)
+        spec, state = measured
+        model = _model(key, spec, store, models)
         if model is None:
             continue
         last = state.attempts[-1]
@@ -26,6 +27,14 @@ def measured_speeds(store: Store) -> Measured:
             found.setdefault(group, []).append(state.progress.tokens_per_second)
     medians = {group: statistics.median(speeds) for group, speeds in found.items()}
     return lambda stage, model, devices, device: medians.get((stage, model, devices, device))
+
+
+def _measured(run: Run) -> tuple[Mapping[str, Any], State] | None:
+    """stage.json and state of a done run that has measured its speed; None of others."""
+    state = run.state()
+    if state.state != "done" or not state.attempts or not state.progress.tokens_per_second:
+        return None
+    return run.spec(), state
 
 
 def _model(key: str, spec: Mapping[str, Any], store: Store, models: dict[str, str | None]) -> str | None:
@@ -42,6 +51,6 @@ def _model(key: str, spec: Mapping[str, Any], store: Store, models: dict[str, st
         else:
             try:
                 models[key] = _model(parent, store.run(parent).spec(), store, models)
-            except FileNotFoundError:
+            except (FileNotFoundError, DamageError):
                 models[key] = None
     return models[key]

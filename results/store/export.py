@@ -9,7 +9,7 @@ from typing import Any
 from retain.results.store.garbage import freed_sentence
 from retain.results.store.runs import Run, Store
 from retain.results.store.verify import damaged_files
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import sync_folder
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
@@ -39,7 +39,9 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
         sync_folder(beside)
         beside.rename(to)
     except OSError as error:
-        raise MissingResourceError(f"--to {to}: cannot be written ({error.strerror}); choose another folder") from None
+        raise MissingResourceError(
+            f"--to {to}: cannot be written ({os_reason(error)}); choose another folder"
+        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return to

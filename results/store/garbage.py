@@ -15,7 +15,8 @@ from retain.results.store.disk import used_bytes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.documents import unreadable
+from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import file_system_time, remove
 from retain.sweeps.base.processes import is_gone, is_here, process_start
 
@@ -49,13 +50,15 @@ def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> lis
     """What may be removed: from the runs of `keys`, or from the whole store if `keys` is None.
 
     weights: whether to include the weights of done runs that are not pinned and have children in the store, all of them done.
+    Damaged runs keep everything, and a notice says so. Raises DamageError with `weights`, as a damaged run may start from any.
     """
-    runs = [(Run(Path(folder)), names) for folder, names in _run_folders(store.root)]
-    chosen = [(run, names) for run, names in runs if keys is None or run.key in keys]
-    found = [waste for run, names in chosen for waste in _of_run(run, names)]
+    runs = store.runs()
+    chosen = {run.key for run in runs if keys is None or run.key in keys}
+    names = store.read_all(lambda run: _names(run) if run.key in chosen else set())
+    found = [waste for key in names for waste in _of_run(store.run(key), names[key])]
     if weights:
-        found += _of_weights([run for run, _ in runs], {run.key for run, _ in chosen})
-    hidden = [(run.folder / name, run.key) for run, names in chosen for name in names if name.startswith(".")]
+        found += _of_weights(runs, chosen)
+    hidden = [(store.root / key / name, key) for key in names for name in names[key] if name.startswith(".")]
     temporary = [_temporary(path, key) for path, key in hidden]
     if keys is None:
         temporary += _of_store(store.root)
@@ -83,7 +86,7 @@ def free(store: Store, waste: Waste) -> str | None:
                 return "a process is working on the run"
             remove(waste.path)
     except OSError as error:
-        return f"it cannot be removed ({error.strerror})"
+        return f"it cannot be removed ({os_reason(error)})"
     except MissingResourceError as error:
         return str(error)
     return None
@@ -130,14 +133,13 @@ def _pin(run: Run) -> Path:
     return run.folder / "pin"
 
 
-def _run_folders(root: Path) -> Iterator[tuple[str, set[str]]]:
-    """The folder of every registered run and the names in it, in the order of their keys."""
-    if not root.is_dir():
-        return
-    for folder in sorted(entry.path for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)):
-        names = set(os.listdir(folder))
-        if "stage.json" in names:
-            yield folder, names
+def _names(run: Run) -> set[str]:
+    """The names in the folder of a run whose state can be read. Raises DamageError."""
+    run.state()
+    try:
+        return set(os.listdir(run.folder))
+    except OSError as error:
+        raise unreadable(run.folder, error, "check the file system") from error
 
 
 def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
@@ -190,9 +192,8 @@ def _free_weights(run: Run) -> str | None:
         return "it is pinned"
     if state.state != "done":
         return "the run is no longer done"
-    if not state.weights_freed:
-        kept = {name: checksum for name, checksum in state.checksums.items() if not _is_weights(name)}
-        run.free_weights(kept)
+    if not state.weights_freed and not run.free_weights(lambda name: not _is_weights(name)):
+        return "the run is no longer done"
     for file in _weight_files(run):
         file.unlink(missing_ok=True)
     return None

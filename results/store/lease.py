@@ -11,13 +11,13 @@ share are needed. An NFS client may show a folder as it was up to a minute ago, 
 much later.
 
 Whether an owner is alive is decided by its process if it runs on this machine: same host name, same boot, same process
-numbers (each container on a machine may have its own). For an owner on another machine only silence decides: a watcher
-counts it as dead once it has itself seen no heartbeat for long enough; see `LivenessChecker`.
+numbers (each container on a machine may have its own). For an owner on another machine, or one that the system hides or whose
+claim cannot be read, only silence decides: a watcher counts it as dead once it has itself seen no heartbeat for long enough;
+see `LivenessChecker`.
 """
 
 import contextlib
 import errno
-import json
 import os
 import re
 import socket
@@ -26,9 +26,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.files import write_json
-from retain.sweeps.base.processes import machine_id, process_start, slurm_job
+from retain.sweeps.base.documents import parsed, read_bytes, write_document
+from retain.sweeps.base.errors import DamageError, MissingResourceError, os_reason
+from retain.sweeps.base.processes import is_alive, machine_id, process_start, slurm_job
 
 SILENCE_S = 600.0
 """Seconds without a heartbeat after which an owner on another machine counts as dead."""
@@ -55,6 +55,10 @@ class Owner:
     def is_here(self) -> bool:
         """Whether the owner is, or was, a process of this machine."""
         return (self.host, self.machine) == (socket.gethostname(), machine_id())
+
+
+UNREADABLE = Owner("", "", 0, "", "")
+"""The owner of a claim that is damaged or may not be read."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ def take_lease(path: Path, liveness: LivenessChecker | None = None) -> Lease | N
     beside = path.with_name(f".{path.name}.{owner.pid}.{owner.token}")
     try:
         # 1. Write the claim beside its place, so that it appears whole.
-        write_json(beside, asdict(owner))
+        write_document(beside, asdict(owner))
         while True:
             # 2. Take the next number by a link. Only one process succeeds: link fails if the name exists.
             lease = Lease(path, claim.number + 1 if claim else 1, owner)
@@ -175,7 +179,7 @@ def take_lease(path: Path, liveness: LivenessChecker | None = None) -> Lease | N
                 return None
     except OSError as error:
         raise MissingResourceError(
-            f"{path.parent}: cannot be written ({error.strerror}); free space, or check who may write there"
+            f"{path.parent}: cannot be written ({os_reason(error)}); free space, or check who may write there"
         ) from error
     finally:
         beside.unlink(missing_ok=True)
@@ -220,6 +224,31 @@ def read_owner(path: Path) -> Owner | None:
     return claim.owner if claim else None
 
 
+def held_by(path: Path) -> str:
+    """Who holds a lease, and until when somebody who waits for it will wait, as a clause."""
+    claim = _highest_claim(path)
+    if claim is None or claim.owner is None:
+        return "its owner is just releasing it"
+    owner, silence = claim.owner, f"or shows no sign of life for {SILENCE_S / 60:.0f} minutes"
+    if owner == UNREADABLE:
+        return (
+            f"{_claim_file(path, claim.number)} cannot be read, so its owner is unknown: waiting until the owner ends "
+            f"{silence}; if no process works on it, delete this file"
+        )
+    job = f" (job {owner.job_id})" if owner.job_id else ""
+    if owner.is_here():
+        return f"process {owner.pid}{job} of this machine has it: waiting until that process ends"
+    return f"process {owner.pid} on {owner.host}{job} has it: waiting until that process ends {silence}"
+
+
+def claim_problem(path: Path) -> str | None:
+    """What is wrong with the claim in force of a lease, and the cure; None if nothing is."""
+    claim = _highest_claim(path)
+    if claim is None or claim.owner != UNREADABLE:
+        return None
+    return f"{_claim_file(path, claim.number)} cannot be read; delete it, if no process works on this"
+
+
 def is_held(path: Path, liveness: LivenessChecker | None = None) -> bool:
     """Whether a living owner holds the lease. Without `liveness`, an owner on another machine always counts as alive."""
     claim = _highest_claim(path)
@@ -236,8 +265,9 @@ def _is_alive(path: Path, claim: Claim, liveness: LivenessChecker | None) -> boo
     owner = claim.owner
     if owner is None:
         return False
-    if owner.is_here():
-        return process_start(owner.pid) == owner.started
+    alive = is_alive(owner.pid, owner.started) if owner.is_here() else None
+    if alive is not None:
+        return alive
     return liveness is None or not liveness.is_dead(path, owner, claim.heartbeat_ns)
 
 
@@ -246,8 +276,7 @@ def _highest_claim(path: Path) -> Claim | None:
     while numbers := _numbers(path):
         file = _claim_file(path, numbers[-1])
         try:
-            text = file.read_text()
-            return Claim(numbers[-1], _owner(text) if text else None, file.stat().st_mtime_ns)
+            return Claim(numbers[-1], _read_claim(file), file.lstat().st_mtime_ns)
         except OSError as error:
             if not _is_gone(error):
                 raise
@@ -255,11 +284,15 @@ def _highest_claim(path: Path) -> Claim | None:
     return None
 
 
-def _owner(text: str) -> Owner:
+def _read_claim(file: Path) -> Owner | None:
+    """The owner that a claim names; None if it is empty, so released. Raises OSError if the claim is gone."""
     try:
-        return Owner(**json.loads(text))
-    except (ValueError, TypeError):
-        return Owner("a host that cannot be read", "", 0, "", "", None)
+        content = read_bytes(file, "")
+        return parsed(content, Owner, file, "") if content else None
+    except DamageError as error:
+        if isinstance(error.__cause__, OSError) and _is_gone(error.__cause__):
+            raise error.__cause__ from None
+        return UNREADABLE
 
 
 def _numbers(path: Path) -> list[int]:
@@ -287,7 +320,8 @@ def _link(source: Path, target: Path) -> bool:
 def _remove_below(path: Path, number: int) -> None:
     for lower in _numbers(path):
         if lower < number:
-            _claim_file(path, lower).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # only the highest claim counts
+                _claim_file(path, lower).unlink()
 
 
 def _is_gone(error: OSError) -> bool:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from retain.results.store.runs import Store
 from retain.results.store.state import State
-from retain.results.store.study_files import study_folder
-from retain.sweeps.base.files import read_json, write_json, write_text
+from retain.results.store.study_files import TRIALS, read_trials, study_folder
+from retain.sweeps.base.files import write_json, write_text
 from retain.sweeps.tree.tree import Tree
 
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
     """Write a study's rows as trials.json, which `retain.load` reads, and as losses.csv. Returns the path of losses.csv."""
     folder = study_folder(store, study)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "trials.json", list(rows))
+    write_json(folder / TRIALS, list(rows))
     write_text(folder / "losses.csv", csv_text(rows))
     return folder / "losses.csv"
 
 
 def read_rows(store: Path, study: str) -> list[Row]:
-    """The rows that `save_rows` kept last for a study. Raises FileNotFoundError."""
-    return list(read_json(study_folder(store, study) / "trials.json"))
+    """The rows that `save_rows` kept last for a study. Raises FileNotFoundError, DamageError."""
+    return read_trials(study_folder(store, study) / TRIALS)
 
 
 def csv_text(rows: Sequence[Row]) -> str:

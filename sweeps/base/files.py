@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from retain.sweeps.base.errors import MissingResourceError
-
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file with this text, in UTF-8. Readers see either the old or the new text."""
@@ -38,16 +36,6 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file with a value as indented JSON. Raises ValueError for NaN and infinities."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises FileNotFoundError, or MissingResourceError if the file is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MissingResourceError(
-            f"{path} is damaged ({error}); delete {path.parent} and run the study again to recreate it"
-        ) from None
 
 
 def remove(path: Path) -> None:

@@ -21,7 +21,8 @@ import torch
 from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from retain.datamodules.corpora.tokenizer import Tokenizer, load_tokenizer
+from retain.datamodules.corpora.prepare import stored_tokenizer
+from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.datamodules.order.stage_data import StageData, heldout_sequences
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.environment import compile_cache
@@ -91,7 +92,7 @@ def attempt(context: AttemptContext) -> None:
         _note(run, notes)
 
     # 3. Load the parent's weights or build a new model, and check that the results will fit on the disk.
-    tokenizer = load_tokenizer(context.store.root / "tokenizers" / spec["tokenizer"])
+    tokenizer = stored_tokenizer(context.store.root, spec.get("tokenizer", "none"))
     model = _starting_model(context, tokenizer)
     if first:
         _check_room(run, model)
