@@ -11,7 +11,7 @@ from retain.results.store.loss_table import Row, save_rows, trial_rows
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, State
-from retain.results.store.status import readable_states
+from retain.results.store.status import current_state
 from retain.results.tensorboard.views import link_runs, view_folder
 from retain.sweeps.schema.linear import LinearStudy
 from retain.sweeps.schema.read import StudyFile
@@ -68,8 +68,10 @@ def collect_results(
     states: the states of all stages, if they have been read already. view: whether to make a TensorBoard view if there is
     none; an existing one is always updated. A store that may only be read still has results.
     """
-    states = readable_states(store, tree.stages) if states is None else states
-    rows = trial_rows(tree, store, states)
+    states = {key: current_state(store.run(key)) for key in tree.stages} if states is None else states
+    damaged: dict[str, State] = {}
+    rows = trial_rows(tree, store, states, damaged)
+    states = {**states, **damaged}
     written: list[Path] = []
     draw = draw_theory if isinstance(file.study, LinearStudy) else draw_losses
     with contextlib.suppress(PermissionError):

@@ -54,8 +54,13 @@ def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> lis
     """
     runs = store.runs()
     chosen = {run.key for run in runs if keys is None or run.key in keys}
-    names = store.read_all(lambda run: _names(run) if run.key in chosen else set())
-    found = [waste for key in names for waste in _of_run(store.run(key), names[key])]
+    names: dict[str, set[str]] = {}
+
+    def of_run(run: Run) -> list[Waste]:
+        names[run.key] = _names(run) if run.key in chosen else set()
+        return list(_of_run(run, names[run.key]))
+
+    found = [waste for own in store.read_all(of_run).values() for waste in own]
     if weights:
         found += _of_weights(runs, chosen)
     hidden = [(store.root / key / name, key) for key in names for name in names[key] if name.startswith(".")]
@@ -134,8 +139,7 @@ def _pin(run: Run) -> Path:
 
 
 def _names(run: Run) -> set[str]:
-    """The names in the folder of a run whose state can be read. Raises DamageError."""
-    run.state()
+    """The names in the folder of a run. Raises DamageError."""
     try:
         return set(os.listdir(run.folder))
     except OSError as error:

@@ -88,14 +88,18 @@ class Run:
     def execution(self) -> dict[str, Any]:
         """How the run is executed: `execution` in stage.json, with the micro-batch of adapted.json if that is smaller."""
         execution: dict[str, Any] = self.spec()["execution"]
-        try:
-            cure = "delete this file, and the micro-batch is again that of the study"
-            smaller = read_document(self.folder / ADAPTED, Adapted, cure)["micro_batch"]
-        except FileNotFoundError:
-            return execution
-        if smaller < (execution["micro_batch"] or smaller + 1):
+        smaller = self.adapted()
+        if smaller is not None and smaller < (execution["micro_batch"] or smaller + 1):
             execution["micro_batch"] = smaller
         return execution
+
+    def adapted(self) -> int | None:
+        """The limit of the micro-batch that `adapt` has set; None if there is none. Raises DamageError."""
+        cure = "delete this file, and the micro-batch is again that of the study"
+        try:
+            return read_document(self.folder / ADAPTED, Adapted, cure)["micro_batch"]
+        except FileNotFoundError:
+            return None
 
     def adapt(self, micro_batch: int | None) -> None:
         """Limit the micro-batch (in sequences) from the next attempt on; None restores that of the study."""

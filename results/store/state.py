@@ -109,6 +109,11 @@ class State:
         return _with_unknown(fields | {"progress": vars(self.progress)})
 
 
+def damaged_state(error: Exception) -> State:
+    """What is shown of a run whose files cannot be read."""
+    return State(state=DAMAGED, reason=str(error))
+
+
 def _with_unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
     known = dict(fields)
     return {**known.pop("unknown"), **known}

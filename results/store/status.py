@@ -1,13 +1,13 @@
 """The status of runs as the store knows it: state, progress, speed, time left."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import DAMAGED, State
+from retain.results.store.state import State, damaged_state
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.tree import Axes, Stage, Tree
 
@@ -74,7 +74,7 @@ def run_status(run: Run, state: State | None = None) -> RunStatus:
     try:
         spec = run.spec()
     except DamageError as error:
-        return _row(Stage(run.key, "unknown", None, "", 0, {}), run, State(state=DAMAGED, reason=str(error)), None)
+        return _row(Stage(run.key, "unknown", None, "", 0, {}), run, damaged_state(error), None)
     stage = Stage(run.key, spec["stage"], spec["parent"], "", _total_tokens(spec), spec["axes"])
     return _row(stage, run, state or current_state(run), None)
 
@@ -86,22 +86,8 @@ def current_state(run: Run) -> State:
         if state.state != "running" or run.is_running() or (state := run.state()).state != "running":
             return state
     except DamageError as error:
-        return State(state=DAMAGED, reason=str(error))
+        return damaged_state(error)
     return replace(state, state="planned", reason="its process is gone; run its study again to resume it")
-
-
-def readable_states(store: Store, keys: Iterable[str]) -> dict[str, State]:
-    """The states of runs; DAMAGED, with a sentence as the reason, where the state or the losses cannot be read."""
-    states = {}
-    for key in keys:
-        run = store.run(key)
-        try:
-            states[key] = run.state()
-            if states[key].state == "done":
-                run.losses()
-        except DamageError as error:
-            states[key] = State(state=DAMAGED, reason=str(error))
-    return states
 
 
 def seconds_left(state: State) -> float | None:

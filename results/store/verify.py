@@ -4,10 +4,11 @@ import contextlib
 import fnmatch
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from retain.results.store.curves import FILE, read_points
 from retain.results.store.lease import claim_problem
@@ -49,7 +50,7 @@ def run_problems(store: Store, run: Run) -> list[str]:
         found.append(str(error))
     try:
         state = run.state()
-        run.execution()
+        run.adapted()
         read_points(run.folder)
     except FileNotFoundError:  # stage.json, which is a problem already
         pass
@@ -59,7 +60,7 @@ def run_problems(store: Store, run: Run) -> list[str]:
         found.append(claim)
     if spec is None or state is None or state.state != "done":
         return list(dict.fromkeys(found))
-    if damage := damaged_files(run, state):
+    if damage := damaged_files(run, state, spec):
         found += (f"{what}; delete the run's folder and train it again" for what in damage)
     elif LOSSES in spec.get("leaves", [WEIGHTS, LOSSES]):
         try:
@@ -91,25 +92,27 @@ def place_problem(path: Path) -> str | None:
 def _file_problems(run: Run) -> Iterator[str]:
     """What is wrong with the entries of a run's folder, whatever they hold."""
     try:
-        names = os.listdir(run.folder)
+        with os.scandir(run.folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
     except OSError:  # the documents say so
         return
-    for name in sorted(names):
-        path = run.folder / name
-        if what := place_problem(path):
-            yield what
-        elif name in (*FOLDERS, *FILES) and path.is_dir() != (name in FOLDERS):
-            yield f"{path} is not a {'folder' if name in FOLDERS else 'file'}; delete it"
+    for entry in entries:
+        folder, name = entry.is_dir(), entry.name
+        if not (folder or entry.is_file()) or not os.access(entry.path, os.R_OK):
+            if what := place_problem(Path(entry.path)):
+                yield what
+        elif name in (*FOLDERS, *FILES) and folder != (name in FOLDERS):
+            yield f"{entry.path} is not a {'folder' if name in FOLDERS else 'file'}; delete it"
 
 
-def damaged_files(run: Run, state: State | None = None) -> list[str]:
+def damaged_files(run: Run, state: State | None = None, spec: Mapping[str, Any] | None = None) -> list[str]:
     """The files of a done run that are missing or differ from their checksums; freed weights are not missing.
 
-    state: the state of the run, if it has been read already.
+    state, spec: those of the run, if they have been read already.
     """
-    state = state or run.state()
+    state, spec = state or run.state(), spec or run.spec()
     checksums = state.checksums
-    leaves = run.spec().get("leaves", [WEIGHTS, LOSSES])
+    leaves = spec.get("leaves", [WEIGHTS, LOSSES])
     expected = [pattern for pattern in leaves if not (state.weights_freed and pattern == WEIGHTS)]
     if absent := [pattern for pattern in expected if not fnmatch.filter(checksums, pattern)]:
         return [f"state.json has no checksum of {absent[0]}"]

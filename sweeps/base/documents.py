@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 from retain.sweeps.base.errors import DamageError, NewerFormatError, os_reason
 from retain.sweeps.base.files import write_json
@@ -26,6 +26,13 @@ UNKNOWN = "unknown"
 Document = TypeVar("Document")
 Check = Callable[[Any], Any]
 """Returns a JSON value as the value of a type. Raises _Invalid."""
+
+
+class _Type(NamedTuple):
+    """How values of a type are checked: those of the `plain` types of Python need no `check`, as most fields do."""
+
+    check: Check
+    plain: tuple[type, ...] = ()
 
 
 class _Invalid(Exception):
@@ -67,7 +74,7 @@ def checked(value: object, kind: type[Document], where: object, cure: str) -> Do
             f"{where} has format {made}, and this version of Retain reads up to {newest}; use the version that wrote it"
         )
     try:
-        document: Document = _check_of(kind)(value)  # type: ignore[arg-type]  # types are hashable
+        document: Document = _type_of(kind).check(value)  # type: ignore[arg-type]  # types are hashable
         return document
     except _Invalid as invalid:
         field = "".join(reversed(invalid.path)).removeprefix(".")
@@ -124,40 +131,42 @@ _SCALARS: Mapping[Any, tuple[tuple[type, ...], str]] = {
 
 
 @functools.cache
-def _check_of(hint: Any) -> Check:
-    """The check of values of a type."""
+def _type_of(hint: Any) -> _Type:
+    """How values of a type are checked."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _SCALARS:
-        return _scalar(*_SCALARS[hint])
+        return _scalar([hint])
     if origin is typing.NotRequired:
-        return _check_of(arguments[0])
+        return _type_of(arguments[0])
     if origin is typing.Annotated:  # Annotated[str, "one", "another"]: text that is one of these
-        return _literal(arguments[1:])
+        return _Type(_literal(arguments[1:]))
+    if origin is Literal:
+        return _Type(_literal(arguments))
     if origin in (typing.Union, types.UnionType):
         if all(argument in _SCALARS for argument in arguments):
-            kinds, names = zip(*(_SCALARS[argument] for argument in arguments), strict=True)
-            return _scalar(sum(kinds, ()), " or ".join(names))
-        return _union([_check_of(argument) for argument in arguments])
-    if origin is Literal:
-        return _literal(arguments)
-    if origin in (tuple, list, set, Sequence):
-        return _sequence(list if origin is Sequence else origin, _check_of(arguments[0]))
+            return _scalar(arguments)
+        return _Type(_union([_type_of(argument).check for argument in arguments]))
+    if origin in (tuple, list, Sequence):
+        return _Type(_sequence(list if origin is Sequence else origin, _type_of(arguments[0])))
     if origin in (dict, Mapping):
-        return _mapping(_check_of(arguments[1]))
+        return _Type(_mapping(_type_of(arguments[1])))
     if dataclasses.is_dataclass(hint) or typing.is_typeddict(hint):
-        return _fields(hint)
+        return _Type(_fields(hint))
     if hint is Any:
-        return lambda value: value
+        return _Type(lambda value: value)
     raise TypeError(f"no document has a field of the type {hint}")
 
 
-def _scalar(kinds: tuple[type, ...], name: str) -> Check:
+def _scalar(hints: Sequence[Any]) -> _Type:
+    kinds = tuple(kind for hint in hints for kind in _SCALARS[hint][0])
+    names = " or ".join(_SCALARS[hint][1] for hint in hints)
+
     def check(value: Any) -> Any:
         if type(value) not in kinds:
-            raise _Invalid(f"must be {name}, and is {_shown(value)}")
+            raise _Invalid(f"must be {names}, and is {_shown(value)}")
         return value
 
-    return check
+    return _Type(check, kinds)
 
 
 def _union(checks: Sequence[Check]) -> Check:
@@ -183,14 +192,14 @@ def _literal(values: tuple[Any, ...]) -> Check:
     return check
 
 
-def _sequence(build: Callable[[list[Any]], Any], item: Check) -> Check:
+def _sequence(build: Callable[[list[Any]], Any], item: _Type) -> Check:
     def check(value: Any) -> Any:
         if type(value) is not list:
             raise _Invalid(f"must be a list, and is {_shown(value)}")
         found = []
         for one in value:
             try:
-                found.append(item(one))
+                found.append(one if type(one) in item.plain else item.check(one))
             except _Invalid as invalid:
                 invalid.path.append(f"[{len(found)}]")
                 raise
@@ -199,7 +208,7 @@ def _sequence(build: Callable[[list[Any]], Any], item: Check) -> Check:
     return check
 
 
-def _mapping(item: Check) -> Check:
+def _mapping(item: _Type) -> Check:
     def check(value: Any) -> Any:
         if type(value) is not dict:
             raise _Invalid(f"must be a mapping, and is {_shown(value)}")
@@ -210,21 +219,21 @@ def _mapping(item: Check) -> Check:
 
 def _fields(kind: Any) -> Check:
     hints = {name: hint for name, hint in typing.get_type_hints(kind, include_extras=True).items() if name != UNKNOWN}
-    checks = {name: _check_of(hint) for name, hint in hints.items() if typing.get_origin(hint) is not typing.ClassVar}
+    known = {name: _type_of(hint) for name, hint in hints.items()}
     is_mapping = typing.is_typeddict(kind)
     if is_mapping:
         keeps = True
-        required = [name for name in checks if name in kind.__required_keys__]
+        required = [name for name in known if name in kind.__required_keys__]
     else:
         fields = {field.name: field for field in dataclasses.fields(kind)}
         keeps = UNKNOWN in fields
         missing = dataclasses.MISSING
-        required = [name for name in checks if fields[name].default is fields[name].default_factory is missing]
+        required = [name for name in known if fields[name].default is fields[name].default_factory is missing]
 
     def check(value: Any) -> Any:
         if type(value) is not dict:
             raise _Invalid(f"must be a mapping, and is {_shown(value)}")
-        found = _each(checks, value)
+        found = _each(known, value)
         for name in required:
             if name not in found:
                 raise _Invalid(f"lacks the field {name}")
@@ -239,13 +248,14 @@ def _fields(kind: Any) -> Check:
     return check
 
 
-def _each(checks: Mapping[str, Check], value: Mapping[str, Any]) -> dict[str, Any]:
+def _each(known: Mapping[str, _Type], value: Mapping[str, Any]) -> dict[str, Any]:
     """The checked fields of a mapping, those that it has."""
     found = {}
-    for name, check in checks.items():
+    for name, kind in known.items():
         if name in value:
+            one = value[name]
             try:
-                found[name] = check(value[name])
+                found[name] = one if type(one) in kind.plain else kind.check(one)
             except _Invalid as invalid:
                 invalid.path.append(f".{name}")
                 raise

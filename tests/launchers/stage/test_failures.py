@@ -204,8 +204,14 @@ def registered(folder: Path, parent: str | None = None, **execution: Any) -> Run
     store, stage, recipe = Store(folder), "posttrain" if parent else "pretrain", {"batch": 8}
     key = stage_key(stage, parent, canonical(recipe))
     spec = {
-        **{"key": key, "stage": stage, "parent": parent, "recipe": recipe, "study": "any"},
-        **{"evaluation": {}, "axes": {}, "versions": {}},
+        "key": key,
+        "stage": stage,
+        "parent": parent,
+        "recipe": recipe,
+        "study": "any",
+        "evaluation": {},
+        "axes": {},
+        "versions": {},
         "execution": StageExecution().model_dump(mode="json") | execution,
     }
     store.register(key, spec)
