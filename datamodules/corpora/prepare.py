@@ -272,6 +272,10 @@ def _find_prepared(store: Path, kind: str, source: dict[str, Any]) -> str | None
         fingerprint = read_prepared(store / "prepared" / f"{_digest(source)}.json")["fingerprint"]
     except FileNotFoundError:
         return None
+    except DamageError as error:
+        if isinstance(error.__cause__, NotADirectoryError):  # preparing names what cannot be written
+            return None
+        raise
     return fingerprint if (store / kind / fingerprint).is_dir() else None
 
 

@@ -58,7 +58,7 @@ def _saved_digests(run: Run) -> tuple[dict[str, tuple[int, str]], list[str]]:
             digests[f"step {saved.step}"] = (saved.step, as_text(digest))
         except DamageError as error:
             damaged.append(str(error))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError) as error:
             if os.path.lexists(folder):  # otherwise a running attempt has replaced it
-                damaged.append(f"checkpoint {folder.name} is damaged; the next attempt resumes from an older one")
+                damaged.append(f"checkpoint {error}; the next attempt resumes from an older one")
     return digests, damaged

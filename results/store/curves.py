@@ -70,10 +70,18 @@ def read_points(folder: Path) -> list[Point]:
     """All points of a run, in the order in which they were measured; empty if there are none yet. Raises DamageError."""
     path, cure = folder / FILE, "delete this file; the run's losses do not depend on it"
     try:
-        *lines, _ = read_bytes(path, cure).split(b"\n")  # what follows the last line break is not complete yet
+        *lines, last = read_bytes(path, cure).split(b"\n")
     except FileNotFoundError:
         return []
+    if last and not last.startswith(b"{"):  # otherwise the last line is not complete yet
+        lines.append(last)
     return [parsed(line, Point, f"{path}: line {number}", cure) for number, line in enumerate(lines, start=1)]
+
+
+def ends_whole(folder: Path) -> bool:
+    """Whether the last line of the curves, if there are any, is complete, as it is in a done run. Raises DamageError."""
+    path = folder / FILE
+    return not read_points(folder) or path.read_bytes().endswith(b"\n")
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:

@@ -207,11 +207,8 @@ class Run:
 
     def retry(self, reopen: bool = False) -> bool:
         """Plan a failed, cancelled or skipped run again; with `reopen` a done one too. Earlier attempts no longer count."""
-
-        def forgive(old: State) -> dict[str, Any]:
-            return {"forgiven": len(old.attempts)}
-
-        if not self._change("reopen" if reopen else "retry", forgive, reason=None, submission=None):
+        change = "reopen" if reopen else "retry"
+        if not self._change(change, lambda old: {"forgiven": len(old.attempts)}, reason=None, submission=None):
             return False
         self.adapt(None)
         return True

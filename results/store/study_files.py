@@ -129,8 +129,8 @@ class SavedSummary(TypedDict):
 class SavedPredictors(TypedDict):
     """The content of predictors.json."""
 
-    study: str
-    share: float
+    study: NotRequired[str]
+    share: NotRequired[float]
     trials: list[dict[str, Any]]
     correlations: list[dict[str, Any]]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retain.results.store.curves import FILE, read_points
+from retain.results.store.curves import FILE, ends_whole
 from retain.results.store.lease import claim_problem
 from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store, sha256_of
 from retain.results.store.state import State
@@ -51,7 +51,8 @@ def run_problems(store: Store, run: Run) -> list[str]:
     try:
         state = run.state()
         run.adapted()
-        read_points(run.folder)
+        if state.state == "done" and not ends_whole(run.folder):
+            found.append(f"{run.folder / FILE}: the last line is not complete; delete this file")
     except FileNotFoundError:  # stage.json, which is a problem already
         pass
     except DamageError as error:

@@ -68,11 +68,14 @@ def parsed(content: bytes, kind: type[Document], where: object, cure: str) -> Do
 
 def checked(value: object, kind: type[Document], where: object, cure: str) -> Document:
     """A JSON value as a document. Raises as `read_document` does."""
-    newest = getattr(kind, "FORMAT", FORMAT)
-    if isinstance(value, dict) and type(made := value.get("format")) is int and made > newest:
-        raise NewerFormatError(
-            f"{where} has format {made}, and this version of Retain reads up to {newest}; use the version that wrote it"
-        )
+    if isinstance(value, dict):
+        made = value.get("format", FORMAT)
+        if type(made) is not int:
+            raise DamageError(f"{where}: format must be a whole number, and is {_shown(made)}; {cure}")
+        if made > FORMAT:
+            raise NewerFormatError(
+                f"{where} has format {made}, and this version of Retain reads up to {FORMAT}; use the version that wrote it"
+            )
     try:
         document: Document = _type_of(kind).check(value)  # type: ignore[arg-type]  # types are hashable
         return document
