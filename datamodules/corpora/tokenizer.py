@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -12,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from retain.sweeps.base.documents import read_bytes
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 
+Parsed = TypeVar("Parsed")
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -60,13 +62,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     Raises StudyError if a file cannot be read or there is no end-of-text token.
     """
-    try:
-        settings = dict(json.loads(read_bytes(folder / "tokenizer_config.json", "")))
-        core = tokenizers.Tokenizer.from_str(read_bytes(folder / "tokenizer.json", "").decode())
-    except Exception as error:  # tokenizers raises bare Exceptions
-        raise StudyError(
-            f"tokenizer: {folder} cannot be read ({' '.join(str(error).split())}); choose another tokeniser"
-        ) from None
+    settings = _read(folder / "tokenizer_config.json", lambda text: dict(json.loads(text)))
+    core = _read(folder / "tokenizer.json", tokenizers.Tokenizer.from_str)
     end = settings.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
     core.no_truncation()
@@ -77,6 +74,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "tokeniser"
         )
     return Tokenizer(core, end)
+
+
+def _read(path: Path, parse: Callable[[str], Parsed]) -> Parsed:
+    try:
+        return parse(read_bytes(path, "").decode())
+    except Exception as error:  # tokenizers raises bare Exceptions
+        reason = " ".join(str(error).split()).removesuffix(";")
+        raise StudyError(f"tokenizer: {path} cannot be read ({reason}); choose another tokeniser") from error
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

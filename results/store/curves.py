@@ -80,8 +80,12 @@ def read_points(folder: Path) -> list[Point]:
 
 def ends_whole(folder: Path) -> bool:
     """Whether the last line of the curves, if there are any, is complete, as it is in a done run. Raises DamageError."""
-    path = folder / FILE
-    return not read_points(folder) or path.read_bytes().endswith(b"\n")
+    read_points(folder)
+    try:
+        content = read_bytes(folder / FILE, "")
+    except FileNotFoundError:
+        return True
+    return not content or content.endswith(b"\n")
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:

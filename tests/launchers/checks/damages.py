@@ -69,7 +69,7 @@ def make_place(folder: Path) -> Place:
     (stopped,) = [run for run in store.runs() if run.checkpoint.exists()]
     place = Place(store.root, linear, tiny, tree.trials[0].path[1], trained.key, stopped.key)
     done = store.run(place.done)
-    CurveWriter(done.folder, [Point("heldout/pretraining", step, 1.0 + step, 1.0) for step in range(4)])
+    CurveWriter(done.folder, [Point("heldout/pretraining", step, 1.0 + step, 1.0) for step in range(5)])
     dead = replace(this_process(), pid=2**22 + 1)
     write_document(done.folder / "lease.9.json", asdict(dead))
     stopped.adapt(2)
@@ -106,6 +106,8 @@ class Kind:
     json: bool = True
     sealed: bool = False
     """Whether a checksum or a fingerprint covers its content, so that an unknown field is damage as well."""
+    foreign: bool = False
+    """Whether its format is not Retain's."""
 
 
 TINY_VERBS = ("status", "status tiny", "results tiny", "plan tiny", "why tiny", "export", "pin", "gc", "logs", "cancel")
@@ -125,8 +127,10 @@ KINDS: Mapping[str, Kind] = {
     "prepared": Kind(in_store("prepared/*.json"), ("status tiny", "results tiny", "plan tiny"), optional=True),
     "manifest.json": Kind(in_store("corpora/*/manifest.json"), ("status tiny", "results tiny", "plan tiny", "data")),
     "train.bin": Kind(in_store("corpora/*/train.bin"), ("status tiny", "results tiny", "data"), json=False),
-    "tokenizer.json": Kind(in_store("tokenizers/*/tokenizer.json"), ("status tiny", "results tiny", "data")),
-    "tokenizer_config.json": Kind(in_store("tokenizers/*/tokenizer_config.json"), ("status tiny", "data")),
+    "tokenizer.json": Kind(in_store("tokenizers/*/tokenizer.json"), ("status tiny", "data"), sealed=True, foreign=True),
+    "tokenizer_config.json": Kind(
+        in_store("tokenizers/*/tokenizer_config.json"), ("status tiny", "data"), foreign=True
+    ),
     "submission": Kind(in_store("submissions/*/intent.json"), ("status tiny", "cancel tiny"), optional=True),
     "backlog": Kind(in_store("submissions/deferred.json"), ("status tiny",), optional=True),
     "trials.json": Kind(in_store("studies/linear/trials.json"), ("load",), optional=True),
@@ -156,7 +160,7 @@ def in_its_place(make: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 def another_type(content: bytes) -> bytes:
-    """The same document with a value of another type: its last field that is a number, text or list becomes true."""
+    """The same document with a value of another type: its last field that is a number, text or list becomes a list of true."""
     first, *lines = content.decode().splitlines(keepends=True)
     by_line = first.rstrip().endswith("}")
     document = json.loads(first if by_line else content)
@@ -165,10 +169,10 @@ def another_type(content: bytes) -> bytes:
     else:
         name = next(
             name
-            for name in ("fingerprint", "files", "sha256", "keys", "attempts", "splits", *document)
+            for name in ("fingerprint", "eos_token", "files", "sha256", "keys", "attempts", "splits", *document)
             if name in document
         )
-        document[name] = True
+        document[name] = [True]
     return b"".join([json.dumps(document).encode() + b"\n", *(line.encode() for line in lines if by_line)])
 
 
@@ -203,7 +207,8 @@ OF_JSON = ("null", "other type", "unknown field", "newer format")
 
 
 def damages_of(kind: Kind) -> list[str]:
-    return [name for name in DAMAGES if kind.json or name not in OF_JSON]
+    left_out = OF_JSON if not kind.json else ("newer format",) if kind.foreign else ()
+    return [name for name in DAMAGES if name not in left_out]
 
 
 def is_harmless(kind: Kind, damage: str) -> bool:

@@ -27,8 +27,10 @@ from tests.launchers.checks.damages import (
     table_of,
 )
 
-WRITERS = ("run", "cancel", "retry", "pin", "export", "data", "report", "results")
+WRITERS = ("run", "cancel", "retry", "pin", "data")
 """Verbs that change a store; each is tried on a copy of its own."""
+SLOW = ("report tiny", "run linear")
+"""These draw figures if nothing is damaged."""
 LEAST = 300
 """The fewest pairs of a damaged file and a verb."""
 
@@ -57,13 +59,12 @@ def without_slurm() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def sound(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """How each verb ends on the sound store; the second time, as the first one imports."""
+    """How each verb ends on the sound store."""
     verbs = {verb for kind in (*KINDS.values(), FOLDER_OF_A_RUN) for verb in (*kind.verbs, verify_of(kind))}
     found = {}
     for verb in sorted(verbs):
-        for _ in range(2):
-            copy = place.copy(tmp_path_factory.mktemp("sound") / "runs")
-            found[verb] = run_verb(verb, copy)
+        copy = place.copy(tmp_path_factory.mktemp("sound") / "runs")
+        found[verb] = run_verb(verb, copy)
     return found
 
 
@@ -78,11 +79,14 @@ def outcomes(kind: Kind, damage: str, place: Place, sound: dict[str, Ended], fol
     path = kind.file(copy)
     DAMAGES[damage](path)
     for verb in (verify_of(kind), *kind.verbs):
+        if verb in SLOW and is_harmless(kind, damage):
+            continue
         ended = run_verb(verb, copy)
-        yield verb, judged(ended, sound[verb], path, copy)
+        how = judged(ended, sound[verb], path, copy)
+        yield verb, "another answer, as it may be" if how.startswith("!hidden") and is_harmless(kind, damage) else how
+        shutil.rmtree(folder / "runs-exported", ignore_errors=True)
         if verb.split()[0] in WRITERS:
             shutil.rmtree(copy.store)
-            shutil.rmtree(folder / "runs-exported", ignore_errors=True)
             copy = place.copy(folder / "runs")
             DAMAGES[damage](path)
     shutil.rmtree(copy.store)
@@ -90,20 +94,20 @@ def outcomes(kind: Kind, damage: str, place: Place, sound: dict[str, Ended], fol
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_damaged_file_is_named_and_never_a_traceback_or_hidden(
-    name: str, place: Place, sound: dict[str, Ended], tmp_path: Path, record_property: object
+    name: str, place: Place, sound: dict[str, Ended], tmp_path: Path
 ) -> None:
     kind, rows = KINDS[name], []
     for damage in damages_of(kind):
         rows += [(name, damage, verb, how) for verb, how in outcomes(kind, damage, place, sound, tmp_path)]
-    wrong = [row for row in rows if row[3].startswith("!traceback" if is_harmless(kind, row[1]) else "!")]
+    wrong = [row for row in rows if row[3].startswith("!")]
     unnamed = [
         row for row in rows if row[2].startswith("verify") and row[3] != "named (1)" and not is_harmless(kind, row[1])
     ]
     if "RETAIN_DAMAGE_TABLE" in os.environ:
         with open(os.environ["RETAIN_DAMAGE_TABLE"], "a", encoding="utf-8") as stream:
             stream.write(table_of(rows) + "\n")
-    assert not wrong
-    assert not unnamed
+    assert wrong == []
+    assert unnamed == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "named pipe", "dangling link"])
