@@ -300,7 +300,7 @@ def _numbers(path: Path) -> list[int]:
     pattern = re.compile(rf"{re.escape(path.stem)}\.([0-9]+){re.escape(path.suffix)}")
     try:
         names = os.listdir(path.parent)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
 

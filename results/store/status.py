@@ -1,5 +1,6 @@
 """The status of runs as the store knows it: state, progress, speed, time left."""
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -124,5 +125,5 @@ def _row(stage: Stage, run: Run, state: State, blocked: str | None) -> RunStatus
         job_id=state.job_ids[-1] if state.job_ids else None,
         reason=state.reason or (blocked and f"blocked: {blocked}"),
         failure=last.failure if last else None,
-        log=str(run.log) if run.log.exists() else None,
+        log=str(run.log) if os.path.exists(run.log) else None,
     )

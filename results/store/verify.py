@@ -57,8 +57,9 @@ def run_problems(store: Store, run: Run) -> list[str]:
         pass
     except DamageError as error:
         found.append(str(error))
-    if claim := claim_problem(run.lease):
-        found.append(claim)
+    with contextlib.suppress(OSError):  # of the folder, which the documents say
+        if claim := claim_problem(run.lease):
+            found.append(claim)
     if spec is None or state is None or state.state != "done":
         return list(dict.fromkeys(found))
     if damage := damaged_files(run, state, spec):
