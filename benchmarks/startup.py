@@ -38,7 +38,7 @@ PARTS: dict[str, Sequence[tuple[str, str]]] = {
     IMPORTS: (),
     "lease and attempt": ((ATTEMPT, "_take_lease"), (TRAINING, "_begin")),
     "checkpoint": ((TRAINING, "newest_checkpoint"), (TRAINING, "Resume._restore")),
-    "tokeniser": ((TRAINING, "load_tokenizer"),),
+    "tokeniser": ((TRAINING, "stored_tokenizer"),),
     "model": (
         (TRAINING, "_starting_model"),
         (TRAINING, "StageModule.__init__"),

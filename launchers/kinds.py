@@ -10,6 +10,7 @@ from typing import Any
 
 from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store
 from retain.results.store.study_files import SUMMARY
+from retain.sweeps.base.errors import NewerFormatError
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
 Spec = Mapping[str, Any]
@@ -58,6 +59,10 @@ KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, SEAR
 def kind_of(spec: Spec) -> Kind:
     """The kind of a run. Runs registered before kinds were recorded are training stages, some of them linear."""
     if "kind" in spec:
+        if spec["kind"] not in KINDS:
+            raise NewerFormatError(
+                f"{spec['key']}: unknown kind of run {spec['kind']!r}; use the version that registered it"
+            )
         return KINDS[spec["kind"]]
     return kind_of_recipe(spec["recipe"])
 

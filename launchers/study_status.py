@@ -1,5 +1,6 @@
 """`retain status`: the stages and the searches of a study or a store, with what SLURM says about them."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,10 @@ from retain.launchers.jobs.status import Orphan, ask_slurm
 from retain.launchers.kinds import SEARCH
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.search.history import point_counts
-from retain.results.store.runs import Store, existing_store
+from retain.results.store.runs import SPEC, Store, existing_store
 from retain.results.store.status import RunStatus, run_status, store_status, study_status
 from retain.results.store.study_files import search_run
+from retain.sweeps.base.errors import DamageError
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,15 @@ def _read(study: str | None, store: Store, rows: list[RunStatus]) -> Status:
 def _search_row(store: Store, study: str) -> list[RunStatus]:
     """The row of the search of a study, if it was ever searched."""
     run = search_run(store, study)
-    return [run_status(run)] if (run.folder / "stage.json").exists() else []
+    return [run_status(run)] if os.path.lexists(run.folder / SPEC) else []
 
 
 def _search_status(store: Store, row: RunStatus) -> SearchStatus:
     run = store.run(row.key)
     spec = run.spec()
     launcher, study = spec["execution"]["request"]["launcher"], spec["study"]
-    return SearchStatus(study, launcher, row.job_id, row.state, row.reason, point_counts(store, study), str(run.log))
+    try:
+        points, reason = point_counts(store, study), row.reason
+    except DamageError as error:
+        points, reason = {}, str(error)
+    return SearchStatus(study, launcher, row.job_id, row.state, reason, points, str(run.log))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ import numpy.typing as npt
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
 from retain.datamodules.corpora.tokenizer import Tokenizer
-from retain.sweeps.base.errors import DamagedError
+from retain.sweeps.base.documents import read_document, unreadable
+from retain.sweeps.base.errors import DamageError
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20
 """A batch ends at whichever comes first. Batching does not change what is packed."""
@@ -28,6 +29,26 @@ CONCURRENT_BATCHES = 3
 SPLITS = ("train", "heldout")
 Report = Callable[[int, int], None]
 """Called with the numbers of documents read and of training tokens so far."""
+
+
+class _Split(TypedDict):
+    """One split of a packed corpus."""
+
+    documents: int
+    sequences: int
+    tokens: int
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    """The content of manifest.json."""
+
+    sequence_length: int
+    dtype: str
+    tokenizer: str
+    train: _Split
+    heldout: _Split
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -54,14 +75,26 @@ class PackedCorpus:
         return math.prod(self.shape(split)) * int(np.dtype(self.manifest["dtype"]).itemsize)
 
     def sequences(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Memory-map all sequences of a split: [sequences, length]. Raises DamagedError if the file cannot be read."""
+        """Memory-map all sequences of a split: [sequences, length]. Raises DamageError if the file cannot be read."""
         if self.count(split) == 0:
             return np.empty(self.shape(split), self.manifest["dtype"])
+        self.check_size(split)
         path = self.folder / f"{split}.bin"
         try:
             return np.memmap(path, self.manifest["dtype"], "r", shape=self.shape(split))
-        except (OSError, ValueError) as error:
-            raise DamagedError(f"{path} is damaged ({error}); {CURE}") from None
+        except OSError as error:
+            raise unreadable(path, error, CURE) from error
+
+    def check_size(self, split: str) -> None:
+        """Check that the file of a split has the size that the manifest says. Raises DamageError."""
+        path = self.folder / f"{split}.bin"
+        try:
+            expected = self.bytes(split)
+            found: object = path.stat().st_size if path.is_file() else "no file"
+        except (OSError, TypeError) as error:
+            raise DamageError(f"{path} is damaged ({error}); {CURE}") from None
+        if found != expected:
+            raise DamageError(f"{path} is damaged (found {found}, expected {expected} bytes); {CURE}")
 
 
 CURE = "prepare the study's data again, which repairs it"
@@ -70,25 +103,14 @@ CURE = "prepare the study's data again, which repairs it"
 def open_packed(folder: Path) -> PackedCorpus:
     """Open a packed corpus.
 
-    Raises FileNotFoundError if it has no manifest, DamagedError if the manifest is damaged or a file has another size.
+    Raises FileNotFoundError if it has no manifest, DamageError if the manifest is damaged or a file has another size.
     """
-    path = folder / "manifest.json"
-    try:
-        packed = PackedCorpus(folder, json.loads(path.read_text(encoding="utf-8")))
-        sizes = {split: packed.bytes(split) for split in SPLITS}
-        str(packed.manifest["fingerprint"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(path) from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{path} is damaged ({type(error).__name__}: {error}); {CURE}") from None
-    for split, expected in sizes.items():
-        file = folder / f"{split}.bin"
-        try:
-            found: object = file.stat().st_size if file.is_file() else "no file"
-        except OSError as error:
-            found = error.strerror
-        if found != expected:
-            raise DamagedError(f"{file} is damaged (found {found}, expected {expected} bytes); {CURE}")
+    manifest = dict(read_document(folder / "manifest.json", _Manifest, CURE))
+    if fingerprint_of(manifest) != manifest["fingerprint"]:
+        raise DamageError(f"{folder / 'manifest.json'} is damaged (its fingerprint is another); {CURE}")
+    packed = PackedCorpus(folder, manifest)
+    for split in SPLITS:
+        packed.check_size(split)
     return packed
 
 
@@ -101,7 +123,7 @@ def packed_problem(folder: Path) -> str | None:
             with (folder / f"{split}.bin").open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != packed.manifest[split]["sha256"]:
                     return f"{split}.bin is damaged; {cure}"
-    except DamagedError as error:
+    except DamageError as error:
         return str(error)
     except (OSError, KeyError, TypeError) as error:
         return f"the corpus cannot be read ({error}); {cure}"

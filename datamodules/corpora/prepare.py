@@ -39,7 +39,7 @@ from retain.datamodules.corpora.sources import (
     write_note,
 )
 from retain.datamodules.corpora.tokenizer import Tokenizer, fetch_tokenizer, load_tokenizer, train_tokenizer
-from retain.sweeps.base.errors import DamagedError, MissingResourceError, RetainError, StudyError
+from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError, StudyError
 from retain.sweeps.base.files import remove, sync_folder, writing
 from retain.sweeps.base.processes import is_gone, process_name
 from retain.sweeps.schema import study as schema
@@ -175,7 +175,7 @@ def _look_up(
             facts: Mapping[str, int] = note.facts
             try:
                 facts = read(note.fingerprint)
-            except DamagedError as error:
+            except DamageError as error:
                 if remark is None:
                     break
                 problem = problem or str(error)
@@ -192,28 +192,38 @@ def _packings(file: StudyFile) -> list[tuple[str, int]]:
 
 
 def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
-    """Open a prepared corpus. Raises DamagedError if the store lacks it, or its files are not those of its manifest."""
+    """Open a prepared corpus. Raises DamageError if the store lacks it, or its files are not those of its manifest."""
     folder = store / "corpora" / fingerprint
     try:
         return open_packed(folder)
     except FileNotFoundError:
         problem = "has no manifest.json" if folder.is_dir() else f"not found in {store}"
-        raise DamagedError(f"corpus {fingerprint} {problem}; {CURE}") from None
+        raise DamageError(f"corpus {fingerprint} {problem}; {CURE}") from None
 
 
 def stored_tokenizer(store: Path, fingerprint: str) -> Tokenizer:
-    """Load a prepared tokeniser. Raises DamagedError if the store lacks it, or its files cannot be read."""
+    """Load a prepared tokeniser. Raises DamageError if the store lacks it, or its files cannot be read."""
     folder = store / "tokenizers" / fingerprint
     try:
         return load_tokenizer(folder)
     except StudyError as error:
-        raise DamagedError(f"{folder} is {'damaged' if folder.is_dir() else 'missing'}; {CURE}") from error
+        raise DamageError(f"{folder} is {'damaged' if folder.is_dir() else 'missing'}; {CURE}") from error
+
+
+def tokenizer_problem(folder: Path) -> str | None:
+    """What is wrong with a prepared tokeniser, and the cure; None if it is the one that its folder names."""
+    try:
+        if stored_tokenizer(folder.parents[1], folder.name).fingerprint == folder.name:
+            return None
+    except DamageError as error:
+        return str(error)
+    return f"it is another tokeniser than its folder names; delete the folder, and {CURE}"
 
 
 def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:
     source = tokenizer_source(file)
     if note := read_note(store, source):
-        with contextlib.suppress(DamagedError):
+        with contextlib.suppress(DamageError):
             return stored_tokenizer(store, note.fingerprint)
     before = corpus_sources(file)
     settings = tokenizer_settings(file)
@@ -265,7 +275,7 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
     corpus = file.study.corpora[name]
     source = corpus_source(file, name, length, tokenizer.fingerprint)
     if note := read_note(store, source):
-        with contextlib.suppress(DamagedError):
+        with contextlib.suppress(DamageError):
             packed_corpus(store, note.fingerprint)
             return
     before = corpus_sources(file)

@@ -11,13 +11,13 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from retain.datamodules.corpora.documents import source_identity
-from retain.datamodules.corpora.packing import SPLITS
+from retain.datamodules.corpora.packing import CURE, SPLITS
 from retain.datamodules.corpora.tokenizer import tokenizer_files
-from retain.sweeps.base.errors import MissingResourceError, RetainError
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.documents import read_document, write_document
+from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, RetainError
 from retain.sweeps.schema import study as schema
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.keys import canonical
@@ -114,6 +114,15 @@ def naming_corpus(file: StudyFile, name: str) -> Iterator[None]:
         raise type(error)(f"{file.path.name}: corpora.{name}: {error}") from error
 
 
+class _SavedNote(TypedDict):
+    """The content of a note."""
+
+    fingerprint: str
+    source: Source
+    facts: NotRequired[dict[str, int]]
+    commit: NotRequired[str]
+
+
 @dataclass(frozen=True)
 class Note:
     """What a source or a definition was prepared to."""
@@ -124,26 +133,40 @@ class Note:
 
 
 def read_note(store: Path, source: Source) -> Note | None:
-    """Return the note on a source or a definition; None if the store has none, or it is damaged."""
-    return _read(_note_path(store, source))
+    """Return the note on a source or a definition; None if the store has none, or it is damaged.
 
-
-def _read(path: Path) -> Note | None:
+    Raises DamageError if it may not be read, NewerFormatError.
+    """
     try:
-        note = read_json(path)
-        facts = {str(name): int(count) for name, count in note.get("facts", {}).items()}
-        if not isinstance(note["fingerprint"], str):
-            return None
-        return Note(note["fingerprint"], facts if facts.keys() in ({"vocabulary"}, set(SPLITS)) else {})
-    except PermissionError:
-        raise MissingResourceError(f"{path}: cannot be read (Permission denied); make the store readable") from None
-    except (OSError, MissingResourceError, KeyError, TypeError, ValueError, AttributeError):
+        return _read(_note_path(store, source))
+    except FileNotFoundError:
+        return None
+    except NewerFormatError:
+        raise
+    except DamageError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
         return None
 
 
-def damaged_notes(store: Path) -> list[Path]:
-    """Return the notes of a store that cannot be read."""
-    return [path for path in sorted((store / "prepared").rglob("*.json")) if _read(path) is None]
+def _read(path: Path) -> Note:
+    note = read_document(path, _SavedNote, CURE)
+    if digest(note["source"]) != path.stem:
+        raise DamageError(f"{path} is the note of another source; {CURE}")
+    facts = note.get("facts", {})
+    return Note(note["fingerprint"], facts if facts.keys() in ({"vocabulary"}, set(SPLITS)) else {})
+
+
+def note_problem(path: Path) -> str | None:
+    """What is wrong with a note, or with the first damaged one of a folder; None if nothing is."""
+    for note in sorted(path.glob("*.json")) if path.is_dir() and path.suffix != ".json" else [path]:
+        try:
+            _read(note)
+        except FileNotFoundError:
+            continue
+        except DamageError as error:
+            return str(error)
+    return None
 
 
 def write_note(store: Path, source: Source, note: Note, commit: str | None = None) -> None:
@@ -151,7 +174,7 @@ def write_note(store: Path, source: Source, note: Note, commit: str | None = Non
     path = _note_path(store, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"fingerprint": note.fingerprint, "facts": dict(note.facts), "source": source}
-    write_json(path, document | ({"commit": commit} if commit else {}))
+    write_document(path, document | ({"commit": commit} if commit else {}))
 
 
 def digest(source: Source) -> str:

@@ -1,23 +1,20 @@
 """Train, load and save a study's tokeniser, and identify it by a fingerprint."""
 
-import functools
 import hashlib
 import json
-import re
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from retain.sweeps.base.documents import read_bytes
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 
+Parsed = TypeVar("Parsed")
 END_OF_TEXT = "<|endoftext|>"
-LONGEST_WORD = 10_000
-"""Characters of a word that the training of a tokeniser sees as one."""
-LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -34,10 +31,10 @@ class Tokenizer:
         assert number is not None
         return int(number)
 
-    @functools.cached_property
+    @property
     def vocabulary(self) -> int:
-        """One more than the largest token id, added tokens included: the number of entries, unless the ids have gaps."""
-        return 1 + max(self.core.get_vocab(with_added_tokens=True).values())
+        """The number of entries, added tokens included."""
+        return int(self.core.get_vocab_size(with_added_tokens=True))
 
     @property
     def fingerprint(self) -> str:
@@ -65,22 +62,26 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     Raises StudyError if a file cannot be read or there is no end-of-text token.
     """
-    try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        core = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        end = settings.get("eos_token")
-        end = end["content"] if isinstance(end, dict) else end
-        known = end is not None and core.token_to_id(end) is not None
-    except Exception as error:  # tokenizers raises bare Exceptions
-        raise StudyError(f"tokenizer: {folder} cannot be read ({error}); choose another tokeniser") from None
-    if not known:
+    settings = _read(folder / "tokenizer_config.json", lambda text: dict(json.loads(text)))
+    core = _read(folder / "tokenizer.json", tokenizers.Tokenizer.from_str)
+    end = settings.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    core.no_truncation()
+    core.no_padding()
+    if not isinstance(end, str) or core.token_to_id(end) is None:
         raise StudyError(
             f"tokenizer: {folder}: eos_token is missing in tokenizer_config.json or not in the vocabulary; choose another "
             "tokeniser"
         )
-    core.no_truncation()
-    core.no_padding()
     return Tokenizer(core, end)
+
+
+def _read(path: Path, parse: Callable[[str], Parsed]) -> Parsed:
+    try:
+        return parse(read_bytes(path, "").decode())
+    except Exception as error:  # tokenizers raises bare Exceptions
+        reason = " ".join(str(error).split()).removesuffix(";")
+        raise StudyError(f"tokenizer: {path} cannot be read ({reason}); choose another tokeniser") from error
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -113,10 +114,7 @@ def fetch_tokenizer(name: str, revision: str | None, folder: Path) -> Tokenizer:
 
 
 def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
-    """Train a byte-level BPE of `entries` entries; end of text is entry 0. Raises StudyError if there is too little text.
-
-    Words of more than LONGEST_WORD characters are cut, as the time to train is quadratic in the length of a word.
-    """
+    """Train a byte-level BPE of `entries` entries; end of text is entry 0. Raises StudyError if there is too little text."""
     core = tokenizers.Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -126,33 +124,9 @@ def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    failures: list[BaseException] = []
-
-    def train() -> None:
-        try:
-            core.train_from_iterator((part for document in documents for part in cut_long_words(document)), trainer)
-        except BaseException as error:
-            failures.append(error)
-
-    # The library answers no signal while it trains, but Python's main thread does while it waits.
-    thread = threading.Thread(target=train, name="train-tokenizer", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if failures:
-        raise failures[0]
+    core.train_from_iterator(documents, trainer)
     if core.get_vocab_size() != entries:
         raise StudyError(
             f"tokenizer.train: the corpora yield {core.get_vocab_size()} of {entries} entries; lower tokenizer.train"
         )
     return Tokenizer(core, END_OF_TEXT)
-
-
-def cut_long_words(document: str) -> Iterator[str]:
-    """Yield a document, cut after every LONGEST_WORD characters of a longer word or a longer blank."""
-    start = 0
-    if len(document) > LONGEST_WORD:
-        for match in LONG_WORD.finditer(document):
-            yield document[start : match.end()]
-            start = match.end()
-    yield document[start:]

@@ -1,32 +1,105 @@
-"""`retain verify`: checks the runs of a store, the data that they were trained on, and the tokens that they saw."""
+"""`retain verify`: checks the runs of a store, the data that they were trained on, and every other document there."""
 
-from collections.abc import Collection
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.packing import packed_problem
-from retain.datamodules.corpora.prepare import stored_tokenizer
-from retain.datamodules.corpora.sources import damaged_notes
+from retain.datamodules.corpora.prepare import tokenizer_problem
+from retain.datamodules.corpora.sources import note_problem
+from retain.launchers.jobs.submissions import BACKLOG, INTENT, read_backlog, read_submission
 from retain.launchers.kinds import kind_of
-from retain.results.store.runs import Store
-from retain.results.store.verify import Problem, verify_runs
-from retain.sweeps.base.errors import DamagedError
+from retain.launchers.stage.training.numerics import recorded_numerics
+from retain.results.store import study_files
+from retain.results.store.lease import claim_problem
+from retain.results.store.runs import Run, Store
+from retain.results.store.verify import Problem, place_problem, verify_runs
+from retain.sweeps.base.documents import unreadable
+from retain.sweeps.base.errors import RetainError
+
+OF_STUDIES: Mapping[str, Callable[[Path], Any]] = {
+    study_files.TRIALS: study_files.read_trials,
+    study_files.PREDICTORS_FILE: study_files.read_predictors,
+    study_files.HISTORY: study_files.read_history,
+    study_files.SUMMARY: study_files.read_summary,
+}
+"""The reader of each document in the folder of a study."""
 
 
 def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
-    """Check the runs of `keys` (or all) and the packed corpora. Returns the number of runs and every problem."""
+    """Check the runs of `keys` (or all), and everything beside the runs. Returns the number of runs and every problem."""
     checked, problems = verify_runs(store, keys)
-    folders = sorted((store.root / "corpora").glob("*"))
-    problems += [Problem(f"corpora/{folder.name}", what) for folder in folders if (what := packed_problem(folder))]
-    for folder in sorted((store.root / "tokenizers").glob("*")):
-        try:
-            stored_tokenizer(store.root, folder.name)
-        except DamagedError as error:
-            problems.append(Problem(f"tokenizers/{folder.name}", str(error)))
-    for note in damaged_notes(store.root):
-        problems.append(Problem(f"prepared/{note.name}", "the note is damaged; prepare the study's data again"))
+    problems += _beside_runs(store)
     unreadable = {problem.where for problem in problems}
     known: dict[str, Any] = {}
     for run in store.runs():
         if (keys is None or run.key in keys) and run.key not in unreadable:
-            problems += [Problem(run.key, what) for what in kind_of(run.spec()).problems(store, run, known)]
+            problems += [Problem(run.key, what) for what in _computed_problems(store, run, known)]
     return checked, problems
+
+
+def _computed_problems(store: Store, run: Run, known: dict[str, Any]) -> list[str]:
+    """The problems in what a run has computed, and in how."""
+    try:
+        recorded_numerics(run)
+        return kind_of(run.spec()).problems(store, run, known)
+    except RetainError as error:
+        return [str(error)]
+
+
+def _beside_runs(store: Store) -> Iterator[Problem]:
+    """The problems of prepared data, submissions, studies and caches."""
+    checks: Mapping[str, Callable[[Path], str | None]] = {
+        "corpora": packed_problem,
+        "tokenizers": tokenizer_problem,
+        "prepared": note_problem,
+        "submissions": lambda path: _submission_problem(store, path),
+        "studies": _study_problem,
+        "cache/micro-batch": lambda path: _reading(_read_micro_batch, path),
+    }
+    for name, check in checks.items():
+        folder = store.root / name
+        try:
+            entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+        except OSError as error:
+            if os.path.lexists(folder):
+                yield Problem(name, str(unreadable(folder, error, "delete it")))
+            continue
+        for entry in entries:
+            if what := place_problem(folder / entry) or check(folder / entry):
+                yield Problem(f"{name}/{entry}", what)
+
+
+def _submission_problem(store: Store, path: Path) -> str | None:
+    if path.name == BACKLOG:
+        return _reading(lambda path: read_backlog(store), path)
+    if path.name.startswith("lease."):
+        return claim_problem(path.with_name("lease.json"))
+    # A submission that SLURM did not know has no record any more.
+    return _reading(lambda path: read_submission(store, path.parent.name), path / INTENT) if path.is_dir() else None
+
+
+def _study_problem(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return f"{folder} is not a folder; delete it"
+    places = (place_problem(path) for path in sorted(folder.iterdir()))
+    documents = (_reading(read, folder / name) for name, read in OF_STUDIES.items())
+    return "; ".join(dict.fromkeys(what for what in (*places, *documents) if what)) or None
+
+
+def _reading(read: Callable[[Path], Any], path: Path) -> str | None:
+    """What is wrong with a document; None if there is none."""
+    try:
+        read(path)
+    except FileNotFoundError:
+        return None
+    except RetainError as error:
+        return str(error)
+    return None
+
+
+def _read_micro_batch(path: Path) -> Any:
+    from retain.launchers.stage.training.micro_batch import read_answer  # imports torch
+
+    return read_answer(path)

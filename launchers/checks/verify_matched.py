@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ EXPOSED, POST = 1, 0
 """The number of D_post among the subsets of an order: in Stage 1, and in Stage 2."""
 
 
-def matched_problems(opened: OpenedStudy) -> list[Problem]:
+def matched_problems(opened: OpenedStudy, damaged: Collection[str] = ()) -> list[Problem]:
     """The done trials with matched allocation (paper, Figure 3b) that see a sequence of D_post twice or never.
+
+    damaged: the runs that cannot be checked.
 
     Every position of both stages is followed to its sequence; that a run consumed these is checked by its data digest.
     """
     tree = opened.tree
-    states = opened.store.states(tree.stages)
+    states = opened.store.states(key for key in tree.stages if key not in damaged)
     matched = [trial for trial in tree.trials if _is_matched(opened, trial)]
     problems = []
 
@@ -35,7 +38,7 @@ def matched_problems(opened: OpenedStudy) -> list[Problem]:
 
     for pretrain, posttrain in dict.fromkeys((trial.pretrain, trial.posttrain) for trial in matched):
         path = [(key, index) for key, index in ((pretrain, EXPOSED), (posttrain, POST)) if key is not None]
-        if any(states[key].state != "done" for key, _ in path):
+        if any(key in damaged or states[key].state != "done" for key, _ in path):
             continue
         seen = np.sort(np.concatenate([sequences(key, index) for key, index in path]))
         wanted = np.sort(_d_post(opened, [tree.stages[key] for key, _ in path]))

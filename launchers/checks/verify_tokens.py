@@ -1,13 +1,14 @@
 """The check of runs of the kind `training`: the tokens that a run consumed are those of its recipe."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from retain.datamodules.order.batches import recipe_digest
 from retain.datamodules.order.digest import add_digests, as_text
 from retain.results.store.runs import Run, Store
-from retain.sweeps.base.errors import RetainError
+from retain.sweeps.base.errors import DamageError, RetainError
 
 NOT_OF_THE_ORDER = ("model", "method", "lora", "lr", "min_lr", "warmup", "weight_decay", "betas", "clip", "dropout")
 """Recipe fields that do not change which tokens are read, and when."""
@@ -22,7 +23,7 @@ def problems(store: Store, run: Run, known: dict[str, Any]) -> list[str]:
     digests, damaged = _saved_digests(run) if run.checkpoint.exists() else ({}, [])
     if run.is_done():
         losses = run.losses()
-        digests["its end"] = (losses["steps"], losses["token_digest"])
+        digests["its end"] = (losses["steps"], losses.get("token_digest", ""))
     try:
         wrong = [
             where for where, (step, digest) in digests.items() if _expected_digest(recipe, store, step, known) != digest
@@ -55,7 +56,9 @@ def _saved_digests(run: Run) -> tuple[dict[str, tuple[int, str]], list[str]]:
             saved = open_checkpoint(folder, check=False)
             digest = add_digests(int(rank["own"]["digest"], 16) for rank in saved.ranks)
             digests[f"step {saved.step}"] = (saved.step, as_text(digest))
-        except (ValueError, KeyError):
-            if folder.exists():  # otherwise a running attempt has replaced it
-                damaged.append(f"checkpoint {folder.name} is damaged; the next attempt resumes from an older one")
+        except DamageError as error:
+            damaged.append(str(error))
+        except (ValueError, KeyError, TypeError) as error:
+            if os.path.lexists(folder):  # otherwise a running attempt has replaced it
+                damaged.append(f"checkpoint {error}; the next attempt resumes from an older one")
     return digests, damaged

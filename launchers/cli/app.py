@@ -9,7 +9,7 @@ import typer
 
 from retain.launchers.cli import maintain, search, show, train
 from retain.launchers.cli.options import EXIT_CODES, INTERRUPTED
-from retain.sweeps.base.errors import RetainError, StudyError
+from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_reason
 from retain.sweeps.base.files import is_file
 
 RESUMABLE = ("run", "search", "probe")
@@ -90,6 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         sys.stderr.close()
         return 0
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(
+            f"retain: {place}{os_reason(error)}; check that it is there, and that you may read and write it",
+            file=sys.stderr,
+        )
+        return MissingResourceError.exit_code
     except typer.TyperException as error:  # an unknown verb or option, or an invalid value
         what = error.format_message().rstrip(".").replace("Value error, ", "")
         print(f"retain: {what}; see retain --help", file=sys.stderr)

@@ -17,7 +17,7 @@ from retain.launchers.cli.options import (
     StorePath,
     show,
 )
-from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.errors import DamageError, MissingResourceError
 
 if TYPE_CHECKING:
     from retain.launchers.planning.opened_study import OpenedStudy
@@ -57,9 +57,13 @@ def verify(
     from retain.launchers.cli.views.checks import print_problems
     from retain.results.store.runs import existing_store
 
-    found, opened = existing_store(store), _opened(study, overrides, store)
+    found = existing_store(store)
+    try:
+        opened = _opened(study, overrides, store)
+    except DamageError:  # of its data, so the keys of its runs are not known: check the whole store
+        opened = None
     checked, problems = verify_store(found, opened.tree.stages if opened else None)
-    problems += matched_problems(opened) if opened else []
+    problems += matched_problems(opened, {problem.where for problem in problems}) if opened else []
     document = {"study": study, "runs": checked, "problems": [vars(problem) for problem in problems]}
     show(document, as_json, print_problems)
     return SOME_RUN_FAILED if problems else 0

@@ -12,7 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from retain.datamodules.corpora.prepare import Report
 from retain.launchers.cli.views.status import most_important, status_table
 from retain.launchers.console import print_line
-from retain.launchers.local.launcher import Watch
+from retain.launchers.local.launcher import WAITING, Watch
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
@@ -87,12 +87,19 @@ def _time_left(tree: Tree, states: Mapping[str, State]) -> str:
 def _print_changes(tree: Tree, console: Console) -> Watch:
     """A function that prints a line for each stage that has begun or ended since its last call."""
     before: dict[str, str] = {}
+    waited: dict[str, str] = {}
 
     def print_changes(states: Mapping[str, State]) -> None:
         for key, state in states.items():
             if state.state != before.get(key, state.state) and state.state in ("running", "done", "failed"):
                 print_line(console, _line(tree.stages[key], state))
             before[key] = state.state
+            reason = state.reason or ""
+            if reason.startswith(WAITING) and waited.get(key) != reason:
+                waited[key], stage = reason, tree.stages[key]
+                print_line(
+                    console, f"{time.strftime('%H:%M:%S')} {stage.stage} {key[:8]} {axes_label(stage.axes)} {reason}"
+                )
 
     return print_changes
 

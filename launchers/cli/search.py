@@ -81,8 +81,7 @@ def _search_here(study: str, words: Sequence[str], store: Path, request: "Search
     from retain.launchers.stage.attempt import make_attempt
     from retain.launchers.stage.ranks import Ranks
     from retain.launchers.stage.signals import AttemptStopped, StopRequest
-    from retain.results.store.study_files import SUMMARY
-    from retain.sweeps.base.files import read_json
+    from retain.results.store.study_files import SUMMARY, read_summary
 
     searched = _prepared(study, words, store, request)
     run, stop = register_search(searched, request), StopRequest()
@@ -97,7 +96,7 @@ def _search_here(study: str, words: Sequence[str], store: Path, request: "Search
         while isinstance(cause, StageFailedError) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise (cause if isinstance(cause, RetainError) else failed) from None
-    document = read_json(run.folder / SUMMARY)
+    document = read_summary(run.folder / SUMMARY)
     show(document, as_json, print_summary)
     return SOME_RUN_FAILED if any(point["state"] == "failed" for point in document["points"]) else 0
 

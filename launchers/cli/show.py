@@ -1,5 +1,6 @@
 """Verbs that show what would be trained, what is trained, and what came out. Each imports what it needs when it is called."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -20,7 +21,7 @@ from retain.launchers.cli.options import (
     command_arguments,
     show,
 )
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
 
 PAPER_SCALE = 100_000_000
 """Parameters from which on a study's losses lie on the same axes as the paper's."""
@@ -82,6 +83,8 @@ def logs(
     from retain.results.store.runs import existing_store
 
     run = existing_store(store).find(run_key)
+    if os.path.lexists(run.log) and not run.log.is_file():
+        raise DamageError(f"{run.log} is not a file; delete it")
     if not run.log.exists():
         again = command("status", None, (), store)
         raise StudyError(f"{run.key}: nothing is logged yet, the run is {run.state().state}; see {again}")
@@ -94,15 +97,16 @@ def results(
     store: StorePath = RUNS,
     csv: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Print one row per trial: axes, losses, tokens, stage keys.
 
     Works on partial results.
     """
-    from retain.launchers.cli.views.results import print_results
+    from retain.launchers.cli.views.results import print_failures, print_results
     from retain.launchers.planning.opened_study import open_study
     from retain.results.report.collect import collect_results
     from retain.results.store.loss_table import csv_text
+    from retain.results.store.state import DAMAGED
     from retain.sweeps.base.files import write_text
 
     opened = open_study(study, overrides or (), store)
@@ -111,8 +115,11 @@ def results(
         try:
             write_text(csv, csv_text(found.trials))
         except OSError as error:
-            raise StudyError(f"--csv {csv}: cannot be written ({error.strerror}); choose another file") from None
+            raise StudyError(f"--csv {csv}: cannot be written ({os_reason(error)}); choose another file") from None
     show(found, as_json, lambda found: print_results(found, store))
+    damaged = [failure for failure in found.failures if failure.state == DAMAGED]
+    print_failures(damaged)
+    return SOME_RUN_FAILED if damaged else 0
 
 
 def report(

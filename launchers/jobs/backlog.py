@@ -8,6 +8,7 @@ from retain.launchers.slurm.client import live_jobs, requeue_job
 from retain.launchers.stage.attempt import log_line
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import ENDED
+from retain.sweeps.base.notices import Waiting
 from retain.sweeps.base.processes import slurm_job
 
 LAST_WAIT_S = 15.0
@@ -24,11 +25,15 @@ def submit_backlog(store: Store) -> None:
         return
     job = slurm_job()
     deadline = time.monotonic() + LAST_WAIT_S
+    waiting = Waiting("this is the last job, and runs wait for room in the queue")
     try:
         while job is not None and _submit_and_is_last(store, job):
             if time.monotonic() > deadline:
                 requeue_job(job, LATER_S)
                 return
+            waiting.say(
+                f"it waits {LAST_WAIT_S:.0f} s for room, and then requeues itself to try again after {LATER_S} s"
+            )
             time.sleep(1.0)
     except Exception as error:  # the job's own runs have ended whatever happens here
         log_line(f"the runs that wait for room were not submitted: {error}; submit the study again")

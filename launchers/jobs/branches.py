@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from retain.launchers.jobs.submissions import packed_with, submitted_job
 from retain.launchers.slurm.client import cancel_jobs, has_slurm, signal_job
+from retain.launchers.stage.failures import DAMAGE
 from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.readiness import blocked_by
 from retain.results.store.runs import Store
 from retain.results.store.state import UNENDED
+from retain.sweeps.base.errors import DamageError
 
 BY_KEY, WITH_STUDY = "by retain cancel", "with its study, by retain cancel"
 """The reasons of cancelled runs."""
@@ -15,7 +17,7 @@ BY_KEY, WITH_STUDY = "by retain cancel", "with its study, by retain cancel"
 
 def branch(store: Store, key: str) -> list[str]:
     """A run of the store and every run below it, parents first."""
-    parents = {run.key: run.spec()["parent"] for run in store.runs()}
+    parents = store.read_all(lambda run: run.spec()["parent"])
     found = [key]
     for above in found:
         found += [below for below, parent in parents.items() if parent == above]
@@ -26,17 +28,22 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
     """Mark runs that have not ended as cancelled, and cancel their SLURM jobs; returns the keys of these runs.
 
     A job that has other runs of a pack to do continues with them. A run that trains on this machine continues until Ctrl-C.
+    Raises DamageError if the state of a run, or the record of its job, cannot be read, once all others are cancelled.
     """
     # 1. Mark the runs first, so that a job which starts now skips them.
     cancelled: list[str] = []
     jobs: dict[str, str] = {}
+    damaged: list[DamageError] = []
     for key in keys:
-        run = store.run(key)
-        job = submitted_job(store, run)
-        if run.cancel(reason):
+        try:
+            run = store.run(key)
+            if not run.cancel(reason):
+                continue
             cancelled.append(key)
-            if job:
+            if job := submitted_job(store, run):
                 jobs[key] = job
+        except DamageError as error:
+            damaged.append(error)
     # 2. Cancel the jobs that have nothing else to do. Signal those that have.
     if jobs and has_slurm():
         shared = {
@@ -46,18 +53,24 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
         for key in shared:
             if store.run(key).is_running():
                 signal_job(jobs[key], CANCEL_SIGNAL.name.removeprefix("SIG"))
+    if damaged:
+        raise DamageError(f"{damaged[0]} ({len(cancelled)} runs are cancelled)")
     return cancelled
 
 
 def skip_blocked(store: Store, keys: Sequence[str]) -> list[str]:
     """Skip the runs (parents first) whose branch has ended above them, and plan skipped runs whose branch has not.
 
-    Running runs are not changed. Returns the keys of the skipped runs.
+    Runs that failed because the store was damaged are planned again: the damage may be repaired. Running runs are not changed.
+    Returns the keys of the skipped runs.
     """
     skipped = []
     for key in keys:
         run = store.run(key)
         state = run.state()
+        if state.state == "failed" and state.attempts and state.attempts[-1].failure == DAMAGE:
+            run.retry()
+            state = run.state()
         if state.state not in ("planned", "queued", "skipped"):
             continue
         why = blocked_by(store, run)

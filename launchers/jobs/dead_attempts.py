@@ -22,9 +22,10 @@ from retain.launchers.stage.failures import (
     next_attempt,
     sentence,
 )
-from retain.results.store.lease import POLLS, SILENCE_S, LivenessChecker, read_owner, try_lease
+from retain.results.store.lease import POLLS, SILENCE_S, LivenessChecker, held_by, read_owner, try_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
+from retain.sweeps.base.notices import Waiting
 from retain.sweeps.base.processes import slurm_job
 
 LOG_TAIL_BYTES = 1 << 16
@@ -117,12 +118,14 @@ def settle_dead_attempts(store: Store, runs: Sequence[Run]) -> list[str]:
     again: list[str] = []
     liveness = LivenessChecker(lambda owner: True)
     deadline = time.monotonic() + GONE_WAIT_S
+    waiting = Waiting(f"making sure that dead attempts are silent, for up to {GONE_WAIT_S:.0f} s")
     while dead:
         settled = {run.key: settle_death(run, deaths[run.key], liveness) for run in dead}
         again += [key for key, answer in settled.items() if answer]
         dead = [run for run in dead if settled[run.key] is None]
         if not dead or time.monotonic() > deadline:
             break
+        waiting.say(f"{len(dead)} runs, the first is {dead[0].key[:8]}, whose {held_by(dead[0].lease)}")
         time.sleep(POLL_EVERY_S)
     return again
 

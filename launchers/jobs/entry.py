@@ -2,9 +2,14 @@
 
 import importlib
 
+from retain.sweeps.base.errors import DamageError
+
 
 def do_task(store: str, token: str) -> str:
     """Do the runs of a task; returns how they ended, which submitit keeps. Raises SystemExit if a run failed."""
     # Imported by name, so that a submitter does not import what only jobs need.
-    ending: str = importlib.import_module("retain.launchers.jobs.job").do_task(store, token)
+    try:
+        ending: str = importlib.import_module("retain.launchers.jobs.job").do_task(store, token)
+    except DamageError as error:
+        raise SystemExit(f"retain: {error}") from None
     return ending

@@ -17,7 +17,7 @@ from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import ENDED
-from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.processes import slurm_job
 
 
@@ -84,4 +84,7 @@ def _next_if_died_early(runs: Sequence[Run], token: str) -> Run | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except DamageError as damage:
+        sys.exit(f"retain: {damage}")

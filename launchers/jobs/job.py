@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 from retain.launchers.jobs.backlog import submit_dead
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
@@ -30,8 +31,8 @@ from retain.results.store.lease import try_lease
 from retain.results.store.readiness import blocked_by, unfinished_needs
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
+from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.files import read_json, write_json
 from retain.sweeps.base.processes import slurm_job
 
 WAIT_S = 60
@@ -40,6 +41,13 @@ RENDEZVOUS_S = 300.0
 """How long the ranks of a job wait for rank 0."""
 FRUITLESS = 2
 """Attempts in a row without progress after which a run has failed."""
+
+
+class _Meeting(TypedDict):
+    """Where the ranks of a job connect."""
+
+    address: str
+    port: int
 
 
 @dataclass(frozen=True)
@@ -235,12 +243,12 @@ def _rendezvous(folder: Path, ranks: Ranks) -> Mapping[str, str]:
         return {}
     meeting = folder / f"meeting.{slurm_job()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
     if ranks.is_first:
-        write_json(meeting, {"address": socket.gethostname(), "port": free_port("")})
+        write_document(meeting, {"address": socket.gethostname(), "port": free_port("")})
     deadline = time.monotonic() + RENDEZVOUS_S
     while not meeting.exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{meeting}: rank 0 has not started within {RENDEZVOUS_S:g} s")
         time.sleep(0.2)
-    place = read_json(meeting)
+    place = read_document(meeting, _Meeting, "requeue the job")
     local_rank, node = int(os.environ["SLURM_LOCALID"]), int(os.environ["SLURM_NODEID"])
     return ranks.rendezvous(place["address"], place["port"], local_rank, node)

@@ -10,7 +10,7 @@ from retain.launchers.slurm.client import Job, has_slurm, live_jobs
 from retain.results.store.runs import Store
 from retain.results.store.state import UNENDED
 from retain.results.store.status import RunStatus
-from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.errors import DamageError, MissingResourceError
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
     live: the jobs of all users that SLURM has not finished with.
     """
     unended = [row for row in rows if row.state in UNENDED]
-    job_of = submitted_jobs(store, (store.run(row.key) for row in unended))
-    if not job_of:
+    damaged: dict[str, str] = {}
+    job_of = submitted_jobs(store, (store.run(row.key) for row in unended), damaged)
+    if not job_of and not damaged:
         return list(rows)
     # 1. Explain attempts that died. Rows of dead runs say planned although state.json says running.
     begun = [store.run(row.key) for row in unended if row.key in job_of and row.state != "queued"]
@@ -79,7 +80,7 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
             gone = f"its job {job_of[row.key]} is gone; submit its study again"
             found.append(replace(row, state="planned", reason=gone))
         else:
-            found.append(row)
+            found.append(replace(row, reason=damaged.get(row.key, row.reason)))
     return found
 
 
@@ -90,7 +91,10 @@ def find_orphans(store: Store, live: Mapping[str, Job]) -> list[Orphan]:
     for job in live.values():
         if job.name.startswith(JOB_NAME):
             # A job of another store has no record here, so no keys.
-            keys = keys_of(job.name.removeprefix(JOB_NAME)).get(job.job_id, ())
+            try:
+                keys = keys_of(job.name.removeprefix(JOB_NAME)).get(job.job_id, ())
+            except DamageError:  # the rows of its runs say so
+                continue
             if not any(store.run(key).folder.is_dir() for key in keys):
                 found += [Orphan(job.job_id, key) for key in keys]
     return found

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import ENDED
-from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.documents import read_document, write_document
+from retain.sweeps.base.errors import DamageError
 
+INTENT, BACKLOG = "intent.json", "deferred.json"
 JOB_NAME = "retain-"
 """The beginning of the names of Retain's jobs; the token follows."""
 
@@ -69,17 +70,17 @@ class Backlog:
 
 
 def read_backlog(store: Store) -> Backlog:
-    """The runs that wait until the user may have more jobs."""
+    """The runs that wait until the user may have more jobs. Raises DamageError."""
+    path = store.root / "submissions" / BACKLOG
     try:
-        fields = read_json(store.root / "submissions" / "deferred.json")
+        return read_document(path, Backlog, "delete this file and submit the studies of this store again")
     except FileNotFoundError:
         return Backlog()
-    return Backlog(tuple(fields["keys"]), fields["carrier"])
 
 
 def write_backlog(store: Store, backlog: Backlog) -> None:
     """Replace the backlog. For the holder of the store's submission lease."""
-    write_json(store.root / "submissions" / "deferred.json", asdict(backlog))
+    write_document(store.root / "submissions" / BACKLOG, asdict(backlog))
 
 
 def submission_folder(store: Store, token: str) -> Path:
@@ -96,13 +97,14 @@ def write_submission(store: Store, submission: Submission) -> None:
     """Write the record of a submission, or update it."""
     folder = submission_folder(store, submission.token)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "intent.json", asdict(submission))
+    write_document(folder / INTENT, asdict(submission))
 
 
 def read_submission(store: Store, token: str) -> Submission:
-    """The record of a submission. Raises FileNotFoundError, or MissingResourceError if the record is damaged."""
-    fields = read_json(submission_folder(store, token) / "intent.json")
-    return Submission(**fields | {"keys": tuple(fields["keys"])})
+    """The record of a submission. Raises FileNotFoundError, or DamageError if the record is damaged."""
+    folder = submission_folder(store, token)
+    cure = f"cancel its job with scancel --name={JOB_NAME}{token}, delete {folder} and submit the study again"
+    return read_document(folder / INTENT, Submission, cure)
 
 
 def submissions(store: Store) -> Iterator[Submission]:
@@ -132,24 +134,33 @@ def submitted_job(store: Store, run: Run) -> str | None:
     return submitted_jobs(store, [run]).get(run.key)
 
 
-def submitted_jobs(store: Store, runs: Iterable[Run]) -> dict[str, str]:
-    """`submitted_job` of many runs by key; each submission is read once."""
+def submitted_jobs(store: Store, runs: Iterable[Run], damaged: dict[str, str] | None = None) -> dict[str, str]:
+    """`submitted_job` of many runs by key; each submission is read once.
+
+    damaged: the runs whose submission cannot be read are entered here, with a sentence; None: the first raises DamageError.
+    """
     job_of: dict[str, dict[str, str]] = {}
     found = {}
     for run in runs:
         token = run.state().submission
         if token is None:
             continue
-        if token not in job_of:
-            job_of[token] = {key: job for job, keys in keys_of_jobs(store, token).items() for key in keys}
+        try:
+            if token not in job_of:
+                job_of[token] = {key: job for job, keys in keys_of_jobs(store, token).items() for key in keys}
+        except DamageError as error:
+            if damaged is None:
+                raise
+            damaged[run.key] = str(error)
+            continue
         if job := job_of[token].get(run.key):
             found[run.key] = job
     return found
 
 
 def keys_of_jobs(store: Store, token: str) -> dict[str, tuple[str, ...]]:
-    """`Submission.keys_of_jobs` of a submission; empty if its record is missing or damaged."""
+    """`Submission.keys_of_jobs` of a submission; empty if its record is missing. Raises DamageError."""
     try:
         return read_submission(store, token).keys_of_jobs()
-    except (FileNotFoundError, MissingResourceError):
+    except FileNotFoundError:
         return {}

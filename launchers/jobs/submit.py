@@ -28,10 +28,11 @@ from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import live_jobs, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.slurm.partitions import Limits, read_limits
-from retain.results.store.lease import SILENCE_S, Owner, wait_for_lease
+from retain.results.store.lease import SILENCE_S, Owner, held_by, wait_for_lease
 from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED, UNENDED
 from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.notices import Waiting
 from retain.sweeps.schema.sites import Site
 
 SUBMITTER_WAIT_S = 120.0
@@ -187,7 +188,13 @@ def submission_lease(store: Store) -> Iterator[None]:
     def patience(owner: Owner | None) -> float:
         return SUBMITTER_WAIT_S if owner is None or owner.is_here() else SILENCE_S + 60
 
-    lease = wait_for_lease(place / "lease.json", slurm_liveness(), patience)
+    waiting = Waiting(f"{place}: another process is submitting")
+    lease = wait_for_lease(
+        place / "lease.json",
+        slurm_liveness(),
+        patience,
+        lambda owner: waiting.say(f"{held_by(place / 'lease.json')}, at most {patience(owner):.0f} s"),
+    )
     if lease is None:
         raise MissingResourceError(f"{place}: another submitter has held the store for too long; try again later")
     try:

@@ -23,7 +23,7 @@ from retain.launchers.stage.attempt import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED
 from retain.launchers.stage.environment import OFFLINE
 from retain.launchers.stage.failures import BUG, DISK, LOCAL, classify_death, prepare_retry, sentence
 from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port, loopback_interface
-from retain.results.store.lease import try_lease
+from retain.results.store.lease import held_by, try_lease
 from retain.results.store.readiness import is_ready
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
@@ -31,6 +31,8 @@ from retain.sweeps.base.errors import RetainError
 from retain.sweeps.tree.tree import Tree
 
 POLL_S = 0.1
+WAITING = "waits:"
+"""The beginning of the reason of a run that this launcher waits for."""
 GRACE_S = 5.0
 """How long the other ranks of a run may outlive one that failed."""
 
@@ -221,7 +223,7 @@ class Scheduler:
         run = self.store.run(key)
         if run.is_running(self.liveness):
             self.elsewhere.add(key)
-            self.states[key] = run.state()
+            self.states[key] = replace(run.state(), reason=f"{WAITING} {held_by(run.lease)}")
             return False
         state = run.state()
         if state.state == "done" or (key in self.elsewhere and state.state == "failed"):

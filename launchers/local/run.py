@@ -11,7 +11,7 @@ from retain.launchers.local.launcher import Watch, train
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
 from retain.results.store.garbage import check_starts
-from retain.results.store.runs import Store
+from retain.results.store.runs import SPEC, Store
 from retain.results.store.state import State
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.tree import Tree
@@ -54,7 +54,7 @@ def run_study(
 def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching | None = None) -> Mapping[str, State]:
     """Train the stages of a tree that the store lacks; returns the last state of each. Raises as `run_study` does."""
     states = opened.store.states(tree.stages)
-    if all(state.state == "done" for state in states.values()):
+    if all(state.state == "done" and (opened.store.root / key / SPEC).exists() for key, state in states.items()):
         return states
     check_starts(opened.store, tree.stages, states)
     slots = local_slots(opened.file.study.execution)

@@ -45,7 +45,7 @@ class _Paths:
         }
         self.study = set(self.payloads)
         self.store: Store = opened.store
-        self.stored = {run.key for run in opened.store.runs()}
+        self.stored = opened.store.read_all(lambda run: run.spec()).keys()
 
     def find(self, prefix: str) -> str:
         found = {key for key in self.study if key.startswith(prefix)} or {

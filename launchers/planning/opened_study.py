@@ -2,15 +2,15 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.prepare import Report, ignore_progress, known_facts, prepare, remembered_facts
 from retain.results.store.runs import Store, make_store, open_store
 from retain.results.store.study_files import OWNER, study_folder
-from retain.sweeps.base.errors import MissingResourceError, StudyError
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.documents import read_document, write_document
+from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.yaml_text import read_yaml
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
@@ -61,14 +61,22 @@ def prepare_cut(name: str, overrides: Sequence[str], store: Path, report: Report
     return _opened(name, file, whole.store, known_facts(file, store))
 
 
+@dataclass(frozen=True)
+class _Owner:
+    """The content of study.json: the study file whose results are in the folder."""
+
+    path: str
+    name: str
+
+
 def claim_name(file: StudyFile, store: Path) -> None:
     """Enter a study file as the owner of its study's name in a store. Raises StudyError if another study owns the name."""
     check_name(file, store)
     place = study_folder(store, file.study.study) / OWNER
-    owner = {"format": 1, "path": str(file.path), "name": _content(file.path).get("study")}
+    owner = _Owner(str(file.path), str(_content(file.path).get("study")))
     if _read_owner(place) != owner:
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, owner)
+        write_document(place, asdict(owner))
 
 
 def check_name(file: StudyFile, store: Path) -> None:
@@ -79,21 +87,20 @@ def check_name(file: StudyFile, store: Path) -> None:
     """
     name = file.study.study
     owner = _read_owner(study_folder(store, name) / OWNER)
-    if owner is None or owner["path"] == str(file.path):
+    if owner is None or owner.path == str(file.path):
         return
-    theirs, ours = _content(Path(owner["path"])), _content(file.path)
-    if theirs and theirs.get("study") == owner["name"] and theirs != ours:
+    theirs, ours = _content(Path(owner.path)), _content(file.path)
+    if theirs and theirs.get("study") == owner.name and theirs != ours:
         raise StudyError(
-            f"{file.path.name}: study: another study named {name}, {owner['path']}, has its results in {store}; give this "
+            f"{file.path.name}: study: another study named {name}, {owner.path}, has its results in {store}; give this "
             "one another name, as in study=NAME, or another --store"
         )
 
 
-def _read_owner(place: Path) -> dict[str, Any] | None:
+def _read_owner(place: Path) -> _Owner | None:
     try:
-        owner = read_json(place)
-        return {name: owner[name] for name in ("format", "path", "name")}
-    except (OSError, MissingResourceError, LookupError, TypeError):
+        return read_document(place, _Owner, "delete this file")
+    except (FileNotFoundError, DamageError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from retain.launchers.kinds import described, kind_of_recipe
-from retain.results.store.runs import Store
+from retain.results.store.runs import SPEC, Store
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import FORMAT
@@ -71,11 +72,10 @@ def installed_versions() -> dict[str, str]:
 
 def as_here(execution: Mapping[str, Any], store: Store, key: str) -> dict[str, Any]:
     """How a stage is executed on this machine. The SLURM options of an earlier submission are kept, for queued jobs."""
-    try:
-        submitted = store.run(key).spec()["execution"]["slurm"]
-    except FileNotFoundError:
+    run = store.run(key)
+    if not os.path.lexists(run.folder / SPEC):
         return dict(execution)
-    return {**execution, "slurm": submitted}
+    return {**execution, "slurm": run.spec()["execution"]["slurm"]}
 
 
 def stage_spec(stage: Stage, recipe: dict[str, Any]) -> dict[str, Any]:

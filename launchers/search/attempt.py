@@ -20,10 +20,12 @@ from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED, NODE
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
+from retain.results.store.lease import held_by
 from retain.results.store.state import Progress
 from retain.results.store.study_files import HISTORY, SUMMARY
+from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import MissingResourceError, NoRoomError, StageFailedError
-from retain.sweeps.base.files import write_json
+from retain.sweeps.base.notices import Waiting
 
 POLL_S = 1.0
 
@@ -69,7 +71,7 @@ def _drive(context: AttemptContext, request: SearchRequest, address: str | None,
     search = run_search(searched, request.limit(), train, stop, retry=len(run.state().counted_attempts) == 1)
     context.report(_progress(search))
     document = summary_document(search)
-    write_json(searched.folder / SUMMARY, document)
+    write_document(searched.folder / SUMMARY, document)
     if request.launcher != "ray":
         print_summary(document)
     context.finish(None, {SUMMARY: document})
@@ -122,7 +124,9 @@ def _plan_again(search: Search, retry: bool, stop: StopRequest) -> None:
             leaving.append(run)
     liveness = slurm_liveness()
     for run in leaving:
-        while run.is_running(liveness):  # it saves a checkpoint
+        waiting = Waiting(f"waiting for a stage that was cancelled, {run.key[:8]}, to save its checkpoint")
+        while run.is_running(liveness):
+            waiting.say(held_by(run.lease))
             if stop.signal:
                 raise AttemptStopped(stop.signal)
             time.sleep(POLL_S)

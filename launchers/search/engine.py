@@ -20,13 +20,14 @@ from retain.launchers.planning.register import register
 from retain.launchers.search.budget import Budget, Spent, planned_cost, spent_on
 from retain.launchers.search.derived_studies import SearchedStudy, write_points
 from retain.launchers.search.early_stopping import EarlyStopping
-from retain.launchers.search.history import History, Point, PointState
+from retain.launchers.search.history import History, Point
 from retain.launchers.search.samplers import Outcome, propose
 from retain.results.analysis.axes import grouped
 from retain.results.analysis.search_summary import Result, result_of, violations
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.readiness import is_ready
 from retain.results.store.state import ENDED, STOPPED, State
+from retain.results.store.study_files import PointState
 from retain.results.tensorboard.search_curves import End, write_curves
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile

@@ -1,25 +1,21 @@
 """What a search keeps in the store: the points that it has proposed and what it found there. Losses are in the runs."""
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from retain.results.store.runs import Store
-from retain.results.store.study_files import HISTORY, study_folder
+from retain.results.store.study_files import HISTORY, PointState, read_history, study_folder
 from retain.results.tensorboard.search_curves import End
-from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.files import write_json
+from retain.sweeps.base.documents import write_document
 from retain.sweeps.schema.search_space import Values
 
-FORMAT = 1
 HELDOUT = "held-out loss"
 """The loss of a post-training at a rung."""
-PointState = Literal["planned", "running", "done", "pruned", "failed"]
 Losses = Mapping[str, float]
 """Losses (nats per token) by name: HELDOUT for a post-training; for a fine-tuning those losses of its trial that are known."""
 
@@ -59,10 +55,10 @@ class History:
 
     def save(self) -> None:
         points = [asdict(point) | {"state": self.states.get(point.label, "planned")} for point in self.points]
-        document = {"format": FORMAT, "identity": self.identity, "points": points}
+        document: dict[str, Any] = {"identity": self.identity, "points": points}
         rungs = {key: {at: losses[HELDOUT] for at, losses in own.items()} for key, own in self.rungs.items()}
         document |= {"found": sorted(self.found), "pruned": self.pruned, "rungs": rungs, "probes": self.probes}
-        write_json(self.path, document | {"ends": [asdict(end) for end in self.ends]})
+        write_document(self.path, document | {"ends": [asdict(end) for end in self.ends]})
 
 
 def open_history(path: Path, identity: str) -> tuple[History, str | None]:
@@ -71,7 +67,7 @@ def open_history(path: Path, identity: str) -> tuple[History, str | None]:
     The second value is a note if the history at `path` was of another study and is put aside, or if an earlier one is restored.
     """
     notes = []
-    if path.exists() and (other := _read(path).identity) != identity:
+    if os.path.lexists(path) and (other := read_history(path)["identity"]) != identity:
         aside = _free(_aside(path, other))
         path.rename(aside)
         notes = [f"the study has changed since the last search, whose history is kept as {aside}"]
@@ -80,13 +76,16 @@ def open_history(path: Path, identity: str) -> tuple[History, str | None]:
         notes.append("it is the same as in an earlier search, which is continued")
     elif notes:
         notes.append("its stages stay in the store")
-    return _read(path) if path.exists() else History(path, identity), "; ".join(notes) or None
+    return _read(path, identity) if path.exists() else History(path, identity), "; ".join(notes) or None
 
 
 def point_counts(store: Store, study: str) -> dict[str, int]:
     """The number of points of a search in each state, as they were last entered."""
-    path = study_folder(store.root, study) / HISTORY
-    return dict(Counter(_read(path).states.values())) if path.exists() else {}
+    try:
+        history = read_history(study_folder(store.root, study) / HISTORY)
+    except FileNotFoundError:
+        return {}
+    return dict(Counter(point["state"] for point in history["points"]))
 
 
 def _aside(path: Path, identity: str) -> Path:
@@ -99,45 +98,17 @@ def _free(path: Path) -> Path:
     return next(place for place in itertools.chain([path], numbered) if not place.exists())
 
 
-@dataclass(frozen=True)
-class _KeptPoint(Point):
-    state: PointState
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """The fields of search.json; those that later versions added have defaults, and unknown ones are ignored."""
-
-    identity: str
-    points: list[_KeptPoint]
-    found: set[str]
-    pruned: dict[str, str]
-    rungs: dict[str, dict[str, float]]
-    probes: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    ends: list[End] = field(default_factory=list)
-
-
-def _read(path: Path) -> History:
-    """The history in a file. Raises MissingResourceError with the first wrong field if the file is damaged."""
-    try:
-        kept = TypeAdapter(_Kept).validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
-        what = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            what = f"{'.'.join(map(str, first['loc'])) or 'the file'} is not as a search writes it"
-        raise MissingResourceError(
-            f"{path}: damaged history of a search ({what}); move the file away and search again, which finds the trained "
-            "stages in the store"
-        ) from None
+def _read(path: Path, identity: str) -> History:
+    kept = read_history(path)
+    points = [Point(point["number"], point["values"], point["by"]) for point in kept["points"]]
     return History(
         path,
-        kept.identity,
-        [Point(point.number, point.values, point.by) for point in kept.points],
-        found=kept.found,
-        pruned=kept.pruned,
-        rungs={key: {at: {HELDOUT: loss} for at, loss in own.items()} for key, own in kept.rungs.items()},
-        probes={key: dict(own) for key, own in kept.probes.items()},
-        ends=kept.ends,
-        states={point.label: point.state for point in kept.points},
+        identity,
+        points,
+        found=set(kept["found"]),
+        pruned=kept["pruned"],
+        rungs={key: {at: {HELDOUT: loss} for at, loss in own.items()} for key, own in kept["rungs"].items()},
+        probes={key: dict(own) for key, own in kept.get("probes", {}).items()},
+        ends=[End(**end) for end in kept.get("ends", [])],
+        states={point.label: entry["state"] for point, entry in zip(points, kept["points"], strict=True)},
     )

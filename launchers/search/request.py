@@ -1,7 +1,8 @@
 """How a search was started, as its run keeps it: enough for any process, here or in a job, to continue the search."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from retain.launchers.kinds import SEARCH, described
 from retain.launchers.planning.register import installed_versions
 from retain.launchers.search.budget import Budget, parse_budget
 from retain.launchers.search.derived_studies import SearchedStudy, search_of
-from retain.results.store.runs import Run, Store
+from retain.results.store.runs import SPEC, Run, Store
 from retain.results.store.study_files import search_recipe
-from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.documents import checked
+from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.tree import STAGES
@@ -24,6 +26,9 @@ MEMORY_GB = 4.0
 """Memory of the job of a search whose stages are jobs, on sites where memory must be requested."""
 DEVICES_A_NODE = 4
 """The number of processes that a node of an allocation holds, if execution.parallel does not say."""
+
+
+CURE = "delete this file and search the study again, which writes it again"
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,21 @@ def register_search(searched: SearchedStudy, request: SearchRequest) -> Run:
 
 def read_request(run: Run) -> SearchRequest:
     """How a registered search was started."""
-    asked = run.spec()["execution"]["request"]
-    return SearchRequest(**{field.name: asked[field.name] for field in fields(SearchRequest)})
+    return checked(_asked(run), SearchRequest, f"{run.folder / SPEC}: execution.request", CURE)
 
 
 def requested_study(run: Run, store: Store) -> SearchedStudy:
     """The study of a registered search, its data prepared. Raises StudyError, MissingResourceError."""
-    asked = run.spec()["execution"]["request"]
+    asked = _asked(run)
     return search_of(check_study(asked["fields"], Path(asked["path"])), store.root, ignore_progress)
+
+
+def _asked(run: Run) -> Mapping[str, Any]:
+    """The request in the stage.json of a search. Raises DamageError."""
+    asked: Mapping[str, Any] | None = run.spec()["execution"].get("request")
+    if asked is None:
+        raise DamageError(f"{run.folder / SPEC}: execution lacks the field request; {CURE}")
+    return asked
 
 
 def job_execution(searched: SearchedStudy, request: SearchRequest) -> dict[str, Any]:

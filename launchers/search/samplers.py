@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from retain.launchers.search.history import PointState
+from retain.results.store.study_files import PointState
 from retain.sweeps.schema.search_space import Axis, SearchSpace, Values
 
 if TYPE_CHECKING:

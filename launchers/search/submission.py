@@ -15,10 +15,11 @@ from retain.launchers.search.ray.cluster import check_stages
 from retain.launchers.search.request import SearchRequest, job_execution, register_search
 from retain.launchers.slurm.client import has_slurm, live_jobs
 from retain.launchers.slurm.partitions import read_limits
-from retain.results.store.lease import is_held, read_owner
+from retain.results.store.lease import held_by, is_held, read_owner
 from retain.results.store.runs import Run, Store
 from retain.results.store.study_files import HISTORY, POINTS_STUDY, search_run, study_folder
 from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.notices import Waiting
 
 LEAVING_S = 60.0
 """How long `retain cancel` waits for a search to stop before it cancels the stages: it might submit one more."""
@@ -85,7 +86,9 @@ def cancel_search(store: Store, study: str) -> list[str] | None:
     # 1. The search itself, so that it submits nothing more.
     cancelled = bool(cancel_runs(store, [run.key]))
     deadline = time.monotonic() + LEAVING_S
+    waiting = Waiting(f"waiting up to {LEAVING_S:.0f} s for the search to stop")
     while cancelled and run.is_running() and time.monotonic() < deadline:
+        waiting.say(held_by(run.lease))
         time.sleep(0.5)
     # 2. Then the stages that it has submitted.
     points = study_folder(store.root, study) / POINTS_STUDY

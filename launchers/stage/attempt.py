@@ -21,7 +21,8 @@ from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRe
 from retain.results.store.lease import Lease, wait_for_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import Progress
-from retain.sweeps.base.errors import RetainError, StageFailedError
+from retain.sweeps.base.errors import DamageError, RetainError, StageFailedError, os_reason
+from retain.sweeps.base.notices import notice
 
 FAILED, BUSY, STOPPED, NO_ROOM = 1, 74, 75, 76
 """Exit codes of an attempt: the run failed; another process has the run; a signal stopped the attempt, and the run can be
@@ -113,6 +114,8 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> Non
                 run.fail(reason, failure)
         except OSError as unwritten:
             failure = DISK if classify(unwritten) == DISK else failure
+        except DamageError as unreadable:
+            reason = str(unreadable)
         raise StageFailedError(reason, failure) from error
     finally:
         if lease:
@@ -129,6 +132,8 @@ def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> tup
         return STOPPED, f"stopped by {stopped}; the run can be resumed"
     except RunBusyError as busy:
         return BUSY, str(busy)
+    except RetainError as error:  # the state itself cannot be read
+        return FAILED, f"failed: {error}"
     return 0, "done"
 
 
@@ -139,10 +144,15 @@ def log_line(line: str) -> None:
 
 
 def log_into(path: Path) -> None:
-    """Append standard output and error, also those of C libraries, to a file."""
+    """Append standard output and error, also those of C libraries, to a file; they stay as they are if it cannot be opened."""
     sys.stdout.flush()
     sys.stderr.flush()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        # O_NONBLOCK: a named pipe in its place would block.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        notice(f"{path} cannot be written ({os_reason(error)}), so what the run prints is not kept; delete it")
+        return
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

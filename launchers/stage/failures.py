@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from retain.launchers.stage.training.numerics import recorded_numerics
 from retain.results.store.runs import Run
 from retain.results.store.state import State
-from retain.sweeps.base.errors import DamagedError, NoRoomError, RetainError, StageFailedError
+from retain.sweeps.base.errors import DamageError, NoRoomError, RetainError, StageFailedError
 
 GPU_MEMORY = "out of memory on the GPU"
 HOST_MEMORY = "out of memory on the host"
 NODE = "node or network"
 DISK = "disk full"
 DIVERGED = "diverged"
+DAMAGE = "damaged store"
 RECIPE = "bad recipe"
-DAMAGED = "damaged data"
 BUG = "bug"
-CLASSES = (GPU_MEMORY, HOST_MEMORY, NODE, DISK, DIVERGED, RECIPE, DAMAGED, BUG)
+CLASSES = (GPU_MEMORY, HOST_MEMORY, NODE, DISK, DIVERGED, DAMAGE, RECIPE, BUG)
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def _class_of(error: BaseException) -> str | None:
         return error.failure
     if isinstance(error, NoRoomError):
         return DISK
-    if isinstance(error, DamagedError):
-        return DAMAGED
+    if isinstance(error, DamageError):
+        return DAMAGE
     if isinstance(error, RetainError):
         return None
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -3,16 +3,16 @@
 from retain.results.store.garbage import freed_sentence
 from retain.results.store.runs import Run, Store
 from retain.results.store.verify import damaged_files
-from retain.sweeps.base.errors import StageFailedError
+from retain.sweeps.base.errors import DamageError, StageFailedError
 
 
 def usable_parent(store: Store, key: str) -> Run:
-    """The run that a stage starts from. Raises StageFailedError if the run is not done, or its weights are freed or damaged."""
+    """The run that a stage starts from. Raises StageFailedError if it is not done or its weights are freed, or DamageError."""
     run = store.run(key)
     if not run.is_done():
         raise StageFailedError(f"the parent {run.key} is not done; run the study again")
     if run.state().weights_freed:
         raise StageFailedError(freed_sentence([run]))
     if damaged := damaged_files(run):
-        raise StageFailedError(f"{run.folder}: {damaged[0]}; delete this folder and run the study again")
+        raise DamageError(f"{run.folder}: {damaged[0]}; delete this folder and run the study again")
     return run

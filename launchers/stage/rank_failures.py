@@ -5,12 +5,12 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from retain.launchers.stage.failures import DISK, NODE, classify, is_hardware, sentence
 from retain.launchers.stage.ranks import Ranks
-from retain.sweeps.base.errors import RetainError
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.documents import read_document, write_document
+from retain.sweeps.base.errors import DamageError, RetainError
 
 OTHERS_WAIT_S = 3.0
 """How long rank 0, which lost the connection to another rank, waits for the cause from that rank."""
@@ -38,25 +38,37 @@ def agree_on_failure(folder: Path, ranks: Ranks, failure: str, reason: str) -> t
     # 1. Ranks other than 0 write their own cause.
     if not ranks.is_first:
         with contextlib.suppress(OSError):
-            cause = {"failure": failure, "reason": reason, "node": _node()}
-            write_json(folder / f"cause.{ranks.rank}.json", cause)
+            cause: RankCause = {"failure": failure, "reason": reason, "node": _node()}
+            write_document(folder / f"cause.{ranks.rank}.json", cause)
         return failure, reason
     # 2. Rank 0 waits for a better cause than a lost connection.
     deadline = time.monotonic() + OTHERS_WAIT_S
     while failure == NODE and not is_hardware(reason):
         causes = rank_causes(folder)
-        for cause in causes:
-            if cause["failure"] != NODE or is_hardware(cause["reason"]):
-                return cause["failure"], cause["reason"]
+        for other in causes:
+            if other["failure"] != NODE or is_hardware(other["reason"]):
+                return other["failure"], other["reason"]
         if time.monotonic() > deadline or len(causes) == ranks.world - 1:
             break
         time.sleep(0.1)
     return failure, reason
 
 
-def rank_causes(folder: Path) -> list[dict[str, Any]]:
-    """The causes that ranks other than 0 wrote in the last attempt."""
-    return [read_json(path) for path in sorted(folder.glob("cause.*.json"))]
+class RankCause(TypedDict):
+    """The cause that a rank wrote."""
+
+    failure: str
+    reason: str
+    node: str
+
+
+def rank_causes(folder: Path) -> list[RankCause]:
+    """The causes that ranks other than 0 wrote in the last attempt; what cannot be read names no cause."""
+    causes = []
+    for path in sorted(folder.glob("cause.*.json")):
+        with contextlib.suppress(DamageError, FileNotFoundError):
+            causes.append(read_document(path, RankCause, ""))
+    return causes
 
 
 def clear_rank_causes(folder: Path) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from retain.results.analysis.axes import PIPELINE, RATE, grouped
 from retain.results.analysis.loss_planes import L_IM, Floats
-from retain.results.store.study_files import study_folder
-from retain.sweeps.base.files import write_json
+from retain.results.store.study_files import PREDICTORS_FILE, study_folder
+from retain.sweeps.base.documents import write_document
 
 PREDICTORS = {
     L_IM: "L_im, the baseline",
@@ -95,8 +95,8 @@ def save_predictors(store: Path, study: str, document: Mapping[str, Any]) -> Pat
     """Save a study's predictors beside its other output; return the path."""
     folder = study_folder(store, study)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "predictors.json", document)
-    return folder / "predictors.json"
+    write_document(folder / PREDICTORS_FILE, document)
+    return folder / PREDICTORS_FILE
 
 
 def predictors_document(predictions: Sequence[Prediction], found: Sequence[Correlation]) -> dict[str, Any]:

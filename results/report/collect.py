@@ -10,7 +10,8 @@ from retain.results.figures.theory import draw_theory
 from retain.results.store.loss_table import Row, save_rows, trial_rows
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
-from retain.results.store.state import State
+from retain.results.store.state import DAMAGED, State
+from retain.results.store.status import current_state
 from retain.results.tensorboard.views import link_runs, view_folder
 from retain.sweeps.schema.linear import LinearStudy
 from retain.sweeps.schema.read import StudyFile
@@ -19,7 +20,7 @@ from retain.sweeps.tree.tree import Axes, Tree, axes_label
 
 @dataclass(frozen=True)
 class Failure:
-    """A stage that failed or was cancelled."""
+    """A stage that failed, was cancelled, or is damaged."""
 
     key: str
     """The key of the run."""
@@ -28,9 +29,9 @@ class Failure:
     axes: Axes
     """The values of the axes that lead to this stage."""
     state: str
-    """failed or cancelled."""
+    """failed, cancelled or damaged."""
     reason: str | None
-    """One line: class and cause of the failure, or who cancelled the run."""
+    """One line: class and cause of the failure, who cancelled the run, or what is damaged."""
     blocked: int
     """The number of stages that wait for it."""
 
@@ -54,7 +55,7 @@ class Results:
     trials: list[Row]
     """One row per trial: its axes, stage keys, the four losses (nats per token; None if missing) and tokens."""
     failures: list[Failure]
-    """The stages that failed or were cancelled."""
+    """The stages that failed, were cancelled, or are damaged."""
     files: list[str]
     """Paths of the loss table, the figures and the TensorBoard view that were written; none without a finished stage."""
 
@@ -67,8 +68,10 @@ def collect_results(
     states: the states of all stages, if they have been read already. view: whether to make a TensorBoard view if there is
     none; an existing one is always updated. A store that may only be read still has results.
     """
-    states = store.states(tree.stages) if states is None else states
-    rows = trial_rows(tree, store, states)
+    states = {key: current_state(store.run(key)) for key in tree.stages} if states is None else states
+    damaged: dict[str, State] = {}
+    rows = trial_rows(tree, store, states, damaged)
+    states = {**states, **damaged}
     written: list[Path] = []
     draw = draw_theory if isinstance(file.study, LinearStudy) else draw_losses
     with contextlib.suppress(PermissionError):
@@ -82,11 +85,11 @@ def collect_results(
 
 
 def failures(tree: Tree, states: Mapping[str, State]) -> list[Failure]:
-    """The stages that failed or were cancelled, each with the number of stages below it that are blocked."""
+    """The stages that failed, were cancelled or are damaged, each with the number of stages below it that are blocked."""
     blocked = blocked_stages(tree.stages, states)
     found = []
     for key, state in states.items():
-        if state.state in ("failed", "cancelled"):
+        if state.state in ("failed", "cancelled", DAMAGED):
             stage = tree.stages[key]
             below = sum(stage in tree.ancestors(other) for other in blocked)
             found.append(Failure(key, stage.stage, stage.axes, state.state, state.reason, below))

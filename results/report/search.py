@@ -1,5 +1,6 @@
 """The section about a search, from the summary that `retain search` saves beside the study's other output."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,7 @@ from typing import Any
 from retain.results.analysis.loss_planes import L_FT, SYMBOLS
 from retain.results.report.cells import DASH, Rows, Table, loss_cell, table, value_cell, value_text
 from retain.results.store.loss_table import LOSSES
-from retain.results.store.study_files import AXIS_OF_POINTS, SUFFIX, SUMMARY, study_folder
-from retain.sweeps.base.files import read_json
+from retain.results.store.study_files import AXIS_OF_POINTS, SUFFIX, SUMMARY, read_summary, study_folder
 from retain.sweeps.base.units import format_size
 
 
@@ -25,10 +25,10 @@ class SearchPart:
 def search_part(store: Path, study: str) -> SearchPart | None:
     """The section for a study or for the study of its searched points; None if nothing has been searched."""
     summaries = [study_folder(store, name) / SUMMARY for name in (study, study.removesuffix(SUFFIX))]
-    summary = next((path for path in summaries if path.exists()), None)
+    summary = next((path for path in summaries if os.path.lexists(path)), None)
     if summary is None:
         return None
-    return describe_search(read_json(summary))
+    return describe_search(read_summary(summary))
 
 
 def describe_search(document: Mapping[str, Any]) -> SearchPart:

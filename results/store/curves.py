@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from retain.sweeps.base.documents import parsed, read_bytes
 from retain.sweeps.base.files import write_text
 
 FILE = "curves.jsonl"
@@ -66,12 +67,25 @@ class CurveWriter:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """All points of a run, in the order in which they were measured; empty if there are none yet."""
+    """All points of a run, in the order in which they were measured; empty if there are none yet. Raises DamageError."""
+    path, cure = folder / FILE, "delete this file; the run's losses do not depend on it"
     try:
-        text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
+        *lines, last = read_bytes(path, cure).split(b"\n")
     except FileNotFoundError:
         return []
-    return [point for line in text.splitlines() if (point := _parsed(line)) is not None]
+    if last and not last.startswith(b"{"):  # otherwise the last line is not complete yet
+        lines.append(last)
+    return [parsed(line, Point, f"{path}: line {number}", cure) for number, line in enumerate(lines, start=1)]
+
+
+def ends_whole(folder: Path) -> bool:
+    """Whether the last line of the curves, if there are any, is complete, as it is in a done run. Raises DamageError."""
+    read_points(folder)
+    try:
+        content = read_bytes(folder / FILE, "")
+    except FileNotFoundError:
+        return True
+    return not content or content.endswith(b"\n")
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
@@ -84,10 +98,3 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 def _line(point: Point) -> str:
     return json.dumps(asdict(point), allow_nan=False) + "\n"
-
-
-def _parsed(line: str) -> Point | None:
-    try:
-        return Point(**json.loads(line))
-    except (ValueError, TypeError):
-        return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from retain.results.store.garbage import freed_sentence
 from retain.results.store.runs import Run, Store
-from retain.results.store.verify import RETRAIN, damaged_files
+from retain.results.store.verify import damaged_files
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.files import sync_folder, writing
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
@@ -28,7 +28,7 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
     if run.state().weights_freed:
         raise MissingResourceError(freed_sentence([run]))
     if damaged := damaged_files(run):
-        raise MissingResourceError(f"{run.key}: {damaged[0]}; {RETRAIN}")
+        raise MissingResourceError(f"{run.key}: {damaged[0]}; delete the run's folder and train it again")
     if to.exists():
         raise StudyError(f"--to {to}: exists already; name a new folder")
     beside = to.with_name(f".{to.name}.{os.getpid()}")

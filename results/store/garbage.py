@@ -3,11 +3,10 @@
 Only files with known names are touched, and no file of a run whose lease a living process holds.
 """
 
-import contextlib
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,8 @@ from retain.results.store.disk import used_bytes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.documents import unreadable
+from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import file_system_time, remove
 from retain.sweeps.base.processes import is_gone, is_here, process_start
 
@@ -50,14 +50,21 @@ def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> lis
     """What may be removed: from the runs of `keys`, or from the whole store if `keys` is None.
 
     weights: whether to include the weights of done runs that are not pinned and have children in the store, all of them done.
+    Damaged runs keep everything, and a notice says so. Raises DamageError with `weights`, as a damaged run may start from any.
     """
-    # A run's folder may also be a link to a place that is not the store's.
-    runs = [(run, set(os.listdir(run.folder))) for run in store.runs() if not run.folder.is_symlink()]
-    chosen = [(run, names) for run, names in runs if keys is None or run.key in keys]
-    found = [waste for run, names in chosen for waste in _of_run(run, names)]
+    runs = store.runs()
+    chosen = {run.key for run in runs if keys is None or run.key in keys}
+    names: dict[str, set[str]] = {}
+
+    def of_run(run: Run) -> list[Waste]:
+        names[run.key] = _names(run) if run.key in chosen else set()
+        return list(_of_run(run, names[run.key]))
+
+    found = [waste for own in store.read_all(of_run).values() for waste in own]
     if weights:
-        found += _of_weights([run for run, _ in runs], {run.key for run, _ in chosen})
-    temporary = [_temporary(run.folder / name, run.key) for run, names in chosen for name in names]
+        found += _of_weights(runs, chosen)
+    hidden = [(store.root / key / name, key) for key in names for name in names[key] if name.startswith(".")]
+    temporary = [_temporary(path, key) for path, key in hidden]
     if keys is None:
         temporary += _of_store(store.root)
     return found + _quiet(store.root, [waste for waste in temporary if waste])
@@ -84,7 +91,7 @@ def free(store: Store, waste: Waste) -> str | None:
                 return "a process is working on the run"
             remove(waste.path)
     except OSError as error:
-        return f"it cannot be removed ({error.strerror})"
+        return f"it cannot be removed ({os_reason(error)})"
     except MissingResourceError as error:
         return str(error)
     return None
@@ -113,12 +120,13 @@ def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[st
             needed[parent] = store.run(parent)
             parent = stages[parent].parent
     if needed:
-        raise MissingResourceError(freed_sentence(list(needed.values())))
+        raise MissingResourceError(freed_sentence(needed.values()))
 
 
-def freed_sentence(runs: list[Run]) -> str:
+def freed_sentence(runs: Iterable[Run]) -> str:
     """The error message that the weights of these runs are needed but freed, with the cure."""
-    return f"retain gc --weights has freed weights that are needed to start from; {_retrain(runs)}"
+    named = list(runs)
+    return f"retain gc --weights has freed weights that are needed to start from; {_retrain(named)}"
 
 
 def _retrain(runs: list[Run]) -> str:
@@ -128,6 +136,14 @@ def _retrain(runs: list[Run]) -> str:
 
 def _pin(run: Run) -> Path:
     return run.folder / "pin"
+
+
+def _names(run: Run) -> set[str]:
+    """The names in the folder of a run. Raises DamageError."""
+    try:
+        return set(os.listdir(run.folder))
+    except OSError as error:
+        raise unreadable(run.folder, error, "check the file system") from error
 
 
 def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
@@ -157,8 +173,12 @@ def _of_weights(runs: list[Run], chosen: set[str]) -> Iterator[Waste]:
         files = _weight_files(run)
         if files and not is_pinned(run) and not run.is_running():
             size = sum(used_bytes(file) for file in files)
-            reason = f"all runs that start from them are done ({len(below):,})"
-            yield Waste(run.model, run.key, WEIGHTS, size, reason)
+            who = (
+                "the run that starts from them is"
+                if len(below) == 1
+                else f"all {len(below):,} runs that start from them are"
+            )
+            yield Waste(run.model, run.key, WEIGHTS, size, f"{who} done")
 
 
 def _weight_files(run: Run) -> list[Path]:
@@ -176,9 +196,8 @@ def _free_weights(run: Run) -> str | None:
         return "it is pinned"
     if state.state != "done":
         return "the run is no longer done"
-    if not state.weights_freed:
-        kept = {name: checksum for name, checksum in state.checksums.items() if not _is_weights(name)}
-        run.free_weights(kept)
+    if not state.weights_freed and not run.free_weights(lambda name: not _is_weights(name)):
+        return "the run is no longer done"
     for file in _weight_files(run):
         file.unlink(missing_ok=True)
     return None
@@ -188,7 +207,7 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
     """Temporary files outside the runs, and half-prepared data."""
     if not root.is_dir():
         return
-    for folder in (root, root / "prepared", root / "prepared" / "last", *root.glob("studies/*")):
+    for folder in (root, root / "prepared", *root.glob("studies/*")):
         if folder.is_dir():
             for name in os.listdir(folder):
                 yield _temporary(folder / name, None)
@@ -212,17 +231,21 @@ def _quiet(root: Path, found: list[Waste]) -> list[Waste]:
     """The found files and folders that have not changed for long enough."""
     if not found:
         return []
-    now = time.time()
-    with contextlib.suppress(OSError):
-        now = file_system_time(root)
-    return [waste for waste in found if _is_quiet(waste.path, now)]
-
-
-def _is_quiet(path: Path, now: float) -> bool:
-    """Whether nothing below a path has changed for long enough; False if the path has vanished."""
-    match = BUILDING.fullmatch(path.name)
     try:
-        latest = max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
+        now = file_system_time(root)
+    except OSError:
+        now = time.time()
+    return [waste for waste in found if now - _last_change(waste.path) > _quiet_s(waste.path)]
+
+
+def _quiet_s(path: Path) -> float:
+    match = BUILDING.fullmatch(path.name) if path.parent.name == "building" else None
+    return QUIET_ELSEWHERE_S if match and not is_here(match["process"]) else QUIET_S
+
+
+def _last_change(path: Path) -> float:
+    """The latest modification time below a path; infinity if it has vanished."""
+    try:
+        return max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
     except FileNotFoundError:
-        return False
-    return now - latest > (QUIET_ELSEWHERE_S if match and not is_here(match["process"]) else QUIET_S)
+        return float("inf")

@@ -11,13 +11,13 @@ share are needed. An NFS client may show a folder as it was up to a minute ago, 
 much later.
 
 Whether an owner is alive is decided by its process if it runs on this machine: same host name, same boot, same process
-numbers (each container on a machine may have its own). For an owner on another machine only silence decides: a watcher
-counts it as dead once it has itself seen no heartbeat for long enough; see `LivenessChecker`.
+numbers (each container on a machine may have its own). For an owner on another machine, or one that the system hides or whose
+claim cannot be read, only silence decides: a watcher counts it as dead once it has itself seen no heartbeat for long enough;
+see `LivenessChecker`.
 """
 
 import contextlib
 import errno
-import json
 import os
 import re
 import socket
@@ -26,8 +26,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from retain.sweeps.base.files import write_json, writing
-from retain.sweeps.base.processes import machine_id, process_start, slurm_job
+from retain.sweeps.base.documents import parsed, read_bytes, write_document
+from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.files import writing
+from retain.sweeps.base.processes import is_alive, machine_id, process_start, slurm_job
 
 SILENCE_S = 600.0
 """Seconds without a heartbeat after which an owner on another machine counts as dead."""
@@ -54,6 +56,10 @@ class Owner:
     def is_here(self) -> bool:
         """Whether the owner is, or was, a process of this machine."""
         return (self.host, self.machine) == (socket.gethostname(), machine_id())
+
+
+UNREADABLE = Owner("", "", 0, "", "")
+"""The owner of a claim that is damaged or may not be read."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def take_lease(path: Path, liveness: LivenessChecker | None = None) -> Lease | N
     try:
         with writing(str(path.parent), "free space, or check who may write there"):
             # 1. Write the claim beside its place, so that it appears whole.
-            write_json(beside, asdict(owner))
+            write_document(beside, asdict(owner))
             while True:
                 # 2. Take the next number by a link. Only one process succeeds: link fails if the name exists.
                 lease = Lease(path, claim.number + 1 if claim else 1, owner)
@@ -194,17 +200,20 @@ def wait_for_lease(
     path: Path,
     liveness: LivenessChecker | None,
     patience: Callable[[Owner | None], float],
+    poll: Callable[[Owner | None], None] = lambda owner: None,
     every_s: float = 0.2,
 ) -> Lease | None:
     """Take the lease at `path` once its owner releases it or dies; None if it is still held after `patience` seconds.
 
-    patience: seconds to wait in all for this owner; an exception from it ends the waiting. Raises MissingResourceError as
-    `take_lease` does.
+    patience: seconds to wait in all for this owner. poll: called with the owner before each pause, for instance to print it;
+    an exception from it ends the waiting. Raises MissingResourceError as `take_lease` does.
     """
     began = time.monotonic()
     while (lease := take_lease(path, liveness)) is None:
-        if time.monotonic() - began > patience(read_owner(path)):
+        owner = read_owner(path)
+        if time.monotonic() - began > patience(owner):
             return None
+        poll(owner)
         time.sleep(every_s)
     return lease
 
@@ -213,6 +222,31 @@ def read_owner(path: Path) -> Owner | None:
     """The owner of a lease, dead or alive; None if nobody holds it."""
     claim = _highest_claim(path)
     return claim.owner if claim else None
+
+
+def held_by(path: Path) -> str:
+    """Who holds a lease, and until when somebody who waits for it will wait, as a clause."""
+    claim = _highest_claim(path)
+    if claim is None or claim.owner is None:
+        return "its owner is just releasing it"
+    owner, silence = claim.owner, f"or shows no sign of life for {SILENCE_S / 60:.0f} minutes"
+    if owner == UNREADABLE:
+        return (
+            f"{_claim_file(path, claim.number)} cannot be read, so its owner is unknown: waiting until the owner ends "
+            f"{silence}; if no process works on it, delete this file"
+        )
+    job = f" (job {owner.job_id})" if owner.job_id else ""
+    if owner.is_here():
+        return f"process {owner.pid}{job} of this machine has it: waiting until that process ends"
+    return f"process {owner.pid} on {owner.host}{job} has it: waiting until that process ends {silence}"
+
+
+def claim_problem(path: Path) -> str | None:
+    """What is wrong with the claim in force of a lease, and the cure; None if nothing is."""
+    claim = _highest_claim(path)
+    if claim is None or claim.owner != UNREADABLE:
+        return None
+    return f"{_claim_file(path, claim.number)} cannot be read; delete it, if no process works on this"
 
 
 def is_held(path: Path, liveness: LivenessChecker | None = None) -> bool:
@@ -231,8 +265,9 @@ def _is_alive(path: Path, claim: Claim, liveness: LivenessChecker | None) -> boo
     owner = claim.owner
     if owner is None:
         return False
-    if owner.is_here():
-        return process_start(owner.pid) == owner.started
+    alive = is_alive(owner.pid, owner.started) if owner.is_here() else None
+    if alive is not None:
+        return alive
     return liveness is None or not liveness.is_dead(path, owner, claim.heartbeat_ns)
 
 
@@ -241,8 +276,7 @@ def _highest_claim(path: Path) -> Claim | None:
     while numbers := _numbers(path):
         file = _claim_file(path, numbers[-1])
         try:
-            text = file.read_text()
-            return Claim(numbers[-1], _owner(text) if text else None, file.stat().st_mtime_ns)
+            return Claim(numbers[-1], _read_claim(file), file.lstat().st_mtime_ns)
         except OSError as error:
             if not _is_gone(error):
                 raise
@@ -250,11 +284,15 @@ def _highest_claim(path: Path) -> Claim | None:
     return None
 
 
-def _owner(text: str) -> Owner:
+def _read_claim(file: Path) -> Owner | None:
+    """The owner that a claim names; None if it is empty, so released. Raises OSError if the claim is gone."""
     try:
-        return Owner(**json.loads(text))
-    except (ValueError, TypeError):
-        return Owner("a host that cannot be read", "", 0, "", "", None)
+        content = read_bytes(file, "")
+        return parsed(content, Owner, file, "") if content else None
+    except DamageError as error:
+        if isinstance(error.__cause__, OSError) and _is_gone(error.__cause__):
+            raise error.__cause__ from None
+        return UNREADABLE
 
 
 def _numbers(path: Path) -> list[int]:
@@ -262,7 +300,7 @@ def _numbers(path: Path) -> list[int]:
     pattern = re.compile(rf"{re.escape(path.stem)}\.([0-9]+){re.escape(path.suffix)}")
     try:
         names = os.listdir(path.parent)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
 
@@ -282,7 +320,8 @@ def _link(source: Path, target: Path) -> bool:
 def _remove_below(path: Path, number: int) -> None:
     for lower in _numbers(path):
         if lower < number:
-            _claim_file(path, lower).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # only the highest claim counts
+                _claim_file(path, lower).unlink()
 
 
 def _is_gone(error: OSError) -> bool:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from retain.results.store.runs import Store
-from retain.results.store.state import State
-from retain.results.store.study_files import study_folder
-from retain.sweeps.base.files import read_json, write_json, write_text
+from retain.results.store.state import State, damaged_state
+from retain.results.store.study_files import TRIALS, read_trials, study_folder
+from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.files import write_json, write_text
 from retain.sweeps.schema.search_space import Loss
 from retain.sweeps.tree.tree import STAGES, Tree
 
@@ -39,13 +40,24 @@ def four_losses(path: Sequence[Mapping[str, Any] | None]) -> dict[str, float | N
     }
 
 
-def trial_rows(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[Row]:
+def trial_rows(
+    tree: Tree, store: Store, states: Mapping[str, State] | None = None, damaged: dict[str, State] | None = None
+) -> list[Row]:
     """One row per trial: axes, keys, the four losses (nats per token) and the tokens trained on its path; None if not trained.
 
-    states: the states of all stages, if they have been read already.
+    states: the states of all stages, if they have been read already. damaged: the runs whose losses cannot be read are entered
+    here, and their losses are missing; None: the first raises DamageError.
     """
     states = store.states(tree.stages) if states is None else states
-    done = {key: store.run(key).losses() for key in tree.stages if states[key].state == "done"}
+    done = {}
+    for key in tree.stages:
+        try:
+            if states[key].state == "done":
+                done[key] = store.run(key).losses()
+        except DamageError as error:
+            if damaged is None:
+                raise
+            damaged[key] = damaged_state(error)
     rows = []
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
@@ -60,14 +72,14 @@ def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
     """Write a study's rows as trials.json, which `retain.load` reads, and as losses.csv. Returns the path of losses.csv."""
     folder = study_folder(store, study)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "trials.json", list(rows))
+    write_json(folder / TRIALS, list(rows))
     write_text(folder / "losses.csv", csv_text(rows))
     return folder / "losses.csv"
 
 
 def read_rows(store: Path, study: str) -> list[Row]:
-    """The rows that `save_rows` kept last for a study. Raises FileNotFoundError."""
-    return list(read_json(study_folder(store, study) / "trials.json"))
+    """The rows that `save_rows` kept last for a study. Raises FileNotFoundError, DamageError."""
+    return read_trials(study_folder(store, study) / TRIALS)
 
 
 def csv_text(rows: Sequence[Row]) -> str:

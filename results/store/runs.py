@@ -2,20 +2,27 @@
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from retain.results.store.lease import LivenessChecker, is_held
-from retain.results.store.state import CHANGES, Attempt, Progress, State, state_from
-from retain.sweeps.base.errors import MissingResourceError, StudyError
-from retain.sweeps.base.files import file_system_time, read_json, sync_folder, sync_path, write_json, writing
+from retain.results.store.state import CHANGES, Adapted, Attempt, Losses, Progress, Spec, State
+from retain.sweeps.base.documents import read_document, write_document
+from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
+from retain.sweeps.base.files import file_system_time, sync_folder, sync_path, write_json, writing
+from retain.sweeps.base.locks import short_lock
+from retain.sweeps.base.notices import notice
 from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.tree.keys import KEY_LENGTH, canonical, stage_key
 
+Read = TypeVar("Read")
+SPEC, STATE, ADAPTED = "stage.json", "state.json", "adapted.json"
 LOSSES = "losses.json"
 WEIGHTS = "model/*.safetensors"
 
@@ -52,8 +59,25 @@ class Run:
         return self.folder / "checkpoint"
 
     def spec(self) -> dict[str, Any]:
-        """stage.json: the kind of run, the payload of its key, the evaluation, the execution, versions."""
-        return dict(read_json(self.folder / "stage.json"))
+        """stage.json: the kind of run, the payload of its key, the evaluation, the execution, versions.
+
+        Raises FileNotFoundError if the run is not registered, DamageError if the file is damaged or belongs to another key.
+        """
+        path, cure = self.folder / SPEC, "delete this file and run its study again, which writes it again"
+        try:
+            spec: dict[str, Any] = dict(read_document(path, Spec, cure))
+        except FileNotFoundError:
+            if os.path.lexists(self.folder / STATE):
+                raise DamageError(f"{path} is missing; run its study again, which writes it again") from None
+            self._check_folder()
+            raise
+        try:
+            key = stage_key(spec["stage"], spec["parent"], canonical(spec["recipe"]))
+        except ValueError:
+            key = ""
+        if not key == spec["key"] == self.key:
+            raise DamageError(f"{path}: the recipe hashes to another key; {cure}")
+        return spec
 
     def needs(self) -> list[str]:
         """The keys of the runs that must be done before this one begins."""
@@ -64,31 +88,48 @@ class Run:
     def execution(self) -> dict[str, Any]:
         """How the run is executed: `execution` in stage.json, with the micro-batch of adapted.json if that is smaller."""
         execution: dict[str, Any] = self.spec()["execution"]
-        try:
-            adapted: dict[str, Any] = read_json(self.folder / "adapted.json")
-        except FileNotFoundError:
-            return execution
-        if (smaller := adapted["micro_batch"]) < (execution["micro_batch"] or smaller + 1):
+        smaller = self.adapted()
+        if smaller is not None and smaller < (execution["micro_batch"] or smaller + 1):
             execution["micro_batch"] = smaller
         return execution
 
+    def adapted(self) -> int | None:
+        """The limit of the micro-batch that `adapt` has set; None if there is none. Raises DamageError."""
+        cure = "delete this file, and the micro-batch is again that of the study"
+        try:
+            return read_document(self.folder / ADAPTED, Adapted, cure)["micro_batch"]
+        except FileNotFoundError:
+            return None
+
     def adapt(self, micro_batch: int | None) -> None:
         """Limit the micro-batch (in sequences) from the next attempt on; None restores that of the study."""
-        place = self.folder / "adapted.json"
         if micro_batch is None:
-            place.unlink(missing_ok=True)
+            (self.folder / ADAPTED).unlink(missing_ok=True)
         else:
-            write_json(place, {"micro_batch": micro_batch})
+            write_document(self.folder / ADAPTED, {"micro_batch": micro_batch})
 
     def losses(self) -> dict[str, Any]:
-        """losses.json: for each split the loss (nats per token), the tokens behind it and the corpus's fingerprint."""
-        return dict(read_json(self.folder / LOSSES))
+        """losses.json of a done run: for each split the loss (nats per token) and the tokens behind it. Raises DamageError."""
+        path = self.folder / LOSSES
+        cure = f"delete {self.folder} and run its study again, which retrains the run"
+        try:
+            return dict(read_document(path, Losses, cure))
+        except FileNotFoundError:
+            raise DamageError(f"{path} is missing; {cure}") from None
 
     def state(self) -> State:
-        """The content of state.json; planned for a run that is not registered."""
+        """The content of state.json; planned for a run that is not registered. Raises DamageError."""
+        path = self.folder / STATE
+        cure = (
+            f"delete {self.folder} and run its study again, which retrains the run; "
+            "if it has a checkpoint, delete only this file, and the run resumes"
+        )
         try:
-            return state_from(read_json(self.folder / "state.json"))
+            return read_document(path, State, cure)
         except FileNotFoundError:
+            if os.path.lexists(self.folder / LOSSES) or os.path.lexists(self.model):
+                raise DamageError(f"{path} is missing; {cure}") from None
+            self._check_folder()
             return State()
 
     def is_done(self) -> bool:
@@ -113,50 +154,52 @@ class Run:
 
         Returns False if the run was cancelled.
         """
-        old, now, job = self.state(), time.time(), slurm_job()
-        attempts = tuple(
-            attempt
-            if attempt.end
-            else replace(attempt, end=old.heartbeat or now, tokens=old.progress.tokens, cause="lost")
-            for attempt in old.attempts
-        )
-        if attempts and attempts[-1].tokens < tokens:
-            # The process was killed after its last checkpoint and before its next report of progress.
-            attempts = (*attempts[:-1], replace(attempts[-1], tokens=tokens))
-        attempt = Attempt(now, socket.gethostname(), pid, job, world, tokens_at_start=tokens, device=device)
-        return self._change(
-            "begin",
-            attempts=(*attempts, attempt),
-            job_ids=old.job_ids if job is None or job in old.job_ids else (*old.job_ids, job),
-            heartbeat=now,
-            progress=Progress(tokens, old.progress.total),
-            reason=None,
-            checksums={},
-            weights_freed=False,
-        )
+        now, job = time.time(), slurm_job()
+
+        def fields(old: State) -> dict[str, Any]:
+            attempts = tuple(
+                attempt
+                if attempt.end
+                else replace(attempt, end=old.heartbeat or now, tokens=old.progress.tokens, cause="lost")
+                for attempt in old.attempts
+            )
+            if attempts and attempts[-1].tokens < tokens:
+                # The process was killed after its last checkpoint and before its next report of progress.
+                attempts = (*attempts[:-1], replace(attempts[-1], tokens=tokens))
+            attempt = Attempt(now, socket.gethostname(), pid, job, world, tokens_at_start=tokens, device=device)
+            return {
+                "attempts": (*attempts, attempt),
+                "job_ids": old.job_ids if job is None or job in old.job_ids else (*old.job_ids, job),
+                "progress": Progress(tokens, old.progress.total),
+            }
+
+        return self._change("begin", fields, heartbeat=now, reason=None, checksums={}, weights_freed=False)
 
     def report(self, progress: Progress) -> None:
         """Report the progress of the current attempt."""
-        self._write(replace(self.state(), progress=progress, heartbeat=time.time()))
+        self._update(lambda old: replace(old, progress=progress, heartbeat=time.time()))
 
     def note(self, notes: Sequence[str]) -> None:
         """Add what a reader of the results should know to the current attempt."""
-        old = self.state()
-        *before, last = old.attempts
-        text = "; ".join([*([last.note] if last.note else []), *notes])
-        self._write(replace(old, attempts=(*before, replace(last, note=text))))
+
+        def noted(old: State) -> State:
+            *before, last = old.attempts
+            text = "; ".join([*([last.note] if last.note else []), *notes])
+            return replace(old, attempts=(*before, replace(last, note=text)))
+
+        self._update(noted)
 
     def stop(self, cause: str, reason: str | None = None, failure: str | None = None, queued: bool = False) -> bool:
         """End the current attempt, and mark the run as resumable. queued: whether the run's own job resumes it."""
-        return self._change("requeue" if queued else "stop", cause, failure, reason=reason)
+        return self._change("requeue" if queued else "stop", cause=cause, failure=failure, reason=reason)
 
     def fail(self, reason: str, failure: str | None = None, cause: str = "error") -> bool:
         """End the current attempt, if there is one, and the run with it. failure: the class of the failure."""
-        return self._change("fail", cause, failure, reason=reason)
+        return self._change("fail", cause=cause, failure=failure, reason=reason)
 
     def cancel(self, reason: str, cause: str | None = None) -> bool:
         """Cancel a run that has not ended. cause: how its attempt ended, if that has ended too."""
-        return self._change("cancel", cause, reason=reason)
+        return self._change("cancel", cause=cause, reason=reason)
 
     def skip(self, reason: str) -> bool:
         """Skip a run whose branch has ended above it."""
@@ -164,8 +207,8 @@ class Run:
 
     def retry(self, reopen: bool = False) -> bool:
         """Plan a failed, cancelled or skipped run again; with `reopen` a done one too. Earlier attempts no longer count."""
-        forgiven = len(self.state().attempts)
-        if not self._change("reopen" if reopen else "retry", reason=None, submission=None, forgiven=forgiven):
+        change = "reopen" if reopen else "retry"
+        if not self._change(change, lambda old: {"forgiven": len(old.attempts)}, reason=None, submission=None):
             return False
         self.adapt(None)
         return True
@@ -183,37 +226,75 @@ class Run:
             model.rename(self.model)
             files = sorted(path for path in self.model.rglob("*") if path.is_file())
         for name, document in results.items():
-            write_json(self.folder / name, document)
+            write_document(self.folder / name, document)
             files.append(self.folder / name)
         sync_path(self.folder)
         checksums = {str(path.relative_to(self.folder)): sha256_of(path) for path in files}
-        self._change("finish", "finished", checksums=checksums, reason=None)
+        self._change("finish", cause="finished", checksums=checksums, reason=None)
         if not keep_checkpoints:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
 
-    def free_weights(self, checksums: Mapping[str, str]) -> None:
-        """Record that the weights of a done run were freed. checksums: those of the files that are kept."""
-        self._write(replace(self.state(), checksums=checksums, weights_freed=True))
+    def free_weights(self, is_kept: Callable[[str], bool]) -> bool:
+        """Record that the weights of a done run are freed. is_kept: whether a file with a checksum, by its path, is kept.
 
-    def _change(self, change: str, cause: str | None = None, failure: str | None = None, **fields: Any) -> bool:
+        Returns False if the run is no longer done.
+        """
+
+        def freed(old: State) -> State | None:
+            kept = {name: checksum for name, checksum in old.checksums.items() if is_kept(name)}
+            return replace(old, checksums=kept, weights_freed=True) if old.state == "done" else None
+
+        return self._update(freed)
+
+    def _check_folder(self) -> None:
+        """Raise DamageError if something else is in the place of the folder."""
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise DamageError(f"{self.folder} is not a folder; delete it and run its study again")
+
+    def _change(
+        self,
+        change: str,
+        more: Callable[[State], Mapping[str, Any]] = lambda old: {},
+        cause: str | None = None,
+        failure: str | None = None,
+        **fields: Any,
+    ) -> bool:
         """Apply a change of state if it may follow the present one.
 
-        cause: how the current attempt ended; the attempt is closed even where the change does not apply, as in a run that was
-        cancelled meanwhile.
+        more: fields that depend on the present state. cause: how the current attempt ended; the attempt is closed even where
+        the change does not apply, as in a run that was cancelled meanwhile.
         """
-        old = self.state()
-        state, follows = CHANGES[change]
-        applies = old.state in follows
-        if cause is not None and old.attempts and old.attempts[-1].end is None:
-            last = replace(old.attempts[-1], end=time.time(), tokens=old.progress.tokens, cause=cause, failure=failure)
-            old = replace(old, attempts=(*old.attempts[:-1], last), heartbeat=time.time())
-        elif not applies:
-            return False
-        self._write(replace(old, state=state, **fields) if applies else old)
-        return applies
+        target, follows = CHANGES[change]
+        applied = False
 
-    def _write(self, state: State) -> None:
-        write_json(self.folder / "state.json", state.as_json())
+        def changed(old: State) -> State | None:
+            nonlocal applied
+            applied = old.state in follows
+            if cause is not None and old.attempts and old.attempts[-1].end is None:
+                last = replace(
+                    old.attempts[-1], end=time.time(), tokens=old.progress.tokens, cause=cause, failure=failure
+                )
+                old = replace(old, attempts=(*old.attempts[:-1], last), heartbeat=time.time())
+            elif not applied:
+                return None
+            return replace(old, state=target, **fields, **more(old)) if applied else old
+
+        self._update(changed)
+        return applied
+
+    def _update(self, change: Callable[[State], State | None]) -> bool:
+        """Replace the state by a change of it; None changes nothing. Returns whether it was replaced.
+
+        Every write goes through here: the lock keeps a process from writing over what another has written since it read.
+        """
+        # A change that does not apply needs no permission to write.
+        if change(self.state()) is None:
+            return False
+        with short_lock(self.folder / ".state.lock"):
+            state = change(self.state())
+            if state is not None:
+                write_document(self.folder / STATE, state.as_json())
+        return state is not None
 
 
 @dataclass(frozen=True)
@@ -226,12 +307,24 @@ class Store:
         return Run(self.root / key)
 
     def runs(self) -> list[Run]:
-        """Every registered run, in the order of their keys."""
+        """Every registered run, in the order of their keys; also those whose files are damaged or may not be read."""
         try:
             names = sorted(os.listdir(self.root))
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [self.run(name) for name in names if os.path.exists(f"{self.root}/{name}/stage.json")]
+        return [self.run(name) for name in names if _holds_run(f"{self.root}/{name}", name)]
+
+    def read_all(self, read: Callable[[Run], Read]) -> dict[str, Read]:
+        """What `read` returns for every run, by key. Runs that cannot be read are left out, and a notice says so."""
+        found, damaged = {}, list[DamageError]()
+        for run in self.runs():
+            try:
+                found[run.key] = read(run)
+            except DamageError as error:
+                damaged.append(error)
+        if damaged:
+            notice(f"{len(damaged):,} of {len(found) + len(damaged):,} runs are left out: {damaged[0]}")
+        return found
 
     def find(self, prefix: str) -> Run:
         """The run whose key begins with `prefix`. Raises StudyError if there is none, or more than one."""
@@ -247,12 +340,16 @@ class Store:
         folder = self.root / key
         folder.mkdir(exist_ok=True)
         run = Run(folder)
-        if not (folder / "stage.json").exists() or (run.spec()["execution"] != spec["execution"] and not run.is_done()):
-            write_json(folder / "stage.json", spec)
-        if not (folder / "state.json").exists():
-            run._write(State())
+        path = folder / SPEC
+        if not os.path.lexists(path):
+            write_json(path, spec)
+        elif (old := run.spec())["execution"] != spec["execution"] and not run.is_done():
+            write_json(path, old | dict(spec))
+        if not os.path.lexists(folder / STATE):
+            # Another process may have registered and begun the run meanwhile.
+            run._update(lambda old: old)
 
-    def states(self, keys: Mapping[str, Any]) -> dict[str, State]:
+    def states(self, keys: Iterable[str]) -> dict[str, State]:
         return {key: self.run(key).state() for key in keys}
 
 
@@ -277,6 +374,19 @@ def make_store(root: Path) -> Store:
         root.mkdir(parents=True, exist_ok=True)
         file_system_time(root)
     return Store(root)
+
+
+def _holds_run(folder: str, name: str) -> bool:
+    """Whether a folder of the store is that of a run, as far as its files may be seen, or has the name of one."""
+    for file in (SPEC, STATE):
+        try:
+            os.lstat(f"{folder}/{file}")
+            return True
+        except PermissionError:
+            return True
+        except OSError:
+            continue
+    return re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", name) is not None and not os.path.isdir(folder)
 
 
 def sha256_of(path: Path) -> str:

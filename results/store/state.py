@@ -1,13 +1,15 @@
-"""The state of a run: what state.json holds, and which change of state may follow which."""
+"""What the documents of a run hold (stage.json, state.json, losses.json), and which change of state may follow which."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 UNENDED = ("planned", "queued", "running")
 STOPPED = ("failed", "cancelled", "skipped")
 """States of runs that `retain retry` plans again."""
 ENDED = ("done", *STOPPED)
+DAMAGED = "damaged"
+"""What `retain status` shows of a run whose files cannot be read; no state.json says so."""
 STATES = (*UNENDED, *ENDED)
 
 CHANGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -54,6 +56,8 @@ class Attempt:
     """The failure class that ended the attempt; see `launchers.stage.failures`."""
     device: str | None = None
     """The name of the GPUs; None on CPUs."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that another version of Retain has written; they are kept."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Progress:
 class State:
     """The content of state.json."""
 
-    state: str = "planned"
+    state: Annotated[str, *STATES] = "planned"
     attempts: tuple[Attempt, ...] = ()
     job_ids: tuple[str, ...] = ()
     """The SLURM jobs that have trained the run."""
@@ -90,6 +94,8 @@ class State:
     """SHA-256 of each file of a done run, by its path in the run's folder."""
     weights_freed: bool = False
     """Whether `retain gc --weights` has removed the weights of the done run."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """As in an attempt."""
 
     @property
     def counted_attempts(self) -> tuple[Attempt, ...]:
@@ -99,12 +105,107 @@ class State:
     def as_json(self) -> dict[str, Any]:
         """The fields of state.json."""
         # dataclasses.asdict would copy every value.
-        fields = vars(self) | {"attempts": [vars(attempt) for attempt in self.attempts]}
-        return fields | {"progress": vars(self.progress)}
+        fields = vars(self) | {"attempts": [_with_unknown(vars(attempt)) for attempt in self.attempts]}
+        return _with_unknown(fields | {"progress": vars(self.progress)})
 
 
-def state_from(raw: Mapping[str, Any]) -> State:
-    """The state that the fields of a state.json describe."""
-    attempts = tuple(Attempt(**attempt) for attempt in raw["attempts"])
-    parsed = {"attempts": attempts, "progress": Progress(**raw["progress"]), "job_ids": tuple(raw["job_ids"])}
-    return State(**{**raw, **parsed})
+def damaged_state(error: Exception) -> State:
+    """What is shown of a run whose files cannot be read."""
+    return State(state=DAMAGED, reason=str(error))
+
+
+def _with_unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
+    known = dict(fields)
+    return {**known.pop("unknown"), **known}
+
+
+class Spec(TypedDict):
+    """The content of stage.json. Fields that are not required are absent in runs registered before they existed."""
+
+    key: str
+    stage: str
+    parent: str | None
+    recipe: dict[str, Any]
+    """With stage and parent, the payload of the key, so its content is checked by the key."""
+    kind: NotRequired[str]
+    tokens: NotRequired[int]
+    needs: NotRequired[list[str]]
+    leaves: NotRequired[list[str]]
+    evaluation: dict[str, "str | Task"]
+    """Of each held-out split the fingerprint of its corpus; of a linear stage, its task."""
+    tokenizer: NotRequired[str]
+    """The fingerprint of the tokeniser; searches have none."""
+    execution: "SpecExecution"
+    axes: dict[str, Any]
+    study: str
+    versions: dict[str, str]
+
+
+class Task(TypedDict):
+    """What a linear stage learns; see `sweeps.schema.linear_theory`."""
+
+    targets: list[float]
+    variances: list[float]
+
+
+class SpecExecution(TypedDict):
+    """How a run is executed: the fields of `sweeps.schema.execution.StageExecution`, and those of a search."""
+
+    accelerator: str
+    devices: int
+    precision: str
+    micro_batch: int | None
+    threads: int
+    strategy: str
+    heldout_every: int | None
+    save_minutes: float
+    save_steps: int | None
+    keep_states: bool
+    compile: NotRequired[str | bool]
+    pack: NotRequired[int]
+    gpus_per_node: NotRequired[int]
+    slurm: dict[str, Any]
+    request: NotRequired["Request"]
+    """Only of searches."""
+
+
+class Request(TypedDict):
+    """How a search was started; see `launchers.search.request`."""
+
+    launcher: str
+    budget: str | None
+    device: str
+    path: str
+    fields: dict[str, Any]
+
+
+class Loss(TypedDict):
+    loss: float
+    """In nats per token."""
+    tokens: int
+    """The number of tokens behind it."""
+
+
+class Losses(TypedDict):
+    """The content of losses.json."""
+
+    splits: dict[str, Loss]
+    steps: int
+    trained_tokens: int
+    token_digest: NotRequired[str]
+    """The data digest; linear stages read no data."""
+    features: NotRequired["Features"]
+    """Only of linear stages."""
+
+
+class Features(TypedDict):
+    """The strengths of the features of a linear model during a stage."""
+
+    times: list[float]
+    strengths: list[list[float]]
+
+
+class Adapted(TypedDict):
+    """The content of adapted.json."""
+
+    micro_batch: int

@@ -1,5 +1,6 @@
 """The status of runs as the store knows it: state, progress, speed, time left."""
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +8,8 @@ from typing import Any
 
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import State
+from retain.results.store.state import State, damaged_state
+from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.tree import Axes, Stage, Tree
 
 
@@ -18,11 +20,11 @@ class RunStatus:
     key: str
     """The key of the run."""
     stage: str
-    """pretrain, posttrain, finetune or search."""
+    """pretrain, posttrain, finetune or search; unknown if the run is damaged."""
     axes: Axes
     """The values of the axes that lead to this stage."""
     state: str
-    """planned, queued, running, done, failed, cancelled or skipped."""
+    """planned, queued, running, done, failed, cancelled or skipped; damaged if its files cannot be read."""
     attempts: int
     """The number of attempts so far."""
     progress: float
@@ -68,19 +70,23 @@ def store_status(store: Store) -> list[RunStatus]:
 
 def run_status(run: Run, state: State | None = None) -> RunStatus:
     """The row of one registered run. state: its current state, if it has been read already."""
-    spec = run.spec()
+    try:
+        spec = run.spec()
+    except DamageError as error:
+        return _row(Stage(run.key, "unknown", None, "", 0, {}), run, damaged_state(error), None)
     stage = Stage(run.key, spec["stage"], spec["parent"], "", _total_tokens(spec), spec["axes"])
     return _row(stage, run, state or current_state(run), None)
 
 
 def current_state(run: Run) -> State:
-    """The state of a run; planned if state.json says running but no process holds the lease."""
-    state = run.state()
-    if state.state == "running" and not run.is_running():
-        if (again := run.state()).state != "running":
-            return again
-        return replace(state, state="planned", reason="its process is gone; run its study again to resume it")
-    return state
+    """The state of a run; planned if state.json says running but no process holds the lease, DAMAGED if it cannot be read."""
+    try:
+        state = run.state()
+        if state.state != "running" or run.is_running() or (state := run.state()).state != "running":
+            return state
+    except DamageError as error:
+        return damaged_state(error)
+    return replace(state, state="planned", reason="its process is gone; run its study again to resume it")
 
 
 def seconds_left(state: State) -> float | None:
@@ -117,5 +123,5 @@ def _row(stage: Stage, run: Run, state: State, blocked: str | None) -> RunStatus
         job_id=state.job_ids[-1] if state.job_ids else None,
         reason=state.reason or (blocked and f"blocked: {blocked}"),
         failure=last.failure if last else None,
-        log=str(run.log) if run.log.exists() else None,
+        log=str(run.log) if os.path.exists(run.log) else None,
     )

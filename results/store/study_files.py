@@ -1,12 +1,15 @@
-"""The folder of a study in the store, and what a search leaves there."""
+"""The folder of a study in the store, and the documents there: the loss table, predictors, and what a search leaves."""
 
 from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
 
 from retain.results.store.runs import Run, Store
+from retain.sweeps.base.documents import read_document
 from retain.sweeps.tree.keys import canonical, stage_key
 
 OWNER = "study.json"
 """The study file whose results are in the folder."""
+TRIALS, PREDICTORS_FILE = "trials.json", "predictors.json"
 HISTORY = "search.json"
 """The points of a search, and what was found at them."""
 SUMMARY = "search-summary.json"
@@ -19,8 +22,146 @@ AXIS_OF_POINTS = "point"
 """Its axis of cases."""
 
 
+PointState = Literal["planned", "running", "done", "pruned", "failed"]
+
+
+class TrialRow(TypedDict):
+    """A row of trials.json. Losses are in nats per token; None for what is not trained."""
+
+    axes: dict[str, Any]
+    keys: dict[str, str | None]
+    immediate_posttraining_loss: float | None
+    retained_posttraining_loss: float | None
+    finetuning_loss: float | None
+    retained_pretraining_loss: float | None
+    tokens: int | None
+
+
+class SavedPoint(TypedDict):
+    """A point of a search in its history."""
+
+    number: int
+    values: dict[str, Any]
+    by: str
+    state: PointState
+
+
+class SavedEnd(TypedDict):
+    """The end of a point in the history of its search."""
+
+    point: str
+    state: str
+    tokens: int
+    device_hours: float
+
+
+class SavedHistory(TypedDict):
+    """The content of search.json; older histories lack probes and ends."""
+
+    identity: str
+    points: list[SavedPoint]
+    found: list[str]
+    pruned: dict[str, str]
+    rungs: dict[str, dict[str, float]]
+    probes: NotRequired[dict[str, dict[str, dict[str, float]]]]
+    ends: NotRequired[list[SavedEnd]]
+
+
+class Spent(TypedDict):
+    """What a search has spent."""
+
+    tokens: int
+    device_hours: float
+    stages: int
+    tokens_without_sharing: int
+
+
+class SummaryPoint(TypedDict):
+    """A point in the summary of a search."""
+
+    point: str
+    state: PointState
+    values: dict[str, Any]
+    losses: dict[str, float] | None
+    reason: str | None
+
+
+class SummaryLoss(TypedDict):
+    """A loss of a recommended point: its mean and 95% interval over seeds."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+class Recommended(TypedDict):
+    """A recommended point."""
+
+    point: str
+    values: dict[str, Any]
+    losses: dict[str, SummaryLoss]
+
+
+class AxisImportance(TypedDict):
+    """The importance of an axis, with its 95% interval."""
+
+    axis: str
+    mean: float
+    low: float
+    high: float
+
+
+class SavedSummary(TypedDict):
+    """The content of search-summary.json."""
+
+    study: str
+    objective: str
+    constraints: NotRequired[list[str]]
+    points: list[SummaryPoint]
+    recommended: list[Recommended]
+    frontier_area: float | None
+    importances: list[AxisImportance]
+    spent: Spent
+    budget: NotRequired[str | None]
+    over_budget: NotRequired[str | None]
+    ended: str
+
+
+class SavedPredictors(TypedDict):
+    """The content of predictors.json."""
+
+    study: NotRequired[str]
+    share: NotRequired[float]
+    trials: list[dict[str, Any]]
+    correlations: list[dict[str, Any]]
+
+
+def read_trials(path: Path) -> list[dict[str, Any]]:
+    """The rows of a trials.json. Raises FileNotFoundError, DamageError."""
+    rows = read_document(path, list[TrialRow], "print the results of the study again, which writes it again")
+    return [dict(row) for row in rows]
+
+
+def read_history(path: Path) -> SavedHistory:
+    """The history of a search. Raises FileNotFoundError, DamageError."""
+    return read_document(
+        path, SavedHistory, "delete this file and search again; the search begins again, with the same stages"
+    )
+
+
+def read_summary(path: Path) -> SavedSummary:
+    """The summary of a search. Raises FileNotFoundError, DamageError."""
+    return read_document(path, SavedSummary, "delete this file and search again, which writes it again")
+
+
+def read_predictors(path: Path) -> SavedPredictors:
+    """The predictors of a study. Raises FileNotFoundError, DamageError."""
+    return read_document(path, SavedPredictors, "delete this file and probe the study again")
+
+
 def study_folder(store: Path, study: str) -> Path:
-    """The folder of a study's output: its rows, table, figures, TensorBoard views and search, and its owner."""
+    """The folder of a study's output: its rows, table, figures, TensorBoard views and search."""
     return store / "studies" / study
 
 

@@ -23,8 +23,12 @@ class NoRoomError(MissingResourceError):
     """The disk has too little free space."""
 
 
-class DamagedError(MissingResourceError):
-    """Something in the store is damaged or gone. Once it is repaired, the same attempt can succeed."""
+class DamageError(MissingResourceError):
+    """A file of the store is damaged, cannot be read, or is not a file."""
+
+
+class NewerFormatError(DamageError):
+    """A file of the store was written by a newer version of Retain."""
 
 
 class StageFailedError(RetainError):
@@ -38,3 +42,8 @@ class StageFailedError(RetainError):
     def __init__(self, message: str, failure: str | None = None) -> None:
         super().__init__(message)
         self.failure = failure
+
+
+def os_reason(error: OSError) -> str:
+    """Why the operating system refused something; some of its errors have no text of their own."""
+    return error.strerror or " ".join(str(error).split())[:200] or type(error).__name__

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.units import shortened
 
 
@@ -20,7 +20,7 @@ def writing(place: str, cure: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MissingResourceError(f"{place}: cannot be written ({error.strerror or error}); {cure}") from error
+        raise MissingResourceError(f"{place}: cannot be written ({os_reason(error)}); {cure}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,16 +50,6 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file with a value as indented JSON. Raises ValueError for NaN and infinities."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises FileNotFoundError, or MissingResourceError if the file is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MissingResourceError(
-            f"{path} is damaged ({error}); delete {path.parent} and run the study again to recreate it"
-        ) from None
 
 
 def is_file(name: str) -> bool:

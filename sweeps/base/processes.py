@@ -7,16 +7,27 @@ import os
 import socket
 from pathlib import Path
 
+UNKNOWN = "unknown"
+"""The start time of a process that runs, where the system does not show it."""
+
 
 def process_name() -> str:
     """The name of this process, for `is_gone` and `is_here`; it is valid in file names."""
-    return f"{_machine()}.{os.getpid()}.{process_start(os.getpid()) or 'unknown'}"
+    return f"{_machine()}.{os.getpid()}.{process_start(os.getpid()) or UNKNOWN}"
 
 
 def is_gone(name: str) -> bool:
     """Whether the process with this name has ended. False for a process on another machine, as its state is unknown."""
     pid, _, started = name.partition(".")[2].partition(".")
-    return is_here(name) and pid.isdecimal() and process_start(int(pid)) != started
+    return is_here(name) and pid.isdecimal() and is_alive(int(pid), started) is False
+
+
+def is_alive(pid: int, started: str) -> bool | None:
+    """Whether the process of this machine with this id and start time runs; None if its start time is hidden from us."""
+    start = process_start(pid)
+    if start is None or start == started:
+        return start is not None
+    return None if UNKNOWN in (start, started) else False
 
 
 def is_here(name: str) -> bool:
@@ -49,18 +60,17 @@ def machine_id() -> str:
 def process_start(pid: int) -> str | None:
     """The start time of a process on this machine, as the kernel prints it; None if the process has ended.
 
-    "unknown" if the process runs and the system has no /proc.
+    UNKNOWN if the process runs, and the system has no /proc or hides the processes of other users there (hidepid).
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self").exists():
-            return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        pass
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return None
-    except PermissionError:
-        pass
-    return "unknown"
+    except PermissionError:  # a process that may not be signalled is alive
+        return UNKNOWN
+    return None if Path("/proc/self").exists() else UNKNOWN

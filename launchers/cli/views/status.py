@@ -17,12 +17,19 @@ from retain.results.store.status import RunStatus, current_state
 from retain.sweeps.base.units import format_seconds, format_size
 from retain.sweeps.tree.tree import axes_label
 
-COLOURS = {"done": "green", "running": "cyan", "failed": "red", "queued": "yellow", "cancelled": "red"}
+COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "red",
+    "queued": "yellow",
+    "cancelled": "red",
+    "damaged": "red",
+}
 WATCH_EVERY_S = 1.0
 FOLLOW_EVERY_S = 0.3
 MOST_RUNS = 200
 """The most runs in a printed table; --json has all. Laying out a row takes a millisecond."""
-PRIORITY = ("failed", "cancelled", "running", "queued", "skipped", "planned", "done")
+PRIORITY = ("damaged", "failed", "cancelled", "running", "queued", "skipped", "planned", "done")
 """The order in which states are kept when not all runs can be printed."""
 
 

@@ -5,7 +5,6 @@ user can read. The other tasks join, and end once nobody answers at that address
 """
 
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -22,8 +21,8 @@ from retain.launchers.search.ray.node import NodeSettings, NodeStartError, RayNo
 from retain.launchers.slurm.client import ask
 from retain.launchers.stage.attempt import STOP_GRACE_S
 from retain.launchers.stage.signals import StopRequest
+from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.files import write_json
 
 MEETING_S = 600.0
 """How long the other tasks wait for the head: all tasks of a job begin together, but Ray starts slowly on a busy node."""
@@ -167,12 +166,12 @@ def _wait_for(meeting: Path, stop: StopRequest) -> Meeting | None:
         if time.monotonic() > deadline:
             raise MissingResourceError(f"{meeting}: Ray has not started on the first node in {MEETING_S:g} s")
         time.sleep(POLL_S)
-    return Meeting(**json.loads(meeting.read_text()))
+    return read_document(meeting, Meeting, "search again")
 
 
 def _write(meeting: Path, told: Meeting) -> None:
     before = os.umask(0o077)
     try:
-        write_json(meeting, asdict(told))
+        write_document(meeting, asdict(told))
     finally:
         os.umask(before)

@@ -16,15 +16,16 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from retain.results.store.runs import sha256_of
-from retain.sweeps.base.errors import MissingResourceError, StageFailedError
-from retain.sweeps.base.files import sync_path, write_text
+from retain.sweeps.base.documents import FORMAT, read_document, unreadable
+from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, StageFailedError, os_reason
+from retain.sweeps.base.files import remove, sync_path, write_text
 
 KEPT = 2
 """The number of checkpoints that are kept."""
@@ -45,6 +46,24 @@ class Snapshot:
     """JSON values of this rank alone."""
     shared: Mapping[str, Any] = field(default_factory=dict)
     """JSON values that all ranks share; only those of rank 0 are written."""
+
+
+class _Manifest(TypedDict):
+    """The content of a checkpoint's state.json."""
+
+    step: int
+    world: int
+    shared: dict[str, Any]
+    files: dict[str, str]
+
+
+class _Rank(TypedDict):
+    """The content of rank-*.json."""
+
+    sha256: str | None
+    names: list[str]
+    rows: dict[str, list[int]]
+    own: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,21 +105,30 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def open_checkpoint(path: Path, check: bool = True) -> SavedCheckpoint:
-    """Open a checkpoint; with `check`, verify every checksum. Raises ValueError, which names the damaged file."""
+    """Open a checkpoint; with `check`, verify every checksum.
+
+    Raises ValueError, which names the damaged file; DamageError if the checkpoint may not be read, or a newer version of Retain
+    wrote it, so that it must not be removed.
+    """
     try:
-        manifest = json.loads((path / "state.json").read_text())
-        ranks = []
+        manifest, ranks = read_document(path / "state.json", _Manifest, ""), []
         for name, digest in manifest["files"].items():
             if check and sha256_of(path / name) != digest:
                 raise ValueError(f"{path.name}/{name} is damaged")
-            rank = json.loads((path / name).read_text())
+            rank = read_document(path / name, _Rank, "")
             tensors = path / name.replace(".json", ".safetensors")
             if check and rank["sha256"] and sha256_of(tensors) != rank["sha256"]:
                 raise ValueError(f"{path.name}/{tensors.name} is damaged")
             ranks.append(rank)
         return SavedCheckpoint(path, manifest["step"], manifest["world"], manifest["shared"], tuple(ranks))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name} is damaged ({type(error).__name__}: {error})") from None
+    except DamageError as error:
+        if isinstance(error, NewerFormatError) or isinstance(error.__cause__, OSError):
+            raise
+        raise ValueError(f"{path.name} is damaged ({str(error).rpartition(';')[0]})") from None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ValueError(f"{path.name} is damaged ({error})") from None
+    except OSError as error:
+        raise unreadable(path, error, "check the file system") from error
 
 
 def newest_checkpoint(folder: Path, note: Callable[[str], None]) -> SavedCheckpoint | None:
@@ -110,7 +138,7 @@ def newest_checkpoint(folder: Path, note: Callable[[str], None]) -> SavedCheckpo
             return open_checkpoint(path)
         except ValueError as error:
             note(f"checkpoint {error}; it is removed and an older one is used")
-            shutil.rmtree(path)
+            remove(path)
     return None
 
 
@@ -153,7 +181,7 @@ class CheckpointWriter:
             step = self.saved_step
             kept = "older checkpoints are kept" if step is None else f"the checkpoint of step {step} is kept"
             raise MissingResourceError(
-                f"{self.folder}: the checkpoint of step {snapshot.step} cannot be written ({error.strerror or error}); "
+                f"{self.folder}: the checkpoint of step {snapshot.step} cannot be written ({os_reason(error)}); "
                 f"free space and run it again, {kept}"
             ) from error
 
@@ -176,6 +204,7 @@ class CheckpointWriter:
             save_file(dict(snapshot.tensors), partial / f"{name}.safetensors")
             digest = sha256_of(partial / f"{name}.safetensors")
         description = {
+            "format": FORMAT,
             "sha256": digest,
             "names": list(snapshot.tensors),
             "rows": {tensor: list(rows) for tensor, rows in snapshot.rows.items()},
@@ -197,7 +226,8 @@ class CheckpointWriter:
                 )
             time.sleep(0.02)
         files = {name: sha256_of(partial / name) for name in names}
-        shared = {"step": snapshot.step, "world": self.world, "shared": dict(snapshot.shared), "files": files}
+        shared = {"format": FORMAT, "step": snapshot.step, "world": self.world, "shared": dict(snapshot.shared)}
+        shared["files"] = files
         write_text(partial / "state.json", json.dumps(shared, allow_nan=False))
         sync_path(partial)
         # 2. Publish the checkpoint by a rename, unless another process has taken over the run.

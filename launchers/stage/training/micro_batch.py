@@ -4,14 +4,15 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers import LlamaForCausalLM
 
 from retain.lightning_modules.models import trained_parameters
 from retain.lightning_modules.objective import summed_loss
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.documents import read_document, write_document
+from retain.sweeps.base.errors import DamageError
 
 FOLDER = Path("cache") / "micro-batch"
 FILLED = 0.9
@@ -20,6 +21,13 @@ MOMENT_BYTES = 8
 """AdamW's two moments of a trained parameter, in fp32."""
 OTHERS_BYTES = 2 * 2**30
 """More than the driver and the kernels of this process occupy on a GPU that no other process uses."""
+
+
+class _Answer(TypedDict):
+    """What is known of a shape of stage: the sequences that fit, and the fewest that do not."""
+
+    fits: int
+    too_many: int | None
 
 
 def stage_shape(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool, world: int) -> dict[str, Any]:
@@ -46,7 +54,10 @@ def micro_batch_for(
     """
     text = json.dumps(shape, sort_keys=True)
     place = store / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    known: dict[str, Any] = read_json(place) if place.exists() else {"fits": 0, "too_many": None}
+    try:
+        known = read_answer(place)
+    except (FileNotFoundError, DamageError):  # it is measured again
+        known = {"fits": 0, "too_many": None}
     # A smaller share that fitted whole does not answer how much of a larger one fits.
     if share <= known["fits"] or known["too_many"] is not None:
         return evenly(share, int(known["fits"]))
@@ -55,8 +66,13 @@ def micro_batch_for(
     most = max(most, int(known["fits"]))
     if keep:
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, {"fits": most, "too_many": too_many, "of": dict(shape)})
+        write_document(place, {"fits": most, "too_many": too_many, "of": dict(shape)})
     return evenly(share, most)
+
+
+def read_answer(path: Path) -> _Answer:
+    """An answer that the store keeps. Raises FileNotFoundError, DamageError."""
+    return read_document(path, _Answer, "delete this file, and it is measured again")
 
 
 def evenly(share: int, most: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from retain.results.store.runs import Run
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.documents import read_document, write_document
 
 FILE = "steps.json"
 
@@ -48,13 +48,14 @@ def differences(before: Numerics, now: Numerics) -> list[str]:
 
 
 def recorded_numerics(run: Run) -> Numerics | None:
-    """The choices of earlier attempts; None if no attempt has trained."""
+    """The choices of earlier attempts; None if no attempt has trained. Raises DamageError."""
+    cure = "delete this file; the next attempt chooses again, and may then not be bit-identical"
     try:
-        return Numerics(**read_json(run.folder / FILE))
+        return read_document(run.folder / FILE, Numerics, cure)
     except FileNotFoundError:
         return None
 
 
 def record_numerics(run: Run, numerics: Numerics) -> None:
     """Keep the choices for later attempts."""
-    write_json(run.folder / FILE, asdict(numerics))
+    write_document(run.folder / FILE, asdict(numerics))

@@ -9,10 +9,12 @@ import os
 # Before torch: cuBLAS is deterministic with a fixed workspace only.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,7 +92,7 @@ def attempt(context: AttemptContext) -> None:
         _note(run, notes)
 
     # 3. Load the parent's weights or build a new model, and check that the results will fit on the disk.
-    tokenizer = stored_tokenizer(context.store.root, spec["tokenizer"])
+    tokenizer = stored_tokenizer(context.store.root, spec.get("tokenizer", "none"))
     model = _starting_model(context, tokenizer)
     if first:
         _check_room(run, model)
@@ -152,11 +154,11 @@ def _begin(context: AttemptContext, device: str | None) -> SavedCheckpoint | Non
         except AttemptStopped:
             cancelled = True
     # 2. The other ranks open the same checkpoint, which rank 0 has checked.
-    folder, cancelled = broadcast((saved.folder if saved else None, cancelled), ranks.world)
+    folder, cancelled = json.loads(broadcast(json.dumps([str(saved.folder) if saved else "", cancelled]), ranks.world))
     if cancelled:
         raise AttemptStopped(CANCEL_SIGNAL.name)
     if folder and saved is None:
-        saved = open_checkpoint(folder, check=False)
+        saved = open_checkpoint(Path(folder), check=False)
     return saved
 
 

@@ -1,5 +1,6 @@
 """`retain data --check` with a hub on localhost, and without a hub."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,6 @@ import yaml
 from retain.datamodules.corpora.check import check_sources
 from retain.datamodules.corpora.tokenizer import train_tokenizer
 from retain.launchers.cli.views.plan import print_checks
-from retain.sweeps.base.files import read_json
 from retain.sweeps.schema.published_corpora import PUBLISHED
 from retain.sweeps.schema.read import read_study
 from tests.datamodules.corpora.hub_server import commit_of, hub
@@ -96,7 +96,7 @@ def test_prepared_data_records_the_commit_that_a_branch_pointed_to(online: tuple
     folder, environment = online
     study = write_study(folder, {name: {"published": name} | SMALL for name in ("c4", "flan")}, {"hf": TOKENIZER})
     retain("data", study, "--store", folder / "store", more=environment)
-    notes = [read_json(path) for path in (folder / "store" / "prepared").glob("*.json")]
+    notes = [json.loads(path.read_text()) for path in (folder / "store" / "prepared").glob("*.json")]
     commits = {note["source"]["hf"]: note.get("commit") for note in notes}
     assert commits == {TOKENIZER: None} | {
         PUBLISHED[name]["hf"]: commit_of(PUBLISHED[name]["hf"]) for name in ("c4", "flan")

@@ -3,16 +3,30 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from retain.launchers.checks.verify import verify_store
 from retain.launchers.cli.app import main
+from retain.launchers.jobs.branches import skip_blocked
+from retain.launchers.local.devices import Slot
+from retain.launchers.local.launcher import WAITING, train
+from retain.launchers.local.run import train_missing
+from retain.launchers.planning.opened_study import prepare_study
+from retain.launchers.planning.register import register
+from retain.launchers.stage.failures import DAMAGE
+from retain.results.store.lease import this_process
 from retain.results.store.runs import Store
+from retain.results.store.state import State
+from retain.results.store.status import store_status
+from retain.sweeps.tree.tree import STAGES
 from tests.conftest import Trained
 from tests.launchers.cli.test_bad_input import assert_one_sentence
-from tests.retain import losses, retain, retain_json, weights
+from tests.retain import losses, retain, retain_json, train_here, weights
+from tests.studies import linear_study
 
 
 def first_run(store: Path, stage: str) -> Path:
@@ -146,3 +160,61 @@ def test_a_store_without_the_data_of_a_study_says_that_its_keys_are_provisional(
     shutil.rmtree(copied / "prepared")
     for verb in ("status", "results"):
         assert "stage keys are provisional" in retain(verb, trained.study, "--store", copied).stderr
+
+
+def test_a_child_of_a_damaged_parent_fails_as_damaged_and_is_trained_after_the_repair(tmp_path: Path) -> None:
+    study = linear_study(tmp_path, grid={})
+    store = tmp_path / "runs"
+    opened = prepare_study(str(study), (), store)
+    (trial,) = opened.tree.trials
+    register(opened.tree, opened.file, opened.facts, opened.store)
+    train_missing(opened, replace(opened.tree, stages={key: opened.tree.stages[key] for key in trial.path[:-1]}))
+    parent, child = (opened.store.run(key) for key in trial.path[1:])
+    empty(next(parent.model.iterdir()))
+    assert train_missing(opened, opened.tree)[child.key].state == "failed"
+    assert child.state().attempts[-1].failure == DAMAGE
+    assert "is damaged; delete this folder" in (child.state().reason or "")
+    assert skip_blocked(opened.store, [child.key]) == []
+    assert child.state().state == "planned"
+    shutil.rmtree(parent.folder)
+    assert {state.state for state in train_missing(opened, opened.tree).values()} == {"done"}
+
+
+def test_a_done_run_without_its_stage_json_is_a_problem_and_run_writes_it_again(tmp_path: Path) -> None:
+    study = linear_study(tmp_path, grid={})
+    store = tmp_path / "runs"
+    train_here(study, store)
+    run = Store(store).runs()[0]
+    weights_before = weights(store)
+    (run.folder / "stage.json").unlink()
+    checked, problems = verify_store(Store(store), None)
+    assert checked == 3
+    assert [(one.where, "stage.json is missing; run its study again" in one.what) for one in problems] == [
+        (run.key, True)
+    ]
+    assert {row.key: row.state for row in store_status(Store(store))}[run.key] == "damaged"
+    opened = prepare_study(str(study), (), store)
+    train_missing(opened, opened.tree)
+    assert verify_store(Store(store), None) == (3, [])
+    assert weights(store) == weights_before
+
+
+@pytest.mark.parametrize("content", ["{", json.dumps(asdict(replace(this_process(), host="elsewhere", job_id="7")))])
+def test_run_says_for_what_it_waits_and_until_when(content: str, tmp_path: Path) -> None:
+    study = linear_study(tmp_path, grid={})
+    opened = prepare_study(str(study), (), tmp_path / "runs")
+    register(opened.tree, opened.file, opened.facts, opened.store)
+    run = opened.store.run(opened.tree.trials[0].path[0])
+    claim = run.folder / "lease.1.json"
+    claim.write_text(content)
+    said: list[str] = []
+
+    def watch(states: Mapping[str, State]) -> None:
+        if (reason := states[run.key].reason or "").startswith(WAITING):
+            said.append(reason)
+            claim.unlink(missing_ok=True)  # as its owner does at the end, or the user who is told so
+
+    states = train(opened.tree, opened.store, [Slot(dict.fromkeys(STAGES, 1))], watch)
+    assert {state.state for state in states.values()} == {"done"}
+    assert ("on elsewhere (job 7) has it" if "job_id" in content else f"{claim} cannot be read") in said[0]
+    assert "no sign of life for 10 minutes" in said[0]

@@ -39,6 +39,8 @@ from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import Attempt, State
 from retain.sweeps.base.errors import MissingResourceError, NoRoomError, StageFailedError, StudyError
+from retain.sweeps.schema.execution import StageExecution
+from retain.sweeps.tree.keys import canonical, stage_key
 from tests.results.runs import put_state
 from tests.retain import losses, train_here
 from tests.studies import tiny_study
@@ -198,13 +200,19 @@ def test_micro_batches_are_halved_down_to_one_sequence() -> None:
     assert halved(4, 4, None) is None
 
 
-def registered(folder: Path, parent: str | None = None, key: str = "a" * 8, **execution: Any) -> Run:
-    store = Store(folder)
+def registered(folder: Path, parent: str | None = None, **execution: Any) -> Run:
+    store, stage, recipe = Store(folder), "posttrain" if parent else "pretrain", {"batch": 8}
+    key = stage_key(stage, parent, canonical(recipe))
     spec = {
-        "stage": "posttrain" if parent else "pretrain",
+        "key": key,
+        "stage": stage,
         "parent": parent,
-        "recipe": {"batch": 8},
-        "execution": {"micro_batch": None} | execution,
+        "recipe": recipe,
+        "study": "any",
+        "evaluation": {},
+        "axes": {},
+        "versions": {},
+        "execution": StageExecution().model_dump(mode="json") | execution,
     }
     store.register(key, spec)
     return store.run(key)
@@ -274,8 +282,8 @@ def test_a_run_without_room_is_a_full_disk(tmp_path: Path) -> None:
 def test_runs_below_a_failed_run_are_skipped_and_planned_again_with_it(tmp_path: Path) -> None:
     store = Store(tmp_path)
     top = registered(tmp_path)
-    middle = registered(tmp_path, top.key, "b" * 8)
-    leaf = registered(tmp_path, middle.key, "c" * 8)
+    middle = registered(tmp_path, top.key)
+    leaf = registered(tmp_path, middle.key)
     keys = [run.key for run in (top, middle, leaf)]
     assert skip_blocked(store, keys) == []
     top.begin(1)
@@ -283,7 +291,7 @@ def test_runs_below_a_failed_run_are_skipped_and_planned_again_with_it(tmp_path:
     assert skip_blocked(store, keys) == keys[1:]
     for run in (middle, leaf):
         assert run.state().state == "skipped"
-        assert run.state().reason == f"pretrain {top.key} failed: diverged: the training loss is nan"
+        assert run.state().reason == f"pretrain {top.key[:8]} failed: diverged: the training loss is nan"
     store.run(top.key).retry()
     assert skip_blocked(store, keys) == []
     assert [run.state().state for run in (middle, leaf)] == ["planned", "planned"]

@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -13,7 +15,17 @@ from pathlib import Path
 import pytest
 
 from retain.results.store import lease as module
-from retain.results.store.lease import Lease, LivenessChecker, Owner, is_held, read_owner, take_lease, this_process
+from retain.results.store.lease import (
+    Lease,
+    LivenessChecker,
+    Owner,
+    claim_problem,
+    held_by,
+    is_held,
+    read_owner,
+    take_lease,
+    this_process,
+)
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.files import write_json
 from tests.results.store.processes import HOLDER, next_line, start_python
@@ -292,6 +304,55 @@ def test_a_damaged_lease_counts_as_that_of_another_machine(path: Path) -> None:
     while is_held(path, checker):
         time.sleep(SILENCE_S / 100)
     assert take_lease(path, checker)
+
+
+SEES_LEASE = """
+import os, subprocess, sys
+from pathlib import Path
+from retain.results.store.lease import held_by, is_held, take_lease
+subprocess.run(["mount", "-t", "proc", "-o", f"hidepid={sys.argv[2]}", "proc", "/proc"], check=True)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+path = Path(sys.argv[1])
+print(is_held(path), take_lease(path), os.path.exists(f"/proc/{sys.argv[3]}/stat"), flush=True)
+"""
+
+
+@pytest.mark.parametrize("hidepid", [1, 2])
+def test_an_owner_that_proc_hides_from_us_is_not_taken_for_dead(hidepid: int) -> None:
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("only root may mount /proc again")
+    with tempfile.TemporaryDirectory(prefix="retain-shared-") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        lease = take_lease(folder / "lease.json")
+        assert lease is not None
+        command = [
+            "unshare",
+            "-m",
+            sys.executable,
+            "-c",
+            SEES_LEASE,
+            folder / "lease.json",
+            str(hidepid),
+            str(os.getpid()),
+        ]
+        seen = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert seen.stdout.split()[:2] == ["True", "None"], seen.stderr
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", '{"host": 1}'])
+def test_who_waits_for_a_lease_says_for_whose_and_until_when(content: str, path: Path, remote: Lease) -> None:
+    assert held_by(path).startswith(f"process {remote.owner.pid} on {remote.owner.host} (job 17) has it: waiting until")
+    assert held_by(path).endswith("for 10 minutes")
+    remote.file.write_text(content)
+    if content:
+        assert f"{remote.file} cannot be read" in held_by(path)
+        assert "delete this file" in held_by(path)
+        assert str(remote.file) in (claim_problem(path) or "")
+    else:
+        assert "releasing" in held_by(path)
 
 
 def test_a_lease_names_the_slurm_job_of_its_owner(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,10 @@
 """Which change of a run's state may follow which, and that only Run writes the state."""
 
+import json
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retain.results.store.runs import Run
-from retain.results.store.state import CHANGES, STATES, Attempt, State
+from retain.results.store.state import CHANGES, STATES, Attempt, Progress, State
+from retain.sweeps.base import locks
+from retain.sweeps.base.processes import process_name
 from tests.results.runs import put_state
+from tests.results.store.processes import next_line, start_python
 
 ROOT = Path(__file__).parents[3]
 METHODS: dict[str, Callable[[Run], object]] = {
@@ -42,7 +48,7 @@ TABLE = {
 
 def run_with_state(folder: Path, state: str) -> Run:
     run = Run(folder / "a-run")
-    run.folder.mkdir(exist_ok=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
     put_state(run, State(state=state, reason="before"))
     return run
 
@@ -105,6 +111,69 @@ def test_attempts_before_a_retry_no_longer_count_against_the_run(tmp_path: Path)
     assert run.retry()
     assert run.state().counted_attempts == ()
     assert len(run.state().attempts) == 1
+
+
+REPORT = """
+import sys
+from pathlib import Path
+from retain.results.store.runs import Run
+from retain.results.store.state import Progress
+runs = [Run(Path(folder)) for folder in sys.argv[1:]]
+print("begins", flush=True)
+for step in range(1, 21):
+    for run in runs:
+        run.report(Progress(step, 20))
+"""
+
+
+def test_a_run_that_is_cancelled_while_it_reports_stays_cancelled_and_no_report_is_lost(tmp_path: Path) -> None:
+    runs = [run_with_state(tmp_path / str(number), "running") for number in range(20)]
+    reporter = start_python(REPORT, *(run.folder for run in runs))
+    assert next_line(reporter) == "begins"
+    for run in runs:
+        assert run.cancel("by retain cancel")
+    assert reporter.wait(60) == 0
+    assert [(run.state().state, run.state().progress.tokens) for run in runs] == [("cancelled", 20)] * len(runs)
+
+
+def test_two_processes_that_change_a_run_at_once_both_change_it(tmp_path: Path) -> None:
+    run = run_with_state(tmp_path, "planned")
+    run.begin(pid=1)
+    before = run.state().heartbeat
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(lambda number: run.note([f"note {number}"]), range(40)))
+    note = run.state().attempts[-1].note
+    assert note is not None
+    assert sorted(note.split("; ")) == sorted(f"note {number}" for number in range(40))
+    assert run.state().heartbeat == before
+
+
+def test_a_lock_that_a_killed_process_has_left_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with_state(tmp_path, "planned")
+    machine, _, rest = process_name().partition(".")
+    (run.folder / ".state.lock").write_text(f"{machine}.{2**22 + 1}.1 0a")
+    began = time.monotonic()
+    assert run.queue()
+    assert time.monotonic() - began < 1
+    monkeypatch.setattr(locks, "ABANDONED_S", 0.1)
+    (run.folder / ".state.lock").write_text(f"another{machine}.{rest} 0a")
+    assert run.cancel("by retain cancel")
+    assert not (run.folder / ".state.lock").exists()
+
+
+def test_fields_that_this_version_does_not_know_survive_every_change(tmp_path: Path) -> None:
+    run = run_with_state(tmp_path, "planned")
+    run.begin(pid=1)
+    path = run.folder / "state.json"
+    document = json.loads(path.read_text())
+    document["later"] = {"of": 1}
+    document["attempts"][0]["watts"] = 300
+    path.write_text(json.dumps(document))
+    run.report(Progress(5, 10))
+    run.stop("SIGTERM")
+    found = json.loads(path.read_text())
+    assert (found["later"], found["attempts"][0]["watts"], found["format"]) == ({"of": 1}, 300, 1)
+    assert run.state().attempts[0].cause == "SIGTERM"
 
 
 def test_only_run_writes_the_state_of_a_run() -> None:

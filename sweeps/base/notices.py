@@ -1,0 +1,20 @@
+"""Lines on standard error about what a user should know while something goes on: what is left out, what is waited for."""
+
+import sys
+
+
+def notice(sentence: str) -> None:
+    """Print one line on standard error."""
+    print(f"retain: {sentence}", file=sys.stderr, flush=True)
+
+
+class Waiting:
+    """Says what is waited for, once for each reason."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.said = what, ""
+
+    def say(self, reason: str) -> None:
+        if reason != self.said:
+            self.said = reason
+            notice(f"{self.what}: {reason}")
