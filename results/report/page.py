@@ -1,12 +1,14 @@
 """`retain report`: one self-contained HTML page about a study, from complete or partial results."""
 
 import html
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from retain.results.analysis.loss_planes import L_RET
 from retain.results.claims.judging import Verdict
+from retain.results.claims.power import in_words
 from retain.results.figures.style import DrawnFigure
 from retain.results.report.cells import DASH, Cell, Rows, Table, table
 from retain.results.report.deviations import deviations, summary
@@ -93,15 +95,19 @@ def write_report(
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """A row for each verdict: its outcome, and every effect behind it with interval and number of seeds."""
+    """A row for each verdict: its outcome, its p-values, and every effect behind it with interval and number of seeds."""
     marks = {"supported": "good", "not supported": "bad"}
     rows: Rows = []
     for verdict in verdicts:
         known = [(label, effect) for label, effect in verdict.evidence if effect.seeds]
         evidence = "\n".join(f"{label}: {effect} ({effect.sample})" for label, effect in known)
         outcome = Cell(verdict.outcome, mark=marks.get(verdict.outcome, "open"))
-        rows.append([verdict.claim, outcome, verdict.sentence, evidence or DASH, verdict.note or DASH])
-    columns = ("claim", "outcome", "in words", "all effects", "note")
+        values = [DASH if math.isnan(p) else Cell(f"{p:.2g}", p) for p in (verdict.p, verdict.adjusted)]
+        rows.append(
+            [verdict.claim, outcome, in_words(verdict), evidence or DASH, *values, verdict.source, verdict.note or DASH]
+        )
+    adjusted = f"p, adjusted for {len(verdicts)} verdict{'' if len(verdicts) == 1 else 's'}"
+    columns = ("claim", "outcome", "in words", "all effects", "p", adjusted, "in the paper", "note")
     return table("verdicts", "The paper's claims on these results", columns, rows)
 
 

@@ -253,6 +253,16 @@ def test_a_verdict_shows_its_effects_with_intervals_and_seeds() -> None:
     (row,) = verdict_table([verdict]).rows
     assert [cell.text for cell in row[:2]] == ["1b", "supported"]
     assert re.fullmatch(r"slope: -0\.11, 95% interval -0\.\d+ to -0\.\d+ \(3 seeds\)", row[3].text)
+    assert row[4].number == pytest.approx(0.0027, abs=1e-4)
+
+
+def test_an_undecided_verdict_says_how_many_seeds_would_decide_it() -> None:
+    noisy = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: 0.02, 2: -0.11}))])
+    decided = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
+    alone = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1}))])
+    cells = [row[2].text for row in verdict_table([noisy, decided, alone]).rows]
+    assert re.search(r"About 13 seeds would decide it at this effect and spread, with a chance of 80%\.$", cells[0])
+    assert not any("would decide" in cell for cell in cells[1:])
 
 
 def test_an_inlined_figure_keeps_its_shape_and_loses_its_metadata_addresses(tmp_path: Path) -> None:
