@@ -42,6 +42,7 @@ def options(
 
 for verb in (
     show.plan,
+    show.power,
     train.data,
     train.run,
     train.submit,

@@ -54,6 +54,34 @@ def plan(
     show(made, as_json, lambda plan: print_plan(plan, prepare))
 
 
+def power(
+    study: StudyName,
+    overrides: Overrides = None,
+    pilot: Annotated[
+        str | None,
+        typer.Option(
+            help="The study whose finished trials are the pilot; by default STUDY itself, as far as it is trained."
+        ),
+    ] = None,
+    effect: Annotated[
+        float | None,
+        typer.Option(min=0, help="Assume this effect (nats, or squared nats) for every claim, instead of the pilot's."),
+    ] = None,
+    most: Annotated[int, typer.Option(min=2, max=100, help="The most seeds to consider.")] = 20,
+    store: StorePath = RUNS,
+    device: Annotated[str, typer.Option(help="The GPU of the hours: A100, H100, H200 or L40S.")] = "H100",
+    as_json: AsJson = False,
+) -> None:
+    """Plan how many seeds a study needs for its verdicts, and what they cost.
+
+    Takes the spread over seeds from a pilot: finished trials of the same store. Trains nothing.
+    """
+    from retain.launchers.cli.views.plan import print_power
+    from retain.launchers.planning.power import plan_power
+
+    show(plan_power(study, overrides or (), store, pilot, effect, most, device), as_json, print_power)
+
+
 def status(
     study: MaybeStudy = None,
     overrides: Overrides = None,

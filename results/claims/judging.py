@@ -37,6 +37,8 @@ class Verdict:
     claim: str
     """The claim's number in `claims.verdicts`, such as 1a; a study with several pipelines, sizes or planes has several
     verdicts on one claim."""
+    words: str
+    """The subject and the claim."""
     sentence: str
     """The subject, the claim, the outcome, the number of seeds, and the deciding effect with its interval."""
     outcome: Outcome
@@ -96,7 +98,7 @@ def judge(
     p = float(np.minimum(1.0, 2 * np.fmin(support, refutation)))
     corrected = f"Holm's correction for {len(deciding)} intervals decides." if len(deciding) > 1 else ""
     evidence, note = (*deciding, *others), " ".join(note for note in (*notes, corrected) if note)
-    return Verdict(claim, sentence, outcome, evidence, note, side, alternatives, len(deciding), p)
+    return Verdict(claim, words, sentence, outcome, evidence, note, side, alternatives, len(deciding), p)
 
 
 def decide(above: Floats, below: Floats) -> tuple[Floats, Floats]:
