@@ -103,9 +103,8 @@ def budgets(file: StudyFile) -> Table:
     return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *STAGES), rows)
 
 
-def loss_table(file: StudyFile, rows: Sequence[Row]) -> Table:
-    """One row for each trial: its axes, the four losses, the tokens trained on its path."""
-    names, unit = file.labels, file.study.loss_unit
+def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row]) -> Table:
+    """One row for each trial: its axes (names), the four losses in this unit, the tokens trained on its path."""
     cells: Rows = [
         [
             *(value_cell(row["axes"].get(name)) for name in names),

@@ -62,7 +62,8 @@ def made_report(root: Path, **overrides: object) -> str:
     facts = made_up_facts(file)
     tree, store = expand(file, facts), Store(root)
     origin = Origin("tiny", {"retain": "0"}, None, "a machine", 1.8e9)
-    return write_report(file, facts, tree, store, trial_rows(tree, store), [], [], origin).read_text()
+    rows = trial_rows(tree, store)
+    return write_report([(file, facts, rows)], tree, store, rows, [], [], origin).read_text()
 
 
 def test_the_page_answers_a_readers_questions(reported: Path) -> None:
