@@ -28,7 +28,10 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "launchers.console": (),
     "launchers.kinds": ("sweeps", "results.store"),
     "launchers.slurm": ("sweeps", "results.store"),
-    "launchers.planning": ("sweeps", "datamodules", "results.store", "results.analysis", "launchers.kinds"),
+    "launchers.planning": (
+        *("sweeps", "datamodules", "results.store", "results.analysis", "results.claims"),
+        "launchers.kinds",
+    ),
     "launchers.stage": (
         *("sweeps", "datamodules", "lightning_modules", "results.store", "results.tensorboard"),
         "launchers.kinds",

@@ -43,6 +43,7 @@ def options(
 
 for verb in (
     show.plan,
+    show.power,
     train.data,
     train.run,
     train.submit,

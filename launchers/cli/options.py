@@ -8,6 +8,9 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.files import is_file
+
 SOME_RUN_FAILED = 1
 INTERRUPTED = 130
 """128 + SIGINT, the convention of shells."""
@@ -21,6 +24,12 @@ MaybeStudy = Annotated[str | None, typer.Argument(metavar="STUDY", help="A study
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="PATH=VALUE", help="Overrides, for instance pretrain.exposure=0.5 or seed=[0,1,2]."),
+]
+Studies = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STUDY|PATH=VALUE", help="One study, or several taken together; overrides apply to all of them."
+    ),
 ]
 RunKey = Annotated[str, typer.Argument(metavar="RUN", help="A stage key, or its unique beginning.")]
 StudyOrRun = Annotated[
@@ -58,6 +67,16 @@ def command_arguments(name: str | None, overrides: Sequence[str] | None, store: 
     default = _store_path(os.environ.get("RETAIN_STORE") or str(RUNS))
     place = [] if store == default else ["--store", str(store)]
     return shlex.join([*([name] if name else []), *(overrides or ()), *place])
+
+
+def split_studies(words: Sequence[str], verb: str) -> tuple[list[str], list[str]]:
+    """The names of studies and the overrides among the arguments of a verb. Raises StudyError if no study is named."""
+    # A path may contain a `=`; an override is never the path of a file.
+    overrides = [word for word in words if "=" in word and not is_file(word)]
+    names = [word for word in words if word not in overrides]
+    if not names:
+        raise StudyError(f"{verb}: name at least one study; overrides come after it")
+    return names, overrides
 
 
 def show(document: Document, as_json: bool, print_text: Callable[[Document], None]) -> None:

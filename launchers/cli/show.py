@@ -16,10 +16,12 @@ from retain.launchers.cli.options import (
     Overrides,
     RunKey,
     StorePath,
+    Studies,
     StudyName,
     command,
     command_arguments,
     show,
+    split_studies,
 )
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
 
@@ -28,13 +30,7 @@ PAPER_SCALE = 100_000_000
 
 
 def plan(
-    studies: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="STUDY|PATH=VALUE",
-            help="One study, or several planned together with what they share; overrides apply to all of them.",
-        ),
-    ],
+    studies: Studies,
     store: StorePath = RUNS,
     device: Annotated[str, typer.Option(help="The GPU of totals.gpu_hours: A100, H100, H200 or L40S.")] = "H100",
     as_json: AsJson = False,
@@ -44,16 +40,39 @@ def plan(
     Counts stages to train and stages already in the store, tokens, FLOPs, GPU-hours, disk space and jobs.
     """
     from retain.launchers.cli.views.plan import print_plan
-    from retain.sweeps.base.files import is_file
 
-    # A path may contain a `=`; an override is never the path of a file.
-    overrides = [word for word in studies if "=" in word and not is_file(word)]
-    names = [word for word in studies if word not in overrides]
-    if not names:
-        raise StudyError("plan: name at least one study; overrides come after it")
+    names, overrides = split_studies(studies, "plan")
     made = retain.plan(names, overrides, store, device)
     prepare = [command("data", one.name, overrides, store) for one in made.studies if one.provisional]
     show(made, as_json, lambda plan: print_plan(plan, prepare))
+
+
+def power(
+    study: StudyName,
+    overrides: Overrides = None,
+    pilot: Annotated[
+        str | None,
+        typer.Option(
+            help="The study whose finished trials are the pilot; by default STUDY itself, as far as it is trained."
+        ),
+    ] = None,
+    effect: Annotated[
+        float | None,
+        typer.Option(min=0, help="Assume this effect (nats, or squared nats) for every claim, instead of the pilot's."),
+    ] = None,
+    most: Annotated[int, typer.Option(min=2, max=100, help="The most seeds to consider.")] = 20,
+    store: StorePath = RUNS,
+    device: Annotated[str, typer.Option(help="The GPU of the hours: A100, H100, H200 or L40S.")] = "H100",
+    as_json: AsJson = False,
+) -> None:
+    """Plan the seeds that verdicts need, and what they cost.
+
+    Takes the spread over seeds from a pilot: finished trials of the same store. Trains nothing.
+    """
+    from retain.launchers.cli.views.plan import print_power
+    from retain.launchers.planning.power import plan_power
+
+    show(plan_power(study, overrides or (), store, pilot, effect, most, device), as_json, print_power)
 
 
 def status(
@@ -123,8 +142,7 @@ def results(
 
 
 def report(
-    study: StudyName,
-    overrides: Overrides = None,
+    studies: Studies,
     store: StorePath = RUNS,
     overlay: Annotated[
         bool | None,
@@ -137,36 +155,43 @@ def report(
 ) -> None:
     """Write verdicts, figures and one HTML page.
 
-    The page opens offline, and works on partial results.
+    The page opens offline, and works on partial results. Several studies of one store are judged together, which takes studies
+    that differ in their axes alone.
     """
     from retain.launchers.cli.views.report import origin, report_document
     from retain.launchers.planning.opened_study import open_study
-    from retain.results.analysis.methods import METHOD_FIELDS, with_fixed
     from retain.results.claims.verdicts import verdicts
     from retain.results.figures.paper import draw_paper_figures
     from retain.results.figures.theory import theory_figures
     from retain.results.report.page import write_report
     from retain.results.report.study import parameter_count
+    from retain.results.report.together import pooled_rows
     from retain.results.store.loss_table import save_rows, trial_rows
     from retain.results.store.runs import make_store
-    from retain.sweeps.schema.axes import get_field
     from retain.sweeps.schema.linear import LinearStudy
+    from retain.sweeps.tree.tree import merged
 
-    opened = open_study(study, overrides or (), store)
+    names, overrides = split_studies(studies, "report")
+    opened = [open_study(name, overrides, store) for name in names]
     make_store(store)
-    tree, file = opened.tree, opened.file
-    rows = trial_rows(tree, opened.store)
-    save_rows(store, tree.study, rows)
-    if isinstance(file.study, LinearStudy):
+    first, tree = opened[0], merged([one.tree for one in opened])
+    own = [trial_rows(one.tree, one.store) for one in opened]
+    design = first.file.study
+    if isinstance(design, LinearStudy) and len(opened) == 1:
+        rows = own[0]
         figures, found = theory_figures(store, tree.study, rows), []
     else:
-        paper_scale = parameter_count(file.study, opened.facts) >= PAPER_SCALE
+        labelled = pooled_rows([one.file for one in opened], own)
+        rows = own[0] if len(opened) == 1 else labelled
+        assert not isinstance(design, LinearStudy), "pooled_rows refuses linear studies"
+        paper_scale = parameter_count(design, first.facts) >= PAPER_SCALE
         shown = paper_scale if overlay is None else overlay
-        labelled = with_fixed(rows, {path: get_field(file.study, path) for path in METHOD_FIELDS})
         figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale)
-        found = verdicts(labelled, matched=file.study.allocation == "matched")
-    made_by = origin(command_arguments(study, overrides, store))
-    page = write_report(file, opened.facts, tree, opened.store, rows, figures, found, made_by)
+        found = verdicts(labelled, matched=design.allocation == "matched")
+    save_rows(store, tree.study, rows)
+    made_by = origin(command_arguments(None, [*names, *overrides], store))
+    parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]
+    page = write_report(parts, tree, first.store, rows, figures, found, made_by)
     show(report_document(tree.study, page, rows, figures, found), as_json, lambda document: print(document["report"]))
 
 

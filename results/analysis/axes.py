@@ -13,7 +13,12 @@ METHOD, PIPELINE, RECIPE = "method", "pipeline", "recipe"
 """Axes of named cases: training methods, pairs of corpora, and recipes that a search compares."""
 EXPOSURE, SIZE, RATE = "pretrain.exposure", "posttrain.tokens", "finetune.lr"
 """λ, |D_post| in tokens, and the learning rate of fine-tuning."""
-SEEDS = ("seed", "pretrain.seed", "posttrain.seed", "finetune.seed")
+SUBSET = "subset_seed"
+"""The seed of the shuffle of each corpus, which decides the subsets that are trained on."""
+SEEDS = ("seed", "pretrain.seed", "posttrain.seed", "finetune.seed", SUBSET)
+SEEDS_VARY = "initialisation, order of the data, dropout and adapters, but not the subsets of the corpora"
+SUBSETS_VARY = "the subsets of the corpora that are trained on, at one initialisation"
+"""What repetitions differ in. The held-out splits are always the same documents."""
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -52,9 +57,15 @@ def seed_of(row: Row) -> int:
     """The seed of a trial, 0 if the study does not vary it.
 
     If stages have seeds of their own, the earliest varied one counts: trials that share their first stages are not
-    independent repetitions.
+    independent repetitions. `subset_seed` counts if no other seed varies.
     """
     return next((int(row["axes"][name]) for name in SEEDS if name in row["axes"]), 0)
+
+
+def is_subset_apart(row: Row) -> bool:
+    """Whether a study varies `subset_seed` next to other seeds: trials on one subset are not independent, so each subset is a
+    subject of its own."""
+    return SUBSET in row["axes"] and any(name in row["axes"] for name in SEEDS if name != SUBSET)
 
 
 def is_searched(row: Row) -> bool:

@@ -16,6 +16,8 @@ from retain.results.analysis.frontiers import height_at, hypervolume, lower_left
 from retain.results.analysis.loss_planes import Points
 
 LEVEL = 0.95
+SIDE = (1 - LEVEL) / 2
+"""The error rate to each side of an interval."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,29 @@ def effect_of(per_seed: Mapping[int, float]) -> Effect:
     mean = float(values.mean()) if count else np.nan
     if count < 2:
         return Effect(mean, np.nan, np.nan, count, dict(per_seed))
-    reach = float(stdtrit(count - 1, 0.5 + LEVEL / 2) * values.std(ddof=1) / np.sqrt(count))
+    reach = float(stdtrit(count - 1, 1 - SIDE) * values.std(ddof=1) / np.sqrt(count))
     return Effect(mean, mean - reach, mean + reach, count, dict(per_seed))
+
+
+def tail(effect: Effect) -> float:
+    """The one-sided p-value of Student's t for a mean above 0; nan with fewer than two seeds.
+
+    It is below 0.025 if and only if the 95% interval lies above 0.
+    """
+    values = np.array(list(effect.per_seed.values()), dtype=np.float64)
+    if len(values) < 2:
+        return np.nan
+    error = float(values.std(ddof=1)) / np.sqrt(len(values))
+    if error == 0:
+        return 0.0 if effect.mean > 0 else 1.0
+    return float(tails(np.array(effect.mean / error), len(values) - 1))
+
+
+def tails(t: npt.NDArray[np.float64], freedom: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The chance of a larger t than each of these, for Student's t with these degrees of freedom."""
+    from scipy.special import stdtr
+
+    return np.asarray(stdtr(freedom, -t), dtype=np.float64)
 
 
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Effect:

@@ -1,13 +1,12 @@
 """Claims 3 to 5 of the paper (Figures 2 and 4 to 12): which method has the better frontier, in which plane of losses."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from retain.results.analysis.axes import EXPOSURE, METHOD, grouped, setting, varied_axes
+from retain.results.analysis.axes import EXPOSURE, METHOD, SEEDS, axis_names, grouped, setting, varied_axes
 from retain.results.analysis.effects import (
     Effect,
     effect_of,
@@ -53,6 +52,7 @@ def _complementarity(technique: str) -> tuple[Contrast, ...]:
         Contrast("4b", f"{technique} alone improves the frontier", "unmixed", alone),
         Contrast("4c", f"{technique} alone does less than mixing", alone, "mixed"),
         Contrast("4d", f"{technique} gains more on top of mixing than alone", "mixed", on_top, ("unmixed", alone)),
+        Contrast("4e", f"mixing improves the frontier on top of {technique}", alone, on_top),
     )
 
 
@@ -66,12 +66,58 @@ CONTRASTS = (
 )
 """Claim 5 of the paper, that mixing helps both, is 5a for LoRA and 3 for full post-training."""
 
+Measure = Callable[[Mapping[int, Points], Mapping[int, Points]], Effect]
+"""An effect b − a of two methods from their points by seed."""
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The comparable rows of the methods of a contrast, in one plane."""
+
+    plane: LossPlane
+    rows: Mapping[str, Sequence[Row]]
+    shared: frozenset[str]
+    """The axes on which every checkpoint of a method has a counterpart in the other methods."""
+
+    def points(self, method: str) -> dict[int, Points]:
+        return points_by_seed(self.rows[method], self.plane)
+
+    def parts(self, method: str) -> list[dict[int, Points]]:
+        """The points of a method for each setting of the axes that it does not share, such as its rates of dropout."""
+        apart = set(axis_names(self.rows[method])) - self.shared - {METHOD, *SEEDS}
+        parts = grouped(self.rows[method], lambda row: setting(row, apart)).values()
+        return [points_by_seed(part, self.plane) for part in parts]
+
+    def is_even(self, a: str, b: str) -> bool:
+        """Whether two methods have equal numbers of checkpoints."""
+        return len(self.parts(a)) == len(self.parts(b))
+
+    def effect(self, measure: Measure, a: str, b: str) -> Effect:
+        """The effect b − a at equal numbers of checkpoints.
+
+        If the methods have different numbers, each part of one is compared with each part of the other, and the effects are
+        averaged within a seed.
+        """
+        if self.is_even(a, b):
+            return measure(self.points(a), self.points(b))
+        values: dict[int, list[float]] = {}
+        for part_a, part_b in itertools.product(self.parts(a), self.parts(b)):
+            for seed, value in measure(part_a, part_b).per_seed.items():
+                values.setdefault(seed, []).append(value)
+        return effect_of({seed: float(np.mean(own)) for seed, own in sorted(values.items())})
+
+    def contrasted(self, contrast: Contrast, effect: Callable[[str, str], Effect]) -> Effect:
+        """An effect of a contrast, as a difference of two if the contrast has `than`."""
+        found = effect(contrast.a, contrast.b)
+        return paired_difference(effect(*contrast.than).per_seed, found.per_seed) if contrast.than else found
+
 
 def frontier_verdicts(rows: Iterable[Row]) -> Iterator[Verdict]:
     """A verdict for each contrast and plane of each subject (pipeline, size of D_post) that traces both frontiers.
 
     A frontier takes at least two settings. If exposure is an axis, `mixed` is its highest value. The hypervolume gain
-    decides, as it is defined for any two frontiers. The vertical gap at equal loss is shown beside it, over the range that
+    decides, as it is defined for any two frontiers. More checkpoints alone improve a frontier, so methods with different
+    numbers of checkpoints are compared at equal numbers. The vertical gap at equal loss is shown beside it, over the range that
     both hulls cover (often none in the (L_pre, L_ret) plane, where a hull may be a single checkpoint).
     """
     for subject, group in subjects(rows).items():
@@ -83,24 +129,32 @@ def frontier_verdicts(rows: Iterable[Row]) -> Iterator[Verdict]:
 
 
 def _verdict(subject: str, contrast: Contrast, plane: LossPlane, by_method: Mapping[str, Sequence[Row]]) -> Verdict:
-    rows, left_out = _comparable(by_method, plane)
-    points = {method: points_by_seed(own, plane) for method, own in rows.items()}
-    a, b = points[contrast.a], points[contrast.b]
+    compared, left_out = _comparable(by_method, plane)
+    points = {method: compared.points(method) for method in by_method}
     reference = worst_of(*points.values()) if any(points.values()) else np.zeros(2)
-    gain, gap, even = hypervolume_gain(a, b, reference), frontier_gap(a, b), None
-    if contrast.than:
-        other_a, other_b = (points[method] for method in contrast.than)
-        gain = paired_difference(hypervolume_gain(other_a, other_b, reference).per_seed, gain.per_seed)
-        gap = paired_difference(frontier_gap(other_a, other_b).per_seed, gap.per_seed)
-    else:
-        even = _even_gain(rows[contrast.a], rows[contrast.b], plane, reference)
-    others = [(f"gap in {SYMBOLS[plane.y]} at matched {SYMBOLS[plane.x]} (below 0 is better), nats", gap)]
-    others += [("hypervolume gained with equal numbers of checkpoints, squared nats", even)] if even else []
+
+    def gain(a: Mapping[int, Points], b: Mapping[int, Points]) -> Effect:
+        return hypervolume_gain(a, b, reference)
+
+    def evenly(measure: Measure) -> Effect:
+        return compared.contrasted(contrast, lambda a, b: compared.effect(measure, a, b))
+
+    pairs = [(contrast.a, contrast.b), *([contrast.than] if contrast.than else [])]
+    even = all(compared.is_even(*pair) for pair in pairs)
+    how = "" if even else ", at equal numbers of checkpoints"
+    named = " minus that of ".join(f"{b} over {a}" for a, b in pairs)
+    others = [
+        (
+            f"gap in {SYMBOLS[plane.y]} at matched {SYMBOLS[plane.x]} (below 0 is better){how}, nats",
+            evenly(frontier_gap),
+        )
+    ]
+    if not even:
+        plain = compared.contrasted(contrast, lambda a, b: gain(points[a], points[b]))
+        others.append(("hypervolume gained with all checkpoints, which does not decide, squared nats", plain))
     words = ", ".join(part for part in (subject, plane.name) if part)
     missing = f"{left_out} checkpoints are left out because their counterparts are missing." if left_out else ""
-    pair = f"{contrast.b} over {contrast.a}"
-    pair += f" minus that of {contrast.than[1]} over {contrast.than[0]}" if contrast.than else ""
-    deciding = [(f"hypervolume gained by {pair}, squared nats", gain)]
+    deciding = [(f"hypervolume gained by {named}{how}, squared nats", evenly(gain))]
     return judge(contrast.claim, f"{words}: {contrast.words}", 1, deciding, others, (_counts(points), missing))
 
 
@@ -110,34 +164,14 @@ def _ends_of_exposure(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if METHOD in row["axes"] or row["axes"].get(EXPOSURE, 0) in (0, highest)]
 
 
-def _comparable(by_method: Mapping[str, Sequence[Row]], plane: LossPlane) -> tuple[dict[str, list[Row]], int]:
+def _comparable(by_method: Mapping[str, Sequence[Row]], plane: LossPlane) -> tuple[_Comparison, int]:
     """The rows of each method whose counterparts in the other methods are finished; the number of finished rows dropped."""
     rows = [row for own in by_method.values() for row in own]
     shared = set.intersection(*(set(row["axes"]) for row in rows)) - {METHOD, *METHOD_FIELDS}
     kept = matched_rows(rows, shared, plane.x, plane.y)
     dropped = sum(has_losses(row, plane.x, plane.y) for row in rows) - len(kept)
     finished = grouped(kept, method_of)
-    return {method: finished.get(method, []) for method in by_method}, dropped
-
-
-def _even_gain(
-    a: Sequence[Row], b: Sequence[Row], plane: LossPlane, reference: npt.NDArray[np.float64]
-) -> Effect | None:
-    """The hypervolume gained with the same number of checkpoints each; None if both methods vary the same axes.
-
-    It is averaged over the values of the axes that only one of the two varies, such as the rate of dropout.
-    """
-    varied_a, varied_b = (set(varied_axes(rows)) - {METHOD, EXPOSURE} for rows in (a, b))
-    if varied_a == varied_b:
-        return None
-    parts_a = grouped(a, lambda row: setting(row, varied_a - varied_b)).values()
-    parts_b = grouped(b, lambda row: setting(row, varied_b - varied_a)).values()
-    gains: dict[int, list[float]] = {}
-    for part_a, part_b in itertools.product(parts_a, parts_b):
-        gain = hypervolume_gain(points_by_seed(part_a, plane), points_by_seed(part_b, plane), reference)
-        for seed, value in gain.per_seed.items():
-            gains.setdefault(seed, []).append(value)
-    return effect_of({seed: float(np.mean(values)) for seed, values in sorted(gains.items())})
+    return _Comparison(plane, {method: finished.get(method, []) for method in by_method}, frozenset(shared)), dropped
 
 
 def _counts(points: Mapping[str, Mapping[int, Points]]) -> str:
@@ -146,4 +180,4 @@ def _counts(points: Mapping[str, Mapping[int, Points]]) -> str:
     if len(set(most.values())) == 1:
         return ""
     counted = ", ".join(f"{method} {count}" for method, count in most.items())
-    return f"Checkpoints per seed: {counted}; more checkpoints alone improve a frontier."
+    return f"Checkpoints per seed: {counted}; the comparison at equal numbers decides."

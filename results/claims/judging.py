@@ -1,17 +1,33 @@
 """A verdict on one claim: how effects decide it, and which subjects of a study it is about."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from retain.results.analysis.axes import SIZE, grouped
-from retain.results.analysis.effects import Effect
+import numpy as np
+
+from retain.results.analysis.axes import SIZE, SUBSET, grouped, is_subset_apart
+from retain.results.analysis.effects import SIDE, Effect, tail
+from retain.results.analysis.loss_planes import Floats
 from retain.results.analysis.methods import pipeline_of
 from retain.results.store.loss_table import Row
 from retain.sweeps.base.units import format_size, parse_size
 
 Outcome = Literal["supported", "not supported", "undecided"]
+OURS = "ours: the paper does not claim it"
+SOURCES: Mapping[str, str] = {
+    **dict.fromkeys(("1a", "1b"), "Section 4.2, Figure 3a"),
+    **dict.fromkeys(("2a", "2b"), "Section 4.2, Figure 3b"),
+    "3": "Figures 2, 8, 9",
+    "4a": "Section 4.4, Figures 4, 5, 10, 11",
+    "4b": "Section 4.4, Figures 6, 12",
+    "4c": "Figures 6, 12",
+    "4d": OURS,
+    "4e": "Section 4.4",
+    **dict.fromkeys(("5a", "5b", "5c"), "Figure 7"),
+}
+"""Where the paper makes each claim."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +37,8 @@ class Verdict:
     claim: str
     """The claim's number in `claims.verdicts`, such as 1a; a study with several pipelines, sizes or planes has several
     verdicts on one claim."""
+    words: str
+    """The subject and the claim."""
     sentence: str
     """The subject, the claim, the outcome, the number of seeds, and the deciding effect with its interval."""
     outcome: Outcome
@@ -28,6 +46,26 @@ class Verdict:
     """Effects by name and unit; the deciding ones come first."""
     note: str
     """Caveats, as sentences."""
+    side: Literal[-1, 1]
+    """The side of 0 on which the claim has all deciding effects."""
+    alternatives: int
+    """The number of ways in which the claim may hold, such as one for each λ that may be best."""
+    deciding: int
+    """The number of deciding effects: as many for each alternative, one alternative after the other."""
+    p: float
+    """The two-sided p-value; below 0.05 the claim is decided. nan with fewer than two seeds."""
+    adjusted: float = math.nan
+    """The p-value with Holm's correction over all verdicts that are judged together."""
+
+    @property
+    def source(self) -> str:
+        """Where the paper makes the claim, or that it does not."""
+        return SOURCES[self.claim]
+
+    @property
+    def deciding_effects(self) -> list[Effect]:
+        """The deciding effects, turned so that support for the claim lies above 0."""
+        return [effect if self.side > 0 else -effect for _, effect in self.evidence[: self.deciding]]
 
 
 def judge(
@@ -37,27 +75,56 @@ def judge(
     deciding: Sequence[tuple[str, Effect]],
     others: Iterable[tuple[str, Effect]] = (),
     notes: Iterable[str] = (),
+    alternatives: int = 1,
 ) -> Verdict:
     """The verdict on the claim that every deciding effect is below 0 (side -1) or above 0 (side 1).
 
-    It is supported if every interval lies on that side, not supported if one lies on the other side, and undecided otherwise,
-    always so with fewer than two seeds. The sentence gives the effect that speaks most against the claim.
+    With several alternatives, `deciding` holds as many effects for each, and the claim is that all effects of any one of them
+    are on that side. The claim is supported or not supported if `decide` says so at the error rate of a 95% interval, and
+    undecided otherwise, always so with fewer than two seeds. The sentence gives the effect that speaks most against the
+    claim, of the alternative that speaks most for it.
     """
     # Turned so that support for the claim lies above 0.
     turned = [(effect if side > 0 else -effect, name, effect) for name, effect in deciding]
-    refuting = [each for each in turned if each[0].high < 0]
-    outcome: Outcome = "undecided"
-    if all(support.low > 0 for support, _, _ in turned):
-        outcome = "supported"
-    elif refuting:
-        outcome = "not supported"
-    _, name, effect = min(refuting or turned, key=lambda each: _strength(each[0]))
+    above = np.array([tail(each[0]) for each in turned]).reshape(alternatives, -1)
+    below = np.array([tail(-each[0]) for each in turned]).reshape(alternatives, -1)
+    support, refutation = decide(above, below)
+    outcome: Outcome = "supported" if support < SIDE else "not supported" if refutation < SIDE else "undecided"
+    best, size = int(np.argmin(above.max(axis=1))), above.shape[1]
+    alternative = turned[best * size : (best + 1) * size]
+    refuting = [each for each in alternative if outcome == "not supported" and each[0].high < 0]
+    _, name, effect = min(refuting or alternative, key=lambda each: _strength(each[0]))
     sentence = f"{words}: {outcome} at {effect.sample}; {name}: {effect}."
-    return Verdict(claim, sentence, outcome, (*deciding, *others), " ".join(note for note in notes if note))
+    p = float(np.minimum(1.0, 2 * np.fmin(support, refutation)))
+    corrected = f"Holm's correction for {len(deciding)} intervals decides." if len(deciding) > 1 else ""
+    evidence, note = (*deciding, *others), " ".join(note for note in (*notes, corrected) if note)
+    return Verdict(claim, words, sentence, outcome, evidence, note, side, alternatives, len(deciding), p)
+
+
+def decide(above: Floats, below: Floats) -> tuple[Floats, Floats]:
+    """The one-sided p-values of support and of refutation of a claim, in the shape [...].
+
+    above, below: [..., alternatives, effects], the p-values of each deciding effect for a mean above and below 0, where support
+    lies above. The claim is that all effects of one alternative are above 0. Where every part has to be shown, the largest
+    p-value counts (an intersection-union test, which needs no correction). Where one of several parts is enough, the smallest
+    counts, multiplied by their number: the first step of Holm's procedure, which decides whether there is any.
+    """
+    alternatives, effects = above.shape[-2:]
+    support = np.minimum(1.0, alternatives * above.max(axis=-1).min(axis=-1))
+    return support, np.minimum(1.0, effects * below.min(axis=-1)).max(axis=-1)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order of `values`; nan stays nan and does not count."""
+    order = sorted((value, index) for index, value in enumerate(values) if not math.isnan(value))
+    adjusted, most = [math.nan] * len(values), 0.0
+    for rank, (value, index) in enumerate(order):
+        most = adjusted[index] = max(most, min(1.0, (len(order) - rank) * value))
+    return adjusted
 
 
 def subjects(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of each pipeline and size of D_post, by a name for them; comparisons never mix subjects."""
+    """The rows of each pipeline, size of D_post, and subset next to seeds, by a name; comparisons never mix subjects."""
     return grouped(sorted(rows, key=_size_of), _subject)
 
 
@@ -68,7 +135,8 @@ def _strength(support: Effect) -> list[float]:
 
 def _subject(row: Row) -> str:
     size = f"D_post of {format_size(_size_of(row))} tokens" if SIZE in row["axes"] else None
-    return ", ".join(part for part in (pipeline_of(row), size) if part)
+    subset = f"subset_seed {row['axes'][SUBSET]}" if is_subset_apart(row) else None
+    return ", ".join(part for part in (pipeline_of(row), size, subset) if part)
 
 
 def _size_of(row: Row) -> int:

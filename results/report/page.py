@@ -1,12 +1,15 @@
 """`retain report`: one self-contained HTML page about a study, from complete or partial results."""
 
 import html
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retain.results.analysis.loss_planes import L_RET
 from retain.results.claims.judging import Verdict
+from retain.results.claims.power import in_words
 from retain.results.figures.style import DrawnFigure
 from retain.results.report.cells import DASH, Cell, Rows, Table, table
 from retain.results.report.deviations import deviations, summary
@@ -38,9 +41,24 @@ MOST_OPEN_STAGES = 60
 """The branches of a tree with more stages are collapsed."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """What the page says of one study."""
+
+    name: str
+    question: list[str]
+    overview: Table
+    corpora: Table
+    budgets: Table
+    choices: Table
+    summary: str
+    """How many choices are those of the paper."""
+    file_name: str
+    file_text: str
+
+
 def write_report(
-    file: StudyFile,
-    facts: Facts,
+    studies: Sequence[tuple[StudyFile, Facts, Sequence[Row]]],
     tree: Tree,
     store: Store,
     rows: Sequence[Row],
@@ -48,11 +66,15 @@ def write_report(
     verdicts: Sequence[Verdict],
     origin: Origin,
 ) -> Path:
-    """Write <store>/studies/<study>/report.html and return its path."""
+    """Write <store>/studies/<study>/report.html and return its path.
+
+    studies: one study, or several that are reported together, each with its own rows. tree, rows: those of all.
+    """
     import jinja2
 
     states = store.states(tree.stages)
-    choices = deviations(file, parameter_count(file.study, facts))
+    parts = [_part(number, *each) for number, each in enumerate(studies)]
+    labels = list(dict.fromkeys(name for file, _, _ in studies for name in file.labels))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -62,11 +84,8 @@ def write_report(
     )
     text = environment.get_template("page.html.j2").render(
         study=tree.study,
-        question=question(file) or [GENERAL_QUESTION],
+        parts=parts,
         partial=_partial_sentences(tree, rows),
-        overview=overview(file, facts, rows),
-        corpora=corpora(file, facts),
-        budgets=budgets(file),
         stages=stage_table(tree, states),
         roots=tree_of(tree, states),
         small=len(tree.stages) <= MOST_OPEN_STAGES,
@@ -75,12 +94,8 @@ def write_report(
         figures=[(figure, *inline_svg(figure)) for figure in figures],
         search=search_part(store.root, tree.study),
         recipes=recipe_tables(rows),
-        losses=loss_table(file, rows),
+        losses=loss_table(labels, studies[0][0].study.loss_unit, rows),
         losses_open=len(rows) <= MOST_OPEN_ROWS,
-        choices=choices,
-        summary=summary(choices),
-        file_name=file.path.name,
-        file_text=file.path.read_text(encoding="utf-8"),
         making=provenance_table(tree, store, states, origin),
         interruptions=interruptions(states),
         style=(FOLDER / "style.css").read_text(encoding="utf-8"),
@@ -92,16 +107,40 @@ def write_report(
     return path
 
 
+def _part(number: int, file: StudyFile, facts: Facts, rows: Sequence[Row]) -> Part:
+    """One study of the page; the tables of the second and later ones have its number in their ids."""
+    choices = deviations(file, parameter_count(file.study, facts))
+
+    def named(made: Table) -> Table:
+        return replace(made, name=f"{made.name}-{number + 1}") if number else made
+
+    return Part(
+        name=file.study.study,
+        question=question(file) or [GENERAL_QUESTION],
+        overview=named(overview(file, facts, rows)),
+        corpora=named(corpora(file, facts)),
+        budgets=named(budgets(file)),
+        choices=named(choices),
+        summary=summary(choices),
+        file_name=file.path.name,
+        file_text=file.path.read_text(encoding="utf-8"),
+    )
+
+
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """A row for each verdict: its outcome, and every effect behind it with interval and number of seeds."""
+    """A row for each verdict: its outcome, its p-values, and every effect behind it with interval and number of seeds."""
     marks = {"supported": "good", "not supported": "bad"}
     rows: Rows = []
     for verdict in verdicts:
         known = [(label, effect) for label, effect in verdict.evidence if effect.seeds]
         evidence = "\n".join(f"{label}: {effect} ({effect.sample})" for label, effect in known)
         outcome = Cell(verdict.outcome, mark=marks.get(verdict.outcome, "open"))
-        rows.append([verdict.claim, outcome, verdict.sentence, evidence or DASH, verdict.note or DASH])
-    columns = ("claim", "outcome", "in words", "all effects", "note")
+        values = [DASH if math.isnan(p) else Cell(f"{p:.2g}", p) for p in (verdict.p, verdict.adjusted)]
+        rows.append(
+            [verdict.claim, outcome, in_words(verdict), evidence or DASH, *values, verdict.source, verdict.note or DASH]
+        )
+    adjusted = f"p, adjusted for {len(verdicts)} verdict{'' if len(verdicts) == 1 else 's'}"
+    columns = ("claim", "outcome", "in words", "all effects", "p", adjusted, "in the paper", "note")
     return table("verdicts", "The paper's claims on these results", columns, rows)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from retain.results.analysis.axes import axis_values, seed_of
+from retain.results.analysis.axes import SEEDS, SEEDS_VARY, SUBSET, SUBSETS_VARY, axis_values, seed_of
 from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.report.cells import Rows, Table, loss_cell, table, value_cell, value_text
 from retain.results.report.deviations import resolved, values_text
@@ -50,9 +50,18 @@ def overview(file: StudyFile, facts: Facts, rows: Sequence[Row]) -> Table:
         *_model_lines(study, facts),
         ("trials", f"{len(rows):,}"),
         ("seeds", f"{len(seeds)}: {value_text(seeds)}"),
+        ("seeds differ in", _seeds_vary(file)),
         *((f"axis {name}", value_text(axis_values(rows, name))) for name in file.labels if name != "seed"),
     ]
     return table("overview", "Model, trials, seeds", ("", ""), lines)
+
+
+def _seeds_vary(file: StudyFile) -> str:
+    """What repetitions of a study differ in, and what they share."""
+    if isinstance(file.study, LinearStudy):
+        return "the singular vectors; the data has no noise"
+    subsets_alone = SUBSET in file.labels and not any(name in file.labels for name in SEEDS if name != SUBSET)
+    return f"{SUBSETS_VARY if subsets_alone else SEEDS_VARY}; the held-out splits are the same"
 
 
 def _model_lines(study: AnyStudy, facts: Facts) -> list[tuple[str, str]]:
@@ -94,9 +103,8 @@ def budgets(file: StudyFile) -> Table:
     return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *STAGES), rows)
 
 
-def loss_table(file: StudyFile, rows: Sequence[Row]) -> Table:
-    """One row for each trial: its axes, the four losses, the tokens trained on its path."""
-    names, unit = file.labels, file.study.loss_unit
+def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row]) -> Table:
+    """One row for each trial: its axes (names), the four losses in this unit, the tokens trained on its path."""
     cells: Rows = [
         [
             *(value_cell(row["axes"].get(name)) for name in names),

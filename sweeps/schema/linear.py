@@ -51,8 +51,9 @@ class Linear(Section):
     """β, the singular value of every specialised feature in D_post. Inputs of D_pre and D_ft have no specialised features."""
     c: PositiveFloat
     """The distance that must separate the singular value of an inconsistent feature in D_post from those in D_pre and D_ft."""
-    assumptions: Literal["required", "explored"] = "required"
-    """Whether every assumption of the theorems must hold (`required`, the default) or a study may break one (`explored`)."""
+    assumptions: Literal["required", "consistent", "explored"] = "required"
+    """Whether every assumption of the theorems must hold (`required`, the default), every one but β < c/2, which only the last
+    bound of Theorem C.17 uses (`consistent`), or none (`explored`)."""
 
     @field_validator("invariant", "pre", "post", "ft", mode="before")
     @classmethod
@@ -93,25 +94,29 @@ class Linear(Section):
         return [threshold(pre, post, self.beta) for pre, post in pairs]
 
     def broken_assumptions(self) -> list[str]:
-        """One sentence, with the cure, for each assumption of the theorems that does not hold."""
+        """One sentence, with the cure, for each assumption of the theorems that does not hold.
+
+        The numbers are those of the paper's Appendix C. The distance of Definition C.3 is read as absolute, and β < c/2 of
+        Definition C.4 is dropped if `assumptions` is `consistent`.
+        """
         k, broken = self.inconsistent, []
         pre, post, ft = (self.spectrum(name, k) for name in ("pre", "post", "ft"))
         others = max(*pre, *post, *ft, self.beta)
         if min(self.invariant) <= others:
             broken.append(
-                f"model.linear.invariant: invariant features must have the largest singular values, but "
+                f"model.linear.invariant: invariant features must have the largest singular values (C.5), but "
                 f"{min(self.invariant):g} is not above {others:g}; raise model.linear.invariant"
             )
         for name, other in (("pre", pre), ("ft", ft)):
             if (least := min(abs(a - b) for a, b in zip(post, other, strict=True))) <= self.c:
                 broken.append(
-                    f"model.linear.{name}: inconsistent features must differ between post and {name} by more than c, but "
+                    f"model.linear.{name}: inconsistent features must differ between post and {name} by more than c (C.3), but "
                     f"one differs by {least:g} and c is {self.c:g}; move the values apart, or lower c"
                 )
-        if self.beta >= self.c / 2:
+        if self.beta >= self.c / 2 and self.assumptions != "consistent":
             broken.append(
-                f"model.linear.beta: β must be below c/2, but β is {self.beta:g} and c/2 is {self.c / 2:g}; "
-                "lower β, or raise c and the distances"
+                f"model.linear.beta: β must be below c/2 (C.4), but β is {self.beta:g} and c/2 is {self.c / 2:g}; "
+                "lower β, raise c and the distances, set model.linear.assumptions: consistent"
             )
         if None in self.thresholds():
             broken.append(

@@ -10,13 +10,15 @@ which is a logistic curve. q σ is the effective singular value: a feature is le
 the flow on half the squared loss, so one step of gradient descent with learning rate lr covers the time lr.
 
 The theorems as printed differ from these solutions in four places:
-- Assumptions: with σ_post − σ_pre > c, β < c/2 and σ_pre ≥ 0, sufficient mixing (C.6) holds for no α. Retain requires
-  |σ_post − σ_pre| > c instead. Sufficient mixing then needs σ_post < β < σ_pre, and its threshold α* is above 2/3.
+- Assumptions: with σ_post − σ_pre > c (Definition C.3), β < c/2 (Definition C.4) and σ_pre ≥ 0, sufficient mixing (Assumption
+  C.6) holds for no α. Retain requires |σ_post − σ_pre| > c instead, with σ_post below σ_pre: Theorem C.10 stops both
+  pretrainings at one time. With β < c/2, sufficient mixing then needs σ_post < β < σ_pre, and its threshold α* is above 2/3.
+  Without it, which only the last bound of Theorem C.17 uses, α* is small for a large β.
 - Theorem 5.1: a specialised feature converges to β, not to αβ, because its input has the variance α. αβ decides when the
   feature is learned, not its final strength.
 - Theorem 5.2: above α*, the specialised features are already at β when post-training starts. Post-training changes them only
   near α*. A feature that is exactly 0 stays 0; one that starts at exp(−2T) stays small while later stages are short
-  against T / σ.
+  against T / σ. Post-training has a regulariser; fine-tuning has none (Lemma C.16, Theorem C.17).
 - Theorem 5.3: Δ falls from its unmixed value to 0 slightly above α*, over a range of α whose width shrinks as 1/T.
 """
 

@@ -18,7 +18,7 @@ from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 def linear_pretrain_recipe(study: LinearStudy, facts: Facts) -> dict[str, Any]:
     """Stage 1: D_pre, mixed with D_post if α > 0. Raises StudyError if an assumption of the theorems does not hold."""
     linear, stage = study.model.linear, study.pretrain
-    if linear.assumptions == "required" and (broken := linear.broken_assumptions()):
+    if linear.assumptions != "explored" and (broken := linear.broken_assumptions()):
         raise StudyError(f"{broken[0]}, or set model.linear.assumptions: explored")
     exposed = {"corpus": _as_corpus(linear.task("post")), "weight": stage.exposure} if stage.exposure else None
     return {

@@ -10,6 +10,7 @@ from retain.datamodules.corpora.check import Check
 from retain.launchers.console import new_table, open_console, print_line
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.plan import Plan, PlannedStudy, PlanTotals
+from retain.launchers.planning.power import PowerPlan
 from retain.sweeps.base.units import format_bytes, format_size
 from retain.sweeps.tree.tree import STAGES
 
@@ -42,6 +43,36 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
     console.print(table)
     for line in lines:
         print_line(console, line)
+
+
+def print_power(plan: PowerPlan) -> None:
+    """Print a row for each claim with the seeds that it needs, then what the seeds cost."""
+
+    def number(seeds: int | None) -> str:
+        return f"> {plan.most}" if seeds is None else str(seeds)
+
+    table = new_table("claim", "in words", "effect", "spread", "seeds", "cautious", left=2)
+    for claim in plan.claims:
+        # Of several deciding effects the weakest, in units of its spread.
+        shown = min(claim.effects, key=lambda effect: abs(effect.mean) / (effect.spread or 1))
+        needs = (number(claim.seeds), number(claim.cautious_seeds))
+        table.add_row(claim.claim, claim.words, f"{shown.mean:+.3g}", f"{shown.spread:.3g}", *needs)
+    basis = "the pilot's effects" if plan.effect is None else f"an effect of {plan.effect:g} for every claim"
+    console = open_console()
+    console.print(Text(f"study {plan.study}", style="bold"))
+    console.print(table)
+    print_line(
+        console,
+        f"seeds decide with a chance of {plan.chance:.0%}, for {basis} and the spread of {plan.pilot} over "
+        f"{plan.pilot_seeds} seeds; cautious: for the upper 80% limit of that spread",
+    )
+    for price in plan.prices:
+        totals = price.totals
+        print_line(
+            console,
+            f"{price.seeds} seeds decide {price.decides} of {len(plan.claims)}: {totals.trials:,} trials, {totals.to_train:,} "
+            f"stages to train, at most {format_size(totals.tokens_to_train)} tokens, {_hours(totals, plan.device)} hours",
+        )
 
 
 def checks_document(study: str, checks: Sequence[Check]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from retain.launchers.planning.register import installed_versions
 from retain.results.analysis.effects import Effect
 from retain.results.analysis.recipe_comparison import frontier_contrasts
 from retain.results.claims.judging import Verdict
+from retain.results.claims.power import in_words
 from retain.results.figures.style import DrawnFigure
 from retain.results.report.provenance import Origin
 from retain.results.store.loss_table import Row
@@ -30,7 +31,14 @@ def report_document(
         "missing": sum(row["retained_posttraining_loss"] is None for row in rows),
         "figures": list(figures),
         "verdicts": [
-            {"claim": one.claim, "sentence": one.sentence, "outcome": one.outcome, "note": one.note}
+            {
+                "claim": one.claim,
+                "source": one.source,
+                "sentence": in_words(one),
+                "outcome": one.outcome,
+                "note": one.note,
+            }
+            | {"p": _finite(one.p), "adjusted_p": _finite(one.adjusted)}
             | {"effects": [{"label": label} | _effect_fields(effect) for label, effect in one.evidence]}
             for one in verdicts
         ],
@@ -43,9 +51,14 @@ def report_document(
 
 
 def _effect_fields(effect: Effect) -> dict[str, Any]:
-    """The fields of an effect; None instead of NaN, which JSON does not have."""
+    """The fields of an effect."""
     numbers = {"mean": effect.mean, "low": effect.low, "high": effect.high}
-    return {"seeds": effect.seeds} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return {"seeds": effect.seeds} | {name: _finite(value) for name, value in numbers.items()}
+
+
+def _finite(value: float) -> float | None:
+    """None instead of NaN, which JSON does not have."""
+    return value if math.isfinite(value) else None
 
 
 def origin(arguments: str) -> Origin:

@@ -10,6 +10,7 @@ from retain.launchers.cli.app import app, main
 
 VERBS = [
     "plan",
+    "power",
     "data",
     "run",
     "submit",

@@ -18,7 +18,7 @@ from retain.results.report.page import inline_svg, verdict_table, write_report
 from retain.results.report.provenance import Origin
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
-from retain.sweeps.schema.read import check_study
+from retain.sweeps.schema.read import check_study, read_study
 from retain.sweeps.tree.tree import expand
 from tests.browser import Page, browser, install
 from tests.conftest import Trained
@@ -62,7 +62,8 @@ def made_report(root: Path, **overrides: object) -> str:
     facts = made_up_facts(file)
     tree, store = expand(file, facts), Store(root)
     origin = Origin("tiny", {"retain": "0"}, None, "a machine", 1.8e9)
-    return write_report(file, facts, tree, store, trial_rows(tree, store), [], [], origin).read_text()
+    rows = trial_rows(tree, store)
+    return write_report([(file, facts, rows)], tree, store, rows, [], [], origin).read_text()
 
 
 def test_the_page_answers_a_readers_questions(reported: Path) -> None:
@@ -244,8 +245,20 @@ def test_every_choice_is_compared_with_the_paper(tmp_path: Path) -> None:
     assert re.fullmatch(
         r"Of \d+ fields \d+ are as in the paper, \d+ differ from it, \d+ are left open by it\.", summary(table)
     )
-    at_1b = deviations(check_study(fields, tmp_path / "tiny.yaml"), 1_030_000_000)
-    assert {row[0].text: row[2].text for row in at_1b.rows}["pretrain.lr"] == "0.0005"
+    at_1b = {row[0].text: row for row in deviations(check_study(fields, tmp_path / "tiny.yaml"), 1_030_000_000).rows}
+    assert at_1b["pretrain.lr"][2].text == "0.0005"
+    assert [cell.text for cell in at_1b["model.layers"][1:4]] == ["2", "24", DIFFERS]
+
+
+def test_the_dropout_of_lora_is_that_of_its_adapters_and_the_paper_is_cited_where_it_says_so() -> None:
+    file = read_study("figure7")
+    rows = {row[0].text: [cell.text for cell in row] for row in deviations(file, 135_000_000).rows}
+    assert rows["posttrain.lora.dropout"][2:] == ["0; 0.02; 0.05", SAME, "Table 9"]
+    assert rows["posttrain.dropout"][1] == "0"
+    assert rows["posttrain.replay"][4] == "Section 4.4"
+    assert rows["finetune.tokens"][4] == "Section 3.3"
+    assert rows["tokenizer.hf"][2:] == ["not named; 49,152 entries", OPEN, "Table 2"]
+    assert rows["model.hidden"][1:] == ["576", "576", OPEN, "SmolLM2-135M as published; the paper says SmolLM2-style"]
 
 
 def test_a_verdict_shows_its_effects_with_intervals_and_seeds() -> None:
@@ -253,6 +266,16 @@ def test_a_verdict_shows_its_effects_with_intervals_and_seeds() -> None:
     (row,) = verdict_table([verdict]).rows
     assert [cell.text for cell in row[:2]] == ["1b", "supported"]
     assert re.fullmatch(r"slope: -0\.11, 95% interval -0\.\d+ to -0\.\d+ \(3 seeds\)", row[3].text)
+    assert row[4].number == pytest.approx(0.0027, abs=1e-4)
+
+
+def test_an_undecided_verdict_says_how_many_seeds_would_decide_it() -> None:
+    noisy = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: 0.02, 2: -0.11}))])
+    decided = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
+    alone = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1}))])
+    cells = [row[2].text for row in verdict_table([noisy, decided, alone]).rows]
+    assert re.search(r"About 13 seeds would decide it at this effect and spread, with a chance of 80%\.$", cells[0])
+    assert not any("would decide" in cell for cell in cells[1:])
 
 
 def test_an_inlined_figure_keeps_its_shape_and_loses_its_metadata_addresses(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from retain.launchers.planning.opened_study import open_study
+from retain.results.analysis.linear_trials import Theory
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear_theory import Descent
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.data_facts import Facts
@@ -59,6 +61,39 @@ def test_a_broken_assumption_is_an_error_at_plan_time_unless_it_is_explored(case
         assert word in message
     explored = tree(override, "model.linear.assumptions=explored", "pretrain.time=50")
     assert len(explored.trials) == 30
+
+
+def test_the_consistent_reading_drops_only_the_bound_on_beta() -> None:
+    assert len(tree("model.linear.assumptions=consistent", "model.linear.beta=0.3").trials) == 30
+    for case, (override, words) in BROKEN.items():
+        if case != "beta too large":
+            assert words[0] in error_of(override, "model.linear.assumptions=consistent")
+
+
+def test_with_a_large_beta_a_small_exposure_ends_forgetting() -> None:
+    """Both studies by their closed forms: Δ unmixed, and at the exposures from which on nothing is forgotten."""
+    usual, small = theories("theory"), theories("theory-small-alpha")
+    assert usual.finetune.regularisation == small.finetune.regularisation == 0
+    assert usual.posttrain.regularisation == small.posttrain.regularisation > 0
+    assert usual.thresholds == pytest.approx([0.758, 0.738], abs=1e-3)
+    assert small.thresholds == pytest.approx([0.169, 0.163], abs=1e-3)
+    assert usual.forgotten(0) == pytest.approx(0.426, abs=1e-3)
+    assert usual.forgotten(0.35) > 0.4
+    assert small.forgotten(0) == pytest.approx(0.281, abs=1e-3)
+    assert max(abs(small.forgotten(alpha)) for alpha in (0.3, 0.35, 0.5)) < 0.01 * small.forgotten(0)
+
+
+def theories(name: str) -> Theory:
+    """The closed forms of a study of Retain."""
+    study = read_study(name).study
+    assert isinstance(study, LinearStudy)
+    linear, post, tuned = study.model.linear, study.posttrain, study.finetune
+    stages = (
+        Descent(linear.task("pre"), stopping_time(study)),
+        Descent(linear.task("post"), post.time, post.regularisation),
+        Descent(linear.task("ft"), tuned.time, tuned.regularisation),
+    )
+    return Theory(linear.start, *stages)
 
 
 def test_a_study_without_a_threshold_must_give_a_stopping_time() -> None:

@@ -1,0 +1,83 @@
+"""The rule that makes a verdict of intervals: what several of them need, and which trials count as repetitions."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from retain.results.analysis.effects import Effect, effect_of, tail
+from retain.results.claims.judging import holm, judge
+from retain.results.claims.verdicts import verdicts
+from retain.results.store.loss_table import Row
+from retain.sweeps.schema.read import check_study
+from retain.sweeps.tree.tree import expand
+from tests.results.claims.test_claims import exposure_rows, falling, flat, frontier_rows
+from tests.studies import made_up_facts, tiny_fields
+
+
+def test_a_p_value_is_below_one_fortieth_exactly_if_the_interval_is_above_zero() -> None:
+    for shift in (0.0, 0.05, 0.1, 0.15, 0.2, 0.4):
+        effect = effect_of({0: shift, 1: shift + 0.05, 2: shift - 0.04, 3: shift + 0.03})
+        assert (tail(effect) < 0.025) == (effect.low > 0)
+        assert tail(effect) + tail(-effect) == pytest.approx(1)
+    assert tail(effect_of({0: 0.1, 1: 0.1})) == 0
+    assert tail(effect_of({0: 0.0, 1: 0.0})) == 1
+    assert math.isnan(tail(effect_of({0: 1.0})))
+
+
+def test_adjusted_p_values_are_holms_over_all_verdicts() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005, math.nan]) == pytest.approx([0.03, 0.06, 0.06, 0.02, math.nan], nan_ok=True)
+    found = verdicts(exposure_rows(flat, falling, noise=0.05) + frontier_rows({"unmixed": 0, "mixed": -0.05}))
+    assert [verdict.adjusted for verdict in found] == holm([verdict.p for verdict in found])
+    for verdict in found:
+        assert verdict.adjusted >= verdict.p
+        assert (verdict.p < 0.05) == (verdict.outcome != "undecided")
+
+
+def test_one_interval_of_several_refutes_only_after_the_correction() -> None:
+    against = effect_of({0: -1.0, 1: -1.2, 2: -1.6})
+    assert against.high < 0
+    nothing = effect_of({0: 1.0, 1: -1.0, 2: 0.1})
+    alone = judge("1a", "a claim", 1, [("it", against)])
+    among = judge("1a", "a claim", 1, [("it", against), *[("another", nothing)] * 7])
+    assert (alone.outcome, among.outcome) == ("not supported", "undecided")
+    assert "Holm's correction for 8 intervals decides" in among.note
+    assert among.p > alone.p
+    stronger = effect_of({0: -1.0, 1: -1.01, 2: -1.02})
+    assert judge("1a", "a claim", 1, [("it", stronger), *[("another", nothing)] * 7]).outcome == "not supported"
+
+
+def test_a_claim_with_alternatives_needs_one_that_holds_and_is_refuted_only_if_all_fail() -> None:
+    yes, no = effect_of({0: 1.0, 1: 1.01, 2: 1.02}), effect_of({0: -1.0, 1: -1.01, 2: -1.02})
+
+    def outcome(*effects: Effect) -> str:
+        return judge("2b", "a claim", 1, [("it", effect) for effect in effects], alternatives=2).outcome
+
+    assert outcome(no, no, yes, yes) == "supported"
+    assert outcome(yes, no, no, yes) == "not supported"
+    assert outcome(yes, no, yes, effect_of({0: 1.0, 1: -1.0, 2: 0.1})) == "undecided"
+
+
+def seeded_subsets(seeds: tuple[int, ...], subsets: tuple[int, ...]) -> list[Row]:
+    """The grid of Figure 3 on several subsets, each with its own noise."""
+    rows = []
+    for subset in subsets:
+        for each in exposure_rows(flat, falling, seeds=len(seeds), salt=subset):
+            axes = {**each["axes"], "subset_seed": subset}
+            rows.append({**each, "axes": axes if len(seeds) > 1 else {k: v for k, v in axes.items() if k != "seed"}})
+    return rows
+
+
+def test_subsets_alone_are_repetitions_and_next_to_seeds_each_has_its_own_verdicts() -> None:
+    alone = verdicts(seeded_subsets((0,), (3, 4, 5)))
+    assert [sorted(verdict.evidence[0][1].per_seed) for verdict in alone] == [[3, 4, 5]] * 2
+    both = verdicts(seeded_subsets((0, 1, 2), (3, 4)))
+    assert [verdict.sentence.split(":")[0] for verdict in both] == ["subset_seed 3", "subset_seed 4"] * 2
+    assert all(sorted(verdict.evidence[0][1].per_seed) == [0, 1, 2] for verdict in both)
+
+
+def test_subset_seed_can_be_an_axis_and_changes_every_stage() -> None:
+    file = check_study(tiny_fields(grid={"subset_seed": [0, 1], "seed": [0, 1]}), Path("tiny.yaml"))
+    tree = expand(file, made_up_facts(file))
+    assert len(tree.trials) == 4
+    assert len(tree.stages) == 12
