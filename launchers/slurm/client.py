@@ -195,7 +195,10 @@ def accounted_states(job_ids: Iterable[str]) -> dict[str, str]:
 def _user() -> str:
     import pwd
 
-    return pwd.getpwuid(os.getuid()).pw_name
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a user without a name: SLURM takes the number too
+        return str(os.getuid())
 
 
 def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:

@@ -34,3 +34,8 @@ class StageFailedError(RetainError):
     def __init__(self, message: str, failure: str | None = None) -> None:
         super().__init__(message)
         self.failure = failure
+
+
+def os_reason(error: OSError) -> str:
+    """Why the operating system refused something; some of its errors have no text of their own."""
+    return error.strerror or " ".join(str(error).split())[:200] or type(error).__name__
