@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from retain.results.store.runs import sha256_of
 from retain.sweeps.base.errors import MissingResourceError, StageFailedError
-from retain.sweeps.base.files import sync_path, write_text
+from retain.sweeps.base.files import share, sync_path, write_text
 
 KEPT = 2
 """The number of checkpoints that are kept."""
@@ -183,6 +183,7 @@ class CheckpointWriter:
         digest = None
         if snapshot.tensors:
             save_file(dict(snapshot.tensors), partial / f"{name}.safetensors")
+            share(partial / f"{name}.safetensors")
             digest = sha256_of(partial / f"{name}.safetensors")
         description = {
             "sha256": digest,
