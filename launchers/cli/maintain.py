@@ -15,6 +15,7 @@ from retain.launchers.cli.options import (
     RunKey,
     SiteName,
     StorePath,
+    say_provisional,
     show,
 )
 from retain.sweeps.base.errors import MissingResourceError
@@ -128,4 +129,8 @@ def _opened(study: str | None, overrides: Sequence[str] | None, store: Path) -> 
     """The study that a verb is limited to; None for the whole store."""
     from retain.launchers.planning.opened_study import open_study
 
-    return None if study is None else open_study(study, overrides or (), store)
+    if study is None:
+        return None
+    opened = open_study(study, overrides or (), store)
+    say_provisional(opened.tree.provisional, study, overrides, store)
+    return opened

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -47,6 +48,16 @@ def command_arguments(name: str | None, overrides: Sequence[str] | None, store: 
     default = Path(os.environ.get("RETAIN_STORE") or RUNS)
     place = [] if store == default else ["--store", str(store)]
     return shlex.join([*([name] if name else []), *(overrides or ()), *place])
+
+
+def say_provisional(provisional: bool, study: str | None, overrides: Sequence[str] | None, store: Path) -> None:
+    """Say on standard error that no stage counts as trained before the data of a study is prepared."""
+    if provisional:
+        prepare = command("data", study, overrides, store)
+        print(
+            f"the data is not prepared, so the keys are provisional and no stage counts as trained: {prepare}",
+            file=sys.stderr,
+        )
 
 
 def show(document: Document, as_json: bool, print_text: Callable[[Document], None]) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -18,9 +18,12 @@ from retain.launchers.cli.options import (
     StudyName,
     command,
     command_arguments,
+    say_provisional,
     show,
 )
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.launchers.cli.streams import write_named
+from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
+from retain.sweeps.base.units import counted
 
 PAPER_SCALE = 100_000_000
 """Parameters from which on a study's losses lie on the same axes as the paper's."""
@@ -67,8 +70,10 @@ def status(
 
     if watch:
         watch_status(status_reader(study, overrides or (), store))
-    else:
-        show(retain.status(study, overrides or (), store), as_json, print_status)
+        return
+    found = retain.status(study, overrides or (), store)
+    show(found, as_json, print_status)
+    say_provisional(found.provisional, study, overrides, store)
 
 
 def logs(
@@ -91,7 +96,9 @@ def results(
     study: StudyName,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    csv: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Also write the rows to this file, pipe or device.", readable=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print one row per trial: axes, losses, tokens, stage keys.
@@ -102,16 +109,15 @@ def results(
     from retain.launchers.planning.opened_study import open_study
     from retain.results.report.collect import collect_results
     from retain.results.store.loss_table import csv_text
-    from retain.sweeps.base.files import write_text
 
     opened = open_study(study, overrides or (), store)
-    found = collect_results(opened.file, opened.tree, opened.store, view=False)
+    # What `retain run` and other readers keep in the study's folder is of the whole study.
+    write: Literal["pictures", "nothing"] = "nothing" if overrides else "pictures"
+    found = collect_results(opened.file, opened.tree, opened.store, write=write)
     if csv is not None:
-        try:
-            write_text(csv, csv_text(found.trials))
-        except OSError as error:
-            raise StudyError(f"--csv {csv}: cannot be written ({error.strerror}); choose another file") from None
+        write_named("--csv", csv, csv_text(found.trials))
     show(found, as_json, lambda found: print_results(found, store))
+    say_provisional(found.provisional, study, overrides, store)
 
 
 def report(
@@ -139,7 +145,7 @@ def report(
     from retain.results.figures.theory import theory_figures
     from retain.results.report.page import write_report
     from retain.results.report.study import parameter_count
-    from retain.results.store.loss_table import save_rows, trial_rows
+    from retain.results.store.loss_table import trial_rows
     from retain.results.store.runs import make_store
     from retain.sweeps.schema.axes import get_field
     from retain.sweeps.schema.linear import LinearStudy
@@ -148,18 +154,19 @@ def report(
     make_store(store)
     tree, file = opened.tree, opened.file
     rows = trial_rows(tree, opened.store)
-    save_rows(store, tree.study, rows)
+    words = overrides or ()
     if isinstance(file.study, LinearStudy):
-        figures, found = theory_figures(store, tree.study, rows), []
+        figures, found = theory_figures(store, tree.study, rows, words), []
     else:
         paper_scale = parameter_count(file.study, opened.facts) >= PAPER_SCALE
         shown = paper_scale if overlay is None else overlay
         labelled = with_fixed(rows, {path: get_field(file.study, path) for path in METHOD_FIELDS})
-        figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale)
+        figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale, words)
         found = verdicts(labelled, matched=file.study.allocation == "matched")
     made_by = origin(command_arguments(study, overrides, store))
-    page = write_report(file, opened.facts, tree, opened.store, rows, figures, found, made_by)
+    page = write_report(file, opened.facts, tree, opened.store, rows, figures, found, made_by, words)
     show(report_document(tree.study, page, rows, figures, found), as_json, lambda document: print(document["report"]))
+    say_provisional(tree.provisional, study, overrides, store)
 
 
 def probe(
@@ -191,7 +198,8 @@ def probe(
     states = train_missing(opened, probes.tree, watching)
     found = predictions(opened, probes, lambda line: print(line, file=sys.stderr, flush=True))
     for why, count in probes.left_out.items():
-        print(f"{count} of {len(opened.tree.trials)} trials are left out: {why}", file=sys.stderr)
+        total = counted(len(opened.tree.trials), "trial")
+        print(f"left out: {count} of {total}: {why}", file=sys.stderr)
     document = {"study": opened.tree.study, "share": share, **predictors_document(found, correlations(found))}
     document["left_out"] = [{"reason": why, "trials": count} for why, count in probes.left_out.items()]
     saved = save_predictors(opened.store.root, opened.tree.study, document) if found else None
@@ -227,12 +235,11 @@ def board(
 
     opened = open_study(study, overrides or (), store)
     try:
-        view = link_runs(opened.tree, opened.store, where or ())
-    except PermissionError as error:
-        whole = command("board", None, (), store)
-        raise MissingResourceError(
-            f"{error.filename}: the folder of the study cannot be written; {whole} shows the whole store"
-        ) from None
+        view = link_runs(opened.tree, opened.store, where or (), overrides=overrides or ())
+    except OSError as error:
+        place, whole = error.filename2 or error.filename, command("board", None, (), store)
+        raise MissingResourceError(f"{place}: {os_reason(error)}; {whole} shows the whole store") from None
+    say_provisional(opened.tree.provisional, study, overrides, store)
     serve(view, port)
 
 
@@ -259,3 +266,4 @@ def why(
         raise StudyError(f"why compares at most two keys, and {len(others) + 1} are given")
     opened = open_study(study, [word for word in more or () if "=" in word], store)
     show(why_document(opened, key, others[0] if others else None), as_json, print_why)
+    say_provisional(opened.tree.provisional, study, [word for word in more or () if "=" in word], store)

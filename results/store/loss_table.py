@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas
 
 LOSSES: tuple[str, ...] = get_args(Loss)
+TRIALS = "trials.json"
 Row = dict[str, Any]
 
 
@@ -60,14 +61,20 @@ def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
     """Write a study's rows as trials.json, which `retain.load` reads, and as losses.csv. Returns the path of losses.csv."""
     folder = study_folder(store, study)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "trials.json", list(rows))
+    write_json(folder / TRIALS, list(rows))
     write_text(folder / "losses.csv", csv_text(rows))
     return folder / "losses.csv"
 
 
 def read_rows(store: Path, study: str) -> list[Row]:
-    """The rows that `save_rows` kept last for a study. Raises FileNotFoundError."""
-    return list(read_json(study_folder(store, study) / "trials.json"))
+    """The rows that `save_rows` kept last for a study. Raises FileNotFoundError, which names the studies that have some."""
+    path = study_folder(store, study) / TRIALS
+    try:
+        return list(read_json(path))
+    except FileNotFoundError:
+        known = sorted(place.parent.name for place in study_folder(store, "").glob(f"*/{TRIALS}"))
+        cure = "name the study's file, or run the study"
+        raise FileNotFoundError(f"{path}: not found (there are {', '.join(known) or 'none'}); {cure}") from None
 
 
 def csv_text(rows: Sequence[Row]) -> str:

@@ -47,3 +47,8 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02d}s"
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number with words: `1 run`, `1,200 runs`. many: the words for another number than one; by default `one` and an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"

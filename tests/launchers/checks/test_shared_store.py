@@ -60,7 +60,8 @@ def test_two_users_of_a_group_share_a_store(shared: tuple[Path, Path]) -> None:
     for path in (path for run in runs for path in (run.folder, *run.folder.rglob("*"))):
         mode = path.stat().st_mode
         assert path.stat().st_gid == GROUP, path
-        assert mode & stat.S_IRGRP and (path.is_file() or mode & stat.S_IWGRP), path
+        wanted = stat.S_IRGRP if path.is_file() else stat.S_IRGRP | stat.S_IWGRP | stat.S_ISGID
+        assert mode & wanted == wanted, path
     theirs = next(run.key for run in runs if run.folder.stat().st_uid == COLLEAGUE)
     for verb in (("results", study), ("report", study), ("verify",), ("pin", theirs), ("gc",)):
         retain_as(MEMBER, *verb, "--store", store)
