@@ -53,7 +53,7 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
     facts = known_facts(file, store)
     if facts.prepared:
         return facts
-    with writing(str(store), "free disk space, or choose another store with --store"):
+    with writing(str(store), "choose another store with --store"):
         _remove_leftovers(store)
         tokenizer = _prepare_tokenizer(file, store, report)
         for name in file.study.corpora:

@@ -1,6 +1,5 @@
 """The command line. Each verb imports what it needs when it is called, so that `retain --help` answers at once."""
 
-import errno
 import os
 import shlex
 import sys
@@ -12,10 +11,11 @@ import typer
 from retain.launchers.cli import maintain, search, show, train
 from retain.launchers.cli.options import EXIT_CODES, INTERRUPTED
 from retain.launchers.cli.streams import safe_streams
-from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_reason
+from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_cure, os_reason
 
 RESUMABLE = ("run", "search", "probe")
 """Verbs that resume their work when they are interrupted and called again."""
+TRY = "check that it is there, and that you may read and write it"
 HELP = {"--help", "-h", "--version"}
 
 app = typer.Typer(
@@ -98,7 +98,7 @@ def _main(typed: Sequence[str]) -> int:
         code = INTERRUPTED
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"retain: {place}{os_reason(error)}; {_os_cure(error)}", file=sys.stderr)
+        print(f"retain: {place}{os_reason(error)}; {os_cure(error, TRY)}", file=sys.stderr)
         return MissingResourceError.exit_code
     except typer.TyperException as error:  # an unknown verb or option, or an invalid value
         what = error.format_message().rstrip(".").replace("Value error, ", "")
@@ -120,15 +120,6 @@ def _check_surroundings() -> None:
         raise MissingResourceError(
             "PYTHONOPTIMIZE=2 and python -OO remove the docstrings that transformers reads; unset PYTHONOPTIMIZE"
         )
-
-
-def _os_cure(error: OSError) -> str:
-    """What to do about an error of the operating system, as a clause."""
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "ask its owner for access, or choose another place"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free space, for instance with retain gc, and try again"
-    return "check that it is there, and that you may read and write it"
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retain.sweeps.base.errors import MissingResourceError, os_reason
+from retain.sweeps.base.errors import MissingResourceError, os_cure, os_reason
 
 
 @contextlib.contextmanager
 def writing(place: str, cure: str) -> Iterator[None]:
-    """Write to a place in the block. Raises MissingResourceError, with the cure, if something cannot be written."""
+    """Write to a place in the block. Raises MissingResourceError if something cannot be written; `cure` helps in any case."""
     try:
         yield
     except OSError as error:
-        raise MissingResourceError(f"{place}: cannot be written ({os_reason(error)}); {cure}") from error
+        raise MissingResourceError(
+            f"{place}: cannot be written ({os_reason(error)}); {os_cure(error, cure)}"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
