@@ -57,6 +57,8 @@ class Status:
     """The searches among the runs."""
     unanswered: str | None
     """If SLURM was asked and did not answer: its message, and what the rows show instead."""
+    provisional: bool = False
+    """True while the data of the study is not prepared: its keys will change, and no stage counts as trained."""
 
     @property
     def is_over(self) -> bool:
@@ -74,15 +76,16 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
         return lambda: _read(None, whole, store_status(whole))
     opened = open_study(study, overrides, store)
     name = opened.tree.study
+    provisional = opened.tree.provisional
     return lambda: _read(
-        name, opened.store, [*study_status(opened.tree, opened.store), *_search_row(opened.store, name)]
+        name, opened.store, [*study_status(opened.tree, opened.store), *_search_row(opened.store, name)], provisional
     )
 
 
-def _read(study: str | None, store: Store, rows: list[RunStatus]) -> Status:
+def _read(study: str | None, store: Store, rows: list[RunStatus], provisional: bool = False) -> Status:
     queue = ask_slurm(rows, store)
     searches = [_search_status(store, row) for row in queue.runs if row.stage == SEARCH.name]
-    return Status(study, queue.runs, queue.orphans, searches, queue.unanswered)
+    return Status(study, queue.runs, queue.orphans, searches, queue.unanswered, provisional)
 
 
 def _search_row(store: Store, study: str) -> list[RunStatus]:

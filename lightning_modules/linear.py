@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from retain.sweeps.base.files import share
 from retain.sweeps.schema.linear_theory import Task
 
 WEIGHTS = "model.safetensors"
@@ -41,6 +42,7 @@ class LinearModel:
         """Write the four matrices as safetensors."""
         folder.mkdir(parents=True)
         save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, folder / WEIGHTS)
+        share(folder / WEIGHTS)
 
 
 def load_linear(folder: Path) -> LinearModel:

@@ -6,9 +6,10 @@ Each function does what the command of its name does, and returns what the comma
 
     plan = retain.plan("laptop")                  # a study of Retain, or the path of a study file
     results = retain.run("laptop", ["seed=[0,1]"])
-    frame = retain.load("laptop")                 # a pandas frame, one row per trial
+    frame = retain.load("laptop", overrides=["seed=[0,1]"])
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,16 +99,29 @@ def status(study: str | None = None, overrides: Sequence[str] = (), store: str |
     return status_reader(study, overrides, _store(store))()
 
 
-def load(study: str, store: str | Path | None = None) -> "pandas.DataFrame":
-    """One row per trial of a study that was run: its axes, the four losses (nats per token), tokens and stage keys.
+def load(study: str, store: str | Path | None = None, overrides: Sequence[str] = ()) -> "pandas.DataFrame":
+    """One row per trial of a study: its axes, the four losses (nats per token), tokens and stage keys; NaN if not trained yet.
 
-    study: the name of the study. Losses that are not there yet are NaN.
+    study: the name of a study of Retain, or the path of a study file: what the store has of it now. The name of any other study
+    that `run` has trained in the store: its rows when `run` ended.
 
-    Raises FileNotFoundError if the store has no results of the study.
+    Raises StudyError if the study is invalid, FileNotFoundError if the store does not exist or has no results of that name.
     """
-    from retain.results.store.loss_table import frame_of, read_rows
+    from retain.launchers.planning.opened_study import open_study
+    from retain.results.store.loss_table import frame_of, read_rows, trial_rows
+    from retain.sweeps.schema.read import is_study
 
-    return frame_of(read_rows(_store(store), study))
+    place = _store(store)
+    if not place.is_dir():
+        raise FileNotFoundError(f"store {place} not found; name another with store= or RETAIN_STORE")
+    if overrides or is_study(study):
+        opened = open_study(study, overrides, place)
+        if opened.tree.provisional:
+            warnings.warn(
+                f"the data of {study} is not prepared in {place}, so no stage counts as trained", stacklevel=2
+            )
+        return frame_of(trial_rows(opened.tree, opened.store))
+    return frame_of(read_rows(place, study))
 
 
 def _store(store: str | Path | None) -> Path:

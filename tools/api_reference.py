@@ -37,7 +37,7 @@ results = retain.run("laptop", ["seed=[0,1]"])
 for failure in results.failures:
     print(failure.sentence)
 
-frame = retain.load("laptop")
+frame = retain.load("laptop", overrides=["seed=[0,1]"])
 print(frame.groupby("pretrain.exposure")["retained_posttraining_loss"].mean())
 ```
 

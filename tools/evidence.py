@@ -15,23 +15,15 @@ EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
 
 def keep(store: Path, study: str, overrides: list[str]) -> Path:
     """Write a study's report from its store, and copy it; returns the folder."""
-    command = [
-        sys.executable,
-        "-m",
-        "retain.launchers.cli.app",
-        "report",
-        study,
-        *overrides,
-        "--store",
-        str(store),
-        "--json",
-    ]
-    document = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    verb = [sys.executable, "-m", "retain.launchers.cli.app"]
+    words = [study, *overrides, "--store", str(store), "--json"]
+    document = json.loads(subprocess.run([*verb, "report", *words], check=True, stdout=subprocess.PIPE).stdout)
     folder = EVIDENCE / study
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    made = [Path(document["report"]), store / "studies" / document["study"] / "losses.csv"]
-    for path in made + [Path(figure["png"]) for figure in document["figures"]]:
+    table = ["--csv", str(folder / "losses.csv")]
+    subprocess.run([*verb, "results", *words, *table], check=True, stdout=subprocess.DEVNULL)
+    for path in [Path(document["report"])] + [Path(figure["png"]) for figure in document["figures"]]:
         shutil.copy(path, folder / path.name)
     text = summary(document, " ".join([study, *(f"'{text}'" for text in overrides)]))
     probed = store / "studies" / document["study"] / "predictors.json"

@@ -67,7 +67,7 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
         return facts
     before = corpus_sources(file)
     if not facts.prepared:
-        with writing(str(store), "free disk space, or choose another store with --store"):
+        with writing(str(store), "choose another store with --store"):
             _remove_leftovers(store)
             tokenizer = _prepare_tokenizer(file, store, report)
             for name, length in _packings(file):

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import grp
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import socket
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +23,7 @@ from retain.launchers.jobs.resources import find_site
 from retain.launchers.slurm.client import has_slurm
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.files import sync_path
-from retain.sweeps.base.units import format_bytes
+from retain.sweeps.base.units import counted, format_bytes
 from retain.sweeps.schema.sites import Site, read_sites, sites_file
 
 LOWEST_PYTHON = (3, 11)
@@ -107,7 +109,12 @@ def _version(package: str) -> str | None:
 
 def store_findings(store: Path) -> list[Finding]:
     """The disk of the store, and whether its file system supports leases and atomic writes."""
-    place = existing_folder(store)
+    try:
+        place = existing_folder(store)
+    except PermissionError as error:
+        return [
+            Finding("store", MISSING, f"{error.filename}: you may not look there; ask its owner, or choose another")
+        ]
     if not place.is_dir():
         return [Finding("store", MISSING, f"{store}: {place} is a file; choose another with --store or RETAIN_STORE")]
     free = shutil.disk_usage(place).free
@@ -121,8 +128,64 @@ def store_findings(store: Path) -> list[Finding]:
     what = f"{place} ({kind}) supports the links, renames and file times that leases need"
     if has_slurm() and not kind.startswith(SHARED):
         what += "; jobs need it at the same path on every node, which --probe checks"
-        return [disk, Finding("store", NOTE, what)]
-    return [disk, Finding("store", OK, what)]
+        return [disk, Finding("store", NOTE, what), *sharing_findings(store)]
+    return [disk, Finding("store", OK, what), *sharing_findings(store)]
+
+
+def sharing_findings(store: Path) -> list[Finding]:
+    """What a store needs so that several people can use it, and what they cannot read or write; empty if it does not exist."""
+    if not store.is_dir():
+        return []
+    mode, group = store.stat().st_mode, _group(store.stat().st_gid)
+    cure = f"chmod -R g+rwX {store}; find {store} -type d -exec chmod g+s {{}} +"
+    if not mode & stat.S_IWGRP:
+        what = "only its owner writes there; to share it with a group, let all set umask 002, and its owner run"
+        return [Finding("sharing", OK, f"{what} chgrp -R GROUP {store}; {cure}"), *_closed_findings(store, cure)]
+    mask = os.umask(0)
+    os.umask(mask)
+    if not mode & stat.S_ISGID:
+        lack = f"new folders do not get its group {group}; its owner runs {cure}"
+    elif mask & 0o070 and not _has_default_acl(store):
+        lack = f"your umask {mask:03o} hides new files from its group {group} or protects them; set umask 002"
+    else:
+        shared = Finding("sharing", OK, f"the group {group} shares the store")
+        return [shared, *_closed_findings(store, cure)]
+    return [Finding("sharing", NOTE, lack), *_closed_findings(store, cure)]
+
+
+def _closed_findings(store: Path, cure: str) -> list[Finding]:
+    """What you cannot read or write in the folders of the store and of its runs; not the compile cache, which is private."""
+    folders = [place for place in store.iterdir() if place.is_dir() and place.name != "cache"]
+    closed = [place for place in folders if not os.access(place, os.R_OK | os.W_OK | os.X_OK)]
+    weights = (file for place in folders if place not in closed for file in place.glob("model/*.safetensors"))
+    closed += [file for file in weights if not os.access(file, os.R_OK)]
+    if not closed:
+        return []
+    owners = ", ".join(sorted({_owner(place) for place in closed}))
+    what = f"you cannot read or write {counted(len(closed), 'place')} there, such as {closed[0]}"
+    return [Finding("sharing", NOTE, f"{what}; ask {owners} to run {cure}")]
+
+
+def _has_default_acl(folder: Path) -> bool:
+    """Whether new files of a folder get their mode from an access control list, and not from the umask."""
+    try:
+        return "system.posix_acl_default" in os.listxattr(folder)
+    except (AttributeError, OSError):
+        return False
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _owner(place: Path) -> str:
+    try:
+        return place.owner()
+    except KeyError:
+        return str(place.stat().st_uid)
 
 
 def existing_folder(store: Path) -> Path:

@@ -1,5 +1,6 @@
 """The command line. Each verb imports what it needs when it is called, so that `retain --help` answers at once."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,11 +10,14 @@ import typer
 
 from retain.launchers.cli import maintain, search, show, train
 from retain.launchers.cli.options import EXIT_CODES, INTERRUPTED
-from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_reason
+from retain.launchers.cli.streams import safe_streams
+from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_cure, os_reason
 from retain.sweeps.base.files import is_file
 
 RESUMABLE = ("run", "search", "probe")
 """Verbs that resume their work when they are interrupted and called again."""
+TRY = "check that it is there, and that you may read and write it"
+HELP = {"--help", "-h", "--version"}
 
 app = typer.Typer(
     epilog=EXIT_CODES,
@@ -80,23 +84,34 @@ def _check_words(words: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; an error that the user can fix is one sentence on standard error."""
     typed = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with safe_streams() as output:
+        code = _main(typed)
+        sys.stdout.flush()
+        # Whoever has closed a pipe, as `head` does, wants no more; any other loss is an error, but the work is done.
+        if output is not None and output.error is not None and not isinstance(output.error, BrokenPipeError):
+            print(f"retain: standard output cannot be written ({os_reason(output.error)})", file=sys.stderr)
+            code = code or MissingResourceError.exit_code
+    return code
+
+
+def _main(typed: Sequence[str]) -> int:
     try:
         _check_words(typed)
+        if not HELP & set(typed):
+            _check_surroundings()
         code = int(app(typed, prog_name="retain", standalone_mode=False) or 0)
     except RetainError as error:
         print(f"retain: {error}", file=sys.stderr)
         return error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt) as interrupt:
+        if isinstance(
+            interrupt.__cause__, EOFError
+        ):  # typer takes it for a Ctrl-D at a prompt, and there are no prompts
+            raise interrupt.__cause__ from None
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        sys.stderr.close()
-        return 0
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(
-            f"retain: {place}{os_reason(error)}; check that it is there, and that you may read and write it",
-            file=sys.stderr,
-        )
+        print(f"retain: {place}{os_reason(error)}; {os_cure(error, TRY)}", file=sys.stderr)
         return MissingResourceError.exit_code
     except typer.TyperException as error:  # an unknown verb or option, or an invalid value
         what = error.format_message().rstrip(".").replace("Value error, ", "")
@@ -106,6 +121,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = shlex.join(["retain", *typed])
         print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
     return code
+
+
+def _check_surroundings() -> None:
+    """Check that libraries can be imported here. Raises MissingResourceError."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise MissingResourceError("the working directory has been deleted; change to another folder") from None
+    if sys.flags.optimize > 1:
+        raise MissingResourceError(
+            "PYTHONOPTIMIZE=2 and python -OO remove the docstrings that transformers reads; unset PYTHONOPTIMIZE"
+        )
 
 
 if __name__ == "__main__":

@@ -132,4 +132,6 @@ def _opened(study: str | None, overrides: Sequence[str] | None, store: Path) -> 
     """The study that a verb is limited to; None for the whole store."""
     from retain.launchers.planning.opened_study import open_study
 
-    return None if study is None else open_study(study, overrides or (), store)
+    if study is None:
+        return None
+    return open_study(study, overrides or (), store)

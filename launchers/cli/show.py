@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -23,7 +23,9 @@ from retain.launchers.cli.options import (
     show,
     split_studies,
 )
+from retain.launchers.cli.streams import write_named
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
+from retain.sweeps.base.units import counted
 
 PAPER_SCALE = 100_000_000
 """Parameters from which on a study's losses lie on the same axes as the paper's."""
@@ -88,8 +90,9 @@ def status(
 
     if watch:
         watch_status(status_reader(study, overrides or (), store))
-    else:
-        show(retain.status(study, overrides or (), store), as_json, print_status)
+        return
+    found = retain.status(study, overrides or (), store)
+    show(found, as_json, print_status)
 
 
 def logs(
@@ -114,7 +117,9 @@ def results(
     study: StudyName,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    csv: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Also write the rows to this file, pipe or device.", readable=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Print one row per trial: axes, losses, tokens, stage keys.
@@ -126,15 +131,13 @@ def results(
     from retain.results.report.collect import collect_results
     from retain.results.store.loss_table import csv_text
     from retain.results.store.state import DAMAGED
-    from retain.sweeps.base.files import write_text
 
     opened = open_study(study, overrides or (), store)
-    found = collect_results(opened.file, opened.tree, opened.store, view=False)
+    # What `retain run` and other readers keep in the study's folder is of the whole study.
+    write: Literal["pictures", "nothing"] = "nothing" if overrides else "pictures"
+    found = collect_results(opened.file, opened.tree, opened.store, write=write)
     if csv is not None:
-        try:
-            write_text(csv, csv_text(found.trials))
-        except OSError as error:
-            raise StudyError(f"--csv {csv}: cannot be written ({os_reason(error)}); choose another file") from None
+        write_named("--csv", csv, csv_text(found.trials))
     show(found, as_json, lambda found: print_results(found, store))
     damaged = [failure for failure in found.failures if failure.state == DAMAGED]
     print_failures(damaged)
@@ -166,7 +169,7 @@ def report(
     from retain.results.report.page import write_report
     from retain.results.report.study import parameter_count
     from retain.results.report.together import pooled_rows
-    from retain.results.store.loss_table import save_rows, trial_rows
+    from retain.results.store.loss_table import trial_rows
     from retain.results.store.runs import make_store
     from retain.sweeps.schema.linear import LinearStudy
     from retain.sweeps.tree.tree import merged
@@ -179,19 +182,18 @@ def report(
     design = first.file.study
     if isinstance(design, LinearStudy) and len(opened) == 1:
         rows = own[0]
-        figures, found = theory_figures(store, tree.study, rows), []
+        figures, found = theory_figures(store, tree.study, rows, overrides), []
     else:
         labelled = pooled_rows([one.file for one in opened], own)
         rows = own[0] if len(opened) == 1 else labelled
         assert not isinstance(design, LinearStudy), "pooled_rows refuses linear studies"
         paper_scale = parameter_count(design, first.facts) >= PAPER_SCALE
         shown = paper_scale if overlay is None else overlay
-        figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale)
+        figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale, overrides)
         found = verdicts(labelled, matched=design.allocation == "matched")
-    save_rows(store, tree.study, rows)
     made_by = origin(command_arguments(None, [*names, *overrides], store))
     parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]
-    page = write_report(parts, tree, first.store, rows, figures, found, made_by)
+    page = write_report(parts, tree, first.store, rows, figures, found, made_by, overrides)
     show(report_document(tree.study, page, rows, figures, found), as_json, lambda document: print(document["report"]))
 
 
@@ -224,7 +226,8 @@ def probe(
     states = train_missing(opened, probes.tree, watching)
     found = predictions(opened, probes, lambda line: print(line, file=sys.stderr, flush=True))
     for why, count in probes.left_out.items():
-        print(f"{count} of {len(opened.tree.trials)} trials are left out: {why}", file=sys.stderr)
+        total = counted(len(opened.tree.trials), "trial")
+        print(f"left out: {count} of {total}: {why}", file=sys.stderr)
     document = {"study": opened.tree.study, "share": share, **predictors_document(found, correlations(found))}
     document["left_out"] = [{"reason": why, "trials": count} for why, count in probes.left_out.items()]
     saved = save_predictors(opened.store.root, opened.tree.study, document) if found else None
@@ -260,12 +263,10 @@ def board(
 
     opened = open_study(study, overrides or (), store)
     try:
-        view = link_runs(opened.tree, opened.store, where or ())
-    except PermissionError as error:
-        whole = command("board", None, (), store)
-        raise MissingResourceError(
-            f"{error.filename}: the folder of the study cannot be written; {whole} shows the whole store"
-        ) from None
+        view = link_runs(opened.tree, opened.store, where or (), overrides=overrides or ())
+    except OSError as error:
+        place, whole = error.filename2 or error.filename, command("board", None, (), store)
+        raise MissingResourceError(f"{place}: {os_reason(error)}; {whole} shows the whole store") from None
     serve(view, port)
 
 

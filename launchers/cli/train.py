@@ -20,6 +20,9 @@ from retain.launchers.cli.options import (
     show,
 )
 from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.units import counted
+
+AGAIN = ("run is planned again", "runs are planned again")
 
 
 def data(
@@ -114,8 +117,10 @@ def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUN
     searched = is_study(name) and _cancel_search(name, overrides or (), store)
     keys = _keys_of(name, overrides or (), store)
     cancelled = cancel_runs(Store(store), keys, WITH_STUDY if is_study(name) else BY_KEY)
-    if cancelled or not searched:
-        print(f"{len(cancelled)} runs cancelled; {command('retry', name, overrides, store)} resumes them")
+    if cancelled:
+        print(f"{counted(len(cancelled), 'run')} cancelled; {command('retry', name, overrides, store)} resumes them")
+    elif not searched:
+        print("0 runs cancelled: none was waiting, queued or running")
 
 
 def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS, site: SiteName = None) -> None:
@@ -140,9 +145,9 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
         submission = submit_runs(Store(store), keys, name)
         print_submission(submission, command("retry", name, overrides, store))
     elif is_study(name):
-        print(f"{len(again)} runs are planned again; {command('run', name, overrides, store)} trains them")
+        print(f"{counted(len(again), *AGAIN)}; {command('run', name, overrides, store)} trains them")
     else:
-        print(f"{len(again)} runs are planned again; run their study to train them")
+        print(f"{counted(len(again), *AGAIN)}; run their study to train them")
 
 
 def drill(
@@ -215,5 +220,6 @@ def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:
         return branch(found, found.find(name).key)
     from retain.launchers.planning.opened_study import open_study
 
+    tree = open_study(name, overrides, store).tree
     known = {run.key for run in found.runs()}
-    return [key for key in open_study(name, overrides, store).tree.stages if key in known]
+    return [key for key in tree.stages if key in known]

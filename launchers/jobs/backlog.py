@@ -10,6 +10,7 @@ from retain.results.store.runs import Run, Store
 from retain.results.store.state import ENDED
 from retain.sweeps.base.notices import Waiting
 from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.base.units import counted
 
 LAST_WAIT_S = 15.0
 """How long the last job waits for room in the queue, before it requeues itself to try later."""
@@ -60,7 +61,7 @@ def _submit_and_is_last(store: Store, job: str) -> bool:
         # 1. Submit what there is room for.
         result = submit_leased(store, read_backlog(store).keys)
         if result.jobs:
-            log_line(f"submitted {sum(len(job.keys) for job in result.jobs)} runs that had waited for room")
+            log_line(f"submitted {counted(sum(len(job.keys) for job in result.jobs), 'run')} that had waited for room")
         if not result.deferred or result.limit == 1:
             return False
         # 2. Leave the rest to another job of this store, if there is one.

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,7 +217,7 @@ def _base(file: StudyFile) -> Fields:
 
 
 def _absolute(name: str, file: StudyFile) -> str:
-    return str(file.folder / Path(name).expanduser())
+    return str(file.folder / os.path.expanduser(name))
 
 
 def _write(path: Path, head: str, fields: Fields) -> None:

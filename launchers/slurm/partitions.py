@@ -62,7 +62,7 @@ def _max_submit_jobs() -> int | None:
     """The smallest MaxSubmitJobs of the user's associations and their QOS; None without accounting or a limit."""
     if shutil.which("sacctmgr") is None:
         return None
-    show, user = ["sacctmgr", "--noheader", "--parsable2", "show"], pwd.getpwuid(os.getuid()).pw_name
+    show, user = ["sacctmgr", "--noheader", "--parsable2", "show"], _user()
     try:
         associations = ask([*show, "assoc", f"user={user}", "format=MaxSubmitJobs,QOS"], 10).splitlines()
         limits = [line.split("|")[0] for line in associations]
@@ -134,3 +134,10 @@ def _count(text: str) -> int:
     """A count such as 512, or 1.5K as SLURM prints large ones."""
     found = re.match(r"([\d.]+)([KMG]?)", text)
     return int(float(found[1]) * UNITS[found[2]]) if found else 0
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a user without a name: SLURM takes the number too
+        return str(os.getuid())

@@ -10,7 +10,7 @@ import numpy as np
 from retain.results.analysis.axes import EXPOSURE, METHOD, RATE, SEEDS, axis_names, axis_values, grouped
 from retain.results.analysis.loss_planes import L_FT, L_IM, L_RET
 from retain.results.figures.series import mean_curve
-from retain.results.figures.style import COLOURS, image_files, new_figure, style_at
+from retain.results.figures.style import COLOURS, image_files, missing_trials, new_figure, style_at
 from retain.results.store.loss_table import Row
 from retain.results.store.study_files import study_folder
 
@@ -41,7 +41,7 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
         over, against = figure.subplots(1, 2)
         _over_exposure(over, trials)
         _against_finetuning(against, trials)
-        missing = f"; {len(rows) - len(trials)} of {len(rows)} trials are missing" if len(trials) < len(rows) else ""
+        missing = f"; {missing_trials(len(rows) - len(trials), len(rows))}" if len(trials) < len(rows) else ""
         figure.suptitle(f"{study}: what is left of post-training after fine-tuning{missing}")
     return list(image_files(stem))
 

@@ -34,14 +34,19 @@ MOST_VECTOR_TRIALS = 2000
 
 
 def draw_paper_figures(
-    store: Path, study: str, rows: Sequence[Row], overlay: bool = False, paper_scale: bool = False
+    store: Path,
+    study: str,
+    rows: Sequence[Row],
+    overlay: bool = False,
+    paper_scale: bool = False,
+    overrides: Sequence[str] = (),
 ) -> list[DrawnFigure]:
-    """Draw each figure of the study from the finished trials into <store>/studies/<study>/figures.
+    """Draw each figure of the study from the finished trials into the folder figures/ of `study_folder`.
 
     overlay: show the published curves too. A study of the paper's scale that is named after its figure has them in its own
     panels, dashed. The losses of other studies are on another scale, so the published curves are a figure of their own.
     """
-    folder = study_folder(store, study) / "figures"
+    folder = study_folder(store, study, overrides) / "figures"
     drawn = []
     for spec in figures_of(study, rows):
         inside = overlay and paper_scale and spec in named_figures(study)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retain.sweeps.base.files import write_bytes
+from retain.sweeps.base.units import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,9 +82,14 @@ class DrawnFigure:
     """The number of trials without a result yet."""
 
 
+def missing_trials(missing: int, total: int) -> str:
+    """`3 of 4 trials are missing`."""
+    return f"{missing:,} of {counted(total, 'trial is', 'trials are')} missing"
+
+
 def trials_note(missing: int, total: int) -> str:
     """How complete a figure is: `3 of 4 trials missing`, or `all 4 trials`."""
-    return f"{missing:,} of {total:,} trials missing" if missing else f"all {total:,} trials"
+    return f"{missing:,} of {counted(total, 'trial')} missing" if missing else f"all {counted(total, 'trial')}"
 
 
 @contextmanager

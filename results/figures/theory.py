@@ -9,10 +9,20 @@ import numpy as np
 from retain.results.analysis.axes import EXPOSURE, SEEDS, axis_names, setting
 from retain.results.analysis.linear_trials import KINDS, Simulated, Theory, read_theory, read_trial
 from retain.results.analysis.loss_planes import L_RET
-from retain.results.figures.style import COLOURS, GREY, DrawnFigure, image_files, new_figure, style_at, trials_note
-from retain.results.store.loss_table import Row
+from retain.results.figures.style import (
+    COLOURS,
+    GREY,
+    DrawnFigure,
+    image_files,
+    missing_trials,
+    new_figure,
+    style_at,
+    trials_note,
+)
+from retain.results.store.loss_table import Row, csv_text
 from retain.results.store.runs import Store
 from retain.results.store.study_files import study_folder
+from retain.sweeps.base.files import write_text
 from retain.sweeps.schema.linear_theory import Numbers, flow
 
 if TYPE_CHECKING:
@@ -23,7 +33,7 @@ CLOSED: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 3)), "linewidth
 CURVE_POINTS = 400
 
 
-def draw_theory(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
+def draw_theory(store: Path, study: str, rows: Sequence[Row], overrides: Sequence[str] = ()) -> list[Path]:
     """Write theory.png and theory.svg of the finished trials; return their paths, none if no trial is finished.
 
     If the study has further axes, only the trials that share the first finished one's values on them are drawn.
@@ -36,7 +46,7 @@ def draw_theory(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
     done = [row for row in mine if row[L_RET] is not None]
     theory = read_theory(Store(store), first)
     trials = sorted((read_trial(Store(store), row) for row in done), key=lambda trial: trial.alpha)
-    stem = study_folder(store, study) / "theory"
+    stem = study_folder(store, study, overrides) / "theory"
     with new_figure(stem, (12.6, 7.6)) as figure:
         grid = figure.add_gridspec(2, 6)
         low, high = (figure.add_subplot(grid[0, 3 * index : 3 * index + 3]) for index in range(2))
@@ -50,7 +60,7 @@ def draw_theory(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
         fixed = ", ".join(
             f"{name.rpartition('.')[2]} = {value}" for name, value in first["axes"].items() if name in others
         )
-        missing = f"; {len(mine) - len(done)} of {len(mine)} trials are missing" if len(done) < len(mine) else ""
+        missing = f"; {missing_trials(len(mine) - len(done), len(mine))}" if len(done) < len(mine) else ""
         figure.suptitle(
             f"{study}{f' ({fixed})' if fixed else ''}: gradient descent (colours) and the closed forms (black, dashed), "
             f"at most {deviation:.2g} apart{missing}",
@@ -59,9 +69,9 @@ def draw_theory(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
     return list(image_files(stem))
 
 
-def theory_figures(store: Path, study: str, rows: Sequence[Row]) -> list[DrawnFigure]:
-    """The figure of a linear study for its report; empty if no trial is finished."""
-    files = draw_theory(store, study, rows)
+def theory_figures(store: Path, study: str, rows: Sequence[Row], overrides: Sequence[str] = ()) -> list[DrawnFigure]:
+    """The figure of a linear study for its report, and its trials in theory.csv; empty if no trial is finished."""
+    files = draw_theory(store, study, rows, overrides)
     if not files:
         return []
     png, svg = files
@@ -70,9 +80,9 @@ def theory_figures(store: Path, study: str, rows: Sequence[Row]) -> list[DrawnFi
     note = trials_note(missing, len(rows))
     lines = "Colours: gradient descent on the two-layer linear model; black, dashed: the closed forms."
     caption = f"{note[0].upper()}{note[1:]}. {lines}"
-    return [
-        DrawnFigure("theory", title, caption, png, svg, study_folder(store, study) / "losses.csv", len(rows), missing)
-    ]
+    data = svg.with_suffix(".csv")
+    write_text(data, csv_text(rows))
+    return [DrawnFigure("theory", title, caption, png, svg, data, len(rows), missing)]
 
 
 def _over_time(axes: "Axes", theory: Theory, trial: Simulated) -> None:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from retain.results.figures.overview import draw_losses
 from retain.results.figures.theory import draw_theory
@@ -13,9 +14,12 @@ from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, State
 from retain.results.store.status import current_state
 from retain.results.tensorboard.views import link_runs, view_folder
+from retain.sweeps.base.units import counted
 from retain.sweeps.schema.linear import LinearStudy
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.tree import Axes, Tree, axes_label
+
+BLOCKED = ("stage below it is blocked", "stages below it are blocked")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Failure:
     def sentence(self) -> str:
         """`failed: pretrain 0a1b2c3d (seed=1): the loss is not finite; 4 stages below it are blocked`."""
         line = f"{self.state}: {self.stage} {self.key[:8]} ({axes_label(self.axes)}): {self.reason}"
-        return line + (f"; {self.blocked} stages below it are blocked" if self.blocked else "")
+        return line + (f"; {counted(self.blocked, *BLOCKED)}" if self.blocked else "")
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,22 @@ class Results:
     """The stages that failed, were cancelled, or are damaged."""
     files: list[str]
     """Paths of the loss table, the figures and the TensorBoard view that were written; none without a finished stage."""
+    provisional: bool
+    """True while the data is not prepared: the keys will change, and no stage counts as trained."""
 
 
 def collect_results(
-    file: StudyFile, tree: Tree, store: Store, states: Mapping[str, State] | None = None, view: bool = True
+    file: StudyFile,
+    tree: Tree,
+    store: Store,
+    states: Mapping[str, State] | None = None,
+    write: Literal["all", "pictures", "nothing"] = "all",
 ) -> Results:
-    """Read the results of a study, and write its loss table, its overview figure and its TensorBoard view.
+    """Read the results of a study, and write what shows them into the study's folder.
 
-    states: the states of all stages, if they have been read already. view: whether to make a TensorBoard view if there is
-    none; an existing one is always updated. A store that may only be read still has results.
+    states: the states of all stages, if they have been read already. write: the loss table that `retain.load` reads, the
+    overview figure and the TensorBoard view (all); the figure, and the view if there is one already (pictures); or nothing. A
+    store that may only be read still has results.
     """
     states = {key: current_state(store.run(key)) for key in tree.stages} if states is None else states
     damaged: dict[str, State] = {}
@@ -75,13 +86,15 @@ def collect_results(
     written: list[Path] = []
     draw = draw_theory if isinstance(file.study, LinearStudy) else draw_losses
     with contextlib.suppress(PermissionError):
-        if any(state.state == "done" for state in states.values()):
-            written = [save_rows(store.root, tree.study, rows), *draw(store.root, tree.study, rows)]
+        if write != "nothing" and any(state.state == "done" for state in states.values()):
+            if write == "all":
+                written.append(save_rows(store.root, tree.study, rows))
+            written += draw(store.root, tree.study, rows)
             # With ten thousand runs this takes as long as the rest.
-            if view or view_folder(store.root, tree.study).is_dir():
+            if write == "all" or view_folder(store.root, tree.study).is_dir():
                 written.append(link_runs(tree, store, states=states))
-    paths = [str(path) for path in written]
-    return Results(tree.study, file.study.loss_unit, list(file.labels), rows, failures(tree, states), paths)
+    paths, axes = [str(path) for path in written], list(file.labels)
+    return Results(tree.study, file.study.loss_unit, axes, rows, failures(tree, states), paths, tree.provisional)
 
 
 def failures(tree: Tree, states: Mapping[str, State]) -> list[Failure]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from retain.results.analysis.loss_planes import L_RET
 from retain.results.claims.judging import Verdict
 from retain.results.claims.power import in_words
-from retain.results.figures.style import DrawnFigure
+from retain.results.figures.style import DrawnFigure, missing_trials
 from retain.results.report.cells import DASH, Cell, Rows, Table, table
 from retain.results.report.deviations import deviations, summary
 from retain.results.report.provenance import Origin, interruptions, provenance_table
@@ -65,8 +65,9 @@ def write_report(
     figures: Sequence[DrawnFigure],
     verdicts: Sequence[Verdict],
     origin: Origin,
+    overrides: Sequence[str] = (),
 ) -> Path:
-    """Write <store>/studies/<study>/report.html and return its path.
+    """Write report.html into the folder of `study_folder` and return its path.
 
     studies: one study, or several that are reported together, each with its own rows. tree, rows: those of all.
     """
@@ -101,7 +102,7 @@ def write_report(
         style=(FOLDER / "style.css").read_text(encoding="utf-8"),
         script=(FOLDER / "script.js").read_text(encoding="utf-8"),
     )
-    path = study_folder(store.root, tree.study) / "report.html"
+    path = study_folder(store.root, tree.study, overrides) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path
@@ -148,7 +149,7 @@ def _partial_sentences(tree: Tree, rows: Sequence[Row]) -> list[str]:
     """The notices at the top of the page; empty if the results are complete."""
     missing = sum(row[L_RET] is None for row in rows)
     notices = ["The data is not prepared: keys are provisional and no stage is trained."] if tree.provisional else []
-    return notices + ([f"Partial results: {missing:,} of {len(rows):,} trials are missing."] if missing else [])
+    return notices + ([f"Partial results: {missing_trials(missing, len(rows))}."] if missing else [])
 
 
 def inline_svg(figure: DrawnFigure) -> tuple[str, int]:

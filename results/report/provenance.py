@@ -7,7 +7,7 @@ from typing import Any
 from retain.results.report.cells import Cell, Rows, Table, moment, table
 from retain.results.store.runs import Store
 from retain.results.store.state import State
-from retain.sweeps.base.units import format_seconds
+from retain.sweeps.base.units import counted, format_seconds
 from retain.sweeps.tree.tree import Tree
 
 MOST_INTERRUPTIONS = 100
@@ -68,7 +68,7 @@ def interruptions(states: Mapping[str, State]) -> Table | None:
         note = "; ".join(part for part in (attempt.failure, attempt.note) if part)
         rows.append([Cell(moment(end), end), key[:8], f"{number}", attempt.cause or "runs", note])
     shown = f", the last {MOST_INTERRUPTIONS}" if len(found) > MOST_INTERRUPTIONS else ""
-    caption = f"{len(found):,} interruptions{shown}: the next attempt resumes from the last checkpoint"
+    caption = f"{counted(len(found), 'interruption')}{shown}: the next attempt resumes from the last checkpoint"
     return table("interruptions", caption, ("when", "run", "attempt", "cause", "note"), rows)
 
 

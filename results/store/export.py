@@ -35,7 +35,9 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
     try:
         with writing(f"--to {to}", "choose another folder"):
             to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(run.model, beside)
+            beside.mkdir()
+            for file in run.model.iterdir():
+                shutil.copyfile(file, beside / file.name)  # not the modes of the store, which may be another user's
             (beside / "README.md").write_text(model_card(store, run), encoding="utf-8")
             sync_folder(beside)
             beside.rename(to)

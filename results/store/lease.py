@@ -161,7 +161,7 @@ def take_lease(path: Path, liveness: LivenessChecker | None = None) -> Lease | N
     owner = this_process()
     beside = path.with_name(f".{path.name}.{owner.pid}.{owner.token}")
     try:
-        with writing(str(path.parent), "free space, or check who may write there"):
+        with writing(str(path.parent), "choose another store"):
             # 1. Write the claim beside its place, so that it appears whole.
             write_document(beside, asdict(owner))
             while True:

@@ -78,8 +78,17 @@ def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
 
 
 def read_rows(store: Path, study: str) -> list[Row]:
-    """The rows that `save_rows` kept last for a study. Raises FileNotFoundError, DamageError."""
-    return read_trials(study_folder(store, study) / TRIALS)
+    """The rows that `save_rows` kept last for a study.
+
+    Raises FileNotFoundError, which names the studies that have some; DamageError.
+    """
+    path = study_folder(store, study) / TRIALS
+    try:
+        return read_trials(path)
+    except FileNotFoundError:
+        known = sorted(place.parent.name for place in study_folder(store, "").glob(f"*/{TRIALS}"))
+        cure = "name the study's file, or run the study"
+        raise FileNotFoundError(f"{path}: not found (there are {', '.join(known) or 'none'}); {cure}") from None
 
 
 def csv_text(rows: Sequence[Row]) -> str:

@@ -1,5 +1,7 @@
 """The folder of a study in the store, and the documents there: the loss table, predictors, and what a search leaves."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -20,6 +22,8 @@ SUFFIX = "-points"
 """The name of that study is the name of the searched study with this suffix."""
 AXIS_OF_POINTS = "point"
 """Its axis of cases."""
+LONGEST_NAME = 200
+"""Bytes of the longest name of a folder for overrides."""
 
 
 PointState = Literal["planned", "running", "done", "pruned", "failed"]
@@ -160,9 +164,18 @@ def read_predictors(path: Path) -> SavedPredictors:
     return read_document(path, SavedPredictors, "delete this file and probe the study again")
 
 
-def study_folder(store: Path, study: str) -> Path:
-    """The folder of a study's output: its rows, table, figures, TensorBoard views and search."""
-    return store / "studies" / study
+def study_folder(store: Path, study: str, overrides: Sequence[str] = ()) -> Path:
+    """The folder of a study's output: its rows, table, figures, TensorBoard views and search.
+
+    What a verb that only reads shows of the study with overrides has a folder of its own in it.
+    """
+    whole = store / "studies" / study
+    if not overrides:
+        return whole
+    name = ",".join(overrides).replace("/", "_")
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{name[:40]}.{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return whole / "with" / name
 
 
 def search_recipe(study: str) -> dict[str, str]:

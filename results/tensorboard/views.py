@@ -29,6 +29,7 @@ from retain.sweeps.base.files import remove, write_bytes
 from retain.sweeps.base.units import parse_size
 from retain.sweeps.tree.tree import Stage, Tree, Trial, axes_label
 
+VIEW = "tensorboard"
 SEARCH = "search-curves"
 """The name under which TensorBoard shows the curves of a search."""
 WRITERS = 16
@@ -37,20 +38,26 @@ WRITERS = 16
 
 def view_folder(root: Path, study: str) -> Path:
     """The folder in which `link_runs` puts all runs of a study for TensorBoard."""
-    return study_folder(root, study) / "tensorboard"
+    return study_folder(root, study) / VIEW
 
 
-def link_runs(tree: Tree, store: Store, where: Sequence[str] = (), states: Mapping[str, State] | None = None) -> Path:
+def link_runs(
+    tree: Tree,
+    store: Store,
+    where: Sequence[str] = (),
+    states: Mapping[str, State] | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
     """Make or update a folder for TensorBoard, and return it: every run that has begun, the study's charts and figures.
 
     Each run is named after its stage and axes; runs that left the study are removed from the folder. The curves of the
     study's search are linked too, if there are any. where: filters as in `chosen_trials`; each combination of filters has its
     own folder, with the runs on the paths of the chosen trials. states: the states of all stages, if they have been read
-    already. Raises StudyError.
+    already. overrides: those of the tree, if it is to have a folder of its own. Raises StudyError.
     """
     trials, name = chosen_trials(tree, where)
-    home = study_folder(store.root, tree.study)
-    folder = home / "tensorboard-where" / name if where else view_folder(store.root, tree.study)
+    home = study_folder(store.root, tree.study, overrides)
+    folder = home / "tensorboard-where" / name if where else home / VIEW
     folder.mkdir(parents=True, exist_ok=True)
     hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials])
     leaves = {trial.finetune: trial.axes for trial in reversed(trials)}

@@ -1,5 +1,7 @@
 """Errors that a user can fix. The command line prints the message as one sentence and exits with the error's code."""
 
+import errno
+
 
 class RetainError(Exception):
     """The base of all errors of Retain. The message says what is wrong, in which file, field or run, and how to fix it."""
@@ -42,6 +44,17 @@ class StageFailedError(RetainError):
     def __init__(self, message: str, failure: str | None = None) -> None:
         super().__init__(message)
         self.failure = failure
+
+
+MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def os_cure(error: OSError, otherwise: str) -> str:
+    """What to do about an error of the operating system, as a clause; `otherwise` is possible in any case."""
+    if error.errno in MAY_NOT:
+        return f"ask its owner for access, or {otherwise}"
+    return f"free space, or {otherwise}" if error.errno in NO_ROOM else otherwise
 
 
 def os_reason(error: OSError) -> str:

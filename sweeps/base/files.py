@@ -5,22 +5,25 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
+from retain.sweeps.base.errors import MissingResourceError, StudyError, os_cure, os_reason
 from retain.sweeps.base.units import shortened
 
 
 @contextlib.contextmanager
 def writing(place: str, cure: str) -> Iterator[None]:
-    """Write to a place in the block. Raises MissingResourceError, with the cure, if something cannot be written."""
+    """Write to a place in the block. Raises MissingResourceError if something cannot be written; `cure` helps in any case."""
     try:
         yield
     except OSError as error:
-        raise MissingResourceError(f"{place}: cannot be written ({os_reason(error)}); {cure}") from error
+        raise MissingResourceError(
+            f"{place}: cannot be written ({os_reason(error)}); {os_cure(error, cure)}"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,9 +45,20 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None  # users know the file, not its temporary name
         raise
+
+
+def share(path: Path) -> None:
+    """Give a file that a library wrote for its owner alone the mode of any new file of its folder: umask, default ACL."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
+    beside.touch()
+    path.chmod(stat.S_IMODE(beside.stat().st_mode))
+    beside.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -95,3 +95,8 @@ def format_seconds(seconds: float) -> str:
 def shortened(text: str) -> str:
     """A text for a sentence: without its middle if it is long."""
     return text if len(text) <= 120 else f"{text[:80]}…{text[-20:]}"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number with words: `1 run`, `1,200 runs`. many: the words for another number than one; by default `one` and an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"

@@ -51,7 +51,16 @@ def sites_file() -> Path:
     if named := os.environ.get("RETAIN_SITES"):
         return user_path(named, "RETAIN_SITES")
     base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "retain" / "sites.yaml"
+    return (Path(base) if base else _home() / ".config") / "retain" / "sites.yaml"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except (
+        RuntimeError
+    ):  # neither HOME nor an entry in the system's list of users, which names this folder for such users
+        return Path("/nonexistent")
 
 
 def read_sites() -> dict[str, Site]:

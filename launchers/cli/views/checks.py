@@ -10,7 +10,7 @@ from retain.launchers.checks.drill import SIGNALS, DrillResult
 from retain.launchers.checks.finding import MISSING, NOTE, OK
 from retain.launchers.console import MOST_ROWS, new_table, open_console, print_line
 from retain.results.store.garbage import Waste
-from retain.sweeps.base.units import format_bytes
+from retain.sweeps.base.units import counted, format_bytes
 
 COLOURS = {OK: "green", NOTE: "yellow", MISSING: "red"}
 
@@ -20,7 +20,7 @@ def print_problems(document: Mapping[str, Any]) -> None:
     console = open_console()
     for problem in document["problems"]:
         print_line(console, f"{problem['where']}: {problem['what']}")
-    console.print(f"{document['runs']:,} runs checked, {len(document['problems']):,} problems")
+    console.print(f"{counted(document['runs'], 'run')} checked, {counted(len(document['problems']), 'problem')}")
 
 
 def waste_document(study: str | None, items: Sequence[tuple[Waste, str | None]], dry_run: bool) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def print_waste(document: Mapping[str, Any]) -> None:
         console.print(f"{len(rows) - MOST_ROWS:,} more with --json")
     verb = "would free" if document["dry_run"] else "freed"
     kept = f"; kept {len(document['kept']):,}" if document["kept"] else ""
-    print_line(console, f"{verb} {len(document['freed']):,} items, {format_bytes(document['bytes'])}{kept}")
+    print_line(console, f"{verb} {counted(len(document['freed']), 'item')}, {format_bytes(document['bytes'])}{kept}")
 
 
 def print_drill(result: DrillResult) -> None:
@@ -60,8 +60,8 @@ def print_drill(result: DrillResult) -> None:
     console.print(table)
     for difference in result.differences:
         print_line(console, f"difference: {difference.stage} {difference.key}: {difference.what}")
-    attempts = f"{result.attempts} attempts of {result.runs_compared} runs"
-    console.print(f"{result.kills} kills, {attempts}, {len(result.differences)} differences")
+    attempts = f"{counted(result.attempts, 'attempt')} of {counted(result.runs_compared, 'run')}"
+    console.print(f"{counted(result.kills, 'kill')}, {attempts}, {counted(len(result.differences), 'difference')}")
 
 
 def print_findings(document: Mapping[str, Any]) -> None:

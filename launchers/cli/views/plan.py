@@ -11,7 +11,7 @@ from retain.launchers.console import new_table, open_console, print_line
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.plan import Plan, PlannedStudy, PlanTotals
 from retain.launchers.planning.power import PowerPlan
-from retain.sweeps.base.units import format_bytes, format_size
+from retain.sweeps.base.units import counted, format_bytes, format_size
 from retain.sweeps.tree.tree import STAGES
 
 
@@ -28,8 +28,8 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
         table.add_row(name, f"{len(stages):,}", f"{done:,}", format_size(sum(stage.tokens for stage in stages)))
     lines = [
         *(_axes_line(one, len(plan.studies) > 1) for one in plan.studies),
-        f"{totals.trials:,} trials are {totals.stages:,} stages, {totals.to_train:,} of them to train: "
-        f"at most {format_size(totals.tokens_to_train)} tokens, {totals.flops:.3g} FLOPs",
+        f"{counted(totals.trials, 'trial is', 'trials are')} {counted(totals.stages, 'stage')}, "
+        f"{totals.to_train:,} of them to train: at most {format_size(totals.tokens_to_train)} tokens, {totals.flops:.3g} FLOPs",
         f"{format_size(totals.tokens)} tokens in all; one run per trial would train "
         f"{format_size(totals.tokens_without_sharing)}, {totals.tokens_without_sharing / totals.tokens:.2f} times as many",
         f"GPU-hours: {', '.join(_hours(totals, device) for device in totals.gpu_hours_by_device)}",

@@ -13,7 +13,7 @@ from retain.results.analysis.predictors import PREDICTORS
 from retain.results.report.collect import Failure, Results
 from retain.results.store.loss_table import LOSSES
 from retain.results.store.study_files import POINTS_STUDY, study_folder
-from retain.sweeps.base.units import format_size
+from retain.sweeps.base.units import counted, format_size
 from retain.sweeps.tree.tree import axes_label
 
 
@@ -30,7 +30,7 @@ def print_results(results: Results, store: Path) -> None:
     console.print(f"{results.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
     if len(rows) > MOST_ROWS:
         where = f"in {results.files[0]}" if results.files else "with --json"
-        print_line(console, f"{len(rows) - MOST_ROWS:,} more trials {where}")
+        print_line(console, f"{counted(len(rows) - MOST_ROWS, 'more trial')} {where}")
     for path in results.files:
         print_line(console, path)
     if (points := study_folder(store, results.study) / POINTS_STUDY).exists():
@@ -59,8 +59,8 @@ def print_predictors(document: Mapping[str, Any], saved: Path | None) -> None:
         console.print(table)
     print_line(
         console,
-        f"{len(trials):,} trials probed with {document['share']:.1%} of the fine-tuning budget, {known:,} of them with a true "
-        "L_ret to compare with; a correlation needs enough trials, and differences between them",
+        f"{counted(len(trials), 'trial')} probed with {document['share']:.1%} of the fine-tuning budget, "
+        f"{known:,} of them with a true L_ret to compare with; a correlation needs enough trials, and differences between them",
     )
     if saved is not None:
         print_line(console, str(saved))

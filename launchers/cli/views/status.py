@@ -14,7 +14,7 @@ from retain.launchers.console import new_table, open_console, print_line
 from retain.launchers.study_status import Status
 from retain.results.store.runs import Run
 from retain.results.store.status import RunStatus, current_state
-from retain.sweeps.base.units import format_seconds, format_size
+from retain.sweeps.base.units import counted, format_seconds, format_size
 from retain.sweeps.tree.tree import axes_label
 
 COLOURS = {
@@ -39,7 +39,7 @@ def print_status(status: Status) -> None:
     shown = most_important(status.runs, MOST_RUNS)
     console.print(status_table(status.runs, shown))
     if len(shown) < len(status.runs):
-        print_line(console, f"{len(status.runs) - len(shown):,} more runs with --json")
+        print_line(console, f"{counted(len(status.runs) - len(shown), 'more run')} with --json")
     for row in shown:
         # In a column of the table, a path would be broken.
         if row.state == "failed" and row.log is not None:

@@ -9,24 +9,25 @@ from retain.launchers.jobs.resources import Resources
 from retain.launchers.jobs.sbatch import families, sbatch_script
 from retain.launchers.jobs.submit import Submitted
 from retain.launchers.planning.opened_study import OpenedStudy
+from retain.sweeps.base.units import counted
 
 
 def print_submission(submission: Submitted, retry: str) -> None:
     """Print what was submitted, what was not, and why. retry: the command that retries failed runs."""
     console = open_console()
     runs = sum(len(job.keys) for job in submission.jobs)
-    print_line(console, f"{runs:,} stages submitted in {len(submission.jobs):,} jobs")
-    lines = [
-        (submission.done_already, "are done already"),
-        (submission.queued_already, "are queued or running already"),
-        (len(submission.adopted), "jobs of an earlier submission were found: its sbatch had not answered"),
-        (len(submission.released), "jobs that a node could not start were released"),
-        (len(submission.failed), f"failed, were cancelled or were skipped: {retry}"),
-        (len(submission.deferred), "are beyond your limit of jobs: jobs submit them when they end"),
-    ]
-    for count, what in lines:
+    print_line(console, f"{counted(runs, 'stage')} submitted in {counted(len(submission.jobs), 'job')}")
+    lines = (
+        (submission.done_already, "stage", "done already"),
+        (submission.queued_already, "stage", "queued or running already"),
+        (len(submission.adopted), "job", "of an earlier submission found: its sbatch had not answered"),
+        (len(submission.released), "job", "released that a node could not start"),
+        (len(submission.failed), "stage", f"failed, cancelled or skipped: {retry}"),
+        (len(submission.deferred), "stage", "beyond your limit of jobs: jobs submit what waits when they end"),
+    )
+    for count, noun, what in lines:
         if count:
-            print_line(console, f"{count:,} {what}")
+            print_line(console, f"{counted(count, noun)} {what}")
 
 
 def print_search(document: Mapping[str, Any], hints: str) -> None:

@@ -124,7 +124,7 @@ def _ray(execution: Execution, address: str | None, nodes: int) -> Iterator[list
         else:
             _check_address(address)
             options = {"address": address}
-            if (Path.home() / ".ray" / "auth_token").exists() or "RAY_AUTH_TOKEN" in os.environ:
+            if Path(os.path.expanduser("~/.ray/auth_token")).exists() or "RAY_AUTH_TOKEN" in os.environ:
                 # Ray does not send its token by default; a cluster without tokens ignores it.
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray  # it reads the environment

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from retain.results.store.runs import sha256_of
 from retain.sweeps.base.documents import FORMAT, read_document, unreadable
 from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, StageFailedError, os_reason
-from retain.sweeps.base.files import remove, sync_path, write_text
+from retain.sweeps.base.files import remove, share, sync_path, write_text
 
 KEPT = 2
 """The number of checkpoints that are kept."""
@@ -202,6 +202,7 @@ class CheckpointWriter:
         digest = None
         if snapshot.tensors:
             save_file(dict(snapshot.tensors), partial / f"{name}.safetensors")
+            share(partial / f"{name}.safetensors")
             digest = sha256_of(partial / f"{name}.safetensors")
         description = {
             "format": FORMAT,

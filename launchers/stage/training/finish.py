@@ -19,6 +19,7 @@ from retain.lightning_modules.shards import whole_weights
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.loss_table import four_losses
 from retain.results.store.runs import LOSSES
+from retain.sweeps.base.files import share
 
 SETTINGS = ("lr", "min_lr", "batch", "dropout", "weight_decay", "seed", "steps")
 """Recipe fields that TensorBoard shows as hyperparameters."""
@@ -59,6 +60,8 @@ def publish(
     curves.finish(hyperparameters, metrics)
     partial = context.run.folder / "model.partial"
     module.model.save_pretrained(partial, state_dict=final.weights)
+    for weights in partial.glob("*.safetensors"):
+        share(weights)
     tokenizer.save(partial)
     context.finish(partial, {LOSSES: losses}, keep_checkpoints=context.spec["execution"]["keep_states"])
 

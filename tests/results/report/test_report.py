@@ -32,7 +32,8 @@ def reported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path
     store = tmp_path_factory.mktemp("reported") / "runs"
     shutil.copytree(trained.store, store)
     assert main(["report", str(trained.study), "finetune.lr=[5e-4, 2e-3, 7e-3]", "--store", str(store)]) == 0
-    return store / "studies" / "tiny" / "report.html"
+    (page,) = (store / "studies" / "tiny" / "with").glob("finetune.lr*/report.html")
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -174,11 +175,11 @@ def wait_until_changed(page: Page, expression: str, before: list[float]) -> list
 def test_the_json_document_names_every_file_and_verdict(
     reported: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = reported.parents[2]
+    store = reported.parents[4]
     assert main(["report", str(trained.study), "--store", str(store), "--no-overlay", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["study"], document["trials"], document["missing"]) == ("tiny", 4, 0)
-    assert Path(document["report"]) == reported
+    assert Path(document["report"]) == store / "studies" / "tiny" / "report.html"
     for figure in document["figures"]:
         assert all(Path(figure[kind]).is_file() for kind in ("png", "svg", "data"))
     assert document["verdicts"]

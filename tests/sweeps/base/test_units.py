@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retain.sweeps.base.units import format_bytes, format_seconds, format_size, parse_size
+from retain.sweeps.base.units import counted, format_bytes, format_seconds, format_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,9 @@ def test_bytes_and_durations_are_formatted_for_readers() -> None:
         "1h 00m",
         "2h 10m",
     ]
+
+
+def test_one_is_not_counted_as_many() -> None:
+    assert [counted(number, "run") for number in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
+    assert counted(1, "run is done", "runs are done") == "1 run is done"
+    assert counted(2, "run is done", "runs are done") == "2 runs are done"

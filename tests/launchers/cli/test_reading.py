@@ -1,0 +1,111 @@
+"""Reading a store changes nothing that somebody else reads there."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import retain
+from retain.launchers.cli.app import main
+from retain.launchers.planning.opened_study import open_study
+from retain.results.store.study_files import LONGEST_NAME, study_folder
+from retain.results.tensorboard.views import link_runs
+from tests.conftest import Trained
+from tests.studies import linear_study, tiny_study
+
+CUT = "pretrain.exposure=0"
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A linear study, and its store after `retain run` and `retain report`."""
+    folder = tmp_path_factory.mktemp("reading")
+    study, store = linear_study(folder), folder / "runs"
+    retain.run(str(study), store=store)
+    assert main(["report", str(study), "--store", str(store)]) == 0
+    return study, store
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_results_with_overrides_are_only_printed(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    study, store = ran
+    before = files(store)
+    assert main(["results", str(study), CUT, "--store", str(store), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (len(document["trials"]), document["files"]) == (2, [])
+    assert files(store) == before
+    assert len(retain.load("linear", store)) == 4
+
+
+def test_a_report_with_overrides_leaves_that_of_the_study(
+    ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, store = ran
+    before = files(store)
+    assert main(["report", str(study), CUT, "--store", str(store)]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert page == store / "studies" / "linear" / "with" / CUT / "report.html"
+    after = files(store)
+    assert {path: after[path] for path in before} == before
+    assert set(after) - set(before) == set(files(page.parent))
+
+
+def test_a_view_with_overrides_leaves_that_of_the_study(ran: tuple[Path, Path]) -> None:
+    study, store = ran
+    opened = open_study(str(study), [CUT], store)
+    whole = store / "studies" / "linear" / "tensorboard"
+    shown = set(whole.iterdir())
+    assert link_runs(opened.tree, opened.store, overrides=[CUT]) != whole
+    assert set(whole.iterdir()) == shown
+
+
+def test_the_table_outlives_the_data_that_it_was_made_from(trained: Trained, tmp_path: Path) -> None:
+    store = tmp_path / "runs"
+    shutil.copytree(trained.store, store, symlinks=True)
+    before = {name: (store / "studies" / "tiny" / name).read_bytes() for name in ("losses.csv", "trials.json")}
+    for folder in ("tokenizers", "corpora", "prepared"):
+        shutil.rmtree(store / folder)
+    for verb in ("report", "results"):
+        main([verb, str(trained.study), "--store", str(store)])
+    assert before == {name: (store / "studies" / "tiny" / name).read_bytes() for name in before}
+    assert not retain.load("tiny", store)["retained_posttraining_loss"].isna().any()
+
+
+@pytest.mark.parametrize("verb", ["status", "results", "report"])
+def test_keys_of_unprepared_data_are_said_to_be_provisional(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tiny_study(tmp_path)
+    assert main([verb, str(study), "--store", str(tmp_path / "none")]) == 0
+    error = capsys.readouterr().err
+    assert "the keys are provisional and no stage counts as trained: retain data" in error
+
+
+def test_load_reads_what_the_store_has_now(ran: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    study, store = ran
+    monkeypatch.setenv("RETAIN_STORE", str(store))
+    assert len(retain.load(str(study))) == 4
+    assert len(retain.load(str(study), overrides=[CUT])) == 2
+    more = retain.load(str(study), overrides=["seed=[0, 1]"])
+    assert more["finetuning_loss"].isna().tolist() == [seed == 1 for seed in more["seed"]]
+
+
+def test_load_says_what_is_missing(ran: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"mine/trials.json: not found \(there are linear\); name the study's file"
+    ):
+        retain.load("mine", ran[1])
+    with pytest.raises(FileNotFoundError, match=r"store .*absent not found; name another with store= or RETAIN_STORE"):
+        retain.load("linear", tmp_path / "absent")
+    with pytest.warns(UserWarning, match="not prepared"):
+        retain.load(str(tiny_study(tmp_path)), tmp_path)
+
+
+def test_folders_for_many_overrides_have_names_of_their_own(tmp_path: Path) -> None:
+    many = [study_folder(tmp_path, "s", [f"seed={list(range(count))}"]) for count in (200, 201)]
+    assert len(set(many)) == 2
+    assert all(len(folder.name.encode()) <= LONGEST_NAME for folder in many)
