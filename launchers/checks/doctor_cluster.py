@@ -7,7 +7,7 @@ from typing import Any
 
 from retain.launchers.checks.finding import NOTE, OK, Finding
 from retain.launchers.slurm.client import Limits, ask, read_limits
-from retain.launchers.slurm.partitions import Partition, count_gpus, read_config, read_partitions, seconds
+from retain.launchers.slurm.partitions import Partition, read_config, read_partitions, seconds, with_nodes
 from retain.sweeps.base.errors import MissingResourceError
 
 CREDENTIAL_S = 120
@@ -81,7 +81,7 @@ def read_cluster() -> Cluster:
     """Ask the cluster. Raises MissingResourceError if it does not answer."""
     config = read_config()
     qos = _read_qos() if config.get("PreemptType") == BY_QOS else []
-    return Cluster(config, count_gpus(read_partitions()), read_limits(), qos)
+    return Cluster(config, with_nodes(read_partitions()), read_limits(), qos)
 
 
 def _read_qos() -> list[Qos]:

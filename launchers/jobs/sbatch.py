@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from retain.launchers.jobs.resources import UNMEASURED_MINUTES
 from retain.launchers.jobs.submissions import Submission, submission_folder
+from retain.launchers.slurm.client import cluster_environment
 from retain.launchers.stage.environment import OFFLINE
 from retain.results.store.runs import Store
 from retain.sweeps.base.files import write_bytes
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
     import submitit
 
 OF_A_JOB = re.compile(
-    r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|PMI|PMIX)_(?!CONF$|JWT$)|CUDA_VISIBLE_DEVICES$|ROCR_VISIBLE_DEVICES$"
+    r"(SUBMITIT|PMI|PMIX)_|CUDA_VISIBLE_DEVICES$|ROCR_VISIBLE_DEVICES$"
     r"|GPU_DEVICE_ORDINAL$|(MASTER_(ADDR|PORT)|WORLD_SIZE|RANK|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK)$"
 )
-"""Environment variables of a job. A job that this job submits must not inherit them."""
+"""Environment variables of a job besides SLURM's own. A job that this job submits must not inherit them."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Family:
     needs: tuple[str, ...]
     keys: tuple[str, ...]
     execution: Mapping[str, Any]
+    study: str
+    """The study that registered the runs."""
 
     @property
     def pack(self) -> int:
@@ -45,15 +48,16 @@ class Family:
 
 def families(store: Store, keys: Sequence[str]) -> list[Family]:
     """Runs grouped by stage, needs and resources, in the order of the first of each group."""
-    grouped: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
-    executions: dict[tuple[str, tuple[str, ...], str], Mapping[str, Any]] = {}
+    grouped: dict[tuple[str, tuple[str, ...], str], tuple[dict[str, Any], list[str]]] = {}
     for key in keys:
         run = store.run(key)
         spec = run.spec()
         group = (spec["stage"], tuple(run.needs()), repr(sorted(spec["execution"].items(), key=str)))
-        grouped.setdefault(group, []).append(key)
-        executions[group] = spec["execution"]
-    return [Family(group[0], group[1], tuple(found), executions[group]) for group, found in grouped.items()]
+        grouped.setdefault(group, (spec, []))[1].append(key)
+    return [
+        Family(stage, needs, tuple(found), spec["execution"], spec.get("study", ""))
+        for (stage, needs, _), (spec, found) in grouped.items()
+    ]
 
 
 def family_executor(
@@ -80,7 +84,7 @@ def family_executor(
     epilogue = [sys.executable, "-m", "retain.launchers.jobs.epilogue", root, submission.token]
     parameters: dict[str, Any] = {
         "job_name": submission.name,
-        "comment": f"retain {family.stage} of {store.root}",
+        "comment": f"retain {family.study}: {family.stage} in {store.root}",
         "time": slurm.minutes or UNMEASURED_MINUTES,
         "nodes": slurm.nodes,
         "ntasks_per_node": tasks,
@@ -99,7 +103,9 @@ def family_executor(
         "stderr_to_stdout": True,
         "setup": _setup(slurm, code),
         "teardown": [shlex.join(epilogue)],
-        "additional_parameters": {"requeue": True} | slurm.extra,
+        "additional_parameters": {"requeue": True, "export": "ALL"} | slurm.extra,
+        # Whatever the job was submitted with: the process needs what the lines of its script export.
+        "srun_args": ["--export=ALL"],
     }
     folder = submission_folder(store, submission.token)
     executor = SlurmExecutor(folder=folder.absolute(), python=shlex.quote(sys.executable))
@@ -127,14 +133,18 @@ def hand_over(folder: Path, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def outside_job() -> Iterator[None]:
-    """Hide the variables of the job that this process belongs to, so that a job submitted in the block inherits none."""
-    hidden = {name: value for name, value in os.environ.items() if OF_A_JOB.match(name)}
-    for name in hidden:
+    """Hide the variables of the job that this process belongs to, and those that are options of sbatch."""
+    before = dict(os.environ)
+    inherited = {name: value for name, value in cluster_environment().items() if not OF_A_JOB.match(name)}
+    for name in before.keys() - inherited.keys():
         del os.environ[name]
+    os.environ.update(inherited)
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        for name in inherited.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _setup(slurm: Slurm, code: Path) -> list[str]:
