@@ -10,6 +10,7 @@ import typer
 from retain.launchers.cli import maintain, search, show, train
 from retain.launchers.cli.options import EXIT_CODES, INTERRUPTED
 from retain.sweeps.base.errors import RetainError, StudyError
+from retain.sweeps.base.surroundings import library_imports
 
 RESUMABLE = ("run", "search", "probe")
 """Verbs that resume their work when they are interrupted and called again."""
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; an error that the user can fix is one sentence on standard error."""
     typed = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        code = int(app(typed, prog_name="retain", standalone_mode=False) or 0)
+        with library_imports():
+            code = int(app(typed, prog_name="retain", standalone_mode=False) or 0)
     except RetainError as error:
         print(f"retain: {error}", file=sys.stderr)
         return error.exit_code

@@ -17,6 +17,7 @@ from retain.launchers.slurm.client import cluster_environment
 from retain.launchers.stage.environment import OFFLINE
 from retain.results.store.runs import Store
 from retain.sweeps.base.files import write_bytes
+from retain.sweeps.base.surroundings import safe_python_path
 from retain.sweeps.schema.execution import Slurm
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ def _setup(slurm: Slurm, code: Path) -> list[str]:
     # Since SLURM 22.05, srun does not take --cpus-per-task from the job.
     variables = OFFLINE | {"SRUN_CPUS_PER_TASK": str(slurm.cpus)} | slurm.environment
     return [
+        # Without the user's own sources, which would replace modules of Python or of libraries.
+        f"export PYTHONPATH={shlex.quote(safe_python_path())}",
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
         *slurm.setup,
         # Set after the setup commands, as modules may set it too.

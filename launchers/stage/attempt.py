@@ -4,8 +4,6 @@ import contextlib
 import functools
 import importlib
 import os
-import sys
-import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 from retain.launchers.kinds import kind_of
 from retain.launchers.stage.failures import BUG, DISK, classify
 from retain.launchers.stage.heartbeat import heartbeat
+from retain.launchers.stage.log import BUSY, FAILED, NO_ROOM, STOPPED
 from retain.launchers.stage.rank_failures import agree_on_failure, described_failure
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
@@ -23,11 +22,6 @@ from retain.results.store.runs import Run, Store
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import RetainError, StageFailedError
 
-FAILED, BUSY, STOPPED, NO_ROOM = 1, 74, 75, 76
-"""Exit codes of an attempt: the run failed; another process has the run; a signal stopped the attempt, and the run can be
-resumed; the disk is full, so the failure itself may be unwritten."""
-STOP_GRACE_S = 30.0
-"""How long an attempt may take to save its checkpoint after a stop signal."""
 LEASE_PATIENCE_S = 3.0
 """How long to wait for the lease. Launchers and `retain gc` hold it only for moments."""
 
@@ -130,22 +124,6 @@ def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> tup
     except RunBusyError as busy:
         return BUSY, str(busy)
     return 0, "done"
-
-
-def log_line(line: str) -> None:
-    """Print a line with the time; a full disk is ignored."""
-    with contextlib.suppress(OSError):
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
-
-
-def log_into(path: Path) -> None:
-    """Append standard output and error, also those of C libraries, to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
 
 
 def _take_lease(run: Run) -> Lease:
