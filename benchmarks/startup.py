@@ -84,7 +84,8 @@ class TimedProcess:
     def train(self, root: Path, key: str) -> Start:
         """Train a run's first steps as a job does."""
         from retain.launchers.jobs.job import check_needs
-        from retain.launchers.stage.attempt import STOPPED, attempt_code
+        from retain.launchers.stage.attempt import attempt_code
+        from retain.launchers.stage.log import STOPPED
         from retain.launchers.stage.ranks import Ranks
         from retain.launchers.stage.signals import StopRequest
         from retain.results.store.runs import Store
@@ -235,11 +236,11 @@ def _start_worker(server: Any, root: Path, keys: Sequence[str]) -> list[Start]:
 
 def _fork_server() -> Any:
     """The local launcher's server, once it has imported the libraries."""
-    from retain.launchers.local.launcher import _fork_server
+    from retain.launchers.local.fork_server import fork_server, start
 
-    server = _fork_server([TRAINING])
+    server = fork_server([TRAINING])
     first = server.Process(target=os.getpid)
-    first.start()
+    start(first)
     first.join()
     return server
 

@@ -10,11 +10,11 @@ from retain.launchers.slurm.client import ask
 from retain.launchers.slurm.partitions import (
     Limits,
     Partition,
-    count_gpus,
     read_config,
     read_limits,
     read_partitions,
     seconds,
+    with_nodes,
 )
 from retain.sweeps.base.errors import MissingResourceError
 
@@ -89,7 +89,7 @@ def read_cluster() -> Cluster:
     """Ask the cluster. Raises MissingResourceError if it does not answer."""
     config = read_config()
     qos = _read_qos() if config.get("PreemptType") == BY_QOS else []
-    return Cluster(config, count_gpus(read_partitions()), read_limits(config), qos)
+    return Cluster(config, with_nodes(read_partitions()), read_limits(config), qos)
 
 
 def _read_qos() -> list[Qos]:

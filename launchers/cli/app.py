@@ -13,6 +13,7 @@ from retain.launchers.cli.options import EXIT_CODES, INTERRUPTED
 from retain.launchers.cli.streams import safe_streams
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_cure, os_reason
 from retain.sweeps.base.files import is_file
+from retain.sweeps.base.surroundings import library_imports
 
 RESUMABLE = ("run", "search", "probe")
 """Verbs that resume their work when they are interrupted and called again."""
@@ -99,7 +100,8 @@ def _main(typed: Sequence[str]) -> int:
         _check_words(typed)
         if not HELP & set(typed):
             _check_surroundings()
-        code = int(app(typed, prog_name="retain", standalone_mode=False) or 0)
+        with library_imports():
+            code = int(app(typed, prog_name="retain", standalone_mode=False) or 0)
     except RetainError as error:
         print(f"retain: {error}", file=sys.stderr)
         return error.exit_code

@@ -5,7 +5,7 @@ import time
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.submissions import Backlog, read_backlog, submissions, write_backlog
 from retain.launchers.slurm.client import live_jobs, requeue_job
-from retain.launchers.stage.attempt import log_line
+from retain.launchers.stage.log import log_line
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import ENDED
 from retain.sweeps.base.notices import Waiting

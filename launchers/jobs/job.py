@@ -22,8 +22,9 @@ from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.submissions import is_to_do, read_backlog, read_submission, submitted_job
 from retain.launchers.kinds import kind_of
 from retain.launchers.slurm.client import exclude_nodes, live_jobs, own_job_is_cancelled, requeue_job
-from retain.launchers.stage.attempt import BUSY, FAILED, NO_ROOM, STOPPED, attempt_code, log_into, log_line
+from retain.launchers.stage.attempt import attempt_code
 from retain.launchers.stage.failures import DISK, ON_SLURM, prepare_retry
+from retain.launchers.stage.log import BUSY, FAILED, NO_ROOM, STOPPED, log_into, log_line
 from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.launchers.stage.ranks import Ranks, free_port
 from retain.launchers.stage.signals import ALL_SIGNALS, StopRequest

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retain.launchers.slurm.client import has_slurm
-from retain.launchers.slurm.partitions import Partition, read_config, read_partitions
+from retain.launchers.slurm.partitions import Partition, read_config, read_partitions, with_nodes
 from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import MissingResourceError, StudyError
@@ -63,7 +63,7 @@ def slurm_resources(
     """The resources of every stage, by key; siblings have the same walltime, so that they form one array.
 
     partitions: those of the cluster; None: ask SLURM, and assume no limits if SLURM does not answer. Raises StudyError if the
-    study gives a walltime that its partition does not allow.
+    study gives a walltime that its partition does not allow, or asks for more than its nodes have.
     """
     if partitions is None:
         partitions = _partitions_here()
@@ -78,6 +78,7 @@ def slurm_resources(
     resources: dict[str, Resources] = {}
     for (name, _, model), stages in siblings.items():
         execution = executions[name]
+        _check_nodes(execution, partitions, file.path.name)
         tokens = max(stage.tokens for stage in stages) * min(execution.pack, len(stages))
         longest = _longest(execution, site, partitions, file.path.name)
         own = _with_walltime(execution, tokens, speed(name, model, execution.devices, None), longest)
@@ -100,7 +101,7 @@ def driver_minutes(execution: StageExecution, site: Site | None, wanted: int, fi
 def _partitions_here() -> list[Partition]:
     if has_slurm():
         with contextlib.suppress(MissingResourceError):
-            return read_partitions()
+            return with_nodes(read_partitions())
     return []
 
 
@@ -112,8 +113,7 @@ def _longest(
     Raises StudyError if the walltime of the study is longer than every partition allows.
     """
     slurm = execution.slurm
-    names = slurm.partition.split(",") if slurm.partition else [part.name for part in partitions if part.default]
-    limits = [(part.max_minutes, f"partition {part.name}") for part in partitions if part.name in names]
+    limits = [(part.max_minutes, f"partition {part.name}") for part in _chosen(slurm, partitions)]
     bounded = [(limit, source) for limit, source in limits if limit is not None]
     if slurm.minutes and bounded and len(bounded) == len(limits) and slurm.minutes > max(bounded)[0]:
         limit, source = max(bounded)
@@ -124,6 +124,39 @@ def _longest(
     if site is not None and site.minutes is not None:
         bounded.append((site.minutes, "the site's profile"))
     return min(bounded, default=None)
+
+
+def _chosen(slurm: Slurm, partitions: Sequence[Partition]) -> list[Partition]:
+    """The partitions that SLURM may choose for a job."""
+    names = slurm.partition.split(",") if slurm.partition else [part.name for part in partitions if part.default]
+    return [part for part in partitions if part.name in names]
+
+
+def _check_nodes(execution: StageExecution, partitions: Sequence[Partition], file: str) -> None:
+    """Raise StudyError if no partition has enough nodes for a stage: SLURM lets some such jobs wait forever."""
+    slurm, chosen = execution.slurm, _chosen(execution.slurm, partitions)
+    groups = [group for part in chosen for group in part.groups]
+    if not chosen or not all(part.groups for part in chosen):
+        return
+    tasks = execution.devices // slurm.nodes
+    gpus = tasks if execution.accelerator != "cpu" and slurm.gres is None else 0
+    memory_mb = int((slurm.memory_gb or 0) * 1024)
+    where = f"partition {' or '.join(part.name for part in chosen)}"
+    limits = (
+        ("devices", f"{gpus} GPUs on a node", gpus, max(group.gpus for group in groups)),
+        ("slurm.cpus", f"{tasks * slurm.cpus} CPUs on a node", tasks * slurm.cpus, max(group.cpus for group in groups)),
+        ("slurm.memory_gb", f"{memory_mb} MB on a node", memory_mb, max(group.memory_mb for group in groups)),
+        ("slurm.nodes", f"{slurm.nodes} nodes", slurm.nodes, max(sum(g.nodes for g in part.groups) for part in chosen)),
+    )
+    for field, asked, wanted, most in limits:
+        if wanted > most and not (field == "slurm.memory_gb" and most <= 1):
+            cure = "ask for less"
+            if field == "devices":
+                cure = "spread them over more execution.slurm.nodes" if most else "set execution.accelerator=cpu"
+            raise StudyError(
+                f"{file}: execution.{field}: a stage asks for {asked}, and {where} has at most {most}, so its job would "
+                f"never start; {cure}, or choose another execution.slurm.partition"
+            )
 
 
 def _check_warning(slurm: Slurm, file: str) -> None:

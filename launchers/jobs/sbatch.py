@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from retain.launchers.jobs.resources import UNMEASURED_MINUTES
 from retain.launchers.jobs.submissions import Submission, submission_folder
+from retain.launchers.slurm.client import cluster_environment
 from retain.launchers.stage.environment import OFFLINE
 from retain.results.store.runs import Store
 from retain.sweeps.base.files import write_bytes
+from retain.sweeps.base.surroundings import safe_python_path
 from retain.sweeps.schema.execution import Slurm
 
 if TYPE_CHECKING:
     import submitit
 
 OF_A_JOB = re.compile(
-    r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|PMI|PMIX)_(?!CONF$|JWT$)|CUDA_VISIBLE_DEVICES$|ROCR_VISIBLE_DEVICES$"
+    r"(SUBMITIT|PMI|PMIX)_|CUDA_VISIBLE_DEVICES$|ROCR_VISIBLE_DEVICES$"
     r"|GPU_DEVICE_ORDINAL$|(MASTER_(ADDR|PORT)|WORLD_SIZE|RANK|LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK)$"
 )
-"""Environment variables of a job. A job that this job submits must not inherit them."""
+"""Environment variables of a job besides SLURM's own. A job that this job submits must not inherit them."""
 
 NAMED_ALIKE = {"nodes", "partition", "account", "qos", "constraint", "exclude"}
 """Options that a study and sbatch call the same."""
@@ -40,6 +42,8 @@ class Family:
     needs: tuple[str, ...]
     keys: tuple[str, ...]
     execution: Mapping[str, Any]
+    study: str
+    """The study that registered the runs."""
 
     @property
     def pack(self) -> int:
@@ -53,7 +57,7 @@ def families(store: Store, keys: Sequence[str]) -> list[Family]:
     for key in keys:
         run = store.run(key)
         spec = run.spec()
-        alone = Family(spec["stage"], tuple(run.needs()), (key,), spec["execution"])
+        alone = Family(spec["stage"], tuple(run.needs()), (key,), spec["execution"], spec.get("study", ""))
         group = json.dumps([alone.stage, alone.needs, alone.execution], sort_keys=True)
         found[group] = replace(alone, keys=(*found[group].keys, key)) if group in found else alone
     return list(found.values())
@@ -83,7 +87,7 @@ def family_executor(
     epilogue = [sys.executable, "-m", "retain.launchers.jobs.epilogue", root, submission.token]
     parameters: dict[str, Any] = slurm.model_dump(include=NAMED_ALIKE) | {
         "job_name": submission.name,
-        "comment": f"retain {family.stage} of {store.root}",
+        "comment": f"retain {family.study}: {family.stage} in {store.root}",
         "time": slurm.minutes or UNMEASURED_MINUTES,
         "ntasks_per_node": tasks,
         "cpus_per_task": slurm.cpus,
@@ -96,8 +100,10 @@ def family_executor(
         "stderr_to_stdout": True,
         "setup": _setup(slurm, code),
         "teardown": [shlex.join(epilogue)],
-        "additional_parameters": {"requeue": True}
+        "additional_parameters": {"requeue": True, "export": "ALL"}
         | {name: value for name, value in slurm.extra.items() if value is not False},
+        # Whatever the job was submitted with: the process needs what the lines of its script export.
+        "srun_args": ["--export=ALL"],
     }
     folder = submission_folder(store, submission.token)
     executor = SlurmExecutor(folder=folder.absolute(), python=shlex.quote(sys.executable))
@@ -125,20 +131,26 @@ def hand_over(folder: Path, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def outside_job() -> Iterator[None]:
-    """Hide the variables of the job that this process belongs to, so that a job submitted in the block inherits none."""
-    hidden = {name: value for name, value in os.environ.items() if OF_A_JOB.match(name)}
-    for name in hidden:
+    """Hide the variables of the job that this process belongs to, and those that are options of sbatch."""
+    before = dict(os.environ)
+    inherited = {name: value for name, value in cluster_environment().items() if not OF_A_JOB.match(name)}
+    for name in before.keys() - inherited.keys():
         del os.environ[name]
+    os.environ.update(inherited)
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        for name in inherited.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _setup(slurm: Slurm, code: Path) -> list[str]:
     # Since SLURM 22.05, srun does not take --cpus-per-task from the job.
     variables = OFFLINE | {"SRUN_CPUS_PER_TASK": str(slurm.cpus)} | slurm.environment
     return [
+        # Without the user's own sources, which would replace modules of Python or of libraries.
+        f"export PYTHONPATH={shlex.quote(safe_python_path())}",
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
         *slurm.setup,
         # Set after the setup commands, as modules may set it too.

@@ -1,6 +1,7 @@
 """Submits the runs that are not done to SLURM, through submitit, each exactly once."""
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from retain.launchers.jobs.submissions import (
 )
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
-from retain.launchers.slurm.client import live_jobs, release_jobs, require_slurm
+from retain.launchers.slurm.client import live_jobs, refusal, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.slurm.partitions import Limits, read_limits
 from retain.results.store.lease import SILENCE_S, Owner, held_by, wait_for_lease
@@ -252,7 +253,8 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
     executor = family_executor(store, submission, family, dependency, code)
     root, token, tasks = str(store.root.absolute()), submission.token, len(submission.tasks)
     try:
-        with outside_job():
+        # submitit prints the errors of sbatch, which the exception holds as well.
+        with outside_job(), contextlib.redirect_stderr(io.StringIO()):
             if tasks > 1:
                 job = executor.map_array(do_task, [root] * tasks, [token] * tasks)[0]
             else:
@@ -266,9 +268,10 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
         if found:
             return replace(submission, job_id=_adopt(store, submission, next(iter(found))))
         settle_unanswered(store)
-        reason = " ".join(str(error).split())[-300:]
-        refusal = QueueFullError if re.search("MaxSubmitJob|job submit limit", str(error)) else MissingResourceError
-        raise refusal(f"SLURM: sbatch refused {family.stage} {family.keys[0][:8]}: {reason}") from error
+        full = re.search("MaxSubmitJob|job submit limit", str(error))
+        kind = QueueFullError if full else MissingResourceError
+        why = refusal(str(error))
+        raise kind(f"SLURM: sbatch refused {family.stage} {family.keys[0][:8]}: {why}") from error
 
 
 def _adopt(store: Store, submission: Submission, job_id: str) -> str:

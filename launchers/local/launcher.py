@@ -1,8 +1,6 @@
 """The local launcher: trains the stages of a tree on this machine, as many at a time as its cores or GPUs allow."""
 
 import contextlib
-import multiprocessing
-import os
 import signal
 import socket
 import subprocess
@@ -11,18 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
 
 from retain.launchers.kinds import kind_of
 from retain.launchers.local.devices import Slot
+from retain.launchers.local.fork_server import fork_server, start
 from retain.launchers.local.worker import work
 from retain.launchers.slurm.liveness import slurm_liveness
-from retain.launchers.stage.attempt import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED
-from retain.launchers.stage.environment import OFFLINE
 from retain.launchers.stage.failures import BUG, DISK, LOCAL, classify_death, prepare_retry, sentence
+from retain.launchers.stage.log import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED
 from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port, loopback_interface
+from retain.launchers.stage.signals import is_nohup
 from retain.results.store.lease import held_by, try_lease
 from retain.results.store.readiness import is_ready
 from retain.results.store.runs import Run, Store
@@ -96,7 +95,7 @@ def train(
 def start_detached(study: str, overrides: Sequence[str], store: Path) -> Path:
     """Start `retain run` in the background, so that it survives the end of the terminal; returns the path of its log."""
     log = store / f"run.{socket.gethostname()}.{time.strftime('%Y%m%d-%H%M%S')}.log"
-    command = [sys.executable, "-m", "retain.launchers.cli.app", "run", study, *overrides, "--store", str(store)]
+    command = [sys.executable, "-P", "-m", "retain.launchers.cli.app", "run", study, *overrides, "--store", str(store)]
     with log.open("ab") as stream:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
     return log
@@ -118,7 +117,7 @@ class Scheduler:
         """The states of failed runs that could not be written, because the disk is full."""
         self.states = store.states(tree.stages)
         missing = [key for key, state in self.states.items() if state.state not in ("done", "cancelled")]
-        self.context = _fork_server(sorted({kind_of(store.run(key).spec()).module for key in missing}))
+        self.context = fork_server(sorted({kind_of(store.run(key).spec()).module for key in missing}))
         self.waiting = sorted(missing, key=self._urgency())
         self.groups: dict[str, WorkerGroup] = {}
         self.elsewhere: set[str] = set()
@@ -249,8 +248,7 @@ class Scheduler:
             own = ranks.rendezvous(LOOPBACK, port, local_rank=ranks.rank) if world > 1 else {}
             arguments = (self.store.root, key, ranks, shared | own, theirs, pack)
             process = self.context.Process(target=work, args=arguments, name=f"{key} rank {ranks.rank}")
-            with _unimportable_main():
-                process.start()
+            start(process)
             processes.append(process)
         theirs.close()
         return WorkerGroup(processes, slot, ours, left=pack - 1)
@@ -318,35 +316,20 @@ def _death(code: int) -> str:
     return f"its process exited with code {code}"
 
 
-def _fork_server(modules: list[str]) -> ForkServerContext:
-    """Fork processes from a server that has imported these modules, so that each is imported only once."""
-    os.environ.update(OFFLINE)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["retain.launchers.local.worker", *modules])
-    return context
-
-
-@contextlib.contextmanager
-def _unimportable_main() -> Iterator[None]:
-    """Hide the caller's script from multiprocessing, which would run it again in each new process; no worker needs it."""
-    main = vars(sys.modules["__main__"])
-    hidden: dict[str, object] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.update(hidden)
-
-
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, which batch systems and service managers send, stop the launcher as Ctrl-C does."""
+    """Let TERM of batch systems and service managers, and HUP of a closed terminal, stop the launcher as Ctrl-C does."""
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if not is_nohup(number)]
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        # A shell and the kernel may both send HUP: only a second Ctrl-C ends the wait for checkpoints.
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

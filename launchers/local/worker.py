@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from retain.launchers.stage.attempt import FAILED, STOP_GRACE_S, attempt_code, log_into, log_line
+from retain.launchers.stage.log import FAILED, STOP_GRACE_S, log_into, log_line
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import StopRequest
-from retain.results.store.runs import Store
 
 
 def work(
@@ -32,6 +31,10 @@ def work(
     following, code = key, 0
     while following:
         log_into(root / following / "log.txt")
+        # Imported here, so that the log says why an import fails.
+        from retain.launchers.stage.attempt import attempt_code
+        from retain.results.store.runs import Store
+
         log_line(f"rank {ranks.rank} of {ranks.world}: process {os.getpid()} begins")
         code, ending = attempt_code(Store(root), following, ranks, stop)
         log_line(f"rank {ranks.rank}: {ending}")

@@ -16,7 +16,7 @@ from retain.launchers.jobs.submit import submission_lease, submit_leased
 from retain.launchers.search.engine import Search
 from retain.launchers.slurm.client import Job, cancel_jobs, live_jobs
 from retain.launchers.slurm.liveness import slurm_liveness
-from retain.launchers.stage.attempt import log_line
+from retain.launchers.stage.log import log_line
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.store.state import ENDED
 from retain.sweeps.base.errors import MissingResourceError

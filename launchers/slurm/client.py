@@ -1,4 +1,7 @@
-"""SLURM's commands: squeue for any number of jobs, limits, requeue, cancel. Works without accounting."""
+"""SLURM's commands: squeue for any number of jobs, limits, requeue, cancel. Works without accounting.
+
+Every command is called in `cluster_environment`, so that a user's own defaults for SLURM's commands change no answer.
+"""
 
 import contextlib
 import os
@@ -14,6 +17,21 @@ from retain.sweeps.base.processes import slurm_job
 
 PATIENCE_S = 60.0
 """How long to wait for the answer of a command."""
+OPTION = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SACCT|SACCTMGR|SCANCEL|SCONTROL|SINFO)_")
+"""Environment variables that stand for options of SLURM's commands, or describe the job that this process belongs to."""
+CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+"""The only ones of them that are kept: they name the cluster and the user."""
+NO_CLUSTER = re.compile(r"resolve_ctls|Could not establish a configuration|Unable to process configuration file")
+CURES = (
+    (r"account", "set execution.slurm.account to an account of yours; the site knows which you have"),
+    (r"partition", "set execution.slurm.partition to a partition that sinfo lists"),
+    (r"qos|QOS", "set execution.slurm.qos to a quality of service that your account may use"),
+    (r"feature", "set execution.slurm.constraint to a feature that nodes of the partition have"),
+    (r"time limit", "lower execution.slurm.minutes; a longer stage continues in its next attempt"),
+    (r"generic resource|gres", "set execution.slurm.gres as the site writes it, or execution.accelerator=cpu"),
+    (r"[Nn]ode co(nfiguration|unt)|Memory spec|CPU count", "ask for less on a node, or for another partition"),
+)
+"""How sbatch's reasons for a refusal read, and the cure of each."""
 NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 
 
@@ -98,29 +116,19 @@ def release_jobs(job_ids: Sequence[str]) -> list[str]:
 
 def signal_job(job_id: str, name: str) -> bool:
     """Send a signal to all processes of a running job. Returns whether SLURM accepted it."""
-    command = ["scancel", "--quiet", f"--signal={name}", job_id]
-    return subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE_S).returncode == 0
+    try:
+        ask(["scancel", "--quiet", f"--signal={name}", job_id])
+    except MissingResourceError:
+        return False
+    return True
 
 
 def requeue_job(job_id: str, hold_s: int = 0) -> None:
-    """Requeue the job of this process, to start again after `hold_s` seconds at the earliest.
-
-    SLURM sends TERM to all processes of the job before scontrol has its answer, so scontrol must ignore TERM.
-    """
-    command = ["scontrol", "requeue", job_id]
-    subprocess.run(
-        command,
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN) and None,
-    )
+    """Requeue the job of this process, to start again after `hold_s` seconds at the earliest. Raises MissingResourceError."""
+    ask(["scontrol", "requeue", job_id], shielded=True)
     if hold_s:
-        subprocess.run(
-            ["scontrol", "update", f"jobid={job_id}", f"starttime=now+{hold_s}"], check=False, capture_output=True
-        )
+        with contextlib.suppress(MissingResourceError):
+            ask(["scontrol", "update", f"jobid={job_id}", f"starttime=now+{hold_s}"], shielded=True)
 
 
 def own_job_is_cancelled() -> bool:
@@ -160,10 +168,28 @@ def accounted_states(job_ids: Iterable[str]) -> dict[str, str]:
     return {job_id: state for job_id, state, *_ in rows if job_id in wanted and not _is_live(state)}
 
 
-def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
-    """The output of a SLURM command. Raises MissingResourceError if it fails, is missing or does not answer."""
+def cluster_environment() -> dict[str, str]:
+    """This process's environment without the options of SLURM's commands; sbatch's own cluster is that of all commands."""
+    kept = {name: value for name, value in os.environ.items() if name in CLUSTER or not OPTION.match(name)}
+    return kept | ({"SLURM_CLUSTERS": os.environ["SBATCH_CLUSTERS"]} if os.environ.get("SBATCH_CLUSTERS") else {})
+
+
+def ask(command: Sequence[str], patience_s: float = PATIENCE_S, shielded: bool = False) -> str:
+    """The output of a SLURM command. Raises MissingResourceError if it fails, is missing or does not answer.
+
+    shielded: whether the command ignores TERM, which SLURM sends to all processes of a job while it answers a requeue.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
+        done = subprocess.run(
+            command,
+            env=cluster_environment(),
+            capture_output=True,
+            text=True,
+            timeout=patience_s,
+            check=False,
+            start_new_session=shielded,
+            preexec_fn=_ignore_term if shielded else None,
+        )
     except subprocess.TimeoutExpired:
         raise MissingResourceError(
             f"SLURM: {command[0]} has not answered in {patience_s:g} s; try again later"
@@ -171,9 +197,29 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S) -> str:
     except FileNotFoundError:
         raise MissingResourceError(f"SLURM: {command[0]} is not on PATH; load your site's SLURM module") from None
     if done.returncode:
-        reason = " ".join(done.stderr.split())[:300]
+        if NO_CLUSTER.search(done.stderr):
+            raise MissingResourceError(
+                f"SLURM: {command[0]} is installed here and finds no cluster (no slurm.conf); log in to a machine of the "
+                "cluster, or set SLURM_CONF; without a cluster, train on this machine with retain run"
+            )
+        reason = one_line(done.stderr) or f"code {done.returncode}"
         cure = "; try again once the controller answers" if "Unable to contact" in reason else ""
-        raise MissingResourceError(
-            f"SLURM: {' '.join(command[:3])} failed: {reason or f'code {done.returncode}'}{cure}"
-        )
+        raise MissingResourceError(f"SLURM: {' '.join(command[:3])} failed: {reason}{cure}")
     return done.stdout
+
+
+def refusal(printed: str) -> str:
+    """sbatch's reason for refusing a job, and the cure."""
+    reason = one_line(printed)
+    cures = [cure for pattern, cure in CURES if re.search(pattern, reason)]
+    return "; ".join([reason, *cures[:1]])
+
+
+def one_line(printed: str) -> str:
+    """What a SLURM command has printed as an error, without its name before every line."""
+    lines = [re.sub(r"^\w+: (error|fatal): ", "", line.strip()) for line in printed.splitlines()]
+    return "; ".join(line.removeprefix("Batch job submission failed: ") for line in lines if line)[:300]
+
+
+def _ignore_term() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -14,6 +14,19 @@ UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 @dataclass(frozen=True)
+class NodeGroup:
+    """Nodes of a partition that are alike."""
+
+    nodes: int
+    gpus: int
+    """GPUs of one node."""
+    cpus: int
+    """CPUs of one node, as SLURM counts them."""
+    memory_mb: int
+    """Memory of one node; 1 where the site has not entered it."""
+
+
+@dataclass(frozen=True)
 class Partition:
     """A partition, as `scontrol show partition` prints it."""
 
@@ -23,13 +36,15 @@ class Partition:
     """UP, or DOWN, DRAIN or INACTIVE, in which no jobs start."""
     nodes: int
     gpus: int
-    """GPUs of all its nodes, as accounting counts them; see `count_gpus`."""
+    """GPUs of all its nodes, as accounting counts them; see `with_nodes`."""
     max_minutes: int | None
     """The longest walltime in whole minutes; None: no limit."""
     preempt_mode: str
     """What happens to a preempted job: OFF, REQUEUE, CANCEL, SUSPEND or GANG."""
     grace_s: int
     """Seconds between the warning and the end of a preempted job."""
+    groups: tuple[NodeGroup, ...] = ()
+    """Its nodes; empty if they are unknown."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +88,29 @@ def _max_submit_jobs() -> int | None:
     return min((int(limit) for limit in limits if limit.isdecimal()), default=None)
 
 
-def count_gpus(partitions: Sequence[Partition]) -> list[Partition]:
-    """The partitions with the GPUs of their nodes, which sinfo knows even if the cluster does not account for GPUs.
+def with_nodes(partitions: Sequence[Partition]) -> list[Partition]:
+    """The partitions with their nodes, whose GPUs sinfo knows even if the cluster does not account for GPUs.
 
     Raises MissingResourceError.
     """
-    counts = parse_gpus(ask(["sinfo", "--noheader", "--format=%R|%D|%G"]))
-    return [replace(part, gpus=max(part.gpus, counts.get(part.name, 0))) for part in partitions]
+    found = parse_nodes(ask(["sinfo", "--noheader", "--exact", "--format=%R|%D|%G|%c|%m"]))
+    known = [(part, found.get(part.name, ())) for part in partitions]
+    return [
+        replace(part, gpus=max(part.gpus, sum(group.nodes * group.gpus for group in groups)), groups=tuple(groups))
+        for part, groups in known
+    ]
 
 
-def parse_gpus(text: str) -> dict[str, int]:
-    """GPUs by partition, from lines with partition, nodes and generic resources such as gpu:a100:4(S:0-1)."""
-    counts: dict[str, int] = {}
+def parse_nodes(text: str) -> dict[str, list[NodeGroup]]:
+    """Nodes by partition, from lines such as `low|3|gpu:a100:4(S:0-1)|64|512000`: name, nodes, GPUs, CPUs, memory in MB."""
+    found: dict[str, list[NodeGroup]] = {}
     for line in text.splitlines():
-        name, nodes, resources = (*line.strip().split("|", 2), "", "")[:3]
-        each = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", resources))
-        counts[name] = counts.get(name, 0) + _count(nodes) * each
-    return counts
+        fields = line.strip().split("|")
+        if len(fields) == 5:
+            gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", fields[2]))
+            group = NodeGroup(_count(fields[1]), gpus, _count(fields[3]), _count(fields[4]))
+            found.setdefault(fields[0], []).append(group)
+    return found
 
 
 def parse_config(text: str) -> dict[str, str]:

@@ -4,8 +4,6 @@ import contextlib
 import functools
 import importlib
 import os
-import sys
-import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,20 +13,15 @@ from typing import Any
 from retain.launchers.kinds import kind_of
 from retain.launchers.stage.failures import BUG, DISK, classify
 from retain.launchers.stage.heartbeat import heartbeat
+from retain.launchers.stage.log import BUSY, FAILED, NO_ROOM, STOPPED
 from retain.launchers.stage.rank_failures import agree_on_failure, described_failure
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
 from retain.results.store.lease import Lease, wait_for_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import Progress
-from retain.sweeps.base.errors import DamageError, RetainError, StageFailedError, os_reason
-from retain.sweeps.base.notices import notice
+from retain.sweeps.base.errors import DamageError, RetainError, StageFailedError
 
-FAILED, BUSY, STOPPED, NO_ROOM = 1, 74, 75, 76
-"""Exit codes of an attempt: the run failed; another process has the run; a signal stopped the attempt, and the run can be
-resumed; the disk is full, so the failure itself may be unwritten."""
-STOP_GRACE_S = 30.0
-"""How long an attempt may take to save its checkpoint after a stop signal."""
 LEASE_PATIENCE_S = 3.0
 """How long to wait for the lease. Launchers and `retain gc` hold it only for moments."""
 
@@ -135,27 +128,6 @@ def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> tup
     except RetainError as error:  # the state itself cannot be read
         return FAILED, f"failed: {error}"
     return 0, "done"
-
-
-def log_line(line: str) -> None:
-    """Print a line with the time; a full disk is ignored."""
-    with contextlib.suppress(OSError):
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
-
-
-def log_into(path: Path) -> None:
-    """Append standard output and error, also those of C libraries, to a file; they stay as they are if it cannot be opened."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    try:
-        # O_NONBLOCK: a named pipe in its place would block.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        notice(f"{path} cannot be written ({os_reason(error)}), so what the run prints is not kept; delete it")
-        return
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
 
 
 def _take_lease(run: Run) -> Lease:

@@ -5,8 +5,9 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-"""TERM: schedulers and service managers; INT: Ctrl-C; USR2: submitit's warning before a preemption or time limit."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+"""TERM: schedulers and service managers; INT: Ctrl-C; USR2: submitit's warning before a preemption or time limit; HUP: the
+terminal was closed."""
 CANCEL_SIGNAL = signal.SIGUSR1
 """Sent by `retain cancel`: stop the current run, and continue with the other runs of the job's pack."""
 ALL_SIGNALS = (*STOP_SIGNALS, CANCEL_SIGNAL)
@@ -33,7 +34,8 @@ class StopRequest:
     def install(self) -> None:
         """Handle the stop signals. Call it again after a library has installed its own handlers."""
         for number in ALL_SIGNALS:
-            signal.signal(number, self._note)
+            if not is_nohup(number):
+                signal.signal(number, self._note)
         # The parent process may have blocked them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL_SIGNALS)
 
@@ -42,10 +44,18 @@ class StopRequest:
             self.signal = signal.Signals(number).name
 
 
+def is_nohup(number: int) -> bool:
+    """Whether a signal is HUP and ignored, so that this process outlives its terminal."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
 @contextlib.contextmanager
 def block_stop_signals() -> Iterator[None]:
-    """Shield processes that this thread starts in the block from the signals that SLURM sends to every process of a job."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
+    """Shield processes that this thread starts in the block from signals that are sent to every process of a job or terminal.
+
+    They are those of SLURM, and HUP of a terminal that was closed. `StopRequest.install` lets a process hear them again.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP})
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from retain.launchers.search.ray.cleanup import ray_folder, trainers
 from retain.launchers.search.ray.cluster import answers
 from retain.launchers.search.ray.node import NodeSettings, NodeStartError, RayNode, require_token
 from retain.launchers.slurm.client import ask
-from retain.launchers.stage.attempt import STOP_GRACE_S
+from retain.launchers.stage.log import STOP_GRACE_S
 from retain.launchers.stage.signals import StopRequest
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import MissingResourceError

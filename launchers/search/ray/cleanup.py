@@ -20,10 +20,9 @@ from pathlib import Path
 
 from retain.launchers.stage.signals import block_stop_signals
 from retain.sweeps.base.processes import is_gone, process_name
+from retain.sweeps.base.surroundings import library_imports, temporary_folder
 
 PREFIX = "retain-ray-"
-LONGEST = 30
-"""The most characters of the folder for temporary files: Ray makes sockets below it, whose paths have at most 107."""
 MARK = "RETAIN_RAY"
 """An environment variable with the folder, for a Ray node in an allocation and all processes below it."""
 POLLS, BETWEEN_S = 20, 0.5
@@ -33,14 +32,14 @@ POLLS, BETWEEN_S = 20, 0.5
 @contextlib.contextmanager
 def ray_folder() -> Iterator[Path]:
     """A folder for a Ray cluster of this process, with a guard; what dead drivers have left is removed first."""
-    for left in _temporary().glob(f"{PREFIX}*"):
+    for left in Path(temporary_folder()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # another user's, or being created
             if is_gone((left / "driver").read_text()):
                 clean_up(left)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_temporary()))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary_folder()))
     (folder / "driver").write_text(process_name())
     command = [sys.executable, "-m", "retain.launchers.search.ray.cleanup", str(folder)]
-    with block_stop_signals():
+    with block_stop_signals(), library_imports():
         guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     with guard:
         # Leaving closes the guard's input and waits for it; the end of this process would close it too.
@@ -74,11 +73,6 @@ def clean_up(folder: Path) -> None:
 def processes_of(folder: Path) -> list[int]:
     """The Ray processes that have a file open in this folder or below."""
     return [pid for pid in _ray_processes() if _has_open(pid, folder)]
-
-
-def _temporary() -> Path:
-    usual = tempfile.gettempdir()
-    return Path(usual if len(usual) <= LONGEST else "/tmp")
 
 
 def _ray_processes() -> list[int]:

@@ -17,6 +17,7 @@ from retain.launchers.search.ray.cleanup import ray_folder
 from retain.launchers.search.ray.node import ON_LOCALHOST, local_options, require_token
 from retain.launchers.stage.signals import StopRequest
 from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.surroundings import library_imports
 from retain.sweeps.schema.execution import Execution
 from retain.sweeps.tree.tree import STAGES
 
@@ -131,7 +132,9 @@ def _ray(execution: Execution, address: str | None, nodes: int) -> Iterator[list
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+            # Ray would add the folder of the script and the current folder to the path of its workers.
+            with library_imports(), contextlib.chdir(sys.prefix):
+                ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             where = "Ray cannot be started here" if address is None else f"--address {address}: no Ray answers there"
             raise MissingResourceError(f"{where} ({' '.join(str(error).split())[:200]})") from None

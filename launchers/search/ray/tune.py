@@ -111,8 +111,9 @@ class StageActor(Trainable):
         return PlacementGroupFactory([config["needs"]])
 
     def setup(self, config: Any) -> None:
-        # SLURM signals every process of a job: the training processes react, and this one waits for them.
-        for number in (signal.SIGTERM, signal.SIGUSR2):
+        # SLURM signals every process of a job, and a closing terminal its own: the training processes react, and this one
+        # waits for them.
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         # Forked processes would otherwise run Ray's main file first, which imports all of Ray.
         vars(sys.modules["__main__"]).pop("__file__", None)

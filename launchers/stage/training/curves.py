@@ -57,7 +57,7 @@ class Curves(Callback):
         self.file = CurveWriter(run.folder, points) if heldout.rank == 0 else None
         self.events = RunEvents(run.folder, points) if heldout.rank == 0 else None
         self.progress = Progress(total=self.sequences * self.length)
-        self.timed_step, self.timed_at, self.reported_at = 0, time.monotonic(), 0.0
+        self.timed_step, self.timed_at, self.reported_at = -1, 0.0, 0.0
         self.evaluated: dict[tuple[int, str], float] = {}
 
     def state(self) -> dict[str, Any]:
@@ -93,8 +93,10 @@ class Curves(Callback):
         self.events.add_results(hyperparameters, losses)
         self.events.close()
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.timed_step, self.timed_at = self.heldout.module.step, time.monotonic()
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+        # At the first step of the attempt: by then a checkpoint has been restored, whose steps another attempt has trained.
+        if self.timed_step < 0:
+            self.timed_step, self.timed_at = self.heldout.module.step, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from retain.launchers.jobs.resources import Resources, as_executions, slurm_resources
 from retain.launchers.jobs.sbatch import families, sbatch_script
 from retain.launchers.planning.register import register
-from retain.launchers.slurm.partitions import Partition, parse_config, parse_gpus, parse_partitions
+from retain.launchers.slurm.partitions import NodeGroup, Partition, parse_config, parse_nodes, parse_partitions
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, Progress
 from retain.sweeps.base.errors import StudyError
@@ -111,6 +112,40 @@ def test_a_walltime_that_the_study_gives_is_kept_or_refused(tmp_path: Path) -> N
         slurm_resources(tree, file, Store(tmp_path), None, [partition(max_minutes=80)])
 
 
+@pytest.mark.parametrize(
+    ("execution", "complaint"),
+    [
+        (
+            {"devices": 8},
+            r"execution\.devices: a stage asks for 8 GPUs on a node, and partition low has at most 4, .*nodes",
+        ),
+        ({"devices": 8, "slurm": {"nodes": 2}}, None),
+        ({"devices": 8, "accelerator": "cpu"}, None),
+        (
+            {"devices": 8, "accelerator": "cpu", "slurm": {"cpus": 4}},
+            r"slurm\.cpus: a stage asks for 32 CPUs on a node",
+        ),
+        (
+            {"devices": 6, "slurm": {"nodes": 6}},
+            r"slurm\.nodes: a stage asks for 6 nodes, and partition low has at most 5",
+        ),
+        ({"slurm": {"memory_gb": 501}}, r"slurm\.memory_gb: a stage asks for 513024 MB on a node"),
+        ({"slurm": {"partition": "high"}}, r"1 GPUs on a node, and partition high has at most 0, .*accelerator=cpu"),
+        ({"devices": 8, "slurm": {"partition": "low,unknown"}}, r"partition low has at most 4"),
+        ({"devices": 8, "slurm": {"partition": "unknown"}}, None),
+        ({"devices": 8, "slurm": {"gres": "gpu:whole:1"}}, None),
+    ],
+)
+def test_a_stage_that_no_node_of_its_partition_can_hold_is_refused_at_submission(
+    execution: dict[str, Any], complaint: str | None, tmp_path: Path
+) -> None:
+    low = replace(partition(), groups=(NodeGroup(3, 4, 16, 500_000), NodeGroup(2, 0, 16, 500_000)))
+    high = replace(partition("high", default=False), groups=(NodeGroup(9, 0, 16, 1),))
+    file, tree = opened(execution=execution)
+    with pytest.raises(StudyError, match=complaint) if complaint else nullcontext():
+        slurm_resources(tree, file, Store(tmp_path), None, [low, high])
+
+
 def test_a_warning_that_would_come_at_the_start_of_a_job_is_refused(tmp_path: Path) -> None:
     file, tree = opened(**{"execution.slurm": {"minutes": 5, "warning_seconds": 300}})
     with pytest.raises(StudyError, match=r"warning_seconds: a warning 300 s before the end .* of a job of 5 minutes"):
@@ -186,9 +221,11 @@ def test_what_scontrol_prints_is_read() -> None:
         Partition("low", True, "UP", 1536, 32, 26 * 60 + 30, "REQUEUE", 5),
         Partition("any", False, "DOWN", 0, 0, None, "OFF", 0),
     ]
-    assert parse_gpus("low|3|gpu:a100:4(S:0-1),nvme:1\nlow|1|gpu:2\nany|2|(null)\nany|1|gpu:a:1,gpu:b:2\n") == {
-        "low": 14,
-        "any": 3,
+    assert parse_nodes(
+        "CLUSTER: a\nlow|3|gpu:a100:4(S:0-1),nvme:1|64|512000\nany|1|gpu:a:1,gpu:b:2|8|1\nany|2|(null)|8|1\n"
+    ) == {
+        "low": [NodeGroup(3, 4, 64, 512000)],
+        "any": [NodeGroup(1, 3, 8, 1), NodeGroup(2, 0, 8, 1)],
     }
     config = "Configuration data as of now\nKillWait      = 30 sec\nAuthInfo = a=b,cred_expire=5\nProlog = (null)\n"
     assert parse_config(config) == {"KillWait": "30 sec", "AuthInfo": "a=b,cred_expire=5", "Prolog": ""}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from retain.launchers.stage.attempt import STOPPED
+from retain.launchers.stage.log import STOPPED
 from retain.launchers.stage.training.numerics import Numerics, record_numerics, recorded_numerics
 from retain.results.store.runs import Store
 from tests.launchers.stage.test_sharding import of_stage, set_back

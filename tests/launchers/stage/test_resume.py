@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import signal
 import time
@@ -77,12 +78,15 @@ def test_a_launcher_killed_at_random_times_loses_nothing(
     assert_token_ranges_join(Store(store))
 
 
-def test_a_stopped_run_goes_on_from_the_step_at_which_it_was_stopped(calm: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["stopped", "its terminal closed"])
+def test_a_stopped_run_goes_on_from_the_step_at_which_it_was_stopped(
+    number: signal.Signals, calm: tuple[Path, Path], tmp_path: Path
+) -> None:
     study, _ = calm
-    store = stopped_midway(study, tmp_path / "runs", signal.SIGTERM)
+    store = stopped_midway(study, tmp_path / "runs", number)
     run = begun(store)
     attempt = run.state().attempts[0]
-    assert (run.state().state, attempt.cause) == ("planned", "SIGTERM")
+    assert (run.state().state, attempt.cause) == ("planned", number.name)
     assert attempt.tokens > 0
     train_here(study, store)
     assert run.state().attempts[1].tokens_at_start == attempt.tokens
@@ -241,7 +245,11 @@ def stopped_midway(study: Path, store: Path, number: signal.Signals, *overrides:
             or launcher.poll() is not None
         )
     )
-    launcher.send_signal(number)
+    if number == signal.SIGHUP:  # every process of a terminal that closes hears it, from the shell and from the kernel
+        os.killpg(launcher.pid, number)
+        os.killpg(launcher.pid, number)
+    else:
+        launcher.send_signal(number)
     launcher.communicate(timeout=60)
     wait_until(lambda: not any(run.is_running() for run in Store(store).runs()))
     return store

@@ -1,0 +1,58 @@
+"""What processes take from the user's surroundings: no modules but those of libraries, and short names of sockets."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+LONGEST_TEMPORARY = 30
+"""The most characters of a folder for temporary files with sockets, whose paths have at most 107."""
+
+
+@contextlib.contextmanager
+def library_imports(variables: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Import only libraries in the block, in this process and in Python processes that it starts.
+
+    A token.py, torch.py or results.py of the user's, in the current folder, next to a script or in PYTHONPATH, would replace
+    a module of Python, of a library or of Retain. variables: further environment variables of the block.
+    """
+    before, path = dict(os.environ), sys.path
+    chosen = safe_python_path()
+    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": chosen, **(variables or {})}
+    stdlib = os.path.dirname(os.__file__)
+    own = path.index(stdlib) if stdlib in path else 0
+    kept = [entry for entry in path[:own] if entry in chosen.split(os.pathsep) or _holds_packages(entry)]
+    home = [] if _home() in kept else [entry for entry in path[:own] if entry == _home()]
+    sys.path = [*kept, *path[own:], *home]
+    try:
+        yield
+    finally:
+        sys.path = path
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def safe_python_path() -> str:
+    """The entries of PYTHONPATH without the user's own sources: folders of installed packages, and the one of Retain."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(entry for entry in entries if entry and (entry == _home() or _holds_packages(entry)))
+
+
+def temporary_folder() -> str:
+    """The folder for temporary files, or a shorter one if its path is too long for sockets."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= LONGEST_TEMPORARY else "/tmp"
+
+
+def _holds_packages(entry: str) -> bool:
+    """Whether an entry of Python's path is a folder of installed packages, and not one of sources."""
+    folder = Path(entry)
+    return bool(entry) and (folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info")))
+
+
+def _home() -> str:
+    """The folder in which the running package `retain` lies."""
+    return str(Path(sys.modules["retain"].__file__ or "").parents[1])

@@ -1,0 +1,61 @@
+"""What SLURM's commands are called with, and how their errors read."""
+
+from pathlib import Path
+
+import pytest
+
+from retain.launchers.jobs.sbatch import outside_job
+from retain.launchers.slurm.client import ask, cluster_environment, refusal
+from retain.sweeps.base.errors import MissingResourceError
+
+OPTIONS = ("SBATCH_EXPORT", "SQUEUE_USERS", "SACCT_FORMAT", "SCANCEL_STATE", "SINFO_PARTITION", "SLURM_EXPORT_ENV")
+
+
+def test_a_users_defaults_for_slurms_commands_reach_none_of_them_but_the_cluster_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (*OPTIONS, "SLURM_JOB_ID", "SLURM_CONF", "SLURM_JWT", "SBATCH_CLUSTERS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "x")
+    for environment in (cluster_environment(), dict(line.split("=", 1) for line in ask(["env"]).splitlines())):
+        assert environment["SLURM_CONF"] == environment["SLURM_JWT"] == environment["SLURM_CLUSTERS"] == "x"
+        assert not environment.keys() & {*OPTIONS, "SLURM_JOB_ID", "SBATCH_CLUSTERS"}
+        assert "CUDA_VISIBLE_DEVICES" in environment
+    with outside_job():
+        inside = dict(line.split("=", 1) for line in ask(["env"]).splitlines())
+    assert not inside.keys() & {*OPTIONS, "SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES"}
+    assert inside["SLURM_CLUSTERS"] == "x"
+
+
+def test_a_refusal_of_sbatch_is_said_once_with_its_cure() -> None:
+    lines = ("invalid partition specified: x", "Batch job submission failed: Invalid partition name")
+    assert refusal("".join(f"sbatch: error: {line}\n" for line in lines)) == (
+        "invalid partition specified: x; Invalid partition name; set execution.slurm.partition to a partition that sinfo lists"
+    )
+    for reason, cure in (
+        ("Invalid account or account/partition combination specified", "execution.slurm.account"),
+        ("Invalid qos specification", "execution.slurm.qos"),
+        ("Requested node configuration is not available", "ask for less on a node"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "execution.slurm.minutes"),
+    ):
+        assert cure in refusal(f"sbatch: error: Batch job submission failed: {reason}")
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host",
+        "squeue: fatal: Could not establish a configuration source",
+        "squeue: error: s_p_parse_file: cannot stat file x: No such file\\nsqueue: fatal: Unable to process configuration file",
+    ],
+)
+def test_a_slurm_client_without_a_cluster_says_so_without_the_words_of_a_resolver(
+    printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\nprintf '{printed}' >&2\nexit 1\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(
+        MissingResourceError, match=r"squeue is installed here and finds no cluster .*retain run"
+    ) as raised:
+        ask(["squeue"])
+    assert "resolve" not in str(raised.value)
