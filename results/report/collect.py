@@ -65,13 +65,14 @@ def collect_results(
 ) -> Results:
     """Read the results of a study, and write its loss table, its overview figure and its TensorBoard view.
 
-    states: the states of all stages, if they have been read already. view: whether to make a TensorBoard view if there is
-    none; an existing one is always updated. A store that may only be read still has results.
+    states: the states of all stages, if they have been read already; without them, damaged runs are left out and are among the
+    failures. view: whether to make a TensorBoard view if there is none; an existing one is always updated. A store that may
+    only be read still has results.
     """
-    states = {key: current_state(store.run(key)) for key in tree.stages} if states is None else states
-    damaged: dict[str, State] = {}
+    damaged: dict[str, State] | None = {} if states is None else None
+    states = states or {key: current_state(store.run(key)) for key in tree.stages}
     rows = trial_rows(tree, store, states, damaged)
-    states = {**states, **damaged}
+    states = {**states, **(damaged or {})}
     written: list[Path] = []
     draw = draw_theory if isinstance(file.study, LinearStudy) else draw_losses
     with contextlib.suppress(PermissionError):
