@@ -231,7 +231,7 @@ def _own_loaders(folder: Path, steps: int) -> Iterator[tuple[str, str, Callable[
     for name, recipe in recipes().items():
         total = len(StageData(recipe, folder).batches)
         for position, first in (("start", 0), ("middle", total // 2), ("end", total - steps - 8)):
-            _forget(folder / "corpora" / "disk" / "train.bin")
+            _forget(folder / "corpora" / _manifest("disk")["fingerprint"] / "train.bin")
             yield f"{OURS}: {name}", position, functools.partial(start_retain, folder, recipe, first)
 
 
@@ -254,29 +254,30 @@ def start_retain(folder: Path, recipe: Mapping[str, Any], first: int) -> NextBat
 
 def recipes() -> dict[str, dict[str, Any]]:
     """By the names of the rows."""
+    corpora = {name: _manifest(name)["fingerprint"] for name in CORPORA}
     common = {"subset_seed": 0, "seed": 0, "batch": BATCH}
-    main = common | {"corpus": "main", "distinct": SEQUENCES}
-    exposed = {"corpus": "post", "distinct": POST, "sequences": POST}
+    main = common | {"corpus": corpora["main"], "distinct": SEQUENCES}
+    exposed = {"corpus": corpora["post"], "distinct": POST, "sequences": POST}
     mixed = {"exposure": exposed, "sequences": SEQUENCES + POST}
     window = exposed | {"window": [SEQUENCES // 4, 3 * SEQUENCES // 4]}
-    replay = {"corpus": "main", "distinct": SEQUENCES, "fraction": 0.1}
-    post = {"corpus": "post", "distinct": POST, "sequences": 4 * POST, "early_stopping": {}, "replay": replay}
+    replay = {"corpus": corpora["main"], "distinct": SEQUENCES, "fraction": 0.1}
+    post = {"corpus": corpora["post"], "distinct": POST, "sequences": 4 * POST, "early_stopping": {}, "replay": replay}
     return {
         "pretraining, exposure": main | mixed,
         "pretraining, exposure in a window": main | mixed | {"exposure": window},
         "post-training, replay": common | post,
-        "from disk, nothing cached": common | {"corpus": "disk", "distinct": ON_DISK, "sequences": ON_DISK},
+        "from disk, nothing cached": common | {"corpus": corpora["disk"], "distinct": ON_DISK, "sequences": ON_DISK},
     }
 
 
 def make_store(folder: Path, corpora: Mapping[str, int] = CORPORA) -> None:
     """Corpora of so many sequences each; only `disk` is really written."""
     for name, count in corpora.items():
-        place = folder / "corpora" / name
+        manifest = _manifest(name)
+        place = folder / "corpora" / manifest["fingerprint"]
         place.mkdir(parents=True)
-        split = {"sequences": count}
-        manifest = {"fingerprint": name, "sequence_length": LENGTH, "dtype": "<u2", "train": split, "heldout": split}
         (place / "manifest.json").write_text(json.dumps(manifest))
+        (place / "heldout.bin").touch()
         with (place / "train.bin").open("wb") as stream:
             stream.truncate(count * LENGTH * 2)
             if name == "disk":
@@ -285,6 +286,22 @@ def make_store(folder: Path, corpora: Mapping[str, int] = CORPORA) -> None:
                     stream.write(draw.integers(0, 2**16, count // 100 * LENGTH, np.uint16).tobytes())
                 stream.flush()
                 os.fsync(stream.fileno())
+
+
+def _manifest(name: str) -> dict[str, Any]:
+    """The manifest of a corpus of CORPORA, whose name stands for the digest of its sequences."""
+    from retain.datamodules.corpora.packing import fingerprint_of
+
+    manifest: dict[str, Any] = {
+        "tokenizer": "",
+        "sequence_length": LENGTH,
+        "dtype": "<u2",
+        **{
+            split: {"documents": count, "sequences": count, "tokens": count * LENGTH, "sha256": name}
+            for split, count in (("train", CORPORA[name]), ("heldout", 0))
+        },
+    }
+    return manifest | {"fingerprint": fingerprint_of(manifest)}
 
 
 def _forget(path: Path) -> None:

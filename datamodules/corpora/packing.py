@@ -17,7 +17,7 @@ import numpy.typing as npt
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
 from retain.datamodules.corpora.tokenizer import Tokenizer
-from retain.sweeps.base.documents import read_document, unreadable
+from retain.sweeps.base.documents import FORMAT, read_document, unreadable
 from retain.sweeps.base.errors import DamageError
 
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20
@@ -200,6 +200,7 @@ def pack(
         batches = _distinct_batches(documents)
         _write_splits(_encode(batches, tokenizer), writers, tokenizer.end_id, heldout, withheld, tokens, report)
     manifest: dict[str, Any] = {
+        "format": FORMAT,
         "sequence_length": sequence_length,
         "dtype": dtype.str,
         "tokenizer": tokenizer.fingerprint,

@@ -195,10 +195,13 @@ def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
     """Open a prepared corpus. Raises DamageError if the store lacks it, or its files are not those of its manifest."""
     folder = store / "corpora" / fingerprint
     try:
-        return open_packed(folder)
+        packed = open_packed(folder)
     except FileNotFoundError:
         problem = "has no manifest.json" if folder.is_dir() else f"not found in {store}"
         raise DamageError(f"corpus {fingerprint} {problem}; {CURE}") from None
+    if packed.fingerprint != fingerprint:
+        raise DamageError(f"{folder} holds another corpus; delete it, and {CURE}")
+    return packed
 
 
 def stored_tokenizer(store: Path, fingerprint: str) -> Tokenizer:

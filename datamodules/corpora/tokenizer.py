@@ -1,8 +1,11 @@
 """Train, load and save a study's tokeniser, and identify it by a fingerprint."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +18,9 @@ from retain.sweeps.base.errors import MissingResourceError, StudyError
 
 Parsed = TypeVar("Parsed")
 END_OF_TEXT = "<|endoftext|>"
+LONGEST_WORD = 10_000
+"""Characters of a word that the training of a tokeniser sees as one."""
+LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -31,10 +37,10 @@ class Tokenizer:
         assert number is not None
         return int(number)
 
-    @property
+    @functools.cached_property
     def vocabulary(self) -> int:
-        """The number of entries, added tokens included."""
-        return int(self.core.get_vocab_size(with_added_tokens=True))
+        """One more than the largest token id, added tokens included: the number of entries, unless the ids have gaps."""
+        return 1 + max(self.core.get_vocab(with_added_tokens=True).values())
 
     @property
     def fingerprint(self) -> str:
@@ -73,6 +79,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"tokenizer: {folder}: eos_token is missing in tokenizer_config.json or not in the vocabulary; choose another "
             "tokeniser"
         )
+    core.no_truncation()
+    core.no_padding()
     return Tokenizer(core, end)
 
 
@@ -114,7 +122,10 @@ def fetch_tokenizer(name: str, revision: str | None, folder: Path) -> Tokenizer:
 
 
 def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
-    """Train a byte-level BPE of `entries` entries; end of text is entry 0. Raises StudyError if there is too little text."""
+    """Train a byte-level BPE of `entries` entries; end of text is entry 0. Raises StudyError if there is too little text.
+
+    Words of more than LONGEST_WORD characters are cut, as the time to train is quadratic in the length of a word.
+    """
     core = tokenizers.Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -124,9 +135,33 @@ def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(documents, trainer)
+    failures: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            core.train_from_iterator((part for document in documents for part in cut_long_words(document)), trainer)
+        except BaseException as error:
+            failures.append(error)
+
+    # The library answers no signal while it trains, but Python's main thread does while it waits.
+    thread = threading.Thread(target=train, name="train-tokenizer", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if failures:
+        raise failures[0]
     if core.get_vocab_size() != entries:
         raise StudyError(
             f"tokenizer.train: the corpora yield {core.get_vocab_size()} of {entries} entries; lower tokenizer.train"
         )
     return Tokenizer(core, END_OF_TEXT)
+
+
+def cut_long_words(document: str) -> Iterator[str]:
+    """Yield a document, cut after every LONGEST_WORD characters of a longer word or a longer blank."""
+    start = 0
+    if len(document) > LONGEST_WORD:
+        for match in LONG_WORD.finditer(document):
+            yield document[start : match.end()]
+            start = match.end()
+    yield document[start:]

@@ -141,7 +141,7 @@ def results(
     show(found, as_json, lambda found: print_results(found, store))
     damaged = [failure for failure in found.failures if failure.state == DAMAGED]
     print_failures(damaged)
-    return SOME_RUN_FAILED if damaged else 0
+    return MissingResourceError.exit_code if damaged else 0
 
 
 def report(

@@ -75,14 +75,14 @@ def collect_results(
 ) -> Results:
     """Read the results of a study, and write what shows them into the study's folder.
 
-    states: the states of all stages, if they have been read already. write: the loss table that `retain.load` reads, the
-    overview figure and the TensorBoard view (all); the figure, and the view if there is one already (pictures); or nothing. A
-    store that may only be read still has results.
+    states: the states of all stages, if they have been read already; without them, damaged runs are left out and are among the
+    failures. write: the loss table that `retain.load` reads, the overview figure and the TensorBoard view (all); the figure,
+    and the view if there is one already (pictures); or nothing. A store that may only be read still has results.
     """
-    states = {key: current_state(store.run(key)) for key in tree.stages} if states is None else states
-    damaged: dict[str, State] = {}
+    damaged: dict[str, State] | None = {} if states is None else None
+    states = states or {key: current_state(store.run(key)) for key in tree.stages}
     rows = trial_rows(tree, store, states, damaged)
-    states = {**states, **damaged}
+    states = {**states, **(damaged or {})}
     written: list[Path] = []
     draw = draw_theory if isinstance(file.study, LinearStudy) else draw_losses
     with contextlib.suppress(PermissionError):

@@ -3,10 +3,11 @@
 Only files with known names are touched, and no file of a run whose lease a living process holds.
 """
 
+import contextlib
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,13 +121,12 @@ def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[st
             needed[parent] = store.run(parent)
             parent = stages[parent].parent
     if needed:
-        raise MissingResourceError(freed_sentence(needed.values()))
+        raise MissingResourceError(freed_sentence(list(needed.values())))
 
 
-def freed_sentence(runs: Iterable[Run]) -> str:
+def freed_sentence(runs: list[Run]) -> str:
     """The error message that the weights of these runs are needed but freed, with the cure."""
-    named = list(runs)
-    return f"retain gc --weights has freed weights that are needed to start from; {_retrain(named)}"
+    return f"retain gc --weights has freed weights that are needed to start from; {_retrain(runs)}"
 
 
 def _retrain(runs: list[Run]) -> str:
@@ -173,12 +173,8 @@ def _of_weights(runs: list[Run], chosen: set[str]) -> Iterator[Waste]:
         files = _weight_files(run)
         if files and not is_pinned(run) and not run.is_running():
             size = sum(used_bytes(file) for file in files)
-            who = (
-                "the run that starts from them is"
-                if len(below) == 1
-                else f"all {len(below):,} runs that start from them are"
-            )
-            yield Waste(run.model, run.key, WEIGHTS, size, f"{who} done")
+            reason = f"all runs that start from them are done ({len(below):,})"
+            yield Waste(run.model, run.key, WEIGHTS, size, reason)
 
 
 def _weight_files(run: Run) -> list[Path]:
@@ -207,7 +203,7 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
     """Temporary files outside the runs, and half-prepared data."""
     if not root.is_dir():
         return
-    for folder in (root, root / "prepared", *root.glob("studies/*")):
+    for folder in (root, root / "prepared", root / "prepared" / "last", *root.glob("studies/*")):
         if folder.is_dir():
             for name in os.listdir(folder):
                 yield _temporary(folder / name, None)
@@ -231,21 +227,17 @@ def _quiet(root: Path, found: list[Waste]) -> list[Waste]:
     """The found files and folders that have not changed for long enough."""
     if not found:
         return []
-    try:
+    now = time.time()
+    with contextlib.suppress(OSError):
         now = file_system_time(root)
-    except OSError:
-        now = time.time()
-    return [waste for waste in found if now - _last_change(waste.path) > _quiet_s(waste.path)]
+    return [waste for waste in found if _is_quiet(waste.path, now)]
 
 
-def _quiet_s(path: Path) -> float:
-    match = BUILDING.fullmatch(path.name) if path.parent.name == "building" else None
-    return QUIET_ELSEWHERE_S if match and not is_here(match["process"]) else QUIET_S
-
-
-def _last_change(path: Path) -> float:
-    """The latest modification time below a path; infinity if it has vanished."""
+def _is_quiet(path: Path, now: float) -> bool:
+    """Whether nothing below a path has changed for long enough; False if the path has vanished."""
+    match = BUILDING.fullmatch(path.name)
     try:
-        return max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
+        latest = max(place.lstat().st_mtime for place in (path, *path.rglob("*")))
     except FileNotFoundError:
-        return float("inf")
+        return False
+    return now - latest > (QUIET_ELSEWHERE_S if match and not is_here(match["process"]) else QUIET_S)

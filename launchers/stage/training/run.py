@@ -9,12 +9,10 @@ import os
 # Before torch: cuBLAS is deterministic with a fixed workspace only.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -154,11 +152,11 @@ def _begin(context: AttemptContext, device: str | None) -> SavedCheckpoint | Non
         except AttemptStopped:
             cancelled = True
     # 2. The other ranks open the same checkpoint, which rank 0 has checked.
-    folder, cancelled = json.loads(broadcast(json.dumps([str(saved.folder) if saved else "", cancelled]), ranks.world))
+    folder, cancelled = broadcast((saved.folder if saved else None, cancelled), ranks.world)
     if cancelled:
         raise AttemptStopped(CANCEL_SIGNAL.name)
     if folder and saved is None:
-        saved = open_checkpoint(Path(folder), check=False)
+        saved = open_checkpoint(folder, check=False)
     return saved
 
 

@@ -1,5 +1,6 @@
 """What is trained stays readable when its sources change or go; data that is damaged is prepared again."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,12 +16,12 @@ from retain.launchers.checks.verify import verify_store
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.register import register
 from retain.launchers.stage.attempt import attempt_code
-from retain.launchers.stage.failures import DAMAGED, classify
+from retain.launchers.stage.failures import DAMAGE, classify
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import StopRequest
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import DamagedError, MissingResourceError
-from retain.sweeps.base.files import read_json, write_json
+from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.tree import expand
@@ -111,7 +112,7 @@ def test_a_store_of_an_earlier_version_gains_the_notes_that_outlive_its_sources(
     file, store = copied
     shutil.rmtree(store / "prepared" / "last")
     for path in (store / "prepared").glob("*.json"):
-        note = read_json(path)
+        note = json.loads(path.read_text())
         del note["facts"]
         write_json(path, note)
     assert prepare(file, store) == prepared.facts
@@ -220,7 +221,7 @@ def test_damaged_data_is_named_and_prepared_again_with_the_same_fingerprints(
         with pytest.raises(DamagedError) as damaged:
             open_all(store, prepared.facts)
         assert "prepare the study's data again" in str(damaged.value)
-        assert classify(damaged.value) == DAMAGED
+        assert classify(damaged.value) == DAMAGE
     assert prepare(file, store) == prepared.facts
     assert known_facts(file, store) == prepared.facts
     for one in prepared.facts.corpora.values():
@@ -244,7 +245,7 @@ def test_a_stage_that_meets_damaged_data_fails_as_such_and_can_be_retried_once_i
     each(store, "corpora/*/train.bin", cut)
     attempt_code(opened.store, key, Ranks(), StopRequest())
     failed = opened.store.run(key).state()
-    assert (failed.state, failed.attempts[-1].failure) == ("failed", DAMAGED)
+    assert (failed.state, failed.attempts[-1].failure) == ("failed", DAMAGE)
     assert "train.bin is damaged" in str(failed.reason)
     prepare(file, store)
     assert opened.store.run(key).retry()

@@ -114,7 +114,11 @@ TINY_VERBS = ("status", "status tiny", "results tiny", "plan tiny", "why tiny", 
 KINDS: Mapping[str, Kind] = {
     "stage.json": Kind(of_run("trained", "stage.json"), (*TINY_VERBS, "report tiny")),
     "state.json": Kind(of_run("trained", "state.json"), (*TINY_VERBS, "report tiny", "retry tiny")),
-    "losses.json": Kind(of_run("trained", "losses.json"), (*TINY_VERBS, "report tiny"), sealed=True),
+    "losses.json": Kind(
+        of_run("trained", "losses.json"),
+        ("status tiny", "results tiny", "report tiny", "export", "why tiny"),
+        sealed=True,
+    ),
     "state.json of a linear run": Kind(of_run("done", "state.json"), ("run linear", "load")),
     "lease": Kind(of_run("done", "lease.9.json"), ("status linear", "gc"), optional=True),
     "curves.jsonl": Kind(of_run("done", "curves.jsonl"), ("status linear",), optional=True),

@@ -14,7 +14,6 @@ from retain.results.analysis.predictors import PREDICTORS
 from retain.results.store.garbage import find_waste, free
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.base.files import read_json
 from tests.conftest import Trained
 from tests.retain import retain, retain_json
 from tests.studies import tiny_tree
@@ -72,7 +71,8 @@ def test_correlations_within_each_rate_and_over_all_trials_are_saved_for_the_rep
         assert (row["trials"], row["starts"]) == ((4, 2) if rate is None else (2, 2))
         assert row["low"] is row["high"] is None  # two θ_post are too few for an interval
         assert (row["correlation"] is None) == (rate is not None)
-    assert read_json(probed.store / "studies" / "tiny" / "predictors.json") == probed.document
+    saved = json.loads((probed.store / "studies" / "tiny" / "predictors.json").read_text())
+    assert saved == {"format": 1, **probed.document}
 
 
 def test_a_short_finetuning_is_the_same_stage_as_in_a_study_with_that_budget(probed: Probed) -> None:

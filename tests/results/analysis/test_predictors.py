@@ -19,7 +19,6 @@ from retain.results.analysis.predictors import (
     save_predictors,
     spearman,
 )
-from retain.sweeps.base.files import read_json
 
 NAMES = list(PREDICTORS)
 
@@ -112,4 +111,4 @@ def test_the_intervals_are_reproducible_and_the_saved_document_reads_back(tmp_pa
     assert document == predictors_document(trials, correlations(trials))
     path = save_predictors(tmp_path, "mine", document)
     assert path == tmp_path / "studies" / "mine" / "predictors.json"
-    assert read_json(path) == json.loads(json.dumps(document, allow_nan=False))
+    assert json.loads(path.read_text()) == json.loads(json.dumps({"format": 1, **document}, allow_nan=False))
