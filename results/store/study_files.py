@@ -143,7 +143,7 @@ class SavedPredictors(TypedDict):
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
     """The rows of a trials.json. Raises FileNotFoundError, DamageError."""
-    rows = read_document(path, list[TrialRow], "print the results of the study again, which writes it again")
+    rows = read_document(path, list[TrialRow], "delete this file and run the study again, which writes it again")
     return [dict(row) for row in rows]
 
 

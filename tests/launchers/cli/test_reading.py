@@ -12,6 +12,7 @@ from retain.launchers.planning.opened_study import open_study
 from retain.results.store.study_files import LONGEST_NAME, study_folder
 from retain.results.tensorboard.views import link_runs
 from tests.conftest import Trained
+from tests.retain import retain as printed_by
 from tests.studies import linear_study, tiny_study
 
 CUT = "pretrain.exposure=0"
@@ -76,13 +77,10 @@ def test_the_table_outlives_the_data_that_it_was_made_from(trained: Trained, tmp
 
 
 @pytest.mark.parametrize("verb", ["status", "results", "report"])
-def test_keys_of_unprepared_data_are_said_to_be_provisional(
-    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = tiny_study(tmp_path)
-    assert main([verb, str(study), "--store", str(tmp_path / "none")]) == 0
-    error = capsys.readouterr().err
+def test_keys_of_unprepared_data_are_said_to_be_provisional(verb: str, tmp_path: Path) -> None:
+    error = printed_by(verb, tiny_study(tmp_path), "--store", tmp_path / "none").stderr
     assert "its stage keys are provisional" in error
+    assert error.count("\n") == 1
 
 
 def test_load_reads_what_the_store_has_now(ran: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
