@@ -104,6 +104,8 @@ def test_the_page_of_the_confirming_study_shows_the_comparison(tmp_path: Path) -
     facts = made_up_facts(file)
     origin = Origin("tiny", {"retain": "0"}, None, "a machine", 1.8e9)
     for rows, shown in ((recipe_rows("recommended", "default"), True), (method_rows([None], ["mixed"]), False)):
-        page = write_report(file, facts, expand(file, facts), Store(tmp_path), rows, [], [], origin).read_text()
+        page = write_report(
+            [(file, facts, rows)], expand(file, facts), Store(tmp_path), rows, [], [], origin
+        ).read_text()
         assert ('<section id="section-recipes">' in page) is shown
         assert ("The recommended frontier minus that of the other recipe" in page) is shown
