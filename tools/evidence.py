@@ -43,8 +43,10 @@ def summary(document: dict[str, Any], command: str) -> str:
         "",
     ]
     if document["verdicts"]:
-        lines += ["| claim | outcome | in words |", "|---|---|---|"]
-    lines += [f"| {one['claim']} | {one['outcome']} | {one['sentence']} |" for one in document["verdicts"]]
+        lines += ["| claim | outcome | in words | p | p, adjusted for all |", "|---|---|---|---|---|"]
+    for one in document["verdicts"]:
+        values = " | ".join("-" if one[name] is None else f"{one[name]:.2g}" for name in ("p", "adjusted_p"))
+        lines.append(f"| {one['claim']} | {one['outcome']} | {one['sentence']} | {values} |")
     for figure in document["figures"]:
         lines += ["", f"![{figure['name']}]({Path(figure['png']).name})", "", figure["caption"]]
     return "\n".join(lines) + "\n"

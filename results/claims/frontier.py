@@ -72,25 +72,16 @@ Measure = Callable[[Mapping[int, Points], Mapping[int, Points]], Effect]
 
 @dataclass(frozen=True)
 class _Comparison:
-    """The comparable rows of the methods of a contrast, in one plane."""
+    """The points of the methods of a contrast that can be compared, in one plane."""
 
-    plane: LossPlane
-    rows: Mapping[str, Sequence[Row]]
-    shared: frozenset[str]
-    """The axes on which every checkpoint of a method has a counterpart in the other methods."""
-
-    def points(self, method: str) -> dict[int, Points]:
-        return points_by_seed(self.rows[method], self.plane)
-
-    def parts(self, method: str) -> list[dict[int, Points]]:
-        """The points of a method for each setting of the axes that it does not share, such as its rates of dropout."""
-        apart = set(axis_names(self.rows[method])) - self.shared - {METHOD, *SEEDS}
-        parts = grouped(self.rows[method], lambda row: setting(row, apart)).values()
-        return [points_by_seed(part, self.plane) for part in parts]
+    points: Mapping[str, dict[int, Points]]
+    """All points of each method, by seed."""
+    parts: Mapping[str, list[dict[int, Points]]]
+    """The same for each setting of the axes that the methods do not share, such as each rate of dropout."""
 
     def is_even(self, a: str, b: str) -> bool:
         """Whether two methods have equal numbers of checkpoints."""
-        return len(self.parts(a)) == len(self.parts(b))
+        return len(self.parts[a]) == len(self.parts[b])
 
     def effect(self, measure: Measure, a: str, b: str) -> Effect:
         """The effect b − a at equal numbers of checkpoints.
@@ -99,9 +90,9 @@ class _Comparison:
         averaged within a seed.
         """
         if self.is_even(a, b):
-            return measure(self.points(a), self.points(b))
+            return measure(self.points[a], self.points[b])
         values: dict[int, list[float]] = {}
-        for part_a, part_b in itertools.product(self.parts(a), self.parts(b)):
+        for part_a, part_b in itertools.product(self.parts[a], self.parts[b]):
             for seed, value in measure(part_a, part_b).per_seed.items():
                 values.setdefault(seed, []).append(value)
         return effect_of({seed: float(np.mean(own)) for seed, own in sorted(values.items())})
@@ -130,7 +121,7 @@ def frontier_verdicts(rows: Iterable[Row]) -> Iterator[Verdict]:
 
 def _verdict(subject: str, contrast: Contrast, plane: LossPlane, by_method: Mapping[str, Sequence[Row]]) -> Verdict:
     compared, left_out = _comparable(by_method, plane)
-    points = {method: compared.points(method) for method in by_method}
+    points = compared.points
     reference = worst_of(*points.values()) if any(points.values()) else np.zeros(2)
 
     def gain(a: Mapping[int, Points], b: Mapping[int, Points]) -> Effect:
@@ -165,13 +156,22 @@ def _ends_of_exposure(rows: Sequence[Row]) -> list[Row]:
 
 
 def _comparable(by_method: Mapping[str, Sequence[Row]], plane: LossPlane) -> tuple[_Comparison, int]:
-    """The rows of each method whose counterparts in the other methods are finished; the number of finished rows dropped."""
+    """The points of each method whose counterparts in the other methods are finished; the number of finished rows dropped."""
     rows = [row for own in by_method.values() for row in own]
     shared = set.intersection(*(set(row["axes"]) for row in rows)) - {METHOD, *METHOD_FIELDS}
     kept = matched_rows(rows, shared, plane.x, plane.y)
     dropped = sum(has_losses(row, plane.x, plane.y) for row in rows) - len(kept)
-    finished = grouped(kept, method_of)
-    return _Comparison(plane, {method: finished.get(method, []) for method in by_method}, frozenset(shared)), dropped
+    by_name = grouped(kept, method_of)
+    finished = {method: by_name.get(method, []) for method in by_method}
+    points = {method: points_by_seed(own, plane) for method, own in finished.items()}
+    parts = {method: [points_by_seed(part, plane) for part in _parts(own, shared)] for method, own in finished.items()}
+    return _Comparison(points, parts), dropped
+
+
+def _parts(rows: Sequence[Row], shared: set[str]) -> Iterable[list[Row]]:
+    """The rows of a method by their settings of the axes that other methods do not share."""
+    apart = set(axis_names(rows)) - shared - {METHOD, *SEEDS}
+    return grouped(rows, lambda row: setting(row, apart)).values()
 
 
 def _counts(points: Mapping[str, Mapping[int, Points]]) -> str:

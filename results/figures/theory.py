@@ -114,7 +114,7 @@ def _learned(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
     _over_alpha(axes, theory, trials, lambda trial: trial.strengths("pretrain"), lambda alpha: theory.ends(alpha)[0])
     axes.set_title("What pretraining has learned when it stops")
     axes.set_ylabel("strength at the stopping time")
-    _legend(axes, loc="lower left", bbox_to_anchor=(0.0, 0.07))
+    _legend(axes, loc="best")
 
 
 def _moved(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
@@ -128,15 +128,15 @@ def _moved(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
     _over_alpha(axes, theory, trials, simulated, exact)
     axes.set_title("What post-training moves")
     axes.set_ylabel("change of strength in post-training")
-    _legend(axes, loc="lower right")
+    _legend(axes, loc="best")
 
 
 def _forgotten(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> None:
     fine = _exposures(trials)
     alphas = [trial.alpha for trial in trials]
     lines = (
-        ("Δ = L(θ_ft; D_post) − L(θ_post; D_post)", COLOURS[5], "o", theory.forgotten, [t.forgotten for t in trials]),
-        ("L(θ_ft; D_ft): the price", COLOURS[3], "X", theory.finetuning_loss, [t.finetuning_loss for t in trials]),
+        ("Δ = L(θ_ft) − L(θ_post) on D_post", COLOURS[5], "o", theory.forgotten, [t.forgotten for t in trials]),
+        ("L(θ_ft) on D_ft: the price", COLOURS[3], "X", theory.finetuning_loss, [t.finetuning_loss for t in trials]),
     )
     for label, colour, marker, exact, values in lines:
         axes.plot(fine, [exact(alpha) for alpha in fine], **CLOSED)
@@ -144,7 +144,7 @@ def _forgotten(axes: "Axes", theory: Theory, trials: Sequence[Simulated]) -> Non
     axes.set_title("What fine-tuning makes forget")
     axes.set_ylabel("squared loss")
     _mark_thresholds(axes, theory)
-    _legend(axes, loc="lower left", bbox_to_anchor=(0.0, 0.08))
+    _legend(axes, loc="best")
 
 
 def _over_alpha(
