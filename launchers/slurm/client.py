@@ -113,10 +113,10 @@ def read_limits() -> Limits:
     """The cluster's largest array, and the user's MaxSubmitJobs if accounting knows one."""
     text = ask(["scontrol", "show", "config"])
     size = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    return Limits(max(1, int(size[1]) - 1) if size else 1000, _max_submit_jobs())
+    return Limits(max(1, int(size[1]) - 1) if size else 1000, max_submit_jobs())
 
 
-def _max_submit_jobs() -> int | None:
+def max_submit_jobs() -> int | None:
     """The smallest MaxSubmitJobs of the user's associations and their QOS; None without accounting or a limit."""
     if shutil.which("sacctmgr") is None:
         return None

@@ -36,11 +36,9 @@ class Site(SiteOptions):
 
 
 def sites_file() -> Path:
-    """The path of the file of profiles, which need not exist."""
-    if named := os.environ.get("RETAIN_SITES"):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "retain" / "sites.yaml"
+    """The path of the file of profiles, which need not exist: a user may even have no home."""
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(os.path.expanduser(os.environ.get("RETAIN_SITES") or f"{base}/retain/sites.yaml"))
 
 
 def read_sites() -> dict[str, Site]:

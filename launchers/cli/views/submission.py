@@ -11,14 +11,18 @@ from retain.launchers.jobs.submit import Submitted
 from retain.launchers.planning.opened_study import OpenedStudy
 
 
-def print_submission(submission: Submitted, retry: str) -> None:
-    """Print what was submitted, what was not, and why. retry: the command that retries failed runs."""
+def print_submission(submission: Submitted, retry: str, cancel: str = "") -> None:
+    """Print what was submitted, what was not, and why. retry, cancel: the commands that do so with the same runs."""
     console = open_console()
     runs = sum(len(job.keys) for job in submission.jobs)
     print_line(console, f"{runs:,} stages submitted in {len(submission.jobs):,} jobs")
     lines = [
         (submission.done_already, "are done already"),
         (submission.queued_already, "are queued or running already"),
+        (
+            len(submission.outdated),
+            f"of them have queued jobs with other resources than the study asks for now: {cancel} && {retry}",
+        ),
         (len(submission.adopted), "jobs of an earlier submission were found: its sbatch had not answered"),
         (len(submission.released), "jobs that a node could not start were released"),
         (len(submission.failed), f"failed, were cancelled or were skipped: {retry}"),

@@ -8,7 +8,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from retain.launchers.local.devices import local_slots
@@ -125,7 +124,7 @@ def _ray(execution: Execution, address: str | None, nodes: int) -> Iterator[list
         else:
             _check_address(address)
             options = {"address": address}
-            if (Path.home() / ".ray" / "auth_token").exists() or "RAY_AUTH_TOKEN" in os.environ:
+            if os.path.exists(os.path.expanduser("~/.ray/auth_token")) or "RAY_AUTH_TOKEN" in os.environ:
                 # Ray does not send its token by default; a cluster without tokens ignores it.
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray  # it reads the environment
