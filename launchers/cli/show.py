@@ -76,7 +76,10 @@ def logs(
     store: StorePath = RUNS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow the log until the run ends.")] = False,
 ) -> None:
-    """Print the log of a run, over all its attempts; that of its job, if the run has not begun."""
+    """Print the log of a run, over all its attempts.
+
+    If the run has not begun, what its SLURM job printed.
+    """
     from retain.launchers.cli.views.status import follow_log
     from retain.launchers.jobs.submissions import job_logs
     from retain.results.store.runs import Store, existing_store

@@ -171,8 +171,8 @@ def _setup(slurm: Slurm, code: Path, epilogue: str) -> list[str]:
     # Since SLURM 22.05, srun does not take --cpus-per-task from the job.
     variables = OFFLINE | {"SRUN_CPUS_PER_TASK": str(slurm.cpus)} | slurm.environment
     # Python -m in the folder of a checkout would import the code of the checkout without PYTHONSAFEPATH.
-    imports = f"PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    early = f'code=$?; [ -n "$RETAIN_IS_SET_UP" ] || {imports} {epilogue} $code'
+    path, safe = f"PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}", "PYTHONSAFEPATH=1"
+    early = f'code=$?; [ -n "$RETAIN_IS_SET_UP" ] || {path} {safe} {epilogue} $code'
     return [
         # Without the user's own sources, which would replace modules of Python or of libraries.
         f"export PYTHONPATH={shlex.quote(safe_python_path())}",
@@ -180,5 +180,6 @@ def _setup(slurm: Slurm, code: Path, epilogue: str) -> list[str]:
         # The epilogue also runs if these lines end the script, as with `set -e`.
         *([f"trap {shlex.quote(early)} EXIT", *slurm.setup, "RETAIN_IS_SET_UP=1", "set +e"] if slurm.setup else []),
         # Set after the setup commands, as modules may set it too.
-        f"export {imports}",
+        f"export {path}",
+        f"export {safe}",
     ]

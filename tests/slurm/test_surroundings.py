@@ -92,7 +92,7 @@ def test_new_resources_for_queued_runs_are_said_to_be_ignored_and_the_commands_n
 
 
 def test_what_a_site_would_refuse_or_never_start_is_said_once_at_submission(slurm: Cluster, tmp_path: Path) -> None:
-    study = tiny_study(tmp_path, grid={})
+    study = tiny_study(tmp_path, grid={}, **{f"{stage}.batch": 16 for stage in ("pretrain", "posttrain", "finetune")})
     asked = ("submit", study, "execution.accelerator=gpu", "execution.devices=16", "--store", tmp_path / "runs")
     printed = retain(*asked, code=2, more=slurm.environment).stderr.splitlines()[-1]
     assert "execution.devices: a stage asks for 16 GPUs on a node, and partition low has at most 8" in printed
