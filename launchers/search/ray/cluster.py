@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -14,7 +15,7 @@ from retain.launchers.local.devices import local_slots
 from retain.launchers.search.engine import Search
 from retain.launchers.search.ray.cleanup import ray_folder
 from retain.launchers.search.ray.node import ON_LOCALHOST, local_options, require_token
-from retain.launchers.stage.signals import StopRequest
+from retain.launchers.stage.signals import StopRequest, block_stop_signals
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.surroundings import library_imports
 from retain.sweeps.schema.execution import Execution
@@ -131,8 +132,9 @@ def _ray(execution: Execution, address: str | None, nodes: int) -> Iterator[list
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
-            # Ray would add the folder of the script and the current folder to the path of its workers.
-            with library_imports(), contextlib.chdir(sys.prefix):
+            # Ray would add the folder of the script and the current folder to the path of its workers. Its processes must
+            # outlive a closed terminal until the stages have saved their checkpoints.
+            with library_imports(), contextlib.chdir(sys.prefix), block_stop_signals([signal.SIGHUP]):
                 ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             where = "Ray cannot be started here" if address is None else f"--address {address}: no Ray answers there"
