@@ -100,17 +100,22 @@ def logs(
     store: StorePath = RUNS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow the log until the run ends.")] = False,
 ) -> None:
-    """Print the log of a run, over all its attempts."""
+    """Print the log of a run, over all its attempts.
+
+    If the run has not begun, what its SLURM job printed.
+    """
     from retain.launchers.cli.views.status import follow_log
-    from retain.results.store.runs import existing_store
+    from retain.launchers.jobs.submissions import job_logs
+    from retain.results.store.runs import Store, existing_store
 
     run = existing_store(store).find(run_key)
     if os.path.lexists(run.log) and not run.log.is_file():
         raise DamageError(f"{run.log} is not a file; delete it")
-    if not run.log.exists():
+    log = next((path for path in (run.log, *job_logs(Store(store), run)) if path.exists()), None)
+    if log is None:
         again = command("status", None, (), store)
         raise StudyError(f"{run.key}: nothing is logged yet, the run is {run.state().state}; see {again}")
-    follow_log(run, follow)
+    follow_log(run, log, follow)
 
 
 def results(

@@ -101,8 +101,8 @@ def submit(
         return
     with reporting() as report:
         submission = retain.submit(study, overrides or (), store, site, report=report)
-    again = command("retry", study, overrides, store)
-    show(submission, as_json, lambda submission: print_submission(submission, again))
+    retry, cancel = (command(verb, study, overrides, store) for verb in ("retry", "cancel"))
+    show(submission, as_json, lambda submission: print_submission(submission, retry, cancel))
 
 
 def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS) -> None:

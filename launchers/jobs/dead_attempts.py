@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from retain.launchers.jobs.submissions import submission_folder
+from retain.launchers.jobs.submissions import job_logs
 from retain.launchers.slurm.client import accounted_states, live_jobs
 from retain.launchers.stage.failures import (
     INTERRUPTED,
@@ -49,12 +49,19 @@ class Death:
     """The failure class; None if there is no sign of a failure."""
     cancelled: bool
     """Whether somebody cancelled the job with scancel."""
+    log: Path | None = None
+    """What the job printed."""
+    cause: str = ""
+    """What happened, if that is known."""
 
     @property
     def reason(self) -> str:
         """One line with failure class and cause."""
         job = f"job {self.job_id}" if self.job_id else "its process"
-        cause = f"{job} died without reporting" + (f" ({self.slurm_state})" if self.slurm_state else "")
+        cause = f"{job} {self.cause or 'died without reporting'}" + (
+            f" ({self.slurm_state})" if self.slurm_state else ""
+        )
+        cause += f"; its log is {self.log}" if self.log else ""
         return sentence(self.failure, cause) if self.failure else f"lost: {cause}"
 
 
@@ -139,7 +146,8 @@ def _explain(store: Store, run: Run, job: str | None, states: Mapping[str, str],
     failure = classify_death(None, slurm_state, log)
     if failure is None and not causes and not slurm_state.startswith(INTERRUPTED):
         failure = NODE
-    return Death(job, slurm_state, failure, cancelled=job is not None and not own and by_scancel)
+    log_file = next(iter(job_logs(store, run, job)), None) if job else None
+    return Death(job, slurm_state, failure, job is not None and not own and by_scancel, log_file)
 
 
 def _died_too_often(state: State) -> bool:
@@ -155,10 +163,7 @@ def _since_attempt(text: str) -> str:
 
 def _job_log(store: Store, run: Run, job: str, earlier: int) -> str:
     """The end of what a job printed in its last start, or in the start that many earlier."""
-    token = run.state().submission
-    if token is None:
-        return ""
-    logs = [_tail(path).split(FIRST_LINE) for path in submission_folder(store, token).glob(f"{job}_*log.out")]
+    logs = [_tail(path).split(FIRST_LINE) for path in job_logs(store, run, job)]
     return "\n".join(starts[-1 - earlier] for starts in logs if len(starts) > earlier)
 
 

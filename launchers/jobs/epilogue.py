@@ -1,18 +1,21 @@
 """The last command of a job's script: requeue the job if its processes died without reporting, and submit the backlog.
 
-python -m retain.launchers.jobs.epilogue STORE TOKEN
+python -m retain.launchers.jobs.epilogue STORE TOKEN [CODE]
+
+CODE is the exit code of the script's setup lines, if those have ended it.
 """
 
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from retain.launchers.jobs.backlog import submit_backlog
 from retain.launchers.jobs.dead_attempts import explain_deaths, settle_death
 from retain.launchers.jobs.submissions import is_to_do, read_submission
 from retain.launchers.slurm.client import exclude_nodes, live_jobs, requeue_job
-from retain.launchers.stage.failures import ON_SLURM, next_attempt
+from retain.launchers.stage.failures import NODE, ON_SLURM, next_attempt
 from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
@@ -23,7 +26,7 @@ from retain.sweeps.base.processes import slurm_job
 
 def main(arguments: list[str]) -> int:
     """Settle the job's runs; returns the exit code of the script, which becomes that of the job."""
-    root, token = arguments
+    root, token, *setup = arguments
     store = Store(Path(root))
     runs = [run for key in read_submission(store, token).own_keys() if (run := store.run(key)).folder.is_dir()]
 
@@ -40,6 +43,9 @@ def main(arguments: list[str]) -> int:
 
     # 2. Record how its attempt ended; the run may have used up its retries.
     death = explain_deaths(store, [dead])[dead.key]
+    if setup:
+        cause = f"ended in its setup lines (execution.slurm.setup) with code {setup[0]}"
+        death = replace(death, failure=death.failure or NODE, cause=cause)
     again = settle_death(dead, death, queued=True)
     if again is None:  # another process has the run
         return 0

@@ -246,6 +246,8 @@ def _rendezvous(folder: Path, ranks: Ranks) -> Mapping[str, str]:
     if ranks.is_first:
         write_document(meeting, {"address": socket.gethostname(), "port": free_port("")})
     deadline = time.monotonic() + RENDEZVOUS_S
+    if not meeting.exists():
+        log_line(f"rank {ranks.rank}: waits at most {RENDEZVOUS_S:.0f} s for rank 0 to write {meeting}")
     while not meeting.exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{meeting}: rank 0 has not started within {RENDEZVOUS_S:g} s")

@@ -34,6 +34,8 @@ class Resources:
     execution: StageExecution
     walltime: str
     """The walltime and where it comes from, as text."""
+    estimated: bool = True
+    """Whether the study leaves the walltime to Retain."""
 
 
 def as_executions(resources: Mapping[str, Resources]) -> dict[str, dict[str, Any]]:
@@ -173,7 +175,7 @@ def _with_walltime(
 ) -> Resources:
     """An execution with its walltime. tokens: those of all runs of a job; speed: measured, in tokens per second."""
     if execution.slurm.minutes is not None:
-        return Resources(execution, f"{execution.slurm.minutes} minutes, as the study says")
+        return Resources(execution, f"{execution.slurm.minutes} minutes, as the study says", estimated=False)
     if speed is None:
         wanted, why = (
             UNMEASURED_MINUTES,

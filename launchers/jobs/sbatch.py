@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,10 @@ OF_A_JOB = re.compile(
 
 NAMED_ALIKE = {"nodes", "partition", "account", "qos", "constraint", "exclude"}
 """Options that a study and sbatch call the same."""
+
+
+OF_A_SUBMISSION = ("array", "comment", "dependency", "export", "job-name", "output")
+"""Options of sbatch that are no resources."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def family_executor(
     # A `gres` with {gpus} is only for jobs that use GPUs.
     gres = slurm.gres if gpus or "{gpus}" not in (slurm.gres or "") else None
     root = str(store.root.absolute())
-    epilogue = [sys.executable, "-m", "retain.launchers.jobs.epilogue", root, submission.token]
+    epilogue = shlex.join([sys.executable, "-m", "retain.launchers.jobs.epilogue", root, submission.token])
     parameters: dict[str, Any] = slurm.model_dump(include=NAMED_ALIKE) | {
         "job_name": submission.name,
         "comment": f"retain {family.study}: {family.stage} in {store.root}",
@@ -98,8 +102,8 @@ def family_executor(
         "signal_delay_s": slurm.warning_seconds,
         "array_parallelism": slurm.at_a_time,
         "stderr_to_stdout": True,
-        "setup": _setup(slurm, code),
-        "teardown": [shlex.join(epilogue)],
+        "setup": _setup(slurm, code, epilogue),
+        "teardown": [epilogue],
         "additional_parameters": {"requeue": True, "export": "ALL"}
         | {name: value for name, value in slurm.extra.items() if value is not False},
         # Whatever the job was submitted with: the process needs what the lines of its script export.
@@ -118,6 +122,21 @@ def sbatch_script(store: Store, family: Family, dependency: str | None, code: Pa
     if len(submission.tasks) > 1:
         executor.parameters["map_count"] = len(submission.tasks)
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
+
+
+def asks_otherwise(store: Store, family: Family, token: str, estimated: bool) -> bool:
+    """Whether the job of a submission has other options than its runs would be submitted with now.
+
+    estimated: whether the walltime is an estimate, which later runs may change.
+    """
+    scripts = [path.read_text() for path in sorted(submission_folder(store, token).glob("*.sh")) if path.exists()]
+    now, ignored = sbatch_script(store, family, None, store.root), {*OF_A_SUBMISSION, *(["time"] if estimated else [])}
+    return bool(scripts) and _options(scripts[0], ignored) != _options(now, ignored)
+
+
+def _options(script: str, ignored: Collection[str]) -> dict[str, str]:
+    found = dict(re.findall(r"^#SBATCH --([\w-]+)(.*)$", script, re.MULTILINE))
+    return {name: value for name, value in found.items() if name not in ignored}
 
 
 def hand_over(folder: Path, names: Sequence[str]) -> None:
@@ -145,16 +164,19 @@ def outside_job() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _setup(slurm: Slurm, code: Path) -> list[str]:
+def _setup(slurm: Slurm, code: Path, epilogue: str) -> list[str]:
     # Since SLURM 22.05, srun does not take --cpus-per-task from the job.
     variables = OFFLINE | {"SRUN_CPUS_PER_TASK": str(slurm.cpus)} | slurm.environment
+    # Python -m in the folder of a checkout would import the code of the checkout without PYTHONSAFEPATH.
+    path, safe = f"PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}", "PYTHONSAFEPATH=1"
+    early = f'code=$?; [ -n "$RETAIN_IS_SET_UP" ] || {path} {safe} {epilogue} $code'
     return [
         # Without the user's own sources, which would replace modules of Python or of libraries.
         f"export PYTHONPATH={shlex.quote(safe_python_path())}",
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
-        *slurm.setup,
+        # The epilogue also runs if these lines end the script, as with `set -e`.
+        *([f"trap {shlex.quote(early)} EXIT", *slurm.setup, "RETAIN_IS_SET_UP=1", "set +e"] if slurm.setup else []),
         # Set after the setup commands, as modules may set it too.
-        f"export PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        # Without it, python -m in the folder of a checkout would import the code of the checkout.
-        "export PYTHONSAFEPATH=1",
+        f"export {path}",
+        f"export {safe}",
     ]

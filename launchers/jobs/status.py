@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead
-from retain.launchers.jobs.submissions import JOB_NAME, keys_of_jobs, submitted_jobs
+from retain.launchers.jobs.submissions import JOB_NAME, job_logs, keys_of_jobs, read_backlog, submitted_jobs
 from retain.launchers.slurm.client import Job, has_slurm, live_jobs
+from retain.results.store.readiness import unfinished_needs
 from retain.results.store.runs import Store
 from retain.results.store.state import UNENDED
 from retain.results.store.status import RunStatus
@@ -63,7 +64,9 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
     # 1. Explain attempts that died. Rows of dead runs say planned although state.json says running.
     begun = [store.run(row.key) for row in unended if row.key in job_of and row.state != "queued"]
     deaths = explain_deaths(store, [run for run in begun if is_dead(run, live)])
-    # 2. Complete each row by the death of its attempt, by its job, or by the fact that its job is gone.
+    # 2. Complete each row by the death of its attempt, by its job, by the fact that its job is gone, or by its place in the
+    # backlog.
+    backlog = read_backlog(store)
     found = []
     for row in rows:
         job = live.get(job_of.get(row.key, ""))
@@ -74,14 +77,29 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
         elif job is not None:
             state = "queued" if job.waits else row.state
             cure = "; submit its study again to release it" if job.failed_to_start else ""
-            reason = f"{job.reason}{cure}" if job.reason else row.reason
+            reasons = [_waits_for(store, row.key, job) + cure, row.reason] if job.reason else [row.reason]
+            reason = "; ".join(filter(None, reasons)) or None
             found.append(replace(row, state=state, job_id=job.job_id, reason=reason))
         elif row.key in job_of and row.state == "queued":
-            gone = f"its job {job_of[row.key]} is gone; submit its study again"
-            found.append(replace(row, state="planned", reason=gone))
+            log = next(map(str, job_logs(store, store.run(row.key))), None)
+            gone = f"its job {job_of[row.key]} is gone{f', its log is {log}' if log else ''}; submit its study again"
+            found.append(replace(row, state="planned", reason=gone, log=row.log or log))
+        elif row.key in backlog.keys and row.state == "planned":
+            who = f"job {backlog.carrier}" if backlog.carrier else "the next of your jobs of this store that ends"
+            found.append(replace(row, reason=f"waits for room within your limit of jobs; {who} submits it"))
         else:
             found.append(replace(row, reason=damaged.get(row.key, row.reason)))
     return found
+
+
+def _waits_for(store: Store, key: str, job: Job) -> str:
+    """SLURM's reason for which a job waits, and the run that it needs, if that is not done yet."""
+    if job.reason not in ("Dependency", "BeginTime"):
+        return job.reason
+    needed = [
+        f"{run.spec()['stage']} {run.key[:8]} is {run.state().state}" for run in unfinished_needs(store, store.run(key))
+    ]
+    return ": ".join([job.reason, *needed[:1]])
 
 
 def find_orphans(store: Store, live: Mapping[str, Job]) -> list[Orphan]:

@@ -158,6 +158,12 @@ def submitted_jobs(store: Store, runs: Iterable[Run], damaged: dict[str, str] | 
     return found
 
 
+def job_logs(store: Store, run: Run, job: str | None = None) -> list[Path]:
+    """The files with what a job of a run's last submission printed, by rank. job: its id; None: that of the submission."""
+    token, job = run.state().submission, job or submitted_job(store, run)
+    return sorted(submission_folder(store, token).glob(f"{job}_*log.out")) if token and job else []
+
+
 def keys_of_jobs(store: Store, token: str) -> dict[str, tuple[str, ...]]:
     """`Submission.keys_of_jobs` of a submission; empty if its record is missing. Raises DamageError."""
     try:

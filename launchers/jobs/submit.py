@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retain.datamodules.corpora.prepare import Report, ignore_progress
@@ -13,7 +13,7 @@ from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.entry import do_task
 from retain.launchers.jobs.resources import Resources, as_executions, find_site, slurm_resources
-from retain.launchers.jobs.sbatch import Family, families, family_executor, hand_over, outside_job
+from retain.launchers.jobs.sbatch import Family, asks_otherwise, families, family_executor, hand_over, outside_job
 from retain.launchers.jobs.submissions import (
     Submission,
     new_submission,
@@ -76,6 +76,8 @@ class Submitted:
     """Keys of runs beyond the user's limit of jobs; jobs submit them when they end."""
     limit: int | None
     """The user's limit of jobs."""
+    outdated: list[str] = field(default_factory=list)
+    """Keys of queued runs whose job asks for other resources than the study does now."""
 
 
 def submit_study(
@@ -92,8 +94,9 @@ def submit_study(
     require_slurm()
     chosen = find_site(site)
     opened = prepare_study(name, overrides, store, report)
-    register_for_slurm(opened, chosen and chosen[1])
-    return submit_runs(opened.store, list(opened.tree.stages), opened.tree.study)
+    resources = register_for_slurm(opened, chosen and chosen[1])
+    submitted = submit_runs(opened.store, list(opened.tree.stages), opened.tree.study)
+    return replace(submitted, outdated=_outdated(opened.store, resources) if submitted.queued_already else [])
 
 
 def register_for_slurm(opened: OpenedStudy, site: Site | None) -> Mapping[str, Resources]:
@@ -154,6 +157,19 @@ def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitt
         deferred=deferred,
         limit=limits.jobs,
     )
+
+
+def _outdated(store: Store, resources: Mapping[str, Resources]) -> list[str]:
+    """The queued runs whose job asks for other resources than these."""
+    states = {key: store.run(key).state() for key in resources}
+    tokens = {key: state.submission for key, state in states.items() if state.state == "queued" and state.submission}
+    found = []
+    for family in families(store, list(tokens)):
+        for token in dict.fromkeys(tokens[key] for key in family.keys):
+            keys = [key for key in family.keys if tokens[key] == token]
+            if asks_otherwise(store, family, token, resources[keys[0]].estimated):
+                found += keys
+    return found
 
 
 def settle_unanswered(store: Store) -> list[str]:

@@ -168,6 +168,10 @@ class Scheduler:
     def stop_all(self, cause: str) -> None:
         """Stop all processes, and leave their runs as planned. A second interrupt ends the wait for their checkpoints."""
         # 1. Ask every process to save a checkpoint and end; wait for them all.
+        if self.groups:
+            names = ", ".join(f"{self.tree.stages[key].stage} {key[:8]}" for key in self.groups)
+            with contextlib.suppress(OSError):  # the terminal is gone
+                print(f"retain: waiting at most {STOP_GRACE_S:.0f} s for the checkpoints of {names}", file=sys.stderr)
         processes = [process for group in self.groups.values() for process in group.processes]
         with contextlib.suppress(KeyboardInterrupt):
             for process in processes:
@@ -289,6 +293,8 @@ class Scheduler:
         """Record the failure of a run whose processes died without reporting it."""
         failure = DISK if code == NO_ROOM else classify_death(code) or BUG
         reason = sentence(failure, f"{_death(code)}; its log is {run.log}")
+        with contextlib.suppress(OSError), run.log.open("a", encoding="utf-8") as log:
+            log.write(f"{reason}\n")
         try:
             with try_lease(run.lease) as held:
                 if held:

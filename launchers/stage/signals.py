@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
@@ -50,12 +50,12 @@ def is_nohup(number: int) -> bool:
 
 
 @contextlib.contextmanager
-def block_stop_signals() -> Iterator[None]:
+def block_stop_signals(numbers: Iterable[int] = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)) -> Iterator[None]:
     """Shield processes that this thread starts in the block from signals that are sent to every process of a job or terminal.
 
     They are those of SLURM, and HUP of a terminal that was closed. `StopRequest.install` lets a process hear them again.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

@@ -47,20 +47,11 @@ class Site(SiteOptions):
 
 
 def sites_file() -> Path:
-    """The path of the file of profiles, which need not exist."""
+    """The path of the file of profiles, which need not exist: a user may even have no home."""
     if named := os.environ.get("RETAIN_SITES"):
         return user_path(named, "RETAIN_SITES")
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else _home() / ".config") / "retain" / "sites.yaml"
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except (
-        RuntimeError
-    ):  # neither HOME nor an entry in the system's list of users, which names this folder for such users
-        return Path("/nonexistent")
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(base) / "retain" / "sites.yaml"
 
 
 def read_sites() -> dict[str, Site]:

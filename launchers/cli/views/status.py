@@ -4,6 +4,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Group
 from rich.live import Live
@@ -93,9 +94,9 @@ def status_table(rows: Sequence[RunStatus], shown: Sequence[RunStatus]) -> Table
     return table
 
 
-def follow_log(run: Run, follow: bool) -> None:
+def follow_log(run: Run, path: Path, follow: bool) -> None:
     """Print a run's log; with `follow`, until the run ends."""
-    with run.log.open(encoding="utf-8", errors="replace") as log:
+    with path.open(encoding="utf-8", errors="replace") as log:
         while True:
             active = follow and current_state(run).state in ("queued", "running")
             while block := log.read(1 << 16):

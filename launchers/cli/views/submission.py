@@ -12,14 +12,16 @@ from retain.launchers.planning.opened_study import OpenedStudy
 from retain.sweeps.base.units import counted
 
 
-def print_submission(submission: Submitted, retry: str) -> None:
-    """Print what was submitted, what was not, and why. retry: the command that retries failed runs."""
+def print_submission(submission: Submitted, retry: str, cancel: str = "") -> None:
+    """Print what was submitted, what was not, and why. retry, cancel: the commands that do so with the same runs."""
     console = open_console()
     runs = sum(len(job.keys) for job in submission.jobs)
     print_line(console, f"{counted(runs, 'stage')} submitted in {counted(len(submission.jobs), 'job')}")
+    outdated = f"queued with other resources than the study asks for now: {cancel} && {retry}"
     lines = (
         (submission.done_already, "stage", "done already"),
         (submission.queued_already, "stage", "queued or running already"),
+        (len(submission.outdated), "stage", outdated),
         (len(submission.adopted), "job", "of an earlier submission found: its sbatch had not answered"),
         (len(submission.released), "job", "released that a node could not start"),
         (len(submission.failed), "stage", f"failed, cancelled or skipped: {retry}"),

@@ -4,18 +4,18 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from retain.launchers.local.devices import local_slots
 from retain.launchers.search.engine import Search
 from retain.launchers.search.ray.cleanup import ray_folder
 from retain.launchers.search.ray.node import ON_LOCALHOST, local_options, require_token
-from retain.launchers.stage.signals import StopRequest
+from retain.launchers.stage.signals import StopRequest, block_stop_signals
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.surroundings import library_imports
 from retain.sweeps.schema.execution import Execution
@@ -125,15 +125,16 @@ def _ray(execution: Execution, address: str | None, nodes: int) -> Iterator[list
         else:
             _check_address(address)
             options = {"address": address}
-            if Path(os.path.expanduser("~/.ray/auth_token")).exists() or "RAY_AUTH_TOKEN" in os.environ:
+            if os.path.exists(os.path.expanduser("~/.ray/auth_token")) or "RAY_AUTH_TOKEN" in os.environ:
                 # Ray does not send its token by default; a cluster without tokens ignores it.
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray  # it reads the environment
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
-            # Ray would add the folder of the script and the current folder to the path of its workers.
-            with library_imports(), contextlib.chdir(sys.prefix):
+            # Ray would add the folder of the script and the current folder to the path of its workers. Its processes must
+            # outlive a closed terminal until the stages have saved their checkpoints.
+            with library_imports(), contextlib.chdir(sys.prefix), block_stop_signals([signal.SIGHUP]):
                 ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             where = "Ray cannot be started here" if address is None else f"--address {address}: no Ray answers there"

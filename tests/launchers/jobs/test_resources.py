@@ -189,7 +189,11 @@ def test_a_job_asks_for_what_its_stage_uses_and_goes_without_a_network(tmp_path:
     asked = {"--nodes=2", "--ntasks-per-node=2", "--gres=gpu:h100:2", "--time=240", "--requeue", "--cpus-per-task=2"}
     assert {f"#SBATCH {word}" for word in asked} <= set(lines)
     setup = [lines.index(line) for line in ("export LEVEL='a b'", "module load x")]
-    assert setup[0] < setup[1] < next(index for index, line in enumerate(lines) if "PYTHONPATH" in line)
+    assert (
+        setup[0]
+        < setup[1]
+        < next(index for index, line in enumerate(lines) if line.startswith(f"export PYTHONPATH={tmp_path}"))
+    )
     assert {"export HF_HUB_OFFLINE=1", "export SRUN_CPUS_PER_TASK=2"} <= set(lines)
     assert not [line for line in lines if "gpus-per-node" in line]
 

@@ -1,12 +1,14 @@
 """What SLURM's commands are called with, and how their errors read."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from retain.launchers.jobs.sbatch import outside_job
-from retain.launchers.slurm.client import ask, cluster_environment, refusal
+from retain.launchers.slurm.client import ask, cluster_environment, max_submit_jobs, refusal
 from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.schema.sites import read_sites
 
 OPTIONS = ("SBATCH_EXPORT", "SQUEUE_USERS", "SACCT_FORMAT", "SCANCEL_STATE", "SINFO_PARTITION", "SLURM_EXPORT_ENV")
 
@@ -38,6 +40,21 @@ def test_a_refusal_of_sbatch_is_said_once_with_its_cure() -> None:
         ("Requested time limit is invalid (missing or exceeds some limit)", "execution.slurm.minutes"),
     ):
         assert cure in refusal(f"sbatch: error: Batch job submission failed: {reason}")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_a_user_without_a_name_or_a_home_needs_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CONFIG_HOME", "RETAIN_SITES"):
+        monkeypatch.delenv(name, raising=False)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setuid(54_321)
+            code = int(bool(read_sites()) or max_submit_jobs() is not None)
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize(
