@@ -268,6 +268,33 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
+def _tree() -> list[int]:
+    """This process and all below it."""
+    found = [os.getpid()]
+    for process in found:
+        for children in Path(f"/proc/{process}/task").glob("*/children"):
+            found += map(int, children.read_text().split())
+    return found
+
+
+def tree_cpu_seconds() -> float:
+    """Processor seconds of the tree of processes so far; those of a child in hundredths."""
+    ticks = 0
+    for process in _tree()[1:]:
+        ticks += sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return cpu_seconds() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def tree_memory() -> int:
+    """Bytes of the tree of processes: anonymous memory of each, and shared memory of this process."""
+    total = 0
+    for process in _tree():
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("RssAnon") or (line.startswith("RssShmem") and process == os.getpid()):
+                total += int(line.split()[1]) * 1024
+    return total
+
+
 def watch_other_processes() -> Callable[[], float]:
     """Start to watch the processor. The returned function says how many cores other processes kept busy since."""
 

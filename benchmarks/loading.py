@@ -27,11 +27,12 @@ from benchmarks.harness import (
     Page,
     Peers,
     bullets,
-    cpu_seconds,
     log,
     markdown_table,
     run_benchmark,
     run_function,
+    tree_cpu_seconds,
+    tree_memory,
 )
 
 # A peer's interpreter imports this file too, so other packages are imported where they are used.
@@ -150,51 +151,24 @@ def measure_steps(
 
 
 def _measure_steps(start: Callable[[], NextBatch], steps: int, seconds: float) -> tuple[float, float, float, int, int]:
-    before, begin = _memory(), time.perf_counter()
+    before, begin = tree_memory(), time.perf_counter()
     next_batch = start()
     next_batch()
     first = time.perf_counter() - begin
-    index = max(0, _memory() - before)
+    index = max(0, tree_memory() - before)
     for _ in range(4):
         time.sleep(seconds)
         next_batch()
     waits = []
-    others, own = _tree_cpu_seconds(), time.thread_time()
+    others, own = tree_cpu_seconds(), time.thread_time()
     for _ in range(steps):
         time.sleep(seconds)
         begin = time.perf_counter()
         next_batch()
         waits.append(time.perf_counter() - begin)
     time.sleep(seconds)
-    beside = max(0.0, _tree_cpu_seconds() - others - (time.thread_time() - own))
-    return first * 1e3, median(waits) / BATCH * 1e6, beside / steps / BATCH * 1e6, index, _memory()
-
-
-def _tree() -> list[int]:
-    """This process and all below it."""
-    found = [os.getpid()]
-    for process in found:
-        for children in Path(f"/proc/{process}/task").glob("*/children"):
-            found += map(int, children.read_text().split())
-    return found
-
-
-def _tree_cpu_seconds() -> float:
-    """Processor seconds of the tree of processes so far; those of a child in hundredths."""
-    ticks = 0
-    for process in _tree()[1:]:
-        ticks += sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return cpu_seconds() + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _memory() -> int:
-    """Bytes of the tree of processes: anonymous memory of each, and shared memory of this process."""
-    total = 0
-    for process in _tree():
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("RssAnon") or (line.startswith("RssShmem") and process == os.getpid()):
-                total += int(line.split()[1]) * 1024
-    return total
+    beside = max(0.0, tree_cpu_seconds() - others - (time.thread_time() - own))
+    return first * 1e3, median(waits) / BATCH * 1e6, beside / steps / BATCH * 1e6, index, tree_memory()
 
 
 def interpreter_share(folder: str, pairs: int) -> float:
@@ -292,15 +266,11 @@ def _manifest(name: str) -> dict[str, Any]:
     """The manifest of a corpus of CORPORA, whose name stands for the digest of its sequences."""
     from retain.datamodules.corpora.packing import fingerprint_of
 
-    manifest: dict[str, Any] = {
-        "tokenizer": "",
-        "sequence_length": LENGTH,
-        "dtype": "<u2",
-        **{
-            split: {"documents": count, "sequences": count, "tokens": count * LENGTH, "sha256": name}
-            for split, count in (("train", CORPORA[name]), ("heldout", 0))
-        },
-    }
+    train, heldout = (
+        {"documents": count, "sequences": count, "tokens": count * LENGTH, "sha256": name}
+        for count in (CORPORA[name], 0)
+    )
+    manifest = {"tokenizer": "", "sequence_length": LENGTH, "dtype": "<u2", "train": train, "heldout": heldout}
     return manifest | {"fingerprint": fingerprint_of(manifest)}
 
 
@@ -375,7 +345,6 @@ def litdata_loader(folder: Path) -> Start:
 def streaming_loader(folder: Path) -> Start:
     """mosaicml-streaming's shuffled StreamingDataset over MDS shards; it resumes from a state_dict."""
     from streaming import MDSWriter, StreamingDataLoader, StreamingDataset  # type: ignore[import-not-found]
-    from streaming.base.util import clean_stale_shared_memory  # type: ignore[import-not-found]
 
     with MDSWriter(out=str(folder), columns={"tokens": f"ndarray:uint16:{LENGTH}"}, size_limit="64mb") as writer:
         for numbers in _numbers():
@@ -385,7 +354,7 @@ def streaming_loader(folder: Path) -> Start:
     (folder / "index.json").write_text(json.dumps(index))
 
     def start(first: int, workers: int) -> NextBatch:
-        clean_stale_shared_memory()
+        clean_stale_sharedtree_memory()
         data = StreamingDataset(local=str(folder), shuffle=True, shuffle_seed=0, batch_size=BATCH)
         loader = StreamingDataLoader(data, batch_size=BATCH, num_workers=workers)
         if first:
