@@ -354,7 +354,7 @@ def streaming_loader(folder: Path) -> Start:
     (folder / "index.json").write_text(json.dumps(index))
 
     def start(first: int, workers: int) -> NextBatch:
-        clean_stale_sharedtree_memory()
+        clean_stale_shared_memory()
         data = StreamingDataset(local=str(folder), shuffle=True, shuffle_seed=0, batch_size=BATCH)
         loader = StreamingDataLoader(data, batch_size=BATCH, num_workers=workers)
         if first:
