@@ -30,7 +30,7 @@ OF_A_JOB = re.compile(
 """Environment variables of a job besides SLURM's own. A job that this job submits must not inherit them."""
 
 
-OF_A_SUBMISSION = ("array", "comment", "dependency", "export", "job-name", "output")
+OF_A_SUBMISSION = ("array", "comment", "dependency", "export", "job-name", "output", "wckey")
 """Options of sbatch that are no resources."""
 
 
@@ -115,6 +115,7 @@ def family_executor(
     folder = submission_folder(store, submission.token)
     executor = SlurmExecutor(folder=folder.absolute(), python=shlex.quote(sys.executable))
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+    executor.parameters["wckey"] = None  # submitit's default is its own name, which sites with such keys refuse
     return executor
 
 
