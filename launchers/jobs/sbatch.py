@@ -34,7 +34,7 @@ NAMED_ALIKE = {"nodes", "partition", "account", "qos", "constraint", "exclude"}
 """Options that a study and sbatch call the same."""
 
 
-OF_A_SUBMISSION = ("array", "comment", "dependency", "export", "job-name", "output")
+OF_A_SUBMISSION = ("array", "comment", "dependency", "export", "job-name", "output", "wckey")
 """Options of sbatch that are no resources."""
 
 
@@ -112,6 +112,7 @@ def family_executor(
     folder = submission_folder(store, submission.token)
     executor = SlurmExecutor(folder=folder.absolute(), python=shlex.quote(sys.executable))
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+    executor.parameters["wckey"] = None  # submitit's default is its own name, which sites with such keys refuse
     return executor
 
 

@@ -19,6 +19,8 @@ DEFAULTS = {
     "SBATCH_EXPORT": "NONE",
     "SBATCH_PARTITION": "nosuch",
     "SLURM_EXPORT_ENV": "NONE",
+    "SLURM_MEM_PER_CPU": "100",
+    "SLURM_MEM_PER_NODE": "100",
     "SQUEUE_USERS": "nobody",
     "SQUEUE_STATES": "COMPLETED",
     "SQUEUE_PARTITION": "high",

@@ -1,11 +1,13 @@
 """`retain run` where the user's own surroundings are in its way."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from retain.launchers.stage.signals import ALL_SIGNALS, StopRequest
 from retain.results.store.runs import Store
 from tests.retain import environment, retain
 from tests.studies import linear_study
@@ -69,3 +71,19 @@ def test_a_worker_that_cannot_start_says_why_where_its_message_says(
         return
     failed = next(run for run in Store(store).runs() if run.state().state == "failed")
     assert "half installed" in retain("logs", failed.key, "--store", store).stdout
+
+
+def test_a_run_under_nohup_does_not_hear_that_its_terminal_closes() -> None:
+    before = {number: signal.getsignal(number) for number in ALL_SIGNALS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        StopRequest().install()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        stop = StopRequest()
+        stop.install()
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == "SIGHUP"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
