@@ -345,6 +345,7 @@ def litdata_loader(folder: Path) -> Start:
 def streaming_loader(folder: Path) -> Start:
     """mosaicml-streaming's shuffled StreamingDataset over MDS shards; it resumes from a state_dict."""
     from streaming import MDSWriter, StreamingDataLoader, StreamingDataset  # type: ignore[import-not-found]
+    from streaming.base.util import clean_stale_shared_memory  # type: ignore[import-not-found]
 
     with MDSWriter(out=str(folder), columns={"tokens": f"ndarray:uint16:{LENGTH}"}, size_limit="64mb") as writer:
         for numbers in _numbers():

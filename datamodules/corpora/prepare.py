@@ -31,6 +31,8 @@ from retain.datamodules.corpora.sources import (
     corpus_sources,
     digest,
     naming_corpus,
+    note_path,
+    note_problem,
     read_note,
     tokenizer_definition,
     tokenizer_settings,
@@ -41,6 +43,7 @@ from retain.datamodules.corpora.sources import (
 from retain.datamodules.corpora.tokenizer import Tokenizer, fetch_tokenizer, load_tokenizer, train_tokenizer
 from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError, StudyError
 from retain.sweeps.base.files import remove, sync_folder, writing
+from retain.sweeps.base.notices import notice
 from retain.sweeps.base.processes import is_gone, process_name
 from retain.sweeps.schema import study as schema
 from retain.sweeps.schema.read import StudyFile
@@ -164,6 +167,8 @@ def _look_up(
     try:
         now, problem = source(), "the source has changed since its data was prepared"
         notes.append((read_note(store, now), ""))
+        if remark is None and (damage := note_problem(note_path(store, now))):
+            notice(damage)
     except RetainError as error:
         if remark is None or read_note(store, definition) is None:
             raise
@@ -177,6 +182,7 @@ def _look_up(
                 facts = read(note.fingerprint)
             except DamageError as error:
                 if remark is None:
+                    notice(str(error))
                     break
                 problem = problem or str(error)
             if facts:
@@ -210,7 +216,8 @@ def stored_tokenizer(store: Path, fingerprint: str) -> Tokenizer:
     try:
         return load_tokenizer(folder)
     except StudyError as error:
-        raise DamageError(f"{folder} is {'damaged' if folder.is_dir() else 'missing'}; {CURE}") from error
+        cause = str(error).rpartition(";")[0].removeprefix("tokenizer: ")
+        raise DamageError(f"{cause}; {CURE}") from error
 
 
 def tokenizer_problem(folder: Path) -> str | None:

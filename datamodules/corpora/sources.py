@@ -138,7 +138,7 @@ def read_note(store: Path, source: Source) -> Note | None:
     Raises DamageError if it may not be read, NewerFormatError.
     """
     try:
-        return _read(_note_path(store, source))
+        return _read(note_path(store, source))
     except FileNotFoundError:
         return None
     except NewerFormatError:
@@ -171,7 +171,7 @@ def note_problem(path: Path) -> str | None:
 
 def write_note(store: Path, source: Source, note: Note, commit: str | None = None) -> None:
     """Note what a source or a definition was prepared to, and the commit on the hub that it was read at."""
-    path = _note_path(store, source)
+    path = note_path(store, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"fingerprint": note.fingerprint, "facts": dict(note.facts), "source": source}
     write_document(path, document | ({"commit": commit} if commit else {}))
@@ -181,7 +181,8 @@ def digest(source: Source) -> str:
     return hashlib.sha256(canonical(source).encode()).hexdigest()[:20]
 
 
-def _note_path(store: Path, source: Source) -> Path:
+def note_path(store: Path, source: Source) -> Path:
+    """The place of the note on a source or a definition."""
     return store / "prepared" / ("last" if DEFINITION in source else "") / f"{digest(source)}.json"
 
 

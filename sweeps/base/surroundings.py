@@ -50,7 +50,12 @@ def temporary_folder() -> str:
 def _holds_packages(entry: str) -> bool:
     """Whether an entry of Python's path is a folder of installed packages, and not one of sources."""
     folder = Path(entry)
-    return bool(entry) and (folder.name in ("site-packages", "dist-packages") or any(folder.glob("*.dist-info")))
+    if not entry or folder.name in ("site-packages", "dist-packages"):
+        return bool(entry)
+    try:
+        return any(name.endswith(".dist-info") for name in os.listdir(folder))
+    except OSError:  # no folder, or one of another user's
+        return False
 
 
 def _home() -> str:
