@@ -1,5 +1,6 @@
 """TensorBoard's event files of a run, derived from its curves."""
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +17,16 @@ class RunEvents:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        old = list(folder.glob("events.*"))
+        self.replaced = list(folder.glob("events.*"))
         self.writer = EventFileWriter(str(folder))
         # Makes a TensorBoard that is watching forget the files of earlier attempts.
         self.writer.add_event(Event(wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
         for point in points:
             self.add(point)
         self.flush()
-        for path in old:
-            path.unlink(missing_ok=True)
+        for path in self.replaced:
+            # Emptied now and removed at the end: TensorBoard's Python loader never leaves a watched file that is gone.
+            os.truncate(path, 0)
 
     def add(self, point: Point) -> None:
         self.writer.add_event(_scalar(point.curve, point.value, point.tokens, point.time))
@@ -44,6 +46,8 @@ class RunEvents:
 
     def close(self) -> None:
         self.writer.close()
+        for path in self.replaced:
+            path.unlink(missing_ok=True)
 
 
 def derive_events(folder: Path) -> None:

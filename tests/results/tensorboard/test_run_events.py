@@ -1,0 +1,38 @@
+"""What a TensorBoard that is watching shows of a run that is resumed."""
+
+from pathlib import Path
+
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+
+from retain.results.store.curves import Point
+from retain.results.tensorboard.run_events import RunEvents
+
+
+def points(steps: range, loss: float) -> list[Point]:
+    return [Point("train/loss", step, loss, 1.8e9 + step) for step in steps]
+
+
+def shown(board: EventMultiplexer) -> dict[int, float]:
+    """The value at each step, as TensorBoard's Python loader has it after another look at the folder."""
+    board.Reload()
+    return {event.step: event.tensor_proto.float_val[0] for event in board.Tensors("run", "train/loss")}
+
+
+def test_a_board_that_is_watching_shows_the_points_of_the_resumed_attempt_instead_of_the_lost_ones(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    killed = RunEvents(folder, points(range(10), 1.0))
+    board = EventMultiplexer()
+    board.AddRunsFromDirectory(str(tmp_path))
+    assert list(shown(board)) == list(range(10))
+    killed.flush()
+    # The checkpoint was that of step 5.
+    resumed = RunEvents(folder, points(range(6), 1.0))
+    for point in points(range(6, 8), 2.0):
+        resumed.add(point)
+    resumed.flush()
+    assert shown(board) == {step: 1.0 if step < 6 else 2.0 for step in range(8)}
+    resumed.close()
+    assert len(list(folder.glob("events.*"))) == 1
