@@ -20,7 +20,7 @@ from retain.launchers.stage.failures import DAMAGE, classify
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import StopRequest
 from retain.results.store.runs import Store
-from retain.sweeps.base.errors import DamagedError, MissingResourceError
+from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
@@ -218,7 +218,7 @@ def test_damaged_data_is_named_and_prepared_again_with_the_same_fingerprints(
             prepare(file, store)
         return
     if not harm.startswith("note"):
-        with pytest.raises(DamagedError) as damaged:
+        with pytest.raises(DamageError) as damaged:
             open_all(store, prepared.facts)
         assert "prepare the study's data again" in str(damaged.value)
         assert classify(damaged.value) == DAMAGE

@@ -120,7 +120,7 @@ def test_gradients_measured_again_after_damage_are_the_same(probed: Probed, tmp_
     again = gradient_probe(store, start, finetuning, print)
     assert again is not None
     assert again["shares"] == kept["shares"]
-    assert json.loads(place.read_text()) == again
+    assert json.loads(place.read_text()) == {"format": 1, **again}
     assert kept["sketch"] is None  # exact: the model is small
     assert 8 < kept["rank"] == kept["posttraining_batches"] <= 32
     assert len(kept["shares"]) == kept["finetuning_batches"] == 8

@@ -126,7 +126,7 @@ def test_verify_finds_damage_and_names_the_run_and_the_file(damage: str, trained
     (problem,) = document["problems"]
     assert problem["where"] == run.key
     assert ("model.safetensors" in problem["what"]) == (damage != "recipe")
-    assert "train it again" in problem["what"]
+    assert ("run its study again" if damage == "recipe" else "train it again") in problem["what"]
 
 
 def test_verify_finds_a_damaged_corpus(trained: Trained, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_parents(alone: Path, store: Path) -> Path:
     """A new store that has all but the fine-tunings."""
     shutil.copytree(alone, store)
+    shutil.rmtree(store / "studies")  # they belong to the study file of the other store
     for run in Store(store).runs():
         if run.spec()["stage"] == "finetune":
             shutil.rmtree(run.folder)

@@ -204,7 +204,6 @@ def test_a_wrong_search_is_told_in_one_line_before_ray_is_started(searched: Sear
 @pytest.mark.parametrize(
     ("budget", "sentence"),
     [
-        ("", "--budget : invalid; write tokens or GPU-hours"),
         ("1gpuh", "--budget 1gpuh: stages train on CPUs here, for which no hours are planned; give tokens"),
     ],
 )
