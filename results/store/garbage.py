@@ -54,7 +54,8 @@ def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> lis
     Damaged runs keep everything, and a notice says so. Raises DamageError with `weights`, as a damaged run may start from any.
     """
     runs = store.runs()
-    chosen = {run.key for run in runs if keys is None or run.key in keys}
+    # The folder of a run may also be a link to a place that is not the store's.
+    chosen = {run.key for run in runs if (keys is None or run.key in keys) and not run.folder.is_symlink()}
     names: dict[str, set[str]] = {}
 
     def of_run(run: Run) -> list[Waste]:

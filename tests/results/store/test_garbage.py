@@ -327,6 +327,21 @@ def test_unknown_files_and_files_behind_links_are_not_touched(planned: tuple[Tre
     assert (elsewhere / "state").exists()
 
 
+def test_gc_removes_nothing_from_a_run_whose_folder_is_a_link(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    run = kinds(tree, store, "pretrain")[0]
+    (run.folder / "model.partial").mkdir()
+    (run.folder / "model.partial" / "model.safetensors").touch()
+    age(run.folder / "model.partial", 1000)
+    elsewhere = store.root.parent / "archive"
+    run.folder.rename(elsewhere)
+    run.folder.symlink_to(elsewhere)
+    before = sorted(elsewhere.rglob("*"))
+    gc(store, weights=True)
+    assert sorted(elsewhere.rglob("*")) == before
+
+
 def test_run_refuses_to_start_from_freed_weights_before_it_trains_anything(prepared: Prepared, tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     shutil.copytree(prepared.store, store.root)
