@@ -9,7 +9,7 @@ from retain.datamodules.corpora.files import read_files
 from retain.datamodules.corpora.find import find_files, shown
 from retain.datamodules.corpora.packages import package_versions, read_package
 from retain.datamodules.corpora.templates import corpus_template
-from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
+from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_reason
 from retain.sweeps.schema.study import Corpus
 
 T = TypeVar("T")
@@ -58,7 +58,9 @@ def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
         try:
             found = [(file, file.stat()) for file in find_files(patterns, folder)]
         except OSError as error:  # removed just now
-            raise MissingResourceError(f"files: {shown(error.filename)} cannot be read ({error.strerror})") from None
+            raise MissingResourceError(
+                f"files: {shown(error.filename)} cannot be read ({os_reason(error)}); try again"
+            ) from None
         source["files"] = [[shown(file), status.st_size, status.st_mtime_ns] for file, status in found]
     return source
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
 
 
 def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
@@ -26,7 +26,7 @@ def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
             files = [file for match in _matches(base, parts) for file in _files(match, seen)]
         except OSError as error:
             raise MissingResourceError(
-                f"files: {shown(error.filename)} cannot be read ({error.strerror}); make it readable, or correct the path"
+                f"files: {shown(error.filename)} cannot be read ({os_reason(error)}); make it readable, or correct the path"
             ) from None
         if not files:
             raise MissingResourceError(f"files: no file matches {pattern} (in {shown(folder)}); correct the path")

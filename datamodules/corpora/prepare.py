@@ -11,7 +11,6 @@ finish publishes it, the second discards its identical copy. Folders of killed p
 """
 
 import contextlib
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -333,7 +332,7 @@ def _publish(building: Path, target: Path, check: Callable[[Path], object]) -> N
         try:
             check(target)
         except (RetainError, OSError):
-            logging.getLogger(__name__).warning("%s is damaged; it is replaced", target)
+            notice(f"{target} is damaged and will be replaced")
             damaged = building.with_name(f"{process_name()}-{os.urandom(4).hex()}")
             target.rename(damaged)
             remove(damaged)

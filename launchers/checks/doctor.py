@@ -21,7 +21,7 @@ from retain.launchers.checks.doctor_nodes import ProbeReport, probe_findings, pr
 from retain.launchers.checks.finding import MISSING, NOTE, OK, Finding
 from retain.launchers.jobs.resources import find_site
 from retain.launchers.slurm.client import has_slurm
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import sync_path
 from retain.sweeps.base.units import counted, format_bytes
 from retain.sweeps.schema.sites import Site, read_sites, sites_file
@@ -202,7 +202,7 @@ def file_system_lacks(place: Path) -> str | None:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not trial.exists():
             return "you have no permission to write there"
-        return f"{error.strerror or error} ({error.__class__.__name__}), where links, renames and fsync must work"
+        return f"{os_reason(error)} ({error.__class__.__name__}), where links, renames and fsync must work"
     finally:
         shutil.rmtree(trial, ignore_errors=True)
 

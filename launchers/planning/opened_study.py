@@ -1,6 +1,5 @@
 """A study joined to its store: file, data and tree."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from retain.results.store.runs import Store, make_store, open_store
 from retain.results.store.study_files import OWNER, study_folder
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, StudyError
+from retain.sweeps.base.notices import notice
 from retain.sweeps.base.yaml_text import read_yaml
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
@@ -33,13 +33,13 @@ class OpenedStudy:
 def open_study(name: str, overrides: Sequence[str], store: Path, remember: bool = True) -> OpenedStudy:
     """Open a study with what its store already has; reads no corpus and writes nothing. Raises StudyError.
 
-    remember: whether to open it on the data as last prepared if its sources have changed or are gone, with a warning in the
-    log; otherwise on placeholders, as `retain run` would prepare the data again.
+    remember: whether to open it on the data as last prepared if its sources have changed or are gone, and say so on standard
+    error; otherwise on placeholders, as `retain run` would prepare the data again.
     """
     file = read_study(name, overrides)
     facts, remarks = remembered_facts(file, store) if remember else (known_facts(file, store), [])
     for remark in remarks:
-        logging.getLogger(__name__).warning("%s", remark)
+        notice(remark)
     return _opened(name, file, open_store(store), facts)
 
 

@@ -88,7 +88,7 @@ def user_path(typed: str | Path, option: str) -> Path:
         return path
     except (OSError, ValueError) as error:
         raise StudyError(
-            f"{shown}: not a path ({getattr(error, 'strerror', None) or error}); name another one"
+            f"{shown}: not a path ({os_reason(error) if isinstance(error, OSError) else error}); name another one"
         ) from None
     return path
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.errors import StudyError, os_reason
 from retain.sweeps.base.units import FLOAT, INTEGER, parse_number
 
 DEEPEST = 50
@@ -42,7 +42,7 @@ def read_yaml(path: Path, texts: Sequence[str] = ()) -> Any:
         content = path.read_bytes()
     except OSError as error:
         raise StudyError(
-            f"{path}: cannot read the file ({error.strerror}); correct the path, or the permissions of the file"
+            f"{path}: cannot read the file ({os_reason(error)}); correct the path, or the permissions of the file"
         ) from None
     try:
         text = content.decode("utf-8-sig")

@@ -84,13 +84,13 @@ def test_what_is_trained_stays_readable_without_the_packed_data(
 
 
 def test_a_store_that_knows_nothing_of_the_data_says_that_keys_are_provisional(
-    copied: Copy, caplog: pytest.LogCaptureFixture
+    copied: Copy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, store = copied
     shutil.rmtree(store / "prepared")
     assert open_study(str(file.path), (), store).tree.provisional
-    (said,) = caplog.messages
-    assert said.startswith("tiny.yaml: corpora.general, corpora.music, corpora.chemistry not prepared in ")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("retain: tiny.yaml: corpora.general, corpora.music, corpora.chemistry not prepared in ")
     assert "stage keys are provisional" in said
 
 
