@@ -10,6 +10,7 @@ from retain.results.store.readiness import blocked_by
 from retain.results.store.runs import Store
 from retain.results.store.state import UNENDED
 from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.units import counted
 
 BY_KEY, WITH_STUDY = "by retain cancel", "with its study, by retain cancel"
 """The reasons of cancelled runs."""
@@ -54,7 +55,7 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
             if store.run(key).is_running():
                 signal_job(jobs[key], CANCEL_SIGNAL.name.removeprefix("SIG"))
     if damaged:
-        raise DamageError(f"{damaged[0]} ({len(cancelled)} runs are cancelled)")
+        raise DamageError(f"{damaged[0]} (cancelled: {counted(len(cancelled), 'run')})")
     return cancelled
 
 

@@ -27,6 +27,7 @@ from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.notices import Waiting
 from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.base.units import counted
 
 LOG_TAIL_BYTES = 1 << 16
 FIRST_LINE = "Starting with JobEnvironment("
@@ -132,7 +133,7 @@ def settle_dead_attempts(store: Store, runs: Sequence[Run]) -> list[str]:
         dead = [run for run in dead if settled[run.key] is None]
         if not dead or time.monotonic() > deadline:
             break
-        waiting.say(f"{len(dead)} runs, the first is {dead[0].key[:8]}, whose {held_by(dead[0].lease)}")
+        waiting.say(f"{counted(len(dead), 'run')}, first {dead[0].key[:8]}: {held_by(dead[0].lease)}")
         time.sleep(POLL_EVERY_S)
     return again
 

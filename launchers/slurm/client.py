@@ -200,7 +200,7 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S, shielded: bool =
         if NO_CLUSTER.search(done.stderr):
             raise MissingResourceError(
                 f"SLURM: {command[0]} is installed here and finds no cluster (no slurm.conf); log in to a machine of the "
-                "cluster, or set SLURM_CONF; without a cluster, train on this machine with retain run"
+                "cluster, or set SLURM_CONF, or train on this machine without SLURM"
             )
         reason = one_line(done.stderr) or f"code {done.returncode}"
         cure = "; try again once the controller answers" if "Unable to contact" in reason else ""
