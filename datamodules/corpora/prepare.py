@@ -103,7 +103,7 @@ def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
     facts = _facts(file, store, remarks)
     if unprepared := dict.fromkeys(f"corpora.{name}" for (name, _), one in facts.corpora.items() if not one.prepared):
         return facts, [
-            f"{file.path.name}: {', '.join(unprepared)} not prepared in {store}; until `retain data` has prepared the study, "
+            f"{file.path.name}: {', '.join(unprepared)} not prepared in {store}; prepare the study's data: until then, "
             "its stage keys are provisional, and its trained stages are not found"
         ]
     if len(remarks) > 1:
