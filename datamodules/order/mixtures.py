@@ -1,7 +1,8 @@
 """The order in which a stage reads its sequences: a pure function of its recipe, seed included.
 
 Positions count the sequences of a stage from 0. `locate` returns the corpus and the sequence at a position, in O(1) and
-without stored state. So resuming means starting at an offset, and the number of ranks does not change the order.
+without stored state. So resuming means starting at an offset, and the number of ranks does not change the order. λ is already
+a number of sequences here: `sweeps.tree.recipes` computes it.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,7 @@
 """What a SLURM job does: check that the runs it needs are done, do its own runs, and requeue itself when it is stopped.
 
+A preemption, a time limit or an operator stops it by a signal, and the attempt then saves a checkpoint.
+
 A job with a pack of runs does them one after the other. A requeued job skips the runs that have ended and resumes with the
 first of the others.
 """

@@ -1,4 +1,7 @@
-"""A verdict on one claim: how effects decide it, and which subjects of a study it is about."""
+"""A verdict on one claim: how effects decide it, and which subjects of a study it is about.
+
+The claims themselves, with their effects, are in `exposure.py` and `frontier.py`.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
