@@ -2,8 +2,8 @@
 
 A checkpoint is taken between two steps. It holds the trained weights (a frozen base is read from the parent again), AdamW's
 moments, the best weights of early stopping, and the points of the curves so far, so that curves resume without a gap or an
-overlap. The fields `execution.save_minutes`
-and `save_steps` set how often. The order of the data, the learning rate and dropout are functions of the step, so nothing of them is saved.
+overlap. The order of the data, the learning rate and dropout are functions of the step, so nothing of them is saved. The
+fields `execution.save_minutes` and `save_steps` say how often checkpoints are taken.
 """
 
 import time
