@@ -1,6 +1,7 @@
 """A store that several people of a group share."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -106,10 +107,8 @@ def test_a_user_without_a_home_and_a_name_trains() -> None:
         folder.chmod(0o777)
         retain_as(NAMELESS, "run", study, "--store", folder / "runs", without=["HOME"])
         assert {run.state().state for run in Store(folder / "runs").runs()} == {"done"}
-        assert (
-            "/nonexistent/"
-            in retain_as(NAMELESS, "doctor", "--store", folder / "runs", without=["HOME"], code=None).stdout
-        )
+        doctor = retain_as(NAMELESS, "doctor", "--store", folder / "runs", without=["HOME"], code=None).stdout
+        assert re.search("^site +ok ", doctor, re.MULTILINE)
 
 
 def test_weights_and_exports_have_the_mode_that_the_umask_gives(trained: Trained, tmp_path: Path) -> None:

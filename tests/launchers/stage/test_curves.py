@@ -9,8 +9,8 @@ from lightning.pytorch import Callback
 from retain.launchers.stage.training.curves import Curves, Heldout
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.curves import read_curves
-from retain.results.store.runs import Store
 from tests.lightning_modules.tiny_models import LENGTH, RECIPE, random_sequences, small_model, train
+from tests.results.runs import kinds, registered
 
 SAVED, STEPS, STEP_S = 4000, 20, 0.01
 
@@ -27,8 +27,7 @@ class Restoring(Callback):
 
 def test_no_reading_of_the_speed_counts_the_tokens_of_an_earlier_attempt(tmp_path: Path) -> None:
     recipe = RECIPE | {"steps": SAVED + STEPS, "sequences": 8 * (SAVED + STEPS), "sequence_length": LENGTH}
-    Store(tmp_path).register("key", {"stage": "pretrain", "execution": {}})
-    run = Store(tmp_path).run("key")
+    run = kinds(*registered(tmp_path), "pretrain")[0]
     module = StageModule(small_model(), recipe)
     saved = {"points": [], "logged_step": SAVED}
     curves = Curves(run, Heldout({}, module, bf16=False, rank=0, world=1), None, saved)
