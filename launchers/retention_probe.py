@@ -24,7 +24,7 @@ from retain.results.store.readiness import is_ready
 from retain.results.store.runs import Run, Store
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, StudyError
-from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.tree.keys import canonical, stage_key
 from retain.sweeps.tree.tree import Stage, Tree, Trial
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from retain.sweeps.base.files import share
-from retain.sweeps.schema.linear_theory import Task
+from retain.sweeps.schema.linear.closed_forms import Task
 
 WEIGHTS = "model.safetensors"
 Matrix = NDArray[np.float64]

@@ -11,7 +11,8 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from retain.sweeps.base.units import format_size, parse_size
-from retain.sweeps.schema import execution, linear, search_space, sites, study
+from retain.sweeps.schema import corpora, execution, models, search_space, sites, stages, study
+from retain.sweeps.schema.linear import study as linear
 from retain.sweeps.schema.section import Section
 from tools.docstrings import attribute_docs, one_line
 
@@ -20,21 +21,21 @@ PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
         "Study",
         (
             ("The study", study.Study),
-            ("`model`", study.Model),
-            ("`tokenizer`", study.Tokenizer),
-            ("`corpora.NAME`", study.Corpus),
+            ("`model`", models.Model),
+            ("`tokenizer`", corpora.Tokenizer),
+            ("`corpora.NAME`", corpora.Corpus),
         ),
     ),
     (
         "Stages",
         (
-            ("Fields of every stage", study.Optimisation),
-            ("`pretrain`", study.Pretrain),
-            ("Fields of `posttrain` and `finetune`", study.Adaptable),
-            ("`posttrain`", study.Posttrain),
-            ("`posttrain.early_stopping`", study.EarlyStopping),
-            ("`finetune`", study.Finetune),
-            ("`posttrain.lora` and `finetune.lora`", study.Lora),
+            ("Fields of every stage", stages.Optimisation),
+            ("`pretrain`", stages.Pretrain),
+            ("Fields of `posttrain` and `finetune`", stages.Adaptable),
+            ("`posttrain`", stages.Posttrain),
+            ("`posttrain.early_stopping`", stages.EarlyStopping),
+            ("`finetune`", stages.Finetune),
+            ("`posttrain.lora` and `finetune.lora`", stages.Lora),
         ),
     ),
     (

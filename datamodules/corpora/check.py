@@ -10,8 +10,8 @@ from retain.datamodules.corpora.documents import read_documents
 from retain.datamodules.corpora.hub import COMMIT, HubUnreachableError, is_on_hub, look_up
 from retain.datamodules.corpora.tokenizer import TOKENIZER_FILES, tokenizer_files
 from retain.sweeps.base.errors import RetainError
+from retain.sweeps.schema.corpora import Corpus, Tokenizer
 from retain.sweeps.schema.read import StudyFile
-from retain.sweeps.schema.study import Corpus, Tokenizer
 
 
 @dataclass(frozen=True)

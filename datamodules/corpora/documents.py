@@ -10,7 +10,7 @@ from retain.datamodules.corpora.find import find_files, shown
 from retain.datamodules.corpora.packages import package_versions, read_package
 from retain.datamodules.corpora.templates import corpus_template
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_reason
-from retain.sweeps.schema.study import Corpus
+from retain.sweeps.schema.corpora import Corpus
 
 T = TypeVar("T")
 DATASETS_FORMATS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv"}

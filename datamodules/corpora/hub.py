@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.schema.study import Corpus
+from retain.sweeps.schema.corpora import Corpus
 
 TIMEOUT_S = 10.0
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -44,7 +44,7 @@ from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainE
 from retain.sweeps.base.files import remove, sync_folder, writing
 from retain.sweeps.base.notices import notice
 from retain.sweeps.base.processes import is_gone, process_name
-from retain.sweeps.schema import study as schema
+from retain.sweeps.schema import corpora as fields
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import UNPREPARED, CorpusFacts, Facts
 
@@ -269,12 +269,12 @@ def _sample_documents(file: StudyFile, name: str, characters: int) -> Iterator[s
                 return
 
 
-def _documents(file: StudyFile, name: str, corpus: schema.Corpus) -> Iterator[str]:
+def _documents(file: StudyFile, name: str, corpus: fields.Corpus) -> Iterator[str]:
     with naming_corpus(file, name):
         yield from read_documents(corpus, file.folder)
 
 
-def _pinned(file: StudyFile, name: str) -> schema.Corpus:
+def _pinned(file: StudyFile, name: str) -> fields.Corpus:
     """Return a corpus pinned to one commit, so that the commit it is read at can be recorded."""
     with naming_corpus(file, name):
         return pinned(file.study.corpora[name], file.folder)

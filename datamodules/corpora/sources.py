@@ -18,7 +18,7 @@ from retain.datamodules.corpora.packing import CURE, SPLITS
 from retain.datamodules.corpora.tokenizer import tokenizer_files
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, RetainError
-from retain.sweeps.schema import study as schema
+from retain.sweeps.schema import corpora as fields
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.keys import canonical
 
@@ -29,7 +29,7 @@ DEFINITION = "definition"
 Source = dict[str, Any]
 
 
-def tokenizer_settings(file: StudyFile) -> schema.Tokenizer:
+def tokenizer_settings(file: StudyFile) -> fields.Tokenizer:
     assert file.study.tokenizer is not None, "a study with corpora has a tokeniser"
     return file.study.tokenizer
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import template_pieces
-from retain.sweeps.schema.study import Corpus
 
 HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 """A lone surrogate, as JSON can write it; no text in UTF-8 holds one."""

@@ -176,7 +176,7 @@ def report(
     from retain.results.report.together import pooled_rows
     from retain.results.store.loss_table import trial_rows
     from retain.results.store.runs import make_store
-    from retain.sweeps.schema.linear import LinearStudy
+    from retain.sweeps.schema.linear.study import LinearStudy
     from retain.sweeps.tree.tree import merged
 
     names, overrides = split_studies(studies, "report")

@@ -13,7 +13,7 @@ from retain.results.claims.verdicts import verdicts
 from retain.results.store.loss_table import trial_rows
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import get_field
-from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear.study import LinearStudy
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from retain.results.analysis.loss_planes import L_FT, L_IM, L_RET
 from retain.results.store.loss_table import Row
 from retain.results.store.runs import Store
-from retain.sweeps.schema.linear_theory import (
+from retain.sweeps.schema.linear.closed_forms import (
     Descent,
     Numbers,
     Task,

@@ -23,7 +23,7 @@ from retain.results.store.loss_table import Row, csv_text
 from retain.results.store.runs import Store
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import write_text
-from retain.sweeps.schema.linear_theory import Numbers, flow
+from retain.sweeps.schema.linear.closed_forms import Numbers, flow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from retain.results.store.state import DAMAGED, State
 from retain.results.store.status import current_state
 from retain.results.tensorboard.views import link_runs, view_folder
 from retain.sweeps.base.units import counted
-from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.tree import Axes, Tree, axes_label
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from retain.results.report.cells import DASH, Cell, Rows, Table, table, value_text
 from retain.sweeps.base.units import format_size
-from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.models import PRESETS
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.key_diff import leaves

@@ -9,7 +9,7 @@ from retain.results.report.cells import Rows, Table, loss_cell, table, value_cel
 from retain.results.report.deviations import resolved, values_text
 from retain.results.store.loss_table import LOSSES, Row
 from retain.sweeps.base.units import format_size
-from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.models import parameters
 from retain.sweeps.schema.read import AnyStudy, StudyFile
 from retain.sweeps.tree.data_facts import Facts

@@ -8,7 +8,7 @@ from retain.results.report.deviations import NOT_A_CHOICE, resolved, values_text
 from retain.results.store.loss_table import Row
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import get_field
-from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile
 
 

@@ -142,7 +142,7 @@ class Spec(TypedDict):
 
 
 class Task(TypedDict):
-    """What a linear stage learns; see `sweeps.schema.linear_theory`."""
+    """What a linear stage learns; see `sweeps.schema.linear.closed_forms`."""
 
     targets: list[float]
     variances: list[float]

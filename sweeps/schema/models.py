@@ -1,12 +1,17 @@
-"""Model presets, and parameter counts and FLOPs computed from an architecture's numbers."""
+"""The fields of the model, its presets, and parameter counts and FLOPs computed from an architecture's numbers."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from retain.sweeps.schema.section import Positive, PositiveFloat, Section, Whole
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A Llama: RMSNorm, rotary positions, SiLU-gated MLP, no biases. See `Model` in sweeps/schema/study.py for the fields."""
+    """A Llama: RMSNorm, rotary positions, SiLU-gated MLP, no biases. See `Model` for the fields."""
 
     layers: int
     hidden: int
@@ -52,6 +57,60 @@ PRESETS = {
         initializer_range=1728**-0.5,
     ),
 }
+
+
+class Model(Section):
+    """A Llama: a preset, a preset with some numbers changed, or all numbers. The name of a preset may stand for the section."""
+
+    preset: str | None = None
+    """The preset that provides the numbers which are not given: laptop, smollm2-135m or smollm2-1b."""
+    layers: Positive | None = None
+    """The number of transformer layers."""
+    hidden: Positive | None = None
+    """The width of the residual stream. heads must divide it."""
+    heads: Positive | None = None
+    """The number of attention heads."""
+    kv_heads: Positive | None = None
+    """The number of key and value heads (grouped-query attention). It must divide heads."""
+    mlp: Positive | None = None
+    """The width of the MLP between its projections."""
+    vocabulary: Annotated[Whole, Field(ge=0)] | None = None
+    """The number of rows of the embedding; 0 takes the number of the tokeniser's entries."""
+    tied: bool | None = None
+    """Whether the output head shares its weights with the input embedding."""
+    context: Positive | None = None
+    """The longest sequence in tokens."""
+    rope_base: PositiveFloat | None = None
+    """The base θ of the rotary position embedding. The default is the preset's, or 100,000 as in SmolLM2."""
+    norm_eps: PositiveFloat | None = None
+    """The ε of RMSNorm. The default is the preset's, or 1e-5 as in SmolLM2."""
+    initializer_range: PositiveFloat | None = None
+    """The standard deviation of the initial weights. The default is the preset's, or 0.02 as in transformers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def accept_preset_name(cls, value: Any) -> Any:
+        return {"preset": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def check_numbers(self) -> "Model":
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}; the presets are {', '.join(PRESETS)}")
+        needed = ("layers", "hidden", "heads", "kv_heads", "mlp", "vocabulary", "tied", "context")
+        missing = [name for name in needed if self.preset is None and getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"without a preset, {', '.join(missing)} must be given")
+        model = self.architecture()
+        if model.hidden % model.heads or model.heads % model.kv_heads:
+            raise ValueError("heads must divide hidden, and kv_heads must divide heads")
+        if model.hidden // model.heads % 2:
+            raise ValueError("hidden / heads must be even, for rotary positions")
+        return self
+
+    def architecture(self) -> Architecture:
+        """The preset's numbers with those of this section in their place."""
+        given = self.model_dump(exclude_none=True, exclude={"preset"})
+        return Architecture(**given) if self.preset is None else replace(PRESETS[self.preset], **given)
 
 
 def matrix_parameters(model: Architecture) -> int:

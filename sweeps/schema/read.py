@@ -13,7 +13,7 @@ from retain.sweeps.base.files import is_file
 from retain.sweeps.base.units import format_seconds, shortened
 from retain.sweeps.base.yaml_text import parse_yaml, read_yaml
 from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
-from retain.sweeps.schema.linear import LinearStudy, is_linear
+from retain.sweeps.schema.linear.study import LinearStudy, is_linear
 from retain.sweeps.schema.search_space import SearchSpace, read_search
 from retain.sweeps.schema.study import Study
 from retain.sweeps.schema.validation_messages import validate

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retain.sweeps.schema.linear import is_linear
+from retain.sweeps.schema.linear.study import is_linear
 from retain.sweeps.schema.models import Architecture, adapter_parameters, flops_per_token, matrix_parameters, parameters
 from retain.sweeps.tree.linear_recipes import linear_cost
 from retain.sweeps.tree.throughput import PEAK_FLOPS, Measured, check_device, model_text, modelled_speed

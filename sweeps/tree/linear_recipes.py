@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.linear import LinearLaterStage, LinearStudy
-from retain.sweeps.schema.linear_theory import Task
+from retain.sweeps.schema.linear.closed_forms import Task
+from retain.sweeps.schema.linear.study import LinearLaterStage, LinearStudy
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 

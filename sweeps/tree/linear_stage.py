@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from retain.sweeps.schema.linear_theory import Task, mixture
+from retain.sweeps.schema.linear.closed_forms import Task, mixture
 
 LINEAR_METHOD = "gradient descent on the population loss"
 """The value of `method` in the recipe of every linear stage. No other stage has it."""

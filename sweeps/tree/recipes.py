@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.study import Adaptable, Lora, Optimisation, Pretrain, Study
+from retain.sweeps.schema.stages import Adaptable, Lora, Optimisation, Pretrain
+from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
 
 Recipe = dict[str, Any]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile, check_study
 from retain.sweeps.tree.tree import STAGES, plain_value
 

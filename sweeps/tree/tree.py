@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import Option
-from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section
 from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.schema.study import Study

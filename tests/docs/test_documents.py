@@ -15,7 +15,7 @@ from pydantic import BaseModel
 import retain
 from retain.launchers.stage.failures import CLASSES
 from retain.sweeps.base.yaml_text import read_yaml
-from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import check_study, read_study
 from retain.sweeps.schema.search_space import SearchBlock
 from retain.sweeps.schema.sites import read_sites

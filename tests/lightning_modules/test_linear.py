@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain.lightning_modules.linear import LinearModel, descend, load_linear, population_loss, start_linear
-from retain.sweeps.schema.linear import Linear, LinearStudy
-from retain.sweeps.schema.linear_theory import (
+from retain.sweeps.schema.linear.closed_forms import (
     Descent,
     Task,
     flow,
@@ -23,6 +22,7 @@ from retain.sweeps.schema.linear_theory import (
     mixture,
     squared_loss,
 )
+from retain.sweeps.schema.linear.study import Linear, LinearStudy
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.linear_recipes import stopping_time
 

@@ -14,7 +14,7 @@ from retain.lightning_modules.objective import heldout_loss
 from retain.lightning_modules.shards import whole_weights
 from retain.lightning_modules.stage import StageModule
 from retain.sweeps.schema.models import Architecture, adapter_parameters
-from retain.sweeps.schema.study import Lora
+from retain.sweeps.schema.stages import Lora
 from tests.lightning_modules.tiny_models import RECIPE, SMALL, random_sequences, small_model, steps_of, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,7 +14,8 @@ import pytest
 from retain.datamodules.corpora.prepare import known_facts
 from retain.sweeps.schema.published_corpora import PUBLISHED
 from retain.sweeps.schema.read import StudyFile, read_study
-from retain.sweeps.schema.study import Optimisation, Study
+from retain.sweeps.schema.stages import Optimisation
+from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.recipes import exposed_sequences
 from retain.sweeps.tree.tree import Tree, expand, merged
 from tests.retain import environment

@@ -8,9 +8,9 @@ import pytest
 from retain.datamodules.corpora.documents import read_documents, source_identity
 from retain.datamodules.corpora.prepare import packed_corpus, prepare
 from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import PUBLISHED
 from retain.sweeps.schema.read import check_study
-from retain.sweeps.schema.study import Corpus
 from tests.datamodules.corpora.published import RECORDS_PER_FILE, document, publish, records
 from tests.studies import tiny_fields, write_corpus
 

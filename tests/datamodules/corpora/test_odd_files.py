@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from retain.datamodules.corpora.documents import read_documents, source_identity
 from retain.datamodules.corpora.files import text_documents
-from retain.sweeps.schema.study import Corpus
+from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.tree.keys import canonical
 
 Content = bytes | Callable[[Path], object]

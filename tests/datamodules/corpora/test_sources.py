@@ -12,7 +12,7 @@ import zstandard
 from retain.datamodules.corpora.documents import is_heldout, read_documents, source_identity
 from retain.datamodules.corpora.packages import READERS
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
-from retain.sweeps.schema.study import Corpus
+from retain.sweeps.schema.corpora import Corpus
 
 DOCUMENTS = ["first document", "second, with\ntwo lines", "third: ünïcödé ♪"]
 

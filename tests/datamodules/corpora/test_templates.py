@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from retain.datamodules.corpora.documents import read_documents
 from retain.datamodules.corpora.templates import Template, corpus_template
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import template_pieces
-from retain.sweeps.schema.study import Corpus
 
 QA = "Q: {question}\nA: {answer}"
 ROWS = [{"question": "why {x}?", "answer": "because", "n": 1}, {"question": "how?", "answer": "so", "n": 2}]

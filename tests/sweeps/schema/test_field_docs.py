@@ -7,12 +7,13 @@ import textwrap
 
 import pytest
 
-from retain.sweeps.schema import execution, linear, search_space, sites, study
+from retain.sweeps.schema import corpora, execution, models, search_space, sites, stages, study
+from retain.sweeps.schema.linear import study as linear
 from retain.sweeps.schema.section import Section
 
 SECTIONS = [
     section
-    for module in (study, execution, search_space, linear, sites)
+    for module in (study, models, corpora, stages, execution, search_space, linear, sites)
     for section in vars(module).values()
     if inspect.isclass(section) and issubclass(section, Section) and section.__module__ == module.__name__
 ]

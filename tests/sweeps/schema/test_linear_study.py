@@ -5,8 +5,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.linear import Linear, LinearStudy
-from retain.sweeps.schema.linear_theory import mixture, threshold
+from retain.sweeps.schema.linear.closed_forms import mixture, threshold
+from retain.sweeps.schema.linear.study import Linear, LinearStudy
 from retain.sweeps.schema.read import read_study
 
 values = st.floats(0, 1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.linear import LinearStudy
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import check_study, read_study
 from retain.sweeps.schema.search_space import SearchBlock
 from retain.sweeps.schema.sites import Site, read_sites

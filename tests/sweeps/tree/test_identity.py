@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retain.sweeps.schema.execution import Execution
+from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import check_study
-from retain.sweeps.schema.study import Finetune, Model, Posttrain, Pretrain, Study
+from retain.sweeps.schema.stages import Finetune, Posttrain, Pretrain
+from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
 from retain.sweeps.tree.tree import STAGES, expand
 from tests.studies import made_up_facts, tiny_fields, tiny_tree

@@ -9,8 +9,8 @@ import pytest
 from retain.launchers.planning.opened_study import open_study
 from retain.results.analysis.linear_trials import Theory
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.linear import LinearStudy
-from retain.sweeps.schema.linear_theory import Descent
+from retain.sweeps.schema.linear.closed_forms import Descent
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.data_facts import Facts

@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from retain.sweeps.schema.corpora import Corpus, Tokenizer
 from retain.sweeps.schema.execution import Execution
-from retain.sweeps.schema.linear_theory import Task, threshold
+from retain.sweeps.schema.linear.closed_forms import Task, threshold
 from retain.sweeps.schema.section import (
     STAGE_KINDS,
     Fraction,
@@ -24,7 +25,6 @@ from retain.sweeps.schema.section import (
     Seed,
     read_list,
 )
-from retain.sweeps.schema.study import Corpus, Tokenizer
 
 SingularValues = Annotated[tuple[NotNegative, ...], Field(min_length=1)]
 
