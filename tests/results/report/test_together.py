@@ -76,8 +76,8 @@ def changed(folder: Path, old: str, new: str) -> str:
 
 
 def test_an_axis_of_one_study_and_a_fixed_field_of_another_are_the_same_axis(store: Path, tmp_path: Path) -> None:
-    fixed = changed(tmp_path, "  posttrain.lr: [3e-4, 1e-3]\n", "")
-    files = [read_study("laptop-figure4", SMALL[1:]), read_study(fixed, SMALL[1:])]
+    varied = changed(tmp_path, "grid:\n", "grid:\n  posttrain.lr: [3e-4, 1e-3]\n")
+    files = [read_study(varied, SMALL[1:]), read_study("laptop-figure4", SMALL[1:])]
     row = {"keys": {}, **dict.fromkeys(LOSSES, 1.0), "tokens": 1}
     axes = {"pipeline": "music-chemistry", "method": "unmixed", "seed": 0, "finetune.lr": 5e-5}
     rows = pooled_rows(files, [[row | {"axes": axes | {"posttrain.lr": 1e-3}}], [row | {"axes": axes}]])
