@@ -19,7 +19,8 @@ from retain.launchers.stage.failures import NODE, ON_SLURM, next_attempt
 from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import ENDED
+from retain.results.store.state import UNENDED
+from retain.results.store.status import written_state
 from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.processes import slurm_job
 
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
     runs = [run for key in read_submission(store, token).own_keys() if (run := store.run(key)).folder.is_dir()]
 
     # 1. Find the run that the job was doing when it died. None: it did not die.
-    states = {run.key: run.state() for run in runs}
+    states = {run.key: written_state(run) for run in runs}
     dead = next(
         (run for run in runs if (states[run.key].state, states[run.key].submission) == ("running", token)), None
     )
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _all_ended(runs: Sequence[Run]) -> bool:
-    return all(run.state().state in ENDED for run in runs)
+    return all(written_state(run).state not in UNENDED for run in runs)
 
 
 def _next_if_died_early(runs: Sequence[Run], token: str) -> Run | None:

@@ -25,7 +25,7 @@ from retain.launchers.jobs.submissions import is_to_do, read_backlog, read_submi
 from retain.launchers.kinds import kind_of
 from retain.launchers.slurm.client import exclude_nodes, live_jobs, own_job_is_cancelled, requeue_job
 from retain.launchers.stage.attempt import attempt_code
-from retain.launchers.stage.failures import DISK, ON_SLURM, prepare_retry
+from retain.launchers.stage.failures import DAMAGE, DISK, ON_SLURM, prepare_retry
 from retain.launchers.stage.log import BUSY, FAILED, NO_ROOM, STOPPED, log_into, log_line
 from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.launchers.stage.ranks import Ranks, free_port
@@ -35,7 +35,7 @@ from retain.results.store.readiness import blocked_by, unfinished_needs
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.documents import read_document, write_document
-from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.processes import slurm_job
 
 WAIT_S = 60
@@ -140,11 +140,18 @@ def is_fruitless(state: State) -> bool:
 def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest) -> Outcome:
     """Check what a run needs, and make an attempt if it may begin."""
     log_into(run.log)
-    if ranks.is_first:
-        settle_dead_attempts(store, [run])
-    decision, why = check_needs(store, run)
-    if decision == "train" and run.state().submission != token:
-        decision, why = "done", "the run was submitted again, to another job"
+    try:
+        if ranks.is_first:
+            settle_dead_attempts(store, [run])
+        decision, why = check_needs(store, run)
+        if decision == "train" and run.state().submission != token:
+            decision, why = "done", "the run was submitted again, to another job"
+    except DamageError as damage:  # in the files of the run, or of one that it needs
+        log_line(f"rank {ranks.rank}: {damage}")
+        with contextlib.suppress(DamageError):
+            if ranks.is_first:
+                run.fail(str(damage), DAMAGE)
+        return Outcome(str(damage), failed=True)
     where = f"rank {ranks.rank} of {ranks.world}: job {slurm_job()} on {socket.gethostname()}"
     log_line(f"{where}: {decision}{f', {why}' if why else ''}")
     if decision == "train":

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import ENDED
+from retain.results.store.state import UNENDED
+from retain.results.store.status import written_state
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError
 
@@ -114,9 +115,9 @@ def submissions(store: Store) -> Iterator[Submission]:
 
 
 def is_to_do(run: Run, token: str) -> bool:
-    """Whether a job of this submission has to do the run: the run has not ended, and was not submitted again."""
-    state = run.state()
-    return state.state not in ENDED and state.submission == token
+    """Whether a job of this submission has to do the run: it has not ended, was not submitted again and is not damaged."""
+    state = written_state(run)
+    return state.state in UNENDED and state.submission == token
 
 
 def packed_with(store: Store, run: Run) -> list[Run]:

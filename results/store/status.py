@@ -78,14 +78,19 @@ def run_status(run: Run, state: State | None = None) -> RunStatus:
     return _row(stage, run, state or current_state(run), None)
 
 
-def current_state(run: Run) -> State:
-    """The state of a run; planned if state.json says running but no process holds the lease, DAMAGED if it cannot be read."""
+def written_state(run: Run) -> State:
+    """The state that state.json says; DAMAGED if it cannot be read."""
     try:
-        state = run.state()
-        if state.state != "running" or run.is_running() or (state := run.state()).state != "running":
-            return state
+        return run.state()
     except DamageError as error:
         return damaged_state(error)
+
+
+def current_state(run: Run) -> State:
+    """The state of a run; planned if state.json says running but no process holds the lease, DAMAGED if it cannot be read."""
+    state = written_state(run)
+    if state.state != "running" or run.is_running() or (state := written_state(run)).state != "running":
+        return state
     return replace(state, state="planned", reason="its process is gone; run its study again to resume it")
 
 

@@ -90,6 +90,20 @@ def test_a_preempted_pack_resumes_and_a_run_that_fails_stops_no_other(
     assert weights(packed.store.root) == weights(calm)
 
 
+def test_a_damaged_run_of_a_pack_stops_no_other(slurm: Cluster, calm: Path, tmp_path: Path) -> None:
+    packed = Packed(slurm, calm, tmp_path, RATES)
+    packed.retain("submit", packed.study)
+    first, damaged, last = (packed.finetuning(rate) for rate in RATES)
+    wait_until(lambda: in_training(first), "the first to be trained", 300)
+    key = damaged.key
+    (damaged.folder / "state.json").write_text("{")
+    packed.wait_for_the_end()
+    assert (first.state().state, last.state().state) == ("done", "done")
+    rows = retain_json("status", packed.study, "--store", packed.store.root, more=slurm.environment)["runs"]
+    assert {row["key"]: row["state"] for row in rows if row["stage"] == "finetune"}[key] == "damaged"
+    retain("verify", "--store", packed.store.root, code=1)
+
+
 def test_a_run_that_another_process_trains_delays_no_other_of_its_pack(
     slurm: Cluster, calm: Path, tmp_path: Path
 ) -> None:

@@ -27,10 +27,10 @@ from tests.launchers.checks.damages import (
     table_of,
 )
 
-WRITERS = ("run", "cancel", "retry", "pin", "data")
+WRITERS = ("run", "search", "cancel", "retry", "pin", "data")
 """Verbs that change a store; each is tried on a copy of its own."""
-SLOW = ("report tiny", "run linear")
-"""These draw figures if nothing is damaged."""
+SLOW = ("report tiny", "run linear", "search linear")
+"""These draw figures or train if nothing is damaged."""
 LEAST = 300
 """The fewest pairs of a damaged file and a verb."""
 
