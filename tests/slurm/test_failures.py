@@ -98,8 +98,8 @@ def test_retry_resumes_a_branch_once_what_it_lacked_is_there(slurm: Cluster, tmp
     wait_for_the_end(slurm)
     assert [run.state().state for run in (pre, post, *finetunings)] == ["done", "failed", "skipped", "skipped"]
     failure = post.state()
-    assert str(failure.reason).startswith(f"bad recipe: {pre.folder}: ")
-    assert failure.attempts[-1].failure == "bad recipe"
+    assert str(failure.reason).startswith(f"damaged store: {pre.folder}: ")
+    assert failure.attempts[-1].failure == "damaged store"
     assert {run.state().reason for run in finetunings} == {f"posttrain {post.key[:8]} failed: {failure.reason}"}
     (tmp_path / "aside").rename(pre.model)
     retain("retry", study, "--store", store, more=slurm.environment)

@@ -44,7 +44,7 @@ class Packed:
     def __init__(self, cluster: Cluster, calm: Path, folder: Path, rates: list[float]) -> None:
         self.cluster, self.store = cluster, Store(folder / "runs")
         self.study = linear_study(folder / "study", **(STUDY | {"grid": STUDY["grid"] | {"finetune.lr": rates}}))
-        shutil.copytree(calm, self.store.root)
+        shutil.copytree(calm, self.store.root, ignore=shutil.ignore_patterns("studies"))
         for run in self.store.runs():
             if run.spec()["stage"] == "finetune":
                 shutil.rmtree(run.folder)

@@ -185,7 +185,7 @@ def test_a_stage_that_the_search_gives_up_leaves_slurm_and_can_be_trained_later(
     block = {"axes": {"pretrain.exposure": [0, 1]}, "searcher": "grid"}
     study = tiny_study(tmp_path / "study", execution=HELD, search=block)
     searched = open_search(str(study), (), tmp_path / "runs", lambda *_: None)
-    searched.folder.mkdir(parents=True)
+    searched.folder.mkdir(parents=True, exist_ok=True)
     history, _ = open_history(searched.folder / "search.json", searched.identity())
     search = Search(searched, history, None, parallel=8)
     jobs = StageJobs(search, None)
