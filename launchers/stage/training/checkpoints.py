@@ -24,7 +24,14 @@ from safetensors.torch import save_file
 
 from retain.results.store.runs import sha256_of
 from retain.sweeps.base.documents import FORMAT, read_document, unreadable
-from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, StageFailedError, os_reason
+from retain.sweeps.base.errors import (
+    NO_ROOM,
+    DamageError,
+    MissingResourceError,
+    NewerFormatError,
+    StageFailedError,
+    os_reason,
+)
 from retain.sweeps.base.files import remove, share, sync_path, write_text
 
 KEPT = 2
@@ -179,10 +186,11 @@ class CheckpointWriter:
             self.saved_step = snapshot.step
         except OSError as error:
             step = self.saved_step
+            cure = "free space" if error.errno in NO_ROOM else "let this user write there"
             kept = "older checkpoints are kept" if step is None else f"the checkpoint of step {step} is kept"
             raise MissingResourceError(
                 f"{self.folder}: the checkpoint of step {snapshot.step} cannot be written ({os_reason(error)}); "
-                f"free space and run it again, {kept}"
+                f"{cure} and run it again, {kept}"
             ) from error
 
     def _write(self, snapshot: Snapshot) -> None:

@@ -4,18 +4,32 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from retain.launchers.stage.signals import StopRequest
-from retain.launchers.stage.training.checkpoints import CheckpointWriter, checkpoint_folders, open_checkpoint
+from retain.launchers.stage.training.checkpoints import CheckpointWriter, Snapshot, checkpoint_folders, open_checkpoint
 from retain.launchers.stage.training.resume import MOMENTS, Cadence, Resume
 from retain.lightning_modules.models import build_model
 from retain.lightning_modules.stage import StageModule
+from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.models import Architecture
 
 LARGE = Architecture(layers=6, hidden=512, heads=8, kv_heads=8, mlp=2048, vocabulary=4096, tied=True, context=64)
 """A state of 330 MB takes longer to write than to copy."""
+
+
+def test_a_checkpoint_that_cannot_be_written_names_the_folder_and_the_cure(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.write_text("in the way")
+    writer = CheckpointWriter(folder, 0, 1, lambda: True)
+    writer.save(Snapshot(7, {}, {}, {}))
+    with pytest.raises(
+        MissingResourceError, match=r"of step 7 cannot be written .*; let this user write there"
+    ) as found:
+        writer.wait()
+    assert str(found.value).startswith(f"{folder}: ")
 
 
 def test_states_that_follow_each_other_faster_than_they_are_written_are_whole(tmp_path: Path) -> None:
