@@ -164,9 +164,11 @@ def _look_up(
     """
     notes: list[tuple[Note | None, str]] = []
     try:
-        now, problem = source(), "the source has changed since its data was prepared"
+        now = source()
         notes.append((read_note(store, now), ""))
-        if remark is None and (damage := note_problem(note_path(store, now))):
+        damage = note_problem(note_path(store, now))
+        problem = damage or "the source has changed since its data was prepared"
+        if damage and remark is None:
             notice(damage)
     except RetainError as error:
         if remark is None or read_note(store, definition) is None:

@@ -96,6 +96,11 @@ def in_store(pattern: str) -> File:
     return lambda place: sorted(place.store.glob(pattern))[0]
 
 
+def newest_in_store(pattern: str) -> File:
+    """The file of this version: those of the archive are older, and their sources are not here."""
+    return lambda place: max(place.store.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of file: where one is, the verbs that read it, and whether it may be absent."""
@@ -128,7 +133,7 @@ KINDS: Mapping[str, Kind] = {
     "checkpoint of a rank": Kind(of_run("stopped", "checkpoint/*/rank-00000.json"), ("status tiny", "gc")),
     "steps.json": Kind(of_run("trained", "steps.json"), ("status tiny", "results tiny"), optional=True),
     "adapted.json": Kind(of_run("stopped", "adapted.json"), ("status tiny", "retry"), optional=True),
-    "prepared": Kind(in_store("prepared/*.json"), ("status tiny", "results tiny", "plan tiny"), optional=True),
+    "prepared": Kind(newest_in_store("prepared/*.json"), ("status tiny", "results tiny", "plan tiny"), optional=True),
     "manifest.json": Kind(in_store("corpora/*/manifest.json"), ("status tiny", "results tiny", "plan tiny", "data")),
     "train.bin": Kind(in_store("corpora/*/train.bin"), ("status tiny", "results tiny", "data"), json=False),
     "tokenizer.json": Kind(in_store("tokenizers/*/tokenizer.json"), ("status tiny", "data"), sealed=True, foreign=True),
