@@ -16,8 +16,8 @@ from retain.results.claims.verdicts import verdicts
 from retain.results.store.loss_table import LOSSES, Row
 from retain.results.store.study_files import SavedLooks
 from tests.results.claims.test_claims import exposure_rows, flat
-from tools.sequential_rates import SCHEDULES, compared, looked_at, whole_studies
-from tools.verdict_rates import scenarios
+from tools.simulations.sequential_rates import SCHEDULES, compared, looked_at, whole_studies
+from tools.simulations.verdict_rates import scenarios
 
 COUNTS = (3, 5, 7, 9)
 L_RET = LOSSES[1]
@@ -156,7 +156,7 @@ def test_a_decision_that_plain_intervals_make_too_early_waits_for_a_later_look()
 
 @pytest.mark.parametrize("claim", ["1b", "3"])
 def test_whole_studies_err_as_rarely_too_with_hypervolumes_whose_reference_point_moves(claim: str) -> None:
-    """A part of `python -m tools.sequential_rates`. A rate of 2.5% exceeds 10% in one of 1,000 samples of 60."""
+    """A part of `python -m tools.simulations.sequential_rates`. A rate of 2.5% exceeds 10% in one of 1,000 samples of 60."""
     scenario = next(one for one in scenarios(COUNTS[-1]) if one.claim == claim)
     _, ruled = whole_studies(scenario, COUNTS, 60)
     assert ruled <= 0.1

@@ -1,7 +1,8 @@
-"""What looks at growing results do to error rates and seeds, by simulation: `python -m tools.sequential_rates [DRAWS]`.
+"""What looks at growing results do to error rates and seeds, by simulation.
 
-Prints the tables of docs/evidence/verdicts.md: the rule of `results.claims.looks` against one look at the most seeds, and
-against naive peeking, which looks as often with plain 95% intervals and stops at the first that excludes 0.
+`python -m tools.simulations.sequential_rates [DRAWS]` prints the tables of docs/evidence/verdicts.md: the rule of
+`results.claims.looks` against one look at the most seeds, and against naive peeking, which looks as often with plain 95%
+intervals and stops at the first that excludes 0.
 """
 
 import sys
@@ -16,7 +17,7 @@ from retain.results.claims.looks import Look, running_t
 from retain.results.claims.sequential import verdicts_at_looks
 from retain.results.claims.verdicts import verdicts
 from retain.results.store.study_files import SavedLook, SavedLooks
-from tools.verdict_rates import Scenario, scenarios
+from tools.simulations.verdict_rates import Scenario, scenarios
 
 SCHEDULES = ((3, 5, 7, 9, 11, 13, 15, 17, 19, 20), (2, 4, 6, 8, 10), (5, 10, 15, 20))
 EFFECTS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3)
