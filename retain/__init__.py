@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from retain.datamodules.corpora.prepare import Report
     from retain.launchers.jobs.submit import Submitted
     from retain.launchers.local.run import Reporting, Watching
+    from retain.launchers.planning.looks import Until
     from retain.launchers.planning.plan import Plan
     from retain.launchers.study_status import Status
     from retain.results.report.collect import Results
@@ -32,17 +33,25 @@ def plan(
     overrides: Sequence[str] = (),
     store: str | Path | None = None,
     device: str = "H100",
+    *,
+    until: "Until | None" = None,
+    most: int | None = None,
+    block: int | None = None,
 ) -> "Plan":
     """Plan one study, or several together, without training: stages, tokens, FLOPs, GPU-hours, bytes on disk.
 
     studies: names of studies of Retain, or paths of study files. overrides: such as `pretrain.exposure=0.5`, for all of them.
     store: the folder of runs; by default $RETAIN_STORE, or `runs`. device: the GPU of `totals.gpu_hours`.
+    until, most, block: as in `run`; the plan is that of the most seeds.
 
     Raises StudyError if a study is invalid.
     """
+    from retain.launchers.planning.looks import check_options
     from retain.launchers.planning.plan import plan_studies
 
-    return plan_studies([studies] if isinstance(studies, str) else list(studies), overrides, _store(store), device)
+    check_options(until, most, block)
+    names = [studies] if isinstance(studies, str) else list(studies)
+    return plan_studies(names, overrides, _store(store), device, most, block)
 
 
 def run(
@@ -50,21 +59,30 @@ def run(
     overrides: Sequence[str] = (),
     store: str | Path | None = None,
     *,
+    until: "Until | None" = None,
+    most: int | None = None,
+    block: int | None = None,
     reporting: "Reporting | None" = None,
     watching: "Watching | None" = None,
 ) -> "Results":
     """Prepare the data of a study, train on this machine what its store lacks, and collect the results.
 
     A stage that fails stops the stages below it and no other; `failures` of the returned results names it and the cause.
-    reporting, watching: display the preparation of data, and the training.
+    until: "decided" adds seeds to the study's own until every verdict is decided, `block` (2) at a time and `most` in all; a
+    later call continues with the numbers of the first. reporting, watching: display the preparation of data, and the training.
 
     Raises StudyError if the study is invalid, MissingResourceError if the machine lacks something, and KeyboardInterrupt
     once all processes have saved a checkpoint and ended; the next call resumes them.
     """
-    from retain.launchers.local.run import run_study
+    from retain.launchers.local.run import run_study, run_until_decided
+    from retain.launchers.planning.looks import check_options
     from retain.results.report.collect import collect_results
 
-    ran = run_study(study, overrides, _store(store), reporting, watching)
+    check_options(until, most, block)
+    if until is None:
+        ran = run_study(study, overrides, _store(store), reporting, watching)
+    else:
+        ran = run_until_decided(study, overrides, _store(store), most, block, reporting, watching)
     return collect_results(ran.opened.file, ran.opened.tree, ran.opened.store, ran.states)
 
 

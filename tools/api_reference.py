@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from typing import is_typeddict
 
 import retain
 from retain.launchers.jobs.status import Orphan
@@ -12,12 +13,13 @@ from retain.launchers.planning.plan import Plan, PlannedStage, PlannedStudy, Pla
 from retain.launchers.study_status import SearchStatus, Status
 from retain.results.report.collect import Failure, Results
 from retain.results.store.status import RunStatus
+from retain.results.store.study_files import SavedLook, SavedLooks, SavedVerdict
 from tools.docstrings import attribute_docs, one_line
 
 FUNCTIONS = ("plan", "run", "submit", "status", "load")
 RETURNED = (
     *(Plan, PlanTotals, PlannedStage, PlannedStudy),
-    *(Results, Failure),
+    *(Results, Failure, SavedLooks, SavedLook, SavedVerdict),
     *(Submitted, SubmittedJob),
     *(Status, RunStatus, SearchStatus, Orphan),
 )
@@ -97,9 +99,9 @@ def _dataclass(owner: type) -> str:
 
 
 def _fields(owner: type) -> Iterator[tuple[str, str, str]]:
-    """The fields of a dataclass, also those of its bases, and its properties: name, annotation, docstring."""
+    """The fields of a dataclass or a typed mapping, those of its bases, and its properties: name, annotation, docstring."""
     for base in reversed(owner.__mro__):
-        if is_dataclass(base):
+        if is_dataclass(base) or is_typeddict(base):
             for name, (annotation, doc) in attribute_docs(base).items():
                 yield name, annotation, doc
             for name, one in vars(base).items():

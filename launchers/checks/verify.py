@@ -23,6 +23,7 @@ OF_STUDIES: Mapping[str, Callable[[Path], Any]] = {
     study_files.PREDICTORS_FILE: study_files.read_predictors,
     study_files.HISTORY: study_files.read_history,
     study_files.SUMMARY: study_files.read_summary,
+    study_files.LOOKS: study_files.read_looks,
 }
 """The reader of each document in the folder of a study."""
 

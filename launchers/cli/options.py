@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
@@ -52,6 +52,14 @@ SiteName = Annotated[
     typer.Option("--site", help="A profile in sites.yaml; without it, the one that matches this machine, if any."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+UntilDecided = Annotated[
+    Literal["decided"] | None,
+    typer.Option("--until", help="decided: add seeds in blocks until every verdict is decided, or --most are trained."),
+]
+MostSeeds = Annotated[int | None, typer.Option("--most", help="The most seeds with --until decided.")]
+BlockOfSeeds = Annotated[
+    int | None, typer.Option("--block", help="The seeds to add at a time with --until decided; 2 by default.")
+]
 RUNS = Path("runs")
 
 Document = TypeVar("Document")

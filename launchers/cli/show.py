@@ -12,12 +12,15 @@ from retain.launchers.cli.options import (
     RUNS,
     SOME_RUN_FAILED,
     AsJson,
+    BlockOfSeeds,
     MaybeStudy,
+    MostSeeds,
     Overrides,
     RunKey,
     StorePath,
     Studies,
     StudyName,
+    UntilDecided,
     command,
     command_arguments,
     show,
@@ -35,16 +38,20 @@ def plan(
     studies: Studies,
     store: StorePath = RUNS,
     device: Annotated[str, typer.Option(help="The GPU of totals.gpu_hours: A100, H100, H200 or L40S.")] = "H100",
+    until: UntilDecided = None,
+    most: MostSeeds = None,
+    block: BlockOfSeeds = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a study would train, and what that costs.
 
-    Counts stages to train and stages already in the store, tokens, FLOPs, GPU-hours, disk space and jobs.
+    Counts stages to train and stages already in the store, tokens, FLOPs, GPU-hours, disk space and jobs. With --until decided,
+    those of the most seeds.
     """
     from retain.launchers.cli.views.plan import print_plan
 
     names, overrides = split_studies(studies, "plan")
-    made = retain.plan(names, overrides, store, device)
+    made = retain.plan(names, overrides, store, device, until=until, most=most, block=block)
     prepare = [command("data", one.name, overrides, store) for one in made.studies if one.provisional]
     show(made, as_json, lambda plan: print_plan(plan, prepare))
 
@@ -168,12 +175,12 @@ def report(
     """
     from retain.launchers.cli.views.report import origin, report_document
     from retain.launchers.planning.opened_study import open_study
-    from retain.results.claims.verdicts import verdicts
+    from retain.results.claims.sequential import looks_in_words, verdicts_at_looks
     from retain.results.figures.paper import draw_paper_figures
     from retain.results.figures.theory import theory_figures
     from retain.results.report.page import write_report
     from retain.results.report.study import parameter_count
-    from retain.results.report.together import pooled_rows
+    from retain.results.report.together import common_looks, pooled_rows
     from retain.results.store.loss_table import trial_rows
     from retain.results.store.runs import make_store
     from retain.sweeps.schema.linear.study import LinearStudy
@@ -187,7 +194,7 @@ def report(
     design = first.file.study
     if isinstance(design, LinearStudy) and len(opened) == 1:
         rows = own[0]
-        figures, found = theory_figures(store, tree.study, rows, overrides), []
+        figures, found, how_looked = theory_figures(store, tree.study, rows, overrides), [], []
     else:
         labelled = pooled_rows([one.file for one in opened], own)
         rows = own[0] if len(opened) == 1 else labelled
@@ -195,10 +202,12 @@ def report(
         paper_scale = parameter_count(design, first.facts) >= PAPER_SCALE
         shown = paper_scale if overlay is None else overlay
         figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale, overrides)
-        found = verdicts(labelled, matched=design.allocation == "matched")
+        looks = common_looks([one.file for one in opened], store)
+        found = verdicts_at_looks(labelled, design.allocation == "matched", looks)
+        how_looked = looks_in_words(looks) if looks else []
     made_by = origin(command_arguments(None, [*names, *overrides], store))
     parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]
-    page = write_report(parts, tree, first.store, rows, figures, found, made_by, overrides)
+    page = write_report(parts, tree, first.store, rows, figures, found, made_by, overrides, how_looked)
     show(report_document(tree.study, page, rows, figures, found), as_json, lambda document: print(document["report"]))
 
 

@@ -11,15 +11,18 @@ from retain.launchers.cli.options import (
     RUNS,
     SOME_RUN_FAILED,
     AsJson,
+    BlockOfSeeds,
+    MostSeeds,
     Overrides,
     SiteName,
     StorePath,
     StudyName,
     StudyOrRun,
+    UntilDecided,
     command,
     show,
 )
-from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.units import counted
 
 AGAIN = ("run is planned again", "runs are planned again")
@@ -51,16 +54,29 @@ def data(
     return 0 if document["resolves"] else MissingResourceError.exit_code
 
 
-def run(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> int:
+def run(
+    study: StudyName,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    until: UntilDecided = None,
+    most: MostSeeds = None,
+    block: BlockOfSeeds = None,
+    as_json: AsJson = False,
+) -> int:
     """Train what is missing on this machine; print the results.
 
-    An interrupted run resumes bit-exactly when it is started again.
+    An interrupted run resumes bit-exactly when it is started again. With --until decided, its seeds are fixed before training,
+    and a later call continues with them.
     """
     from retain.launchers.cli.progress import reporting, watching
     from retain.launchers.cli.views.results import print_failures, print_results
 
-    found = retain.run(study, overrides or (), store, reporting=reporting, watching=watching)
+    found = retain.run(
+        study, overrides or (), store, until=until, most=most, block=block, reporting=reporting, watching=watching
+    )
     show(found, as_json, lambda found: print_results(found, store))
+    if until and not as_json:
+        print(f"verdicts with intervals that count all looks: {command('report', study, overrides, store)}")
     print_failures(found.failures)
     return SOME_RUN_FAILED if found.failures else 0
 
@@ -74,6 +90,9 @@ def submit(
     ] = "slurm",
     site: SiteName = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; submit nothing.")] = False,
+    until: Annotated[str | None, typer.Option("--until", hidden=True)] = None,
+    most: Annotated[str | None, typer.Option("--most", hidden=True)] = None,
+    block: Annotated[str | None, typer.Option("--block", hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit what is missing to SLURM, and return.
@@ -87,6 +106,11 @@ def submit(
     from retain.launchers.local.launcher import start_detached
     from retain.launchers.planning.register import register
 
+    if until or most or block:
+        raise StudyError(
+            "submit: --until decided is an option of run alone, because a submitted job cannot add seeds to the study; submit "
+            "fixed seeds, as in seed=[0,1,2], or call retain run in a job of your own"
+        )
     if launcher == "local":
         opened = prepare(study, overrides or (), store)
         register(opened.tree, opened.file, opened.facts, opened.store)

@@ -8,11 +8,14 @@ from pathlib import Path
 from retain.datamodules.corpora.prepare import Report, ignore_progress
 from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import Watch, train
+from retain.launchers.planning.judged import begin_looks, make_look, planned_looks
+from retain.launchers.planning.looks import Schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
 from retain.results.store.garbage import check_starts
 from retain.results.store.runs import SPEC, Store
 from retain.results.store.state import State
+from retain.results.store.study_files import looks_ended, seeds_of_looks
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.tree import Tree
 
@@ -43,12 +46,50 @@ def run_study(
     reporting, watching: display the preparation of data, and the training. Raises StudyError, MissingResourceError, and
     KeyboardInterrupt once all processes have saved a checkpoint and ended.
     """
+    opened = _prepared(name, overrides, store, reporting)
+    return StudyRun(opened, train_missing(opened, opened.tree, watching))
+
+
+def run_until_decided(
+    name: str,
+    overrides: Sequence[str],
+    store: Path,
+    most: int | None = None,
+    block: int | None = None,
+    reporting: Reporting | None = None,
+    watching: Watching | None = None,
+) -> StudyRun:
+    """Train a study in blocks of seeds, with a look at its verdicts after each, until all are decided or `most` are trained.
+
+    The looks are written into the store before anything is trained (`planning.looks`). An interrupted call continues at the
+    same look. A look takes place once every trial of its seeds is finished: a failed stage ends the call before it.
+
+    most, block: the most seeds, and how many are added at a time; None: as recorded. Raises as `run_study` does.
+    """
+    planned = planned_looks(name, overrides, store, most, block)
+    if isinstance(planned, Schedule):
+        # A study whose data is missing may still be changed; one whose looks are fixed may not.
+        _prepared(name, [*overrides, seeds_override(planned.seeds[: planned.counts[0]])], store, reporting)
+        looks = begin_looks(name, overrides, store, planned)
+    else:
+        looks = planned
+    while True:
+        opened = _prepared(name, [*overrides, seeds_override(seeds_of_looks(looks))], store, reporting)
+        states = train_missing(opened, opened.tree, watching)
+        if looks_ended(looks) or any(state.state != "done" for state in states.values()):
+            return StudyRun(opened, states)
+        looks = make_look(opened, looks)
+        if looks_ended(looks):
+            return StudyRun(opened, states)
+
+
+def _prepared(name: str, overrides: Sequence[str], store: Path, reporting: Reporting | None) -> OpenedStudy:
+    """A study with its data prepared, which a machine without the GPU that it asks for does not do."""
     execution = read_study(name, overrides).study.execution
     if execution.accelerator == "gpu":
         local_slots(execution)  # raises before any data is prepared
     with reporting() if reporting else nullcontext(ignore_progress) as report:
-        opened = prepare_study(name, overrides, store, report)
-    return StudyRun(opened, train_missing(opened, opened.tree, watching))
+        return prepare_study(name, overrides, store, report)
 
 
 def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching | None = None) -> Mapping[str, State]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.prepare import Report, ignore_progress, known_facts, prepare, remembered_facts
+from retain.launchers.planning.looks import with_recorded_seeds
 from retain.results.store.runs import Store, make_store, open_store
 from retain.results.store.study_files import OWNER, study_folder
 from retain.sweeps.base.documents import read_document, write_document
@@ -33,10 +34,13 @@ class OpenedStudy:
 def open_study(name: str, overrides: Sequence[str], store: Path, remember: bool = True) -> OpenedStudy:
     """Open a study with what its store already has; reads no corpus and writes nothing. Raises StudyError.
 
-    remember: whether to open it on the data as last prepared if its sources have changed or are gone, and say so on standard
-    error; otherwise on placeholders, as `retain run` would prepare the data again.
+    remember: whether to open it as the store has it: with the seeds that its looks have added, and on the data as last prepared
+    if its sources have changed or are gone, which is said on standard error. Otherwise with the seeds of the file, and on
+    placeholders, as `retain run` would prepare the data again.
     """
     file = read_study(name, overrides)
+    if remember:
+        file = with_recorded_seeds(file, store)
     facts, remarks = remembered_facts(file, store) if remember else (known_facts(file, store), [])
     for remark in remarks:
         notice(remark)
@@ -44,8 +48,11 @@ def open_study(name: str, overrides: Sequence[str], store: Path, remember: bool 
 
 
 def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Report = ignore_progress) -> OpenedStudy:
-    """Open a study, and prepare the data that its store lacks. Raises StudyError, MissingResourceError."""
-    file = read_study(name, overrides)
+    """Open a study, with the seeds that its looks have added, and prepare the data that its store lacks.
+
+    Raises StudyError, MissingResourceError.
+    """
+    file = with_recorded_seeds(read_study(name, overrides), store)
     # Find mistakes in the study before any corpus is read or any folder is made.
     known = _opened(name, file, open_store(store), known_facts(file, store))
     make_store(store)

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from retain.launchers.planning.looks import schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import open_store
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
 from retain.sweeps.tree.tree import STAGES, Axes, merged
 
@@ -42,6 +44,8 @@ class PlannedStudy:
     """The number of values on each axis, cases included."""
     provisional: bool
     """True while its data is not prepared: its keys will change."""
+    looks: list[int]
+    """The number of seeds at each look at its verdicts, if seeds are added until they are decided; empty for a fixed sample."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,22 @@ class Plan:
     """The cost of all stages together."""
 
 
-def plan_studies(names: Sequence[str], overrides: Sequence[str], store: Path, device: str) -> Plan:
+def plan_studies(
+    names: Sequence[str],
+    overrides: Sequence[str],
+    store: Path,
+    device: str,
+    most: int | None = None,
+    block: int | None = None,
+) -> Plan:
     """Plan studies together, each with all the overrides; reads no corpus and writes nothing.
 
+    most, block: plan the most seeds of studies whose seeds are added until their verdicts are decided, `block` at a time.
     Raises StudyError, also for an unknown device.
     """
-    opened = _distinct([open_study(name, overrides, store, remember=False) for name in names])
+    schedules = {} if most is None else {name: schedule(read_study(name, overrides), most, block) for name in names}
+    seeds = {name: [seeds_override(planned.seeds)] for name, planned in schedules.items()}
+    opened = _distinct([open_study(name, [*overrides, *seeds.get(name, [])], store, remember=False) for name in names])
     tree, found = merged([one.tree for one in opened]), open_store(store)
     states = found.states(tree.stages)
     done = {key for key, state in states.items() if state.state == "done"}
@@ -86,7 +100,16 @@ def plan_studies(names: Sequence[str], overrides: Sequence[str], store: Path, de
         PlannedStage(stage.key, stage.stage, stage.parent, stage.axes, stage.tokens, states[stage.key].state)
         for stage in tree.stages.values()
     ]
-    studies = [PlannedStudy(one.name, one.tree.study, _axes(one), one.tree.provisional) for one in opened]
+    studies = [
+        PlannedStudy(
+            one.name,
+            one.tree.study,
+            _axes(one),
+            one.tree.provisional,
+            schedules[one.name].counts if one.name in schedules else [],
+        )
+        for one in opened
+    ]
     return Plan(tree.study, tree.provisional, device, studies, stages, PlanTotals(**with_data))
 
 

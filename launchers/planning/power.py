@@ -4,16 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retain.launchers.planning.opened_study import OpenedStudy, open_study
+from retain.launchers.planning.judged import judged
+from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.plan import PlanTotals, plan_studies
-from retain.results.analysis.methods import METHOD_FIELDS, with_fixed
 from retain.results.claims.judging import Verdict
 from retain.results.claims.power import WANTED, Pilot, pilot_of, seeds_to_decide
-from retain.results.claims.verdicts import verdicts
-from retain.results.store.loss_table import trial_rows
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.axes import get_field
-from retain.sweeps.schema.linear.study import LinearStudy
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def plan_power(
     Raises StudyError if the pilot has no claim with two finished seeds.
     """
     piloted = open_study(pilot or study, () if pilot else overrides, store)
-    pairs = [(verdict, found) for verdict in _judged(piloted) if (found := pilot_of(verdict)) is not None]
+    pairs = [(verdict, found) for verdict in judged(piloted) if (found := pilot_of(verdict)) is not None]
     if not pairs:
         raise StudyError(
             f"{piloted.tree.study}: the store {store} has no claim of the paper with two finished seeds of this study, so "
@@ -115,16 +111,6 @@ def plan_power(
     own = piloted if pilot is None else open_study(study, overrides, store)
     pilot_seeds = max(found.seeds for _, found in pairs)
     return PowerPlan(own.tree.study, piloted.tree.study, pilot_seeds, effect, WANTED, most, device, claims, prices)
-
-
-def _judged(opened: OpenedStudy) -> list[Verdict]:
-    """The verdicts on the finished trials of a study; none on a linear study."""
-    study = opened.file.study
-    if isinstance(study, LinearStudy):
-        return []
-    rows = trial_rows(opened.tree, opened.store)
-    labelled = with_fixed(rows, {path: get_field(study, path) for path in METHOD_FIELDS})
-    return verdicts(labelled, matched=study.allocation == "matched")
 
 
 def _planned(verdict: Verdict, pilot: Pilot, effect: float | None, most: int) -> PlannedClaim:

@@ -7,7 +7,7 @@ is exact for normal differences, and wide at two seeds: 12.7 standard errors to 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,13 @@ class Effect:
     """The number of seeds that counted."""
     per_seed: dict[int, float]
     """The difference at each seed that counted."""
+    level: float = LEVEL
+    """The level of the interval; higher where one of several looks at growing results decides."""
 
     def __neg__(self) -> "Effect":
         """The effect in the other direction."""
         per_seed = {seed: -value for seed, value in self.per_seed.items()}
-        return Effect(-self.mean, -self.high, -self.low, self.seeds, per_seed)
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low, per_seed=per_seed)
 
     @property
     def sample(self) -> str:
@@ -48,20 +50,26 @@ class Effect:
             return "no value yet"
         if self.seeds == 1:
             return f"{self.mean:+.3g}, no interval"
-        return f"{self.mean:+.3g}, 95% interval {self.low:+.3g} to {self.high:+.3g}"
+        return f"{self.mean:+.3g}, {level_text(self.level)} interval {self.low:+.3g} to {self.high:+.3g}"
 
 
-def effect_of(per_seed: Mapping[int, float]) -> Effect:
-    """The mean over seeds of one value each, with the 95% interval of Student's t."""
+def level_text(level: float) -> str:
+    """The level of an interval as a percentage with the digits that tell it from others: `95%`, `99.1%`, `99.97%`."""
+    digits = next(digits for digits in range(8) if (1 - level) * 10 ** (digits + 2) >= 3)
+    return f"{100 * level:.{digits}f}%"
+
+
+def effect_of(per_seed: Mapping[int, float], level: float = LEVEL) -> Effect:
+    """The mean over seeds of one value each, with the interval of Student's t at a level."""
     from scipy.special import stdtrit
 
     values = np.array(list(per_seed.values()), dtype=np.float64)
     count = len(values)
     mean = float(values.mean()) if count else np.nan
     if count < 2:
-        return Effect(mean, np.nan, np.nan, count, dict(per_seed))
-    reach = float(stdtrit(count - 1, 1 - SIDE) * values.std(ddof=1) / np.sqrt(count))
-    return Effect(mean, mean - reach, mean + reach, count, dict(per_seed))
+        return Effect(mean, np.nan, np.nan, count, dict(per_seed), level)
+    reach = float(stdtrit(count - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(count))
+    return Effect(mean, mean - reach, mean + reach, count, dict(per_seed), level)
 
 
 def tail(effect: Effect) -> float:

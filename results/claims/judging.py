@@ -5,15 +5,16 @@ The claims themselves, with their effects, are in `exposure.py` and `frontier.py
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from retain.results.analysis.axes import SIZE, SUBSET, grouped, is_subset_apart
-from retain.results.analysis.effects import SIDE, Effect, tail
+from retain.results.analysis.effects import SIDE, Effect, effect_of, tail
 from retain.results.analysis.loss_planes import Floats
 from retain.results.analysis.methods import pipeline_of
+from retain.results.claims.looks import Look
 from retain.results.store.loss_table import Row
 from retain.sweeps.base.units import format_size, parse_size
 
@@ -56,9 +57,12 @@ class Verdict:
     deciding: int
     """The number of deciding effects: as many for each alternative, one alternative after the other."""
     p: float
-    """The two-sided p-value; below 0.05 the claim is decided. nan with fewer than two seeds."""
+    """The two-sided p-value; below 0.05 the claim is decided. nan with fewer than two seeds. At a look it is the repeated
+    p-value, which counts all looks."""
     adjusted: float = math.nan
     """The p-value with Holm's correction over all verdicts that are judged together."""
+    look: Look | None = None
+    """The look that the verdict is of, if seeds were added until claims were decided; None for a fixed sample."""
 
     @property
     def source(self) -> str:
@@ -79,29 +83,44 @@ def judge(
     others: Iterable[tuple[str, Effect]] = (),
     notes: Iterable[str] = (),
     alternatives: int = 1,
+    look: Look | None = None,
 ) -> Verdict:
     """The verdict on the claim that every deciding effect is below 0 (side -1) or above 0 (side 1).
 
     With several alternatives, `deciding` holds as many effects for each, and the claim is that all effects of any one of them
     are on that side. The claim is supported or not supported if `decide` says so at the error rate of a 95% interval, and
     undecided otherwise, always so with fewer than two seeds. The sentence gives the effect that speaks most against the
-    claim, of the alternative that speaks most for it.
+    claim, of the alternative that speaks most for it. At a look, intervals and p-values count all looks.
     """
+    if look is not None:
+        deciding, others = (
+            [(name, effect_of(one.per_seed, look.level)) for name, one in part] for part in (deciding, others)
+        )
     # Turned so that support for the claim lies above 0.
     turned = [(effect if side > 0 else -effect, name, effect) for name, effect in deciding]
     above = np.array([tail(each[0]) for each in turned]).reshape(alternatives, -1)
     below = np.array([tail(-each[0]) for each in turned]).reshape(alternatives, -1)
+    if look is not None:
+        above, below = look.over_all(above), look.over_all(below)
     support, refutation = decide(above, below)
     outcome: Outcome = "supported" if support < SIDE else "not supported" if refutation < SIDE else "undecided"
     best, size = int(np.argmin(above.max(axis=1))), above.shape[1]
     alternative = turned[best * size : (best + 1) * size]
     refuting = [each for each in alternative if outcome == "not supported" and each[0].high < 0]
     _, name, effect = min(refuting or alternative, key=lambda each: _strength(each[0]))
-    sentence = f"{words}: {outcome} at {effect.sample}; {name}: {effect}."
+    sample = f"{effect.sample}, {look}" if look else effect.sample
+    sentence = f"{words}: {outcome} at {sample}; {name}: {effect}."
     p = float(np.minimum(1.0, 2 * np.fmin(support, refutation)))
     corrected = f"Holm's correction for {len(deciding)} intervals decides." if len(deciding) > 1 else ""
     evidence, note = (*deciding, *others), " ".join(note for note in (*notes, corrected) if note)
-    return Verdict(claim, words, sentence, outcome, evidence, note, side, alternatives, len(deciding), p)
+    return Verdict(claim, words, sentence, outcome, evidence, note, side, alternatives, len(deciding), p, look=look)
+
+
+def judged_at(look: Look, verdict: Verdict) -> Verdict:
+    """A verdict of a fixed sample, judged as one of several looks: its intervals and p-values count all looks."""
+    deciding, others = verdict.evidence[: verdict.deciding], verdict.evidence[verdict.deciding :]
+    judged = judge(verdict.claim, verdict.words, verdict.side, deciding, others, (), verdict.alternatives, look)
+    return replace(judged, note=verdict.note)
 
 
 def decide(above: Floats, below: Floats) -> tuple[Floats, Floats]:

@@ -86,9 +86,12 @@ def seeds_to_decide(pilot: Pilot, most: int = MOST) -> int | None:
 
 
 def in_words(verdict: Verdict) -> str:
-    """The sentence of a verdict; for an undecided one, also how many seeds would decide it at the effect and spread seen."""
+    """The sentence of a verdict; for an undecided one, also how many seeds would decide it at the effect and spread seen.
+
+    Not at a look: the seeds of all looks are fixed.
+    """
     pilot = pilot_of(verdict)
-    if verdict.outcome != "undecided" or pilot is None:
+    if verdict.outcome != "undecided" or pilot is None or verdict.look is not None:
         return verdict.sentence
     found = seeds_to_decide(pilot)
     number = f"About {found}" if found else f"More than {MOST}"

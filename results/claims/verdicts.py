@@ -10,7 +10,8 @@
 
 Each is judged by effects paired by seed, with 95% intervals of Student's t (`analysis.effects`): supported if all intervals
 lie on the claimed side, not supported if one lies on the other side even after Holm's correction for the number of the claim's
-intervals, undecided otherwise and with fewer than two seeds. `python -m tools.verdict_rates` simulates how often that errs.
+intervals, undecided otherwise and with fewer than two seeds. `python -m tools.simulations.verdict_rates` simulates how often
+that errs.
 """
 
 from collections.abc import Sequence

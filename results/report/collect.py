@@ -13,6 +13,7 @@ from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, State
 from retain.results.store.status import current_state
+from retain.results.store.study_files import SavedLooks, looks_of
 from retain.results.tensorboard.views import link_runs, view_folder
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.linear.study import LinearStudy
@@ -64,6 +65,8 @@ class Results:
     """Paths of the loss table, the figures and the TensorBoard view that were written; none without a finished stage."""
     provisional: bool
     """True while the data is not prepared: the keys will change, and no stage counts as trained."""
+    looks: SavedLooks | None = None
+    """The looks of the study, if its seeds are added until its verdicts are decided; None for a fixed sample."""
 
 
 def collect_results(
@@ -94,7 +97,8 @@ def collect_results(
             if write == "all" or view_folder(store.root, tree.study).is_dir():
                 written.append(link_runs(tree, store, states=states))
     paths, axes = [str(path) for path in written], list(file.labels)
-    return Results(tree.study, file.study.loss_unit, axes, rows, failures(tree, states), paths, tree.provisional)
+    looks = looks_of(store.root, tree.study)
+    return Results(tree.study, file.study.loss_unit, axes, rows, failures(tree, states), paths, tree.provisional, looks)
 
 
 def failures(tree: Tree, states: Mapping[str, State]) -> list[Failure]:

@@ -66,10 +66,12 @@ def write_report(
     verdicts: Sequence[Verdict],
     origin: Origin,
     overrides: Sequence[str] = (),
+    how_looked: Sequence[str] = (),
 ) -> Path:
     """Write report.html into the folder of `study_folder` and return its path.
 
-    studies: one study, or several that are reported together, each with its own rows. tree, rows: those of all.
+    studies: one study, or several that are reported together, each with its own rows. tree, rows: those of all. how_looked:
+    sentences about the looks of a study whose seeds were added until its verdicts were decided.
     """
     import jinja2
 
@@ -92,6 +94,7 @@ def write_report(
         small=len(tree.stages) <= MOST_OPEN_STAGES,
         cost=cost_sentences(tree),
         verdicts=verdict_table(verdicts),
+        how_looked=how_looked,
         figures=[(figure, *inline_svg(figure)) for figure in figures],
         search=search_part(store.root, tree.study),
         recipes=recipe_tables(rows),

@@ -1,11 +1,13 @@
 """Several studies of one store judged together, such as Figures 4 and 6, which only together hold all four methods."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from retain.results.analysis.methods import METHOD_FIELDS, with_fixed
 from retain.results.report.deviations import NOT_A_CHOICE, resolved, values_text
 from retain.results.store.loss_table import Row
+from retain.results.store.study_files import SavedLooks, looks_of
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import get_field
 from retain.sweeps.schema.linear.study import LinearStudy
@@ -29,6 +31,22 @@ def pooled_rows(files: Sequence[StudyFile], rows: Sequence[Sequence[Row]]) -> li
             named = row | {"axes": {**missing, **row["axes"]}}
             pooled.setdefault(repr(sorted(named["axes"].items())), named)
     return list(pooled.values())
+
+
+def common_looks(files: Sequence[StudyFile], store: Path) -> SavedLooks | None:
+    """The looks of studies that are judged together, as far as all of them have made them; None if none has any.
+
+    Raises StudyError if their looks differ: no interval would count all of them.
+    """
+    each = [looks_of(store, file.study.study) for file in files]
+    found = [looks for looks in each if looks is not None]
+    if not found:
+        return None
+    plans = {(tuple(looks["seeds"]), tuple(looks["counts"])) for looks in found}
+    if len(found) < len(each) or len(plans) > 1:
+        names = " and ".join(file.path.name for file in files)
+        raise StudyError(f"{names}: their seeds were added until decided, at different looks; report them one by one")
+    return min(found, key=lambda looks: len(looks["made"]))
 
 
 def _check_comparable(files: Sequence[StudyFile]) -> None:

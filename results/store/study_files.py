@@ -1,4 +1,4 @@
-"""The folder of a study in the store, and the documents there: the loss table, predictors, and what a search leaves."""
+"""The folder of a study in the store, and the documents there: the loss table, predictors, looks, and what a search leaves."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from retain.results.store.runs import Run, Store
 from retain.sweeps.base.documents import read_document
+from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.keys import canonical, stage_key
 
 OWNER = "study.json"
@@ -18,6 +19,8 @@ SUMMARY = "search-summary.json"
 """What the last search printed."""
 POINTS_STUDY = "search.yaml"
 """The searched points as a study."""
+LOOKS = "looks.json"
+"""The looks of a study whose seeds are added until its verdicts are decided; a study of a fixed sample has none."""
 SUFFIX = "-points"
 """The name of that study is the name of the searched study with this suffix."""
 AXIS_OF_POINTS = "point"
@@ -141,6 +144,49 @@ class SavedPredictors(TypedDict):
     correlations: list[dict[str, Any]]
 
 
+class SavedVerdict(TypedDict):
+    """The outcome of one claim at a look."""
+
+    claim: str
+    """The claim's number, such as 1a."""
+    words: str
+    """The subject and the claim."""
+    outcome: Literal["supported", "not supported", "undecided"]
+    """The outcome; a claim that an earlier look has decided keeps its outcome."""
+    look: int
+    """The number of the look that the outcome is of, from 1 on: the one that decided, or this one."""
+
+
+class SavedLook(TypedDict):
+    """A look that was made."""
+
+    seeds: int
+    """The number of seeds."""
+    level: float
+    """The level of each interval at this look, which is one of 95% over all looks."""
+    time: float
+    """When it was made, in seconds since 1970."""
+    verdicts: list[SavedVerdict]
+    """The outcome of every claim."""
+
+
+class SavedLooks(TypedDict):
+    """The content of looks.json."""
+
+    design: str
+    """A fingerprint of the study's fields but for its seeds and resources."""
+    own: list[int]
+    """The seeds of the study file."""
+    seeds: list[int]
+    """All seeds up to the most, in the order in which they are added."""
+    counts: list[int]
+    """The number of seeds at each look, ascending; the last is the most."""
+    block: int
+    """The number of seeds that are added at a time."""
+    made: list[SavedLook]
+    """The looks made so far."""
+
+
 def read_trials(path: Path) -> list[dict[str, Any]]:
     """The rows of a trials.json. Raises FileNotFoundError, DamageError."""
     rows = read_document(path, list[TrialRow], "delete this file and run the study again, which writes it again")
@@ -162,6 +208,38 @@ def read_summary(path: Path) -> SavedSummary:
 def read_predictors(path: Path) -> SavedPredictors:
     """The predictors of a study. Raises FileNotFoundError, DamageError."""
     return read_document(path, SavedPredictors, "delete this file and probe the study again")
+
+
+def read_looks(path: Path) -> SavedLooks:
+    """The looks of a study. Raises FileNotFoundError, DamageError."""
+    cure = "restore it from a copy: it decides how wide the intervals of the study are"
+    looks = read_document(path, SavedLooks, cure)
+    counts = looks["counts"]
+    if not counts or counts[-1] != len(looks["seeds"]) or not len(looks["made"]) <= len(counts):
+        raise DamageError(f"{path}: counts do not agree with seeds and made; {cure}")
+    return looks
+
+
+def looks_of(store: Path, study: str) -> SavedLooks | None:
+    """The looks of a study in a store; None for a fixed sample. Raises DamageError."""
+    try:
+        return read_looks(study_folder(store, study) / LOOKS)
+    except FileNotFoundError:
+        return None
+
+
+def looks_ended(looks: SavedLooks) -> bool:
+    """Whether no look is left to make: the last one decided every verdict, or had the most seeds."""
+    made = looks["made"]
+    if not made:
+        return False
+    return len(made) == len(looks["counts"]) or all(one["outcome"] != "undecided" for one in made[-1]["verdicts"])
+
+
+def seeds_of_looks(looks: SavedLooks) -> list[int]:
+    """The seeds of the looks made, and of the next one if there is one."""
+    number = len(looks["made"]) - (1 if looks_ended(looks) else 0)
+    return looks["seeds"][: looks["counts"][number]]
 
 
 def study_folder(store: Path, study: str, overrides: Sequence[str] = ()) -> Path:

@@ -28,6 +28,7 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
         table.add_row(name, f"{len(stages):,}", f"{done:,}", format_size(sum(stage.tokens for stage in stages)))
     lines = [
         *(_axes_line(one, len(plan.studies) > 1) for one in plan.studies),
+        *(_looks_line(one, len(plan.studies) > 1) for one in plan.studies if one.looks),
         f"{counted(totals.trials, 'trial is', 'trials are')} {counted(totals.stages, 'stage')}, "
         f"{totals.to_train:,} of them to train: at most {format_size(totals.tokens_to_train)} tokens, {totals.flops:.3g} FLOPs",
         f"{format_size(totals.tokens)} tokens in all; one run per trial would train "
@@ -126,6 +127,11 @@ def print_data(document: Mapping[str, Any]) -> None:
 def _axes_line(study: PlannedStudy, named: bool) -> str:
     axes = ", ".join(f"{name} ({size})" for name, size in study.axes.items()) or "none"
     return f"axes{f' of {study.study}' if named else ''}: {axes}"
+
+
+def _looks_line(study: PlannedStudy, named: bool) -> str:
+    counts = ", ".join(map(str, study.looks))
+    return f"looks{f' of {study.study}' if named else ''} at {counts} seeds; what follows is the price of the most"
 
 
 def _hours(totals: PlanTotals, device: str) -> str:

@@ -38,7 +38,7 @@ def report_document(
                 "outcome": one.outcome,
                 "note": one.note,
             }
-            | {"p": _finite(one.p), "adjusted_p": _finite(one.adjusted)}
+            | {"p": _finite(one.p), "adjusted_p": _finite(one.adjusted), "look": _look_fields(one)}
             | {"effects": [{"label": label} | _effect_fields(effect) for label, effect in one.evidence]}
             for one in verdicts
         ],
@@ -53,7 +53,14 @@ def report_document(
 def _effect_fields(effect: Effect) -> dict[str, Any]:
     """The fields of an effect."""
     numbers = {"mean": effect.mean, "low": effect.low, "high": effect.high}
-    return {"seeds": effect.seeds} | {name: _finite(value) for name, value in numbers.items()}
+    fields = {"seeds": effect.seeds} | {name: _finite(value) for name, value in numbers.items()}
+    return fields | {"level": effect.level}
+
+
+def _look_fields(verdict: Verdict) -> dict[str, int] | None:
+    """The look that a verdict is of; None for a fixed sample, and before the first look."""
+    look = verdict.look
+    return {"number": look.number, "of": len(look.counts), "seeds": look.seeds} if look else None
 
 
 def _finite(value: float) -> float | None:

@@ -10,6 +10,7 @@ from rich.text import Text
 from retain.launchers.cli.options import command
 from retain.launchers.console import MOST_ROWS, cell, new_table, open_console, print_line
 from retain.results.analysis.predictors import PREDICTORS
+from retain.results.claims.sequential import looks_sentence
 from retain.results.report.collect import Failure, Results
 from retain.results.store.loss_table import LOSSES
 from retain.results.store.study_files import POINTS_STUDY, study_folder
@@ -33,6 +34,8 @@ def print_results(results: Results, store: Path) -> None:
         print_line(console, f"{counted(len(rows) - MOST_ROWS, 'more trial')} {where}")
     for path in results.files:
         print_line(console, path)
+    if results.looks:
+        print_line(console, looks_sentence(results.looks))
     if (points := study_folder(store, results.study) / POINTS_STUDY).exists():
         print_line(console, f"what a search has tried in addition: {command('results', str(points), None, store)}")
 

@@ -17,6 +17,7 @@ from typing import Any
 import retain
 from retain.launchers.cli.app import main
 from retain.launchers.jobs.submissions import Backlog, new_submission, write_backlog, write_submission
+from retain.launchers.planning.looks import Schedule, fix_looks
 from retain.launchers.planning.opened_study import open_study, prepare_study
 from retain.results.analysis.predictors import predictors_document, save_predictors
 from retain.results.report.search import search_part
@@ -25,6 +26,7 @@ from retain.results.store.lease import this_process
 from retain.results.store.runs import Store
 from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import RetainError
+from retain.sweeps.schema.read import read_study
 from tests.studies import linear_study, tiny_study
 
 ARCHIVE = Path(__file__).parents[2] / "data" / "store-0.1.0.tar.gz"
@@ -77,6 +79,8 @@ def make_place(folder: Path) -> Place:
     write_submission(store, submission)
     stopped.queue(submission.token)
     write_backlog(store, Backlog((stopped.key,)))
+    # The looks at other seeds, so that they change nothing of what is shown of this study.
+    fix_looks(replace(read_study(str(tiny)), axes={"seed": [100]}), store.root, Schedule([100], [100, 101], [2], 2))
     save_predictors(store.root, "tiny", {"study": "tiny", "share": 0.02, **predictors_document([], [])})
     cache = store.root / "cache" / "micro-batch"
     cache.mkdir(parents=True)
@@ -146,6 +150,7 @@ KINDS: Mapping[str, Kind] = {
     "search.json": Kind(in_store("studies/linear/search.json"), ("status linear", "search linear"), optional=True),
     "search-summary.json": Kind(in_store("studies/linear/search-summary.json"), ("summary",), optional=True),
     "predictors.json": Kind(in_store("studies/tiny/predictors.json"), ("status tiny",), optional=True),
+    "looks.json": Kind(in_store("studies/tiny/looks.json"), ("results tiny", "report tiny"), optional=True),
     "micro-batch": Kind(in_store("cache/micro-batch/*.json"), ("plan tiny",), optional=True),
 }
 FOLDER_OF_A_RUN = Kind(

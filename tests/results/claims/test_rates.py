@@ -1,8 +1,11 @@
-"""Verdicts err as rarely as they say: simulated studies with a known truth, a small part of `python -m tools.verdict_rates`."""
+"""Verdicts err as rarely as they say: simulated studies with a known truth.
+
+A small part of `python -m tools.simulations.verdict_rates`.
+"""
 
 import pytest
 
-from tools.verdict_rates import Scenario, decided_as_planned, error_rates, page_errors, scenarios
+from tools.simulations.verdict_rates import Scenario, decided_as_planned, error_rates, page_errors, scenarios
 
 DRAWS = 120
 MOST = 0.067

@@ -1,4 +1,4 @@
-"""How often verdicts err, by simulation: `python -m tools.verdict_rates [DRAWS]` prints the table of docs/evidence/verdicts.md.
+"""How often verdicts err, by simulation: `python -m tools.simulations.verdict_rates [DRAWS]` prints the table of verdicts.md.
 
 Each row of the table simulates studies in which the truth is known, judges them with `results.claims`, and counts the wrong
 verdicts: by the rule before (each interval at its plain 95%, all checkpoints of a method together) and by the rule now.
