@@ -79,9 +79,12 @@ def fields_of(section: type[BaseModel], above: str = "") -> Iterator[str]:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 for inner in names:
                     yield from fields_of(kind, f"{above}{name}.{inner}")
-            names = {"corpora": ["music."], "mix": ["music."], "stages": ["pretrain."], "constraints": ["finetuning_loss."]}.get(
-                name, names
-            )
+            names = {
+                "corpora": ["music."],
+                "mix": ["music."],
+                "stages": ["pretrain."],
+                "constraints": ["finetuning_loss."],
+            }.get(name, names)
             kinds += get_args(kind)
 
 
