@@ -236,9 +236,16 @@ def recipes() -> dict[str, dict[str, Any]]:
     window = exposed | {"window": [SEQUENCES // 4, 3 * SEQUENCES // 4]}
     replay = {"corpus": corpora["main"], "distinct": SEQUENCES, "fraction": 0.1}
     post = {"corpus": corpora["post"], "distinct": POST, "sequences": 4 * POST, "early_stopping": {}, "replay": replay}
+    three = [
+        exposed | {"first": 0, "sequences": 3 * POST, "window": [0, SEQUENCES // 2]},
+        exposed | {"first": 0, "sequences": 8 * POST, "window": [SEQUENCES // 2, SEQUENCES]},
+        {"corpus": corpora["disk"], "first": 0, "distinct": ON_DISK, "sequences": ON_DISK},
+    ]
+    mixture = {"distinct": SEQUENCES - 11 * POST - ON_DISK, "sequences": SEQUENCES, "mix": three}
     return {
         "pretraining, exposure": main | mixed,
         "pretraining, exposure in a window": main | mixed | {"exposure": window},
+        "pretraining, mixture of three components": main | mixture,
         "post-training, replay": common | post,
         "from disk, nothing cached": common | {"corpus": corpora["disk"], "distinct": ON_DISK, "sequences": ON_DISK},
     }

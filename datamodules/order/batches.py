@@ -118,7 +118,7 @@ class Batches:
 
 def stage_batches(recipe: Mapping[str, Any], store: Path, rank: int = 0, world: int = 1) -> Batches:
     """Return the batches of a recipe. Raises MissingResourceError if a corpus is not prepared."""
-    parts = [recipe, recipe.get("exposure"), recipe.get("replay")]
+    parts = [recipe, recipe.get("exposure"), recipe.get("replay"), *recipe.get("mix", [])]
     corpora = {part["corpus"]: packed_corpus(store, part["corpus"]) for part in parts if part}
     order = stage_order(recipe, {name: corpus.count("train") for name, corpus in corpora.items()})
     return Batches(order, corpora, recipe["batch"], rank, world)

@@ -5,13 +5,14 @@ without stored state. So resuming means starting at an offset, and the number of
 a number of sequences here: `sweeps.tree.recipes` computes it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from retain.datamodules.order.permutation import Indices, derive_seed, permute
+from retain.sweeps.tree.mixture_recipes import spread, window_of
 
 
 @dataclass(frozen=True)
@@ -41,64 +42,16 @@ class Mixture:
     subsets: tuple[Subset, ...]
     amounts: tuple[int, ...]
     seed: int
+    purpose: str = "order"
+    """What the permutation's seed is derived for."""
 
     @property
     def total(self) -> int:
         return sum(self.amounts)
 
     def locate(self, positions: Indices) -> tuple[Indices, Indices]:
-        drawn = permute(positions, self.total, derive_seed(self.seed, "order"))
+        drawn = permute(positions, self.total, derive_seed(self.seed, self.purpose))
         return _assign_to_subsets(drawn, self.subsets, self.amounts, (0,) * len(self.subsets))
-
-
-@dataclass(frozen=True)
-class ExposureWindow:
-    """All of `main` in a seeded order, with `amount` sequences of `exposed` spread over the positions [begin, end).
-
-    The window is divided into `amount` equal slots, and each exposed sequence has a seeded position in its slot. So every
-    part of the window contains its share of exposed sequences, to within two, and the order of the sequences of `main`
-    does not depend on the window.
-    """
-
-    main: Subset
-    exposed: Subset
-    amount: int
-    begin: int
-    end: int
-    seed: int
-
-    @property
-    def subsets(self) -> tuple[Subset, ...]:
-        return self.main, self.exposed
-
-    @property
-    def total(self) -> int:
-        return self.main.distinct + self.amount
-
-    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
-        inside = (positions >= self.begin) & (positions < self.end)
-        slots = self._slots_at(np.clip(positions, self.begin, self.end - 1))
-        exposed_at = self._exposed_positions(slots)
-        source = (inside & (positions == exposed_at)).astype(np.int64)
-        # The number of exposed sequences before each position.
-        before = np.where(inside, slots + (exposed_at < positions), np.where(positions < self.begin, 0, self.amount))
-        sequence = np.empty_like(positions)
-        main, exposed = source == 0, source == 1
-        order = permute((positions - before)[main], self.main.distinct, derive_seed(self.seed, "order"))
-        sequence[main] = self.main.sequences(order)
-        order = permute(slots[exposed], self.amount, derive_seed(self.seed, "exposed"))
-        sequence[exposed] = self.exposed.sequences(order)
-        return source, sequence
-
-    def _slots_at(self, positions: Indices) -> Indices:
-        """Return the slot of each position in the window."""
-        return ((positions - self.begin + 1) * self.amount - 1) // (self.end - self.begin)
-
-    def _exposed_positions(self, slots: Indices) -> Indices:
-        """Return the position of each slot's exposed sequence."""
-        first, after = (self.begin + number * (self.end - self.begin) // self.amount for number in (slots, slots + 1))
-        drawn = permute(slots, 2**32, derive_seed(self.seed, "places"))
-        return first + (drawn * (after - first) >> 32)
 
 
 @dataclass(frozen=True)
@@ -182,7 +135,81 @@ def _assign_to_subsets(
     return source, sequence
 
 
-Order = Mixture | ExposureWindow | Passes
+@dataclass(frozen=True)
+class Component:
+    """The sequences of `order`, spread over parts of a stage."""
+
+    order: Mixture | Passes
+    counts: tuple[int, ...]
+    """How many of the sequences each part of the stage has."""
+    seed: int
+
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        return self.order.subsets
+
+    def find(self, part: Indices, places: Indices, sizes: Indices) -> tuple[Indices, Indices, Indices]:
+        """Find this component among places of parts of the stage.
+
+        part, places, sizes: for each place its part, its number in the part, and the number of places there. Every part is
+        divided into as many equal slots as it has sequences of the component, and each of these has a seeded place in its
+        slot. Returns for each place whether it is one of these, the number of the slot's sequence in `order`, and the number
+        of the component's places before it in its part.
+        """
+        counts = np.array(self.counts, np.int64)
+        found, number, before = np.zeros(part.shape, bool), np.zeros_like(places), np.zeros_like(places)
+        some = np.flatnonzero(counts[part] > 0)
+        part, places, sizes = part[some], places[some], sizes[some]
+        count = counts[part]
+        slot = ((places + 1) * count - 1) // sizes
+        number[some] = (np.cumsum(counts) - counts)[part] + slot
+        first, after = slot * sizes // count, (slot + 1) * sizes // count
+        drawn = permute(number[some], 2**32, derive_seed(self.seed, "places"))
+        chosen = first + (drawn * (after - first) >> 32)
+        found[some], before[some] = places == chosen, slot + (chosen < places)
+        return found, number, before
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A base order with components spread over windows of the stage.
+
+    The windows' ends divide the stage into parts. In each part, the first component takes its places first, the second one
+    takes its own among the remaining places, and so on; the base order continues through what remains. So every part of a
+    window holds its share of the window's sequences, and the order within each corpus does not depend on the windows.
+    """
+
+    base: Mixture | Passes
+    components: tuple[Component, ...]
+    ends: tuple[int, ...]
+    """The position at which each part of the stage ends."""
+
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        return (*self.base.subsets, *(subset for component in self.components for subset in component.subsets))
+
+    @property
+    def total(self) -> int:
+        return self.ends[-1]
+
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
+        source, sequence = np.empty_like(positions), np.empty_like(positions)
+        sizes = np.diff(self.ends, prepend=0)
+        at, part = np.arange(len(positions)), np.searchsorted(self.ends, positions, side="right")
+        places = positions - (np.array(self.ends) - sizes)[part]
+        subset = len(self.base.subsets)
+        for component in self.components:
+            found, number, before = component.find(part, places, sizes[part])
+            source[at[found]], sequence[at[found]] = component.order.locate(number[found])
+            source[at[found]] += subset
+            subset += len(component.subsets)
+            at, part, places = at[~found], part[~found], (places - before)[~found]
+            sizes = sizes - component.counts
+        source[at], sequence[at] = self.base.locate((np.cumsum(sizes) - sizes)[part] + places)
+        return source, sequence
+
+
+Order = Mixture | Passes | Spread
 """Which sequence a stage reads at each of its `total` positions.
 
 `locate` returns, for each position, the index of its subset in `subsets` and the sequence's number in that corpus.
@@ -190,21 +217,39 @@ Order = Mixture | ExposureWindow | Passes
 
 
 def stage_order(recipe: Mapping[str, Any], sizes: Mapping[str, int]) -> Order:
-    """Return the order of a recipe. sizes: the number of training sequences of each corpus, by fingerprint."""
+    """Return the order of a recipe. sizes: the number of training sequences of each corpus, by fingerprint.
 
-    def subset(part: Mapping[str, Any], first: int = 0) -> Subset:
+    Exposure over the whole stage of a recipe without other components is one permutation of both corpora, as it was before
+    there were components, so that the runs of earlier recipes keep their order.
+    """
+
+    def subset(part: Mapping[str, Any]) -> Subset:
         corpus = part["corpus"]
-        return Subset(corpus, sizes[corpus], part["distinct"], first, recipe["subset_seed"])
+        return Subset(corpus, sizes[corpus], part["distinct"], part.get("first", 0), recipe["subset_seed"])
 
-    main = subset(recipe, recipe.get("first", 0))
-    if "early_stopping" in recipe:
-        replay = recipe["replay"]
-        share = replay["fraction"] if replay else 0.0
-        return Passes(main, subset(replay) if replay else None, share, recipe["sequences"], recipe["seed"])
-    exposure = recipe.get("exposure")
-    if exposure and "window" in exposure:
-        begin, end = exposure["window"]
-        return ExposureWindow(main, subset(exposure), exposure["sequences"], begin, end, recipe["seed"])
-    subsets = (main, subset(exposure)) if exposure else (main,)
-    amounts = (recipe["distinct"], exposure["sequences"]) if exposure else (recipe["sequences"],)
-    return Mixture(subsets, amounts, recipe["seed"])
+    seed, total, main = recipe["seed"], recipe["sequences"], subset(recipe)
+    exposure, mix = recipe.get("exposure"), recipe.get("mix", [])
+    if exposure and not mix and window_of(exposure, total)[:2] == (0, total):
+        return Mixture((main, subset(exposure)), (recipe["distinct"], exposure["sequences"]), seed)
+    mixed = [*([exposure] if exposure else []), *mix]
+    orders: list[tuple[Mixture | Passes, int]] = []
+    if exposure:
+        orders.append((Mixture((subset(exposure),), (exposure["sequences"],), seed, "exposed"), seed))
+    for number, part in enumerate(mix):
+        own = derive_seed(seed, "mix", number)
+        orders.append((Passes(subset(part), None, 0.0, part["sequences"], own), own))
+    base = _base(recipe, subset, total - sum(part["sequences"] for part in mixed))
+    if not mixed:
+        return base
+    ends, counts = spread(total, [window_of(part, total) for part in mixed])
+    components = zip(orders, counts, strict=True)
+    return Spread(base, tuple(Component(order, count, own) for (order, own), count in components), ends)
+
+
+def _base(recipe: Mapping[str, Any], subset: Callable[[Mapping[str, Any]], Subset], total: int) -> Mixture | Passes:
+    """The order of a recipe's own corpus, with replay if there is any, in `total` sequences without components."""
+    if "early_stopping" not in recipe:
+        return Mixture((subset(recipe),), (total,), recipe["seed"])
+    replay = recipe["replay"]
+    share = replay["fraction"] if replay else 0.0
+    return Passes(subset(recipe), subset(replay) if replay else None, share, total, recipe["seed"])

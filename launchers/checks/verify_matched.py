@@ -56,9 +56,10 @@ def _is_matched(opened: OpenedStudy, trial: Trial) -> bool:
 
 def _sequences(opened: OpenedStudy, stage: Stage, index: int) -> Indices:
     """The indices, in their corpus, of all sequences that a stage draws from one of its subsets, in order."""
-    order = stage_batches(json.loads(stage.recipe), opened.store.root).order
-    if index >= len(order.subsets):
+    recipe = json.loads(stage.recipe)
+    if index == EXPOSED and not recipe["exposure"]:
         return np.empty(0, np.int64)
+    order = stage_batches(recipe, opened.store.root).order
     drawn = []
     for first in range(0, order.total, CHUNK):
         source, sequence = order.locate(np.arange(first, min(first + CHUNK, order.total), dtype=np.int64))

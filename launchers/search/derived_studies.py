@@ -1,6 +1,5 @@
 """The studies that a search derives from a study, as files that every verb takes: its points, and what confirms them."""
 
-import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from retain.results.store.study_files import AXIS_OF_POINTS, POINTS_STUDY, SUFFI
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.files import write_text
 from retain.sweeps.base.yaml_text import yaml_of
-from retain.sweeps.schema.axes import is_axis
+from retain.sweeps.schema.axes import get_field, is_axis
 from retain.sweeps.schema.read import StudyFile, check_study, read_study
 from retain.sweeps.schema.search_space import SearchSpace, Values
 from retain.sweeps.tree.data_facts import Facts
@@ -181,7 +180,7 @@ def _is_seed(path: str) -> bool:
 
 def _own_value(study: Any, path: str) -> Any:
     """The value that a study gives a field; None if it gives none."""
-    return plain_value(functools.reduce(lambda part, name: getattr(part, name, None), path.split("."), study))
+    return plain_value(get_field(study, path))
 
 
 def _left_out(fields: Any, path: Sequence[str]) -> Any:

@@ -137,7 +137,7 @@ def resolved(file: StudyFile) -> Iterator[tuple[str, list[Any]]]:
         if name in swept:
             # Trials without adapters have no value of a field of the adapters.
             yield name, [value for value in file.values(name) if value is not None or ".lora." not in name]
-        elif not any(name.startswith(f"{axis}.") for axis in swept) and fields[name] is not None:
+        elif not any(name.startswith(f"{axis}.") for axis in swept) and fields[name] not in (None, {}):
             yield name, [fields[name]]
 
 

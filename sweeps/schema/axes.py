@@ -97,7 +97,8 @@ def get_field(study: BaseModel, path: str) -> Any:
     """The value at a dotted path; None if the study leaves out its section."""
     value: Any = study
     for name in path.split("."):
-        value = None if value is None else getattr(value, name)
+        if value is not None:
+            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name)
     return value
 
 
@@ -120,7 +121,10 @@ def is_axis(path: str, value: Any) -> bool:
     """Whether a list holds several values of a field, as opposed to one value that is itself a list."""
     if not isinstance(value, list) or path.endswith((".betas", ".setup", ".targets")):
         return False
-    return not (path == "pretrain.exposure_schedule" and all(isinstance(part, int | float) for part in value))
+    if path.split(".")[1:-1] == ["mix"]:  # the components of one corpus, unless each value is a list of components
+        return not all(isinstance(part, dict) for part in value)
+    window = path == "pretrain.exposure_schedule" or path.endswith(".window")
+    return not (window and all(isinstance(part, int | float) for part in value))
 
 
 def _check_distinct(values: list[Any], where: str) -> list[Any]:

@@ -2,9 +2,70 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from retain.sweeps.schema.section import NotNegative, Positive, PositiveFloat, Section, Seed, Share, Size, Whole
+from retain.sweeps.schema.section import (
+    NotNegative,
+    Positive,
+    PositiveFloat,
+    Section,
+    Seed,
+    Share,
+    Size,
+    Whole,
+    shown_value,
+)
+
+
+def read_window(value: Any) -> Any:
+    """A window [begin, end] of a stage as a tuple of fractions. Raises ValueError."""
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if [type(number) in (int, float) for number in numbers] == [True, True] and 0 <= numbers[0] < numbers[1] <= 1:
+        return float(numbers[0]), float(numbers[1])
+    raise ValueError(f"invalid window {shown_value(value)}; write a part of the stage such as [0.25, 0.5]")
+
+
+class Component(Section):
+    """Sequences of a corpus that are mixed into a stage, evenly spread over the stage or over a window of it.
+
+    The amount is given once: as `tokens`, as `passes` or as `share`. It is exact to the sequence.
+    """
+
+    tokens: Size | None = None
+    """The amount as a number of tokens, rounded down to whole sequences."""
+    passes: NotNegative | None = None
+    """The amount as a number of passes over `of` tokens, such as 3 or 0.5."""
+    share: Share | None = None
+    """The amount as a share of all sequences of the stage, mixed ones included, also if a window confines it."""
+    of: Size | None = None
+    """The number of distinct tokens to draw from. A larger amount repeats them, in a new order each pass. By default no token
+    is repeated; `passes` needs it."""
+    skip: Size = 0
+    """The number of tokens to leave out at the beginning of the corpus's shuffle. The default leaves out none, so that
+    components of one corpus are nested; with `skip` they can be disjoint."""
+    window: Annotated[tuple[float, float], BeforeValidator(read_window)] = (0.0, 1.0)
+    """The part [begin, end] of the stage that the component is confined to, as fractions. The default is the whole stage."""
+    replaces: bool = False
+    """Whether the component takes the place of sequences of the stage's own corpus. By default it is added to `tokens`, so that
+    the stage becomes longer."""
+
+    @model_validator(mode="after")
+    def check_amount(self) -> "Component":
+        given = [name for name in ("tokens", "passes", "share") if getattr(self, name) is not None]
+        if len(given) != 1:
+            what = f"{' and '.join(given)} both give the amount" if given else "the amount is missing"
+            raise ValueError(f"{what}; write one of tokens, passes and share")
+        if self.passes is not None and self.of is None:
+            raise ValueError("passes: passes need the size of one pass; add of, the number of distinct tokens")
+        return self
+
+
+ONE, SEVERAL = "[one component]", "[several components]"
+"""Tags of the two forms of a corpus's entry in `mix`; messages leave them out."""
+Components = Annotated[
+    Annotated[Component, Tag(ONE)] | Annotated[tuple[Component, ...], Tag(SEVERAL)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, list | tuple) else ONE),
+]
 
 
 class Optimisation(Section):
@@ -14,6 +75,9 @@ class Optimisation(Section):
     """The corpus to train on, by its name in `corpora`."""
     tokens: Size
     """The number of tokens to take from the corpus, rounded down to whole sequences."""
+    mix: dict[str, Components] = {}
+    """Further corpora to mix in, by their names in `corpora`, each with one component or a list of them. The default mixes in
+    none."""
     lr: PositiveFloat
     """The peak learning rate of AdamW."""
     min_lr: NotNegative = 0.0
@@ -39,12 +103,12 @@ def parse_schedule(value: Any) -> Any:
     """A schedule's name, or its window [begin, end] as a tuple of fractions. Raises ValueError."""
     if isinstance(value, str) and value in ("uniform", "early", "late"):
         return value
-    numbers = list(value) if isinstance(value, list | tuple) else []
-    if [type(number) in (int, float) for number in numbers] == [True, True] and 0 <= numbers[0] < numbers[1] <= 1:
-        return float(numbers[0]), float(numbers[1])
-    raise ValueError(
-        f"invalid schedule {value!r}; write uniform, early, late, or a window of the stage such as [0.25, 0.5]"
-    )
+    try:
+        return read_window(value)
+    except ValueError:
+        raise ValueError(
+            f"invalid schedule {value!r}; write uniform, early, late, or a window of the stage such as [0.25, 0.5]"
+        ) from None
 
 
 Schedule = Annotated[Literal["uniform", "early", "late"] | tuple[float, float], BeforeValidator(parse_schedule)]

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from retain.sweeps.schema.corpora import Corpus, Tokenizer
 from retain.sweeps.schema.execution import Execution
 from retain.sweeps.schema.models import Model
-from retain.sweeps.schema.section import STAGE_KINDS, Grid, Name, Section, Seed, Whole
+from retain.sweeps.schema.section import STAGE_KINDS, Grid, Name, Section, Seed, Whole, shown_value
 from retain.sweeps.schema.stages import Finetune, Posttrain, Pretrain
 
 
@@ -52,7 +52,10 @@ class Study(Section):
     @model_validator(mode="after")
     def check_corpora(self) -> "Study":
         for stage in STAGE_KINDS:
-            name = getattr(self, stage).corpus
-            if name not in self.corpora:
-                raise ValueError(f"{stage}.corpus: unknown corpus {name!r}; the corpora are {', '.join(self.corpora)}")
+            section = getattr(self, stage)
+            for field, name in [("corpus", section.corpus), *(("mix", name) for name in section.mix)]:
+                if name not in self.corpora:
+                    raise ValueError(
+                        f"{stage}.{field}: unknown corpus {shown_value(name)}; the corpora are {', '.join(self.corpora)}"
+                    )
         return self

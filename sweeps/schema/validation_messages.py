@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.units import shortened
 from retain.sweeps.schema.section import shown_value
+from retain.sweeps.schema.stages import ONE, SEVERAL
 
 WORDS = {
     "greater_than": "must be greater than {gt}",
@@ -43,9 +44,7 @@ ELSEWHERE: Mapping[str, Sequence[str]] = {
     ),
     "every stage trains with AdamW; remove the field": ("optimizer", "optimiser"),
     "the stages are pretrain, posttrain and finetune; remove the field": ("stages", "midtrain", "sft", "rlhf"),
-    "a stage reads one corpus, and mixes only by pretrain.exposure and posttrain.replay; remove the field": (
-        *("mix", "mixture", "mixtures", "mixing"),
-    ),
+    "write mix": ("mixture", "mixtures", "mixing"),
     "a stage is as long as its `tokens`; post-training repeats its data up to `max_tokens`; remove the field": (
         *("epochs", "steps", "max_steps", "passes"),
     ),
@@ -70,7 +69,7 @@ def validate(schema: type[Schema], fields: Any, before: str) -> Schema:
 def _first_sentence(error: ValidationError, root: type[BaseModel]) -> str:
     """The first error in a `root` section, as `field: what is wrong; the cure`."""
     first = error.errors()[0]
-    kind, location = first["type"], [part for part in first["loc"] if part != "[key]"]
+    kind, location = first["type"], [part for part in first["loc"] if part not in ("[key]", ONE, SEVERAL)]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     context = first.get("ctx", {})
     if kind == "missing" and isinstance(location[-1], int):  # a list with too few values
@@ -105,6 +104,14 @@ def _fields_of(location: Sequence[int | str], root: type[BaseModel]) -> list[str
     model: Any = root
     for part in location[:-1]:
         annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else model
-        inner = [item for item in (annotation, *getattr(annotation, "__args__", ())) if hasattr(item, "model_fields")]
-        model = inner[0] if inner else model
+        model = next(_sections_in(annotation), model)
     return list(model.model_fields)
+
+
+def _sections_in(annotation: Any) -> Iterator[Any]:
+    """The sections that a type names, itself or anywhere inside it."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for inner in (getattr(annotation, "__origin__", None), *getattr(annotation, "__args__", ())):
+        if inner is not None:
+            yield from _sections_in(inner)

@@ -12,6 +12,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.stages import Adaptable, Lora, Optimisation, Pretrain
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
+from retain.sweeps.tree.mixture_recipes import check_fit, components, stage_mixture, stage_window
 
 Recipe = dict[str, Any]
 
@@ -21,22 +22,26 @@ def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
     stage = study.pretrain
     model = _model(study, facts)
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "pretrain")
-    exposure, mixed = None, 0
+    exposure: Recipe | None = None
+    mixed = 0
     if stage.exposure > 0:
         post, distinct = _draw(study, facts, study.posttrain.corpus, study.posttrain.tokens, "posttrain")
         mixed = exposed_sequences(stage.exposure, distinct)
         if mixed:
             exposure = {"corpus": post.fingerprint, "distinct": min(mixed, distinct), "sequences": mixed}
-            exposure |= _window(stage, count + mixed, mixed)
-    total = count + mixed
+    mixture = stage_mixture(study, facts, "pretrain", stage, count, mixed)
+    if exposure:
+        exposure |= _window(stage, mixture.total, mixed)
+    check_fit("pretrain", mixture, exposure)
     return {
         "model": model,
         "tokenizer": facts.tokenizer,
         "corpus": corpus.fingerprint,
-        "distinct": count,
+        "distinct": mixture.main,
         "exposure": exposure,
-        "sequences": total,
-        **_optimisation(study, stage, "pretrain", total),
+        "sequences": mixture.total,
+        **mixture.recipe,
+        **_optimisation(study, stage, "pretrain", mixture.total),
     }
 
 
@@ -59,28 +64,34 @@ def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
             f"posttrain.max_tokens: {stage.max_tokens} tokens are less than one sequence of {study.sequence_length}; "
             "raise posttrain.max_tokens"
         )
+    mixture = stage_mixture(study, facts, "posttrain", stage, total)
+    check_fit("posttrain", mixture)
     return {
         "corpus": corpus.fingerprint,
         "first": first,
         "distinct": count - first,
         "replay": _replay(study, facts, count - first),
-        "sequences": total,
+        "sequences": mixture.total,
+        **mixture.recipe,
         "early_stopping": stage.early_stopping and stage.early_stopping.model_dump(),
         **_method(stage),
-        **_optimisation(study, stage, "posttrain", total),
+        **_optimisation(study, stage, "posttrain", mixture.total),
     }
 
 
 def finetune_recipe(study: Study, facts: Facts) -> Recipe:
-    """Stage 3: one pass over exactly its token budget of D_ft. Raises StudyError."""
+    """Stage 3: one pass over exactly its token budget of D_ft, and what is mixed in. Raises StudyError."""
     stage = study.finetune
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "finetune")
+    mixture = stage_mixture(study, facts, "finetune", stage, count)
+    check_fit("finetune", mixture)
     return {
         "corpus": corpus.fingerprint,
-        "distinct": count,
-        "sequences": count,
+        "distinct": mixture.main,
+        "sequences": mixture.total,
+        **mixture.recipe,
         **_method(stage),
-        **_optimisation(study, stage, "finetune", count),
+        **_optimisation(study, stage, "finetune", mixture.total),
     }
 
 
@@ -112,6 +123,12 @@ def _check_matched(study: Study) -> None:
     if study.posttrain.early_stopping or study.posttrain.replay:
         field = "early_stopping" if study.posttrain.early_stopping else "replay"
         raise StudyError(f"posttrain.{field}: matched allocation trains on each D_post token once; remove {field}")
+    mixed = [*components("pretrain", study.pretrain), *components("posttrain", study.posttrain)]
+    for field, corpus, component in mixed:
+        if corpus == study.posttrain.corpus:
+            raise StudyError(f"{field}: matched allocation trains on each D_post token once; remove {corpus} from mix")
+        if component.replaces and field.startswith("posttrain."):
+            raise StudyError(f"{field}.replaces: matched allocation trains on each D_post token once; remove replaces")
 
 
 def _replay(study: Study, facts: Facts, fresh: int) -> Recipe | None:
@@ -136,7 +153,7 @@ def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
     halves = {"uniform": (0.0, 1.0), "early": (0.0, 0.5), "late": (0.5, 1.0)}
     schedule = stage.exposure_schedule
     first, last = halves[schedule] if isinstance(schedule, str) else schedule
-    begin, end = int(first * total + 0.5), int(last * total + 0.5)
+    begin, end = stage_window((first, last), total)
     if end - begin < mixed:
         raise StudyError(
             f"pretrain.exposure_schedule: {schedule} leaves room for {end - begin} sequences, but {mixed} are mixed in; "

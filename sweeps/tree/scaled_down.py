@@ -49,7 +49,11 @@ def _shorten_stages(raw: dict[str, Any], file: StudyFile, allocation: str) -> No
     for stage in STAGES:
         section = raw[stage]
         batch = max(file.values(f"{stage}.batch"))
+        scale = STEPS[stage] * batch * length / max(1, getattr(file.study, stage).tokens)
         section["tokens"] = STEPS[stage] * batch * length
+        for listed in section.get("mix", {}).values():
+            for component in listed if isinstance(listed, list) else [listed]:
+                _scale_component(component, min(1.0, scale), STEPS[stage] * batch, length)
         section["warmup"] = min(section.get("warmup", 0), STEPS[stage] // 4)
     post = raw["posttrain"]
     # Two passes, so that the drill also covers the new order of the second pass.
@@ -60,6 +64,17 @@ def _shorten_stages(raw: dict[str, Any], file: StudyFile, allocation: str) -> No
         post["early_stopping"] |= {"every": EVALUATE_EVERY}
 
 
+def _scale_component(component: dict[str, Any], scale: float, sequences: int, length: int) -> None:
+    """Scale the sizes of a component of a stage's mixture; an amount above 0 stays at least one sequence of the stage's."""
+    for name in ("tokens", "of", "skip"):
+        if component.get(name):
+            component[name] = max(length, int(component[name] * scale))
+    if component.get("share"):
+        component["share"] = max(component["share"], 1 / sequences)
+    if component.get("passes"):
+        component["passes"] = max(component["passes"], length / component["of"])
+
+
 def _scaled_case(settings: dict[str, Any]) -> dict[str, Any]:
     """A case without its sizes, and with the last value of each list in it."""
     kept = {path: value for path, value in settings.items() if not _is_size(path)}
@@ -67,7 +82,9 @@ def _scaled_case(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_size(path: str) -> bool:
-    return path.split(".")[-1] in ("tokens", "max_tokens", "warmup")
+    names = path.split(".")
+    of_mixture = len(names) > 1 and names[1] == "mix" and names[-1] not in ("share", "window", "replaces")
+    return of_mixture or names[-1] in ("tokens", "max_tokens", "warmup")
 
 
 def _ends(values: list[Any]) -> list[Any]:

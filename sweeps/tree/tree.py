@@ -12,6 +12,7 @@ from retain.sweeps.schema.axes import Option
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section
 from retain.sweeps.schema.section import STAGE_KINDS
+from retain.sweeps.schema.stages import Component
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical, stage_key
@@ -208,15 +209,19 @@ def with_values(study: AnyStudy, axes: Axes) -> AnyStudy:
 
 def _replaced(section: Any, path: list[str], value: Any) -> Any:
     name, *rest = path
-    inner = _replaced(getattr(section, name) or _default_section(section, name), rest, value) if rest else value
-    return section.model_copy(update={name: inner})
+    if rest:
+        own = section.get(name) if isinstance(section, Mapping) else getattr(section, name)
+        value = _replaced(_default_section(section, name) if own is None else own, rest, value)
+    return {**section, name: value} if isinstance(section, Mapping) else section.model_copy(update={name: value})
 
 
-def _default_section(section: BaseModel, name: str) -> BaseModel:
+def _default_section(section: BaseModel | Mapping[str, Any], name: str) -> BaseModel:
     """The defaults of a section that the study leaves out while an axis sets one of its fields.
 
     It may lack required fields: `check_section` checks it once all values are set.
     """
+    if isinstance(section, Mapping):  # the corpora of a mixture
+        return Component.model_construct()
     kinds = get_args(type(section).model_fields[name].annotation)
     kind: type[BaseModel] = next(kind for kind in kinds if issubclass(kind, BaseModel))
     return kind.model_construct()
@@ -224,6 +229,12 @@ def _default_section(section: BaseModel, name: str) -> BaseModel:
 
 def plain_value(value: Any) -> Any:
     """An axis value as tables and JSON show it: a section of the study as a mapping, or as the name of its preset."""
+    if isinstance(value, Component):
+        return value.model_dump(exclude_defaults=True)
+    if isinstance(value, Mapping):
+        return {name: plain_value(part) for name, part in value.items()}
+    if isinstance(value, tuple) and any(isinstance(part, Component) for part in value):
+        return [plain_value(part) for part in value]
     if not isinstance(value, BaseModel):
         return value
     fields = value.model_dump(exclude_none=True)

@@ -79,6 +79,21 @@ STUDIES: dict[str, dict[str, Any]] = {
     "laptop, exposure schedules": replaced(
         LAPTOP, {"grid": {"pretrain.exposure": [0, 1], "pretrain.exposure_schedule": ["early", "late", [0.2, 0.6]]}}
     ),
+    "laptop, mixtures": replaced(
+        LAPTOP,
+        {
+            "pretrain.exposure_schedule": "late",
+            "pretrain.mix": {
+                "chemistry": [
+                    {"passes": 3, "of": "20k", "window": [0, 0.7]},
+                    {"passes": 8, "of": "20k", "window": [0.7, 1], "replaces": True},
+                ]
+            },
+            "posttrain.mix": {"general": {"tokens": "50k", "skip": "1M"}},
+            "finetune.mix.music": {"share": 0},
+            "grid": {"pretrain.exposure": [0, 1], "finetune.mix.music.share": [0, 0.01]},
+        },
+    ),
     "135M": PAPER,
     "135M, sizes of D_post": replaced(
         PAPER, {"grid": {"pretrain.exposure": [0, 0.25, 1], "posttrain.tokens": ["30M", "150M", "300M"]}}

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -7,52 +8,71 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retain.datamodules.order.mixtures import ExposureWindow, Mixture, stage_order
+from retain.datamodules.order.mixtures import Component, Mixture, Spread, Subset, stage_order
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import read_study
+from retain.sweeps.tree.mixture_recipes import spread
 from tests.datamodules.order.test_mixtures import SEEDS, SIZE, everything, members, subset
 from tests.studies import tiny_study, tiny_tree
 
 
+@dataclass(frozen=True)
+class Window:
+    """Exposure in a window, with what its recipe says."""
+
+    main: Subset
+    exposed: Subset
+    amount: int
+    begin: int
+    end: int
+    seed: int
+
+    @property
+    def order(self) -> Spread:
+        general, exposed = Mixture((self.main,), (self.main.distinct,), self.seed), (self.exposed,)
+        ends, (counts,) = spread(self.main.distinct + self.amount, [(self.begin, self.end, self.amount)])
+        component = Component(Mixture(exposed, (self.amount,), self.seed, "exposed"), counts, self.seed)
+        return Spread(general, (component,), ends)
+
+
 @st.composite
-def windows(draw: st.DrawFn) -> ExposureWindow:
+def windows(draw: st.DrawFn) -> Window:
     """Any window with room for its exposure, including windows without general data and repeated passes over D_post."""
     distinct, seed = draw(st.integers(1, SIZE)), draw(SEEDS)
     amount = draw(st.integers(1, 3 * SIZE))
     begin = draw(st.integers(0, distinct))
     end = draw(st.integers(begin + amount, distinct + amount))
     post = subset("post", draw(st.integers(1, min(amount, SIZE))), seed=seed)
-    return ExposureWindow(subset("main", distinct, seed=seed), post, amount, begin, end, seed)
+    return Window(subset("main", distinct, seed=seed), post, amount, begin, end, seed)
 
 
 @given(windows())
-def test_every_sequence_is_read_exactly_as_often_as_the_recipe_says(order: ExposureWindow) -> None:
-    seen = Counter(everything(order))
-    assert seen.total() == order.total == order.main.distinct + order.amount
-    assert {seen[member] for member in members(order.main)} == {1}
-    passes, more = divmod(order.amount, order.exposed.distinct)
-    times = Counter({passes + 1: more, passes: order.exposed.distinct - more})
-    assert Counter(seen[member] for member in members(order.exposed)) == times - Counter()
+def test_every_sequence_is_read_exactly_as_often_as_the_recipe_says(window: Window) -> None:
+    seen = Counter(everything(window.order))
+    assert seen.total() == window.order.total == window.main.distinct + window.amount
+    assert {seen[member] for member in members(window.main)} == {1}
+    passes, more = divmod(window.amount, window.exposed.distinct)
+    times = Counter({passes + 1: more, passes: window.exposed.distinct - more})
+    assert Counter(seen[member] for member in members(window.exposed)) == times - Counter()
 
 
 @given(windows(), st.data())
-def test_exposure_lies_within_its_window_and_is_evenly_spread_over_it(
-    order: ExposureWindow, data: st.DataObject
-) -> None:
-    exposed = np.array([corpus == "post" for corpus, _ in everything(order)])
-    assert not exposed[: order.begin].any()
-    assert not exposed[order.end :].any()
-    first = data.draw(st.integers(order.begin, order.end))
-    last = data.draw(st.integers(first, order.end))
-    share = order.amount / (order.end - order.begin)
+def test_exposure_lies_within_its_window_and_is_evenly_spread_over_it(window: Window, data: st.DataObject) -> None:
+    exposed = np.array([corpus == "post" for corpus, _ in everything(window.order)])
+    assert not exposed[: window.begin].any()
+    assert not exposed[window.end :].any()
+    first = data.draw(st.integers(window.begin, window.end))
+    last = data.draw(st.integers(first, window.end))
+    share = window.amount / (window.end - window.begin)
     assert abs(exposed[first:last].sum() - share * (last - first)) < 2
 
 
 @settings(max_examples=60)
 @given(windows(), st.data())
 def test_the_order_does_not_depend_on_the_first_position_or_the_number_of_ranks(
-    order: ExposureWindow, data: st.DataObject
+    window: Window, data: st.DataObject
 ) -> None:
+    order = window.order
     whole = everything(order)
     world, start = data.draw(st.integers(1, 5)), data.draw(st.integers(0, order.total - 1))
     for rank in range(world):
@@ -63,18 +83,18 @@ def test_the_order_does_not_depend_on_the_first_position_or_the_number_of_ranks(
 
 
 @given(windows(), st.data())
-def test_the_window_does_not_change_the_order_within_each_corpus(order: ExposureWindow, data: st.DataObject) -> None:
-    begin = data.draw(st.integers(0, order.main.distinct))
-    end = data.draw(st.integers(begin + order.amount, order.total))
-    moved = ExposureWindow(order.main, order.exposed, order.amount, begin, end, order.seed)
+def test_the_window_does_not_change_the_order_within_each_corpus(window: Window, data: st.DataObject) -> None:
+    begin = data.draw(st.integers(0, window.main.distinct))
+    end = data.draw(st.integers(begin + window.amount, window.order.total))
+    moved = replace(window, begin=begin, end=end)
     for corpus in ("main", "post"):
-        first, second = ([item for item in everything(one) if item[0] == corpus] for one in (order, moved))
+        first, second = ([item for item in everything(one.order) if item[0] == corpus] for one in (window, moved))
         assert first == second
 
 
 def test_another_seed_changes_the_order_and_the_exposed_positions_but_not_the_sequences() -> None:
     first, second = (
-        everything(ExposureWindow(subset("main", 50), subset("post", 20), 20, 10, 60, seed)) for seed in (1, 2)
+        everything(Window(subset("main", 50), subset("post", 20), 20, 10, 60, seed).order) for seed in (1, 2)
     )
     assert sorted(first) == sorted(second)
     for corpus in ("main", "post"):
@@ -86,7 +106,7 @@ def test_positions_in_twenty_billion_tokens_are_located_at_once() -> None:
     general, exposed, begin = 20_000_000, 300_000, 9_000_000
     end = begin + 2 * exposed
     main, post = subset("main", general, size=general), subset("post", exposed, size=exposed)
-    order = ExposureWindow(main, post, exposed, begin, end, 7)
+    order = Window(main, post, exposed, begin, end, 7).order
     source, _ = order.locate(np.array([0, begin - 1, end, order.total - 1]))
     assert source.tolist() == [0, 0, 0, 0]
     source, sequence = order.locate(np.arange(begin, begin + 1000))
@@ -102,7 +122,7 @@ RECIPE: dict[str, Any] = {"corpus": "pre", "subset_seed": 4, "seed": 9, "distinc
 def test_exposure_is_uniform_over_the_stage_unless_the_recipe_has_a_window() -> None:
     exposure = {"corpus": "post", "distinct": 10, "sequences": 10}
     order = stage_order(RECIPE | {"exposure": exposure | {"window": [20, 40]}}, SIZES)
-    assert isinstance(order, ExposureWindow)
+    assert isinstance(order, Spread)
     uniform = stage_order(RECIPE | {"exposure": exposure}, SIZES)
     assert isinstance(uniform, Mixture)
     assert sorted(everything(order)) == sorted(everything(uniform))

@@ -17,12 +17,23 @@ from retain.sweeps.tree.tree import expand
 from tests.conftest import Prepared
 from tests.studies import tiny_study
 
-MIXED = {"grid": {}, "pretrain.exposure": 0.5, "pretrain.batch": 7, "posttrain.replay": 0.1, "posttrain.batch": 7}
+MIXED = {
+    "grid": {},
+    "pretrain.exposure": 0.5,
+    "pretrain.batch": 7,
+    "posttrain.replay": 0.1,
+    "posttrain.batch": 7,
+    "posttrain.mix": {"chemistry": {"share": 0.1}},
+    "finetune.mix": {
+        "music": [{"tokens": 320, "window": [0, 0.5]}, {"passes": 3, "of": 320, "window": [0.25, 1]}],
+        "general": {"share": 0.2, "replaces": True},
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def recipes(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The recipes of one trial, by stage, with exposure, replay and a smaller last batch in every stage."""
+    """The recipes of one trial, by stage, with exposure, replay, mixtures and a smaller last batch in every stage."""
     file = read_study(str(tiny_study(tmp_path_factory.mktemp("mixed"), **MIXED)))
     stages = expand(file, prepared.facts).stages.values()
     return {stage.stage: json.loads(stage.recipe) for stage in stages}
@@ -63,16 +74,18 @@ def test_a_stage_reads_all_its_sequences_in_batches_of_its_size(
     assert 0 < last <= recipe["batch"]
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "posttrain", "finetune"])
 def test_the_tokens_read_are_those_of_the_packed_corpora(
-    prepared: Prepared, recipes: dict[str, dict[str, Any]]
+    prepared: Prepared, recipes: dict[str, dict[str, Any]], stage: str
 ) -> None:
-    recipe = recipes["pretrain"]
-    names = [recipe["corpus"], recipe["exposure"]["corpus"]]
+    recipe = recipes[stage]
+    parts = [recipe, recipe.get("exposure"), recipe.get("replay"), *recipe.get("mix", [])]
+    names = [part["corpus"] for part in parts if part]
     packed = {name: packed_corpus(prepared.store, name) for name in names}
     order = stage_order(recipe, {name: corpus.count("train") for name, corpus in packed.items()})
     source, sequence = order.locate(np.arange(order.total))
     read = torch.cat(batches(recipe, prepared.store)).numpy()
-    assert set(source) == {0, 1}
+    assert set(source) == set(range(len(names)))
     for index, name in enumerate(names):
         rows = packed[name].sequences("train")[sequence[source == index]]
         assert (read[source == index] == rows).all()

@@ -79,9 +79,12 @@ def fields_of(section: type[BaseModel], above: str = "") -> Iterator[str]:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 for inner in names:
                     yield from fields_of(kind, f"{above}{name}.{inner}")
-            names = {"corpora": ["music."], "stages": ["pretrain."], "constraints": ["finetuning_loss."]}.get(
-                name, names
-            )
+            names = {
+                "corpora": ["music."],
+                "mix": ["music."],
+                "stages": ["pretrain."],
+                "constraints": ["finetuning_loss."],
+            }.get(name, names)
             kinds += get_args(kind)
 
 
@@ -149,7 +152,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("finetune.schedule=wsd", "finetune.schedule: unknown field; every learning rate warms up linearly"),
         ("finetune.optimizer=sgd", "finetune.optimizer: unknown field; every stage trains with AdamW"),
         ("stages=[pretrain]", "grid.stages: stages: unknown field; the stages are pretrain, posttrain and finetune"),
-        ("posttrain.mix={}", "posttrain.mix: unknown field; a stage reads one corpus"),
+        ("posttrain.mixture={}", "posttrain.mixture: unknown field; write mix"),
         ("finetune.epochs=3", "finetune.epochs: unknown field; a stage is as long as its `tokens`"),
         ("finetune.learning_rate=1", "finetune.learning_rate: unknown field; write lr"),
         ("generation=1", "generation: unknown field; the known fields are study, model"),

@@ -70,6 +70,7 @@ OPTIMISATION = {
     "dropout": 0.1,
     "seed": 7,
     "corpus": "chemistry",
+    "mix": {"chemistry": {"share": 0.1}},
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "pretrain": OPTIMISATION | {"exposure": 0.75, "exposure_schedule": "early"},
