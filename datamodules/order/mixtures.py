@@ -247,9 +247,12 @@ def stage_order(recipe: Mapping[str, Any], sizes: Mapping[str, int]) -> Order:
 
 
 def _base(recipe: Mapping[str, Any], subset: Callable[[Mapping[str, Any]], Subset], total: int) -> Mixture | Passes:
-    """The order of a recipe's own corpus, with replay if there is any, in `total` sequences without components."""
-    if "early_stopping" not in recipe:
+    """The order of a recipe's own corpus, with replay if there is any, in `total` sequences without components.
+
+    Recipes of post-training, which have `early_stopping`, always read in passes; others do if they repeat their corpus.
+    """
+    if "early_stopping" not in recipe and total <= recipe["distinct"]:
         return Mixture((subset(recipe),), (total,), recipe["seed"])
-    replay = recipe["replay"]
+    replay = recipe.get("replay")
     share = replay["fraction"] if replay else 0.0
     return Passes(subset(recipe), subset(replay) if replay else None, share, total, recipe["seed"])

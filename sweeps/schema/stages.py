@@ -191,7 +191,7 @@ class Posttrain(Adaptable):
     max_tokens: Size | None = None
     """The number of tokens to train on at most, in repeated passes over D_post. The default is one pass."""
     replay: Share = 0.0
-    """The share of this stage's tokens that are drawn from D_pre. The default is no replay."""
+    """The share of this stage's tokens, without those of `mix`, that are drawn from D_pre. The default is no replay."""
     early_stopping: EarlyStopping | None = None
     """When to stop before `max_tokens`. By default the stage never stops early."""
 

@@ -292,6 +292,16 @@ def test_a_stage_in_several_passes_keeps_a_new_order_each_pass_beside_a_componen
     assert len({frozenset(one) for one in each}) == 1
 
 
+@pytest.mark.parametrize("mix", [[], [{"corpus": "code", "distinct": 30, "first": 0, "sequences": 30}]])
+def test_any_stage_that_repeats_its_corpus_reads_whole_passes_in_a_new_order_each(mix: list[dict[str, Any]]) -> None:
+    recipe = COMMON | {"distinct": 50, "sequences": 150 + 30 * len(mix), "mix": mix}
+    read = [number for corpus, number in everything(stage_order(recipe, SIZES)) if corpus == "general"]
+    each = [tuple(read[first : first + 50]) for first in (0, 50, 100)]
+    assert len(set(each)) == 3
+    assert len({frozenset(one) for one in each}) == 1
+    assert len(set(each[0])) == 50
+
+
 def test_exposure_in_a_window_that_is_the_whole_stage_has_the_order_of_uniform_exposure() -> None:
     recipe = EARLIER["uniform exposure"][0]
     whole = recipe | {"exposure": EXPOSED | {"window": [0, 360]}}
