@@ -30,6 +30,7 @@ PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
         "Stages",
         (
             ("Fields of every stage", stages.Optimisation),
+            ("`schedule` of a stage", stages.Wsd),
             ("`pretrain`", stages.Pretrain),
             ("Fields of `posttrain` and `finetune`", stages.Adaptable),
             ("`posttrain`", stages.Posttrain),

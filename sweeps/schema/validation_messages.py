@@ -38,10 +38,8 @@ ELSEWHERE: Mapping[str, Sequence[str]] = {
         "eval",
         "tasks",
     ),
-    "every learning rate warms up linearly over `warmup` steps and decays along a cosine to `min_lr`; remove the field": (
-        *("schedule", "scheduler", "lr_schedule", "lr_scheduler", "decay"),
-    ),
-    "every stage trains with AdamW; remove the field": ("optimizer", "optimiser"),
+    "write schedule": ("scheduler", "lr_schedule", "lr_scheduler"),
+    "write optimizer": ("optimiser",),
     "the stages are pretrain, posttrain and finetune; remove the field": ("stages", "midtrain", "sft", "rlhf"),
     "a stage reads one corpus, and mixes only by pretrain.exposure and posttrain.replay; remove the field": (
         *("mix", "mixture", "mixtures", "mixing"),
