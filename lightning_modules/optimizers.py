@@ -57,7 +57,7 @@ def _adamw(groups: list[dict[str, Any]], recipe: Mapping[str, Any]) -> torch.opt
 
 def _ends(model: nn.Module) -> list[nn.Module]:
     """The embeddings, and the layer that predicts tokens."""
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
     return [
         *(part for part in model.modules() if isinstance(part, nn.Embedding)),
         *([head] if head is not None else []),

@@ -268,14 +268,17 @@ def board(
 
     Shows runs named by their axes, hyperparameters, curves and figures.
     """
+    from retain.results.store.runs import Store
     from retain.results.tensorboard.trials import write_trials
-    from retain.results.tensorboard.views import link_runs, serve
+    from retain.results.tensorboard.views import link_runs, serve, update_event_files
 
     if study is None:
         if where:
             raise StudyError(f"--where {where[0]}: filters need the axes of a study; name a study")
         if trials:
             raise StudyError("--trials: trials are those of a study; name a study")
+        if store.is_dir():
+            update_event_files(Store(store))
         serve(store, port)
     from retain.launchers.planning.opened_study import open_study
 

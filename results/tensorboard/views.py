@@ -25,7 +25,7 @@ from retain.results.tensorboard.events import (
     study_hyperparameters,
 )
 from retain.results.tensorboard.run_events import derive_events, needs_events
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
 from retain.sweeps.base.files import remove, write_bytes
 from retain.sweeps.base.units import parse_size
 from retain.sweeps.tree.evaluation import role_of
@@ -96,6 +96,17 @@ def link_runs(
     figures = sorted([*home.glob("*.png"), *home.glob("figures/*.png")])
     _put_events(folder, *study_events(hyperparameters, figures))
     return folder
+
+
+def update_event_files(store: Store) -> None:
+    """Derive the event files of done runs that are missing or from before losses were named by stage, in a whole store."""
+
+    def update(run: Run) -> None:
+        with contextlib.suppress(DamageError):  # damage is for other verbs to report
+            _event_files(store, run, run.state().state)
+
+    with ThreadPoolExecutor(WRITERS) as writers:
+        list(writers.map(update, store.runs()))
 
 
 def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
@@ -180,7 +191,8 @@ def _event_files(store: Store, run: Run, state: str) -> list[str]:
     except FileNotFoundError:
         return []
     if FILE in names and (needs_events(names) if state == "done" else not any(map(_is_event_file, names))):
-        with contextlib.suppress(OSError):  # a store that may only be read keeps the files that it has
+        # A store that may only be read keeps the files that it has; damage is for other verbs to report.
+        with contextlib.suppress(OSError, DamageError):
             derive_events(store, run)
         names = os.listdir(run.folder)
     return [name for name in names if _is_event_file(name)]

@@ -1,8 +1,8 @@
 """Exact resume: what a checkpoint holds, when one is saved, and how a stage resumes from it.
 
 A checkpoint is taken between two steps. It holds the trained weights (a frozen base is read from the parent again), the moments
-of the optimiser, the best weights of early stopping, and the points of the curves so far, so that curves resume without a gap or
-an overlap. The order of the data, the learning rate and dropout are functions of the step, so nothing of them is saved. The
+of the optimiser, the best weights of early stopping, and the points of the curves so far, so that curves resume without a gap
+or an overlap. The order of the data, the learning rate and dropout are functions of the step, so nothing of them is saved. The
 fields `execution.save_minutes` and `save_steps` say how often checkpoints are taken.
 """
 
