@@ -164,7 +164,7 @@ def retain(work: Work, tick: Tick, bf16: bool = False, compiled: bool = False) -
     recipe, run = work.recipe, Store(work.store).run(work.key)
     module = StageModule(work.model(), recipe, compiled=compiled)
     data = StageData(recipe, work.store)
-    curves = Curves(run, Heldout({}, module, bf16, 0, 1), None, None)
+    curves = Curves(run, Heldout({}, {}, module, bf16, 0, 1), None, None)
     writer = CheckpointWriter(run.checkpoint, 0, 1, lambda: True)
     resume = Resume(None, data, curves, None, writer, StopRequest(), Cadence(math.inf, None), holds_all=True)
     fit(stage_trainer(run.folder, Ranks(), False, bf16, False, [curves, resume, Ticks(tick)]), module, data)

@@ -198,7 +198,7 @@ def section(case: Case, folder: Path) -> str:
     model = build_model(replace(PRESETS[case.model], vocabulary=case.vocabulary), seed=0)
     module = StageModule(model, recipe)
     data = StageData(recipe, folder / "store")
-    curves = TimedCurves(run, Heldout({}, module, gpu, 0, 1), None, None)
+    curves = TimedCurves(run, Heldout({}, {}, module, gpu, 0, 1), None, None)
     best = KeepBest(lambda step: float(step), 1, MOST_STEPS, MOST_STEPS) if case.best else None
     writer = TimedWriter(run.checkpoint, 0, 1, lambda: True)
     resume = TimedResume(None, data, curves, best, writer, StopRequest(), NEVER, holds_all=True)

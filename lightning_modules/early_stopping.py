@@ -15,15 +15,18 @@ class KeepBest(Callback):
     """Evaluates every `every` steps, stops after `patience` evaluations without a new best, restores the best weights.
 
     evaluate: returns the held-out loss at a step. The last step of the stage is always evaluated, so the weights kept are
-    the best of the whole stage.
+    the best of the whole stage. warmup: evaluations up to this step do not count against the patience.
     """
 
-    def __init__(self, evaluate: Callable[[int], float], every: int, patience: int, steps: int) -> None:
+    def __init__(
+        self, evaluate: Callable[[int], float], every: int, patience: int, steps: int, warmup: int = 0
+    ) -> None:
         self.evaluate, self.every, self.patience, self.steps = evaluate, every, patience, steps
+        self.warmup = warmup
         self.loss: float | None = None
         self.step = 0
         self.without_gain = 0
-        """Evaluations since the best one."""
+        """Evaluations since the best one, without those of the warm-up."""
         self.weights: dict[str, torch.Tensor] = {}
         """This rank's rows of the best weights, trained parameters only, on the CPU."""
 
@@ -39,7 +42,7 @@ class KeepBest(Callback):
             self.loss, self.step, self.without_gain = loss, step, 0
             trained = trained_parameters(module.model)
             self.weights = {name: local_part(weight).detach().cpu().clone() for name, weight in trained}
-        else:
+        elif step > self.warmup:
             self.without_gain += 1
             if self.without_gain >= self.patience:
                 trainer.should_stop = True

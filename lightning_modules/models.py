@@ -73,11 +73,15 @@ def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's two groups: matrices and adapters with weight decay; norms, embeddings and a tied head without."""
+def parameter_groups(model: nn.Module, weight_decay: float, decay: str = "matrices") -> list[dict[str, Any]]:
+    """Return AdamW's two groups: parameters with weight decay, and those without.
+
+    decay: matrices (and adapters) decay, but not norms, embeddings and a tied head; or all parameters decay.
+    """
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
     for _, parameter in trained_parameters(model):
-        (decayed if parameter.dim() > 1 and id(parameter) not in embeddings else undecayed).append(parameter)
+        is_matrix = parameter.dim() > 1 and id(parameter) not in embeddings
+        (decayed if is_matrix or decay == "all" else undecayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]

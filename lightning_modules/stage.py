@@ -12,14 +12,15 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaForCausalLM
 
 from retain.lightning_modules.compiled import compile_layers, compiled_loss_and_gradient
-from retain.lightning_modules.models import add_dropout, parameter_groups
+from retain.lightning_modules.models import add_dropout
 from retain.lightning_modules.objective import loss_and_gradient, summed_loss
-from retain.lightning_modules.schedules import learning_rate
+from retain.lightning_modules.optimizers import optimizers_of
+from retain.lightning_modules.schedules import rate_of_recipe
 from retain.lightning_modules.shards import shard_model
 
 
 class StageModule(LightningModule):
-    """Trains a model with AdamW on the next-token loss, by a stage's recipe.
+    """Trains a model on the next-token loss, by a stage's recipe.
 
     Optimisation is manual, so that one Lightning batch is one step. So the step counter gives the position in the data, and
     the gradient of a step is that of the mean loss over its global batch, also if the last batch is smaller.
@@ -54,28 +55,27 @@ class StageModule(LightningModule):
         if self.sharded and self.device_mesh is not None and not isinstance(self.model, FSDPModule):
             shard_model(self.model, self.device_mesh["data_parallel"])
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        recipe = self.recipe
-        groups = parameter_groups(self.model, recipe["weight_decay"])
-        return torch.optim.AdamW(groups, lr=recipe["lr"], betas=tuple(recipe["betas"]), fused=True)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return optimizers_of(self.model, self.recipe)
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        recipe = self.recipe
-        return learning_rate(step, recipe["steps"], recipe["lr"], recipe["min_lr"], recipe["warmup"])
+        return rate_of_recipe(self.recipe, step)
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         """Take one optimiser step. batch: this rank's sequences, int64 [sequences, length]."""
         step = self.step
         # Dropout is a function of seed, step and rank, so that resumed runs draw the same masks.
         _seed_device(((self.recipe["seed"] * 1_000_003 + step) * 4_099 + self.global_rank) % 2**63, self.device)
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        for group in optimizer.param_groups:
+        made = self.optimizers()
+        optimizers = cast(list[LightningOptimizer], made if isinstance(made, list) else [made])
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = self.learning_rate_at(step)
         self._accumulate_gradients(batch, step)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe["clip"])
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
 
     def _accumulate_gradients(self, batch: torch.Tensor, step: int) -> None:

@@ -31,6 +31,7 @@ PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
         (
             ("Fields of every stage", stages.Optimisation),
             ("A component of `mix`", stages.Component),
+            ("`schedule` of a stage", stages.Wsd),
             ("`pretrain`", stages.Pretrain),
             ("Fields of `posttrain` and `finetune`", stages.Adaptable),
             ("`posttrain`", stages.Posttrain),

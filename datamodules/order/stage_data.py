@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 
 from retain.datamodules.corpora.prepare import packed_corpus
 from retain.datamodules.order.batches import Batches, stage_batches
 from retain.datamodules.order.digest import add_digests
+from retain.datamodules.order.permutation import derive_seed, permute
 from retain.datamodules.order.read_ahead import read_ahead
+from retain.sweeps.tree.evaluation import TUNE
 
 STEPS_AHEAD = 3
 """Steps whose batches are read in advance."""
@@ -76,6 +79,21 @@ class StageData(LightningDataModule):
         return batch
 
 
-def heldout_sequences(store: Path, corpus: str) -> torch.Tensor:
-    """Return the whole held-out split of a corpus, in order: int64 [sequences, length]."""
-    return torch.from_numpy(packed_corpus(store, corpus).sequences("heldout").astype(np.int64))
+def heldout_sequences(store: Path, corpus: str, half: str | None = None) -> torch.Tensor:
+    """Return the held-out split of a corpus, in order: int64 [sequences, length].
+
+    half: only the sequences of this half, tune or report, as `tune_sequences` divides them.
+    """
+    sequences = packed_corpus(store, corpus).sequences("heldout").astype(np.int64)
+    if half is not None:
+        sequences = sequences[tune_sequences(len(sequences)) == (half == TUNE)]
+    return torch.from_numpy(sequences)
+
+
+def tune_sequences(count: int) -> npt.NDArray[np.bool_]:
+    """Return which of `count` held-out sequences are in the tune half: [count].
+
+    The tune half is the sequences that one fixed permutation maps below count // 2: the same for every study, stage and
+    seed. The other half, which has one more if the count is odd, is reported.
+    """
+    return permute(np.arange(count), count, derive_seed("tune split")) < count // 2

@@ -132,25 +132,32 @@ def results(
     csv: Annotated[
         Path | None, typer.Option(help="Also write the rows to this file, pipe or device.", readable=False)
     ] = None,
+    losses: Annotated[
+        str | None,
+        typer.Option(
+            help="Show these losses instead of the paper's four: `all`, or some as STAGE/CORPUS, separated by commas."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Print one row per trial: axes, losses, tokens, stage keys.
 
-    Works on partial results.
+    Works on partial results. The CSV and JSON have the losses of every stage on every corpus of the study.
     """
     from retain.launchers.cli.views.results import print_failures, print_results
     from retain.launchers.planning.opened_study import open_study
     from retain.results.report.collect import collect_results
-    from retain.results.store.loss_table import csv_text
+    from retain.results.store.loss_table import chosen_columns, csv_text
     from retain.results.store.state import DAMAGED
 
     opened = open_study(study, overrides or (), store)
     # What `retain run` and other readers keep in the study's folder is of the whole study.
     write: Literal["pictures", "nothing"] = "nothing" if overrides else "pictures"
     found = collect_results(opened.file, opened.tree, opened.store, write=write)
+    columns = None if losses is None else chosen_columns(found.trials, losses)
     if csv is not None:
         write_named("--csv", csv, csv_text(found.trials))
-    show(found, as_json, lambda found: print_results(found, store))
+    show(found, as_json, lambda found: print_results(found, store, columns))
     damaged = [failure for failure in found.failures if failure.state == DAMAGED]
     print_failures(damaged)
     return MissingResourceError.exit_code if damaged else 0
@@ -262,22 +269,32 @@ def board(
         typer.Option(help="AXIS=VALUE: only trials with this value, in a view of their own; may be repeated."),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65_535, help="The port on localhost.")] = 6006,
+    trials: Annotated[
+        bool, typer.Option("--trials", help="Show a row for each trial with all its losses, instead of the stages.")
+    ] = False,
 ) -> NoReturn:
     """Open TensorBoard on localhost.
 
     Shows runs named by their axes, hyperparameters, curves and figures.
     """
-    from retain.results.tensorboard.views import link_runs, serve
+    from retain.results.store.runs import Store
+    from retain.results.tensorboard.trials import write_trials
+    from retain.results.tensorboard.views import link_runs, serve, update_event_files
 
     if study is None:
         if where:
             raise StudyError(f"--where {where[0]}: filters need the axes of a study; name a study")
+        if trials:
+            raise StudyError("--trials: trials are those of a study; name a study")
+        if store.is_dir():
+            update_event_files(Store(store))
         serve(store, port)
     from retain.launchers.planning.opened_study import open_study
 
     opened = open_study(study, overrides or (), store)
     try:
-        view = link_runs(opened.tree, opened.store, where or (), overrides=overrides or ())
+        make_view = write_trials if trials else link_runs
+        view = make_view(opened.tree, opened.store, where or (), overrides=overrides or ())
     except OSError as error:
         place, whole = error.filename2 or error.filename, command("board", None, (), store)
         raise MissingResourceError(f"{place}: {os_reason(error)}; {whole} shows the whole store") from None

@@ -13,6 +13,7 @@ from retain.launchers.kinds import described, kind_of_recipe
 from retain.results.store.runs import SPEC, Store
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.evaluation import other_splits, splits_of, used_corpora
 from retain.sweeps.tree.keys import FORMAT
 from retain.sweeps.tree.tree import STAGES, Stage, Tree
 
@@ -21,7 +22,6 @@ WRITERS = 16
 AT_A_TIME = 1000
 """Number of stages whose recipes are in memory at a time."""
 PACKAGES = ("retain-lm", "torch", "lightning", "transformers", "tokenizers", "numpy")
-ROLES = {"pretrain": "pretraining", "posttrain": "posttraining", "finetune": "finetuning"}
 
 
 def register(
@@ -37,19 +37,22 @@ def register(
     """
     versions = installed_versions()
     here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in STAGES}
-    evaluations: dict[str, dict[str, str]] = {}
+    corpora = used_corpora(tree)
+    evaluations: dict[str, dict[str, Any]] = {}
 
     def specs(stages: Iterable[Stage]) -> Iterator[dict[str, Any]]:
         for stage in stages:
             recipe = json.loads(stage.recipe)
-            inherited = evaluations[stage.parent] if stage.parent else {}
-            evaluations[stage.key] = inherited | evaluation(stage.stage, recipe)
+            splits = splits_of(stage.stage, recipe, evaluations[stage.parent] if stage.parent else {})
+            evaluations[stage.key] = splits
+            others = other_splits(splits["evaluation"], corpora.get(recipe.get("sequence_length", 0), {}))
             kind, needs = kind_of_recipe(recipe), [stage.parent] if stage.parent else []
             yield (
                 stage_spec(stage, recipe)
                 | described(kind, stage.tokens, needs)
+                | splits
+                | ({"others": others} if others else {})
                 | {
-                    "evaluation": evaluations[stage.key],
                     "tokenizer": facts.tokenizer,
                     "execution": executions[stage.key] if executions else as_here(here[stage.stage], store, stage.key),
                     "axes": stage.axes,
@@ -81,14 +84,3 @@ def as_here(execution: Mapping[str, Any], store: Store, key: str) -> dict[str, A
 def stage_spec(stage: Stage, recipe: dict[str, Any]) -> dict[str, Any]:
     """The key of a stage and its payload."""
     return {"key": stage.key, "format": FORMAT, "stage": stage.stage, "parent": stage.parent, "recipe": recipe}
-
-
-def evaluation(stage: str, recipe: dict[str, Any]) -> dict[str, str]:
-    """The held-out splits that a stage adds to those of its ancestors: the fingerprint of the corpus, by role.
-
-    A pretraining is evaluated on D_post only at λ > 0: at λ = 0 its run is the same for every D_post.
-    """
-    roles = {ROLES[stage]: recipe["corpus"]}
-    if exposure := recipe.get("exposure"):
-        roles["posttraining"] = exposure["corpus"]
-    return roles

@@ -8,7 +8,7 @@ from typing import Literal
 
 from retain.results.figures.overview import draw_losses
 from retain.results.figures.theory import draw_theory
-from retain.results.store.loss_table import Row, save_rows, trial_rows
+from retain.results.store.loss_table import Row, blank_reasons, save_rows, trial_rows
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, State
@@ -58,13 +58,16 @@ class Results:
     axes: list[str]
     """The names of the axes, as the study writes them."""
     trials: list[Row]
-    """One row per trial: its axes, stage keys, the four losses (nats per token; None if missing) and tokens."""
+    """One row per trial: its axes, stage keys, the four losses (nats per token; None if missing) and tokens; `losses` has those
+    of every stage on every corpus of the study."""
     failures: list[Failure]
     """The stages that failed, were cancelled, or are damaged."""
     files: list[str]
     """Paths of the loss table, the figures and the TensorBoard view that were written; none without a finished stage."""
     provisional: bool
     """True while the data is not prepared: the keys will change, and no stage counts as trained."""
+    blanks: list[str]
+    """Why losses of trained stages are missing, one sentence for each stage and corpus; empty if none is."""
     looks: SavedLooks | None = None
     """The looks of the study, if its seeds are added until its verdicts are decided; None for a fixed sample."""
 
@@ -97,8 +100,8 @@ def collect_results(
             if write == "all" or view_folder(store.root, tree.study).is_dir():
                 written.append(link_runs(tree, store, states=states))
     paths, axes = [str(path) for path in written], list(file.labels)
-    looks = looks_of(store.root, tree.study)
-    return Results(tree.study, file.study.loss_unit, axes, rows, failures(tree, states), paths, tree.provisional, looks)
+    failed, blanks, looks = failures(tree, states), blank_reasons(rows, store), looks_of(store.root, tree.study)
+    return Results(tree.study, file.study.loss_unit, axes, rows, failed, paths, tree.provisional, blanks, looks)
 
 
 def failures(tree: Tree, states: Mapping[str, State]) -> list[Failure]:

@@ -49,6 +49,8 @@ def _model(source: str, preset: str, *unstated: str, printed: bool = True) -> di
 
 _BOTH = {
     **_stated("Table 5", {f"{stage}.clip": 1.0 for stage in STAGES}),
+    **_stated("Table 5", {f"{stage}.schedule": "cosine" for stage in STAGES}),
+    **_stated("Table 5", {f"{stage}.optimizer": "adamw" for stage in STAGES}),
     **_stated("Table 5", {f"{stage}.betas": ((0.9, 0.95),) for stage in STAGES}),
     **_stated("Section 4", {"sequence_length": 1024}),
     **_stated("Section 3.3", {"finetune.tokens": 200 * 10**6}),

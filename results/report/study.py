@@ -93,12 +93,18 @@ def corpora(file: StudyFile, facts: Facts) -> Table:
 
 
 def budgets(file: StudyFile) -> Table:
-    """The stages side by side, one row for each field."""
+    """The stages side by side, one row for each field, also those at their defaults."""
     fields: dict[str, dict[str, str]] = {}
     for path, values in resolved(file):
         stage, _, name = path.partition(".")
         if stage in STAGES:
             fields.setdefault(name, {})[stage] = values_text(path, values)
+    for stage in STAGES:
+        section = getattr(file.study, stage)
+        for name in type(section).model_fields:
+            # A field that is left out and has no value of its own; sections with fields of their own are above.
+            if getattr(section, name) is None and stage not in fields.get(name, {}):
+                fields.setdefault(name, {})[stage] = f"{file.study.seed} (the study's)" if name == "seed" else "none"
     rows: Rows = [[name, *(stages.get(stage, "") for stage in STAGES)] for name, stages in fields.items()]
     return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *STAGES), rows)
 

@@ -2,17 +2,20 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from retain.results.store.runs import Store
+from retain.results.store.runs import Run, Store
 from retain.results.store.state import State, damaged_state
 from retain.results.store.study_files import TRIALS, read_trials, study_folder
-from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_json, write_text
+from retain.sweeps.base.units import counted
 from retain.sweeps.schema.search_space import Loss
-from retain.sweeps.tree.tree import STAGES, Tree
+from retain.sweeps.tree.evaluation import TUNE, used_corpora
+from retain.sweeps.tree.tree import STAGES, Stage, Tree
 
 if TYPE_CHECKING:
     import pandas
@@ -43,17 +46,21 @@ def four_losses(path: Sequence[Mapping[str, Any] | None]) -> dict[str, float | N
 def trial_rows(
     tree: Tree, store: Store, states: Mapping[str, State] | None = None, damaged: dict[str, State] | None = None
 ) -> list[Row]:
-    """One row per trial: axes, keys, the four losses (nats per token) and the tokens trained on its path; None if not trained.
+    """One row per trial: axes, keys, losses (nats per token) and the tokens trained on its path; None if not trained.
+
+    `losses` is the loss of each stage's weights on each corpus of the study; the paper's four are entries of it.
 
     states: the states of all stages, if they have been read already. damaged: the runs whose losses cannot be read are entered
     here, and their losses are missing; None: the first raises DamageError.
     """
     states = store.states(tree.stages) if states is None else states
-    done = {}
+    corpora, done = used_corpora(tree), {}
+    matrix: dict[str, dict[str, float | None]] = {}
     for key in tree.stages:
         try:
             if states[key].state == "done":
                 done[key] = store.run(key).losses()
+            matrix[key] = stage_losses(tree.stages[key], corpora, done.get(key), store)
         except DamageError as error:
             if damaged is None:
                 raise
@@ -64,8 +71,94 @@ def trial_rows(
         tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
         keys = {stage: getattr(trial, stage) for stage in STAGES}
         splits = [losses["splits"] if losses else None for losses in path]
-        rows.append({"axes": trial.axes, "keys": keys, **four_losses(splits), "tokens": tokens})
+        row = {"axes": trial.axes, "keys": keys, **four_losses(splits), "tokens": tokens}
+        rows.append(row | {"losses": {tree.stages[key].stage: matrix.get(key, {}) for key in trial.path}})
     return rows
+
+
+def stage_losses(
+    stage: Stage, corpora: Mapping[int, Mapping[str, str]], found: Mapping[str, Any] | None, store: Store
+) -> dict[str, float | None]:
+    """A row of the matrix: the losses of a stage's weights (nats per token) on the corpora of the study, by name.
+
+    corpora: as `used_corpora` finds them. found: the content of losses.json; None if the stage is not trained. A corpus that
+    the run was not evaluated on, or only on the half that early stopping selects on, is None. A linear stage has no corpora:
+    its losses are by role. Raises DamageError.
+    """
+    if not corpora:
+        return {role: split["loss"] for role, split in (found or {}).get("splits", {}).items()}
+    # Reading ten thousand recipes takes a while.
+    length = next(iter(corpora)) if len(corpora) == 1 else json.loads(stage.recipe)["sequence_length"]
+    measured = measured_losses(found, store.run(stage.key)) if found else {}
+    return {name: measured.get(corpus) for name, corpus in corpora.get(length, {}).items()}
+
+
+def measured_losses(found: Mapping[str, Any], run: Run) -> dict[str, float]:
+    """The reported losses of a done run (nats per token), by the fingerprint of the corpus. Raises DamageError."""
+    by_role: Mapping[str, Any] = {}
+    if not all("corpus" in split for split in found["splits"].values()):  # a run from before losses.json said it
+        by_role = run.spec()["evaluation"]
+    return {
+        split.get("corpus") or by_role[role]: float(split["loss"])
+        for role, split in found["splits"].items()
+        if split.get("half") != TUNE and ("corpus" in split or role in by_role)
+    }
+
+
+def loss_columns(rows: Sequence[Row]) -> list[str]:
+    """The columns of the matrix of these rows, as STAGE/CORPUS, by stage."""
+    return list(
+        dict.fromkeys(
+            f"{stage}/{corpus}"
+            for name in dict.fromkeys(stage for row in rows for stage in row.get("losses", {}))
+            for row in rows
+            for stage, losses in row.get("losses", {}).items()
+            for corpus in losses
+            if stage == name
+        )
+    )
+
+
+def loss_at(row: Row, column: str) -> float | None:
+    """The loss of a row in a column: one of the paper's four by its name, or STAGE/CORPUS; None if missing."""
+    if column in LOSSES:
+        return cast(float | None, row[column])
+    stage, _, corpus = column.partition("/")
+    return cast(float | None, row.get("losses", {}).get(stage, {}).get(corpus))
+
+
+def chosen_columns(rows: Sequence[Row], asked: str) -> list[str]:
+    """The columns that a user asks for: `all` of the matrix, or names separated by commas. Raises StudyError."""
+    known = loss_columns(rows)
+    if asked == "all":
+        return known
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in (*known, *LOSSES)]:
+        raise StudyError(f"--losses {unknown[0]}: unknown loss; write all, or some of {', '.join((*known, *LOSSES))}")
+    if not names:
+        raise StudyError("--losses: no loss is named; write all, or STAGE/CORPUS, separated by commas")
+    return names
+
+
+def blank_reasons(rows: Sequence[Row], store: Store) -> list[str]:
+    """Why losses of trained stages are blank in these rows: one sentence for each column. Raises DamageError."""
+    blank: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows:
+        for stage, losses in row.get("losses", {}).items():
+            if any(loss is not None for loss in losses.values()):  # the stage is trained
+                for corpus in (name for name, loss in losses.items() if loss is None):
+                    blank.setdefault((stage, corpus), {})[row["keys"][stage]] = None
+    return [
+        f"{stage}/{corpus} is blank for {counted(len(keys), 'trained run')}: {_trainer(store, keys)}, and no losses on "
+        f"{corpus} were measured then"
+        for (stage, corpus), keys in blank.items()
+    ]
+
+
+def _trainer(store: Store, keys: Iterable[str]) -> str:
+    """Who has trained runs, as the beginning of a sentence."""
+    studies = sorted({store.run(key).spec()["study"] for key in keys})
+    return f"{', '.join(studies)} trained {'it' if len(list(keys)) == 1 else 'them'}"
 
 
 def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
@@ -96,7 +189,8 @@ def csv_text(rows: Sequence[Row]) -> str:
     flat = [flat_row(row) for row in rows]
     text = io.StringIO()
     axes = {name: None for row in rows for name in row["axes"]}
-    columns = [*axes, *(name for name in flat[0] if name not in axes)] if flat else []
+    others = dict.fromkeys(name for row in flat for name in row if name not in axes)
+    columns = [*axes, *others] if flat else []
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
@@ -104,9 +198,10 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def flat_row(row: Row) -> Row:
-    """A row without nesting: axes, losses, tokens, then the keys as `pretrain_key` and so on."""
+    """A row without nesting: axes, the four losses, tokens, keys as `pretrain_key` and so on, all losses as STAGE/CORPUS."""
     keys = {f"{stage}_key": key for stage, key in row["keys"].items()}
-    return {**row["axes"], **{name: row[name] for name in LOSSES}, "tokens": row["tokens"], **keys}
+    matrix = {column: loss_at(row, column) for column in loss_columns([row])}
+    return {**row["axes"], **{name: row[name] for name in LOSSES}, "tokens": row["tokens"], **keys, **matrix}
 
 
 def frame_of(rows: Sequence[Row]) -> "pandas.DataFrame":
@@ -114,4 +209,4 @@ def frame_of(rows: Sequence[Row]) -> "pandas.DataFrame":
     import pandas
 
     frame = pandas.DataFrame([flat_row(row) for row in rows])
-    return frame.astype(dict.fromkeys((*LOSSES, "tokens"), float))
+    return frame.astype(dict.fromkeys((*LOSSES, "tokens", *loss_columns(rows)), float))

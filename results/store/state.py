@@ -133,12 +133,27 @@ class Spec(TypedDict):
     leaves: NotRequired[list[str]]
     evaluation: dict[str, "str | Task"]
     """Of each held-out split the fingerprint of its corpus; of a linear stage, its task."""
+    halves: NotRequired[dict[str, str]]
+    """Of each held-out split that is a half of its corpus's, which half; see `sweeps.tree.evaluation`."""
+    others: NotRequired[dict[str, str]]
+    """The fingerprints of the study's other corpora, by name, on which the final weights are evaluated too."""
     tokenizer: NotRequired[str]
     """The fingerprint of the tokeniser; searches have none."""
     execution: "SpecExecution"
     axes: dict[str, Any]
     study: str
     versions: dict[str, str]
+
+
+def updated_spec(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The stage.json of a run that is registered again; None if nothing changes."""
+    others: dict[str, str] = dict(old.get("others", {}))
+    for name, corpus in new.get("others", {}).items():
+        if corpus not in others.values():
+            others[f"{name}-{corpus[:8]}" if name in others else name] = corpus
+    if old["execution"] == new["execution"] and others == old.get("others", {}):
+        return None
+    return {**old, **new} | ({"others": others} if others else {})
 
 
 class Task(TypedDict):
@@ -184,6 +199,10 @@ class Loss(TypedDict):
     """In nats per token."""
     tokens: int
     """The number of tokens behind it."""
+    corpus: NotRequired["str | Task"]
+    """The fingerprint of its corpus; absent in earlier runs, whose stage.json says it."""
+    half: NotRequired[str]
+    """Which half of the held-out split, if not all of it: tune or report."""
 
 
 class Losses(TypedDict):

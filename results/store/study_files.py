@@ -42,6 +42,8 @@ class TrialRow(TypedDict):
     finetuning_loss: float | None
     retained_pretraining_loss: float | None
     tokens: int | None
+    losses: NotRequired[dict[str, dict[str, float | None]]]
+    """The loss of each stage's weights on each corpus, by name; absent in earlier files."""
 
 
 class SavedPoint(TypedDict):

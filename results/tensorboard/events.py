@@ -19,16 +19,21 @@ MOST_VALUES = 100
 Axes = Mapping[str, Any]
 
 
-def study_hyperparameters(study: str, trials: Sequence[Axes]) -> Any:
-    """A summary that declares a study's hyperparameters (its axes with their values) and its metrics (the four losses).
+def stage_metric(stage: str, split: str) -> str:
+    """The name of a loss of a stage's weights as a metric: `posttrain/posttraining` after post-training on its corpus."""
+    return f"{stage}/{split}"
 
-    trials: the axes of each trial.
+
+def study_hyperparameters(study: str, trials: Sequence[Axes], metrics: Sequence[str] = LOSSES) -> Any:
+    """A summary that declares a study's hyperparameters (its axes with their values) and its metrics.
+
+    trials: the axes of each trial. metrics: the names of losses; by default the four of a trial.
     """
     values: dict[str, dict[Any, None]] = {}
     for axes in map(_shown_axes, trials):
         for name, value in axes.items():
             values.setdefault(name, {})[value] = None
-    return _experiment(study, {name: list(shown) for name, shown in values.items()}, LOSSES)
+    return _experiment(study, {name: list(shown) for name, shown in values.items()}, metrics)
 
 
 def hyperparameter_summaries(values: Mapping[str, Any], losses: Sequence[str]) -> list[Any]:
@@ -66,11 +71,14 @@ def run_events_head(hyperparameters: Any) -> bytes:
     return _file([hyperparameters], time.time())
 
 
-def run_events(head: bytes, axes: Axes) -> bytes:
-    """The content of that file: `run_events_head`, then the run's own values."""
+def run_events(head: bytes, axes: Axes, losses: Mapping[str, float] | None = None) -> bytes:
+    """The content of that file: `run_events_head`, then the run's own values, and its losses where no other file has them."""
     from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
-    return head + _records([Event(wall_time=time.time(), step=0, summary=_session(_shown_axes(axes)))])
+    scalars = [Summary.Value(tag=f"losses/{name}", simple_value=loss) for name, loss in (losses or {}).items()]
+    summaries = [_session(_shown_axes(axes)), *([Summary(value=scalars)] if scalars else [])]
+    return head + _records([Event(wall_time=time.time(), step=0, summary=summary) for summary in summaries])
 
 
 def digest_of(summaries: Sequence[Any]) -> str:

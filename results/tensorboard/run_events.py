@@ -1,5 +1,6 @@
-"""TensorBoard's event files of a run, derived from its curves."""
+"""TensorBoard's event files of a run, derived from its curves, its recipes and its losses."""
 
+import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from retain.results.store.curves import Point, read_points
-from retain.results.tensorboard.events import hyperparameter_summaries
+from retain.results.store.loss_table import four_losses
+from retain.results.store.runs import Run, Store
+from retain.results.tensorboard.events import hyperparameter_summaries, stage_metric
+from retain.sweeps.tree.tree import STAGES
+
+SETTINGS = ("lr", "min_lr", "schedule", "optimizer", "batch", "dropout", "weight_decay", "seed", "steps")
+"""Recipe fields that TensorBoard shows as hyperparameters."""
+MARK = ".named-by-stage"
+"""The end of the name of an event file whose losses are named by stage. Earlier files misnamed those of a post-training."""
 
 
 class RunEvents:
@@ -18,7 +27,7 @@ class RunEvents:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self.replaced = list(folder.glob("events.*"))
-        self.writer = EventFileWriter(str(folder))
+        self.writer = EventFileWriter(str(folder), filename_suffix=MARK)
         # Makes a TensorBoard that is watching forget the files of earlier attempts.
         self.writer.add_event(Event(wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
         for point in points:
@@ -50,11 +59,50 @@ class RunEvents:
             path.unlink(missing_ok=True)
 
 
-def derive_events(folder: Path) -> None:
-    """Write the event file of a run that has curves but no event file yet."""
-    points: Sequence[Point] = read_points(folder)
-    if points and not any(folder.glob("events.*")):
-        RunEvents(folder, points).close()
+def run_results(
+    store: Store, spec: Mapping[str, Any], losses: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What TensorBoard shows of a run that ends: the settings along its path, and its losses (nats per token).
+
+    A loss is named by the stage after which, and the split on which it is measured. A fine-tuning ends a trial, so it also has
+    the trial's four losses by their own names. losses: by split.
+    """
+    settings: dict[str, Any] = {}
+    path = [spec]
+    while parent := path[0]["parent"]:
+        path.insert(0, store.run(parent).spec())
+    for stage in path:
+        settings |= {
+            f"{stage['stage']}.{name}": _setting(stage["recipe"][name]) for name in SETTINGS if name in stage["recipe"]
+        }
+    settings |= {name: _setting(value) for name, value in spec["axes"].items()}
+    found = {stage_metric(spec["stage"], split): float(loss["loss"]) for split, loss in losses.items()}
+    if spec["stage"] == STAGES[-1]:
+        before = [store.run(stage["key"]).losses()["splits"] for stage in path[:-1]]
+        four = four_losses([*before, losses])
+        found = {name: loss for name, loss in four.items() if loss is not None} | found
+    return settings, found
+
+
+def _setting(value: Any) -> Any:
+    return value if isinstance(value, int | float | str) else json.dumps(value)
+
+
+def needs_events(names: Sequence[str]) -> bool:
+    """Whether the event files of a run that is done, by their names, are missing or from before losses were named by stage."""
+    return not any(name.startswith("events.") and name.endswith(MARK) for name in names)
+
+
+def derive_events(store: Store, run: Run) -> None:
+    """Write the event file of a run from its curves and, once it is done, from its losses; replaces an earlier file."""
+    points: Sequence[Point] = read_points(run.folder)
+    done = run.is_done()
+    if not points or not (done or not any(run.folder.glob("events.*"))):
+        return
+    events = RunEvents(run.folder, points)
+    if done:
+        events.add_results(*run_results(store, run.spec(), run.losses()["splits"]))
+    events.close()
 
 
 def _scalar(tag: str, value: float, step: int, when: float) -> Any:

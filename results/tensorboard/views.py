@@ -20,13 +20,15 @@ from retain.results.tensorboard.events import (
     run_events,
     run_events_head,
     run_events_name,
+    stage_metric,
     study_events,
     study_hyperparameters,
 )
-from retain.results.tensorboard.run_events import derive_events
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.results.tensorboard.run_events import derive_events, needs_events
+from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
 from retain.sweeps.base.files import remove, write_bytes
 from retain.sweeps.base.units import parse_size
+from retain.sweeps.tree.evaluation import role_of
 from retain.sweeps.tree.tree import Stage, Tree, Trial, axes_label
 
 VIEW = "tensorboard"
@@ -59,14 +61,14 @@ def link_runs(
     home = study_folder(store.root, tree.study, overrides)
     folder = home / "tensorboard-where" / name if where else home / VIEW
     folder.mkdir(parents=True, exist_ok=True)
-    hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials])
+    hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials], _stage_metrics(tree))
     leaves = {trial.finetune: trial.axes for trial in reversed(trials)}
     digest, head = digest_of([hyperparameters]), run_events_head(hyperparameters)
     states = store.states(tree.stages) if states is None else states
     wanted = {
         _name(tree.stages[key]): (key, files)
         for key in dict.fromkeys(key for trial in trials for key in trial.path)
-        if (files := _event_files(store.run(key)))
+        if (files := _event_files(store, store.run(key), states[key].state))
     }
     to_store = os.path.relpath(store.root, folder)
     search = search_run(store, tree.study).folder
@@ -94,6 +96,17 @@ def link_runs(
     figures = sorted([*home.glob("*.png"), *home.glob("figures/*.png")])
     _put_events(folder, *study_events(hyperparameters, figures))
     return folder
+
+
+def update_event_files(store: Store) -> None:
+    """Derive the event files of done runs that are missing or from before losses were named by stage, in a whole store."""
+
+    def update(run: Run) -> None:
+        with contextlib.suppress(DamageError):  # damage is for other verbs to report
+            _event_files(store, run, run.state().state)
+
+    with ThreadPoolExecutor(WRITERS) as writers:
+        list(writers.map(update, store.runs()))
 
 
 def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
@@ -136,6 +149,13 @@ def serve(folder: Path, port: int) -> NoReturn:
     os.execv(sys.executable, [*command, "--port", str(port)])
 
 
+def _stage_metrics(tree: Tree) -> list[str]:
+    """The losses of each kind of stage on the corpora of the stages up to it, and of a pretraining on D_post."""
+    kinds = list(dict.fromkeys(stage.stage for stage in tree.stages.values()))
+    roles = {kind: [role_of(one) for one in kinds[: max(number, 2)]] for number, kind in enumerate(kinds, start=1)}
+    return [stage_metric(kind, role) for kind in kinds for role in roles[kind]]
+
+
 def _name(stage: Stage) -> str:
     return f"{stage.stage} {axes_label(stage.axes)}".replace("/", "_")[:200] + f" {stage.key[:6]}"
 
@@ -163,16 +183,23 @@ def _link(place: str, folder: str) -> None:
         os.symlink(folder, place)
 
 
-def _event_files(run: Run) -> list[str]:
-    """The names of a run's event files; derives them now if the run has only curves."""
+def _event_files(store: Store, run: Run, state: str) -> list[str]:
+    """The names of a run's event files; derives them now if the run has only curves, or is done and has files from before its
+    losses were named by stage."""
     try:
         names = os.listdir(run.folder)
     except FileNotFoundError:
         return []
-    if FILE in names and not any(name.startswith("events.") for name in names):
-        derive_events(run.folder)
+    if FILE in names and (needs_events(names) if state == "done" else not any(map(_is_event_file, names))):
+        # A store that may only be read keeps the files that it has; damage is for other verbs to report.
+        with contextlib.suppress(OSError, DamageError):
+            derive_events(store, run)
         names = os.listdir(run.folder)
-    return [name for name in names if name.startswith("events.")]
+    return [name for name in names if _is_event_file(name)]
+
+
+def _is_event_file(name: str) -> bool:
+    return name.startswith("events.")
 
 
 def _show_done(place: str, links: Mapping[str, str], name: str, content: Callable[[], bytes]) -> None:

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from retain.sweeps.schema.section import (
     NotNegative,
+    Number,
     Positive,
     PositiveFloat,
     Section,
@@ -13,6 +14,7 @@ from retain.sweeps.schema.section import (
     Share,
     Size,
     Whole,
+    read_number,
     shown_value,
 )
 
@@ -68,6 +70,30 @@ Components = Annotated[
 ]
 
 
+class Wsd(Section):
+    """The schedule warm-up, stable, decay: the peak is held after the warm-up, and decays linearly at the end of the stage."""
+
+    wsd: Annotated[Number, Field(gt=0, le=1)]
+    """The share of the stage's steps that decays from lr to min_lr, rounded to whole steps; the last step is at min_lr."""
+
+
+def parse_lr_schedule(value: Any) -> Any:
+    """The name of a learning-rate schedule, or a `Wsd` from {wsd: SHARE}. Raises ValueError."""
+    if isinstance(value, Wsd) or (isinstance(value, str) and value in ("cosine", "linear", "constant")):
+        return value
+    if isinstance(value, dict) and list(value) == ["wsd"]:
+        share = read_number(value["wsd"])
+        if not 0 < share <= 1:
+            raise ValueError(f"wsd is a share of the stage, above 0 and at most 1 (got {share:g}); write {{wsd: 0.1}}")
+        return Wsd(wsd=share)
+    raise ValueError(
+        f"unknown schedule {shown_value(value)}; write cosine, linear, constant, or {{wsd: SHARE}} such as {{wsd: 0.1}}"
+    )
+
+
+RateSchedule = Annotated[Literal["cosine", "linear", "constant"] | Wsd, BeforeValidator(parse_lr_schedule)]
+
+
 class Optimisation(Section):
     """The fields that all stages share. Defaults for AdamW's betas and the gradient's norm are the paper's (Table 5)."""
 
@@ -79,16 +105,26 @@ class Optimisation(Section):
     """Further corpora to mix in, by their names in `corpora`, each with one component or a list of them. The default mixes in
     none."""
     lr: PositiveFloat
-    """The peak learning rate of AdamW."""
+    """The peak learning rate."""
     min_lr: NotNegative = 0.0
-    """The learning rate at the end of the cosine schedule. A value above lr is lowered to lr, so that the rate stays constant
-    after the warm-up. The default decays to 0."""
+    """The learning rate at the last step of the schedule. `floor` says what a value above lr means. The default decays to 0."""
+    schedule: RateSchedule = "cosine"
+    """How the learning rate goes from lr to min_lr after the warm-up: along a cosine (the default) or a line; not at all
+    (constant), which ignores min_lr; or, with {wsd: SHARE}, along a line over the last share of the stage only."""
+    floor: Literal["lower", "rise"] = "lower"
+    """What a min_lr above lr does. lower, the default: min_lr is lowered to lr, so that the rate stays constant after the
+    warm-up. rise: the rate rises from lr to min_lr along the schedule, as in LitGPT."""
     warmup: Annotated[Whole, Field(ge=0)] = 0
     """The number of steps of linear warm-up. The default starts at the peak."""
     batch: Positive
     """The number of sequences in one optimiser step, over all devices."""
     weight_decay: NotNegative = 0.1
-    """The weight decay of AdamW; norms have none. The default is the usual value for language models."""
+    """The weight decay. The default is the usual value for language models."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What decays: matrices without embeddings (the default), or all weights, with norms and embeddings, as in LitGPT."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """The optimiser: AdamW (the default), or Muon for the matrices of the hidden layers, with AdamW for embeddings, norms and
+    the head. Muon's momentum is 0.95; its updates are scaled to the size of AdamW's, so that lr and weight_decay serve both."""
     betas: tuple[Share, Share] = (0.9, 0.95)
     """AdamW's β1 and β2. The default is the paper's (Table 5)."""
     clip: PositiveFloat = 1.0
@@ -142,6 +178,13 @@ class EarlyStopping(Section):
     """The number of steps between evaluations."""
     patience: Positive
     """The number of evaluations without a new lowest loss after which the stage stops."""
+    after_warmup: bool = False
+    """Whether evaluations during the warm-up do not count against the patience. Their weights may still be the best ones. By
+    default all evaluations count."""
+    split: Literal["heldout", "tune"] = "heldout"
+    """What the stage is stopped on. heldout, the default: the whole held-out split, which is also reported. tune: a half of its
+    sequences, drawn at random once and for all; losses on this corpus, of this stage and of those below it, are then reported
+    on the other half, so that no reported loss is one that was selected on."""
 
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
@@ -181,6 +224,10 @@ class Adaptable(Optimisation):
             raise ValueError(
                 "lora: valid only with method: lora; set method: lora, or remove lora; to compare with full training, "
                 "set both fields in one of two cases"
+            )
+        if self.method == "lora" and self.optimizer == "muon":
+            raise ValueError(
+                "optimizer: muon takes whole weight matrices, and LoRA trains their factors; write optimizer: adamw"
             )
         return self
 

@@ -39,10 +39,8 @@ ELSEWHERE: Mapping[str, Sequence[str]] = {
         "eval",
         "tasks",
     ),
-    "every learning rate warms up linearly over `warmup` steps and decays along a cosine to `min_lr`; remove the field": (
-        *("schedule", "scheduler", "lr_schedule", "lr_scheduler", "decay"),
-    ),
-    "every stage trains with AdamW; remove the field": ("optimizer", "optimiser"),
+    "write schedule": ("scheduler", "lr_schedule", "lr_scheduler"),
+    "write optimizer": ("optimiser",),
     "the stages are pretrain, posttrain and finetune; remove the field": ("stages", "midtrain", "sft", "rlhf"),
     "write mix": ("mixture", "mixtures", "mixing"),
     "a stage is as long as its `tokens`; post-training repeats its data up to `max_tokens`; remove the field": (

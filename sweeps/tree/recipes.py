@@ -2,14 +2,15 @@
 
 Stages that train the same weights must have equal recipes. So numbers of tokens become numbers of sequences (rounded down), and
 fields without effect are left out or normalised: with λ = 0 a recipe names no post-training corpus, half of 300M tokens equals
-all of 150M, a final learning rate above the peak becomes the peak, and the allocation itself never enters.
+all of 150M, a constant learning rate is a schedule that ends at its peak, and the allocation itself never enters. A field that
+was added later is in a recipe only if it has an effect, so that the keys of earlier recipes stay.
 """
 
 from dataclasses import asdict
 from typing import Any
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.stages import Adaptable, Lora, Optimisation, Pretrain
+from retain.sweeps.schema.stages import Adaptable, EarlyStopping, Lora, Optimisation, Pretrain, Wsd
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
 from retain.sweeps.tree.mixture_recipes import check_fit, components, stage_mixture, stage_window
@@ -73,7 +74,7 @@ def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
         "replay": _replay(study, facts, count - first),
         "sequences": mixture.total,
         **mixture.recipe,
-        "early_stopping": stage.early_stopping and stage.early_stopping.model_dump(),
+        "early_stopping": _early_stopping(stage.early_stopping, stage.warmup, corpus),
         **_method(stage),
         **_optimisation(study, stage, "posttrain", mixture.total),
     }
@@ -208,10 +209,60 @@ def _optimisation(study: Study, stage: Optimisation, name: str, sequences: int) 
         "batch": stage.batch,
         "steps": steps,
         "lr": stage.lr,
-        "min_lr": min(stage.min_lr, stage.lr),
         "warmup": stage.warmup,
         "weight_decay": stage.weight_decay,
         "betas": list(stage.betas),
         "clip": stage.clip,
         "dropout": stage.dropout,
+        **_schedule(stage, name, steps),
+        **_optimiser(stage),
     }
+
+
+def _schedule(stage: Optimisation, name: str, steps: int) -> Recipe:
+    """The end of the learning rate, and how it is reached unless along a cosine. Raises StudyError if a decay does not fit."""
+    rises = stage.min_lr > stage.lr and stage.floor == "rise"
+    if stage.schedule == "constant" or (stage.min_lr >= stage.lr and not rises):
+        return {"min_lr": stage.lr}
+    made: Recipe = {"min_lr": stage.min_lr} | ({"floor": "rise"} if rises else {})
+    if not isinstance(stage.schedule, Wsd):
+        return made | ({} if stage.schedule == "cosine" else {"schedule": stage.schedule})
+    decay = int(stage.schedule.wsd * steps + 0.5)
+    if decay == 0:
+        raise StudyError(
+            f"{name}.schedule: {stage.schedule.wsd:g} of {steps} steps rounds to no step of decay; raise wsd, or write "
+            "schedule: constant"
+        )
+    if stage.warmup + decay > steps:
+        raise StudyError(
+            f"{name}.schedule: {stage.warmup} steps of warm-up and {decay} of decay do not fit the {steps} steps of the "
+            "stage; lower wsd, or shorten the warm-up"
+        )
+    return made | {"schedule": {"wsd": decay}}
+
+
+def _optimiser(stage: Optimisation) -> Recipe:
+    """The optimiser and what decays, where they have another effect than AdamW with decaying matrices."""
+    only_matrices = isinstance(stage, Adaptable) and stage.method == "lora"
+    decays_all = stage.decay == "all" and stage.weight_decay > 0 and not only_matrices
+    return ({"decay": "all"} if decays_all else {}) | ({"optimizer": "muon"} if stage.optimizer == "muon" else {})
+
+
+def _early_stopping(settings: EarlyStopping | None, warmup: int, corpus: CorpusFacts) -> Recipe | None:
+    """The settings of early stopping; None without. Those added later are left out where they have no effect.
+
+    Raises StudyError if the held-out split is too small to be halved.
+    """
+    if settings is None:
+        return None
+    made: Recipe = {"every": settings.every, "patience": settings.patience}
+    if settings.after_warmup and warmup >= settings.every:
+        made["after_warmup"] = True
+    if settings.split == "heldout":
+        return made
+    if corpus.heldout == 1:
+        raise StudyError(
+            "posttrain.early_stopping.split: the held-out split of the corpus has one sequence, which tune cannot halve; "
+            "raise the corpus's heldout, or write split: heldout"
+        )
+    return made | {"split": "tune"}

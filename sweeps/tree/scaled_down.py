@@ -13,6 +13,8 @@ EVALUATE_EVERY = 20
 SAVE_EVERY = 7
 """Steps between checkpoints. It does not divide the other numbers, so checkpoints fall both on and between evaluations."""
 MAX_GRID_AXES = 3
+DECAY = 0.5
+"""The share of a short stage that decays under the schedule `wsd`: a share of a long one may be less than a step here."""
 
 
 def scale_down(file: StudyFile) -> StudyFile:
@@ -37,7 +39,7 @@ def scale_down(file: StudyFile) -> StudyFile:
         for name, cases in file.study.cases.items()
     }
     varied = [axis for axis in file.axes if not _is_size(axis)]
-    raw["grid"] = {axis: [plain_value(value) for value in _ends(file.axes[axis])] for axis in varied[:MAX_GRID_AXES]}
+    raw["grid"] = {axis: [_fitting(value) for value in _ends(file.axes[axis])] for axis in varied[:MAX_GRID_AXES]}
     raw.pop("search", None)
     raw["study"] = f"{file.study.study}-drill"
     return check_study(raw, file.path)
@@ -55,6 +57,8 @@ def _shorten_stages(raw: dict[str, Any], file: StudyFile, allocation: str) -> No
             for component in listed if isinstance(listed, list) else [listed]:
                 _scale_component(component, min(1.0, scale), STEPS[stage] * batch, length)
         section["warmup"] = min(section.get("warmup", 0), STEPS[stage] // 4)
+        if isinstance(section.get("schedule"), dict):
+            section["schedule"] = {"wsd": DECAY}
     post = raw["posttrain"]
     # Two passes, so that the drill also covers the new order of the second pass.
     post["tokens"] //= 2
@@ -78,13 +82,19 @@ def _scale_component(component: dict[str, Any], scale: float, sequences: int, le
 def _scaled_case(settings: dict[str, Any]) -> dict[str, Any]:
     """A case without its sizes, and with the last value of each list in it."""
     kept = {path: value for path, value in settings.items() if not _is_size(path)}
-    return {path: value[-1] if isinstance(value, list) else value for path, value in kept.items()}
+    return {path: _fitting(value[-1] if isinstance(value, list) else value) for path, value in kept.items()}
+
+
+def _fitting(value: Any) -> Any:
+    """A value of an axis as a plain one that fits a short stage."""
+    plain = plain_value(value)
+    return {"wsd": DECAY} if isinstance(plain, dict) and "wsd" in plain else plain
 
 
 def _is_size(path: str) -> bool:
     names = path.split(".")
     of_mixture = len(names) > 1 and names[1] == "mix" and names[-1] not in ("share", "window", "replaces")
-    return of_mixture or names[-1] in ("tokens", "max_tokens", "warmup")
+    return of_mixture or names[-1] in ("tokens", "max_tokens", "warmup", "wsd")
 
 
 def _ends(values: list[Any]) -> list[Any]:

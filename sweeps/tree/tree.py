@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -79,6 +79,8 @@ class Tree:
     """The trials in the order of the grid."""
     provisional: bool
     """True while a corpus is unprepared. The keys change once it is prepared."""
+    corpora: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """The fingerprints of the study's corpora, by name and sequence length; a linear study has none."""
 
     def ancestors(self, key: str) -> list[Stage]:
         """The stages on the path from the root to this stage, which is the last one."""
@@ -103,7 +105,8 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
         for shown, index in zip(labels, point, strict=True):
             axes |= shown[index]
         trials.append(Trial(axes, pre, post, leaf))
-    return Tree(file.study.study, stages, trials, provisional=not facts.prepared)
+    corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
+    return Tree(file.study.study, stages, trials, not facts.prepared, corpora)
 
 
 class _StageBuilder:
@@ -184,7 +187,8 @@ def merged(trees: Sequence[Tree]) -> Tree:
         for trial in tree.trials:
             trials.setdefault(trial.path, trial)
     names = "+".join(dict.fromkeys(tree.study for tree in trees))
-    return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees))
+    corpora = {place: fingerprint for tree in trees for place, fingerprint in tree.corpora.items()}
+    return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees), corpora)
 
 
 def may_affect(axis: str, stage: str) -> bool:
@@ -259,4 +263,17 @@ def device_mismatch(file: StudyFile) -> str | None:
         for batch in file.values(f"{stage}.batch"):
             if batch % devices:
                 return f"{stage}.batch: {batch} sequences cannot be split evenly over {field}: {devices}"
+    return None
+
+
+def sharding_mismatch(file: StudyFile) -> str | None:
+    """The message about an optimiser that cannot train the sharded weights of its stage; None if every one can."""
+    execution = file.study.execution
+    for stage in STAGES:
+        own = execution.of_stage(stage)
+        if own.strategy == "fsdp" and own.devices > 1 and "muon" in file.values(f"{stage}.optimizer"):
+            return (
+                f"{stage}.optimizer: muon takes whole matrices, and execution.strategy: fsdp splits them by rows over the "
+                "devices; write strategy: ddp, or optimizer: adamw"
+            )
     return None

@@ -58,6 +58,16 @@ def test_a_loss_equal_to_the_best_is_not_a_new_best() -> None:
     assert has_weights(module, weights.after[1])
 
 
+def test_evaluations_in_the_warmup_do_not_count_against_the_patience_but_may_be_the_best() -> None:
+    losses = {1: 1.0, 2: 3.0, 3: 3.0, 4: 3.0, 5: 3.0, 6: 3.0}
+    module, weights = StageModule(small_model(), LONG), Weights()
+    best = KeepBest(losses.__getitem__, every=1, patience=2, steps=LONG["steps"], warmup=3)
+    train(module, steps_of(LONG), weights, best)
+    assert max(weights.after) == 5, "steps 4 and 5 are the first two without a new best after the warm-up"
+    assert best.summary() == {"best_step": 1, "best_loss": 1.0}
+    assert has_weights(module, weights.after[1])
+
+
 def test_the_last_step_is_always_evaluated() -> None:
     module, best, weights = stopped({4: 2.0, 8: 1.9, 10: 1.8}, every=4, patience=3)
     assert best.summary()["best_step"] == 10

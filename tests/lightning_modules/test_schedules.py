@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 from hypothesis import assume, given
@@ -53,3 +54,53 @@ def test_the_first_step_has_a_positive_learning_rate_and_a_floor_of_zero_is_reac
 @given(RATES)
 def test_a_stage_of_one_step_trains_at_the_peak(peak: float) -> None:
     assert all_rates(1, peak, 0.0, 0) == [peak]
+
+
+@given(STEPS, RATES, RATES, st.booleans(), st.data())
+def test_a_linear_schedule_is_a_line_from_the_peak_to_the_floor(
+    steps: int, peak: float, floor: float, rise: bool, data: st.DataObject
+) -> None:
+    warmup = data.draw(st.integers(0, steps - 2))
+    rates = [learning_rate(step, steps, peak, floor, warmup, "linear", rise) for step in range(steps)]
+    end = floor if rise else min(floor, peak)
+    line = [peak + (end - peak) * step / (steps - 1 - warmup) for step in range(steps - warmup)]
+    assert rates[:warmup] == all_rates(steps, peak, floor, warmup)[:warmup]
+    assert rates[warmup:] == pytest.approx(line)
+
+
+@given(STEPS, RATES, RATES, st.data())
+def test_a_constant_schedule_stays_at_the_peak_as_a_cosine_that_ends_at_its_peak(
+    steps: int, peak: float, floor: float, data: st.DataObject
+) -> None:
+    warmup = data.draw(st.integers(0, steps - 1))
+    rates = [learning_rate(step, steps, peak, floor, warmup, "constant") for step in range(steps)]
+    assert rates == all_rates(steps, peak, peak, warmup)
+    assert set(rates[warmup:]) == {peak}
+
+
+@given(STEPS, RATES, RATES, st.data())
+def test_wsd_holds_the_peak_and_decays_on_a_line_over_its_last_steps(
+    steps: int, peak: float, floor: float, data: st.DataObject
+) -> None:
+    assume(floor <= peak)
+    decay = data.draw(st.integers(1, steps))
+    warmup = data.draw(st.integers(0, steps - decay))
+    rates = [learning_rate(step, steps, peak, floor, warmup, {"wsd": decay}) for step in range(steps)]
+    assert rates[:warmup] == pytest.approx([peak * (step + 1) / (warmup + 1) for step in range(warmup)])
+    assert rates[warmup : steps - decay] == pytest.approx([peak] * (steps - decay - warmup))
+    assert rates[steps - decay :] == pytest.approx([peak + (floor - peak) * (n + 1) / decay for n in range(decay)])
+    assert rates[-1] == floor
+
+
+@given(STEPS, RATES, st.data())
+def test_with_rise_the_learning_rate_rises_to_a_floor_above_the_peak(
+    steps: int, peak: float, data: st.DataObject
+) -> None:
+    warmup = data.draw(st.integers(0, steps - 2))
+    floor = data.draw(st.floats(peak, 2.0))
+    rates = [learning_rate(step, steps, peak, floor, warmup, rise=True) for step in range(steps)]
+    cosine = [
+        peak + (floor - peak) * (1 - math.cos(math.pi * step / (steps - 1 - warmup))) / 2
+        for step in range(steps - warmup)
+    ]
+    assert rates[warmup:] == pytest.approx(cosine)

@@ -113,3 +113,39 @@ def test_training_lowers_the_training_loss() -> None:
     before = next_token_losses(module.model, batch).mean().item()
     train(module, [batch] * 40)
     assert next_token_losses(module.model, batch).mean().item() < 0.7 * before
+
+
+def test_muon_steps_are_those_of_torch_for_hidden_matrices_and_adamws_for_the_rest() -> None:
+    recipe = RECIPE | {"optimizer": "muon"}
+    module = StageModule(small_model(initializer_range=0.2, tied=False), recipe)
+    train(module, steps_of(recipe))
+    model = small_model(initializer_range=0.2, tied=False)
+    named = dict(model.named_parameters())
+    hidden = [weight for name, weight in named.items() if "proj" in name]
+    head = [named["lm_head.weight"]]
+    others = [weight for name, weight in named.items() if "proj" not in name and name != "lm_head.weight"]
+    muon = torch.optim.Muon(hidden, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    groups = [{"params": head, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    for batch, rate in zip(steps_of(recipe), [0.005, 0.01, 0.0055, 0.001], strict=True):
+        for group in (*muon.param_groups, *adamw.param_groups):
+            group["lr"] = rate
+        model(input_ids=batch, labels=batch).loss.backward()
+        clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in (muon, adamw):
+            optimizer.step()
+            optimizer.zero_grad()
+    for ours, exact in zip(module.model.parameters(), model.parameters(), strict=True):
+        # Muon orthogonalises in bf16.
+        torch.testing.assert_close(ours, exact, rtol=1e-2, atol=1e-3)
+
+
+def test_with_decay_all_norms_and_embeddings_decay_too() -> None:
+    # Gradients clipped to almost nothing leave the decay alone.
+    fields = {"clip": 1e-30, "lr": 1e-2, "min_lr": 1e-2, "warmup": 0, "weight_decay": 1.0}
+    before = dict(small_model(initializer_range=0.2).named_parameters())
+    for decay in ("matrices", "all"):
+        module, _ = trained(**fields, decay=decay)
+        for name, weight in module.model.named_parameters():
+            share = 0.99**4 if decay == "all" or "proj" in name else 1.0
+            torch.testing.assert_close(weight, before[name] * share, rtol=1e-5, atol=1e-7)

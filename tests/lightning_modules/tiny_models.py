@@ -53,7 +53,6 @@ def train(module: StageModule, batches: list[torch.Tensor], *callbacks: Any) -> 
         accelerator="cpu",
         devices=1,
         max_epochs=1,
-        max_steps=module.recipe["steps"],
         callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,

@@ -108,6 +108,22 @@ STUDIES: dict[str, dict[str, Any]] = {
             "grid": {"posttrain.lr": [1e-5, 2e-5, 1e-4]},
         },
     ),
+    "laptop, schedules": replaced(
+        LAPTOP,
+        {
+            "pretrain.min_lr": 2e-4,
+            "posttrain.floor": "rise",
+            "posttrain.min_lr": 2e-3,
+            "grid": {"pretrain.schedule": ["cosine", "linear", "constant", {"wsd": 0.2}]},
+        },
+    ),
+    "laptop, optimisers": replaced(
+        LAPTOP,
+        {
+            "posttrain.early_stopping": {"every": 10, "patience": 3, "after_warmup": True, "split": "tune"},
+            "grid": {"pretrain.optimizer": ["adamw", "muon"], "pretrain.decay": ["matrices", "all"]},
+        },
+    ),
 }
 
 

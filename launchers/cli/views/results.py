@@ -12,23 +12,33 @@ from retain.launchers.console import MOST_ROWS, cell, new_table, open_console, p
 from retain.results.analysis.predictors import PREDICTORS
 from retain.results.claims.sequential import looks_sentence
 from retain.results.report.collect import Failure, Results
-from retain.results.store.loss_table import LOSSES
+from retain.results.store.loss_table import LOSSES, loss_at
 from retain.results.store.study_files import POINTS_STUDY, study_folder
 from retain.sweeps.base.units import counted, format_size
 from retain.sweeps.tree.tree import axes_label
 
 
-def print_results(results: Results, store: Path) -> None:
-    """Print a row for each trial, also of partial results, and the paths of what was written with them."""
+def print_results(results: Results, store: Path, columns: Sequence[str] | None = None) -> None:
+    """Print a row for each trial, also of partial results, and the paths of what was written with them.
+
+    columns: the losses to show, as `chosen_columns` finds them; None: the paper's four.
+    """
     rows = results.trials
-    table = new_table(*results.axes, "L_im", "L_ret", "L_ft", "L_pre", "tokens", left=len(results.axes))
+    titles = ("L_im", "L_ret", "L_ft", "L_pre") if columns is None else columns
+    table = new_table(*results.axes, *titles, "tokens", left=len(results.axes))
     for row in rows[:MOST_ROWS]:
-        losses = ("" if row[name] is None else f"{row[name]:.4f}" for name in LOSSES)
+        found = [loss_at(row, name) for name in (LOSSES if columns is None else columns)]
+        losses = ("" if loss is None else f"{loss:.4f}" for loss in found)
         tokens = "" if row["tokens"] is None else format_size(row["tokens"])
         table.add_row(*(cell(row["axes"].get(name, "")) for name in results.axes), *losses, tokens)
     console = open_console()
     console.print(table)
-    console.print(f"{results.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
+    if columns is None:
+        console.print(f"{results.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
+    else:
+        console.print(f"{results.loss_unit}: STAGE/CORPUS is that after STAGE on CORPUS")
+        for reason in results.blanks:
+            print_line(console, reason)
     if len(rows) > MOST_ROWS:
         where = f"in {results.files[0]}" if results.files else "with --json"
         print_line(console, f"{counted(len(rows) - MOST_ROWS, 'more trial')} {where}")

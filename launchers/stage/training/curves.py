@@ -29,6 +29,8 @@ class Heldout:
     """The held-out splits of a stage, by role, and how they are evaluated."""
 
     sequences: Mapping[str, torch.Tensor]
+    others: Mapping[str, torch.Tensor]
+    """Further splits, by the name of their corpus: those of the final weights alone."""
     module: StageModule
     bf16: bool
     rank: int
@@ -37,7 +39,8 @@ class Heldout:
     def loss(self, split: str) -> HeldoutLoss:
         """The loss of the current weights on a split (nats per token)."""
         model = self.module.model
-        return heldout_loss(model, self.sequences[split], model.device, self.bf16, self.rank, self.world)
+        sequences = self.sequences[split] if split in self.sequences else self.others[split]
+        return heldout_loss(model, sequences, model.device, self.bf16, self.rank, self.world)
 
 
 class Curves(Callback):

@@ -1,6 +1,6 @@
 """The end of a training stage: the final weights, their held-out losses, and the files of the done run."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -17,12 +17,9 @@ from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.lora import merge_adapters, plain_weights
 from retain.lightning_modules.shards import whole_weights
 from retain.lightning_modules.stage import StageModule
-from retain.results.store.loss_table import four_losses
 from retain.results.store.runs import LOSSES
+from retain.results.tensorboard.run_events import run_results
 from retain.sweeps.base.files import share
-
-SETTINGS = ("lr", "min_lr", "batch", "dropout", "weight_decay", "seed", "steps")
-"""Recipe fields that TensorBoard shows as hyperparameters."""
 
 
 class FinalLosses(Callback):
@@ -37,7 +34,8 @@ class FinalLosses(Callback):
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
         self.curves.enter("evaluating")
         merge_adapters(self.heldout.module.model)
-        self.losses = {split: asdict(self.heldout.loss(split)) for split in self.heldout.sequences}
+        splits = [*self.heldout.sequences, *self.heldout.others]
+        self.losses = {split: asdict(self.heldout.loss(split)) for split in splits}
         self.curves.enter("writing")
         self.weights = plain_weights(whole_weights(self.heldout.module.model))
         self.data_digest = as_text(add_digests(gather(self.data.digest, self.heldout.world)))
@@ -52,12 +50,11 @@ def publish(
     tokenizer: Tokenizer,
 ) -> None:
     """Write curves, model and losses into the run, and make it done. For rank 0."""
-    losses: dict[str, Any] = {"splits": final.losses, "steps": module.step}
+    losses: dict[str, Any] = {"splits": _described(final.losses, context.spec), "steps": module.step}
     losses |= {"trained_tokens": curves.tokens(module.step), "token_digest": final.data_digest}
     if best:
         losses |= best.summary()
-    hyperparameters, metrics = _summary(context, final.losses)
-    curves.finish(hyperparameters, metrics)
+    curves.finish(*run_results(context.store, context.spec, final.losses))
     partial = context.run.folder / "model.partial"
     module.model.save_pretrained(partial, state_dict=final.weights)
     for weights in partial.glob("*.safetensors"):
@@ -66,18 +63,10 @@ def publish(
     context.finish(partial, {LOSSES: losses}, keep_checkpoints=context.spec["execution"]["keep_states"])
 
 
-def _summary(context: AttemptContext, losses: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
-    """The run's hyperparameters for TensorBoard (the settings along its path) and its losses by their name in a trial."""
-    settings: dict[str, Any] = {}
-    path = [context.spec]
-    while parent := path[0]["parent"]:
-        path.insert(0, context.store.run(parent).spec())
-    for stage in path:
-        settings |= {f"{stage['stage']}.{name}": stage["recipe"][name] for name in SETTINGS}
-    settings |= {
-        name: value if isinstance(value, int | float) else json.dumps(value)
-        for name, value in context.spec["axes"].items()
+def _described(losses: Mapping[str, Mapping[str, Any]], spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The losses with the fingerprint of each split's corpus, and the half of its split if it is one."""
+    corpora, halves = {**spec.get("others", {}), **spec["evaluation"]}, spec.get("halves", {})
+    return {
+        split: {**loss, "corpus": corpora[split]} | ({"half": halves[split]} if split in halves else {})
+        for split, loss in losses.items()
     }
-    before = [context.store.run(stage["key"]).losses()["splits"] for stage in path[:-1]]
-    found = four_losses([*before, losses])
-    return settings, {name: loss for name, loss in found.items() if loss is not None}

@@ -1,13 +1,13 @@
 """Exact resume: what a checkpoint holds, when one is saved, and how a stage resumes from it.
 
-A checkpoint is taken between two steps. It holds the trained weights (a frozen base is read from the parent again), AdamW's
-moments, the best weights of early stopping, and the points of the curves so far, so that curves resume without a gap or an
-overlap. The order of the data, the learning rate and dropout are functions of the step, so nothing of them is saved. The
+A checkpoint is taken between two steps. It holds the trained weights (a frozen base is read from the parent again), the moments
+of the optimiser, the best weights of early stopping, and the points of the curves so far, so that curves resume without a gap
+or an overlap. The order of the data, the learning rate and dropout are functions of the step, so nothing of them is saved. The
 fields `execution.save_minutes` and `save_steps` say how often checkpoints are taken.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,12 @@ from retain.launchers.stage.training.checkpoints import CheckpointWriter, SavedC
 from retain.launchers.stage.training.curves import Curves, finite
 from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.models import trained_parameters
+from retain.lightning_modules.optimizers import MOMENTS
 from retain.lightning_modules.shards import first_row, local_part
 from retain.lightning_modules.stage import StageModule
 
 CONTINUE, SAVE, STOP = 0, 1, 2
 """What a rank wishes at a step boundary; the largest wish of all ranks counts."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Resume(Callback):
         rows: dict[str, tuple[int, int]] = {}
         first = trainer.global_rank == 0
         if first or not self.holds_all:
-            for name, tensor, parameter in _state_tensors(trainer.optimizers[0], module, self.best):
+            for name, tensor, parameter in _state_tensors(trainer.optimizers, module, self.best):
                 tensors[name] = self._copied(name, local_part(tensor))
                 if isinstance(parameter, DTensor):
                     rows[name] = (first_row(parameter), parameter.shape[0])
@@ -154,20 +154,22 @@ class Resume(Callback):
 
     def _restore(self, saved: SavedCheckpoint, trainer: Trainer, module: StageModule) -> None:
         """Put module, optimizer, early stopping and data digest into the state of the checkpoint."""
-        # 1. Weights and AdamW's moments: this rank's rows of each, whichever ranks wrote them.
+        # 1. Weights and the optimiser's moments: this rank's rows of each, whichever ranks wrote them.
         module.step = saved.step
-        optimizer = trainer.optimizers[0]
+        optimizers = _optimizer_of_each(trainer.optimizers)
         best: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             for name, parameter in trained_parameters(module.model):
                 part = local_part(parameter)
                 row = first_row(parameter) if isinstance(parameter, DTensor) else None
                 saved.copy_into(f"model/{name}", part, row)
-                state = optimizer.state[parameter]
-                state["step"] = torch.tensor(float(saved.step), dtype=torch.float32, device=part.device)
+                state = optimizers[parameter].state[parameter]
+                if isinstance(optimizers[parameter], torch.optim.AdamW):
+                    state["step"] = torch.tensor(float(saved.step), dtype=torch.float32, device=part.device)
                 for moment in MOMENTS:
-                    state[moment] = torch.zeros_like(parameter)
-                    saved.copy_into(f"adamw/{name}/{moment}", local_part(state[moment]), row)
+                    if saved.has(moment_name(name, moment)):
+                        state[moment] = torch.zeros_like(parameter)
+                        saved.copy_into(moment_name(name, moment), local_part(state[moment]), row)
                 if saved.has(f"best/{name}"):
                     best[name] = torch.empty_like(part, device="cpu")
                     saved.copy_into(f"best/{name}", best[name], row)
@@ -191,13 +193,31 @@ def _own_values(saved: SavedCheckpoint, rank: int, world: int) -> tuple[int, flo
     return (add_digests(digest for digest, _ in shares) if rank == 0 else 0), mean
 
 
+def moment_name(parameter: str, moment: str) -> str:
+    """The name in a checkpoint of a tensor that an optimiser keeps for a parameter."""
+    return f"{'muon' if moment == 'momentum_buffer' else 'adamw'}/{parameter}/{moment}"
+
+
+def _optimizer_of_each(optimizers: Sequence[torch.optim.Optimizer]) -> dict[torch.Tensor, torch.optim.Optimizer]:
+    """The optimiser of each trained parameter."""
+    return {
+        parameter: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
 def _state_tensors(
-    optimizer: torch.optim.Optimizer, module: StageModule, best: KeepBest | None
+    optimizers: Sequence[torch.optim.Optimizer], module: StageModule, best: KeepBest | None
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """The tensors of a checkpoint: name, tensor, and the parameter that the tensor belongs to."""
+    optimizer_of = _optimizer_of_each(optimizers)
     for name, parameter in trained_parameters(module.model):
         yield f"model/{name}", parameter.detach(), parameter
+        state = optimizer_of[parameter].state[parameter]
         for moment in MOMENTS:
-            yield f"adamw/{name}/{moment}", optimizer.state[parameter][moment], parameter
+            if moment in state:
+                yield moment_name(name, moment), state[moment], parameter
         if best is not None and name in best.weights:
             yield f"best/{name}", best.weights[name], parameter

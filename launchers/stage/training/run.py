@@ -50,6 +50,7 @@ from retain.lightning_modules.stage import StageModule
 from retain.results.store.disk import check_room, stage_bytes, used_bytes
 from retain.results.store.runs import Run
 from retain.sweeps.schema.models import Architecture
+from retain.sweeps.tree.evaluation import role_of, tune_split
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,10 @@ def attempt(context: AttemptContext) -> None:
     # 4. Train.
     data = StageData(recipe, context.store.root, ranks.rank, ranks.world)
     data.next_step = saved.step if saved else 0
-    splits = {role: heldout_sequences(context.store.root, corpus) for role, corpus in spec["evaluation"].items()}
-    heldout = Heldout(splits, module, machine.bf16, ranks.rank, ranks.world)
+    splits, others = _heldout_splits(context)
+    heldout = Heldout(splits, others, module, machine.bf16, ranks.rank, ranks.world)
     curves = Curves(run, heldout, execution["heldout_every"], saved.shared["curves"] if saved else None)
-    best = _early_stopping(recipe, curves)
+    best = _early_stopping(spec, curves)
     writer = CheckpointWriter(run.checkpoint, ranks.rank, ranks.world, context.may_write)
     cadence = Cadence(execution["save_minutes"] * 60, execution["save_steps"])
     resume = Resume(saved, data, curves, best, writer, context.stop, cadence, holds_all=not machine.sharded)
@@ -196,10 +197,21 @@ def _fitting_micro_batch(context: AttemptContext, model: LlamaForCausalLM, bf16:
     return min(gather(own, world))
 
 
-def _early_stopping(recipe: Mapping[str, Any], curves: Curves) -> KeepBest | None:
+def _heldout_splits(context: AttemptContext) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The held-out splits by role, and those of the study's other corpora by name."""
+    spec, root = context.spec, context.store.root
+    halves = spec.get("halves", {})
+    splits = {role: heldout_sequences(root, corpus, halves.get(role)) for role, corpus in spec["evaluation"].items()}
+    return splits, {name: heldout_sequences(root, corpus) for name, corpus in spec.get("others", {}).items()}
+
+
+def _early_stopping(spec: Mapping[str, Any], curves: Curves) -> KeepBest | None:
+    recipe = spec["recipe"]
     settings = recipe.get("early_stopping")
     if not settings:
         return None
-    return KeepBest(
-        lambda step: curves.heldout_loss("posttraining", step), settings["every"], settings["patience"], recipe["steps"]
-    )
+    role = role_of(spec["stage"])
+    split = tune_split(role) if settings.get("split") == "tune" else role
+    warmup = recipe["warmup"] if settings.get("after_warmup") else 0
+    every, patience = settings["every"], settings["patience"]
+    return KeepBest(lambda step: curves.heldout_loss(split, step), every, patience, recipe["steps"], warmup)

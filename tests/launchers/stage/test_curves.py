@@ -30,7 +30,7 @@ def test_no_reading_of_the_speed_counts_the_tokens_of_an_earlier_attempt(tmp_pat
     run = kinds(*registered(tmp_path), "pretrain")[0]
     module = StageModule(small_model(), recipe)
     saved = {"points": [], "logged_step": SAVED}
-    curves = Curves(run, Heldout({}, module, bf16=False, rank=0, world=1), None, saved)
+    curves = Curves(run, Heldout({}, {}, module, bf16=False, rank=0, world=1), None, saved)
     train(module, list(random_sequences(8 * STEPS).split(8)), curves, Restoring())
     speeds = read_curves(run.folder)["pretrain/tokens_per_second"]
     assert [tokens for tokens, _ in speeds] == [(SAVED + step) * 8 * LENGTH for step in (10, 20)]

@@ -16,9 +16,11 @@ from retain.results.figures.style import DrawnFigure
 from retain.results.report.deviations import DIFFERS, OPEN, SAME, deviations, summary
 from retain.results.report.page import inline_svg, verdict_table, write_report
 from retain.results.report.provenance import Origin
+from retain.results.report.study import budgets
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.schema.read import check_study, read_study
+from retain.sweeps.schema.stages import Optimisation
 from retain.sweeps.tree.tree import expand
 from tests.browser import Page, browser, install
 from tests.conftest import Trained
@@ -293,3 +295,17 @@ def test_an_inlined_figure_keeps_its_shape_and_loses_its_metadata_addresses(tmp_
     assert 'viewBox="0 0 72 36"' in svg
     assert 'aria-label="a &quot;title&quot;"' in svg
     assert '<path id="figure2-a"/></defs><use xlink:href="#figure2-a"/><g clip-path="url(#figure2-a)"/>' in svg
+
+
+def test_the_table_of_stages_has_every_field_of_optimisation_also_at_its_default() -> None:
+    fields = tiny_fields(**{"pretrain.schedule": {"wsd": 0.25}, "finetune.optimizer": "muon", "seed": 3})
+    file = check_study(fields, Path("tiny.yaml"))
+    rows = {name.text: [cell.text for cell in cells] for name, *cells in budgets(file).rows}
+    assert set(Optimisation.model_fields) - {"schedule"} <= set(rows)
+    assert rows["optimizer"] == ["adamw", "adamw", "muon"]
+    assert rows["schedule.wsd"] == ["0.25", "", ""]
+    assert rows["schedule"] == ["", "cosine", "cosine"]
+    assert rows["floor"] == ["lower"] * 3
+    assert rows["decay"] == ["matrices"] * 3
+    assert rows["seed"] == ["3 (the study's)"] * 3
+    assert rows["early_stopping"] == ["", "none", ""]

@@ -12,7 +12,10 @@ import retain
 from retain.results.store.loss_table import LOSSES, csv_text, four_losses, frame_of, read_rows, save_rows, trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.tree.tree import Tree
-from tests.results.runs import finish, finish_all, kinds, put_state, registered
+from tests.results.runs import finish, finish_all, kinds, put_state, registered, write_model
+from tests.studies import WORDS
+
+TUNED = {"every": 5, "patience": 3, "split": "tune"}
 
 
 @pytest.fixture
@@ -114,6 +117,7 @@ def test_the_csv_has_the_rows_with_empty_cells_for_missing_losses(planned: tuple
         *("pretrain.exposure", "finetune.lr"),
         *LOSSES,
         *("tokens", "pretrain_key", "posttrain_key", "finetune_key"),
+        *(f"{stage}/{corpus}" for stage in ("pretrain", "posttrain", "finetune") for corpus in WORDS),
     ]
     assert float(table[0]["finetuning_loss"]) == 1 / 3
     assert [cells["finetuning_loss"] for cells in table[1:]] == [""] * 3
@@ -148,3 +152,61 @@ def test_saved_rows_are_read_back_exactly(planned: tuple[Tree, Store]) -> None:
     save_rows(store.root, tree.study, rows)
     assert read_rows(store.root, tree.study) == json.loads(json.dumps(rows))
     assert len(frame_of(rows)) == 4
+
+
+def test_a_loss_is_found_by_the_tokens_of_its_corpus_and_never_by_a_name(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    renamed = {("prose", 32): "general-32", ("music", 32): "other music", ("chemistry", 32): "chemistry-32"}
+    stages = {key: replace(stage, recipe=f'{stage.recipe} "other music"') for key, stage in tree.stages.items()}
+    row = trial_rows(replace(tree, corpora=renamed, stages=stages), store)[0]
+    assert row["losses"]["finetune"]["prose"] == row["retained_pretraining_loss"]
+    assert row["losses"]["finetune"]["music"] is None
+    assert row["losses"]["finetune"]["chemistry"] == row["finetuning_loss"]
+
+
+def test_a_loss_on_the_half_that_early_stopping_selects_on_is_never_reported(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs", **{"posttrain.early_stopping": TUNED, "grid": {}})
+    for key in tree.stages:
+        run = store.run(key)
+        run.begin(1)
+        spec = run.spec()
+        splits = {
+            role: {"loss": 9.0 if role.endswith("-tune") else 1.0, "tokens": 10, "corpus": corpus}
+            | ({"half": spec["halves"][role]} if role in spec.get("halves", {}) else {})
+            for role, corpus in spec["evaluation"].items()
+        }
+        losses = {"splits": splits, "steps": 1, "trained_tokens": 64}
+        run.finish(write_model(run.folder / "model.partial"), {"losses.json": losses})
+    posttrain, finetune = (kinds(tree, store, stage)[0] for stage in ("posttrain", "finetune"))
+    assert set(posttrain.losses()["splits"]) == {"pretraining", "posttraining", "posttraining-tune"}
+    assert posttrain.spec()["halves"] == {"posttraining": "report", "posttraining-tune": "tune"}
+    assert finetune.spec()["halves"] == {"posttraining": "report"}
+    (row,) = trial_rows(tree, store)
+    assert {loss for losses in row["losses"].values() for loss in losses.values()} == {1.0, None}
+    assert row["losses"]["posttrain"]["music"] == row["immediate_posttraining_loss"] == 1.0
+
+
+def test_rows_from_before_the_matrix_are_still_read(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    rows = [{name: value for name, value in row.items() if name != "losses"} for row in trial_rows(tree, store)]
+    save_rows(store.root, tree.study, rows)
+    assert read_rows(store.root, tree.study) == json.loads(json.dumps(rows))
+    assert len(frame_of(read_rows(store.root, tree.study))) == 4
+
+
+def test_a_run_that_is_registered_again_before_it_is_done_is_evaluated_on_the_corpora_of_both_studies(
+    planned: tuple[Tree, Store],
+) -> None:
+    tree, store = planned
+    run = store.run(tree.trials[0].pretrain)
+    spec = run.spec()
+    assert spec["others"] == {"music": "music-32", "chemistry": "chemistry-32"}
+    again = spec | {"others": {"music": "other music", "code": "code-32", "tunes": "music-32"}}
+    store.register(run.key, again)
+    both = {**spec["others"], "music-other mu": "other music", "code": "code-32"}
+    assert run.spec()["others"] == both
+    finish(run)
+    store.register(run.key, spec | {"others": {"law": "law-32"}})
+    assert run.spec()["others"] == both, "the losses of a done run are what they are"

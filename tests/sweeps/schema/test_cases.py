@@ -98,3 +98,20 @@ def test_a_case_may_set_single_fields_of_a_section_that_the_study_leaves_out(tmp
     file = read_study(str(tiny_study(tmp_path, cases={"stopping": {"on": stopping, "off": {"posttrain.replay": 0}}})))
     assert file.values("posttrain.early_stopping.every") == [5, None]
     assert '"early_stopping":{"every":5,"patience":2}' in tree.stages[str(tree.trials[0].posttrain)].recipe
+
+
+@pytest.mark.parametrize("share", [0.001, 0.95])
+def test_a_scaled_down_study_can_decay_and_warm_up_in_its_short_stages(share: float, tmp_path: Path) -> None:
+    path = tiny_study(
+        tmp_path,
+        grid={"finetune.schedule": ["linear", {"wsd": share}]},
+        **{
+            "pretrain.schedule": {"wsd": share},
+            "pretrain.tokens": "1M",
+            "finetune.tokens": "1M",
+            "pretrain.warmup": 20,
+        },
+    )
+    small = scale_down(read_study(str(path)))
+    kinds = [stage.stage for stage in expand(small, made_up_facts(small)).stages.values()]
+    assert sorted(kinds) == ["finetune", "finetune", "posttrain", "pretrain"]

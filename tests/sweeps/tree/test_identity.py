@@ -71,6 +71,9 @@ OPTIMISATION = {
     "seed": 7,
     "corpus": "chemistry",
     "mix": {"chemistry": {"share": 0.1}},
+    "schedule": "linear",
+    "decay": "all",
+    "optimizer": "muon",
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "pretrain": OPTIMISATION | {"exposure": 0.75, "exposure_schedule": "early"},
@@ -94,9 +97,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "study": {"sequence_length": 16, "seed": 1, "subset_seed": 1, "allocation": "matched"},
 }
 WITHOUT_EFFECT = {
-    "pretrain": {"repeat"},  # It only allows λ > 1.
-    "posttrain": {"lora"},  # It has an effect with method: lora, as tested below.
-    "finetune": {"lora"},
+    "pretrain": {"repeat", "floor"},  # The first only allows λ > 1. The second has an effect if min_lr is above lr.
+    "posttrain": {"lora", "floor"},  # The first has an effect with method: lora, as tested below.
+    "finetune": {"lora", "floor"},
     "model": {"preset"},  # It is a name for the other fields.
     "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", *STAGES, "model"},
 }
@@ -150,6 +153,57 @@ def test_an_axis_may_set_one_lora_setting_and_leave_the_others_at_their_defaults
     tree = tiny_tree(**{"posttrain.method": "lora", "grid": {"posttrain.lora.rank": [8, 64]}})
     default = tiny_tree(**{"posttrain.method": "lora", "grid": {}})
     assert [trial.posttrain == default.trials[0].posttrain for trial in tree.trials] == [False, True]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"schedule": "constant"}),
+        ({}, {"schedule": {"wsd": 0.5}}),
+        ({"schedule": {"wsd": 0.5}}, {"schedule": {"wsd": 0.2}}),
+        ({"schedule": "linear"}, {"schedule": {"wsd": 0.5}}),
+        ({"min_lr": 1.0}, {"min_lr": 1.0, "floor": "rise"}),
+        ({"min_lr": 1.0, "floor": "rise"}, {"min_lr": 1.0, "floor": "rise", "schedule": "linear"}),
+        ({"optimizer": "muon"}, {"optimizer": "muon", "decay": "all"}),
+    ],
+)
+def test_every_choice_of_optimisation_that_changes_weights_changes_the_key(
+    stage: str, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    keys = [path_keys(**{f"{stage}.{field}": value for field, value in one.items()}) for one in (before, after)]
+    assert [name for name in STAGES if keys[0][name] != keys[1][name]] == list(STAGES[STAGES.index(stage) :])
+
+
+@pytest.mark.parametrize("setting", [{"after_warmup": True}, {"split": "tune"}])
+def test_what_early_stopping_counts_and_selects_on_changes_the_key(setting: dict[str, Any]) -> None:
+    base = {"posttrain.early_stopping": {"every": 2, "patience": 3}}
+    before, after = path_keys(**base), path_keys(**{"posttrain.early_stopping": {"every": 2, "patience": 3} | setting})
+    assert [stage for stage in STAGES if before[stage] != after[stage]] == ["posttrain", "finetune"]
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "schedule": st.sampled_from(["cosine", "linear", "constant", {"wsd": 0.25}]),
+            "floor": st.sampled_from(["lower", "rise"]),
+            "min_lr": st.sampled_from([0.0, 1e-3, 3e-3, 1e-2]),
+            "decay": st.sampled_from(["matrices", "all"]),
+            "weight_decay": st.sampled_from([0.0, 0.1]),
+            "optimizer": st.sampled_from(["adamw", "muon"]),
+        }
+    )
+)
+def test_a_recipe_has_a_choice_of_optimisation_only_where_it_has_an_effect(fields: dict[str, Any]) -> None:
+    tree = tiny_tree(**RICH, **{f"pretrain.{name}": value for name, value in fields.items()})
+    recipe = json.loads(tree.stages[tree.trials[0].pretrain].recipe)
+    rises = fields["min_lr"] > recipe["lr"] and fields["floor"] == "rise" and fields["schedule"] != "constant"
+    flat = not rises and (fields["min_lr"] >= recipe["lr"] or fields["schedule"] == "constant")
+    assert recipe["min_lr"] == (recipe["lr"] if flat else fields["min_lr"])
+    assert ("floor" in recipe) == rises
+    assert ("schedule" in recipe) == (not flat and fields["schedule"] != "cosine")
+    assert ("decay" in recipe) == (fields["decay"] == "all" and fields["weight_decay"] > 0)
+    assert ("optimizer" in recipe) == (fields["optimizer"] == "muon")
 
 
 LEARNING_RATES = st.floats(1e-6, 1.0)
@@ -233,6 +287,12 @@ def test_another_tokeniser_changes_every_key() -> None:
         ({"model.vocabulary": 0}, {"model.vocabulary": 320}),
         ({"finetune.weight_decay": 0}, {"finetune.weight_decay": 0.0}),
         ({"finetune.method": "full"}, {}),
+        ({"finetune.schedule": "constant"}, {"finetune.min_lr": 1e-3}),
+        ({"finetune.method": "lora"}, {"finetune.method": "lora", "finetune.decay": "all"}),
+        (
+            {"posttrain.early_stopping": {"every": 5, "patience": 3}},
+            {"posttrain.early_stopping": {"every": 5, "patience": 3, "after_warmup": True}},
+        ),
         (
             {"finetune.method": "lora"},
             {
@@ -258,6 +318,9 @@ def test_another_tokeniser_changes_every_key() -> None:
         "vocabulary",
         "zero",
         "method",
+        "constant",
+        "decay of adapters",
+        "no evaluation in the warm-up",
         "adapters",
         "matched",
     ],
