@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from retain.datamodules.corpora.prepare import packed_corpus
 from retain.datamodules.order.batches import Batches, stage_batches
 from retain.datamodules.order.digest import add_digests
+from retain.datamodules.order.prefetch import MappedSequences
 from retain.datamodules.order.read_ahead import read_ahead
 
 STEPS_AHEAD = 3
@@ -21,7 +22,10 @@ STEPS_AHEAD = 3
 
 @dataclass(frozen=True)
 class StepLoader:
-    """Yields this rank's batch of each step from `first` on: int64 [sequences, length], in pinned memory for a GPU."""
+    """Yields this rank's batch of each step from `first` on: int64 [sequences, length], in pinned memory for a GPU.
+
+    A token that is not predicted is its complement, `~token`.
+    """
 
     batches: Batches
     first: int
@@ -77,5 +81,7 @@ class StageData(LightningDataModule):
 
 
 def heldout_sequences(store: Path, corpus: str) -> torch.Tensor:
-    """Return the whole held-out split of a corpus, in order: int64 [sequences, length]."""
-    return torch.from_numpy(packed_corpus(store, corpus).sequences("heldout").astype(np.int64))
+    """Return the whole held-out split of a corpus, in order: int64 [sequences, length], as batches have their tokens."""
+    packed = packed_corpus(store, corpus)
+    split = MappedSequences(packed.sequences("heldout"), packed.mask("heldout"))
+    return torch.from_numpy(split.read(np.arange(packed.count("heldout"))))

@@ -10,7 +10,9 @@ from retain.datamodules.order.digest import add_digests, as_text
 from retain.results.store.runs import Run, Store
 from retain.sweeps.base.errors import DamageError, RetainError
 
-NOT_OF_THE_ORDER = ("model", "method", "lora", "lr", "min_lr", "warmup", "weight_decay", "betas", "clip", "dropout")
+NOT_OF_THE_ORDER = (
+    *("model", "method", "lora", "lr", "min_lr", "warmup", "weight_decay", "betas", "clip", "dropout", "documents"),
+)
 """Recipe fields that do not change which tokens are read, and when."""
 
 

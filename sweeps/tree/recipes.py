@@ -197,4 +197,10 @@ def _optimisation(study: Study, stage: Optimisation, name: str, sequences: int) 
         "betas": list(stage.betas),
         "clip": stage.clip,
         "dropout": stage.dropout,
+        **_documents(study),
     }
+
+
+def _documents(study: Study) -> Recipe:
+    """How documents attend to each other; empty if they attend across, as the recipes of earlier versions do."""
+    return {} if study.documents.attention == "across" else {"documents": study.documents.model_dump()}

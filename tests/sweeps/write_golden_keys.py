@@ -79,6 +79,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "laptop, exposure schedules": replaced(
         LAPTOP, {"grid": {"pretrain.exposure": [0, 1], "pretrain.exposure_schedule": ["early", "late", [0.2, 0.6]]}}
     ),
+    "laptop, attention within documents": replaced(LAPTOP, {"documents": {"attention": "within"}}),
     "135M": PAPER,
     "135M, sizes of D_post": replaced(
         PAPER, {"grid": {"pretrain.exposure": [0, 0.25, 1], "posttrain.tokens": ["30M", "150M", "300M"]}}

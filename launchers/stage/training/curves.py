@@ -36,8 +36,10 @@ class Heldout:
 
     def loss(self, split: str) -> HeldoutLoss:
         """The loss of the current weights on a split (nats per token)."""
-        model = self.module.model
-        return heldout_loss(model, self.sequences[split], model.device, self.bf16, self.rank, self.world)
+        model, end_of_text = self.module.model, self.module.end_of_text
+        return heldout_loss(
+            model, self.sequences[split], model.device, self.bf16, self.rank, self.world, end_of_text=end_of_text
+        )
 
 
 class Curves(Callback):
