@@ -46,7 +46,8 @@ class _Split(TypedDict):
     tokens: int
     sha256: str
     predicted: NotRequired[int]
-    """The number of predicted tokens; like the mask's digest, only of a corpus with a mask."""
+    """The number of predicted tokens, without the first of each sequence, which has nothing to be predicted from; like the
+    mask's digest, only of a corpus with a mask."""
     mask_sha256: NotRequired[str]
     ends_inside: NotRequired[bool]
     """True if a document holds an end of text before its end, as some chat templates write it."""
@@ -91,8 +92,9 @@ class PackedCorpus:
         return has_mask(self.manifest)
 
     def predicted(self, split: str) -> int:
-        """The number of predicted tokens in a split."""
-        return int(self.manifest[split]["predicted" if self.masked else "tokens"])
+        """The number of predicted tokens in a split; the first token of a sequence never is."""
+        count, length = self.shape(split)
+        return int(self.manifest[split]["predicted"]) if self.masked else count * (length - 1)
 
     @property
     def ends_inside(self) -> bool:
@@ -224,7 +226,7 @@ class _SplitWriter:
         del self.waiting[:size]
         if self.mask is not None:
             bits = np.frombuffer(bytes(self.waiting_mask[:size]), np.uint8).reshape(whole, self.length)
-            self.predicted += int(bits.sum(dtype=np.int64))
+            self.predicted += int(bits[:, 1:].sum(dtype=np.int64))
             block = np.packbits(bits, axis=1).tobytes()
             self.mask.write(block)
             self.mask_digest.update(block)

@@ -21,7 +21,8 @@ class MappedSequences:
     ) -> None:
         self.sequences, self.mask = sequences, mask
         """[sequences, length], and the mask's bits as of `PackedCorpus.mask`."""
-        self.files = [(rows.strides[0], file) for rows in (sequences, mask) if (file := _prefetched_file(rows))]
+        mapped: list[npt.NDArray[Any]] = [sequences] if mask is None else [sequences, mask]
+        self.files = [(rows.strides[0], file) for rows in mapped if (file := _prefetched_file(rows))]
 
     def read(self, indices: Indices) -> npt.NDArray[np.int64]:
         """Return sequences, [indices, length], with the complement `~token` for each token that is not predicted."""
@@ -38,10 +39,10 @@ class MappedSequences:
                 os.posix_fadvise(file.fileno(), index * size, size, os.POSIX_FADV_WILLNEED)
 
 
-def _prefetched_file(rows: npt.NDArray[Any] | None) -> BinaryIO | None:
+def _prefetched_file(rows: npt.NDArray[Any]) -> BinaryIO | None:
     """The file of a mapping of rows that are read in random order; None if the system takes no advice on it."""
     # An empty split is not a mapping, and some systems lack posix_fadvise.
-    mapping: Any = None if rows is None else rows.base
+    mapping: Any = rows.base
     if isinstance(rows, np.memmap) and isinstance(mapping, mmap.mmap) and hasattr(os, "posix_fadvise"):
         mapping.madvise(mmap.MADV_RANDOM)
         return open(str(rows.filename), "rb")  # open as long as the mapping
