@@ -14,6 +14,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 from retain.datamodules.corpora.documents import document_hash, is_heldout
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
+from retain.datamodules.corpora.responses.chat import find_chat_template
 from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.responses.study_documents import (
     check_document_ends,
@@ -264,6 +266,8 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
         tokenizer = train_tokenizer(_reported(chain.from_iterable(samples), report), settings.train, special)
     check_unchanged(file, before)
     building = _new_build_folder(store)
+    if settings.chat_template is not None:
+        tokenizer = replace(tokenizer, chat_template=find_chat_template(settings, file.folder).text)
     tokenizer.save(building)
     _publish(building, store / "tokenizers" / tokenizer.fingerprint, load_tokenizer)
     write_note(store, source, Note(tokenizer.fingerprint, {"vocabulary": tokenizer.vocabulary}))

@@ -33,6 +33,8 @@ class Tokenizer:
 
     core: tokenizers.Tokenizer
     end_of_text: str
+    chat_template: str | None = None
+    """The chat template that is saved beside it. What it writes is in the packed corpora, so it is not in the fingerprint."""
 
     @property
     def end_id(self) -> int:
@@ -71,6 +73,8 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         self.core.save(str(folder / "tokenizer.json"))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_of_text}
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -92,7 +96,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     core.no_truncation()
     core.no_padding()
-    return Tokenizer(core, end)
+    template = settings.get("chat_template")
+    return Tokenizer(core, end, template if isinstance(template, str) else None)
 
 
 def _read(path: Path, parse: Callable[[str], Parsed]) -> Parsed:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from retain.datamodules.corpora.prepare import packed_corpus
+from retain.datamodules.corpora.responses.chat import CHATML_TEMPLATE
 from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.checks.verify import verify_store
 from retain.results.store.runs import Store
@@ -126,6 +127,8 @@ def test_losses_are_those_of_the_exported_model_on_the_predicted_tokens_of_each_
     _, store = calm
     (run,) = (run for run in stages_of(store) if run.spec()["stage"] == "finetune")
     model = AutoModelForCausalLM.from_pretrained(run.folder / "model", dtype=torch.float32).eval()
+    template = json.loads((run.folder / "model" / "tokenizer_config.json").read_text())["chat_template"]
+    assert template == CHATML_TEMPLATE
     for role, corpus in run.spec()["evaluation"].items():
         assert packed_corpus(store, corpus).masked == (role != "pretraining")
         found = run.losses()["splits"][role]
