@@ -47,7 +47,7 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> lis
 
 
 def _encode_rendered(tokenizer: Tokenizer, documents: list[Marked]) -> list[Encoded]:
-    found = []
+    found: list[Encoded] = []
     for document, encoding in zip(
         documents, tokenizer.encode_rendered([document.text for document in documents]), strict=True
     ):
