@@ -34,7 +34,7 @@ STUDY: dict[str, Any] = {
     "documents": {"attention": "within"},
     "grid": {},
     "pretrain.exposure": 1,
-    "pretrain.tokens": 2560,
+    "pretrain.tokens": 10_240,
     "pretrain.warmup": 2,
     "posttrain.tokens": 1280,
     "posttrain.max_tokens": 2560,
@@ -165,7 +165,7 @@ def test_what_is_predicted_is_shown_in_brackets_and_in_parts(calm: tuple[Path, P
     assert "⟦<|endoftext|>⟧" in shown
     document = retain_json("data", study, "--show", "music", "--store", store)
     text = "".join(part["text"] for part in document["sequences"][0]["parts"])
-    assert text.startswith("<|im_start|>user\n")
+    assert text.startswith("<|im_start|>")
     predicted = [part["text"] for one in document["sequences"] for part in one["parts"] if part["predicted"]]
     assert predicted
     assert not any("<|im_start|>" in part for part in predicted)
