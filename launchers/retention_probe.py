@@ -174,6 +174,7 @@ def _measure(store: Store, start: Run, settings: Mapping[str, Any]) -> dict[str,
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from retain.datamodules.corpora.prepare import stored_tokenizer
     from retain.datamodules.order.stage_data import heldout_sequences
     from retain.launchers.stage.parent import usable_parent
     from retain.lightning_modules.gradient_span import Sketch, share_in_span
@@ -198,7 +199,9 @@ def _measure(store: Store, start: Run, settings: Mapping[str, Any]) -> dict[str,
 
     spanning = batches(settings["posttraining"], settings["posttraining_batches"])
     asked = batches(settings["finetuning"], settings["finetuning_batches"])
-    found = share_in_span(model, spanning, asked, sketch, execution["micro_batch"] or settings["sequences"])
+    spec, micro_batch = start.spec(), execution["micro_batch"] or settings["sequences"]
+    end_of_text = stored_tokenizer(store.root, spec["tokenizer"]).end_id if "documents" in spec["recipe"] else None
+    found = share_in_span(model, spanning, asked, sketch, micro_batch, end_of_text)
     return {
         "share": found.mean,
         "shares": list(found.shares),

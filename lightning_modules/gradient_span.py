@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from retain.lightning_modules.objective import summed_loss
+from retain.lightning_modules.objective import predictions, summed_loss
 
 CHUNK = 2**18
 """Coordinates of each gradient that are multiplied in fp64 at a time."""
@@ -67,27 +67,35 @@ def share_in_span(
     measured: Sequence[torch.Tensor],
     sketch: Sketch,
     micro_batch: int,
+    end_of_text: int | None = None,
 ) -> SpanShare:
     """Return the share of each gradient of the batches `measured` in the span of the gradients of the batches `spanning`.
 
-    A batch is int64 [sequences, length]. Its gradient is that of the mean next-token loss with respect to all weights,
-    without dropout, accumulated over `micro_batch` sequences at a time. Memory: one gradient of the model, and one sketch a
-    batch.
+    A batch is int64 [sequences, length]. end_of_text: as of `summed_loss`.
+
+    A batch's gradient is that of the mean next-token loss with respect to all weights, without dropout, accumulated over
+    `micro_batch` sequences at a time. Memory: one gradient of the model, and one sketch a batch.
     """
-    basis = span_basis(torch.stack([batch_gradient(model, batch, sketch, micro_batch) for batch in spanning]))
-    shares = tuple(share_inside(basis, batch_gradient(model, batch, sketch, micro_batch)) for batch in measured)
+
+    def gradient(batch: torch.Tensor) -> torch.Tensor:
+        return batch_gradient(model, batch, sketch, micro_batch, end_of_text)
+
+    basis = span_basis(torch.stack([gradient(batch) for batch in spanning]))
+    shares = tuple(share_inside(basis, gradient(batch)) for batch in measured)
     return SpanShare(shares, len(basis))
 
 
-def batch_gradient(model: nn.Module, batch: torch.Tensor, sketch: Sketch, micro_batch: int) -> torch.Tensor:
+def batch_gradient(
+    model: nn.Module, batch: torch.Tensor, sketch: Sketch, micro_batch: int, end_of_text: int | None = None
+) -> torch.Tensor:
     """Return the sketched gradient of one batch's mean next-token loss (nats per token); clears the model's gradients."""
     was_training = model.training
     model.eval()
     model.zero_grad(set_to_none=True)
     device = next(model.parameters()).device
-    predictions = batch.shape[0] * (batch.shape[1] - 1)
+    count = max(1, int(predictions(batch)))
     for part in torch.split(batch, micro_batch):
-        (summed_loss(model, part.to(device)) / predictions).backward()  # type: ignore[no-untyped-call]
+        (summed_loss(model, part.to(device), end_of_text=end_of_text) / count).backward()  # type: ignore[no-untyped-call]
     gradient = sketch(
         parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         for parameter in model.parameters()

@@ -1,5 +1,8 @@
 """The training and evaluation loss of every stage: mean next-token cross-entropy, nats per token.
 
+Sequences are int64 [sequences, length]. A token that is not predicted is held as its complement, `~token`: it counts in no
+loss, and is a token like any other for those after it.
+
 Logits are computed in chunks of a few hundred or thousand tokens and never kept: with a vocabulary of 49,152, the logits of
 8 sequences of 1,024 tokens would take 1.6 GB in fp32, and their gradient as much again.
 """
@@ -54,15 +57,19 @@ def loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torc
 
 
 def summed_loss(
-    model: nn.Module, sequences: torch.Tensor, loss_fn: LossAndGradient = loss_and_gradient
+    model: nn.Module,
+    sequences: torch.Tensor,
+    loss_fn: LossAndGradient = loss_and_gradient,
+    end_of_text: int | None = None,
 ) -> torch.Tensor:
     """Return the summed cross-entropy of all predictions, for training: a scalar in fp32, nats.
 
-    sequences: int64 [sequences, length], with length - 1 predictions each. loss_fn: `loss_and_gradient`, or a compiled one.
+    sequences: int64 [sequences, length], with at most length - 1 predictions each. loss_fn: `loss_and_gradient`, or a compiled
+    one. end_of_text: the token that ends a document, if tokens attend within their own document only.
     """
 
     def loss(model: Any, sequences: torch.Tensor) -> torch.Tensor:
-        hidden = model.model(input_ids=sequences).last_hidden_state.flatten(0, 1)
+        hidden = model.model(**model_inputs(sequences, end_of_text)).last_hidden_state.flatten(0, 1)
         trained = [parameter for parameter in model.lm_head.parameters() if parameter.requires_grad]
         found: torch.Tensor = _SummedLoss.apply(loss_fn, model.lm_head, hidden, _targets(sequences), *trained)  # type: ignore[no-untyped-call]
         return found
@@ -71,14 +78,14 @@ def summed_loss(
 
 
 @torch.no_grad()
-def next_token_losses(model: nn.Module, sequences: torch.Tensor) -> torch.Tensor:
-    """Return the summed cross-entropy of each sequence over its length - 1 predictions: fp32 [sequences], nats.
+def next_token_losses(model: nn.Module, sequences: torch.Tensor, end_of_text: int | None = None) -> torch.Tensor:
+    """Return the summed cross-entropy of each sequence over its predictions: fp32 [sequences], nats.
 
-    sequences: int64 [sequences, length]. Computes no gradient.
+    Arguments as of `summed_loss`. Computes no gradient.
     """
 
     def losses(model: Any, sequences: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = model.model(input_ids=sequences).last_hidden_state.flatten(0, 1)
+        hidden: torch.Tensor = model.model(**model_inputs(sequences, end_of_text)).last_hidden_state.flatten(0, 1)
         size = _chunk_tokens(hidden)
         chunks = zip(torch.split(hidden, size), torch.split(_targets(sequences), size), strict=True)
         found = [
@@ -131,11 +138,31 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def _targets(sequences: torch.Tensor) -> torch.Tensor:
-    """Return the next token of each token, [tokens].
+    """Return the next token of each token, [tokens]; IGNORE_INDEX where it is not predicted.
 
     The last token of a sequence has target IGNORE_INDEX. It is not removed, because matrix products of odd sizes are slow.
     """
-    return functional.pad(sequences[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
+    predicted = sequences.masked_fill(sequences < 0, IGNORE_INDEX)
+    return functional.pad(predicted[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
+
+
+def predictions(sequences: torch.Tensor) -> torch.Tensor:
+    """Return the number of predicted tokens of sequences: an int64 scalar. The first token of a sequence is never predicted."""
+    return (sequences[:, 1:] >= 0).sum()
+
+
+def model_inputs(sequences: torch.Tensor, end_of_text: int | None) -> dict[str, torch.Tensor]:
+    """Return the arguments of a model: the token ids, and the positions in each document if tokens attend within documents.
+
+    transformers takes positions that begin again for documents packed into one sequence, and masks each from the others.
+    """
+    tokens = torch.where(sequences < 0, ~sequences, sequences)
+    if end_of_text is None:
+        return {"input_ids": tokens}
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    # A document begins after each end of text. `begins` is the latest beginning up to each token.
+    begins = functional.pad(torch.where(tokens[:, :-1] == end_of_text, places[:, 1:], 0), (1, 0)).cummax(dim=1).values
+    return {"input_ids": tokens, "position_ids": places - begins}
 
 
 def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,11 +182,12 @@ def heldout_loss(
     rank: int = 0,
     world: int = 1,
     batch_size: int = 16,
+    end_of_text: int | None = None,
 ) -> HeldoutLoss:
-    """Return the mean loss over all sequences of a held-out split, each once, summed in fp64 over all ranks.
+    """Return the mean loss over all predictions of a held-out split, each once, summed in fp64 over all ranks.
 
-    sequences: int64 [sequences, length], the whole split on every rank. Never compiled, so that runs trained with and
-    without compiling are evaluated with the same arithmetic.
+    sequences: int64 [sequences, length], the whole split on every rank. end_of_text: as of `summed_loss`. Never compiled, so
+    that runs trained with and without compiling are evaluated with the same arithmetic.
     """
     was_training = model.training
     model.eval()
@@ -169,7 +197,7 @@ def heldout_loss(
     for first in range(0, -(-len(sequences) // world), batch_size):
         block = mine[first : first + batch_size]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16), torch.compiler.set_stance("force_eager"):
-            losses = next_token_losses(model, (block if len(block) else sequences[:1]).to(device))
+            losses = next_token_losses(model, (block if len(block) else sequences[:1]).to(device), end_of_text)
         if len(block):
             total += losses.double().sum().cpu()
     model.train(was_training)
@@ -178,5 +206,5 @@ def heldout_loss(
         shared = total.to(device)
         distributed.all_reduce(shared)
         total = shared.cpu()
-    tokens = sequences.shape[0] * (sequences.shape[1] - 1)
+    tokens = int(predictions(sequences))
     return HeldoutLoss(total.item() / tokens, tokens)

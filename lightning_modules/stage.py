@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
+from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaForCausalLM
 
 from retain.lightning_modules.compiled import compile_layers, compiled_loss_and_gradient
 from retain.lightning_modules.models import add_dropout
-from retain.lightning_modules.objective import loss_and_gradient, summed_loss
+from retain.lightning_modules.objective import loss_and_gradient, predictions, summed_loss
 from retain.lightning_modules.optimizers import optimizers_of
 from retain.lightning_modules.schedules import rate_of_recipe
 from retain.lightning_modules.shards import shard_model
@@ -33,6 +34,8 @@ class StageModule(LightningModule):
         micro_batch: int | None = None,
         sharded: bool = False,
         compiled: bool = False,
+        end_of_text: int | None = None,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -42,6 +45,10 @@ class StageModule(LightningModule):
         self.sharded = sharded
         """Whether the weights are sharded over the ranks."""
         self.compiled = compiled
+        self.end_of_text = end_of_text
+        """The token that ends a document, if tokens attend within their own document only."""
+        self.masked = masked
+        """Whether batches may hold tokens that are not predicted."""
         self.step = 0
         """Steps trained, over all attempts."""
         self.loss_sum = torch.zeros(())
@@ -82,7 +89,7 @@ class StageModule(LightningModule):
         """Accumulate the gradient of the mean loss over the global batch; the strategy averages it over ranks."""
         world = self.trainer.world_size
         whole = min(self.recipe["batch"], self.recipe["sequences"] - step * self.recipe["batch"])
-        predictions = whole * (batch.shape[1] - 1)
+        weight = self._predicted_share(batch) if self.masked else world / (whole * (batch.shape[1] - 1))
         largest = -(-whole // world)
         size = self.micro_batch or largest
         for first in range(0, largest, size):
@@ -91,10 +98,17 @@ class StageModule(LightningModule):
             with contextlib.nullcontext() if last else self._no_sync(), self._compile_stance(len(part)):
                 # A rank without sequences still takes part in the collectives, with weight 0.
                 sequences = part if len(part) else batch.new_zeros(1, batch.shape[1])
-                loss = summed_loss(self.model, sequences, self.loss_fn)
-                loss = loss * (world / predictions if len(part) else 0.0)
+                loss = summed_loss(self.model, sequences, self.loss_fn, self.end_of_text)
+                loss = loss * (weight if len(part) else 0.0)
                 self.manual_backward(loss)
             self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
+
+    def _predicted_share(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return the number of ranks over the number of predicted tokens in the global batch, or over 1 if there are none."""
+        count = predictions(batch)
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(count)
+        return self.trainer.world_size / count.clamp(min=1)
 
     def _compile_stance(self, sequences: int) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which only micro-batches of the usual size are compiled; smaller remainders run eagerly.

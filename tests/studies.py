@@ -102,13 +102,15 @@ def tiny_fields(**overrides: Any) -> dict[str, Any]:
 
 
 def replaced(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a nested mapping with other values at some dotted paths."""
+    """A copy of a nested mapping with other values at some dotted paths; a mapping takes the place of a number on the way."""
     copy = deepcopy(dict(fields))
     for field, value in overrides.items():
         *sections, last = field.split(".")
         place = copy
         for section in sections:
-            place = place.setdefault(section, {})
+            if not isinstance(place.setdefault(section, {}), dict):
+                place[section] = {}
+            place = place[section]
         place[last] = deepcopy(value)
     return copy
 

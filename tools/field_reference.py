@@ -24,6 +24,8 @@ PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
             ("`model`", models.Model),
             ("`tokenizer`", corpora.Tokenizer),
             ("`corpora.NAME`", corpora.Corpus),
+            ("`corpora.NAME.heldout`", corpora.HeldoutSplit),
+            ("`documents`", corpora.Documents),
         ),
     ),
     (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from retain.datamodules.corpora.documents import read_documents
 from retain.datamodules.corpora.hub import COMMIT, HubUnreachableError, is_on_hub, look_up
+from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.tokenizer import TOKENIZER_FILES, tokenizer_files
 from retain.sweeps.base.errors import RetainError
 from retain.sweeps.schema.corpora import Corpus, Tokenizer
@@ -83,7 +84,9 @@ def _check_corpus(
             assert corpus.hf is not None
             commit = look_up("dataset", corpus.hf, revision).commit
         pinned_corpus = corpus.model_copy(update={"revision": commit}) if on_hub else corpus
-        begins = next(read_documents(pinned_corpus, file.folder))[:200]
+        begins = text_of(next(read_documents(pinned_corpus, file.folder)))[:200]
+        if (held := pinned_corpus.heldout_corpus) is not None:
+            next(read_documents(held, file.folder))
     except RetainError as error:
         problem, unreachable = str(error), error if isinstance(error, HubUnreachableError) else None
     return Check(name, corpus.source, revision, commit, begins, problem), unreachable

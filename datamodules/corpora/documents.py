@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 from retain.datamodules.corpora.files import read_files
 from retain.datamodules.corpora.find import find_files, shown
-from retain.datamodules.corpora.packages import package_versions, read_package
-from retain.datamodules.corpora.templates import corpus_template
+from retain.datamodules.corpora.packages import package_records, package_versions, read_package
+from retain.datamodules.corpora.responses.chat import ChatTemplate
+from retain.datamodules.corpora.responses.marked import Document, text_of
+from retain.datamodules.corpora.responses.records import RecordReader, record_reader
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_reason
 from retain.sweeps.schema.corpora import Corpus
 
@@ -17,21 +19,23 @@ DATASETS_FORMATS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parq
 """The `datasets` builder for local copies of a hub's files, by file suffix."""
 
 
-def read_documents(corpus: Corpus, folder: Path) -> Iterator[str]:
+def read_documents(corpus: Corpus, folder: Path, chat: ChatTemplate | None = None) -> Iterator[Document]:
     """Yield the non-empty documents of a corpus in the source's order; relative paths start at `folder`.
 
-    Raises StudyError, also if there is none, or MissingResourceError.
+    chat: writes the conversations of a corpus with `messages`; None for a look at their contents. Raises StudyError, also
+    if there is no document, or MissingResourceError.
     """
+    reader = record_reader(corpus, chat)
     if corpus.package is not None:
-        documents = read_package(corpus.package)
+        documents: Iterator[Document] = _read_package(corpus, reader)
     elif corpus.hf is None:
         assert corpus.files is not None
-        documents = read_files(find_files(corpus.files, folder), corpus_template(corpus), corpus.separator)
+        documents = read_files(find_files(corpus.files, folder), reader, corpus.separator)
     else:
-        documents = _read_hf(corpus, folder)
+        documents = _read_hf(corpus, folder, reader)
     empty = True
     for document in documents:
-        if document.strip():
+        if text_of(document).strip():
             empty = False
             yield document
     if empty:
@@ -48,8 +52,9 @@ def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
         include={"package", "hf", "config", "revision", "split", "text", "separator"}
     )
     # Left out at their defaults, so that data prepared before these fields existed is still found.
-    if corpus.template is not None:
-        source["template"] = corpus.template
+    for name in ("template", "prompt", "response", "messages", "predict"):
+        if getattr(corpus, name) is not None:
+            source[name] = getattr(corpus, name)
     if corpus.in_turn != 1:
         source["in_turn"] = corpus.in_turn
     if corpus.package is not None:
@@ -84,11 +89,20 @@ def document_hash(document: str) -> int:
     return int.from_bytes(hashlib.blake2b(document.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
-def _read_hf(corpus: Corpus, folder: Path) -> Iterator[str]:
+def _read_package(corpus: Corpus, reader: RecordReader) -> Iterator[Document]:
+    assert corpus.package is not None
+    if corpus.prompt is None and corpus.messages is None:
+        yield from read_package(corpus.package)
+        return
+    for number, record in enumerate(package_records(corpus.package), 1):
+        yield reader.join(record, f"package: {corpus.package}, record {number}")
+
+
+def _read_hf(corpus: Corpus, folder: Path, reader: RecordReader) -> Iterator[Document]:
     import datasets
 
     assert corpus.hf is not None
-    template, local = corpus_template(corpus), _data_set_folder(corpus, folder)
+    local = _data_set_folder(corpus, folder)
     try:
         if corpus.files is None:
             stream = datasets.load_dataset(
@@ -100,7 +114,7 @@ def _read_hf(corpus: Corpus, folder: Path) -> Iterator[str]:
         parts = min(corpus.in_turn, stream.num_shards)
         records = interleave([iter(stream.shard(parts, number)) for number in range(parts)])
         for number, record in enumerate(records, 1):
-            yield template.join(record, f"hf: {corpus.hf}, record {number}")
+            yield reader.join(record, f"hf: {corpus.hf}, record {number}")
     except RetainError:
         raise
     except Exception as error:

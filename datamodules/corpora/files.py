@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 from retain.datamodules.corpora.find import shown
-from retain.datamodules.corpora.templates import Template
+from retain.datamodules.corpora.responses.marked import Document
+from retain.datamodules.corpora.responses.records import RecordReader
 from retain.sweeps.base.errors import StudyError
 
 FORMATS = {
@@ -62,7 +63,7 @@ def file_format(path: Path) -> str:
     return FORMATS[suffixes[-1]]
 
 
-def read_files(paths: list[Path], template: Template, separator: str | None) -> Iterator[str]:
+def read_files(paths: list[Path], reader: RecordReader, separator: str | None) -> Iterator[Document]:
     """Yield the documents of files, in order.
 
     Raises StudyError if a record lacks a field, a file is damaged, or the files hold records and plain text.
@@ -78,7 +79,7 @@ def read_files(paths: list[Path], template: Template, separator: str | None) -> 
     pieces = 0
     for path in paths:
         try:
-            for document in _documents(path, formats[path], template, separator):
+            for document in _documents(path, formats[path], reader, separator):
                 pieces += 1
                 yield document
         # The UTF-16 decoder and pyarrow raise subclasses of ValueError.
@@ -95,9 +96,9 @@ def read_files(paths: list[Path], template: Template, separator: str | None) -> 
         )
 
 
-def _documents(path: Path, form: str, template: Template, separator: str | None) -> Iterator[str]:
+def _documents(path: Path, form: str, reader: RecordReader, separator: str | None) -> Iterator[Document]:
     if form == "parquet":
-        yield from _parquet_documents(path, template)
+        yield from _parquet_documents(path, reader)
         return
     name = shown(path)
     with _open(path) as stream:
@@ -106,7 +107,7 @@ def _documents(path: Path, form: str, template: Template, separator: str | None)
         else:
             records = _json_records(stream, name) if form == "json" else _jsonl_records(stream, name)
             for where, record in records:
-                yield template.join(record, where)
+                yield reader.join(record, where)
 
 
 def _open(path: Path) -> TextIO:
@@ -254,7 +255,7 @@ def _json_records(stream: TextIO, name: str, text: str = "") -> Iterator[tuple[s
                 yield where, record
 
 
-def _parquet_documents(path: Path, template: Template) -> Iterator[str]:
+def _parquet_documents(path: Path, reader: RecordReader) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
@@ -265,18 +266,18 @@ def _parquet_documents(path: Path, template: Template) -> Iterator[str]:
         if repeated := [column for column, count in Counter(schema.names).items() if count > 1]:
             raise StudyError(f"{name}: the column {repeated[0]!r} appears twice; rename one of them")
         # Fails before any row is read if a column is missing.
-        template.join({column.name: _example(column.type) for column in schema}, name)
+        reader.check({column.name: _example(column.type) for column in schema}, name)
         number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=template.fields):
+        for batch in table.iter_batches(batch_size=1024, columns=reader.fields):
             for record in batch.to_pylist():
                 number += 1
-                yield template.join(record, f"{name}, row {number}")
+                yield reader.join(record, f"{name}, row {number}")
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error
 
 
 def _example(kind: Any) -> Any:
-    """A value of an Arrow type, for the names of its fields: every field that may hold text is empty text."""
+    """A value of an Arrow type, for the names of its fields: every value that is no object is empty text."""
     import pyarrow
 
     if pyarrow.types.is_struct(kind):

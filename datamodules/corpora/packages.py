@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 
@@ -32,11 +33,19 @@ def read_instructions() -> Iterator[str]:
 
     The instruction asks to explain a class or function, by module, name and arguments; the response is its docstring.
     """
+    for record in instruction_records():
+        yield f"### Instruction:\n{record['instruction']}\n\n### Response:\n{record['response']}"
+
+
+def instruction_records() -> Iterator[dict[str, Any]]:
+    """Yield the same instructions as records: fields instruction and response, and messages, a conversation of the two."""
     for module, node, text in _docstrings(INSTRUCTION_PACKAGES):
         if not isinstance(node, ast.Module):
             arguments = "" if isinstance(node, ast.ClassDef) else f"({ast.unparse(node.args)})"
             instruction = f"Explain `{node.name}{arguments}` of {module} and show how to use it."
-            yield f"### Instruction:\n{instruction}\n\n### Response:\n{text}"
+            turns = (("user", instruction), ("assistant", text))
+            messages = [{"role": role, "content": content} for role, content in turns]
+            yield {"instruction": instruction, "response": text, "messages": messages}
 
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -111,6 +120,14 @@ def package_versions(name: str) -> dict[str, str]:
 def read_package(name: str) -> Iterator[str]:
     """Yield the documents of a corpus, by its name in READERS."""
     return READERS[name][1]()
+
+
+def package_records(name: str) -> Iterator[dict[str, Any]]:
+    """Yield the documents of a corpus as records: the field text, or for instructions those of `instruction_records`."""
+    if name == "instructions":
+        yield from instruction_records()
+    else:
+        yield from ({"text": document} for document in read_package(name))
 
 
 def _folder(package: str) -> Path:

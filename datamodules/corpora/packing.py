@@ -1,21 +1,27 @@
-"""Pack documents into sequences: tokenise, append end of text to each, cut to one length, write memory-mapped files."""
+"""Pack documents into sequences: tokenise, append end of text to each, cut to one length, write memory-mapped files.
 
+A corpus of which only the responses are predicted has a mask beside each file of tokens: one bit a token, 1 if the token is
+predicted, each sequence in whole bytes.
+"""
+
+import contextlib
 import hashlib
 import json
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, BinaryIO, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
+from retain.datamodules.corpora.responses.marked import Document, Encoded, encode_documents, text_of
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.sweeps.base.documents import FORMAT, read_document, unreadable
 from retain.sweeps.base.errors import DamageError
@@ -27,6 +33,7 @@ CONCURRENT_BATCHES = 3
 """Batches encoded at once. A batch uses all cores, except at its beginning and its end."""
 
 SPLITS = ("train", "heldout")
+AnyDocument = TypeVar("AnyDocument", bound=Document)
 Report = Callable[[int, int], None]
 """Called with the numbers of documents read and of training tokens so far."""
 
@@ -38,6 +45,12 @@ class _Split(TypedDict):
     sequences: int
     tokens: int
     sha256: str
+    predicted: NotRequired[int]
+    """The number of predicted tokens, without the first of each sequence, which has nothing to be predicted from; like the
+    mask's digest, only of a corpus with a mask."""
+    mask_sha256: NotRequired[str]
+    ends_inside: NotRequired[bool]
+    """True if a document holds an end of text before its end, as some chat templates write it."""
 
 
 class _Manifest(TypedDict):
@@ -53,7 +66,10 @@ class _Manifest(TypedDict):
 
 @dataclass(frozen=True)
 class PackedCorpus:
-    """A packed corpus on disk: manifest.json, and train.bin and heldout.bin, little-endian [sequences, length]."""
+    """A packed corpus on disk: manifest.json, train.bin and heldout.bin, little-endian [sequences, length].
+
+    With a mask also train.mask and heldout.mask: bits, [sequences, length].
+    """
 
     folder: Path
     manifest: dict[str, Any]
@@ -70,31 +86,76 @@ class PackedCorpus:
         """The numbers of sequences in a split, and of tokens in a sequence."""
         return self.count(split), int(self.manifest["sequence_length"])
 
+    @property
+    def masked(self) -> bool:
+        """Whether only some tokens are predicted."""
+        return has_mask(self.manifest)
+
+    def predicted(self, split: str) -> int:
+        """The number of predicted tokens in a split; the first token of a sequence never is."""
+        count, length = self.shape(split)
+        return int(self.manifest[split]["predicted"]) if self.masked else count * (length - 1)
+
+    @property
+    def ends_inside(self) -> bool:
+        """Whether a document holds an end of text before its end."""
+        return any(self.manifest[split].get("ends_inside", False) for split in SPLITS)
+
     def bytes(self, split: str) -> int:
-        """The size of a split's file."""
+        """The size of a split's tokens."""
         return math.prod(self.shape(split)) * int(np.dtype(self.manifest["dtype"]).itemsize)
 
     def sequences(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Memory-map all sequences of a split: [sequences, length]. Raises DamageError if the file cannot be read."""
+        return self._map(split, f"{split}.bin", np.dtype(self.manifest["dtype"]), self.shape(split))
+
+    def mask(self, split: str) -> npt.NDArray[np.uint8] | None:
+        """Memory-map the mask of a split: bits, uint8 [sequences, bytes]; None if all tokens are predicted.
+
+        Raises DamageError if the file cannot be read.
+        """
+        if not self.masked:
+            return None
+        count, length = self.shape(split)
+        return self._map(split, f"{split}.mask", np.dtype(np.uint8), (count, mask_bytes(length)))
+
+    def _map(self, split: str, name: str, dtype: np.dtype[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
         if self.count(split) == 0:
-            return np.empty(self.shape(split), self.manifest["dtype"])
+            return np.empty(shape, dtype)
         self.check_size(split)
-        path = self.folder / f"{split}.bin"
+        path = self.folder / name
         try:
-            return np.memmap(path, self.manifest["dtype"], "r", shape=self.shape(split))
+            return np.memmap(path, dtype, "r", shape=shape)
         except OSError as error:
             raise unreadable(path, error, CURE) from error
 
     def check_size(self, split: str) -> None:
-        """Check that the file of a split has the size that the manifest says. Raises DamageError."""
-        path = self.folder / f"{split}.bin"
-        try:
-            expected = self.bytes(split)
-            found: object = path.stat().st_size if path.is_file() else "no file"
-        except (OSError, TypeError) as error:
-            raise DamageError(f"{path} is damaged ({error}); {CURE}") from None
-        if found != expected:
-            raise DamageError(f"{path} is damaged (found {found}, expected {expected} bytes); {CURE}")
+        """Check that the files of a split have the sizes that the manifest says. Raises DamageError."""
+        for name in files_of(self.manifest, split):
+            path = self.folder / name
+            try:
+                count, length = self.shape(split)
+                expected = count * mask_bytes(length) if name.endswith(".mask") else self.bytes(split)
+                found: object = path.stat().st_size if path.is_file() else "no file"
+            except (OSError, TypeError) as error:
+                raise DamageError(f"{path} is damaged ({error}); {CURE}") from None
+            if found != expected:
+                raise DamageError(f"{path} is damaged (found {found}, expected {expected} bytes); {CURE}")
+
+
+def has_mask(manifest: Mapping[str, Any]) -> bool:
+    """Whether a packed corpus has a mask, by its manifest."""
+    return all("mask_sha256" in manifest[split] for split in SPLITS)
+
+
+def files_of(manifest: Mapping[str, Any], split: str) -> dict[str, str]:
+    """The files of a split, with the field of the manifest that holds the SHA-256 of each."""
+    return {f"{split}.bin": "sha256"} | ({f"{split}.mask": "mask_sha256"} if has_mask(manifest) else {})
+
+
+def mask_bytes(length: int) -> int:
+    """The bytes of the mask of one sequence."""
+    return -(-length // 8)
 
 
 CURE = "prepare the study's data again, which repairs it"
@@ -120,9 +181,10 @@ def packed_problem(folder: Path) -> str | None:
     try:
         packed = open_packed(folder)
         for split in SPLITS:
-            with (folder / f"{split}.bin").open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != packed.manifest[split]["sha256"]:
-                    return f"{split}.bin is damaged; {cure}"
+            for name, digest in files_of(packed.manifest, split).items():
+                with (folder / name).open("rb") as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != packed.manifest[split][digest]:
+                        return f"{name} is damaged; {cure}"
     except DamageError as error:
         return str(error)
     except (OSError, KeyError, TypeError) as error:
@@ -131,74 +193,112 @@ def packed_problem(folder: Path) -> str | None:
 
 
 class _SplitWriter:
-    """Appends whole sequences to a file and computes their SHA-256."""
+    """Appends whole sequences to the files of a split, and computes their SHA-256."""
 
-    def __init__(self, stream: BinaryIO, dtype: np.dtype[Any], length: int) -> None:
-        self.stream, self.dtype, self.length = stream, dtype, length
-        self.digest = hashlib.sha256()
+    def __init__(self, stream: BinaryIO, mask: BinaryIO | None, dtype: np.dtype[Any], length: int) -> None:
+        self.stream, self.mask, self.dtype, self.length = stream, mask, dtype, length
+        self.digest, self.mask_digest = hashlib.sha256(), hashlib.sha256()
         # array converts a list of ints in a third of the time that numpy takes.
         self.waiting = array("H" if dtype.itemsize == 2 else "I")
-        self.documents = self.sequences = 0
+        self.waiting_mask = bytearray()
+        self.documents = self.sequences = self.predicted = 0
+        self.ends_inside = False
 
     @property
     def tokens(self) -> int:
         return self.sequences * self.length + len(self.waiting)
 
-    def add(self, token_ids: list[int], end_id: int) -> None:
+    def add(self, encoded: Encoded) -> None:
+        token_ids, predicted = encoded
         self.waiting.fromlist(token_ids)
-        self.waiting.append(end_id)
+        if predicted is not None:
+            self.ends_inside |= token_ids.index(token_ids[-1]) < len(token_ids) - 1
+        if self.mask is not None:
+            self.waiting_mask.extend(predicted or bytes([True]) * len(token_ids))
         self.documents += 1
 
     def flush(self) -> None:
         whole = len(self.waiting) // self.length
-        block = np.asarray(self.waiting[: whole * self.length]).astype(self.dtype, copy=False).tobytes()
+        size = whole * self.length
+        block = np.asarray(self.waiting[:size]).astype(self.dtype, copy=False).tobytes()
         self.stream.write(block)
         self.digest.update(block)
-        del self.waiting[: whole * self.length]
+        del self.waiting[:size]
+        if self.mask is not None:
+            bits = np.frombuffer(bytes(self.waiting_mask[:size]), np.uint8).reshape(whole, self.length)
+            self.predicted += int(bits[:, 1:].sum(dtype=np.int64))
+            block = np.packbits(bits, axis=1).tobytes()
+            self.mask.write(block)
+            self.mask_digest.update(block)
+            del self.waiting_mask[:size]
         self.sequences += whole
 
     def summary(self) -> dict[str, Any]:
+        mask = {} if self.mask is None else {"predicted": self.predicted, "mask_sha256": self.mask_digest.hexdigest()}
         return {
             "documents": self.documents,
             "sequences": self.sequences,
             "tokens": self.sequences * self.length,
             "sha256": self.digest.hexdigest(),
+            **mask,
+            **({"ends_inside": True} if self.ends_inside else {}),
         }
 
 
-Batch = dict[int, str]
+Batch = dict[int, Document]
 """Distinct documents, each by its hash."""
-Encoding = Future[list[list[int]]]
-"""The token ids of each document of a batch, once they are computed."""
+Encoding = Future[list[Encoded]]
+"""The tokens of each document of a batch, once they are computed."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """How documents are divided into training and held-out split."""
+
+    heldout: float
+    """The share of documents in the held-out split."""
+    withheld: float
+    """The largest held-out share of the study's corpora. Documents within it are in no training split, so that no corpus trains
+    on what another one holds out."""
+    own: Iterable[Document] = ()
+    """The documents of a held-out split that the corpus brings along."""
+    others: Collection[int] = ()
+    """The hashes of documents that corpora of the study hold out in such splits: none of them is in the training split."""
 
 
 def pack(
-    documents: Iterable[str],
+    documents: Iterable[Document],
     tokenizer: Tokenizer,
     sequence_length: int,
-    heldout: float,
-    withheld: float,
+    division: Division,
     tokens: int | None,
     folder: Path,
     report: Report,
+    masked: bool = False,
 ) -> PackedCorpus:
     """Tokenise and pack documents into a new `folder`; memory is constant except for 8 bytes a document.
 
-    heldout: the share of documents in the held-out split.
-    withheld: the largest held-out share of the study's corpora. Documents within it are in no training split, so that no
-        corpus trains on what another one holds out.
     tokens: the budget of the training split; reading stops when it is reached. None for all documents.
+    masked: whether to keep which tokens are predicted. Otherwise all are.
     Exact duplicates are dropped, and so is the incomplete sequence at the end of each split.
     """
     folder.mkdir(parents=True)
     dtype = np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
-    with (folder / "train.bin").open("wb") as train, (folder / "heldout.bin").open("wb") as held:
-        writers = {
-            "train": _SplitWriter(train, dtype, sequence_length),
-            "heldout": _SplitWriter(held, dtype, sequence_length),
-        }
-        batches = _distinct_batches(documents)
-        _write_splits(_encode(batches, tokenizer), writers, tokenizer.end_id, heldout, withheld, tokens, report)
+    with contextlib.ExitStack() as files:
+
+        def writer(split: str) -> _SplitWriter:
+            stream = files.enter_context((folder / f"{split}.bin").open("wb"))
+            mask = files.enter_context((folder / f"{split}.mask").open("wb")) if masked else None
+            return _SplitWriter(stream, mask, dtype, sequence_length)
+
+        writers = {split: writer(split) for split in SPLITS}
+        seen = HashSet()
+        for _, encoding in _encode(_distinct_batches(division.own, seen), tokenizer):
+            for encoded in encoding.result():
+                writers["heldout"].add(encoded)
+            writers["heldout"].flush()
+        seen.add(list(division.others))
+        _write_splits(_encode(_distinct_batches(documents, seen), tokenizer), writers, division, tokens, report)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "sequence_length": sequence_length,
@@ -214,21 +314,19 @@ def pack(
 def _write_splits(
     batches: Iterator[tuple[Batch, Encoding]],
     writers: dict[str, _SplitWriter],
-    end_id: int,
-    heldout: float,
-    withheld: float,
+    division: Division,
     tokens: int | None,
     report: Report,
 ) -> None:
     """Write encoded documents to their splits until the training split holds `tokens` tokens; arguments as of `pack`."""
     train, read = writers["train"], 0
     for batch, encoding in batches:
-        for hash_value, token_ids in zip(batch, encoding.result(), strict=True):
+        for hash_value, encoded in zip(batch, encoding.result(), strict=True):
             read += 1
-            if hash_is_heldout(hash_value, heldout):
-                writers["heldout"].add(token_ids, end_id)
-            elif not hash_is_heldout(hash_value, withheld):
-                train.add(token_ids, end_id)
+            if hash_is_heldout(hash_value, division.heldout):
+                writers["heldout"].add(encoded)
+            elif not hash_is_heldout(hash_value, division.withheld):
+                train.add(encoded)
             if tokens is not None and train.tokens >= tokens:
                 break
         for writer in writers.values():
@@ -239,28 +337,29 @@ def _write_splits(
 
 
 def fingerprint_of(manifest: dict[str, Any]) -> str:
-    """Return the identity of a packed corpus: a digest of its sequence length, integer type and splits."""
+    """Return the identity of a packed corpus: a digest of its sequence length, integer type, splits, and masks if any."""
     parts = [manifest["sequence_length"], manifest["dtype"], *(manifest[split]["sha256"] for split in SPLITS)]
+    if has_mask(manifest):
+        parts += [manifest[split]["mask_sha256"] for split in SPLITS]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
-def _distinct_batches(documents: Iterable[str]) -> Iterator[Batch]:
-    """Yield all documents in batches, without exact duplicates of earlier documents."""
-    seen = HashSet()
+def _distinct_batches(documents: Iterable[Document], seen: HashSet) -> Iterator[Batch]:
+    """Yield all documents in batches, without exact duplicates of earlier documents, or of those in `seen`."""
     for batch in batch_documents(documents):
-        hashes = [document_hash(document) for document in batch]
+        hashes = [document_hash(text_of(document)) for document in batch]
         new = seen.add(hashes)
         if new:
             yield {hashes[index]: batch[index] for index in new}
 
 
-def batch_documents(documents: Iterable[str]) -> Iterator[list[str]]:
+def batch_documents(documents: Iterable[AnyDocument]) -> Iterator[list[AnyDocument]]:
     """Yield documents in batches of up to BATCH_DOCUMENTS documents or about BATCH_CHARACTERS characters."""
-    batch: list[str] = []
+    batch: list[AnyDocument] = []
     characters = 0
     for document in documents:
         batch.append(document)
-        characters += len(document)
+        characters += len(text_of(document))
         if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -274,7 +373,7 @@ def _encode(batches: Iterator[Batch], tokenizer: Tokenizer) -> Iterator[tuple[Ba
         waiting = deque[tuple[Batch, Encoding]]()
         try:
             for batch in batches:
-                waiting.append((batch, threads.submit(tokenizer.encode, list(batch.values()))))
+                waiting.append((batch, threads.submit(encode_documents, tokenizer, list(batch.values()))))
                 if len(waiting) == CONCURRENT_BATCHES:
                     yield waiting.popleft()
             yield from waiting

@@ -13,14 +13,25 @@ finish publishes it, the second discards its identical copy. Folders of killed p
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from retain.datamodules.corpora.documents import is_heldout, read_documents
-from retain.datamodules.corpora.hub import is_on_hub, pinned
+from retain.datamodules.corpora.documents import document_hash, is_heldout
+from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
+from retain.datamodules.corpora.responses.chat import find_chat_template
+from retain.datamodules.corpora.responses.marked import text_of
+from retain.datamodules.corpora.responses.study_documents import (
+    check_document_ends,
+    check_predictions,
+    corpus_division,
+    corpus_documents,
+    heldout_hashes,
+    pinned_corpus,
+)
 from retain.datamodules.corpora.sources import (
     Note,
     Source,
@@ -29,7 +40,6 @@ from retain.datamodules.corpora.sources import (
     corpus_source,
     corpus_sources,
     digest,
-    naming_corpus,
     note_path,
     note_problem,
     read_note,
@@ -39,12 +49,18 @@ from retain.datamodules.corpora.sources import (
     withheld_share,
     write_note,
 )
-from retain.datamodules.corpora.tokenizer import Tokenizer, fetch_tokenizer, load_tokenizer, train_tokenizer
+from retain.datamodules.corpora.tokenizer import (
+    CHATML,
+    CHATML_MARKERS,
+    Tokenizer,
+    fetch_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError, StudyError
 from retain.sweeps.base.files import remove, sync_folder, writing
 from retain.sweeps.base.notices import notice
 from retain.sweeps.base.processes import is_gone, process_name
-from retain.sweeps.schema import corpora as fields
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import UNPREPARED, CorpusFacts, Facts
 
@@ -80,6 +96,9 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
         raise MissingResourceError(
             f"{file.path.name}: the sources changed while they were prepared; prepare them again"
         )
+    if "within" in file.values("documents.attention"):
+        for (name, _), one in facts.corpora.items():
+            check_document_ends(file, name, packed_corpus(store, one.fingerprint))
     with contextlib.suppress(OSError):  # a store that may only be read
         _note_definitions(file, store, facts)
     return facts
@@ -243,10 +262,14 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
         tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
     else:
         assert settings.train is not None
-        samples = [_sample_documents(file, name, settings.sample) for name in sorted(file.study.corpora)]
-        tokenizer = train_tokenizer(_reported(chain.from_iterable(samples), report), settings.train)
+        held = heldout_hashes(file)
+        samples = [_sample_documents(file, name, settings.sample, held) for name in sorted(file.study.corpora)]
+        special = CHATML_MARKERS if settings.chat_template == CHATML else ()
+        tokenizer = train_tokenizer(_reported(chain.from_iterable(samples), report), settings.train, special)
     check_unchanged(file, before)
     building = _new_build_folder(store)
+    if settings.chat_template is not None:
+        tokenizer = replace(tokenizer, chat_template=find_chat_template(settings, file.folder).text)
     tokenizer.save(building)
     _publish(building, store / "tokenizers" / tokenizer.fingerprint, load_tokenizer)
     write_note(store, source, Note(tokenizer.fingerprint, {"vocabulary": tokenizer.vocabulary}))
@@ -261,25 +284,17 @@ def _reported(documents: Iterator[str], report: Report) -> Iterator[str]:
         yield document
 
 
-def _sample_documents(file: StudyFile, name: str, characters: int) -> Iterator[str]:
-    """Yield training documents from the beginning of a corpus, up to a number of characters in all."""
-    for document in _documents(file, name, _pinned(file, name)):
-        if not is_heldout(document, withheld_share(file)):
+def _sample_documents(file: StudyFile, name: str, characters: int, held: Collection[int]) -> Iterator[str]:
+    """Yield training documents from the beginning of a corpus, up to a number of characters in all.
+
+    held: the hashes of documents in held-out splits that corpora bring along.
+    """
+    for document in map(text_of, corpus_documents(file, name, pinned_corpus(file, name))):
+        if not is_heldout(document, withheld_share(file)) and not (held and document_hash(document) in held):
             yield document[:characters]
             characters -= len(document)
             if characters <= 0:
                 return
-
-
-def _documents(file: StudyFile, name: str, corpus: fields.Corpus) -> Iterator[str]:
-    with naming_corpus(file, name):
-        yield from read_documents(corpus, file.folder)
-
-
-def _pinned(file: StudyFile, name: str) -> fields.Corpus:
-    """Return a corpus pinned to one commit, so that the commit it is read at can be recorded."""
-    with naming_corpus(file, name):
-        return pinned(file.study.corpora[name], file.folder)
 
 
 def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report) -> None:
@@ -291,19 +306,20 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
             return
     before = corpus_sources(file)
     building = _new_build_folder(store)
-    pinned_corpus = _pinned(file, name)
+    pinned = pinned_corpus(file, name)
     packed = pack(
-        _documents(file, name, pinned_corpus),
+        corpus_documents(file, name, pinned),
         tokenizer,
         length,
-        corpus.heldout,
-        withheld_share(file),
+        corpus_division(file, name, pinned),
         corpus.tokens,
         building,
         lambda documents, tokens: report(name, documents, tokens),
+        corpus.responses_only,
     )
     check_unchanged(file, before)
-    commit = pinned_corpus.revision if is_on_hub(pinned_corpus, file.folder) else None
+    check_predictions(file, name, packed)
+    commit = pinned.revision if is_on_hub(pinned, file.folder) else None
     _publish(building, store / "corpora" / packed.fingerprint, open_packed)
     counts = {split: packed.count(split) for split in SPLITS}
     write_note(store, source, Note(packed.fingerprint, counts), commit)

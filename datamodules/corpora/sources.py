@@ -15,6 +15,7 @@ from typing import Any, NotRequired, TypedDict
 
 from retain.datamodules.corpora.documents import source_identity
 from retain.datamodules.corpora.packing import CURE, SPLITS
+from retain.datamodules.corpora.responses.chat import chat_source
 from retain.datamodules.corpora.tokenizer import tokenizer_files
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, RetainError
@@ -24,6 +25,8 @@ from retain.sweeps.tree.keys import canonical
 
 FORMAT = 1
 """The version of the packed data. Raise it when the way to read, split or pack changes."""
+OWN_SPLIT = "heldout_source"
+"""The field of a source that identifies the held-out split that a corpus brings along."""
 DEFINITION = "definition"
 """The field that tells a definition from a source."""
 Source = dict[str, Any]
@@ -39,7 +42,12 @@ def withheld_share(file: StudyFile) -> float:
 
     No corpus trains on documents within this share, so none trains on what another one holds out.
     """
-    return max(corpus.heldout for corpus in file.study.corpora.values())
+    return max(corpus.heldout_share for corpus in file.study.corpora.values())
+
+
+def corpora_with_splits(file: StudyFile) -> list[str]:
+    """Return the names of the corpora that bring along a held-out split of their own, sorted."""
+    return sorted(name for name, corpus in file.study.corpora.items() if corpus.heldout_corpus is not None)
 
 
 def corpus_sources(file: StudyFile) -> dict[str, Source]:
@@ -60,11 +68,11 @@ def check_unchanged(file: StudyFile, before: Mapping[str, Source]) -> None:
 def tokenizer_source(file: StudyFile) -> Source:
     """Return the source of the study's tokeniser. Raises StudyError, MissingResourceError."""
     settings = tokenizer_settings(file)
-    source: Source = {"format": FORMAT, **settings.model_dump()}
+    source: Source = {"format": FORMAT, **_settings(settings)}
     if settings.train is not None:
         source["tokenizers"] = importlib.metadata.version("tokenizers")
         source["corpora"] = [
-            {**_read_source(file, name), "heldout": corpus.heldout}
+            {**_read_source(file, name), "heldout": corpus.heldout_share}
             for name, corpus in sorted(file.study.corpora.items())
         ]
     elif settings.hf is not None and (file.folder / settings.hf).is_dir():
@@ -76,32 +84,37 @@ def tokenizer_source(file: StudyFile) -> Source:
 def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> Source:
     """Return the source of a corpus, packed with a tokeniser at a length. Raises StudyError, MissingResourceError."""
     corpus = file.study.corpora[name]
-    return {
+    source = {
         "format": FORMAT,
         **_read_source(file, name),
-        "heldout": corpus.heldout,
+        "heldout": corpus.heldout_share,
         "withheld": withheld_share(file),
         "tokens": corpus.tokens,
         "tokenizer": tokenizer,
         "sequence_length": length,
     }
+    if others := [other for other in corpora_with_splits(file) if other != name]:
+        source["withheld_splits"] = [_read_source(file, other)[OWN_SPLIT] for other in others]
+    return source
 
 
 def tokenizer_definition(file: StudyFile) -> Source:
     """Return the definition of the study's tokeniser."""
     settings = tokenizer_settings(file)
     corpora = [_defined(file, name) for name in sorted(file.study.corpora)] if settings.train is not None else []
-    return {DEFINITION: "tokenizer", "folder": str(file.folder), "corpora": corpora, **settings.model_dump()}
+    return {DEFINITION: "tokenizer", "folder": str(file.folder), "corpora": corpora, **_settings(settings)}
 
 
 def corpus_definition(file: StudyFile, name: str, length: int) -> Source:
     """Return the definition of a corpus, packed at a length."""
+    others = [_defined(file, other) for other in corpora_with_splits(file) if other != name]
     return {
         DEFINITION: "corpus",
         **_defined(file, name),
         "withheld": withheld_share(file),
         "tokenizer": tokenizer_definition(file),
         "sequence_length": length,
+        **({"withheld_splits": others} if others else {}),
     }
 
 
@@ -187,9 +200,25 @@ def note_path(store: Path, source: Source) -> Path:
 
 
 def _read_source(file: StudyFile, name: str) -> Source:
+    """The source of a corpus, with that of its own held-out split and of its chat template, where it has them."""
+    corpus = file.study.corpora[name]
     with naming_corpus(file, name):
-        return source_identity(file.study.corpora[name], file.folder)
+        source = source_identity(corpus, file.folder)
+        if corpus.messages is not None:
+            source["chat"] = chat_source(tokenizer_settings(file), file.folder)
+        if (held := corpus.heldout_corpus) is not None:
+            own = source_identity(held, file.folder)
+            source[OWN_SPLIT] = own | ({"chat": source["chat"]} if corpus.messages is not None else {})
+        return source
+
+
+def _settings(settings: fields.Tokenizer) -> Source:
+    """A tokeniser's fields; those of later versions only where they are set, so that data prepared before is still found."""
+    return settings.model_dump(exclude={"chat_template"} if settings.chat_template is None else None)
 
 
 def _defined(file: StudyFile, name: str) -> Source:
-    return {"folder": str(file.folder), **file.study.corpora[name].model_dump(exclude={"published"})}
+    """A corpus's fields; those of later versions only where they are set, as in `_settings`."""
+    corpus = file.study.corpora[name]
+    later = {field for field in ("prompt", "response", "messages", "predict") if getattr(corpus, field) is None}
+    return {"folder": str(file.folder), **corpus.model_dump(exclude={"published", *later})}

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.corpora import Corpus
-from retain.sweeps.schema.published_corpora import template_pieces
 
 HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 """A lone surrogate, as JSON can write it; no text in UTF-8 holds one."""
@@ -19,49 +17,64 @@ class Template:
     pieces: tuple[tuple[str, str | None], ...]
     """Pairs of a literal text and the name of the field that follows it, None after the last text."""
     setting: str
-    """The field of the corpus that names the record's fields, for error messages: text or template."""
+    """The field of the corpus that names the record's fields, for error messages, such as text or template."""
 
     @property
     def fields(self) -> list[str]:
         """The names of the fields that a record must have, each once."""
         return list(dict.fromkeys(field for _, field in self.pieces if field is not None))
 
+    def check(self, record: object, where: str) -> None:
+        """Raise StudyError if a record lacks a field, whatever is in the fields."""
+        for field in self.fields:
+            field_value(record, field, where, self.setting)
+
     def join(self, record: object, where: str) -> str:
         """Return the document that a record holds.
 
         where: the record's source, for error messages. Raises StudyError if a field is missing or is not text.
         """
-        if not isinstance(record, Mapping):
-            raise StudyError(
-                f"{where}: the record is a {type(record).__name__}, expected an object with fields; fix or remove the record"
-            )
         values = {field: self._text(record, field, where) for field in self.fields}
         return "".join(text + (values[field] if field is not None else "") for text, field in self.pieces)
 
-    def _text(self, record: Mapping[str, object], field: str, where: str) -> str:
-        try:
-            value = _value(record, field)
-        except KeyError:
-            raise StudyError(
-                f"{where}: field {field!r} not found (the fields are {', '.join(_names(record))}); correct "
-                f"`{self.setting}:` in the corpus"
-            ) from None
+    def _text(self, record: object, field: str, where: str) -> str:
+        value = field_value(record, field, where, self.setting)
         if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             raise StudyError(
-                f"{where}: field {field!r} is a list of messages, expected text; write each conversation as one text into a "
-                "field of its own, for instance with `apply_chat_template(messages, tokenize=False)` of its tokeniser"
+                f"{where}: field {field!r} is a list of messages, expected text; write `messages: {field}` in the corpus "
+                f"instead of `{self.setting}:`"
             )
-        if not isinstance(value, str):
-            found = "null" if value is None else f"of type {type(value).__name__}"
-            raise StudyError(
-                f"{where}: field {field!r} is {found}, expected text; correct `{self.setting}:` in the corpus, or fix the "
-                "record"
-            )
-        if not value.isascii() and (half := HALF_A_PAIR.search(value)):
-            raise StudyError(
-                f"{where}: field {field!r} holds \\u{ord(half[0]):04x}, which is half of a character; fix or remove the record"
-            )
-        return value
+        return check_text(value, field, where, f"correct `{self.setting}:` in the corpus, or fix the record")
+
+
+def field_value(record: object, field: str, where: str, setting: str) -> object:
+    """Return the value of a field of a record; `meta.body` is a field of an object.
+
+    setting: the field of the corpus that names it. Raises StudyError if the record has no such field or is no object.
+    """
+    if not isinstance(record, Mapping):
+        raise StudyError(
+            f"{where}: the record is a {type(record).__name__}, expected an object with fields; fix or remove the record"
+        )
+    try:
+        return _value(record, field)
+    except KeyError:
+        raise StudyError(
+            f"{where}: field {field!r} not found (the fields are {', '.join(_names(record))}); correct `{setting}:` in the "
+            "corpus"
+        ) from None
+
+
+def check_text(value: object, field: str, where: str, cure: str) -> str:
+    """Return the text that a field holds. Raises StudyError if it is something else, or holds half of a character."""
+    if not isinstance(value, str):
+        found = "null" if value is None else f"of type {type(value).__name__}"
+        raise StudyError(f"{where}: field {field!r} is {found}, expected text; {cure}")
+    if not value.isascii() and (half := HALF_A_PAIR.search(value)):
+        raise StudyError(
+            f"{where}: field {field!r} holds \\u{ord(half[0]):04x}, which is half of a character; fix or remove the record"
+        )
+    return value
 
 
 def _value(record: Mapping[str, object], field: str) -> object:
@@ -89,10 +102,3 @@ def _names(record: Mapping[str, object]) -> list[str]:
         if isinstance(value, Mapping):
             names += [f"{name}.{inner}" for inner in value]
     return names
-
-
-def corpus_template(corpus: Corpus) -> Template:
-    """Return a corpus's `template`; without one, a template that is the corpus's `text` field alone."""
-    if corpus.template is None:
-        return Template((("", corpus.text),), "text")
-    return Template(tuple(template_pieces(corpus.template)), "template")

@@ -18,6 +18,9 @@ from retain.sweeps.base.errors import MissingResourceError, StudyError
 
 Parsed = TypeVar("Parsed")
 END_OF_TEXT = "<|endoftext|>"
+CHATML = "chatml"
+CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
+"""The special tokens of the chat template `chatml`."""
 LONGEST_WORD = 10_000
 """Characters of a word that the training of a tokeniser sees as one."""
 LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
@@ -30,6 +33,8 @@ class Tokenizer:
 
     core: tokenizers.Tokenizer
     end_of_text: str
+    chat_template: str | None = None
+    """The chat template that is saved beside it. What it writes is in the packed corpora, so it is not in the fingerprint."""
 
     @property
     def end_id(self) -> int:
@@ -55,11 +60,21 @@ class Tokenizer:
         self.core.encode_special_tokens = True
         return [encoding.ids for encoding in self.core.encode_batch_fast(documents, add_special_tokens=False)]
 
+    def encode_rendered(self, texts: list[str]) -> list[tokenizers.Encoding]:
+        """Return the tokens, with their offsets in characters, of texts that a chat template wrote; uses all cores.
+
+        Special tokens spelled out in a text are special tokens, as in transformers' `apply_chat_template`.
+        """
+        self.core.encode_special_tokens = False
+        return list(self.core.encode_batch(texts, add_special_tokens=False))
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them."""
         folder.mkdir(parents=True, exist_ok=True)
         self.core.save(str(folder / "tokenizer.json"))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_of_text}
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -81,7 +96,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     core.no_truncation()
     core.no_padding()
-    return Tokenizer(core, end)
+    template = settings.get("chat_template")
+    return Tokenizer(core, end, template if isinstance(template, str) else None)
 
 
 def _read(path: Path, parse: Callable[[str], Parsed]) -> Parsed:
@@ -121,9 +137,10 @@ def fetch_tokenizer(name: str, revision: str | None, folder: Path) -> Tokenizer:
     return load_tokenizer(Path(files[0]).parent)
 
 
-def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
+def train_tokenizer(documents: Iterable[str], entries: int, special: Iterable[str] = ()) -> Tokenizer:
     """Train a byte-level BPE of `entries` entries; end of text is entry 0. Raises StudyError if there is too little text.
 
+    special: further special tokens, which are among the entries.
     Words of more than LONGEST_WORD characters are cut, as the time to train is quadratic in the length of a word.
     """
     core = tokenizers.Tokenizer(models.BPE())
@@ -131,7 +148,7 @@ def train_tokenizer(documents: Iterable[str], entries: int) -> Tokenizer:
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=entries,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

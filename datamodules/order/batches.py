@@ -58,7 +58,13 @@ class Batches:
     @cached_property
     def sources(self) -> tuple[MappedSequences, ...]:
         """The training sequences of each of the order's subsets, opened at first use."""
-        return tuple(MappedSequences(self.corpora[subset.corpus].sequences("train")) for subset in self.order.subsets)
+        corpora = (self.corpora[subset.corpus] for subset in self.order.subsets)
+        return tuple(MappedSequences(corpus.sequences("train"), corpus.mask("train")) for corpus in corpora)
+
+    @property
+    def masked(self) -> bool:
+        """Whether some corpus of the stage has tokens that are not predicted."""
+        return any(corpus.masked for corpus in self.corpora.values())
 
     def positions(self, step: int) -> Indices:
         """Return the positions of the stage that this rank reads in a step."""
@@ -91,16 +97,16 @@ class Batches:
         yield from previous
 
     def read(self, batch: RankBatch) -> Tokens:
-        """Return a batch's sequences: [sequences, length]."""
+        """Return a batch's sequences: [sequences, length], with `~token` for each token that is not predicted."""
         tokens = np.empty(self.shape(batch), np.int64)
         self.read_into(tokens, batch)
         return tokens
 
     def read_into(self, tokens: Tokens, batch: RankBatch) -> None:
-        """Read a batch's sequences into `tokens`: [sequences, length]."""
+        """Read a batch's sequences into `tokens`, as `read` returns them: [sequences, length]."""
         for index, source in enumerate(self.sources):
             rows = np.flatnonzero(batch.source == index)
-            tokens[rows] = source.sequences[batch.sequence[rows]]
+            tokens[rows] = source.read(batch.sequence[rows])
 
     def shape(self, batch: RankBatch) -> tuple[int, int]:
         """Return the shape of a batch's tokens: (sequences, length)."""

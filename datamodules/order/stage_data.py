@@ -15,6 +15,7 @@ from retain.datamodules.corpora.prepare import packed_corpus
 from retain.datamodules.order.batches import Batches, stage_batches
 from retain.datamodules.order.digest import add_digests
 from retain.datamodules.order.permutation import derive_seed, permute
+from retain.datamodules.order.prefetch import MappedSequences
 from retain.datamodules.order.read_ahead import read_ahead
 from retain.sweeps.tree.evaluation import TUNE
 
@@ -24,7 +25,10 @@ STEPS_AHEAD = 3
 
 @dataclass(frozen=True)
 class StepLoader:
-    """Yields this rank's batch of each step from `first` on: int64 [sequences, length], in pinned memory for a GPU."""
+    """Yields this rank's batch of each step from `first` on: int64 [sequences, length], in pinned memory for a GPU.
+
+    A token that is not predicted is its complement, `~token`.
+    """
 
     batches: Batches
     first: int
@@ -80,14 +84,15 @@ class StageData(LightningDataModule):
 
 
 def heldout_sequences(store: Path, corpus: str, half: str | None = None) -> torch.Tensor:
-    """Return the held-out split of a corpus, in order: int64 [sequences, length].
+    """Return the held-out split of a corpus, in order: int64 [sequences, length], as batches have their tokens.
 
     half: only the sequences of this half, tune or report, as `tune_sequences` divides them.
     """
-    sequences = packed_corpus(store, corpus).sequences("heldout").astype(np.int64)
+    packed = packed_corpus(store, corpus)
+    rows = np.arange(packed.count("heldout"))
     if half is not None:
-        sequences = sequences[tune_sequences(len(sequences)) == (half == TUNE)]
-    return torch.from_numpy(sequences)
+        rows = rows[tune_sequences(len(rows)) == (half == TUNE)]
+    return torch.from_numpy(MappedSequences(packed.sequences("heldout"), packed.mask("heldout")).read(rows))
 
 
 def tune_sequences(count: int) -> npt.NDArray[np.bool_]:

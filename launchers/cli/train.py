@@ -35,6 +35,10 @@ def data(
     check: Annotated[
         bool, typer.Option("--check", help="Only check whether ids, revisions and fields resolve; download nothing.")
     ] = False,
+    corpus: Annotated[
+        str | None,
+        typer.Option("--show", help="Show the first packed sequences of this corpus, and what is predicted in them."),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Fetch, tokenise and pack the corpora.
@@ -46,6 +50,11 @@ def data(
     from retain.launchers.cli.views.plan import checks_document, data_document, print_checks, print_data
     from retain.sweeps.schema.read import read_study
 
+    if corpus is not None:
+        from retain.launchers.cli.views.sequences import print_sequences, sequences_document
+
+        show(sequences_document(prepare(study, overrides or (), store), corpus), as_json, print_sequences)
+        return 0
     if not check:
         show(data_document(prepare(study, overrides or (), store)), as_json, print_data)
         return 0

@@ -1,12 +1,12 @@
 """The fields of a corpus and of the tokeniser."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.published_corpora import template_pieces, with_published
 from retain.sweeps.schema.section import (
-    Number,
     PathText,
     Positive,
     Section,
@@ -14,8 +14,10 @@ from retain.sweeps.schema.section import (
     Whole,
     check_path,
     read_list,
+    read_number,
     shown_value,
 )
+from retain.sweeps.schema.validation_messages import validate
 
 
 def check_paths(value: Any) -> Any:
@@ -32,6 +34,41 @@ def check_paths(value: Any) -> Any:
 
 
 Paths = Annotated[str | list[str], BeforeValidator(check_paths)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class HeldoutSplit(Section):
+    """A held-out split that a corpus brings along, instead of a share of its documents. Give `split` or `files`."""
+
+    split: Text | None = None
+    """The split of the Hugging Face data set that is held out, such as validation."""
+    files: Paths | None = None
+    """The files that are held out, in the format of the corpus's own `files`."""
+
+    @model_validator(mode="after")
+    def check_source(self) -> "HeldoutSplit":
+        if (self.split is None) == (self.files is None):
+            raise ValueError("give either split: NAME or files: PATHS")
+        return self
+
+
+def read_heldout(value: Any) -> Any:
+    """A held-out share above 0 and below 1, or a `HeldoutSplit`. Raises ValueError."""
+    if isinstance(value, HeldoutSplit):
+        return value
+    if isinstance(value, dict):
+        try:
+            return validate(HeldoutSplit, value, "")
+        except StudyError as error:
+            raise ValueError(str(error)) from None
+    share = read_number(value)
+    if not 0 < share < 1:
+        bound = "greater than 0" if share <= 0 else "less than 1"
+        raise ValueError(f"must be {bound} (got {shown_value(value)})")
+    return float(share)
+
+
+Heldout = Annotated[float | HeldoutSplit, BeforeValidator(read_heldout)]
 
 
 class Corpus(Section):
@@ -60,6 +97,17 @@ class Corpus(Section):
     of an object. The default is the name that most data sets use."""
     template: str | None = None
     """How to join several fields of a record into a document, such as "{inputs}\\n{targets}". Replaces `text`."""
+    prompt: str | None = None
+    """How to write the prompt of a record, such as "Q: {question}\\nA:". Needs `response`. Replaces `text`."""
+    response: str | None = None
+    """How to write the response to the prompt, such as " {answer}". It follows the prompt directly, and is tokenised apart from
+    it, as when a model answers the prompt."""
+    messages: Text | None = None
+    """The field of a record that holds a conversation: a list of messages, each with a role and a content. The tokeniser's
+    chat template writes it; the assistant's turns are the responses. Replaces `text`."""
+    predict: Literal["all", "responses"] | None = None
+    """Which tokens count in every loss, in training and on held-out text: all, or only those of the responses. The default is
+    responses with `response` or `messages`, and all for other corpora."""
     separator: Annotated[str, Field(min_length=1)] | None = None
     """The text that separates documents in a plain text file. By default a file is one document."""
     in_turn: Positive = 1
@@ -67,9 +115,28 @@ class Corpus(Section):
     the whole source. The default reads it from its beginning."""
     tokens: Size | None = None
     """Stop reading once the training split holds this many tokens. By default the whole source is read."""
-    heldout: Annotated[Number, Field(gt=0, lt=1)] = 0.02
+    heldout: Heldout = 0.02
     """The share of documents in the held-out split, chosen by their hash: never trained on, only evaluated on. The default is
-    meant for small corpora; large ones need less."""
+    meant for small corpora; large ones need less. `{split: validation}` or `{files: ...}` names a split that the corpus brings
+    along; no corpus of the study trains on an exact copy of a document in it."""
+
+    @property
+    def responses_only(self) -> bool:
+        """Whether only the responses are predicted."""
+        return self.predict != "all" and (self.response is not None or self.messages is not None)
+
+    @property
+    def heldout_share(self) -> float:
+        """The share of documents that are held out by their hash; 0 for a corpus with a held-out split of its own."""
+        return self.heldout if isinstance(self.heldout, float) else 0.0
+
+    @property
+    def heldout_corpus(self) -> "Corpus | None":
+        """The held-out split that the corpus brings along, as a corpus of its own; None if a share is held out."""
+        if isinstance(self.heldout, float):
+            return None
+        place = {"split": self.heldout.split} if self.heldout.split else {"files": self.heldout.files}
+        return self.model_copy(update={**place, "tokens": None})
 
     @property
     def source(self) -> str:
@@ -86,7 +153,7 @@ class Corpus(Section):
     def add_published(cls, value: Any) -> Any:
         return with_published(value) if isinstance(value, dict) else value
 
-    @field_validator("template")
+    @field_validator("template", "prompt", "response")
     @classmethod
     def check_template(cls, value: str | None) -> str | None:
         if value is not None:
@@ -103,7 +170,25 @@ class Corpus(Section):
             raise ValueError(f"{hub_only[0]}: valid only for hf sources; remove {hub_only[0]}")
         if self.template is not None and "text" in self.model_fields_set:
             raise ValueError("template: cannot be combined with text; remove text")
+        self._check_responses()
+        if isinstance(self.heldout, HeldoutSplit):
+            if self.heldout.split and (not self.hf or self.files):
+                raise ValueError("heldout.split: valid only for hf sources without files; write heldout: {files: ...}")
+            if self.heldout.files and not self.files:
+                raise ValueError("heldout.files: valid only for sources with files; write heldout: {split: ...}")
         return self
+
+    def _check_responses(self) -> None:
+        """Raise ValueError if the fields of prompts, responses and messages do not fit together."""
+        if (self.prompt is None) != (self.response is None):
+            given, missing = ("prompt", "response") if self.response is None else ("response", "prompt")
+            raise ValueError(f"{missing}: missing beside {given}; give both, or write {given} as template")
+        named = [name for name in ("template", "response", "messages") if getattr(self, name) is not None]
+        named += ["text"] if "text" in self.model_fields_set else []
+        if len(named) > 1:
+            raise ValueError(f"{named[0]}: cannot be combined with {named[1]}; remove one of them")
+        if self.predict == "responses" and not self.responses_only:
+            raise ValueError("predict: the corpus has no responses; give prompt and response, or messages")
 
 
 class Tokenizer(Section):
@@ -117,9 +202,21 @@ class Tokenizer(Section):
     """The id of a model on Hugging Face, or a local folder with tokenizer.json and tokenizer_config.json."""
     revision: str | None = None
     """The commit, tag or branch of the Hugging Face model. The default is its main branch; a commit pins the tokeniser."""
+    chat_template: Text | None = None
+    """The template that writes the conversations of `messages`: chatml, or a Jinja template as transformers reads them, with
+    `{% generation %}` tags around the assistant's turns. The default is the template that comes with the tokeniser of `hf`; a
+    trained tokeniser has none. With chatml, `<|im_start|>` and `<|im_end|>` are entries of a trained tokeniser."""
 
     @model_validator(mode="after")
     def check_source(self) -> "Tokenizer":
         if (self.train is None) == (self.hf is None):
             raise ValueError("give either train: ENTRIES or hf: ID")
         return self
+
+
+class Documents(Section):
+    """How documents behave in the packed sequences."""
+
+    attention: Literal["across", "within"] = "across"
+    """What a token sees: all earlier tokens of its sequence (across, the default), or only those of its own document
+    (within), whose positions are counted from its beginning. A document ends with the tokeniser's end of text."""

@@ -64,7 +64,7 @@ def with_published(fields: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(name, str) or name not in PUBLISHED:
         raise ValueError(f"published: unknown corpus {name!r:.80}; the published corpora are {', '.join(PUBLISHED)}")
     below = PUBLISHED[name]
-    if "text" in fields or "template" in fields:
+    if fields.keys() & {"text", "template", "prompt", "response", "messages"}:
         below = {key: value for key, value in below.items() if key not in ("text", "template")}
     return below | fields
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from retain.sweeps.schema.corpora import Corpus, Tokenizer
+from retain.sweeps.schema.corpora import Corpus, Documents, Tokenizer
 from retain.sweeps.schema.execution import Execution
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.section import STAGE_KINDS, Grid, Name, Section, Seed, Whole, shown_value
@@ -26,6 +26,8 @@ class Study(Section):
     """The length of the packed sequences in tokens. It must not exceed the model's context."""
     corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
     """The corpora by name. Stages refer to these names."""
+    documents: Documents = Documents()
+    """How documents behave in the packed sequences."""
     pretrain: Pretrain
     """Stage 1."""
     posttrain: Posttrain
@@ -58,4 +60,14 @@ class Study(Section):
                     raise ValueError(
                         f"{stage}.{field}: unknown corpus {shown_value(name)}; the corpora are {', '.join(self.corpora)}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def check_chat_template(self) -> "Study":
+        chats = [name for name, corpus in self.corpora.items() if corpus.messages is not None]
+        if chats and self.tokenizer.train is not None and self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"corpora.{chats[0]}.messages: a trained tokeniser has no chat template; set tokenizer.chat_template: "
+                "chatml"
+            )
         return self

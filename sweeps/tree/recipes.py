@@ -216,6 +216,7 @@ def _optimisation(study: Study, stage: Optimisation, name: str, sequences: int) 
         "dropout": stage.dropout,
         **_schedule(stage, name, steps),
         **_optimiser(stage),
+        **_documents(study),
     }
 
 
@@ -266,3 +267,8 @@ def _early_stopping(settings: EarlyStopping | None, warmup: int, corpus: CorpusF
             "raise the corpus's heldout, or write split: heldout"
         )
     return made | {"split": "tune"}
+
+
+def _documents(study: Study) -> Recipe:
+    """How documents attend to each other; empty if they attend across, as the recipes of earlier versions do."""
+    return {} if study.documents.attention == "across" else {"documents": study.documents.model_dump()}

@@ -94,6 +94,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "grid": {"pretrain.exposure": [0, 1], "finetune.mix.music.share": [0, 0.01]},
         },
     ),
+    "laptop, attention within documents": replaced(LAPTOP, {"documents": {"attention": "within"}}),
     "135M": PAPER,
     "135M, sizes of D_post": replaced(
         PAPER, {"grid": {"pretrain.exposure": [0, 0.25, 1], "posttrain.tokens": ["30M", "150M", "300M"]}}

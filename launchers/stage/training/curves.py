@@ -38,9 +38,9 @@ class Heldout:
 
     def loss(self, split: str) -> HeldoutLoss:
         """The loss of the current weights on a split (nats per token)."""
-        model = self.module.model
+        model, end_of_text = self.module.model, self.module.end_of_text
         sequences = self.sequences[split] if split in self.sequences else self.others[split]
-        return heldout_loss(model, sequences, model.device, self.bf16, self.rank, self.world)
+        return heldout_loss(model, sequences, model.device, self.bf16, self.rank, self.world, end_of_text=end_of_text)
 
 
 class Curves(Callback):

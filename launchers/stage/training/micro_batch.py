@@ -42,6 +42,8 @@ def stage_shape(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool, 
         "dropout": recipe["dropout"] > 0,
         "precision": "bf16" if bf16 else "fp32",
         "world": world,
+        # Absent without it, so that earlier answers are found.
+        **({"documents": recipe["documents"]} if "documents" in recipe else {}),
     }
 
 
@@ -94,7 +96,9 @@ def is_shared(device: torch.device) -> bool:
     return total - free - torch.cuda.memory_reserved(device) > OTHERS_BYTES
 
 
-def fits_on_gpu(model: LlamaForCausalLM, length: int, bf16: bool, device: torch.device) -> Callable[[int], bool]:
+def fits_on_gpu(
+    model: LlamaForCausalLM, length: int, bf16: bool, device: torch.device, end_of_text: int | None = None
+) -> Callable[[int], bool]:
     """A function that tries whether a number of sequences fits, with an uncompiled step; compiled steps need less memory."""
     moments = MOMENT_BYTES * sum(parameter.numel() for _, parameter in trained_parameters(model))
     room = FILLED * torch.cuda.get_device_properties(device).total_memory - moments
@@ -104,9 +108,11 @@ def fits_on_gpu(model: LlamaForCausalLM, length: int, bf16: bool, device: torch.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         tokens = torch.arange(size * length, device=device).view(size, length) % model.config.vocab_size
+        if end_of_text is not None:
+            tokens[:, length // 2] = end_of_text  # two documents a sequence, so that their mask is in memory
         try:
             with torch.autocast("cuda", torch.bfloat16, enabled=bf16), torch.compiler.set_stance("force_eager"):
-                summed_loss(model, tokens).backward()  # type: ignore[no-untyped-call]
+                summed_loss(model, tokens, end_of_text=end_of_text).backward()  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError:
             return False
         finally:

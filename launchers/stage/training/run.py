@@ -95,9 +95,10 @@ def attempt(context: AttemptContext) -> None:
     model = _starting_model(context, tokenizer)
     if first:
         _check_room(run, model)
-    module = StageModule(model, recipe, numerics.micro_batch, machine.sharded, numerics.compiled)
+    end_of_text = tokenizer.end_id if "documents" in recipe else None
+    module = StageModule(model, recipe, numerics.micro_batch, machine.sharded, numerics.compiled, end_of_text)
     if machine.gpu and numerics.micro_batch is None and not machine.sharded:
-        module.micro_batch = _fitting_micro_batch(context, model, machine.bf16)
+        module.micro_batch = _fitting_micro_batch(context, model, machine.bf16, end_of_text)
         numerics = replace(numerics, micro_batch=module.micro_batch)
     if first:
         record_numerics(run, numerics)
@@ -105,6 +106,7 @@ def attempt(context: AttemptContext) -> None:
     # 4. Train.
     data = StageData(recipe, context.store.root, ranks.rank, ranks.world)
     data.next_step = saved.step if saved else 0
+    module.masked = data.batches.masked
     splits, others = _heldout_splits(context)
     heldout = Heldout(splits, others, module, machine.bf16, ranks.rank, ranks.world)
     curves = Curves(run, heldout, execution["heldout_every"], saved.shared["curves"] if saved else None)
@@ -186,11 +188,11 @@ def _check_room(run: Run, model: LlamaForCausalLM) -> None:
     check_room(run.folder, needed - used_bytes(run.checkpoint))
 
 
-def _fitting_micro_batch(context: AttemptContext, model: LlamaForCausalLM, bf16: bool) -> int:
+def _fitting_micro_batch(context: AttemptContext, model: LlamaForCausalLM, bf16: bool, end_of_text: int | None) -> int:
     """The number of sequences that fit on the GPU of every rank."""
     recipe, world = context.spec["recipe"], context.ranks.world
     device = torch.device("cuda", torch.cuda.current_device())
-    fits = fits_on_gpu(model.to(device), recipe["sequence_length"], bf16, device)  # type: ignore[arg-type]
+    fits = fits_on_gpu(model.to(device), recipe["sequence_length"], bf16, device, end_of_text)  # type: ignore[arg-type]
     share = -(-recipe["batch"] // world)
     shape = stage_shape(model, recipe, bf16, world)
     own = micro_batch_for(context.store.root, shape, share, fits, keep=not is_shared(device))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import is_heldout
-from retain.datamodules.corpora.packing import SPLITS, PackedCorpus, open_packed, pack, packed_problem
+from retain.datamodules.corpora.packing import SPLITS, Division, PackedCorpus, open_packed, pack, packed_problem
 from retain.datamodules.corpora.tokenizer import Tokenizer, train_tokenizer
 from tests.studies import documents_of
 
@@ -29,7 +29,7 @@ def corpus(tokenizer: Tokenizer, tmp_path: Path) -> PackedCorpus:
 def packed(
     tokenizer: Tokenizer, documents: list[str], folder: Path, heldout: float = 0.2, tokens: int | None = None
 ) -> PackedCorpus:
-    return pack(documents, tokenizer, LENGTH, heldout, heldout, tokens, folder, lambda *_: None)
+    return pack(documents, tokenizer, LENGTH, Division(heldout, heldout), tokens, folder, lambda *_: None)
 
 
 def documents_in(corpus: PackedCorpus, tokenizer: Tokenizer, split: str) -> list[str]:
@@ -68,7 +68,7 @@ def test_only_the_incomplete_last_sequence_of_each_split_is_dropped(corpus: Pack
 
 
 def test_documents_that_another_corpus_holds_out_are_not_trained_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    corpus = pack(DOCUMENTS, tokenizer, LENGTH, 0.1, 0.3, None, tmp_path / "corpus", lambda *_: None)
+    corpus = pack(DOCUMENTS, tokenizer, LENGTH, Division(0.1, 0.3), None, tmp_path / "corpus", lambda *_: None)
     *train, _ = documents_in(corpus, tokenizer, "train")
     *heldout, _ = documents_in(corpus, tokenizer, "heldout")
     assert not any(is_heldout(document, 0.3) for document in train)
@@ -156,7 +156,7 @@ def test_a_split_without_sequences_is_empty_and_no_error(tokenizer: Tokenizer, t
 def test_progress_is_reported_with_documents_and_training_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     corpus = pack(
-        DOCUMENTS, tokenizer, LENGTH, 0.2, 0.2, None, tmp_path / "corpus", lambda *counts: seen.append(counts)
+        DOCUMENTS, tokenizer, LENGTH, Division(0.2, 0.2), None, tmp_path / "corpus", lambda *counts: seen.append(counts)
     )
     assert seen[-1][0] == len(DOCUMENTS)
     assert corpus.count("train") * LENGTH <= seen[-1][1] < (corpus.count("train") + 1) * LENGTH

@@ -82,7 +82,10 @@ REFUSED: dict[str, tuple[Files, dict[str, Any], list[str]]] = {
     "messages as text": (
         {"a.jsonl": lines([{"role": "user", "content": "a"}], field="messages")},
         {"text": "messages"},
-        ["line 1: field 'messages' is a list of messages", "apply_chat_template"],
+        [
+            "line 1: field 'messages' is a list of messages",
+            "write `messages: messages` in the corpus instead of `text:`",
+        ],
     ),
     "messages in parquet": (
         {"a.parquet": parquet({"m": [[{"role": "user", "content": "a"}]]})},

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain.datamodules.corpora.documents import read_documents
-from retain.datamodules.corpora.templates import Template, corpus_template
+from retain.datamodules.corpora.responses.records import record_reader
+from retain.datamodules.corpora.templates import Template
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import template_pieces
@@ -97,5 +98,5 @@ def test_a_template_with_more_than_plain_fields_is_refused_when_the_study_is_rea
 def test_template_and_text_cannot_both_be_given() -> None:
     with pytest.raises(ValueError, match="template: cannot be combined with text; remove text"):
         Corpus(files="a.jsonl", template=QA, text="question")
-    assert corpus_template(Corpus(files="a.jsonl", template=QA)).fields == ["question", "answer"]
-    assert corpus_template(Corpus(files="a.jsonl", text="body")).fields == ["body"]
+    assert record_reader(Corpus(files="a.jsonl", template=QA), None).fields == ["question", "answer"]
+    assert record_reader(Corpus(files="a.jsonl", text="body"), None).fields == ["body"]

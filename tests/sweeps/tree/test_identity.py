@@ -94,7 +94,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "norm_eps": 1e-6,
         "initializer_range": 0.05,
     },
-    "study": {"sequence_length": 16, "seed": 1, "subset_seed": 1, "allocation": "matched"},
+    "study": {"sequence_length": 16, "seed": 1, "subset_seed": 1, "allocation": "matched"}
+    | {"documents": {"attention": "within"}},
 }
 WITHOUT_EFFECT = {
     "pretrain": {"repeat", "floor"},  # The first only allows λ > 1. The second has an effect if min_lr is above lr.
@@ -127,8 +128,8 @@ def test_every_number_of_the_model_changes_every_key(field: str) -> None:
     assert changed_stages(**{f"model.{field}": CHANGES["model"][field]}) == list(STAGES)
 
 
-@pytest.mark.parametrize("field", ["sequence_length", "seed", "subset_seed"])
-def test_sequence_length_and_seeds_change_every_key(field: str) -> None:
+@pytest.mark.parametrize("field", ["sequence_length", "seed", "subset_seed", "documents"])
+def test_sequence_length_seeds_and_attention_within_documents_change_every_key(field: str) -> None:
     assert changed_stages(**{field: CHANGES["study"][field]}) == list(STAGES)
 
 
@@ -327,3 +328,7 @@ def test_another_tokeniser_changes_every_key() -> None:
 )
 def test_two_ways_to_write_the_same_training_have_the_same_keys(first: dict[str, Any], second: dict[str, Any]) -> None:
     assert path_keys(**first) == path_keys(**second)
+
+
+def test_attention_across_documents_is_the_default_and_leaves_every_key_as_it_was() -> None:
+    assert changed_stages(documents={"attention": "across"}) == []

@@ -1,0 +1,141 @@
+"""Chat templates: how a conversation is written as one text, and which characters of it the assistant wrote."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retain.datamodules.corpora.responses.marked import Marked
+from retain.datamodules.corpora.tokenizer import CHATML, END_OF_TEXT
+from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.schema.corpora import Tokenizer
+
+ASSISTANT = "assistant"
+CHATML_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""ChatML. The assistant's turns end with `<|im_end|>`, which is predicted; the line break after it is not."""
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+CONFIG, JINJA = "tokenizer_config.json", "chat_template.jinja"
+CURE = "set tokenizer.chat_template: chatml, or give prompt and response instead of messages"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja template, and the special tokens that it may name, such as bos_token."""
+
+    text: str
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], where: str) -> Marked:
+        """Return a conversation as transformers' `apply_chat_template` writes it, with the assistant's turns marked.
+
+        Templates say with `{% generation %}` tags what the assistant wrote. For templates without them, a turn is what
+        the conversation gains from the prompt for the turn to its end; that is exact only if both are beginnings of the
+        whole text. Raises StudyError if they are not, or the template refuses the conversation.
+        """
+        whole, tagged = self._write(messages, where)
+        spans = tagged if GENERATION.search(self.text) else self._turns(messages, whole, where)
+        return Marked(whole, tuple((begin, end) for begin, end in spans if begin < end), rendered=True)
+
+    def _turns(self, messages: Sequence[Mapping[str, Any]], whole: str, where: str) -> list[tuple[int, int]]:
+        spans = []
+        for index, message in enumerate(messages):
+            if message["role"] == ASSISTANT:
+                before, _ = self._write(messages[:index], where, prompt=True)
+                after, _ = self._write(messages[: index + 1], where)
+                if not (whole.startswith(after) and after.startswith(before)):
+                    raise StudyError(
+                        f"{where}, message {index + 1}: the chat template writes this turn in another way once the "
+                        "conversation goes on, so it does not show which tokens the assistant wrote; put {% generation %} "
+                        "and {% endgeneration %} around the assistant's turns in tokenizer.chat_template"
+                    )
+                spans.append((len(before), len(after)))
+        return spans
+
+    def _write(
+        self, messages: Sequence[Mapping[str, Any]], where: str, prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of messages, and what is inside generation tags. prompt: whether to add the next turn's prompt."""
+        import jinja2
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, tagged = render_jinja_template(
+                [list(messages)],
+                chat_template=self.text,
+                return_assistant_tokens_mask=bool(GENERATION.search(self.text)),
+                add_generation_prompt=prompt,
+                **self.special_tokens,
+            )
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StudyError(
+                f"{where}: the chat template refuses the conversation ({reason}); fix or remove the record, or set another "
+                "tokenizer.chat_template"
+            ) from None
+        return str(texts[0]), [(int(begin), int(end)) for begin, end in (tagged[0] if tagged else ())]
+
+
+def chat_source(settings: Tokenizer, folder: Path) -> dict[str, Any]:
+    """Return what identifies the chat template of a tokeniser, without reading the hub; `folder` is the study file's."""
+    if settings.chat_template is not None:
+        return {"template": settings.chat_template, "hf": settings.hf, "revision": settings.revision}
+    local = folder / (settings.hf or "")
+    if settings.hf is not None and local.is_dir():
+        files = [local / name for name in (CONFIG, JINJA)]
+        return {"files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]}
+    return {"hf": settings.hf, "revision": settings.revision}
+
+
+def find_chat_template(settings: Tokenizer, folder: Path) -> ChatTemplate:
+    """Return the chat template of a study's tokeniser: its own field, or what comes with the tokeniser of `hf`.
+
+    Raises StudyError if there is none, MissingResourceError if it cannot be read.
+    """
+    if settings.hf is None:
+        assert settings.chat_template is not None, "the study is checked for it"
+        return ChatTemplate(_named(settings.chat_template), {"eos_token": END_OF_TEXT})
+    config = json.loads(_read(settings.hf, settings.revision, folder, CONFIG) or "{}")
+    tokens = {name: _token(value) for name, value in config.items() if name.endswith("_token") and _token(value)}
+    text = settings.chat_template or _read(settings.hf, settings.revision, folder, JINJA) or config.get("chat_template")
+    if isinstance(text, list):  # several templates by name
+        text = next((one.get("template") for one in text if one.get("name") == "default"), None)
+    if not isinstance(text, str):
+        raise StudyError(f"the tokeniser {settings.hf} has no chat template; {CURE}")
+    return ChatTemplate(_named(text), tokens)
+
+
+def _named(text: str) -> str:
+    return CHATML_TEMPLATE if text == CHATML else text
+
+
+def _token(value: Any) -> str:
+    """A special token of a tokeniser's settings; empty for anything else."""
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else ""
+
+
+def _read(name: str, revision: str | None, folder: Path, file: str) -> str | None:
+    """The text of a tokeniser's file, in a local folder or on the hub; None if there is no such file."""
+    local = folder / name
+    if local.is_dir():
+        return (local / file).read_text(encoding="utf-8") if (local / file).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file, revision=revision)).read_text(encoding="utf-8")
+    except Exception as error:
+        if isinstance(error, EntryNotFoundError) and file == JINJA:  # also if it is not known without network access
+            return None
+        raise MissingResourceError(
+            f"tokenizer.hf: the chat template of {name} cannot be downloaded ({type(error).__name__}); check id and "
+            "revision, or name a local folder"
+        ) from error

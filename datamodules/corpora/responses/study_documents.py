@@ -1,0 +1,69 @@
+"""The documents of a study's corpora: read at one commit, with the study's chat template, and divided into splits."""
+
+from collections.abc import Collection, Iterator
+
+from retain.datamodules.corpora.documents import document_hash, read_documents
+from retain.datamodules.corpora.hub import pinned
+from retain.datamodules.corpora.packing import Division, PackedCorpus
+from retain.datamodules.corpora.responses.chat import ChatTemplate, find_chat_template
+from retain.datamodules.corpora.responses.marked import Document, text_of
+from retain.datamodules.corpora.sources import corpora_with_splits, naming_corpus, tokenizer_settings, withheld_share
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.corpora import Corpus
+from retain.sweeps.schema.read import StudyFile
+
+
+def pinned_corpus(file: StudyFile, name: str) -> Corpus:
+    """Return a corpus pinned to one commit, so that the commit it is read at can be recorded."""
+    with naming_corpus(file, name):
+        return pinned(file.study.corpora[name], file.folder)
+
+
+def corpus_documents(file: StudyFile, name: str, corpus: Corpus) -> Iterator[Document]:
+    """Yield the documents of a corpus, or of its held-out split. Raises StudyError or MissingResourceError that name it."""
+    with naming_corpus(file, name):
+        yield from read_documents(corpus, file.folder, _chat_template(file, corpus))
+
+
+def corpus_division(file: StudyFile, name: str, corpus: Corpus) -> Division:
+    """Return how the documents of a corpus are divided. corpus: the same, pinned."""
+    held = corpus.heldout_corpus
+    own = () if held is None else corpus_documents(file, name, held)
+    return Division(corpus.heldout_share, withheld_share(file), own, heldout_hashes(file, without=name))
+
+
+def heldout_hashes(file: StudyFile, without: str | None = None) -> Collection[int]:
+    """Return the hashes of all documents in held-out splits that corpora bring along. without: a corpus that does not count."""
+    found: set[int] = set()
+    for name in corpora_with_splits(file):
+        held = pinned_corpus(file, name).heldout_corpus
+        if name != without and held is not None:
+            found.update(document_hash(text_of(document)) for document in corpus_documents(file, name, held))
+    return found
+
+
+def check_predictions(file: StudyFile, name: str, packed: PackedCorpus) -> None:
+    """Raise StudyError if a split of a packed corpus has sequences, but no predicted token."""
+    for split, title in (("train", "training"), ("heldout", "held-out")):
+        if packed.count(split) and not packed.predicted(split):
+            raise StudyError(
+                f"{file.path.name}: corpora.{name}: the {title} split holds no response, so nothing would be predicted; "
+                "correct response or messages, or set predict: all"
+            )
+
+
+def check_document_ends(file: StudyFile, name: str, packed: PackedCorpus) -> None:
+    """Raise StudyError if conversations of a packed corpus hold an end of text before their end: it would end documents there.
+
+    For studies in which tokens attend within their documents.
+    """
+    if packed.ends_inside:
+        raise StudyError(
+            f"{file.path.name}: documents.attention: within would cut the conversations of corpora.{name}, because they hold "
+            "the tokeniser's end of text; set documents.attention: across, or choose a tokeniser whose end of text its chat "
+            "template does not write"
+        )
+
+
+def _chat_template(file: StudyFile, corpus: Corpus) -> ChatTemplate | None:
+    return None if corpus.messages is None else find_chat_template(tokenizer_settings(file), file.folder)
