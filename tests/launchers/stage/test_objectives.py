@@ -34,7 +34,7 @@ STUDY: dict[str, Any] = {
     "documents": {"attention": "within"},
     "grid": {},
     "pretrain.exposure": 1,
-    "pretrain.tokens": 10_240,
+    "pretrain.tokens": 8960,
     "pretrain.warmup": 2,
     "posttrain.tokens": 1280,
     "posttrain.max_tokens": 2560,
