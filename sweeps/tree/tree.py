@@ -2,17 +2,19 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import Option
+from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section
 from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.schema.study import Study
+from retain.sweeps.tree.checkpoint_recipes import counts_by_model
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical, stage_key
 from retain.sweeps.tree.linear_recipes import linear_finetune_recipe, linear_posttrain_recipe, linear_pretrain_recipe
@@ -77,7 +79,9 @@ class Tree:
     trials: list[Trial]
     """The trials in the order of the grid."""
     provisional: bool
-    """True while a corpus is unprepared. The keys change once it is prepared."""
+    """True while a corpus or a checkpoint is unprepared. The keys change once it is prepared."""
+    models: Mapping[str, ModelCounts] = field(default_factory=dict)
+    """The numbers of parameters of models that start from a checkpoint, by the model in their recipe as canonical text."""
 
     def ancestors(self, key: str) -> list[Stage]:
         """The stages on the path from the root to this stage, which is the last one."""
@@ -102,7 +106,7 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
         for shown, index in zip(labels, point, strict=True):
             axes |= shown[index]
         trials.append(Trial(axes, pre, post, leaf))
-    return Tree(file.study.study, stages, trials, provisional=not facts.prepared)
+    return Tree(file.study.study, stages, trials, provisional=not facts.prepared, models=counts_by_model(facts))
 
 
 class _StageBuilder:
@@ -171,6 +175,23 @@ class _StageBuilder:
         return section == self.stage or section not in STAGES
 
 
+def models_of(file: StudyFile) -> list[Any]:
+    """The distinct model sections of a study over its trials."""
+    dimensions = [
+        options
+        for options in file.dimensions
+        if any(path.partition(".")[0] == "model" for option in options for path in option.fields)
+    ]
+    found: list[Any] = []
+    for options in itertools.product(*dimensions):
+        study = file.study
+        for option in options:
+            study = with_values(study, option.fields)
+        if study.model not in found:
+            found.append(study.model)
+    return found
+
+
 def merged(trees: Sequence[Tree]) -> Tree:
     """Several trees as one. A stage or trial that several trees share appears once, with the axes of the first tree."""
     if len(trees) == 1:
@@ -183,7 +204,8 @@ def merged(trees: Sequence[Tree]) -> Tree:
         for trial in tree.trials:
             trials.setdefault(trial.path, trial)
     names = "+".join(dict.fromkeys(tree.study for tree in trees))
-    return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees))
+    models = {text: counts for tree in trees for text, counts in tree.models.items()}
+    return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees), models)
 
 
 def may_affect(axis: str, stage: str) -> bool:
