@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
-from retain.datamodules.corpora.prepare import known_facts
+from retain.datamodules.corpora.prepare import known_facts, prepare
 from retain.datamodules.corpora.tokenizer import load_tokenizer
+from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.read import read_study
 from tests.datamodules.corpora.hub_server import commit_of, hub
 from tests.families import tiny_checkpoint, tiny_tokenizer
@@ -47,14 +48,13 @@ def test_a_checkpoint_of_the_hub_is_fetched_at_one_commit_and_never_asked_for_ag
     assert load_tokenizer(folder).end_of_text == "<|endoftext|>"
     notes = [json.loads(path.read_text()) for path in (store / "prepared").glob("*.json")]
     assert [note["commit"] for note in notes if "checkpoint" in note["source"]] == [commit_of(NAME)]
-    planned = retain_json("plan", study, "--store", store, more=NOWHERE)
-    assert not planned["provisional"]
-    assert planned["totals"]["flops"] > 0
+    facts = known_facts(read_study(str(study)), store)
+    assert facts.prepared
     # A copy of the same content elsewhere is the same checkpoint.
     copy = tiny_study(tmp_path / "copy", study="copy", model={"hf": str(folder)}, tokenizer=None)
-    again = retain_json("data", copy, "--store", store, more=NOWHERE)
-    assert again["checkpoints"][0]["fingerprint"] == checkpoint["fingerprint"]
-    assert again["tokenizer"] == document["tokenizer"]
+    again = prepare(read_study(str(copy)), store)
+    assert [*again.checkpoints.values()] == [*facts.checkpoints.values()]
+    assert again.tokenizer == facts.tokenizer
 
 
 def test_a_checkpoint_with_only_pickled_weights_is_refused_before_they_are_downloaded(
@@ -63,8 +63,6 @@ def test_a_checkpoint_with_only_pickled_weights_is_refused_before_they_are_downl
     study = tiny_study(tmp_path / "study", model={"hf": PICKLED}, tokenizer=None)
     refused = retain("data", study, "--store", tmp_path / "runs", code=2, more=online).stderr.strip().splitlines()[-1]
     assert f"tiny.yaml: model.hf: {PICKLED} has no model.safetensors; save the model with" in refused
-    checked = retain_json("data", study, "--check", code=3, more=online)["checks"]
-    assert f"{PICKLED} has no safetensors weights" in checked[0]["problem"]
 
 
 def test_without_a_hub_an_unprepared_checkpoint_is_a_missing_resource_and_a_plan_is_provisional(tmp_path: Path) -> None:
@@ -73,5 +71,6 @@ def test_without_a_hub_an_unprepared_checkpoint_is_a_missing_resource_and_a_plan
     refused = retain("data", study, "--store", tmp_path / "runs", code=3, more=NOWHERE).stderr.strip().splitlines()[-1]
     assert "model.hf: some/model: the hub does not answer" in refused
     local = tiny_study(tmp_path / "study", study="local", model={"hf": "./nowhere"}, tokenizer=None)
-    missing = retain("plan", local, "--store", tmp_path / "runs", code=3).stderr
-    assert "local.yaml: model.hf: ./nowhere is no folder; correct the path" in missing
+    with pytest.raises(MissingResourceError) as missing:
+        known_facts(read_study(str(local)), tmp_path / "runs")
+    assert str(missing.value) == "local.yaml: model.hf: ./nowhere is no folder; correct the path"
