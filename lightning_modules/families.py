@@ -49,8 +49,8 @@ def head(model: nn.Module) -> nn.Linear:
 def logits_function(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the function from the last hidden states [tokens, width] to logits [tokens, vocabulary], as the model's own."""
     family, config, output = family_of(model), model.config, head(model)
-    divisor = getattr(config, family.logit_divisor) if family.logit_divisor else None  # type: ignore[arg-type]
-    cap = getattr(config, family.soft_cap) if family.soft_cap else None  # type: ignore[arg-type]
+    divisor = getattr(config, family.logit_divisor) if family.logit_divisor else None
+    cap = getattr(config, family.soft_cap) if family.soft_cap else None
     if divisor is None and cap is None:
         return output
 

@@ -13,6 +13,9 @@ from retain.lightning_modules.families import family_of, layers, part
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.schema.models import Architecture
 
+_AUTO: Any = AutoModelForCausalLM
+"""Its functions have no types."""
+
 
 def build_model(model: Architecture, seed: int, end_of_text: int | None = None) -> LlamaForCausalLM:
     """Return a newly initialised Llama in fp32, with weights that are a function of the seed."""
@@ -43,7 +46,7 @@ def build_from_config(family: str, config: Mapping[str, Any], seed: int) -> PreT
     """
     settings = AutoConfig.for_model(family, **config)
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    model: PreTrainedModel = _AUTO.from_config(settings, dtype=torch.float32)
     model.train()
     return model
 
@@ -53,7 +56,7 @@ def load_model(folder: Path) -> PreTrainedModel:
 
     Raises DamageError if the folder lacks a weight of the model.
     """
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, found = _AUTO.from_pretrained(
         folder,
         use_safetensors=True,
         local_files_only=True,

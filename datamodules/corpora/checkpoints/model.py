@@ -18,15 +18,16 @@ def inspect(folder: Path, family: str, fresh: bool) -> tuple[int, int, ModelCoun
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()  # type: ignore[no-untyped-call]
+    auto: Any = AutoModelForCausalLM  # its functions have no types
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         if fresh:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+                model = auto.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
         else:
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = auto.from_pretrained(
                 folder,
                 device_map="meta",
                 use_safetensors=True,
@@ -46,7 +47,7 @@ def inspect(folder: Path, family: str, fresh: bool) -> tuple[int, int, ModelCoun
             f"transformers cannot load it ({type(error).__name__}: {reason}); choose another checkpoint"
         ) from error
     finally:
-        logging.set_verbosity(verbosity)  # type: ignore[no-untyped-call]
+        logging.set_verbosity(verbosity)
     rows = model.get_input_embeddings().weight.shape[0]
     return int(rows), int(model.config.max_position_embeddings), count(model, FAMILIES[family])
 
@@ -64,7 +65,7 @@ def count(model: Any, family: Family) -> ModelCounts:
     head = model.get_submodule(family.head)
     adapters = dict.fromkeys((*family.projections, HEAD), 0)
     for path in family.targets(adapters):
-        name = next(name for name, place in (family.projections | {HEAD: family.head}).items() if place == path)
+        name = next(name for name, place in {**family.projections, HEAD: family.head}.items() if place == path)
         owners = [model] if name == HEAD else layers
         adapters[name] = sum(sum(owner.get_submodule(path).weight.shape) for owner in owners)
     output = [layer.get_submodule(family.projections["o_proj"]) for layer in layers]

@@ -74,6 +74,7 @@ def done_runs(store: Path) -> list[Run]:
     return [run for run in stages_of(store) if run.is_done()]
 
 
+@pytest.mark.slow
 def test_runs_of_every_kind_of_family_resume_to_the_same_bits(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     for family in UNLIKE_LLAMA:
