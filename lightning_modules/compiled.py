@@ -7,20 +7,21 @@ layer, which gather its weights if it is sharded, stay outside the compiled code
 from functools import cache
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
+from retain.lightning_modules.families import final_norm, layers
 from retain.lightning_modules.objective import LossAndGradient, loss_and_gradient
 from retain.lightning_modules.torch_internals import clear_damaged_builds, configure_compiler
 
 
-def compile_layers(model: LlamaForCausalLM) -> None:
+def compile_layers(model: PreTrainedModel) -> None:
     """Compile every layer and the final norm, forward and backward, at first use and for the shapes they are used with.
 
     Ask `why_not_compiled` first: raises UnsupportedTorchError if this release of torch lacks what compiling needs.
     """
     configure_compiler()
     clear_damaged_builds()
-    for part in (*model.model.layers, model.model.norm):
+    for part in (*layers(model), final_norm(model)):
         part.forward = torch.compile(part.forward, dynamic=False)
 
 

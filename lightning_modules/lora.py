@@ -13,12 +13,13 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
-HEAD = "lm_head"
+from retain.lightning_modules.families import family_of, head
+from retain.sweeps.schema.families.table import HEAD
 
 
-def add_adapters(model: LlamaForCausalLM, lora: Mapping[str, Any], seed: int) -> None:
+def add_adapters(model: PreTrainedModel, lora: Mapping[str, Any], seed: int) -> None:
     """Freeze the model and add adapters to its target modules, in place.
 
     lora: rank, alpha, dropout and targets (paper, Table 9). New adapters do not change the model, because B is 0; A is a
@@ -27,9 +28,12 @@ def add_adapters(model: LlamaForCausalLM, lora: Mapping[str, Any], seed: int) ->
     """
     if HEAD in lora["targets"] and model.config.tie_word_embeddings:
         model.config.tie_word_embeddings = False
-        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        head(model).weight = nn.Parameter(head(model).weight.detach().clone())
     config = LoraConfig(
-        r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=list(lora["targets"])
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=family_of(model).targets(lora["targets"]),
     )
     torch.manual_seed(seed)
     inject_adapter_in_model(config, model)
@@ -46,5 +50,5 @@ def merge_adapters(model: nn.Module) -> None:
 
 
 def plain_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a merged model's weights under the names of a plain Llama; weights without adapters are unchanged."""
+    """Return a merged model's weights under the names of the plain model; weights without adapters are unchanged."""
     return {name.replace(".base_layer", ""): weight for name, weight in weights.items() if ".lora_" not in name}

@@ -1,15 +1,20 @@
-"""Build and load Llama models, add dropout where the paper has it, and group parameters for AdamW."""
+"""Build and load models, add dropout where the paper has it, and group parameters for AdamW."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from retain.lightning_modules.families import family_of, layers, part
+from retain.sweeps.base.errors import DamageError
 from retain.sweeps.schema.models import Architecture
+
+_AUTO: Any = AutoModelForCausalLM
+"""Its functions have no types."""
 
 
 def build_model(model: Architecture, seed: int, end_of_text: int | None = None) -> LlamaForCausalLM:
@@ -34,38 +39,79 @@ def build_model(model: Architecture, seed: int, end_of_text: int | None = None) 
     return LlamaForCausalLM(config)
 
 
-def load_model(folder: Path) -> LlamaForCausalLM:
-    """Load a model from its Hugging Face folder (safetensors only), in fp32 and in training mode."""
-    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
-    )
-    # transformers returns models in evaluation mode, in which dropout is off.
+def build_from_config(family: str, config: Mapping[str, Any], seed: int) -> PreTrainedModel:
+    """Return a newly initialised model of a family in fp32, with weights that are a function of the seed.
+
+    config: the fields of the family's config.json.
+    """
+    settings = AutoConfig.for_model(family, **config)
+    torch.manual_seed(seed)
+    model: PreTrainedModel = _AUTO.from_config(settings, dtype=torch.float32)
     model.train()
     return model
 
 
-def add_dropout(model: LlamaForCausalLM, rate: float) -> None:
-    """Add dropout to the embedding, the attention weights, both residual branches and inside the MLP (paper, Table 7).
+def load_model(folder: Path) -> PreTrainedModel:
+    """Load a model from its Hugging Face folder (safetensors only, no code of the folder), in fp32 and in training mode.
 
-    Uses hooks, so that the saved model stays a plain Llama. Active in training mode only; a rate of 0 adds no hooks.
+    Raises DamageError if the folder lacks a weight of the model.
     """
-    if rate == 0:
-        return
+    model, found = _AUTO.from_pretrained(
+        folder,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise DamageError(f"{folder}: the weights lack {missing[0]} ({len(missing)} missing); restore the folder")
+    # transformers returns models in evaluation mode, in which dropout is off.
+    model.train()
+    loaded: PreTrainedModel = model
+    return loaded
 
-    def drop_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+
+def add_dropout(model: PreTrainedModel, rate: float) -> None:
+    """Set dropout at the embedding, the attention weights, the residual branches and inside the MLP (paper, Table 7).
+
+    A family's own dropout takes the rate. Where it has none, hooks drop, so that the saved model stays a plain one. Active in
+    training mode only; a rate of 0 adds no hooks.
+    """
+    family = family_of(model)
+    _drop_output(part(model, family.embedding_dropout), rate)
+    for layer in layers(model):
+        _set_rate(layer, family.attention_dropout, rate)
+        for branch in family.branch_dropout:
+            _drop_output(part(layer, branch), rate)
+        if rate > 0:
+            part(layer, family.mlp_dropout).register_forward_pre_hook(
+                lambda module, inputs: (functional.dropout(inputs[0], rate, module.training), *inputs[1:])
+            )
+
+
+def _drop_output(module: nn.Module, rate: float) -> None:
+    """Give a dropout module its rate; drop the output of any other module."""
+
+    def drop(module: nn.Module, inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple):
             return (functional.dropout(output[0], rate, module.training), *output[1:])
         return functional.dropout(output, rate, module.training)
 
-    def drop_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (functional.dropout(inputs[0], rate, module.training), *inputs[1:])
+    if isinstance(module, nn.Dropout):
+        module.p = rate
+    elif rate > 0:
+        module.register_forward_hook(drop)
 
-    model.model.embed_tokens.register_forward_hook(drop_output)
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = rate
-        layer.self_attn.register_forward_hook(drop_output)
-        layer.mlp.register_forward_hook(drop_output)
-        layer.mlp.down_proj.register_forward_pre_hook(drop_input)
+
+def _set_rate(layer: nn.Module, path: str, rate: float) -> None:
+    """Set the rate that is at a path below a layer, or that the dropout module there holds."""
+    owner, _, name = path.rpartition(".")
+    module = part(layer, owner)
+    if isinstance(getattr(module, name), nn.Dropout):
+        getattr(module, name).p = rate
+    else:
+        setattr(module, name, rate)
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

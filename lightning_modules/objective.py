@@ -15,6 +15,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
+from retain.lightning_modules.families import body, head, logits_function
 from retain.lightning_modules.shards import call_as_forward, reshard
 
 IGNORE_INDEX = -100
@@ -69,9 +70,10 @@ def summed_loss(
     """
 
     def loss(model: Any, sequences: torch.Tensor) -> torch.Tensor:
-        hidden = model.model(**model_inputs(sequences, end_of_text)).last_hidden_state.flatten(0, 1)
-        trained = [parameter for parameter in model.lm_head.parameters() if parameter.requires_grad]
-        found: torch.Tensor = _SummedLoss.apply(loss_fn, model.lm_head, hidden, _targets(sequences), *trained)  # type: ignore[no-untyped-call]
+        inputs = model_inputs(sequences, end_of_text)
+        hidden = body(model)(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        trained = [parameter for parameter in head(model).parameters() if parameter.requires_grad]
+        found: torch.Tensor = _SummedLoss.apply(loss_fn, logits_function(model), hidden, _targets(sequences), *trained)  # type: ignore[no-untyped-call]
         return found
 
     return call_as_forward(model, loss, sequences)
@@ -85,12 +87,14 @@ def next_token_losses(model: nn.Module, sequences: torch.Tensor, end_of_text: in
     """
 
     def losses(model: Any, sequences: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = model.model(**model_inputs(sequences, end_of_text)).last_hidden_state.flatten(0, 1)
+        inputs = model_inputs(sequences, end_of_text)
+        hidden: torch.Tensor = body(model)(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        logits_of = logits_function(model)
         size = _chunk_tokens(hidden)
         chunks = zip(torch.split(hidden, size), torch.split(_targets(sequences), size), strict=True)
         found = [
             functional.cross_entropy(
-                _at_least_fp32(model.lm_head(hidden)), targets, ignore_index=IGNORE_INDEX, reduction="none"
+                _at_least_fp32(logits_of(hidden)), targets, ignore_index=IGNORE_INDEX, reduction="none"
             )
             for hidden, targets in chunks
         ]
@@ -109,7 +113,7 @@ class _SummedLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         loss_fn: LossAndGradient,
-        head: nn.Module,
+        logits_of: Callable[[torch.Tensor], torch.Tensor],
         hidden: torch.Tensor,
         targets: torch.Tensor,
         *trained: nn.Parameter,
@@ -121,7 +125,7 @@ class _SummedLoss(torch.autograd.Function):
         for first in range(0, len(hidden), size):
             part = hidden[first : first + size].detach().requires_grad_()
             with torch.enable_grad():
-                logits = head(part)
+                logits = logits_of(part)
             loss, gradient = loss_fn(logits.detach(), targets[first : first + size])
             part_gradient, *shares = torch.autograd.grad(logits, [part, *trained], gradient)
             hidden_gradient[first : first + size] = part_gradient

@@ -9,12 +9,14 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
+
+from retain.lightning_modules.families import layers
 
 
-def shard_model(model: LlamaForCausalLM, mesh: DeviceMesh) -> None:
+def shard_model(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Shard the parameters of every layer, and those outside the layers, by rows over the ranks of a mesh."""
-    for layer in model.model.layers:
+    for layer in layers(model):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

@@ -10,7 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from retain.lightning_modules.compiled import compile_layers, compiled_loss_and_gradient
 from retain.lightning_modules.models import add_dropout
@@ -29,7 +29,7 @@ class StageModule(LightningModule):
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: PreTrainedModel,
         recipe: Mapping[str, Any],
         micro_batch: int | None = None,
         sharded: bool = False,

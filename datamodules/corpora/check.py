@@ -6,12 +6,16 @@ Reads the first document of each corpus with the code that `retain data` reads t
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from retain.datamodules.corpora.checkpoints.files import is_local, is_path
+from retain.datamodules.corpora.checkpoints.weights import INDEX, SINGLE
 from retain.datamodules.corpora.documents import read_documents
 from retain.datamodules.corpora.hub import COMMIT, HubUnreachableError, is_on_hub, look_up
 from retain.datamodules.corpora.responses.marked import text_of
+from retain.datamodules.corpora.sources import checkpoint_source, checkpoints_of
 from retain.datamodules.corpora.tokenizer import TOKENIZER_FILES, tokenizer_files
 from retain.sweeps.base.errors import RetainError
 from retain.sweeps.schema.corpora import Corpus, Tokenizer
+from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import StudyFile
 
 
@@ -40,18 +44,43 @@ class Check:
 
 
 def check_sources(file: StudyFile) -> Iterator[Check]:
-    """Check the tokeniser, then each corpus.
+    """Check the checkpoints and the tokeniser, then each corpus.
 
     Once the hub has not answered, the remaining sources on the hub are reported as not checked, without asking again.
     """
     unreachable: HubUnreachableError | None = None
+    for model in checkpoints_of(file):
+        check, failure = _check_checkpoint(model, file, unreachable)
+        unreachable = unreachable or failure
+        yield check
     if file.study.tokenizer is not None:
-        check, unreachable = _check_tokenizer(file.study.tokenizer, file)
+        check, failure = _check_tokenizer(file.study.tokenizer, file)
+        unreachable = unreachable or failure
         yield check
     for name, corpus in file.study.corpora.items():
         check, failure = _check_corpus(f"corpora.{name}", corpus, file, unreachable)
         unreachable = unreachable or failure
         yield check
+
+
+def _check_checkpoint(
+    model: Model, file: StudyFile, unreachable: HubUnreachableError | None
+) -> tuple[Check, HubUnreachableError | None]:
+    commit, problem = None, None
+    assert model.hf is not None
+    try:
+        if is_local(model, file.folder) or is_path(model):
+            checkpoint_source(file, model)
+        else:
+            if unreachable is not None:
+                raise HubUnreachableError("not checked, because the hub does not answer (see above)")
+            repository = look_up("model", model.hf, model.revision)
+            commit = repository.commit
+            if model.weights is None and not {SINGLE, INDEX} & set(repository.files):
+                problem = f"{model.hf} has no safetensors weights; choose a revision that has them"
+    except RetainError as error:
+        problem, unreachable = str(error), error if isinstance(error, HubUnreachableError) else None
+    return Check("model", model.hf, model.revision, commit, None, problem), unreachable
 
 
 def _check_tokenizer(tokenizer: Tokenizer, file: StudyFile) -> tuple[Check, HubUnreachableError | None]:

@@ -2,6 +2,7 @@
 
     <store>/tokenizers/<fingerprint>/   tokenizer.json, tokenizer_config.json
     <store>/corpora/<fingerprint>/      train.bin, heldout.bin, manifest.json
+    <store>/checkpoints/<fingerprint>/  the checkpoint that a model starts from, checkpoint.json
     <store>/prepared/<digest>.json      the fingerprint that a source was prepared to, and the commit it was read at
     <store>/prepared/last/              the fingerprint that a study's definition of a source was last prepared to
     <store>/building/<process>-<id>/    data that a process is preparing
@@ -11,14 +12,15 @@ finish publishes it, the second discards its identical copy. Folders of killed p
 """
 
 import contextlib
-import os
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from retain.datamodules.corpora.checkpoints.prepare import checkpoint_tokenizer, prepare_checkpoint
+from retain.datamodules.corpora.checkpoints.stored import open_checkpoint
 from retain.datamodules.corpora.documents import document_hash, is_heldout
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
@@ -36,6 +38,9 @@ from retain.datamodules.corpora.sources import (
     Note,
     Source,
     check_unchanged,
+    checkpoint_definition,
+    checkpoint_source,
+    checkpoints_of,
     corpus_definition,
     corpus_source,
     corpus_sources,
@@ -57,12 +62,12 @@ from retain.datamodules.corpora.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from retain.sweeps.base.building import new_build_folder, publish, remove_leftovers
 from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError, StudyError
-from retain.sweeps.base.files import remove, sync_folder, writing
+from retain.sweeps.base.files import writing
 from retain.sweeps.base.notices import notice
-from retain.sweeps.base.processes import is_gone, process_name
 from retain.sweeps.schema.read import StudyFile
-from retain.sweeps.tree.data_facts import UNPREPARED, CorpusFacts, Facts
+from retain.sweeps.tree.data_facts import UNPREPARED, CheckpointFacts, CorpusFacts, Facts, checkpoint_of
 
 TOKENIZER = "tokenizer"
 REPORT_EVERY = 1000
@@ -86,7 +91,9 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
     before = corpus_sources(file)
     if not facts.prepared:
         with writing(str(store), "choose another store with --store"):
-            _remove_leftovers(store)
+            remove_leftovers(store)
+            for model in checkpoints_of(file):
+                prepare_checkpoint(file, store, model, report)
             tokenizer = _prepare_tokenizer(file, store, report)
             for name, length in _packings(file):
                 _prepare_corpus(file, store, name, length, tokenizer, report)
@@ -120,7 +127,9 @@ def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
     """
     remarks: dict[str, str] = {}
     facts = _facts(file, store, remarks)
-    if unprepared := dict.fromkeys(f"corpora.{name}" for (name, _), one in facts.corpora.items() if not one.prepared):
+    unprepared = dict.fromkeys("model.hf" for one in facts.checkpoints.values() if not one.prepared)
+    unprepared |= dict.fromkeys(f"corpora.{name}" for (name, _), one in facts.corpora.items() if not one.prepared)
+    if unprepared:
         return facts, [
             f"{file.path.name}: {', '.join(unprepared)} not prepared in {store}; prepare the study's data: until then, "
             "its stage keys are provisional, and its trained stages are not found"
@@ -144,12 +153,20 @@ def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Fact
         packed = packed_corpus(store, fingerprint)
         return {split: packed.count(split) for split in SPLITS}
 
+    def read_checkpoint(fingerprint: str) -> dict[str, Any]:
+        return vars(open_checkpoint(store / "checkpoints" / fingerprint))
+
     def remark(source: str, problem: str) -> None:
         assert remarks is not None
         where = f"{file.path.name}: {source}"
         remarks[source] = problem if problem.startswith(where) else f"{where}: {problem}"
 
     noted = None if remarks is None else remark
+    checkpoints = {}
+    for model in checkpoints_of(file):
+        source, definition = partial(checkpoint_source, file, model), checkpoint_definition(file, model)
+        fingerprint, found = _look_up(store, "model.hf", source, definition, read_checkpoint, noted)
+        checkpoints[checkpoint_of(model)] = CheckpointFacts(**found) if found else CheckpointFacts(fingerprint)
     tokenizer, vocabulary = _look_up(
         store, TOKENIZER, lambda: tokenizer_source(file), tokenizer_definition(file), read_tokenizer, noted
     )
@@ -165,7 +182,7 @@ def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Fact
         )
         corpora[name, length] = CorpusFacts(fingerprint, *(counts[split] for split in SPLITS if counts))
     entries = vocabulary["vocabulary"] if vocabulary else tokenizer_settings(file).train or 0
-    return Facts(tokenizer, entries, corpora)
+    return Facts(tokenizer, entries, corpora, checkpoints)
 
 
 def _look_up(
@@ -173,9 +190,9 @@ def _look_up(
     what: str,
     source: Callable[[], Source],
     definition: Source,
-    read: Callable[[str], dict[str, int]],
+    read: Callable[[str], dict[str, Any]],
     remark: Callable[[str, str], None] | None,
-) -> tuple[str, Mapping[str, int] | None]:
+) -> tuple[str, Mapping[str, Any] | None]:
     """Return the fingerprint that a source was prepared to, with its facts; a placeholder and None if it is unprepared.
 
     read: reads the facts of prepared data. remark: called if the source has changed or is gone, or the data is damaged, and
@@ -197,7 +214,7 @@ def _look_up(
         notes.append((read_note(store, definition), problem))
     for note, problem in notes:
         if note is not None:
-            facts: Mapping[str, int] = note.facts
+            facts: Mapping[str, Any] = note.facts
             try:
                 facts = read(note.fingerprint)
             except DamageError as error:
@@ -258,7 +275,9 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
     before = corpus_sources(file)
     settings = tokenizer_settings(file)
     report(TOKENIZER, 0, 0)
-    if settings.hf is not None:
+    if file.study.tokenizer is None:
+        tokenizer = checkpoint_tokenizer(file, store)
+    elif settings.hf is not None:
         tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
     else:
         assert settings.train is not None
@@ -267,11 +286,11 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
         special = CHATML_MARKERS if settings.chat_template == CHATML else ()
         tokenizer = train_tokenizer(_reported(chain.from_iterable(samples), report), settings.train, special)
     check_unchanged(file, before)
-    building = _new_build_folder(store)
+    building = new_build_folder(store)
     if settings.chat_template is not None:
         tokenizer = replace(tokenizer, chat_template=find_chat_template(settings, file.folder).text)
     tokenizer.save(building)
-    _publish(building, store / "tokenizers" / tokenizer.fingerprint, load_tokenizer)
+    publish(building, store / "tokenizers" / tokenizer.fingerprint, load_tokenizer)
     write_note(store, source, Note(tokenizer.fingerprint, {"vocabulary": tokenizer.vocabulary}))
     return stored_tokenizer(store, tokenizer.fingerprint)
 
@@ -305,7 +324,7 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
             packed_corpus(store, note.fingerprint)
             return
     before = corpus_sources(file)
-    building = _new_build_folder(store)
+    building = new_build_folder(store)
     pinned = pinned_corpus(file, name)
     packed = pack(
         corpus_documents(file, name, pinned),
@@ -320,7 +339,7 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
     check_unchanged(file, before)
     check_predictions(file, name, packed)
     commit = pinned.revision if is_on_hub(pinned, file.folder) else None
-    _publish(building, store / "corpora" / packed.fingerprint, open_packed)
+    publish(building, store / "corpora" / packed.fingerprint, open_packed)
     counts = {split: packed.count(split) for split in SPLITS}
     write_note(store, source, Note(packed.fingerprint, counts), commit)
 
@@ -329,42 +348,12 @@ def _note_definitions(file: StudyFile, store: Path, facts: Facts) -> None:
     """Note what each definition was last prepared to, where that is not noted yet."""
     tokenizer = Note(facts.tokenizer, {"vocabulary": facts.vocabulary})
     notes = [(tokenizer_definition(file), tokenizer)]
+    for model in checkpoints_of(file):
+        fingerprint = facts.checkpoints[checkpoint_of(model)].fingerprint
+        notes.append((checkpoint_definition(file, model), Note(fingerprint, {})))
     for (name, length), one in facts.corpora.items():
         counts = {"train": one.train or 0, "heldout": one.heldout or 0}
         notes.append((corpus_definition(file, name, length), Note(one.fingerprint, counts)))
     for definition, note in notes:
         if read_note(store, definition) != note:
             write_note(store, definition, note)
-
-
-def _new_build_folder(store: Path) -> Path:
-    """Return the path of a new folder named after this process, so that others can tell whether its owner is alive."""
-    return store / "building" / f"{process_name()}-{os.urandom(4).hex()}"
-
-
-def _publish(building: Path, target: Path, check: Callable[[Path], object]) -> None:
-    """Move finished data from its build folder to `target`. What is there is kept, unless `check` raises: it is damaged."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sync_folder(building)
-    if os.path.lexists(target):
-        try:
-            check(target)
-        except (RetainError, OSError):
-            notice(f"{target} is damaged and will be replaced")
-            damaged = building.with_name(f"{process_name()}-{os.urandom(4).hex()}")
-            target.rename(damaged)
-            remove(damaged)
-    try:
-        building.rename(target)
-    except OSError:
-        # Another process has published the same data.
-        if not target.is_dir():
-            raise
-        shutil.rmtree(building)
-
-
-def _remove_leftovers(store: Path) -> None:
-    """Remove the build folders of processes that are gone."""
-    for building in (store / "building").glob("*-*"):
-        if is_gone(building.name.rpartition("-")[0]):
-            shutil.rmtree(building, ignore_errors=True)

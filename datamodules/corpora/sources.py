@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from retain.datamodules.corpora.checkpoints.files import is_local, is_path, local_files
 from retain.datamodules.corpora.documents import source_identity
+from retain.datamodules.corpora.find import shown
 from retain.datamodules.corpora.packing import CURE, SPLITS
 from retain.datamodules.corpora.responses.chat import chat_source
 from retain.datamodules.corpora.tokenizer import tokenizer_files
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, RetainError
 from retain.sweeps.schema import corpora as fields
+from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.keys import canonical
+from retain.sweeps.tree.tree import models_of
 
 FORMAT = 1
 """The version of the packed data. Raise it when the way to read, split or pack changes."""
@@ -33,8 +37,16 @@ Source = dict[str, Any]
 
 
 def tokenizer_settings(file: StudyFile) -> fields.Tokenizer:
-    assert file.study.tokenizer is not None, "a study with corpora has a tokeniser"
-    return file.study.tokenizer
+    """Return the study's tokeniser: that of its first checkpoint if the study names none."""
+    if file.study.tokenizer is not None:
+        return file.study.tokenizer
+    first = checkpoints_of(file)[0]
+    return fields.Tokenizer(hf=first.hf, revision=first.revision)
+
+
+def checkpoints_of(file: StudyFile) -> list[Model]:
+    """Return the sections of the study's models that start from a checkpoint, each once."""
+    return [model for model in models_of(file) if model.hf is not None]
 
 
 def withheld_share(file: StudyFile) -> float:
@@ -81,6 +93,24 @@ def tokenizer_source(file: StudyFile) -> Source:
     return source
 
 
+def checkpoint_source(file: StudyFile, model: Model) -> Source:
+    """Return the source of a checkpoint. Raises StudyError if a local one cannot be used, MissingResourceError."""
+    source: Source = {"format": FORMAT, "checkpoint": model.hf, "revision": model.revision, "weights": model.weights}
+    with naming_checkpoint(file):
+        if is_local(model, file.folder):
+            found = [(path, path.stat()) for path in local_files(model, file.folder)]
+            source["files"] = [[shown(path), status.st_size, status.st_mtime_ns] for path, status in found]
+        elif is_path(model):
+            raise MissingResourceError(f"{model.hf} is no folder; correct the path")
+    return source
+
+
+def checkpoint_definition(file: StudyFile, model: Model) -> Source:
+    """Return the definition of a checkpoint."""
+    named = {"checkpoint": model.hf, "revision": model.revision, "weights": model.weights}
+    return {DEFINITION: "checkpoint", "folder": str(file.folder), **named}
+
+
 def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> Source:
     """Return the source of a corpus, packed with a tokeniser at a length. Raises StudyError, MissingResourceError."""
     corpus = file.study.corpora[name]
@@ -119,6 +149,15 @@ def corpus_definition(file: StudyFile, name: str, length: int) -> Source:
 
 
 @contextlib.contextmanager
+def naming_checkpoint(file: StudyFile) -> Iterator[None]:
+    """Prefix errors with the study file and the field of the checkpoint."""
+    try:
+        yield
+    except RetainError as error:
+        raise type(error)(f"{file.path.name}: model.hf: {error}") from error
+
+
+@contextlib.contextmanager
 def naming_corpus(file: StudyFile, name: str) -> Iterator[None]:
     """Prefix errors with the study file and the corpus."""
     try:
@@ -142,7 +181,8 @@ class Note:
 
     fingerprint: str
     facts: Mapping[str, int]
-    """The vocabulary of a tokeniser; the sequences of a corpus in each split. Empty in notes of earlier versions."""
+    """The vocabulary of a tokeniser; the sequences of a corpus in each split. Empty for a checkpoint, whose facts are in its
+    folder, and in notes of earlier versions."""
 
 
 def read_note(store: Path, source: Source) -> Note | None:

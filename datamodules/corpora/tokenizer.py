@@ -87,6 +87,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     core = _read(folder / "tokenizer.json", tokenizers.Tokenizer.from_str)
     end = settings.get("eos_token")
     end = end.get("content") if isinstance(end, dict) else end
+    if end is None:
+        end = _end_of_model(folder, core)
     core.no_truncation()
     core.no_padding()
     if not isinstance(end, str) or core.token_to_id(end) is None:
@@ -98,6 +100,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     core.no_padding()
     template = settings.get("chat_template")
     return Tokenizer(core, end, template if isinstance(template, str) else None)
+
+
+def _end_of_model(folder: Path, core: tokenizers.Tokenizer) -> str | None:
+    """The end-of-text token by the model's config.json: the settings of GPT-2's tokeniser name none."""
+    try:
+        number = json.loads((folder / "config.json").read_bytes())["eos_token_id"]
+        return core.id_to_token(number[0] if isinstance(number, list) else number)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def _read(path: Path, parse: Callable[[str], Parsed]) -> Parsed:

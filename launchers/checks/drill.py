@@ -235,7 +235,7 @@ def _twin(store: Store, name: str) -> Store:
     root = store.root / "drill" / name
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    for shared in ("corpora", "tokenizers"):
+    for shared in ("corpora", "tokenizers", "checkpoints"):
         (root / shared).symlink_to(os.path.relpath(store.root / shared, root), target_is_directory=True)
     return Store(root)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from retain.datamodules.corpora.checkpoints.stored import checkpoint_problem
 from retain.datamodules.corpora.packing import packed_problem
 from retain.datamodules.corpora.prepare import tokenizer_problem
 from retain.datamodules.corpora.sources import note_problem
@@ -53,6 +54,7 @@ def _beside_runs(store: Store) -> Iterator[Problem]:
     """The problems of prepared data, submissions, studies and caches."""
     checks: Mapping[str, Callable[[Path], str | None]] = {
         "corpora": packed_problem,
+        "checkpoints": checkpoint_problem,
         "tokenizers": tokenizer_problem,
         "prepared": note_problem,
         "submissions": lambda path: _submission_problem(store, path),

@@ -209,9 +209,9 @@ def _base(file: StudyFile) -> Fields:
             corpus["files"] = _absolute(files, file)
         elif files is not None:
             corpus["files"] = [_absolute(name, file) for name in files]
-    tokenizer = fields.get("tokenizer") or {}
-    if tokenizer.get("hf") and (file.folder / tokenizer["hf"]).is_dir():
-        tokenizer["hf"] = str((file.folder / tokenizer["hf"]).absolute())
+    for section in (fields.get("tokenizer") or {}, fields["model"]):
+        if section.get("hf") and (file.folder / section["hf"]).is_dir():
+            section["hf"] = str((file.folder / section["hf"]).absolute())
     return fields
 
 

@@ -130,7 +130,12 @@ def summary(choices: Table) -> str:
 def resolved(file: StudyFile) -> Iterator[tuple[str, list[Any]]]:
     """Every field of a study that can change a result: its dotted path and all its values over the trials."""
     study = file.study
-    model = study.model.linear.model_dump() if isinstance(study, LinearStudy) else asdict(study.model.architecture())
+    if isinstance(study, LinearStudy):
+        model = study.model.linear.model_dump()
+    elif study.model.hf is not None:
+        model = study.model.model_dump(exclude_none=True)
+    else:
+        model = asdict(study.model.architecture())
     fields = {f"model.{name}": model[name] for name in model} | dict(leaves(study.model_dump(exclude=NOT_A_CHOICE), ""))
     for name, corpus in study.corpora.items():
         fields |= {f"corpora.{name}.{part}": getattr(corpus, part) for part in sorted(corpus.model_fields_set)}

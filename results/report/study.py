@@ -9,10 +9,12 @@ from retain.results.report.cells import Rows, Table, loss_cell, table, value_cel
 from retain.results.report.deviations import resolved, values_text
 from retain.results.store.loss_table import LOSSES, Row
 from retain.sweeps.base.units import format_size
+from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.models import parameters
 from retain.sweeps.schema.read import AnyStudy, StudyFile
-from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.schema.study import Study
+from retain.sweeps.tree.data_facts import CheckpointFacts, Facts, checkpoint_of
 from retain.sweeps.tree.tree import STAGES
 
 GENERAL_QUESTION = (
@@ -38,8 +40,16 @@ def parameter_count(study: AnyStudy, facts: Facts) -> int:
     """The number of parameters of the study's model; a vocabulary of 0 takes the tokeniser's size."""
     if isinstance(study, LinearStudy):
         return 2 * study.model.linear.features**2
+    if study.model.hf is not None:
+        counts = _checkpoint(study, facts).counts
+        return counts.parameters if counts else 0
     model = study.model.architecture()
     return parameters(replace(model, vocabulary=model.vocabulary or facts.vocabulary))
+
+
+def _checkpoint(study: Study, facts: Facts) -> CheckpointFacts:
+    """The study's checkpoint; the first one if an axis replaces the study's own."""
+    return facts.checkpoints.get(checkpoint_of(study.model)) or next(iter(facts.checkpoints.values()))
 
 
 def overview(file: StudyFile, facts: Facts, rows: Sequence[Row]) -> Table:
@@ -69,18 +79,28 @@ def _model_lines(study: AnyStudy, facts: Facts) -> list[tuple[str, str]]:
         linear = study.model.linear
         kinds = f"{linear.inconsistent} inconsistent and as many specialised"
         return [("model", f"two linear layers of {linear.features} features, {kinds}"), ("losses", study.loss_unit)]
-    model = study.model.architecture()
-    shape = (
-        f"Llama, {format_size(parameter_count(study, facts))} parameters: {model.layers} layers of {model.hidden}, "
-        f"{model.heads} heads, MLP {model.mlp}"
-    )
     own = f"byte-level BPE, trained on the study's corpora ({facts.vocabulary:,} entries)"
+    tokenizer = "the checkpoint's own" if study.tokenizer is None else study.tokenizer.hf or own
     return [
-        ("model", f"{study.model.preset}: {shape}" if study.model.preset else shape),
-        ("tokeniser", study.tokenizer.hf or own),
+        ("model", _model_text(study, facts)),
+        ("tokeniser", tokenizer),
         ("sequence length", f"{study.sequence_length:,} tokens"),
         ("allocation", study.allocation),
     ]
+
+
+def _model_text(study: Study, facts: Facts) -> str:
+    """The model's name, family and size."""
+    size = format_size(parameter_count(study, facts))
+    if study.model.hf is not None:
+        found = _checkpoint(study, facts)
+        if not found.prepared:
+            return f"{study.model.hf}, not prepared"
+        weights = "fresh weights" if study.model.weights == "random" else f"weights {found.fingerprint}"
+        return f"{study.model.hf}: {FAMILIES[found.family].title}, {size} parameters, {weights}"
+    model = study.model.architecture()
+    shape = f"Llama, {size} parameters: {model.layers} layers of {model.hidden}, {model.heads} heads, MLP {model.mlp}"
+    return f"{study.model.preset}: {shape}" if study.model.preset else shape
 
 
 def corpora(file: StudyFile, facts: Facts) -> Table:

@@ -1,12 +1,14 @@
-"""The fields of the model, its presets, and parameter counts and FLOPs computed from an architecture's numbers."""
+"""The fields of the model, its presets, and parameter counts and FLOPs computed from a Llama's numbers."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from retain.sweeps.schema.section import Positive, PositiveFloat, Section, Whole
+from retain.sweeps.schema.families.counts import ModelCounts
+from retain.sweeps.schema.families.table import HEAD
+from retain.sweeps.schema.section import PathText, Positive, PositiveFloat, Section, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Architecture:
     initializer_range: float = 0.02
 
 
+ARCHITECTURE_FIELDS = tuple(Architecture.__dataclass_fields__)
 PRESETS = {
     "laptop": Architecture(
         layers=4, hidden=128, heads=4, kv_heads=4, mlp=344, vocabulary=0, tied=True, context=1024, rope_base=10_000.0
@@ -60,8 +63,16 @@ PRESETS = {
 
 
 class Model(Section):
-    """A Llama: a preset, a preset with some numbers changed, or all numbers. The name of a preset may stand for the section."""
+    """A checkpoint (`hf`), or a Llama: a preset, a preset with some numbers changed, or all numbers. The name of a preset may
+    stand for the section."""
 
+    hf: PathText | None = None
+    """The checkpoint to start from: the id of a model on Hugging Face, or a local folder with config.json and safetensors
+    weights. It sets the architecture, so no other number may be given. The default builds a Llama from the numbers below."""
+    revision: str | None = None
+    """The commit, tag or branch of the Hugging Face model. The default is its main branch; a commit pins the checkpoint."""
+    weights: Literal["random"] | None = None
+    """random: take the architecture of the checkpoint, with fresh weights. The default takes its weights too."""
     preset: str | None = None
     """The preset that provides the numbers which are not given: laptop, smollm2-135m or smollm2-1b."""
     layers: Positive | None = None
@@ -94,6 +105,14 @@ class Model(Section):
 
     @model_validator(mode="after")
     def check_numbers(self) -> "Model":
+        if self.hf is not None:
+            given = [name for name in (*ARCHITECTURE_FIELDS, "preset") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"hf: the checkpoint sets the architecture; remove {', '.join(given)}")
+            return self
+        if self.revision is not None or self.weights is not None:
+            name = "weights" if self.revision is None else "revision"
+            raise ValueError(f"{name}: valid only for a checkpoint; name it with hf, or remove {name}")
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.preset!r}; the presets are {', '.join(PRESETS)}")
         needed = ("layers", "hidden", "heads", "kv_heads", "mlp", "vocabulary", "tied", "context")
@@ -108,8 +127,8 @@ class Model(Section):
         return self
 
     def architecture(self) -> Architecture:
-        """The preset's numbers with those of this section in their place."""
-        given = self.model_dump(exclude_none=True, exclude={"preset"})
+        """The preset's numbers with those of this section in their place. Not for a checkpoint."""
+        given = self.model_dump(exclude_none=True, include=set(ARCHITECTURE_FIELDS))
         return Architecture(**given) if self.preset is None else replace(PRESETS[self.preset], **given)
 
 
@@ -143,6 +162,19 @@ def adapter_parameters(model: Architecture, rank: int, targets: Collection[str])
     return rank * (model.layers * sum(ends[name] for name in targets if name in ends) + head)
 
 
+def model_counts(model: Architecture) -> ModelCounts:
+    """The numbers of parameters from which the costs of a Llama are computed."""
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", HEAD)
+    return ModelCounts(
+        parameters=parameters(model),
+        matrices=matrix_parameters(model),
+        attention=model.layers * model.hidden,
+        head=model.vocabulary * model.hidden,
+        tied=model.tied,
+        adapters={name: adapter_parameters(model, 1, (name,)) for name in targets},
+    )
+
+
 def flops_per_token(model: Architecture, sequence_length: int) -> int:
     """The FLOPs of forward and backward: 6 per matrix parameter, and 12 · layers · hidden · length for attention."""
-    return 6 * matrix_parameters(model) + 12 * model.layers * model.hidden * sequence_length
+    return model_counts(model).flops_per_token(sequence_length)

@@ -19,9 +19,9 @@ class Study(Section):
     study: Name
     """The name of the study. The default is the file's name without its suffix."""
     model: Model
-    """The model: a preset's name, or its numbers."""
-    tokenizer: Tokenizer
-    """The tokeniser."""
+    """The model: a preset's name, its numbers, or a checkpoint."""
+    tokenizer: Tokenizer | None = None
+    """The tokeniser. Required, but for a checkpoint: the default is then the checkpoint's own."""
     sequence_length: Annotated[Whole, Field(ge=2)]
     """The length of the packed sequences in tokens. It must not exceed the model's context."""
     corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
@@ -52,6 +52,12 @@ class Study(Section):
     """How and where the stages run. None of it enters a stage key."""
 
     @model_validator(mode="after")
+    def check_tokenizer(self) -> "Study":
+        if self.tokenizer is None and self.model.hf is None:
+            raise ValueError("tokenizer: this field is required unless model.hf names a checkpoint")
+        return self
+
+    @model_validator(mode="after")
     def check_corpora(self) -> "Study":
         for stage in STAGE_KINDS:
             section = getattr(self, stage)
@@ -65,7 +71,8 @@ class Study(Section):
     @model_validator(mode="after")
     def check_chat_template(self) -> "Study":
         chats = [name for name, corpus in self.corpora.items() if corpus.messages is not None]
-        if chats and self.tokenizer.train is not None and self.tokenizer.chat_template is None:
+        trained = self.tokenizer is not None and self.tokenizer.train is not None
+        if chats and trained and self.tokenizer.chat_template is None:
             raise ValueError(
                 f"corpora.{chats[0]}.messages: a trained tokeniser has no chat template; set tokenizer.chat_template: "
                 "chatml"

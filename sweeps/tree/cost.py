@@ -6,8 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from retain.sweeps.schema.families.counts import ModelCounts
+from retain.sweeps.schema.families.table import HEAD
 from retain.sweeps.schema.linear.study import is_linear
-from retain.sweeps.schema.models import Architecture, adapter_parameters, flops_per_token, matrix_parameters, parameters
+from retain.sweeps.schema.models import ARCHITECTURE_FIELDS, Architecture, model_counts
+from retain.sweeps.tree.keys import canonical
 from retain.sweeps.tree.linear_recipes import linear_cost
 from retain.sweeps.tree.throughput import PEAK_FLOPS, Measured, check_device, model_text, modelled_speed
 from retain.sweeps.tree.tree import Stage, Tree
@@ -116,8 +119,8 @@ class _Model:
     parameters: int
     text: str
     """The model as `model_text` writes it."""
-    architecture: Architecture | None
-    """None for the linear model."""
+    counts: ModelCounts | None
+    """None for the linear model, and for a checkpoint that is not prepared."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ def _gpu_hours(
         for name in PEAK_FLOPS:
             speed = measured(stage.stage, own.model.text, devices, name)
             known[name] += speed is not None
-            per_device = speed / devices if speed else modelled_speed(own.flops, own.model.parameters, name)
+            # A checkpoint that is not prepared has an unknown size, and counts as 0.
+            per_device = speed / devices if speed else modelled_speed(own.flops or 1, own.model.parameters, name)
             hours[name] += stage.tokens / per_device / 3600
             alone[name] += stage.tokens / per_device / 3600 * trials[stage.key]
     return hours, alone, known
@@ -171,21 +175,27 @@ def _work_by_stage(tree: Tree) -> dict[str, _Work]:
     work: dict[str, _Work] = {}
     for stage in tree.stages.values():
         # Parents come before their children, so the model that a stage starts from is known.
-        model = work[stage.parent].model if stage.parent else _root_model(stage)
+        model = work[stage.parent].model if stage.parent else _root_model(stage, tree.models)
         # Only recipes with adapters are parsed: a tree may have 100,000 stages.
-        if '"method":"lora"' in stage.recipe:
+        if model.counts and '"method":"lora"' in stage.recipe:
             work[stage.key] = _with_adapters(model, json.loads(stage.recipe))
         else:
             work[stage.key] = _Work(model.flops, model.parameters, model)
     return work
 
 
-def _root_model(root: Stage) -> _Model:
+def _root_model(root: Stage, checkpoints: Mapping[str, ModelCounts]) -> _Model:
     recipe = json.loads(root.recipe)
     if is_linear(recipe):
         return _Model(*linear_cost(recipe), "", None)
-    model = Architecture(**recipe["model"])
-    return _Model(flops_per_token(model, recipe["sequence_length"]), parameters(model), model_text(recipe), model)
+    model = recipe["model"]
+    if model.keys() == set(ARCHITECTURE_FIELDS):
+        counts: ModelCounts | None = model_counts(Architecture(**model))
+    else:
+        counts = checkpoints.get(canonical(model))
+    if counts is None:
+        return _Model(0, 0, model_text(recipe), None)
+    return _Model(counts.flops_per_token(recipe["sequence_length"]), counts.parameters, model_text(recipe), counts)
 
 
 def _with_adapters(model: _Model, recipe: Mapping[str, Any]) -> _Work:
@@ -194,9 +204,11 @@ def _with_adapters(model: _Model, recipe: Mapping[str, Any]) -> _Work:
     A frozen matrix needs no gradient of its own, so it takes 4 FLOPs per parameter instead of 6. An adapter on a tied head
     unties the head.
     """
-    assert model.architecture is not None
+    counts = model.counts
+    assert counts is not None
     lora = recipe["lora"]
-    adapters = adapter_parameters(model.architecture, lora["rank"], lora["targets"])
-    flops = model.flops - 2 * matrix_parameters(model.architecture) + 6 * adapters
-    merged = replace(model.architecture, tied=model.architecture.tied and "lm_head" not in lora["targets"])
-    return _Work(flops, adapters, replace(model, parameters=parameters(merged), architecture=merged))
+    adapters = counts.adapter_parameters(lora["rank"], lora["targets"])
+    flops = model.flops - 2 * counts.matrices + 6 * adapters
+    if counts.tied and HEAD in lora["targets"]:
+        counts = replace(counts, parameters=counts.parameters + counts.head, tied=False)
+    return _Work(flops, adapters, replace(model, parameters=counts.parameters, counts=counts))

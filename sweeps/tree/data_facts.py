@@ -1,7 +1,11 @@
 """The fingerprints and sizes of the data, which planning needs. They are final once `retain data` has run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from retain.sweeps.schema.families.counts import ModelCounts
+from retain.sweeps.schema.models import Model
 
 UNPREPARED = "unprepared:"
 """The prefix of the provisional fingerprint of an unprepared corpus."""
@@ -24,6 +28,39 @@ class CorpusFacts:
 
 
 @dataclass(frozen=True)
+class CheckpointFacts:
+    """One checkpoint, copied into the store."""
+
+    fingerprint: str
+    """The digest of its configuration and its weights, whatever the files; a provisional one while it is unprepared."""
+    family: str = ""
+    """The name of its family in sweeps/schema/families/table.py. Empty, like the fields below, while it is unprepared."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of its config.json that can change a result."""
+    vocabulary: int = 0
+    """The number of rows of its embedding."""
+    context: int = 0
+    """Its longest sequence in tokens."""
+    tokenizer: str | None = None
+    """The fingerprint of its tokeniser; None if it has none that can be used."""
+    counts: ModelCounts | None = None
+    """The numbers of its parameters; None while it is unprepared."""
+
+    @property
+    def prepared(self) -> bool:
+        return not self.fingerprint.startswith(UNPREPARED)
+
+
+Checkpoint = tuple[str | None, str | None, str | None]
+"""What a study names a checkpoint by: model.hf, model.revision and model.weights."""
+
+
+def checkpoint_of(model: Model) -> Checkpoint:
+    """What a study's model section names a checkpoint by."""
+    return model.hf, model.revision, model.weights
+
+
+@dataclass(frozen=True)
 class Facts:
     """The facts of all data that a study reads."""
 
@@ -33,8 +70,11 @@ class Facts:
     """The number of entries of the tokeniser."""
     corpora: Mapping[tuple[str, int], CorpusFacts]
     """The corpora by name and sequence length."""
+    checkpoints: Mapping[Checkpoint, CheckpointFacts] = field(default_factory=dict)
+    """The checkpoints that the study's models start from."""
 
     @property
     def prepared(self) -> bool:
-        """Whether all corpora are prepared. Until then, stage keys are provisional."""
-        return all(facts.prepared for facts in self.corpora.values())
+        """Whether all corpora and checkpoints are prepared. Until then, stage keys are provisional."""
+        corpora, checkpoints = self.corpora.values(), self.checkpoints.values()
+        return all(one.prepared for one in corpora) and all(one.prepared for one in checkpoints)

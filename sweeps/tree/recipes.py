@@ -12,6 +12,7 @@ from typing import Any
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.stages import Adaptable, EarlyStopping, Lora, Optimisation, Pretrain, Wsd
 from retain.sweeps.schema.study import Study
+from retain.sweeps.tree.checkpoint_recipes import adapter_targets, checkpoint_recipe
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
 from retain.sweeps.tree.mixture_recipes import check_fit, components, stage_mixture, stage_window
 
@@ -75,7 +76,7 @@ def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
         "sequences": mixture.total,
         **mixture.recipe,
         "early_stopping": _early_stopping(stage.early_stopping, stage.warmup, corpus),
-        **_method(stage),
+        **_method(study, facts, stage, "posttrain"),
         **_optimisation(study, stage, "posttrain", mixture.total),
     }
 
@@ -91,7 +92,7 @@ def finetune_recipe(study: Study, facts: Facts) -> Recipe:
         "distinct": mixture.main,
         "sequences": mixture.total,
         **mixture.recipe,
-        **_method(stage),
+        **_method(study, facts, stage, "finetune"),
         **_optimisation(study, stage, "finetune", mixture.total),
     }
 
@@ -102,7 +103,12 @@ def exposed_sequences(exposure: float, distinct: int) -> int:
 
 
 def _model(study: Study, facts: Facts) -> Recipe:
-    """The model's numbers, with the tokeniser's vocabulary if the study gives none."""
+    """The model's numbers, with the tokeniser's vocabulary if the study gives none; or the checkpoint's architecture and start.
+
+    Raises StudyError.
+    """
+    if study.model.hf is not None:
+        return checkpoint_recipe(study, facts)
     model = asdict(study.model.architecture())
     if study.sequence_length > model["context"]:
         raise StudyError(
@@ -163,12 +169,13 @@ def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
     return {} if (begin, end) == (0, total) else {"window": [begin, end]}
 
 
-def _method(stage: Adaptable) -> Recipe:
-    """The training method, with the settings of the adapters if there are any."""
+def _method(study: Study, facts: Facts, stage: Adaptable, name: str) -> Recipe:
+    """The training method, with the settings of the adapters if there are any. Raises StudyError."""
     if stage.method == "full":
         return {"method": "full"}
     lora = stage.lora or Lora()
-    return {"method": "lora", "lora": lora.model_dump() | {"targets": sorted(set(lora.targets))}}
+    targets = adapter_targets(study, facts, lora.targets, name)
+    return {"method": "lora", "lora": lora.model_dump() | {"targets": targets}}
 
 
 def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str) -> tuple[CorpusFacts, int]:

@@ -9,11 +9,13 @@ from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import Option
+from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section
 from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.schema.stages import Component
 from retain.sweeps.schema.study import Study
+from retain.sweeps.tree.checkpoint_recipes import counts_by_model
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical, stage_key
 from retain.sweeps.tree.linear_recipes import linear_finetune_recipe, linear_posttrain_recipe, linear_pretrain_recipe
@@ -78,9 +80,11 @@ class Tree:
     trials: list[Trial]
     """The trials in the order of the grid."""
     provisional: bool
-    """True while a corpus is unprepared. The keys change once it is prepared."""
+    """True while a corpus or a checkpoint is unprepared. The keys change once it is prepared."""
     corpora: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """The fingerprints of the study's corpora, by name and sequence length; a linear study has none."""
+    models: Mapping[str, ModelCounts] = field(default_factory=dict)
+    """The numbers of parameters of models that start from a checkpoint, by the model in their recipe as canonical text."""
 
     def ancestors(self, key: str) -> list[Stage]:
         """The stages on the path from the root to this stage, which is the last one."""
@@ -106,7 +110,7 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
             axes |= shown[index]
         trials.append(Trial(axes, pre, post, leaf))
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
-    return Tree(file.study.study, stages, trials, not facts.prepared, corpora)
+    return Tree(file.study.study, stages, trials, not facts.prepared, corpora, counts_by_model(facts))
 
 
 class _StageBuilder:
@@ -175,6 +179,23 @@ class _StageBuilder:
         return section == self.stage or section not in STAGES
 
 
+def models_of(file: StudyFile) -> list[Any]:
+    """The distinct model sections of a study over its trials."""
+    dimensions = [
+        options
+        for options in file.dimensions
+        if any(path.partition(".")[0] == "model" for option in options for path in option.fields)
+    ]
+    found: list[Any] = []
+    for options in itertools.product(*dimensions):
+        study = file.study
+        for option in options:
+            study = with_values(study, option.fields)
+        if study.model not in found:
+            found.append(study.model)
+    return found
+
+
 def merged(trees: Sequence[Tree]) -> Tree:
     """Several trees as one. A stage or trial that several trees share appears once, with the axes of the first tree."""
     if len(trees) == 1:
@@ -188,7 +209,8 @@ def merged(trees: Sequence[Tree]) -> Tree:
             trials.setdefault(trial.path, trial)
     names = "+".join(dict.fromkeys(tree.study for tree in trees))
     corpora = {place: fingerprint for tree in trees for place, fingerprint in tree.corpora.items()}
-    return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees), corpora)
+    models = {text: counts for tree in trees for text, counts in tree.models.items()}
+    return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees), corpora, models)
 
 
 def may_affect(axis: str, stage: str) -> bool:

@@ -12,6 +12,7 @@ from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.plan import Plan, PlannedStudy, PlanTotals
 from retain.launchers.planning.power import PowerPlan
 from retain.sweeps.base.units import counted, format_bytes, format_size
+from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.tree.tree import STAGES
 
 
@@ -111,17 +112,37 @@ def data_document(opened: OpenedStudy) -> dict[str, Any]:
         }
         for (name, length), facts in opened.facts.corpora.items()
     ]
+    checkpoints = [
+        {
+            "name": name,
+            "fingerprint": facts.fingerprint,
+            "family": facts.family,
+            "parameters": facts.counts.parameters if facts.counts else 0,
+        }
+        for (name, _, _), facts in opened.facts.checkpoints.items()
+    ]
     tokenizer = {"fingerprint": opened.facts.tokenizer, "vocabulary": opened.facts.vocabulary}
-    return {"study": opened.tree.study, "store": str(opened.store.root), "tokenizer": tokenizer, "corpora": corpora}
+    return {
+        "study": opened.tree.study,
+        "store": str(opened.store.root),
+        "tokenizer": tokenizer,
+        "corpora": corpora,
+        "checkpoints": checkpoints,
+    }
 
 
 def print_data(document: Mapping[str, Any]) -> None:
-    """Print a row for each corpus."""
+    """Print a line for each checkpoint, and a row for each corpus."""
     table = new_table("corpus", "sequence length", "training tokens", "held-out tokens", "fingerprint")
     for corpus in document["corpora"]:
         counts = (f"{corpus['sequence_length']:,}", f"{corpus['train_tokens']:,}", f"{corpus['heldout_tokens']:,}")
         table.add_row(corpus["name"], *counts, corpus["fingerprint"])
-    open_console().print(table)
+    console = open_console()
+    for one in document["checkpoints"]:
+        title = FAMILIES[one["family"]].title
+        size = format_size(one["parameters"])
+        print_line(console, f"checkpoint {one['name']}: {title}, {size} parameters, {one['fingerprint']}")
+    console.print(table)
 
 
 def _axes_line(study: PlannedStudy, named: bool) -> str:

@@ -1,12 +1,16 @@
 """The end of a training stage: the final weights, their held-out losses, and the files of the done run."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from retain.datamodules.corpora.checkpoints.files import COMPANIONS
+from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder, open_checkpoint
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.datamodules.order.digest import add_digests, as_text
 from retain.datamodules.order.stage_data import StageData
@@ -60,7 +64,23 @@ def publish(
     for weights in partial.glob("*.safetensors"):
         share(weights)
     tokenizer.save(partial)
+    _keep_companions(context, partial)
     context.finish(partial, {LOSSES: losses}, keep_checkpoints=context.spec["execution"]["keep_states"])
+
+
+def _keep_companions(context: AttemptContext, folder: Path) -> None:
+    """Copy what a tokeniser that came with a checkpoint has beside it, such as its chat template."""
+    if context.spec["parent"] is not None:
+        source = context.store.run(context.spec["parent"]).model
+    elif start := context.spec["recipe"]["model"].get("start"):
+        source = checkpoint_folder(context.store.root, start)
+        if open_checkpoint(source).tokenizer != context.spec.get("tokenizer"):
+            return
+    else:
+        return
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _described(losses: Mapping[str, Mapping[str, Any]], spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from retain.lightning_modules.models import trained_parameters
 from retain.lightning_modules.objective import summed_loss
@@ -30,13 +30,14 @@ class _Answer(TypedDict):
     too_many: int | None
 
 
-def stage_shape(model: LlamaForCausalLM, recipe: Mapping[str, Any], bf16: bool, world: int) -> dict[str, Any]:
+def stage_shape(model: PreTrainedModel, recipe: Mapping[str, Any], bf16: bool, world: int) -> dict[str, Any]:
     """Everything that decides how much memory a sequence needs."""
     config = model.config
     shape = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "model": [getattr(config, name) for name in (*shape, "vocab_size", "tie_word_embeddings")],
+        "family": config.model_type,
+        "model": [getattr(config, name, None) for name in (*shape, "vocab_size", "tie_word_embeddings")],
         "trained": sum(parameter.numel() for _, parameter in trained_parameters(model)),
         "length": recipe["sequence_length"],
         "dropout": recipe["dropout"] > 0,
@@ -97,7 +98,7 @@ def is_shared(device: torch.device) -> bool:
 
 
 def fits_on_gpu(
-    model: LlamaForCausalLM, length: int, bf16: bool, device: torch.device, end_of_text: int | None = None
+    model: PreTrainedModel, length: int, bf16: bool, device: torch.device, end_of_text: int | None = None
 ) -> Callable[[int], bool]:
     """A function that tries whether a number of sequences fits, with an uncompiled step; compiled steps need less memory."""
     moments = MOMENT_BYTES * sum(parameter.numel() for _, parameter in trained_parameters(model))

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
 from retain.datamodules.corpora.prepare import stored_tokenizer
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.datamodules.order.stage_data import StageData, heldout_sequences
@@ -45,7 +46,7 @@ from retain.launchers.stage.training.resume import Cadence, Resume
 from retain.launchers.stage.training.trainer import fit, stage_trainer
 from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.lora import add_adapters
-from retain.lightning_modules.models import build_model, load_model, trained_parameters
+from retain.lightning_modules.models import build_from_config, build_model, load_model, trained_parameters
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.disk import check_room, stage_bytes, used_bytes
 from retain.results.store.runs import Run
@@ -171,24 +172,30 @@ def _note(run: Run, notes: Sequence[str]) -> None:
         run.note(notes)
 
 
-def _starting_model(context: AttemptContext, tokenizer: Tokenizer) -> LlamaForCausalLM:
+def _starting_model(context: AttemptContext, tokenizer: Tokenizer) -> PreTrainedModel:
+    """The parent's model, the checkpoint that the recipe starts from, or a new one; with adapters if the recipe has them."""
     recipe = context.spec["recipe"]
-    if context.spec["parent"] is None:
-        return build_model(Architecture(**recipe["model"]), recipe["seed"], tokenizer.end_id)
-    model = load_model(usable_parent(context.store, context.spec["parent"]).model)
-    if recipe["method"] == "lora":
+    if context.spec["parent"] is not None:
+        model = load_model(usable_parent(context.store, context.spec["parent"]).model)
+    elif start := recipe["model"].get("start"):
+        model = load_model(checkpoint_folder(context.store.root, start))
+    elif family := recipe["model"].get("family"):
+        model = build_from_config(family, recipe["model"]["config"], recipe["seed"])
+    else:
+        model = build_model(Architecture(**recipe["model"]), recipe["seed"], tokenizer.end_id)
+    if recipe.get("method") == "lora":
         add_adapters(model, recipe["lora"], recipe["seed"])
     return model
 
 
-def _check_room(run: Run, model: LlamaForCausalLM) -> None:
+def _check_room(run: Run, model: PreTrainedModel) -> None:
     """Check that checkpoints and weights fit on the disk. Raises NoRoomError."""
     trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
     needed = stage_bytes(sum(parameter.numel() for parameter in model.parameters()), trained)
     check_room(run.folder, needed - used_bytes(run.checkpoint))
 
 
-def _fitting_micro_batch(context: AttemptContext, model: LlamaForCausalLM, bf16: bool, end_of_text: int | None) -> int:
+def _fitting_micro_batch(context: AttemptContext, model: PreTrainedModel, bf16: bool, end_of_text: int | None) -> int:
     """The number of sequences that fit on the GPU of every rank."""
     recipe, world = context.spec["recipe"], context.ranks.world
     device = torch.device("cuda", torch.cuda.current_device())

@@ -101,7 +101,8 @@ WITHOUT_EFFECT = {
     "pretrain": {"repeat", "floor"},  # The first only allows λ > 1. The second has an effect if min_lr is above lr.
     "posttrain": {"lora", "floor"},  # The first has an effect with method: lora, as tested below.
     "finetune": {"lora", "floor"},
-    "model": {"preset"},  # It is a name for the other fields.
+    # Names: of the other fields, and of a checkpoint, whose content changes keys, as test_checkpoint_recipes.py shows.
+    "model": {"preset", "hf", "revision", "weights"},
     "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", *STAGES, "model"},
 }
 SECTIONS = {"pretrain": Pretrain, "posttrain": Posttrain, "finetune": Finetune, "model": Model, "study": Study}
