@@ -13,6 +13,7 @@ from tests.retain import losses, retain, retain_json, train_here, weights
 from tests.studies import tiny_study
 
 MIXED: dict[str, Any] = {
+    "pretrain.tokens": 12_800,
     "pretrain.mix": {
         "chemistry": [
             {"passes": 2, "of": 640, "window": [0, 0.7]},
