@@ -71,8 +71,8 @@ class Study(Section):
     @model_validator(mode="after")
     def check_chat_template(self) -> "Study":
         chats = [name for name, corpus in self.corpora.items() if corpus.messages is not None]
-        trained = self.tokenizer is not None and self.tokenizer.train is not None
-        if chats and trained and self.tokenizer.chat_template is None:
+        tokenizer = self.tokenizer
+        if chats and tokenizer is not None and tokenizer.train is not None and tokenizer.chat_template is None:
             raise ValueError(
                 f"corpora.{chats[0]}.messages: a trained tokeniser has no chat template; set tokenizer.chat_template: "
                 "chatml"

@@ -66,8 +66,9 @@ class ChatTemplate:
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        render: Any = render_jinja_template  # its types deny the variables of templates
         try:
-            texts, tagged = render_jinja_template(
+            texts, tagged = render(
                 [list(messages)],
                 chat_template=self.text,
                 return_assistant_tokens_mask=bool(GENERATION.search(self.text)),
