@@ -158,6 +158,7 @@ class SpecExecution(TypedDict):
     threads: int
     strategy: str
     heldout_every: int | None
+    log_every: NotRequired[int | None]
     save_minutes: float
     save_steps: int | None
     keep_states: bool

@@ -106,7 +106,8 @@ def attempt(context: AttemptContext) -> None:
     data.next_step = saved.step if saved else 0
     splits = {role: heldout_sequences(context.store.root, corpus) for role, corpus in spec["evaluation"].items()}
     heldout = Heldout(splits, module, machine.bf16, ranks.rank, ranks.world)
-    curves = Curves(run, heldout, execution["heldout_every"], saved.shared["curves"] if saved else None)
+    points = saved.shared["curves"] if saved else None
+    curves = Curves(run, heldout, execution["heldout_every"], points, execution.get("log_every"))
     best = _early_stopping(recipe, curves)
     writer = CheckpointWriter(run.checkpoint, ranks.rank, ranks.world, context.may_write)
     cadence = Cadence(execution["save_minutes"] * 60, execution["save_steps"])
