@@ -12,7 +12,8 @@ from retain.launchers.planning.plan import Plan, PlannedStage, PlannedStudy, Pla
 from retain.launchers.study_status import SearchStatus, Status
 from retain.results.report.collect import Failure, Results
 from retain.results.store.status import RunStatus
-from tools.docstrings import attribute_docs, one_line
+from retain.sweeps.reference.sections import attribute_docs
+from tools.docstrings import one_line
 
 FUNCTIONS = ("plan", "run", "submit", "status", "load")
 RETURNED = (
