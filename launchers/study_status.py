@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retain.launchers.jobs.status import Orphan, ask_slurm
@@ -13,8 +13,10 @@ from retain.results.store.runs import SPEC, Store, existing_store
 from retain.results.store.state import DAMAGED, STATES
 from retain.results.store.status import (
     RunStatus,
+    StageCost,
     is_to_come,
     run_status,
+    stage_costs,
     store_status,
     study_seconds_left,
     study_status,
@@ -72,6 +74,9 @@ class Status:
     seconds_left: float | None = None
     """The seconds that all runs still need at the present speed; None while no run reports a speed."""
 
+    cost: list[StageCost] = field(default_factory=list)
+    """What each stage of these runs took so far. A search is a stage too: its driver's time is that of its one process."""
+
     @property
     def is_idle(self) -> bool:
         """Whether it is known that nothing is queued or running."""
@@ -95,14 +100,17 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
         return lambda: _read(None, whole, store_status(whole))
     opened = open_study(study, overrides, store)
 
+    first = True
+
     def read() -> Status:
-        nonlocal opened
+        nonlocal opened, first
+        if opened.tree.provisional and not first:
+            prepared = open_study(study, overrides, store, remember=False)
+            opened = opened if prepared.tree.provisional else prepared
+        first = False
         tree, name = opened.tree, opened.tree.study
         rows = [*study_status(tree, opened.store), *_search_row(opened.store, name)]
-        status = _read(name, opened.store, rows, tree.provisional)
-        if tree.provisional:
-            opened = open_study(study, overrides, store)
-        return status
+        return _read(name, opened.store, rows, tree.provisional)
 
     return read
 
@@ -137,14 +145,16 @@ def filtered(status: Status, states: Sequence[str], stages: Sequence[str], where
             for axis, texts in conditions.items()
         )
     ]
-    return replace(status, runs=chosen)
+    return replace(status, runs=chosen, cost=stage_costs(chosen))
 
 
 def _read(study: str | None, store: Store, rows: list[RunStatus], provisional: bool = False) -> Status:
     queue = ask_slurm(rows, store)
     searches = [_search_status(store, row) for row in queue.runs if row.stage == SEARCH.name]
     left = study_seconds_left(queue.runs)
-    return Status(study, queue.runs, queue.orphans, searches, queue.unanswered, provisional, left)
+    return Status(
+        study, queue.runs, queue.orphans, searches, queue.unanswered, provisional, left, stage_costs(queue.runs)
+    )
 
 
 def _search_row(store: Store, study: str) -> list[RunStatus]:

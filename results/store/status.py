@@ -8,7 +8,7 @@ from typing import Any
 
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import UNENDED, State, damaged_state
+from retain.results.store.state import UNENDED, AttemptCost, State, attempt_costs, damaged_state
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.tree import Axes, Stage, Tree
 
@@ -52,6 +52,32 @@ class RunStatus:
     """The path of the run's log."""
     parent: str | None = None
     """The key of the parent stage; None for a root."""
+    costs: tuple[AttemptCost, ...] = ()
+    """What each attempt took."""
+
+    @property
+    def device_hours(self) -> float:
+        """The hours of all attempts, times their devices."""
+        return sum(cost.device_hours for cost in self.costs)
+
+    @property
+    def lost_hours(self) -> float:
+        """The part of `device_hours` that later attempts trained again."""
+        return sum(cost.lost_hours for cost in self.costs)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What the runs of one stage took so far."""
+
+    stage: str
+    """The name of the stage."""
+    attempts: int
+    """The number of attempts at its runs."""
+    device_hours: float
+    """The hours of these attempts, times their devices."""
+    lost_hours: float
+    """The part of them that later attempts trained again."""
 
 
 def study_status(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[RunStatus]:
@@ -143,6 +169,20 @@ def study_seconds_left(rows: Sequence[RunStatus]) -> float | None:
     return max(sum(left.values()) / sum(speeds), longest)
 
 
+def stage_costs(rows: Sequence[RunStatus]) -> list[StageCost]:
+    """What each stage took so far, in the order of the tree."""
+    found: dict[str, StageCost] = {}
+    for row in in_tree_order(rows):
+        sofar = found.get(row.stage, StageCost(row.stage, 0, 0.0, 0.0))
+        found[row.stage] = StageCost(
+            row.stage,
+            sofar.attempts + row.attempts,
+            sofar.device_hours + row.device_hours,
+            sofar.lost_hours + row.lost_hours,
+        )
+    return list(found.values())
+
+
 def _total_tokens(spec: Mapping[str, Any]) -> int:
     """The tokens to train on; runs registered before that field existed are training stages."""
     recipe = spec["recipe"]
@@ -170,4 +210,5 @@ def _row(stage: Stage, run: Run, state: State, blocked: str | None) -> RunStatus
         failure=last.failure if last else None,
         log=str(run.log) if os.path.exists(run.log) else None,
         parent=stage.parent,
+        costs=tuple(attempt_costs(state)),
     )

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Group
@@ -19,8 +19,8 @@ from retain.launchers.cli.views.status_table import (
 from retain.launchers.console import open_console, print_line
 from retain.launchers.study_status import Status
 from retain.results.store.runs import Run
-from retain.results.store.status import current_state
-from retain.sweeps.base.units import counted
+from retain.results.store.status import StageCost, current_state
+from retain.sweeps.base.units import counted, format_seconds
 
 WATCH_EVERY_S = 1.0
 FOLLOW_EVERY_S = 0.3
@@ -95,5 +95,19 @@ def follow_log(run: Run, path: Path, follow: bool) -> None:
 
 def _sentences(status: Status) -> list[str]:
     """What is printed below the table."""
-    lines = [orphan.sentence for orphan in status.orphans] + [search.sentence for search in status.searches]
+    lines = [
+        *_cost_lines(status.cost),
+        *(orphan.sentence for orphan in status.orphans),
+        *(search.sentence for search in status.searches),
+    ]
     return lines if status.unanswered is None else [*lines, status.unanswered]
+
+
+def _cost_lines(costs: Sequence[StageCost]) -> list[str]:
+    """`device time: 2h 10m (pretrain 1h 30m, finetune 40m 00s), 3m 05s of it lost`; empty before the first attempt."""
+    total, lost = (sum(getattr(cost, name) for cost in costs) * 3600 for name in ("device_hours", "lost_hours"))
+    if total < 1:
+        return []
+    stages = ", ".join(f"{cost.stage} {format_seconds(cost.device_hours * 3600)}" for cost in costs if cost.attempts)
+    again = f", {format_seconds(lost)} of it trained again after interruptions" if lost >= 1 else ""
+    return [f"device time: {format_seconds(total)} ({stages}){again}"]

@@ -14,10 +14,11 @@ from retain.launchers.cli.views import status as view
 from retain.launchers.cli.views.status_table import reasons_below, status_table, summary_lines
 from retain.launchers.study_status import Status, filtered, status_reader
 from retain.results.store.runs import Store
+from retain.results.store.state import Attempt, State
 from retain.results.store.status import RunStatus, in_tree_order, study_seconds_left, study_status
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.tree.tree import Tree
-from tests.results.runs import finish, kinds, registered
+from tests.results.runs import finish, kinds, put_state, registered
 from tests.studies import linear_study
 
 NARROW = 80
@@ -152,3 +153,17 @@ def test_watching_ends_with_a_sentence_if_nothing_begins(
     study = linear_study(tmp_path)
     view.watch_status(status_reader(str(study), (), tmp_path / "runs"), idle_s=0.05)
     assert "nothing was queued or running for 0 s; retain run or retain submit trains" in capsys.readouterr().out
+
+
+def test_the_device_time_of_each_stage_is_below_the_table_and_in_the_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, store = registered(tmp_path / "runs", grid={})
+    for run in kinds(tree, store, "pretrain"):
+        put_state(run, State("done", (Attempt(0.5, "a", 1, world=2, end=1800.5, cause="finished"),)))
+    view.print_status(status_reader(None, (), store.root)())
+    assert "device time: 1h 00m (pretrain 1h 00m)\n" in capsys.readouterr().out
+    assert main(["status", "--store", str(store.root), "--stage", "pretrain", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["cost"] == [{"stage": "pretrain", "attempts": 1, "device_hours": 1.0, "lost_hours": 0.0}]
+    assert document["runs"][0]["costs"][0]["device_hours"] == 1.0
