@@ -11,7 +11,8 @@ from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.planning.plan import Plan, PlannedStage, PlannedStudy, PlanTotals
 from retain.launchers.study_status import SearchStatus, Status
 from retain.results.report.collect import Failure, Results
-from retain.results.store.status import RunStatus
+from retain.results.store.state import AttemptCost
+from retain.results.store.status import RunStatus, StageCost
 from retain.sweeps.reference.sections import attribute_docs
 from tools.docstrings import one_line
 
@@ -20,7 +21,7 @@ RETURNED = (
     *(Plan, PlanTotals, PlannedStage, PlannedStudy),
     *(Results, Failure),
     *(Submitted, SubmittedJob),
-    *(Status, RunStatus, SearchStatus, Orphan),
+    *(Status, RunStatus, AttemptCost, StageCost, SearchStatus, Orphan),
 )
 INTRODUCTION = """\
 # Python API
