@@ -44,7 +44,7 @@ def complete_override(incomplete: str) -> list[tuple[str, str]]:
     path, separator, _ = incomplete.partition("=")
     known = all_paths()
     if separator:
-        words = known[path].type.replace("true or false", "`true` or `false`") if path in known else ""
+        words = known[path].type_text.replace("true or false", "`true` or `false`") if path in known else ""
         values = [word.strip("`") for word in words.split(" or ") if word.startswith("`")]
         return [(f"{path}={value}", "") for value in values if f"{path}={value}".startswith(incomplete)]
     return [

@@ -27,7 +27,7 @@ class Field:
 
     path: str
     """Its dotted path."""
-    type: str
+    type_text: str
     """Its type in words."""
     default: str
     """As a study file writes it; `required`, or `-` if the meaning describes it."""

@@ -38,4 +38,4 @@ def json_schema_text() -> str:
 
 
 def _plain(field: Field) -> dict[str, str]:
-    return {name: getattr(field, name) for name in ("path", "type", "default", "meaning")}
+    return {"path": field.path, "type": field.type_text, "default": field.default, "meaning": field.meaning}

@@ -73,7 +73,7 @@ def status_table(rows: Sequence[RunStatus], shown: Sequence[RunStatus], width: i
         column.no_wrap, column.overflow = width is not None, "fold" if width is None else "ellipsis"
     table.title, table.title_justify = state_counts(rows) or "no runs", "left"
     for row in cells:
-        shortened = row | {"axes": _cut(row["axes"], axes)}
+        shortened = {**row, "axes": _cut(row["axes"], axes)}
         table.add_row(*(_coloured(name, shortened[name]) for name in columns))
     return table
 

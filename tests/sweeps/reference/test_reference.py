@@ -27,14 +27,14 @@ def test_every_field_of_a_study_has_a_path_a_type_and_a_meaning() -> None:
     known = all_paths()
     assert set(Study.model_fields) <= set(known)
     assert {"finetune.lr", "execution.slurm.partition", "corpora.NAME.files", "search.prune"} <= set(known)
-    assert all(field.meaning and field.type for field in known.values())
+    assert all(field.meaning and field.type_text for field in known.values())
     assert {f"search.{name}" for name in SearchBlock.model_fields} <= set(known)
 
 
 def test_a_path_finds_its_field_and_the_fields_below_it_also_of_the_theory() -> None:
     field, below = find_fields("finetune.lr")
     assert field is not None
-    assert (field.type, field.default, below) == ("number > 0", "required", [])
+    assert (field.type_text, field.default, below) == ("number > 0", "required", [])
     assert find_fields("posttrain.early_stopping")[1][0].path.startswith("posttrain.early_stopping.")
     assert "corpora.web.files" in {field.path for field in find_fields("corpora.web")[1]}
     assert find_fields("model.linear.features")[0] is not None
