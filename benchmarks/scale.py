@@ -207,7 +207,7 @@ def time_refresh(study: str, store: str) -> list[float]:
     """Wall and processor seconds of reading the status and laying out what a terminal shows."""
     from rich.console import Console
 
-    from retain.launchers.cli.views.status import most_important, status_table
+    from retain.launchers.cli.views.status_table import most_important, status_table
     from retain.launchers.planning.opened_study import open_study
     from retain.results.store.status import study_status
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retain.launchers.jobs.status import Orphan, ask_slurm
@@ -10,9 +10,20 @@ from retain.launchers.kinds import SEARCH
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.search.history import point_counts
 from retain.results.store.runs import SPEC, Store, existing_store
-from retain.results.store.status import RunStatus, run_status, store_status, study_status
+from retain.results.store.state import DAMAGED, STATES
+from retain.results.store.status import (
+    RunStatus,
+    StageCost,
+    is_to_come,
+    run_status,
+    stage_costs,
+    store_status,
+    study_seconds_left,
+    study_status,
+)
 from retain.results.store.study_files import search_run
-from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.errors import DamageError, StudyError
+from retain.sweeps.base.units import is_written
 
 
 @dataclass(frozen=True)
@@ -60,14 +71,27 @@ class Status:
     provisional: bool = False
     """True while the data of the study is not prepared: its keys will change, and no stage counts as trained."""
 
+    seconds_left: float | None = None
+    """The seconds that all runs still need at the present speed; None while no run reports a speed."""
+
+    cost: list[StageCost] = field(default_factory=list)
+    """What each stage of these runs took so far. A search is a stage too: its driver's time is that of its one process."""
+
     @property
-    def is_over(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether it is known that nothing is queued or running."""
         return self.unanswered is None and not {"running", "queued"} & {row.state for row in self.runs}
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it is known that no run will begin or continue, unless it is retried."""
+        return self.unanswered is None and not any(map(is_to_come, self.runs))
+
 
 def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> Callable[[], Status]:
-    """A function that reads the present status of a study, or of a whole store; the study is expanded only once.
+    """A function that reads the present status of a study, or of a whole store.
+
+    The study is expanded again only while its data is not prepared, as its keys change then.
 
     Raises StudyError, also if the store does not exist and no study is named.
     """
@@ -75,17 +99,62 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
         whole = existing_store(store)
         return lambda: _read(None, whole, store_status(whole))
     opened = open_study(study, overrides, store)
-    name = opened.tree.study
-    provisional = opened.tree.provisional
-    return lambda: _read(
-        name, opened.store, [*study_status(opened.tree, opened.store), *_search_row(opened.store, name)], provisional
-    )
+
+    first = True
+
+    def read() -> Status:
+        nonlocal opened, first
+        if opened.tree.provisional and not first:
+            prepared = open_study(study, overrides, store, remember=False)
+            opened = opened if prepared.tree.provisional else prepared
+        first = False
+        tree, name = opened.tree, opened.tree.study
+        rows = [*study_status(tree, opened.store), *_search_row(opened.store, name)]
+        return _read(name, opened.store, rows, tree.provisional)
+
+    return read
+
+
+def filtered(status: Status, states: Sequence[str], stages: Sequence[str], where: Sequence[str]) -> Status:
+    """The status of only those runs that have one of these states, one of these stages and these values of axes.
+
+    where: AXIS=VALUE; of several values of one axis, a run needs one. Raises StudyError for an unknown state, stage or axis,
+    and for a value that no run has.
+    """
+    rows = status.runs
+    for name, wanted, known in (("state", states, (*STATES, DAMAGED)), ("stage", stages, {row.stage for row in rows})):
+        if unknown := [one for one in wanted if one not in known]:
+            raise StudyError(f"--{name} {unknown[0]}: unknown {name}; the {name}s are {', '.join(sorted(known))}")
+    conditions: dict[str, list[str]] = {}
+    for condition in where:
+        axis, separator, text = condition.partition("=")
+        values = list(dict.fromkeys(str(row.axes[axis]) for row in rows if axis in row.axes))
+        if not separator or not values:
+            axes = ", ".join(dict.fromkeys(name for row in rows for name in row.axes)) or "none"
+            raise StudyError(f"--where {condition}: a filter is AXIS=VALUE, and the axes are {axes}")
+        if not any(axis in row.axes and is_written(row.axes[axis], text) for row in rows):
+            raise StudyError(f"--where {condition}: no run has this value; the values are {', '.join(values)}")
+        conditions.setdefault(axis, []).append(text)
+    chosen = [
+        row
+        for row in rows
+        if (not states or row.state in states)
+        and (not stages or row.stage in stages)
+        and all(
+            axis in row.axes and any(is_written(row.axes[axis], text) for text in texts)
+            for axis, texts in conditions.items()
+        )
+    ]
+    return replace(status, runs=chosen, cost=stage_costs(chosen))
 
 
 def _read(study: str | None, store: Store, rows: list[RunStatus], provisional: bool = False) -> Status:
     queue = ask_slurm(rows, store)
     searches = [_search_status(store, row) for row in queue.runs if row.stage == SEARCH.name]
-    return Status(study, queue.runs, queue.orphans, searches, queue.unanswered, provisional)
+    left = study_seconds_left(queue.runs)
+    return Status(
+        study, queue.runs, queue.orphans, searches, queue.unanswered, provisional, left, stage_costs(queue.runs)
+    )
 
 
 def _search_row(store: Store, study: str) -> list[RunStatus]:

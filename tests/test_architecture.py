@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS: Mapping[str, tuple[str, ...]] = {
     "sweeps.base": (),
     "sweeps.schema": ("sweeps.base",),
+    "sweeps.reference": ("sweeps.base", "sweeps.schema"),
     "sweeps.studies": (),
     "sweeps.tree": ("sweeps.base", "sweeps.schema"),
     "datamodules.corpora": ("sweeps",),

@@ -12,16 +12,18 @@ from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.planning.plan import Plan, PlannedStage, PlannedStudy, PlanTotals
 from retain.launchers.study_status import SearchStatus, Status
 from retain.results.report.collect import Failure, Results
-from retain.results.store.status import RunStatus
+from retain.results.store.state import AttemptCost
+from retain.results.store.status import RunStatus, StageCost
 from retain.results.store.study_files import SavedLook, SavedLooks, SavedVerdict
-from tools.docstrings import attribute_docs, one_line
+from retain.sweeps.reference.sections import attribute_docs
+from tools.docstrings import one_line
 
 FUNCTIONS = ("plan", "run", "submit", "status", "load")
 RETURNED = (
     *(Plan, PlanTotals, PlannedStage, PlannedStudy),
     *(Results, Failure, SavedLooks, SavedLook, SavedVerdict),
     *(Submitted, SubmittedJob),
-    *(Status, RunStatus, SearchStatus, Orphan),
+    *(Status, RunStatus, AttemptCost, StageCost, SearchStatus, Orphan),
 )
 INTRODUCTION = """\
 # Python API

@@ -1,20 +1,15 @@
 """The page of the docs site on every field of a study, generated from the docstrings of the schema."""
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from retain.sweeps.base.units import format_size, parse_size
+from retain.sweeps.reference.sections import default_text, field_docs, type_words
 from retain.sweeps.schema import corpora, execution, models, search_space, sites, stages, study
 from retain.sweeps.schema.linear import study as linear
 from retain.sweeps.schema.section import Section
-from tools.docstrings import attribute_docs, one_line
+from tools.docstrings import one_line
 
 PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
     (
@@ -121,32 +116,18 @@ def section_text(section: type[Section]) -> str:
         lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
         for name, doc in docs.items():
             field = section.model_fields[name]
-            kind = _type_words(field.annotation, field.metadata)
-            default = "-" if "The default is" in doc and field.is_required() else default_text(field)
+            kind = type_words(field.annotation, field.metadata, link_to).replace("<", "&lt;")
+            default = "-" if "The default is" in doc and field.is_required() else _default(field)
             lines.append(f"| `{name}` | {kind} | {default} | {one_line(doc)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def field_docs(section: type[Section]) -> dict[str, str]:
-    """The docstrings of the fields that a section defines itself, in order. Raises ValueError for a field without one."""
-    docs = {name: doc for name, (_, doc) in attribute_docs(section).items() if name in section.model_fields}
-    if missing := [name for name, doc in docs.items() if not doc]:
-        raise ValueError(f"{section.__module__}.{section.__name__}: {missing[0]} has no docstring; write one below it")
-    return docs
-
-
-def default_text(field: FieldInfo) -> str:
-    """The default of a field as a study file would write it; `-` if the meaning describes it."""
+def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "**required**"
-    value = field.get_default(call_default_factory=True, validated_data={})
-    if value is None:
-        return "-"
-    if isinstance(value, Section):
-        given = value.model_dump(exclude_defaults=True, exclude_none=True)
-        return f"`{_yaml(next(iter(given.values())))}`" if given else "its defaults"
-    return f"`{_yaml(value)}`"
+    text = default_text(field)
+    return text if text == "-" else f"`{text}`" if text else "its defaults"
 
 
 def link_to(section: type[Section]) -> str:
@@ -154,55 +135,3 @@ def link_to(section: type[Section]) -> str:
     title = TITLES[section]
     anchor = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_").strip()
     return f"[{title}](#{anchor.replace(' ', '-')})"
-
-
-def _type_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """A type in words, with links to the sections of this page."""
-    if annotation == search_space.Loss:
-        return "loss"
-    if any(isinstance(one, BeforeValidator) and one.func is parse_size for one in metadata):
-        return "size"
-    if isinstance(annotation, FieldInfo):
-        return _type_words(annotation.annotation, annotation.metadata)
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if hasattr(annotation, "__metadata__"):
-        return _type_words(annotation.__origin__, _flat(annotation.__metadata__))
-    if origin is Literal:
-        return " or ".join(f"`{str(value).lower() if isinstance(value, bool) else value}`" for value in inner)
-    if origin in (Union, UnionType):
-        return " or ".join(_type_words(one) for one in inner if one is not NoneType)
-    if origin is list or (origin is tuple and inner[-1] is Ellipsis):
-        return f"list of {_type_words(inner[0])}"
-    if origin is tuple:
-        return f"[{', '.join(_type_words(one) for one in inner)}]"
-    if origin is dict:
-        return f"mapping of {_type_words(inner[0])} to {_type_words(inner[1])}"
-    if inspect.isclass(annotation) and issubclass(annotation, Section):
-        return link_to(annotation)
-    return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(annotation, "any value") + (
-        _bounds(metadata)
-    )
-
-
-def _flat(metadata: Sequence[Any]) -> list[Any]:
-    """The metadata of an annotation, with that inside pydantic's Field in its place."""
-    return [each for one in metadata for each in (one.metadata if isinstance(one, FieldInfo) else [one])]
-
-
-def _bounds(metadata: Sequence[Any]) -> str:
-    """The bounds of a number, such as ` ≥ 0, < 1`. Bounds that only a computer would reach are left out."""
-    found = []
-    for one in metadata:
-        for kind, sign, name in ((Ge, "≥", "ge"), (Gt, ">", "gt"), (Le, "≤", "le"), (Lt, "<", "lt")):
-            if isinstance(one, kind) and (bound := getattr(one, name)) < 2**63:
-                found.append(f"{sign} {bound:g}")
-    return f" {', '.join(found)}".rstrip().replace("<", "&lt;")
-
-
-def _yaml(value: Any) -> str:
-    """A value as in a study file: lists in brackets, lower-case booleans, short numbers."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_yaml(one) for one in value)}]"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return json.dumps(value) if isinstance(value, bool | dict) else str(value)
-    return format_size(value)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from retain.launchers.cli import maintain, search, show, train
+from retain.launchers.cli import maintain, search, show, start, train
 from retain.launchers.cli.options import EXIT_CODES, INTERRUPTED
 from retain.launchers.cli.streams import safe_streams
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_cure, os_reason
@@ -22,7 +22,6 @@ HELP = {"--help", "-h", "--version"}
 
 app = typer.Typer(
     epilog=EXIT_CODES,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,6 +46,8 @@ def options(
 
 
 for verb in (
+    start.init,
+    start.fields,
     show.plan,
     show.power,
     train.data,

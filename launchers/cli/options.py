@@ -8,6 +8,13 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
+from retain.launchers.cli.completion import (
+    complete_override,
+    complete_run,
+    complete_studies,
+    complete_study,
+    complete_study_or_run,
+)
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.files import is_file
 
@@ -19,21 +26,42 @@ EXIT_CODES = (
     "lacks something, such as a corpus, disk space or SLURM; 130 interrupted."
 )
 
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of one in sweeps/studies.")]
-MaybeStudy = Annotated[str | None, typer.Argument(metavar="STUDY", help="A study; without it, the whole store.")]
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="A study file, or the name of one in sweeps/studies.", autocompletion=complete_study
+    ),
+]
+MaybeStudy = Annotated[
+    str | None,
+    typer.Argument(metavar="STUDY", help="A study; without it, the whole store.", autocompletion=complete_study),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="PATH=VALUE", help="Overrides, for instance pretrain.exposure=0.5 or seed=[0,1,2]."),
+    typer.Argument(
+        metavar="PATH=VALUE",
+        help="Overrides, for instance pretrain.exposure=0.5 or seed=[0,1,2].",
+        autocompletion=complete_override,
+    ),
 ]
 Studies = Annotated[
     list[str],
     typer.Argument(
-        metavar="STUDY|PATH=VALUE", help="One study, or several taken together; overrides apply to all of them."
+        metavar="STUDY|PATH=VALUE",
+        help="One study, or several taken together; overrides apply to all of them.",
+        autocompletion=complete_studies,
     ),
 ]
-RunKey = Annotated[str, typer.Argument(metavar="RUN", help="A stage key, or its unique beginning.")]
+RunKey = Annotated[
+    str, typer.Argument(metavar="RUN", help="A stage key, or its unique beginning.", autocompletion=complete_run)
+]
 StudyOrRun = Annotated[
-    str, typer.Argument(metavar="STUDY|RUN", help="A study, or the key of a run: that run and all runs below it.")
+    str,
+    typer.Argument(
+        metavar="STUDY|RUN",
+        help="A study, or the key of a run: that run and all runs below it.",
+        autocompletion=complete_study_or_run,
+    ),
 ]
 
 

@@ -10,14 +10,13 @@ from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from retain.datamodules.corpora.prepare import Report
-from retain.launchers.cli.views.status import most_important, status_table
+from retain.launchers.cli.views.status_table import most_important, status_table
 from retain.launchers.console import print_line
 from retain.launchers.local.launcher import WAITING, Watch
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
-from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
-from retain.results.store.state import ENDED, State
-from retain.results.store.status import study_status
+from retain.results.store.state import State
+from retain.results.store.status import RunStatus, study_seconds_left, study_status
 from retain.sweeps.base.units import format_seconds, format_size
 from retain.sweeps.tree.tree import Stage, Tree, axes_label
 
@@ -65,23 +64,20 @@ def watching(tree: Tree, store: Store) -> Iterator[Watch]:
             if time.monotonic() - shown >= REFRESH_S or all(state.state != "running" for state in states.values()):
                 shown = time.monotonic()
                 rows = study_status(tree, store, states)
-                table = status_table(rows, most_important(rows, console.height - 4))
-                table.title = f"{tree.study}: {table.title}{_time_left(tree, states)}"
+                table = status_table(rows, most_important(rows, console.height - 4), console.width)
+                table.title = f"{tree.study}: {table.title}{_time_left(rows)}"
                 live.update(table, refresh=True)
 
         yield show
 
 
-def _time_left(tree: Tree, states: Mapping[str, State]) -> str:
+def _time_left(rows: Sequence[RunStatus]) -> str:
     """The speed of all running stages, and the time that is left at this speed; empty if nothing is running."""
-    running = [state.progress for state in states.values() if state.state == "running"]
-    speed = sum(progress.tokens_per_second for progress in running)
-    if not speed:
+    left = study_seconds_left(rows)
+    if left is None:
         return ""
-    blocked = blocked_stages(tree.stages, states)
-    missing = [key for key, state in states.items() if state.state not in ENDED and key not in blocked]
-    left = sum(tree.stages[key].tokens for key in missing) - sum(progress.tokens for progress in running)
-    return f", {format_size(speed)} tokens/s, {format_seconds(left / speed)} left"
+    speed = sum(row.tokens_per_second for row in rows if row.state == "running")
+    return f", {format_size(speed)} tokens/s, {format_seconds(left)} left"
 
 
 def _print_changes(tree: Tree, console: Console) -> Watch:

@@ -88,18 +88,36 @@ def status(
     study: MaybeStudy = None,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    watch: Annotated[bool, typer.Option("--watch", help="Show the status until everything has ended.")] = False,
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only runs in this state, such as failed; may be repeated.")
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only runs of this stage, such as finetune; may be repeated.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="AXIS=VALUE: only runs with this value; may be repeated.")
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Show the status until every run has ended, or none has begun for two minutes."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the state, attempts, progress and job of each run."""
+    """Show the state, attempts, progress and job of each run.
+
+    Children are indented below their parents. A narrow terminal shows fewer columns; --json has everything.
+    """
     from retain.launchers.cli.views.status import print_status, watch_status
-    from retain.launchers.study_status import status_reader
+    from retain.launchers.study_status import Status, filtered, status_reader
+
+    def chosen(status: Status) -> Status:
+        return filtered(status, state or (), stage or (), where or ())
 
     if watch:
-        watch_status(status_reader(study, overrides or (), store))
+        read = status_reader(study, overrides or (), store)
+        watch_status(lambda: chosen(read()))
         return
-    found = retain.status(study, overrides or (), store)
-    show(found, as_json, print_status)
+    show(chosen(retain.status(study, overrides or (), store)), as_json, print_status)
 
 
 def logs(

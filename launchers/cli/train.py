@@ -98,7 +98,7 @@ def submit(
         Literal["slurm", "local"], typer.Option(help="slurm, or local: train on this machine, in the background.")
     ] = "slurm",
     site: SiteName = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; submit nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; write and submit nothing.")] = False,
     until: Annotated[str | None, typer.Option("--until", hidden=True)] = None,
     most: Annotated[str | None, typer.Option("--most", hidden=True)] = None,
     block: Annotated[str | None, typer.Option("--block", hidden=True)] = None,
@@ -109,10 +109,10 @@ def submit(
     No process of Retain has to stay alive: jobs requeue themselves, and submit what has to wait.
     """
     from retain.launchers.cli.progress import prepare, reporting
-    from retain.launchers.cli.views.submission import print_scripts, print_submission
-    from retain.launchers.jobs.resources import find_site
-    from retain.launchers.jobs.submit import register_for_slurm
+    from retain.launchers.cli.views.submission import print_local_start, print_scripts, print_submission
+    from retain.launchers.jobs.resources import find_site, slurm_resources
     from retain.launchers.local.launcher import start_detached
+    from retain.launchers.planning.opened_study import open_study
     from retain.launchers.planning.register import register
 
     if until or most or block:
@@ -120,22 +120,27 @@ def submit(
             "submit: --until decided is an option of run alone, because a submitted job cannot add seeds to the study; submit "
             "fixed seeds, as in seed=[0,1,2], or call retain run in a job of your own"
         )
+    if dry_run:
+        opened = open_study(study, overrides or (), store, remember=False)
+        if opened.tree.provisional:
+            prepare_data = command("data", study, overrides, store)
+            print(f"# the data is not prepared, so keys and walltimes are provisional: {prepare_data}")
+        if launcher == "local":
+            print_local_start(opened, command("run", study, overrides, store))
+            return
+        chosen = find_site(site)
+        resources = slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1])
+        print_scripts(opened, resources, chosen and chosen[0])
+        return
     if launcher == "local":
         opened = prepare(study, overrides or (), store)
         register(opened.tree, opened.file, opened.facts, opened.store)
-        if not dry_run:
-            print(start_detached(study, overrides or (), store))
-        return
-    if dry_run:
-        chosen = find_site(site)
-        opened = prepare(study, overrides or (), store)
-        resources = register_for_slurm(opened, chosen and chosen[1])
-        print_scripts(opened, resources, chosen and chosen[0])
+        print(start_detached(study, overrides or (), store))
         return
     with reporting() as report:
         submission = retain.submit(study, overrides or (), store, site, report=report)
-    retry, cancel = (command(verb, study, overrides, store) for verb in ("retry", "cancel"))
-    show(submission, as_json, lambda submission: print_submission(submission, retry, cancel))
+    retry, cancel, watch = (command(verb, study, overrides, store) for verb in ("retry", "cancel", "status"))
+    show(submission, as_json, lambda submission: print_submission(submission, retry, cancel, f"{watch} --watch"))
 
 
 def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS) -> None:

@@ -22,13 +22,10 @@ def snapshot_code(store: Path) -> Path:
 
     commit.json in it holds the git commit and the uncommitted changes, if git knows them.
     """
-    digest = hashlib.sha256()
-    files = sorted(_source_files())
-    for name, path in files:
-        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
-    place = store / "code" / digest.hexdigest()[:20]
+    place = snapshot_path(store)
     if place.is_dir():
         return place
+    files = sorted(_source_files())
     temporary = place.with_name(f".{place.name}.{os.getpid()}.{os.urandom(3).hex()}")
     for name, path in files:
         (temporary / name).parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +39,14 @@ def snapshot_code(store: Path) -> Path:
         if not place.is_dir():  # otherwise another submitter was faster
             raise
     return place
+
+
+def snapshot_path(store: Path) -> Path:
+    """The folder that `snapshot_code` would return; nothing is written."""
+    digest = hashlib.sha256()
+    for name, path in sorted(_source_files()):
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return store / "code" / digest.hexdigest()[:20]
 
 
 def _source_files() -> Iterator[tuple[str, Path]]:

@@ -7,19 +7,20 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retain.launchers.jobs.resources import UNMEASURED_MINUTES
-from retain.launchers.jobs.submissions import Submission, submission_folder
+from retain.launchers.jobs.submissions import Submission, job_label, submission_folder
 from retain.launchers.slurm.client import cluster_environment
 from retain.launchers.stage.environment import OFFLINE
 from retain.results.store.runs import Store
 from retain.sweeps.base.files import write_bytes
 from retain.sweeps.base.surroundings import safe_python_path
 from retain.sweeps.schema.execution import Slurm
+from retain.sweeps.tree.tree import Tree
 
 if TYPE_CHECKING:
     import submitit
@@ -56,14 +57,30 @@ class Family:
 
 
 def families(store: Store, keys: Sequence[str]) -> list[Family]:
-    """Runs grouped by stage, needs and resources, in the order of the first of each group."""
-    found: dict[str, Family] = {}
-    for key in keys:
+    """Registered runs grouped by stage, needs and resources, in the order of the first of each group."""
+
+    def alone(key: str) -> Family:
         run = store.run(key)
         spec = run.spec()
-        alone = Family(spec["stage"], tuple(run.needs()), (key,), spec["execution"], spec.get("study", ""))
-        group = json.dumps([alone.stage, alone.needs, alone.execution], sort_keys=True)
-        found[group] = replace(alone, keys=(*found[group].keys, key)) if group in found else alone
+        return Family(spec["stage"], tuple(run.needs()), (key,), spec["execution"], spec.get("study", ""))
+
+    return _grouped(map(alone, keys))
+
+
+def planned_families(tree: Tree, keys: Collection[str], executions: Mapping[str, Mapping[str, Any]]) -> list[Family]:
+    """`families` of stages that need not be registered. executions: how each stage is executed, by key."""
+    stages = [stage for stage in tree.stages.values() if stage.key in keys]
+    return _grouped(
+        Family(stage.stage, (stage.parent,) if stage.parent else (), (stage.key,), executions[stage.key], tree.study)
+        for stage in stages
+    )
+
+
+def _grouped(single: Iterable[Family]) -> list[Family]:
+    found: dict[str, Family] = {}
+    for one in single:
+        group = json.dumps([one.stage, one.needs, one.execution], sort_keys=True)
+        found[group] = replace(one, keys=(*found[group].keys, *one.keys)) if group in found else one
     return list(found.values())
 
 
@@ -116,9 +133,14 @@ def family_executor(
     return executor
 
 
+def label_of(family: Family) -> str:
+    """What the name of a family's job says of it."""
+    return job_label(family.study, family.stage, family.keys[0])
+
+
 def sbatch_script(store: Store, family: Family, dependency: str | None, code: Path) -> str:
     """The sbatch script with which a family would be submitted."""
-    submission = Submission("dry-run", family.keys, time.time(), pack=family.pack)
+    submission = Submission("dry-run", family.keys, time.time(), pack=family.pack, label=label_of(family))
     executor = family_executor(store, submission, family, dependency, code)
     if len(submission.tasks) > 1:
         executor.parameters["map_count"] = len(submission.tasks)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead
-from retain.launchers.jobs.submissions import JOB_NAME, job_logs, keys_of_jobs, read_backlog, submitted_jobs
+from retain.launchers.jobs.submissions import job_logs, keys_of_jobs, read_backlog, submitted_jobs, token_of
 from retain.launchers.slurm.client import Job, has_slurm, live_jobs
 from retain.results.store.readiness import unfinished_needs
 from retain.results.store.runs import Store
@@ -107,10 +107,10 @@ def find_orphans(store: Store, live: Mapping[str, Job]) -> list[Orphan]:
     found = []
     keys_of = functools.cache(functools.partial(keys_of_jobs, store))
     for job in live.values():
-        if job.name.startswith(JOB_NAME):
+        if token := token_of(job.name):
             # A job of another store has no record here, so no keys.
             try:
-                keys = keys_of(job.name.removeprefix(JOB_NAME)).get(job.job_id, ())
+                keys = keys_of(token).get(job.job_id, ())
             except DamageError:  # the rows of its runs say so
                 continue
             if not any(store.run(key).folder.is_dir() for key in keys):

@@ -3,10 +3,12 @@
     submissions/<token>/intent.json   the runs in order, how many of them one task does, and the job's id once it is known
     submissions/deferred.json         the runs to submit once the user's limit of jobs allows it
 
-The token is part of the job's name, so that a job whose sbatch never answered is found again.
+A job's name says study, stage and the first run's key, and ends with the token, so that a job whose sbatch never answered is
+found again.
 """
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +21,11 @@ from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError
 
 INTENT, BACKLOG = "intent.json", "deferred.json"
-JOB_NAME = "retain-"
-"""The beginning of the names of Retain's jobs; the token follows."""
+TOKEN_BYTES = 6
+UNLABELLED = "retain"
+"""The label of jobs that were submitted before names had labels."""
+LONGEST_LABEL = 60
+"""Letters of a job's name before its token."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,13 @@ class Submission:
     """None until sbatch has answered."""
     pack: int = 1
     """Number of runs that one task does, one after the other; the last task may have fewer."""
+    label: str = UNLABELLED
+    """What the job's name says of it to readers of squeue; see `job_label`."""
 
     @property
     def name(self) -> str:
-        """The job's name in SLURM."""
-        return f"{JOB_NAME}{self.token}"
+        """The job's name in SLURM, such as laptop-finetune-5b6e8cba-7caa430e0cf4."""
+        return f"{self.label}-{self.token}"
 
     @property
     def tasks(self) -> list[tuple[str, ...]]:
@@ -89,9 +96,21 @@ def submission_folder(store: Store, token: str) -> Path:
     return store.root / "submissions" / token
 
 
-def new_submission(keys: Sequence[str], pack: int = 1) -> Submission:
+def new_submission(keys: Sequence[str], pack: int = 1, label: str = UNLABELLED) -> Submission:
     """A submission of these runs with a new token."""
-    return Submission(os.urandom(6).hex(), tuple(keys), time.time(), pack=pack)
+    return Submission(os.urandom(TOKEN_BYTES).hex(), tuple(keys), time.time(), pack=pack, label=label)
+
+
+def job_label(study: str, stage: str, key: str) -> str:
+    """The study, the stage and the beginning of a job's first key, in letters that SLURM prints as they are."""
+    end = f"-{stage}-{key[:8]}"
+    return re.sub(r"[^A-Za-z0-9._-]", "_", (study or UNLABELLED)[: LONGEST_LABEL - len(end)] + end)
+
+
+def token_of(name: str) -> str | None:
+    """The token in the name of a job; None if the job is not one of Retain's."""
+    found = re.search(rf"-([0-9a-f]{{{2 * TOKEN_BYTES}}})$", name)
+    return found and found[1]
 
 
 def write_submission(store: Store, submission: Submission) -> None:
@@ -104,7 +123,7 @@ def write_submission(store: Store, submission: Submission) -> None:
 def read_submission(store: Store, token: str) -> Submission:
     """The record of a submission. Raises FileNotFoundError, or DamageError if the record is damaged."""
     folder = submission_folder(store, token)
-    cure = f"cancel its job with scancel --name={JOB_NAME}{token}, delete {folder} and submit the study again"
+    cure = f"cancel its job, whose name in squeue ends with {token}, delete {folder} and submit the study again"
     return read_document(folder / INTENT, Submission, cure)
 
 

@@ -13,7 +13,15 @@ from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.entry import do_task
 from retain.launchers.jobs.resources import Resources, as_executions, find_site, slurm_resources
-from retain.launchers.jobs.sbatch import Family, asks_otherwise, families, family_executor, hand_over, outside_job
+from retain.launchers.jobs.sbatch import (
+    Family,
+    asks_otherwise,
+    families,
+    family_executor,
+    hand_over,
+    label_of,
+    outside_job,
+)
 from retain.launchers.jobs.submissions import (
     Submission,
     new_submission,
@@ -36,6 +44,8 @@ from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.notices import Waiting
 from retain.sweeps.schema.sites import Site
 
+NO_JOB = "0"
+"""An id that no job has."""
 SUBMITTER_WAIT_S = 120.0
 """How long a submitter waits for another one on this machine. On another machine, until its silence shows that it is dead."""
 
@@ -52,6 +62,12 @@ class SubmittedJob:
     """SLURM's id of the job or of the array."""
     keys: list[str]
     """The keys of its runs."""
+    name: str = ""
+    """Its name in squeue."""
+    stage: str = ""
+    """The stage of its runs."""
+    after: list[str] = field(default_factory=list)
+    """Ids of the jobs that it waits for."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,7 @@ def submit_study(
     site: the name of a site profile; by default the one that matches this machine.
     """
     require_slurm()
+    live_jobs([NO_JOB])  # whether the controller answers, before any data is prepared
     chosen = find_site(site)
     opened = prepare_study(name, overrides, store, report)
     resources = register_for_slurm(opened, chosen and chosen[1])
@@ -253,7 +270,8 @@ def _submit_families(
             # 3. Families below may depend on these jobs.
             assert submission.job_id is not None
             job_of |= {key: job for job, keys in submission.keys_of_jobs().items() for key in keys}
-            jobs.append(SubmittedJob(submission.job_id, list(taken)))
+            after = list(dict.fromkeys(job_of[key] for key in unfinished))
+            jobs.append(SubmittedJob(submission.job_id, list(taken), submission.name, family.stage, after))
             room = None if room is None else room - len(submission.tasks)
     return jobs, deferred
 
@@ -261,7 +279,7 @@ def _submit_families(
 def _submit(store: Store, family: Family, dependency: str | None, code: Path) -> Submission:
     """Call sbatch once for a family. Raises QueueFullError or MissingResourceError if SLURM refuses it."""
     # 1. Write the record before the call, with a token that becomes part of the job's name.
-    submission = new_submission(family.keys, family.pack)
+    submission = new_submission(family.keys, family.pack, label_of(family))
     write_submission(store, submission)
     for key in family.keys:
         store.run(key).queue(submission.token)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from retain.results.analysis.axes import grouped
 from retain.results.report.cells import Cell, Rows, Table, table, value_text
-from retain.results.store.state import State
+from retain.results.store.state import State, attempt_costs
 from retain.sweeps.base.units import format_bytes, format_seconds, format_size
 from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.tree import STAGES, Stage, Tree
@@ -56,8 +56,12 @@ def stage_table(tree: Tree, states: Mapping[str, State]) -> Table:
         counts = Counter(states[stage.key].state for stage in stages)
         text = ", ".join(f"{number:,} {state}" for state, number in counts.items())
         tokens = sum(stage.tokens for stage in stages)
-        rows.append([kind, len(stages), text, Cell(format_size(tokens), tokens), f"{trials / len(stages):.3g}"])
-    columns = ("stage", "stages", "states", "tokens (at most)", "trials per stage")
+        costs = [cost for stage in stages for cost in attempt_costs(states[stage.key])]
+        took, lost = sum(cost.device_hours for cost in costs), sum(cost.lost_hours for cost in costs)
+        shared = f"{trials / len(stages):.3g}"
+        time = [Cell(_hours(hours) if hours else "-", hours) for hours in (took, lost)]
+        rows.append([kind, len(stages), text, Cell(format_size(tokens), tokens), shared, *time])
+    columns = ("stage", "stages", "states", "tokens (at most)", "trials per stage", "device time", "of it lost")
     return table("stages", "Stages of the tree", columns, rows)
 
 

@@ -109,6 +109,37 @@ class State:
         return _with_unknown(fields | {"progress": vars(self.progress)})
 
 
+@dataclass(frozen=True)
+class AttemptCost:
+    """What one attempt took."""
+
+    start: float
+    """Seconds since 1970."""
+    device_hours: float
+    """Its hours, times the devices that trained together; of an attempt that still runs, up to its last report."""
+    lost_hours: float
+    """The part of them after its last checkpoint, which the next attempt trained again; 0 until there is a next attempt."""
+    device: str | None
+    """The name of the GPUs; None on CPUs."""
+    cause: str | None
+    """How it ended; None while it lasts."""
+
+
+def attempt_costs(state: State) -> list[AttemptCost]:
+    """What each attempt at a run took. Lost time is the attempt's time, in the ratio of tokens that were trained again."""
+    found = []
+    for number, attempt in enumerate(state.attempts):
+        end = attempt.end or state.heartbeat or attempt.start
+        hours = max(0.0, end - attempt.start) * attempt.world / 3600
+        lost = 0.0
+        if number + 1 < len(state.attempts):
+            trained = attempt.tokens - attempt.tokens_at_start
+            again = attempt.tokens - state.attempts[number + 1].tokens_at_start
+            lost = min(1.0, max(0.0, again / trained)) if trained > 0 else 1.0
+        found.append(AttemptCost(attempt.start, hours, hours * lost, attempt.device, attempt.cause))
+    return found
+
+
 def damaged_state(error: Exception) -> State:
     """What is shown of a run whose files cannot be read."""
     return State(state=DAMAGED, reason=str(error))
@@ -173,6 +204,7 @@ class SpecExecution(TypedDict):
     threads: int
     strategy: str
     heldout_every: int | None
+    log_every: NotRequired[int | None]
     save_minutes: float
     save_steps: int | None
     keep_states: bool

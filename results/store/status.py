@@ -2,15 +2,18 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import State, damaged_state
+from retain.results.store.state import UNENDED, AttemptCost, State, attempt_costs, damaged_state
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.tree import Axes, Stage, Tree
+
+BLOCKED = "blocked:"
+"""The beginning of the reason of a stage whose branch has ended above it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,34 @@ class RunStatus:
     """The failure class that ended the last attempt; see `launchers.stage.failures`."""
     log: str | None
     """The path of the run's log."""
+    parent: str | None = None
+    """The key of the parent stage; None for a root."""
+    costs: tuple[AttemptCost, ...] = ()
+    """What each attempt took."""
+
+    @property
+    def device_hours(self) -> float:
+        """The hours of all attempts, times their devices."""
+        return sum(cost.device_hours for cost in self.costs)
+
+    @property
+    def lost_hours(self) -> float:
+        """The part of `device_hours` that later attempts trained again."""
+        return sum(cost.lost_hours for cost in self.costs)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What the runs of one stage took so far."""
+
+    stage: str
+    """The name of the stage."""
+    attempts: int
+    """The number of attempts at its runs."""
+    device_hours: float
+    """The hours of these attempts, times their devices."""
+    lost_hours: float
+    """The part of them that later attempts trained again."""
 
 
 def study_status(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[RunStatus]:
@@ -103,6 +134,60 @@ def seconds_left(state: State) -> float | None:
     return max(0.0, (progress.total - progress.tokens) / progress.tokens_per_second - since)
 
 
+def in_tree_order(rows: Sequence[RunStatus]) -> list[RunStatus]:
+    """The rows with every parent directly above its branch. Branches are in the order of their last rows."""
+    present = {row.key for row in rows}
+    below: dict[str | None, list[RunStatus]] = {}
+    last = {row.key: number for number, row in enumerate(rows)}
+    for row in rows:
+        below.setdefault(row.parent if row.parent in present else None, []).append(row)
+
+    def branch(row: RunStatus) -> list[RunStatus]:
+        children = [branch(child) for child in below.get(row.key, ())]
+        return [row, *(one for child in sorted(children, key=end) for one in child)]
+
+    def end(branch: list[RunStatus]) -> int:
+        return max(last[row.key] for row in branch)
+
+    return [row for root in sorted(map(branch, below.get(None, ())), key=end) for row in root]
+
+
+def is_to_come(row: RunStatus) -> bool:
+    """Whether a run has not ended, and nothing above it has ended its branch."""
+    return row.state in UNENDED and not (row.reason or "").startswith(BLOCKED)
+
+
+def study_seconds_left(rows: Sequence[RunStatus]) -> float | None:
+    """The seconds that all runs to come still need at the present speed; None while no run reports a speed.
+
+    The runs share the speed of those that are running now. No path of the tree is faster than one run after the other.
+    """
+    speeds = [row.tokens_per_second for row in rows if row.state == "running" and row.tokens_per_second]
+    if not speeds:
+        return None
+    left = {row.key: max(0, row.total - row.tokens) for row in rows if is_to_come(row)}
+    path: dict[str, int] = {}
+    for row in in_tree_order(rows):
+        if row.key in left:
+            path[row.key] = left[row.key] + path.get(row.parent or "", 0)
+    longest = max(path.values(), default=0) / (sum(speeds) / len(speeds))
+    return max(sum(left.values()) / sum(speeds), longest)
+
+
+def stage_costs(rows: Sequence[RunStatus]) -> list[StageCost]:
+    """What each stage took so far, in the order of the tree."""
+    found: dict[str, StageCost] = {}
+    for row in in_tree_order(rows):
+        sofar = found.get(row.stage, StageCost(row.stage, 0, 0.0, 0.0))
+        found[row.stage] = StageCost(
+            row.stage,
+            sofar.attempts + row.attempts,
+            sofar.device_hours + row.device_hours,
+            sofar.lost_hours + row.lost_hours,
+        )
+    return list(found.values())
+
+
 def _total_tokens(spec: Mapping[str, Any]) -> int:
     """The tokens to train on; runs registered before that field existed are training stages."""
     recipe = spec["recipe"]
@@ -126,7 +211,9 @@ def _row(stage: Stage, run: Run, state: State, blocked: str | None) -> RunStatus
         tokens_per_second=state.progress.tokens_per_second,
         seconds_left=seconds_left(state),
         job_id=state.job_ids[-1] if state.job_ids else None,
-        reason=state.reason or (blocked and f"blocked: {blocked}"),
+        reason=state.reason or (blocked and f"{BLOCKED} {blocked}"),
         failure=last.failure if last else None,
         log=str(run.log) if os.path.exists(run.log) else None,
+        parent=stage.parent,
+        costs=tuple(attempt_costs(state)),
     )

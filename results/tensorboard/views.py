@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from retain.results.analysis.axes import axis_names, axis_values
 from retain.results.store.curves import FILE
@@ -27,7 +27,7 @@ from retain.results.tensorboard.events import (
 from retain.results.tensorboard.run_events import derive_events, needs_events
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
 from retain.sweeps.base.files import remove, write_bytes
-from retain.sweeps.base.units import parse_size
+from retain.sweeps.base.units import is_written
 from retain.sweeps.tree.evaluation import role_of
 from retain.sweeps.tree.tree import Stage, Tree, Trial, axes_label
 
@@ -123,7 +123,7 @@ def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
         if not separator or not values:
             known = ", ".join(axis_names(rows)) or "none"
             raise StudyError(f"--where {condition}: a filter is AXIS=VALUE, and the axes of {tree.study} are {known}")
-        if not (matching := [value for value in values if _is_written(value, text)]):
+        if not (matching := [value for value in values if is_written(value, text)]):
             raise StudyError(
                 f"--where {condition}: no trial has this value; the values are {', '.join(map(str, values))}"
             )
@@ -158,18 +158,6 @@ def _stage_metrics(tree: Tree) -> list[str]:
 
 def _name(stage: Stage) -> str:
     return f"{stage.stage} {axes_label(stage.axes)}".replace("/", "_")[:200] + f" {stage.key[:6]}"
-
-
-def _is_written(value: Any, text: str) -> bool:
-    """Whether a text is a way to write a value of an axis: 5e-5 and 0.00005 are 5e-05, 300M is 300000000."""
-    if text == str(value):
-        return True
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return text.lower() == str(value).lower()
-    for parse in (float, parse_size):
-        with contextlib.suppress(ValueError):
-            return bool(parse(text) == value)
-    return False
 
 
 def _link(place: str, folder: str) -> None:

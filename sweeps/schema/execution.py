@@ -111,6 +111,9 @@ class StageExecution(Section):
     """How processes divide the model: each holds all weights (ddp, which auto selects) or a part of them (fsdp)."""
     heldout_every: Positive | None = None
     """The number of steps between the held-out losses of the curves. By default they are computed only at the end."""
+    log_every: Positive | None = None
+    """The number of steps between the points of the training curves, each of which is a line in the run's log unless the line
+    before is less than a second old. By default 10, and fewer in stages of less than 100 steps."""
     save_minutes: PositiveFloat = 10.0
     """The number of minutes between checkpoints, which is the most training that a kill without warning can lose."""
     save_steps: Positive | None = None

@@ -2,8 +2,8 @@
 
 import pytest
 
+from retain.sweeps.reference.sections import field_docs
 from retain.sweeps.schema.section import Section
-from tools.field_reference import field_docs
 from tools.generated_pages import DOCS, GENERATED
 
 

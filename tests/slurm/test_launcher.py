@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.submissions import submitted_job
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.study_status import Status
@@ -197,8 +198,9 @@ def test_status_works_while_the_controller_is_away_and_says_so(slurm: Cluster, t
 
 def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_path: Path) -> None:
     chaos = Chaos(slurm, linear_study(tmp_path / "study"), tmp_path / "runs", random.Random(1))
-    chaos.retain("submit", chaos.study, "--dry-run")
-    (code,) = (chaos.store / "code").iterdir()
+    chaos.store.mkdir()
+    code = snapshot_code(chaos.store)
+    assert [code] == list((chaos.store / "code").iterdir())
     held = subprocess.run(
         [sys.executable, "-c", "import retain.launchers.jobs.submit as it; print(it.__file__)"],
         env=os.environ | {"PYTHONPATH": str(code)},

@@ -2,96 +2,82 @@
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from retain.launchers.console import new_table, open_console, print_line
+from retain.launchers.cli.views.status_table import (
+    MOST_REASONS,
+    most_important,
+    reasons_below,
+    status_table,
+    summary_lines,
+)
+from retain.launchers.console import open_console, print_line
 from retain.launchers.study_status import Status
 from retain.results.store.runs import Run
-from retain.results.store.status import RunStatus, current_state
-from retain.sweeps.base.units import counted, format_seconds, format_size
-from retain.sweeps.tree.tree import axes_label
+from retain.results.store.status import StageCost, current_state
+from retain.sweeps.base.units import counted, format_seconds
 
-COLOURS = {
-    "done": "green",
-    "running": "cyan",
-    "failed": "red",
-    "queued": "yellow",
-    "cancelled": "red",
-    "damaged": "red",
-}
 WATCH_EVERY_S = 1.0
 FOLLOW_EVERY_S = 0.3
+IDLE_S = 120.0
+"""How long `--watch` waits while runs are planned and none is queued or running: data is prepared before the first begins."""
 MOST_RUNS = 200
 """The most runs in a printed table; --json has all. Laying out a row takes a millisecond."""
-PRIORITY = ("damaged", "failed", "cancelled", "running", "queued", "skipped", "planned", "done")
-"""The order in which states are kept when not all runs can be printed."""
 
 
 def print_status(status: Status) -> None:
-    """Print the runs, the logs of failed ones, jobs whose run was deleted, and searches."""
+    """Print the counts, the tree of runs, the logs of failed ones, jobs whose run was deleted, and searches."""
     console = open_console()
     shown = most_important(status.runs, MOST_RUNS)
-    console.print(status_table(status.runs, shown))
+    for line in summary_lines(status.runs, status.seconds_left):
+        print_line(console, line)
+    table = status_table(status.runs, shown, console.width)
+    table.title = None
+    console.print(table)
     if len(shown) < len(status.runs):
         print_line(console, f"{counted(len(status.runs) - len(shown), 'more run')} with --json")
-    for row in shown:
+    for line in reasons_below(shown, console.width):
+        print_line(console, line)
+    failed = [row for row in shown if row.state == "failed" and row.log is not None]
+    for row in failed[:MOST_REASONS]:
         # In a column of the table, a path would be broken.
-        if row.state == "failed" and row.log is not None:
-            print_line(console, f"log of {row.key[:8]}: {row.log}")
+        print_line(console, f"log of {row.key[:8]}: {row.log}")
+    if len(failed) > MOST_REASONS:
+        print_line(console, f"{counted(len(failed) - MOST_REASONS, 'more log')}: retain logs KEY prints one")
     for sentence in _sentences(status):
         print_line(console, sentence)
 
 
-def watch_status(read: Callable[[], Status]) -> None:
-    """Show the status until nothing is running or queued."""
+def watch_status(read: Callable[[], Status], idle_s: float = IDLE_S) -> None:
+    """Show the status until every run has ended, or nothing was queued or running for a while (idle_s, in seconds).
+
+    Runs that are planned may begin at any moment: a launcher that has just been started prepares data first.
+    """
+    active_at = time.monotonic()
     with Live(console=open_console(), auto_refresh=False, transient=True) as live:
-        while not (status := read()).is_over:
+        while True:
+            status = read()
+            now = time.monotonic()
+            active_at = now if not status.is_idle else active_at
+            if status.is_over or (status.is_idle and now - active_at >= idle_s):
+                break
+            lines = [*summary_lines(status.runs, status.seconds_left), ""]
             # A terminal shows no more rows than its height.
-            shown = most_important(status.runs, live.console.height)
-            live.update(Group(status_table(status.runs, shown), *map(Text, _sentences(status))), refresh=True)
+            shown = most_important(status.runs, live.console.height - len(lines) - 3)
+            table = status_table(status.runs, shown, live.console.width)
+            table.title = None
+            live.update(Group(*map(Text, lines[:-1]), table, *map(Text, _sentences(status))), refresh=True)
             time.sleep(WATCH_EVERY_S)
     print_status(status)
-
-
-def most_important(rows: Sequence[RunStatus], most: int) -> Sequence[RunStatus]:
-    """At most `most` rows in their order: runs that failed or are active before those that are done or planned."""
-    if len(rows) <= most:
-        return rows
-    rank = {state: number for number, state in enumerate(PRIORITY)}
-    chosen = sorted(range(len(rows)), key=lambda number: rank.get(rows[number].state, 0))[:most]
-    return [rows[number] for number in sorted(chosen)]
-
-
-def status_table(rows: Sequence[RunStatus], shown: Sequence[RunStatus]) -> Table:
-    """A row for each run that is shown, with the counts of all runs as the title."""
-    states = Counter(row.state for row in rows)
-    counts = ", ".join(f"{count} {state}" for state, count in states.items()) or "no runs"
-    table = new_table(
-        "run", "stage", "axes", "state", "attempts", "progress", "loss", "tokens/s", "left", "job", "reason"
-    )
-    table.title, table.title_justify = counts, "left"
-    for row in shown:
-        table.add_row(
-            row.key[:8],
-            row.stage,
-            axes_label(row.axes),
-            Text(row.state, style=COLOURS.get(row.state, "dim")),
-            str(row.attempts),
-            f"{row.progress:.0%}",
-            "" if row.loss is None else f"{row.loss:.3f}",
-            format_size(row.tokens_per_second) if row.tokens_per_second else "",
-            "" if row.seconds_left is None else format_seconds(row.seconds_left),
-            row.job_id or "",
-            row.reason or "",
+    if not status.is_over:
+        print_line(
+            open_console(), f"nothing was queued or running for {idle_s:.0f} s; retain run or retain submit trains"
         )
-    return table
 
 
 def follow_log(run: Run, path: Path, follow: bool) -> None:
@@ -109,5 +95,19 @@ def follow_log(run: Run, path: Path, follow: bool) -> None:
 
 def _sentences(status: Status) -> list[str]:
     """What is printed below the table."""
-    lines = [orphan.sentence for orphan in status.orphans] + [search.sentence for search in status.searches]
+    lines = [
+        *_cost_lines(status.cost),
+        *(orphan.sentence for orphan in status.orphans),
+        *(search.sentence for search in status.searches),
+    ]
     return lines if status.unanswered is None else [*lines, status.unanswered]
+
+
+def _cost_lines(costs: Sequence[StageCost]) -> list[str]:
+    """`device time: 2h 10m (pretrain 1h 30m, finetune 40m 00s), 3m 05s of it lost`; empty before the first attempt."""
+    total, lost = (sum(getattr(cost, name) for cost in costs) * 3600 for name in ("device_hours", "lost_hours"))
+    if total < 1:
+        return []
+    stages = ", ".join(f"{cost.stage} {format_seconds(cost.device_hours * 3600)}" for cost in costs if cost.attempts)
+    again = f", {format_seconds(lost)} of it trained again after interruptions" if lost >= 1 else ""
+    return [f"device time: {format_seconds(total)} ({stages}){again}"]

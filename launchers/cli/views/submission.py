@@ -1,19 +1,24 @@
 """What `retain submit` and `retain search --launcher slurm` print."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retain.launchers.console import open_console, print_line
-from retain.launchers.jobs.code_snapshot import snapshot_code
-from retain.launchers.jobs.resources import Resources
-from retain.launchers.jobs.sbatch import families, sbatch_script
-from retain.launchers.jobs.submit import Submitted
+from rich.console import Console
+
+from retain.launchers.console import MOST_ROWS, new_table, open_console, print_line
+from retain.launchers.jobs.code_snapshot import snapshot_path
+from retain.launchers.jobs.resources import Resources, as_executions
+from retain.launchers.jobs.sbatch import planned_families, sbatch_script
+from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.sweeps.base.units import counted
 
 
-def print_submission(submission: Submitted, retry: str, cancel: str = "") -> None:
-    """Print what was submitted, what was not, and why. retry, cancel: the commands that do so with the same runs."""
+def print_submission(submission: Submitted, retry: str, cancel: str = "", watch: str = "") -> None:
+    """Print the jobs that were submitted and what they wait for, what was not submitted, and why.
+
+    retry, cancel, watch: the commands that do so with the same runs.
+    """
     console = open_console()
     runs = sum(len(job.keys) for job in submission.jobs)
     print_line(console, f"{counted(runs, 'stage')} submitted in {counted(len(submission.jobs), 'job')}")
@@ -30,6 +35,21 @@ def print_submission(submission: Submitted, retry: str, cancel: str = "") -> Non
     for count, noun, what in lines:
         if count:
             print_line(console, f"{counted(count, noun)} {what}")
+    if submission.jobs:
+        _print_jobs(console, submission.jobs)
+    if watch and (submission.jobs or submission.queued_already):
+        print_line(console, f"watch: {watch}")
+
+
+def _print_jobs(console: Console, jobs: Sequence[SubmittedJob]) -> None:
+    """Print a row for each job or array of jobs: its id, stage, number of runs, first key, and the jobs that it waits for."""
+    table = new_table("job", "stage", "runs", "first run", "starts after")
+    for job in jobs[:MOST_ROWS]:
+        waits = ", ".join(job.after[:3]) + (f" and {len(job.after) - 3:,} more" if len(job.after) > 3 else "")
+        table.add_row(job.job_id, job.stage, str(len(job.keys)), job.keys[0][:8], waits or "-")
+    console.print(table)
+    if len(jobs) > MOST_ROWS:
+        print_line(console, f"{counted(len(jobs) - MOST_ROWS, 'more job')} with --json")
 
 
 def print_search(document: Mapping[str, Any], hints: str) -> None:
@@ -41,12 +61,19 @@ def print_search(document: Mapping[str, Any], hints: str) -> None:
 
 
 def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site: str | None) -> None:
-    """Print the script of every family of siblings as it would be submitted, and the reason for its walltime."""
-    code = snapshot_code(opened.store.root)
+    """Print the script of every family of siblings as it would be submitted, and the reason for its walltime; write nothing."""
+    code = snapshot_path(opened.store.root)
     missing = [key for key, state in opened.store.states(opened.tree.stages).items() if state.state != "done"]
-    for family in families(opened.store, missing):
+    for family in planned_families(opened.tree, missing, as_executions(resources)):
         dependency = ":".join(["afterany", *(f"<job of {key[:8]}>" for key in family.needs)]) if family.needs else None
         pack = f", {family.pack} to a job" if family.pack > 1 else ""
         print(f"# {family.stage}{pack}: {' '.join(key[:8] for key in family.keys)}")
         print(f"# site {site or 'without a profile'}; walltime {resources[family.keys[0]].walltime}")
         print(sbatch_script(opened.store, family, dependency, code))
+
+
+def print_local_start(opened: OpenedStudy, run: str) -> None:
+    """Print what `submit --launcher local` would train. run: the command that it would start in the background."""
+    states = opened.store.states(opened.tree.stages)
+    missing = sum(state.state != "done" for state in states.values())
+    print(f"{run}: would train {counted(missing, 'stage')} of {len(states):,} in the background")

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from retain.launchers.stage.failures import DIVERGED
+from retain.launchers.stage.log import log_line
 from retain.lightning_modules.objective import HeldoutLoss, heldout_loss
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.curves import CurveWriter, Point, heldout_curve, training_curve
@@ -18,9 +19,14 @@ from retain.results.store.runs import Run
 from retain.results.store.state import Progress
 from retain.results.tensorboard.run_events import RunEvents
 from retain.sweeps.base.errors import StageFailedError
+from retain.sweeps.base.units import format_size
 
 LOG_EVERY = 10
-"""Steps between the points of the training curves. The loss is read from the device only at these steps."""
+"""Steps between the points of the training curves by default. The loss is read from the device only at these steps."""
+FEWEST_POINTS = 10
+"""A stage has at least so many points by default, or one for each step."""
+LINE_EVERY_S = 1.0
+"""Seconds between two lines of a run's log, so that the log of a long run of fast steps stays short."""
 REPORT_EVERY_S = 1.0
 
 
@@ -46,21 +52,30 @@ class Heldout:
 class Curves(Callback):
     """Records training and held-out losses, learning rate and tokens per second over tokens seen, and reports progress.
 
-    saved: the `state()` in the checkpoint that the attempt resumes from; the curves continue its points.
+    saved: the `state()` in the checkpoint that the attempt resumes from; the curves continue its points. log_every: steps
+    between two points; by default `LOG_EVERY`, and fewer in a short stage.
     """
 
-    def __init__(self, run: Run, heldout: Heldout, heldout_every: int | None, saved: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        heldout: Heldout,
+        heldout_every: int | None,
+        saved: Mapping[str, Any] | None,
+        log_every: int | None = None,
+    ) -> None:
         self.run, self.heldout, self.heldout_every = run, heldout, heldout_every
         self.stage: str = run.spec()["stage"]
         recipe = heldout.module.recipe
         self.sequences, self.batch, self.length = recipe["sequences"], recipe["batch"], recipe["sequence_length"]
         self.steps = recipe["steps"]
+        self.log_every = log_every or max(1, min(LOG_EVERY, self.steps // FEWEST_POINTS))
         points = [Point(curve, tokens, value, when) for curve, value, tokens, when in saved["points"]] if saved else []
         self.logged_step: int = saved["logged_step"] if saved else 0
         self.file = CurveWriter(run.folder, points) if heldout.rank == 0 else None
         self.events = RunEvents(run.folder, points) if heldout.rank == 0 else None
         self.progress = Progress(total=self.sequences * self.length)
-        self.timed_step, self.timed_at, self.reported_at = -1, 0.0, 0.0
+        self.timed_step, self.timed_at, self.reported_at, self.printed_at = -1, 0.0, 0.0, -LINE_EVERY_S
         self.evaluated: dict[tuple[int, str], float] = {}
 
     def state(self) -> dict[str, Any]:
@@ -81,6 +96,7 @@ class Curves(Callback):
             self.evaluated = {point: loss for point, loss in self.evaluated.items() if point[0] == step}
             self.evaluated[step, split] = finite(self.heldout.loss(split).loss, f"held-out loss on {split}", step)
             self._add(heldout_curve(split), self.evaluated[step, split], step)
+            self._print(f"step {step}/{self.steps}  held-out loss on {split} {self.evaluated[step, split]:.4f}")
             if self.events:
                 with contextlib.suppress(OSError):  # as in `_report`
                     self.events.flush()
@@ -100,12 +116,18 @@ class Curves(Callback):
         # At the first step of the attempt: by then a checkpoint has been restored, whose steps another attempt has trained.
         if self.timed_step < 0:
             self.timed_step, self.timed_at = self.heldout.module.step, time.monotonic()
+            total = f"{self.steps}, {format_size(self.tokens(self.steps))} tokens"
+            if self.timed_step:
+                # Lines of steps that were trained after the checkpoint stay in the log.
+                self._print(f"resumes after step {self.timed_step}/{total}; lines above of later steps no longer count")
+            else:
+                self._print(f"steps to train: {total}")
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         step = self.heldout.module.step
-        if step % LOG_EVERY == 0 or step == self.steps:
+        if step % self.log_every == 0 or step == self.steps:
             self._log(trainer, step)
         if self.heldout_every and step % self.heldout_every == 0:
             for split in self.heldout.sequences:
@@ -146,6 +168,17 @@ class Curves(Callback):
         self._add(training_curve(self.stage, "loss"), loss, step)
         self._add(training_curve(self.stage, "learning_rate"), module.learning_rate_at(step - 1), step)
         self._add(training_curve(self.stage, "tokens_per_second"), per_second, step)
+        if step == self.steps or now - self.printed_at >= LINE_EVERY_S:
+            self.printed_at = now
+            self._print(
+                f"step {step}/{self.steps}  tokens {format_size(self.tokens(step))}  loss {loss:.4f}  "
+                f"lr {module.learning_rate_at(step - 1):.3g}  {format_size(per_second)} tokens/s"
+            )
+
+    def _print(self, line: str) -> None:
+        """Add a line to the run's log, on rank 0."""
+        if self.file:
+            log_line(line)
 
     def _add(self, curve: str, value: float, step: int) -> None:
         """Add a point to a curve, on rank 0."""

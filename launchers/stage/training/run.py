@@ -110,7 +110,8 @@ def attempt(context: AttemptContext) -> None:
     module.masked = data.batches.masked
     splits, others = _heldout_splits(context)
     heldout = Heldout(splits, others, module, machine.bf16, ranks.rank, ranks.world)
-    curves = Curves(run, heldout, execution["heldout_every"], saved.shared["curves"] if saved else None)
+    points = saved.shared["curves"] if saved else None
+    curves = Curves(run, heldout, execution["heldout_every"], points, execution.get("log_every"))
     best = _early_stopping(spec, curves)
     writer = CheckpointWriter(run.checkpoint, ranks.rank, ranks.world, context.may_write)
     cadence = Cadence(execution["save_minutes"] * 60, execution["save_steps"])

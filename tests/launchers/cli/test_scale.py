@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retain.launchers.checks.verify_tokens import problems as token_problems
-from retain.launchers.cli.views.status import PRIORITY, most_important, status_table
+from retain.launchers.cli.views.status_table import PRIORITY, most_important, status_table
 from retain.launchers.console import print_json
 from retain.launchers.jobs.status import find_orphans
 from retain.launchers.jobs.submissions import new_submission, submitted_job, submitted_jobs, write_submission

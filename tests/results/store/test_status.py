@@ -10,8 +10,8 @@ import pytest
 from retain.results.store.lease import take_lease
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
-from retain.results.store.state import Progress, State
-from retain.results.store.status import seconds_left, store_status, study_status
+from retain.results.store.state import Attempt, Progress, State
+from retain.results.store.status import seconds_left, stage_costs, store_status, study_status
 from retain.sweeps.tree.tree import Tree
 from tests.results.runs import finish, kinds, put_state, registered
 
@@ -103,3 +103,22 @@ def test_a_row_has_the_documented_fields(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     for row in study_status(tree, store):
         assert set(vars(row)) >= {"key", "stage", "state", "attempts", "progress", "job_id", "reason"}
+
+
+def test_the_cost_of_a_run_is_the_device_time_of_its_attempts_and_what_was_trained_again(
+    planned: tuple[Tree, Store],
+) -> None:
+    tree, store = planned
+    run = kinds(tree, store, "pretrain")[0]
+    killed = Attempt(1000.0, "a", 1, world=4, end=4600.0, tokens=1000, cause="lost")
+    fruitless = Attempt(5000.0, "a", 1, world=4, tokens_at_start=750, end=5900.0, tokens=750, cause="SIGTERM")
+    last = Attempt(6000.0, "b", 2, world=2, tokens_at_start=750, tokens=0)
+    put_state(run, State("running", (killed, fruitless, last), heartbeat=9600.0))
+    row = next(row for row in study_status(tree, store) if row.key == run.key)
+    assert [(cost.device_hours, cost.lost_hours) for cost in row.costs] == [(4.0, 1.0), (1.0, 1.0), (2.0, 0.0)]
+    costs = stage_costs(study_status(tree, store))
+    assert [(cost.stage, cost.attempts, cost.device_hours, cost.lost_hours) for cost in costs] == [
+        ("pretrain", 3, 7.0, 2.0),
+        ("posttrain", 0, 0.0, 0.0),
+        ("finetune", 0, 0.0, 0.0),
+    ]

@@ -229,6 +229,7 @@ OTHER_EXECUTION = {
     "parallel": 3,
     "strategy": "fsdp",
     "heldout_every": 5,
+    "log_every": 3,
     "slurm": {"partition": "low"},
     "save_minutes": 1.5,
     "save_steps": 7,

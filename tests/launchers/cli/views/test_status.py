@@ -1,0 +1,169 @@
+"""What `retain status` shows of many runs on a narrow terminal, and when `--watch` ends."""
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from retain.launchers.cli.app import main
+from retain.launchers.cli.views import status as view
+from retain.launchers.cli.views.status_table import reasons_below, status_table, summary_lines
+from retain.launchers.study_status import Status, filtered, status_reader
+from retain.results.store.runs import Store
+from retain.results.store.state import Attempt, State
+from retain.results.store.status import RunStatus, in_tree_order, study_seconds_left, study_status
+from retain.sweeps.base.errors import StudyError
+from retain.sweeps.tree.tree import Tree
+from tests.results.runs import finish, kinds, put_state, registered
+from tests.studies import linear_study
+
+NARROW = 80
+GRID = {"seed": [0, 1], "pretrain.exposure": [0, 0.5, 1], "posttrain.lr": [1e-4, 5e-4], "finetune.lr": [1e-4, 2e-4]}
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> tuple[Tree, Store]:
+    """42 runs, some done, one failed."""
+    tree, store = registered(tmp_path / "runs", grid=GRID)
+    for run in kinds(tree, store, "pretrain"):
+        finish(run)
+    failed = kinds(tree, store, "posttrain")[0]
+    failed.begin(os.getpid())
+    failed.fail("diverged: the training loss is nan at step 10; lower lr or lengthen warmup", "diverged")
+    return tree, store
+
+
+def drawn(rows: list[RunStatus], shown: list[RunStatus], width: int) -> list[str]:
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        table = status_table(rows, shown, width)
+        table.title = None
+        console.print(table)
+    return capture.get().splitlines()
+
+
+def test_a_narrow_terminal_breaks_no_key_no_word_and_no_line(many: tuple[Tree, Store]) -> None:
+    tree, store = many
+    rows = study_status(tree, store)
+    header, *lines = drawn(rows, rows, NARROW)
+    assert header.split() == ["run", "stage", "axes", "state", "attempts", "progress"]
+    assert len(lines) == len(rows) == 42
+    for line, row in zip(lines, in_tree_order(rows), strict=True):
+        assert len(line) <= NARROW
+        assert "…" not in line
+        assert line.split()[:2] == [row.key[:8], row.stage]
+    assert reasons_below(rows, NARROW)[0].startswith(next(row.key[:8] for row in rows if row.state == "failed"))
+
+
+def test_a_wide_terminal_shows_reasons_in_the_table(many: tuple[Tree, Store]) -> None:
+    tree, store = many
+    rows = study_status(tree, store)
+    assert "reason" in drawn(rows, rows, 300)[0]
+    assert reasons_below(rows, 300) == []
+
+
+def test_children_are_below_their_parents_with_the_axes_that_their_parents_lack(many: tuple[Tree, Store]) -> None:
+    tree, store = many
+    rows = study_status(tree, store)
+    ordered = in_tree_order(list(reversed(rows)))
+    above: list[str] = []
+    for row in ordered:
+        while above and above[-1] != row.parent:
+            above.pop()
+        assert (row.parent or None) == (above[-1] if above else None)
+        above.append(row.key)
+    leaf = next(line for line in drawn(rows, rows, NARROW) if " finetune" in line)
+    assert re.search(r"  finetune  lr=0.0001 ", leaf)
+    alone = [row for row in rows if row.stage == "finetune"]
+    assert "pretrain.exposure=" in drawn(rows, alone, 200)[1]
+
+
+def test_each_stage_has_a_line_with_counts_in_the_order_of_the_chain(many: tuple[Tree, Store]) -> None:
+    tree, store = many
+    first, *stages = summary_lines(study_status(tree, store), 3700.0)
+    assert first == "42 runs: 6 done, 1 failed, 35 planned; about 1h 01m left"
+    assert [line.split()[0] for line in stages] == ["pretrain", "posttrain", "finetune"]
+    assert stages[1].endswith("1 failed, 11 planned")
+
+
+def test_filters_choose_runs_and_name_what_there_is(
+    many: tuple[Tree, Store], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, store = many
+    status = Status("tiny", study_status(tree, store), [], [], None)
+    assert [row.state for row in filtered(status, ["failed"], [], []).runs] == ["failed"]
+    chosen = filtered(status, [], ["finetune"], ["finetune.lr=1e-4", "seed=1", "pretrain.exposure=0.50"]).runs
+    assert [(row.axes["finetune.lr"], row.axes["pretrain.exposure"], row.axes["seed"]) for row in chosen] == [
+        (1e-4, 0.5, 1)
+    ] * 2
+    both = filtered(status, [], ["pretrain"], ["seed=0", "seed=1"]).runs
+    assert len(both) == 6
+    for wrong, message in (
+        ((["finished"], [], []), "--state finished: unknown state; the states are cancelled, "),
+        (([], ["tune"], []), "--stage tune: unknown stage; the stages are finetune, posttrain, pretrain"),
+        (([], [], ["lr=1"]), "--where lr=1: a filter is AXIS=VALUE, and the axes are "),
+        (([], [], ["seed=7"]), "--where seed=7: no run has this value; the values are 0, 1"),
+    ):
+        with pytest.raises(StudyError, match=re.escape(message)):
+            filtered(status, *wrong)
+    verb = ["status", "--store", str(store.root), "--state", "failed", "--stage", "posttrain", "--json"]
+    assert main(verb) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [row["state"] for row in document["runs"]] == ["failed"]
+    assert document["runs"][0]["parent"] in tree.stages
+
+
+def test_the_time_left_counts_runs_to_come_and_no_path_faster_than_its_runs_one_after_the_other() -> None:
+    row = RunStatus("a", "pretrain", {}, "running", 1, 0.5, 500, 1000, None, 100.0, 5.0, None, None, None, None)
+    below = replace(row, key="b", stage="finetune", state="planned", tokens=0, tokens_per_second=0.0, parent="a")
+    blocked = replace(below, key="c", reason="blocked: pretrain d failed")
+    assert study_seconds_left([row, below, blocked]) == pytest.approx(15)
+    other = replace(row, key="e", tokens=900)
+    assert study_seconds_left([row, other]) == pytest.approx(5)  # not 3: `row` alone takes 5 s
+    assert study_seconds_left([below]) is None
+
+
+def test_watching_a_planned_study_waits_until_its_runs_have_begun_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, store = registered(tmp_path / "runs", grid={})
+    monkeypatch.setattr(view, "WATCH_EVERY_S", 0.01)
+    reads = 0
+
+    def read() -> Status:
+        nonlocal reads
+        reads += 1
+        if reads in (3, 4, 5):
+            finish(kinds(tree, store, ("pretrain", "posttrain", "finetune")[reads - 3])[0])
+        return Status("tiny", study_status(tree, store), [], [], None)
+
+    view.watch_status(read, idle_s=60)
+    assert reads == 5
+    assert "3 runs: 3 done" in capsys.readouterr().out
+
+
+def test_watching_ends_with_a_sentence_if_nothing_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(view, "WATCH_EVERY_S", 0.01)
+    study = linear_study(tmp_path)
+    view.watch_status(status_reader(str(study), (), tmp_path / "runs"), idle_s=0.05)
+    assert "nothing was queued or running for 0 s; retain run or retain submit trains" in capsys.readouterr().out
+
+
+def test_the_device_time_of_each_stage_is_below_the_table_and_in_the_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, store = registered(tmp_path / "runs", grid={})
+    for run in kinds(tree, store, "pretrain"):
+        put_state(run, State("done", (Attempt(0.5, "a", 1, world=2, end=1800.5, cause="finished"),)))
+    view.print_status(status_reader(None, (), store.root)())
+    assert "device time: 1h 00m (pretrain 1h 00m)\n" in capsys.readouterr().out
+    assert main(["status", "--store", str(store.root), "--stage", "pretrain", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["cost"] == [{"stage": "pretrain", "attempts": 1, "device_hours": 1.0, "lost_hours": 0.0}]
+    assert document["runs"][0]["costs"][0]["device_hours"] == 1.0

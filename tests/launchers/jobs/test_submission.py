@@ -1,0 +1,108 @@
+"""Names of jobs, the printed tree of a submission, and dry runs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from retain.launchers.cli.app import main
+from retain.launchers.cli.views.submission import print_submission
+from retain.launchers.jobs.status import find_orphans
+from retain.launchers.jobs.submissions import (
+    INTENT,
+    job_label,
+    new_submission,
+    read_submission,
+    submission_folder,
+    token_of,
+    write_submission,
+)
+from retain.launchers.jobs.submit import Submitted, SubmittedJob
+from retain.launchers.slurm.client import Job
+from retain.results.store.runs import Store
+from tests.studies import tiny_study
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_a_jobs_name_says_study_stage_and_key_and_its_token_finds_the_record(tmp_path: Path) -> None:
+    label = job_label("mine", "finetune", "5b6e8cba58225bfc164b")
+    submission = new_submission(["5b6e8cba58225bfc164b"], label=label)
+    assert submission.name == f"mine-finetune-5b6e8cba-{submission.token}"
+    assert token_of(submission.name) == submission.token
+    write_submission(Store(tmp_path), submission)
+    assert read_submission(Store(tmp_path), submission.token).name == submission.name
+    live = {"7": Job("7", submission.name, "PENDING", "")}
+    write_submission(Store(tmp_path), replace(submission, job_id="7"))
+    assert [(one.job_id, one.key) for one in find_orphans(Store(tmp_path), live)] == [("7", submission.keys[0])]
+
+
+def test_a_long_or_strange_study_leaves_stage_and_key_whole() -> None:
+    label = job_label("a study, with spaces & more " * 9, "midtrain", "5b6e8cba58225bfc164b")
+    assert label.endswith("-midtrain-5b6e8cba")
+    assert len(label) == 60
+    assert not set(label) & set(" ,&|")
+
+
+def test_jobs_that_were_submitted_under_the_old_name_are_still_found(tmp_path: Path) -> None:
+    submission = new_submission(["a" * 20])
+    write_submission(Store(tmp_path), submission)
+    record = submission_folder(Store(tmp_path), submission.token) / INTENT
+    fields = json.loads(record.read_text())
+    del fields["label"]
+    record.write_text(json.dumps(fields))
+    assert read_submission(Store(tmp_path), submission.token).name == f"retain-{submission.token}"
+    assert token_of(f"retain-{submission.token}") == submission.token
+    assert token_of("retain-ray-worker") is None
+    assert token_of("somebody-elses-job") is None
+
+
+def test_a_submission_prints_its_jobs_what_they_wait_for_and_how_to_watch_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jobs = [
+        SubmittedJob("12", ["a" * 20, "b" * 20], "n", "pretrain"),
+        SubmittedJob("13", ["c" * 20], "n", "finetune", ["12_0"]),
+    ]
+    submitted = Submitted("mine", jobs, [], [], 0, 0, [], [], None)
+    print_submission(submitted, "retain retry mine", "retain cancel mine", "retain status mine --watch")
+    first, _, *rows, last = capsys.readouterr().out.splitlines()
+    assert first == "3 stages submitted in 2 jobs"
+    assert [row.split() for row in rows] == [
+        ["12", "pretrain", "2", "aaaaaaaa", "-"],
+        ["13", "finetune", "1", "cccccccc", "12_0"],
+    ]
+    assert last == "watch: retain status mine --watch"
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "local"])
+def test_a_dry_run_on_unprepared_data_writes_nothing_and_calls_its_keys_provisional(
+    launcher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tiny_study(tmp_path / "study")
+    before = files_of(tmp_path)
+    verb = ["submit", str(study), "--dry-run", "--launcher", launcher, "--store", str(tmp_path / "runs")]
+    assert main(verb) == 0
+    assert files_of(tmp_path) == before
+    printed = capsys.readouterr().out
+    assert "the data is not prepared, so keys and walltimes are provisional: retain data " in printed
+    if launcher == "slurm":
+        assert "#SBATCH --job-name=tiny-pretrain-" in printed
+        assert "afterany:<job of " in printed
+    else:
+        assert "would train 8 stages of 8 in the background" in printed
+
+
+def test_without_slurm_a_submission_is_one_sentence_that_names_the_launcher_which_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    study = tiny_study(tmp_path / "study")
+    assert main(["submit", str(study), "--store", str(tmp_path / "runs")]) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.endswith("train on this machine: retain submit STUDY --launcher local\n")
+    assert not (tmp_path / "runs").exists()
