@@ -197,11 +197,11 @@ def stage_order(recipe: Mapping[str, Any], sizes: Mapping[str, int]) -> Order:
         return Subset(corpus, sizes[corpus], part["distinct"], first, recipe["subset_seed"])
 
     main = subset(recipe, recipe.get("first", 0))
-    if "early_stopping" in recipe:
-        replay = recipe["replay"]
+    exposure = recipe.get("exposure")
+    if "early_stopping" in recipe or (exposure is None and recipe["sequences"] != recipe["distinct"]):
+        replay = recipe.get("replay")
         share = replay["fraction"] if replay else 0.0
         return Passes(main, subset(replay) if replay else None, share, recipe["sequences"], recipe["seed"])
-    exposure = recipe.get("exposure")
     if exposure and "window" in exposure:
         begin, end = exposure["window"]
         return ExposureWindow(main, subset(exposure), exposure["sequences"], begin, end, recipe["seed"])

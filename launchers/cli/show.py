@@ -177,6 +177,7 @@ def report(
     from retain.results.store.loss_table import trial_rows
     from retain.results.store.runs import make_store
     from retain.sweeps.schema.linear.study import LinearStudy
+    from retain.sweeps.schema.section import STAGE_KINDS
     from retain.sweeps.tree.tree import merged
 
     names, overrides = split_studies(studies, "report")
@@ -195,7 +196,9 @@ def report(
         paper_scale = parameter_count(design, first.facts) >= PAPER_SCALE
         shown = paper_scale if overlay is None else overlay
         figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale, overrides)
-        found = verdicts(labelled, matched=design.allocation == "matched")
+        # The claims are about the paper's three stages, whatever others a chain has.
+        has_all = set(STAGE_KINDS) <= set(design.stages)
+        found = verdicts(labelled, matched=design.allocation == "matched") if has_all else []
     made_by = origin(command_arguments(None, [*names, *overrides], store))
     parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]
     page = write_report(parts, tree, first.store, rows, figures, found, made_by, overrides)

@@ -20,6 +20,7 @@ from retain.results.store.runs import Store
 from retain.sweeps.base.files import write_bytes
 from retain.sweeps.base.surroundings import safe_python_path
 from retain.sweeps.schema.execution import Slurm
+from retain.sweeps.tree.key_diff import stage_name
 
 if TYPE_CHECKING:
     import submitit
@@ -61,7 +62,7 @@ def families(store: Store, keys: Sequence[str]) -> list[Family]:
     for key in keys:
         run = store.run(key)
         spec = run.spec()
-        alone = Family(spec["stage"], tuple(run.needs()), (key,), spec["execution"], spec.get("study", ""))
+        alone = Family(stage_name(spec), tuple(run.needs()), (key,), spec["execution"], spec.get("study", ""))
         group = json.dumps([alone.stage, alone.needs, alone.execution], sort_keys=True)
         found[group] = replace(alone, keys=(*found[group].keys, key)) if group in found else alone
     return list(found.values())

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.launchers.planning.plan import PlanTotals, plan_studies
-from retain.results.analysis.methods import METHOD_FIELDS, with_fixed
+from retain.results.analysis.methods import fixed_methods, with_fixed
 from retain.results.claims.judging import Verdict
 from retain.results.claims.power import WANTED, Pilot, pilot_of, seeds_to_decide
 from retain.results.claims.verdicts import verdicts
 from retain.results.store.loss_table import trial_rows
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.axes import get_field
 from retain.sweeps.schema.linear.study import LinearStudy
+from retain.sweeps.schema.section import STAGE_KINDS
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ def plan_power(
 
 
 def _judged(opened: OpenedStudy) -> list[Verdict]:
-    """The verdicts on the finished trials of a study; none on a linear study."""
+    """The verdicts on the finished trials of a study; none on a linear study, and without the paper's three stages."""
     study = opened.file.study
-    if isinstance(study, LinearStudy):
+    if isinstance(study, LinearStudy) or not set(STAGE_KINDS) <= set(study.stages):
         return []
     rows = trial_rows(opened.tree, opened.store)
-    labelled = with_fixed(rows, {path: get_field(study, path) for path in METHOD_FIELDS})
+    labelled = with_fixed(rows, fixed_methods(study))
     return verdicts(labelled, matched=study.allocation == "matched")
 
 

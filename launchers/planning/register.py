@@ -10,18 +10,20 @@ from itertools import islice
 from typing import Any
 
 from retain.launchers.kinds import described, kind_of_recipe
+from retain.results.store.loss_table import heldout_role
 from retain.results.store.runs import SPEC, Store
+from retain.results.store.state import KEEPS_OPTIMIZER
 from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.schema.section import stage_kind
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import FORMAT
-from retain.sweeps.tree.tree import STAGES, Stage, Tree
+from retain.sweeps.tree.tree import Stage, Tree
 
 WRITERS = 16
 """Number of stages that are written at a time."""
 AT_A_TIME = 1000
 """Number of stages whose recipes are in memory at a time."""
 PACKAGES = ("retain-lm", "torch", "lightning", "transformers", "tokenizers", "numpy")
-ROLES = {"pretrain": "pretraining", "posttrain": "posttraining", "finetune": "finetuning"}
 
 
 def register(
@@ -36,7 +38,8 @@ def register(
     executions: how each stage is executed, by key: for SLURM, see `launchers.jobs.resources`; None: as the study says.
     """
     versions = installed_versions()
-    here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in STAGES}
+    here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in tree.chain}
+    carried = tree.carried()
     evaluations: dict[str, dict[str, str]] = {}
 
     def specs(stages: Iterable[Stage]) -> Iterator[dict[str, Any]]:
@@ -48,6 +51,7 @@ def register(
             yield (
                 stage_spec(stage, recipe)
                 | described(kind, stage.tokens, needs)
+                | ({KEEPS_OPTIMIZER: True} if stage.key in carried else {})
                 | {
                     "evaluation": evaluations[stage.key],
                     "tokenizer": facts.tokenizer,
@@ -79,8 +83,10 @@ def as_here(execution: Mapping[str, Any], store: Store, key: str) -> dict[str, A
 
 
 def stage_spec(stage: Stage, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The key of a stage and its payload."""
-    return {"key": stage.key, "format": FORMAT, "stage": stage.stage, "parent": stage.parent, "recipe": recipe}
+    """The key of a stage and its payload, and the name of a further stage."""
+    kind = stage_kind(stage.stage)
+    spec = {"key": stage.key, "format": FORMAT, "stage": kind, "parent": stage.parent, "recipe": recipe}
+    return spec if kind == stage.stage else spec | {"name": stage.stage}
 
 
 def evaluation(stage: str, recipe: dict[str, Any]) -> dict[str, str]:
@@ -88,7 +94,7 @@ def evaluation(stage: str, recipe: dict[str, Any]) -> dict[str, str]:
 
     A pretraining is evaluated on D_post only at λ > 0: at λ = 0 its run is the same for every D_post.
     """
-    roles = {ROLES[stage]: recipe["corpus"]}
+    roles = {heldout_role(stage): recipe["corpus"]}
     if exposure := recipe.get("exposure"):
         roles["posttraining"] = exposure["corpus"]
     return roles

@@ -13,7 +13,6 @@ from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.models import parameters
 from retain.sweeps.schema.read import AnyStudy, StudyFile
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.tree import STAGES
 
 GENERAL_QUESTION = (
     "What does a model still know after its next fine-tuning, and which upstream choices (here: what it was pretrained "
@@ -95,12 +94,13 @@ def corpora(file: StudyFile, facts: Facts) -> Table:
 def budgets(file: StudyFile) -> Table:
     """The stages side by side, one row for each field."""
     fields: dict[str, dict[str, str]] = {}
+    chain = file.study.stages
     for path, values in resolved(file):
         stage, _, name = path.partition(".")
-        if stage in STAGES:
+        if stage in chain and name:
             fields.setdefault(name, {})[stage] = values_text(path, values)
-    rows: Rows = [[name, *(stages.get(stage, "") for stage in STAGES)] for name, stages in fields.items()]
-    return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *STAGES), rows)
+    rows: Rows = [[name, *(stages.get(stage, "") for stage in chain)] for name, stages in fields.items()]
+    return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *chain), rows)
 
 
 def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row]) -> Table:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retain.results.store.lease import LivenessChecker, is_held
-from retain.results.store.state import CHANGES, Adapted, Attempt, Losses, Progress, Spec, State
+from retain.results.store.state import CHANGES, Adapted, Attempt, Losses, Progress, Spec, State, must_register
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
 from retain.sweeps.base.files import file_system_time, sync_folder, sync_path, write_json, writing
@@ -336,14 +336,16 @@ class Store:
         raise StudyError(f"{prefix}: run not found in {self.root}; give the first digits of a key that status shows")
 
     def register(self, key: str, spec: Mapping[str, Any]) -> None:
-        """Register a run as planned, unless it is registered; `execution` in stage.json follows the latest caller."""
+        """Register a run as planned, unless it is registered; `execution` in stage.json follows the latest caller, and
+        a run that some caller wants to keep its optimizer keeps it.
+        """
         folder = self.root / key
         folder.mkdir(exist_ok=True)
         run = Run(folder)
         path = folder / SPEC
         if not os.path.lexists(path):
             write_json(path, spec)
-        elif (old := run.spec())["execution"] != spec["execution"] and not run.is_done():
+        elif must_register(old := run.spec(), spec) and not run.is_done():
             write_json(path, old | dict(spec))
         if not os.path.lexists(folder / STATE):
             # Another process may have registered and begun the run meanwhile.

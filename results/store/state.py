@@ -119,6 +119,16 @@ def _with_unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**known.pop("unknown"), **known}
 
 
+OPTIMIZER = "optimizer.safetensors"
+"""AdamW's moments at the end of a run whose stage.json has KEEPS_OPTIMIZER, in the folder of its weights."""
+KEEPS_OPTIMIZER = "keeps_optimizer"
+
+
+def must_register(old: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+    """Whether a run must be registered again: to execute it in another way, or to keep its optimizer."""
+    return old["execution"] != spec["execution"] or (KEEPS_OPTIMIZER in spec and KEEPS_OPTIMIZER not in old)
+
+
 class Spec(TypedDict):
     """The content of stage.json. Fields that are not required are absent in runs registered before they existed."""
 
@@ -127,6 +137,10 @@ class Spec(TypedDict):
     parent: str | None
     recipe: dict[str, Any]
     """With stage and parent, the payload of the key, so its content is checked by the key."""
+    name: NotRequired[str]
+    """The name of a further stage, as the study has it that registered the run last. It does not enter the key."""
+    keeps_optimizer: NotRequired[bool]
+    """Whether the done run keeps AdamW's moments, as a stage below continues with them."""
     kind: NotRequired[str]
     tokens: NotRequired[int]
     needs: NotRequired[list[str]]

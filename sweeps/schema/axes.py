@@ -11,7 +11,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.section import shown_value
 from retain.sweeps.schema.validation_messages import validate
 
-NOT_AXES = ("study", "tokenizer", "corpora", "cases", "grid", "search", "execution")
+NOT_AXES = ("study", "stages", "tokenizer", "corpora", "cases", "grid", "search", "execution")
 """Sections of a study that cannot be an axis."""
 
 Raw = dict[str, Any]
@@ -94,10 +94,10 @@ def set_field(raw: Raw, path: str, value: Any, where: str) -> None:
 
 
 def get_field(study: BaseModel, path: str) -> Any:
-    """The value at a dotted path; None if the study leaves out its section."""
+    """The value at a dotted path; None if the study leaves out its section, or its chain has no such stage."""
     value: Any = study
     for name in path.split("."):
-        value = None if value is None else getattr(value, name)
+        value = None if value is None else getattr(value, name, None)
     return value
 
 
@@ -118,7 +118,7 @@ def _check_may_vary(path: str, where: str) -> None:
 
 def is_axis(path: str, value: Any) -> bool:
     """Whether a list holds several values of a field, as opposed to one value that is itself a list."""
-    if not isinstance(value, list) or path.endswith((".betas", ".setup", ".targets")):
+    if not isinstance(value, list) or path == "stages" or path.endswith((".betas", ".setup", ".targets")):
         return False
     return not (path == "pretrain.exposure_schedule" and all(isinstance(part, int | float) for part in value))
 

@@ -9,26 +9,57 @@ from dataclasses import asdict
 from typing import Any
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.stages import Adaptable, Lora, Optimisation, Pretrain
+from retain.sweeps.schema.stages import Adaptable, FurtherStage, Lora, Optimisation, Posttrain, Pretrain
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
 
 Recipe = dict[str, Any]
 
 
-def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
+def stage_recipe(study: Study, facts: Facts, name: str) -> Recipe | None:
+    """The recipe of a stage of the chain; None if it has nothing to train. Raises StudyError."""
+    section = study.section(name)
+    if isinstance(section, Pretrain):
+        return pretrain_recipe(study, section, facts)
+    if isinstance(section, Posttrain):
+        recipe = posttrain_recipe(study, section, facts)
+    elif isinstance(section, FurtherStage):
+        recipe = further_recipe(study, section, name, facts)
+    else:
+        assert isinstance(section, Adaptable)
+        recipe = finetune_recipe(study, section, facts)
+    if recipe is None or name != study.stages[0]:
+        return recipe
+    # The first stage of a chain starts from the model of the study.
+    if recipe["method"] == "lora":
+        raise StudyError(
+            f"{name}.method: lora trains adapters of a trained model, but {name} is the first stage and starts from a new one; "
+            f"set {name}.method: full, or put a stage before it"
+        )
+    return {"model": _model(study, facts), "tokenizer": facts.tokenizer, **recipe}
+
+
+def pretrain_recipe(study: Study, stage: Pretrain, facts: Facts) -> Recipe:
     """Stage 1: D_pre with the first λ·|D_post| sequences of D_post (paper, Sections 3.3 and 4.2). Raises StudyError."""
-    stage = study.pretrain
     model = _model(study, facts)
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "pretrain")
     exposure, mixed = None, 0
     if stage.exposure > 0:
+        if study.posttrain is None:
+            raise StudyError(
+                "pretrain.exposure: D_post is the corpus of posttrain, which `stages` does not name; set pretrain.exposure: 0, "
+                "or add posttrain to stages"
+            )
+        if stage.passes > 1:
+            raise StudyError(
+                "pretrain.passes: exposure is mixed into one pass over D_pre; set pretrain.passes: 1 or pretrain.exposure: 0"
+            )
         post, distinct = _draw(study, facts, study.posttrain.corpus, study.posttrain.tokens, "posttrain")
         mixed = exposed_sequences(stage.exposure, distinct)
         if mixed:
             exposure = {"corpus": post.fingerprint, "distinct": min(mixed, distinct), "sequences": mixed}
             exposure |= _window(stage, count + mixed, mixed)
-    total = count + mixed
+    total = count * stage.passes + mixed
     return {
         "model": model,
         "tokenizer": facts.tokenizer,
@@ -40,30 +71,27 @@ def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
     }
 
 
-def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
+def posttrain_recipe(study: Study, stage: Posttrain, facts: Facts) -> Recipe | None:
     """Stage 2: passes over D_post up to max_tokens, with replay; None if matched allocation leaves it no data.
 
     Raises StudyError.
     """
-    stage = study.posttrain
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "posttrain")
-    first, total = 0, (count if stage.max_tokens is None else stage.max_tokens // study.sequence_length)
+    first = 0
     if study.allocation == "matched":
-        _check_matched(study)
-        first = exposed_sequences(study.pretrain.exposure, count)
+        exposure = study.pretrain.exposure if study.pretrain else 0.0
+        _check_matched(stage, exposure)
+        first = exposed_sequences(exposure, count)
         total = count - first
         if total == 0:
             return None
-    if total == 0:
-        raise StudyError(
-            f"posttrain.max_tokens: {stage.max_tokens} tokens are less than one sequence of {study.sequence_length}; "
-            "raise posttrain.max_tokens"
-        )
+    else:
+        total = _repeated(study, stage, "posttrain", count)
     return {
         "corpus": corpus.fingerprint,
         "first": first,
         "distinct": count - first,
-        "replay": _replay(study, facts, count - first),
+        "replay": _replay(study, stage, facts, count - first),
         "sequences": total,
         "early_stopping": stage.early_stopping and stage.early_stopping.model_dump(),
         **_method(stage),
@@ -71,16 +99,31 @@ def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
     }
 
 
-def finetune_recipe(study: Study, facts: Facts) -> Recipe:
-    """Stage 3: one pass over exactly its token budget of D_ft. Raises StudyError."""
-    stage = study.finetune
+def finetune_recipe(study: Study, stage: Adaptable, facts: Facts) -> Recipe:
+    """Stage 3: passes over exactly its token budget of D_ft. Raises StudyError."""
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "finetune")
     return {
         "corpus": corpus.fingerprint,
         "distinct": count,
-        "sequences": count,
+        "sequences": count * stage.passes,
         **_method(stage),
-        **_optimisation(study, stage, "finetune", count),
+        **_optimisation(study, stage, "finetune", count * stage.passes),
+    }
+
+
+def further_recipe(study: Study, stage: FurtherStage, name: str, facts: Facts) -> Recipe:
+    """A stage beyond the paper's three: passes over its budget, without the `skip` tokens before it. Raises StudyError."""
+    first = stage.skip // study.sequence_length
+    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, name, first)
+    total = _repeated(study, stage, name, count)
+    return {
+        "corpus": corpus.fingerprint,
+        "distinct": count,
+        "sequences": total,
+        **({"first": first} if first else {}),
+        **({"early_stopping": stage.early_stopping.model_dump()} if stage.early_stopping else {}),
+        **_method(stage),
+        **_optimisation(study, stage, name, total),
     }
 
 
@@ -106,19 +149,36 @@ def _model(study: Study, facts: Facts) -> Recipe:
     return model
 
 
-def _check_matched(study: Study) -> None:
-    if study.pretrain.exposure > 1:
+def _repeated(study: Study, stage: Posttrain | FurtherStage, name: str, count: int) -> int:
+    """The sequences that a stage trains on in passes over `count` sequences. Raises StudyError if there are none."""
+    if stage.max_tokens is None:
+        return count * stage.passes
+    if stage.max_tokens < study.sequence_length:
+        raise StudyError(
+            f"{name}.max_tokens: {stage.max_tokens} tokens are less than one sequence of {study.sequence_length}; "
+            f"raise {name}.max_tokens"
+        )
+    return stage.max_tokens // study.sequence_length
+
+
+def _check_matched(stage: Posttrain, exposure: float) -> None:
+    if exposure > 1:
         raise StudyError("allocation: matched divides one pass over D_post; keep pretrain.exposure within [0, 1]")
-    if study.posttrain.early_stopping or study.posttrain.replay:
-        field = "early_stopping" if study.posttrain.early_stopping else "replay"
+    if stage.early_stopping or stage.replay or stage.passes > 1:
+        field = "early_stopping" if stage.early_stopping else "replay" if stage.replay else "passes"
         raise StudyError(f"posttrain.{field}: matched allocation trains on each D_post token once; remove {field}")
 
 
-def _replay(study: Study, facts: Facts, fresh: int) -> Recipe | None:
+def _replay(study: Study, stage: Posttrain, facts: Facts, fresh: int) -> Recipe | None:
     """The replay of D_pre in a Stage 2 with passes over `fresh` sequences of D_post; None without replay."""
-    share = study.posttrain.replay
+    share = stage.replay
     if share == 0:
         return None
+    if study.pretrain is None:
+        raise StudyError(
+            "posttrain.replay: D_pre is the corpus of pretrain, which `stages` does not name; set posttrain.replay: 0, or add "
+            "pretrain to stages"
+        )
     pre, distinct = _draw(study, facts, study.pretrain.corpus, study.pretrain.tokens, "pretrain")
     if share / (1 - share) * fresh < 0.5:
         raise StudyError(
@@ -146,15 +206,16 @@ def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
 
 
 def _method(stage: Adaptable) -> Recipe:
-    """The training method, with the settings of the adapters if there are any."""
+    """The training method, with the settings of the adapters if there are any, and what is carried over."""
+    start = {"start": {"optimizer": "carry"}} if stage.start and stage.start.optimizer == "carry" else {}
     if stage.method == "full":
-        return {"method": "full"}
+        return {"method": "full", **start}
     lora = stage.lora or Lora()
-    return {"method": "lora", "lora": lora.model_dump() | {"targets": sorted(set(lora.targets))}}
+    return {"method": "lora", "lora": lora.model_dump() | {"targets": sorted(set(lora.targets))}, **start}
 
 
-def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str) -> tuple[CorpusFacts, int]:
-    """A corpus and the number of sequences that a budget of tokens takes from it.
+def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str, first: int = 0) -> tuple[CorpusFacts, int]:
+    """A corpus and the number of sequences that a budget of tokens takes from it, after its `first` sequences.
 
     Raises StudyError if the corpus has too few sequences, or no held-out sequence.
     """
@@ -163,6 +224,11 @@ def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str) -> tup
     if count == 0:
         raise StudyError(
             f"{stage}.tokens: {tokens} tokens are less than one sequence of {study.sequence_length}; raise {stage}.tokens"
+        )
+    if first and corpus.train is not None and corpus.train < first + count:
+        raise StudyError(
+            f"{stage}.skip: {count:,} sequences after the first {first:,} exceed the {corpus.train:,} of the training split of "
+            f"corpus {name}; lower {stage}.skip or {stage}.tokens, or enlarge the corpus"
         )
     if corpus.train is not None and corpus.train < count:
         raise StudyError(

@@ -5,9 +5,11 @@ from typing import Any
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile, check_study
-from retain.sweeps.tree.tree import STAGES, plain_value
+from retain.sweeps.tree.tree import plain_value
 
-STEPS = {"pretrain": 40, "posttrain": 60, "finetune": 30}
+STEPS = {"pretrain": 40, "posttrain": 60}
+FURTHER_STEPS = 30
+"""The steps of a fine-tuning and of every further stage."""
 EVALUATE_EVERY = 20
 """Steps between the evaluations of early stopping."""
 SAVE_EVERY = 7
@@ -46,18 +48,23 @@ def scale_down(file: StudyFile) -> StudyFile:
 def _shorten_stages(raw: dict[str, Any], file: StudyFile, allocation: str) -> None:
     """Give every stage of a study's plain mapping the tokens of a few steps."""
     length = min(file.values("sequence_length"))
-    for stage in STAGES:
-        section = raw[stage]
-        batch = max(file.values(f"{stage}.batch"))
-        section["tokens"] = STEPS[stage] * batch * length
-        section["warmup"] = min(section.get("warmup", 0), STEPS[stage] // 4)
-    post = raw["posttrain"]
-    # Two passes, so that the drill also covers the new order of the second pass.
-    post["tokens"] //= 2
-    if allocation == "additive":
-        post["max_tokens"] = 2 * post["tokens"]
-    if post.get("early_stopping"):
-        post["early_stopping"] |= {"every": EVALUATE_EVERY}
+    for stage in file.study.stages:
+        section, steps = raw[stage], STEPS.get(stage, FURTHER_STEPS)
+        tokens = steps * max(file.values(f"{stage}.batch")) * length
+        section["warmup"] = min(section.get("warmup", 0), steps // 4)
+        repeated = section.pop("passes", 1) > 1 or section.pop("max_tokens", None) is not None
+        # Two passes, so that the drill also covers the new order of the second pass.
+        if stage == "posttrain" or repeated:
+            tokens //= 2
+            if stage in ("pretrain", "finetune"):
+                section["passes"] = 2
+            elif stage != "posttrain" or allocation == "additive":
+                section["max_tokens"] = 2 * tokens
+        section["tokens"] = tokens
+        if section.get("skip"):
+            section["skip"] = tokens
+        if section.get("early_stopping"):
+            section["early_stopping"] |= {"every": EVALUATE_EVERY}
 
 
 def _scaled_case(settings: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +74,7 @@ def _scaled_case(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_size(path: str) -> bool:
-    return path.split(".")[-1] in ("tokens", "max_tokens", "warmup")
+    return path.split(".")[-1] in ("tokens", "max_tokens", "passes", "skip", "warmup")
 
 
 def _ends(values: list[Any]) -> list[Any]:

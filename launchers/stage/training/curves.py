@@ -18,6 +18,7 @@ from retain.results.store.runs import Run
 from retain.results.store.state import Progress
 from retain.results.tensorboard.run_events import RunEvents
 from retain.sweeps.base.errors import StageFailedError
+from retain.sweeps.tree.key_diff import stage_name
 
 LOG_EVERY = 10
 """Steps between the points of the training curves. The loss is read from the device only at these steps."""
@@ -48,7 +49,7 @@ class Curves(Callback):
 
     def __init__(self, run: Run, heldout: Heldout, heldout_every: int | None, saved: Mapping[str, Any] | None) -> None:
         self.run, self.heldout, self.heldout_every = run, heldout, heldout_every
-        self.stage: str = run.spec()["stage"]
+        self.stage = stage_name(run.spec())
         recipe = heldout.module.recipe
         self.sequences, self.batch, self.length = recipe["sequences"], recipe["batch"], recipe["sequence_length"]
         self.steps = recipe["steps"]

@@ -27,6 +27,7 @@ from retain.launchers.stage.environment import compile_cache
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.rank_failures import clear_rank_causes
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped
+from retain.launchers.stage.training.carried import carried_optimizer
 from retain.launchers.stage.training.checkpoints import (
     CheckpointWriter,
     SavedCheckpoint,
@@ -47,9 +48,12 @@ from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.lora import add_adapters
 from retain.lightning_modules.models import build_model, load_model, trained_parameters
 from retain.lightning_modules.stage import StageModule
-from retain.results.store.disk import check_room, stage_bytes, used_bytes
+from retain.results.store.disk import MOMENT_BYTES, check_room, stage_bytes, used_bytes
+from retain.results.store.loss_table import heldout_role
 from retain.results.store.runs import Run
+from retain.results.store.state import KEEPS_OPTIMIZER
 from retain.sweeps.schema.models import Architecture
+from retain.sweeps.tree.key_diff import stage_name
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def attempt(context: AttemptContext) -> None:
     tokenizer = stored_tokenizer(context.store.root, spec.get("tokenizer", "none"))
     model = _starting_model(context, tokenizer)
     if first:
-        _check_room(run, model)
+        _check_room(run, model, KEEPS_OPTIMIZER in spec)
     module = StageModule(model, recipe, numerics.micro_batch, machine.sharded, numerics.compiled)
     if machine.gpu and numerics.micro_batch is None and not machine.sharded:
         module.micro_batch = _fitting_micro_batch(context, model, machine.bf16)
@@ -107,17 +111,18 @@ def attempt(context: AttemptContext) -> None:
     splits = {role: heldout_sequences(context.store.root, corpus) for role, corpus in spec["evaluation"].items()}
     heldout = Heldout(splits, module, machine.bf16, ranks.rank, ranks.world)
     curves = Curves(run, heldout, execution["heldout_every"], saved.shared["curves"] if saved else None)
-    best = _early_stopping(recipe, curves)
+    best = _early_stopping(recipe, curves, heldout_role(stage_name(spec)))
     writer = CheckpointWriter(run.checkpoint, ranks.rank, ranks.world, context.may_write)
     cadence = Cadence(execution["save_minutes"] * 60, execution["save_steps"])
-    resume = Resume(saved, data, curves, best, writer, context.stop, cadence, holds_all=not machine.sharded)
-    final = FinalLosses(curves, data)
+    carried = carried_optimizer(context)
+    resume = Resume(saved, carried, data, curves, best, writer, context.stop, cadence, holds_all=not machine.sharded)
+    final = FinalLosses(context, curves, data)
     callbacks = [*([best] if best else []), curves, resume, final]
     fit(stage_trainer(run.folder, ranks, machine.gpu, machine.bf16, machine.sharded, callbacks), module, data)
 
     # 5. Write the result.
     if first:
-        publish(context, module, curves, best, final, tokenizer)
+        publish(context, module, curves, best, final, tokenizer, carried)
 
 
 def _machine(execution: Mapping[str, Any], world: int) -> _Machine:
@@ -178,10 +183,11 @@ def _starting_model(context: AttemptContext, tokenizer: Tokenizer) -> LlamaForCa
     return model
 
 
-def _check_room(run: Run, model: LlamaForCausalLM) -> None:
-    """Check that checkpoints and weights fit on the disk. Raises NoRoomError."""
+def _check_room(run: Run, model: LlamaForCausalLM, keeps_optimizer: bool) -> None:
+    """Check that checkpoints, weights and the moments that are kept fit on the disk. Raises NoRoomError."""
     trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
     needed = stage_bytes(sum(parameter.numel() for parameter in model.parameters()), trained)
+    needed += MOMENT_BYTES * trained if keeps_optimizer else 0
     check_room(run.folder, needed - used_bytes(run.checkpoint))
 
 
@@ -196,10 +202,11 @@ def _fitting_micro_batch(context: AttemptContext, model: LlamaForCausalLM, bf16:
     return min(gather(own, world))
 
 
-def _early_stopping(recipe: Mapping[str, Any], curves: Curves) -> KeepBest | None:
+def _early_stopping(recipe: Mapping[str, Any], curves: Curves, split: str) -> KeepBest | None:
+    """Early stopping on the held-out split of the stage's corpus; None without it."""
     settings = recipe.get("early_stopping")
     if not settings:
         return None
     return KeepBest(
-        lambda step: curves.heldout_loss("posttraining", step), settings["every"], settings["patience"], recipe["steps"]
+        lambda step: curves.heldout_loss(split, step), settings["every"], settings["patience"], recipe["steps"]
     )

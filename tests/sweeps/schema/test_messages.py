@@ -148,9 +148,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("evaluation={}", "evaluation: unknown field; Retain measures held-out losses only; remove the field"),
         ("finetune.schedule=wsd", "finetune.schedule: unknown field; every learning rate warms up linearly"),
         ("finetune.optimizer=sgd", "finetune.optimizer: unknown field; every stage trains with AdamW"),
-        ("stages=[pretrain]", "grid.stages: stages: unknown field; the stages are pretrain, posttrain and finetune"),
+        (
+            "stages=[pretrain]",
+            "posttrain: no stage has this name; write stages: [pretrain, posttrain] in your order, or",
+        ),
         ("posttrain.mix={}", "posttrain.mix: unknown field; a stage reads one corpus"),
-        ("finetune.epochs=3", "finetune.epochs: unknown field; a stage is as long as its `tokens`"),
+        (
+            "finetune.epochs=3",
+            "finetune.epochs: unknown field; a stage is as long as its `tokens`, or several `passes`",
+        ),
         ("finetune.learning_rate=1", "finetune.learning_rate: unknown field; write lr"),
         ("generation=1", "generation: unknown field; the known fields are study, model"),
         ("seed=12:30:00", "seed: '12:30:00' is not a number; write 45000 if it counts in sixties"),

@@ -38,7 +38,7 @@ RICH: dict[str, Any] = {
 def path_keys(**overrides: Any) -> dict[str, str | None]:
     """The keys of a study with one trial, by stage."""
     (trial,) = tiny_tree(**RICH | overrides).trials
-    return {stage: getattr(trial, stage) for stage in STAGES}
+    return {stage: trial.key(stage) for stage in STAGES}
 
 
 def changed_stages(**overrides: Any) -> list[str]:
@@ -74,7 +74,12 @@ OPTIMISATION = {
 CHANGES: dict[str, dict[str, Any]] = {
     "pretrain": OPTIMISATION | {"exposure": 0.75, "exposure_schedule": "early"},
     "posttrain": OPTIMISATION
-    | {"tokens": 2240, "max_tokens": 7680, "replay": 0.2, "early_stopping": {"every": 5, "patience": 4}}
+    | {
+        "tokens": 2240,
+        "max_tokens": 7680,
+        "replay": 0.2,
+        "early_stopping": {"every": 5, "patience": 4},
+    }
     | {"method": "lora"},
     "finetune": OPTIMISATION | {"corpus": "general", "method": "lora"},
     "model": {
@@ -93,11 +98,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "study": {"sequence_length": 16, "seed": 1, "subset_seed": 1, "allocation": "matched"},
 }
 WITHOUT_EFFECT = {
-    "pretrain": {"repeat"},  # It only allows λ > 1.
-    "posttrain": {"lora"},  # It has an effect with method: lora, as tested below.
-    "finetune": {"lora"},
+    # `repeat` only allows λ > 1. The others have an effect in studies that fit them, as tested below.
+    "pretrain": {"repeat", "passes"},
+    "posttrain": {"lora", "passes", "start"},
+    "finetune": {"lora", "passes", "start"},
     "model": {"preset"},  # It is a name for the other fields.
-    "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", *STAGES, "model"},
+    "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", "stages", *STAGES, "model"},
 }
 SECTIONS = {"pretrain": Pretrain, "posttrain": Posttrain, "finetune": Finetune, "model": Model, "study": Study}
 
@@ -116,6 +122,24 @@ def test_every_field_of_a_stage_changes_its_key_and_the_keys_below(section: str,
     assert section in changed
     of_d_post = section == "posttrain" and field in ("corpus", "tokens")
     assert changed == list(STAGES) if of_d_post else changed == list(STAGES[STAGES.index(section) :])
+
+
+@pytest.mark.parametrize("field", ["passes", "start"])
+@pytest.mark.parametrize("section", STAGES)
+def test_passes_and_a_carried_optimizer_change_the_key_of_their_stage_and_the_keys_below(
+    section: str, field: str
+) -> None:
+    if (section, field) == ("pretrain", "start"):
+        return  # Pretraining follows no stage.
+    changed = 2 if field == "passes" else {"optimizer": "carry"}
+    simple = {"grid": {}, "posttrain.max_tokens": None}
+    (before,), (after,) = (
+        tiny_tree(**simple).trials,
+        tiny_tree(**simple, **{f"{section}.{field}": changed}).trials,
+    )
+    assert [stage for stage in STAGES if before.key(stage) != after.key(stage)] == list(STAGES[STAGES.index(section) :])
+    default = 1 if field == "passes" else {"optimizer": "new"}
+    assert tiny_tree(**simple, **{f"{section}.{field}": default}).trials == [before]
 
 
 @pytest.mark.parametrize("field", CHANGES["model"])
@@ -148,7 +172,7 @@ def test_every_lora_setting_changes_the_key_of_its_stage_and_the_keys_below(stag
 def test_an_axis_may_set_one_lora_setting_and_leave_the_others_at_their_defaults() -> None:
     tree = tiny_tree(**{"posttrain.method": "lora", "grid": {"posttrain.lora.rank": [8, 64]}})
     default = tiny_tree(**{"posttrain.method": "lora", "grid": {}})
-    assert [trial.posttrain == default.trials[0].posttrain for trial in tree.trials] == [False, True]
+    assert [trial.key("posttrain") == default.trials[0].key("posttrain") for trial in tree.trials] == [False, True]
 
 
 LEARNING_RATES = st.floats(1e-6, 1.0)
