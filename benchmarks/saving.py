@@ -276,7 +276,7 @@ def _made_up_run(case: Case, folder: Path) -> tuple[Run, Mapping[str, Any]]:
     )
     most = MOST_STEPS * case.sequences * case.length
     opened = registered(study, (f"posttrain.max_tokens={most}",), folder / "store")
-    key = opened.tree.trials[0].posttrain
+    key = opened.tree.trials[0].key("posttrain")
     assert key is not None
     run = opened.store.run(key)
     return run, run.spec()["recipe"]

@@ -41,7 +41,7 @@ def prepared(store: Path, batch: int, steps: int, study: str = "laptop") -> Work
     fields = {"batch": batch, "tokens": batch * LENGTH * steps, "min_lr": 1e-3, "lr": 1e-3}
     fields |= {"warmup": 0, "weight_decay": 0}
     opened = registered(study, [f"pretrain.{name}={value}" for name, value in fields.items()], store)
-    return Work(store, opened.tree.trials[0].pretrain)
+    return Work(store, opened.tree.trials[0].path[0])
 
 
 def speed_table(racers: Sequence[Racer], batch: int) -> str:

@@ -25,6 +25,7 @@ from retain.results.store.runs import Run, Store
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.schema.linear.study import LinearStudy
+from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.keys import canonical, stage_key
 from retain.sweeps.tree.tree import Stage, Tree, Trial
 
@@ -70,13 +71,18 @@ def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Prob
     if isinstance(opened.file.study, LinearStudy):
         raise StudyError(f"{opened.tree.study}: probe is for language models, and this is a linear study")
     tree, store = opened.tree, opened.store
+    if opened.file.study.stages[-2:] != ("posttrain", "finetune"):
+        raise StudyError(
+            f"{opened.tree.study}: stages: probe predicts what a fine-tuning retains of post-training; the chain must end with "
+            "posttrain and finetune"
+        )
     states = store.states(tree.stages)
     stages: dict[str, Stage] = {}
     trials: list[Trial] = []
     probed: list[Trial] = []
     left_out: Counter[str] = Counter()
     for trial in tree.trials:
-        short = short_finetuning(tree.stages[trial.finetune], share)
+        short = short_finetuning(tree.stages[trial.leaf], share)
         start = states[trial.path[-2]]
         if not is_ready(short, states) and not train_missing:
             left_out[NOT_TRAINED] += 1
@@ -85,7 +91,7 @@ def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Prob
         else:
             stages |= {key: tree.stages[key] for key in trial.path[:-1]} | {short.key: short}
             trials.append(trial)
-            probed.append(replace(trial, finetune=short.key))
+            probed.append(replace(trial, chain=(*trial.chain[:-1], short.key)))
     return Probes(replace(tree, stages=stages, trials=probed), trials, left_out)
 
 
@@ -94,9 +100,10 @@ def short_finetuning(stage: Stage, share: float) -> Stage:
     recipe = json.loads(stage.recipe)
     length = recipe["sequence_length"]
     sequences = max(1, int(recipe["sequences"] * share))
+    distinct = min(recipe["distinct"], sequences)
     steps = -(-sequences // recipe["batch"])
     warmup = min(int(recipe["warmup"] * share), steps - 1)
-    recipe |= {"distinct": sequences, "sequences": sequences, "steps": steps, "warmup": warmup}
+    recipe |= {"distinct": distinct, "sequences": sequences, "steps": steps, "warmup": warmup}
     text, tokens = canonical(recipe), sequences * length
     axes = stage.axes | {"finetune.tokens": tokens}
     return replace(stage, key=stage_key(stage.stage, stage.parent, text), recipe=text, tokens=tokens, axes=axes)
@@ -113,7 +120,7 @@ def predictions(opened: OpenedStudy, probes: Probes, report: Callable[[str], Non
         start = store.run(trial.path[-2])
         if not start.is_done():
             continue
-        recipe = json.loads(opened.tree.stages[trial.finetune].recipe)
+        recipe = json.loads(opened.tree.stages[trial.leaf].recipe)
         gradients = gradient_probe(store, start, recipe["corpus"], report)
         immediate, retained = row["immediate_posttraining_loss"], short["retained_posttraining_loss"]
         predictors = {
@@ -143,7 +150,7 @@ def gradient_probe(store: Store, start: Run, finetuning: str, report: Callable[[
     if start.state().weights_freed:
         report(f"the gradients are unknown: {freed_sentence([start])}")
         return None
-    report(f"{time.strftime('%H:%M:%S')} gradients at {start.spec()['stage']} {start.key[:8]}")
+    report(f"{time.strftime('%H:%M:%S')} gradients at {stage_name(start.spec())} {start.key[:8]}")
     measured = {"settings": settings, **_measure(store, start, settings)}
     write_document(place, measured)
     return measured

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from retain.lightning_modules.models import parameter_groups
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = (*ADAMW_MOMENTS, "momentum_buffer")
 """The tensors, of the shape of a parameter, that the optimisers keep for it: AdamW the first two, Muon the last."""
 MOMENTUM = 0.95
 NEWTON_SCHULZ_STEPS = 5

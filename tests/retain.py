@@ -77,4 +77,6 @@ def train_here(study: Path, store: Path, *overrides: str) -> dict[str, State]:
     """Train what is missing as `retain run` does, from this process: its fork server pays the imports once for all tests."""
     opened = prepare_study(str(study), overrides, store)
     register(opened.tree, opened.file, opened.facts, opened.store)
-    return train(opened.tree, opened.store, local_slots(opened.file.study.execution), lambda _: None)
+    return train(
+        opened.tree, opened.store, local_slots(opened.file.study.execution, opened.file.study.stages), lambda _: None
+    )

@@ -32,6 +32,8 @@ PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
             ("`pretrain`", stages.Pretrain),
             ("Fields of `posttrain` and `finetune`", stages.Adaptable),
             ("`posttrain`", stages.Posttrain),
+            ("a stage of your own", stages.FurtherStage),
+            ("`start` of a stage", stages.Start),
             ("`posttrain.early_stopping`", stages.EarlyStopping),
             ("`finetune`", stages.Finetune),
             ("`posttrain.lora` and `finetune.lora`", stages.Lora),

@@ -2,7 +2,7 @@
 
 Positions count the sequences of a stage from 0. `locate` returns the corpus and the sequence at a position, in O(1) and
 without stored state. So resuming means starting at an offset, and the number of ranks does not change the order. λ is already
-a number of sequences here: `sweeps.tree.recipes` computes it.
+a number of sequences here: `sweeps.tree.recipes.stage` computes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from retain.datamodules.order.permutation import Indices, derive_seed, permute
-from retain.sweeps.tree.mixture_recipes import spread, window_of
+from retain.sweeps.tree.recipes.mixture import spread, window_of
 
 
 @dataclass(frozen=True)

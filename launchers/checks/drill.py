@@ -19,7 +19,7 @@ from retain.results.store.curves import Curve, is_measured_speed, read_curves
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.errors import StageFailedError
-from retain.sweeps.tree.tree import STAGES, Tree
+from retain.sweeps.tree.tree import Tree
 
 POLL_S = 0.002
 TURN_S = 0.05
@@ -104,7 +104,7 @@ def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> Drill
             moment: {name: sum((kill.moment, kill.signal) == (moment, name) for kill in made) for name in SIGNALS}
             for moment in MOMENTS
         },
-        by_stage={stage: sum(kill.stage == stage for kill in made) for stage in STAGES},
+        by_stage={stage: sum(kill.stage == stage for kill in made) for stage in tree.chain},
         runs_compared=runs,
         attempts=attempts,
         differences=differences,
@@ -113,7 +113,7 @@ def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> Drill
 
 def on_this_machine(opened: OpenedStudy, watch: Watch) -> Place:
     """Train on this machine; a signal goes to every process of a run, or to one of them."""
-    slots = local_slots(opened.file.study.execution)
+    slots = local_slots(opened.file.study.execution, opened.file.study.stages)
 
     def train_here(tree: Tree, store: Store, killer: Killer | None) -> Mapping[str, State]:
         register(tree, opened.file, opened.facts, store)

@@ -36,7 +36,7 @@ def matched_problems(opened: OpenedStudy, damaged: Collection[str] = ()) -> list
     def sequences(key: str, index: int) -> Indices:
         return _sequences(opened, tree.stages[key], index)
 
-    for pretrain, posttrain in dict.fromkeys((trial.pretrain, trial.posttrain) for trial in matched):
+    for pretrain, posttrain in dict.fromkeys((trial.key("pretrain"), trial.key("posttrain")) for trial in matched):
         path = [(key, index) for key, index in ((pretrain, EXPOSED), (posttrain, POST)) if key is not None]
         if any(key in damaged or states[key].state != "done" for key, _ in path):
             continue
@@ -46,11 +46,14 @@ def matched_problems(opened: OpenedStudy, damaged: Collection[str] = ()) -> list
             twice, never = len(seen) - len(np.unique(seen)), len(np.setdiff1d(wanted, seen))
             what = f"of {len(wanted)} sequences of D_post, {twice} are seen twice and {never} never"
             what += "; delete this branch and train it again"
-            problems.append(Problem(posttrain or pretrain, what))
+            problems.append(Problem(path[-1][0], what))
     return problems
 
 
 def _is_matched(opened: OpenedStudy, trial: Trial) -> bool:
+    # Without a Stage 1 or 2 there is nothing to divide.
+    if not {"pretrain", "posttrain"} <= set(trial.stages):
+        return False
     return str(trial.axes.get("allocation", getattr(opened.file.study, "allocation", None))) == "matched"
 
 

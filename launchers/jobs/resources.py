@@ -18,7 +18,7 @@ from retain.sweeps.schema.execution import Slurm, StageExecution
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.sites import Site, choose_site, read_sites
 from retain.sweeps.tree.throughput import model_text
-from retain.sweeps.tree.tree import STAGES, Stage, Tree
+from retain.sweeps.tree.tree import Stage, Tree
 
 UNMEASURED_MINUTES = 240
 """The walltime if no done run has measured the speed of the stage."""
@@ -74,7 +74,7 @@ def slurm_resources(
     for stage in tree.stages.values():
         models[stage.key] = models[stage.parent] if stage.parent else model_text(json.loads(stage.recipe))
         siblings.setdefault((stage.stage, stage.parent, models[stage.key]), []).append(stage)
-    executions = {name: file.study.execution.of_stage(name, site) for name in STAGES}
+    executions = {name: file.study.execution.of_stage(name, site) for name in tree.chain}
     unknown = any(execution.slurm.minutes is None for execution in executions.values())
     speed = measured_speeds(store) if unknown else lambda *_: None
     resources: dict[str, Resources] = {}

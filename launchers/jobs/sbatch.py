@@ -20,6 +20,7 @@ from retain.results.store.runs import Store
 from retain.sweeps.base.files import write_bytes
 from retain.sweeps.base.surroundings import safe_python_path
 from retain.sweeps.schema.execution import Slurm
+from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.tree import Tree
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def families(store: Store, keys: Sequence[str]) -> list[Family]:
     def alone(key: str) -> Family:
         run = store.run(key)
         spec = run.spec()
-        return Family(spec["stage"], tuple(run.needs()), (key,), spec["execution"], spec.get("study", ""))
+        return Family(stage_name(spec), tuple(run.needs()), (key,), spec["execution"], spec.get("study", ""))
 
     return _grouped(map(alone, keys))
 

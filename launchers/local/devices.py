@@ -1,12 +1,11 @@
 """The devices of this machine, as slots for stages that run at the same time."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.execution import Execution
-from retain.sweeps.tree.tree import STAGES
 
 
 @dataclass(frozen=True)
@@ -19,9 +18,12 @@ class Slot:
     """The GPUs of the slot; empty on the CPU."""
 
 
-def local_slots(execution: Execution) -> list[Slot]:
-    """One slot for each run that may run at a time. Raises MissingResourceError if the machine lacks the requested devices."""
-    stages = {name: execution.of_stage(name) for name in STAGES}
+def local_slots(execution: Execution, chain: Sequence[str]) -> list[Slot]:
+    """One slot for each run that may run at a time. chain: the names of the stages.
+
+    Raises MissingResourceError if the machine lacks the requested devices.
+    """
+    stages = {name: execution.of_stage(name) for name in chain}
     ranks = {name: stage.devices for name, stage in stages.items()}
     on_gpus = [stage for stage in stages.values() if stage.accelerator != "cpu"]
     gpus = _count_gpus() if on_gpus else 0

@@ -85,9 +85,9 @@ def run_until_decided(
 
 def _prepared(name: str, overrides: Sequence[str], store: Path, reporting: Reporting | None) -> OpenedStudy:
     """A study with its data prepared, which a machine without the GPU that it asks for does not do."""
-    execution = read_study(name, overrides).study.execution
-    if execution.accelerator == "gpu":
-        local_slots(execution)  # raises before any data is prepared
+    study = read_study(name, overrides).study
+    if study.execution.accelerator == "gpu":
+        local_slots(study.execution, study.stages)  # raises before any data is prepared
     with reporting() if reporting else nullcontext(ignore_progress) as report:
         return prepare_study(name, overrides, store, report)
 
@@ -98,7 +98,7 @@ def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching | None = N
     if all(state.state == "done" and (opened.store.root / key / SPEC).exists() for key, state in states.items()):
         return states
     check_starts(opened.store, tree.stages, states)
-    slots = local_slots(opened.file.study.execution)
+    slots = local_slots(opened.file.study.execution, opened.file.study.stages)
     register(tree, opened.file, opened.facts, opened.store)
     with watching(tree, opened.store) if watching else nullcontext(lambda states: None) as watch:
         return train(tree, opened.store, slots, watch)

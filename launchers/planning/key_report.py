@@ -7,7 +7,7 @@ from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.register import stage_spec
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.tree.key_diff import Payload, differences, nearest, path_fields
+from retain.sweeps.tree.key_diff import Payload, differences, nearest, path_fields, stage_name
 
 
 def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[st
         compared, split = nearest(path, paths.candidates(key, stage)) or (None, [])
     return {
         "key": key,
-        "stage": stage,
+        "stage": stage_name(path[-1]),
         "parent": path[-1]["parent"],
         "payload": {name: path[-1][name] for name in ("format", "parent", "recipe", "stage")},
         "fields": path_fields(path),

@@ -7,11 +7,12 @@ from pathlib import Path
 from retain.launchers.planning.looks import schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.results.analysis.throughput import measured_speeds
+from retain.results.store.garbage import check_starts
 from retain.results.store.runs import open_store
-from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
-from retain.sweeps.tree.tree import STAGES, Axes, merged
+from retain.sweeps.tree.tree import Axes, merged
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class PlannedStage:
     key: str
     """The stage key; provisional while data is not prepared."""
     stage: str
-    """pretrain, posttrain or finetune."""
+    """The name of the stage, such as pretrain."""
     parent: str | None
-    """The key of the parent stage; None for pretraining."""
+    """The key of the parent stage; None for the first stage."""
     axes: Axes
     """The values of the axes that lead to this stage."""
     tokens: int
@@ -68,10 +69,14 @@ class Plan:
     """The GPU of `totals.gpu_hours`."""
     studies: list[PlannedStudy]
     """The studies that are planned together."""
+    chain: list[str]
+    """The names of the stages in the order in which a trial trains them."""
     stages: list[PlannedStage]
     """Parents first; a stage that several studies share occurs once."""
     totals: PlanTotals
     """The cost of all stages together."""
+    notes: list[str]
+    """What a reader should know before training, one sentence each: unused corpora, and what a stage lacks to start from."""
 
 
 def plan_studies(
@@ -110,7 +115,12 @@ def plan_studies(
         )
         for one in opened
     ]
-    return Plan(tree.study, tree.provisional, device, studies, stages, PlanTotals(**with_data))
+    notes = [f"{one.name}: {one.file.unused_note}" for one in opened if one.file.unused]
+    try:
+        check_starts(found, tree.stages, states)
+    except MissingResourceError as error:
+        notes.append(str(error))
+    return Plan(tree.study, tree.provisional, device, studies, tree.chain, stages, PlanTotals(**with_data), notes)
 
 
 def _distinct(opened: Sequence[OpenedStudy]) -> list[OpenedStudy]:
@@ -134,7 +144,7 @@ def _axes(opened: OpenedStudy) -> dict[str, int]:
 def _parallelism(opened: Sequence[OpenedStudy]) -> dict[str, Parallelism]:
     """How each stage is executed; of several studies, the one that takes the most counts."""
     parallelism = {}
-    for stage in STAGES:
+    for stage in dict.fromkeys(name for one in opened for name in one.file.study.stages):
         executions = [one.file.study.execution.of_stage(stage) for one in opened]
         parallelism[stage] = Parallelism(
             max(execution.devices for execution in executions),

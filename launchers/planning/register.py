@@ -11,11 +11,13 @@ from typing import Any
 
 from retain.launchers.kinds import described, kind_of_recipe
 from retain.results.store.runs import SPEC, Store
+from retain.results.store.state import KEEPS_OPTIMIZER
 from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.schema.section import stage_kind
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.evaluation import other_splits, splits_of, used_corpora
 from retain.sweeps.tree.keys import FORMAT
-from retain.sweeps.tree.tree import STAGES, Stage, Tree
+from retain.sweeps.tree.tree import Stage, Tree
 
 WRITERS = 16
 """Number of stages that are written at a time."""
@@ -36,8 +38,8 @@ def register(
     executions: how each stage is executed, by key: for SLURM, see `launchers.jobs.resources`; None: as the study says.
     """
     versions = installed_versions()
-    here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in STAGES}
-    corpora = used_corpora(tree)
+    here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in tree.chain}
+    corpora, carried = used_corpora(tree), tree.carried()
     evaluations: dict[str, dict[str, Any]] = {}
 
     def specs(stages: Iterable[Stage]) -> Iterator[dict[str, Any]]:
@@ -52,6 +54,7 @@ def register(
                 | described(kind, stage.tokens, needs)
                 | splits
                 | ({"others": others} if others else {})
+                | ({KEEPS_OPTIMIZER: True} if stage.key in carried else {})
                 | {
                     "tokenizer": facts.tokenizer,
                     "execution": executions[stage.key] if executions else as_here(here[stage.stage], store, stage.key),
@@ -82,5 +85,7 @@ def as_here(execution: Mapping[str, Any], store: Store, key: str) -> dict[str, A
 
 
 def stage_spec(stage: Stage, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The key of a stage and its payload."""
-    return {"key": stage.key, "format": FORMAT, "stage": stage.stage, "parent": stage.parent, "recipe": recipe}
+    """The key of a stage and its payload, and the name of a further stage."""
+    kind = stage_kind(stage.stage)
+    spec = {"key": stage.key, "format": FORMAT, "stage": kind, "parent": stage.parent, "recipe": recipe}
+    return spec if kind == stage.stage else spec | {"name": stage.stage}

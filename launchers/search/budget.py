@@ -1,7 +1,7 @@
 """What a search may spend and has spent: tokens, or hours of devices."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +11,9 @@ from retain.results.store.state import State
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.units import format_size, parse_size
 from retain.sweeps.schema.execution import Execution
+from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.tree.cost import total_cost
-from retain.sweeps.tree.tree import STAGES, Tree
+from retain.sweeps.tree.tree import Tree
 
 Unit = Literal["tokens", "gpuh"]
 
@@ -67,12 +68,14 @@ def parse_budget(text: str, device: str) -> Budget:
     raise StudyError(f"--budget {text}: invalid; write tokens or GPU-hours, such as 5Mtokens or 200gpuh")
 
 
-def refuse_hours_on_cpus(budget: Budget | None, execution: Execution, gpus: bool) -> None:
+def refuse_hours_on_cpus(
+    budget: Budget | None, execution: Execution, gpus: bool, chain: Sequence[str] = STAGE_KINDS
+) -> None:
     """Raise StudyError for a budget of hours if stages train on CPUs, for which `retain plan` has no speeds.
 
-    gpus: whether stages with `accelerator: auto` get GPUs.
+    gpus: whether stages with `accelerator: auto` get GPUs. chain: the names of the stages.
     """
-    trained = {execution.of_stage(kind).accelerator for kind in STAGES}
+    trained = {execution.of_stage(kind).accelerator for kind in chain}
     if budget is None or budget.unit == "tokens" or not ("cpu" in trained or ("auto" in trained and not gpus)):
         return
     raise StudyError(

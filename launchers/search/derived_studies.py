@@ -59,7 +59,13 @@ class SearchedStudy:
             label: {path: [value] if is_axis(path, [value]) else value for path, value in values.items()}
             for label, values in points.items()
         }
-        return self.base | {"study": name, "cases": {AXIS_OF_POINTS: cases}, "grid": {"seed": list(seeds)}}
+        fields = self.base | {"study": name, "cases": {AXIS_OF_POINTS: cases}, "grid": {"seed": list(seeds)}}
+        # A corpus that no point happens to have still belongs to the data, as the tokeniser may be trained on it.
+        corpora = {axis.path: list(axis.choices or ()) for axis in self.space.axes if axis.path.endswith(".corpus")}
+        if corpora:
+            objective = {name: part for name, part in self.file.study.search.items() if name == "objective"}
+            fields["search"] = objective | {"axes": corpora}
+        return fields
 
     def tree(self, points: Mapping[str, Values]) -> tuple[StudyFile, Tree]:
         """These points, on all seeds, as a study and its tree. Raises StudyError."""

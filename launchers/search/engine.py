@@ -32,7 +32,7 @@ from retain.results.tensorboard.search_curves import End, write_curves
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.search_space import Values
-from retain.sweeps.tree.tree import STAGES, Stage, Tree
+from retain.sweeps.tree.tree import Stage, Tree
 
 WATCH_EVERY_S = 1.0
 MOST_RETURNS = 8
@@ -58,6 +58,7 @@ class Search:
 
     def __init__(self, searched: SearchedStudy, history: History, budget: Budget | None, parallel: int = 1) -> None:
         self.searched, self.history, self.budget = searched, history, budget
+        self.chain = searched.file.study.stages
         self.parallel = parallel
         """How many stages may be trained at a time; set by what trains them."""
         self.space, self.block, self.store = searched.space, searched.space.block, searched.store
@@ -89,7 +90,7 @@ class Search:
             ready = [stage for one in points for stage in one.tree.stages.values() if self._is_to_train(stage)]
             if ready:
                 # The stage furthest down its path is cheap and completes a point.
-                stage = min(ready, key=lambda stage: -STAGES.index(stage.stage))
+                stage = min(ready, key=lambda stage: -self.chain.index(stage.stage))
                 self.training.add(stage.key)
                 return stage
             if len(points) >= 2 * self.parallel or not self._add_point():
@@ -274,15 +275,18 @@ class Search:
         preferred: list[Values] = []
         others: list[Values] = []
         full: list[Values] = []  # pretrainings without room
-        for depth, room in ((1, self.block.per_pretraining), (2, self.block.per_posttraining)):
-            names, below = self.space.names_of(STAGES[:depth]), self.space.names_of(STAGES[depth:])
+        rooms = {1: self.block.per_pretraining}
+        if "posttrain" in self.chain[1:]:
+            rooms[self.chain.index("posttrain") + 1] = self.block.per_posttraining
+        for depth, room in rooms.items():
+            names, below = self.space.names_of(self.chain[:depth]), self.space.names_of(self.chain[depth:])
             found: dict[bool, list[Values]] = {True: [], False: []}
             for group in self._groups(names) if names and below else ():
                 fixed = {name: group[0].point.values.get(name) for name in names}
                 is_full = len(group) >= room or any(above.items() <= fixed.items() for above in full)
                 if depth == 1 and is_full:
                     full.append(fixed)
-                if self._holds(fixed) and self._is_trained(group[0], STAGES[:depth]):
+                if self._holds(fixed) and self._is_trained(group[0], self.chain[:depth]):
                     found[is_full].append(fixed)
             preferred, others = [*found[False], *preferred], [*found[True], *others]
         return [*preferred, {}, *(others if self.budget else [])]

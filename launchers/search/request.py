@@ -18,7 +18,6 @@ from retain.sweeps.base.documents import checked
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.sites import Site
-from retain.sweeps.tree.tree import STAGES
 
 MINUTES = 1440
 """Walltime of a search's job if the study gives none; site and partition may allow less."""
@@ -126,7 +125,7 @@ def job_execution(searched: SearchedStudy, request: SearchRequest) -> dict[str, 
 def _node_room(searched: SearchedStudy, nodes: int, site: Site | None) -> tuple[int, float | None, int]:
     """CPUs, memory (GB) and GPUs of one node of an allocation, for its share of the stages. Raises StudyError."""
     execution = searched.file.study.execution
-    stages = [execution.of_stage(stage, site) for stage in STAGES]
+    stages = [execution.of_stage(stage, site) for stage in searched.file.study.stages]
     if any(stage.slurm.nodes > 1 for stage in stages):
         raise StudyError(
             f"{searched.file.path.name}: execution.slurm.nodes: a search on Ray trains a stage on one node; leave it 1, "

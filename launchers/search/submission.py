@@ -32,9 +32,10 @@ def check_request(searched: SearchedStudy, request: SearchRequest) -> None:
     devices, or if the user may have too few jobs.
     """
     _refuse_second_search(searched, request.launcher)
-    execution, history = searched.file.study.execution, searched.folder / HISTORY
-    gpus = check_stages(execution, request.address) if request.launcher == "ray" else True
-    refuse_hours_on_cpus(request.limit(), execution, gpus)
+    study, history = searched.file.study, searched.folder / HISTORY
+    execution = study.execution
+    gpus = check_stages(execution, study.stages, request.address) if request.launcher == "ray" else True
+    refuse_hours_on_cpus(request.limit(), execution, gpus, study.stages)
     if not history.exists():
         Search(searched, History(history, searched.identity()), request.limit()).check_budget()
     job_execution(searched, request)

@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from retain.results.analysis.axes import EXPOSURE, METHOD, PIPELINE
 from retain.results.store.loss_table import Row
+from retain.sweeps.schema.axes import get_field
 
 METHODS = tuple(f"{base}{added}" for added in ("", "+dropout", "+replay", "+lora") for base in ("unmixed", "mixed"))
 PIPELINES = {
@@ -16,6 +19,11 @@ PIPELINES = {
 """The paper's pipelines in its order, with their titles."""
 METHOD_FIELDS = (EXPOSURE, "posttrain.dropout", "posttrain.replay", "posttrain.method")
 """The fields that decide the method of a trial without an axis `method`."""
+
+
+def fixed_methods(study: BaseModel) -> dict[str, Any]:
+    """The fields of a study that decide the method of a trial, without those of stages that its chain does not have."""
+    return {path: value for path in METHOD_FIELDS if (value := get_field(study, path)) is not None}
 
 
 def method_of(row: Row) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.errors import DamageError
+from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.throughput import Measured, device_of, model_text
 
 
@@ -23,7 +24,7 @@ def measured_speeds(store: Store) -> Measured:
             continue
         last = state.attempts[-1]
         for device in {None, device_of(last.device or "")}:
-            group = (spec["stage"], model, last.world, device)
+            group = (stage_name(spec), model, last.world, device)
             found.setdefault(group, []).append(state.progress.tokens_per_second)
     medians = {group: statistics.median(speeds) for group, speeds in found.items()}
     return lambda stage, model, devices, device: medians.get((stage, model, devices, device))

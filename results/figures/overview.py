@@ -11,7 +11,7 @@ from retain.results.analysis.axes import EXPOSURE, METHOD, RATE, SEEDS, axis_nam
 from retain.results.analysis.loss_planes import L_FT, L_IM, L_RET
 from retain.results.figures.series import mean_curve
 from retain.results.figures.style import COLOURS, image_files, missing_trials, new_figure, style_at
-from retain.results.store.loss_table import Row
+from retain.results.store.loss_table import Row, start_of_finetuning
 from retain.results.store.study_files import study_folder
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
 def _over_exposure(axes: "Axes", trials: Sequence[Row]) -> None:
     over = EXPOSURE if EXPOSURE in axis_names(trials) else METHOD
     # Trials that differ in fine-tuning only share one L_im; the first one counts.
-    immediate = {row["keys"]["posttrain"]: row for row in reversed(trials)}
+    immediate = {start_of_finetuning(row): row for row in reversed(trials)}
     _lines(axes, {"after post-training (L_im)": list(immediate.values())}, L_IM, over, ["black"], "--")
     after = {f"after fine-tuning (L_ret), {name}": group for name, group in _by_label(trials, over).items()}
     _lines(axes, after, L_RET, over, COLOURS, "-")

@@ -27,7 +27,7 @@ from retain.results.analysis.loss_planes import L_IM, Floats, LossPlane, points_
 from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
 from retain.results.figures.catalogue import FigureSpec, Side
 from retain.results.figures.published import panels_of
-from retain.results.store.loss_table import Row
+from retain.results.store.loss_table import Row, start_of_finetuning
 from retain.sweeps.base.units import format_size
 
 
@@ -136,7 +136,7 @@ def _panel(
 
 def _before_finetuning(row: Row) -> tuple[str, str]:
     upstream = {name: value for name, value in row["axes"].items() if not name.startswith("finetune.")}
-    return row["keys"]["posttrain"] or row["keys"]["pretrain"], str(upstream)
+    return start_of_finetuning(row), str(upstream)
 
 
 def _joined(*parts: str) -> str:

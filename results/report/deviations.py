@@ -17,7 +17,7 @@ from retain.sweeps.tree.tree import STAGES, plain_value
 
 SAME, DIFFERS, OPEN = "as in the paper", "differs", "open in the paper"
 SIZES = ("tokens", "max_tokens")
-NOT_A_CHOICE = {"study", "model", "corpora", "grid", "cases", "search", "execution"}
+NOT_A_CHOICE = {"study", "stages", "model", "corpora", "grid", "cases", "search", "execution"}
 LARGE_FROM = 500_000_000
 """Studies with at least this many parameters are compared with the paper's 1B tables."""
 
@@ -140,7 +140,8 @@ def resolved(file: StudyFile) -> Iterator[tuple[str, list[Any]]]:
     for name, corpus in study.corpora.items():
         fields |= {f"corpora.{name}.{part}": getattr(corpus, part) for part in sorted(corpus.model_fields_set)}
     swept = [*file.axes, *(name for options in file.cases.values() for option in options for name in option.fields)]
-    for name in sorted(dict.fromkeys([*fields, *swept]), key=_section):
+    sections = ["model", "tokenizer", "sequence_length", "corpora", *study.stages]
+    for name in sorted(dict.fromkeys([*fields, *swept]), key=lambda name: _place(name.split(".")[0], sections)):
         if name in swept:
             # Trials without adapters have no value of a field of the adapters.
             yield name, [value for value in file.values(name) if value is not None or ".lora." not in name]
@@ -156,10 +157,8 @@ def values_text(name: str, values: Sequence[Any]) -> str:
     )
 
 
-def _section(name: str) -> int:
-    """The place of a field's section; within a section the schema's order stays."""
-    sections = ("model", "tokenizer", "sequence_length", "corpora", *STAGES)
-    section = name.split(".")[0]
+def _place(section: str, sections: Sequence[str]) -> int:
+    """The place of a section among all; within a section the schema's order stays."""
     return sections.index(section) if section in sections else len(sections)
 
 

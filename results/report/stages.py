@@ -9,7 +9,7 @@ from retain.results.report.cells import Cell, Rows, Table, table, value_text
 from retain.results.store.state import State, attempt_costs
 from retain.sweeps.base.units import format_bytes, format_seconds, format_size
 from retain.sweeps.tree.cost import total_cost
-from retain.sweeps.tree.tree import STAGES, Stage, Tree
+from retain.sweeps.tree.tree import Stage, Tree
 
 DEVICE = "H100"
 """The GPU whose hours are estimated."""
@@ -47,12 +47,12 @@ def tree_of(tree: Tree, states: Mapping[str, State]) -> tuple[Node, ...]:
 
 
 def stage_table(tree: Tree, states: Mapping[str, State]) -> Table:
-    """A row for each kind of stage: its number, states, tokens, and how many trials share one."""
+    """A row for each stage of the chain: its number, states, tokens, and how many trials share one."""
     rows: Rows = []
     by_kind = grouped(tree.stages.values(), lambda stage: stage.stage)
-    for kind in (kind for kind in STAGES if kind in by_kind):
+    for kind in (kind for kind in tree.chain if kind in by_kind):
         stages = by_kind[kind]
-        trials = sum(getattr(trial, kind) is not None for trial in tree.trials)
+        trials = sum(trial.key(kind) is not None for trial in tree.trials)
         counts = Counter(states[stage.key].state for stage in stages)
         text = ", ".join(f"{number:,} {state}" for state, number in counts.items())
         tokens = sum(stage.tokens for stage in stages)

@@ -15,7 +15,6 @@ from retain.sweeps.schema.models import parameters
 from retain.sweeps.schema.read import AnyStudy, StudyFile
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CheckpointFacts, Facts, checkpoint_of
-from retain.sweeps.tree.tree import STAGES
 
 GENERAL_QUESTION = (
     "What does a model still know after its next fine-tuning, and which upstream choices (here: what it was pretrained "
@@ -115,18 +114,19 @@ def corpora(file: StudyFile, facts: Facts) -> Table:
 def budgets(file: StudyFile) -> Table:
     """The stages side by side, one row for each field, also those at their defaults."""
     fields: dict[str, dict[str, str]] = {}
+    chain = file.study.stages
     for path, values in resolved(file):
         stage, _, name = path.partition(".")
-        if stage in STAGES:
+        if stage in chain and name:
             fields.setdefault(name, {})[stage] = values_text(path, values)
-    for stage in STAGES:
+    for stage in chain:
         section = getattr(file.study, stage)
         for name in type(section).model_fields:
             # A field that is left out and has no value of its own; sections with fields of their own are above.
             if getattr(section, name) is None and stage not in fields.get(name, {}):
                 fields.setdefault(name, {})[stage] = f"{file.study.seed} (the study's)" if name == "seed" else "none"
-    rows: Rows = [[name, *(stages.get(stage, "") for stage in STAGES)] for name, stages in fields.items()]
-    return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *STAGES), rows)
+    rows: Rows = [[name, *(stages.get(stage, "") for stage in chain)] for name, stages in fields.items()]
+    return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *chain), rows)
 
 
 def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row]) -> Table:

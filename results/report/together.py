@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from retain.results.analysis.methods import METHOD_FIELDS, with_fixed
+from retain.results.analysis.methods import fixed_methods, with_fixed
 from retain.results.report.deviations import NOT_A_CHOICE, resolved, values_text
 from retain.results.store.loss_table import Row
 from retain.results.store.study_files import SavedLooks, looks_of
@@ -26,7 +26,7 @@ def pooled_rows(files: Sequence[StudyFile], rows: Sequence[Sequence[Row]]) -> li
     pooled: dict[str, Row] = {}
     for file, own in zip(files, rows, strict=True):
         missing = {axis: get_field(file.study, axis) for axis in axes if axis not in file.axes}
-        methods = {path: get_field(file.study, path) for path in METHOD_FIELDS}
+        methods = fixed_methods(file.study)
         for row in with_fixed(own, methods):
             named = row | {"axes": {**missing, **row["axes"]}}
             pooled.setdefault(repr(sorted(named["axes"].items())), named)
@@ -57,6 +57,8 @@ def _check_comparable(files: Sequence[StudyFile]) -> None:
             raise StudyError(f"{file.path.name}: a linear study cannot be reported with others; report it by itself")
     for other in others:
         pair = f"{first.path.name} and {other.path.name}"
+        if first.study.stages != other.study.stages:
+            raise StudyError(f"{pair} have different stages; report them one by one")
         if set(first.cases) != set(other.cases):
             raise StudyError(f"{pair} have different axes of cases; report them one by one")
         mine, theirs = _cases(first), _cases(other)

@@ -12,6 +12,10 @@ SMALL_FILES = 32 * 2**20
 """Bytes allowed for the tokeniser, the curves, the log, and the JSON files of checkpoints."""
 
 
+MOMENT_BYTES = 8
+"""Bytes of AdamW's two moments of one parameter."""
+
+
 def stage_bytes(parameters: int, trained: int | None = None) -> int:
     """The most bytes that the files of one stage occupy: 52 = 4 · (3 · 4 + 1) for each parameter, and 32 MiB.
 

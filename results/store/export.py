@@ -8,9 +8,11 @@ from typing import Any
 
 from retain.results.store.garbage import freed_sentence
 from retain.results.store.runs import Run, Store
+from retain.results.store.state import OPTIMIZER
 from retain.results.store.verify import damaged_files
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.files import sync_folder, writing
+from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
 
@@ -36,7 +38,7 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
         with writing(f"--to {to}", "choose another folder"):
             to.parent.mkdir(parents=True, exist_ok=True)
             beside.mkdir()
-            for file in run.model.iterdir():
+            for file in (file for file in run.model.iterdir() if file.name != OPTIMIZER):
                 shutil.copyfile(file, beside / file.name)  # not the modes of the store, which may be another user's
             (beside / "README.md").write_text(model_card(store, run), encoding="utf-8")
             sync_folder(beside)
@@ -53,11 +55,11 @@ def model_card(store: Store, run: Run) -> str:
         path.insert(0, store.run(parent).spec())
     losses = run.losses()["splits"]
     lines = ["---", "library_name: transformers", "---", ""]
-    lines += [f"# {path[-1]['study']}: {path[-1]['stage']} {run.key}", ""]
+    lines += [f"# {path[-1]['study']}: {stage_name(path[-1])} {run.key}", ""]
     lines += ["Trained by Retain in the stages below, each from the weights of the one before.", ""]
     lines += ["| held-out split | loss (nats per token) | tokens |", "|---|---|---|"]
     lines += [f"| {name} | {loss['loss']:.4f} | {loss['tokens']:,} |" for name, loss in losses.items()]
     for stage in path:
         recipe = json.dumps(stage["recipe"], indent=1)
-        lines += ["", f"## {stage['stage']} {stage['key']}", "", "```json", recipe, "```"]
+        lines += ["", f"## {stage_name(stage)} {stage['key']}", "", "```json", recipe, "```"]
     return "\n".join(lines) + "\n"

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from retain.results.store.disk import used_bytes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import State
+from retain.results.store.state import OPTIMIZER, State
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import file_system_time, remove
 from retain.sweeps.base.processes import is_gone, is_here, process_start
+from retain.sweeps.tree.keys import CARRY
 
 if TYPE_CHECKING:
     from retain.sweeps.tree.tree import Stage
@@ -123,6 +124,23 @@ def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[st
             parent = stages[parent].parent
     if needed:
         raise MissingResourceError(freed_sentence(list(needed.values())))
+    for key, stage in stages.items():
+        if (
+            states[key].state != "done"
+            and stage.parent
+            and states[stage.parent].state == "done"
+            and CARRY in stage.recipe
+        ):
+            check_kept_optimizer(store.run(stage.parent), states[stage.parent])
+
+
+def check_kept_optimizer(run: Run, state: State) -> None:
+    """Check that a done run has kept AdamW's moments, for a stage that continues with them. Raises MissingResourceError."""
+    if f"model/{OPTIMIZER}" not in state.checksums:
+        raise MissingResourceError(
+            f"{run.key} was trained before any stage continued with its optimizer, so its moments were not kept; "
+            f"{_retrain([run])} and keeps them, or remove start from the stage below it"
+        )
 
 
 def freed_sentence(runs: list[Run]) -> str:

@@ -14,8 +14,10 @@ from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_json, write_text
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.search_space import Loss
+from retain.sweeps.schema.section import FURTHER, STAGE_KINDS, stage_kind
 from retain.sweeps.tree.evaluation import TUNE, used_corpora
-from retain.sweeps.tree.tree import STAGES, Stage, Tree
+from retain.sweeps.tree.key_diff import stage_name
+from retain.sweeps.tree.tree import Stage, Tree
 
 if TYPE_CHECKING:
     import pandas
@@ -24,21 +26,30 @@ LOSSES: tuple[str, ...] = get_args(Loss)
 Row = dict[str, Any]
 
 
-def four_losses(path: Sequence[Mapping[str, Any] | None]) -> dict[str, float | None]:
+def four_losses(
+    path: Sequence[Mapping[str, Any] | None], stages: Sequence[str] | None = None, finetuning: str = "finetuning"
+) -> dict[str, float | None]:
     """The paper's four losses (Section 3; nats per token) from the held-out losses along a path, root first.
 
-    L_im is measured after the last stage before fine-tuning, the others after the leaf. A loss that is missing is None.
+    stages: the names of the stages of the path; without them, the path ends with fine-tuning. L_im is measured after
+    `posttrain`, or without it after the stage before `finetune`; L_ret, L_ft and L_pre after the last stage. finetuning: the
+    split of L_ft. A loss that is missing, or that the stages do not have, is None.
     """
-    *before, leaf = path
-    last = before[-1] if before else None
+    after = len(path) - 2
+    if stages is not None:
+        after = stages.index("posttrain") if "posttrain" in stages else -1
+        if "posttrain" not in stages and "finetune" in stages:
+            after = stages.index("finetune") - 1
+    immediate = path[after] if after >= 0 else None
+    leaf = path[-1]
 
     def loss_on(split: str, losses: Mapping[str, Any] | None) -> float | None:
         return float(losses[split]["loss"]) if losses and split in losses else None
 
     return {
-        "immediate_posttraining_loss": loss_on("posttraining", last),
-        "retained_posttraining_loss": loss_on("posttraining", leaf) if last else None,
-        "finetuning_loss": loss_on("finetuning", leaf),
+        "immediate_posttraining_loss": loss_on("posttraining", immediate),
+        "retained_posttraining_loss": loss_on("posttraining", leaf) if immediate and after < len(path) - 1 else None,
+        "finetuning_loss": loss_on(finetuning, leaf),
         "retained_pretraining_loss": loss_on("pretraining", leaf),
     }
 
@@ -69,11 +80,25 @@ def trial_rows(
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
         tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
-        keys = {stage: getattr(trial, stage) for stage in STAGES}
+        keys = {**dict.fromkeys(STAGE_KINDS), **dict(zip(trial.stages, trial.chain, strict=True))}
         splits = [losses["splits"] if losses else None for losses in path]
-        row = {"axes": trial.axes, "keys": keys, **four_losses(splits), "tokens": tokens}
+        trained = [name for name, key in zip(trial.stages, trial.chain, strict=True) if key is not None]
+        role = _finetuning_role(trained, store.run(trial.leaf)) if path[-1] else "finetuning"
+        row = {"axes": trial.axes, "keys": keys, **four_losses(splits, trained, role), "tokens": tokens}
         rows.append(row | {"losses": {tree.stages[key].stage: matrix.get(key, {}) for key in trial.path}})
     return rows
+
+
+def _finetuning_role(stages: Sequence[str], leaf: Run) -> str:
+    """The held-out split of L_ft: that of `finetune`, or of a further stage that ends a chain with `finetune`."""
+    if "finetune" in stages and stage_kind(stages[-1]) == FURTHER:
+        return stage_name(leaf.spec())  # the name that the study had which trained it
+    return "finetuning"
+
+
+def start_of_finetuning(row: Row) -> str:
+    """What is equal for the trials whose fine-tunings start from the same weights: the keys of the other stages."""
+    return str([key for name, key in row["keys"].items() if name != "finetune"])
 
 
 def stage_losses(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import STOPPED, State
+from retain.sweeps.tree.key_diff import stage_name
 
 if TYPE_CHECKING:
     from retain.sweeps.tree.tree import Stage  # the import takes a fifth of a second, in every job
@@ -16,7 +17,7 @@ def blocked_by(store: Store, run: Run) -> str | None:
         needed = store.run(key)
         state = needed.state()
         if state.state in STOPPED:
-            return _sentence(needed.spec()["stage"], key, state)
+            return _sentence(stage_name(needed.spec()), key, state)
     return None
 
 

@@ -150,6 +150,11 @@ def _with_unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**known.pop("unknown"), **known}
 
 
+OPTIMIZER = "optimizer.safetensors"
+"""AdamW's moments at the end of a run whose stage.json has KEEPS_OPTIMIZER, in the folder of its weights."""
+KEEPS_OPTIMIZER = "keeps_optimizer"
+
+
 class Spec(TypedDict):
     """The content of stage.json. Fields that are not required are absent in runs registered before they existed."""
 
@@ -158,6 +163,10 @@ class Spec(TypedDict):
     parent: str | None
     recipe: dict[str, Any]
     """With stage and parent, the payload of the key, so its content is checked by the key."""
+    name: NotRequired[str]
+    """The name of a further stage, as the study has it that registered the run last. It does not enter the key."""
+    keeps_optimizer: NotRequired[bool]
+    """Whether the done run keeps AdamW's moments, as a stage below continues with them."""
     kind: NotRequired[str]
     tokens: NotRequired[int]
     needs: NotRequired[list[str]]
@@ -182,7 +191,8 @@ def updated_spec(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
     for name, corpus in new.get("others", {}).items():
         if corpus not in others.values():
             others[f"{name}-{corpus[:8]}" if name in others else name] = corpus
-    if old["execution"] == new["execution"] and others == old.get("others", {}):
+    keeps = KEEPS_OPTIMIZER in old or KEEPS_OPTIMIZER not in new
+    if old["execution"] == new["execution"] and others == old.get("others", {}) and keeps:
         return None
     return {**old, **new} | ({"others": others} if others else {})
 

@@ -10,6 +10,7 @@ from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED, AttemptCost, State, attempt_costs, damaged_state
 from retain.sweeps.base.errors import DamageError
+from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.tree import Axes, Stage, Tree
 
 BLOCKED = "blocked:"
@@ -23,7 +24,7 @@ class RunStatus:
     key: str
     """The key of the run."""
     stage: str
-    """pretrain, posttrain, finetune or search; unknown if the run is damaged."""
+    """The name of the stage, such as pretrain, or search; unknown if the run is damaged."""
     axes: Axes
     """The values of the axes that lead to this stage."""
     state: str
@@ -105,7 +106,7 @@ def run_status(run: Run, state: State | None = None) -> RunStatus:
         spec = run.spec()
     except DamageError as error:
         return _row(Stage(run.key, "unknown", None, "", 0, {}), run, damaged_state(error), None)
-    stage = Stage(run.key, spec["stage"], spec["parent"], "", _total_tokens(spec), spec["axes"])
+    stage = Stage(run.key, stage_name(spec), spec["parent"], "", _total_tokens(spec), spec["axes"])
     return _row(stage, run, state or current_state(run), None)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from retain.results.store.curves import heldout_curve, training_curve
 from retain.results.store.loss_table import LOSSES
+from retain.sweeps.tree.evaluation import role_of
 
-STAGES = ("pretrain", "posttrain", "finetune")
-SPLITS = ("pretraining", "posttraining", "finetuning")
 MOST_VALUES = 100
 """An axis with more values is filtered by a range: otherwise every run's event file would hold all values."""
 Axes = Mapping[str, Any]
@@ -42,13 +41,13 @@ def hyperparameter_summaries(values: Mapping[str, Any], losses: Sequence[str]) -
     return [_experiment("", {name: [value] for name, value in shown.items()}, losses), _session(shown)]
 
 
-def study_events(hyperparameters: Any, figures: Sequence[Path]) -> tuple[str, bytes]:
+def study_events(hyperparameters: Any, figures: Sequence[Path], chain: Sequence[str]) -> tuple[str, bytes]:
     """The event file of a study: name and content.
 
-    hyperparameters: from `study_hyperparameters`. figures: PNG files. The name begins with the seconds since 1970, so that
-    TensorBoard reads the latest file last, and ends with `digest_of` the content.
+    hyperparameters: from `study_hyperparameters`. figures: PNG files. chain: the names of the stages. The name begins with
+    the seconds since 1970, so that TensorBoard reads the latest file last, and ends with `digest_of` the content.
     """
-    summaries = [hyperparameters, _charts(), *map(_image, figures)]
+    summaries = [hyperparameters, _charts(chain), *map(_image, figures)]
     now = time.time()
     return f"events.out.tfevents.{int(now):010d}.{digest_of(summaries)}", _file(summaries, now)
 
@@ -111,15 +110,15 @@ def _session(hyperparameters: Mapping[str, bool | float | str]) -> Any:
     return _marker(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
 
 
-def _charts() -> Any:
+def _charts(chain: Sequence[str]) -> Any:
     """The layout of TensorBoard's custom scalars: training losses by stage, held-out losses by split."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.custom_scalar import layout_pb2, metadata
     from tensorboard.util.tensor_util import make_tensor_proto
 
     groups = {
-        "training loss": {stage: training_curve(stage, "loss") for stage in STAGES},
-        "held-out loss": {split: heldout_curve(split) for split in SPLITS},
+        "training loss": {stage: training_curve(stage, "loss") for stage in chain},
+        "held-out loss": {split: heldout_curve(split) for split in map(role_of, chain)},
     }
     layout = layout_pb2.Layout()
     for title, charts in groups.items():

@@ -49,4 +49,4 @@ def write_trials(tree: Tree, store: Store, where: Sequence[str] = (), overrides:
 
 
 def _name(trial: Trial) -> str:
-    return f"{axes_label(trial.axes)}".replace("/", "_")[:200] + f" {trial.finetune[:6]}"
+    return f"{axes_label(trial.axes)}".replace("/", "_")[:200] + f" {trial.leaf[:6]}"

@@ -62,7 +62,7 @@ def link_runs(
     folder = home / "tensorboard-where" / name if where else home / VIEW
     folder.mkdir(parents=True, exist_ok=True)
     hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials], _stage_metrics(tree))
-    leaves = {trial.finetune: trial.axes for trial in reversed(trials)}
+    leaves = {trial.leaf: trial.axes for trial in reversed(trials)}
     digest, head = digest_of([hyperparameters]), run_events_head(hyperparameters)
     states = store.states(tree.stages) if states is None else states
     wanted = {
@@ -94,7 +94,7 @@ def link_runs(
     with ThreadPoolExecutor(WRITERS) as writers:
         list(writers.map(show, [names[first::WRITERS] for first in range(WRITERS)]))
     figures = sorted([*home.glob("*.png"), *home.glob("figures/*.png")])
-    _put_events(folder, *study_events(hyperparameters, figures))
+    _put_events(folder, *study_events(hyperparameters, figures, tree.chain))
     return folder
 
 

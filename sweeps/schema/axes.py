@@ -11,7 +11,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.section import shown_value
 from retain.sweeps.schema.validation_messages import validate
 
-NOT_AXES = ("study", "tokenizer", "corpora", "cases", "grid", "search", "execution")
+NOT_AXES = ("study", "stages", "tokenizer", "corpora", "cases", "grid", "search", "execution")
 """Sections of a study that cannot be an axis."""
 
 Raw = dict[str, Any]
@@ -94,11 +94,11 @@ def set_field(raw: Raw, path: str, value: Any, where: str) -> None:
 
 
 def get_field(study: BaseModel, path: str) -> Any:
-    """The value at a dotted path; None if the study leaves out its section."""
+    """The value at a dotted path; None if the study leaves out its section, or its chain has no such stage."""
     value: Any = study
     for name in path.split("."):
         if value is not None:
-            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name)
+            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
     return value
 
 
@@ -119,7 +119,7 @@ def _check_may_vary(path: str, where: str) -> None:
 
 def is_axis(path: str, value: Any) -> bool:
     """Whether a list holds several values of a field, as opposed to one value that is itself a list."""
-    if not isinstance(value, list) or path.endswith((".betas", ".setup", ".targets")):
+    if not isinstance(value, list) or path == "stages" or path.endswith((".betas", ".setup", ".targets")):
         return False
     if path.split(".")[1:-1] == ["mix"]:  # the components of one corpus, unless each value is a list of components
         return not all(isinstance(part, dict) for part in value)

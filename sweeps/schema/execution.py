@@ -1,12 +1,12 @@
 """The fields of a study's `execution` section: how and where its stages run. None of them changes what is learned."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from retain.sweeps.schema.section import STAGE_KINDS, Positive, PositiveFloat, Section, shown_value
+from retain.sweeps.schema.section import Positive, PositiveFloat, Section, shown_value
 
 Text = str | int | float
 OWN_OPTIONS = (
@@ -130,14 +130,14 @@ class StageExecution(Section):
 class Execution(StageExecution):
     """How the stages of a study run. These fields apply to all stages, and none of them enters a stage key."""
 
-    stages: dict[Literal["pretrain", "posttrain", "finetune"], StageExecution] = {}
-    """Fields above that differ for one kind of stage. By default all kinds run alike."""
+    stages: dict[str, StageExecution] = {}
+    """Fields above that differ for one stage of the chain. By default all stages run alike."""
     parallel: Positive | None = None
     """The number of stages that run at the same time on this machine. By default as many as its cores or GPUs allow."""
 
-    def of_stage(self, kind: str, site: SiteOptions | None = None) -> StageExecution:
-        """How one kind of stage runs: the fields for this kind, over those of the study, over those of the site."""
-        own = next((stage for name, stage in self.stages.items() if name == kind), StageExecution())
+    def of_stage(self, name: str, site: SiteOptions | None = None) -> StageExecution:
+        """How one stage runs: the fields for this stage, over those of the study, over those of the site."""
+        own = self.stages.get(name, StageExecution())
         general = self.model_dump(exclude_unset=True, include=set(StageExecution.model_fields))
         fields = merge_nested(general, own.model_dump(exclude_unset=True))
         options = site.model_dump(exclude_unset=True, include=set(SiteOptions.model_fields)) if site else {}
@@ -146,20 +146,29 @@ class Execution(StageExecution):
 
     @model_validator(mode="after")
     def check_devices(self) -> "Execution":
-        for kind in STAGE_KINDS:
-            stage = self.of_stage(kind)
+        # Stages without fields of their own run as the study says.
+        for name in (*self.stages, ""):
+            stage = self.of_stage(name)
+            kind = name or "all"
             if stage.pack > 1 and stage.devices > 1:
                 raise ValueError(
                     f"pack: {kind} stages on {stage.devices} devices cannot be packed, as a pack trains in one process; "
                     "remove pack, or set devices: 1"
                 )
             if stage.devices % stage.slurm.nodes:
-                of = f" of {kind}" if kind in self.stages else ""
+                of = f" of {name}" if name else ""
                 raise ValueError(
                     f"slurm.nodes: {stage.slurm.nodes} nodes cannot share {stage.devices} devices{of} evenly; "
                     "set execution.devices, counted over all nodes, to a multiple of the nodes"
                 )
         return self
+
+
+def check_stage_names(execution: Execution, stages: Sequence[str]) -> None:
+    """Raise ValueError for fields of a stage that is not in a study's chain."""
+    for name in execution.stages:
+        if name not in stages:
+            raise ValueError(f"execution.stages.{name}: unknown stage; the stages are {', '.join(stages)}")
 
 
 def merge_nested(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

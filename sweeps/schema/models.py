@@ -126,6 +126,11 @@ class Model(Section):
             raise ValueError("hidden / heads must be even, for rotary positions")
         return self
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the first stage starts from trained weights."""
+        return self.hf is not None and self.weights is None
+
     def architecture(self) -> Architecture:
         """The preset's numbers with those of this section in their place. Not for a checkpoint."""
         given = self.model_dump(exclude_none=True, include=set(ARCHITECTURE_FIELDS))

@@ -4,7 +4,7 @@ import difflib
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from retain.sweeps.base.units import format_seconds, shortened
 from retain.sweeps.base.yaml_text import parse_yaml, read_yaml
 from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
 from retain.sweeps.schema.linear.study import LinearStudy, is_linear
-from retain.sweeps.schema.search_space import SearchSpace, read_search
+from retain.sweeps.schema.search_space import BEFORE_FINETUNING, SearchBlock, SearchSpace, read_search
 from retain.sweeps.schema.study import Study
 from retain.sweeps.schema.validation_messages import validate
 
@@ -22,6 +22,8 @@ STUDIES = Path(__file__).parents[1] / "studies"
 AnyStudy = Study | LinearStudy
 TEXTS = [f"execution.{stage}slurm.{name}" for stage in ("", "stages.*.") for name in ("environment", "extra")]
 """The mappings of a study whose values are kept as they are written."""
+NAMES_NO_CORPUS = ("study", "corpora", "execution")
+"""Sections in which a text is not the name of a corpus that the study uses."""
 MANY_TRIALS, MOST_TRIALS = 100_000, 1_000_000
 """From how many trials on their number is printed first, and the most that a study may have: 1.3 GB of memory."""
 
@@ -39,6 +41,16 @@ class StudyFile:
     """The axes of cases, by name, with their options."""
     search: SearchSpace | None = None
     """The space that `retain search` searches; None if the study has none."""
+    unused: tuple[str, ...] = ()
+    """The corpora of the file that nothing in it names. They are left out of the study: nothing prepares or reads them."""
+
+    @property
+    def unused_note(self) -> str:
+        """What to tell the reader of a study with unused corpora."""
+        which = ", ".join(f"corpora.{name}" for name in self.unused)
+        return (
+            f"{which}: no stage uses this corpus, so it is not prepared, and no tokeniser is trained on it; remove it"
+        )
 
     @property
     def dimensions(self) -> list[list[Option]]:
@@ -74,11 +86,17 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
     """
     path = find_study(name)
     raw = _load(path)
+    # A corpus that an override replaces stays, so that narrowing an axis trains the same tokeniser.
+    named = _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
     for override in overrides:
         _check_axes(raw, path.name)
         _apply(raw, override)
     _check_axes(raw, path.name)
-    return check_study(raw, path)
+    file = check_study(raw, path)
+    named |= _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
+    used = {name: corpus for name, corpus in file.study.corpora.items() if name in named}
+    unused = tuple(name for name in file.study.corpora if name not in named)
+    return replace(file, study=file.study.model_copy(update={"corpora": used}), unused=unused) if unused else file
 
 
 def find_study(name: str) -> Path:
@@ -115,8 +133,47 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
         axis: grid_values(raw, axis, values, schema, f"{path.name}: grid.{axis}") for axis, values in study.grid.items()
     }
     check_disjoint(cases, grid, path.name)
-    search = read_search(raw, schema, path.name) if study.search else None
+    search = read_search(raw, schema, path.name, study.stages) if study.search else None
+    if search is not None:
+        _check_chain(search.block, study.stages, path.name)
     return StudyFile(path, study, grid, cases, search)
+
+
+def _check_chain(block: SearchBlock, chain: Sequence[str], file: str) -> None:
+    """Raise StudyError if a chain of stages has not what a search needs: the stages that its losses are measured after."""
+    needed: dict[str, tuple[str, ...]] = {
+        "immediate_posttraining_loss": ("posttrain",),
+        "retained_posttraining_loss": ("posttrain",),
+        "finetuning_loss": ("finetune",),
+        "retained_pretraining_loss": ("pretrain",),
+    }
+    for loss, _ in sorted(block.directions()):
+        if missing := [stage for stage in needed[loss] if stage not in chain]:
+            raise StudyError(
+                f"{file}: search: {loss} is measured with the stage {missing[0]}, which the chain {', '.join(chain)} does not "
+                "have; choose another objective, or add the stage to `stages`"
+            )
+        if loss == "retained_posttraining_loss" and chain[-1] == "posttrain":
+            raise StudyError(
+                f"{file}: search: {loss} is measured after a stage that follows posttrain, and no stage does; set "
+                f"search.objective: {BEFORE_FINETUNING}"
+            )
+    if block.prune and "posttrain" not in chain:
+        raise StudyError(f"{file}: search.prune: it stops post-trainings, and the chain has no posttrain; remove prune")
+    if block.probe and tuple(chain[-2:]) != ("posttrain", "finetune"):
+        raise StudyError(
+            f"{file}: search.probe: it stops fine-tunings after post-training, and the chain does not end with posttrain and "
+            "finetune; remove probe"
+        )
+
+
+def _texts(value: Any) -> set[str]:
+    """Every text in nested mappings and lists, names of fields included."""
+    if isinstance(value, dict):
+        return _texts([*value, *value.values()])
+    if isinstance(value, list | tuple):
+        return set().union(*map(_texts, value))
+    return {value} if isinstance(value, str) else set()
 
 
 def _check_count(study: AnyStudy, file: str) -> None:

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
@@ -230,12 +230,11 @@ class Axis:
     digits: int = 3
     """The number of significant digits of continuous values."""
 
-    @property
-    def stage(self) -> str:
-        """The earliest kind of stage that the field changes, judged by its path; pretrain for fields of the whole study."""
+    def stage(self, chain: Sequence[str]) -> str:
+        """The earliest stage of a chain that the field changes, judged by its path; the first for fields of the whole study."""
         section = self.path.partition(".")[0]
-        exposed = self.path in ("posttrain.corpus", "posttrain.tokens")
-        return section if section in STAGE_KINDS and not exposed else "pretrain"
+        exposed = "pretrain" in chain and self.path in ("posttrain.corpus", "posttrain.tokens")
+        return section if section in chain and not exposed else chain[0]
 
     def at(self, share: float) -> Any:
         """The rounded value at a share, in [0, 1), of the axis; never outside its ends."""
@@ -288,6 +287,8 @@ class SearchSpace:
     block: SearchBlock
     axes: tuple[Axis, ...]
     """The axes in the order of the stages that they change."""
+    chain: tuple[str, ...] = STAGE_KINDS
+    """The names of the stages of the study."""
 
     def corners(self) -> Iterator[Values]:
         """The corners of the space. If there are more than 64, each axis's ends, with all other axes at their first value."""
@@ -305,8 +306,8 @@ class SearchSpace:
         return _product({axis.path: axis.spread(self.block.grid_values) for axis in self.axes})
 
     def names_of(self, stages: Sequence[str]) -> list[str]:
-        """The paths of the axes that change these kinds of stages first."""
-        return [axis.path for axis in self.axes if axis.stage in stages]
+        """The paths of the axes that change one of these stages first."""
+        return [axis.path for axis in self.axes if axis.stage(self.chain) in stages]
 
 
 def _product(values: Mapping[str, Sequence[Any]]) -> Iterator[Values]:
@@ -315,8 +316,10 @@ def _product(values: Mapping[str, Sequence[Any]]) -> Iterator[Values]:
         yield dict(zip(values, point, strict=True))
 
 
-def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str) -> SearchSpace:
+def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str, chain: tuple[str, ...]) -> SearchSpace:
     """Read the search section of a study file's plain mapping. Each end and choice is validated as part of the whole study.
+
+    chain: the names of the stages of the study.
 
     Raises StudyError.
     """
@@ -329,7 +332,7 @@ def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str) -> Sear
     for axis, other in itertools.permutations(axes, 2):
         if f"{axis.path}.".startswith(f"{other.path}."):
             raise StudyError(f"{file}: search.axes: {axis.path} is a part of {other.path}; remove one of them")
-    return SearchSpace(block, tuple(sorted(axes, key=lambda axis: STAGE_KINDS.index(axis.stage))))
+    return SearchSpace(block, tuple(sorted(axes, key=lambda axis: chain.index(axis.stage(chain)))), chain)
 
 
 def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type[BaseModel], where: str) -> Axis:
@@ -366,7 +369,8 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
 
 def _is_section(schema: type[BaseModel], name: str) -> bool:
     field = schema.model_fields.get(name)
-    return field is not None and hasattr(field.annotation, "model_fields")
+    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+    return any(hasattr(kind, "model_fields") for kind in kinds)
 
 
 def _is_whole(raw: dict[str, Any], path: str, fraction: float, schema: type[BaseModel]) -> bool:

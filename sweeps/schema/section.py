@@ -81,7 +81,14 @@ PathText = Annotated[str, AfterValidator(check_path)]
 Grid = dict[str, Annotated[list[Any], BeforeValidator(read_list)]]
 
 STAGE_KINDS = ("pretrain", "posttrain", "finetune")
-"""The kinds of stages, in the order in which a trial trains them."""
+"""The paper's stages, in the order in which a trial trains them. The name of each is also its kind."""
+FURTHER = "further"
+"""The kind of every other stage of a chain. Its name is the user's, and does not enter its stage key."""
+
+
+def stage_kind(name: str) -> str:
+    """The kind of the stage with this name, which enters its stage key."""
+    return name if name in STAGE_KINDS else FURTHER
 
 
 class Section(BaseModel):

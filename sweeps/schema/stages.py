@@ -133,6 +133,8 @@ class Optimisation(Section):
     """The dropout rate at the embedding, the attention, the residual branches and the MLP. The default is no dropout."""
     seed: Seed | None = None
     """The seed of initialisation, data order and dropout. The default is the study's seed."""
+    passes: Positive = 1
+    """The number of passes over the `tokens`, each in a new order. The default is one pass."""
 
 
 def parse_schedule(value: Any) -> Any:
@@ -210,6 +212,16 @@ class Lora(Section):
     """The weight matrices that get an adapter. The default is the paper's: no queries, keys or values."""
 
 
+class Start(Section):
+    """What a stage takes over from the stage before it, besides the weights."""
+
+    optimizer: Literal["new", "carry"] = "new"
+    """The state of AdamW at the first step: zero (new, the default), or the moments and the step count that it has at the end
+    of the stage before (carry). The learning rate is the stage's own in both cases. To spread one schedule over two stages,
+    keep the first at a constant rate (`min_lr` at or above `lr`), and give the second the same `lr`, no warm-up, and its own
+    `min_lr`."""
+
+
 class Adaptable(Optimisation):
     """The fields of a stage that starts from a trained model and may train LoRA adapters instead of all weights."""
 
@@ -217,6 +229,8 @@ class Adaptable(Optimisation):
     """Whether to train all weights (full, the default) or low-rank adapters (lora)."""
     lora: Lora | None = None
     """The settings of the adapters, valid only with `method: lora`. By default those of the paper."""
+    start: Start | None = None
+    """What the stage takes over from the stage before it. By default the weights alone."""
 
     @model_validator(mode="after")
     def check_method(self) -> "Adaptable":
@@ -242,6 +256,36 @@ class Posttrain(Adaptable):
     early_stopping: EarlyStopping | None = None
     """When to stop before `max_tokens`. By default the stage never stops early."""
 
+    @model_validator(mode="after")
+    def check_amount(self) -> "Posttrain":
+        check_amount(self.passes, self.max_tokens)
+        return self
+
 
 class Finetune(Adaptable):
-    """Stage 3: fine-tuning on D_ft, one pass over exactly `tokens` tokens."""
+    """Stage 3: fine-tuning on D_ft, one pass over exactly `tokens` tokens, or several `passes`."""
+
+
+class FurtherStage(Adaptable):
+    """A stage with a name of your own, such as `midtrain` or `finetune2`, which `stages` puts into the chain."""
+
+    max_tokens: Size | None = None
+    """The number of tokens to train on at most, in repeated passes over `tokens`. The default is `passes`."""
+    skip: Size = 0
+    """The number of tokens at the beginning of the corpus's shuffle to leave out, rounded down to whole sequences: those that
+    an earlier stage has read of the same corpus. The default leaves out none."""
+    early_stopping: EarlyStopping | None = None
+    """When to stop early, judged on the held-out split of the stage's corpus. By default the stage never stops early."""
+
+    @model_validator(mode="after")
+    def check_amount(self) -> "FurtherStage":
+        check_amount(self.passes, self.max_tokens)
+        return self
+
+
+def check_amount(passes: int, max_tokens: int | None) -> None:
+    """Raise ValueError if both fields say how long a stage is."""
+    if max_tokens is not None and passes != 1:
+        raise ValueError(
+            f"max_tokens: {passes} passes already say how long the stage is; remove passes or max_tokens (null unsets it)"
+        )

@@ -1,19 +1,31 @@
 """The fields of a study file: what is trained on what. How and where it runs is in sweeps/schema/execution.py."""
 
+import difflib
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from retain.sweeps.schema.corpora import Corpus, Documents, Tokenizer
-from retain.sweeps.schema.execution import Execution
+from retain.sweeps.schema.execution import Execution, check_stage_names
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.section import STAGE_KINDS, Grid, Name, Section, Seed, Whole, shown_value
-from retain.sweeps.schema.stages import Finetune, Posttrain, Pretrain
+from retain.sweeps.schema.stages import Finetune, FurtherStage, Optimisation, Posttrain, Pretrain
+from retain.sweeps.schema.validation_messages import unknown_field
+
+SPLITS = ("pretraining", "posttraining", "finetuning")
+"""The held-out splits of the paper's three stages. That of a further stage has the stage's name."""
 
 
 class Study(Section):
-    """A study: a model through three stages, and the fields that vary over its trials."""
+    """A study: a model through a chain of stages, and the fields that vary over its trials."""
 
+    # Every other field is the section of a stage that `stages` names.
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, FurtherStage]
+
+    further_section: ClassVar[type[Section]] = FurtherStage
     loss_unit: ClassVar[str] = "losses in nats per token on held-out text"
 
     study: Name
@@ -28,12 +40,15 @@ class Study(Section):
     """The corpora by name. Stages refer to these names."""
     documents: Documents = Documents()
     """How documents behave in the packed sequences."""
-    pretrain: Pretrain
-    """Stage 1."""
-    posttrain: Posttrain
-    """Stage 2."""
-    finetune: Finetune
-    """Stage 3."""
+    stages: Annotated[tuple[str, ...], Field(min_length=1)] = STAGE_KINDS
+    """The chain of stages, by name, in the order in which a trial trains them: each starts from the one before. The default is
+    the paper's three. Any of them may be left out, and any name may be added: its section has the fields of `FurtherStage`."""
+    pretrain: Pretrain | None = None
+    """Stage 1. Required if `stages` names it, and then it is the first of the chain."""
+    posttrain: Posttrain | None = None
+    """Stage 2. Required if `stages` names it."""
+    finetune: Finetune | None = None
+    """Stage 3. Required if `stages` names it."""
     allocation: Literal["additive", "matched"] = "additive"
     """How D_post is divided over Stages 1 and 2. additive, the default: Stage 2 trains on all of D_post, whatever λ is.
     matched: each sequence of D_post is trained on once, a share λ in Stage 1 and the rest in Stage 2."""
@@ -51,6 +66,46 @@ class Study(Section):
     execution: Execution = Execution()
     """How and where the stages run. None of it enters a stage key."""
 
+    @field_validator("stages")
+    @classmethod
+    def check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not _is_name(name):
+                raise ValueError(
+                    f"{shown_value(name)} is not the name of a stage; write up to 40 letters, digits and underscores, with a "
+                    "letter first"
+                )
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is named twice; give the second one a name of its own, such as {name}2")
+            taken = name in SPLITS or name in cls.model_fields or hasattr(cls, name)
+            if taken and name not in STAGE_KINDS:
+                raise ValueError(f"{name} has another meaning in a study; give the stage another name")
+        return names
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_sections(cls, fields: Any) -> Any:
+        """Raise ValueError for a section without a stage, an unknown field, and a stage whose section is null."""
+        chain = fields.get("stages", STAGE_KINDS) if isinstance(fields, Mapping) else None
+        if not isinstance(chain, list | tuple) or not chain or not all(map(_is_name, chain)):
+            return fields  # The fields' own checks say what is wrong.
+        missing = [name for name in chain if name not in fields]
+        for name, section in fields.items():
+            if name in chain and section is None:
+                raise ValueError(
+                    f"{name}: the section is null; write it, or leave {name} out of stages and remove the section"
+                )
+            if name in chain or (name in cls.model_fields and name not in STAGE_KINDS):
+                continue
+            is_stage = name in STAGE_KINDS or (isinstance(section, Mapping) and "corpus" in section)
+            if not is_stage or difflib.get_close_matches(str(name), missing, n=1):
+                raise ValueError(unknown_field(str(name), [*cls.model_fields, *missing]))
+            longer = ", ".join([*chain, name])
+            raise ValueError(
+                f"{name}: no stage has this name; write stages: [{longer}] in your order, or remove the section"
+            )
+        return fields
+
     @model_validator(mode="after")
     def check_tokenizer(self) -> "Study":
         if self.tokenizer is None and self.model.hf is None:
@@ -58,9 +113,18 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
-    def check_corpora(self) -> "Study":
-        for stage in STAGE_KINDS:
-            section = getattr(self, stage)
+    def check_chain(self) -> "Study":
+        for name in self.stages:
+            if getattr(self, name, None) is None:
+                cure = "write its section, or leave it out of stages" if "stages" in self.model_fields_set else ""
+                raise ValueError(f"{name}: this field is required{f', as stages names it; {cure}' if cure else ''}")
+        if "pretrain" in self.stages[1:]:
+            raise ValueError("stages: pretrain starts from a new model; put it first, or give this stage another name")
+        if getattr(self.section(self.stages[0]), "start", None) is not None:
+            raise ValueError(f"{self.stages[0]}.start: the first stage of a chain follows no other; remove start")
+        check_stage_names(self.execution, self.stages)
+        for stage in self.stages:
+            section = self.section(stage)
             for field, name in [("corpus", section.corpus), *(("mix", name) for name in section.mix)]:
                 if name not in self.corpora:
                     raise ValueError(
@@ -78,3 +142,13 @@ class Study(Section):
                 "chatml"
             )
         return self
+
+    def section(self, stage: str) -> Optimisation:
+        """The section of a stage of the chain."""
+        section: Optimisation = getattr(self, stage)
+        return section
+
+
+def _is_name(name: Any) -> bool:
+    """Whether something has the form of a stage's name."""
+    return isinstance(name, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,39}", name) is not None

@@ -41,10 +41,13 @@ ELSEWHERE: Mapping[str, Sequence[str]] = {
     ),
     "write schedule": ("scheduler", "lr_schedule", "lr_scheduler"),
     "write optimizer": ("optimiser",),
-    "the stages are pretrain, posttrain and finetune; remove the field": ("stages", "midtrain", "sft", "rlhf"),
+    "the stages of this study are pretrain, posttrain and finetune; remove the field": ("stages",),
+    "name the stage in `stages`, as in stages: [pretrain, midtrain, posttrain, finetune], and give it a corpus": (
+        *("midtrain", "sft", "rlhf"),
+    ),
     "write mix": ("mixture", "mixtures", "mixing"),
-    "a stage is as long as its `tokens`; post-training repeats its data up to `max_tokens`; remove the field": (
-        *("epochs", "steps", "max_steps", "passes"),
+    "a stage is as long as its `tokens`, or several `passes` over them; write passes, or remove the field": (
+        *("epochs", "steps", "max_steps"),
     ),
     "write lr": ("learning_rate",),
     "write batch": ("batch_size", "global_batch_size"),
@@ -75,7 +78,7 @@ def _first_sentence(error: ValidationError, root: type[BaseModel]) -> str:
         del location[-1]
     field = shortened(".".join(map(str, location)))
     if kind == "extra_forbidden":
-        return f"{field}: unknown field; {_cure(str(location[-1]), _fields_of(location, root))}"
+        return unknown_field(str(location[-1]), _fields_of(location, root), field)
     if kind == "missing":
         return f"{field}: this field is required"
     if kind == "value_error":
@@ -90,6 +93,11 @@ def _first_sentence(error: ValidationError, root: type[BaseModel]) -> str:
     return f"{field}: {what}{given}{cure}{after}{more}"
 
 
+def unknown_field(name: str, known: Sequence[str], where: str = "") -> str:
+    """The sentence about an unknown field. where: its path, if that is more than its name; known: the fields of its section."""
+    return f"{where or shortened(name)}: unknown field; {_cure(name, known)}"
+
+
 def _cure(name: str, known: Sequence[str]) -> str:
     if cure := next((cure for cure, names in ELSEWHERE.items() if name in names and name not in known), None):
         return cure
@@ -101,7 +109,9 @@ def _fields_of(location: Sequence[int | str], root: type[BaseModel]) -> list[str
     """The known fields of the section that holds an unknown field."""
     model: Any = root
     for part in location[:-1]:
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else model
+        fields = getattr(model, "model_fields", {})
+        # A section of a study that the schema does not name is that of a further stage.
+        annotation = fields[part].annotation if part in fields else getattr(model, "further_section", model)
         model = next(_sections_in(annotation), model)
     return list(model.model_fields)
 

@@ -11,7 +11,7 @@ from retain.sweeps.schema.families.table import HEAD
 from retain.sweeps.schema.linear.study import is_linear
 from retain.sweeps.schema.models import ARCHITECTURE_FIELDS, Architecture, model_counts
 from retain.sweeps.tree.keys import canonical
-from retain.sweeps.tree.linear_recipes import linear_cost
+from retain.sweeps.tree.recipes.linear import linear_cost
 from retain.sweeps.tree.throughput import PEAK_FLOPS, Measured, check_device, model_text, modelled_speed
 from retain.sweeps.tree.tree import Stage, Tree
 
@@ -57,6 +57,8 @@ class Totals:
     """The bytes of the weights that have children, which `retain gc --weights` frees once the children are done."""
     jobs: int
     """The number of jobs of the stages that are still to train; a pack is one job."""
+    optimizer_bytes: int = 0
+    """The bytes, among those of the weights, of AdamW's moments that are kept for the stages that continue with them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ def total_cost(
     work = _work_by_stage(tree)
     missing = [stage for stage in tree.stages.values() if stage.key not in done]
     weights = {stage.key: work[stage.key].model.parameters * BYTES_PER_VALUE for stage in missing}
+    carried = tree.carried()
+    moments = {key: 2 * work[key].trained * BYTES_PER_VALUE for key in weights if key in carried}
+    weights |= {key: weights[key] + size for key, size in moments.items()}
     parents = {stage.parent for stage in tree.stages.values()}
     families = Counter((stage.stage, stage.parent) for stage in missing)
     hours, hours_alone, known = _gpu_hours(tree, missing, work, measured, parallelism)
@@ -107,6 +112,7 @@ def total_cost(
         disk_peak_bytes=sum(weights.values()) + _checkpoint_bytes(missing, work, parallelism),
         freeable_bytes=sum(size for key, size in weights.items() if key in parents),
         jobs=sum(-(-count // parallelism[kind].pack) for (kind, _), count in families.items()),
+        optimizer_bytes=sum(moments.values()),
     )
 
 

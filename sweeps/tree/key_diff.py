@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Payload = Mapping[str, Any]
-"""The content that a stage key hashes: format, stage, parent and recipe."""
+"""The content that a stage key hashes: format, stage (its kind), parent and recipe; and the `name` of a further stage."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,31 @@ ABSENT = "absent"
 
 def path_fields(path: Sequence[Payload]) -> dict[str, Any]:
     """All fields that decide a stage's weights, such as `pretrain.lr`, from the payloads of its path, root first."""
-    return {f"{payload['stage']}.{name}": value for payload in path for name, value in leaves(payload["recipe"], "")}
+    return {f"{stage_name(payload)}.{name}": value for payload in path for name, value in leaves(payload["recipe"], "")}
+
+
+def stage_name(payload: Payload) -> str:
+    """The name of a stage: the user's for a further stage, the paper's for its three."""
+    name: str = payload.get("name", payload["stage"])
+    return name
 
 
 def differences(here: Sequence[Payload], there: Sequence[Payload]) -> list[Difference]:
     """The fields in which two paths of payloads differ, in the order of the first path. Paths without any have equal keys."""
-    ours, theirs = path_fields(here), path_fields(there)
+    ours, theirs = path_fields(here), path_fields(_named_as(here, there))
     fields = [*ours, *(name for name in theirs if name not in ours)]
     pairs = ((name, ours.get(name, ABSENT), theirs.get(name, ABSENT)) for name in fields)
     return [
         Difference(name, mine, other) for name, mine, other in pairs if mine != other or type(mine) is not type(other)
+    ]
+
+
+def _named_as(names: Sequence[Payload], path: Sequence[Payload]) -> list[Payload]:
+    """A path whose further stages have the names of those at the same depth of another path: names make no difference."""
+    same = [one["stage"] == other["stage"] for one, other in zip(path, names, strict=False)]
+    return [
+        {**payload, "name": stage_name(names[depth])} if depth < len(same) and same[depth] else payload
+        for depth, payload in enumerate(path)
     ]
 
 

@@ -9,6 +9,9 @@ from typing import Any
 FORMAT = 1
 """Part of every key. Raise it when the meaning of recipes changes deliberately."""
 
+CARRY = '"start":{"optimizer":"carry"}'
+"""What the canonical recipe of a stage contains that continues with its parent's AdamW."""
+
 KEY_LENGTH = 20
 """The length of a key in hexadecimal digits: 80 bits, so that a million stages collide with a probability below 1e-12."""
 
@@ -42,7 +45,7 @@ def _exact(value: Any) -> Any:
 
 
 def stage_key(stage: str, parent: str | None, recipe: str) -> str:
-    """The key of a stage, from its kind, its parent's key and its canonical recipe."""
+    """The key of a stage, from its kind (`section.stage_kind`), its parent's key and its canonical recipe."""
     return hashlib.sha256(payload_text(stage, parent, recipe).encode()).hexdigest()[:KEY_LENGTH]
 
 

@@ -5,9 +5,11 @@ from typing import Any
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile, check_study
-from retain.sweeps.tree.tree import STAGES, plain_value
+from retain.sweeps.tree.tree import plain_value
 
-STEPS = {"pretrain": 40, "posttrain": 60, "finetune": 30}
+STEPS = {"pretrain": 40, "posttrain": 60}
+FURTHER_STEPS = 30
+"""The steps of a fine-tuning and of every further stage."""
 EVALUATE_EVERY = 20
 """Steps between the evaluations of early stopping."""
 SAVE_EVERY = 7
@@ -48,24 +50,30 @@ def scale_down(file: StudyFile) -> StudyFile:
 def _shorten_stages(raw: dict[str, Any], file: StudyFile, allocation: str) -> None:
     """Give every stage of a study's plain mapping the tokens of a few steps."""
     length = min(file.values("sequence_length"))
-    for stage in STAGES:
-        section = raw[stage]
+    for stage in file.study.stages:
+        section, steps = raw[stage], STEPS.get(stage, FURTHER_STEPS)
         batch = max(file.values(f"{stage}.batch"))
-        scale = STEPS[stage] * batch * length / max(1, getattr(file.study, stage).tokens)
-        section["tokens"] = STEPS[stage] * batch * length
+        tokens = steps * batch * length
+        scale = tokens / max(1, getattr(file.study, stage).tokens)
         for listed in section.get("mix", {}).values():
             for component in listed if isinstance(listed, list) else [listed]:
-                _scale_component(component, min(1.0, scale), STEPS[stage] * batch, length)
-        section["warmup"] = min(section.get("warmup", 0), STEPS[stage] // 4)
+                _scale_component(component, min(1.0, scale), steps * batch, length)
+        section["warmup"] = min(section.get("warmup", 0), steps // 4)
         if isinstance(section.get("schedule"), dict):
             section["schedule"] = {"wsd": DECAY}
-    post = raw["posttrain"]
-    # Two passes, so that the drill also covers the new order of the second pass.
-    post["tokens"] //= 2
-    if allocation == "additive":
-        post["max_tokens"] = 2 * post["tokens"]
-    if post.get("early_stopping"):
-        post["early_stopping"] |= {"every": EVALUATE_EVERY}
+        repeated = section.pop("passes", 1) > 1 or section.pop("max_tokens", None) is not None
+        # Two passes, so that the drill also covers the new order of the second pass.
+        if stage == "posttrain" or repeated:
+            tokens //= 2
+            if stage in ("pretrain", "finetune"):
+                section["passes"] = 2
+            elif stage != "posttrain" or allocation == "additive":
+                section["max_tokens"] = 2 * tokens
+        section["tokens"] = tokens
+        if section.get("skip"):
+            section["skip"] = tokens
+        if section.get("early_stopping"):
+            section["early_stopping"] |= {"every": EVALUATE_EVERY}
 
 
 def _scale_component(component: dict[str, Any], scale: float, sequences: int, length: int) -> None:
@@ -94,7 +102,7 @@ def _fitting(value: Any) -> Any:
 def _is_size(path: str) -> bool:
     names = path.split(".")
     of_mixture = len(names) > 1 and names[1] == "mix" and names[-1] not in ("share", "window", "replaces")
-    return of_mixture or names[-1] in ("tokens", "max_tokens", "warmup", "wsd")
+    return of_mixture or names[-1] in ("tokens", "max_tokens", "passes", "skip", "warmup", "wsd")
 
 
 def _ends(values: list[Any]) -> list[Any]:

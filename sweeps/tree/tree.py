@@ -1,7 +1,7 @@
 """The tree of stages of a study: a trial is a path from the root to a leaf, and a stage that trials share is one node."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -12,24 +12,16 @@ from retain.sweeps.schema.axes import Option
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section
-from retain.sweeps.schema.section import STAGE_KINDS
+from retain.sweeps.schema.section import STAGE_KINDS, stage_kind
 from retain.sweeps.schema.stages import Component
-from retain.sweeps.schema.study import Study
-from retain.sweeps.tree.checkpoint_recipes import counts_by_model
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.keys import canonical, stage_key
-from retain.sweeps.tree.linear_recipes import linear_finetune_recipe, linear_posttrain_recipe, linear_pretrain_recipe
-from retain.sweeps.tree.recipes import Recipe, finetune_recipe, posttrain_recipe, pretrain_recipe
+from retain.sweeps.tree.keys import CARRY, canonical, stage_key
+from retain.sweeps.tree.recipes.checkpoint import counts_by_model
+from retain.sweeps.tree.recipes.linear import linear_stage_recipe
+from retain.sweeps.tree.recipes.optimisation import Recipe
+from retain.sweeps.tree.recipes.stage import stage_recipe
 
 STAGES = STAGE_KINDS
-BUILDERS: Mapping[type[AnyStudy], Mapping[str, Callable[[Any, Facts], Recipe | None]]] = {
-    Study: {"pretrain": pretrain_recipe, "posttrain": posttrain_recipe, "finetune": finetune_recipe},
-    LinearStudy: {
-        "pretrain": linear_pretrain_recipe,
-        "posttrain": linear_posttrain_recipe,
-        "finetune": linear_finetune_recipe,
-    },
-}
 EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")
 """The fields of post-training that decide what is mixed into pretraining."""
 Axes = dict[str, Any]
@@ -42,9 +34,9 @@ class Stage:
 
     key: str
     stage: str
-    """pretrain, posttrain or finetune."""
+    """The name of the stage, such as pretrain."""
     parent: str | None
-    """The key of the parent stage; None for pretraining."""
+    """The key of the parent stage; None for the first stage."""
     recipe: str
     """The recipe as canonical JSON text."""
     tokens: int
@@ -58,15 +50,24 @@ class Trial:
     """One path from the root to a leaf, as stage keys."""
 
     axes: Axes
-    pretrain: str
-    posttrain: str | None
-    """None if matched allocation leaves no data for Stage 2."""
-    finetune: str
+    stages: tuple[str, ...]
+    """The names of the stages of the chain."""
+    chain: tuple[str | None, ...]
+    """The key of each stage; None for a stage that has nothing to train, as Stage 2 may with matched allocation."""
+
+    def key(self, stage: str) -> str | None:
+        """The key of the stage with this name; None if the trial has no such stage."""
+        return self.chain[self.stages.index(stage)] if stage in self.stages else None
 
     @property
     def path(self) -> tuple[str, ...]:
         """The keys of the trial's stages, root first."""
-        return tuple(key for key in (self.pretrain, self.posttrain, self.finetune) if key is not None)
+        return tuple([key for key in self.chain if key is not None])
+
+    @property
+    def leaf(self) -> str:
+        """The key of the last stage."""
+        return self.path[-1]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,20 @@ class Tree:
     models: Mapping[str, ModelCounts] = field(default_factory=dict)
     """The numbers of parameters of models that start from a checkpoint, by the model in their recipe as canonical text."""
 
+    @property
+    def chain(self) -> list[str]:
+        """The names of all stages in the order of their chains."""
+        names: list[str] = []
+        for chain in dict.fromkeys(trial.stages for trial in self.trials):
+            for place, name in enumerate(chain):
+                if name not in names:
+                    names.insert(names.index(chain[place - 1]) + 1 if place else 0, name)
+        return names
+
+    def carried(self) -> set[str]:
+        """The keys of the stages whose AdamW a stage below continues with."""
+        return {stage.parent for stage in self.stages.values() if stage.parent and CARRY in stage.recipe}
+
     def ancestors(self, key: str) -> list[Stage]:
         """The stages on the path from the root to this stage, which is the last one."""
         stage = self.stages[key]
@@ -98,23 +113,24 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
     labels = [[_plain_axes(option.labels) for option in options] for options in dimensions]
     stages: dict[str, Stage] = {}
     trials = []
-    builders = {stage: _StageBuilder(stage, file, facts, dimensions, stages) for stage in STAGES}
+    names = file.study.stages
+    builders = [_StageBuilder(stage, file, facts, dimensions, stages) for stage in names]
     for point in itertools.product(*(range(len(options)) for options in dimensions)):
-        pre = builders["pretrain"].stage_at(point, None)
-        assert pre is not None
-        post = builders["posttrain"].stage_at(point, pre)
-        leaf = builders["finetune"].stage_at(point, post or pre)
-        assert leaf is not None
+        parent: str | None = None
+        chain: list[str | None] = []
+        for builder in builders:
+            chain.append(builder.stage_at(point, parent))
+            parent = chain[-1] or parent
         axes: Axes = {}
         for shown, index in zip(labels, point, strict=True):
             axes |= shown[index]
-        trials.append(Trial(axes, pre, post, leaf))
+        trials.append(Trial(axes, names, tuple(chain)))
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
     return Tree(file.study.study, stages, trials, not facts.prepared, corpora, counts_by_model(facts))
 
 
 class _StageBuilder:
-    """Builds the stages of one kind. Each recipe is built once per combination of the options that can affect it."""
+    """Builds the stages of one name. Each recipe is built once per combination of the options that can affect it."""
 
     def __init__(
         self, stage: str, file: StudyFile, facts: Facts, dimensions: list[list[Option]], stages: dict[str, Stage]
@@ -123,7 +139,7 @@ class _StageBuilder:
         self.relevant = [
             number
             for number, options in enumerate(dimensions)
-            if any(may_affect(path, stage) for option in options for path in option.fields)
+            if any(may_affect(path, stage, file.study.stages) for option in options for path in option.fields)
         ]
         self.recipes: dict[tuple[int, ...], tuple[str, int] | None] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
@@ -142,7 +158,9 @@ class _StageBuilder:
         recipe, tokens = made
         key = self.keys.get((parent, recipe))
         if key is None:
-            key = self.keys[parent, recipe] = stage_key(self.stage, parent, recipe)
+            if parent and CARRY in recipe:
+                self._check_carry(recipe, self.stages[parent], own)
+            key = self.keys[parent, recipe] = stage_key(stage_kind(self.stage), parent, recipe)
             inherited = self.stages[parent].axes if parent else {}
             fields = {path: value for option in self._options(own) for path, value in option.fields.items()}
             named = _plain_axes({path: value for path, value in fields.items() if self._is_label(path, recipe)})
@@ -158,25 +176,61 @@ class _StageBuilder:
             study = self.file.study
             for option in options:
                 study = with_values(study, option.fields)
-            if self.stage == "pretrain":
+            if self.stage == study.stages[0]:
                 check_section(study, "model")
             check_section(study, self.stage)
-            recipe = BUILDERS[type(study)][self.stage](study, self.facts)
+            recipe = _recipe_of(study, self.facts, self.stage)
         except StudyError as error:
-            at = ", ".join(f"{name}={value}" for option in options for name, value in option.labels.items())
-            raise StudyError(f"{self.file.path.name}: {error}{f' (at {at})' if at else ''}") from None
+            raise self._error(str(error), options) from None
         if recipe is None:
             return None
         return canonical(recipe), recipe["sequences"] * study.sequence_length
+
+    def _check_carry(self, recipe: str, parent: Stage, own: tuple[int, ...]) -> None:
+        """Raise StudyError if AdamW's state at the end of a parent does not belong to the weights that a stage trains."""
+        cure = f"remove {self.stage}.start, or"
+        problem = None
+        if '"method":"lora"' in recipe:
+            problem = f"{self.stage} trains adapters, which are new; {cure} set {self.stage}.method: full"
+        elif '"method":"lora"' in parent.recipe:
+            problem = (
+                f"{parent.stage} trains adapters, and {self.stage} all weights; {cure} set {parent.stage}.method: full"
+            )
+        elif '"optimizer":"muon"' in recipe + parent.recipe:
+            problem = (
+                f"{parent.stage} or {self.stage} trains with muon, and only AdamW can be; {cure} set optimizer: adamw"
+            )
+        elif '"early_stopping":{' in parent.recipe:
+            problem = (
+                f"{parent.stage} ends with the weights of its best step, and AdamW's moments belong to its last step; {cure} "
+                f"remove {parent.stage}.early_stopping"
+            )
+        if problem:
+            raise self._error(
+                f"{self.stage}.start: the optimizer cannot be carried over: {problem}", self._options(own)
+            )
+
+    def _error(self, problem: str, options: Sequence[Option]) -> StudyError:
+        at = ", ".join(f"{name}={value}" for option in options for name, value in option.labels.items())
+        return StudyError(f"{self.file.path.name}: {problem}{f' (at {at})' if at else ''}")
 
     def _is_label(self, path: str, recipe: str) -> bool:
         """Whether a field labels this kind of stage: fields of the stage and the study, and D_post's if it is mixed in."""
         section = path.partition(".")[0]
         if self.stage == "pretrain" and section == "posttrain":
             return path in EXPOSED and '"exposure":null' not in recipe
-        if self.stage == "pretrain" and section == "allocation":
-            return False  # Both allocations share their pretrainings.
-        return section == self.stage or section not in STAGES
+        stages = self.file.study.stages
+        if section == "allocation":
+            # Both allocations share the stages before post-training.
+            return "posttrain" in stages[: stages.index(self.stage) + 1]
+        return section == self.stage or section not in stages
+
+
+def _recipe_of(study: AnyStudy, facts: Facts, stage: str) -> Recipe | None:
+    """The recipe of a stage; None if it has nothing to train. Raises StudyError."""
+    if isinstance(study, LinearStudy):
+        return linear_stage_recipe(study, stage)
+    return stage_recipe(study, facts, stage)
 
 
 def models_of(file: StudyFile) -> list[Any]:
@@ -213,13 +267,13 @@ def merged(trees: Sequence[Tree]) -> Tree:
     return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees), corpora, models)
 
 
-def may_affect(axis: str, stage: str) -> bool:
-    """Whether an axis can change the recipe of a kind of stage.
+def may_affect(axis: str, stage: str, stages: Collection[str] = STAGE_KINDS) -> bool:
+    """Whether an axis can change the recipe of a stage of a chain.
 
     Too many axes only cost time: stages with equal recipes get equal keys anyway.
     """
     section = axis.partition(".")[0]
-    if section not in STAGES or section == stage:
+    if section not in stages or section == stage:
         return True
     if stage == "pretrain":
         return axis in EXPOSED
@@ -279,7 +333,7 @@ def axes_label(axes: Axes) -> str:
 def device_mismatch(file: StudyFile) -> str | None:
     """The message about a batch that cannot be split evenly over the devices of its stage; None if every batch can."""
     execution = file.study.execution
-    for stage in STAGES:
+    for stage in file.study.stages:
         devices = execution.of_stage(stage).devices
         field = "execution.devices" if devices == execution.devices else f"execution.stages.{stage}.devices"
         for batch in file.values(f"{stage}.batch"):

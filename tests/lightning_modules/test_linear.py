@@ -24,7 +24,7 @@ from retain.sweeps.schema.linear.closed_forms import (
 )
 from retain.sweeps.schema.linear.study import Linear, LinearStudy
 from retain.sweeps.schema.read import read_study
-from retain.sweeps.tree.linear_recipes import stopping_time
+from retain.sweeps.tree.recipes.linear import stopping_time
 
 TOLERANCE = 0.02
 """What the study `theory` states: the largest distance of any feature from its closed form at any time, at its lr."""

@@ -16,7 +16,7 @@ from retain.sweeps.schema.published_corpora import PUBLISHED
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.schema.stages import Optimisation
 from retain.sweeps.schema.study import Study
-from retain.sweeps.tree.recipes import exposed_sequences
+from retain.sweeps.tree.recipes.stage import exposed_sequences
 from retain.sweeps.tree.tree import Tree, expand, merged
 from tests.retain import environment
 
@@ -39,7 +39,7 @@ def fields_of(file: StudyFile) -> Study:
 
 
 def roots(trees: Sequence[Tree]) -> set[str]:
-    return {trial.pretrain for tree in trees for trial in tree.trials}
+    return {trial.key("pretrain") for tree in trees for trial in tree.trials}
 
 
 def exposures(file: StudyFile) -> set[tuple[str | None, int, int]]:
@@ -107,8 +107,8 @@ def test_each_method_of_figures_5_and_8_has_the_48_and_12_checkpoints_that_they_
 def test_matched_allocation_trains_on_every_token_of_d_post_once_over_both_stages() -> None:
     _, tree = planned("figure3b")
     for trial in tree.trials:
-        mixed = json.loads(tree.stages[trial.pretrain].recipe)["exposure"]
-        later = json.loads(tree.stages[trial.posttrain].recipe) if trial.posttrain else None
+        mixed = json.loads(tree.stages[trial.key("pretrain")].recipe)["exposure"]
+        later = json.loads(tree.stages[trial.key("posttrain")].recipe) if trial.key("posttrain") else None
         early = mixed["sequences"] if mixed else 0
         assert early + (later["sequences"] if later else 0) == trial.axes["posttrain.tokens"] // LENGTH
         assert (later is None) == (trial.axes["pretrain.exposure"] == 1)

@@ -95,6 +95,30 @@ STUDIES: dict[str, dict[str, Any]] = {
         },
     ),
     "laptop, attention within documents": replaced(LAPTOP, {"documents": {"attention": "within"}}),
+    "laptop, a chain of five stages": replaced(
+        LAPTOP,
+        {
+            "stages": ["pretrain", "midtrain", "posttrain", "finetune", "finetune2"],
+            "pretrain.min_lr": 2e-3,
+            "midtrain": {
+                "corpus": "general",
+                "tokens": "100k",
+                "skip": "1M",
+                "lr": 2e-3,
+                "batch": 32,
+                "start": {"optimizer": "carry"},
+            },
+            "finetune2": {
+                "corpus": "music",
+                "tokens": "100k",
+                "lr": 1e-4,
+                "batch": 32,
+                "early_stopping": {"every": 5, "patience": 2},
+            },
+            "finetune.passes": 2,
+            "grid": {"midtrain.min_lr": [0, 2e-4], "finetune2.passes": [1, 2]},
+        },
+    ),
     "135M": PAPER,
     "135M, sizes of D_post": replaced(
         PAPER, {"grid": {"pretrain.exposure": [0, 0.25, 1], "posttrain.tokens": ["30M", "150M", "300M"]}}

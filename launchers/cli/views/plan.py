@@ -13,7 +13,6 @@ from retain.launchers.planning.plan import Plan, PlannedStudy, PlanTotals
 from retain.launchers.planning.power import PowerPlan
 from retain.sweeps.base.units import counted, format_bytes, format_size
 from retain.sweeps.schema.families.table import FAMILIES
-from retain.sweeps.tree.tree import STAGES
 
 
 def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
@@ -23,7 +22,7 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
     """
     totals = plan.totals
     table = new_table("stage", "stages", "done", "tokens")
-    for name in STAGES:
+    for name in plan.chain:
         stages = [stage for stage in plan.stages if stage.stage == name]
         done = sum(stage.state == "done" for stage in stages)
         table.add_row(name, f"{len(stages):,}", f"{done:,}", format_size(sum(stage.tokens for stage in stages)))
@@ -39,6 +38,9 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
         f"can be freed when their stages are done) and {format_bytes(totals.data_bytes)} of packed data; "
         f"{format_bytes(totals.disk_peak_bytes)} at the peak",
     ]
+    if totals.optimizer_bytes:
+        lines.append(f"{format_bytes(totals.optimizer_bytes)} of the weights are moments of AdamW that stages carry on")
+    lines += plan.notes
     lines += [f"the data is not prepared, so the keys are provisional: {command}" for command in prepare]
     console = open_console()
     console.print(Text(f"{'studies' if len(plan.studies) > 1 else 'study'} {plan.study}", style="bold"))

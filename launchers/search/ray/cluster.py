@@ -19,7 +19,6 @@ from retain.launchers.stage.signals import StopRequest, block_stop_signals
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.surroundings import library_imports
 from retain.sweeps.schema.execution import Execution
-from retain.sweeps.tree.tree import STAGES
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -45,13 +44,14 @@ def train_on_ray(search: Search, stop: StopRequest, address: str | None, nodes: 
     address: of the cluster; None to start one here. nodes: of an allocation. Raises AttemptStopped, once all processes have
     saved a checkpoint and ended, if a stop is requested; MissingResourceError if Ray does not answer or lacks room for a stage.
     """
-    execution = search.searched.file.study.execution
+    study = search.searched.file.study
+    execution = study.execution
     # Standard output is for the document of --json, but Ray prints messages about lost workers there.
-    with contextlib.redirect_stdout(sys.stderr), _ray(execution, address, nodes) as found:
+    with contextlib.redirect_stdout(sys.stderr), _ray(execution, study.stages, address, nodes) as found:
         stop.install()  # Ray has installed handlers of its own
-        needs = needs_of(execution, gpus=any(node.get("GPU", 0.0) > 0 for node in found))
+        needs = needs_of(execution, study.stages, gpus=any(node.get("GPU", 0.0) > 0 for node in found))
         if address is None:
-            search.parallel = len(local_slots(execution))
+            search.parallel = len(local_slots(execution, study.stages))
         else:
             room = room_for(found, list(needs.values()), "the allocation" if nodes else f"--address {address}")
             search.parallel = min(room, execution.parallel or room)
@@ -60,19 +60,19 @@ def train_on_ray(search: Search, stop: StopRequest, address: str | None, nodes: 
         train_stages(search, stop, needs)
 
 
-def check_stages(execution: Execution, address: str | None) -> bool:
+def check_stages(execution: Execution, chain: Sequence[str], address: str | None) -> bool:
     """Whether this machine has GPUs for stages; False for a running cluster, whose GPUs are known once it is joined.
 
     Raises StudyError for a stage that spans several nodes, MissingResourceError if this machine lacks the requested devices.
     """
-    needs_of(execution, gpus=False)
-    return address is None and any(slot.gpus for slot in local_slots(execution))
+    needs_of(execution, chain, gpus=False)
+    return address is None and any(slot.gpus for slot in local_slots(execution, chain))
 
 
-def needs_of(execution: Execution, gpus: bool) -> dict[str, Amounts]:
-    """What each kind of stage needs on its node. gpus: whether the cluster has any. Raises StudyError for several nodes."""
+def needs_of(execution: Execution, chain: Sequence[str], gpus: bool) -> dict[str, Amounts]:
+    """What each stage of a chain needs on its node. gpus: whether the cluster has any. Raises StudyError for several nodes."""
     needs: dict[str, Amounts] = {}
-    for kind in STAGES:
+    for kind in chain:
         stage = execution.of_stage(kind)
         if stage.slurm.nodes > 1:
             raise StudyError("execution.slurm.nodes: a search on Ray trains a stage on one node; leave it 1")
@@ -111,16 +111,16 @@ def answers(address: str) -> bool | None:
 
 
 @contextlib.contextmanager
-def _ray(execution: Execution, address: str | None, nodes: int) -> Iterator[list[Amounts]]:
+def _ray(execution: Execution, chain: Sequence[str], address: str | None, nodes: int) -> Iterator[list[Amounts]]:
     """Start Ray or join a cluster; yields what each node has. Everything that was started is stopped afterwards."""
     os.environ.update(_ENVIRONMENT)
     with contextlib.ExitStack() as stack:
         if address is None:
             # Only this process knows the token that Ray's ports require.
             require_token(secrets.token_hex(32), on_localhost=True)
-            slots = local_slots(execution)
+            slots = local_slots(execution, chain)
             gpus = len({gpu for slot in slots for gpu in slot.gpus})
-            cpus = len(slots) * int(max(need["CPU"] for need in needs_of(execution, gpus > 0).values()))
+            cpus = len(slots) * int(max(need["CPU"] for need in needs_of(execution, chain, gpus > 0).values()))
             options = local_options(stack.enter_context(ray_folder()), cpus, gpus)
         else:
             _check_address(address)

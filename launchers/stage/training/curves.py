@@ -20,6 +20,7 @@ from retain.results.store.state import Progress
 from retain.results.tensorboard.run_events import RunEvents
 from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.base.units import format_size
+from retain.sweeps.tree.key_diff import stage_name
 
 LOG_EVERY = 10
 """Steps between the points of the training curves by default. The loss is read from the device only at these steps."""
@@ -65,7 +66,7 @@ class Curves(Callback):
         log_every: int | None = None,
     ) -> None:
         self.run, self.heldout, self.heldout_every = run, heldout, heldout_every
-        self.stage: str = run.spec()["stage"]
+        self.stage = stage_name(run.spec())
         recipe = heldout.module.recipe
         self.sequences, self.batch, self.length = recipe["sequences"], recipe["batch"], recipe["sequence_length"]
         self.steps = recipe["steps"]

@@ -15,6 +15,7 @@ from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.datamodules.order.digest import add_digests, as_text
 from retain.datamodules.order.stage_data import StageData
 from retain.launchers.stage.attempt import AttemptContext
+from retain.launchers.stage.training.carried import CarriedOptimizer, final_moments, write_moments
 from retain.launchers.stage.training.curves import Curves
 from retain.launchers.stage.training.distributed import gather
 from retain.lightning_modules.early_stopping import KeepBest
@@ -29,13 +30,16 @@ from retain.sweeps.base.files import share
 class FinalLosses(Callback):
     """Evaluates the final weights on every split, after early stopping has restored the best weights, with adapters merged."""
 
-    def __init__(self, curves: Curves, data: StageData) -> None:
-        self.curves, self.heldout, self.data = curves, curves.heldout, data
+    def __init__(self, context: AttemptContext, curves: Curves, data: StageData) -> None:
+        self.context, self.curves, self.heldout, self.data = context, curves, curves.heldout, data
         self.losses: dict[str, dict[str, float]] = {}
         self.weights: dict[str, torch.Tensor] = {}
+        self.moments: dict[str, torch.Tensor] = {}
+        """AdamW's moments, if the run keeps them."""
         self.data_digest = ""
 
     def on_train_end(self, trainer: Trainer, module: Any) -> None:
+        self.moments = final_moments(self.context, trainer, self.heldout.module)
         self.curves.enter("evaluating")
         merge_adapters(self.heldout.module.model)
         splits = [*self.heldout.sequences, *self.heldout.others]
@@ -52,6 +56,7 @@ def publish(
     best: KeepBest | None,
     final: FinalLosses,
     tokenizer: Tokenizer,
+    carried: CarriedOptimizer | None,
 ) -> None:
     """Write curves, model and losses into the run, and make it done. For rank 0."""
     losses: dict[str, Any] = {"splits": _described(final.losses, context.spec), "steps": module.step}
@@ -63,6 +68,8 @@ def publish(
     module.model.save_pretrained(partial, state_dict=final.weights)
     for weights in partial.glob("*.safetensors"):
         share(weights)
+    if final.moments:
+        write_moments(partial, final.moments, module.step + (carried.steps if carried else 0))
     tokenizer.save(partial)
     _keep_companions(context, partial)
     context.finish(partial, {LOSSES: losses}, keep_checkpoints=context.spec["execution"]["keep_states"])

@@ -2,7 +2,8 @@
 
 A checkpoint is taken between two steps. It holds the trained weights (a frozen base is read from the parent again), the moments
 of the optimiser, the best weights of early stopping, and the points of the curves so far, so that curves resume without a gap
-or an overlap. The order of the data, the learning rate and dropout are functions of the step, so nothing of them is saved. The
+or an overlap. The order of the data, the learning rate and dropout are functions of the step, so nothing of them is saved.
+AdamW's step count is the stage's step, plus the steps of the stages before that AdamW was carried through (`carried.py`). The
 fields `execution.save_minutes` and `save_steps` say how often checkpoints are taken.
 """
 
@@ -19,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from retain.datamodules.order.digest import add_digests, as_text
 from retain.datamodules.order.stage_data import StageData
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
+from retain.launchers.stage.training.carried import CarriedOptimizer
 from retain.launchers.stage.training.checkpoints import CheckpointWriter, SavedCheckpoint, Snapshot
 from retain.launchers.stage.training.curves import Curves, finite
 from retain.lightning_modules.early_stopping import KeepBest
@@ -66,11 +68,15 @@ class Agreement:
 
 
 class Resume(Callback):
-    """Restores `saved` when the stage starts, and saves checkpoints at step boundaries: periodically, and on a stop signal."""
+    """Restores `saved`, or else the optimizer that is carried over, when the stage starts; and saves checkpoints.
+
+    Checkpoints are saved at step boundaries: periodically, and on a stop signal.
+    """
 
     def __init__(
         self,
         saved: SavedCheckpoint | None,
+        carried: CarriedOptimizer | None,
         data: StageData,
         curves: Curves,
         best: KeepBest | None,
@@ -79,6 +85,7 @@ class Resume(Callback):
         cadence: Cadence,
         holds_all: bool,
     ) -> None:
+        self.carried = carried
         self.saved, self.data, self.curves, self.best, self.writer = saved, data, curves, best, writer
         self.stop, self.cadence = stop, cadence
         self.holds_all = holds_all
@@ -93,6 +100,8 @@ class Resume(Callback):
         self.agreement = Agreement(trainer.world_size)
         if self.saved is not None:
             self._restore(self.saved, trainer, module)
+        elif self.carried is not None:
+            self.carried.restore(trainer.optimizers[0], module)
         self.saved_at = time.monotonic()
 
     def on_train_batch_end(
@@ -157,6 +166,7 @@ class Resume(Callback):
         # 1. Weights and the optimiser's moments: this rank's rows of each, whichever ranks wrote them.
         module.step = saved.step
         optimizers = _optimizer_of_each(trainer.optimizers)
+        steps = saved.step + (self.carried.steps if self.carried else 0)
         best: dict[str, torch.Tensor] = {}
         with torch.no_grad():
             for name, parameter in trained_parameters(module.model):
@@ -165,7 +175,7 @@ class Resume(Callback):
                 saved.copy_into(f"model/{name}", part, row)
                 state = optimizers[parameter].state[parameter]
                 if isinstance(optimizers[parameter], torch.optim.AdamW):
-                    state["step"] = torch.tensor(float(saved.step), dtype=torch.float32, device=part.device)
+                    state["step"] = torch.tensor(float(steps), dtype=torch.float32, device=part.device)
                 for moment in MOMENTS:
                     if saved.has(moment_name(name, moment)):
                         state[moment] = torch.zeros_like(parameter)

@@ -28,6 +28,7 @@ from retain.launchers.stage.environment import compile_cache
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.rank_failures import clear_rank_causes
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped
+from retain.launchers.stage.training.carried import carried_optimizer
 from retain.launchers.stage.training.checkpoints import (
     CheckpointWriter,
     SavedCheckpoint,
@@ -48,10 +49,12 @@ from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.lora import add_adapters
 from retain.lightning_modules.models import build_from_config, build_model, load_model, trained_parameters
 from retain.lightning_modules.stage import StageModule
-from retain.results.store.disk import check_room, stage_bytes, used_bytes
+from retain.results.store.disk import MOMENT_BYTES, check_room, stage_bytes, used_bytes
 from retain.results.store.runs import Run
+from retain.results.store.state import KEEPS_OPTIMIZER
 from retain.sweeps.schema.models import Architecture
 from retain.sweeps.tree.evaluation import role_of, tune_split
+from retain.sweeps.tree.key_diff import stage_name
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def attempt(context: AttemptContext) -> None:
     tokenizer = stored_tokenizer(context.store.root, spec.get("tokenizer", "none"))
     model = _starting_model(context, tokenizer)
     if first:
-        _check_room(run, model)
+        _check_room(run, model, KEEPS_OPTIMIZER in spec)
     end_of_text = tokenizer.end_id if "documents" in recipe else None
     module = StageModule(model, recipe, numerics.micro_batch, machine.sharded, numerics.compiled, end_of_text)
     if machine.gpu and numerics.micro_batch is None and not machine.sharded:
@@ -115,14 +118,15 @@ def attempt(context: AttemptContext) -> None:
     best = _early_stopping(spec, curves)
     writer = CheckpointWriter(run.checkpoint, ranks.rank, ranks.world, context.may_write)
     cadence = Cadence(execution["save_minutes"] * 60, execution["save_steps"])
-    resume = Resume(saved, data, curves, best, writer, context.stop, cadence, holds_all=not machine.sharded)
-    final = FinalLosses(curves, data)
+    carried = carried_optimizer(context)
+    resume = Resume(saved, carried, data, curves, best, writer, context.stop, cadence, holds_all=not machine.sharded)
+    final = FinalLosses(context, curves, data)
     callbacks = [*([best] if best else []), curves, resume, final]
     fit(stage_trainer(run.folder, ranks, machine.gpu, machine.bf16, machine.sharded, callbacks), module, data)
 
     # 5. Write the result.
     if first:
-        publish(context, module, curves, best, final, tokenizer)
+        publish(context, module, curves, best, final, tokenizer, carried)
 
 
 def _machine(execution: Mapping[str, Any], world: int) -> _Machine:
@@ -189,10 +193,11 @@ def _starting_model(context: AttemptContext, tokenizer: Tokenizer) -> PreTrained
     return model
 
 
-def _check_room(run: Run, model: PreTrainedModel) -> None:
-    """Check that checkpoints and weights fit on the disk. Raises NoRoomError."""
+def _check_room(run: Run, model: PreTrainedModel, keeps_optimizer: bool) -> None:
+    """Check that checkpoints, weights and the moments that are kept fit on the disk. Raises NoRoomError."""
     trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
     needed = stage_bytes(sum(parameter.numel() for parameter in model.parameters()), trained)
+    needed += MOMENT_BYTES * trained if keeps_optimizer else 0
     check_room(run.folder, needed - used_bytes(run.checkpoint))
 
 
@@ -216,11 +221,12 @@ def _heldout_splits(context: AttemptContext) -> tuple[dict[str, torch.Tensor], d
 
 
 def _early_stopping(spec: Mapping[str, Any], curves: Curves) -> KeepBest | None:
+    """Early stopping on the held-out split of the stage's corpus; None without it."""
     recipe = spec["recipe"]
     settings = recipe.get("early_stopping")
     if not settings:
         return None
-    role = role_of(spec["stage"])
+    role = role_of(stage_name(spec))
     split = tune_split(role) if settings.get("split") == "tune" else role
     warmup = recipe["warmup"] if settings.get("after_warmup") else 0
     every, patience = settings["every"], settings["patience"]

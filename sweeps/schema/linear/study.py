@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from retain.sweeps.schema.corpora import Corpus, Tokenizer
-from retain.sweeps.schema.execution import Execution
+from retain.sweeps.schema.execution import Execution, check_stage_names
 from retain.sweeps.schema.linear.closed_forms import Task, threshold
 from retain.sweeps.schema.section import (
     STAGE_KINDS,
@@ -189,10 +189,16 @@ class LinearStudy(Section):
     """How and where the stages run. None of it enters a stage key."""
 
     # Fields that every study has; a linear study reads no text.
+    stages: ClassVar[tuple[str, ...]] = STAGE_KINDS
     corpora: ClassVar[Mapping[str, Corpus]] = {}
     tokenizer: ClassVar[Tokenizer | None] = None
     sequence_length: ClassVar[int] = 1
     loss_unit: ClassVar[str] = "squared losses E‖y − θx‖², exact"
+
+    @model_validator(mode="after")
+    def check_execution(self) -> Self:
+        check_stage_names(self.execution, self.stages)
+        return self
 
     @model_validator(mode="after")
     def check_one_process(self) -> Self:

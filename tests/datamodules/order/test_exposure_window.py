@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from retain.datamodules.order.mixtures import Component, Mixture, Spread, Subset, stage_order
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import read_study
-from retain.sweeps.tree.mixture_recipes import spread
+from retain.sweeps.tree.recipes.mixture import spread
 from tests.datamodules.order.test_mixtures import SEEDS, SIZE, everything, members, subset
 from tests.studies import tiny_study, tiny_tree
 
@@ -134,7 +134,7 @@ PRETRAIN = {"grid": {}, "pretrain.tokens": 320 * 32, "posttrain.tokens": 80 * 32
 
 def pretrain_key(**overrides: Any) -> str:
     (trial,) = tiny_tree(**PRETRAIN | overrides).trials
-    return trial.pretrain
+    return trial.key("pretrain")
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_equivalent_schedules_have_the_same_stage_key(first: dict[str, Any], sec
 def test_an_axis_of_schedules_may_mix_names_and_windows() -> None:
     schedules = ["uniform", "early", "late", [0.25, 0.75]]
     tree = tiny_tree(**PRETRAIN | {"grid": {"pretrain.exposure_schedule": schedules}})
-    assert len({trial.pretrain for trial in tree.trials}) == 4
+    assert len({trial.key("pretrain") for trial in tree.trials}) == 4
     assert len({stage.tokens for stage in tree.stages.values() if stage.stage == "pretrain"}) == 1
     unmixed = tiny_tree(**PRETRAIN | {"pretrain.exposure": 0, "grid": {"pretrain.exposure_schedule": schedules}})
-    assert len({trial.pretrain for trial in unmixed.trials}) == 1
+    assert len({trial.key("pretrain") for trial in unmixed.trials}) == 1
 
 
 def test_an_override_or_a_case_may_give_one_window_or_a_list_of_schedules(tmp_path: Path) -> None:

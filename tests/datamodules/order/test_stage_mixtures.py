@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from retain.datamodules.order.mixtures import Spread, stage_order
 from retain.datamodules.order.permutation import derive_seed, permute
-from retain.sweeps.tree.mixture_recipes import OverfullError, Window, spread, window_of
+from retain.sweeps.tree.recipes.mixture import OverfullError, Window, spread, window_of
 from tests.datamodules.order.test_mixtures import SEEDS, everything
 
 SIZES = {"general": 500, "music": 120, "code": 90}

@@ -28,7 +28,7 @@ def matched(tmp_path_factory: pytest.TempPathFactory) -> OpenedStudy:
 
 
 def test_every_sequence_is_seen_once_at_every_exposure(matched: OpenedStudy) -> None:
-    assert sum(trial.posttrain is None for trial in matched.tree.trials) == 1
+    assert sum(trial.key("posttrain") is None for trial in matched.tree.trials) == 1
     assert matched_problems(matched) == []
 
 
@@ -36,7 +36,7 @@ def test_every_sequence_is_seen_once_at_every_exposure(matched: OpenedStudy) -> 
     ("shift", "words"), [(-1, "1 are seen twice and 1 never"), (3, "0 are seen twice and 3 never")]
 )
 def test_a_post_training_that_starts_at_another_sequence_is_found(matched: OpenedStudy, shift: int, words: str) -> None:
-    key = next(trial.posttrain for trial in matched.tree.trials if trial.axes["pretrain.exposure"] == 0.5)
+    key = next(trial.key("posttrain") for trial in matched.tree.trials if trial.axes["pretrain.exposure"] == 0.5)
     assert key is not None
     recipe = json.loads(matched.tree.stages[key].recipe)
     changed = replace(matched.tree.stages[key], recipe=json.dumps(recipe | {"first": recipe["first"] + shift}))

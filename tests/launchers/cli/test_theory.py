@@ -127,7 +127,13 @@ def test_a_killed_stage_restarts_and_ends_bit_exactly(ran: Path, tmp_path: Path)
                 killed.append(key)
         time.sleep(0.005)
 
-    train(opened.tree, opened.store, local_slots(opened.file.study.execution), lambda _: None, kill_two)
+    train(
+        opened.tree,
+        opened.store,
+        local_slots(opened.file.study.execution, opened.file.study.stages),
+        lambda _: None,
+        kill_two,
+    )
     assert [len(opened.store.run(key).state().attempts) for key in killed] == [2, 2]
     assert weights(store) == weights(ran)
     assert losses(store) == losses(ran)

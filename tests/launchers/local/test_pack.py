@@ -96,7 +96,13 @@ def test_a_pack_that_is_killed_goes_on_with_the_one_that_was_trained_and_the_res
                 os.kill(pid, signal.SIGKILL if killed else signal.SIGCONT)
         time.sleep(0.002)
 
-    train(opened.tree, opened.store, local_slots(opened.file.study.execution), lambda _: None, kill_the_second)
+    train(
+        opened.tree,
+        opened.store,
+        local_slots(opened.file.study.execution, opened.file.study.stages),
+        lambda _: None,
+        kill_the_second,
+    )
     attempts = {run.key: len(run.state().attempts) for run in opened.store.runs()}
     assert attempts == {key: 2 if key in killed else 1 for key in attempts}
     assert len(killed) == 1

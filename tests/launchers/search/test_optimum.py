@@ -9,7 +9,7 @@ import pytest
 from retain.sweeps.schema.linear.closed_forms import Descent, flow_through, initial_strengths, mixture, squared_loss
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import read_study
-from retain.sweeps.tree.linear_recipes import stopping_time
+from retain.sweeps.tree.recipes.linear import stopping_time
 from tests.launchers.search.searches import THEORY, block
 from tests.retain import retain_json
 

@@ -116,7 +116,7 @@ def test_the_reported_loss_is_on_the_half_of_the_heldout_split_that_early_stoppi
     assert [split for split, loss in leaf.losses()["splits"].items() if "half" in loss] == ["posttraining"]
     tree = open_study(str(chosen[0]), (), store).tree
     assert len(tree.trials) == 1
-    assert Store(store).run(tree.trials[0].finetune).key == leaf.key
+    assert Store(store).run(tree.trials[0].leaf).key == leaf.key
 
 
 def test_the_stage_was_stopped_on_the_tune_half(chosen: tuple[Path, Path]) -> None:

@@ -78,7 +78,7 @@ def test_each_trial_has_a_row_with_its_axes_keys_losses_and_tokens(planned: tupl
     for row, trial in zip(rows, tree.trials, strict=True):
         assert tuple(row["keys"].values()) == trial.path
         assert row["tokens"] == 3 * 64
-        post, leaf = 10.0 * order.index(trial.path[1]), 10.0 * order.index(trial.finetune)
+        post, leaf = 10.0 * order.index(trial.path[1]), 10.0 * order.index(trial.key("finetune"))
         # `finish` numbers the splits of a leaf: finetuning, posttraining, pretraining.
         assert row["immediate_posttraining_loss"] == post
         assert [row[name] for name in LOSSES[1:]] == [leaf + 1, leaf, leaf + 2]
@@ -121,7 +121,7 @@ def test_the_csv_has_the_rows_with_empty_cells_for_missing_losses(planned: tuple
     ]
     assert float(table[0]["finetuning_loss"]) == 1 / 3
     assert [cells["finetuning_loss"] for cells in table[1:]] == [""] * 3
-    assert [cells["finetune_key"] for cells in table] == [trial.finetune for trial in tree.trials]
+    assert [cells["finetune_key"] for cells in table] == [trial.key("finetune") for trial in tree.trials]
     assert csv_text([]) == "\n"
 
 
@@ -200,7 +200,7 @@ def test_a_run_that_is_registered_again_before_it_is_done_is_evaluated_on_the_co
     planned: tuple[Tree, Store],
 ) -> None:
     tree, store = planned
-    run = store.run(tree.trials[0].pretrain)
+    run = store.run(tree.trials[0].path[0])
     spec = run.spec()
     assert spec["others"] == {"music": "music-32", "chemistry": "chemistry-32"}
     again = spec | {"others": {"music": "other music", "code": "code-32", "tunes": "music-32"}}

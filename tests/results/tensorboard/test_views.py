@@ -168,7 +168,7 @@ def test_the_folder_of_an_unfinished_run_is_linked_and_a_wrong_link_is_repaired(
 ) -> None:
     store = Store(own_copy(trained, tmp_path))
     tree = open_study(str(trained.study), (), store.root).tree
-    run = store.run(tree.trials[0].finetune)
+    run = store.run(tree.trials[0].leaf)
     put_state(run, replace(run.state(), state="running"))
     folder = link_runs(tree, store)
     (place,) = (place for place in folder.iterdir() if place.is_symlink())

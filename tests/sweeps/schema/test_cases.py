@@ -46,7 +46,7 @@ def test_cases_share_equal_stages_which_are_labelled_by_fields_and_not_by_a_case
     assert kinds.count("posttrain") == 2 * 4
     assert all("method" not in stage.axes and "pipeline" not in stage.axes for stage in tree.stages.values())
     mixed = next(trial for trial in tree.trials if trial.axes["method"] == "mixed+dropout")
-    assert tree.stages[mixed.pretrain].axes == {"posttrain.corpus": "music", "pretrain.exposure": 1}
+    assert tree.stages[mixed.key("pretrain")].axes == {"posttrain.corpus": "music", "pretrain.exposure": 1}
 
 
 def test_an_override_selects_cases_by_name(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_case_may_set_single_fields_of_a_section_that_the_study_leaves_out(tmp
     tree = tree_of(tmp_path, cases={"stopping": {"on": stopping, "off": {"posttrain.replay": 0}}}, grid={})
     file = read_study(str(tiny_study(tmp_path, cases={"stopping": {"on": stopping, "off": {"posttrain.replay": 0}}})))
     assert file.values("posttrain.early_stopping.every") == [5, None]
-    assert '"early_stopping":{"every":5,"patience":2}' in tree.stages[str(tree.trials[0].posttrain)].recipe
+    assert '"early_stopping":{"every":5,"patience":2}' in tree.stages[str(tree.trials[0].key("posttrain"))].recipe
 
 
 @pytest.mark.parametrize("share", [0.001, 0.95])

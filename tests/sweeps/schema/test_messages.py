@@ -160,9 +160,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("finetune.optimizer=sgd", "finetune.optimizer: unknown value (got 'sgd'); write adamw or muon"),
         ("finetune.decay=none", "finetune.decay: unknown value (got 'none'); write matrices or all"),
         ("finetune.floor=up", "finetune.floor: unknown value (got 'up'); write lower or rise"),
-        ("stages=[pretrain]", "grid.stages: stages: unknown field; the stages are pretrain, posttrain and finetune"),
+        (
+            "stages=[pretrain]",
+            "posttrain: no stage has this name; write stages: [pretrain, posttrain] in your order, or",
+        ),
         ("posttrain.mixture={}", "posttrain.mixture: unknown field; write mix"),
-        ("finetune.epochs=3", "finetune.epochs: unknown field; a stage is as long as its `tokens`"),
+        (
+            "finetune.epochs=3",
+            "finetune.epochs: unknown field; a stage is as long as its `tokens`, or several `passes`",
+        ),
         ("finetune.learning_rate=1", "finetune.learning_rate: unknown field; write lr"),
         ("generation=1", "generation: unknown field; the known fields are study, model"),
         ("seed=12:30:00", "seed: '12:30:00' is not a number; write 45000 if it counts in sixties"),

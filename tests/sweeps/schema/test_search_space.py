@@ -130,7 +130,7 @@ def test_axes_are_in_the_order_of_the_stages_and_the_grid_varies_the_last_one_fa
         grid_values=2,
     )
     # The size of D_post changes what is mixed into pretraining, so its axis belongs to pretraining.
-    assert [(axis.path, axis.stage) for axis in found.axes] == [
+    assert [(axis.path, axis.stage(found.chain)) for axis in found.axes] == [
         ("posttrain.tokens", "pretrain"),
         ("posttrain.lr", "posttrain"),
         ("finetune.lr", "finetune"),

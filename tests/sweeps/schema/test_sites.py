@@ -144,7 +144,7 @@ def test_fields_of_the_study_apply_to_every_kind_of_stage() -> None:
         ({"stages": {"pretrain": {"devcies": 2}}}, "execution.stages.pretrain.devcies: unknown field; did you mean"),
         (
             {"stages": {"pretune": {}}},
-            "execution.stages.pretune: unknown value (got 'pretune'); write pretrain, posttrain or finetune",
+            "execution.stages.pretune: unknown stage; the stages are pretrain, posttrain, finetune",
         ),
         ({"stages": {"finetune": {"parallel": 2}}}, "execution.stages.finetune.parallel: unknown field"),
     ],

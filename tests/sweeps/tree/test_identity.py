@@ -38,7 +38,7 @@ RICH: dict[str, Any] = {
 def path_keys(**overrides: Any) -> dict[str, str | None]:
     """The keys of a study with one trial, by stage."""
     (trial,) = tiny_tree(**RICH | overrides).trials
-    return {stage: getattr(trial, stage) for stage in STAGES}
+    return {stage: trial.key(stage) for stage in STAGES}
 
 
 def changed_stages(**overrides: Any) -> list[str]:
@@ -78,7 +78,12 @@ OPTIMISATION = {
 CHANGES: dict[str, dict[str, Any]] = {
     "pretrain": OPTIMISATION | {"exposure": 0.75, "exposure_schedule": "early"},
     "posttrain": OPTIMISATION
-    | {"tokens": 2240, "max_tokens": 7680, "replay": 0.2, "early_stopping": {"every": 5, "patience": 4}}
+    | {
+        "tokens": 2240,
+        "max_tokens": 7680,
+        "replay": 0.2,
+        "early_stopping": {"every": 5, "patience": 4},
+    }
     | {"method": "lora"},
     "finetune": OPTIMISATION | {"corpus": "general", "method": "lora"},
     "model": {
@@ -98,12 +103,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     | {"documents": {"attention": "within"}},
 }
 WITHOUT_EFFECT = {
-    "pretrain": {"repeat", "floor"},  # The first only allows λ > 1. The second has an effect if min_lr is above lr.
-    "posttrain": {"lora", "floor"},  # The first has an effect with method: lora, as tested below.
-    "finetune": {"lora", "floor"},
+    # `repeat` only allows λ > 1. `floor` has an effect if min_lr is above lr. The others have one in studies that fit them, as
+    # tested below.
+    "pretrain": {"repeat", "floor", "passes"},
+    "posttrain": {"lora", "floor", "passes", "start"},
+    "finetune": {"lora", "floor", "passes", "start"},
     # Names: of the other fields, and of a checkpoint, whose content changes keys, as test_checkpoint_recipes.py shows.
     "model": {"preset", "hf", "revision", "weights"},
-    "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", *STAGES, "model"},
+    "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", "stages", *STAGES, "model"},
 }
 SECTIONS = {"pretrain": Pretrain, "posttrain": Posttrain, "finetune": Finetune, "model": Model, "study": Study}
 
@@ -122,6 +129,24 @@ def test_every_field_of_a_stage_changes_its_key_and_the_keys_below(section: str,
     assert section in changed
     of_d_post = section == "posttrain" and field in ("corpus", "tokens")
     assert changed == list(STAGES) if of_d_post else changed == list(STAGES[STAGES.index(section) :])
+
+
+@pytest.mark.parametrize("field", ["passes", "start"])
+@pytest.mark.parametrize("section", STAGES)
+def test_passes_and_a_carried_optimizer_change_the_key_of_their_stage_and_the_keys_below(
+    section: str, field: str
+) -> None:
+    if (section, field) == ("pretrain", "start"):
+        return  # Pretraining follows no stage.
+    changed = 2 if field == "passes" else {"optimizer": "carry"}
+    simple = {"grid": {}, "posttrain.max_tokens": None}
+    (before,), (after,) = (
+        tiny_tree(**simple).trials,
+        tiny_tree(**simple, **{f"{section}.{field}": changed}).trials,
+    )
+    assert [stage for stage in STAGES if before.key(stage) != after.key(stage)] == list(STAGES[STAGES.index(section) :])
+    default = 1 if field == "passes" else {"optimizer": "new"}
+    assert tiny_tree(**simple, **{f"{section}.{field}": default}).trials == [before]
 
 
 @pytest.mark.parametrize("field", CHANGES["model"])
@@ -154,7 +179,7 @@ def test_every_lora_setting_changes_the_key_of_its_stage_and_the_keys_below(stag
 def test_an_axis_may_set_one_lora_setting_and_leave_the_others_at_their_defaults() -> None:
     tree = tiny_tree(**{"posttrain.method": "lora", "grid": {"posttrain.lora.rank": [8, 64]}})
     default = tiny_tree(**{"posttrain.method": "lora", "grid": {}})
-    assert [trial.posttrain == default.trials[0].posttrain for trial in tree.trials] == [False, True]
+    assert [trial.key("posttrain") == default.trials[0].key("posttrain") for trial in tree.trials] == [False, True]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -198,7 +223,7 @@ def test_what_early_stopping_counts_and_selects_on_changes_the_key(setting: dict
 )
 def test_a_recipe_has_a_choice_of_optimisation_only_where_it_has_an_effect(fields: dict[str, Any]) -> None:
     tree = tiny_tree(**RICH, **{f"pretrain.{name}": value for name, value in fields.items()})
-    recipe = json.loads(tree.stages[tree.trials[0].pretrain].recipe)
+    recipe = json.loads(tree.stages[tree.trials[0].path[0]].recipe)
     rises = fields["min_lr"] > recipe["lr"] and fields["floor"] == "rise" and fields["schedule"] != "constant"
     flat = not rises and (fields["min_lr"] >= recipe["lr"] or fields["schedule"] == "constant")
     assert recipe["min_lr"] == (recipe["lr"] if flat else fields["min_lr"])

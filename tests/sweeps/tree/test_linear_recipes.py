@@ -14,7 +14,7 @@ from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.linear_recipes import stopping_time
+from retain.sweeps.tree.recipes.linear import stopping_time
 from retain.sweeps.tree.scaled_down import scale_down
 from retain.sweeps.tree.tree import Tree, expand
 

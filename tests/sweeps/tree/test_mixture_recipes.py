@@ -146,17 +146,17 @@ def test_the_same_sequences_twice_are_two_passes() -> None:
 def test_the_shares_of_an_axis_are_trials_and_zero_is_the_stage_without_a_mixture() -> None:
     tree = tiny_tree(grid={"finetune.mix.music.share": [0, 0.01, 0.05]})
     assert [trial.axes["finetune.mix.music.share"] for trial in tree.trials] == [0, 0.01, 0.05]
-    assert len({trial.posttrain for trial in tree.trials}) == 1
-    assert len({trial.finetune for trial in tree.trials}) == 3
-    assert tree.trials[0].finetune == tiny_tree(grid={}).trials[0].finetune
+    assert len({trial.key("posttrain") for trial in tree.trials}) == 1
+    assert len({trial.leaf for trial in tree.trials}) == 3
+    assert tree.trials[0].leaf == tiny_tree(grid={}).trials[0].leaf
 
 
 def test_windows_components_and_whole_mixtures_can_be_axes_and_cases(tmp_path: Path) -> None:
     base = {"finetune.mix": {"music": {"tokens": 320}}}
     windows = tiny_tree(**base, grid={"finetune.mix.music.window": [[0, 0.5], [0.5, 1]]})
-    assert len({trial.finetune for trial in windows.trials}) == 2
+    assert len({trial.leaf for trial in windows.trials}) == 2
     lists = {"one": {"finetune.mix.music": [{"share": 0.1}, {"tokens": 64}]}, "none": {"finetune.mix": {}}}
-    assert len({trial.finetune for trial in tiny_tree(**PLAIN, cases={"mixture": lists}).trials}) == 2
+    assert len({trial.leaf for trial in tiny_tree(**PLAIN, cases={"mixture": lists}).trials}) == 2
     study = str(tiny_study(tmp_path, **base))
     one = read_study(study, ["finetune.mix.music=[{share: 0.1}, {tokens: 64}]"])
     assert "finetune.mix.music" not in one.axes

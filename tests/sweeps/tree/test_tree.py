@@ -43,8 +43,8 @@ def test_every_trial_is_a_path_of_the_tree_and_every_stage_is_on_a_path(grid: di
         dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())
     ]
     for trial in tree.trials:
-        assert [stage.key for stage in tree.ancestors(trial.finetune)] == list(trial.path)
-        assert [stage.stage for stage in tree.ancestors(trial.finetune)] == ["pretrain", "posttrain", "finetune"]
+        assert [stage.key for stage in tree.ancestors(trial.key("finetune"))] == list(trial.path)
+        assert [stage.stage for stage in tree.ancestors(trial.key("finetune"))] == ["pretrain", "posttrain", "finetune"]
     assert {key for trial in tree.trials for key in trial.path} == tree.stages.keys()
 
 
@@ -104,10 +104,10 @@ def test_additive_and_matched_allocation_share_their_pretrainings() -> None:
 def test_matched_allocation_has_no_post_training_if_pretraining_takes_all_of_d_post() -> None:
     tree = tiny_tree(grid={"pretrain.exposure": [0.5, 1]}, allocation="matched")
     half, whole = tree.trials
-    assert half.posttrain is not None
-    assert whole.posttrain is None
-    assert tree.stages[whole.finetune].parent == whole.pretrain
-    assert whole.path == (whole.pretrain, whole.finetune)
+    assert half.key("posttrain") is not None
+    assert whole.key("posttrain") is None
+    assert tree.stages[whole.leaf].parent == whole.key("pretrain")
+    assert whole.path == (whole.key("pretrain"), whole.key("finetune"))
 
 
 def test_a_tree_on_unprepared_data_is_provisional() -> None:
@@ -124,7 +124,7 @@ def test_a_stage_is_labelled_with_the_axes_that_lead_to_it() -> None:
         "pretrain.exposure=1.0 posttrain.tokens=1280",
         "pretrain.exposure=1.0 posttrain.tokens=1280 finetune.lr=0.0001",
     ]
-    assert axes_label(tree.stages[tree.trials[0].pretrain].axes) == "pretrain.exposure=0.0"
+    assert axes_label(tree.stages[tree.trials[0].key("pretrain")].axes) == "pretrain.exposure=0.0"
     assert axes_label({}) == "-"
 
 

@@ -11,11 +11,20 @@ from typing import Any
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.linear.closed_forms import Task
 from retain.sweeps.schema.linear.study import LinearLaterStage, LinearStudy
-from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
 
-def linear_pretrain_recipe(study: LinearStudy, facts: Facts) -> dict[str, Any]:
+def linear_stage_recipe(study: LinearStudy, stage: str) -> dict[str, Any]:
+    """The recipe of a stage of a linear study. Raises StudyError."""
+    if stage == "pretrain":
+        return linear_pretrain_recipe(study)
+    linear = study.model.linear
+    if stage == "posttrain":
+        return _later_recipe(study.posttrain, linear.task("post"))
+    return _later_recipe(study.finetune, linear.task("ft"))
+
+
+def linear_pretrain_recipe(study: LinearStudy) -> dict[str, Any]:
     """Stage 1: D_pre, mixed with D_post if α > 0. Raises StudyError if an assumption of the theorems does not hold."""
     linear, stage = study.model.linear, study.pretrain
     if linear.assumptions != "explored" and (broken := linear.broken_assumptions()):
@@ -28,16 +37,6 @@ def linear_pretrain_recipe(study: LinearStudy, facts: Facts) -> dict[str, Any]:
         "exposure": exposed,
         **_descent(stage.lr, stopping_time(study)),
     }
-
-
-def linear_posttrain_recipe(study: LinearStudy, facts: Facts) -> dict[str, Any]:
-    """Stage 2: D_post."""
-    return _later_recipe(study.posttrain, study.model.linear.task("post"))
-
-
-def linear_finetune_recipe(study: LinearStudy, facts: Facts) -> dict[str, Any]:
-    """Stage 3: D_ft."""
-    return _later_recipe(study.finetune, study.model.linear.task("ft"))
 
 
 def stopping_time(study: LinearStudy) -> float:

@@ -7,31 +7,60 @@ was added later is in a recipe only if it has an effect, so that the keys of ear
 """
 
 from dataclasses import asdict
-from typing import Any
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.stages import Adaptable, EarlyStopping, Lora, Optimisation, Pretrain, Wsd
+from retain.sweeps.schema.stages import Adaptable, FurtherStage, Posttrain, Pretrain
 from retain.sweeps.schema.study import Study
-from retain.sweeps.tree.checkpoint_recipes import adapter_targets, checkpoint_recipe
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
-from retain.sweeps.tree.mixture_recipes import check_fit, components, stage_mixture, stage_window
+from retain.sweeps.tree.recipes.checkpoint import checkpoint_recipe
+from retain.sweeps.tree.recipes.mixture import check_fit, components, stage_mixture, stage_window
+from retain.sweeps.tree.recipes.optimisation import Recipe, early_stopping_recipe, method_recipe, optimisation_recipe
 
-Recipe = dict[str, Any]
+
+def stage_recipe(study: Study, facts: Facts, name: str) -> Recipe | None:
+    """The recipe of a stage of the chain; None if it has nothing to train. Raises StudyError."""
+    section = study.section(name)
+    if isinstance(section, Pretrain):
+        return pretrain_recipe(study, section, facts)
+    if isinstance(section, Posttrain):
+        recipe = posttrain_recipe(study, section, facts)
+    elif isinstance(section, FurtherStage):
+        recipe = further_recipe(study, section, name, facts)
+    else:
+        assert isinstance(section, Adaptable)
+        recipe = finetune_recipe(study, section, facts)
+    if recipe is None or name != study.stages[0]:
+        return recipe
+    # The first stage of a chain starts from the model of the study.
+    if recipe["method"] == "lora" and not study.model.is_trained:
+        raise StudyError(
+            f"{name}.method: lora trains adapters of a trained model, but {name} is the first stage and starts from a new one; "
+            f"set {name}.method: full, or put a stage before it, or start from a checkpoint"
+        )
+    return {"model": _model(study, facts), "tokenizer": facts.tokenizer, **recipe}
 
 
-def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
+def pretrain_recipe(study: Study, stage: Pretrain, facts: Facts) -> Recipe:
     """Stage 1: D_pre with the first λ·|D_post| sequences of D_post (paper, Sections 3.3 and 4.2). Raises StudyError."""
-    stage = study.pretrain
     model = _model(study, facts)
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "pretrain")
     exposure: Recipe | None = None
     mixed = 0
     if stage.exposure > 0:
+        if study.posttrain is None:
+            raise StudyError(
+                "pretrain.exposure: D_post is the corpus of posttrain, which `stages` does not name; set pretrain.exposure: 0, "
+                "or add posttrain to stages"
+            )
+        if stage.passes > 1:
+            raise StudyError(
+                "pretrain.passes: exposure is mixed into one pass over D_pre; set pretrain.passes: 1 or pretrain.exposure: 0"
+            )
         post, distinct = _draw(study, facts, study.posttrain.corpus, study.posttrain.tokens, "posttrain")
         mixed = exposed_sequences(stage.exposure, distinct)
         if mixed:
             exposure = {"corpus": post.fingerprint, "distinct": min(mixed, distinct), "sequences": mixed}
-    mixture = stage_mixture(study, facts, "pretrain", stage, count, mixed)
+    mixture = stage_mixture(study, facts, "pretrain", stage, count * stage.passes, mixed)
     if exposure:
         exposure |= _window(stage, mixture.total, mixed)
     check_fit("pretrain", mixture, exposure)
@@ -39,61 +68,75 @@ def pretrain_recipe(study: Study, facts: Facts) -> Recipe:
         "model": model,
         "tokenizer": facts.tokenizer,
         "corpus": corpus.fingerprint,
-        "distinct": mixture.main,
+        "distinct": min(count, mixture.main),
         "exposure": exposure,
         "sequences": mixture.total,
         **mixture.recipe,
-        **_optimisation(study, stage, "pretrain", mixture.total),
+        **optimisation_recipe(study, stage, "pretrain", mixture.total),
     }
 
 
-def posttrain_recipe(study: Study, facts: Facts) -> Recipe | None:
+def posttrain_recipe(study: Study, stage: Posttrain, facts: Facts) -> Recipe | None:
     """Stage 2: passes over D_post up to max_tokens, with replay; None if matched allocation leaves it no data.
 
     Raises StudyError.
     """
-    stage = study.posttrain
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "posttrain")
-    first, total = 0, (count if stage.max_tokens is None else stage.max_tokens // study.sequence_length)
+    first = 0
     if study.allocation == "matched":
-        _check_matched(study)
-        first = exposed_sequences(study.pretrain.exposure, count)
+        _check_matched(study, stage)
+        first = exposed_sequences(study.pretrain.exposure if study.pretrain else 0.0, count)
         total = count - first
         if total == 0:
             return None
-    if total == 0:
-        raise StudyError(
-            f"posttrain.max_tokens: {stage.max_tokens} tokens are less than one sequence of {study.sequence_length}; "
-            "raise posttrain.max_tokens"
-        )
+    else:
+        total = _repeated(study, stage, "posttrain", count)
     mixture = stage_mixture(study, facts, "posttrain", stage, total)
     check_fit("posttrain", mixture)
     return {
         "corpus": corpus.fingerprint,
         "first": first,
         "distinct": count - first,
-        "replay": _replay(study, facts, count - first),
+        "replay": _replay(study, stage, facts, count - first),
         "sequences": mixture.total,
         **mixture.recipe,
-        "early_stopping": _early_stopping(stage.early_stopping, stage.warmup, corpus),
-        **_method(study, facts, stage, "posttrain"),
-        **_optimisation(study, stage, "posttrain", mixture.total),
+        "early_stopping": early_stopping_recipe(stage.early_stopping, "posttrain", stage.warmup, corpus),
+        **method_recipe(study, facts, stage, "posttrain"),
+        **optimisation_recipe(study, stage, "posttrain", mixture.total),
     }
 
 
-def finetune_recipe(study: Study, facts: Facts) -> Recipe:
-    """Stage 3: one pass over exactly its token budget of D_ft, and what is mixed in. Raises StudyError."""
-    stage = study.finetune
+def finetune_recipe(study: Study, stage: Adaptable, facts: Facts) -> Recipe:
+    """Stage 3: passes over exactly its token budget of D_ft, and what is mixed in. Raises StudyError."""
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "finetune")
-    mixture = stage_mixture(study, facts, "finetune", stage, count)
+    mixture = stage_mixture(study, facts, "finetune", stage, count * stage.passes)
     check_fit("finetune", mixture)
     return {
         "corpus": corpus.fingerprint,
-        "distinct": mixture.main,
+        "distinct": min(count, mixture.main),
         "sequences": mixture.total,
         **mixture.recipe,
-        **_method(study, facts, stage, "finetune"),
-        **_optimisation(study, stage, "finetune", mixture.total),
+        **method_recipe(study, facts, stage, "finetune"),
+        **optimisation_recipe(study, stage, "finetune", mixture.total),
+    }
+
+
+def further_recipe(study: Study, stage: FurtherStage, name: str, facts: Facts) -> Recipe:
+    """A stage beyond the paper's three: passes over its budget, without the `skip` tokens before it. Raises StudyError."""
+    first = stage.skip // study.sequence_length
+    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, name, first)
+    mixture = stage_mixture(study, facts, name, stage, _repeated(study, stage, name, count))
+    check_fit(name, mixture)
+    stopping = early_stopping_recipe(stage.early_stopping, name, stage.warmup, corpus)
+    return {
+        "corpus": corpus.fingerprint,
+        "distinct": min(count, mixture.main),
+        "sequences": mixture.total,
+        **mixture.recipe,
+        **({"first": first} if first else {}),
+        **({"early_stopping": stopping} if stopping else {}),
+        **method_recipe(study, facts, stage, name),
+        **optimisation_recipe(study, stage, name, mixture.total),
     }
 
 
@@ -124,25 +167,44 @@ def _model(study: Study, facts: Facts) -> Recipe:
     return model
 
 
-def _check_matched(study: Study) -> None:
-    if study.pretrain.exposure > 1:
+def _repeated(study: Study, stage: Posttrain | FurtherStage, name: str, count: int) -> int:
+    """The sequences that a stage trains on in passes over `count` sequences. Raises StudyError if there are none."""
+    if stage.max_tokens is None:
+        return count * stage.passes
+    if stage.max_tokens < study.sequence_length:
+        raise StudyError(
+            f"{name}.max_tokens: {stage.max_tokens} tokens are less than one sequence of {study.sequence_length}; "
+            f"raise {name}.max_tokens"
+        )
+    return stage.max_tokens // study.sequence_length
+
+
+def _check_matched(study: Study, stage: Posttrain) -> None:
+    """Raise StudyError if matched allocation would train on a token of D_post twice, or not at all."""
+    pretrain = study.pretrain
+    if pretrain is not None and pretrain.exposure > 1:
         raise StudyError("allocation: matched divides one pass over D_post; keep pretrain.exposure within [0, 1]")
-    if study.posttrain.early_stopping or study.posttrain.replay:
-        field = "early_stopping" if study.posttrain.early_stopping else "replay"
+    if stage.early_stopping or stage.replay or stage.passes > 1:
+        field = "early_stopping" if stage.early_stopping else "replay" if stage.replay else "passes"
         raise StudyError(f"posttrain.{field}: matched allocation trains on each D_post token once; remove {field}")
-    mixed = [*components("pretrain", study.pretrain), *components("posttrain", study.posttrain)]
+    mixed = [*(components("pretrain", pretrain) if pretrain else ()), *components("posttrain", stage)]
     for field, corpus, component in mixed:
-        if corpus == study.posttrain.corpus:
+        if corpus == stage.corpus:
             raise StudyError(f"{field}: matched allocation trains on each D_post token once; remove {corpus} from mix")
         if component.replaces and field.startswith("posttrain."):
             raise StudyError(f"{field}.replaces: matched allocation trains on each D_post token once; remove replaces")
 
 
-def _replay(study: Study, facts: Facts, fresh: int) -> Recipe | None:
+def _replay(study: Study, stage: Posttrain, facts: Facts, fresh: int) -> Recipe | None:
     """The replay of D_pre in a Stage 2 with passes over `fresh` sequences of D_post; None without replay."""
-    share = study.posttrain.replay
+    share = stage.replay
     if share == 0:
         return None
+    if study.pretrain is None:
+        raise StudyError(
+            "posttrain.replay: D_pre is the corpus of pretrain, which `stages` does not name; set posttrain.replay: 0, or add "
+            "pretrain to stages"
+        )
     pre, distinct = _draw(study, facts, study.pretrain.corpus, study.pretrain.tokens, "pretrain")
     if share / (1 - share) * fresh < 0.5:
         raise StudyError(
@@ -169,17 +231,8 @@ def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
     return {} if (begin, end) == (0, total) else {"window": [begin, end]}
 
 
-def _method(study: Study, facts: Facts, stage: Adaptable, name: str) -> Recipe:
-    """The training method, with the settings of the adapters if there are any. Raises StudyError."""
-    if stage.method == "full":
-        return {"method": "full"}
-    lora = stage.lora or Lora()
-    targets = adapter_targets(study, facts, lora.targets, name)
-    return {"method": "lora", "lora": lora.model_dump() | {"targets": targets}}
-
-
-def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str) -> tuple[CorpusFacts, int]:
-    """A corpus and the number of sequences that a budget of tokens takes from it.
+def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str, first: int = 0) -> tuple[CorpusFacts, int]:
+    """A corpus and the number of sequences that a budget of tokens takes from it, after its `first` sequences.
 
     Raises StudyError if the corpus has too few sequences, or no held-out sequence.
     """
@@ -188,6 +241,11 @@ def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str) -> tup
     if count == 0:
         raise StudyError(
             f"{stage}.tokens: {tokens} tokens are less than one sequence of {study.sequence_length}; raise {stage}.tokens"
+        )
+    if first and corpus.train is not None and corpus.train < first + count:
+        raise StudyError(
+            f"{stage}.skip: {count:,} sequences after the first {first:,} exceed the {corpus.train:,} of the training split of "
+            f"corpus {name}; lower {stage}.skip or {stage}.tokens, or enlarge the corpus"
         )
     if corpus.train is not None and corpus.train < count:
         raise StudyError(
@@ -200,82 +258,3 @@ def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str) -> tup
             f"{study.sequence_length} tokens); raise the share, or enlarge the corpus"
         )
     return corpus, count
-
-
-def _optimisation(study: Study, stage: Optimisation, name: str, sequences: int) -> Recipe:
-    steps = -(-sequences // stage.batch)
-    if stage.warmup >= steps:
-        raise StudyError(
-            f"{name}.warmup: {stage.warmup} steps of warm-up do not fit the {steps} steps of the stage "
-            f"({sequences} sequences in batches of {stage.batch}); shorten the warm-up"
-        )
-    return {
-        "sequence_length": study.sequence_length,
-        "subset_seed": study.subset_seed,
-        "seed": study.seed if stage.seed is None else stage.seed,
-        "batch": stage.batch,
-        "steps": steps,
-        "lr": stage.lr,
-        "warmup": stage.warmup,
-        "weight_decay": stage.weight_decay,
-        "betas": list(stage.betas),
-        "clip": stage.clip,
-        "dropout": stage.dropout,
-        **_schedule(stage, name, steps),
-        **_optimiser(stage),
-        **_documents(study),
-    }
-
-
-def _schedule(stage: Optimisation, name: str, steps: int) -> Recipe:
-    """The end of the learning rate, and how it is reached unless along a cosine. Raises StudyError if a decay does not fit."""
-    rises = stage.min_lr > stage.lr and stage.floor == "rise"
-    if stage.schedule == "constant" or (stage.min_lr >= stage.lr and not rises):
-        return {"min_lr": stage.lr}
-    made: Recipe = {"min_lr": stage.min_lr} | ({"floor": "rise"} if rises else {})
-    if not isinstance(stage.schedule, Wsd):
-        return made | ({} if stage.schedule == "cosine" else {"schedule": stage.schedule})
-    decay = int(stage.schedule.wsd * steps + 0.5)
-    if decay == 0:
-        raise StudyError(
-            f"{name}.schedule: {stage.schedule.wsd:g} of {steps} steps rounds to no step of decay; raise wsd, or write "
-            "schedule: constant"
-        )
-    if stage.warmup + decay > steps:
-        raise StudyError(
-            f"{name}.schedule: {stage.warmup} steps of warm-up and {decay} of decay do not fit the {steps} steps of the "
-            "stage; lower wsd, or shorten the warm-up"
-        )
-    return made | {"schedule": {"wsd": decay}}
-
-
-def _optimiser(stage: Optimisation) -> Recipe:
-    """The optimiser and what decays, where they have another effect than AdamW with decaying matrices."""
-    only_matrices = isinstance(stage, Adaptable) and stage.method == "lora"
-    decays_all = stage.decay == "all" and stage.weight_decay > 0 and not only_matrices
-    return ({"decay": "all"} if decays_all else {}) | ({"optimizer": "muon"} if stage.optimizer == "muon" else {})
-
-
-def _early_stopping(settings: EarlyStopping | None, warmup: int, corpus: CorpusFacts) -> Recipe | None:
-    """The settings of early stopping; None without. Those added later are left out where they have no effect.
-
-    Raises StudyError if the held-out split is too small to be halved.
-    """
-    if settings is None:
-        return None
-    made: Recipe = {"every": settings.every, "patience": settings.patience}
-    if settings.after_warmup and warmup >= settings.every:
-        made["after_warmup"] = True
-    if settings.split == "heldout":
-        return made
-    if corpus.heldout == 1:
-        raise StudyError(
-            "posttrain.early_stopping.split: the held-out split of the corpus has one sequence, which tune cannot halve; "
-            "raise the corpus's heldout, or write split: heldout"
-        )
-    return made | {"split": "tune"}
-
-
-def _documents(study: Study) -> Recipe:
-    """How documents attend to each other; empty if they attend across, as the recipes of earlier versions do."""
-    return {} if study.documents.attention == "across" else {"documents": study.documents.model_dump()}
