@@ -37,7 +37,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
 def write_study(folder: Path, corpora: dict[str, Any], tokenizer: dict[str, Any]) -> Path:
     """Write the tiny study with other corpora and another tokeniser."""
     sections = ("pretrain", "posttrain", "finetune")
-    fields = tiny_fields(grid={}) | {"corpora": corpora, "tokenizer": tokenizer}
+    fields = tiny_fields(grid={"finetune.corpus": [*corpora]}) | {"corpora": corpora, "tokenizer": tokenizer}
     for section, corpus in zip(sections, [*corpora] * 3, strict=False):
         fields[section] |= {"corpus": corpus, "tokens": 640}
     fields["pretrain"]["warmup"] = fields["posttrain"]["warmup"] = fields["finetune"]["warmup"] = 1
