@@ -28,6 +28,12 @@ class Origin:
     """Seconds since 1970."""
 
 
+def device_seconds(state: State) -> float:
+    """Seconds of all attempts at a run, times the processes of each. A running attempt counts up to its heartbeat."""
+    ends = [attempt.end or max(attempt.start, state.heartbeat or 0) for attempt in state.attempts]
+    return sum((end - attempt.start) * attempt.world for attempt, end in zip(state.attempts, ends, strict=True))
+
+
 def provenance_table(tree: Tree, store: Store, states: Mapping[str, State], origin: Origin) -> Table:
     """One fact a row: what made this page, what made the runs, and how long it took."""
     specs = [store.run(key).spec() for key in tree.stages if (store.root / key / "stage.json").exists()]
