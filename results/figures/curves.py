@@ -92,5 +92,6 @@ def _panel(name: str, title: str, lines: Lines, styles: Mapping[str, LineStyle])
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
-    legend = tuple((method_title(line), styles[line], False) for line in dict.fromkeys(line for line, _ in lines))
+    there = {line for line, _ in lines}
+    legend = tuple((method_title(line), style, False) for line, style in styles.items() if line in there)
     return Drawing(title, draw_axes(name, title, draw), legend)

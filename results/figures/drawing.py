@@ -58,7 +58,8 @@ def page_element(svg: str, name: str, label: str) -> str:
     element = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", element)
     element = re.sub(r">\s+<", "><", element)
     element = re.sub(r"#[0-9a-f]{6}(?=[;\"])", lambda found: THEMED.get(found[0], found[0]), element)
-    element = re.sub(r"(\d\.\d\d)\d+", r"\1", element)
+    # Hundredths of a pixel are enough for places; numbers in text stay as they are.
+    element = re.sub(r'="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), element)
     opening = element[: element.index(">") + 1]
     box = re.search(r'viewBox="[^"]*"', opening)
     assert box is not None, "matplotlib writes a viewBox"

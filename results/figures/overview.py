@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHORT_NAMES = {EXPOSURE: "λ", RATE: "lr"}
-MOST_MULTIPLES = 6
+MOST_MULTIPLES = 3
 """Lines that need more small multiples than these are drawn thin, grey and without names, because readers cannot tell them
 apart and each takes milliseconds."""
 
@@ -52,7 +52,12 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
     beside = len(upper) == len(lower) == 1
     columns = max(len(upper), len(lower), 2 if beside else 1)
     stem = study_folder(store, study) / "losses"
-    with new_figure(stem, (max(10.5, 3.6 * columns), 5.2 if beside else 8.8)) as figure:
+    # Legends are below the axes: columns are as wide as their longest name, rows as high as their longest legend.
+    named = [name for groups in (*upper, *lower) if len(groups) <= MOST_LINES for name in groups]
+    width = max(5.2 if beside else 4.0, 0.075 * max(map(len, named), default=0) + 2.6)
+    lines = max((len(groups) for groups in (*upper, *lower) if len(groups) <= MOST_LINES), default=0) + 1
+    height = (3.9 + 0.19 * lines) * (1 if beside else 2)
+    with new_figure(stem, (width * columns, height)) as figure:
         places = figure.subplots(1 if beside else 2, columns, squeeze=False)
         first, second = (list(places[0][:1]), list(places[0][1:])) if beside else map(list, places)
         for axes, groups in zip(first, upper, strict=False):

@@ -68,7 +68,7 @@ METHOD_STYLES = {
 
 def style_at(index: int) -> LineStyle:
     """The style of the line with this index. A colour that returns has another marker: 42 styles are different."""
-    return LineStyle(COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)])
+    return LineStyle(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
 
 
 def line_styles(names: Sequence[str]) -> dict[str, LineStyle]:

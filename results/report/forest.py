@@ -66,16 +66,15 @@ class ForestGroup:
 
 
 def forest(verdicts: Sequence[Verdict]) -> tuple[ForestGroup, ...]:
-    """The groups of the plot. Effects in one unit share one scale over the whole page."""
-    limits = {unit: _limit(_turned(one) for one in own) for unit, own in grouped(verdicts, _unit).items()}
+    """The groups of the plot, each on its own scale."""
     found = []
     for (number, name), own in grouped(verdicts, lambda one: (one.claim, one.name)).items():
         counts = Counter(one.outcome for one in own)
         summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-        unit = _unit(own[0])
-        rows = tuple(_row(one, limits[unit], f"effects-{len(found)}-{index}") for index, one in enumerate(own))
+        limit = _limit(map(_turned, own))
+        rows = tuple(_row(one, limit, f"effects-{len(found)}-{index}") for index, one in enumerate(own))
         text = f"{name[0].upper()}{name[1:]}"
-        found.append(ForestGroup(number, text, own[0].source, summary, f"{limits[unit]:.2g} {unit}", rows))
+        found.append(ForestGroup(number, text, own[0].source, summary, f"{limit:.2g} {_unit(own[0])}", rows))
     return tuple(found)
 
 
@@ -112,7 +111,7 @@ def seeds_text(verdict: Verdict) -> str:
     if pilot is None:
         return "unknown before 2 seeds"
     found = seeds_to_decide(pilot)
-    return f"about {found}" if found else f"more than {MOST}"
+    return f"about {found}" if found else f"over {MOST}"
 
 
 def _effects(verdict: Verdict, name: str) -> Table:

@@ -28,7 +28,7 @@ from retain.results.store.state import State
 from retain.sweeps.base.units import counted, format_size
 
 MOST_NAMES = 3
-"""The answer names at most this many claims of one outcome."""
+"""The answer counts more claims than these without naming them."""
 OUTCOMES = ("supported", "not supported", "undecided")
 LOSSES = ("before", "after")
 MOST_OPEN = 12
@@ -81,11 +81,11 @@ def kept_groups(rows: Sequence[Row]) -> tuple[KeptGroup, ...]:
     for subject, own in grouped(rows, _subject).items():
         shared = [axis for axis in axis_names(own) if axis not in naming and all(axis in row["axes"] for row in own)]
         finished = [row for row in own if has_losses(row, L_IM, L_RET)]
-        even = matched_rows(own, shared, L_IM, L_RET) or finished
-        by_name = grouped(even, lambda row: _name(row, naming))
+        even = matched_rows(own, shared, L_IM, L_RET)
+        by_name = grouped(even or finished, lambda row: _name(row, naming))
         lines = [_kept(name, styles[name], by_name[name]) for name in names if name in by_name]
         if lines:
-            found.append(_scaled(subject, lines))
+            found.append(_scaled(subject if even else f"{subject} (not yet over the same settings)".strip(), lines))
     return tuple(found)
 
 
@@ -169,19 +169,16 @@ def _decided(verdicts: Sequence[Verdict]) -> str:
         parts = [f"{outcome} in {counts[outcome]}" for outcome in OUTCOMES if counts[outcome]]
         text = f"{next(iter(names))}: {', '.join(parts)} of {counted(len(verdicts), 'comparison')}"
         return f"{text[0].upper()}{text[1:]}."
+    if len(names) > MOST_NAMES:
+        counts = Counter(one.outcome for one in verdicts)
+        told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+        return f"{len(verdicts)} verdicts on {len(names)} claims: {told}."
     parts = []
-    for outcome in OUTCOMES[:2]:
+    for outcome in OUTCOMES:
         found = Counter(one.name for one in verdicts if one.outcome == outcome)
         named = [name + (f" (in {n} of {names[name]})" if names[name] > 1 else "") for name, n in found.items()]
-        if len(named) > MOST_NAMES:
-            named = [*named[:MOST_NAMES], f"{len(named) - MOST_NAMES} more claims"]
         if named:
             parts.append(f"{outcome}: {', '.join(named)}")
-    undecided = sum(one.outcome == "undecided" for one in verdicts)
-    if not parts:
-        return f"Undecided: {'the' if undecided == 1 else 'all'} {counted(undecided, 'verdict')} on the paper's claims."
-    if undecided:
-        parts.append(f"{undecided} of {counted(len(verdicts), 'verdict')} undecided")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 

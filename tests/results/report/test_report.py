@@ -12,8 +12,11 @@ import pytest
 from retain.launchers.cli.app import main
 from retain.results.analysis.effects import effect_of
 from retain.results.analysis.loss_planes import L_IM, L_RET
+from retain.results.analysis.methods import PIPELINES
 from retain.results.claims.judging import judge
+from retain.results.claims.verdicts import verdicts
 from retain.results.figures.drawing import page_element
+from retain.results.figures.paper import draw_paper_figures
 from retain.results.report.deviations import DIFFERS, OPEN, SAME, deviations, summary
 from retain.results.report.forest import forest
 from retain.results.report.page import write_report
@@ -24,6 +27,7 @@ from retain.sweeps.schema.read import check_study, read_study
 from retain.sweeps.tree.tree import expand
 from tests.browser import Page, browser, install
 from tests.conftest import Trained
+from tests.results.made_rows import method_rows
 from tests.results.runs import finish_all, kinds, registered
 from tests.studies import made_up_facts, tiny_fields
 
@@ -240,6 +244,19 @@ def test_a_page_of_unprepared_data_says_so(trained: Trained, tmp_path: Path) -> 
     assert "not prepared" in text
 
 
+def test_a_page_of_many_trials_is_light_on_data(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    file = check_study(tiny_fields(), tmp_path / "runs" / "tiny.yaml")
+    file.path.write_text("study: tiny\n")
+    rows = method_rows(tuple(PIPELINES), ("unmixed", "mixed"), seeds=(0, 1, 2))
+    figures = draw_paper_figures(store.root, "tiny", rows)
+    origin = Origin("tiny", {"retain": "0"}, None, "a machine", 1.8e9)
+    path = write_report([(file, made_up_facts(file), rows)], tree, store, rows, figures, verdicts(rows), origin)
+    assert len(rows) == 288
+    assert path.read_text().count('class="panel"') == 8
+    assert path.stat().st_size < 2_000_000
+
+
 def test_the_page_lists_interruptions_and_attempts(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs")
     finish_all(tree, store, lambda stage: stage != "finetune")
@@ -348,11 +365,12 @@ def test_an_inlined_figure_keeps_its_shape_follows_the_page_and_loses_its_addres
         '<?xml version="1.0"?><!DOCTYPE svg PUBLIC "x" "http://example.org/svg.dtd">\n'
         '<svg width="72pt" height="36pt" viewBox="0 0 72 36" xmlns="http://www.w3.org/2000/svg" version="1.1">'
         '<metadata>http://example.org</metadata><defs><path id="a" style="stroke: #1c1f24"/></defs><use xlink:href="#a"/>'
-        '<g clip-path="url(#a)"/></svg>'
+        '<g clip-path="url(#a)" transform="scale(1.23456)"/><text>0.7581</text></svg>'
     )
     svg = page_element(drawn, "figure2", 'a "title"')
     assert "example.org" not in svg
     assert 'viewBox="0 0 72 36"' in svg
     assert 'aria-label="a &quot;title&quot;"' in svg
     assert '<path id="figure2-a" style="stroke: var(--ink)"/></defs><use xlink:href="#figure2-a"/>' in svg
-    assert '<g clip-path="url(#figure2-a)"/>' in svg
+    assert '<g clip-path="url(#figure2-a)" transform="scale(1.23)"/>' in svg
+    assert "<text>0.7581</text>" in svg
