@@ -46,7 +46,7 @@ def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurve
     shown = begun[::step]
     curves = {stage.key: _curves(store, stage) for stage in shown}
     styles = line_styles(list(dict.fromkeys(names.values())))
-    panels = []
+    panels: list[Drawing] = []
     for stage, own in grouped(shown, lambda stage: stage.stage).items():
         for kind, text in (
             (training_curve(stage, "loss"), "training loss"),

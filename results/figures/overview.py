@@ -64,13 +64,13 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
             _over_exposure(axes, trials, groups, over)
         for axes, groups in zip(second, lower, strict=False):
             _against_finetuning(axes, groups)
-        for axes, groups in ((first, upper), (second, lower)):
-            for unused in axes[len(groups) :]:
+        for row, multiples in ((first, upper), (second, lower)):
+            for unused in row[len(multiples) :]:
                 unused.set_visible(False)
-            for other in axes[1 : len(groups)]:
-                other.sharex(axes[0])
-                other.sharey(axes[0])
-            axes[0].autoscale()
+            for other in row[1 : len(multiples)]:
+                other.sharex(row[0])
+                other.sharey(row[0])
+            row[0].autoscale()
         missing = f"; {missing_trials(len(rows) - len(trials), len(rows))}" if len(trials) < len(rows) else ""
         figure.suptitle(f"{study}: what is left of post-training after fine-tuning{missing}")
     return list(image_files(stem))

@@ -67,7 +67,7 @@ class ForestGroup:
 
 def forest(verdicts: Sequence[Verdict]) -> tuple[ForestGroup, ...]:
     """The groups of the plot, each on its own scale."""
-    found = []
+    found: list[ForestGroup] = []
     for (number, name), own in grouped(verdicts, lambda one: (one.claim, one.name)).items():
         counts = Counter(one.outcome for one in own)
         summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())

@@ -92,9 +92,9 @@ def kept_groups(rows: Sequence[Row]) -> tuple[KeptGroup, ...]:
 def _kept(name: str, style: LineStyle, rows: Sequence[Row]) -> Kept:
     before, after = (means_by_seed(rows, loss) for loss in (L_IM, L_RET))
     per_seed = [after[seed] - before[seed] for seed in after]
-    mean = [fmean(row[loss] for row in rows) for loss in (L_IM, L_RET)]
+    mean_before, mean_after = (fmean(row[loss] for row in rows) for loss in (L_IM, L_RET))
     spread = f"{_signed(min(per_seed))} to {_signed(max(per_seed))}" if len(per_seed) > 1 else ""
-    return Kept(method_title(name), style, *mean, _signed(mean[1] - mean[0]), spread)
+    return Kept(method_title(name), style, mean_before, mean_after, _signed(mean_after - mean_before), spread)
 
 
 def _signed(value: float) -> str:
@@ -164,13 +164,12 @@ def _decided(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "These trials test no claim of the paper."
     names = Counter(one.name for one in verdicts)
+    counts: Counter[str] = Counter(one.outcome for one in verdicts)
     if len(names) == 1:
-        counts = Counter(one.outcome for one in verdicts)
         parts = [f"{outcome} in {counts[outcome]}" for outcome in OUTCOMES if counts[outcome]]
         text = f"{next(iter(names))}: {', '.join(parts)} of {counted(len(verdicts), 'comparison')}"
         return f"{text[0].upper()}{text[1:]}."
     if len(names) > MOST_NAMES:
-        counts = Counter(one.outcome for one in verdicts)
         told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
         return f"{len(verdicts)} verdicts on {len(names)} claims: {told}."
     parts = []
