@@ -11,6 +11,7 @@ from retain.results.analysis.methods import PIPELINES
 from retain.results.claims.judging import Verdict
 from retain.results.claims.power import MOST, pilot_of, seeds_to_decide
 from retain.results.report.cells import DASH, Cell, Rows, Table, table
+from retain.sweeps.base.units import counted
 
 MARKS = {"supported": "good", "not supported": "bad"}
 """The class of style.css for each outcome; `open` for the others."""
@@ -72,13 +73,13 @@ def forest(verdicts: Sequence[Verdict]) -> tuple[ForestGroup, ...]:
         counts = Counter(one.outcome for one in own)
         summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         limit = _limit(map(_turned, own))
-        rows = tuple(_row(one, limit, f"effects-{len(found)}-{index}") for index, one in enumerate(own))
+        rows = tuple(_row(one, limit, f"effects-{len(found)}-{index}", len(verdicts)) for index, one in enumerate(own))
         text = f"{name[0].upper()}{name[1:]}"
         found.append(ForestGroup(number, text, own[0].source, summary, f"{limit:.2g} {_unit(own[0])}", rows))
     return tuple(found)
 
 
-def _row(verdict: Verdict, limit: float, name: str) -> ForestRow:
+def _row(verdict: Verdict, limit: float, name: str, total: int) -> ForestRow:
     measure, effect = verdict.told
     mark = MARKS.get(verdict.outcome, "open")
     return ForestRow(
@@ -91,7 +92,7 @@ def _row(verdict: Verdict, limit: float, name: str) -> ForestRow:
         measure=measure,
         seeds=seeds_text(verdict),
         sentence=verdict.sentence,
-        effects=_effects(verdict, name),
+        effects=_effects(verdict, name, total),
         note=verdict.note,
     )
 
@@ -114,7 +115,7 @@ def seeds_text(verdict: Verdict) -> str:
     return f"about {found}" if found else f"over {MOST}"
 
 
-def _effects(verdict: Verdict, name: str) -> Table:
+def _effects(verdict: Verdict, name: str, total: int) -> Table:
     """Every effect of a verdict, and its p-values."""
     rows: Rows = [
         [label, Cell(f"{effect.mean:+.3g}", effect.mean), _interval(effect), effect.seeds]
@@ -122,7 +123,7 @@ def _effects(verdict: Verdict, name: str) -> Table:
         if effect.seeds
     ]
     p, adjusted = (DASH if math.isnan(value) else f"{value:.2g}" for value in (verdict.p, verdict.adjusted))
-    caption = f"All effects; p {p}, adjusted for all verdicts of the page {adjusted}"
+    caption = f"All effects; p {p}, adjusted for {counted(total, 'verdict')} {adjusted}"
     return table(name, caption, ("effect", "mean", "95% interval", "seeds"), rows)
 
 
