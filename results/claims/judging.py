@@ -56,6 +56,8 @@ class Verdict:
     """The number of ways in which the claim may hold, such as one for each λ that may be best."""
     deciding: int
     """The number of deciding effects: as many for each alternative, one alternative after the other."""
+    told: tuple[str, Effect]
+    """The deciding effect that the sentence gives, with its name and unit."""
     p: float
     """The two-sided p-value; below 0.05 the claim is decided. nan with fewer than two seeds. At a look it is the repeated
     p-value, which counts all looks."""
@@ -63,6 +65,16 @@ class Verdict:
     """The p-value with Holm's correction over all verdicts that are judged together."""
     look: Look | None = None
     """The look that the verdict is of, if seeds were added until claims were decided; None for a fixed sample."""
+
+    @property
+    def subject(self) -> str:
+        """What the claim is about: pipeline, size, plane; empty if the study has one subject."""
+        return self.words.rpartition(": ")[0]
+
+    @property
+    def name(self) -> str:
+        """The claim without its subject, such as `mixing improves the frontier`."""
+        return self.words.rpartition(": ")[2]
 
     @property
     def source(self) -> str:
@@ -113,7 +125,8 @@ def judge(
     p = float(np.minimum(1.0, 2 * np.fmin(support, refutation)))
     corrected = f"Holm's correction for {len(deciding)} intervals decides." if len(deciding) > 1 else ""
     evidence, note = (*deciding, *others), " ".join(note for note in (*notes, corrected) if note)
-    return Verdict(claim, words, sentence, outcome, evidence, note, side, alternatives, len(deciding), p, look=look)
+    told, count = (name, effect), len(deciding)
+    return Verdict(claim, words, sentence, outcome, evidence, note, side, alternatives, count, told, p, look=look)
 
 
 def judged_at(look: Look, verdict: Verdict) -> Verdict:

@@ -1,4 +1,8 @@
-"""What each figure of the paper shows: pipelines, panels, axes and methods; and which figures a study has."""
+"""What each figure of the paper shows: pipelines, panels, axes and methods; and which figures a study has.
+
+The axes run the same way in every figure, as in the paper's Figure 2: the loss of the later stage is on x, that of the earlier
+one on y. The paper's Figures 4, 6, 7, 10 and 12 have them the other way round.
+"""
 
 import re
 from collections.abc import Sequence
@@ -70,11 +74,11 @@ OVER_EXPOSURE = (
 )
 
 
-def _added(base: str, y: str) -> tuple[Side, Side]:
+def _added(base: str, x: str, y: str) -> tuple[Side, Side]:
     """Dropout on the left and replay on the right, on top of `base`, against unmixed and mixed."""
     return (
-        Side(L_RET, y, (*UNMIXED_MIXED, f"{base}+dropout"), "dropout", "left"),
-        Side(L_RET, y, (*UNMIXED_MIXED, f"{base}+replay"), "replay", "right"),
+        Side(x, y, (*UNMIXED_MIXED, f"{base}+dropout"), "dropout", "left"),
+        Side(x, y, (*UNMIXED_MIXED, f"{base}+replay"), "replay", "right"),
     )
 
 
@@ -104,13 +108,17 @@ PAPER_FIGURES = (
     FigureSpec(
         "figure3b", "If every post-training token is seen once, how many should pretraining see?", OVER_EXPOSURE
     ),
-    FigureSpec("figure4", "Do dropout and replay add to mixing? (L_ret against L_ft)", _added("mixed", L_FT), MUSIC),
-    FigureSpec("figure5", "Do dropout and replay add to mixing? (L_ret against L_pre)", _added("mixed", L_PRE), MUSIC),
-    FigureSpec("figure6", "What do dropout and replay do without mixing?", _added("unmixed", L_FT), MUSIC),
+    FigureSpec(
+        "figure4", "Do dropout and replay add to mixing? (L_ret against L_ft)", _added("mixed", L_FT, L_RET), MUSIC
+    ),
+    FigureSpec(
+        "figure5", "Do dropout and replay add to mixing? (L_ret against L_pre)", _added("mixed", L_RET, L_PRE), MUSIC
+    ),
+    FigureSpec("figure6", "What do dropout and replay do without mixing?", _added("unmixed", L_FT, L_RET), MUSIC),
     FigureSpec(
         "figure7",
         "Does mixing help LoRA too, and is full fine-tuning the better trade-off?",
-        (Side(L_RET, L_FT, (*UNMIXED_MIXED, "unmixed+lora", "mixed+lora")),),
+        (Side(L_FT, L_RET, (*UNMIXED_MIXED, "unmixed+lora", "mixed+lora")),),
         MUSIC,
     ),
     FigureSpec("figure8", "Does mixing shift the frontier at 1B, after music?", TWO_PLANES, MUSIC, "1B"),
@@ -118,19 +126,23 @@ PAPER_FIGURES = (
     FigureSpec(
         "figure10",
         "Do dropout and replay add to mixing at 1B? (L_ret against L_ft)",
-        _added("mixed", L_FT),
+        _added("mixed", L_FT, L_RET),
         MUSIC_1B,
         "1B",
     ),
     FigureSpec(
         "figure11",
         "Do dropout and replay add to mixing at 1B? (L_ret against L_pre)",
-        _added("mixed", L_PRE),
+        _added("mixed", L_RET, L_PRE),
         MUSIC_1B,
         "1B",
     ),
     FigureSpec(
-        "figure12", "What do dropout and replay do at 1B without mixing?", _added("unmixed", L_FT), MUSIC_1B, "1B"
+        "figure12",
+        "What do dropout and replay do at 1B without mixing?",
+        _added("unmixed", L_FT, L_RET),
+        MUSIC_1B,
+        "1B",
     ),
 )
 FIGURES = {spec.name: spec for spec in PAPER_FIGURES}

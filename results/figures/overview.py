@@ -1,4 +1,4 @@
-"""The overview figure of any study: L_im and L_ret over exposure, and L_ft against L_ret."""
+"""The overview figure of any study: L_im and L_ret over exposure, and the frontier of L_ret against L_ft."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
@@ -9,89 +9,122 @@ import numpy as np
 
 from retain.results.analysis.axes import EXPOSURE, METHOD, RATE, SEEDS, axis_names, axis_values, grouped
 from retain.results.analysis.loss_planes import L_FT, L_IM, L_RET
-from retain.results.figures.series import mean_curve
-from retain.results.figures.style import COLOURS, image_files, missing_trials, new_figure, style_at
-from retain.results.store.loss_table import Row, start_of_finetuning
+from retain.results.figures.catalogue import AXIS_LABELS
+from retain.results.figures.series import before_finetuning, mean_curve
+from retain.results.figures.style import (
+    GREY,
+    INK,
+    MOST_LINES,
+    LineStyle,
+    image_files,
+    line_styles,
+    missing_trials,
+    new_figure,
+)
+from retain.results.store.loss_table import Row
 from retain.results.store.study_files import study_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHORT_NAMES = {EXPOSURE: "λ", RATE: "lr"}
-MOST_LINES = 12
-"""With more lines than these, no line is named."""
-MOST_BARS = 100
-"""More lines than these are drawn thin and without bars, because readers cannot tell them apart and each takes milliseconds."""
-MOST_POINTS = 1000
-"""More points than these are drawn as pixels in the SVG too."""
+MOST_MULTIPLES = 3
+"""Lines that need more small multiples than these are drawn thin, grey and without names, because readers cannot tell them
+apart and each takes milliseconds."""
+
+Groups = Mapping[str, Sequence[Row]]
+"""The trials of each line, by its name."""
 
 
 def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
     """Write losses.png and losses.svg of the finished trials; return their paths, none if no trial has a loss yet.
 
-    Points are means over seeds; bars reach from the lowest to the highest seed.
+    Points are means over seeds; bars reach from the lowest to the highest seed. More than ten lines are drawn as small
+    multiples of ten lines each, on shared axes.
     """
     trials = [row for row in rows if row[L_RET] is not None]
     if not trials:
         return []
     if not {EXPOSURE, METHOD} & set(axis_names(trials)):
         trials = [row | {"axes": {**row["axes"], EXPOSURE: 0.0}} for row in trials]
+    over = EXPOSURE if EXPOSURE in axis_names(trials) else METHOD
+    upper, lower = _multiples(_by_label(trials, over)), _multiples(_by_label(trials, RATE))
+    beside = len(upper) == len(lower) == 1
+    columns = max(len(upper), len(lower), 2 if beside else 1)
     stem = study_folder(store, study) / "losses"
-    with new_figure(stem, (10.5, 4.8)) as figure:
-        over, against = figure.subplots(1, 2)
-        _over_exposure(over, trials)
-        _against_finetuning(against, trials)
+    # Legends are below the axes: columns are as wide as their longest name, rows as high as their longest legend.
+    named = [name for groups in (*upper, *lower) if len(groups) <= MOST_LINES for name in groups]
+    width = max(5.2 if beside else 4.0, 0.075 * max(map(len, named), default=0) + 2.6)
+    lines = max((len(groups) for groups in (*upper, *lower) if len(groups) <= MOST_LINES), default=0) + 1
+    height = (3.9 + 0.19 * lines) * (1 if beside else 2)
+    with new_figure(stem, (width * columns, height)) as figure:
+        places = figure.subplots(1 if beside else 2, columns, squeeze=False)
+        first, second = (list(places[0][:1]), list(places[0][1:])) if beside else map(list, places)
+        for axes, groups in zip(first, upper, strict=False):
+            _over_exposure(axes, trials, groups, over)
+        for axes, groups in zip(second, lower, strict=False):
+            _against_finetuning(axes, groups)
+        for row, multiples in ((first, upper), (second, lower)):
+            for unused in row[len(multiples) :]:
+                unused.set_visible(False)
+            for other in row[1 : len(multiples)]:
+                other.sharex(row[0])
+                other.sharey(row[0])
+            row[0].autoscale()
         missing = f"; {missing_trials(len(rows) - len(trials), len(rows))}" if len(trials) < len(rows) else ""
         figure.suptitle(f"{study}: what is left of post-training after fine-tuning{missing}")
     return list(image_files(stem))
 
 
-def _over_exposure(axes: "Axes", trials: Sequence[Row]) -> None:
-    over = EXPOSURE if EXPOSURE in axis_names(trials) else METHOD
-    # Trials that differ in fine-tuning only share one L_im; the first one counts.
-    immediate = {start_of_finetuning(row): row for row in reversed(trials)}
-    _lines(axes, {"after post-training (L_im)": list(immediate.values())}, L_IM, over, ["black"], "--")
-    after = {f"after fine-tuning (L_ret), {name}": group for name, group in _by_label(trials, over).items()}
-    _lines(axes, after, L_RET, over, COLOURS, "-")
-    axes.set_xlabel(
-        "exposure λ: share of the post-training corpus mixed into pretraining" if over == EXPOSURE else over
-    )
-    axes.set_ylabel("loss on held-out post-training text (nats per token)")
+def _multiples(groups: Groups) -> list[Groups]:
+    """The lines of each of the small multiples; all in one if there are too many."""
+    names = list(groups)
+    if len(names) > MOST_LINES * MOST_MULTIPLES:
+        return [groups]
+    parts = (names[start : start + MOST_LINES] for start in range(0, len(names), MOST_LINES))
+    return [{name: groups[name] for name in part} for part in parts]
 
 
-def _against_finetuning(axes: "Axes", trials: Sequence[Row]) -> None:
-    there = axis_names(trials)
-    along = next(axis for axis in (RATE, EXPOSURE, METHOD) if axis in there)
-    curves = {}
-    for name, group in _by_label(trials, RATE).items():
-        retained, finetuning = ([mean for _, mean, _, _ in _curve(group, loss, along)] for loss in (L_RET, L_FT))
-        if retained:
-            curves[name] = list(zip(*sorted(zip(retained, finetuning, strict=True), key=itemgetter(0)), strict=True))
-    if len(curves) > MOST_BARS:
-        _bundle(axes, list(curves.values()), COLOURS)
+def _over_exposure(axes: "Axes", trials: Sequence[Row], groups: Groups, over: str) -> None:
+    before = _curve(before_finetuning(trials), L_IM, over)
+    after = {f"after fine-tuning (L_ret), {name}": _curve(group, L_RET, over) for name, group in groups.items()}
+    if len(after) > MOST_LINES:
+        _bundle(axes, [list(zip(*curve, strict=True))[:2] for curve in after.values() if curve])
     else:
-        for index, (name, (x, y)) in enumerate(curves.items()):
-            axes.plot(x, y, label=name, rasterized=len(trials) > MOST_POINTS, **_line_style(index))
-    axes.set_xlabel("L_ret: loss on held-out post-training text (nats per token)")
-    axes.set_ylabel("L_ft: loss on held-out fine-tuning text (nats per token)")
-    axes.set_title("lower left is better", fontsize=9)
-    _legend(axes, "one point per fine-tuning rate")
+        styles = line_styles(list(after))
+        _line(axes, "after post-training (L_im)", before, LineStyle(INK, "o", hollow=True), "--")
+        for name, curve in after.items():
+            _line(axes, name, curve, styles[name], "-")
+    axes.set_xlabel("exposure λ: share of D_post mixed into pretraining" if over == EXPOSURE else over)
+    axes.set_ylabel("post-training loss (nats per token)")
+    _legend(axes)
 
 
-def _lines(
-    axes: "Axes", groups: Mapping[str, Sequence[Row]], loss: str, over: str, colours: Sequence[str], line: str
-) -> None:
-    """Draw one line for each group: the mean over seeds, with bars from the lowest to the highest."""
-    curves = {
-        name: list(zip(*curve, strict=True)) for name, group in groups.items() if (curve := _curve(group, loss, over))
-    }
-    if len(curves) > MOST_BARS and over == EXPOSURE:
-        _bundle(axes, list(curves.values()), colours)
-        return
-    for index, (name, (x, mean, low, high)) in enumerate(curves.items()):
-        style = _line_style(index) | {"color": colours[index % len(colours)], "linestyle": line}
-        axes.errorbar(x, mean, [np.subtract(mean, low), np.subtract(high, mean)], label=name, capsize=2, **style)
-    _legend(axes, None)
+def _against_finetuning(axes: "Axes", groups: Groups) -> None:
+    curves = {}
+    for name, group in groups.items():
+        along = next(axis for axis in (RATE, EXPOSURE, METHOD) if axis in axis_names(group))
+        finetuning, retained = ([mean for _, mean, _, _ in _curve(group, loss, along)] for loss in (L_FT, L_RET))
+        if retained:
+            curves[name] = list(zip(*sorted(zip(finetuning, retained, strict=True), key=itemgetter(0)), strict=True))
+    if len(curves) > MOST_LINES:
+        _bundle(axes, list(curves.values()))
+    else:
+        styles = line_styles(list(curves))
+        for name, (x, y) in curves.items():
+            axes.plot(x, y, label=name, color=styles[name].colour, linewidth=1.2, **styles[name].points)
+    axes.set_xlabel(AXIS_LABELS[L_FT])
+    axes.set_ylabel(AXIS_LABELS[L_RET])
+    axes.set_title("lower left is better; one point per fine-tuning rate", fontsize=9)
+    _legend(axes)
+
+
+def _line(axes: "Axes", name: str, curve: Sequence[Any], style: LineStyle, line: str) -> None:
+    """Draw the mean over seeds, with bars from the lowest to the highest."""
+    if curve:
+        x, mean, low, high = zip(*curve, strict=True)
+        shape: dict[str, Any] = {"color": style.colour, "linestyle": line, "linewidth": 1.2, "capsize": 2}
+        axes.errorbar(x, mean, [np.subtract(mean, low), np.subtract(high, mean)], label=name, **shape, **style.points)
 
 
 def _curve(trials: Iterable[Row], loss: str, axis: str) -> list[tuple[Any, float, float, float]]:
@@ -117,25 +150,24 @@ def _by_label(trials: Sequence[Row], apart: str) -> dict[str, list[Row]]:
     return grouped(trials, label)
 
 
-def _bundle(axes: "Axes", curves: Sequence[Sequence[Any]], colours: Sequence[str]) -> None:
-    """Draw curves (x and y) without names and bars; all curves of one colour are one line with gaps."""
-    for index, colour in enumerate(colours):
-        own = curves[index :: len(colours)]
-        x, y = (np.concatenate([[*curve[part], np.nan] for curve in own]) for part in (0, 1))
-        axes.plot(x, y, color=colour, linewidth=0.4, marker=".", markersize=2, rasterized=True)
+def _bundle(axes: "Axes", curves: Sequence[Sequence[Any]]) -> None:
+    """Draw curves (x and y) without names and bars, as one line with gaps; on an axis of names, as points."""
+    for part in (0, 1):
+        if any(isinstance(value, str) for curve in curves for value in curve[part]):
+            for x, y in curves:
+                axes.plot(x, y, ".", color=GREY, markersize=2)
+            return
+    x, y = (np.concatenate([[*curve[part], np.nan] for curve in curves]) for part in (0, 1))
+    axes.plot(x, y, color=GREY, linewidth=0.4, marker=".", markersize=2, rasterized=True)
+    axes.set_title(f"{len(curves):,} lines", loc="right", fontsize=9, color=GREY)
 
 
-def _legend(axes: "Axes", title: str | None) -> None:
-    if len(axes.get_legend_handles_labels()[1]) <= MOST_LINES:
-        # matplotlib searches for the best place among all points.
-        many = sum(np.size(line.get_xdata()) for line in axes.lines) > MOST_POINTS
-        axes.legend(fontsize=8, title=title, title_fontsize=8, frameon=False, loc="upper right" if many else "best")
+def _legend(axes: "Axes") -> None:
+    """A legend below the axes, where it covers no data."""
+    if axes.get_legend_handles_labels()[1]:
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+        axes.legend(fontsize=8, frameon=False, **place)
 
 
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _line_style(index: int) -> dict[str, Any]:
-    style = style_at(index)
-    return {"color": style.colour, "marker": style.marker, "markersize": 5, "linewidth": 1.2}

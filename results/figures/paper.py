@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,19 @@ from retain.results.analysis.axes import EXPOSURE, seed_of
 from retain.results.analysis.loss_planes import L_RET
 from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
 from retain.results.figures.catalogue import AXIS_LABELS, FigureSpec, figures_of, named_figures
+from retain.results.figures.drawing import draw_axes
 from retain.results.figures.series import Panel, Series, panels, published_panels, trials_of
-from retain.results.figures.style import GREY, DrawnFigure, LineStyle, image_files, line_styles, new_figure, trials_note
+from retain.results.figures.style import (
+    GREY,
+    MOST_LINES,
+    Drawing,
+    DrawnFigure,
+    LineStyle,
+    image_files,
+    line_styles,
+    new_figure,
+    trials_note,
+)
 from retain.results.store.loss_table import Row
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import write_text
@@ -24,13 +36,13 @@ if TYPE_CHECKING:
 
 PANEL_INCHES = (4.5, 3.3)
 MOST_COLUMNS = 3
-MOST_NAMED = 12
-"""More lines than these are drawn without a legend."""
 PUBLISHED = " (paper)"
 MOST_LETTERS = 60
 """A longer legend takes two lines."""
 MOST_VECTOR_TRIALS = 2000
 """A line with more trials than these has them as pixels in the SVG."""
+MOST_PANELS = 24
+"""The page shows this many panels of a figure."""
 
 
 def draw_paper_figures(
@@ -48,7 +60,7 @@ def draw_paper_figures(
     """
     folder = study_folder(store, study, overrides) / "figures"
     drawn = []
-    for spec in figures_of(study, rows):
+    for spec in figures_of(study, rows) if rows else ():
         inside = overlay and paper_scale and spec in named_figures(study)
         drawn.append(_draw_figure(folder, study, spec, rows, inside))
         if overlay and not inside and (theirs := published_panels(spec, rows)):
@@ -120,6 +132,7 @@ def _write_figure(
     """Draw panels into <stem>.png and <stem>.svg, and write every drawn point to <stem>.csv."""
     # Single panels of several pipelines stand side by side; a row of many panels wraps.
     flat = [panel for row in panel_rows for panel in row]
+    paired = all(len(row) == 2 for row in panel_rows)
     columns = max(len(row) for row in panel_rows)
     if columns == 1:
         columns = min(len(flat), 2)
@@ -127,26 +140,60 @@ def _write_figure(
         columns = 2 if columns == 4 else MOST_COLUMNS
     rows = -(-len(flat) // columns)
     width, height = PANEL_INCHES if columns < MOST_COLUMNS else (3.4, 3.0)
+    styles = line_styles(list(dict.fromkeys(series.name for panel in flat for series in panel.series)))
     with new_figure(stem, (width * columns, height * rows + 0.8)) as figure:
-        _draw_panels(figure, flat, rows, columns)
+        limits = _draw_panels(figure, flat, styles, rows, columns)
         figure.suptitle(heading, fontsize=10)
     data = stem.with_name(f"{stem.name}.csv")
     write_text(data, _csv_text(flat))
-    return DrawnFigure(stem.name, title, caption, *image_files(stem), data, trials, missing)
+    shown = [
+        _for_page(f"{stem.name}-{number}", title, panel, styles, limits)
+        for number, panel in enumerate(flat[:MOST_PANELS])
+    ]
+    if len(flat) > MOST_PANELS:
+        caption += f" Shown: {MOST_PANELS} of {len(flat)} panels; {data.name} in the study's folder has all."
+    return DrawnFigure(stem.name, title, caption, *image_files(stem), data, trials, missing, tuple(shown), paired)
 
 
-def _draw_panels(figure: "Figure", flat: Sequence[Panel], rows: int, columns: int) -> None:
+def _for_page(
+    name: str, title: str, panel: Panel, styles: Mapping[str, LineStyle], limits: tuple[float, float] | None
+) -> Drawing:
+    """One panel by itself. limits: of y, if all panels share them."""
+
+    def draw(axes: "Axes") -> None:
+        _draw_panel(axes, panel, styles)
+        if limits and panel.series:
+            axes.set_ylim(limits)
+
+    alone = all(series.published for series in panel.series)
+    legend = [
+        (_label_of(series, alone), styles[series.name], series.published and not alone)
+        for series in sorted(panel.series, key=lambda series: series.published)
+    ]
+    return Drawing(panel.title, draw_axes(name, ": ".join(filter(None, (title, panel.title))), draw), tuple(legend))
+
+
+def _draw_panels(
+    figure: "Figure", flat: Sequence[Panel], styles: Mapping[str, LineStyle], rows: int, columns: int
+) -> tuple[float, float] | None:
+    """Draw all panels and their legend; return the limits of y that panels over exposure share."""
     figure.get_layout_engine().set(w_pad=0.09, h_pad=0.07)  # type: ignore[union-attr,call-arg]
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    crowded = len(styles) > MOST_LINES
     handles: dict[str, Any] = {}
     for axes, panel in zip(places, flat, strict=False):
-        handles |= _draw_panel(axes, panel)
+        own = _draw_panel(axes, panel, styles)
+        handles |= own
+        if crowded and own:
+            axes.legend(own.values(), own.keys(), fontsize=6, frameon=False)
     for axes in places[len(flat) :]:
         axes.set_visible(False)
+    limits = None
     if flat[0].x == EXPOSURE:
-        _share_range([axes for axes, panel in zip(places, flat, strict=False) if panel.series])
-    if handles and len(handles) <= MOST_NAMED:
+        limits = _share_range([axes for axes, panel in zip(places, flat, strict=False) if panel.series])
+    if handles and not crowded:
         _draw_legend(figure, handles)
+    return limits
 
 
 def _draw_legend(figure: "Figure", handles: dict[str, Any]) -> None:
@@ -158,20 +205,26 @@ def _draw_legend(figure: "Figure", handles: dict[str, Any]) -> None:
     figure.legend(shown, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def _share_range(axes: Sequence["Axes"]) -> None:
+def _label_of(series: Series, alone: bool) -> str:
+    """The name of a line in a legend. alone: whether its panel shows published lines only."""
+    return method_title(series.name) + (PUBLISHED if series.published and not alone else "")
+
+
+def _share_range(axes: Sequence["Axes"]) -> tuple[float, float] | None:
+    if not axes:
+        return None
     low = min(one.get_ylim()[0] for one in axes)
     high = max(one.get_ylim()[1] for one in axes)
     for one in axes:
         one.set_ylim(low, high)
+    return low, high
 
 
-def _draw_panel(axes: "Axes", panel: Panel) -> dict[str, Any]:
+def _draw_panel(axes: "Axes", panel: Panel, styles: Mapping[str, LineStyle]) -> dict[str, Any]:
     """Draw one panel; return the legend's handles by label."""
     ours: dict[str, Any] = {}
     theirs: dict[str, Any] = {}
-    names = list(dict.fromkeys(series.name for series in panel.series))
     alone = bool(panel.series) and all(series.published for series in panel.series)
-    styles = line_styles(names)
     for series in panel.series:
         if series.published:
             theirs |= _draw_published(axes, series, styles[series.name].colour, alone)
@@ -180,7 +233,8 @@ def _draw_panel(axes: "Axes", panel: Panel) -> dict[str, Any]:
     if panel.title:
         axes.set_title(panel.title, loc="left")
     axes.set_xlabel("exposure λ" if panel.x == EXPOSURE else AXIS_LABELS[panel.x])
-    axes.set_ylabel("post-training loss (nats per token)" if panel.x == EXPOSURE else AXIS_LABELS[panel.y])
+    label = "post-training loss (nats per token)" if panel.x == EXPOSURE else AXIS_LABELS[panel.y]
+    axes.set_ylabel(textwrap.fill(label, MOST_LETTERS // 2))
     if not alone and not any(series.trials for series in panel.series if not series.published):
         axes.text(0.5, 0.5, "no trial has ended yet", transform=axes.transAxes, ha="center", color=GREY)
     return ours | theirs
@@ -194,7 +248,7 @@ def _draw_series(axes: "Axes", series: Series, style: LineStyle, panel: Panel) -
     faint: dict[str, Any] = {"alpha": 0.35, "linewidths": 0, "rasterized": len(trials) > MOST_VECTOR_TRIALS}
     axes.scatter(trials[:, 1], trials[:, 2], s=11, marker=style.marker, color=style.colour, **faint)
     shape: dict[str, Any] = {"color": style.colour, "linewidth": 1.6}
-    points: dict[str, Any] = {"marker": style.marker, "markersize": 4.5}
+    points = style.points
     if series.low is None or series.high is None:
         axes.plot(x, y, **shape, **points)
     elif panel.x == EXPOSURE:
@@ -207,7 +261,7 @@ def _draw_series(axes: "Axes", series: Series, style: LineStyle, panel: Panel) -
     if (panel.x, panel.y) == (EXPOSURE, L_RET) and len(y):
         star: dict[str, Any] = {"marker": "*", "markersize": 13, "markeredgecolor": "white", "markeredgewidth": 0.7}
         axes.plot(x[y.argmin()], y.min(), color=style.colour, zorder=4, **star)
-    return {method_title(series.name): Line2D([], [], **shape, **points)}
+    return {_label_of(series, alone=False): Line2D([], [], **shape, **points)}
 
 
 def _draw_published(axes: "Axes", series: Series, colour: str, alone: bool) -> dict[str, Any]:
@@ -217,7 +271,7 @@ def _draw_published(axes: "Axes", series: Series, colour: str, alone: bool) -> d
         axes.scatter(trials[:, 1], trials[:, 2], s=9, color=colour, alpha=0.3, linewidths=0)
     width = 1.6 if alone else 1.0
     (line,) = axes.plot(series.line[:, 0], series.line[:, 1], "--", linewidth=width, color=colour, alpha=0.8)
-    return {method_title(series.name) + ("" if alone else PUBLISHED): line}
+    return {_label_of(series, alone): line}
 
 
 def _csv_text(flat: Sequence[Panel]) -> str:

@@ -1,7 +1,7 @@
 """From trials to what the panels of a figure show: the trials, one line for each method or size, and its band."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from statistics import fmean
 from typing import Any
@@ -27,6 +27,7 @@ from retain.results.analysis.loss_planes import L_IM, Floats, LossPlane, points_
 from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
 from retain.results.figures.catalogue import FigureSpec, Side
 from retain.results.figures.published import panels_of
+from retain.results.figures.style import MOST_LINES
 from retain.results.store.loss_table import Row, start_of_finetuning
 from retain.sweeps.base.units import format_size
 
@@ -73,8 +74,23 @@ def pipelines_of(spec: FigureSpec, rows: Sequence[Row]) -> list[str | None]:
 
 
 def panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool = False) -> list[list[Panel]]:
-    """The panels of a figure, in rows; `overlay` adds the published curves."""
-    return [_exposure_panels(spec, rows, overlay)] if spec.over_exposure else _frontier_panels(spec, rows, overlay)
+    """The panels of a figure, in rows; `overlay` adds the published curves. A panel of more than ten lines becomes several."""
+    found = [_exposure_panels(spec, rows, overlay)] if spec.over_exposure else _frontier_panels(spec, rows, overlay)
+    return [[part for panel in row for part in _small_multiples(panel)] for row in found]
+
+
+def _small_multiples(panel: Panel) -> list[Panel]:
+    """The panel, or one for each value of what its lines are first named by, or one for every ten lines."""
+    if len(panel.series) <= MOST_LINES:
+        return [panel]
+    apart = grouped(panel.series, lambda series: series.name.partition(", ")[0])
+    if 1 < len(apart) < len(panel.series) and max(map(len, apart.values())) <= MOST_LINES:
+        return [replace(panel, title=_joined(panel.title, name), series=own) for name, own in apart.items()]
+    return [
+        replace(panel, title=_joined(panel.title, f"lines {start + 1} to {start + len(own)}"), series=own)
+        for start in range(0, len(panel.series), MOST_LINES)
+        if (own := panel.series[start : start + MOST_LINES])
+    ]
 
 
 def published_panels(spec: FigureSpec, rows: Sequence[Row]) -> list[list[Panel]]:
@@ -116,8 +132,7 @@ def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> li
 def _exposure_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[Panel]:
     """L_im over λ, then L_ret over λ for each fine-tuning rate; a line for each |D_post| and whatever else varies."""
     before, after = spec.sides
-    # Trials that differ in fine-tuning only share one L_im.
-    parts = [(before, "", list({_before_finetuning(row): row for row in rows}.values()))]
+    parts = [(before, "", before_finetuning(rows))]
     rates = sorted(axis_values(rows, RATE))
     for rate in rates or [None]:
         own = [row for row in rows if rate is None or row["axes"].get(RATE) == rate]
@@ -132,6 +147,11 @@ def _panel(
     spec: FigureSpec, side: Side, title: str, pipeline: str | None, ours: Sequence[Series] = (), overlay: bool = True
 ) -> Panel:
     return Panel(title, side.x, side.y, [*(_published(spec, side, pipeline) if overlay else []), *ours])
+
+
+def before_finetuning(rows: Iterable[Row]) -> list[Row]:
+    """One trial for each state before fine-tuning: trials that differ in fine-tuning only share one L_im."""
+    return list({_before_finetuning(row): row for row in rows}.values())
 
 
 def _before_finetuning(row: Row) -> tuple[str, str]:
@@ -209,16 +229,19 @@ def _published(spec: FigureSpec, side: Side, pipeline: str | None) -> list[Serie
         return []
     wanted = pipeline or next(iter(spec.pipelines), None)
     curves = [
-        curve
+        (curve, panel.x == side.y)
         for panel in panels_of(spec.name)
         if wanted in (None, panel.pipeline)
         and panel.panel.endswith(side.place)
-        and (panel.x, panel.y) == (side.x, side.y)
+        and {panel.x, panel.y} == {side.x, side.y}
         for curve in panel.curves
     ]
     if spec.over_exposure:
-        return [Series(f"|D_post| = {curve.name}", (), curve.line, published=True) for curve in curves]
-    return [
-        Series(curve.name, tuple((0, float(x), float(y)) for x, y in curve.points), curve.line, published=True)
-        for curve in curves
-    ]
+        own = [curve for curve, turned in curves if not turned]
+        return [Series(f"|D_post| = {curve.name}", (), curve.line, published=True) for curve in own]
+    found = []
+    for curve, turned in curves:
+        # The paper has the axes of some figures the other way round; lines stay sorted by x.
+        points, line = (curve.points[:, ::-1], curve.line[::-1, ::-1]) if turned else (curve.points, curve.line)
+        found.append(Series(curve.name, tuple((0, float(x), float(y)) for x, y in points), line, published=True))
+    return found

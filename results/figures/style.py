@@ -13,10 +13,12 @@ from retain.sweeps.base.units import counted
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Paul Tol's "bright" scheme, told apart with any colour vision; the markers repeat the distinction.
-COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
+# Paul Tol's "bright" scheme, told apart with any colour vision; yellow and cyan are darker. Markers repeat the distinction.
+COLOURS = ("#4477AA", "#EE6677", "#228833", "#B39B00", "#2E9FC6", "#AA3377")
 MARKERS = "osD^vPX"
-GREY = "#777777"
+INK, GREY, GRID = "#1c1f24", "#777777", "#e6e6e6"
+MOST_LINES = 10
+"""More lines than these become small multiples."""
 DOTS_PER_INCH = 150
 RC: dict[Any, Any] = {
     # Names of a study, such as $x_$, are text and not formulas.
@@ -28,8 +30,9 @@ RC: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#E6E6E6",
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "axes.axisbelow": True,
 }
 
@@ -40,23 +43,31 @@ class LineStyle:
 
     colour: str
     marker: str
+    hollow: bool = False
+
+    @property
+    def points(self) -> dict[str, Any]:
+        """The points' part of the style as matplotlib names it."""
+        face = "white" if self.hollow else self.colour
+        return {"marker": self.marker, "markersize": 4.5, "markerfacecolor": face, "markeredgecolor": self.colour}
 
 
-# A method looks the same in every figure: unmixed is blue, mixed is red, each addition has its own colour.
+# A method looks the same in every figure: unmixed is blue, mixed is red, and each addition has its own colour and shape, hollow
+# without mixing.
 METHOD_STYLES = {
     "unmixed": LineStyle(COLOURS[0], "o"),
     "mixed": LineStyle(COLOURS[1], "s"),
-    "unmixed+dropout": LineStyle(COLOURS[2], "D"),
+    "unmixed+dropout": LineStyle(COLOURS[2], "D", hollow=True),
     "mixed+dropout": LineStyle(COLOURS[2], "D"),
-    "unmixed+replay": LineStyle(COLOURS[5], "^"),
+    "unmixed+replay": LineStyle(COLOURS[5], "^", hollow=True),
     "mixed+replay": LineStyle(COLOURS[5], "^"),
-    "unmixed+lora": LineStyle(COLOURS[4], "v"),
-    "mixed+lora": LineStyle(COLOURS[3], "P"),
+    "unmixed+lora": LineStyle(COLOURS[4], "v", hollow=True),
+    "mixed+lora": LineStyle(COLOURS[4], "v"),
 }
 
 
 def style_at(index: int) -> LineStyle:
-    """The style of the line with this index."""
+    """The style of the line with this index. A colour that returns has another marker: 42 styles are different."""
     return LineStyle(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)])
 
 
@@ -65,6 +76,20 @@ def line_styles(names: Sequence[str]) -> dict[str, LineStyle]:
     by_index = {name: style_at(index) for index, name in enumerate(names)}
     own = {name: METHOD_STYLES.get(name, style) for name, style in by_index.items()}
     return own if len(set(own.values())) == len(own) else by_index
+
+
+LegendEntry = tuple[str, LineStyle, bool]
+"""The name of a line, its style, and whether it is dashed."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One pair of axes for the page: the page writes its title and its legend."""
+
+    title: str
+    svg: str
+    """An element of `results.figures.drawing.draw_axes`."""
+    legend: tuple[LegendEntry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +105,10 @@ class DrawnFigure:
     trials: int
     missing: int
     """The number of trials without a result yet."""
+    panels: tuple[Drawing, ...] = ()
+    """Each pair of axes by itself, for the page."""
+    paired: bool = False
+    """Whether two panels belong together, as the two planes of a pipeline."""
 
 
 def missing_trials(missing: int, total: int) -> str:

@@ -26,15 +26,17 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    filters: int = 0
+    """The number of columns at the beginning that the page can filter by."""
 
 
 Rows = list[Sequence[Cell | str | float | None]]
 
 
-def table(name: str, caption: str, columns: Iterable[str], rows: Rows) -> Table:
+def table(name: str, caption: str, columns: Iterable[str], rows: Rows, filters: int = 0) -> Table:
     """A table from rows of cells, texts (kept as they are) and numbers (None is missing)."""
     cells = tuple(tuple(_as_cell(value) for value in row) for row in rows)
-    return Table(name, caption, tuple(columns), cells)
+    return Table(name, caption, tuple(columns), cells, filters)
 
 
 def _as_cell(value: Cell | str | float | None) -> Cell:

@@ -3,6 +3,7 @@
 The numbers are those of arXiv 2605.12705v1, by table.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -96,6 +97,17 @@ _LARGE = {
     **_stated("Tables 8, 10", {"posttrain.dropout": (0.0, 0.02, 0.05)}),
     "seed": Paper(("42, then 40",), "Tables 6, 8", "42 in Stage 1, 40 in Stage 2"),
 }
+
+
+def is_of_paper(study: str) -> bool:
+    """Whether a study repeats a figure or table of the paper, by its name, such as laptop-figure2: only those are compared."""
+    return re.search(r"(?:^|[-_.])(?:figure|table)\d", study) is not None
+
+
+def every_field(file: StudyFile) -> Table:
+    """A row for each field of the study: its values over all trials."""
+    rows: Rows = [[name, values_text(name, values)] for name, values in resolved(file)]
+    return table("choices", "Every field; a field with several values is swept", ("field", "values"), rows)
 
 
 def deviations(file: StudyFile, parameters: int) -> Table:

@@ -1,18 +1,18 @@
 """`retain report`: one self-contained HTML page about a study, from complete or partial results."""
 
-import html
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from retain.results.analysis.axes import seed_of
 from retain.results.analysis.loss_planes import L_RET
 from retain.results.claims.judging import Verdict
-from retain.results.claims.power import in_words
+from retain.results.figures.curves import draw_curves
 from retain.results.figures.style import DrawnFigure, missing_trials
-from retain.results.report.cells import DASH, Cell, Rows, Table, table
-from retain.results.report.deviations import deviations, summary
+from retain.results.report.cells import Table
+from retain.results.report.deviations import deviations, every_field, is_of_paper, summary
+from retain.results.report.forest import forest
+from retain.results.report.headline import MOST_OPEN, answer, facts, kept_groups, run_names
 from retain.results.report.provenance import Origin, interruptions, provenance_table
 from retain.results.report.recipes import recipe_tables
 from retain.results.report.search import search_part
@@ -30,11 +30,12 @@ from retain.results.store.loss_table import Row
 from retain.results.store.runs import Store
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import write_text
+from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.tree import Tree
 
-FOLDER = Path(__file__).parent
+WEB = Path(__file__).parent / "web"
 MOST_OPEN_ROWS = 200
 """A loss table with more rows is collapsed."""
 MOST_OPEN_STAGES = 60
@@ -52,7 +53,7 @@ class Part:
     budgets: Table
     choices: Table
     summary: str
-    """How many choices are those of the paper."""
+    """How many choices are those of the paper; empty for a study that is not one of the paper's."""
     file_name: str
     file_text: str
 
@@ -78,8 +79,15 @@ def write_report(
     states = store.states(tree.stages)
     parts = [_part(number, *each) for number, each in enumerate(studies)]
     labels = list(dict.fromkeys(name for file, _, _ in studies for name in file.labels))
+    first = studies[0][0]
+    linear = isinstance(first.study, LinearStudy)
+    unit = "squared loss" if linear else "nats per token"
+    kept = kept_groups(rows)
+    curves = draw_curves(tree, store, run_names(rows))
+    search, recipes = search_part(store.root, tree.study), recipe_tables(rows)
+    of_paper = any(part.summary for part in parts)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
+        loader=jinja2.FileSystemLoader(WEB),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -89,21 +97,31 @@ def write_report(
         study=tree.study,
         parts=parts,
         partial=_partial_sentences(tree, rows),
+        sections=_sections(bool(curves.panels), bool(recipes), search is not None, of_paper),
+        answer=answer(kept, verdicts, unit, linear),
+        facts=facts(rows, verdicts, states),
+        kept=kept,
+        several_seeds=len({seed_of(row) for row in rows}) > 1,
+        most_open=MOST_OPEN,
+        unit=unit,
+        linear=linear,
+        forest=forest(verdicts),
+        figures=figures,
+        curves=curves,
+        search=search,
+        recipes=recipes,
+        losses=loss_table(labels, first.study.loss_unit, rows),
+        losses_open=len(rows) <= MOST_OPEN_ROWS,
         stages=stage_table(tree, states),
         roots=tree_of(tree, states),
         small=len(tree.stages) <= MOST_OPEN_STAGES,
         cost=cost_sentences(tree),
-        verdicts=verdict_table(verdicts),
+        of_paper=of_paper,
         how_looked=how_looked,
-        figures=[(figure, *inline_svg(figure)) for figure in figures],
-        search=search_part(store.root, tree.study),
-        recipes=recipe_tables(rows),
-        losses=loss_table(labels, studies[0][0].study.loss_unit, rows),
-        losses_open=len(rows) <= MOST_OPEN_ROWS,
         making=provenance_table(tree, store, states, origin),
         interruptions=interruptions(states),
-        style=(FOLDER / "style.css").read_text(encoding="utf-8"),
-        script=(FOLDER / "script.js").read_text(encoding="utf-8"),
+        style=(WEB / "style.css").read_text(encoding="utf-8"),
+        script=(WEB / "script.js").read_text(encoding="utf-8"),
     )
     path = study_folder(store.root, tree.study, overrides) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,9 +129,10 @@ def write_report(
     return path
 
 
-def _part(number: int, file: StudyFile, facts: Facts, rows: Sequence[Row]) -> Part:
+def _part(number: int, file: StudyFile, known: Facts, rows: Sequence[Row]) -> Part:
     """One study of the page; the tables of the second and later ones have its number in their ids."""
-    choices = deviations(file, parameter_count(file.study, facts))
+    of_paper = is_of_paper(file.study.study)
+    choices = deviations(file, parameter_count(file.study, known)) if of_paper else every_field(file)
 
     def named(made: Table) -> Table:
         return replace(made, name=f"{made.name}-{number + 1}") if number else made
@@ -121,31 +140,34 @@ def _part(number: int, file: StudyFile, facts: Facts, rows: Sequence[Row]) -> Pa
     return Part(
         name=file.study.study,
         question=question(file) or [GENERAL_QUESTION],
-        overview=named(overview(file, facts, rows)),
-        corpora=named(corpora(file, facts)),
+        overview=named(overview(file, known, rows)),
+        corpora=named(corpora(file, known)),
         budgets=named(budgets(file)),
         choices=named(choices),
-        summary=summary(choices),
+        summary=summary(choices) if of_paper else "",
         file_name=file.path.name,
         file_text=file.path.read_text(encoding="utf-8"),
     )
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """A row for each verdict: its outcome, its p-values, and every effect behind it with interval and number of seeds."""
-    marks = {"supported": "good", "not supported": "bad"}
-    rows: Rows = []
-    for verdict in verdicts:
-        known = [(label, effect) for label, effect in verdict.evidence if effect.seeds]
-        evidence = "\n".join(f"{label}: {effect} ({effect.sample})" for label, effect in known)
-        outcome = Cell(verdict.outcome, mark=marks.get(verdict.outcome, "open"))
-        values = [DASH if math.isnan(p) else Cell(f"{p:.2g}", p) for p in (verdict.p, verdict.adjusted)]
-        rows.append(
-            [verdict.claim, outcome, in_words(verdict), evidence or DASH, *values, verdict.source, verdict.note or DASH]
+def _sections(curves: bool, recipes: bool, search: bool, of_paper: bool) -> list[tuple[str, str]]:
+    """The sections of the page, by id and title."""
+    return [
+        (name, title)
+        for name, title, there in (
+            ("verdicts", "Effects", True),
+            ("figures", "Figures", True),
+            ("curves", "Curves", curves),
+            ("recipes", "Recipes", recipes),
+            ("search", "Search", search),
+            ("losses", "Losses", True),
+            ("tree", "Tree and cost", True),
+            ("study", "Study", True),
+            ("choices", "Deviations", of_paper),
+            ("making", "Provenance", True),
         )
-    adjusted = f"p, adjusted for {len(verdicts)} verdict{'' if len(verdicts) == 1 else 's'}"
-    columns = ("claim", "outcome", "in words", "all effects", "p", adjusted, "in the paper", "note")
-    return table("verdicts", "The paper's claims on these results", columns, rows)
+        if there
+    ]
 
 
 def _partial_sentences(tree: Tree, rows: Sequence[Row]) -> list[str]:
@@ -153,24 +175,3 @@ def _partial_sentences(tree: Tree, rows: Sequence[Row]) -> list[str]:
     missing = sum(row[L_RET] is None for row in rows)
     notices = ["The data is not prepared: keys are provisional and no stage is trained."] if tree.provisional else []
     return notices + ([f"Partial results: {missing_trials(missing, len(rows))}."] if missing else [])
-
-
-def inline_svg(figure: DrawnFigure) -> tuple[str, int]:
-    """matplotlib's SVG as an element of the page, and the width in CSS pixels at which its text has its intended size.
-
-    Ids get the figure's name as a prefix, because all figures share one page. The metadata, which holds addresses, is removed.
-    """
-    svg = figure.svg.read_text(encoding="utf-8")
-    element = svg[svg.index("<svg") :]
-    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    element = re.sub(r"<!--.*?-->\s*", "", element, flags=re.DOTALL)
-    element = re.sub(r'\bid="', f'id="{figure.name}-', element)
-    element = re.sub(r'(href="#|url\(#)', rf"\g<1>{figure.name}-", element)
-    opening = element[: element.index(">") + 1]
-    size = re.search(r'width="([\d.]+)pt"', opening)
-    box = re.search(r'viewBox="[^"]*"', opening)
-    assert size is not None, "matplotlib writes the width in points"
-    assert box is not None, "matplotlib writes a viewBox"
-    label = html.escape(figure.title, quote=True)
-    start = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} role="img" aria-label="{label}">'
-    return start + element[len(opening) :], round(float(size[1]) * 96 / 72)

@@ -6,7 +6,7 @@ from typing import Any
 
 from retain.results.report.cells import Cell, Rows, Table, moment, table
 from retain.results.store.runs import Store
-from retain.results.store.state import State
+from retain.results.store.state import State, attempt_costs
 from retain.sweeps.base.units import counted, format_seconds
 from retain.sweeps.tree.tree import Tree
 
@@ -26,6 +26,11 @@ class Origin:
     machine: str
     moment: float
     """Seconds since 1970."""
+
+
+def device_seconds(state: State) -> float:
+    """Seconds of all attempts at a run, times the processes of each. A running attempt counts up to its heartbeat."""
+    return 3600 * sum(cost.device_hours for cost in attempt_costs(state))
 
 
 def provenance_table(tree: Tree, store: Store, states: Mapping[str, State], origin: Origin) -> Table:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from retain.results.analysis.axes import grouped
 from retain.results.report.cells import Cell, Rows, Table, table, value_text
+from retain.results.report.provenance import device_seconds
 from retain.results.store.state import State, attempt_costs
 from retain.sweeps.base.units import format_bytes, format_seconds, format_size
 from retain.sweeps.tree.cost import total_cost
@@ -27,6 +28,9 @@ class Node:
     """The values of the axes that the stage does not share with its parent."""
     state: str
     tokens: str
+    cost: str
+    """The device time of all its attempts; empty before the first."""
+    attempts: int
     children: tuple["Node", ...]
 
 
@@ -41,7 +45,10 @@ def tree_of(tree: Tree, states: Mapping[str, State]) -> tuple[Node, ...]:
         own = {name: value for name, value in stage.axes.items() if name not in above}
         label = ", ".join(f"{name} {value_text(value)}" for name, value in own.items())
         below = tuple(node(child) for child in children.get(stage.key, []))
-        return Node(stage.stage, stage.key, label, states[stage.key].state, format_size(stage.tokens), below)
+        state = states[stage.key]
+        cost = format_device_time(device_seconds(state)) if state.attempts else ""
+        tokens = format_size(stage.tokens)
+        return Node(stage.stage, stage.key, label, state.state, tokens, cost, len(state.attempts), below)
 
     return tuple(node(stage) for stage in children.get(None, []))
 
@@ -75,6 +82,11 @@ def cost_sentences(tree: Tree) -> list[str]:
         f"From scratch that is {cost.flops:.3g} FLOPs, {_hours(cost.gpu_hours)} on one {DEVICE} (estimate), and "
         f"{format_bytes(cost.disk_bytes)} of weights.",
     ]
+
+
+def format_device_time(seconds: float) -> str:
+    """`12 s`, `4m 10s` or `3.2 h` of one device."""
+    return format_seconds(seconds) if seconds < 3600 else f"{seconds / 3600:,.3g} h"
 
 
 def _hours(hours: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from retain.results.analysis.axes import SEEDS, SEEDS_VARY, SUBSET, SUBSETS_VARY, axis_values, seed_of
-from retain.results.analysis.loss_planes import SYMBOLS
+from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, has_losses
 from retain.results.report.cells import Rows, Table, loss_cell, table, value_cell, value_text
 from retain.results.report.deviations import resolved, values_text
 from retain.results.store.loss_table import LOSSES, Row
@@ -130,13 +130,17 @@ def budgets(file: StudyFile) -> Table:
 
 
 def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row]) -> Table:
-    """One row for each trial: its axes (names), the four losses in this unit, the tokens trained on its path."""
+    """One row for each trial: its axes (names), its losses in this unit with L_ret − L_im, and its tokens."""
     cells: Rows = [
         [
             *(value_cell(row["axes"].get(name)) for name in names),
-            *(loss_cell(row[loss]) for loss in LOSSES),
+            *(loss_cell(row[loss]) for loss in (L_IM, L_RET)),
+            loss_cell(row[L_RET] - row[L_IM] if has_losses(row, L_IM, L_RET) else None),
+            *(loss_cell(row[loss]) for loss in LOSSES if loss not in (L_IM, L_RET)),
             row["tokens"],
         ]
         for row in rows
     ]
-    return table("losses", f"{unit[0].upper()}{unit[1:]}", (*names, *SYMBOLS.values(), "tokens"), cells)
+    before, after, *others = SYMBOLS.values()
+    columns = (*names, before, after, f"{after} \N{MINUS SIGN} {before}", *others, "tokens")
+    return table("losses", f"{unit[0].upper()}{unit[1:]}", columns, cells, filters=len(names))

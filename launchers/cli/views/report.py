@@ -19,6 +19,8 @@ from retain.results.figures.style import DrawnFigure
 from retain.results.report.provenance import Origin
 from retain.results.store.loss_table import Row
 
+FIGURE_FIELDS = ("name", "title", "caption", "png", "svg", "data", "trials", "missing")
+
 
 def report_document(
     study: str, page: Path, rows: Sequence[Row], figures: Sequence[DrawnFigure], verdicts: Sequence[Verdict]
@@ -29,7 +31,7 @@ def report_document(
         "report": str(page),
         "trials": len(rows),
         "missing": sum(row["retained_posttraining_loss"] is None for row in rows),
-        "figures": list(figures),
+        "figures": [{name: getattr(figure, name) for name in FIGURE_FIELDS} for figure in figures],
         "verdicts": [
             {
                 "claim": one.claim,

@@ -7,10 +7,14 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.image import imread
 
+from retain.results.analysis.loss_planes import L_FT, L_RET
+from retain.results.figures.catalogue import AXIS_LABELS
 from retain.results.figures.overview import draw_losses
+from retain.results.figures.style import GREY
 from retain.results.store.loss_table import save_rows, trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.tree.tree import Tree
+from tests.results.made_rows import exposure_rows
 from tests.results.runs import finish, finish_all, kinds, registered
 
 
@@ -106,8 +110,23 @@ def test_a_study_without_an_exposure_axis_has_a_figure(tmp_path: Path) -> None:
     assert set(drawn(tree, store)) == {".png", ".svg"}
 
 
-def test_with_more_than_twelve_lines_none_is_named(tmp_path: Path) -> None:
+def test_more_than_ten_lines_become_small_multiples_that_name_them_all(tmp_path: Path) -> None:
     rates = [1e-4 * number for number in range(1, 15)]
-    tree, store = registered(tmp_path / "runs", grid={"pretrain.exposure": [0, 1], "finetune.lr": rates})
+    text = texts(draw_losses(tmp_path, "mine", exposure_rows(sizes=(100_000,), seeds=(0,), rates=rates))[1])
+    for rate in rates:
+        assert f"(L_ret), lr={rate:g}" in text
+
+
+def test_lines_that_readers_cannot_tell_apart_have_one_colour_and_no_names(tmp_path: Path) -> None:
+    rates = [1e-5 * number for number in range(1, 70)]
+    text = texts(draw_losses(tmp_path, "mine", exposure_rows(sizes=(100_000,), seeds=(0,), rates=rates))[1])
+    assert "69 lines" in text
+    assert "lr=" not in text
+    assert GREY in text
+
+
+def test_the_frontier_has_its_axes_as_the_report_has_them(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
     finish_all(tree, store)
-    assert "(L_ret), lr" not in texts(drawn(tree, store)[".svg"])
+    text = texts(drawn(tree, store)[".svg"])
+    assert text.index(AXIS_LABELS[L_FT]) < text.index(AXIS_LABELS[L_RET])  # x is drawn before y

@@ -9,10 +9,11 @@ import pytest
 from matplotlib.image import imread
 
 from retain.results.analysis.frontiers import lower_left_hull
-from retain.results.analysis.loss_planes import L_FT, L_RET
+from retain.results.analysis.loss_planes import L_FT, L_RET, PLANES
 from retain.results.figures.catalogue import FIGURES, FigureSpec, figures_of
 from retain.results.figures.paper import draw_paper_figures
 from retain.results.figures.published import panels_of
+from retain.results.figures.series import before_finetuning, panels
 from retain.results.figures.style import METHOD_STYLES, line_styles
 from retain.results.store.loss_table import Row
 from tests.results.made_rows import exposure_rows, method_rows
@@ -33,11 +34,13 @@ def data_of(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("figure", [one for one in FIGURES.values() if not one.over_exposure])
 def test_every_panel_of_the_paper_has_its_place_axes_and_methods(figure: FigureSpec) -> None:
     paper = {
-        (panel.pipeline, panel.panel.partition(".")[2], panel.x, panel.y): {curve.name for curve in panel.curves}
+        (panel.pipeline, panel.panel.partition(".")[2], frozenset({panel.x, panel.y})): {
+            curve.name for curve in panel.curves
+        }
         for panel in panels_of(figure.name)
     }
     ours = {
-        (pipeline, side.place, side.x, side.y): set(side.methods)
+        (pipeline, side.place, frozenset({side.x, side.y})): set(side.methods)
         for pipeline in figure.pipelines
         for side in figure.sides
     }
@@ -45,6 +48,11 @@ def test_every_panel_of_the_paper_has_its_place_axes_and_methods(figure: FigureS
     assert figure.scale == panels_of(figure.name)[0].model
     letters = [panel.panel[0] for panel in panels_of(figure.name)]
     assert list(dict.fromkeys(letters)) == list("abcd"[: len(figure.pipelines)])
+
+
+def test_the_axes_run_the_same_way_in_every_figure() -> None:
+    sides = {(side.x, side.y) for figure in FIGURES.values() if not figure.over_exposure for side in figure.sides}
+    assert sides == {(plane.x, plane.y) for plane in PLANES}
 
 
 @pytest.mark.parametrize(
@@ -98,13 +106,13 @@ def test_the_csv_of_a_figure_holds_every_finished_trial_and_the_hull_of_one_seed
     data = data_of(figure.data)
     for method in (*MIXING, "unmixed+lora", "mixed+lora"):
         finished = {
-            (row[L_RET], row[L_FT]) for row in rows if row["axes"]["method"] == method and row[L_FT] is not None
+            (row[L_FT], row[L_RET]) for row in rows if row["axes"]["method"] == method and row[L_FT] is not None
         }
         own = [line for line in data if line["line"] == method]
         assert {(float(line["x"]), float(line["y"])) for line in own if line["kind"] == "trial"} == finished
         hull = [(float(line["x"]), float(line["y"])) for line in own if line["kind"] == "line"]
         np.testing.assert_array_equal(hull, lower_left_hull(sorted(finished)))
-    assert {(line["x_is"], line["y_is"]) for line in data} == {(L_RET, L_FT)}
+    assert {(line["x_is"], line["y_is"]) for line in data} == {(L_FT, L_RET)}
 
 
 def test_lines_over_exposure_are_means_over_seeds_with_the_range_of_seeds(tmp_path: Path) -> None:
@@ -145,7 +153,8 @@ def test_at_another_scale_the_published_curves_are_a_separate_figure(tmp_path: P
     curve = panel.curve("unmixed")
     data = [line for line in data_of(theirs.data) if line["line"] == "unmixed" and "dropout" in line["panel"]]
     drawn = [(float(line["x"]), float(line["y"])) for line in data if line["kind"] == "published line"]
-    np.testing.assert_array_equal(drawn, curve.line)
+    # The paper has L_ft on y here.
+    np.testing.assert_array_equal(drawn, curve.line[::-1, ::-1])
     assert all(line["kind"].startswith("published") for line in data_of(theirs.data))
 
 
@@ -173,7 +182,30 @@ def test_without_a_method_axis_each_exposure_has_its_own_frontier(tmp_path: Path
     assert "retained: after fine-tuning, rate 0.0002" in exposure.svg.read_text()
 
 
+def test_a_study_without_trials_has_no_figure(tmp_path: Path) -> None:
+    assert draw_paper_figures(tmp_path, "mine", []) == []
+
+
+def test_more_than_ten_lines_become_small_multiples_that_lose_no_line(tmp_path: Path) -> None:
+    rows = exposure_rows(sizes=[10_000 * number for number in range(1, 25)], seeds=(0,))
+    found = panels(FIGURES["figure3a"], rows)[0]
+    assert max(len(panel.series) for panel in found) <= 10
+    assert sum(len(panel.series) for panel in found) == 2 * 24
+    assert len({panel.title for panel in found}) == len(found)
+
+
+def test_a_compute_matched_trial_without_post_training_keeps_the_immediate_loss_of_its_own_pretraining() -> None:
+    rows = [
+        row | {"keys": {**row["keys"], "posttrain": None}}
+        for row in exposure_rows(sizes=(100_000,), rates=(5e-5, 2e-4))
+    ]
+    kept = before_finetuning(rows)
+    assert len(kept) == len(rows) / 2
+    assert {row["axes"]["pretrain.exposure"] for row in kept} == {0, 0.25, 0.5, 0.75, 1}
+
+
 def test_two_lines_of_a_panel_never_share_a_style() -> None:
-    for names in (["unmixed+dropout", "mixed+dropout"], ["mixed", "λ = 0.5", "unmixed"], list(METHOD_STYLES)[:4]):
+    many = [f"lr = {number}" for number in range(42)]
+    for names in (["unmixed+dropout", "mixed+dropout"], ["mixed", "λ = 0.5", "unmixed"], list(METHOD_STYLES), many):
         assert len(set(line_styles(names).values())) == len(names)
     assert line_styles(["unmixed", "mixed"]) == {name: METHOD_STYLES[name] for name in ("unmixed", "mixed")}

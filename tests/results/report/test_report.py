@@ -11,19 +11,25 @@ import pytest
 
 from retain.launchers.cli.app import main
 from retain.results.analysis.effects import effect_of
+from retain.results.analysis.loss_planes import L_IM, L_RET
+from retain.results.analysis.methods import PIPELINES
 from retain.results.claims.judging import judge
-from retain.results.figures.style import DrawnFigure
+from retain.results.claims.verdicts import verdicts
+from retain.results.figures.drawing import page_element
+from retain.results.figures.paper import draw_paper_figures
 from retain.results.report.deviations import DIFFERS, OPEN, SAME, deviations, summary
-from retain.results.report.page import inline_svg, verdict_table, write_report
+from retain.results.report.forest import forest
+from retain.results.report.page import write_report
 from retain.results.report.provenance import Origin
 from retain.results.report.study import budgets
-from retain.results.store.loss_table import trial_rows
+from retain.results.store.loss_table import LOSSES, trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.schema.read import check_study, read_study
 from retain.sweeps.schema.stages import Optimisation
 from retain.sweeps.tree.tree import expand
 from tests.browser import Page, browser, install
 from tests.conftest import Trained
+from tests.results.made_rows import method_rows
 from tests.results.runs import finish_all, kinds, registered
 from tests.studies import made_up_facts, tiny_fields
 
@@ -84,6 +90,9 @@ def test_the_page_answers_a_readers_questions(reported: Path) -> None:
         "python 3.",
         "first attempt",
         "8 at 8 runs; 0 of them took more than one",
+        "device-hours",
+        "all attempts, on CPU",
+        "has the lowest L_ret",
     ):
         assert expected in text, expected
     assert "undecided" in text
@@ -114,20 +123,79 @@ def test_the_page_opens_offline_without_requests_or_errors(page: Page, reported:
     assert page.value("performance.getEntriesByType('resource').length") == 0
 
 
-def test_its_figures_are_visible_with_a_name_and_a_caption(page: Page) -> None:
-    figures = page.value(
-        "[...document.querySelectorAll('figure')].map(f => { const s = f.querySelector('svg'), b = s.getBoundingClientRect();"
-        "return {name: s.getAttribute('aria-label'), caption: f.querySelector('figcaption').textContent,"
-        " wide: b.width, high: b.height, drawn: s.querySelectorAll('path').length} })"
+PANELS = """[...document.querySelectorAll('.panel')].map(p => {
+  const s = p.querySelector('svg'), b = s.getBoundingClientRect(), text = [...s.querySelectorAll('text')];
+  return {name: s.getAttribute('aria-label'), left: b.left, right: b.right, high: b.height,
+    drawn: s.querySelectorAll('path').length, small: Math.min(...text.map(t => t.getBoundingClientRect().height)),
+    caption: p.closest('figure').querySelector('figcaption').textContent} })"""
+
+
+@pytest.mark.parametrize("width", [390, 820, 1400])
+def test_its_figures_are_readable_on_phones_and_desks(page: Page, width: int) -> None:
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+    found = page.value(PANELS)
+    assert len(found) > 6
+    for panel in found:
+        assert 0 <= panel["left"] < panel["right"] <= width
+        assert panel["right"] - panel["left"] > 250
+        assert panel["high"] > 180
+        assert panel["drawn"] > 10
+        assert panel["small"] > 8, "text of a figure, in CSS pixels"
+        assert panel["name"]
+        assert panel["caption"]
+    assert page.value("document.documentElement.scrollWidth") <= width
+    page.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_text_stays_readable_in_the_dark_and_on_paper(page: Page) -> None:
+    colours = (
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('svg text')).fill]"
     )
-    assert len(figures) == 2
-    for figure in figures:
-        assert figure["wide"] > 500
-        assert figure["high"] > 200
-        assert figure["drawn"] > 20
-        assert figure["name"]
-        assert "trials missing" in figure["caption"]
-    assert page.value("document.documentElement.scrollWidth <= innerWidth")
+    light = page.value(colours)
+    page.call(
+        "Emulation.setEmulatedMedia", media="screen", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
+    dark = page.value(colours)
+    page.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    printed = page.value(colours)
+    page.call("Emulation.setEmulatedMedia", media="", features=[])
+    assert (light[0], printed[0], printed[1]) == ("rgb(255, 255, 255)", "rgb(255, 255, 255)", "rgb(0, 0, 0)")
+    assert [sum(map(int, re.findall(r"\d+", colour))) > 380 for colour in dark] == [False, True]
+
+
+def test_the_numbers_of_the_page_are_those_of_the_loss_table(
+    reported: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (str(trained.study), "finetune.lr=[5e-4, 2e-3, 7e-3]", "--store", str(reported.parents[4]))
+    assert main(["results", *arguments, "--json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out)["trials"] if row[L_RET] is not None]
+    html = reported.read_text()
+    body = html[html.index('<table id="losses"') :]
+    shown = [[float(value) for value in re.findall(r'data-value="([^"]+)"', row)] for row in body.split("<tr>")[1:]]
+    for row in rows:
+        expected = [row[L_IM], row[L_RET], row[L_RET] - row[L_IM], *(row[loss] for loss in LOSSES[2:]), row["tokens"]]
+        assert [*row["axes"].values(), *expected] in shown
+    after = [row[L_RET] for row in rows if row["axes"]["pretrain.exposure"] == 1]
+    assert f"<b>{sum(after) / len(after):.3f}</b>" in html
+
+
+def test_a_choice_in_a_filter_shows_the_trials_that_have_it_and_counts_them(page: Page) -> None:
+    def choose(list_: int, value: str) -> None:
+        page.value(
+            f"(() => {{const s = document.querySelectorAll('.filters select')[{list_}]; s.value = '{value}';"
+            "s.dispatchEvent(new Event('change', {bubbles: true}))})()"
+        )
+
+    shown = "[...document.querySelectorAll('#losses tbody tr')].filter(r => r.offsetHeight).map(r => r.cells[1].textContent)"
+    count = "document.querySelector('.filters output').textContent"
+    assert page.value(count) == "6 of 6"
+    choose(1, "0.002")
+    assert page.value(shown) == ["0.002", "0.002"]
+    choose(0, "1")
+    assert (page.value(shown), page.value(count)) == (["0.002"], "1 of 6")
+    choose(0, "all")
+    choose(1, "all")
+    assert page.value(count) == "6 of 6"
 
 
 def test_a_click_on_a_column_sorts_the_losses_and_a_second_click_reverses_them(page: Page) -> None:
@@ -144,34 +212,16 @@ def test_a_click_on_a_column_sorts_the_losses_and_a_second_click_reverses_them(p
     assert page.value("document.querySelector('#losses th:nth-child(4)').ariaSort") == "descending"
 
 
-def test_a_click_enlarges_a_figure_the_wheel_zooms_dragging_pans_and_escape_closes_it(page: Page) -> None:
-    box = "document.querySelector('dialog svg').getAttribute('viewBox').split(' ').map(Number)"
+def test_a_click_enlarges_a_figure_and_escape_closes_it(page: Page) -> None:
+    width = "document.querySelector('%s').getBoundingClientRect().width"
+    small = page.value(width % "#figure-frontiers .drawing svg")
     page.click("#figure-frontiers .drawing")
     assert page.value("document.querySelector('dialog').open")
-    whole = page.value(box)
-    page.mouse("mouseWheel", 600, 450, deltaX=0, deltaY=-400)
-    near = wait_until_changed(page, box, whole)
-    assert near[2] < 0.6 * whole[2]
-    page.mouse("mousePressed", 600, 450, button="left", clickCount=1)
-    page.mouse("mouseMoved", 500, 400, button="left")
-    page.mouse("mouseReleased", 500, 400, button="left")
-    moved = wait_until_changed(page, box, near)
-    assert moved[0] > near[0]
-    assert moved[1] > near[1]
-    assert moved[2:] == near[2:]
+    assert page.value(width % "dialog svg") > 1.5 * small
     page.press("Escape")
+    page.value("new Promise(requestAnimationFrame)")
     assert page.value("document.querySelector('dialog')") is None
     assert page.errors == []
-
-
-def wait_until_changed(page: Page, expression: str, before: list[float]) -> list[float]:
-    """The value of an expression once it differs from `before`; wheel and pointer events take effect in a later frame."""
-    for _ in range(200):
-        now: list[float] = page.value(expression)
-        if now != before:
-            return now
-        page.value("new Promise(requestAnimationFrame)")
-    raise AssertionError(f"{expression} is still {before}")
 
 
 def test_the_json_document_names_every_file_and_verdict(
@@ -194,6 +244,19 @@ def test_a_page_of_unprepared_data_says_so(trained: Trained, tmp_path: Path) -> 
     assert "The data is not prepared" in text
     assert "Partial results: 4 of 4 trials are missing." in text
     assert "not prepared" in text
+
+
+def test_a_page_of_many_trials_is_light_on_data(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    file = check_study(tiny_fields(), tmp_path / "runs" / "tiny.yaml")
+    file.path.write_text("study: tiny\n")
+    rows = method_rows(tuple(PIPELINES), ("unmixed", "mixed"), seeds=(0, 1, 2))
+    figures = draw_paper_figures(store.root, "tiny", rows)
+    origin = Origin("tiny", {"retain": "0"}, None, "a machine", 1.8e9)
+    path = write_report([(file, made_up_facts(file), rows)], tree, store, rows, figures, verdicts(rows), origin)
+    assert len(rows) == 288
+    assert path.read_text().count('class="panel"') == 8
+    assert path.stat().st_size < 2_000_000
 
 
 def test_the_page_lists_interruptions_and_attempts(tmp_path: Path) -> None:
@@ -264,37 +327,55 @@ def test_the_dropout_of_lora_is_that_of_its_adapters_and_the_paper_is_cited_wher
     assert rows["model.hidden"][1:] == ["576", "576", OPEN, "SmolLM2-135M as published; the paper says SmolLM2-style"]
 
 
+def test_only_a_study_of_the_paper_is_compared_with_it(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    assert "Deviations from the paper" not in made_report(tmp_path / "runs")
+    assert "Deviations from the paper" in made_report(tmp_path / "runs", study="my-figure2")
+
+
 def test_a_verdict_shows_its_effects_with_intervals_and_seeds() -> None:
-    verdict = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
-    (row,) = verdict_table([verdict]).rows
-    assert [cell.text for cell in row[:2]] == ["1b", "supported"]
-    assert re.fullmatch(r"slope: -0\.11, 95% interval -0\.\d+ to -0\.\d+ \(3 seeds\)", row[3].text)
-    assert row[4].number == pytest.approx(0.0027, abs=1e-4)
+    verdict = judge("1b", "a subject: L_ret falls", -1, [("slope, nats", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
+    (group,) = forest([verdict])
+    assert (group.number, group.name, group.source) == ("1b", "L_ret falls", "Section 4.2, Figure 3a")
+    (row,) = group.rows
+    assert (row.subject, row.outcome, row.seeds) == ("a subject", "supported", "decided at 3")
+    assert [cell.text for cell in row.effects.rows[0]][:2] == ["slope, nats", "-0.11"]
+    assert re.fullmatch(r"-0\.\d+ to -0\.\d+", row.effects.rows[0][2].text)
+    assert re.search(r"p 0\.0027,", row.effects.caption)
+    assert row.bar is not None
+    assert row.bar.start is not None
+    assert 50 < row.bar.start < row.bar.at, "support lies on the right, whatever the sign of the effect"
+
+
+def test_an_interval_beyond_the_scale_is_cut_with_an_arrow() -> None:
+    wide = judge("1b", "L_ret falls", -1, [("slope, nats", effect_of({0: -0.1, 1: 0.12}))])
+    near = judge("1b", "L_ret falls", -1, [("slope, nats", effect_of({0: -0.1, 1: -0.11}))])
+    rows = forest([wide, near])[0].rows
+    assert [row.bar and row.bar.cut for row in rows] == ["left right", ""]
 
 
 def test_an_undecided_verdict_says_how_many_seeds_would_decide_it() -> None:
     noisy = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: 0.02, 2: -0.11}))])
     decided = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
     alone = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1}))])
-    cells = [row[2].text for row in verdict_table([noisy, decided, alone]).rows]
-    assert re.search(r"About 13 seeds would decide it at this effect and spread, with a chance of 80%\.$", cells[0])
-    assert not any("would decide" in cell for cell in cells[1:])
+    seeds = [row.seeds for row in forest([noisy, decided, alone])[0].rows]
+    assert seeds == ["about 13", "decided at 3", "unknown before 2 seeds"]
 
 
-def test_an_inlined_figure_keeps_its_shape_and_loses_its_metadata_addresses(tmp_path: Path) -> None:
+def test_an_inlined_figure_keeps_its_shape_follows_the_page_and_loses_its_addresses() -> None:
     drawn = (
         '<?xml version="1.0"?><!DOCTYPE svg PUBLIC "x" "http://example.org/svg.dtd">\n'
         '<svg width="72pt" height="36pt" viewBox="0 0 72 36" xmlns="http://www.w3.org/2000/svg" version="1.1">'
-        '<metadata>http://example.org</metadata><defs><path id="a"/></defs><use xlink:href="#a"/><g clip-path="url(#a)"/></svg>'
+        '<metadata>http://example.org</metadata><defs><path id="a" style="stroke: #1c1f24"/></defs><use xlink:href="#a"/>'
+        '<g clip-path="url(#a)" transform="scale(1.23456)"/><text>0.7581</text></svg>'
     )
-    path = tmp_path / "figure2.svg"
-    path.write_text(drawn)
-    svg, width = inline_svg(DrawnFigure("figure2", 'a "title"', "", path, path, path, 0, 0))
-    assert width == 96
+    svg = page_element(drawn, "figure2", 'a "title"')
     assert "example.org" not in svg
     assert 'viewBox="0 0 72 36"' in svg
     assert 'aria-label="a &quot;title&quot;"' in svg
-    assert '<path id="figure2-a"/></defs><use xlink:href="#figure2-a"/><g clip-path="url(#figure2-a)"/>' in svg
+    assert '<path id="figure2-a" style="stroke: var(--ink)"/></defs><use xlink:href="#figure2-a"/>' in svg
+    assert '<g clip-path="url(#figure2-a)" transform="scale(1.23)"/>' in svg
+    assert "<text>0.7581</text>" in svg
 
 
 def test_the_table_of_stages_has_every_field_of_optimisation_also_at_its_default() -> None:

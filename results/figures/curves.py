@@ -1,0 +1,97 @@
+"""Loss curves of a study's runs: in each stage the training loss, and the held-out loss on the post-training text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from retain.results.analysis.axes import grouped
+from retain.results.figures.drawing import draw_axes
+from retain.results.figures.paper import method_title
+from retain.results.figures.style import MOST_LINES, Drawing, LineStyle, line_styles
+from retain.results.store.curves import Curve, heldout_curve, read_curves, training_curve
+from retain.results.store.runs import Store
+from retain.sweeps.base.errors import DamageError
+from retain.sweeps.tree.tree import Stage, Tree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_RUNS = 240
+"""Of more runs, these many are drawn, evenly spread over the tree: reading curves takes milliseconds a run."""
+MOST_POINTS = 40
+"""Points drawn of one curve, evenly spread."""
+REMEMBERED = heldout_curve("posttraining")
+
+
+@dataclass(frozen=True)
+class LossCurves:
+    """The panels of the section, and what it leaves out."""
+
+    panels: tuple[Drawing, ...]
+    runs: int
+    """The number of runs that are drawn."""
+    total: int
+    """The number of runs that have begun."""
+
+
+def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurves:
+    """A panel for each stage and kind of curve that the store has; no panel if no run has begun.
+
+    names: of each run's line, by key; runs of one name share a style. More than ten names make several panels.
+    """
+    begun = [stage for stage in tree.stages.values() if (store.root / stage.key / "curves.jsonl").is_file()]
+    step = -(-len(begun) // MOST_RUNS) or 1
+    shown = begun[::step]
+    curves = {stage.key: _curves(store, stage) for stage in shown}
+    styles = line_styles(list(dict.fromkeys(names.values())))
+    panels: list[Drawing] = []
+    for stage, own in grouped(shown, lambda stage: stage.stage).items():
+        for kind, text in (
+            (training_curve(stage, "loss"), "training loss"),
+            (REMEMBERED, "held-out post-training text"),
+        ):
+            lines = [(names[one.key], curves[one.key][kind]) for one in own if len(curves[one.key].get(kind, ())) > 1]
+            for title, part in _multiples(f"{stage}: {text}", lines):
+                panels.append(_panel(f"curves-{len(panels)}", title, part, styles))
+    return LossCurves(tuple(panels), len(shown), len(begun))
+
+
+def _curves(store: Store, stage: Stage) -> Mapping[str, Curve]:
+    try:
+        return read_curves(store.root / stage.key)
+    except DamageError:
+        return {}
+
+
+Lines = Sequence[tuple[str, Curve]]
+"""Curves with the name of their line."""
+
+
+def _multiples(title: str, lines: Lines) -> Iterator[tuple[str, Lines]]:
+    """The panels of these curves: one, or one for every ten names."""
+    names = list(dict.fromkeys(name for name, _ in lines))
+    for start in range(0, len(names), MOST_LINES):
+        part = names[start : start + MOST_LINES]
+        of = f", {part[0]} to {part[-1]}" if len(names) > MOST_LINES else ""
+        yield title + of, [(name, curve) for name, curve in lines if name in part]
+
+
+def _panel(name: str, title: str, lines: Lines, styles: Mapping[str, LineStyle]) -> Drawing:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    def draw(axes: "Axes") -> None:
+        for line, curve in lines:
+            points = np.array(curve, dtype=float)
+            kept = points[np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).astype(int))]
+            shape: dict[str, Any] = {"color": styles[line].colour, "linewidth": 0.9, "alpha": 0.6}
+            axes.plot(kept[:, 0], kept[:, 1], markevery=[-1], **shape, **styles[line].points | {"markersize": 3.5})
+        axes.set_xlabel("tokens seen in the stage")
+        axes.set_ylabel("loss")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+
+    there = {line for line, _ in lines}
+    legend = tuple((method_title(line), style, False) for line, style in styles.items() if line in there)
+    return Drawing(title, draw_axes(name, title, draw), legend)

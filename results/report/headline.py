@@ -1,0 +1,232 @@
+"""The first screen of the page: the answer, what each method had learned and what fine-tuning left, cost and certainty."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from retain.results.analysis.axes import (
+    EXPOSURE,
+    METHOD,
+    PIPELINE,
+    RECIPE,
+    SEEDS,
+    SIZE,
+    axis_names,
+    grouped,
+    varied_axes,
+)
+from retain.results.analysis.loss_planes import L_IM, L_RET, has_losses, matched_rows, means_by_seed
+from retain.results.analysis.methods import METHOD_FIELDS, PIPELINES
+from retain.results.claims.judging import Verdict
+from retain.results.figures.paper import method_title
+from retain.results.figures.style import COLOURS, LineStyle, line_styles, style_at
+from retain.results.report.cells import value_text
+from retain.results.report.provenance import device_seconds
+from retain.results.store.loss_table import Row
+from retain.results.store.state import State
+from retain.sweeps.base.units import counted, format_size
+
+MOST_NAMES = 3
+"""The answer counts more claims than these without naming them."""
+OUTCOMES = ("supported", "not supported", "undecided")
+LOSSES = ("before", "after")
+MOST_OPEN = 12
+"""More rows than these of the first figure are folded."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One number of the first screen."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One method before and after fine-tuning: means in the unit of the losses, over the same settings as its neighbours."""
+
+    name: str
+    style: LineStyle
+    before: float
+    after: float
+    forgotten: str
+    """L_ret − L_im."""
+    spread: str
+    """Its lowest and highest seed; empty with one seed."""
+    start: float = 0.0
+    end: float = 0.0
+    """The places of `before` and `after` on the row's scale, in percent."""
+
+
+@dataclass(frozen=True)
+class KeptGroup:
+    """The methods of one pipeline and size of D_post, on one scale from `low` to `high`."""
+
+    subject: str
+    low: float
+    high: float
+    rows: tuple[Kept, ...]
+
+
+def kept_groups(rows: Sequence[Row]) -> tuple[KeptGroup, ...]:
+    """What each method, or else exposure, had learned and what fine-tuning left; empty if no trial has both losses."""
+    naming = _naming_axes(rows)
+    found = []
+    names = list(dict.fromkeys(_name(row, naming) for row in rows))
+    # Rows are named beside their line: more rows than colours have one colour, rather than a colour that means two.
+    styles = line_styles(names) if len(names) <= len(COLOURS) else dict.fromkeys(names, style_at(0))
+    for subject, own in grouped(rows, _subject).items():
+        shared = [axis for axis in axis_names(own) if axis not in naming and all(axis in row["axes"] for row in own)]
+        finished = [row for row in own if has_losses(row, L_IM, L_RET)]
+        even = matched_rows(own, shared, L_IM, L_RET)
+        by_name = grouped(even or finished, lambda row: _name(row, naming))
+        lines = [_kept(name, styles[name], by_name[name]) for name in names if name in by_name]
+        if lines:
+            found.append(_scaled(subject if even else f"{subject} (not yet over the same settings)".strip(), lines))
+    return tuple(found)
+
+
+def _kept(name: str, style: LineStyle, rows: Sequence[Row]) -> Kept:
+    before, after = (means_by_seed(rows, loss) for loss in (L_IM, L_RET))
+    per_seed = [after[seed] - before[seed] for seed in after]
+    mean_before, mean_after = (fmean(row[loss] for row in rows) for loss in (L_IM, L_RET))
+    spread = f"{_signed(min(per_seed))} to {_signed(max(per_seed))}" if len(per_seed) > 1 else ""
+    return Kept(method_title(name), style, mean_before, mean_after, _signed(mean_after - mean_before), spread)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # + 0.0 makes -0.0 positive
+
+
+def _scaled(subject: str, lines: Sequence[Kept]) -> KeptGroup:
+    values = [value for line in lines for value in (line.before, line.after)]
+    low, high = min(values), max(values)
+    reach = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / reach, 1)
+
+    placed = tuple(replace(line, start=place(line.before), end=place(line.after)) for line in lines)
+    return KeptGroup(subject, low, high, placed)
+
+
+def run_names(rows: Sequence[Row]) -> dict[str, str]:
+    """What the line of each run is named by, by its key: as in the first figure; a run that several share, by the first."""
+    naming = _naming_axes(rows)
+    names: dict[str, str] = {}
+    for row in rows:
+        for key in row["keys"].values():
+            if key is not None:
+                names.setdefault(key, _name(row, naming))
+    return names
+
+
+def _naming_axes(rows: Sequence[Row]) -> list[str]:
+    """The axes that name a method: the named cases, or else what decides the method, or else the first that varies."""
+    there = varied_axes(rows)
+    for names in ((RECIPE,), (METHOD,), METHOD_FIELDS):
+        if found := [name for name in names if name in there]:
+            return found
+    return [name for name in there if name not in (PIPELINE, SIZE)][:1]
+
+
+def _name(row: Row, naming: Sequence[str]) -> str:
+    values = [(name, row["axes"][name]) for name in naming if row["axes"].get(name) is not None]
+    if [name for name, _ in values] in ([METHOD], [RECIPE]):
+        return str(values[0][1])
+    short = {EXPOSURE: "λ"}
+    return ", ".join(f"{short.get(name, name)} = {value_text(value)}" for name, value in values) or "all trials"
+
+
+def _subject(row: Row) -> str:
+    pipeline, size = row["axes"].get(PIPELINE), row["axes"].get(SIZE)
+    parts = [PIPELINES.get(str(pipeline), str(pipeline)) if pipeline is not None else ""]
+    parts.append(f"D_post of {format_size(size) if isinstance(size, int) else size} tokens" if size is not None else "")
+    return ", ".join(filter(None, parts))
+
+
+def answer(groups: Sequence[KeptGroup], verdicts: Sequence[Verdict], unit: str, linear: bool = False) -> list[str]:
+    """The answer in two sentences: what is decided, and what the losses are. unit: of the losses, such as nats."""
+    if not groups:
+        return ["No trial is finished yet, so there is no answer yet."]
+    first = (
+        "Gradient descent on the paper's two-layer linear model is compared with the closed forms of its theory."
+        if linear
+        else _decided(verdicts)
+    )
+    return [first, _losses(groups, unit)]
+
+
+def _decided(verdicts: Sequence[Verdict]) -> str:
+    if not verdicts:
+        return "These trials test no claim of the paper."
+    names = Counter(one.name for one in verdicts)
+    counts: Counter[str] = Counter(one.outcome for one in verdicts)
+    if len(names) == 1:
+        parts = [f"{outcome} in {counts[outcome]}" for outcome in OUTCOMES if counts[outcome]]
+        text = f"{next(iter(names))}: {', '.join(parts)} of {counted(len(verdicts), 'comparison')}"
+        return f"{text[0].upper()}{text[1:]}."
+    if len(names) > MOST_NAMES:
+        told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+        return f"{len(verdicts)} verdicts on {len(names)} claims: {told}."
+    parts = []
+    for outcome in OUTCOMES:
+        found = Counter(one.name for one in verdicts if one.outcome == outcome)
+        named = [name + (f" (in {n} of {names[name]})" if names[name] > 1 else "") for name, n in found.items()]
+        if named:
+            parts.append(f"{outcome}: {', '.join(named)}")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _losses(groups: Sequence[KeptGroup], unit: str) -> str:
+    shared = [
+        line.name for line in groups[0].rows if all(line.name in {one.name for one in group.rows} for group in groups)
+    ]
+    mean = {
+        name: [
+            fmean(getattr(line, loss) for group in groups for line in group.rows if line.name == name)
+            for loss in LOSSES
+        ]
+        for name in shared
+    }
+    if not mean:
+        return "No method is finished in all pipelines."
+    base, best = shared[0], min(shared, key=lambda name: mean[name][1])
+    before, after = mean[best]
+    if len(mean) == 1:
+        return f"Fine-tuning raises the post-training loss from {before:.3f} to {after:.3f} {unit} on average."
+    if best == base:
+        second = min(shared[1:], key=lambda name: mean[name][1])
+        gap = mean[second][1] - after
+        return f"{best} has the lowest L_ret on average, {after:.3f} {unit}; the next is {second}, {gap:.3f} higher."
+    changes = [mean[best][index] - mean[base][index] for index in (1, 0)]
+    return (
+        f"On average {best} has the lowest L_ret, {after:.3f} {unit}: {changes[0]:+.3f} against {base}, while L_im, before "
+        f"fine-tuning, changes by {changes[1]:+.3f}."
+    )
+
+
+def facts(rows: Sequence[Row], verdicts: Sequence[Verdict], states: Mapping[str, State]) -> list[Fact]:
+    """How complete, how sure and how dear the results are."""
+    finished = sum(row[L_RET] is not None for row in rows)
+    seeds = max(1, len({str([row["axes"].get(name) for name in SEEDS]) for row in rows}))
+    found = [
+        Fact("trials", f"{finished:,} of {len(rows):,}" if finished < len(rows) else f"{finished:,}", "finished"),
+        Fact("seeds", f"{seeds}", "intervals are 95%, over seeds" if seeds > 1 else "one seed has no interval"),
+    ]
+    if verdicts:
+        decided = sum(one.outcome != "undecided" for one in verdicts)
+        corrected = sum(one.adjusted < 0.05 for one in verdicts)
+        found.append(
+            Fact("decided", f"{decided} of {len(verdicts)}", f"{corrected} also after correction for the page")
+        )
+    seconds = sum(map(device_seconds, states.values()))
+    devices = Counter(attempt.device or "CPU" for state in states.values() for attempt in state.attempts)
+    if devices:
+        hours = f"{seconds / 3600:,.3g}"
+        found.append(Fact("device-hours", hours, f"all attempts, on {', '.join(devices)}"))
+    return found
