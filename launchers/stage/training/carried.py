@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.training.distributed import broadcast
 from retain.lightning_modules.models import trained_parameters
-from retain.lightning_modules.optimizers import ADAMW_MOMENTS
+from retain.lightning_modules.optimisation import ADAMW_MOMENTS
 from retain.lightning_modules.shards import first_row, local_part
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.garbage import check_kept_optimizer

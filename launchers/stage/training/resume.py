@@ -25,7 +25,7 @@ from retain.launchers.stage.training.checkpoints import CheckpointWriter, SavedC
 from retain.launchers.stage.training.curves import Curves, finite
 from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.models import trained_parameters
-from retain.lightning_modules.optimizers import MOMENTS
+from retain.lightning_modules.optimisation import MOMENTS
 from retain.lightning_modules.shards import first_row, local_part
 from retain.lightning_modules.stage import StageModule
 

@@ -12,7 +12,7 @@ from retain.launchers.stage.signals import StopRequest
 from retain.launchers.stage.training.checkpoints import CheckpointWriter, Snapshot, checkpoint_folders, open_checkpoint
 from retain.launchers.stage.training.resume import Cadence, Resume
 from retain.lightning_modules.models import build_model
-from retain.lightning_modules.optimizers import MOMENTS
+from retain.lightning_modules.optimisation import MOMENTS
 from retain.lightning_modules.stage import StageModule
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.models import Architecture

@@ -21,7 +21,7 @@ from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import StopRequest
 from retain.lightning_modules.models import build_model, parameter_groups
 from retain.lightning_modules.objective import loss_and_gradient, summed_loss
-from retain.lightning_modules.schedules import learning_rate
+from retain.lightning_modules.optimisation import learning_rate
 from retain.results.store.garbage import check_starts
 from retain.results.store.runs import Run
 from retain.results.store.state import OPTIMIZER

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from retain.lightning_modules.schedules import learning_rate
+from retain.lightning_modules.optimisation import learning_rate
 
 STEPS = st.integers(2, 3000)
 RATES = st.floats(1e-6, 1.0)
