@@ -236,7 +236,8 @@ def _twin(store: Store, name: str) -> Store:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     for shared in ("corpora", "tokenizers", "checkpoints"):
-        (root / shared).symlink_to(os.path.relpath(store.root / shared, root), target_is_directory=True)
+        if (store.root / shared).exists():
+            (root / shared).symlink_to(os.path.relpath(store.root / shared, root), target_is_directory=True)
     return Store(root)
 
 

@@ -18,9 +18,9 @@ from retain.launchers.slurm.client import exclude_nodes, live_jobs, requeue_job
 from retain.launchers.stage.failures import NODE, ON_SLURM, next_attempt
 from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.results.store.lease import try_lease
+from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
-from retain.results.store.status import written_state
 from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.processes import slurm_job
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
-from retain.results.store.status import written_state
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError
 

@@ -123,7 +123,7 @@ def budgets(file: StudyFile) -> Table:
         section = getattr(file.study, stage)
         for name in type(section).model_fields:
             # A field that is left out and has no value of its own; sections with fields of their own are above.
-            if getattr(section, name) is None and stage not in fields.get(name, {}):
+            if getattr(section, name) in (None, {}) and stage not in fields.get(name, {}):
                 fields.setdefault(name, {})[stage] = f"{file.study.seed} (the study's)" if name == "seed" else "none"
     rows: Rows = [[name, *(stages.get(stage, "") for stage in chain)] for name, stages in fields.items()]
     return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *chain), rows)

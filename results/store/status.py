@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retain.results.store.readiness import blocked_stages
+from retain.results.store.readiness import blocked_stages, written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED, AttemptCost, State, attempt_costs, damaged_state
 from retain.sweeps.base.errors import DamageError
@@ -108,14 +108,6 @@ def run_status(run: Run, state: State | None = None) -> RunStatus:
         return _row(Stage(run.key, "unknown", None, "", 0, {}), run, damaged_state(error), None)
     stage = Stage(run.key, stage_name(spec), spec["parent"], "", _total_tokens(spec), spec["axes"])
     return _row(stage, run, state or current_state(run), None)
-
-
-def written_state(run: Run) -> State:
-    """The state that state.json says; DAMAGED if it cannot be read."""
-    try:
-        return run.state()
-    except DamageError as error:
-        return damaged_state(error)
 
 
 def current_state(run: Run) -> State:

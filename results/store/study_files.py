@@ -228,6 +228,10 @@ def looks_of(store: Path, study: str) -> SavedLooks | None:
         return read_looks(study_folder(store, study) / LOOKS)
     except FileNotFoundError:
         return None
+    except DamageError as error:
+        if isinstance(error.__cause__, NotADirectoryError):  # the store is no folder, which its writers tell better
+            return None
+        raise
 
 
 def looks_ended(looks: SavedLooks) -> bool:

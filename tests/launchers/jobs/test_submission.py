@@ -104,5 +104,5 @@ def test_without_slurm_a_submission_is_one_sentence_that_names_the_launcher_whic
     assert main(["submit", str(study), "--store", str(tmp_path / "runs")]) == 3
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.endswith("train on this machine: retain submit STUDY --launcher local\n")
+    assert error.endswith("train on this machine, as --launcher local does\n")
     assert not (tmp_path / "runs").exists()

@@ -42,7 +42,7 @@ def test_states_that_follow_each_other_faster_than_they_are_written_are_whole(tm
     trainer = cast(Any, SimpleNamespace(global_rank=0, world_size=1, optimizers=[optimizer], should_stop=False))
     data, curves = cast(Any, SimpleNamespace(digest=0)), cast(Any, SimpleNamespace(state=dict))
     writer = CheckpointWriter(tmp_path, 0, 1, lambda: True)
-    resume = Resume(None, data, curves, None, writer, StopRequest(), Cadence(0.0, None), holds_all=True)
+    resume = Resume(None, None, data, curves, None, writer, StopRequest(), Cadence(0.0, None), holds_all=True)
     resume.agreement = cast(Any, SimpleNamespace(settle=lambda wish: wish))
     for step in (1, 2, 3):
         with torch.no_grad():

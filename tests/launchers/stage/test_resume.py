@@ -24,7 +24,7 @@ from tests.retain import losses, retain, retain_json, start, train_here, weights
 from tests.studies import tiny_study
 
 LONG: dict[str, Any] = {
-    "pretrain.tokens": 12_800,
+    "pretrain.tokens": 19_200,
     "pretrain.dropout": 0.1,
     "grid": {"pretrain.exposure": [1]},
     "execution": {"save_steps": 5, "heldout_every": 8},
@@ -32,7 +32,7 @@ LONG: dict[str, Any] = {
     "posttrain.replay": 0.25,
     "posttrain.early_stopping": {"every": 6, "patience": 2},
 }
-"""Fifty steps of pretraining and what else a state must remember: dropout, replay, early stopping."""
+"""Seventy-five steps of pretraining and what else a state must remember: dropout, replay, early stopping."""
 
 
 @pytest.fixture(scope="module")

@@ -76,9 +76,9 @@ def test_results_shows_the_losses_that_are_asked_for(trained: Trained) -> None:
 
 
 def test_a_run_that_another_study_trained_has_a_blank_with_its_reason(tmp_path: Path) -> None:
-    first = tiny_study(tmp_path / "study", study="first", grid={}, **{"finetune.corpus": "general"})
+    first = tiny_study(tmp_path / "study", study="first", grid={})
     second = tiny_study(tmp_path / "study", study="second", grid={})
-    train_here(first, tmp_path / "runs")
+    train_here(first, tmp_path / "runs", "finetune.corpus=general")
     before = {path: path.read_bytes() for path in (tmp_path / "runs").glob("*/losses.json")}
     train_here(second, tmp_path / "runs")
     assert all(path.read_bytes() == content for path, content in before.items()), "nothing is evaluated again"

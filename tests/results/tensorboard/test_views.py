@@ -203,7 +203,7 @@ def test_filter_values_may_be_written_as_in_the_study_file() -> None:
 
 def test_text_and_number_axes_become_hyperparameters(tmp_path: Path) -> None:
     trials = [{"method": "mixed", "seed": 0}, {"method": "mixed+dropout", "posttrain.dropout": 0.02, "seed": 1}]
-    name, content = study_events(study_hyperparameters("kinds", trials), [])
+    name, content = study_events(study_hyperparameters("kinds", trials), [], [])
     (tmp_path / name).write_bytes(content)
     events = EventAccumulator(str(tmp_path)).Reload()
     content = events.summary_metadata["_hparams_/experiment"].plugin_data.content

@@ -51,7 +51,7 @@ def trained_from(
     module.step = start
     points = [("pretrain/loss", 5.0, start * 8 * LENGTH, 1.0)] if start else []
     saved = {"points": points, "logged_step": start} if start else None
-    curves = Curves(run, Heldout({}, module, bf16=False, rank=0, world=1), None, saved, log_every)
+    curves = Curves(run, Heldout({}, {}, module, bf16=False, rank=0, world=1), None, saved, log_every)
     output = io.StringIO()
     with redirect_stdout(output):
         train(module, list(random_sequences(8 * (steps - start)).split(8)), curves)
