@@ -112,7 +112,7 @@ def _endings(parents: Mapping[str, str | None], states: Mapping[str, State]) -> 
     """How each run has ended; left if it has not. A run whose branch has ended above it is skipped."""
 
     def is_cut(key: str | None) -> bool:
-        return key in states and (states[key].state in (*STOPPED, DAMAGED) or is_cut(parents[key]))
+        return key is not None and (states[key].state in (*STOPPED, DAMAGED) or is_cut(parents[key]))
 
     return {
         key: ("skipped" if is_cut(parents[key]) else LEFT) if state.state in UNENDED else state.state
