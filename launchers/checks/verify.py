@@ -11,6 +11,7 @@ from retain.datamodules.corpora.prepare import tokenizer_problem
 from retain.datamodules.corpora.sources import note_problem
 from retain.launchers.jobs.submissions import BACKLOG, INTENT, read_backlog, read_submission
 from retain.launchers.kinds import kind_of
+from retain.launchers.stage import on_end
 from retain.launchers.stage.training.numerics import recorded_numerics
 from retain.results.store import study_files
 from retain.results.store.lease import claim_problem
@@ -25,6 +26,7 @@ OF_STUDIES: Mapping[str, Callable[[Path], Any]] = {
     study_files.HISTORY: study_files.read_history,
     study_files.SUMMARY: study_files.read_summary,
     study_files.LOOKS: study_files.read_looks,
+    f"{on_end.FOLDER}/{on_end.LAUNCH}": on_end.read_launch,
 }
 """The reader of each document in the folder of a study."""
 

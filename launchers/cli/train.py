@@ -171,6 +171,7 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     from retain.launchers.jobs.submit import register_for_slurm, submit_runs
     from retain.launchers.planning.opened_study import open_study
     from retain.launchers.slurm.client import has_slurm
+    from retain.launchers.stage.on_end import renew_launches
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
 
@@ -180,6 +181,7 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
         register_for_slurm(open_study(name, overrides or (), store), chosen and chosen[1])
     again = [key for key in keys if Store(store).run(key).retry()]
     if has_slurm():
+        renew_launches(Store(store), again)
         submission = submit_runs(Store(store), keys, name)
         print_submission(submission, command("retry", name, overrides, store))
     elif is_study(name):

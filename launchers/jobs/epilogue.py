@@ -16,6 +16,7 @@ from retain.launchers.jobs.dead_attempts import explain_deaths, settle_death
 from retain.launchers.jobs.submissions import is_to_do, read_submission
 from retain.launchers.slurm.client import exclude_nodes, live_jobs, requeue_job
 from retain.launchers.stage.failures import NODE, ON_SLURM, next_attempt
+from retain.launchers.stage.on_end import tell_ended
 from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.results.store.lease import try_lease
 from retain.results.store.readiness import written_state
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     dead = dead or _next_if_died_early(runs, token)
     if dead is None:
         if _all_ended(runs):
-            submit_backlog(store)
+            _end(store, runs)
         return 0
 
     # 2. Record how its attempt ended; the run may have used up its retries.
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
     if again is None:  # another process has the run
         return 0
     if not again and _all_ended(runs):
-        submit_backlog(store)
+        _end(store, runs)
         return 1
 
     # 3. Requeue the job: for another attempt, or for the rest of its pack.
@@ -62,6 +63,12 @@ def main(arguments: list[str]) -> int:
     if policy is not None and policy.elsewhere:
         exclude_nodes(job, blamed_nodes(dead.folder, death.reason, int(os.environ.get("SLURM_NNODES", "1"))))
     return 1
+
+
+def _end(store: Store, runs: Sequence[Run]) -> None:
+    """What the end of a job that has no run left to do may cause: submissions, and the user's own command."""
+    submit_backlog(store)
+    tell_ended(store, [run.key for run in runs], ON_SLURM)
 
 
 def _all_ended(runs: Sequence[Run]) -> bool:

@@ -37,6 +37,7 @@ from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import live_jobs, refusal, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.slurm.partitions import Limits, read_limits
+from retain.launchers.stage.on_end import begin_launch
 from retain.results.store.lease import SILENCE_S, Owner, held_by, wait_for_lease
 from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED, UNENDED
@@ -112,6 +113,10 @@ def submit_study(
     chosen = find_site(site)
     opened = prepare_study(name, overrides, store, report)
     resources = register_for_slurm(opened, chosen and chosen[1])
+    states = opened.store.states(opened.tree.stages)
+    if any(state.state in UNENDED for state in states.values()):
+        failed = [key for key, state in states.items() if state.state == "failed"]
+        begin_launch(opened.store, opened.tree, opened.file.study.execution.on_end, failed)
     submitted = submit_runs(opened.store, list(opened.tree.stages), opened.tree.study)
     return replace(submitted, outdated=_outdated(opened.store, resources) if submitted.queued_already else [])
 

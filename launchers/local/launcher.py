@@ -61,9 +61,17 @@ class WorkerGroup:
 Disturb = Callable[[Mapping[str, WorkerGroup]], None]
 """Called with the worker groups by run, instead of a pause between polls. Only the drill uses it, to kill processes."""
 
+Failed = Callable[[Sequence[str]], None]
+"""Called with the keys of runs that have just failed for good, unless nothing is left to train."""
+
 
 def train(
-    tree: Tree, store: Store, slots: Sequence[Slot], watch: Watch, disturb: Disturb | None = None
+    tree: Tree,
+    store: Store,
+    slots: Sequence[Slot],
+    watch: Watch,
+    disturb: Disturb | None = None,
+    failed: Failed | None = None,
 ) -> dict[str, State]:
     """Train every stage of a tree that the store lacks; returns the last state of each.
 
@@ -78,6 +86,9 @@ def train(
                 scheduler.collect()
                 watch(scheduler.states)
                 scheduler.start_ready()
+                if failed is not None and scheduler.failed and not scheduler.finished():
+                    failed(scheduler.failed)
+                scheduler.failed = []
                 if disturb is not None:
                     disturb(scheduler.groups)
                 else:
@@ -124,6 +135,8 @@ class Scheduler:
         """Runs that another launcher was seen to train."""
         self.ended = {key for key, state in self.states.items() if state.state == "cancelled"}
         """Runs that ended without being done, and those below them."""
+        self.failed: list[str] = []
+        """Runs that have failed for good since they were last told."""
 
     def finished(self) -> bool:
         return not self.waiting and not self.groups
@@ -286,6 +299,7 @@ class Scheduler:
             pass
         # 3. It has failed, and with it the stages below.
         self.ended.add(key)
+        self.failed.append(key)
         if code < 0 or run.state().state != "failed":
             self._fail(run, code)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from retain.datamodules.corpora.prepare import Report, ignore_progress
@@ -12,6 +13,7 @@ from retain.launchers.planning.judged import begin_looks, make_look, planned_loo
 from retain.launchers.planning.looks import Schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
+from retain.launchers.stage.on_end import begin_launch, tell_ended, tell_failed
 from retain.results.store.garbage import check_starts
 from retain.results.store.runs import SPEC, Store
 from retain.results.store.state import State
@@ -47,7 +49,9 @@ def run_study(
     KeyboardInterrupt once all processes have saved a checkpoint and ended.
     """
     opened = _prepared(name, overrides, store, reporting)
-    return StudyRun(opened, train_missing(opened, opened.tree, watching))
+    states = train_missing(opened, opened.tree, watching, on_end=True)
+    _tell_end(opened, states)
+    return StudyRun(opened, states)
 
 
 def run_until_decided(
@@ -75,11 +79,13 @@ def run_until_decided(
         looks = planned
     while True:
         opened = _prepared(name, [*overrides, seeds_override(seeds_of_looks(looks))], store, reporting)
-        states = train_missing(opened, opened.tree, watching)
+        states = train_missing(opened, opened.tree, watching, on_end=True)
         if looks_ended(looks) or any(state.state != "done" for state in states.values()):
+            _tell_end(opened, states)
             return StudyRun(opened, states)
         looks = make_look(opened, looks)
         if looks_ended(looks):
+            _tell_end(opened, states)
             return StudyRun(opened, states)
 
 
@@ -92,13 +98,26 @@ def _prepared(name: str, overrides: Sequence[str], store: Path, reporting: Repor
         return prepare_study(name, overrides, store, report)
 
 
-def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching | None = None) -> Mapping[str, State]:
-    """Train the stages of a tree that the store lacks; returns the last state of each. Raises as `run_study` does."""
+def _tell_end(opened: OpenedStudy, states: Mapping[str, State]) -> None:
+    """Run the study's `execution.on_end`, unless no launch has trained anything since it was last run."""
+    tell_ended(opened.store, states.keys(), {})
+
+
+def train_missing(
+    opened: OpenedStudy, tree: Tree, watching: Watching | None = None, on_end: bool = False
+) -> Mapping[str, State]:
+    """Train the stages of a tree that the store lacks; returns the last state of each. Raises as `run_study` does.
+
+    on_end: whether `execution.on_end` is run for branches that fail; the caller runs it once the study has ended.
+    """
     states = opened.store.states(tree.stages)
     if all(state.state == "done" and (opened.store.root / key / SPEC).exists() for key, state in states.items()):
         return states
     check_starts(opened.store, tree.stages, states)
     slots = local_slots(opened.file.study.execution, opened.file.study.stages)
     register(tree, opened.file, opened.facts, opened.store)
+    if on_end:
+        begin_launch(opened.store, tree, opened.file.study.execution.on_end)
+    failed = partial(tell_failed, opened.store) if on_end else None
     with watching(tree, opened.store) if watching else nullcontext(lambda states: None) as watch:
-        return train(tree, opened.store, slots, watch)
+        return train(tree, opened.store, slots, watch, failed=failed)

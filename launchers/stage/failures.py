@@ -175,13 +175,18 @@ def prepare_retry(run: Run, policies: Mapping[str, Policy]) -> Policy | None:
     policy = next_attempt(state, policies)
     if policy is None or not policy.halve:
         return policy
-    numerics = recorded_numerics(run)
-    last = run.execution()["micro_batch"] or (numerics.micro_batch if numerics else None)
-    smaller = halved(run.spec()["recipe"]["batch"], state.attempts[-1].world, last)
+    smaller = smaller_batch(run)
     if smaller is None:
         return None
     run.adapt(smaller)
     return policy
+
+
+def smaller_batch(run: Run) -> int | None:
+    """Half of the micro-batch of a run's last attempt, in sequences; None if that was one sequence."""
+    numerics = recorded_numerics(run)
+    last = run.execution()["micro_batch"] or (numerics.micro_batch if numerics else None)
+    return halved(run.spec()["recipe"]["batch"], run.state().attempts[-1].world, last)
 
 
 def halved(batch: int, world: int, micro_batch: int | None) -> int | None:

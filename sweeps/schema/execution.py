@@ -134,6 +134,10 @@ class Execution(StageExecution):
     """Fields above that differ for one stage of the chain. By default all stages run alike."""
     parallel: Positive | None = None
     """The number of stages that run at the same time on this machine. By default as many as its cores or GPUs allow."""
+    on_end: str | None = None
+    """A shell line to run once when the study ends, and once for each branch that fails before that, such as
+    `echo "$RETAIN_SUMMARY" | mail -s "$RETAIN_STUDY" me@example.org`. The default is none. docs/study.md lists the variables of
+    its environment."""
 
     def of_stage(self, name: str, site: SiteOptions | None = None) -> StageExecution:
         """How one stage runs: the fields for this stage, over those of the study, over those of the site."""
