@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypedDict
 from retain.launchers.stage.failures import Policy, next_attempt, smaller_batch
 from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, STOPPED, UNENDED, State
-from retain.results.store.status import written_state
+from retain.results.store.readiness import written_state
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import RetainError
@@ -187,8 +187,13 @@ def _claim(folder: Path, launch: Launch, event: str) -> bool:
 
 
 def _launches(store: Store, keys: Collection[str]) -> Iterator[tuple[Path, Launch]]:
-    """The launches of a store that have one of these runs, with their folders. Raises DamageError."""
+    """This user's launches of a store that have one of these runs, with their folders. Raises DamageError.
+
+    In a shared store, nobody runs a command that somebody else wrote.
+    """
     for path in sorted((store.root / "studies").glob(f"*/{FOLDER}/{LAUNCH}")):
+        if path.stat().st_uid != os.geteuid():
+            continue
         launch = read_launch(path)
         if not launch["parents"].keys().isdisjoint(keys):
             yield path.parent, launch
