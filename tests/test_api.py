@@ -44,7 +44,7 @@ def printed(folder: Path) -> list[str]:
 def test_a_plain_script_trains_a_study_and_reads_its_results(printed: list[str], folder: Path) -> None:
     assert printed[0] == "4 []"
     assert printed[1] == str(["done"] * 8)
-    rows = json.loads((folder / "runs" / "studies" / "linear" / "trials.json").read_text())
+    rows = json.loads((folder / "runs" / "studies" / "linear" / "trials.json").read_text())["trials"]
     assert printed[2] == str(sorted(row["retained_posttraining_loss"] for row in rows))
 
 

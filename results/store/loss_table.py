@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State, damaged_state
 from retain.results.store.study_files import TRIALS, read_trials, study_folder
+from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import DamageError, StudyError
-from retain.sweeps.base.files import write_json, write_text
+from retain.sweeps.base.files import write_text
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.search_space import Loss
 from retain.sweeps.schema.section import FURTHER, STAGE_KINDS, stage_kind
@@ -190,7 +191,7 @@ def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:
     """Write a study's rows as trials.json, which `retain.load` reads, and as losses.csv. Returns the path of losses.csv."""
     folder = study_folder(store, study)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / TRIALS, list(rows))
+    write_document(folder / TRIALS, {"trials": list(rows)})
     write_text(folder / "losses.csv", csv_text(rows))
     return folder / "losses.csv"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from retain.results.store.runs import Run, Store
-from retain.sweeps.base.documents import read_document
+from retain.sweeps.base.documents import parsed, read_bytes, read_document
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.keys import canonical, stage_key
 
@@ -44,6 +44,12 @@ class TrialRow(TypedDict):
     tokens: int | None
     losses: NotRequired[dict[str, dict[str, float | None]]]
     """The loss of each stage's weights on each corpus, by name; absent in earlier files."""
+
+
+class SavedTrials(TypedDict):
+    """trials.json: the rows of the last run."""
+
+    trials: list[TrialRow]
 
 
 class SavedPoint(TypedDict):
@@ -190,8 +196,13 @@ class SavedLooks(TypedDict):
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
-    """The rows of a trials.json. Raises FileNotFoundError, DamageError."""
-    rows = read_document(path, list[TrialRow], "delete this file and run the study again, which writes it again")
+    """The rows of a trials.json; earlier versions wrote them as a bare list. Raises FileNotFoundError, DamageError."""
+    cure = "delete this file and run the study again, which writes it again"
+    content = read_bytes(path, cure)
+    if content.lstrip().startswith(b"["):
+        rows = parsed(content, list[TrialRow], path, cure)
+    else:
+        rows = parsed(content, SavedTrials, path, cure)["trials"]
     return [dict(row) for row in rows]
 
 

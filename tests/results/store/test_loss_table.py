@@ -154,6 +154,21 @@ def test_saved_rows_are_read_back_exactly(planned: tuple[Tree, Store]) -> None:
     assert len(frame_of(rows)) == 4
 
 
+def test_saved_rows_state_their_format_and_the_bare_list_of_earlier_versions_is_still_read(
+    planned: tuple[Tree, Store],
+) -> None:
+    tree, store = planned
+    finish_all(tree, store)
+    save_rows(store.root, tree.study, trial_rows(tree, store))
+    path = store.root / "studies" / tree.study / "trials.json"
+    document = json.loads(path.read_text())
+    assert list(document) == ["format", "trials"]
+    assert document["format"] == 1
+    rows = read_rows(store.root, tree.study)
+    path.write_text(json.dumps(document["trials"]))
+    assert read_rows(store.root, tree.study) == rows == document["trials"]
+
+
 def test_a_loss_is_found_by_the_tokens_of_its_corpus_and_never_by_a_name(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     finish_all(tree, store)
