@@ -71,7 +71,7 @@ def _shorten_stages(raw: dict[str, Any], file: StudyFile, allocation: str) -> No
                 section["max_tokens"] = 2 * tokens
         section["tokens"] = tokens
         if section.get("skip"):
-            section["skip"] = min(parse_size(section["skip"]), tokens)
+            section["skip"] = min(getattr(file.study, stage).skip, tokens)
         if section.get("early_stopping"):
             section["early_stopping"] |= {"every": EVALUATE_EVERY}
 
