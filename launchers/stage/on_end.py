@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from retain.launchers.stage.failures import Policy, next_attempt, smaller_batch
+from retain.results.store.readiness import written_state
 from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, STOPPED, UNENDED, State
-from retain.results.store.readiness import written_state
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import RetainError
