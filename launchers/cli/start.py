@@ -64,7 +64,10 @@ def fields(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a field of a study and the fields below it; without a PATH, the fields of a study."""
+    """Explain a field of a study and the fields below it.
+
+    Without a PATH, explains all fields of a study.
+    """
     from retain.launchers.cli.views.fields import fields_document, json_schema_text, print_fields
     from retain.sweeps.reference.paths import find_fields
 
