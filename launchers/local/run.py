@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retain.datamodules.corpora.prepare import Report, ignore_progress
 from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import Watch, train
+from retain.launchers.planning.evaluations import ready_evaluations
 from retain.launchers.planning.judged import begin_looks, make_look, planned_looks
 from retain.launchers.planning.looks import Schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
-from retain.launchers.planning.register import register
+from retain.launchers.planning.register import register, register_evaluations
 from retain.results.store.garbage import check_starts
 from retain.results.store.runs import SPEC, Store
 from retain.results.store.state import State
@@ -32,6 +33,10 @@ class StudyRun:
     opened: OpenedStudy
     states: Mapping[str, State]
     """The last state of each stage."""
+    measured: Tree | None = None
+    """The evaluations that were missing, below their stages; None if none was."""
+    evaluations: Mapping[str, State] = field(default_factory=dict)
+    """The last states of the evaluations that were missing, and of their stages."""
 
 
 def run_study(
@@ -47,7 +52,19 @@ def run_study(
     KeyboardInterrupt once all processes have saved a checkpoint and ended.
     """
     opened = _prepared(name, overrides, store, reporting)
-    return StudyRun(opened, train_missing(opened, opened.tree, watching))
+    return with_measures(opened, train_missing(opened, opened.tree, watching), watching)
+
+
+def evaluate_study(
+    name: str,
+    overrides: Sequence[str],
+    store: Path,
+    reporting: Reporting | None = None,
+    watching: Watching | None = None,
+) -> StudyRun:
+    """Measure what done stages of a study lack, blanks of its matrix included; train nothing. Raises as `run_study` does."""
+    opened = _prepared(name, overrides, store, reporting)
+    return with_measures(opened, opened.store.states(opened.tree.stages), watching, blanks=True)
 
 
 def run_until_decided(
@@ -77,10 +94,10 @@ def run_until_decided(
         opened = _prepared(name, [*overrides, seeds_override(seeds_of_looks(looks))], store, reporting)
         states = train_missing(opened, opened.tree, watching)
         if looks_ended(looks) or any(state.state != "done" for state in states.values()):
-            return StudyRun(opened, states)
+            return with_measures(opened, states, watching)
         looks = make_look(opened, looks)
         if looks_ended(looks):
-            return StudyRun(opened, states)
+            return with_measures(opened, states, watching)
 
 
 def _prepared(name: str, overrides: Sequence[str], store: Path, reporting: Reporting | None) -> OpenedStudy:
@@ -102,3 +119,24 @@ def train_missing(opened: OpenedStudy, tree: Tree, watching: Watching | None = N
     register(tree, opened.file, opened.facts, opened.store)
     with watching(tree, opened.store) if watching else nullcontext(lambda states: None) as watch:
         return train(tree, opened.store, slots, watch)
+
+
+def with_measures(
+    opened: OpenedStudy, states: Mapping[str, State], watching: Watching | None, blanks: bool = False
+) -> StudyRun:
+    """Measure what `evaluate` asks for below the stages that are done, and with `blanks` what the matrix lacks.
+
+    states: the last state of each stage. Raises as `run_study` does.
+    """
+    missing = ready_evaluations(opened, blanks)
+    if not missing:
+        return StudyRun(opened, states)
+    tree, store, study = opened.tree, opened.store, opened.file.study
+    check_starts(store, tree.stages | missing, {**states, **store.states(missing)})
+    # The stages are done, whatever became of those above them.
+    above = {one.parent: replace(tree.stages[one.parent], parent=None) for one in missing.values() if one.parent}
+    part = replace(tree, stages=above | missing, trials=[])
+    register_evaluations(missing, tree, opened.file, opened.facts, store)
+    slots = local_slots(study.execution, study.stages)
+    with watching(part, store) if watching else nullcontext(lambda states: None) as watch:
+        return StudyRun(opened, states, part, train(part, store, slots, watch))
