@@ -191,9 +191,9 @@ def heldout_loss(
 ) -> HeldoutLoss:
     """Return the mean loss over all predictions of a held-out split, each once, summed in fp64 over all ranks.
 
-    sequences: int64 [sequences, length], the whole split on every rank. end_of_text: as of `summed_loss`. between: called before
-    each batch with the number of this rank's sequences that are done. Never compiled, so that runs trained with and without
-    compiling are evaluated with the same arithmetic.
+    sequences: int64 [sequences, length], the whole split on every rank. end_of_text: as of `summed_loss`. between: called
+    before each batch with the number of this rank's sequences that are done. Never compiled, so that runs trained with and
+    without compiling are evaluated with the same arithmetic.
     """
     was_training = model.training
     model.eval()

@@ -14,12 +14,13 @@ from retain.sweeps.tree.tree import Stage, Tree
 class PlannedEvaluations:
     """The evaluation runs that `evaluate` of the planned studies asks for, and what those that are missing cost."""
 
-    runs: int = 0
-    to_measure: int = 0
+    runs: int
+    """The number of evaluation runs."""
+    to_measure: int
     """The number of them that are not done."""
-    tokens: int = 0
+    tokens: int
     """The tokens to measure on; corpora that are not prepared count as 0."""
-    flops: float = 0.0
+    flops: float
     """A third of what training on these tokens takes, as nothing is propagated back."""
 
 

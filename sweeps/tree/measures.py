@@ -35,8 +35,10 @@ def corpora_after(tree: Tree) -> dict[tuple[str, int], dict[str, str]]:
     found: dict[tuple[str, int], dict[str, str]] = {}
     for length in dict.fromkeys(length for _, length in tree.corpora):
         for stage in tree.chain:
-            own = {name: tree.corpora[name, length] for name in tree.measured.get(stage, ())}
-            found[stage, length] = used.get(length, {}) | own
+            own = {name: tree.corpora.get((name, length)) for name in tree.measured.get(stage, ())}
+            # Of several studies planned together, only one may have the corpus at this length.
+            known = {name: fingerprint for name, fingerprint in own.items() if fingerprint is not None}
+            found[stage, length] = used.get(length, {}) | known
     return found
 
 
@@ -53,8 +55,8 @@ def asked_evaluations(tree: Tree, heldout: Mapping[tuple[str, int], int] | None 
         names = tree.measured.get(stage.stage, ())
         length = json.loads(stage.recipe)["sequence_length"] if names else 0
         for name in names:
-            fingerprint = tree.corpora[name, length]
-            if fingerprint not in used.get(length, {}).values():
+            fingerprint = tree.corpora.get((name, length))
+            if fingerprint is not None and fingerprint not in used.get(length, {}).values():
                 tokens = (heldout or {}).get((name, length), 0)
                 one = evaluation_of(stage, name, fingerprint, length, tokens)
                 found[one.key] = one
