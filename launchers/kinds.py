@@ -12,6 +12,7 @@ from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store
 from retain.results.store.study_files import SUMMARY
 from retain.sweeps.base.errors import NewerFormatError
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
+from retain.sweeps.tree.measures import MEASURE
 
 Spec = Mapping[str, Any]
 """The content of a run's stage.json."""
@@ -51,9 +52,10 @@ TRAINING = Kind(
     verify="retain.launchers.checks.verify_tokens",
 )
 LINEAR = Kind("linear", "retain.launchers.stage.linear", leaves=(WEIGHTS, LOSSES))
+EVALUATE = Kind("evaluate", "retain.launchers.stage.evaluate", leaves=(LOSSES,))
 SEARCH = Kind("search", "retain.launchers.search.attempt", leaves=(SUMMARY,), may_idle=True)
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, SEARCH)}
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, EVALUATE, SEARCH)}
 
 
 def kind_of(spec: Spec) -> Kind:
@@ -68,7 +70,9 @@ def kind_of(spec: Spec) -> Kind:
 
 
 def kind_of_recipe(recipe: Mapping[str, Any]) -> Kind:
-    """The kind of a stage of a study."""
+    """The kind of a stage of a study, or of an evaluation of one."""
+    if recipe.get("measure") == MEASURE:
+        return EVALUATE
     return LINEAR if recipe.get("method") == LINEAR_METHOD else TRAINING
 
 

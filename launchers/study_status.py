@@ -7,6 +7,7 @@ from pathlib import Path
 
 from retain.launchers.jobs.status import Orphan, ask_slurm
 from retain.launchers.kinds import SEARCH
+from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.search.history import point_counts
 from retain.results.store.runs import SPEC, Store, existing_store
@@ -108,7 +109,7 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
             prepared = open_study(study, overrides, store, remember=False)
             opened = opened if prepared.tree.provisional else prepared
         first = False
-        tree, name = opened.tree, opened.tree.study
+        tree, name = with_evaluations(opened), opened.tree.study
         rows = [*study_status(tree, opened.store), *_search_row(opened.store, name)]
         return _read(name, opened.store, rows, tree.provisional)
 

@@ -187,11 +187,13 @@ def heldout_loss(
     world: int = 1,
     batch_size: int = 16,
     end_of_text: int | None = None,
+    between: Callable[[int], None] = lambda done: None,
 ) -> HeldoutLoss:
     """Return the mean loss over all predictions of a held-out split, each once, summed in fp64 over all ranks.
 
-    sequences: int64 [sequences, length], the whole split on every rank. end_of_text: as of `summed_loss`. Never compiled, so
-    that runs trained with and without compiling are evaluated with the same arithmetic.
+    sequences: int64 [sequences, length], the whole split on every rank. end_of_text: as of `summed_loss`. between: called
+    before each batch with the number of this rank's sequences that are done. Never compiled, so that runs trained with and
+    without compiling are evaluated with the same arithmetic.
     """
     was_training = model.training
     model.eval()
@@ -199,6 +201,7 @@ def heldout_loss(
     mine = sequences[rank::world]
     # Every rank makes the same number of calls, because a sharded model gathers its weights in each call.
     for first in range(0, -(-len(sequences) // world), batch_size):
+        between(first)
         block = mine[first : first + batch_size]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16), torch.compiler.set_stance("force_eager"):
             losses = next_token_losses(model, (block if len(block) else sequences[:1]).to(device), end_of_text)

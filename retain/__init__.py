@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from retain.datamodules.corpora.prepare import Report
     from retain.launchers.jobs.submit import Submitted
-    from retain.launchers.local.run import Reporting, Watching
+    from retain.launchers.local.run import Reporting, StudyRun, Watching
     from retain.launchers.planning.looks import Until
     from retain.launchers.planning.plan import Plan
     from retain.launchers.study_status import Status
     from retain.results.report.collect import Results
 
-__all__ = ["load", "plan", "run", "status", "submit"]
+__all__ = ["evaluate", "load", "plan", "run", "status", "submit"]
 
 
 def plan(
@@ -76,14 +76,31 @@ def run(
     """
     from retain.launchers.local.run import run_study, run_until_decided
     from retain.launchers.planning.looks import check_options
-    from retain.results.report.collect import collect_results
 
     check_options(until, most, block)
     if until is None:
         ran = run_study(study, overrides, _store(store), reporting, watching)
     else:
         ran = run_until_decided(study, overrides, _store(store), most, block, reporting, watching)
-    return collect_results(ran.opened.file, ran.opened.tree, ran.opened.store, ran.states)
+    return _results_of(ran)
+
+
+def evaluate(
+    study: str,
+    overrides: Sequence[str] = (),
+    store: str | Path | None = None,
+    *,
+    reporting: "Reporting | None" = None,
+    watching: "Watching | None" = None,
+) -> "Results":
+    """Measure on this machine what the done stages of a study lack, train nothing, and collect the results.
+
+    That is what `evaluate` of the study asks for, and losses of its matrix that are blank, as another study trained the stage.
+    Raises as `run` does.
+    """
+    from retain.launchers.local.run import evaluate_study
+
+    return _results_of(evaluate_study(study, overrides, _store(store), reporting, watching))
 
 
 def submit(
@@ -140,6 +157,20 @@ def load(study: str, store: str | Path | None = None, overrides: Sequence[str] =
             )
         return frame_of(trial_rows(opened.tree, opened.store))
     return frame_of(read_rows(place, study))
+
+
+def _results_of(ran: "StudyRun") -> "Results":
+    """The results of a study after a local run, with the evaluations that failed."""
+    from dataclasses import replace
+
+    from retain.results.report.collect import collect_results, failures
+
+    found = collect_results(ran.opened.file, ran.opened.tree, ran.opened.store, ran.states)
+    if ran.measured is None:
+        return found
+    known = {failure.key for failure in found.failures}
+    failed = [failure for failure in failures(ran.measured, ran.evaluations) if failure.key not in known]
+    return replace(found, failures=[*found.failures, *failed])
 
 
 def _store(store: str | Path | None) -> Path:

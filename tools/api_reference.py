@@ -9,6 +9,7 @@ from typing import is_typeddict
 import retain
 from retain.launchers.jobs.status import Orphan
 from retain.launchers.jobs.submit import Submitted, SubmittedJob
+from retain.launchers.planning.evaluations import PlannedEvaluations
 from retain.launchers.planning.plan import Plan, PlannedStage, PlannedStudy, PlanTotals
 from retain.launchers.study_status import SearchStatus, Status
 from retain.results.report.collect import Failure, Results
@@ -18,9 +19,9 @@ from retain.results.store.study_files import SavedLook, SavedLooks, SavedVerdict
 from retain.sweeps.reference.sections import attribute_docs
 from tools.docstrings import one_line
 
-FUNCTIONS = ("plan", "run", "submit", "status", "load")
+FUNCTIONS = ("plan", "run", "evaluate", "submit", "status", "load")
 RETURNED = (
-    *(Plan, PlanTotals, PlannedStage, PlannedStudy),
+    *(Plan, PlanTotals, PlannedStage, PlannedStudy, PlannedEvaluations),
     *(Results, Failure, SavedLooks, SavedLook, SavedVerdict),
     *(Submitted, SubmittedJob),
     *(Status, RunStatus, AttemptCost, StageCost, SearchStatus, Orphan),

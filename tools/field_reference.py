@@ -35,6 +35,7 @@ PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
             ("a stage of your own", stages.FurtherStage),
             ("`start` of a stage", stages.Start),
             ("`posttrain.early_stopping`", stages.EarlyStopping),
+            ("`evaluate`", stages.Evaluate),
             ("`finetune`", stages.Finetune),
             ("`posttrain.lora` and `finetune.lora`", stages.Lora),
         ),

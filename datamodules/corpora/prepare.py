@@ -282,7 +282,7 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
     else:
         assert settings.train is not None
         held = heldout_hashes(file)
-        samples = [_sample_documents(file, name, settings.sample, held) for name in sorted(file.study.corpora)]
+        samples = [_sample_documents(file, name, settings.sample, held) for name in sorted(file.trained)]
         special = CHATML_MARKERS if settings.chat_template == CHATML else ()
         tokenizer = train_tokenizer(_reported(chain.from_iterable(samples), report), settings.train, special)
     check_unchanged(file, before)

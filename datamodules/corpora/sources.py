@@ -54,12 +54,12 @@ def withheld_share(file: StudyFile) -> float:
 
     No corpus trains on documents within this share, so none trains on what another one holds out.
     """
-    return max(corpus.heldout_share for corpus in file.study.corpora.values())
+    return max(file.study.corpora[name].heldout_share for name in file.trained)
 
 
 def corpora_with_splits(file: StudyFile) -> list[str]:
     """Return the names of the corpora that bring along a held-out split of their own, sorted."""
-    return sorted(name for name, corpus in file.study.corpora.items() if corpus.heldout_corpus is not None)
+    return sorted(name for name in file.trained if file.study.corpora[name].heldout_corpus is not None)
 
 
 def corpus_sources(file: StudyFile) -> dict[str, Source]:
@@ -84,8 +84,8 @@ def tokenizer_source(file: StudyFile) -> Source:
     if settings.train is not None:
         source["tokenizers"] = importlib.metadata.version("tokenizers")
         source["corpora"] = [
-            {**_read_source(file, name), "heldout": corpus.heldout_share}
-            for name, corpus in sorted(file.study.corpora.items())
+            {**_read_source(file, name), "heldout": file.study.corpora[name].heldout_share}
+            for name in sorted(file.trained)
         ]
     elif settings.hf is not None and (file.folder / settings.hf).is_dir():
         files = tokenizer_files(file.folder / settings.hf)
@@ -131,7 +131,7 @@ def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> So
 def tokenizer_definition(file: StudyFile) -> Source:
     """Return the definition of the study's tokeniser."""
     settings = tokenizer_settings(file)
-    corpora = [_defined(file, name) for name in sorted(file.study.corpora)] if settings.train is not None else []
+    corpora = [_defined(file, name) for name in sorted(file.trained)] if settings.train is not None else []
     return {DEFINITION: "tokenizer", "folder": str(file.folder), "corpora": corpora, **_settings(settings)}
 
 

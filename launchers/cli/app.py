@@ -15,7 +15,7 @@ from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyEr
 from retain.sweeps.base.files import is_file
 from retain.sweeps.base.surroundings import library_imports
 
-RESUMABLE = ("run", "search", "probe")
+RESUMABLE = ("run", "evaluate", "search", "probe")
 """Verbs that resume their work when they are interrupted and called again."""
 TRY = "check that it is there, and that you may read and write it"
 HELP = {"--help", "-h", "--version"}
@@ -52,6 +52,7 @@ for verb in (
     show.power,
     train.data,
     train.run,
+    train.evaluate,
     train.submit,
     search.search,
     show.status,

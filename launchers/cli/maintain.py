@@ -55,6 +55,7 @@ def verify(
     from retain.launchers.checks.verify import verify_store
     from retain.launchers.checks.verify_matched import matched_problems
     from retain.launchers.cli.views.checks import print_problems
+    from retain.launchers.planning.evaluations import with_evaluations
     from retain.results.store.runs import existing_store
 
     found = existing_store(store)
@@ -62,7 +63,7 @@ def verify(
         opened = _opened(study, overrides, store)
     except DamageError:  # of its data, so the keys of its runs are not known: check the whole store
         opened = None
-    checked, problems = verify_store(found, opened.tree.stages if opened else None)
+    checked, problems = verify_store(found, with_evaluations(opened).stages if opened else None)
     problems += matched_problems(opened, {problem.where for problem in problems}) if opened else []
     document = {"study": study, "runs": checked, "problems": [vars(problem) for problem in problems]}
     show(document, as_json, print_problems)
@@ -84,11 +85,12 @@ def gc(
     These are the checkpoints of done runs, and what dead processes left.
     """
     from retain.launchers.cli.views.checks import print_waste, waste_document
+    from retain.launchers.planning.evaluations import with_evaluations
     from retain.results.store.garbage import find_waste, free
     from retain.results.store.runs import existing_store
 
     found, opened = existing_store(store), _opened(study, overrides, store)
-    waste = find_waste(found, opened.tree.stages if opened else None, weights)
+    waste = find_waste(found, with_evaluations(opened).stages if opened else None, weights)
     document = waste_document(study, [(one, None if dry_run else free(found, one)) for one in waste], dry_run)
     show(document, as_json, print_waste)
     return MissingResourceError.exit_code if document["kept"] else 0

@@ -1,5 +1,6 @@
 """Verbs that train, here or on SLURM, and that cancel or retry. Each imports what it needs when it is called."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -90,6 +91,21 @@ def run(
     return SOME_RUN_FAILED if found.failures else 0
 
 
+def evaluate(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> int:
+    """Measure on this machine what trained stages lack; train nothing.
+
+    Measures what `evaluate` of the study names, and losses that are blank because another study trained the stage.
+    """
+    from retain.launchers.cli.progress import reporting, watching
+    from retain.launchers.cli.views.results import print_failures, print_results
+    from retain.results.store.loss_table import loss_columns
+
+    found = retain.evaluate(study, overrides or (), store, reporting=reporting, watching=watching)
+    show(found, as_json, lambda found: print_results(found, store, loss_columns(found.trials)))
+    print_failures(found.failures)
+    return SOME_RUN_FAILED if found.failures else 0
+
+
 def submit(
     study: StudyName,
     overrides: Overrides = None,
@@ -114,6 +130,7 @@ def submit(
     from retain.launchers.local.launcher import start_detached
     from retain.launchers.planning.opened_study import open_study
     from retain.launchers.planning.register import register
+    from retain.sweeps.schema.read import measured_corpora, read_study
 
     if until or most or block:
         raise StudyError(
@@ -139,6 +156,9 @@ def submit(
         return
     with reporting() as report:
         submission = retain.submit(study, overrides or (), store, site, report=report)
+    if measured_corpora(read_study(study, overrides or ()).study):
+        again = command("evaluate", study, overrides, store)
+        print(f"evaluations are not submitted: {again} measures them once the stages are done", file=sys.stderr)
     retry, cancel, watch = (command(verb, study, overrides, store) for verb in ("retry", "cancel", "status"))
     show(submission, as_json, lambda submission: print_submission(submission, retry, cancel, f"{watch} --watch"))
 
@@ -169,6 +189,7 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     from retain.launchers.cli.views.submission import print_submission
     from retain.launchers.jobs.resources import find_site
     from retain.launchers.jobs.submit import register_for_slurm, submit_runs
+    from retain.launchers.kinds import EVALUATE, kind_of
     from retain.launchers.planning.opened_study import open_study
     from retain.launchers.slurm.client import has_slurm
     from retain.launchers.stage.on_end import renew_launches
@@ -182,7 +203,9 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     again = [key for key in keys if Store(store).run(key).retry()]
     if has_slurm():
         renew_launches(Store(store), again)
-        submission = submit_runs(Store(store), keys, name)
+        # Evaluations are measured by retain evaluate, on the machine where it is called.
+        trained = [key for key in keys if kind_of(Store(store).run(key).spec()) is not EVALUATE]
+        submission = submit_runs(Store(store), trained, name)
         print_submission(submission, command("retry", name, overrides, store))
     elif is_study(name):
         print(f"{counted(len(again), *AGAIN)}; {command('run', name, overrides, store)} trains them")
@@ -258,8 +281,9 @@ def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:
     found = existing_store(store)
     if not is_study(name):
         return branch(found, found.find(name).key)
+    from retain.launchers.planning.evaluations import with_evaluations
     from retain.launchers.planning.opened_study import open_study
 
-    tree = open_study(name, overrides, store).tree
+    tree = with_evaluations(open_study(name, overrides, store))
     known = {run.key for run in found.runs()}
     return [key for key in tree.stages if key in known]

@@ -253,7 +253,7 @@ class Scheduler:
     def _start(self, key: str, slot: int) -> WorkerGroup:
         """Start a process for each rank of a run."""
         self._free_lease(key)
-        world = self.slots[slot].ranks[self.tree.stages[key].stage]
+        world = self.slots[slot].ranks.get(self.tree.stages[key].stage, 1)  # an evaluation has one
         pack = self.store.run(key).spec()["execution"].get("pack", 1) if world == 1 else 1
         theirs, ours = self.context.Pipe(duplex=pack > 1)
         shared = {"CUDA_VISIBLE_DEVICES": ",".join(self.slots[slot].gpus[:world])}

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from retain.datamodules.corpora.prepare import Report, ignore_progress
 from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import Watch, train
+from retain.launchers.planning.evaluations import ready_evaluations
 from retain.launchers.planning.judged import begin_looks, make_look, planned_looks
 from retain.launchers.planning.looks import Schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
-from retain.launchers.planning.register import register
+from retain.launchers.planning.register import register, register_evaluations
 from retain.launchers.stage.on_end import begin_launch, tell_ended, tell_failed
 from retain.results.store.garbage import check_starts
 from retain.results.store.runs import SPEC, Store
@@ -34,6 +35,10 @@ class StudyRun:
     opened: OpenedStudy
     states: Mapping[str, State]
     """The last state of each stage."""
+    measured: Tree | None = None
+    """The evaluations that were missing, below their stages; None if none was."""
+    evaluations: Mapping[str, State] = field(default_factory=dict)
+    """The last states of the evaluations that were missing, and of their stages."""
 
 
 def run_study(
@@ -50,8 +55,21 @@ def run_study(
     """
     opened = _prepared(name, overrides, store, reporting)
     states = train_missing(opened, opened.tree, watching, on_end=True)
+    measured = with_measures(opened, states, watching)
     _tell_end(opened, states)
-    return StudyRun(opened, states)
+    return measured
+
+
+def evaluate_study(
+    name: str,
+    overrides: Sequence[str],
+    store: Path,
+    reporting: Reporting | None = None,
+    watching: Watching | None = None,
+) -> StudyRun:
+    """Measure what done stages of a study lack, blanks of its matrix included; train nothing. Raises as `run_study` does."""
+    opened = _prepared(name, overrides, store, reporting)
+    return with_measures(opened, opened.store.states(opened.tree.stages), watching, blanks=True)
 
 
 def run_until_decided(
@@ -82,11 +100,11 @@ def run_until_decided(
         states = train_missing(opened, opened.tree, watching, on_end=True)
         if looks_ended(looks) or any(state.state != "done" for state in states.values()):
             _tell_end(opened, states)
-            return StudyRun(opened, states)
+            return with_measures(opened, states, watching)
         looks = make_look(opened, looks)
         if looks_ended(looks):
             _tell_end(opened, states)
-            return StudyRun(opened, states)
+            return with_measures(opened, states, watching)
 
 
 def _prepared(name: str, overrides: Sequence[str], store: Path, reporting: Reporting | None) -> OpenedStudy:
@@ -121,3 +139,24 @@ def train_missing(
     failed = partial(tell_failed, opened.store) if on_end else None
     with watching(tree, opened.store) if watching else nullcontext(lambda states: None) as watch:
         return train(tree, opened.store, slots, watch, failed=failed)
+
+
+def with_measures(
+    opened: OpenedStudy, states: Mapping[str, State], watching: Watching | None, blanks: bool = False
+) -> StudyRun:
+    """Measure what `evaluate` asks for below the stages that are done, and with `blanks` what the matrix lacks.
+
+    states: the last state of each stage. Raises as `run_study` does.
+    """
+    missing = ready_evaluations(opened, blanks)
+    if not missing:
+        return StudyRun(opened, states)
+    tree, store, study = opened.tree, opened.store, opened.file.study
+    check_starts(store, tree.stages | missing, {**states, **store.states(missing)})
+    # The stages are done, whatever became of those above them.
+    above = {one.parent: replace(tree.stages[one.parent], parent=None) for one in missing.values() if one.parent}
+    part = replace(tree, stages=above | missing, trials=[])
+    register_evaluations(missing, tree, opened.file, opened.facts, store)
+    slots = local_slots(study.execution, study.stages)
+    with watching(part, store) if watching else nullcontext(lambda states: None) as watch:
+        return StudyRun(opened, states, part, train(part, store, slots, watch))

@@ -1,9 +1,10 @@
 """What one study, or several together, would train and cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from retain.launchers.planning.evaluations import PlannedEvaluations, planned_evaluations
 from retain.launchers.planning.looks import schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.results.analysis.throughput import measured_speeds
@@ -12,6 +13,7 @@ from retain.results.store.runs import open_store
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
+from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.tree import Axes, merged
 
 
@@ -77,6 +79,8 @@ class Plan:
     """The cost of all stages together."""
     notes: list[str]
     """What a reader should know before training, one sentence each: unused corpora, and what a stage lacks to start from."""
+    evaluations: PlannedEvaluations
+    """The evaluation runs, which train nothing, and their cost, which `totals` does not include."""
 
 
 def plan_studies(
@@ -120,7 +124,14 @@ def plan_studies(
         check_starts(found, tree.stages, states)
     except MissingResourceError as error:
         notes.append(str(error))
-    return Plan(tree.study, tree.provisional, device, studies, tree.chain, stages, PlanTotals(**with_data), notes)
+    whole = replace(opened[0], tree=tree, facts=_together(opened))
+    measured, total = planned_evaluations(whole), PlanTotals(**with_data)
+    return Plan(tree.study, tree.provisional, device, studies, tree.chain, stages, total, notes, measured)
+
+
+def _together(opened: Sequence[OpenedStudy]) -> Facts:
+    """The facts of the first study, with the corpora of all."""
+    return replace(opened[0].facts, corpora={at: one for study in opened for at, one in study.facts.corpora.items()})
 
 
 def _distinct(opened: Sequence[OpenedStudy]) -> list[OpenedStudy]:

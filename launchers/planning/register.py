@@ -71,6 +71,27 @@ def register(
             list(writers.map(store.register, (stage.key for stage in some), specs(some)))
 
 
+def register_evaluations(
+    evaluations: Mapping[str, Stage], tree: Tree, file: StudyFile, facts: Facts, store: Store
+) -> None:
+    """`register` for evaluations of stages of a tree. Each runs as its stage does, on one device."""
+    versions = installed_versions()
+    for one in evaluations.values():
+        assert one.parent is not None
+        recipe = json.loads(one.recipe)
+        execution = file.study.execution.of_stage(tree.stages[one.parent].stage).model_dump(mode="json")
+        fields = {
+            "evaluation": {},
+            "tokenizer": facts.tokenizer,
+            "execution": as_here(execution | {"devices": 1}, store, one.key),
+            "axes": one.axes,
+            "study": tree.study,
+            "versions": versions,
+        }
+        spec = stage_spec(one, recipe) | described(kind_of_recipe(recipe), one.tokens, [one.parent]) | fields
+        store.register(one.key, spec)
+
+
 def installed_versions() -> dict[str, str]:
     """The versions of the packages that results may depend on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}

@@ -182,12 +182,17 @@ def _of_weights(runs: list[Run], chosen: set[str]) -> Iterator[Waste]:
     """The weights of the chosen runs that no run of the store starts from any more."""
     done = {run.key for run in runs if run.is_done()}
     children: dict[str, list[str]] = {}
+    measured: set[str] = set()
     for run in runs:
-        if parent := run.spec()["parent"]:
+        spec = run.spec()
+        if "measure" in spec["recipe"]:
+            measured.add(run.key)
+        if parent := spec["parent"]:
             children.setdefault(parent, []).append(run.key)
     for run in runs:
         below = children.get(run.key, [])
-        if run.key not in chosen & done or not below or not done.issuperset(below):
+        # A stage that is only measured is the end of its path: its weights are results.
+        if run.key not in chosen & done or measured.issuperset(below) or not done.issuperset(below):
             continue
         files = _weight_files(run)
         if files and not is_pinned(run) and not run.is_running():

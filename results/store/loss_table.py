@@ -16,8 +16,9 @@ from retain.sweeps.base.files import write_text
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.search_space import Loss
 from retain.sweeps.schema.section import FURTHER, STAGE_KINDS, stage_kind
-from retain.sweeps.tree.evaluation import TUNE, used_corpora
+from retain.sweeps.tree.evaluation import TUNE
 from retain.sweeps.tree.key_diff import stage_name
+from retain.sweeps.tree.measures import asked_evaluations, corpora_after, evaluation_of
 from retain.sweeps.tree.tree import Stage, Tree
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def trial_rows(
     here, and their losses are missing; None: the first raises DamageError.
     """
     states = store.states(tree.stages) if states is None else states
-    corpora, done = used_corpora(tree), {}
+    corpora, done = corpora_after(tree), {}
     matrix: dict[str, dict[str, float | None]] = {}
     for key in tree.stages:
         try:
@@ -103,20 +104,50 @@ def start_of_finetuning(row: Row) -> str:
 
 
 def stage_losses(
-    stage: Stage, corpora: Mapping[int, Mapping[str, str]], found: Mapping[str, Any] | None, store: Store
+    stage: Stage, corpora: Mapping[tuple[str, int], Mapping[str, str]], found: Mapping[str, Any] | None, store: Store
 ) -> dict[str, float | None]:
     """A row of the matrix: the losses of a stage's weights (nats per token) on the corpora of the study, by name.
 
-    corpora: as `used_corpora` finds them. found: the content of losses.json; None if the stage is not trained. A corpus that
-    the run was not evaluated on, or only on the half that early stopping selects on, is None. A linear stage has no corpora:
-    its losses are by role. Raises DamageError.
+    corpora: as `corpora_after` finds them. found: the content of losses.json; None if the stage is not trained. A corpus that
+    neither the run nor an evaluation run measured, or only the half that early stopping selects on, is None. A linear stage
+    has no corpora: its losses are by role. Raises DamageError.
     """
     if not corpora:
         return {role: split["loss"] for role, split in (found or {}).get("splits", {}).items()}
     # Reading ten thousand recipes takes a while.
-    length = next(iter(corpora)) if len(corpora) == 1 else json.loads(stage.recipe)["sequence_length"]
+    lengths = {length for _, length in corpora}
+    length = lengths.pop() if len(lengths) == 1 else json.loads(stage.recipe)["sequence_length"]
+    names = corpora.get((stage.stage, length), {})
     measured = measured_losses(found, store.run(stage.key)) if found else {}
-    return {name: measured.get(corpus) for name, corpus in corpora.get(length, {}).items()}
+    losses = {name: measured.get(corpus) for name, corpus in names.items()}
+    for name in [name for name, loss in losses.items() if loss is None and found]:
+        run = store.run(evaluation_of(stage, name, names[name], length).key)
+        if run.is_done():
+            losses[name] = measured_losses(run.losses(), run)[names[name]]
+    return losses
+
+
+def missing_evaluations(
+    tree: Tree, store: Store, heldout: Mapping[tuple[str, int], int], blanks: bool = False
+) -> dict[str, Stage]:
+    """The evaluations, by key, that `evaluate` asks for or, with `blanks`, that fill the matrix, and that are not done.
+
+    heldout: the tokens of the held-out splits, by corpus and sequence length. Only done stages have blanks. Raises DamageError.
+    """
+    asked = asked_evaluations(tree, heldout)
+    if blanks and tree.corpora:
+        corpora = corpora_after(tree)
+        for stage in tree.stages.values():
+            run = store.run(stage.key)
+            if not run.is_done():
+                continue
+            length = json.loads(stage.recipe)["sequence_length"]
+            losses = stage_losses(stage, corpora, run.losses(), store)
+            for name in (name for name, loss in losses.items() if loss is None):
+                fingerprint = corpora[stage.stage, length][name]
+                one = evaluation_of(stage, name, fingerprint, length, heldout.get((name, length), 0))
+                asked.setdefault(one.key, one)
+    return {key: one for key, one in asked.items() if not store.run(key).is_done()}
 
 
 def measured_losses(found: Mapping[str, Any], run: Run) -> dict[str, float]:
@@ -176,7 +207,7 @@ def blank_reasons(rows: Sequence[Row], store: Store) -> list[str]:
                     blank.setdefault((stage, corpus), {})[row["keys"][stage]] = None
     return [
         f"{stage}/{corpus} is blank for {counted(len(keys), 'trained run')}: {_trainer(store, keys)}, and no losses on "
-        f"{corpus} were measured then"
+        f"{corpus} were measured then; retain evaluate measures them"
         for (stage, corpus), keys in blank.items()
     ]
 

@@ -22,8 +22,8 @@ STUDIES = Path(__file__).parents[1] / "studies"
 AnyStudy = Study | LinearStudy
 TEXTS = [f"execution.{stage}slurm.{name}" for stage in ("", "stages.*.") for name in ("environment", "extra")]
 """The mappings of a study whose values are kept as they are written."""
-NAMES_NO_CORPUS = ("study", "corpora", "execution")
-"""Sections in which a text is not the name of a corpus that the study uses."""
+NAMES_NO_CORPUS = ("study", "corpora", "execution", "evaluate")
+"""Sections in which a text is not the name of a corpus that the study may train on."""
 MANY_TRIALS, MOST_TRIALS = 100_000, 1_000_000
 """From how many trials on their number is printed first, and the most that a study may have: 1.3 GB of memory."""
 
@@ -43,6 +43,8 @@ class StudyFile:
     """The space that `retain search` searches; None if the study has none."""
     unused: tuple[str, ...] = ()
     """The corpora of the file that nothing in it names. They are left out of the study: nothing prepares or reads them."""
+    only_measured: tuple[str, ...] = ()
+    """The corpora that only `evaluate` names. Nothing that is trained, the tokeniser included, depends on them."""
 
     @property
     def unused_note(self) -> str:
@@ -51,6 +53,11 @@ class StudyFile:
         return (
             f"{which}: no stage uses this corpus, so it is not prepared, and no tokeniser is trained on it; remove it"
         )
+
+    @property
+    def trained(self) -> list[str]:
+        """The names of the corpora that the tokeniser and the stages may train on."""
+        return [name for name in self.study.corpora if name not in self.only_measured]
 
     @property
     def dimensions(self) -> list[list[Option]]:
@@ -94,9 +101,19 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
     _check_axes(raw, path.name)
     file = check_study(raw, path)
     named |= _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
-    used = {name: corpus for name, corpus in file.study.corpora.items() if name in named}
-    unused = tuple(name for name in file.study.corpora if name not in named)
-    return replace(file, study=file.study.model_copy(update={"corpora": used}), unused=unused) if unused else file
+    measured = tuple(name for name in measured_corpora(file.study) if name not in named)
+    used = {name: corpus for name, corpus in file.study.corpora.items() if name in named or name in measured}
+    unused = tuple(name for name in file.study.corpora if name not in used)
+    if unused:
+        file = replace(file, study=file.study.model_copy(update={"corpora": used}), unused=unused)
+    return replace(file, only_measured=measured)
+
+
+def measured_corpora(study: AnyStudy) -> tuple[str, ...]:
+    """The names of the corpora that `evaluate` of a study measures on, each once."""
+    if isinstance(study, LinearStudy) or study.evaluate is None:
+        return ()
+    return tuple(dict.fromkeys(study.evaluate.corpora))
 
 
 def find_study(name: str) -> Path:
@@ -133,10 +150,17 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
         axis: grid_values(raw, axis, values, schema, f"{path.name}: grid.{axis}") for axis, values in study.grid.items()
     }
     check_disjoint(cases, grid, path.name)
+    varied = [*grid, *(field for options in cases.values() for option in options for field in option.fields)]
+    if measured := [name for name in varied if name.partition(".")[0] == "evaluate"]:
+        raise StudyError(
+            f"{path.name}: {measured[0]}: what is measured is the same for all trials; set it under evaluate"
+        )
     search = read_search(raw, schema, path.name, study.stages) if study.search else None
     if search is not None:
         _check_chain(search.block, study.stages, path.name)
-    return StudyFile(path, study, grid, cases, search)
+    named = _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
+    only_measured = tuple(name for name in measured_corpora(study) if name not in named)
+    return StudyFile(path, study, grid, cases, search, only_measured=only_measured)
 
 
 def _check_chain(block: SearchBlock, chain: Sequence[str], file: str) -> None:

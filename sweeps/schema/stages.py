@@ -283,6 +283,16 @@ class FurtherStage(Adaptable):
         return self
 
 
+class Evaluate(Section):
+    """What is measured besides the losses that training measures, in runs of their own that train nothing."""
+
+    corpora: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The corpora to measure on, by name. One that no stage names is prepared too, and neither a model nor the tokeniser is
+    trained on it."""
+    at: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """The stages whose final weights are measured. The default is all of the chain."""
+
+
 def check_amount(passes: int, max_tokens: int | None) -> None:
     """Raise ValueError if both fields say how long a stage is."""
     if max_tokens is not None and passes != 1:

@@ -11,7 +11,7 @@ from retain.sweeps.schema.corpora import Corpus, Documents, Tokenizer
 from retain.sweeps.schema.execution import Execution, check_stage_names
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.section import STAGE_KINDS, Grid, Name, Section, Seed, Whole, shown_value
-from retain.sweeps.schema.stages import Finetune, FurtherStage, Optimisation, Posttrain, Pretrain
+from retain.sweeps.schema.stages import Evaluate, Finetune, FurtherStage, Optimisation, Posttrain, Pretrain
 from retain.sweeps.schema.validation_messages import unknown_field
 
 SPLITS = ("pretraining", "posttraining", "finetuning")
@@ -63,6 +63,8 @@ class Study(Section):
     search: dict[str, Any] = {}
     """The space that `retain search` searches instead of the grid. The fields are those of `SearchBlock` in
     sweeps/schema/search_space.py."""
+    evaluate: Evaluate | None = None
+    """What is measured besides the losses that training measures. None of it enters the key of a stage that trains."""
     execution: Execution = Execution()
     """How and where the stages run. None of it enters a stage key."""
 
@@ -129,6 +131,21 @@ class Study(Section):
                 if name not in self.corpora:
                     raise ValueError(
                         f"{stage}.{field}: unknown corpus {shown_value(name)}; the corpora are {', '.join(self.corpora)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def check_evaluate(self) -> "Study":
+        asked = self.evaluate
+        for field, names, kind, known in (
+            ("corpora", asked.corpora if asked else (), "corpus", tuple(self.corpora)),
+            ("at", (asked.at if asked else None) or (), "stage", self.stages),
+        ):
+            for name in names:
+                if name not in known:
+                    plural = "corpora" if kind == "corpus" else "stages"
+                    raise ValueError(
+                        f"evaluate.{field}: unknown {kind} {shown_value(name)}; the {plural} are {', '.join(known)}"
                     )
         return self
 

@@ -116,6 +116,14 @@ def total_cost(
     )
 
 
+def evaluation_flops(tree: Tree, evaluations: Sequence[Stage]) -> float:
+    """The FLOPs of evaluations of stages of a tree: a forward pass takes a third of what training takes per token."""
+    if not evaluations:
+        return 0.0
+    work = _work_by_stage(tree)
+    return sum(one.tokens * work[one.parent].model.flops / 3 for one in evaluations if one.parent)
+
+
 @dataclass(frozen=True)
 class _Model:
     """The model that a stage ends with."""

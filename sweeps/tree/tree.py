@@ -11,7 +11,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import Option
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.linear.study import LinearStudy
-from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section
+from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section, measured_corpora
 from retain.sweeps.schema.section import STAGE_KINDS, stage_kind
 from retain.sweeps.schema.stages import Component
 from retain.sweeps.tree.data_facts import Facts
@@ -87,6 +87,9 @@ class Tree:
     models: Mapping[str, ModelCounts] = field(default_factory=dict)
     """The numbers of parameters of models that start from a checkpoint, by the model in their recipe as canonical text."""
 
+    measured: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The corpora that `evaluate` measures after each stage, by the name of the stage."""
+
     @property
     def chain(self) -> list[str]:
         """The names of all stages in the order of their chains."""
@@ -126,7 +129,15 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
             axes |= shown[index]
         trials.append(Trial(axes, names, tuple(chain)))
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
-    return Tree(file.study.study, stages, trials, not facts.prepared, corpora, counts_by_model(facts))
+    measured = dict.fromkeys(measured_stages(file.study), measured_corpora(file.study))
+    return Tree(file.study.study, stages, trials, not facts.prepared, corpora, counts_by_model(facts), measured)
+
+
+def measured_stages(study: AnyStudy) -> tuple[str, ...]:
+    """The names of the stages after which `evaluate` of a study measures."""
+    if isinstance(study, LinearStudy) or study.evaluate is None:
+        return ()
+    return study.evaluate.at or study.stages
 
 
 class _StageBuilder:
@@ -264,7 +275,12 @@ def merged(trees: Sequence[Tree]) -> Tree:
     names = "+".join(dict.fromkeys(tree.study for tree in trees))
     corpora = {place: fingerprint for tree in trees for place, fingerprint in tree.corpora.items()}
     models = {text: counts for tree in trees for text, counts in tree.models.items()}
-    return Tree(names, stages, list(trials.values()), any(tree.provisional for tree in trees), corpora, models)
+    measured: dict[str, tuple[str, ...]] = {}
+    for tree in trees:
+        for name, own in tree.measured.items():
+            measured[name] = tuple(dict.fromkeys((*measured.get(name, ()), *own)))
+    provisional = any(tree.provisional for tree in trees)
+    return Tree(names, stages, list(trials.values()), provisional, corpora, models, measured)
 
 
 def may_affect(axis: str, stage: str, stages: Collection[str] = STAGE_KINDS) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.sweeps.schema.read import check_study
+from retain.sweeps.tree.measures import asked_evaluations
 from retain.sweeps.tree.tree import axes_label, expand
 from tests.studies import made_up_facts, replaced
 
@@ -152,6 +153,13 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 
+MEASURED: dict[str, Any] = replaced(
+    LAPTOP,
+    {"corpora.code": {"files": "code.jsonl"}, "evaluate": {"corpora": ["code"], "at": ["posttrain", "finetune"]}},
+)
+"""The laptop study with evaluations: its stages have the keys of `laptop`."""
+
+
 def golden_keys() -> dict[str, list[str]]:
     """The stages of each study, in the order of the tree, as `key stage axes`."""
     keys = {}
@@ -159,6 +167,9 @@ def golden_keys() -> dict[str, list[str]]:
         file = check_study(fields, Path("golden.yaml"))
         tree = expand(file, made_up_facts(file))
         keys[name] = [f"{stage.key} {stage.stage} {axes_label(stage.axes)}" for stage in tree.stages.values()]
+    file = check_study(MEASURED, Path("golden.yaml"))
+    evaluations = asked_evaluations(expand(file, made_up_facts(file)))
+    keys["laptop, evaluations"] = [f"{one.key} {one.stage} {axes_label(one.axes)}" for one in evaluations.values()]
     return keys
 
 

@@ -40,6 +40,11 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
     ]
     if totals.optimizer_bytes:
         lines.append(f"{format_bytes(totals.optimizer_bytes)} of the weights are moments of AdamW that stages carry on")
+    if (measured := plan.evaluations).runs:
+        lines.append(
+            f"{counted(measured.runs, 'evaluation')}, {measured.to_measure:,} of them to measure: "
+            f"{format_size(measured.tokens)} tokens, {measured.flops:.3g} FLOPs"
+        )
     lines += plan.notes
     lines += [f"the data is not prepared, so the keys are provisional: {command}" for command in prepare]
     console = open_console()

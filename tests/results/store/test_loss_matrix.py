@@ -88,7 +88,8 @@ def test_a_run_that_another_study_trained_has_a_blank_with_its_reason(tmp_path: 
     assert blank == [("pretrain", "chemistry"), ("posttrain", "chemistry")]
     assert [row[name] is None for name in LOSSES] == [False] * 4
     assert document["blanks"] == [
-        f"{stage}/chemistry is blank for 1 trained run: first trained it, and no losses on chemistry were measured then"
+        f"{stage}/chemistry is blank for 1 trained run: first trained it, and no losses on chemistry were measured then; "
+        "retain evaluate measures them"
         for stage in ("pretrain", "posttrain")
     ]
     printed = command(

@@ -110,7 +110,19 @@ WITHOUT_EFFECT = {
     "finetune": {"lora", "floor", "passes", "start"},
     # Names: of the other fields, and of a checkpoint, whose content changes keys, as test_checkpoint_recipes.py shows.
     "model": {"preset", "hf", "revision", "weights"},
-    "study": {"study", "execution", "cases", "grid", "search", "tokenizer", "corpora", "stages", *STAGES, "model"},
+    "study": {
+        "study",
+        "evaluate",
+        "execution",
+        "cases",
+        "grid",
+        "search",
+        "tokenizer",
+        "corpora",
+        "stages",
+        *STAGES,
+        "model",
+    },
 }
 SECTIONS = {"pretrain": Pretrain, "posttrain": Posttrain, "finetune": Finetune, "model": Model, "study": Study}
 

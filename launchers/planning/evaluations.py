@@ -1,0 +1,53 @@
+"""The evaluation runs of a study: those that it asks for, and those that its store lacks."""
+
+from dataclasses import dataclass, replace
+
+from retain.launchers.planning.opened_study import OpenedStudy
+from retain.results.store.loss_table import missing_evaluations
+from retain.sweeps.tree.cost import evaluation_flops
+from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.measures import asked_evaluations
+from retain.sweeps.tree.tree import Stage, Tree
+
+
+@dataclass(frozen=True)
+class PlannedEvaluations:
+    """The evaluation runs that `evaluate` of the planned studies asks for, and what those that are missing cost."""
+
+    runs: int
+    """The number of evaluation runs."""
+    to_measure: int
+    """The number of them that are not done."""
+    tokens: int
+    """The tokens to measure on; corpora that are not prepared count as 0."""
+    flops: float
+    """A third of what training on these tokens takes, as nothing is propagated back."""
+
+
+def heldout_tokens(facts: Facts) -> dict[tuple[str, int], int]:
+    """The tokens of the held-out splits, by corpus and sequence length; 0 for a corpus that is not prepared."""
+    return {(name, length): (one.heldout or 0) * length for (name, length), one in facts.corpora.items()}
+
+
+def with_evaluations(opened: OpenedStudy) -> Tree:
+    """The tree of a study with the evaluations that it asks for as stages: what status, cancel, retry and verify are about."""
+    return replace(
+        opened.tree, stages=opened.tree.stages | asked_evaluations(opened.tree, heldout_tokens(opened.facts))
+    )
+
+
+def ready_evaluations(opened: OpenedStudy, blanks: bool) -> dict[str, Stage]:
+    """The evaluations that can be measured now: not done themselves, below stages that are. blanks: also those that are blank.
+
+    Raises DamageError.
+    """
+    missing = missing_evaluations(opened.tree, opened.store, heldout_tokens(opened.facts), blanks)
+    return {key: one for key, one in missing.items() if one.parent and opened.store.run(one.parent).is_done()}
+
+
+def planned_evaluations(opened: OpenedStudy) -> PlannedEvaluations:
+    """The evaluations of a study and their cost. Raises DamageError."""
+    asked = asked_evaluations(opened.tree, heldout_tokens(opened.facts))
+    missing = [one for key, one in asked.items() if not opened.store.run(key).is_done()]
+    tokens, flops = sum(one.tokens for one in missing), evaluation_flops(opened.tree, missing)
+    return PlannedEvaluations(len(asked), len(missing), tokens, flops)

@@ -1,0 +1,70 @@
+"""The kind `evaluate`: the loss of a done stage's weights on the held-out split of a corpus, as training runs measure it.
+
+It saves no checkpoints: an interrupted evaluation starts again.
+"""
+
+import os
+
+# Before torch: cuBLAS is deterministic with a fixed workspace only.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import math
+import time
+from dataclasses import asdict
+
+import torch
+
+from retain.datamodules.corpora.prepare import stored_tokenizer
+from retain.datamodules.order.stage_data import heldout_sequences
+from retain.launchers.stage.attempt import AttemptContext
+from retain.launchers.stage.failures import DIVERGED
+from retain.launchers.stage.log import log_line
+from retain.launchers.stage.parent import usable_parent
+from retain.launchers.stage.signals import AttemptStopped
+from retain.lightning_modules.models import load_model
+from retain.lightning_modules.objective import heldout_loss
+from retain.results.store.disk import SMALL_FILES, check_room
+from retain.results.store.runs import LOSSES
+from retain.results.store.state import Progress
+from retain.sweeps.base.errors import StageFailedError
+
+REPORT_EVERY_S = 1.0
+
+
+def attempt(context: AttemptContext) -> None:
+    """Measure and finish a run, on one process. Raises StageFailedError, AttemptStopped, DamageError."""
+    recipe, execution = context.spec["recipe"], context.spec["execution"]
+    gpu = execution["accelerator"] == "gpu" or (execution["accelerator"] == "auto" and torch.cuda.is_available())
+    bf16 = execution["precision"] == "bf16" or (execution["precision"] == "auto" and gpu)
+    device = torch.device("cuda" if gpu else "cpu")
+    if not gpu:
+        torch.set_num_threads(execution["threads"])
+    context.begin(device=torch.cuda.get_device_name() if gpu else None)
+    check_room(context.run.folder, SMALL_FILES)
+    stage = usable_parent(context.store, context.spec["parent"])
+    sequences = heldout_sequences(context.store.root, recipe["corpus"])
+    tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
+    end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
+    model = load_model(stage.model).to(device)  # type: ignore[arg-type]
+    reported = time.monotonic()
+
+    def between(done: int) -> None:
+        nonlocal reported
+        if context.stop.signal:
+            raise AttemptStopped(context.stop.signal)
+        if time.monotonic() - reported > REPORT_EVERY_S:
+            reported = time.monotonic()
+            context.report(Progress(done * sequences.shape[1], sequences.numel()))
+
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = heldout_loss(model, sequences, device, bf16, end_of_text=end_of_text, between=between)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    if not math.isfinite(found.loss):
+        raise StageFailedError(f"the held-out loss is {found.loss}: the weights of {stage.key} have diverged", DIVERGED)
+    log_line(f"held-out loss {found.loss:.4f} over {found.tokens:,} tokens")
+    context.report(Progress(sequences.numel(), sequences.numel()))
+    split = asdict(found) | {"corpus": recipe["corpus"]}
+    context.finish(None, {LOSSES: {"splits": {"heldout": split}, "steps": 0, "trained_tokens": 0}})
