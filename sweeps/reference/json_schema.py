@@ -14,6 +14,7 @@ from retain.sweeps.reference.paths import PLAIN, all_paths
 from retain.sweeps.reference.sections import BOUNDS, all_field_docs, default_text, flat, is_size
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.section import Section, read_number, read_whole
+from retain.sweeps.schema.stages import FurtherStage
 from retain.sweeps.schema.study import Study
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
@@ -51,7 +52,8 @@ def _section(section: type[Section], definitions: dict[str, Schema]) -> Schema:
             "type": "object",
             "description": " ".join((inspect.getdoc(section) or "").split()),
             "properties": fields,
-            "additionalProperties": False,
+            # Further stages have names of the user's.
+            "additionalProperties": _section(FurtherStage, definitions) if section is Study else False,
         }
     reference: Schema = {"$ref": f"#/definitions/{name}"}
     return {"anyOf": [reference, {"not": {"type": "object"}}]} if _is_read_otherwise(section) else reference

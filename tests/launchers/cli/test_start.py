@@ -71,7 +71,7 @@ def test_shells_complete_verbs_studies_files_fields_values_and_keys(
     tree, _ = registered(tmp_path / "runs")
     (tmp_path / "mine.yaml").write_text("study: mine\n")
     assert completed(tmp_path, "retain", "stat") == ["status"]
-    assert completed(tmp_path, "retain", "run", "lapt")[:2] == ["laptop", "laptop-figure2"]
+    assert completed(tmp_path, "retain", "run", "lapt")[:2] == ["laptop", "laptop-chat"]
     assert completed(tmp_path, "retain", "run", "mi") == ["mine.yaml"]
     assert "finetune.lr=" in completed(tmp_path, "retain", "run", "mine.yaml", "finetune.l")
     values = completed(tmp_path, "retain", "plan", "mine.yaml", "execution.accelerator=")

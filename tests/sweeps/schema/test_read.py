@@ -220,5 +220,5 @@ def test_the_error_of_an_unknown_study_names_the_nearest_or_all_known_ones(tmp_p
     assert error_of(lambda: read_study("lapto")).endswith(
         "not found, neither as a file nor in sweeps/studies; did you mean laptop?"
     )
-    assert "; the studies are figure10-12, " in error_of(lambda: read_study(str(tmp_path / "absent.yaml")))
+    assert "; the studies are chat, figure10-12, " in error_of(lambda: read_study(str(tmp_path / "absent.yaml")))
     assert "not found, neither as a file" in error_of(lambda: read_study(str(tmp_path)))

@@ -271,6 +271,7 @@ OTHER_EXECUTION = {
     "save_minutes": 1.5,
     "save_steps": 7,
     "keep_states": True,
+    "on_end": "true",
     "stages": {"pretrain": {"devices": 2, "micro_batch": 1}, "finetune": {"precision": "bf16"}},
 }
 
