@@ -72,7 +72,7 @@ def test_shells_complete_verbs_studies_files_fields_values_and_keys(
     (tmp_path / "mine.yaml").write_text("study: mine\n")
     assert completed(tmp_path, "retain", "stat") == ["status"]
     assert completed(tmp_path, "retain", "run", "lapt")[:2] == ["laptop", "laptop-chat"]
-    assert completed(tmp_path, "retain", "run", "mi") == ["mine.yaml"]
+    assert completed(tmp_path, "retain", "run", "mi") == ["mine.yaml", "midtraining"]
     assert "finetune.lr=" in completed(tmp_path, "retain", "run", "mine.yaml", "finetune.l")
     values = completed(tmp_path, "retain", "plan", "mine.yaml", "execution.accelerator=")
     assert values == [f"execution.accelerator={value}" for value in ("auto", "cpu", "gpu")]
