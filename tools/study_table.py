@@ -37,7 +37,8 @@ def _row(names: Sequence[str], shown: str, size: str | None) -> str:
     plan = retain.plan(names, store=EMPTY)
     totals = plan.totals
     hours, alone = totals.gpu_hours_by_device, totals.gpu_hours_without_sharing
-    model = size or read_study(names[0]).study.model.model_dump(exclude_none=True).get("preset", "linear")
+    fields = read_study(names[0]).study.model.model_dump(exclude_none=True)
+    model = size or fields.get("preset", "a checkpoint" if "hf" in fields else "linear")
     pretrainings = sum(stage.stage == "pretrain" for stage in plan.stages)
     cells = [
         shown,
