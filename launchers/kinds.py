@@ -11,8 +11,8 @@ from typing import Any
 from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store
 from retain.results.store.study_files import SUMMARY
 from retain.sweeps.base.errors import NewerFormatError
+from retain.sweeps.tree.keys import MEASURE
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
-from retain.sweeps.tree.measures import MEASURE
 
 Spec = Mapping[str, Any]
 """The content of a run's stage.json."""

@@ -12,6 +12,9 @@ FORMAT = 1
 CARRY = '"start":{"optimizer":"carry"}'
 """What the canonical recipe of a stage contains that continues with its parent's AdamW."""
 
+MEASURE = "heldout_loss"
+"""What the recipe of an evaluation says that it measures."""
+
 KEY_LENGTH = 20
 """The length of a key in hexadecimal digits: 80 bits, so that a million stages collide with a probability below 1e-12."""
 

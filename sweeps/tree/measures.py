@@ -10,12 +10,11 @@ from collections.abc import Mapping
 
 from retain.sweeps.schema.section import FURTHER
 from retain.sweeps.tree.evaluation import used_corpora
-from retain.sweeps.tree.keys import canonical, stage_key
+from retain.sweeps.tree.keys import MEASURE, canonical, stage_key
 from retain.sweeps.tree.tree import Stage, Tree
 
 EVALUATE = "evaluate"
 """The name of evaluation runs where stages have theirs."""
-MEASURE = "heldout_loss"
 
 
 def evaluation_of(stage: Stage, name: str, fingerprint: str, length: int, tokens: int = 0) -> Stage:

@@ -13,6 +13,7 @@ VERBS = [
     "power",
     "data",
     "run",
+    "evaluate",
     "submit",
     "search",
     "status",
