@@ -98,7 +98,8 @@ class Tree:
             for place, name in enumerate(chain):
                 if name not in names:
                     names.insert(names.index(chain[place - 1]) + 1 if place else 0, name)
-        return names
+        # A part of a tree may have no trials; its stages have parents before children.
+        return list(dict.fromkeys([*names, *(stage.stage for stage in self.stages.values())]))
 
     def carried(self) -> set[str]:
         """The keys of the stages whose AdamW a stage below continues with."""
