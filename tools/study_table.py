@@ -13,11 +13,13 @@ PAPER = {
     "1B": ("figure8-9", "figure10-12", "table10"),
 }
 """The paper's studies, by the size of the model."""
+SIZES = {"smollm2-135m": "135M", "smollm2-1b": "1B"}
+"""The sizes of presets, as the table names them."""
 EMPTY = Path("a store that does not exist")
 
 
 def study_table() -> str:
-    """A Markdown table: the paper's studies with their total, then the studies that need no GPU."""
+    """A Markdown table: the paper's studies with their total, then the other studies."""
     lines = [
         "| study | model | trials | stages | pretrainings | tokens | tokens, one run per trial | savings factor | H100 hours "
         "| H100 hours, one run per trial | A100 hours | disk at rest | disk at the peak |",
@@ -33,12 +35,13 @@ def study_table() -> str:
 
 
 def _row(names: Sequence[str], shown: str, size: str | None) -> str:
-    """One row. A study that needs no GPU (size: None) has no hours."""
+    """One row. A small study has no hours, and neither has one of a checkpoint, whose size is unknown until it is prepared."""
     plan = retain.plan(names, store=EMPTY)
     totals = plan.totals
     hours, alone = totals.gpu_hours_by_device, totals.gpu_hours_without_sharing
     fields = read_study(names[0]).study.model.model_dump(exclude_none=True)
-    model = size or fields.get("preset", "a checkpoint" if "hf" in fields else "linear")
+    preset = fields.get("preset", "a checkpoint" if "hf" in fields else "linear")
+    model = size or SIZES.get(preset, preset)
     pretrainings = sum(stage.stage == "pretrain" for stage in plan.stages)
     cells = [
         shown,
@@ -50,8 +53,9 @@ def _row(names: Sequence[str], shown: str, size: str | None) -> str:
         format_size(totals.tokens_without_sharing),
         f"{totals.tokens_without_sharing / totals.tokens:.1f}",
     ]
-    cells += [f"{each:,.0f}" if size else "-" for each in (hours["H100"], alone["H100"], hours["A100"])]
-    cells += [format_bytes(totals.disk_bytes + totals.data_bytes), format_bytes(totals.disk_peak_bytes)]
+    cells += [f"{each:,.0f}" if model in PAPER else "-" for each in (hours["H100"], alone["H100"], hours["A100"])]
+    disk = (totals.disk_bytes + totals.data_bytes, totals.disk_peak_bytes)
+    cells += ["-" if "hf" in fields else format_bytes(each) for each in disk]
     return f"| {' | '.join(cells)} |"
 
 

@@ -200,6 +200,7 @@ def report(
     """
     from retain.launchers.cli.views.report import origin, report_document
     from retain.launchers.planning.opened_study import open_study
+    from retain.results.analysis.methods import has_claims
     from retain.results.claims.sequential import looks_in_words, verdicts_at_looks
     from retain.results.figures.paper import draw_paper_figures
     from retain.results.figures.theory import theory_figures
@@ -209,7 +210,6 @@ def report(
     from retain.results.store.loss_table import trial_rows
     from retain.results.store.runs import make_store
     from retain.sweeps.schema.linear.study import LinearStudy
-    from retain.sweeps.schema.section import STAGE_KINDS
     from retain.sweeps.tree.tree import merged
 
     names, overrides = split_studies(studies, "report")
@@ -229,9 +229,7 @@ def report(
         shown = paper_scale if overlay is None else overlay
         figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale, overrides)
         looks = common_looks([one.file for one in opened], store)
-        # The claims are about the paper's three stages, whatever others a chain has.
-        has_all = set(STAGE_KINDS) <= set(design.stages)
-        found = verdicts_at_looks(labelled, design.allocation == "matched", looks) if has_all else []
+        found = verdicts_at_looks(labelled, design.allocation == "matched", looks) if has_claims(design) else []
         how_looked = looks_in_words(looks) if looks else []
     made_by = origin(command_arguments(None, [*names, *overrides], store))
     parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]

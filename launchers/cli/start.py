@@ -31,7 +31,7 @@ def init(
     """
     from retain.launchers.cli.views.fields import json_schema_text
     from retain.sweeps.base.files import writing
-    from retain.sweeps.schema.read import find_study
+    from retain.sweeps.schema.read import find_study, is_study
     from retain.sweeps.schema.section import check_name
 
     stem = name.removesuffix(".yaml")
@@ -39,7 +39,8 @@ def init(
         check_name(stem)
     except ValueError as error:
         raise StudyError(f"init: {error}") from None
-    text = _renamed(find_study(source).read_text(encoding="utf-8"), stem)
+    whole = f"from-{source}"  # so that --from checkpoint reads as it is meant
+    text = _renamed(find_study(whole if is_study(whole) else source).read_text(encoding="utf-8"), stem)
     path, schema = Path(f"{stem}.yaml"), Path(SCHEMA)
     with writing(str(path), "choose another folder"):
         _write_new(path, f"# yaml-language-server: $schema={SCHEMA}\n{HEADER}\n{text}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from retain.launchers.planning.looks import Schedule, add_look, fix_looks, fixed_looks, schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
-from retain.results.analysis.methods import METHOD_FIELDS, with_fixed
+from retain.results.analysis.methods import fixed_methods, has_claims, with_fixed
 from retain.results.claims.judging import Verdict
 from retain.results.claims.looks import Look
 from retain.results.claims.sequential import looks_sentence, verdicts_at_looks
@@ -14,18 +14,15 @@ from retain.results.store.loss_table import trial_rows
 from retain.results.store.study_files import SavedLook, SavedLooks, SavedVerdict
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.notices import notice
-from retain.sweeps.schema.axes import get_field
-from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import read_study
 
 
 def judged(opened: OpenedStudy, looks: SavedLooks | None = None) -> list[Verdict]:
-    """The verdicts on the finished trials of a study; none on a linear study. looks: those of the study, if they count."""
+    """The verdicts on the finished trials of a study; none if it has no claims. looks: those of the study, if they count."""
     study = opened.file.study
-    if isinstance(study, LinearStudy):
+    if not has_claims(study):
         return []
-    rows = trial_rows(opened.tree, opened.store)
-    labelled = with_fixed(rows, {path: get_field(study, path) for path in METHOD_FIELDS})
+    labelled = with_fixed(trial_rows(opened.tree, opened.store), fixed_methods(study))
     return verdicts_at_looks(labelled, study.allocation == "matched", looks)
 
 

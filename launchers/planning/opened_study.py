@@ -16,7 +16,7 @@ from retain.sweeps.base.yaml_text import read_yaml
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.scaled_down import scale_down
-from retain.sweeps.tree.tree import Tree, device_mismatch, expand, sharding_mismatch
+from retain.sweeps.tree.tree import Tree, device_mismatch, expand
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,6 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _opened(name: str, file: StudyFile, store: Store, facts: Facts) -> OpenedStudy:
     check_name(file, store.root)
-    if mismatch := device_mismatch(file) or sharding_mismatch(file):
+    if mismatch := device_mismatch(file):
         raise StudyError(f"{file.path.name}: {mismatch}; choose a batch that they divide, or other devices")
     return OpenedStudy(name, file, store, facts, expand(file, facts))

@@ -120,6 +120,12 @@ def plan_studies(
         for one in opened
     ]
     notes = [f"{one.name}: {one.file.unused_note}" for one in opened if one.file.unused]
+    notes += [
+        f"{one.name}: model.hf: {hf} is not prepared, so its size is unknown, and its FLOPs, hours and weights count as 0"
+        for one in opened
+        for (hf, *_), checkpoint in one.facts.checkpoints.items()
+        if not checkpoint.prepared
+    ]
     try:
         check_starts(found, tree.stages, states)
     except MissingResourceError as error:

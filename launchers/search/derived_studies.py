@@ -21,7 +21,7 @@ from retain.sweeps.schema.read import StudyFile, check_study, read_study
 from retain.sweeps.schema.search_space import SearchSpace, Values
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical
-from retain.sweeps.tree.tree import Tree, device_mismatch, expand, plain_value, sharding_mismatch, with_values
+from retain.sweeps.tree.tree import Tree, device_mismatch, expand, plain_value, with_values
 
 Fields = dict[str, Any]
 FRESH_SEEDS = 3
@@ -122,7 +122,7 @@ def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedSt
         )
     unread = SearchedStudy(file, file.search, _base(file), open_store(store), Facts("", 0, {}))
     whole = check_study(unread.fields(unread.name, unread.corners(), file.search.block.seeds), file.path)
-    if mismatch := device_mismatch(whole) or sharding_mismatch(whole):
+    if mismatch := device_mismatch(whole):
         raise StudyError(f"{file.path.name}: {mismatch}; choose a batch that they divide, or other devices")
     facts = known_facts(whole, store)
     expand(whole, facts)

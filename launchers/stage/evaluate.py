@@ -21,6 +21,7 @@ from retain.launchers.stage.failures import DIVERGED
 from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
+from retain.launchers.stage.training.choose_numerics import machine_of
 from retain.lightning_modules.models import load_model
 from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.disk import SMALL_FILES, check_room
@@ -34,18 +35,16 @@ REPORT_EVERY_S = 1.0
 def attempt(context: AttemptContext) -> None:
     """Measure and finish a run, on one process. Raises StageFailedError, AttemptStopped, DamageError."""
     recipe, execution = context.spec["recipe"], context.spec["execution"]
-    gpu = execution["accelerator"] == "gpu" or (execution["accelerator"] == "auto" and torch.cuda.is_available())
-    bf16 = execution["precision"] == "bf16" or (execution["precision"] == "auto" and gpu)
-    device = torch.device("cuda" if gpu else "cpu")
-    if not gpu:
+    machine = machine_of(execution)
+    if not machine.gpu:
         torch.set_num_threads(execution["threads"])
-    context.begin(device=torch.cuda.get_device_name() if gpu else None)
+    context.begin(device=torch.cuda.get_device_name() if machine.gpu else None)
     check_room(context.run.folder, SMALL_FILES)
     stage = usable_parent(context.store, context.spec["parent"])
     sequences = heldout_sequences(context.store.root, recipe["corpus"])
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
-    model = load_model(stage.model).to(device)  # type: ignore[arg-type]
+    model = load_model(stage.model).to(machine.device)  # type: ignore[arg-type]
     reported = time.monotonic()
 
     def between(done: int) -> None:
@@ -59,7 +58,7 @@ def attempt(context: AttemptContext) -> None:
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
-        found = heldout_loss(model, sequences, device, bf16, end_of_text=end_of_text, between=between)
+        found = heldout_loss(model, sequences, machine.device, machine.bf16, end_of_text=end_of_text, between=between)
     finally:
         torch.use_deterministic_algorithms(deterministic)
     if not math.isfinite(found.loss):

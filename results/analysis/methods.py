@@ -1,13 +1,16 @@
 """The method and the pipeline of a trial."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import BaseModel
 
 from retain.results.analysis.axes import EXPOSURE, METHOD, PIPELINE
 from retain.results.store.loss_table import Row
 from retain.sweeps.schema.axes import get_field
+from retain.sweeps.schema.linear.study import LinearStudy
+from retain.sweeps.schema.section import STAGE_KINDS
+from retain.sweeps.schema.study import Study
 
 METHODS = tuple(f"{base}{added}" for added in ("", "+dropout", "+replay", "+lora") for base in ("unmixed", "mixed"))
 PIPELINES = {
@@ -19,6 +22,11 @@ PIPELINES = {
 """The paper's pipelines in its order, with their titles."""
 METHOD_FIELDS = (EXPOSURE, "posttrain.dropout", "posttrain.replay", "posttrain.method")
 """The fields that decide the method of a trial without an axis `method`."""
+
+
+def has_claims(study: Study | LinearStudy) -> TypeGuard[Study]:
+    """Whether the paper's claims are about a study: its chain has the paper's three stages, whatever others it has."""
+    return isinstance(study, Study) and set(STAGE_KINDS) <= set(study.stages)
 
 
 def fixed_methods(study: BaseModel) -> dict[str, Any]:

@@ -348,22 +348,17 @@ def axes_label(axes: Axes) -> str:
 
 
 def device_mismatch(file: StudyFile) -> str | None:
-    """The message about a batch that cannot be split evenly over the devices of its stage; None if every batch can."""
+    """The message about a stage that cannot train on its devices; None if every stage can.
+
+    A batch is split evenly over the devices, and Muon takes whole matrices, which FSDP splits.
+    """
     execution = file.study.execution
     for stage in file.study.stages:
-        devices = execution.of_stage(stage).devices
-        field = "execution.devices" if devices == execution.devices else f"execution.stages.{stage}.devices"
-        for batch in file.values(f"{stage}.batch"):
-            if batch % devices:
-                return f"{stage}.batch: {batch} sequences cannot be split evenly over {field}: {devices}"
-    return None
-
-
-def sharding_mismatch(file: StudyFile) -> str | None:
-    """The message about an optimiser that cannot train the sharded weights of its stage; None if every one can."""
-    execution = file.study.execution
-    for stage in STAGES:
         own = execution.of_stage(stage)
+        field = "execution.devices" if own.devices == execution.devices else f"execution.stages.{stage}.devices"
+        for batch in file.values(f"{stage}.batch"):
+            if batch % own.devices:
+                return f"{stage}.batch: {batch} sequences cannot be split evenly over {field}: {own.devices}"
         if own.strategy == "fsdp" and own.devices > 1 and "muon" in file.values(f"{stage}.optimizer"):
             return (
                 f"{stage}.optimizer: muon takes whole matrices, and execution.strategy: fsdp splits them by rows over the "

@@ -13,7 +13,7 @@ import pytest
 
 from retain.datamodules.corpora.prepare import known_facts
 from retain.sweeps.schema.published_corpora import PUBLISHED
-from retain.sweeps.schema.read import StudyFile, read_study
+from retain.sweeps.schema.read import STUDIES, StudyFile, read_study
 from retain.sweeps.schema.stages import Optimisation
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.recipes.stage import exposed_sequences
@@ -172,3 +172,25 @@ sys.exit(main(sys.argv[1:]))
     assert [stage["stage"] for stage in document["stages"]].count("pretrain") == 12
     assert document["totals"]["stages"] == len(document["stages"]) == len({row["key"] for row in document["stages"]})
     assert set(document["totals"]["gpu_hours_by_device"]) == {"A100", "H100", "H200", "L40S"}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.yaml")))
+def test_every_study_that_comes_with_retain_expands_before_any_data_is_prepared(name: str) -> None:
+    file, tree = planned(name)
+    assert tree.provisional == isinstance(file.study, Study)  # the theory reads no data
+    assert tree.trials
+
+
+@pytest.mark.parametrize(("name", "decays"), [("midtraining", 4), ("laptop-midtraining", 3)])
+def test_the_decays_of_mid_training_share_one_trunk_whose_optimizer_they_carry_on(name: str, decays: int) -> None:
+    _, tree = planned(name)
+    stages = Counter(stage.stage for stage in tree.stages.values())
+    assert (stages["pretrain"], stages["midtrain"]) == (1, decays)
+    (trunk,) = (key for key, stage in tree.stages.items() if stage.stage == "pretrain")
+    assert tree.carried() == {trunk}
+
+
+def test_a_study_of_conversations_trains_its_checkpoint_once_for_all_shares_of_chat() -> None:
+    _, tree = planned("chat")
+    assert tree.chain == ["posttrain", "finetune"]
+    assert Counter(stage.stage for stage in tree.stages.values()) == {"posttrain": 1, "finetune": 9}

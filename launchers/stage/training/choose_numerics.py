@@ -1,6 +1,7 @@
 """Choose how an attempt computes its steps: as earlier attempts did, so that the run ends in the same bits."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,26 @@ from retain.launchers.stage.training.checkpoints import checkpoint_folders
 from retain.launchers.stage.training.distributed import broadcast
 from retain.launchers.stage.training.numerics import Numerics, differences, recorded_numerics
 from retain.lightning_modules.compiled import why_not_compiled
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How this machine computes, before the choices of earlier attempts are considered."""
+
+    gpu: bool
+    bf16: bool
+    sharded: bool
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.gpu else "cpu")
+
+
+def machine_of(execution: Mapping[str, Any], world: int = 1) -> Machine:
+    """How this machine computes a run on `world` ranks that is executed in this way."""
+    gpu = execution["accelerator"] == "gpu" or (execution["accelerator"] == "auto" and torch.cuda.is_available())
+    bf16 = execution["precision"] == "bf16" or (execution["precision"] == "auto" and gpu)
+    return Machine(gpu, bf16, world > 1 and execution["strategy"] == "fsdp")
 
 
 def choose_numerics(

@@ -12,7 +12,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ from retain.launchers.stage.training.checkpoints import (
     open_checkpoint,
     remove_unfinished,
 )
-from retain.launchers.stage.training.choose_numerics import choose_numerics
+from retain.launchers.stage.training.choose_numerics import choose_numerics, machine_of
 from retain.launchers.stage.training.curves import Curves, Heldout
 from retain.launchers.stage.training.distributed import broadcast, gather, join_ranks
 from retain.launchers.stage.training.finish import FinalLosses, publish
@@ -57,19 +57,6 @@ from retain.sweeps.tree.evaluation import role_of, tune_split
 from retain.sweeps.tree.key_diff import stage_name
 
 
-@dataclass(frozen=True)
-class _Machine:
-    """How this machine computes, before the choices of earlier attempts are considered."""
-
-    gpu: bool
-    bf16: bool
-    sharded: bool
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda" if self.gpu else "cpu")
-
-
 def attempt(context: AttemptContext) -> None:
     """Make one attempt at a training stage, on every rank."""
     os.environ.update(compile_cache(context.store.root))
@@ -79,7 +66,7 @@ def attempt(context: AttemptContext) -> None:
     recipe, first = spec["recipe"], ranks.is_first
 
     # 1. Connect the ranks, and record that the attempt begins: if the process dies from here on, others notice it.
-    machine = _machine(execution, ranks.world)
+    machine = machine_of(execution, ranks.world)
     if not machine.gpu:
         torch.set_num_threads(execution["threads"])
     if first:
@@ -127,12 +114,6 @@ def attempt(context: AttemptContext) -> None:
     # 5. Write the result.
     if first:
         publish(context, module, curves, best, final, tokenizer, carried)
-
-
-def _machine(execution: Mapping[str, Any], world: int) -> _Machine:
-    gpu = execution["accelerator"] == "gpu" or (execution["accelerator"] == "auto" and torch.cuda.is_available())
-    bf16 = execution["precision"] == "bf16" or (execution["precision"] == "auto" and gpu)
-    return _Machine(gpu, bf16, world > 1 and execution["strategy"] == "fsdp")
 
 
 def _begin(context: AttemptContext, device: str | None) -> SavedCheckpoint | None:

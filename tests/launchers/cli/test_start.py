@@ -29,6 +29,15 @@ def test_a_new_study_is_the_old_one_under_its_name_with_a_schema_for_editors(
     assert "definitions" in json.loads((tmp_path / SCHEMA).read_text())
 
 
+@pytest.mark.parametrize("short", ["checkpoint", "chat"])
+def test_the_examples_are_copied_by_what_they_start_from(
+    short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine", "--from", short]) == 0
+    assert read_study("mine.yaml").study.model.hf == "HuggingFaceTB/SmolLM2-135M"
+
+
 def test_no_file_is_ever_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -207,6 +208,17 @@ def test_what_cannot_be_done_is_refused_in_a_sentence_before_anything_is_written
 
 def test_a_linear_study_has_nothing_to_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = linear_study(tmp_path)
+    refused = ran(capsys, "run", str(study), "--until", "decided", "--most", "4", "--store", f"{tmp_path}/s", code=2)
+    assert "tests no claim of the paper" in refused
+
+
+def test_a_chain_without_the_papers_stages_has_nothing_to_decide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tiny_study(tmp_path, grid={"seed": [0, 1, 2]}, stages=["pretrain", "finetune"])
+    fields = yaml.safe_load(study.read_text(encoding="utf-8"))
+    del fields["posttrain"]
+    study.write_text(yaml.safe_dump(fields), encoding="utf-8")
     refused = ran(capsys, "run", str(study), "--until", "decided", "--most", "4", "--store", f"{tmp_path}/s", code=2)
     assert "tests no claim of the paper" in refused
 

@@ -172,6 +172,19 @@ def test_a_batch_that_cannot_be_split_over_the_devices_is_named() -> None:
     assert device_mismatch(check_study(tiny_fields(execution={"devices": 4}), Path("tiny.yaml"))) is None
 
 
+def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
+    chain = {
+        "stages": ["pretrain", "decay"],
+        "pretrain": tiny_fields()["pretrain"],
+        "decay": {"corpus": "music", "tokens": 1280, "lr": 1e-3, "batch": 8, "optimizer": "muon"},
+        "execution": {"devices": 2, "strategy": "fsdp"},
+        "grid": {},
+    }
+    fields = {name: part for name, part in tiny_fields().items() if name not in ("posttrain", "finetune")}
+    problem = device_mismatch(check_study(fields | chain, Path("tiny.yaml")))
+    assert str(problem).startswith("decay.optimizer: muon takes whole matrices")
+
+
 @pytest.mark.parametrize(
     ("overrides", "facts", "sentence"),
     [
