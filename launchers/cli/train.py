@@ -54,6 +54,9 @@ def data(
     if corpus is not None:
         from retain.launchers.cli.views.sequences import print_sequences, sequences_document
 
+        known = read_study(study, overrides or ()).study.corpora
+        if corpus not in known:
+            raise StudyError(f"--show {corpus}: unknown corpus; the corpora are {', '.join(known) or 'none'}")
         show(sequences_document(prepare(study, overrides or (), store), corpus), as_json, print_sequences)
         return 0
     if not check:

@@ -117,9 +117,13 @@ def _check_may_vary(path: str, where: str) -> None:
         raise StudyError(f"{where}: {section} cannot be an axis; write a second study file")
 
 
+LISTS = ("stages", "evaluate.corpora", "evaluate.at", ".betas", ".setup", ".targets")
+"""The ends of the paths of fields whose value is a list."""
+
+
 def is_axis(path: str, value: Any) -> bool:
     """Whether a list holds several values of a field, as opposed to one value that is itself a list."""
-    if not isinstance(value, list) or path == "stages" or path.endswith((".betas", ".setup", ".targets")):
+    if not isinstance(value, list) or path.endswith(LISTS):
         return False
     if path.split(".")[1:-1] == ["mix"]:  # the components of one corpus, unless each value is a list of components
         return not all(isinstance(part, dict) for part in value)

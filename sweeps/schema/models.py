@@ -108,7 +108,10 @@ class Model(Section):
         if self.hf is not None:
             given = [name for name in (*ARCHITECTURE_FIELDS, "preset") if getattr(self, name) is not None]
             if given:
-                raise ValueError(f"hf: the checkpoint sets the architecture; remove {', '.join(given)}")
+                raise ValueError(
+                    f"hf: the checkpoint sets the architecture; remove {', '.join(given)}, or write the whole section, as in "
+                    "model={hf: ID}"
+                )
             return self
         if self.revision is not None or self.weights is not None:
             name = "weights" if self.revision is None else "revision"

@@ -89,9 +89,14 @@ class Study(Section):
     def check_sections(cls, fields: Any) -> Any:
         """Raise ValueError for a section without a stage, an unknown field, and a stage whose section is null."""
         chain = fields.get("stages", STAGE_KINDS) if isinstance(fields, Mapping) else None
-        if not isinstance(chain, list | tuple) or not chain or not all(map(_is_name, chain)):
+        if not isinstance(chain, list | tuple) or not all(map(_is_name, chain)) or len(set(chain)) < max(1, len(chain)):
             return fields  # The fields' own checks say what is wrong.
         missing = [name for name in chain if name not in fields]
+        near = [str(name) for name in fields if name not in chain]
+        if alone := [name for name in missing if "stages" in fields and not difflib.get_close_matches(name, near, n=1)]:
+            raise ValueError(
+                f"{alone[0]}: this field is required, as stages names it; write its section, or leave it out of stages"
+            )
         for name, section in fields.items():
             if name in chain and section is None:
                 raise ValueError(
@@ -118,8 +123,7 @@ class Study(Section):
     def check_chain(self) -> "Study":
         for name in self.stages:
             if getattr(self, name, None) is None:
-                cure = "write its section, or leave it out of stages" if "stages" in self.model_fields_set else ""
-                raise ValueError(f"{name}: this field is required{f', as stages names it; {cure}' if cure else ''}")
+                raise ValueError(f"{name}: this field is required")
         if "pretrain" in self.stages[1:]:
             raise ValueError("stages: pretrain starts from a new model; put it first, or give this stage another name")
         if getattr(self.section(self.stages[0]), "start", None) is not None:

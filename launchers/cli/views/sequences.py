@@ -13,7 +13,6 @@ from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.datamodules.order.prefetch import MappedSequences
 from retain.launchers.console import open_console
 from retain.launchers.planning.opened_study import OpenedStudy
-from retain.sweeps.base.errors import StudyError
 
 SHOWN = 3
 """Sequences that are shown of each sequence length."""
@@ -23,14 +22,11 @@ PREDICTED, OTHER, END = "bold green", "dim", "reverse"
 
 
 def sequences_document(opened: OpenedStudy, name: str) -> dict[str, Any]:
-    """`retain data --show CORPUS --json`: the first training sequences of a corpus, in parts. Raises StudyError.
+    """`retain data --show CORPUS --json`: the first training sequences of a corpus that the study has, in parts.
 
     Each part is a text, with whether it is predicted and whether it is an end of text. The first token of a sequence has
     nothing to be predicted from, and is never predicted.
     """
-    known = dict.fromkeys(corpus for corpus, _ in opened.facts.corpora)
-    if name not in known:
-        raise StudyError(f"--show {name}: unknown corpus; the corpora are {', '.join(known) or 'none'}")
     tokenizer = stored_tokenizer(opened.store.root, opened.facts.tokenizer)
     sequences = []
     for (corpus, length), facts in opened.facts.corpora.items():

@@ -161,6 +161,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("finetune.decay=none", "finetune.decay: unknown value (got 'none'); write matrices or all"),
         ("finetune.floor=up", "finetune.floor: unknown value (got 'up'); write lower or rise"),
         (
+            "stages=[pretrain, decay]",
+            "decay: this field is required, as stages names it; write its section, or leave it out of stages",
+        ),
+        ("stages=[pretrain, pretrain]", "stages: pretrain is named twice; give the second one a name of its own"),
+        ("evaluate.corpora=[x]", "evaluate.corpora: unknown corpus 'x'; the corpora are general, music, chemistry"),
+        ("model.hf=a/b", "model.hf: the checkpoint sets the architecture; remove "),
+        (
             "stages=[pretrain]",
             "posttrain: no stage has this name; write stages: [pretrain, posttrain] in your order, or",
         ),
