@@ -148,7 +148,7 @@ def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest)
             decision, why = "done", "the run was submitted again, to another job"
     except DamageError as damage:  # in the files of the run, or of one that it needs
         log_line(f"rank {ranks.rank}: {damage}")
-        with contextlib.suppress(DamageError):
+        with contextlib.suppress(DamageError):  # its own state.json may be the damaged file
             if ranks.is_first:
                 run.fail(str(damage), DAMAGE)
         return Outcome(str(damage), failed=True)
