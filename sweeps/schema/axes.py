@@ -123,8 +123,10 @@ LISTS = ("stages", "evaluate.corpora", "evaluate.at", ".betas", ".setup", ".targ
 
 def is_axis(path: str, value: Any) -> bool:
     """Whether a list holds several values of a field, as opposed to one value that is itself a list."""
-    if not isinstance(value, list) or path.endswith(LISTS):
+    if not isinstance(value, list):
         return False
+    if path.endswith(LISTS):  # one value, unless each of its parts is one
+        return bool(value) and all(isinstance(part, list) for part in value)
     if path.split(".")[1:-1] == ["mix"]:  # the components of one corpus, unless each value is a list of components
         return not all(isinstance(part, dict) for part in value)
     window = path == "pretrain.exposure_schedule" or path.endswith(".window")
