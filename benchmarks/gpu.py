@@ -140,7 +140,7 @@ def retain(case: Case) -> Measured:
     model = case.build()
     size = case.batch
     if gpu:
-        size = largest_that_fits(size, fits_on_gpu(model, case.length, True, case.device))[0]
+        size = largest_that_fits(size, fits_on_gpu(model, {"sequence_length": case.length}, True, case.device))[0]
     recipe = {**RECIPE, "batch": case.batch, "sequence_length": case.length}
     module, timer = StageModule(model, recipe, size, compiled=case.compiled), Timer()
     _reset_peak()

@@ -72,6 +72,17 @@ def load_model(folder: Path) -> PreTrainedModel:
     return loaded
 
 
+def average_with(model: PreTrainedModel, start: PreTrainedModel, share: float) -> None:
+    """Replace the weights by (1 - share) · start + share · weights (WiSE-FT, arXiv 2109.01903, Equation 1).
+
+    A head that only the model has untied from its embedding is averaged with the start's embedding.
+    """
+    before = dict(start.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.lerp_(before[name], 1 - share)
+
+
 def add_dropout(model: PreTrainedModel, rate: float) -> None:
     """Set dropout at the embedding, the attention weights, the residual branches and inside the MLP (paper, Table 7).
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from retain.lightning_modules.compiled import compile_layers, compiled_loss_and_gradient
 from retain.lightning_modules.models import add_dropout
 from retain.lightning_modules.objective import loss_and_gradient, predictions, summed_loss
-from retain.lightning_modules.optimisation import optimizers_of, rate_of_recipe
+from retain.lightning_modules.optimisation import Anchor, optimizers_of, rate_of_recipe
 from retain.lightning_modules.shards import shard_model
 
 
@@ -50,6 +50,7 @@ class StageModule(LightningModule):
         """Whether batches may hold tokens that are not predicted."""
         self.step = 0
         """Steps trained, over all attempts."""
+        self.anchor: Anchor | None = None
         self.loss_sum = torch.zeros(())
         """The sum of the steps' mean losses (nats per token) since a callback last reset it."""
         add_dropout(model, recipe["dropout"])
@@ -60,6 +61,9 @@ class StageModule(LightningModule):
     def configure_model(self) -> None:
         if self.sharded and self.device_mesh is not None and not isinstance(self.model, FSDPModule):
             shard_model(self.model, self.device_mesh["data_parallel"])
+        if "anchor" in self.recipe and self.anchor is None:
+            # Checkpoints are restored later: the weights are still those that the stage starts from.
+            self.anchor = Anchor(self.model, self.recipe["anchor"]["l2sp"])
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return optimizers_of(self.model, self.recipe)
@@ -78,6 +82,8 @@ class StageModule(LightningModule):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = self.learning_rate_at(step)
         self._accumulate_gradients(batch, step)
+        if self.anchor is not None:
+            self.anchor.add_gradient(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe["clip"])
         for optimizer in optimizers:
             optimizer.step()

@@ -38,6 +38,7 @@ PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
             ("`evaluate`", stages.Evaluate),
             ("`finetune`", stages.Finetune),
             ("`posttrain.lora` and `finetune.lora`", stages.Lora),
+            ("`anchor` of a stage", stages.Anchor),
         ),
     ),
     (

@@ -12,7 +12,7 @@ from retain.sweeps.base.errors import DamageError, RetainError
 
 NOT_OF_THE_ORDER = (
     *("model", "method", "lora", "dropout", "clip", "lr", "min_lr", "warmup", "schedule", "floor"),
-    *("optimizer", "betas", "weight_decay", "decay", "documents"),
+    *("optimizer", "betas", "weight_decay", "decay", "documents", "anchor"),
 )
 """Recipe fields that do not change which tokens are read, and when."""
 

@@ -27,6 +27,7 @@ from retain.results.store.readiness import is_ready
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.errors import RetainError
+from retain.sweeps.tree.measures import EVALUATE
 from retain.sweeps.tree.tree import Tree
 
 POLL_S = 0.1
@@ -229,10 +230,11 @@ class Scheduler:
             self.groups[following] = self.groups.pop(key)
 
     def _are_siblings(self, key: str, other: str) -> bool:
-        """Whether two stages have the same name and parent, and run the same way."""
+        """Whether a process may run two stages in turn: siblings, or two evaluations, that are executed in the same way."""
         one, another = self.tree.stages[key], self.tree.stages[other]
         executions = [self.store.run(run).spec()["execution"] for run in (key, other)]
-        return (one.stage, one.parent) == (another.stage, another.parent) and executions[0] == executions[1]
+        near = one.stage == another.stage and (one.parent == another.parent or one.stage == EVALUATE)
+        return near and executions[0] == executions[1]
 
     def _ended_elsewhere(self, key: str) -> bool:
         """Whether another launcher has ended this run; notes in `elsewhere` that another launcher is training it."""

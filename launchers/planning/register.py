@@ -24,6 +24,8 @@ WRITERS = 16
 AT_A_TIME = 1000
 """Number of stages whose recipes are in memory at a time."""
 PACKAGES = ("retain-lm", "torch", "lightning", "transformers", "tokenizers", "numpy")
+EVALUATIONS_OF_A_PROCESS = 1000
+"""The most evaluations that one process makes, as starting one takes longer than a small evaluation."""
 
 
 def register(
@@ -74,7 +76,7 @@ def register(
 def register_evaluations(
     evaluations: Mapping[str, Stage], tree: Tree, file: StudyFile, facts: Facts, store: Store
 ) -> None:
-    """`register` for evaluations of stages of a tree. Each runs as its stage does, on one device."""
+    """`register` for evaluations of stages of a tree. Each runs as its stage does, on one device; a process measures many."""
     versions = installed_versions()
     for one in evaluations.values():
         assert one.parent is not None
@@ -83,7 +85,7 @@ def register_evaluations(
         fields = {
             "evaluation": {},
             "tokenizer": facts.tokenizer,
-            "execution": as_here(execution | {"devices": 1}, store, one.key),
+            "execution": as_here(execution | {"devices": 1, "pack": EVALUATIONS_OF_A_PROCESS}, store, one.key),
             "axes": one.axes,
             "study": tree.study,
             "versions": versions,

@@ -13,7 +13,9 @@ import time
 from dataclasses import asdict
 
 import torch
+from transformers import PreTrainedModel
 
+from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
 from retain.datamodules.corpora.prepare import stored_tokenizer
 from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.stage.attempt import AttemptContext
@@ -22,10 +24,10 @@ from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import machine_of
-from retain.lightning_modules.models import load_model
+from retain.lightning_modules.models import average_with, load_model
 from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.disk import SMALL_FILES, check_room
-from retain.results.store.runs import LOSSES
+from retain.results.store.runs import LOSSES, Run
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import StageFailedError
 
@@ -44,7 +46,10 @@ def attempt(context: AttemptContext) -> None:
     sequences = heldout_sequences(context.store.root, recipe["corpus"])
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
-    model = load_model(stage.model).to(machine.device)  # type: ignore[arg-type]
+    model = load_model(stage.model)
+    if "average" in recipe:
+        average_with(model, _start_of(context, stage), recipe["average"])
+    model = model.to(machine.device)  # type: ignore[arg-type]
     reported = time.monotonic()
 
     def between(done: int) -> None:
@@ -67,3 +72,14 @@ def attempt(context: AttemptContext) -> None:
     context.report(Progress(sequences.numel(), sequences.numel()))
     split = asdict(found) | {"corpus": recipe["corpus"]}
     context.finish(None, {LOSSES: {"splits": {"heldout": split}, "steps": 0, "trained_tokens": 0}})
+
+
+def _start_of(context: AttemptContext, stage: Run) -> PreTrainedModel:
+    """The model that a stage starts from: that of its parent, or the checkpoint of its recipe.
+
+    Raises StageFailedError, DamageError.
+    """
+    spec = stage.spec()
+    if spec["parent"] is not None:
+        return load_model(usable_parent(context.store, spec["parent"]).model)
+    return load_model(checkpoint_folder(context.store.root, spec["recipe"]["model"]["start"]))

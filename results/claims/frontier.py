@@ -1,4 +1,6 @@
-"""Claims 3 to 5 of the paper (Figures 2 and 4 to 12): which method has the better frontier, in which plane of losses."""
+"""Which method has the better frontier, in which plane of losses: claims 3 to 5 of the paper (Figures 2 and 4 to 12), and 6,
+which is ours.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,6 +58,24 @@ def _complementarity(technique: str) -> tuple[Contrast, ...]:
     )
 
 
+REACTIVE = {
+    "rehearsal": "replay of D_post in fine-tuning",
+    "l2sp": "L2-SP",
+    "averaging": "averaging the weights",
+    "adapters": "LoRA in fine-tuning",
+}
+"""Remedies against forgetting that act in Stage 3, by the name of the method that adds them."""
+
+
+def _against(remedy: str, words: str) -> tuple[Contrast, ...]:
+    """Our claims on exposure and a remedy in Stage 3."""
+    alone = f"unmixed+{remedy}"
+    return (
+        Contrast("6a", f"mixing improves the frontier more than {words}", alone, "mixed"),
+        Contrast("6b", f"mixing improves the frontier on top of {words}", alone, f"mixed+{remedy}"),
+    )
+
+
 CONTRASTS = (
     Contrast("3", "mixing improves the frontier", "unmixed", "mixed"),
     *_complementarity("dropout"),
@@ -63,6 +83,7 @@ CONTRASTS = (
     Contrast("5a", "mixing improves the frontier of LoRA", "unmixed+lora", "mixed+lora"),
     Contrast("5b", "unmixed, full post-training has a better frontier than LoRA", "unmixed+lora", "unmixed"),
     Contrast("5c", "mixed, full post-training has a better frontier than LoRA", "mixed+lora", "mixed"),
+    *(contrast for remedy, words in REACTIVE.items() for contrast in _against(remedy, words)),
 )
 """Claim 5 of the paper, that mixing helps both, is 5a for LoRA and 3 for full post-training."""
 

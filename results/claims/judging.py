@@ -30,6 +30,7 @@ SOURCES: Mapping[str, str] = {
     "4d": OURS,
     "4e": "Section 4.4",
     **dict.fromkeys(("5a", "5b", "5c"), "Figure 7"),
+    **dict.fromkeys(("6a", "6b"), OURS),
 }
 """Where the paper makes each claim."""
 

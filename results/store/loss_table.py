@@ -81,14 +81,42 @@ def trial_rows(
     rows = []
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
+        own = {tree.stages[key].stage: matrix.get(key, {}) for key in trial.path}
+        if trial.average != 1 and path[-1]:
+            leaf = tree.stages[trial.leaf]
+            path[-1], own[leaf.stage] = _averaged(leaf, trial.average, corpora, path[-1], store)
         tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
         keys = {**dict.fromkeys(STAGE_KINDS), **dict(zip(trial.stages, trial.chain, strict=True))}
         splits = [losses["splits"] if losses else None for losses in path]
         trained = [name for name, key in zip(trial.stages, trial.chain, strict=True) if key is not None]
         role = _finetuning_role(trained, store.run(trial.leaf)) if path[-1] else "finetuning"
         row = {"axes": trial.axes, "keys": keys, **four_losses(splits, trained, role), "tokens": tokens}
-        rows.append(row | {"losses": {tree.stages[key].stage: matrix.get(key, {}) for key in trial.path}})
+        rows.append(row | {"losses": own})
     return rows
+
+
+def _averaged(
+    leaf: Stage,
+    average: float,
+    corpora: Mapping[tuple[str, int], Mapping[str, str]],
+    found: Mapping[str, Any],
+    store: Store,
+) -> tuple[dict[str, Any], dict[str, float | None]]:
+    """The losses of averaged weights of a done stage, as losses.json has them and by the name of the corpus.
+
+    found: the stage's own losses.json. What is not measured yet is missing in the former and None in the latter. Raises
+    DamageError.
+    """
+    length = json.loads(leaf.recipe)["sequence_length"]
+    names = corpora[leaf.stage, length]
+    by_corpus: dict[str, float] = {}
+    for name, fingerprint in names.items():
+        run = store.run(evaluation_of(leaf, name, fingerprint, length, average=average).key)
+        if run.is_done():
+            by_corpus |= measured_losses(run.losses(), run)
+    of_role = store.run(leaf.key).spec()["evaluation"]
+    splits = {role: {"loss": by_corpus[of_role[role]]} for role in found["splits"] if of_role.get(role) in by_corpus}
+    return {**found, "splits": splits}, {name: by_corpus.get(corpus) for name, corpus in names.items()}
 
 
 def _finetuning_role(stages: Sequence[str], leaf: Run) -> str:

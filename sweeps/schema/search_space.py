@@ -338,6 +338,8 @@ def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str, chain: 
 def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type[BaseModel], where: str) -> Axis:
     if path == "seed" or path.endswith(".seed"):
         raise StudyError(f"{where}: seeds are replicates of a point, not an axis; list them under search.seeds")
+    if path.endswith(".average"):
+        raise StudyError(f"{where}: an average is measured once the stage is done; make it an axis of the grid")
     if isinstance(values, list):
         checked = grid_values(raw, path, values, schema, where)
         # Numbers as the schema reads them, such as 200k. Sections of the study stay plain mappings.

@@ -222,6 +222,14 @@ class Start(Section):
     `min_lr`."""
 
 
+class Anchor(Section):
+    """A penalty on leaving the weights that a stage starts from. It is added to the loss; losses are reported without it."""
+
+    l2sp: NotNegative = 0.0
+    """L2-SP: the penalty is l2sp / 2 times the squared distance from the starting weights (Xuhong et al., arXiv 1802.01483).
+    The default is no penalty."""
+
+
 class Adaptable(Optimisation):
     """The fields of a stage that starts from a trained model and may train LoRA adapters instead of all weights."""
 
@@ -231,6 +239,12 @@ class Adaptable(Optimisation):
     """The settings of the adapters, valid only with `method: lora`. By default those of the paper."""
     start: Start | None = None
     """What the stage takes over from the stage before it. By default the weights alone."""
+    anchor: Anchor | None = None
+    """A pull towards the weights that the stage starts from. By default there is none."""
+    average: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    """WiSE-FT (Wortsman et al., arXiv 2109.01903), for the last stage of a chain: the trial's losses are those of the weights
+    between the start of the stage (0) and its end (1, the default). All averages share one training; the losses of those below
+    1 are measured in evaluation runs."""
 
     @model_validator(mode="after")
     def check_method(self) -> "Adaptable":
@@ -242,6 +256,11 @@ class Adaptable(Optimisation):
         if self.method == "lora" and self.optimizer == "muon":
             raise ValueError(
                 "optimizer: muon takes whole weight matrices, and LoRA trains their factors; write optimizer: adamw"
+            )
+        if self.method == "lora" and self.anchor is not None and self.anchor.l2sp:
+            raise ValueError(
+                "anchor: l2sp pulls all weights, and LoRA trains adapters, which start at zero; set anchor.l2sp: 0, or use "
+                "weight_decay"
             )
         return self
 

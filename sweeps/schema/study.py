@@ -129,6 +129,7 @@ class Study(Section):
         if getattr(self.section(self.stages[0]), "start", None) is not None:
             raise ValueError(f"{self.stages[0]}.start: the first stage of a chain follows no other; remove start")
         check_stage_names(self.execution, self.stages)
+        self._check_average()
         for stage in self.stages:
             section = self.section(stage)
             for field, name in [("corpus", section.corpus), *(("mix", name) for name in section.mix)]:
@@ -137,6 +138,26 @@ class Study(Section):
                         f"{stage}.{field}: unknown corpus {shown_value(name)}; the corpora are {', '.join(self.corpora)}"
                     )
         return self
+
+    def _check_average(self) -> None:
+        for name in (name for name in self.stages if getattr(self.section(name), "average", 1.0) != 1):
+            if name != self.stages[-1]:
+                raise ValueError(
+                    f"{name}.average: {self.stages[-1]} is the last stage, and only its weights can be averaged; remove "
+                    f"{name}.average"
+                )
+            if len(self.stages) == 1 and not self.model.is_trained:
+                raise ValueError(
+                    f"{name}.average: the stage starts from a new model, which nothing can be averaged with; remove "
+                    "average, or put a stage before it"
+                )
+            for other in self.stages:
+                stopping = getattr(self.section(other), "early_stopping", None)
+                if stopping is not None and stopping.split == "tune":
+                    raise ValueError(
+                        f"{name}.average: averages are measured on whole held-out splits, and {other}.early_stopping.split: "
+                        f"tune reports {other} on a half; write split: heldout, or remove average"
+                    )
 
     @model_validator(mode="after")
     def check_evaluate(self) -> "Study":

@@ -7,6 +7,7 @@ training runs, the precision of the arithmetic is no part of the key.
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from retain.sweeps.schema.section import FURTHER
 from retain.sweeps.tree.evaluation import used_corpora
@@ -17,12 +18,20 @@ EVALUATE = "evaluate"
 """The name of evaluation runs where stages have theirs."""
 
 
-def evaluation_of(stage: Stage, name: str, fingerprint: str, length: int, tokens: int = 0) -> Stage:
-    """The evaluation run of a stage on a corpus, as a stage below it. tokens: those of the held-out split, if known."""
-    recipe = canonical({"corpus": fingerprint, "measure": MEASURE, "sequence_length": length})
-    key = stage_key(FURTHER, stage.key, recipe)
+def evaluation_of(
+    stage: Stage, name: str, fingerprint: str, length: int, tokens: int = 0, average: float = 1.0
+) -> Stage:
+    """The evaluation run of a stage on a corpus, as a stage below it.
+
+    tokens: those of the held-out split, if known. average: the weights that it measures, from 0, the start of the stage, to 1,
+    its end.
+    """
+    fields: dict[str, Any] = {"corpus": fingerprint, "measure": MEASURE, "sequence_length": length}
     axes = stage.axes | {"evaluate.at": stage.stage, "evaluate.corpora": name}
-    return Stage(key, EVALUATE, stage.key, recipe, tokens, axes)
+    if average != 1:
+        fields["average"] = axes[f"{stage.stage}.average"] = average
+    recipe = canonical(fields)
+    return Stage(stage_key(FURTHER, stage.key, recipe), EVALUATE, stage.key, recipe, tokens, axes)
 
 
 def corpora_after(tree: Tree) -> dict[tuple[str, int], dict[str, str]]:
@@ -42,11 +51,11 @@ def corpora_after(tree: Tree) -> dict[tuple[str, int], dict[str, str]]:
 
 
 def asked_evaluations(tree: Tree, heldout: Mapping[tuple[str, int], int] | None = None) -> dict[str, Stage]:
-    """The evaluations that `evaluate` asks for, by key, in the order of the stages: those that no training run makes.
+    """The evaluations that `evaluate` and averages of weights ask for, by key, in the order of the stages.
 
-    heldout: the tokens of the held-out splits, by corpus and sequence length.
+    None of them is made by a training run. heldout: the tokens of the held-out splits, by corpus and sequence length.
     """
-    found: dict[str, Stage] = {}
+    found = averaged_evaluations(tree, heldout or {})
     if not tree.measured:
         return found
     used = used_corpora(tree)
@@ -59,4 +68,18 @@ def asked_evaluations(tree: Tree, heldout: Mapping[tuple[str, int], int] | None 
                 tokens = (heldout or {}).get((name, length), 0)
                 one = evaluation_of(stage, name, fingerprint, length, tokens)
                 found[one.key] = one
+    return found
+
+
+def averaged_evaluations(tree: Tree, heldout: Mapping[tuple[str, int], int]) -> dict[str, Stage]:
+    """The evaluations of averaged weights that trials ask for, by key: on every corpus of the study."""
+    averages = {(trial.leaf, trial.average): None for trial in tree.trials if trial.average != 1}
+    corpora = corpora_after(tree) if averages else {}
+    found: dict[str, Stage] = {}
+    for key, average in averages:
+        stage = tree.stages[key]
+        length = json.loads(stage.recipe)["sequence_length"]
+        for name, fingerprint in corpora[stage.stage, length].items():
+            one = evaluation_of(stage, name, fingerprint, length, heldout.get((name, length), 0), average)
+            found[one.key] = one
     return found

@@ -54,6 +54,8 @@ class Trial:
     """The names of the stages of the chain."""
     chain: tuple[str | None, ...]
     """The key of each stage; None for a stage that has nothing to train, as Stage 2 may with matched allocation."""
+    average: float = 1.0
+    """The weights whose losses are the trial's: from 0, the start of the last stage, to 1, its end (WiSE-FT)."""
 
     def key(self, stage: str) -> str | None:
         """The key of the stage with this name; None if the trial has no such stage."""
@@ -119,6 +121,10 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
     trials = []
     names = file.study.stages
     builders = [_StageBuilder(stage, file, facts, dimensions, stages) for stage in names]
+    setters = (names[-1], f"{names[-1]}.average")
+    averaged = [
+        n for n, options in enumerate(dimensions) if any(path in setters for one in options for path in one.fields)
+    ]
     for point in itertools.product(*(range(len(options)) for options in dimensions)):
         parent: str | None = None
         chain: list[str | None] = []
@@ -128,10 +134,19 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
         axes: Axes = {}
         for shown, index in zip(labels, point, strict=True):
             axes |= shown[index]
-        trials.append(Trial(axes, names, tuple(chain)))
+        trials.append(
+            Trial(axes, names, tuple(chain), _average(file.study, [dimensions[n][point[n]] for n in averaged]))
+        )
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
     measured = dict.fromkeys(measured_stages(file.study), measured_corpora(file.study))
     return Tree(file.study.study, stages, trials, not facts.prepared, corpora, counts_by_model(facts), measured)
+
+
+def _average(study: AnyStudy, options: Sequence[Option]) -> float:
+    """The share of the last stage's end in the weights whose losses are a trial's, given the options that may set it."""
+    for option in options:
+        study = with_values(study, option.fields)
+    return float(getattr(getattr(study, study.stages[-1]), "average", 1.0))
 
 
 def measured_stages(study: AnyStudy) -> tuple[str, ...]:
@@ -228,7 +243,9 @@ class _StageBuilder:
 
     def _is_label(self, path: str, recipe: str) -> bool:
         """Whether a field labels this kind of stage: fields of the stage and the study, and D_post's if it is mixed in."""
-        section = path.partition(".")[0]
+        section, _, name = path.partition(".")
+        if name == "average":
+            return False  # of the losses of a trial, not of its stages
         if self.stage == "pretrain" and section == "posttrain":
             return path in EXPOSED and '"exposure":null' not in recipe
         stages = self.file.study.stages
@@ -267,12 +284,12 @@ def merged(trees: Sequence[Tree]) -> Tree:
     if len(trees) == 1:
         return trees[0]
     stages: dict[str, Stage] = {}
-    trials: dict[tuple[str, ...], Trial] = {}
+    trials: dict[tuple[tuple[str, ...], float], Trial] = {}
     for tree in trees:
         for key, stage in tree.stages.items():
             stages.setdefault(key, stage)
         for trial in tree.trials:
-            trials.setdefault(trial.path, trial)
+            trials.setdefault((trial.path, trial.average), trial)
     names = "+".join(dict.fromkeys(tree.study for tree in trees))
     corpora = {place: fingerprint for tree in trees for place, fingerprint in tree.corpora.items()}
     models = {text: counts for tree in trees for text, counts in tree.models.items()}

@@ -149,3 +149,29 @@ def test_with_decay_all_norms_and_embeddings_decay_too() -> None:
         for name, weight in module.model.named_parameters():
             share = 0.99**4 if decay == "all" or "proj" in name else 1.0
             torch.testing.assert_close(weight, before[name] * share, rtol=1e-5, atol=1e-7)
+
+
+def test_an_anchored_stage_takes_the_adamw_steps_of_the_loss_with_the_penalty() -> None:
+    module, _ = trained(anchor={"l2sp": 0.5}, weight_decay=0.0)
+    model = small_model(initializer_range=0.2)
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    for batch, rate in zip(steps_of(RECIPE), [0.005, 0.01, 0.0055, 0.001], strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        distance = sum(((one - old) ** 2).sum() for one, old in zip(model.parameters(), start, strict=True))
+        (model(input_ids=batch, labels=batch).loss + 0.5 / 2 * distance).backward()
+        clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    for ours, exact in zip(module.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-3, atol=2e-5)
+
+
+def test_a_strong_anchor_keeps_the_weights_near_those_at_the_start() -> None:
+    def moved(**fields: Any) -> float:
+        module, start = trained(weight_decay=0.0, **fields)[0], small_model(initializer_range=0.2)
+        pairs = zip(module.model.parameters(), start.parameters(), strict=True)
+        return float(sum(((one - old) ** 2).sum() for one, old in pairs))
+
+    assert moved(anchor={"l2sp": 1e3}) < 0.5 * moved()

@@ -95,6 +95,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "grid": {"pretrain.exposure": [0, 1], "finetune.mix.music.share": [0, 0.01]},
         },
     ),
+    "laptop, anchors": replaced(LAPTOP, {"grid": {"pretrain.exposure": [0, 1], "finetune.anchor.l2sp": [0, 1e-3]}}),
     "laptop, attention within documents": replaced(LAPTOP, {"documents": {"attention": "within"}}),
     "laptop, a chain of five stages": replaced(
         LAPTOP,

@@ -19,6 +19,8 @@ FILLED = 0.9
 """The share of a GPU's memory that a step may use, including AdamW's moments."""
 MOMENT_BYTES = 8
 """AdamW's two moments of a trained parameter, in fp32."""
+ANCHOR_BYTES = 4
+"""The starting value of a trained parameter, in fp32, which an anchor keeps."""
 OTHERS_BYTES = 2 * 2**30
 """More than the driver and the kernels of this process occupy on a GPU that no other process uses."""
 
@@ -45,6 +47,7 @@ def stage_shape(model: PreTrainedModel, recipe: Mapping[str, Any], bf16: bool, w
         "world": world,
         # Absent without it, so that earlier answers are found.
         **({"documents": recipe["documents"]} if "documents" in recipe else {}),
+        **({"anchor": True} if "anchor" in recipe else {}),
     }
 
 
@@ -98,11 +101,12 @@ def is_shared(device: torch.device) -> bool:
 
 
 def fits_on_gpu(
-    model: PreTrainedModel, length: int, bf16: bool, device: torch.device, end_of_text: int | None = None
+    model: PreTrainedModel, recipe: Mapping[str, Any], bf16: bool, device: torch.device, end_of_text: int | None = None
 ) -> Callable[[int], bool]:
     """A function that tries whether a number of sequences fits, with an uncompiled step; compiled steps need less memory."""
-    moments = MOMENT_BYTES * sum(parameter.numel() for _, parameter in trained_parameters(model))
-    room = FILLED * torch.cuda.get_device_properties(device).total_memory - moments
+    length, kept = recipe["sequence_length"], MOMENT_BYTES + (ANCHOR_BYTES if "anchor" in recipe else 0)
+    held = kept * sum(parameter.numel() for _, parameter in trained_parameters(model))
+    room = FILLED * torch.cuda.get_device_properties(device).total_memory - held
 
     def fits(size: int) -> bool:
         # Memory that the allocator kept from an earlier stage of this process must not count.

@@ -186,7 +186,7 @@ def _fitting_micro_batch(context: AttemptContext, model: PreTrainedModel, bf16: 
     """The number of sequences that fit on the GPU of every rank."""
     recipe, world = context.spec["recipe"], context.ranks.world
     device = torch.device("cuda", torch.cuda.current_device())
-    fits = fits_on_gpu(model.to(device), recipe["sequence_length"], bf16, device, end_of_text)  # type: ignore[arg-type]
+    fits = fits_on_gpu(model.to(device), recipe, bf16, device, end_of_text)  # type: ignore[arg-type]
     share = -(-recipe["batch"] // world)
     shape = stage_shape(model, recipe, bf16, world)
     own = micro_batch_for(context.store.root, shape, share, fits, keep=not is_shared(device))

@@ -12,10 +12,14 @@ Recipe = dict[str, Any]
 
 
 def method_recipe(study: Study, facts: Facts, stage: Adaptable, name: str) -> Recipe:
-    """The training method, with the settings of the adapters if there are any, and what is carried over. Raises StudyError."""
+    """The training method, with the settings of the adapters if there are any, what is carried over, and the anchor.
+
+    Raises StudyError.
+    """
     start = {"start": {"optimizer": "carry"}} if stage.start and stage.start.optimizer == "carry" else {}
     if stage.method == "full":
-        return {"method": "full", **start}
+        anchor = {"anchor": {"l2sp": stage.anchor.l2sp}} if stage.anchor and stage.anchor.l2sp else {}
+        return {"method": "full", **start, **anchor}
     lora = stage.lora or Lora()
     targets = adapter_targets(study, facts, lora.targets, name)
     return {"method": "lora", "lora": lora.model_dump() | {"targets": targets}, **start}

@@ -37,6 +37,11 @@ def stage_recipe(study: Study, facts: Facts, name: str) -> Recipe | None:
             f"{name}.method: lora trains adapters of a trained model, but {name} is the first stage and starts from a new one; "
             f"set {name}.method: full, or put a stage before it, or start from a checkpoint"
         )
+    if "anchor" in recipe and not study.model.is_trained:
+        raise StudyError(
+            f"{name}.anchor: {name} is the first stage and starts from a new model, which nothing should be pulled back to; "
+            f"remove {name}.anchor, or put a stage before it, or start from a checkpoint"
+        )
     return {"model": _model(study, facts), "tokenizer": facts.tokenizer, **recipe}
 
 

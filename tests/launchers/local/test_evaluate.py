@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import retain
+from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.cli.app import main
 from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import open_study
+from retain.lightning_modules.models import load_model
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import read_study
@@ -20,7 +23,7 @@ MEASURED = {"files": "extra.jsonl", "heldout": 0.2}
 
 
 def study(folder: Path, **more: Any) -> str:
-    path = tiny_study(folder, **SMALL, **more)
+    path = tiny_study(folder, **{**SMALL, **more})
     (folder / "extra.jsonl").write_text(write_corpus(folder, "music").read_text().replace("| ", "river "))
     return str(path)
 
@@ -117,3 +120,46 @@ def test_a_wrong_evaluate_is_one_sentence(tmp_path: Path, asked: dict[str, Any],
 def test_what_is_measured_is_no_axis(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"evaluate.at: what is measured is the same for all trials"):
         read_study(study(tmp_path, evaluate={"corpora": ["music"]}), ["evaluate.at=[[posttrain],[finetune]]"])
+
+
+def test_an_average_measures_the_weights_between_start_and_end_of_the_last_stage_and_trains_nothing(
+    tmp_path: Path,
+) -> None:
+    name, store = study(tmp_path, grid={"finetune.average": [0, 0.5, 1]}), Store(tmp_path / "runs")
+    results = retain.run(name, (), store.root)
+    assert not results.failures
+    start, middle, end = results.trials
+    assert start["keys"] == middle["keys"] == end["keys"]
+    assert len([run for run in store.runs() if "measure" not in run.spec()["recipe"]]) == 3
+    assert start["retained_posttraining_loss"] == start["immediate_posttraining_loss"]
+    assert start["retained_pretraining_loss"] == start["losses"]["posttrain"]["general"]
+    assert start["finetuning_loss"] > middle["finetuning_loss"] > end["finetuning_loss"]
+    one, two = (load_model(store.run(start["keys"][stage]).model) for stage in ("posttrain", "finetune"))
+    with torch.no_grad():
+        for before, after in zip(one.parameters(), two.parameters(), strict=True):
+            after.copy_((before + after) / 2)
+        sequences = heldout_sequences(store.root, store.run(start["keys"]["posttrain"]).spec()["recipe"]["corpus"])
+        exact = two.eval()(input_ids=sequences, labels=sequences).loss.item()
+    assert middle["retained_posttraining_loss"] == pytest.approx(exact, rel=1e-5)
+    frame = retain.load(name, store.root)
+    assert list(frame["finetune.average"]) == [0, 0.5, 1]
+    assert list(frame["finetune/music"]) == [row["losses"]["finetune"]["music"] for row in results.trials]
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"posttrain.average": 0.5}, "posttrain.average: finetune is the last stage, and only its weights can be"),
+        ({"finetune.average": 1.5}, "finetune.average: "),
+        (
+            {"finetune.average": 0.5, "posttrain.early_stopping": {"every": 2, "patience": 2, "split": "tune"}},
+            "finetune.average: averages are measured on whole held-out splits, and posttrain.early_stopping.split: tune",
+        ),
+        ({"finetune.anchor": {"l2sp": -1}}, "finetune.anchor.l2sp: "),
+        ({"finetune.anchor": {"l2sp": 1}, "finetune.method": "lora"}, "anchor: l2sp pulls all weights, and LoRA"),
+    ],
+)
+def test_a_wrong_average_or_anchor_is_one_sentence(tmp_path: Path, fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(StudyError) as error:
+        read_study(study(tmp_path, **fields))
+    assert problem in str(error.value)

@@ -31,8 +31,9 @@ LONG: dict[str, Any] = {
     "posttrain.dropout": 0.1,
     "posttrain.replay": 0.25,
     "posttrain.early_stopping": {"every": 6, "patience": 2},
+    "finetune.anchor": {"l2sp": 0.01},
 }
-"""Seventy-five steps of pretraining and what else a state must remember: dropout, replay, early stopping."""
+"""Seventy-five steps of pretraining and what else a state must remember: dropout, replay, early stopping, an anchor."""
 
 
 @pytest.fixture(scope="module")

@@ -84,8 +84,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "replay": 0.2,
         "early_stopping": {"every": 5, "patience": 4},
     }
-    | {"method": "lora"},
-    "finetune": OPTIMISATION | {"corpus": "general", "method": "lora"},
+    | {"method": "lora", "anchor": {"l2sp": 0.01}},
+    "finetune": OPTIMISATION | {"corpus": "general", "method": "lora", "anchor": {"l2sp": 0.01}},
     "model": {
         "layers": 3,
         "hidden": 64,
@@ -106,8 +106,8 @@ WITHOUT_EFFECT = {
     # `repeat` only allows λ > 1. `floor` has an effect if min_lr is above lr. The others have one in studies that fit them, as
     # tested below.
     "pretrain": {"repeat", "floor", "passes"},
-    "posttrain": {"lora", "floor", "passes", "start"},
-    "finetune": {"lora", "floor", "passes", "start"},
+    "posttrain": {"lora", "floor", "passes", "start", "average"},
+    "finetune": {"lora", "floor", "passes", "start", "average"},
     # Names: of the other fields, and of a checkpoint, whose content changes keys, as test_checkpoint_recipes.py shows.
     "model": {"preset", "hf", "revision", "weights"},
     "study": {
