@@ -81,7 +81,7 @@ def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Prob
     trials: list[Trial] = []
     probed: list[Trial] = []
     left_out: Counter[str] = Counter()
-    for trial in tree.trials:
+    for trial in (trial for trial in tree.trials if trial.average == 1):
         short = short_finetuning(tree.stages[trial.leaf], share)
         start = states[trial.path[-2]]
         if not is_ready(short, states) and not train_missing:

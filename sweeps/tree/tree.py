@@ -103,6 +103,13 @@ class Tree:
         # A part of a tree may have no trials; its stages have parents before children.
         return list(dict.fromkeys([*names, *(stage.stage for stage in self.stages.values())]))
 
+    @property
+    def trained_apart(self) -> list[Trial]:
+        """The trials that somebody who shares no stage would train: averages of one last stage are one of them."""
+        leaves = {trial.leaf for trial in self.trials if trial.average == 1}
+        averaged = {trial.leaf: trial for trial in self.trials if trial.leaf not in leaves}
+        return [*(trial for trial in self.trials if trial.average == 1), *averaged.values()]
+
     def carried(self) -> set[str]:
         """The keys of the stages whose AdamW a stage below continues with."""
         return {stage.parent for stage in self.stages.values() if stage.parent and CARRY in stage.recipe}
