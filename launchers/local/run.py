@@ -101,10 +101,11 @@ def run_until_decided(
         if looks_ended(looks) or any(state.state != "done" for state in states.values()):
             _tell_end(opened, states)
             return with_measures(opened, states, watching)
+        ran = with_measures(opened, states, watching)  # a look judges averages too
         looks = make_look(opened, looks)
         if looks_ended(looks):
             _tell_end(opened, states)
-            return with_measures(opened, states, watching)
+            return ran
 
 
 def _prepared(name: str, overrides: Sequence[str], store: Path, reporting: Reporting | None) -> OpenedStudy:
