@@ -211,10 +211,12 @@ def _base(file: StudyFile) -> Fields:
         study = with_values(study, options[0].fields)
     fields: Fields = study.model_dump(exclude_unset=True, exclude={"grid", "cases", "search"}, mode="json")
     for corpus in fields.get("corpora", {}).values():
-        if isinstance(files := corpus.get("files"), str):
-            corpus["files"] = _absolute(files, file)
-        elif files is not None:
-            corpus["files"] = [_absolute(name, file) for name in files]
+        own = corpus.get("heldout")
+        for section in (corpus, own) if isinstance(own, dict) else (corpus,):
+            if isinstance(files := section.get("files"), str):
+                section["files"] = _absolute(files, file)
+            elif files is not None:
+                section["files"] = [_absolute(name, file) for name in files]
     for section in (fields.get("tokenizer") or {}, fields["model"]):
         if section.get("hf") and (file.folder / section["hf"]).is_dir():
             section["hf"] = str((file.folder / section["hf"]).absolute())
