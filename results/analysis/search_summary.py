@@ -60,13 +60,13 @@ def result_of(label: str, values: Values, rows: Sequence[Row], space: SearchSpac
     It has those of the paper's four losses that all rows have, and what the search needs besides.
     """
     by_seed = {seed_of(row): row for row in rows}
-    values = {
+    by_name = {
         name: [loss_at(row, name) for row in by_seed.values()]
         for name in dict.fromkeys((*LOSSES, *space.block.losses()))
     }
     losses = {
         name: estimate([one for one in found if one is not None])
-        for name, found in values.items()
+        for name, found in by_name.items()
         if found and all(one is not None and math.isfinite(one) for one in found)
     }
     if not losses.keys() >= set(space.block.losses()):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retain.results.analysis.axes import EXPOSURE, METHOD, RATE, SEEDS, axis_names, axis_values, grouped, varied_axes
+from retain.results.analysis.axes import EXPOSURE, METHOD, RATE, axis_names, axis_values, grouped, is_seed, varied_axes
 from retain.results.analysis.loss_planes import L_FT, L_IM, L_RET
 from retain.results.analysis.methods import setting_axes, setting_name
 from retain.results.figures.catalogue import AXIS_LABELS
@@ -159,7 +159,7 @@ def _by_label(trials: Sequence[Row], apart: str) -> dict[str, list[Row]]:
     names = [
         name
         for name in axis_names(trials)
-        if name not in (apart, *SEEDS) and (name == EXPOSURE or len(axis_values(trials, name)) > 1)
+        if name != apart and not is_seed(name) and (name == EXPOSURE or len(axis_values(trials, name)) > 1)
     ]
 
     def label(row: Row) -> str:

@@ -32,7 +32,7 @@ from retain.results.analysis.methods import (
 from retain.results.figures.catalogue import FigureSpec, Side
 from retain.results.figures.published import panels_of
 from retain.results.figures.style import MOST_LINES
-from retain.results.store.loss_table import Row, stages_after_posttraining, start_of_finetuning
+from retain.results.store.loss_table import Row, chain_of, stages_after_posttraining, start_of_finetuning
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def before_finetuning(rows: Iterable[Row]) -> list[Row]:
 
 
 def _before_finetuning(row: Row) -> tuple[str, str]:
-    later = stages_after_posttraining(row)
+    later = stages_after_posttraining(chain_of(row))
     upstream = {name: value for name, value in row["axes"].items() if name.partition(".")[0] not in later}
     return start_of_finetuning(row), str(upstream)
 
@@ -196,7 +196,7 @@ def _mean_lines(rows: Sequence[Row], loss: str) -> list[Series]:
     """One line of means over exposure for each setting, and for each rate that has no panel of its own."""
     settings, varied = setting_axes(rows), varied_axes(rows)
     names = [*settings, *(name for name in varied if name not in settings)]
-    later = stages_after_posttraining(rows[0]) if loss == L_IM and rows else ()
+    later = stages_after_posttraining(chain_of(rows[0])) if loss == L_IM and rows else ()
     own = [name for name in names if name not in (EXPOSURE, RATE) and name.partition(".")[0] not in later]
     return [_mean_line(name, found, loss) for name, found in grouped(rows, lambda row: setting_name(row, own)).items()]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from retain.results.analysis.axes import SEEDS, SEEDS_VARY, SUBSET, SUBSETS_VARY, axis_values, seed_of
+from retain.results.analysis.axes import SEEDS_VARY, SUBSET, SUBSETS_VARY, axis_values, is_seed, seed_of
 from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, has_losses
 from retain.results.report.cells import Rows, Table, loss_cell, table, value_cell, value_text
 from retain.results.report.deviations import resolved, values_text
@@ -70,7 +70,7 @@ def _seeds_vary(file: StudyFile) -> str:
     """What repetitions of a study differ in, and what they share."""
     if isinstance(file.study, LinearStudy):
         return "the singular vectors; the data has no noise"
-    subsets_alone = SUBSET in file.labels and not any(name in file.labels for name in SEEDS if name != SUBSET)
+    subsets_alone = SUBSET in file.labels and not any(is_seed(name) for name in file.labels if name != SUBSET)
     return f"{SUBSETS_VARY if subsets_alone else SEEDS_VARY}; the held-out splits are the same"
 
 

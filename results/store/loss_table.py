@@ -96,10 +96,10 @@ def _finetuning_role(stages: Sequence[str], leaf: Run) -> str:
     return "finetuning"
 
 
-def named_losses(rows: Iterable[Row]) -> tuple[str, ...]:
+def named_losses(rows: Sequence[Row]) -> tuple[str, ...]:
     """Those of the paper's four losses that the chains of these trials have; all of them for rows without a matrix."""
     found: set[str] = set()
-    for chain in {tuple(row.get("losses", {})) or STAGE_KINDS for row in rows}:
+    for chain in {chain_of(row) for row in rows} or {STAGE_KINDS}:
         every = {role_of(stage): {"loss": 0.0} for stage in chain}
         last = chain[-1] if "finetune" in chain and stage_kind(chain[-1]) == FURTHER else "finetuning"
         four = four_losses([every] * len(chain), chain, last)
@@ -114,9 +114,14 @@ def finished_trials(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["tokens"] is not None]
 
 
-def stages_after_posttraining(row: Row) -> tuple[str, ...]:
-    """The stages of a trial's chain that come after the weights whose loss is L_im: those that can only forget."""
-    chain = tuple(row.get("losses", {})) or tuple(row["keys"])  # rows from before the matrix are of the paper's chain
+def chain_of(row: Row) -> tuple[str, ...]:
+    """The stages that a trial trains, in their order; rows from before the matrix are of the paper's chain."""
+    return tuple(row.get("losses") or STAGE_KINDS)
+
+
+def stages_after_posttraining(chain: Sequence[str]) -> tuple[str, ...]:
+    """The stages of a chain that come after the weights whose loss is L_im: those that can only forget."""
+    chain = tuple(chain)
     if "posttrain" in chain:
         return chain[chain.index("posttrain") + 1 :]
     return chain[chain.index("finetune") :] if "finetune" in chain else ()
@@ -124,7 +129,7 @@ def stages_after_posttraining(row: Row) -> tuple[str, ...]:
 
 def start_of_finetuning(row: Row) -> str:
     """What is equal for the trials whose fine-tunings start from the same weights: the keys of the stages before them."""
-    later = stages_after_posttraining(row)
+    later = stages_after_posttraining(chain_of(row))
     return str([key for name, key in row["keys"].items() if name not in later])
 
 

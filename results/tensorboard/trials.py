@@ -23,7 +23,8 @@ VIEW = "tensorboard-trials"
 def write_trials(tree: Tree, store: Store, where: Sequence[str] = (), overrides: Sequence[str] = ()) -> Path:
     """Make a folder for TensorBoard with a run for each trial that has a loss, and return it.
 
-    The metrics are those of the paper's four losses that the chain has, by their names, then those of every stage on every corpus as STAGE/CORPUS.
+    The metrics are those of the paper's four losses that the chain has, then those of every stage on every corpus as
+    STAGE/CORPUS.
     where: filters as in `views.chosen_trials`; each combination of filters has its own folder. overrides: those of the tree, if
     it is to have a folder of its own. Raises StudyError, DamageError.
     """
