@@ -103,7 +103,7 @@ def _check_tokenizer(tokenizer: Tokenizer, file: StudyFile) -> tuple[Check, HubU
 def _check_corpus(
     name: str, corpus: Corpus, file: StudyFile, unreachable: HubUnreachableError | None
 ) -> tuple[Check, HubUnreachableError | None]:
-    commit, begins, problem = None, None, None
+    commit, begins, problem, field = None, None, None, ""
     on_hub = is_on_hub(corpus, file.folder)
     revision = (corpus.revision or "main") if on_hub else None
     try:
@@ -115,7 +115,8 @@ def _check_corpus(
         pinned_corpus = corpus.model_copy(update={"revision": commit}) if on_hub else corpus
         begins = text_of(next(read_documents(pinned_corpus, file.folder)))[:200]
         if (held := pinned_corpus.heldout_corpus) is not None:
+            field = "heldout."
             next(read_documents(held, file.folder))
     except RetainError as error:
-        problem, unreachable = str(error), error if isinstance(error, HubUnreachableError) else None
+        problem, unreachable = f"{field}{error}", error if isinstance(error, HubUnreachableError) else None
     return Check(name, corpus.source, revision, commit, begins, problem), unreachable

@@ -49,7 +49,7 @@ def look_up(kind: Literal["dataset", "model"], name: str, revision: str | None) 
     except Exception as error:  # the HTTP client raises classes of its own
         raise HubUnreachableError(
             f"{name}: the hub does not answer ({type(error).__name__}: {' '.join(str(error).split())[:200]}); use a "
-            "machine with internet access, or a local copy (`files:` in the corpus, a folder as `tokenizer.hf`)"
+            "machine with internet access, or a local copy (`files:` in the corpus, a folder as `tokenizer.hf` or `model.hf`)"
         ) from error
     return Repository(str(info.sha), tuple(sorted(file.rfilename for file in info.siblings or ())))
 

@@ -158,12 +158,15 @@ def naming_checkpoint(file: StudyFile) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def naming_corpus(file: StudyFile, name: str) -> Iterator[None]:
-    """Prefix errors with the study file and the corpus."""
+def naming_corpus(file: StudyFile, name: str, heldout: bool = False) -> Iterator[None]:
+    """Prefix errors with the study file and the corpus. heldout: whether its own held-out split is read."""
     try:
         yield
     except RetainError as error:
-        raise type(error)(f"{file.path.name}: corpora.{name}: {error}") from error
+        text, field = str(error), f"corpora.{name}{'.heldout' if heldout else ''}"
+        # The message may begin with a field of the section.
+        joined = "." if heldout and text.startswith(("files: ", "split: ")) else ": "
+        raise type(error)(f"{file.path.name}: {field}{joined}{text}") from error
 
 
 class _SavedNote(TypedDict):
@@ -246,10 +249,11 @@ def _read_source(file: StudyFile, name: str) -> Source:
         source = source_identity(corpus, file.folder)
         if corpus.messages is not None:
             source["chat"] = chat_source(tokenizer_settings(file), file.folder)
-        if (held := corpus.heldout_corpus) is not None:
+    if (held := corpus.heldout_corpus) is not None:
+        with naming_corpus(file, name, heldout=True):
             own = source_identity(held, file.folder)
-            source[OWN_SPLIT] = own | ({"chat": source["chat"]} if corpus.messages is not None else {})
-        return source
+        source[OWN_SPLIT] = own | ({"chat": source["chat"]} if corpus.messages is not None else {})
+    return source
 
 
 def _settings(settings: fields.Tokenizer) -> Source:

@@ -37,6 +37,7 @@ from retain.results.store.state import State
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.tree.key_diff import stage_name
 
 WAIT_S = 60
 """Seconds that a job waits in the queue before it checks again whether the runs it needs are done."""
@@ -122,7 +123,7 @@ def check_needs(store: Store, run: Run) -> tuple[str, str]:
         return "skip", why
     for needed in unfinished_needs(store, run):
         state = needed.state().state
-        name = f"{needed.spec()['stage']} {needed.key[:8]} is {state}"
+        name = f"{stage_name(needed.spec())} {needed.key[:8]} is {state}"
         if state != "running" and needed.key not in read_backlog(store).keys and not _has_job(store, needed):
             return "skip", f"{name} and has no job; submit the study again"
         return "wait", name

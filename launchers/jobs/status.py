@@ -12,6 +12,7 @@ from retain.results.store.runs import Store
 from retain.results.store.state import UNENDED
 from retain.results.store.status import RunStatus
 from retain.sweeps.base.errors import DamageError, MissingResourceError
+from retain.sweeps.tree.key_diff import stage_name
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def _waits_for(store: Store, key: str, job: Job) -> str:
     if job.reason not in ("Dependency", "BeginTime"):
         return job.reason
     needed = [
-        f"{run.spec()['stage']} {run.key[:8]} is {run.state().state}" for run in unfinished_needs(store, store.run(key))
+        f"{stage_name(run.spec())} {run.key[:8]} is {run.state().state}"
+        for run in unfinished_needs(store, store.run(key))
     ]
     return ": ".join([job.reason, *needed[:1]])
 

@@ -26,7 +26,6 @@ BLOCK = 2
 """The number of seeds that are added at a time, if nobody says."""
 MOST = 100
 """The most seeds of a study with looks."""
-STAGE_SEEDS = ("pretrain.seed", "posttrain.seed", "finetune.seed")
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def design(file: StudyFile) -> str:
 
 def _check_repetitions(file: StudyFile) -> None:
     name = file.path.name
-    if set(STAGE_SEEDS) & set(file.labels):
+    if any(name.endswith(".seed") for name in file.labels):
         raise StudyError(
             f"{name}: --until decided adds values of seed, and a stage has an axis of seeds; use the axis seed"
         )

@@ -17,6 +17,7 @@ from retain.sweeps.schema.section import stage_kind
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.evaluation import other_splits, splits_of, used_corpora
 from retain.sweeps.tree.keys import FORMAT
+from retain.sweeps.tree.measures import corpora_after
 from retain.sweeps.tree.tree import Stage, Tree
 
 WRITERS = 16
@@ -34,14 +35,16 @@ def register(
     facts: Facts,
     store: Store,
     executions: Mapping[str, Mapping[str, Any]] | None = None,
+    measured: bool = False,
 ) -> None:
     """Write stage.json and a first state.json for every stage that the store does not have.
 
     executions: how each stage is executed, by key: for SLURM, see `launchers.jobs.resources`; None: as the study says.
+    measured: whether a stage is measured on the corpora of `evaluate` when it ends; otherwise evaluation runs do it.
     """
     versions = installed_versions()
     here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in tree.chain}
-    corpora, carried = used_corpora(tree), tree.carried()
+    used, after, carried = used_corpora(tree), corpora_after(tree) if measured else {}, tree.carried()
     evaluations: dict[str, dict[str, Any]] = {}
 
     def specs(stages: Iterable[Stage]) -> Iterator[dict[str, Any]]:
@@ -49,7 +52,8 @@ def register(
             recipe = json.loads(stage.recipe)
             splits = splits_of(stage.stage, recipe, evaluations[stage.parent] if stage.parent else {})
             evaluations[stage.key] = splits
-            others = other_splits(splits["evaluation"], corpora.get(recipe.get("sequence_length", 0), {}))
+            length = recipe.get("sequence_length", 0)
+            others = other_splits(splits["evaluation"], after.get((stage.stage, length), used.get(length, {})))
             kind, needs = kind_of_recipe(recipe), [stage.parent] if stage.parent else []
             yield (
                 stage_spec(stage, recipe)

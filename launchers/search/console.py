@@ -61,11 +61,12 @@ def _headline(search: Search) -> str:
 
 def _best_table(search: Search) -> Table:
     axes, results = [axis.path for axis in search.space.axes], search.results()
-    table = new_table("best so far", *axes, *SYMBOLS.values())
+    names = list(dict.fromkeys(name for one in results for name in one.losses))
+    table = new_table("best so far", *axes, *(SYMBOLS.get(name, name) for name in names))
     best = recommended(search.space, results)
     others = sorted((one for one in results if one not in best), key=lambda one: one.scores)
     for one in [*best, *others][:BEST]:
-        losses = (f"{one.losses[name].mean:.4f}" for name in SYMBOLS)
+        losses = (f"{one.losses[name].mean:.4f}" if name in one.losses else "" for name in names)
         table.add_row(one.label, *(cell(one.values.get(path)) for path in axes), *losses)
     return table
 

@@ -11,6 +11,7 @@ from retain.datamodules.corpora.prepare import Report, known_facts, prepare
 from retain.launchers.planning.opened_study import check_name, claim_name
 from retain.results.analysis.axes import RECIPE
 from retain.results.analysis.recipe_comparison import DEFAULT, GRID_BEST
+from retain.results.store.loss_table import stages_after_posttraining
 from retain.results.store.runs import Run, Store, make_store, open_store
 from retain.results.store.study_files import AXIS_OF_POINTS, POINTS_STUDY, SUFFIX, search_run, study_folder
 from retain.sweeps.base.errors import StudyError
@@ -147,10 +148,11 @@ def write_confirmation(searched: SearchedStudy, recipes: Mapping[str, Values], g
     point on the grid's axes before fine-tuning; None leaves it out.
     """
     file, axes = searched.file, searched.file.axes
+    later = stages_after_posttraining(file.study.stages)
     varied = {
         path: [plain_value(value) for value in values]
         for path, values in axes.items()
-        if path.startswith("finetune.") and not _is_seed(path)
+        if path.partition(".")[0] in later and not _is_seed(path)
     }
     own = check_study(dict(searched.base), file.path).study
     default = {axis.path: value for axis in searched.space.axes if (value := _own_value(own, axis.path)) is not None}
@@ -211,10 +213,12 @@ def _base(file: StudyFile) -> Fields:
         study = with_values(study, options[0].fields)
     fields: Fields = study.model_dump(exclude_unset=True, exclude={"grid", "cases", "search"}, mode="json")
     for corpus in fields.get("corpora", {}).values():
-        if isinstance(files := corpus.get("files"), str):
-            corpus["files"] = _absolute(files, file)
-        elif files is not None:
-            corpus["files"] = [_absolute(name, file) for name in files]
+        own = corpus.get("heldout")
+        for section in (corpus, own) if isinstance(own, dict) else (corpus,):
+            if isinstance(files := section.get("files"), str):
+                section["files"] = _absolute(files, file)
+            elif files is not None:
+                section["files"] = [_absolute(name, file) for name in files]
     for section in (fields.get("tokenizer") or {}, fields["model"]):
         if section.get("hf") and (file.folder / section["hf"]).is_dir():
             section["hf"] = str((file.folder / section["hf"]).absolute())

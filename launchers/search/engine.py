@@ -10,6 +10,7 @@ A search knows nothing of Ray or SLURM. Stages are trained by Ray Tune (`ray.tun
 Results are read from the store, so a search that is started again continues from what is there.
 """
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -24,10 +25,10 @@ from retain.launchers.search.history import History, Point
 from retain.launchers.search.samplers import Outcome, propose
 from retain.results.analysis.axes import grouped
 from retain.results.analysis.search_summary import Result, result_of, violations
-from retain.results.store.loss_table import trial_rows
+from retain.results.store.loss_table import loss_at, trial_rows
 from retain.results.store.readiness import is_ready
 from retain.results.store.state import ENDED, STOPPED, State
-from retain.results.store.study_files import PointState
+from retain.results.store.study_files import POINTS_STUDY, PointState
 from retain.results.tensorboard.search_curves import End, write_curves
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile
@@ -178,7 +179,7 @@ class Search:
             for key, stage in one.tree.stages.items()
             if self.states[key].state in STOPPED
         ]
-        return next(iter([*pruned, *stopped]), None) if state in ("pruned", "failed") else None
+        return next(iter([*pruned, *stopped, *self._missing(one)]), None) if state in ("pruned", "failed") else None
 
     def open_points(self) -> list[Candidate]:
         """Points with something left to train."""
@@ -217,6 +218,19 @@ class Search:
         if one.result is None:
             one.result = result_of(one.point.label, one.point.values, trial_rows(one.tree, self.store), self.space)
         return one.result
+
+    def _missing(self, one: Candidate) -> list[str]:
+        """What a point lacks whose stages are all done: a loss that the search needs, and how to measure it."""
+        if not all(self.states[key].state == "done" for key in one.tree.stages):
+            return []
+        rows = trial_rows(one.tree, self.store)
+        lacking = [name for name in self.block.losses() if any(loss_at(row, name) is None for row in rows)]
+        if not lacking:
+            return ["a loss that the search needs is not finite"]
+        command = shlex.join(
+            ["retain", "evaluate", str(self.searched.folder / POINTS_STUDY), "--store", str(self.store.root)]
+        )
+        return [f"{lacking[0]} was not measured when its stage was trained; measure it with {command}"]
 
     def _is_to_train(self, stage: Stage) -> bool:
         """Whether a stage of an open point can be trained now."""
@@ -261,7 +275,8 @@ class Search:
         """Add a point, and register its stages: seeds or execution may have changed since an earlier start."""
         if one.file is not None:
             executions = self.early_stopping.executions(one.file, one.tree)
-            register(one.tree, one.file, self.searched.facts, self.store, executions)
+            # A stage of a search is measured at its end also on what `evaluate` names, as the objective may need it.
+            register(one.tree, one.file, self.searched.facts, self.store, executions, measured=True)
         self.candidates.append(one)
         self.stages |= one.tree.stages
         self.read_states()

@@ -6,10 +6,10 @@ from typing import Any
 from retain.datamodules.corpora.prepare import known_facts
 from retain.launchers.search.derived_studies import SearchedStudy, write_confirmation
 from retain.launchers.search.engine import Search
-from retain.results.analysis.axes import SEEDS, grouped
+from retain.results.analysis.axes import grouped, is_seed
 from retain.results.analysis.recipe_comparison import ON_FRONTIER, RECOMMENDED
 from retain.results.analysis.search_summary import best_group, frontier_area, importances, recommended, result_of
-from retain.results.store.loss_table import Row, trial_rows
+from retain.results.store.loss_table import Row, stages_after_posttraining, trial_rows
 from retain.results.store.study_files import POINTS_STUDY
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study
@@ -76,7 +76,8 @@ def grid_best(searched: SearchedStudy) -> Values | None:
     unseeded = {path: values for path, values in axes.items() if path.rpartition(".")[2] != "seed"}
     if not unseeded:
         return None
-    upstream = [path for path in unseeded if not path.startswith("finetune.")]
+    later = stages_after_posttraining(searched.file.study.stages)
+    upstream = [path for path in unseeded if path.partition(".")[0] not in later]
     grids = [axes, unseeded | {"seed": searched.space.block.seeds}]
     for grid in sorted(grids, key=lambda grid: -len(grid.get("seed", ()))):
         points = grouped(_rows(searched, grid), lambda row: repr(_values(row)))
@@ -99,4 +100,4 @@ def _rows(searched: SearchedStudy, grid: Values) -> list[Row]:
 
 
 def _values(row: Row) -> Values:
-    return {path: value for path, value in row["axes"].items() if path not in SEEDS}
+    return {path: value for path, value in row["axes"].items() if not is_seed(path)}

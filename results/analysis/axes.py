@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from retain.results.store.loss_table import Row
 from retain.results.store.study_files import AXIS_OF_POINTS
+from retain.sweeps.schema.section import STAGE_KINDS
 
 METHOD, PIPELINE, RECIPE = "method", "pipeline", "recipe"
 """Axes of named cases: training methods, pairs of corpora, and recipes that a search compares."""
@@ -15,7 +16,6 @@ EXPOSURE, SIZE, RATE = "pretrain.exposure", "posttrain.tokens", "finetune.lr"
 """λ, |D_post| in tokens, and the learning rate of fine-tuning."""
 SUBSET = "subset_seed"
 """The seed of the shuffle of each corpus, which decides the subsets that are trained on."""
-SEEDS = ("seed", "pretrain.seed", "posttrain.seed", "finetune.seed", SUBSET)
 SEEDS_VARY = "initialisation, order of the data, dropout and adapters, but not the subsets of the corpora"
 SUBSETS_VARY = "the subsets of the corpora that are trained on, at one initialisation"
 """What repetitions differ in. The held-out splits are always the same documents."""
@@ -43,9 +43,14 @@ def axis_values(rows: Iterable[Row], axis: str) -> list[Any]:
     return list({repr(value): value for value in values}.values())
 
 
+def is_seed(axis: str) -> bool:
+    """Whether an axis is a seed: that of the study, of a stage, or of the subsets."""
+    return axis == SUBSET or axis.rpartition(".")[2] == "seed"
+
+
 def varied_axes(rows: Collection[Row]) -> list[str]:
     """The axes on which rows differ, without the seeds; having no value counts as a value of its own."""
-    return [name for name in axis_names(rows) if name not in SEEDS and len({setting(row, [name]) for row in rows}) > 1]
+    return [name for name in axis_names(rows) if not is_seed(name) and len({setting(row, [name]) for row in rows}) > 1]
 
 
 def setting(row: Row, axes: Collection[str]) -> tuple[str, ...]:
@@ -59,13 +64,14 @@ def seed_of(row: Row) -> int:
     If stages have seeds of their own, the earliest varied one counts: trials that share their first stages are not
     independent repetitions. `subset_seed` counts if no other seed varies.
     """
-    return next((int(row["axes"][name]) for name in SEEDS if name in row["axes"]), 0)
+    order = ["seed", *(f"{stage}.seed" for stage in row.get("losses") or STAGE_KINDS), SUBSET]
+    return next((int(row["axes"][name]) for name in order if name in row["axes"]), 0)
 
 
 def is_subset_apart(row: Row) -> bool:
     """Whether a study varies `subset_seed` next to other seeds: trials on one subset are not independent, so each subset is a
     subject of its own."""
-    return SUBSET in row["axes"] and any(name in row["axes"] for name in SEEDS if name != SUBSET)
+    return SUBSET in row["axes"] and any(is_seed(name) for name in row["axes"] if name != SUBSET)
 
 
 def is_searched(row: Row) -> bool:

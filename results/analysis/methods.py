@@ -1,12 +1,13 @@
-"""The method and the pipeline of a trial."""
+"""The method, the setting and the pipeline of a trial: what tells the lines of figures and tables apart, and their names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from pydantic import BaseModel
 
-from retain.results.analysis.axes import EXPOSURE, METHOD, PIPELINE
+from retain.results.analysis.axes import EXPOSURE, METHOD, PIPELINE, RECIPE, SIZE, is_searched, varied_axes
 from retain.results.store.loss_table import Row
+from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.axes import get_field
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.section import STAGE_KINDS
@@ -22,6 +23,8 @@ PIPELINES = {
 """The paper's pipelines in its order, with their titles."""
 METHOD_FIELDS = (EXPOSURE, "posttrain.dropout", "posttrain.replay", "posttrain.method")
 """The fields that decide the method of a trial without an axis `method`."""
+SHORT_NAMES = {EXPOSURE: "λ", SIZE: "|D_post|"}
+"""What lines are called by, where the paper has a symbol for the axis."""
 
 
 def has_claims(study: Study | LinearStudy) -> TypeGuard[Study]:
@@ -47,6 +50,47 @@ def method_of(row: Row) -> str:
     parts += [name for name in ("dropout", "replay") if axes.get(f"posttrain.{name}")]
     parts += ["lora"] if axes.get("posttrain.method") == "lora" else []
     return "+".join(parts)
+
+
+def setting_axes(rows: Collection[Row]) -> list[str]:
+    """The axes that tell lines apart: all that vary, besides seeds and what a line is swept over.
+
+    A line is swept over the learning rates. A named method is also swept over its batches, as in the paper's figures, and over
+    the lists inside its cases. Recipes of a search are named as a whole, and the points of a search are one line.
+    """
+    varied = varied_axes(rows)
+    if any(map(is_searched, rows)):
+        return [name for name in varied if name == RECIPE]
+    swept = {"lr", "batch"} if METHOD in varied else {"lr"}
+    kept = [name for name in varied if name.rpartition(".")[2] not in swept]
+    if METHOD in varied:
+        kept = [name for name in kept if all(name in row["axes"] for row in rows)]
+    first = [name for name in (PIPELINE, METHOD) if name in kept]
+    return [*first, *(name for name in kept if name not in first)]
+
+
+def setting_name(row: Row, axes: Sequence[str]) -> str:
+    """The name of a trial's line by its values on these axes: `mixed, |D_post| = 50k`; `all trials` without any."""
+    named = [(name, row["axes"][name]) for name in axes if name in row["axes"]]
+    return ", ".join(_value_name(name, value, alone=len(named) == 1) for name, value in named) or "all trials"
+
+
+def _value_name(name: str, value: Any, alone: bool) -> str:
+    if name in (METHOD, PIPELINE) or (name == RECIPE and alone):
+        return PIPELINES.get(str(value), str(value))
+    is_size = name.endswith("tokens") and isinstance(value, int | float)
+    return f"{SHORT_NAMES.get(name, name)} = {format_size(value) if is_size else _value_text(value)}"
+
+
+def _value_text(value: Any) -> str:
+    """A value as a study file would write it."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_value_text(part)}' for name, part in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value_text, value))}]"
+    if value is None or isinstance(value, bool):
+        return "none" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def with_fixed(rows: Iterable[Row], fixed: Mapping[str, Any]) -> list[Row]:

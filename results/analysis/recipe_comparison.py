@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from retain.results.analysis.axes import RECIPE, SEEDS, grouped, varied_axes
+from retain.results.analysis.axes import RECIPE, axis_names, grouped, is_seed, varied_axes
 from retain.results.analysis.effects import Effect, frontier_gap, hypervolume_gain, paired_difference
 from retain.results.analysis.loss_planes import PLANES, LossPlane, matched_rows, means_by_seed, points_by_seed
 from retain.results.store.loss_table import LOSSES, Row
@@ -90,7 +90,9 @@ def _by_recipe(rows: Sequence[Row], *losses: str) -> dict[str, list[Row]]:
     named = [row for row in rows if RECIPE in row["axes"]]
     # Recipes share the axes that vary within a recipe; the others are what they differ in.
     within = grouped(named, lambda row: row["axes"][RECIPE]).values()
-    shared = {axis for own in within for axis in varied_axes(own)} | set(SEEDS)
+    shared = {axis for own in within for axis in varied_axes(own)} | {
+        name for name in axis_names(rows) if is_seed(name)
+    }
     return grouped(matched_rows(named, shared, *losses), _name)
 
 

@@ -11,8 +11,7 @@ import numpy as np
 from retain.results.analysis.axes import grouped, seed_of
 from retain.results.analysis.effects import effect_of
 from retain.results.analysis.frontiers import hypervolume, pareto_set
-from retain.results.analysis.loss_planes import has_losses
-from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.loss_table import LOSSES, Row, loss_at
 from retain.sweeps.schema.search_space import SearchSpace, Values
 
 DRAWS = 200
@@ -56,11 +55,22 @@ class Importance:
 
 
 def result_of(label: str, values: Values, rows: Sequence[Row], space: SearchSpace) -> Result | None:
-    """The result of a point from the rows of its seeds; None while a loss is missing or not finite."""
-    if not rows or not all(has_losses(row, *LOSSES) for row in rows):
-        return None
+    """The result of a point from the rows of its seeds; None while a loss that the search needs is missing or not finite.
+
+    It has those of the paper's four losses that all rows have, and what the search needs besides.
+    """
     by_seed = {seed_of(row): row for row in rows}
-    losses = {name: estimate([float(row[name]) for row in by_seed.values()]) for name in LOSSES}
+    by_name = {
+        name: [loss_at(row, name) for row in by_seed.values()]
+        for name in dict.fromkeys((*LOSSES, *space.block.losses()))
+    }
+    losses = {
+        name: estimate([one for one in found if one is not None])
+        for name, found in by_name.items()
+        if found and all(one is not None and math.isfinite(one) for one in found)
+    }
+    if not losses.keys() >= set(space.block.losses()):
+        return None
     scores = space.block.objective.scores({name: one.mean for name, one in losses.items()})
     return Result(label, values, losses, scores)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retain.results.analysis.axes import EXPOSURE, METHOD, SEEDS, axis_names, grouped, setting, varied_axes
+from retain.results.analysis.axes import EXPOSURE, METHOD, axis_names, grouped, is_seed, setting, varied_axes
 from retain.results.analysis.effects import (
     Effect,
     effect_of,
@@ -191,7 +191,7 @@ def _comparable(by_method: Mapping[str, Sequence[Row]], plane: LossPlane) -> tup
 
 def _parts(rows: Sequence[Row], shared: set[str]) -> Iterable[list[Row]]:
     """The rows of a method by their settings of the axes that other methods do not share."""
-    apart = set(axis_names(rows)) - shared - {METHOD, *SEEDS}
+    apart = {name for name in axis_names(rows) if not is_seed(name)} - shared - {METHOD}
     return grouped(rows, lambda row: setting(row, apart)).values()
 
 

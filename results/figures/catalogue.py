@@ -6,12 +6,12 @@ one on y. The paper's Figures 4, 6, 7, 10 and 12 have them the other way round.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retain.results.analysis.axes import EXPOSURE, METHOD, axis_names, is_searched, varied_axes
 from retain.results.analysis.loss_planes import L_FT, L_IM, L_PRE, L_RET
 from retain.results.analysis.methods import PIPELINES, method_of
-from retain.results.store.loss_table import Row
+from retain.results.store.loss_table import Row, named_losses
 
 AXIS_LABELS = {
     L_IM: "L_im: post-training loss before fine-tuning",
@@ -154,7 +154,10 @@ def figures_of(study: str, rows: Sequence[Row]) -> list[FigureSpec]:
     Figure 4 brings figure 5, which shows the same trials in the other plane. By its axes, a study has the figures whose
     methods it compares, or else the losses over exposure if it varies exposure, and the frontiers.
     """
-    return named_figures(study) or _figures_by_axes(rows)
+    found, there = named_figures(study) or _figures_by_axes(rows), {*named_losses(rows), EXPOSURE}
+    # A chain need not have all of the paper's losses.
+    kept = [replace(spec, sides=tuple(side for side in spec.sides if {side.x, side.y} <= there)) for spec in found]
+    return [spec for spec in kept if spec.sides]
 
 
 def named_figures(study: str) -> list[FigureSpec]:

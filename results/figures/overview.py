@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retain.results.analysis.axes import EXPOSURE, METHOD, RATE, SEEDS, axis_names, axis_values, grouped
+from retain.results.analysis.axes import EXPOSURE, METHOD, RATE, axis_names, axis_values, grouped, is_seed, varied_axes
 from retain.results.analysis.loss_planes import L_FT, L_IM, L_RET
+from retain.results.analysis.methods import setting_axes, setting_name
 from retain.results.figures.catalogue import AXIS_LABELS
 from retain.results.figures.series import before_finetuning, mean_curve
 from retain.results.figures.style import (
@@ -27,7 +28,6 @@ from retain.results.store.study_files import study_folder
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHORT_NAMES = {EXPOSURE: "λ", RATE: "lr"}
 MOST_MULTIPLES = 3
 """Lines that need more small multiples than these are drawn thin, grey and without names, because readers cannot tell them
 apart and each takes milliseconds."""
@@ -45,10 +45,11 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
     trials = [row for row in rows if row[L_RET] is not None]
     if not trials:
         return []
-    if not {EXPOSURE, METHOD} & set(axis_names(trials)):
+    over, rate = _upstream_axis(trials), _swept_rate(trials)
+    if not over:
+        over = EXPOSURE
         trials = [row | {"axes": {**row["axes"], EXPOSURE: 0.0}} for row in trials]
-    over = EXPOSURE if EXPOSURE in axis_names(trials) else METHOD
-    upper, lower = _multiples(_by_label(trials, over)), _multiples(_by_label(trials, RATE))
+    upper, lower = _multiples(_by_label(trials, over)), _multiples(_by_label(trials, rate))
     beside = len(upper) == len(lower) == 1
     columns = max(len(upper), len(lower), 2 if beside else 1)
     stem = study_folder(store, study) / "losses"
@@ -63,7 +64,7 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
         for axes, groups in zip(first, upper, strict=False):
             _over_exposure(axes, trials, groups, over)
         for axes, groups in zip(second, lower, strict=False):
-            _against_finetuning(axes, groups)
+            _against_finetuning(axes, groups, rate, over)
         for row, multiples in ((first, upper), (second, lower)):
             for unused in row[len(multiples) :]:
                 unused.set_visible(False)
@@ -74,6 +75,25 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
         missing = f"; {missing_trials(len(rows) - len(trials), len(rows))}" if len(trials) < len(rows) else ""
         figure.suptitle(f"{study}: what is left of post-training after fine-tuning{missing}")
     return list(image_files(stem))
+
+
+def _upstream_axis(trials: Sequence[Row]) -> str | None:
+    """The axis over which L_im and L_ret are drawn: the exposure, the method, or else the first setting that can be one."""
+    there = axis_names(trials)
+    if found := [name for name in (EXPOSURE, METHOD) if name in there]:
+        return found[0]
+    for name in setting_axes(trials):
+        values = axis_values(trials, name)
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        if numbers or all(isinstance(value, str) for value in values):
+            return name
+    return None
+
+
+def _swept_rate(trials: Sequence[Row]) -> str:
+    """The learning rate that a line is swept over: that of fine-tuning, or else the last one that varies."""
+    rates = [name for name in varied_axes(trials) if name.endswith(".lr")]
+    return RATE if RATE in rates or not rates else rates[-1]
 
 
 def _multiples(groups: Groups) -> list[Groups]:
@@ -100,10 +120,10 @@ def _over_exposure(axes: "Axes", trials: Sequence[Row], groups: Groups, over: st
     _legend(axes)
 
 
-def _against_finetuning(axes: "Axes", groups: Groups) -> None:
+def _against_finetuning(axes: "Axes", groups: Groups, rate: str, over: str) -> None:
     curves = {}
     for name, group in groups.items():
-        along = next(axis for axis in (RATE, EXPOSURE, METHOD) if axis in axis_names(group))
+        along = rate if rate in axis_names(group) else over
         finetuning, retained = ([mean for _, mean, _, _ in _curve(group, loss, along)] for loss in (L_FT, L_RET))
         if retained:
             curves[name] = list(zip(*sorted(zip(finetuning, retained, strict=True), key=itemgetter(0)), strict=True))
@@ -115,7 +135,8 @@ def _against_finetuning(axes: "Axes", groups: Groups) -> None:
             axes.plot(x, y, label=name, color=styles[name].colour, linewidth=1.2, **styles[name].points)
     axes.set_xlabel(AXIS_LABELS[L_FT])
     axes.set_ylabel(AXIS_LABELS[L_RET])
-    axes.set_title("lower left is better; one point per fine-tuning rate", fontsize=9)
+    points = "fine-tuning rate" if rate == RATE else f"value of {rate}"
+    axes.set_title(f"lower left is better; one point per {points}", fontsize=9)
     _legend(axes)
 
 
@@ -138,13 +159,11 @@ def _by_label(trials: Sequence[Row], apart: str) -> dict[str, list[Row]]:
     names = [
         name
         for name in axis_names(trials)
-        if name not in (apart, *SEEDS) and (name == EXPOSURE or len(axis_values(trials, name)) > 1)
+        if name != apart and not is_seed(name) and (name == EXPOSURE or len(axis_values(trials, name)) > 1)
     ]
 
     def label(row: Row) -> str:
-        # A case that does not set an axis has no value there.
-        named = [(name, value) for name in names if (value := row["axes"].get(name)) is not None]
-        text = ", ".join(f"{SHORT_NAMES.get(name, name)}={_text(value)}" for name, value in named) or "all trials"
+        text = setting_name(row, names)
         return f" {text}" if text.startswith("_") else text  # matplotlib hides labels that begin with _
 
     return grouped(trials, label)
@@ -167,7 +186,3 @@ def _legend(axes: "Axes") -> None:
     if axes.get_legend_handles_labels()[1]:
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
         axes.legend(fontsize=8, frameon=False, **place)
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

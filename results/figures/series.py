@@ -14,9 +14,6 @@ from retain.results.analysis.axes import (
     METHOD,
     PIPELINE,
     RATE,
-    RECIPE,
-    SIZE,
-    axis_names,
     axis_values,
     grouped,
     seed_of,
@@ -24,12 +21,18 @@ from retain.results.analysis.axes import (
 )
 from retain.results.analysis.frontiers import lower_left_hull
 from retain.results.analysis.loss_planes import L_IM, Floats, LossPlane, points_by_seed
-from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
+from retain.results.analysis.methods import (
+    METHOD_FIELDS,
+    PIPELINES,
+    method_of,
+    pipeline_of,
+    setting_axes,
+    setting_name,
+)
 from retain.results.figures.catalogue import FigureSpec, Side
 from retain.results.figures.published import panels_of
 from retain.results.figures.style import MOST_LINES
-from retain.results.store.loss_table import Row, start_of_finetuning
-from retain.sweeps.base.units import format_size
+from retain.results.store.loss_table import Row, chain_of, stages_after_posttraining, start_of_finetuning
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def mean_curve(points: Iterable[tuple[Any, float | None]]) -> list[tuple[Any, fl
 def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[list[Panel]]:
     """A row of panels for each pipeline, a column for each side."""
     pipelines = pipelines_of(spec, rows)
+    axes = [name for name in setting_axes(rows) if name != PIPELINE]
     panel_rows = []
     for letter, pipeline in zip("abcdefghijklmnopqrstuvwxyz", pipelines, strict=False):
         own = [row for row in rows if pipeline_of(row) == pipeline]
@@ -122,7 +126,7 @@ def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> li
         title = f"({letter}) {name}" if len(pipelines) > 1 else name
         panel_rows.append(
             [
-                _panel(spec, side, _joined(title, side.title), pipeline, _frontiers(side, own), overlay)
+                _panel(spec, side, _joined(title, side.title), pipeline, _frontiers(side, own, axes), overlay)
                 for side in spec.sides
             ]
         )
@@ -155,7 +159,8 @@ def before_finetuning(rows: Iterable[Row]) -> list[Row]:
 
 
 def _before_finetuning(row: Row) -> tuple[str, str]:
-    upstream = {name: value for name, value in row["axes"].items() if not name.startswith("finetune.")}
+    later = stages_after_posttraining(chain_of(row))
+    upstream = {name: value for name, value in row["axes"].items() if name.partition(".")[0] not in later}
     return start_of_finetuning(row), str(upstream)
 
 
@@ -163,20 +168,18 @@ def _joined(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _frontiers(side: Side, rows: Sequence[Row]) -> list[Series]:
-    """One line for each method of the side; without methods, for each recipe, exposure or method of the study."""
-    exposures = [exposure for exposure in axis_values(rows, EXPOSURE) if exposure]
-    by_exposure = METHOD not in axis_names(rows) and len(exposures) > 1
+def _frontiers(side: Side, rows: Sequence[Row], axes: Sequence[str]) -> list[Series]:
+    """One line for each setting (`setting_axes`); a side that names methods has theirs alone, in its order."""
+    others = [name for name in axes if name not in (METHOD, *METHOD_FIELDS)]
 
     def name_of(row: Row) -> str:
-        if not side.methods and RECIPE in row["axes"]:
-            return str(row["axes"][RECIPE])
-        if not side.methods and by_exposure:
-            return f"λ = {row['axes'].get(EXPOSURE, 0):g}"
-        return method_of(row)
+        if not side.methods:
+            return setting_name(row, axes)
+        return ", ".join([method_of(row), *([setting_name(row, others)] if others else [])])
 
-    groups = grouped(rows, name_of)
-    return [_frontier(name, groups[name], side) for name in side.methods or groups if name in groups]
+    own = [row for row in rows if not side.methods or method_of(row) in side.methods]
+    ordered = sorted(own, key=lambda row: side.methods.index(method_of(row))) if side.methods else own
+    return [_frontier(name, found, side) for name, found in grouped(ordered, name_of).items()]
 
 
 def _frontier(name: str, rows: Sequence[Row], side: Side) -> Series:
@@ -190,14 +193,12 @@ def _frontier(name: str, rows: Sequence[Row], side: Side) -> Series:
 
 
 def _mean_lines(rows: Sequence[Row], loss: str) -> list[Series]:
-    """One line of means over exposure for each setting of the other axes."""
-    varying = [
-        name
-        for name in varied_axes(rows)
-        if name not in (EXPOSURE, RATE) and not (loss == L_IM and name.startswith("finetune."))
-    ]
-    groups = grouped(rows, lambda row: _label({name: row["axes"].get(name) for name in varying}))
-    return [_mean_line(name, own, loss) for name, own in groups.items()]
+    """One line of means over exposure for each setting, and for each rate that has no panel of its own."""
+    settings, varied = setting_axes(rows), varied_axes(rows)
+    names = [*settings, *(name for name in varied if name not in settings)]
+    later = stages_after_posttraining(chain_of(rows[0])) if loss == L_IM and rows else ()
+    own = [name for name in names if name not in (EXPOSURE, RATE) and name.partition(".")[0] not in later]
+    return [_mean_line(name, found, loss) for name, found in grouped(rows, lambda row: setting_name(row, own)).items()]
 
 
 def _mean_line(name: str, rows: Sequence[Row], loss: str) -> Series:
@@ -209,18 +210,6 @@ def _mean_line(name: str, rows: Sequence[Row], loss: str) -> Series:
     if len(curve) == len(trials):
         return Series(name, trials, curve[:, :2])
     return Series(name, trials, curve[:, :2], curve[:, 2], curve[:, 3])
-
-
-def _label(values: dict[str, Any]) -> str:
-    parts = []
-    for name, value in values.items():
-        if name == SIZE:
-            parts.append(f"|D_post| = {format_size(value)}")
-        elif name in (METHOD, PIPELINE):
-            parts.append(PIPELINES.get(str(value), str(value)))
-        else:
-            parts.append(f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}")
-    return ", ".join(parts) or "all trials"
 
 
 def _published(spec: FigureSpec, side: Side, pipeline: str | None) -> list[Series]:

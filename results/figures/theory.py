@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retain.results.analysis.axes import EXPOSURE, SEEDS, axis_names, setting
+from retain.results.analysis.axes import EXPOSURE, axis_names, is_seed, setting
 from retain.results.analysis.linear_trials import KINDS, Simulated, Theory, read_theory, read_trial
 from retain.results.analysis.loss_planes import L_RET
 from retain.results.figures.drawing import draw_axes
@@ -80,7 +80,7 @@ def _read(store: Path, rows: Sequence[Row]) -> _Drawn | None:
     first = next((row for row in rows if row[L_RET] is not None), None)
     if first is None:
         return None
-    others = [name for name in axis_names(rows) if name not in (EXPOSURE, *SEEDS)]
+    others = [name for name in axis_names(rows) if name != EXPOSURE and not is_seed(name)]
     mine = [row for row in rows if setting(row, others) == setting(first, others)]
     done = [row for row in mine if row[L_RET] is not None]
     trials = sorted((read_trial(Store(store), row) for row in done), key=lambda trial: trial.alpha)

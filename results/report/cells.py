@@ -66,8 +66,10 @@ def value_text(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, dict):  # a section, such as a component of a mixture; what is unset or off is left out
+        return ", ".join(f"{name} {value_text(part)}" for name, part in value.items() if part not in (None, False, 0))
     if isinstance(value, list | tuple):
-        return ", ".join(map(value_text, value)) or "none"
+        return ("; " if any(isinstance(part, dict) for part in value) else ", ").join(map(value_text, value)) or "none"
     text = str(value)
     # A text of white space alone, such as a separator of documents, would be invisible.
     return text if text.isprintable() and text.strip() else repr(text)

@@ -30,7 +30,7 @@ class Failure:
     key: str
     """The key of the run."""
     stage: str
-    """pretrain, posttrain or finetune."""
+    """The name of the stage."""
     axes: Axes
     """The values of the axes that lead to this stage."""
     state: str

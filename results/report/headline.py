@@ -6,24 +6,19 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from retain.results.analysis.axes import (
-    EXPOSURE,
-    METHOD,
     PIPELINE,
-    RECIPE,
-    SEEDS,
     SIZE,
     axis_names,
     grouped,
-    varied_axes,
+    is_seed,
 )
 from retain.results.analysis.loss_planes import L_IM, L_RET, has_losses, matched_rows, means_by_seed
-from retain.results.analysis.methods import METHOD_FIELDS, PIPELINES
+from retain.results.analysis.methods import PIPELINES, setting_axes, setting_name
 from retain.results.claims.judging import Verdict
 from retain.results.figures.paper import method_title
 from retain.results.figures.style import COLOURS, LineStyle, line_styles, style_at
-from retain.results.report.cells import value_text
 from retain.results.report.provenance import device_seconds
-from retain.results.store.loss_table import Row
+from retain.results.store.loss_table import Row, finished_trials, named_losses
 from retain.results.store.state import State
 from retain.sweeps.base.units import counted, format_size
 
@@ -75,14 +70,14 @@ def kept_groups(rows: Sequence[Row]) -> tuple[KeptGroup, ...]:
     """What each method, or else exposure, had learned and what fine-tuning left; empty if no trial has both losses."""
     naming = _naming_axes(rows)
     found = []
-    names = list(dict.fromkeys(_name(row, naming) for row in rows))
+    names = list(dict.fromkeys(setting_name(row, naming) for row in rows))
     # Rows are named beside their line: more rows than colours have one colour, rather than a colour that means two.
     styles = line_styles(names) if len(names) <= len(COLOURS) else dict.fromkeys(names, style_at(0))
     for subject, own in grouped(rows, _subject).items():
         shared = [axis for axis in axis_names(own) if axis not in naming and all(axis in row["axes"] for row in own)]
         finished = [row for row in own if has_losses(row, L_IM, L_RET)]
         even = matched_rows(own, shared, L_IM, L_RET)
-        by_name = grouped(even or finished, lambda row: _name(row, naming))
+        by_name = grouped(even or finished, lambda row: setting_name(row, naming))
         lines = [_kept(name, styles[name], by_name[name]) for name in names if name in by_name]
         if lines:
             found.append(_scaled(subject if even else f"{subject} (not yet over the same settings)".strip(), lines))
@@ -120,25 +115,13 @@ def run_names(rows: Sequence[Row]) -> dict[str, str]:
     for row in rows:
         for key in row["keys"].values():
             if key is not None:
-                names.setdefault(key, _name(row, naming))
+                names.setdefault(key, setting_name(row, naming))
     return names
 
 
 def _naming_axes(rows: Sequence[Row]) -> list[str]:
-    """The axes that name a method: the named cases, or else what decides the method, or else the first that varies."""
-    there = varied_axes(rows)
-    for names in ((RECIPE,), (METHOD,), METHOD_FIELDS):
-        if found := [name for name in names if name in there]:
-            return found
-    return [name for name in there if name not in (PIPELINE, SIZE)][:1]
-
-
-def _name(row: Row, naming: Sequence[str]) -> str:
-    values = [(name, row["axes"][name]) for name in naming if row["axes"].get(name) is not None]
-    if [name for name, _ in values] in ([METHOD], [RECIPE]):
-        return str(values[0][1])
-    short = {EXPOSURE: "λ"}
-    return ", ".join(f"{short.get(name, name)} = {value_text(value)}" for name, value in values) or "all trials"
+    """The axes that name a method: those that tell lines apart, besides those that name a group."""
+    return [name for name in setting_axes(rows) if name not in (PIPELINE, SIZE)]
 
 
 def _subject(row: Row) -> str:
@@ -148,8 +131,15 @@ def _subject(row: Row) -> str:
     return ", ".join(filter(None, parts))
 
 
-def answer(groups: Sequence[KeptGroup], verdicts: Sequence[Verdict], unit: str, linear: bool = False) -> list[str]:
+def answer(
+    rows: Sequence[Row], groups: Sequence[KeptGroup], verdicts: Sequence[Verdict], unit: str, linear: bool = False
+) -> list[str]:
     """The answer in two sentences: what is decided, and what the losses are. unit: of the losses, such as nats."""
+    if rows and not {L_IM, L_RET} <= set(named_losses(rows)):
+        return [
+            "This chain of stages has no post-training with a stage after it, so it has no L_im and L_ret to compare; the "
+            "losses after every stage on every corpus are in the table of losses."
+        ]
     if not groups:
         return ["No trial is finished yet, so there is no answer yet."]
     first = (
@@ -212,8 +202,8 @@ def _losses(groups: Sequence[KeptGroup], unit: str) -> str:
 
 def facts(rows: Sequence[Row], verdicts: Sequence[Verdict], states: Mapping[str, State]) -> list[Fact]:
     """How complete, how sure and how dear the results are."""
-    finished = sum(row[L_RET] is not None for row in rows)
-    seeds = max(1, len({str([row["axes"].get(name) for name in SEEDS]) for row in rows}))
+    finished = len(finished_trials(rows))
+    seeds = max(1, len({str([value for name, value in row["axes"].items() if is_seed(name)]) for row in rows}))
     found = [
         Fact("trials", f"{finished:,} of {len(rows):,}" if finished < len(rows) else f"{finished:,}", "finished"),
         Fact("seeds", f"{seeds}", "intervals are 95%, over seeds" if seeds > 1 else "one seed has no interval"),

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retain.results.analysis.axes import seed_of
-from retain.results.analysis.loss_planes import L_RET
 from retain.results.claims.judging import Verdict
 from retain.results.figures.curves import draw_curves
 from retain.results.figures.style import DrawnFigure, missing_trials
@@ -26,7 +25,7 @@ from retain.results.report.study import (
     parameter_count,
     question,
 )
-from retain.results.store.loss_table import Row
+from retain.results.store.loss_table import Row, finished_trials, named_losses
 from retain.results.store.runs import Store
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import write_text
@@ -98,7 +97,7 @@ def write_report(
         parts=parts,
         partial=_partial_sentences(tree, rows),
         sections=_sections(bool(curves.panels), bool(recipes), search is not None, of_paper),
-        answer=answer(kept, verdicts, unit, linear),
+        answer=answer(rows, kept, verdicts, unit, linear),
         facts=facts(rows, verdicts, states),
         kept=kept,
         several_seeds=len({seed_of(row) for row in rows}) > 1,
@@ -111,6 +110,7 @@ def write_report(
         search=search,
         recipes=recipes,
         losses=loss_table(labels, first.study.loss_unit, rows),
+        named=named_losses(rows),
         losses_open=len(rows) <= MOST_OPEN_ROWS,
         stages=stage_table(tree, states),
         roots=tree_of(tree, states),
@@ -172,6 +172,6 @@ def _sections(curves: bool, recipes: bool, search: bool, of_paper: bool) -> list
 
 def _partial_sentences(tree: Tree, rows: Sequence[Row]) -> list[str]:
     """The notices at the top of the page; empty if the results are complete."""
-    missing = sum(row[L_RET] is None for row in rows)
+    missing = len(rows) - len(finished_trials(rows))
     notices = ["The data is not prepared: keys are provisional and no stage is trained."] if tree.provisional else []
     return notices + ([f"Partial results: {missing_trials(missing, len(rows))}."] if missing else [])

@@ -1,12 +1,12 @@
 """The section about a search, from the summary that `retain search` saves beside the study's other output."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retain.results.analysis.loss_planes import L_FT, SYMBOLS
+from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.report.cells import DASH, Rows, Table, loss_cell, table, value_cell, value_text
 from retain.results.store.loss_table import LOSSES
 from retain.results.store.study_files import AXIS_OF_POINTS, SUFFIX, SUMMARY, read_summary, study_folder
@@ -58,7 +58,7 @@ def _sentences(document: Mapping[str, Any]) -> Iterator[str]:
         area = f"{document['frontier_area']:.4g} squared nats"
         yield f"The frontier's area: {area}, up to the worst losses of all points."
     if found := document["recommended"]:
-        seeds = found[0]["losses"][L_FT]["seeds"]
+        seeds = next(iter(found[0]["losses"].values()))["seeds"]
         yield (
             f"Losses are means over {seeds} seeds."
             if seeds > 1
@@ -75,12 +75,12 @@ def _sentences(document: Mapping[str, Any]) -> Iterator[str]:
 
 def _recommended(points: Sequence[Mapping[str, Any]]) -> Table:
     rows: Rows = []
+    measured = _names(one["losses"] for one in points)
     for one in points:
         recipe = "\n".join(f"{path}: {value_text(value)}" for path, value in one["values"].items())
-        rows.append([one["point"], recipe, *(_interval(one["losses"][name]) for name in LOSSES)])
-    return table(
-        "recommended", "Recommended; 95% intervals over seeds", (AXIS_OF_POINTS, "recipe", *SYMBOLS.values()), rows
-    )
+        rows.append([one["point"], recipe, *(_interval(one["losses"].get(name)) for name in measured)])
+    columns = (AXIS_OF_POINTS, "recipe", *(SYMBOLS.get(name, name) for name in measured))
+    return table("recommended", "Recommended; 95% intervals over seeds", columns, rows)
 
 
 def _importances(axes: Sequence[Mapping[str, Any]]) -> Table:
@@ -91,15 +91,24 @@ def _importances(axes: Sequence[Mapping[str, Any]]) -> Table:
 
 def _points(points: Sequence[Mapping[str, Any]]) -> Table:
     names = list({path: None for point in points for path in point["values"]})
+    measured = _names(point["losses"] or {} for point in points)
     rows: Rows = []
     for point in points:
         values = [value_cell(point["values"].get(name)) for name in names]
-        losses = [loss_cell(point["losses"] and point["losses"][name]) for name in LOSSES]
+        losses = [loss_cell((point["losses"] or {}).get(name)) for name in measured]
         rows.append([point["point"], point["state"], *values, *losses, point["reason"] or DASH])
-    columns = (AXIS_OF_POINTS, "state", *names, *SYMBOLS.values(), "note")
+    columns = (AXIS_OF_POINTS, "state", *names, *(SYMBOLS.get(name, name) for name in measured), "note")
     return table("points", "Searched points: means over seeds", columns, rows)
 
 
-def _interval(one: Mapping[str, Any]) -> str:
+def _names(losses: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The losses that any point has, the paper's four first."""
+    found = dict.fromkeys(name for one in losses for name in one)
+    return [*(name for name in LOSSES if name in found), *(name for name in found if name not in LOSSES)]
+
+
+def _interval(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return DASH
     interval = "" if one["low"] is None else f" ({one['low']:.4f} to {one['high']:.4f})"
     return f"{one['mean']:.4f}{interval}"

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from retain.results.analysis.axes import SEEDS, SEEDS_VARY, SUBSET, SUBSETS_VARY, axis_values, seed_of
+from retain.results.analysis.axes import SEEDS_VARY, SUBSET, SUBSETS_VARY, axis_values, is_seed, seed_of
 from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, has_losses
 from retain.results.report.cells import Rows, Table, loss_cell, table, value_cell, value_text
 from retain.results.report.deviations import resolved, values_text
-from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.loss_table import Row, loss_at, loss_columns, named_losses
 from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.models import parameters
 from retain.sweeps.schema.read import AnyStudy, StudyFile
+from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CheckpointFacts, Facts, checkpoint_of
 
@@ -69,7 +70,7 @@ def _seeds_vary(file: StudyFile) -> str:
     """What repetitions of a study differ in, and what they share."""
     if isinstance(file.study, LinearStudy):
         return "the singular vectors; the data has no noise"
-    subsets_alone = SUBSET in file.labels and not any(name in file.labels for name in SEEDS if name != SUBSET)
+    subsets_alone = SUBSET in file.labels and not any(is_seed(name) for name in file.labels if name != SUBSET)
     return f"{SUBSETS_VARY if subsets_alone else SEEDS_VARY}; the held-out splits are the same"
 
 
@@ -124,23 +125,32 @@ def budgets(file: StudyFile) -> Table:
         for name in type(section).model_fields:
             # A field that is left out and has no value of its own; sections with fields of their own are above.
             if getattr(section, name) in (None, {}) and stage not in fields.get(name, {}):
-                fields.setdefault(name, {})[stage] = f"{file.study.seed} (the study's)" if name == "seed" else "none"
+                own = [path for path in fields if path.startswith(f"{name}.")] or [name]
+                for path in own:
+                    fields.setdefault(path, {}).setdefault(
+                        stage, f"{file.study.seed} (the study's)" if name == "seed" else "none"
+                    )
     rows: Rows = [[name, *(stages.get(stage, "") for stage in chain)] for name, stages in fields.items()]
     return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *chain), rows)
 
 
 def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row]) -> Table:
-    """One row for each trial: its axes (names), its losses in this unit with L_ret − L_im, and its tokens."""
-    cells: Rows = [
-        [
-            *(value_cell(row["axes"].get(name)) for name in names),
-            *(loss_cell(row[loss]) for loss in (L_IM, L_RET)),
-            loss_cell(row[L_RET] - row[L_IM] if has_losses(row, L_IM, L_RET) else None),
-            *(loss_cell(row[loss]) for loss in LOSSES if loss not in (L_IM, L_RET)),
-            row["tokens"],
-        ]
-        for row in rows
-    ]
-    before, after, *others = SYMBOLS.values()
-    columns = (*names, before, after, f"{after} \N{MINUS SIGN} {before}", *others, "tokens")
-    return table("losses", f"{unit[0].upper()}{unit[1:]}", columns, cells, filters=len(names))
+    """One row for each trial: its axes (names), its losses in this unit with L_ret − L_im, and its tokens.
+
+    The losses are those of the paper's four that the chain has; a chain besides the paper's also has the matrix.
+    """
+    four = [name for name in SYMBOLS if name in named_losses(rows)]
+    is_of_paper = four == list(SYMBOLS) and not any(set(row.get("losses", {})) - set(STAGE_KINDS) for row in rows)
+    columns = [*four, *(loss_columns(rows) if not is_of_paper else ())]
+    forgotten = {L_IM, L_RET} <= set(four)
+    cells: Rows = []
+    for row in rows:
+        losses = [loss_cell(loss_at(row, name)) for name in columns]
+        if forgotten:
+            losses.insert(2, loss_cell(row[L_RET] - row[L_IM] if has_losses(row, L_IM, L_RET) else None))
+        cells.append([*(value_cell(row["axes"].get(name)) for name in names), *losses, row["tokens"]])
+    titles = [SYMBOLS.get(name, name) for name in columns]
+    if forgotten:
+        titles.insert(2, f"{SYMBOLS[L_RET]} \N{MINUS SIGN} {SYMBOLS[L_IM]}")
+    caption = f"{unit[0].upper()}{unit[1:]}" + ("" if is_of_paper else "; STAGE/CORPUS is that after STAGE on CORPUS")
+    return table("losses", caption, (*names, *titles, "tokens"), cells, filters=len(names))

@@ -155,6 +155,7 @@ def take_lease(path: Path, liveness: LivenessChecker | None = None) -> Lease | N
     The lease of a dead owner is taken over. Without `liveness`, an owner on another machine always counts as alive.
     Raises MissingResourceError if the folder cannot be written.
     """
+    path = path.absolute()  # the process may change its folder while its heartbeats go on, as for the start of Ray
     claim = _highest_claim(path)
     if claim is not None and _is_alive(path, claim, liveness):
         return None

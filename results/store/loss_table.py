@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State, damaged_state
@@ -14,9 +14,8 @@ from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_text
 from retain.sweeps.base.units import counted
-from retain.sweeps.schema.search_space import Loss
-from retain.sweeps.schema.section import FURTHER, STAGE_KINDS, stage_kind
-from retain.sweeps.tree.evaluation import TUNE
+from retain.sweeps.schema.section import FURTHER, LOSSES, STAGE_KINDS, loss_name, stage_kind, unknown_loss
+from retain.sweeps.tree.evaluation import TUNE, role_of
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.measures import asked_evaluations, corpora_after, evaluation_of
 from retain.sweeps.tree.tree import Stage, Tree
@@ -24,7 +23,6 @@ from retain.sweeps.tree.tree import Stage, Tree
 if TYPE_CHECKING:
     import pandas
 
-LOSSES: tuple[str, ...] = get_args(Loss)
 Row = dict[str, Any]
 
 
@@ -126,9 +124,41 @@ def _finetuning_role(stages: Sequence[str], leaf: Run) -> str:
     return "finetuning"
 
 
+def named_losses(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Those of the paper's four losses that the chains of these trials have; all of them for rows without a matrix."""
+    found: set[str] = set()
+    for chain in {chain_of(row) for row in rows} or {STAGE_KINDS}:
+        every = {role_of(stage): {"loss": 0.0} for stage in chain}
+        last = chain[-1] if "finetune" in chain and stage_kind(chain[-1]) == FURTHER else "finetuning"
+        four = four_losses([every] * len(chain), chain, last)
+        found |= {name for name, loss in four.items() if loss is not None}
+    return tuple(name for name in LOSSES if name in found)
+
+
+def finished_trials(rows: Sequence[Row]) -> list[Row]:
+    """The trials with a result: L_ret if their chain has it, or else all that it trains."""
+    if LOSSES[1] in named_losses(rows):
+        return [row for row in rows if row[LOSSES[1]] is not None]
+    return [row for row in rows if row["tokens"] is not None]
+
+
+def chain_of(row: Row) -> tuple[str, ...]:
+    """The stages that a trial trains, in their order; rows from before the matrix are of the paper's chain."""
+    return tuple(row.get("losses") or STAGE_KINDS)
+
+
+def stages_after_posttraining(chain: Sequence[str]) -> tuple[str, ...]:
+    """The stages of a chain that come after the weights whose loss is L_im: those that can only forget."""
+    chain = tuple(chain)
+    if "posttrain" in chain:
+        return chain[chain.index("posttrain") + 1 :]
+    return chain[chain.index("finetune") :] if "finetune" in chain else ()
+
+
 def start_of_finetuning(row: Row) -> str:
-    """What is equal for the trials whose fine-tunings start from the same weights: the keys of the other stages."""
-    return str([key for name, key in row["keys"].items() if name != "finetune"])
+    """What is equal for the trials whose fine-tunings start from the same weights: the keys of the stages before them."""
+    later = stages_after_posttraining(chain_of(row))
+    return str([key for name, key in row["keys"].items() if name not in later])
 
 
 def stage_losses(
@@ -194,7 +224,7 @@ def loss_columns(rows: Sequence[Row]) -> list[str]:
     """The columns of the matrix of these rows, as STAGE/CORPUS, by stage."""
     return list(
         dict.fromkeys(
-            f"{stage}/{corpus}"
+            loss_name(stage, corpus)
             for name in dict.fromkeys(stage for row in rows for stage in row.get("losses", {}))
             for row in rows
             for stage, losses in row.get("losses", {}).items()
@@ -219,7 +249,7 @@ def chosen_columns(rows: Sequence[Row], asked: str) -> list[str]:
         return known
     names = [name.strip() for name in asked.split(",") if name.strip()]
     if unknown := [name for name in names if name not in (*known, *LOSSES)]:
-        raise StudyError(f"--losses {unknown[0]}: unknown loss; write all, or some of {', '.join((*known, *LOSSES))}")
+        raise StudyError(f"--losses: {unknown_loss(unknown[0], (*LOSSES, *known))}; or write all")
     if not names:
         raise StudyError("--losses: no loss is named; write all, or STAGE/CORPUS, separated by commas")
     return names

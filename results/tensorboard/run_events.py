@@ -11,6 +11,7 @@ from retain.results.store.curves import Point, read_points
 from retain.results.store.loss_table import four_losses
 from retain.results.store.runs import Run, Store
 from retain.results.tensorboard.events import hyperparameter_summaries, stage_metric
+from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.tree import STAGES
 
 SETTINGS = ("lr", "min_lr", "schedule", "optimizer", "batch", "dropout", "weight_decay", "seed", "steps")
@@ -73,13 +74,15 @@ def run_results(
         path.insert(0, store.run(parent).spec())
     for stage in path:
         settings |= {
-            f"{stage['stage']}.{name}": _setting(stage["recipe"][name]) for name in SETTINGS if name in stage["recipe"]
+            f"{stage_name(stage)}.{name}": _setting(stage["recipe"][name])
+            for name in SETTINGS
+            if name in stage["recipe"]
         }
     settings |= {name: _setting(value) for name, value in spec["axes"].items()}
-    found = {stage_metric(spec["stage"], split): float(loss["loss"]) for split, loss in losses.items()}
+    found = {stage_metric(stage_name(spec), split): float(loss["loss"]) for split, loss in losses.items()}
     if spec["stage"] == STAGES[-1]:
         before = [store.run(stage["key"]).losses()["splits"] for stage in path[:-1]]
-        four = four_losses([*before, losses])
+        four = four_losses([*before, losses], [stage_name(stage) for stage in path])
         found = {name: loss for name, loss in four.items() if loss is not None} | found
     return settings, found
 

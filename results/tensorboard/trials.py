@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from retain.results.store.loss_table import LOSSES, loss_at, loss_columns, trial_rows
+from retain.results.store.loss_table import loss_at, loss_columns, named_losses, trial_rows
 from retain.results.store.runs import Store
 from retain.results.store.study_files import study_folder
 from retain.results.tensorboard.events import (
@@ -23,7 +23,8 @@ VIEW = "tensorboard-trials"
 def write_trials(tree: Tree, store: Store, where: Sequence[str] = (), overrides: Sequence[str] = ()) -> Path:
     """Make a folder for TensorBoard with a run for each trial that has a loss, and return it.
 
-    The metrics are the paper's four losses by their names, then those of every stage on every corpus as STAGE/CORPUS.
+    The metrics are those of the paper's four losses that the chain has, then those of every stage on every corpus as
+    STAGE/CORPUS.
     where: filters as in `views.chosen_trials`; each combination of filters has its own folder. overrides: those of the tree, if
     it is to have a folder of its own. Raises StudyError, DamageError.
     """
@@ -33,7 +34,7 @@ def write_trials(tree: Tree, store: Store, where: Sequence[str] = (), overrides:
     chosen = {trial.path for trial in trials}
     # Rows are in the order of the trials.
     rows = [row for row, trial in zip(trial_rows(tree, store), tree.trials, strict=True) if trial.path in chosen]
-    metrics = [*LOSSES, *loss_columns(rows)]
+    metrics = [*named_losses(rows), *loss_columns(rows)]
     hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials], metrics)
     digest, head = digest_of([hyperparameters]), run_events_head(hyperparameters)
     if folder.is_dir():

@@ -15,8 +15,7 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from retain.sweeps.base.units import format_size, parse_size
-from retain.sweeps.schema import search_space
-from retain.sweeps.schema.section import Section
+from retain.sweeps.schema.section import Loss, Section
 
 BOUNDS = ((Ge, "≥", "ge"), (Gt, ">", "gt"), (Le, "≤", "le"), (Lt, "<", "lt"))
 
@@ -78,7 +77,7 @@ def type_words(
     annotation: Any, metadata: Sequence[Any] = (), name: Callable[[type[Section]], str] = section_name
 ) -> str:
     """A type in words. name: how a section is named."""
-    if annotation == search_space.Loss:
+    if annotation == Loss:
         return "loss"
     if is_size(metadata):
         return "size"

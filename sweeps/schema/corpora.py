@@ -61,7 +61,13 @@ def read_heldout(value: Any) -> Any:
             return validate(HeldoutSplit, value, "")
         except StudyError as error:
             raise ValueError(str(error)) from None
-    share = read_number(value)
+    try:
+        share = read_number(value)
+    except ValueError:
+        raise ValueError(
+            f"expected a share or a split (got {shown_value(value)}); write a share such as 0.02, {{split: validation}} or "
+            "{files: PATHS}, or remove the field"
+        ) from None
     if not 0 < share < 1:
         bound = "greater than 0" if share <= 0 else "less than 1"
         raise ValueError(f"must be {bound} (got {shown_value(value)})")

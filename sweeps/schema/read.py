@@ -3,7 +3,7 @@
 import difflib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from retain.sweeps.base.yaml_text import parse_yaml, read_yaml
 from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
 from retain.sweeps.schema.linear.study import LinearStudy, is_linear
 from retain.sweeps.schema.search_space import BEFORE_FINETUNING, SearchBlock, SearchSpace, read_search
+from retain.sweeps.schema.section import LOSSES, loss_name, unknown_loss
 from retain.sweeps.schema.study import Study
 from retain.sweeps.schema.validation_messages import validate
 
@@ -156,22 +157,39 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
             f"{path.name}: {measured[0]}: what is measured is the same for all trials; set it under evaluate"
         )
     search = read_search(raw, schema, path.name, study.stages) if study.search else None
-    if search is not None:
-        _check_chain(search.block, study.stages, path.name)
     named = _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
+    if search is not None:
+        _check_losses(search.block, study, named, path.name)
     only_measured = tuple(name for name in measured_corpora(study) if name not in named)
     return StudyFile(path, study, grid, cases, search, only_measured=only_measured)
 
 
-def _check_chain(block: SearchBlock, chain: Sequence[str], file: str) -> None:
-    """Raise StudyError if a chain of stages has not what a search needs: the stages that its losses are measured after."""
+def _known_losses(study: AnyStudy, named: Collection[str]) -> list[str]:
+    """The names of the losses of a study: the paper's four, then the matrix. named: the corpora that stages may train on."""
+    if isinstance(study, LinearStudy):
+        return list(LOSSES)
+    asked = study.evaluate
+    found = [*LOSSES]
+    for stage in study.stages:
+        measured = asked.corpora if asked and stage in (asked.at or study.stages) else ()
+        found += [loss_name(stage, corpus) for corpus in study.corpora if corpus in named or corpus in measured]
+    return found
+
+
+def _check_losses(block: SearchBlock, study: AnyStudy, named: Collection[str], file: str) -> None:
+    """Raise StudyError if a study has not what its search needs: its losses, and the stages that they are measured after."""
+    chain, known = study.stages, _known_losses(study, named)
+    for name in block.losses():
+        if name not in known:
+            field = "objective" if name in block.objective.losses() else "constraints"
+            raise StudyError(f"{file}: search.{field}: {unknown_loss(name, known)}")
     needed: dict[str, tuple[str, ...]] = {
         "immediate_posttraining_loss": ("posttrain",),
         "retained_posttraining_loss": ("posttrain",),
         "finetuning_loss": ("finetune",),
         "retained_pretraining_loss": ("pretrain",),
     }
-    for loss, _ in sorted(block.directions()):
+    for loss in sorted(set(block.losses()) & set(LOSSES)):
         if missing := [stage for stage in needed[loss] if stage not in chain]:
             raise StudyError(
                 f"{file}: search: {loss} is measured with the stage {missing[0]}, which the chain {', '.join(chain)} does not "
@@ -188,6 +206,11 @@ def _check_chain(block: SearchBlock, chain: Sequence[str], file: str) -> None:
         raise StudyError(
             f"{file}: search.probe: it stops fine-tunings after post-training, and the chain does not end with posttrain and "
             "finetune; remove probe"
+        )
+    if block.probe and (further := [name for name in block.losses() if name not in LOSSES]):
+        raise StudyError(
+            f"{file}: search.probe: it compares fine-tunings by the paper's four losses, and the search is for {further[0]}; "
+            "remove probe"
         )
 
 

@@ -14,14 +14,21 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import grid_values
-from retain.sweeps.schema.section import STAGE_KINDS, NotNegative, Number, Positive, PositiveFloat, Section, Seed, Whole
+from retain.sweeps.schema.section import (
+    LOSSES,
+    STAGE_KINDS,
+    Loss,
+    NotNegative,
+    Number,
+    Positive,
+    PositiveFloat,
+    Section,
+    Seed,
+    Whole,
+)
 from retain.sweeps.schema.validation_messages import validate
 
-Loss = Literal[
-    "immediate_posttraining_loss", "retained_posttraining_loss", "finetuning_loss", "retained_pretraining_loss"
-]
-"""The four losses of a trial (paper, Section 3), in nats per token. Lower is better."""
-BEFORE_FINETUNING: Loss = "immediate_posttraining_loss"
+BEFORE_FINETUNING = LOSSES[0]
 """The one loss that is known before fine-tuning begins."""
 Values = dict[str, Any]
 """A point: the value of each axis, by dotted path."""
@@ -62,7 +69,7 @@ class Objective(Section):
     """The objective of a search: one loss, a weighted sum of losses, or the frontier of two. A loss's name may stand for it."""
 
     loss: Loss | None = None
-    """The loss to minimise."""
+    """The loss to minimise: one of the paper's four, or STAGE/CORPUS as in `retain results --losses all`."""
     weighted: Annotated[dict[Loss, Number], Field(min_length=1)] | None = None
     """The weights of a sum of losses to minimise. A negative weight maximises its loss."""
     hypervolume: tuple[Loss, Loss] | None = None
@@ -103,9 +110,12 @@ class Objective(Section):
 
     def directions(self) -> set[tuple[Loss, int]]:
         """The losses in the objective, each with 1 if lower is better and -1 if higher is better (a negative weight)."""
-        if self.weighted:
-            return {(name, 1 if weight > 0 else -1) for name, weight in self.weighted.items() if weight}
-        return {(name, 1) for name in (self.hypervolume or (self.loss,)) if name}
+        weights = self.weighted or dict.fromkeys(self.losses(), 1.0)
+        return {(name, 1 if weight > 0 else -1) for name, weight in weights.items() if weight}
+
+    def losses(self) -> tuple[str, ...]:
+        """The losses that `scores` reads."""
+        return self.hypervolume or tuple(self.weighted or {}) or ((self.loss,) if self.loss else ())
 
     def __str__(self) -> str:
         if self.hypervolume:
@@ -211,6 +221,10 @@ class SearchBlock(Section):
     def directions(self) -> set[tuple[Loss, int]]:
         """The losses that are minimised or constrained, each with its direction as in `Objective.directions`."""
         return self.objective.directions() | {(name, 1) for name in self.constraints}
+
+    def losses(self) -> tuple[str, ...]:
+        """The losses that a point must have to be judged."""
+        return tuple(dict.fromkeys((*self.objective.losses(), *self.constraints)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,9 +384,8 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
 
 
 def _is_section(schema: type[BaseModel], name: str) -> bool:
-    field = schema.model_fields.get(name)
-    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-    return any(hasattr(kind, "model_fields") for kind in kinds)
+    kind = schema.model_fields[name].annotation if name in schema.model_fields else None
+    return any(hasattr(one, "model_fields") for one in (kind, *get_args(kind)))
 
 
 def _is_whole(raw: dict[str, Any], path: str, fraction: float, schema: type[BaseModel]) -> bool:

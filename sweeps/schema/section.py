@@ -1,8 +1,10 @@
 """The base of every section of a study file, and the types that several sections use."""
 
+import difflib
 import math
 import re
 import reprlib
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -84,6 +86,29 @@ STAGE_KINDS = ("pretrain", "posttrain", "finetune")
 """The paper's stages, in the order in which a trial trains them. The name of each is also its kind."""
 FURTHER = "further"
 """The kind of every other stage of a chain. Its name is the user's, and does not enter its stage key."""
+
+
+LOSSES = (
+    "immediate_posttraining_loss",
+    "retained_posttraining_loss",
+    "finetuning_loss",
+    "retained_pretraining_loss",
+)
+"""The paper's four losses of a trial (Section 3), in nats per token. Lower is better."""
+Loss = Annotated[str, Field(min_length=1)]
+"""The name of a loss: one of the paper's four, or STAGE/CORPUS (`loss_name`). Only a study knows which ones it has."""
+
+
+def loss_name(stage: str, corpus: str) -> str:
+    """The name of the loss of a stage's weights on the held-out split of a corpus, as every verb writes it."""
+    return f"{stage}/{corpus}"
+
+
+def unknown_loss(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a loss that a study does not have."""
+    near = difflib.get_close_matches(name, known := list(known), n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"unknown loss {shortened(name)!r}{hint}; the losses of this study are {', '.join(known)}"
 
 
 def stage_kind(name: str) -> str:

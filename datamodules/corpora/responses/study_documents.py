@@ -19,16 +19,16 @@ def pinned_corpus(file: StudyFile, name: str) -> Corpus:
         return pinned(file.study.corpora[name], file.folder)
 
 
-def corpus_documents(file: StudyFile, name: str, corpus: Corpus) -> Iterator[Document]:
+def corpus_documents(file: StudyFile, name: str, corpus: Corpus, heldout: bool = False) -> Iterator[Document]:
     """Yield the documents of a corpus, or of its held-out split. Raises StudyError or MissingResourceError that name it."""
-    with naming_corpus(file, name):
+    with naming_corpus(file, name, heldout):
         yield from read_documents(corpus, file.folder, _chat_template(file, corpus))
 
 
 def corpus_division(file: StudyFile, name: str, corpus: Corpus) -> Division:
     """Return how the documents of a corpus are divided. corpus: the same, pinned."""
     held = corpus.heldout_corpus
-    own = () if held is None else corpus_documents(file, name, held)
+    own = () if held is None else corpus_documents(file, name, held, heldout=True)
     return Division(corpus.heldout_share, withheld_share(file), own, heldout_hashes(file, without=name))
 
 
@@ -38,7 +38,9 @@ def heldout_hashes(file: StudyFile, without: str | None = None) -> Collection[in
     for name in corpora_with_splits(file):
         held = pinned_corpus(file, name).heldout_corpus
         if name != without and held is not None:
-            found.update(document_hash(text_of(document)) for document in corpus_documents(file, name, held))
+            found.update(
+                document_hash(text_of(document)) for document in corpus_documents(file, name, held, heldout=True)
+            )
     return found
 
 

@@ -17,7 +17,7 @@ from retain.results.claims.judging import Verdict
 from retain.results.claims.power import in_words
 from retain.results.figures.style import DrawnFigure
 from retain.results.report.provenance import Origin
-from retain.results.store.loss_table import Row
+from retain.results.store.loss_table import Row, finished_trials
 
 FIGURE_FIELDS = ("name", "title", "caption", "png", "svg", "data", "trials", "missing")
 
@@ -30,7 +30,7 @@ def report_document(
         "study": study,
         "report": str(page),
         "trials": len(rows),
-        "missing": sum(row["retained_posttraining_loss"] is None for row in rows),
+        "missing": len(rows) - len(finished_trials(rows)),
         "figures": [{name: getattr(figure, name) for name in FIGURE_FIELDS} for figure in figures],
         "verdicts": [
             {

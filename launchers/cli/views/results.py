@@ -9,10 +9,11 @@ from rich.text import Text
 
 from retain.launchers.cli.options import command
 from retain.launchers.console import MOST_ROWS, cell, new_table, open_console, print_line
+from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.predictors import PREDICTORS
 from retain.results.claims.sequential import looks_sentence
 from retain.results.report.collect import Failure, Results
-from retain.results.store.loss_table import LOSSES, loss_at
+from retain.results.store.loss_table import loss_at, loss_columns, named_losses
 from retain.results.store.study_files import POINTS_STUDY, study_folder
 from retain.sweeps.base.units import counted, format_size
 from retain.sweeps.tree.tree import axes_label
@@ -21,19 +22,21 @@ from retain.sweeps.tree.tree import axes_label
 def print_results(results: Results, store: Path, columns: Sequence[str] | None = None) -> None:
     """Print a row for each trial, also of partial results, and the paths of what was written with them.
 
-    columns: the losses to show, as `chosen_columns` finds them; None: the paper's four.
+    columns: the losses to show, as `chosen_columns` finds them; None: those of the paper's four that the chain has, or else
+    all of the matrix.
     """
     rows = results.trials
-    titles = ("L_im", "L_ret", "L_ft", "L_pre") if columns is None else columns
+    named = named_losses(rows) if columns is None else ()
+    shown = list(columns or named or loss_columns(rows))
+    titles = [SYMBOLS[name] if name in named else name for name in shown]
     table = new_table(*results.axes, *titles, "tokens", left=len(results.axes))
     for row in rows[:MOST_ROWS]:
-        found = [loss_at(row, name) for name in (LOSSES if columns is None else columns)]
-        losses = ("" if loss is None else f"{loss:.4f}" for loss in found)
+        losses = ("" if (loss := loss_at(row, name)) is None else f"{loss:.4f}" for name in shown)
         tokens = "" if row["tokens"] is None else format_size(row["tokens"])
         table.add_row(*(cell(row["axes"].get(name, "")) for name in results.axes), *losses, tokens)
     console = open_console()
     console.print(table)
-    if columns is None:
+    if named:
         console.print(f"{results.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
     else:
         console.print(f"{results.loss_unit}: STAGE/CORPUS is that after STAGE on CORPUS")

@@ -99,6 +99,9 @@ def test_a_deleted_source_of_which_the_store_knows_nothing_is_named(copied: Copy
     delete(file)
     with pytest.raises(MissingResourceError, match=r"tiny\.yaml: corpora\.music: files: no file matches music\.jsonl"):
         remembered_facts(file, tmp_path / "elsewhere")
+    own = read_study(str(file.path), ["corpora.general.heldout={files: nope.txt}"])
+    with pytest.raises(MissingResourceError, match=r"corpora\.general\.heldout\.files: no file matches nope\.txt"):
+        remembered_facts(own, tmp_path / "elsewhere")
 
 
 def test_other_settings_of_a_corpus_are_not_what_was_prepared(copied: Copy) -> None:

@@ -19,14 +19,14 @@ from retain.launchers.search.history import HELDOUT, History
 from retain.launchers.search.summary import summary_document
 from retain.results.store.curves import CurveWriter, Point, heldout_curve
 from retain.results.store.runs import Store
-from retain.sweeps.schema.search_space import Loss, Probe, Rungs, SearchBlock
+from retain.sweeps.schema.search_space import Probe, Rungs, SearchBlock
 from retain.sweeps.tree.tree import Stage
 from tests.launchers.search.searches import THEORY, block, finish, searching, train_alone, train_one
 from tests.studies import tiny_study, write_corpus
 
-RETAINED: Loss = "retained_posttraining_loss"
-LEARNED: Loss = "finetuning_loss"
-BOTH: set[tuple[Loss, int]] = {(RETAINED, 1), (LEARNED, 1)}
+RETAINED = "retained_posttraining_loss"
+LEARNED = "finetuning_loss"
+BOTH: set[tuple[str, int]] = {(RETAINED, 1), (LEARNED, 1)}
 
 
 def at(retained: float, learned: float) -> dict[str, float]:
@@ -86,7 +86,7 @@ def test_a_fine_tuning_that_trades_one_wanted_loss_for_another_is_kept() -> None
 
 
 def test_the_losses_that_decide_are_those_that_are_minimised_or_constrained() -> None:
-    def directions(**fields: object) -> set[tuple[Loss, int]]:
+    def directions(**fields: object) -> set[tuple[str, int]]:
         return SearchBlock.model_validate({"axes": {"finetune.lr": [1, 2]}} | fields).directions()
 
     assert directions() == {(RETAINED, 1)}

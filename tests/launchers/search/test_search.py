@@ -29,7 +29,7 @@ from tests.studies import tiny_study
 GRID: dict[str, Any] = {
     "axes": {"pretrain.exposure": [0, 1], "finetune.lr": [5e-4, 2e-3]},
     "searcher": "grid",
-    "constraints": {"immediate_posttraining_loss": {"within": 0.5}},
+    "constraints": {"immediate_posttraining_loss": {"within": 0.5}, "posttrain/general": {"within": 0.5}},
 }
 STAGES = 8
 """Two exposures: four points share two pretrainings and two post-trainings."""
@@ -68,6 +68,8 @@ def test_a_search_ends_with_every_point_tried_and_shared_prefixes_trained_once(s
 def test_searched_trials_are_ordinary_ones_with_the_bits_of_retain_run(searched: Searched, trained: Trained) -> None:
     rows = retain_json("results", searched.document["points_study"], "--store", searched.store)["trials"]
     assert len(rows) == 4
+    for row, point in zip(rows, searched.document["points"], strict=True):
+        assert point["losses"]["posttrain/general"] == row["losses"]["posttrain"]["general"]
     assert {row["axes"]["point"] for row in rows} == {"p0", "p1", "p2", "p3"}
     ran = trial_rows(open_study(str(trained.study), (), trained.store).tree, Store(trained.store))
     place = ("pretrain.exposure", "finetune.lr")
@@ -85,7 +87,8 @@ def test_results_and_report_of_the_study_tell_of_the_search(searched: Searched) 
     text = Path(page).read_text(encoding="utf-8")
     section = text[text.index('<section id="section-search">') :]
     assert "Minimised: retained_posttraining_loss. 4 points: 4 done;" in section
-    assert "Constraints: immediate_posttraining_loss within 50% of the best." in section
+    bounds = "immediate_posttraining_loss within 50% of the best, posttrain/general within 50% of the best."
+    assert f"Constraints: {bounds}" in section
     for words in ("Recommended; 95% intervals over seeds", "Searched points: means over seeds", "finetune.lr"):
         assert words in section
     assert search_part(searched.store, "tiny-points") == search_part(searched.store, "tiny") is not None

@@ -1,12 +1,16 @@
-"""The method and the pipeline of a row of the loss table, and the points of each seed."""
+"""The method, the setting and the pipeline of a row of the loss table, and the points of each seed."""
 
+import itertools
 import math
 from typing import Any
 
 import pytest
 
 from retain.results.analysis.loss_planes import LossPlane, points_by_seed
-from retain.results.analysis.methods import METHODS, method_of, pipeline_of, with_fixed
+from retain.results.analysis.methods import METHODS, method_of, pipeline_of, setting_axes, with_fixed
+from retain.results.figures.catalogue import FIGURES, FRONTIERS
+from retain.results.figures.series import panels
+from retain.results.report.headline import kept_groups, run_names
 from retain.results.store.loss_table import LOSSES
 
 
@@ -55,3 +59,74 @@ def test_fixed_fields_decide_the_method_where_no_axis_does() -> None:
     fixed = {"pretrain.exposure": 1, "posttrain.dropout": 0.05, "posttrain.method": "full"}
     made = with_fixed([row({}), row({"pretrain.exposure": 0}), row({"method": "unmixed"})], fixed)
     assert [method_of(each) for each in made] == ["mixed+dropout", "unmixed+dropout", "unmixed"]
+
+
+def trials(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """A finished trial for each combination of the values."""
+    return [
+        row(dict(zip(axes, values, strict=True)), **dict.fromkeys(LOSSES, 2.0 + 0.1 * number))
+        for number, values in enumerate(itertools.product(*axes.values()))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "names"),
+    [
+        ("finetune.mix.chat.share", [0, 0.01], ["finetune.mix.chat.share = 0", "finetune.mix.chat.share = 0.01"]),
+        (
+            "midtrain.mix.music.tokens",
+            [0, 50_000],
+            ["midtrain.mix.music.tokens = 0", "midtrain.mix.music.tokens = 50k"],
+        ),
+        (
+            "pretrain.schedule",
+            ["cosine", {"wsd": 0.1}],
+            ["pretrain.schedule = cosine", "pretrain.schedule = {wsd: 0.1}"],
+        ),
+        (
+            "midtrain.start",
+            [None, {"optimizer": "carry"}],
+            ["midtrain.start = none", "midtrain.start = {optimizer: carry}"],
+        ),
+        ("posttrain.passes", [1, 2], ["posttrain.passes = 1", "posttrain.passes = 2"]),
+        ("posttrain.batch", [8, 32], ["posttrain.batch = 8", "posttrain.batch = 32"]),
+        ("model.hf", ["EleutherAI/pythia-70m", "./mine"], ["model.hf = EleutherAI/pythia-70m", "model.hf = ./mine"]),
+        ("pretrain.exposure", [0, 1], ["λ = 0", "λ = 1"]),
+        ("when", ["early", "late"], ["when = early", "when = late"]),
+        ("method", ["unmixed", "mixed"], ["unmixed", "mixed"]),
+    ],
+)
+def test_frontiers_first_screen_and_curves_tell_the_same_settings_apart_by_the_same_names(
+    axis: str, values: list[Any], names: list[str]
+) -> None:
+    """Rates and seeds are what a line is swept over; any other axis that varies is a setting."""
+    rows = trials({axis: values, "posttrain.lr": [1e-3, 2e-3], "finetune.lr": [1e-4, 5e-4], "seed": [0, 1]})
+    for number, one in enumerate(rows):
+        one["keys"] = {"pretrain": None, "posttrain": None, "finetune": f"run {number}"}
+    assert [line.name for line in panels(FRONTIERS, rows)[0][0].series] == names
+    (group,) = kept_groups(rows)
+    assert [line.name for line in group.rows] == names
+    assert list(dict.fromkeys(run_names(rows).values())) == names
+
+
+def test_a_named_method_is_one_line_over_the_lists_of_its_cases_but_not_over_another_axis() -> None:
+    """As in the paper's figures, which sweep rates, batches, and dropout within its case."""
+    rows = [
+        *trials({"method": ["mixed"], "posttrain.batch": [8, 32], "finetune.lr": [1e-4, 5e-4]}),
+        *trials({"method": ["mixed+dropout"], "posttrain.dropout": [0.02, 0.05], "posttrain.batch": [8, 32]}),
+    ]
+    assert setting_axes(rows) == ["method"]
+    apart = [one | {"axes": {**one["axes"], "finetune.passes": passes}} for one in rows for passes in (1, 2)]
+    assert setting_axes(apart) == ["method", "finetune.passes"]
+    drawn = panels(FIGURES["figure4"], apart)[0][0].series
+    assert [line.name for line in drawn] == [
+        f"{method}, finetune.passes = {passes}" for method in ("mixed", "mixed+dropout") for passes in (1, 2)
+    ]
+
+
+def test_the_points_of_a_search_are_one_line() -> None:
+    rows = [
+        row({"point": f"p{number}", "pretrain.exposure": number / 7, "posttrain.dropout": 0.01 * number})
+        for number in range(3)
+    ]
+    assert setting_axes(rows) == []

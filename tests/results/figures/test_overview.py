@@ -57,10 +57,10 @@ def test_the_figure_names_its_lines_axes_and_units(planned: tuple[Tree, Store]) 
         "L_ft",
         "nats per token",
         "exposure λ",
-        "lr=0.0005",
-        "lr=0.002",
-        "λ=0",
-        "λ=1",
+        "finetune.lr = 0.0005",
+        "finetune.lr = 0.002",
+        "λ = 0",
+        "λ = 1",
         "tiny",
     ):
         assert expected in text, expected
@@ -75,7 +75,7 @@ def test_names_with_signs_of_formulas_are_drawn_as_they_are_written(tmp_path: Pa
     tree, store = registered(tmp_path / "runs", cases=named, grid={"finetune.lr": [5e-4, 2e-3]})
     finish_all(tree, store)
     text = texts(drawn(tree, store)[".svg"])
-    for expected in ("$x_$=$\\frac{$", "$x_$=_b$", "_c=^"):
+    for expected in ("$x_$ = $\\frac{$", "$x_$ = _b$", "_c = ^"):
         assert expected in text, expected
 
 
@@ -114,7 +114,7 @@ def test_more_than_ten_lines_become_small_multiples_that_name_them_all(tmp_path:
     rates = [1e-4 * number for number in range(1, 15)]
     text = texts(draw_losses(tmp_path, "mine", exposure_rows(sizes=(100_000,), seeds=(0,), rates=rates))[1])
     for rate in rates:
-        assert f"(L_ret), lr={rate:g}" in text
+        assert f"(L_ret), finetune.lr = {rate:g}" in text
 
 
 def test_lines_that_readers_cannot_tell_apart_have_one_colour_and_no_names(tmp_path: Path) -> None:

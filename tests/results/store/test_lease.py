@@ -365,3 +365,17 @@ def test_a_lease_names_the_slurm_job_of_its_owner(path: Path, monkeypatch: pytes
 def test_the_error_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(MissingResourceError, match="absent: cannot be written"):
         take_lease(tmp_path / "absent" / "lease.json")
+
+
+def test_a_lease_is_kept_while_its_process_is_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store may be a relative path, and the start of Ray changes the folder for longer than a heartbeat."""
+    monkeypatch.chdir(tmp_path)
+    lease = take_lease(Path("lease.json"))
+    assert lease
+    monkeypatch.chdir("/")
+    assert lease.held()
+    lease.beat()
+    lease.release()
+    assert not is_held(tmp_path / "lease.json")

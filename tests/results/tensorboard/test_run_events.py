@@ -5,7 +5,9 @@ from pathlib import Path
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
 from retain.results.store.curves import Point
-from retain.results.tensorboard.run_events import RunEvents
+from retain.results.tensorboard.run_events import RunEvents, run_results
+from tests.results.runs import finish_all, registered
+from tests.studies import tiny_fields
 
 
 def points(steps: range, loss: float) -> list[Point]:
@@ -36,3 +38,26 @@ def test_a_board_that_is_watching_shows_the_points_of_the_resumed_attempt_instea
     assert shown(board) == {step: 1.0 if step < 6 else 2.0 for step in range(8)}
     resumed.close()
     assert len(list(folder.glob("events.*"))) == 1
+
+
+def test_stages_of_ones_own_go_by_their_own_names(tmp_path: Path) -> None:
+    """Their settings and losses do not hide each other's, and L_im is that after the post-training, wherever it stands."""
+    fields = tiny_fields()
+    own = {"corpus": "general", "tokens": 640, "lr": 1e-3, "batch": 8}
+    tree, store = registered(
+        tmp_path / "runs",
+        stages=["pretrain", "posttrain", "settle", "finetune"],
+        settle=own,
+        finetune=fields["finetune"] | {"lr": 5e-4},
+    )
+    finish_all(tree, store)
+    run = store.run(tree.trials[0].leaf)
+    settings, found = run_results(store, run.spec(), run.losses()["splits"])
+    assert (settings["settle.lr"], settings["finetune.lr"]) == (1e-3, tree.trials[0].axes["finetune.lr"])
+    posttrained = store.run(tree.trials[0].key("posttrain")).losses()["splits"]
+    assert found["immediate_posttraining_loss"] == posttrained["posttraining"]["loss"]
+    above = store.run(tree.trials[0].key("settle"))
+    settings, found = run_results(store, above.spec(), above.losses()["splits"])
+    assert {name for name in settings if name.endswith(".lr")} == {"pretrain.lr", "posttrain.lr", "settle.lr"}
+    assert "settle/settle" in found
+    assert not any(name.startswith("further") for name in (*settings, *found))

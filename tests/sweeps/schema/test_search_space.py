@@ -1,17 +1,18 @@
 """The `search:` section: its errors, and the points of its space."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retain.results.store.loss_table import LOSSES
+from retain.results.store.loss_table import LOSSES, loss_columns
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study, read_study
-from retain.sweeps.schema.search_space import Axis, Loss, SearchSpace
-from tests.studies import tiny_fields, tiny_study
+from retain.sweeps.schema.search_space import Axis, SearchSpace
+from retain.sweeps.tree.measures import corpora_after
+from tests.studies import tiny_fields, tiny_study, tiny_tree
 
 AXES = {"pretrain.exposure": {"uniform": [0, 1]}, "finetune.lr": {"loguniform": [1e-4, 1e-2]}}
 
@@ -46,7 +47,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"axes": AXES, "objective": "loss"},
-        "search.objective.loss: unknown value (got 'loss'); write immediate_posttraining_loss,",
+        "search.objective: unknown loss 'loss'; the losses of this study are immediate_posttraining_loss,",
     ),
     ({"axes": AXES, "objective": {"weighted": {"finetuning_loss": 0}}}, "search.objective.weighted: all weights are 0"),
     (
@@ -120,8 +121,14 @@ def test_an_invalid_search_section_is_one_sentence(block: dict[str, Any], senten
     assert "\n" not in str(caught.value)
 
 
-def test_the_losses_of_a_search_are_those_of_the_loss_table() -> None:
-    assert get_args(Loss) == LOSSES
+def test_a_search_may_name_every_loss_that_results_print_and_no_other() -> None:
+    row = {"losses": {stage: names for (stage, _), names in corpora_after(tiny_tree()).items()}}
+    for name in (*LOSSES, *loss_columns([row])):
+        assert space(objective=name).block.losses() == (name,)
+    with pytest.raises(
+        StudyError, match=r"search.objective: unknown loss 'pretrain/musik' .did you mean pretrain/music\?.;"
+    ):
+        space(objective={"hypervolume": ["pretrain/musik", "finetuning_loss"]})
 
 
 def test_axes_are_in_the_order_of_the_stages_and_the_grid_varies_the_last_one_fastest() -> None:
