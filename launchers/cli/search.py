@@ -54,8 +54,10 @@ def search(
     """
     from retain.launchers.cli.views.submission import print_search
     from retain.launchers.search.request import SearchRequest
+    from retain.sweeps.base.extras import require_extra
     from retain.sweeps.tree.throughput import check_device
 
+    require_extra("search", ("ray", "optuna"), "retain search")
     if address is not None and launcher != "ray":
         raise StudyError(
             f"--address {address}: only valid with --launcher ray, for a running Ray cluster; omit one of the two"

@@ -215,6 +215,7 @@ class SpecExecution(TypedDict):
     strategy: str
     heldout_every: int | None
     log_every: NotRequired[int | None]
+    log: NotRequired[list[str]]
     save_minutes: float
     save_steps: int | None
     keep_states: bool
