@@ -14,6 +14,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,13 +55,11 @@ class Loggers:
         def start(name: str) -> None:
             if name == TENSORBOARD:
                 self.loggers[name] = RunEvents(run.folder, points)
-                return
-            # Imported here: what nobody asked for is not loaded.
-            tracker = TRACKERS[name](run)
-            self.loggers[name] = Rows(tracker, step_of, points)
+            else:
+                self.loggers[name] = Rows(TRACKERS[name](run), step_of, points)
 
         for name in run.execution().get("log", [TENSORBOARD]):
-            self._try(name, lambda name=name: start(name))
+            self._try(name, partial(start, name))
 
     def add(self, point: Point) -> None:
         self._each(lambda logger: logger.add(point))
@@ -78,7 +77,7 @@ class Loggers:
 
     def _each(self, call: Callable[[Logger], None]) -> None:
         for name, logger in list(self.loggers.items()):
-            self._try(name, lambda logger=logger: call(logger))
+            self._try(name, partial(call, logger))
 
     def _try(self, name: str, call: Callable[[], None]) -> None:
         try:
@@ -248,7 +247,7 @@ class TrackioTracker:
 
     def close(self, done: bool) -> None:
         with quiet():
-            self.run.finish()
+            self.run.finish()  # type: ignore[no-untyped-call,unused-ignore]
 
 
 TRACKERS: Mapping[str, Callable[[Run], Tracker]] = {

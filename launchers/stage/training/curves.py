@@ -91,7 +91,7 @@ class Curves(Callback):
 
     def step_of(self, tokens: int) -> int:
         """The number of steps after which a stage has seen tokens: the inverse of `tokens`."""
-        return -(-tokens // (self.batch * self.length))
+        return int(-(-tokens // (self.batch * self.length)))
 
     def heldout_loss(self, split: str, step: int) -> float:
         """The held-out loss after `step` steps (nats per token), evaluated once and added to its curve."""
