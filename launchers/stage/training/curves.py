@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from retain.launchers.stage.failures import DIVERGED
 from retain.launchers.stage.log import log_line
+from retain.launchers.stage.reporting.energy import EnergyMeter
 from retain.launchers.stage.reporting.loggers import Loggers
 from retain.lightning_modules.objective import HeldoutLoss, heldout_loss
 from retain.lightning_modules.stage import StageModule
@@ -54,7 +55,7 @@ class Curves(Callback):
     """Records training and held-out losses, learning rate and tokens per second over tokens seen, and reports progress.
 
     saved: the `state()` in the checkpoint that the attempt resumes from; the curves continue its points. log_every: steps
-    between two points; by default `LOG_EVERY`, and fewer in a short stage.
+    between two points; by default `LOG_EVERY`, and fewer in a short stage. energy: counts the attempt's.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Curves(Callback):
         heldout_every: int | None,
         saved: Mapping[str, Any] | None,
         log_every: int | None = None,
+        energy: EnergyMeter | None = None,
     ) -> None:
-        self.run, self.heldout, self.heldout_every = run, heldout, heldout_every
+        self.run, self.heldout, self.heldout_every, self.energy = run, heldout, heldout_every, energy
         self.stage = stage_name(run.spec())
         recipe = heldout.module.recipe
         self.sequences, self.batch, self.length = recipe["sequences"], recipe["batch"], recipe["sequence_length"]
@@ -156,6 +158,8 @@ class Curves(Callback):
         self.reported_at = time.monotonic()
         self.progress = replace(self.progress, tokens=self.tokens(step))
         if self.file:
+            if self.energy:
+                self.progress = replace(self.progress, joules=self.energy.joules())
             # Ignore a full disk here: it fails the run at the next checkpoint, or when the results are written.
             with contextlib.suppress(OSError):
                 self.run.report(self.progress)
