@@ -2,8 +2,9 @@
 
 Without --upgrade, packages that are pinned keep their versions, and only new requirements of pyproject.toml are looked up.
 
-demo.lock holds Retain with its demo, test.lock what testing adds, docs.lock what building the docs site adds, and cuda.lock
-what the index's build of torch needs on Linux beyond a CPU build. Each pins every package with the hashes of all its files.
+demo.lock holds Retain with its demo and its search, test.lock what testing adds, docs.lock what building the docs site adds,
+and cuda.lock what the index's build of torch needs on Linux beyond a CPU build. Each pins every package with the hashes of all
+its files.
 """
 
 import re
@@ -20,8 +21,10 @@ MORE_HASHES = {
     # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
     "torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
 }
+BASE = ("demo", "search")
+"""The extras of demo.lock."""
 EXTRAS = ("test", "docs")
-"""The extras, besides the demo, that have a lock of their own."""
+"""The extras, besides those, that have a lock of their own."""
 CUDA = re.compile(r"^(nvidia-|cuda-|triton==)")
 
 
@@ -62,15 +65,15 @@ def versions(entries: list[str]) -> set[str]:
 
 
 def main() -> int:
-    demo = compile_lock("demo")
+    demo = compile_lock(*BASE)
     locks = {
         "demo": [entry for entry in demo if not CUDA.match(entry)],
         "cuda": [entry for entry in demo if CUDA.match(entry)],
     }
     # One environment may hold all extras, so they must agree on the version of every package.
-    everything = versions(compile_lock("demo", *EXTRAS))
+    everything = versions(compile_lock(*BASE, *EXTRAS))
     for extra in EXTRAS:
-        entries = compile_lock("demo", extra)
+        entries = compile_lock(*BASE, extra)
         if differing := (versions(demo) - versions(entries)) | (versions(entries) - everything):
             print(f"the extra {extra} disagrees with the others on {sorted(differing)}", file=sys.stderr)
             return 1

@@ -40,7 +40,7 @@ def examine(store: Path, site: str | None, probe: bool) -> dict[str, Any]:
     Leaves nothing in the store or on SLURM.
     """
     profile, site_finding = _site(site)
-    ray = Finding("Ray", OK, _version("ray") or "not installed; only searches need it")
+    ray = Finding("Ray", OK, _version("ray") or "not installed; only searches need it: pip install 'retain-lm[search]'")
     findings = [python_finding(), *package_findings(), gpu_finding(), ray, *store_findings(store), site_finding]
     cluster: Cluster | None = None
     probes: list[ProbeReport] | None = None

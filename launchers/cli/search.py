@@ -18,11 +18,14 @@ from retain.launchers.cli.options import (
     command,
     show,
 )
-from retain.sweeps.base.errors import RetainError, StageFailedError, StudyError
+from retain.sweeps.base.errors import MissingResourceError, RetainError, StageFailedError, StudyError
 
 if TYPE_CHECKING:
     from retain.launchers.search.derived_studies import SearchedStudy
     from retain.launchers.search.request import SearchRequest
+
+DASHBOARD = ("aiohttp_cors", "colorful", "opencensus", "prometheus_client")
+"""Packages of Ray's dashboard that Ray itself does not need."""
 
 
 def search(
@@ -43,6 +46,9 @@ def search(
     address: Annotated[
         str | None, typer.Option(help="The address of a running Ray cluster; by default a local one is started.")
     ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Show Ray's dashboard, on localhost; needs ray[default].")
+    ] = False,
     nodes: Annotated[int, typer.Option(min=1, help="The number of nodes of slurm-ray.")] = 1,
     site: SiteName = None,
     device: Annotated[str, typer.Option(help="The GPU that a budget of hours is planned for.")] = "H100",
@@ -54,18 +60,24 @@ def search(
     """
     from retain.launchers.cli.views.submission import print_search
     from retain.launchers.search.request import SearchRequest
+    from retain.sweeps.base.extras import is_installed, require_extra
     from retain.sweeps.tree.throughput import check_device
 
+    require_extra("search", ("ray", "optuna"), "retain search")
     if address is not None and launcher != "ray":
         raise StudyError(
             f"--address {address}: only valid with --launcher ray, for a running Ray cluster; omit one of the two"
         )
     if nodes > 1 and launcher != "slurm-ray":
         raise StudyError(f"--nodes {nodes}: applies only to --launcher slurm-ray; omit it")
+    if dashboard and (launcher != "ray" or address is not None):
+        raise StudyError("--dashboard: only valid for the Ray that --launcher ray starts here; omit it")
+    if dashboard and not all(map(is_installed, DASHBOARD)):
+        raise MissingResourceError("--dashboard: Ray lacks its dashboard; run pip install 'ray[default]'")
     check_device(device)
     options = {"trials": trials, "searcher": searcher}
     words = [*(overrides or ()), *(f"search.{name}={value}" for name, value in options.items() if value is not None)]
-    request = SearchRequest(launcher, budget, device, nodes, address)
+    request = SearchRequest(launcher, budget, device, nodes, address, dashboard)
     if launcher == "ray":
         return _search_here(study, words, store, request, as_json)
     document = _submit(study, words, store, request, site)

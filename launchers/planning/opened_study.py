@@ -11,12 +11,16 @@ from retain.results.store.runs import Store, make_store, open_store
 from retain.results.store.study_files import OWNER, study_folder
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, StudyError
+from retain.sweeps.base.extras import require_extra
 from retain.sweeps.base.notices import notice
 from retain.sweeps.base.yaml_text import read_yaml
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.scaled_down import scale_down
 from retain.sweeps.tree.tree import Tree, device_mismatch, expand
+
+EXTRAS = ("wandb", "trackio")
+"""Loggers that need a package, which an extra of the same name installs."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Repo
     """
     file = with_recorded_seeds(read_study(name, overrides), store)
     # Find mistakes in the study before any corpus is read or any folder is made.
+    check_loggers(file)
     known = _opened(name, file, open_store(store), known_facts(file, store))
     make_store(store)
     claim_name(file, store)
@@ -66,6 +71,14 @@ def prepare_cut(name: str, overrides: Sequence[str], store: Path, report: Report
     whole = prepare_study(name, overrides, store, report)
     file = scale_down(whole.file)
     return _opened(name, file, whole.store, known_facts(file, store))
+
+
+def check_loggers(file: StudyFile) -> None:
+    """Raise MissingResourceError if a logger of `execution.log` is not installed."""
+    execution = file.study.execution
+    for name in (name for stage in file.study.stages for name in execution.of_stage(stage).log):
+        if name in EXTRAS:
+            require_extra(name, (name,), f"{file.path.name}: execution.log", "remove it from log")
 
 
 @dataclass(frozen=True)

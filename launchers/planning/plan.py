@@ -6,7 +6,7 @@ from pathlib import Path
 
 from retain.launchers.planning.evaluations import PlannedEvaluations, planned_evaluations
 from retain.launchers.planning.looks import schedule, seeds_override
-from retain.launchers.planning.opened_study import OpenedStudy, open_study
+from retain.launchers.planning.opened_study import OpenedStudy, check_loggers, open_study
 from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.garbage import check_starts
 from retain.results.store.runs import open_store
@@ -99,6 +99,8 @@ def plan_studies(
     schedules = {} if most is None else {name: schedule(read_study(name, overrides), most, block) for name in names}
     seeds = {name: [seeds_override(planned.seeds)] for name, planned in schedules.items()}
     opened = _distinct([open_study(name, [*overrides, *seeds.get(name, [])], store, remember=False) for name in names])
+    for one in opened:
+        check_loggers(one.file)
     tree, found = merged([one.tree for one in opened]), open_store(store)
     states = found.states(tree.stages)
     done = {key for key, state in states.items() if state.state == "done"}

@@ -66,7 +66,7 @@ def _drive(context: AttemptContext, request: SearchRequest, address: str | None,
             if request.launcher == "slurm":
                 train_with_jobs(search, request.profile(), stop)
             else:
-                train_on_ray(search, stop, address, nodes)
+                train_on_ray(search, stop, address, nodes, request.dashboard)
 
     search = run_search(searched, request.limit(), train, stop, retry=len(run.state().counted_attempts) == 1)
     context.report(_progress(search))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.prepare import Report, known_facts, prepare
-from retain.launchers.planning.opened_study import check_name, claim_name
+from retain.launchers.planning.opened_study import check_loggers, check_name, claim_name
 from retain.results.analysis.axes import RECIPE
 from retain.results.analysis.recipe_comparison import DEFAULT, GRID_BEST
 from retain.results.store.loss_table import stages_after_posttraining
@@ -95,9 +95,10 @@ def open_search(name: str, overrides: Sequence[str], store: Path, report: Report
     """Read a study with its search section, and check the ends of the space; with `report`, prepare its data too.
 
     Raises StudyError if there is no search section, if several cases are open, if an end of the space is invalid, or if an
-    override makes an axis of the grid, which a search ignores.
+    override makes an axis of the grid, which a search ignores; MissingResourceError for a logger that is not installed.
     """
     file = read_study(name, overrides)
+    check_loggers(file)
     for override in overrides if file.search else ():
         path = override.partition("=")[0].removeprefix("grid.")
         if path in file.axes:

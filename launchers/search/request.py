@@ -43,6 +43,8 @@ class SearchRequest:
     """The number of nodes of the allocation of slurm-ray."""
     address: str | None = None
     """The address of a running Ray cluster."""
+    dashboard: bool = False
+    """Whether Ray shows its dashboard, on localhost; only of ray, without an address."""
     site: dict[str, Any] | None = None
     """The fields of the site profile that jobs are submitted with."""
 

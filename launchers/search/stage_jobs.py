@@ -11,14 +11,21 @@ from dataclasses import replace
 from retain.launchers.jobs.branches import cancel_runs
 from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead, last_job, settle_death
 from retain.launchers.jobs.resources import slurm_resources
-from retain.launchers.jobs.submissions import packed_with, read_backlog, submitted_job, submitted_jobs, write_backlog
+from retain.launchers.jobs.submissions import (
+    packed_with,
+    read_backlog,
+    read_submission,
+    submitted_job,
+    submitted_jobs,
+    write_backlog,
+)
 from retain.launchers.jobs.submit import submission_lease, submit_leased
 from retain.launchers.search.engine import Search
 from retain.launchers.slurm.client import Job, cancel_jobs, live_jobs
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.stage.log import log_line
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
-from retain.results.store.state import ENDED
+from retain.results.store.state import ENDED, State
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.tree import Tree
@@ -65,7 +72,12 @@ class StageJobs:
         self.answered_at = time.monotonic()
         self.complaint = ""
         """SLURM's last error."""
-        self._give_up(key for key, state in search.states.items() if state.state in ("queued", "running"))
+        # An earlier attempt may have died before it could cancel what it gave up. What was submitted later is the user's.
+        self._give_up(
+            key
+            for key, state in search.states.items()
+            if state.state in ("queued", "running") and not self._is_users(state)
+        )
 
     def poll(self) -> None:
         """Handle stages that were given up or have ended, take ready ones, and keep a job in SLURM for each."""
@@ -105,6 +117,15 @@ class StageJobs:
             cancel_runs(self.store, given_up, GIVEN_UP)
         except MissingResourceError as error:  # retried with the next squeue
             log_line(str(error))
+
+    def _is_users(self, state: State) -> bool:
+        """Whether a stage was submitted after the attempt of the search before this one had ended."""
+        ends = [attempt.end for attempt in self.search.searched.run.state().attempts if attempt.end is not None]
+        try:
+            submitted = read_submission(self.store, state.submission).when if state.submission else None
+        except FileNotFoundError:
+            submitted = None
+        return bool(ends) and submitted is not None and submitted > ends[-1]
 
     def _end(self, key: str) -> None:
         self.waiting.discard(key)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 from retain.results.store.lease import Lease
 
@@ -17,6 +18,8 @@ def heartbeat(lease: Lease | None) -> Iterator[None]:
         yield
         return
     stop = threading.Event()
+    # Meanwhile the process may be in another folder: a search is, while it starts Ray.
+    lease = replace(lease, path=lease.path.absolute())
 
     def beat() -> None:
         while not stop.wait(BEAT_EVERY_S):

@@ -13,6 +13,7 @@ import numpy as np
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED
 from retain.launchers.stage.parent import usable_parent
+from retain.launchers.stage.reporting.loggers import log_whole
 from retain.launchers.stage.signals import AttemptStopped
 from retain.lightning_modules.linear import LinearModel, descend, load_linear, population_loss, start_linear
 from retain.results.store.curves import CurveWriter, Point, heldout_curve
@@ -57,14 +58,15 @@ def attempt(context: AttemptContext) -> None:
         if step == steps or time.monotonic() - reported > REPORT_EVERY_S:
             reported = time.monotonic()
             context.report(Progress(step, steps, None, step / max(reported - began, 1e-9)))
-    curves.rewrite()
-    model.save(partial)
     results = {
         "splits": {role: {"loss": loss, "tokens": 0} for role, loss in losses.items()},
         "steps": steps,
         "trained_tokens": steps,
         "features": {"times": times, "strengths": strengths},
     }
+    curves.rewrite()
+    log_whole(context.store, run, curves.points, results["splits"])
+    model.save(partial)
     context.finish(partial, {LOSSES: results})
 
 

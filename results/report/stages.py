@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from retain.results.analysis.axes import grouped
 from retain.results.report.cells import Cell, Rows, Table, table, value_text
 from retain.results.report.provenance import device_seconds
-from retain.results.store.state import State, attempt_costs
-from retain.sweeps.base.units import format_bytes, format_seconds, format_size
+from retain.results.store.state import State, attempt_costs, total_joules
+from retain.sweeps.base.units import format_bytes, format_joules, format_seconds, format_size
 from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.tree import Stage, Tree
 
@@ -56,6 +56,7 @@ def tree_of(tree: Tree, states: Mapping[str, State]) -> tuple[Node, ...]:
 def stage_table(tree: Tree, states: Mapping[str, State]) -> Table:
     """A row for each stage of the chain: its number, states, tokens, and how many trials share one."""
     rows: Rows = []
+    counted = False
     by_kind = grouped(tree.stages.values(), lambda stage: stage.stage)
     for kind in (kind for kind in tree.chain if kind in by_kind):
         stages = by_kind[kind]
@@ -67,8 +68,22 @@ def stage_table(tree: Tree, states: Mapping[str, State]) -> Table:
         took, lost = sum(cost.device_hours for cost in costs), sum(cost.lost_hours for cost in costs)
         shared = f"{trials / len(stages):.3g}"
         time = [Cell(_hours(hours) if hours else "-", hours) for hours in (took, lost)]
-        rows.append([kind, len(stages), text, Cell(format_size(tokens), tokens), shared, *time])
-    columns = ("stage", "stages", "states", "tokens (at most)", "trials per stage", "device time", "of it lost")
+        joules = total_joules(costs)
+        energy = Cell("-" if joules is None else format_joules(joules), joules or 0.0)
+        counted |= joules is not None
+        rows.append([kind, len(stages), text, Cell(format_size(tokens), tokens), shared, *time, energy])
+    columns = [
+        "stage",
+        "stages",
+        "states",
+        "tokens (at most)",
+        "trials per stage",
+        "device time",
+        "of it lost",
+        "energy",
+    ]
+    if not counted:  # no device here counts its energy
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     return table("stages", "Stages of the tree", columns, rows)
 
 

@@ -158,9 +158,7 @@ class Run:
 
         def fields(old: State) -> dict[str, Any]:
             attempts = tuple(
-                attempt
-                if attempt.end
-                else replace(attempt, end=old.heartbeat or now, tokens=old.progress.tokens, cause="lost")
+                attempt if attempt.end else attempt.ended(old.heartbeat or now, old.progress, "lost")
                 for attempt in old.attempts
             )
             if attempts and attempts[-1].tokens < tokens:
@@ -271,9 +269,7 @@ class Run:
             nonlocal applied
             applied = old.state in follows
             if cause is not None and old.attempts and old.attempts[-1].end is None:
-                last = replace(
-                    old.attempts[-1], end=time.time(), tokens=old.progress.tokens, cause=cause, failure=failure
-                )
+                last = old.attempts[-1].ended(time.time(), old.progress, cause, failure)
                 old = replace(old, attempts=(*old.attempts[:-1], last), heartbeat=time.time())
             elif not applied:
                 return None

@@ -1,8 +1,8 @@
 """What the documents of a run hold (stage.json, state.json, losses.json), and which change of state may follow which."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, NotRequired, TypedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, NotRequired, Protocol, TypedDict
 
 UNENDED = ("planned", "queued", "running")
 STOPPED = ("failed", "cancelled", "skipped")
@@ -56,8 +56,14 @@ class Attempt:
     """The failure class that ended the attempt; see `launchers.stage.failures`."""
     device: str | None = None
     """The name of the GPUs; None on CPUs."""
+    joules: float | None = None
+    """The energy that its devices have counted; None where they do not."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields that another version of Retain has written; they are kept."""
+
+    def ended(self, end: float, progress: "Progress", cause: str, failure: str | None = None) -> "Attempt":
+        """The attempt, ended with this progress."""
+        return replace(self, end=end, tokens=progress.tokens, joules=progress.joules, cause=cause, failure=failure)
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Progress:
     tokens_per_second: float = 0.0
     phase: str = "training"
     """training, evaluating, or writing (the results)."""
+    joules: float | None = None
+    """As in `Attempt`."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,8 @@ class AttemptCost:
     """The name of the GPUs; None on CPUs."""
     cause: str | None
     """How it ended; None while it lasts."""
+    joules: float | None = None
+    """The energy that its devices have counted; None where they do not."""
 
 
 def attempt_costs(state: State) -> list[AttemptCost]:
@@ -136,8 +146,22 @@ def attempt_costs(state: State) -> list[AttemptCost]:
             trained = attempt.tokens - attempt.tokens_at_start
             again = attempt.tokens - state.attempts[number + 1].tokens_at_start
             lost = min(1.0, max(0.0, again / trained)) if trained > 0 else 1.0
-        found.append(AttemptCost(attempt.start, hours, hours * lost, attempt.device, attempt.cause))
+        joules = state.progress.joules if attempt.end is None else attempt.joules
+        found.append(AttemptCost(attempt.start, hours, hours * lost, attempt.device, attempt.cause, joules))
     return found
+
+
+class Counted(Protocol):
+    """Something whose energy may be known."""
+
+    @property
+    def joules(self) -> float | None: ...
+
+
+def total_joules(parts: Iterable[Counted]) -> float | None:
+    """The energy of the parts that know theirs; None if none do."""
+    known = [part.joules for part in parts if part.joules is not None]
+    return sum(known) if known else None
 
 
 def damaged_state(error: Exception) -> State:
@@ -215,6 +239,7 @@ class SpecExecution(TypedDict):
     strategy: str
     heldout_every: int | None
     log_every: NotRequired[int | None]
+    log: NotRequired[list[str]]
     save_minutes: float
     save_steps: int | None
     keep_states: bool

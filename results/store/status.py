@@ -8,7 +8,7 @@ from typing import Any
 
 from retain.results.store.readiness import blocked_stages, written_state
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import UNENDED, AttemptCost, State, attempt_costs, damaged_state
+from retain.results.store.state import UNENDED, AttemptCost, State, attempt_costs, damaged_state, total_joules
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.tree import Axes, Stage, Tree
@@ -66,6 +66,11 @@ class RunStatus:
         """The part of `device_hours` that later attempts trained again."""
         return sum(cost.lost_hours for cost in self.costs)
 
+    @property
+    def joules(self) -> float | None:
+        """The energy of all attempts whose devices count it; None if none do."""
+        return total_joules(self.costs)
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -79,6 +84,8 @@ class StageCost:
     """The hours of these attempts, times their devices."""
     lost_hours: float
     """The part of them that later attempts trained again."""
+    joules: float | None = None
+    """The energy of the attempts whose devices count it; None if none do."""
 
 
 def study_status(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[RunStatus]:
@@ -177,6 +184,7 @@ def stage_costs(rows: Sequence[RunStatus]) -> list[StageCost]:
             sofar.attempts + row.attempts,
             sofar.device_hours + row.device_hours,
             sofar.lost_hours + row.lost_hours,
+            total_joules([sofar, row]),
         )
     return list(found.values())
 

@@ -95,6 +95,13 @@ def format_bytes(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def format_joules(joules: float) -> str:
+    """`4.2 kJ` or, from a tenth of a kilowatt-hour on, `1.3 kWh`."""
+    if joules >= 360_000:
+        return f"{joules / 3.6e6:,.3g} kWh"
+    return f"{joules / 1000:.3g} kJ" if joules >= 1000 else f"{joules:.3g} J"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration: 42s, 3m 05s, 2h 10m."""
     whole = int(seconds + 0.5)

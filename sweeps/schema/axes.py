@@ -117,7 +117,7 @@ def _check_may_vary(path: str, where: str) -> None:
         raise StudyError(f"{where}: {section} cannot be an axis; write a second study file")
 
 
-LISTS = ("stages", "evaluate.corpora", "evaluate.at", ".betas", ".setup", ".targets")
+LISTS = ("stages", "evaluate.corpora", "evaluate.at", ".betas", ".setup", ".targets", ".log")
 """The ends of the paths of fields whose value is a list."""
 
 

@@ -114,6 +114,9 @@ class StageExecution(Section):
     log_every: Positive | None = None
     """The number of steps between the points of the training curves, each of which is a line in the run's log unless the line
     before is less than a second old. By default 10, and fewer in stages of less than 100 steps."""
+    log: list[Literal["tensorboard", "csv", "wandb", "trackio"]] = ["tensorboard"]
+    """The loggers that show a run's losses while it trains, each the same points as the store has. wandb and trackio need the
+    extras of their names, and send nothing anywhere unless their own variables say so: docs/study.md has the details."""
     save_minutes: PositiveFloat = 10.0
     """The number of minutes between checkpoints, which is the most training that a kill without warning can lose."""
     save_steps: Positive | None = None

@@ -19,8 +19,9 @@ from retain.launchers.cli.views.status_table import (
 from retain.launchers.console import open_console, print_line
 from retain.launchers.study_status import Status
 from retain.results.store.runs import Run
+from retain.results.store.state import total_joules
 from retain.results.store.status import StageCost, current_state
-from retain.sweeps.base.units import counted, format_seconds
+from retain.sweeps.base.units import counted, format_joules, format_seconds
 
 WATCH_EVERY_S = 1.0
 FOLLOW_EVERY_S = 0.3
@@ -110,4 +111,6 @@ def _cost_lines(costs: Sequence[StageCost]) -> list[str]:
         return []
     stages = ", ".join(f"{cost.stage} {format_seconds(cost.device_hours * 3600)}" for cost in costs if cost.attempts)
     again = f", {format_seconds(lost)} of it trained again after interruptions" if lost >= 1 else ""
-    return [f"device time: {format_seconds(total)} ({stages}){again}"]
+    joules = total_joules(costs)
+    energy = "" if joules is None else f"; energy, as far as devices count it: {format_joules(joules)}"
+    return [f"device time: {format_seconds(total)} ({stages}){again}{energy}"]

@@ -38,16 +38,17 @@ Amounts = Mapping[str, float]
 """CPUs and GPUs (under the keys CPU and GPU) that a node has, or that a stage needs."""
 
 
-def train_on_ray(search: Search, stop: StopRequest, address: str | None, nodes: int) -> None:
+def train_on_ray(search: Search, stop: StopRequest, address: str | None, nodes: int, dashboard: bool = False) -> None:
     """Train the stages of a search until it has finished.
 
-    address: of the cluster; None to start one here. nodes: of an allocation. Raises AttemptStopped, once all processes have
-    saved a checkpoint and ended, if a stop is requested; MissingResourceError if Ray does not answer or lacks room for a stage.
+    address: of the cluster; None to start one here, with a dashboard on demand. nodes: of an allocation. Raises
+    AttemptStopped, once all processes have saved a checkpoint and ended, if a stop is requested; MissingResourceError if Ray
+    does not answer or lacks room for a stage.
     """
     study = search.searched.file.study
     execution = study.execution
     # Standard output is for the document of --json, but Ray prints messages about lost workers there.
-    with contextlib.redirect_stdout(sys.stderr), _ray(execution, study.stages, address, nodes) as found:
+    with contextlib.redirect_stdout(sys.stderr), _ray(execution, study.stages, address, nodes, dashboard) as found:
         stop.install()  # Ray has installed handlers of its own
         needs = needs_of(execution, study.stages, gpus=any(node.get("GPU", 0.0) > 0 for node in found))
         if address is None:
@@ -111,17 +112,20 @@ def answers(address: str) -> bool | None:
 
 
 @contextlib.contextmanager
-def _ray(execution: Execution, chain: Sequence[str], address: str | None, nodes: int) -> Iterator[list[Amounts]]:
+def _ray(
+    execution: Execution, chain: Sequence[str], address: str | None, nodes: int, dashboard: bool
+) -> Iterator[list[Amounts]]:
     """Start Ray or join a cluster; yields what each node has. Everything that was started is stopped afterwards."""
     os.environ.update(_ENVIRONMENT)
     with contextlib.ExitStack() as stack:
         if address is None:
             # Only this process knows the token that Ray's ports require.
-            require_token(secrets.token_hex(32), on_localhost=True)
+            token = secrets.token_hex(32)
+            require_token(token, on_localhost=True)
             slots = local_slots(execution, chain)
             gpus = len({gpu for slot in slots for gpu in slot.gpus})
             cpus = len(slots) * int(max(need["CPU"] for need in needs_of(execution, chain, gpus > 0).values()))
-            options = local_options(stack.enter_context(ray_folder()), cpus, gpus)
+            options = local_options(stack.enter_context(ray_folder()), cpus, gpus, dashboard)
         else:
             _check_address(address)
             options = {"address": address}
@@ -135,11 +139,13 @@ def _ray(execution: Execution, chain: Sequence[str], address: str | None, nodes:
             # Ray would add the folder of the script and the current folder to the path of its workers. Its processes must
             # outlive a closed terminal until the stages have saved their checkpoints.
             with library_imports(), contextlib.chdir(sys.prefix), block_stop_signals([signal.SIGHUP]):
-                ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+                context = ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        except Exception as error:  # Ray raises this very class if its dashboard does not start
             where = "Ray cannot be started here" if address is None else f"--address {address}: no Ray answers there"
             raise MissingResourceError(f"{where} ({' '.join(str(error).split())[:200]})") from None
         stack.callback(ray.shutdown)
+        if address is None and dashboard:
+            print(f"Ray dashboard, on this machine only: http://{context.dashboard_url}, with the token {token}")
         yield _joined(nodes)
 
 

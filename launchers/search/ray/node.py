@@ -60,12 +60,13 @@ def require_token(token: str, on_localhost: bool) -> None:
     os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} | (ON_LOCALHOST if on_localhost else {}))
 
 
-def local_options(folder: Path, cpus: int, gpus: int) -> dict[str, Any]:
-    """The options of `ray.init` for a cluster on localhost with its files in a folder."""
+def local_options(folder: Path, cpus: int, gpus: int, dashboard: bool) -> dict[str, Any]:
+    """The options of `ray.init` for a cluster on localhost with its files in a folder, and with a dashboard or without."""
     return {
         "num_cpus": cpus,
         "num_gpus": gpus,
-        "include_dashboard": False,
+        "include_dashboard": dashboard,
+        "dashboard_host": "127.0.0.1",
         "object_store_memory": OBJECT_STORE_BYTES,
         "_node_ip_address": "127.0.0.1",
         "_temp_dir": str(folder),

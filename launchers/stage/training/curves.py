@@ -1,4 +1,4 @@
-"""What a stage reports while it trains: curves for the store and TensorBoard, progress for `retain status`."""
+"""What a stage reports while it trains: curves for the store and the loggers, progress for `retain status`."""
 
 import contextlib
 import math
@@ -12,12 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from retain.launchers.stage.failures import DIVERGED
 from retain.launchers.stage.log import log_line
+from retain.launchers.stage.reporting.energy import EnergyMeter
+from retain.launchers.stage.reporting.loggers import Loggers
 from retain.lightning_modules.objective import HeldoutLoss, heldout_loss
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.curves import CurveWriter, Point, heldout_curve, training_curve
 from retain.results.store.runs import Run
 from retain.results.store.state import Progress
-from retain.results.tensorboard.run_events import RunEvents
 from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.base.units import format_size
 from retain.sweeps.tree.key_diff import stage_name
@@ -54,7 +55,7 @@ class Curves(Callback):
     """Records training and held-out losses, learning rate and tokens per second over tokens seen, and reports progress.
 
     saved: the `state()` in the checkpoint that the attempt resumes from; the curves continue its points. log_every: steps
-    between two points; by default `LOG_EVERY`, and fewer in a short stage.
+    between two points; by default `LOG_EVERY`, and fewer in a short stage. energy: counts the attempt's.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Curves(Callback):
         heldout_every: int | None,
         saved: Mapping[str, Any] | None,
         log_every: int | None = None,
+        energy: EnergyMeter | None = None,
     ) -> None:
-        self.run, self.heldout, self.heldout_every = run, heldout, heldout_every
+        self.run, self.heldout, self.heldout_every, self.energy = run, heldout, heldout_every, energy
         self.stage = stage_name(run.spec())
         recipe = heldout.module.recipe
         self.sequences, self.batch, self.length = recipe["sequences"], recipe["batch"], recipe["sequence_length"]
@@ -74,7 +76,7 @@ class Curves(Callback):
         points = [Point(curve, tokens, value, when) for curve, value, tokens, when in saved["points"]] if saved else []
         self.logged_step: int = saved["logged_step"] if saved else 0
         self.file = CurveWriter(run.folder, points) if heldout.rank == 0 else None
-        self.events = RunEvents(run.folder, points) if heldout.rank == 0 else None
+        self.loggers = Loggers(run, points, self.step_of) if heldout.rank == 0 else None
         self.progress = Progress(total=self.sequences * self.length)
         self.timed_step, self.timed_at, self.reported_at, self.printed_at = -1, 0.0, 0.0, -LINE_EVERY_S
         self.evaluated: dict[tuple[int, str], float] = {}
@@ -89,6 +91,10 @@ class Curves(Callback):
         """Tokens seen after a number of steps."""
         return int(min(step * self.batch, self.sequences) * self.length)
 
+    def step_of(self, tokens: int) -> int:
+        """The number of steps after which a stage has seen tokens: the inverse of `tokens`."""
+        return int(-(-tokens // (self.batch * self.length)))
+
     def heldout_loss(self, split: str, step: int) -> float:
         """The held-out loss after `step` steps (nats per token), evaluated once and added to its curve."""
         if (step, split) not in self.evaluated:
@@ -98,20 +104,19 @@ class Curves(Callback):
             self.evaluated[step, split] = finite(self.heldout.loss(split).loss, f"held-out loss on {split}", step)
             self._add(heldout_curve(split), self.evaluated[step, split], step)
             self._print(f"step {step}/{self.steps}  held-out loss on {split} {self.evaluated[step, split]:.4f}")
-            if self.events:
-                with contextlib.suppress(OSError):  # as in `_report`
-                    self.events.flush()
+            if self.loggers:
+                self.loggers.flush()
             self.enter("training")
             self.timed_at += time.monotonic() - began
         return self.evaluated[step, split]
 
     def finish(self, hyperparameters: Mapping[str, Any], losses: Mapping[str, float]) -> None:
-        """Complete the curves, and add the final losses (nats per token) and hyperparameters for TensorBoard. For rank 0."""
+        """Complete the curves, and give the loggers the final losses (nats per token) and hyperparameters. For rank 0."""
         assert self.file is not None
-        assert self.events is not None
+        assert self.loggers is not None
         self.file.rewrite()
-        self.events.add_results(hyperparameters, losses)
-        self.events.close()
+        self.loggers.add_results(hyperparameters, losses)
+        self.loggers.close()
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
         # At the first step of the attempt: by then a checkpoint has been restored, whose steps another attempt has trained.
@@ -141,8 +146,8 @@ class Curves(Callback):
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         self._report(self.heldout.module.step)
-        if self.events:
-            self.events.close()
+        if self.loggers:
+            self.loggers.close()
 
     def enter(self, phase: str) -> None:
         """Report the present phase of the attempt; see `Progress.phase`."""
@@ -153,6 +158,8 @@ class Curves(Callback):
         self.reported_at = time.monotonic()
         self.progress = replace(self.progress, tokens=self.tokens(step))
         if self.file:
+            if self.energy:
+                self.progress = replace(self.progress, joules=self.energy.joules())
             # Ignore a full disk here: it fails the run at the next checkpoint, or when the results are written.
             with contextlib.suppress(OSError):
                 self.run.report(self.progress)
@@ -184,10 +191,10 @@ class Curves(Callback):
     def _add(self, curve: str, value: float, step: int) -> None:
         """Add a point to a curve, on rank 0."""
         point = Point(curve, self.tokens(step), value, time.time())
-        if self.file and self.events:
+        if self.file and self.loggers:
             with contextlib.suppress(OSError):  # as in `_report`
                 self.file.add(point)
-            self.events.add(point)
+            self.loggers.add(point)
 
 
 def finite(loss: float, name: str, step: int) -> float:

@@ -27,6 +27,8 @@ from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.environment import compile_cache
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.rank_failures import clear_rank_causes
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.reporting.energy import EnergyMeter, cpu_meter, gpu_meter
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped
 from retain.launchers.stage.training.carried import carried_optimizer
 from retain.launchers.stage.training.checkpoints import (
@@ -72,6 +74,7 @@ def attempt(context: AttemptContext) -> None:
     if first:
         clear_rank_causes(run.folder)
     join_ranks(ranks.world, machine.gpu)
+    energy = _energy(ranks, machine.gpu) if first else None
     saved = _begin(context, torch.cuda.get_device_name() if machine.gpu else None)
 
     # 2. Choose how steps are computed: as in earlier attempts, so that the run ends in the same bits.
@@ -101,7 +104,7 @@ def attempt(context: AttemptContext) -> None:
     splits, others = _heldout_splits(context)
     heldout = Heldout(splits, others, module, machine.bf16, ranks.rank, ranks.world)
     points = saved.shared["curves"] if saved else None
-    curves = Curves(run, heldout, execution["heldout_every"], points, execution.get("log_every"))
+    curves = Curves(run, heldout, execution["heldout_every"], points, execution.get("log_every"), energy)
     best = _early_stopping(spec, curves)
     writer = CheckpointWriter(run.checkpoint, ranks.rank, ranks.world, context.may_write)
     cadence = Cadence(execution["save_minutes"] * 60, execution["save_steps"])
@@ -148,6 +151,16 @@ def _begin(context: AttemptContext, device: str | None) -> SavedCheckpoint | Non
     if folder and saved is None:
         saved = open_checkpoint(folder, check=False)
     return saved
+
+
+def _energy(ranks: Ranks, gpu: bool) -> EnergyMeter | None:
+    """What counts the energy of all ranks; None if it is unknown, as on several nodes or CPU processes."""
+    if ranks.nodes > 1 or (gpu and torch.cuda.device_count() < ranks.world):
+        return None
+    if not gpu:
+        return cpu_meter() if ranks.world == 1 else None
+    devices = map(torch.cuda.get_device_properties, range(ranks.world))
+    return gpu_meter([str(device.uuid) for device in devices])
 
 
 def _note(run: Run, notes: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from retain.launchers.jobs.submissions import new_submission, write_submission
 from retain.launchers.search.early_stopping import (
     EarlyStopping,
     evaluate_every,
@@ -16,6 +17,8 @@ from retain.launchers.search.early_stopping import (
 )
 from retain.launchers.search.engine import Search
 from retain.launchers.search.history import HELDOUT, History
+from retain.launchers.search.request import SearchRequest, register_search
+from retain.launchers.search.stage_jobs import GIVEN_UP, StageJobs
 from retain.launchers.search.summary import summary_document
 from retain.results.store.curves import CurveWriter, Point, heldout_curve
 from retain.results.store.runs import Store
@@ -228,3 +231,34 @@ def next_of(search: Search) -> Stage:
     stage = search.next_stage()
     assert stage is not None
     return stage
+
+
+def test_a_restarted_driver_cancels_what_it_gave_up_and_leaves_alone_what_the_user_submitted_since(
+    tmp_path: Path,
+) -> None:
+    search = searching("theory", tmp_path, block(axes={"finetune.time": [1, 2, 3]}, searcher="grid"), *THEORY)
+    while len(search.candidates) < 3:
+        search._add_point()
+    left, taken, other = (key for key, stage in search.stages.items() if stage.stage == "finetune")
+    search.history.pruned |= {left: "worse than its siblings", taken: "worse than its siblings"}
+    driver = register_search(search.searched, SearchRequest("slurm", None, "H100"))
+    submit(search, left)
+    submit(search, other)
+    assert driver.begin(pid=1)
+    driver.stop("lost")
+    submit(search, taken)  # as `retain submit search.yaml` does
+    search.read_states()
+    StageJobs(search, None)
+    states = {key: search.store.run(key).state() for key in (left, taken, other)}
+    assert [(state.state, state.reason) for state in states.values()] == [
+        ("cancelled", GIVEN_UP),
+        ("queued", None),
+        ("queued", None),
+    ]
+
+
+def submit(search: Search, key: str) -> None:
+    """Enter a stage as submitted, without SLURM."""
+    submission = new_submission([key])
+    write_submission(search.store, submission)
+    assert search.store.run(key).queue(submission.token)

@@ -80,7 +80,12 @@ def test_searched_trials_are_ordinary_ones_with_the_bits_of_retain_run(searched:
     assert "0 problems" in retain("verify", searched.document["points_study"], "--store", searched.store).stdout
 
 
-def test_results_and_report_of_the_study_tell_of_the_search(searched: Searched) -> None:
+def test_status_results_and_report_of_the_study_tell_of_the_search(searched: Searched) -> None:
+    status = retain_json("status", searched.study, "--store", searched.store)
+    assert [(one["state"], one["launcher"], one["points"]) for one in status["searches"]] == [
+        ("done", "ray", {"done": 4})
+    ]
+    assert [run["state"] for run in status["runs"] if run["stage"] == "search"] == ["done"]
     told = retain("results", searched.study, "--store", searched.store).stdout
     assert f"retain results {searched.document['points_study']}" in told
     page = retain("report", searched.study, "--store", searched.store).stdout.strip()
@@ -202,6 +207,10 @@ def test_a_wrong_search_is_told_in_one_line_before_ray_is_started(searched: Sear
     told = retain("search", searched.study, "--searcher", "bayes", "--store", searched.store, code=2).stderr
     assert "search.searcher: unknown value (got 'bayes'); write random, grid, tpe or nsga2" in told
     assert told.count("\n") == 1
+    elsewhere = retain(
+        "search", searched.study, "--dashboard", "--launcher", "slurm", "--store", searched.store, code=2
+    )
+    assert "--dashboard: only valid for the Ray that --launcher ray starts here" in elsewhere.stderr
 
 
 @pytest.mark.parametrize(

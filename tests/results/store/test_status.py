@@ -111,12 +111,16 @@ def test_the_cost_of_a_run_is_the_device_time_of_its_attempts_and_what_was_train
     tree, store = planned
     run = kinds(tree, store, "pretrain")[0]
     killed = Attempt(1000.0, "a", 1, world=4, end=4600.0, tokens=1000, cause="lost")
-    fruitless = Attempt(5000.0, "a", 1, world=4, tokens_at_start=750, end=5900.0, tokens=750, cause="SIGTERM")
+    fruitless = Attempt(
+        5000.0, "a", 1, world=4, tokens_at_start=750, end=5900.0, tokens=750, cause="SIGTERM", joules=40.0
+    )
     last = Attempt(6000.0, "b", 2, world=2, tokens_at_start=750, tokens=0)
-    put_state(run, State("running", (killed, fruitless, last), heartbeat=9600.0))
+    put_state(run, State("running", (killed, fruitless, last), heartbeat=9600.0, progress=Progress(joules=2.0)))
     row = next(row for row in study_status(tree, store) if row.key == run.key)
     assert [(cost.device_hours, cost.lost_hours) for cost in row.costs] == [(4.0, 1.0), (1.0, 1.0), (2.0, 0.0)]
+    assert [cost.joules for cost in row.costs] == [None, 40.0, 2.0]
     costs = stage_costs(study_status(tree, store))
+    assert [cost.joules for cost in costs] == [42.0, None, None]
     assert [(cost.stage, cost.attempts, cost.device_hours, cost.lost_hours) for cost in costs] == [
         ("pretrain", 3, 7.0, 2.0),
         ("posttrain", 0, 0.0, 0.0),

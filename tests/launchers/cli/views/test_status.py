@@ -155,15 +155,20 @@ def test_watching_ends_with_a_sentence_if_nothing_begins(
     assert "nothing was queued or running for 0 s; retain run or retain submit trains" in capsys.readouterr().out
 
 
-def test_the_device_time_of_each_stage_is_below_the_table_and_in_the_document(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("joules", [None, 4.32e6])
+def test_device_time_and_energy_of_each_stage_are_below_the_table_and_in_the_document(
+    joules: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree, store = registered(tmp_path / "runs", grid={})
     for run in kinds(tree, store, "pretrain"):
-        put_state(run, State("done", (Attempt(0.5, "a", 1, world=2, end=1800.5, cause="finished"),)))
+        attempt = Attempt(0.5, "a", 1, world=2, end=1800.5, cause="finished", joules=joules)
+        put_state(run, State("done", (attempt,)))
     view.print_status(status_reader(None, (), store.root)())
-    assert "device time: 1h 00m (pretrain 1h 00m)\n" in capsys.readouterr().out
+    told = "" if joules is None else "; energy, as far as devices count it: 1.2 kWh"
+    assert f"device time: 1h 00m (pretrain 1h 00m){told}\n" in capsys.readouterr().out
     assert main(["status", "--store", str(store.root), "--stage", "pretrain", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["cost"] == [{"stage": "pretrain", "attempts": 1, "device_hours": 1.0, "lost_hours": 0.0}]
-    assert document["runs"][0]["costs"][0]["device_hours"] == 1.0
+    (cost,) = document["cost"]
+    assert cost == {"stage": "pretrain", "attempts": 1, "device_hours": 1.0, "lost_hours": 0.0, "joules": joules}
+    (attempted,) = document["runs"][0]["costs"]
+    assert (attempted["device_hours"], attempted["joules"]) == (1.0, joules)
