@@ -47,9 +47,10 @@ def look_up(kind: Literal["dataset", "model"], name: str, revision: str | None) 
             f"({type(error).__name__}: {reason}); correct id and revision, or log in with `hf auth login`"
         ) from error
     except Exception as error:  # the HTTP client raises classes of its own
+        copy = "`files:` in the corpus" if kind == "dataset" else "a folder as `tokenizer.hf` or `model.hf`"
         raise HubUnreachableError(
             f"{name}: the hub does not answer ({type(error).__name__}: {' '.join(str(error).split())[:200]}); use a "
-            "machine with internet access, or a local copy (`files:` in the corpus, a folder as `tokenizer.hf` or `model.hf`)"
+            f"machine with internet access, or a local copy ({copy})"
         ) from error
     return Repository(str(info.sha), tuple(sorted(file.rfilename for file in info.siblings or ())))
 

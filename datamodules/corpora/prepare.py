@@ -13,7 +13,6 @@ finish publishes it, the second discards its identical copy. Folders of killed p
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,10 +20,10 @@ from typing import Any
 
 from retain.datamodules.corpora.checkpoints.prepare import checkpoint_tokenizer, prepare_checkpoint
 from retain.datamodules.corpora.checkpoints.stored import open_checkpoint
+from retain.datamodules.corpora.checkpoints.unprepared import unprepared_checkpoint, unprepared_vocabulary
 from retain.datamodules.corpora.documents import document_hash, is_heldout
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
-from retain.datamodules.corpora.responses.chat import find_chat_template
 from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.responses.study_documents import (
     check_document_ends,
@@ -45,6 +44,7 @@ from retain.datamodules.corpora.sources import (
     corpus_source,
     corpus_sources,
     digest,
+    naming_tokenizer,
     note_path,
     note_problem,
     read_note,
@@ -166,7 +166,9 @@ def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Fact
     for model in checkpoints_of(file):
         source, definition = partial(checkpoint_source, file, model), checkpoint_definition(file, model)
         fingerprint, found = _look_up(store, "model.hf", source, definition, read_checkpoint, noted)
-        checkpoints[checkpoint_of(model)] = CheckpointFacts(**found) if found else CheckpointFacts(fingerprint)
+        if not found:
+            found = {"fingerprint": fingerprint} | ({} if noted else unprepared_checkpoint(file, model))
+        checkpoints[checkpoint_of(model)] = CheckpointFacts(**found)
     tokenizer, vocabulary = _look_up(
         store, TOKENIZER, lambda: tokenizer_source(file), tokenizer_definition(file), read_tokenizer, noted
     )
@@ -181,7 +183,7 @@ def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Fact
             noted if vocabulary else None,
         )
         corpora[name, length] = CorpusFacts(fingerprint, *(counts[split] for split in SPLITS if counts))
-    entries = vocabulary["vocabulary"] if vocabulary else tokenizer_settings(file).train or 0
+    entries = vocabulary["vocabulary"] if vocabulary else unprepared_vocabulary(file, check=not noted)
     return Facts(tokenizer, entries, corpora, checkpoints)
 
 
@@ -278,7 +280,8 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
     if file.study.tokenizer is None:
         tokenizer = checkpoint_tokenizer(file, store)
     elif settings.hf is not None:
-        tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
+        with naming_tokenizer(file):
+            tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
     else:
         assert settings.train is not None
         held = heldout_hashes(file)
@@ -287,8 +290,6 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
         tokenizer = train_tokenizer(_reported(chain.from_iterable(samples), report), settings.train, special)
     check_unchanged(file, before)
     building = new_build_folder(store)
-    if settings.chat_template is not None:
-        tokenizer = replace(tokenizer, chat_template=find_chat_template(settings, file.folder).text)
     tokenizer.save(building)
     publish(building, store / "tokenizers" / tokenizer.fingerprint, load_tokenizer)
     write_note(store, source, Note(tokenizer.fingerprint, {"vocabulary": tokenizer.vocabulary}))

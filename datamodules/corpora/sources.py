@@ -88,7 +88,8 @@ def tokenizer_source(file: StudyFile) -> Source:
             for name in sorted(file.trained)
         ]
     elif settings.hf is not None and (file.folder / settings.hf).is_dir():
-        files = tokenizer_files(file.folder / settings.hf)
+        with naming_tokenizer(file):
+            files = tokenizer_files(file.folder / settings.hf)
         source["sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     return source
 
@@ -155,6 +156,22 @@ def naming_checkpoint(file: StudyFile) -> Iterator[None]:
         yield
     except RetainError as error:
         raise type(error)(f"{file.path.name}: model.hf: {error}") from error
+
+
+@contextlib.contextmanager
+def naming_tokenizer(file: StudyFile, copy: Path | None = None) -> Iterator[None]:
+    """Prefix errors with the study file and the field of the tokeniser; of a checkpoint's own, name the cure too.
+
+    copy: the folder of the store that is read in the place of the checkpoint's.
+    """
+    try:
+        yield
+    except RetainError as error:
+        what = str(error).removeprefix("tokenizer: ").removeprefix("tokenizer.hf: ")
+        if file.study.tokenizer is None:
+            what = what.rpartition(";")[0].replace(str(copy), str(tokenizer_settings(file).hf))
+            what = f"{what}; name another tokeniser, as in {{hf: ID}}"
+        raise type(error)(f"{file.path.name}: tokenizer: {what}") from error
 
 
 @contextlib.contextmanager

@@ -1,14 +1,15 @@
 """Train, load and save a study's tokeniser, and identify it by a fingerprint."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -25,6 +26,11 @@ LONGEST_WORD = 10_000
 """Characters of a word that the training of a tokeniser sees as one."""
 LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+"""The class with which AutoTokenizer reads tokenizer.json as it is. Others, such as GPT2Tokenizer of SmolLM2, keep its entries
+but build the rest anew, and then split digits differently."""
+JINJA = "chat_template.jinja"
+"""The file with a tokeniser's chat template. Where there is none, the template is in tokenizer_config.json."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Tokenizer:
     core: tokenizers.Tokenizer
     end_of_text: str
     chat_template: str | None = None
-    """The chat template that is saved beside it. What it writes is in the packed corpora, so it is not in the fingerprint."""
+    """The chat template that came with it. What a template writes is in the packed corpora, so it is not in the fingerprint."""
 
     @property
     def end_id(self) -> int:
@@ -72,7 +78,7 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them."""
         folder.mkdir(parents=True, exist_ok=True)
         self.core.save(str(folder / "tokenizer.json"))
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.end_of_text}
+        settings = {"tokenizer_class": TOKENIZER_CLASS, "eos_token": self.end_of_text}
         if self.chat_template is not None:
             settings["chat_template"] = self.chat_template
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -89,8 +95,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     end = end.get("content") if isinstance(end, dict) else end
     if end is None:
         end = _end_of_model(folder, core)
-    core.no_truncation()
-    core.no_padding()
     if not isinstance(end, str) or core.token_to_id(end) is None:
         raise StudyError(
             f"tokenizer: {folder}: eos_token is missing in tokenizer_config.json or not in the vocabulary; choose another "
@@ -98,8 +102,17 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     core.no_truncation()
     core.no_padding()
-    template = settings.get("chat_template")
-    return Tokenizer(core, end, template if isinstance(template, str) else None)
+    jinja = folder / JINJA
+    text = _read(jinja, str) if jinja.is_file() else None
+    return Tokenizer(core, end, own_template(text, settings))
+
+
+def own_template(jinja: str | None, settings: Mapping[str, Any]) -> str | None:
+    """Return the chat template of a tokeniser, by the text of its file and by its settings; None if it has none."""
+    found = jinja or settings.get("chat_template")
+    if isinstance(found, list):  # several templates by name
+        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
 
 
 def _end_of_model(folder: Path, core: tokenizers.Tokenizer) -> str | None:
@@ -137,9 +150,12 @@ def fetch_tokenizer(name: str, revision: str | None, folder: Path) -> Tokenizer:
     if local.is_dir():
         return load_tokenizer(local)
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         files = [hf_hub_download(name, file, revision=revision) for file in TOKENIZER_FILES]
+        with contextlib.suppress(EntryNotFoundError):  # most tokenisers have none
+            hf_hub_download(name, JINJA, revision=revision)
     except Exception as error:
         raise MissingResourceError(
             f"tokenizer.hf: {name} cannot be downloaded ({type(error).__name__}); check id and revision, or name a local "

@@ -136,5 +136,5 @@ def _content(path: Path) -> dict[str, Any]:
 def _opened(name: str, file: StudyFile, store: Store, facts: Facts) -> OpenedStudy:
     check_name(file, store.root)
     if mismatch := device_mismatch(file):
-        raise StudyError(f"{file.path.name}: {mismatch}; choose a batch that they divide, or other devices")
+        raise StudyError(f"{file.path.name}: {mismatch}")
     return OpenedStudy(name, file, store, facts, expand(file, facts))

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
+from retain.datamodules.corpora.responses.chat import local_template
 from retain.launchers.kinds import described, kind_of_recipe
 from retain.results.store.runs import SPEC, Store
-from retain.results.store.state import KEEPS_OPTIMIZER
+from retain.results.store.state import CHAT_TEMPLATE, KEEPS_OPTIMIZER
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.section import stage_kind
 from retain.sweeps.tree.data_facts import Facts
@@ -45,6 +46,8 @@ def register(
     versions = installed_versions()
     here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in tree.chain}
     used, after, carried = used_corpora(tree), corpora_after(tree) if measured else {}, tree.carried()
+    settings = getattr(file.study, "tokenizer", None)
+    template = local_template(settings, file.folder) if settings else None
     evaluations: dict[str, dict[str, Any]] = {}
 
     def specs(stages: Iterable[Stage]) -> Iterator[dict[str, Any]]:
@@ -61,6 +64,7 @@ def register(
                 | splits
                 | ({"others": others} if others else {})
                 | ({KEEPS_OPTIMIZER: True} if stage.key in carried else {})
+                | ({CHAT_TEMPLATE: template} if template else {})
                 | {
                     "tokenizer": facts.tokenizer,
                     "execution": executions[stage.key] if executions else as_here(here[stage.stage], store, stage.key),

@@ -125,7 +125,7 @@ def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedSt
     unread = SearchedStudy(file, file.search, _base(file), open_store(store), Facts("", 0, {}))
     whole = check_study(unread.fields(unread.name, unread.corners(), file.search.block.seeds), file.path)
     if mismatch := device_mismatch(whole):
-        raise StudyError(f"{file.path.name}: {mismatch}; choose a batch that they divide, or other devices")
+        raise StudyError(f"{file.path.name}: {mismatch}")
     facts = known_facts(whole, store)
     expand(whole, facts)
     if report is not None:

@@ -177,6 +177,7 @@ def _with_unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
 OPTIMIZER = "optimizer.safetensors"
 """AdamW's moments at the end of a run whose stage.json has KEEPS_OPTIMIZER, in the folder of its weights."""
 KEEPS_OPTIMIZER = "keeps_optimizer"
+CHAT_TEMPLATE = "chat_template"
 
 
 class Spec(TypedDict):
@@ -203,6 +204,9 @@ class Spec(TypedDict):
     """The fingerprints of the study's other corpora, by name, on which the final weights are evaluated too."""
     tokenizer: NotRequired[str]
     """The fingerprint of the tokeniser; searches have none."""
+    chat_template: NotRequired[str]
+    """The chat template of the study's tokeniser, for the one beside the weights. Absent if it is that of the checkpoint, or
+    came with the tokeniser from the hub."""
     execution: "SpecExecution"
     axes: dict[str, Any]
     study: str

@@ -34,7 +34,8 @@ class CheckpointFacts:
     fingerprint: str
     """The digest of its configuration and its weights, whatever the files; a provisional one while it is unprepared."""
     family: str = ""
-    """The name of its family in sweeps/schema/families/table.py. Empty, like the fields below, while it is unprepared."""
+    """The name of its family in sweeps/schema/families/table.py. Empty, like the fields below, while it is unprepared and
+    nothing is known of it: a local one has its family, vocabulary and context."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The fields of its config.json that can change a result."""
     vocabulary: int = 0

@@ -51,25 +51,30 @@ def _shorten_stages(raw: dict[str, Any], file: StudyFile, allocation: str) -> No
     """Give every stage of a study's plain mapping the tokens of a few steps."""
     length = min(file.values("sequence_length"))
     for stage in file.study.stages:
-        section, steps = raw[stage], STEPS.get(stage, FURTHER_STEPS)
-        batch = max(file.values(f"{stage}.batch"))
-        tokens = steps * batch * length
-        scale = tokens / max(1, getattr(file.study, stage).tokens)
+        section, own = raw[stage], max(file.values(f"{stage}.tokens"))
+        sequences = STEPS.get(stage, FURTHER_STEPS) * max(file.values(f"{stage}.batch"))
+        repeated = section.pop("passes", 1) > 1 or section.pop("max_tokens", None) is not None
+        # Never more of a corpus than the study takes: the corpus may have no more. Two passes or more where the study may
+        # have them, so that the drill also covers the new order of a pass.
+        if stage == "posttrain" or repeated:
+            tokens = min(sequences * length // 2, own)
+            if stage in ("pretrain", "finetune"):
+                section["passes"] = sequences * length // tokens
+            elif stage != "posttrain" or allocation == "additive":
+                section["max_tokens"] = sequences * length
+            else:
+                sequences = tokens // length
+        else:
+            tokens = min(sequences * length, own)
+            sequences = tokens // length
+        section["tokens"] = tokens
         for listed in section.get("mix", {}).values():
             for component in listed if isinstance(listed, list) else [listed]:
-                _scale_component(component, min(1.0, scale), steps * batch, length)
+                _scale_component(component, min(1.0, sequences * length / own), sequences, length)
+        steps = sequences // max(file.values(f"{stage}.batch"))
         section["warmup"] = min(section.get("warmup", 0), steps // 4)
         if isinstance(section.get("schedule"), dict):
             section["schedule"] = {"wsd": DECAY}
-        repeated = section.pop("passes", 1) > 1 or section.pop("max_tokens", None) is not None
-        # Two passes, so that the drill also covers the new order of the second pass.
-        if stage == "posttrain" or repeated:
-            tokens //= 2
-            if stage in ("pretrain", "finetune"):
-                section["passes"] = 2
-            elif stage != "posttrain" or allocation == "additive":
-                section["max_tokens"] = 2 * tokens
-        section["tokens"] = tokens
         if section.get("skip"):
             section["skip"] = min(getattr(file.study, stage).skip, tokens)
         if section.get("early_stopping"):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -32,6 +33,7 @@ from tests.lightning_modules.tiny_models import LENGTH
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LORA = Lora(rank=4, alpha=8).model_dump()
+END_OF_TEXT = 0
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -75,6 +77,61 @@ def test_the_chunked_loss_and_its_gradient_are_the_models_own(family: str, monke
     assert ours.item() == pytest.approx(own.item(), rel=1e-6)
     assert_close(gradients(model), expected)
     assert next_token_losses(model, batch).sum().item() / predictions == pytest.approx(own.item(), rel=1e-6)
+
+
+def documents(*lengths: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Documents in which about half of the tokens are predicted, and the sequence they are packed into; the last one is cut."""
+    draw = torch.Generator().manual_seed(sum(lengths))
+    parts = [torch.randint(1, VOCABULARY, (length,), generator=draw) for length in lengths]
+    for document in parts[:-1]:
+        document[-1] = END_OF_TEXT
+    masked = [torch.where(torch.rand(len(part), generator=draw) < 0.5, part, ~part) for part in parts]
+    return masked, torch.cat(masked)
+
+
+def loss_of_documents(model: nn.Module, *packed: list[torch.Tensor]) -> torch.Tensor:
+    """The summed loss of what is predicted, each document alone by the model's own logits. A first token is predicted from the
+    end of text before it."""
+    losses = []
+    for parts in packed:
+        for index, document in enumerate(parts):
+            following = parts[index + 1][:1] if index + 1 < len(parts) else document[:0]
+            targets = torch.cat([document[1:], following])
+            found = model(input_ids=document.maximum(~document)[None]).logits[0, : len(targets)]
+            targets = targets.masked_fill(targets < 0, -100)
+            losses.append(functional.cross_entropy(found, targets, ignore_index=-100, reduction="sum"))
+    return torch.stack(losses).sum()
+
+
+def adapted_model(family: str) -> PreTrainedModel:
+    """A tiny model with adapters that change it."""
+    model = tiny_model(family)
+    add_adapters(model, LORA, 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.05)
+    return model
+
+
+@every_family
+def test_masked_losses_within_documents_and_the_gradients_of_adapters_are_those_of_each_document_alone(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(objective.CHUNK_TOKENS, "cpu", 20)
+    model = adapted_model(family)
+    # Longer than the sliding windows of six tokens; a document of one token; a sequence that is one document.
+    packed = [documents(*lengths) for lengths in ((9, 1, 14), (24,), (12, 12))]
+    batch = torch.stack([sequence for _, sequence in packed])
+    own = loss_of_documents(model, *(parts for parts, _ in packed))
+    own.backward()  # type: ignore[no-untyped-call]
+    expected = gradients(model)
+    ours = summed_loss(model, batch, end_of_text=END_OF_TEXT)
+    ours.backward()  # type: ignore[no-untyped-call]
+    assert ours.item() == pytest.approx(own.item(), rel=1e-5)
+    assert_close(gradients(model), expected, tolerance=1e-4)
+    assert next_token_losses(model, batch, END_OF_TEXT).sum().item() == pytest.approx(own.item(), rel=1e-5)
+    assert abs(summed_loss(model, batch).item() - own.item()) > 0.1, "the documents do not see each other"
 
 
 class Dropped(TorchFunctionMode):
@@ -215,18 +272,22 @@ def test_fresh_weights_are_a_function_of_the_seed(family: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3_text", "gpt_neox", "gpt2"])
 def test_compiled_layers_compute_the_same_loss_and_gradient(family: str) -> None:
-    model, batch = tiny_model(family), sequences(4)
-    add_adapters(model, LORA, 0)
+    model = adapted_model(family)
+    batch = torch.stack([documents(*lengths)[1] for lengths in ((9, 1, 14), (24,), (12, 12))])
     add_dropout(model, 0.0)
     model.train()
-    expected = summed_loss(model, batch)
-    expected.backward()  # type: ignore[no-untyped-call]
-    gradient = gradients(model)
+    ways: list[dict[str, Any]] = [{"sequences": sequences(4)}, {"sequences": batch, "end_of_text": END_OF_TEXT}]
+    expected = []
+    for way in ways:
+        loss = summed_loss(model, **way)
+        loss.backward()  # type: ignore[no-untyped-call]
+        expected.append((loss.item(), gradients(model)))
     compile_layers(model)
-    ours = summed_loss(model, batch)
-    ours.backward()  # type: ignore[no-untyped-call]
-    assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert_close(gradients(model), gradient, tolerance=1e-4)
+    for way, (value, gradient) in zip(ways, expected, strict=True):
+        ours = summed_loss(model, **way)
+        ours.backward()  # type: ignore[no-untyped-call]
+        assert ours.item() == pytest.approx(value, rel=1e-5)
+        assert_close(gradients(model), gradient, tolerance=1e-4)
 
 
 SHARDED = """
@@ -240,17 +301,19 @@ from retain.lightning_modules.lora import plain_weights
 from retain.lightning_modules.objective import summed_loss
 from retain.lightning_modules.shards import shard_model, whole_weights
 from tests.families import CONFIGS, tiny_model
-from tests.lightning_modules.test_families import assert_close, gradients, sequences
+from tests.lightning_modules.test_families import END_OF_TEXT, adapted_model, assert_close, documents, gradients
 torch.set_num_threads(1)
 join_ranks(2, gpu=False)
 mesh = init_device_mesh("cpu", (2,))
-for family in CONFIGS:
-    whole, model, batch = tiny_model(family), tiny_model(family), sequences(2)
-    (summed_loss(whole, batch) / 2).backward()
+batch = torch.stack([documents(9, 1, 6)[1], documents(8, 8)[1]])
+adapted = [(adapted_model, family) for family in ("gemma3_text", "gpt_neox", "gpt2")]
+for build, family in [*((tiny_model, family) for family in CONFIGS), *adapted]:
+    whole, model = build(family), build(family)
+    (summed_loss(whole, batch, end_of_text=END_OF_TEXT) / 2).backward()
     shard_model(model, mesh)
     assert all(isinstance(module, FSDPModule) for module in (model, *layers(model))), family
     assert all(len(one.to_local()) < len(one) for one in model.parameters()), family
-    summed_loss(model, batch[int(os.environ["RANK"]) :][:1]).backward()
+    summed_loss(model, batch[int(os.environ["RANK"]) :][:1], end_of_text=END_OF_TEXT).backward()
     found = {name: gradient.full_tensor() for name, gradient in gradients(model).items()}
     assert_close(found, gradients(whole))
     weights = whole_weights(model)

@@ -8,15 +8,16 @@ from typing import Any
 
 from retain.datamodules.corpora.checkpoints.weights import INDEX, SINGLE, check_files, read_tensors, weight_files
 from retain.datamodules.corpora.hub import COMMIT, look_up
-from retain.datamodules.corpora.tokenizer import TOKENIZER_FILES
+from retain.datamodules.corpora.tokenizer import JINJA, TOKENIZER_FILES
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
 from retain.sweeps.schema.families.table import FAMILIES, known_families
 from retain.sweeps.schema.models import Model
 from retain.sweeps.tree.keys import canonical
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+CHAT_TEMPLATE_FILES = (JINJA, "chat_template.json")
 COMPANIONS = (
-    *(TOKENIZER_FILES[1], "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
+    *(TOKENIZER_FILES[1], "special_tokens_map.json", "added_tokens.json", *CHAT_TEMPLATE_FILES),
     *("vocab.json", "merges.txt", "tokenizer.model"),
 )
 """The files beside tokenizer.json that belong to a tokeniser."""

@@ -34,7 +34,14 @@ def inspect(folder: Path, family: str, fresh: bool) -> tuple[int, int, ModelCoun
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
+            if mismatched := sorted(found["mismatched_keys"]):
+                name, stored, expected = mismatched[0]
+                raise StudyError(
+                    f"{name} has the shape {list(stored)}, but config.json means {list(expected)}; restore config.json and "
+                    "the weights, or choose another checkpoint"
+                )
             if missing := sorted(found["missing_keys"]):
                 raise StudyError(
                     f"the weights lack {missing[0]} ({len(missing)} missing); restore them, or choose another checkpoint"

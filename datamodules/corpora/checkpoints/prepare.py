@@ -10,12 +10,13 @@ from retain.datamodules.corpora.sources import (
     checkpoint_source,
     checkpoints_of,
     naming_checkpoint,
+    naming_tokenizer,
     read_note,
     write_note,
 )
 from retain.datamodules.corpora.tokenizer import Tokenizer, load_tokenizer
 from retain.sweeps.base.building import new_build_folder, publish
-from retain.sweeps.base.errors import DamageError, StudyError
+from retain.sweeps.base.errors import DamageError
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import StudyFile
 
@@ -40,9 +41,6 @@ def checkpoint_tokenizer(file: StudyFile, store: Path) -> Tokenizer:
     model = checkpoints_of(file)[0]
     note = read_note(store, checkpoint_source(file, model))
     assert note is not None
-    try:
-        return load_tokenizer(store / "checkpoints" / note.fingerprint)
-    except StudyError as error:
-        what = str(error).removeprefix("tokenizer: ").rpartition(";")[0]
-        what = what.replace(str(store / "checkpoints" / note.fingerprint), str(model.hf))
-        raise StudyError(f"{file.path.name}: tokenizer: {what}; name another tokeniser, as in {{hf: ID}}") from error
+    folder = store / "checkpoints" / note.fingerprint
+    with naming_tokenizer(file, folder):
+        return load_tokenizer(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.responses.marked import Marked
-from retain.datamodules.corpora.tokenizer import CHATML, END_OF_TEXT
+from retain.datamodules.corpora.tokenizer import CHATML, END_OF_TEXT, JINJA, own_template
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.corpora import Tokenizer
 
@@ -22,8 +22,7 @@ CHATML_TEMPLATE = (
 )
 """ChatML. The assistant's turns end with `<|im_end|>`, which is predicted; the line break after it is not."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-CONFIG, JINJA = "tokenizer_config.json", "chat_template.jinja"
-CURE = "set tokenizer.chat_template: chatml, or give prompt and response instead of messages"
+CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -101,20 +100,32 @@ def find_chat_template(settings: Tokenizer, folder: Path) -> ChatTemplate:
     Raises StudyError if there is none, MissingResourceError if it cannot be read.
     """
     if settings.hf is None:
-        assert settings.chat_template is not None, "the study is checked for it"
-        return ChatTemplate(_named(settings.chat_template), {"eos_token": END_OF_TEXT})
+        given = given_template(settings)
+        assert given is not None, "the study is checked for it"
+        return ChatTemplate(given, {"eos_token": END_OF_TEXT})
     config = json.loads(_read(settings.hf, settings.revision, folder, CONFIG) or "{}")
     tokens = {name: _token(value) for name, value in config.items() if name.endswith("_token") and _token(value)}
-    text = settings.chat_template or _read(settings.hf, settings.revision, folder, JINJA) or config.get("chat_template")
-    if isinstance(text, list):  # several templates by name
-        text = next((one.get("template") for one in text if one.get("name") == "default"), None)
-    if not isinstance(text, str):
-        raise StudyError(f"the tokeniser {settings.hf} has no chat template; {CURE}")
-    return ChatTemplate(_named(text), tokens)
+    text = given_template(settings) or own_template(_read(settings.hf, settings.revision, folder, JINJA), config)
+    if text is None:
+        raise StudyError(
+            f"the tokeniser {settings.hf} has no chat template; set tokenizer.chat_template: chatml, as in tokenizer: "
+            f"{{hf: {settings.hf}, chat_template: chatml}}, or give prompt and response instead of messages"
+        )
+    return ChatTemplate(text, tokens)
 
 
-def _named(text: str) -> str:
-    return CHATML_TEMPLATE if text == CHATML else text
+def given_template(settings: Tokenizer) -> str | None:
+    """Return the text of the chat template that a study sets; None if it sets none."""
+    return CHATML_TEMPLATE if settings.chat_template == CHATML else settings.chat_template
+
+
+def local_template(settings: Tokenizer, folder: Path) -> str | None:
+    """Return the text of a tokeniser's chat template if the study or a local folder has it, without reading the hub."""
+    given, local = given_template(settings), folder / (settings.hf or "")
+    if given is None and settings.hf is not None and local.is_dir():
+        config = json.loads(_read(settings.hf, None, folder, CONFIG) or "{}")
+        return own_template(_read(settings.hf, None, folder, JINJA), config)
+    return given
 
 
 def _token(value: Any) -> str:

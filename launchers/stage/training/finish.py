@@ -1,5 +1,6 @@
 """The end of a training stage: the final weights, their held-out losses, and the files of the done run."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from retain.datamodules.corpora.checkpoints.files import COMPANIONS
+from retain.datamodules.corpora.checkpoints.files import CHAT_TEMPLATE_FILES, COMPANIONS
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder, open_checkpoint
-from retain.datamodules.corpora.tokenizer import Tokenizer
+from retain.datamodules.corpora.tokenizer import TOKENIZER_CLASS, TOKENIZER_FILES, Tokenizer
 from retain.datamodules.order.digest import add_digests, as_text
 from retain.datamodules.order.stage_data import StageData
 from retain.launchers.stage.attempt import AttemptContext
@@ -23,6 +24,7 @@ from retain.lightning_modules.lora import merge_adapters, plain_weights
 from retain.lightning_modules.shards import whole_weights
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.runs import LOSSES
+from retain.results.store.state import CHAT_TEMPLATE
 from retain.results.tensorboard.run_events import run_results
 from retain.sweeps.base.files import share
 
@@ -72,6 +74,7 @@ def publish(
         write_moments(partial, final.moments, module.step + (carried.steps if carried else 0))
     tokenizer.save(partial)
     _keep_companions(context, partial)
+    _settle_tokenizer(context.spec.get(CHAT_TEMPLATE), partial)
     context.finish(partial, {LOSSES: losses}, keep_checkpoints=context.spec["execution"]["keep_states"])
 
 
@@ -88,6 +91,17 @@ def _keep_companions(context: AttemptContext, folder: Path) -> None:
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def _settle_tokenizer(template: str | None, folder: Path) -> None:
+    """Make transformers load the tokeniser that the corpora were packed with, and the study's chat template if it has one."""
+    path = folder / TOKENIZER_FILES[1]
+    settings = json.loads(path.read_bytes()) | {"tokenizer_class": TOKENIZER_CLASS}
+    if template is not None:
+        settings["chat_template"] = template
+        for name in CHAT_TEMPLATE_FILES:  # they would take precedence
+            (folder / name).unlink(missing_ok=True)
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _described(losses: Mapping[str, Mapping[str, Any]], spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -17,18 +17,20 @@ def checkpoint_recipe(study: Study, facts: Facts) -> dict[str, Any]:
     Raises StudyError if the checkpoint does not fit the study's sequences or tokeniser.
     """
     found = facts.checkpoints[checkpoint_of(study.model)]
-    if not found.prepared:
-        return {"start": found.fingerprint}
-    if study.sequence_length > found.context:
+    # What is not known before the checkpoint is prepared is 0.
+    if found.context and study.sequence_length > found.context:
         raise StudyError(
             f"sequence_length: {study.sequence_length} exceeds the context of {found.context} of {study.model.hf}; lower "
             "sequence_length, or start from another checkpoint"
         )
-    if facts.vocabulary > found.vocabulary:
+    if found.vocabulary and facts.vocabulary > found.vocabulary:
+        own = "leave tokenizer out to take the checkpoint's own" if study.tokenizer else "restore its config.json"
         raise StudyError(
             f"tokenizer: its {facts.vocabulary} entries exceed the {found.vocabulary} rows of the embedding of "
-            f"{study.model.hf}; leave tokenizer out to take the checkpoint's own"
+            f"{study.model.hf}; {own}"
         )
+    if not found.prepared:
+        return {"start": found.fingerprint}
     if study.tokenizer is None and found.tokenizer != facts.tokenizer:
         raise StudyError(
             f"model.hf: {study.model.hf} has another tokeniser than the study's other checkpoints; name one tokeniser "
@@ -44,7 +46,7 @@ def adapter_targets(study: Study, facts: Facts, targets: Collection[str], stage:
     """
     names = sorted(set(targets))
     found = facts.checkpoints.get(checkpoint_of(study.model))
-    if found is None or not found.prepared:
+    if found is None or not found.family:
         return names
     family = FAMILIES[found.family]
     if problem := family.target_problem(names):

@@ -1,5 +1,6 @@
 """Cases: axes whose values set several fields at once."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,16 @@ def test_a_case_may_set_single_fields_of_a_section_that_the_study_leaves_out(tmp
     file = read_study(str(tiny_study(tmp_path, cases={"stopping": {"on": stopping, "off": {"posttrain.replay": 0}}})))
     assert file.values("posttrain.early_stopping.every") == [5, None]
     assert '"early_stopping":{"every":5,"patience":2}' in tree.stages[str(tree.trials[0].key("posttrain"))].recipe
+
+
+def test_a_scaled_down_study_takes_no_more_of_a_corpus_than_the_study(tmp_path: Path) -> None:
+    fields = {"pretrain.tokens": 2560, "pretrain.passes": 3, "posttrain.tokens": 1280, "finetune.tokens": 2560}
+    file = read_study(str(tiny_study(tmp_path, grid={}, **fields)))
+    small = scale_down(file)
+    tree = expand(small, made_up_facts(small, train=80))
+    sequences = {stage.stage: json.loads(stage.recipe)["sequences"] for stage in tree.stages.values()}
+    # Repeated stages stay as long as a drill needs them, in more passes.
+    assert sequences == {"pretrain": 40 * 8, "posttrain": 60 * 8, "finetune": 10 * 8}
 
 
 @pytest.mark.parametrize("share", [0.001, 0.95])

@@ -158,5 +158,6 @@ def test_invalid_resources_are_an_error_at_plan_time(fields: dict[str, Any], sen
 def test_a_batch_that_cannot_be_split_over_the_devices_of_one_kind_of_stage_is_named() -> None:
     file = check_study(tiny_fields(execution={"stages": {"posttrain": {"devices": 3}}}), Path("tiny.yaml"))
     assert device_mismatch(file) == (
-        "posttrain.batch: 8 sequences cannot be split evenly over execution.stages.posttrain.devices: 3"
+        "posttrain.batch: 8 sequences cannot be split evenly over execution.stages.posttrain.devices: 3; choose a "
+        "batch that they divide, or other devices"
     )

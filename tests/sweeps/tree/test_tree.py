@@ -164,10 +164,13 @@ def test_shared_recipes_are_built_once() -> None:
 
 def test_a_batch_that_cannot_be_split_over_the_devices_is_named() -> None:
     file = check_study(tiny_fields(execution={"devices": 3}, **{"pretrain.batch": 9}), Path("tiny.yaml"))
-    assert device_mismatch(file) == "posttrain.batch: 8 sequences cannot be split evenly over execution.devices: 3"
+    cure = "; choose a batch that they divide, or other devices"
+    assert (
+        device_mismatch(file) == f"posttrain.batch: 8 sequences cannot be split evenly over execution.devices: 3{cure}"
+    )
     in_grid = tiny_fields(execution={"devices": 4}, grid={"finetune.batch": [8, 6]})
     assert device_mismatch(check_study(in_grid, Path("tiny.yaml"))) == (
-        "finetune.batch: 6 sequences cannot be split evenly over execution.devices: 4"
+        f"finetune.batch: 6 sequences cannot be split evenly over execution.devices: 4{cure}"
     )
     assert device_mismatch(check_study(tiny_fields(execution={"devices": 4}), Path("tiny.yaml"))) is None
 
@@ -183,6 +186,7 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
     fields = {name: part for name, part in tiny_fields().items() if name not in ("posttrain", "finetune")}
     problem = device_mismatch(check_study(fields | chain, Path("tiny.yaml")))
     assert str(problem).startswith("decay.optimizer: muon takes whole matrices")
+    assert str(problem).endswith("; write strategy: ddp, or optimizer: adamw")
 
 
 @pytest.mark.parametrize(

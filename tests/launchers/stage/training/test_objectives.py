@@ -158,6 +158,37 @@ def test_two_processes_train_the_same_masked_stages_as_one(calm: tuple[Path, Pat
             assert ours[key]["splits"][split]["loss"] == pytest.approx(values["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
+def test_a_chain_of_every_objective_mixture_and_carried_optimizer_is_drilled_to_the_same_bits(tmp_path: Path) -> None:
+    rare = [
+        {"passes": 2, "of": 640, "window": [0, 0.7]},
+        {"passes": 2, "of": 640, "window": [0.7, 1], "replaces": True},
+    ]
+    further: dict[str, Any] = {"batch": 8, "lr": 3e-3, "dropout": 0.1}
+    study = objective_study(
+        tmp_path / "study",
+        **{
+            "stages": ["pretrain", "decay", "posttrain", "finetune", "finetune2"],
+            "corpora.talks": {"files": "chat.jsonl", "messages": "messages", "predict": "all", "heldout": 0.1},
+            "pretrain.exposure": 0,
+            "pretrain.min_lr": 3e-3,
+            "pretrain.mix": {"music": rare},
+            "decay": further
+            | {"corpus": "general", "tokens": 640, "skip": 8960, "start": {"optimizer": "carry"}}
+            | {"mix": {"chemistry": {"share": 0.2, "of": 640}}, "schedule": {"wsd": 0.5}},
+            "posttrain.replay": 0.1,
+            "posttrain.early_stopping": {"every": 4, "patience": 2, "split": "tune"},
+            "finetune.dropout": 0.1,
+            "finetune2": further
+            | {"corpus": "talks", "tokens": 1280, "passes": 2, "method": "lora", "lora": {"rank": 2}},
+        },
+    )
+    sharded = ("execution.devices=2", "execution.strategy=fsdp")
+    document = retain_json("drill", study, *sharded, "--kills", "5", "--store", tmp_path / "runs")
+    assert (document["kills"], document["differences"]) == (5, [])
+    assert set(document["by_stage"]) == {"pretrain", "decay", "posttrain", "finetune", "finetune2"}
+
+
 def test_what_is_predicted_is_shown_in_brackets_and_in_parts(calm: tuple[Path, Path]) -> None:
     study, store = calm
     shown = retain("data", study, "--show", "chemistry", "--store", store).stdout

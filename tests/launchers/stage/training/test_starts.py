@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from retain.datamodules.corpora.responses.chat import CHATML_TEMPLATE
 from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.checks.verify import verify_store
 from retain.results.store.export import export_run
@@ -45,9 +47,16 @@ def own_loss(folder: Path, sequences: torch.Tensor) -> float:
 
 
 def test_a_llama_of_transformers_is_trained_exported_and_predicts_what_was_measured(tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(tmp_path / "study" / "llama", "llama", tiny_tokenizer(), tie_word_embeddings=True)
+    tokenizer = tiny_tokenizer()
+    # The class in the settings splits text in another way, as that of SmolLM2 does, whose tokeniser splits digits.
+    split = [pre_tokenizers.Split("e", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.core.pre_tokenizer = pre_tokenizers.Sequence(split)
+    checkpoint = tiny_checkpoint(
+        tmp_path / "study" / "llama", "llama", tokenizer, shard="30KB", tie_word_embeddings=True
+    )
     settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 64}))
+    settings |= {"model_max_length": 64, "tokenizer_class": "GPT2Tokenizer"}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
     (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     (checkpoint / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.6}))
     study = tiny_study(tmp_path / "study", model={"hf": "llama"}, tokenizer=None, grid={}, **{"pretrain.tokens": 2560})
@@ -63,8 +72,11 @@ def test_a_llama_of_transformers_is_trained_exported_and_predicts_what_was_measu
     start = store.root / "checkpoints" / runs["pretrain"].spec()["recipe"]["model"]["start"]
     before = own_loss(start, heldout_sequences(store.root, runs["finetune"].spec()["recipe"]["corpus"]))
     assert before > runs["finetune"].losses()["splits"]["finetuning"]["loss"] + 0.5
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert (tokenizer.chat_template, tokenizer.model_max_length, tokenizer.eos_token) == (TEMPLATE, 64, "<|endoftext|>")
+    exported = AutoTokenizer.from_pretrained(folder)
+    assert (exported.chat_template, exported.model_max_length, exported.eos_token) == (TEMPLATE, 64, "<|endoftext|>")
+    text = "the river over every stone"
+    assert [exported(text).input_ids] == tokenizer.encode([text])
+    assert AutoTokenizer.from_pretrained(start)(text).input_ids != exported(text).input_ids
     generation = AutoModelForCausalLM.from_pretrained(folder).generation_config
     assert (generation.do_sample, generation.temperature) == (True, 0.6)
     assert verify_store(store, None)[1] == []
@@ -93,13 +105,20 @@ def test_runs_of_every_kind_of_family_resume_to_the_same_bits(tmp_path: Path) ->
     assert losses(store) == losses(undisturbed)
 
 
-def test_a_study_of_a_checkpoints_architecture_trains_fresh_weights(tmp_path: Path) -> None:
-    tiny_checkpoint(tmp_path / "study" / "gpt2", "gpt2", tiny_tokenizer())
+def test_a_study_of_a_checkpoints_architecture_trains_fresh_weights_and_keeps_its_own_chat_template(
+    tmp_path: Path,
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "study" / "gpt2", "gpt2", tiny_tokenizer())
+    (checkpoint / "chat_template.jinja").write_text(TEMPLATE)
     (tmp_path / "study" / "gpt2" / "model.safetensors").unlink()
     model = {"hf": "gpt2", "weights": "random"}
     study = tiny_study(tmp_path / "study", **KEPT | {"grid": {"seed": [0, 1]}, "model": model, "finetune.tokens": 256})
-    states = train_here(study, tmp_path / "runs", "finetune.warmup=0")
+    tokenizer = "tokenizer={hf: gpt2, chat_template: chatml}"
+    states = train_here(study, tmp_path / "runs", "finetune.warmup=0", tokenizer)
     assert {state.state for state in states.values()} == {"done"}
+    assert {AutoTokenizer.from_pretrained(run.model).chat_template for run in done_runs(tmp_path / "runs")} == {
+        CHATML_TEMPLATE
+    }
     roots = [run for run in done_runs(tmp_path / "runs") if run.spec()["parent"] is None]
     assert [type(AutoModelForCausalLM.from_pretrained(run.model)).__name__ for run in roots] == ["GPT2LMHeadModel"] * 2
     assert roots[0].losses() != roots[1].losses()

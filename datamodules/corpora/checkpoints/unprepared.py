@@ -1,0 +1,50 @@
+"""What local checkpoints and tokenisers say of themselves before they are prepared, so that a plan finds what is wrong.
+
+Only small files are read: config.json and the tokeniser's. The weights are checked when they are prepared.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from retain.datamodules.corpora.checkpoints.files import is_local, local_folder, read_config
+from retain.datamodules.corpora.responses.chat import find_chat_template
+from retain.datamodules.corpora.sources import naming_checkpoint, naming_corpus, naming_tokenizer, tokenizer_settings
+from retain.datamodules.corpora.tokenizer import load_tokenizer
+from retain.sweeps.schema.models import Model
+from retain.sweeps.schema.read import StudyFile
+
+CONTEXT_FIELDS = ("max_position_embeddings", "n_positions")
+"""The names that the longest sequence has in config.json; the second is GPT-2's."""
+
+
+def unprepared_checkpoint(file: StudyFile, model: Model) -> dict[str, Any]:
+    """Return the fields of `CheckpointFacts` that config.json shows; of a checkpoint on the hub none. Raises StudyError."""
+    if not is_local(model, file.folder):
+        return {}
+    with naming_checkpoint(file):
+        family, config = read_config(local_folder(model, file.folder))
+    vocabulary, context = _number(config, "vocab_size"), _number(config, *CONTEXT_FIELDS)
+    return {"family": family, "vocabulary": vocabulary, "context": context}
+
+
+def unprepared_vocabulary(file: StudyFile, check: bool) -> int:
+    """Return the number of entries of a study's unprepared tokeniser; 0 if it is not known yet.
+
+    check: whether to read a local tokeniser, and raise StudyError if it cannot be used, or lacks the chat template that a
+    corpus needs.
+    """
+    settings = tokenizer_settings(file)
+    if not check or settings.hf is None or not (file.folder / settings.hf).is_dir():
+        return settings.train or 0
+    with naming_tokenizer(file):
+        entries = load_tokenizer(file.folder / settings.hf).vocabulary
+    for name, corpus in file.study.corpora.items():
+        if corpus.messages is not None:
+            with naming_corpus(file, name):
+                find_chat_template(settings, file.folder)
+    return entries
+
+
+def _number(config: Mapping[str, Any], *names: str) -> int:
+    """The first of some fields that is a whole number; 0 if none is."""
+    return next((config[name] for name in names if isinstance(config.get(name), int)), 0)
