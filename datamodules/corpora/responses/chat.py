@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retain.datamodules.corpora.find import local_folder
 from retain.datamodules.corpora.responses.marked import Marked
 from retain.datamodules.corpora.tokenizer import CHATML, END_OF_TEXT
+from retain.sweeps.base.documents import read_bytes
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.corpora import Tokenizer
 
@@ -88,10 +90,9 @@ def chat_source(settings: Tokenizer, folder: Path) -> dict[str, Any]:
     """Return what identifies the chat template of a tokeniser, without reading the hub; `folder` is the study file's."""
     if settings.chat_template is not None:
         return {"template": settings.chat_template, "hf": settings.hf, "revision": settings.revision}
-    local = folder / (settings.hf or "")
-    if settings.hf is not None and local.is_dir():
+    if settings.hf is not None and (local := local_folder(settings.hf, folder, "tokenizer.hf: ")) is not None:
         files = [local / name for name in (CONFIG, JINJA)]
-        return {"files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]}
+        return {"files": [hashlib.sha256(read_bytes(file, CURE)).hexdigest() for file in files if file.is_file()]}
     return {"hf": settings.hf, "revision": settings.revision}
 
 
@@ -103,7 +104,10 @@ def find_chat_template(settings: Tokenizer, folder: Path) -> ChatTemplate:
     if settings.hf is None:
         assert settings.chat_template is not None, "the study is checked for it"
         return ChatTemplate(_named(settings.chat_template), {"eos_token": END_OF_TEXT})
-    config = json.loads(_read(settings.hf, settings.revision, folder, CONFIG) or "{}")
+    try:
+        config = dict(json.loads(_read(settings.hf, settings.revision, folder, CONFIG) or "{}"))
+    except (ValueError, TypeError) as error:
+        raise StudyError(f"tokenizer.hf: {CONFIG} of {settings.hf} cannot be read ({error}); restore it") from None
     tokens = {name: _token(value) for name, value in config.items() if name.endswith("_token") and _token(value)}
     text = settings.chat_template or _read(settings.hf, settings.revision, folder, JINJA) or config.get("chat_template")
     if isinstance(text, list):  # several templates by name
@@ -125,9 +129,11 @@ def _token(value: Any) -> str:
 
 def _read(name: str, revision: str | None, folder: Path, file: str) -> str | None:
     """The text of a tokeniser's file, in a local folder or on the hub; None if there is no such file."""
-    local = folder / name
-    if local.is_dir():
-        return (local / file).read_text(encoding="utf-8") if (local / file).is_file() else None
+    if (local := local_folder(name, folder, "tokenizer.hf: ")) is not None:
+        try:
+            return read_bytes(local / file, CURE).decode() if (local / file).is_file() else None
+        except UnicodeDecodeError as error:
+            raise StudyError(f"tokenizer.hf: {local / file} cannot be read ({error}); restore it") from None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
