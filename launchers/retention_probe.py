@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.results.analysis.methods import pipeline_of
@@ -22,7 +22,8 @@ from retain.results.store.garbage import freed_sentence
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.readiness import is_ready
 from retain.results.store.runs import Run, Store
-from retain.sweeps.base.documents import read_document, write_document
+from retain.results.store.state import read_probe
+from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.tree.key_diff import stage_name
@@ -38,13 +39,6 @@ SKETCH = 65_536
 SEED = 0
 FORMAT = 1
 NOT_TRAINED = "θ_post is not trained yet; --train trains up to it"
-
-
-class _Measured(TypedDict):
-    """The content of a probe's file that is read."""
-
-    settings: dict[str, Any]
-    share: float
 
 
 @dataclass(frozen=True)
@@ -146,7 +140,7 @@ def gradient_probe(store: Store, start: Run, finetuning: str, report: Callable[[
     settings = probe_settings(posttraining, finetuning)
     place = probe_file(start, settings)
     with contextlib.suppress(FileNotFoundError, DamageError):  # what is damaged is measured again
-        return dict(read_document(place, _Measured, ""))
+        return dict(read_probe(place))
     if start.state().weights_freed:
         report(f"the gradients are unknown: {freed_sentence([start])}")
         return None

@@ -6,9 +6,10 @@ Reads the first document of each corpus with the code that `retain data` reads t
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from retain.datamodules.corpora.checkpoints.files import is_local, is_path
+from retain.datamodules.corpora.checkpoints.files import local_checkpoint
 from retain.datamodules.corpora.checkpoints.weights import INDEX, SINGLE
 from retain.datamodules.corpora.documents import read_documents
+from retain.datamodules.corpora.find import local_folder
 from retain.datamodules.corpora.hub import COMMIT, HubUnreachableError, is_on_hub, look_up
 from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.sources import checkpoint_source, checkpoints_of
@@ -69,7 +70,7 @@ def _check_checkpoint(
     commit, problem = None, None
     assert model.hf is not None
     try:
-        if is_local(model, file.folder) or is_path(model):
+        if local_checkpoint(model, file.folder) is not None:
             checkpoint_source(file, model)
         else:
             if unreachable is not None:
@@ -88,8 +89,8 @@ def _check_tokenizer(tokenizer: Tokenizer, file: StudyFile) -> tuple[Check, HubU
         return Check("tokenizer", f"{tokenizer.train} entries, trained on the corpora", None, None, None, None), None
     source, commit, problem, unreachable = tokenizer.hf, None, None, None
     try:
-        if (file.folder / tokenizer.hf).is_dir():
-            tokenizer_files(file.folder / tokenizer.hf)
+        if (local := local_folder(tokenizer.hf, file.folder, "tokenizer.hf: ")) is not None:
+            tokenizer_files(local)
         else:
             repository = look_up("model", tokenizer.hf, tokenizer.revision)
             commit = repository.commit
@@ -103,11 +104,10 @@ def _check_tokenizer(tokenizer: Tokenizer, file: StudyFile) -> tuple[Check, HubU
 def _check_corpus(
     name: str, corpus: Corpus, file: StudyFile, unreachable: HubUnreachableError | None
 ) -> tuple[Check, HubUnreachableError | None]:
-    commit, begins, problem, field = None, None, None, ""
-    on_hub = is_on_hub(corpus, file.folder)
-    revision = (corpus.revision or "main") if on_hub else None
+    commit, begins, problem, revision, field = None, None, None, None, ""
     try:
-        if on_hub:
+        if on_hub := is_on_hub(corpus, file.folder):
+            revision = corpus.revision or "main"
             if unreachable is not None:
                 raise HubUnreachableError("not checked, because the hub does not answer (see above)")
             assert corpus.hf is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retain.datamodules.corpora.files import read_files
-from retain.datamodules.corpora.find import find_files, shown
+from retain.datamodules.corpora.find import find_files, local_folder, shown
 from retain.datamodules.corpora.packages import package_records, package_versions, read_package
 from retain.datamodules.corpora.responses.chat import ChatTemplate
 from retain.datamodules.corpora.responses.marked import Document, text_of
@@ -132,9 +132,10 @@ def _read_hf(corpus: Corpus, folder: Path, reader: RecordReader) -> Iterator[Doc
 
 def _data_set_folder(corpus: Corpus, folder: Path) -> str | None:
     """The local data set folder that `hf` names, relative to the study file; None for an id or a format."""
-    if corpus.hf is None or corpus.files is not None or not (folder / corpus.hf).is_dir():
+    if corpus.hf is None or corpus.files is not None:
         return None
-    return str(folder / corpus.hf)
+    place = local_folder(corpus.hf, folder, "hf: ")
+    return None if place is None else str(place)
 
 
 def interleave(streams: list[Iterator[T]]) -> Iterator[T]:

@@ -19,7 +19,7 @@ def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
     """
     found: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        start = _expanded(pattern, folder)
+        start = expanded(pattern, folder)
         base, parts = (Path(start.anchor), start.parts[1:]) if start.is_absolute() else (folder, start.parts)
         seen: set[tuple[int, int]] = set()
         try:
@@ -39,20 +39,36 @@ def shown(path: Path | str) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def _expanded(pattern: str, folder: Path) -> Path:
-    """A pattern with `~`, `~user` and `$VARIABLE` replaced, unless a file has that very name."""
+def expanded(pattern: str, folder: Path, field: str = "files: ") -> Path:
+    """Return a path of a study with `~`, `~user` and `$VARIABLE` replaced, unless a file of `folder` has that very name.
+
+    field: what errors begin with. Raises StudyError.
+    """
     if not pattern.strip() or "\0" in pattern:
-        raise StudyError(f"files: {pattern!r} is not a path; name a file, a folder or a pattern")
+        raise StudyError(f"{field}{pattern!r} is not a path; name a file, a folder or a pattern")
     if os.path.lexists(folder / pattern):
         return Path(pattern)
-    expanded = os.path.expandvars(pattern)
-    if unset := re.search(r"\$(\w+|\{[^}]*\})", expanded):
-        raise StudyError(f"files: {pattern}: the variable {unset[0]} is not set; set it, or write the path out")
+    path = os.path.expandvars(pattern)
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", path):
+        raise StudyError(f"{field}{pattern}: the variable {unset[0]} is not set; set it, or write the path out")
     try:
-        return Path(expanded).expanduser()
+        return Path(path).expanduser()
     except RuntimeError:
-        user = Path(expanded).parts[0]
-        raise StudyError(f"files: {pattern}: {user} has no home folder on this machine; write the path out") from None
+        user = Path(path).parts[0]
+        raise StudyError(f"{field}{pattern}: {user} has no home folder on this machine; write the path out") from None
+
+
+def local_folder(named: str, folder: Path, field: str) -> Path | None:
+    """Return the folder that a field `hf` names, relative to that of the study file; None for an id on the hub.
+
+    field: what errors begin with. Raises MissingResourceError if only a path can be meant, and no folder is there; StudyError.
+    """
+    place = folder / expanded(named, folder, field)
+    if place.is_dir():
+        return place
+    if named.startswith((".", "/", "~", "$")):
+        raise MissingResourceError(f"{field}{named} is no folder; correct the path")
+    return None
 
 
 def _matches(base: Path, parts: tuple[str, ...]) -> Iterator[Path]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from retain.datamodules.corpora.find import local_folder
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.corpora import Corpus
 
@@ -26,7 +27,9 @@ class Repository:
 
 def is_on_hub(corpus: Corpus, folder: Path) -> bool:
     """Return whether a corpus is read from the hub: `hf` is an id, no format or local folder, and `files` is not given."""
-    return corpus.hf is not None and corpus.files is None and "/" in corpus.hf and not (folder / corpus.hf).exists()
+    if corpus.hf is None or corpus.files is not None or "/" not in corpus.hf:
+        return False
+    return not (folder / corpus.hf).exists() and local_folder(corpus.hf, folder, "hf: ") is None
 
 
 def look_up(kind: Literal["dataset", "model"], name: str, revision: str | None) -> Repository:

@@ -220,7 +220,7 @@ def _look_up(
             try:
                 facts = read(note.fingerprint)
             except DamageError as error:
-                if remark is None:
+                if remark is None or not facts:  # without facts, the data counts as unprepared
                     notice(str(error))
                     break
                 problem = problem or str(error)

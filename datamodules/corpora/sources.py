@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from retain.datamodules.corpora.checkpoints.files import is_local, is_path, local_files
+from retain.datamodules.corpora.checkpoints.files import local_checkpoint, local_files
 from retain.datamodules.corpora.documents import source_identity
-from retain.datamodules.corpora.find import shown
+from retain.datamodules.corpora.find import local_folder, shown
 from retain.datamodules.corpora.packing import CURE, SPLITS
 from retain.datamodules.corpora.responses.chat import chat_source
 from retain.datamodules.corpora.tokenizer import tokenizer_files
-from retain.sweeps.base.documents import read_document, write_document
+from retain.sweeps.base.documents import read_bytes, read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, RetainError
 from retain.sweeps.schema import corpora as fields
 from retain.sweeps.schema.models import Model
@@ -87,10 +87,10 @@ def tokenizer_source(file: StudyFile) -> Source:
             {**_read_source(file, name), "heldout": file.study.corpora[name].heldout_share}
             for name in sorted(file.trained)
         ]
-    elif settings.hf is not None and (file.folder / settings.hf).is_dir():
+    elif settings.hf is not None and (local := local_folder(settings.hf, file.folder, "tokenizer.hf: ")) is not None:
+        cure = "make it readable, or name another tokeniser"
         with naming_tokenizer(file):
-            files = tokenizer_files(file.folder / settings.hf)
-        source["sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+            source["sha256"] = [hashlib.sha256(read_bytes(path, cure)).hexdigest() for path in tokenizer_files(local)]
     return source
 
 
@@ -98,18 +98,16 @@ def checkpoint_source(file: StudyFile, model: Model) -> Source:
     """Return the source of a checkpoint. Raises StudyError if a local one cannot be used, MissingResourceError."""
     source: Source = {"format": FORMAT, "checkpoint": model.hf, "revision": model.revision, "weights": model.weights}
     with naming_checkpoint(file):
-        if is_local(model, file.folder):
-            found = [(path, path.stat()) for path in local_files(model, file.folder)]
+        if (place := local_checkpoint(model, file.folder)) is not None:
+            found = [(path, path.stat()) for path in local_files(model, place)]
             source["files"] = [[shown(path), status.st_size, status.st_mtime_ns] for path, status in found]
-        elif is_path(model):
-            raise MissingResourceError(f"{model.hf} is no folder; correct the path")
     return source
 
 
 def checkpoint_definition(file: StudyFile, model: Model) -> Source:
     """Return the definition of a checkpoint."""
     named = {"checkpoint": model.hf, "revision": model.revision, "weights": model.weights}
-    return {DEFINITION: "checkpoint", "folder": str(file.folder), **named}
+    return {DEFINITION: "checkpoint", "folder": shown(file.folder), **named}
 
 
 def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> Source:
@@ -133,7 +131,7 @@ def tokenizer_definition(file: StudyFile) -> Source:
     """Return the definition of the study's tokeniser."""
     settings = tokenizer_settings(file)
     corpora = [_defined(file, name) for name in sorted(file.trained)] if settings.train is not None else []
-    return {DEFINITION: "tokenizer", "folder": str(file.folder), "corpora": corpora, **_settings(settings)}
+    return {DEFINITION: "tokenizer", "folder": shown(file.folder), "corpora": corpora, **_settings(settings)}
 
 
 def corpus_definition(file: StudyFile, name: str, length: int) -> Source:
@@ -282,4 +280,4 @@ def _defined(file: StudyFile, name: str) -> Source:
     """A corpus's fields; those of later versions only where they are set, as in `_settings`."""
     corpus = file.study.corpora[name]
     later = {field for field in ("prompt", "response", "messages", "predict") if getattr(corpus, field) is None}
-    return {"folder": str(file.folder), **corpus.model_dump(exclude={"published", *later})}
+    return {"folder": shown(file.folder), **corpus.model_dump(exclude={"published", *later})}

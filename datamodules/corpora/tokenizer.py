@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from retain.datamodules.corpora.find import local_folder
 from retain.sweeps.base.documents import read_bytes
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 
@@ -146,8 +147,7 @@ def fetch_tokenizer(name: str, revision: str | None, folder: Path) -> Tokenizer:
 
     Raises MissingResourceError if the download fails, StudyError if the tokeniser cannot be used.
     """
-    local = folder / name
-    if local.is_dir():
+    if (local := local_folder(name, folder, "tokenizer.hf: ")) is not None:
         return load_tokenizer(local)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError

@@ -11,6 +11,7 @@ from retain.datamodules.corpora.prepare import tokenizer_problem
 from retain.datamodules.corpora.sources import note_problem
 from retain.launchers.jobs.submissions import BACKLOG, INTENT, read_backlog, read_submission
 from retain.launchers.kinds import kind_of
+from retain.launchers.planning import opened_study
 from retain.launchers.stage import on_end
 from retain.launchers.stage.training.numerics import recorded_numerics
 from retain.results.store import study_files
@@ -21,6 +22,7 @@ from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import RetainError
 
 OF_STUDIES: Mapping[str, Callable[[Path], Any]] = {
+    study_files.OWNER: opened_study.read_owner,
     study_files.TRIALS: study_files.read_trials,
     study_files.PREDICTORS_FILE: study_files.read_predictors,
     study_files.HISTORY: study_files.read_history,
@@ -29,6 +31,9 @@ OF_STUDIES: Mapping[str, Callable[[Path], Any]] = {
     f"{on_end.FOLDER}/{on_end.LAUNCH}": on_end.read_launch,
 }
 """The reader of each document in the folder of a study."""
+FOLDERS_OF_STUDIES = ("figures", "tensorboard", "with", on_end.FOLDER)
+FILES_OF_STUDIES = (".csv", ".html", ".log", ".png", ".svg", ".yaml")
+"""What must be a folder, or a file by its suffix, in the folder of a study; documents are checked when they are read."""
 
 
 def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
@@ -88,9 +93,16 @@ def _submission_problem(store: Store, path: Path) -> str | None:
 def _study_problem(folder: Path) -> str | None:
     if not folder.is_dir():
         return f"{folder} is not a folder; delete it"
-    places = (place_problem(path) for path in sorted(folder.iterdir()))
+    places = (place_problem(path) or _wrong_place(path) for path in sorted(folder.iterdir()))
     documents = (_reading(read, folder / name) for name, read in OF_STUDIES.items())
     return "; ".join(dict.fromkeys(what for what in (*places, *documents) if what)) or None
+
+
+def _wrong_place(path: Path) -> str | None:
+    is_folder = path.is_dir()
+    if is_folder and path.suffix in FILES_OF_STUDIES:
+        return f"{path} is not a file; delete it"
+    return f"{path} is not a folder; delete it" if path.name in FOLDERS_OF_STUDIES and not is_folder else None
 
 
 def _reading(read: Callable[[Path], Any], path: Path) -> str | None:

@@ -15,6 +15,7 @@ from retain.launchers.cli.options import (
     RunKey,
     SiteName,
     StorePath,
+    ToPath,
     show,
 )
 from retain.sweeps.base.errors import DamageError, MissingResourceError
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 def export(
     run_key: RunKey,
     store: StorePath = RUNS,
-    to: Annotated[
-        Path | None, typer.Option(help="The folder to create; by default the run's key in the working directory.")
-    ] = None,
+    to: ToPath = None,
 ) -> None:
     """Export a run as a Hugging Face folder.
 

@@ -68,7 +68,43 @@ StudyOrRun = Annotated[
 def _store_path(typed: str) -> Path:
     from retain.sweeps.base.files import user_path
 
-    return user_path(typed, "--store")
+    path = user_path(typed, "--store")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # TensorBoard can neither write nor read there
+        raise StudyError(
+            f"--store {path}: the path has bytes that are no letters in this locale; set LC_ALL=C.UTF-8, or rename it"
+        ) from None
+    return path
+
+
+def _named_path(option: str) -> Callable[[str], Path]:
+    def parse(typed: str) -> Path:
+        from retain.sweeps.base.files import user_path
+
+        return user_path(typed, option)
+
+    return parse
+
+
+CsvPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--csv",
+        help="Also write the rows to this file, pipe or device; - is standard output.",
+        parser=_named_path("--csv"),
+        metavar="<path>",
+    ),
+]
+ToPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--to",
+        help="The folder to create; by default the run's key in the working directory.",
+        parser=_named_path("--to"),
+        metavar="<path>",
+    ),
+]
 
 
 StorePath = Annotated[

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
@@ -13,6 +12,7 @@ from retain.launchers.cli.options import (
     SOME_RUN_FAILED,
     AsJson,
     BlockOfSeeds,
+    CsvPath,
     MaybeStudy,
     MostSeeds,
     Overrides,
@@ -147,9 +147,7 @@ def results(
     study: StudyName,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    csv: Annotated[
-        Path | None, typer.Option(help="Also write the rows to this file, pipe or device.", readable=False)
-    ] = None,
+    csv: CsvPath = None,
     losses: Annotated[
         str | None,
         typer.Option(

@@ -59,10 +59,14 @@ def safe_streams() -> Iterator[Output | None]:
 
 
 def write_named(option: str, path: Path, text: str) -> None:
-    """Write text to a file, pipe or device that a user names, in place, as any program does. Raises MissingResourceError."""
+    """Write text to a file, pipe or device that a user names, in place, as any program does; - is standard output.
+
+    Raises MissingResourceError.
+    """
     with writing(f"{option} {path}", "choose another file"), contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(1)):  # a second opening would write over the first
+        # A second opening of the same file would write over the first.
+        if str(path) == "-" or (path.exists() and os.path.samestat(path.stat(), os.fstat(1))):
             sys.stdout.write(text)
         else:
             path.write_text(text, encoding="utf-8")

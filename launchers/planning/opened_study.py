@@ -10,7 +10,7 @@ from retain.launchers.planning.looks import with_recorded_seeds
 from retain.results.store.runs import Store, make_store, open_store
 from retain.results.store.study_files import OWNER, study_folder
 from retain.sweeps.base.documents import read_document, write_document
-from retain.sweeps.base.errors import DamageError, StudyError
+from retain.sweeps.base.errors import DamageError, NewerFormatError, StudyError
 from retain.sweeps.base.extras import require_extra
 from retain.sweeps.base.notices import notice
 from retain.sweeps.base.yaml_text import read_yaml
@@ -82,7 +82,7 @@ def check_loggers(file: StudyFile) -> None:
 
 
 @dataclass(frozen=True)
-class _Owner:
+class Owner:
     """The content of study.json: the study file whose results are in the folder."""
 
     path: str
@@ -90,11 +90,14 @@ class _Owner:
 
 
 def claim_name(file: StudyFile, store: Path) -> None:
-    """Enter a study file as the owner of its study's name in a store. Raises StudyError if another study owns the name."""
-    check_name(file, store)
+    """Enter a study file as the owner of its study's name in a store, after `check_name`."""
     place = study_folder(store, file.study.study) / OWNER
-    owner = _Owner(str(file.path), str(_content(file.path).get("study")))
-    if _read_owner(place) != owner:
+    owner = Owner(str(file.path), str(_content(file.path).get("study")))
+    try:
+        known = read_owner(place)
+    except (FileNotFoundError, DamageError):  # `check_name` has said what is damaged
+        known = None
+    if known != owner:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_document(place, asdict(owner))
 
@@ -106,7 +109,7 @@ def check_name(file: StudyFile, store: Path) -> None:
     file that was edited or moved.
     """
     name = file.study.study
-    owner = _read_owner(study_folder(store, name) / OWNER)
+    owner = _known_owner(study_folder(store, name) / OWNER)
     if owner is None or owner.path == str(file.path):
         return
     theirs, ours = _content(Path(owner.path)), _content(file.path)
@@ -117,10 +120,21 @@ def check_name(file: StudyFile, store: Path) -> None:
         )
 
 
-def _read_owner(place: Path) -> _Owner | None:
+def read_owner(place: Path) -> Owner:
+    """The content of a study.json. Raises FileNotFoundError, DamageError."""
+    return read_document(place, Owner, "delete this file")
+
+
+def _known_owner(place: Path) -> Owner | None:
+    """The owner of a name; None if there is none, or its file is damaged, which a notice says. Raises NewerFormatError."""
     try:
-        return read_document(place, _Owner, "delete this file")
-    except (FileNotFoundError, DamageError):
+        return read_owner(place)
+    except FileNotFoundError:
+        return None
+    except NewerFormatError:
+        raise
+    except DamageError as error:
+        notice(str(error))
         return None
 
 

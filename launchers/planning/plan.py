@@ -104,6 +104,8 @@ def plan_studies(
     tree, found = merged([one.tree for one in opened]), open_store(store)
     states = found.states(tree.stages)
     done = {key for key, state in states.items() if state.state == "done"}
+    # Before the store is read for speeds, so that damage is one sentence.
+    measured = planned_evaluations(replace(opened[0], tree=tree, facts=_together(opened)))
     totals = total_cost(tree, done, device, measured_speeds(found), _parallelism(opened))
     data = _data_bytes(opened)
     with_data = vars(totals) | {"data_bytes": data, "disk_peak_bytes": totals.disk_peak_bytes + data}
@@ -132,8 +134,7 @@ def plan_studies(
         check_starts(found, tree.stages, states)
     except MissingResourceError as error:
         notes.append(str(error))
-    whole = replace(opened[0], tree=tree, facts=_together(opened))
-    measured, total = planned_evaluations(whole), PlanTotals(**with_data)
+    total = PlanTotals(**with_data)
     return Plan(tree.study, tree.provisional, device, studies, tree.chain, stages, total, notes, measured)
 
 

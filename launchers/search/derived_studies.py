@@ -1,12 +1,12 @@
 """The studies that a search derives from a study, as files that every verb takes: its points, and what confirms them."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from retain.datamodules.corpora.find import expanded, local_folder
 from retain.datamodules.corpora.prepare import Report, known_facts, prepare
 from retain.launchers.planning.opened_study import check_loggers, check_name, claim_name
 from retain.results.analysis.axes import RECIPE
@@ -213,21 +213,21 @@ def _base(file: StudyFile) -> Fields:
             )
         study = with_values(study, options[0].fields)
     fields: Fields = study.model_dump(exclude_unset=True, exclude={"grid", "cases", "search"}, mode="json")
-    for corpus in fields.get("corpora", {}).values():
-        own = corpus.get("heldout")
-        for section in (corpus, own) if isinstance(own, dict) else (corpus,):
-            if isinstance(files := section.get("files"), str):
-                section["files"] = _absolute(files, file)
-            elif files is not None:
-                section["files"] = [_absolute(name, file) for name in files]
-    for section in (fields.get("tokenizer") or {}, fields["model"]):
-        if section.get("hf") and (file.folder / section["hf"]).is_dir():
-            section["hf"] = str((file.folder / section["hf"]).absolute())
+    corpora = list(fields.get("corpora", {}).values())
+    held = [corpus["heldout"] for corpus in corpora if isinstance(corpus.get("heldout"), dict)]
+    for section in (*corpora, *held):
+        if isinstance(files := section.get("files"), str):
+            section["files"] = _absolute(files, file)
+        elif files is not None:
+            section["files"] = [_absolute(name, file) for name in files]
+    for section in (*corpora, fields.get("tokenizer") or {}, fields["model"]):
+        if section.get("hf") and (place := local_folder(section["hf"], file.folder, "hf: ")) is not None:
+            section["hf"] = str(place.absolute())
     return fields
 
 
 def _absolute(name: str, file: StudyFile) -> str:
-    return str(file.folder / os.path.expanduser(name))
+    return str(file.folder / expanded(name, file.folder))
 
 
 def _write(path: Path, head: str, fields: Fields) -> None:

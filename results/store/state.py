@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, NotRequired, Protocol, TypedDict
+
+from retain.sweeps.base.documents import read_document
 
 UNENDED = ("planned", "queued", "running")
 STOPPED = ("failed", "cancelled", "skipped")
@@ -299,3 +302,18 @@ class Adapted(TypedDict):
     """The content of adapted.json."""
 
     micro_batch: int
+
+
+class GradientProbe(TypedDict):
+    """The content of probe-DIGEST.json, a measurement of a run's weights: what of it is read."""
+
+    settings: dict[str, Any]
+    share: float
+
+
+PROBES = "probe-*.json"
+
+
+def read_probe(path: Path) -> GradientProbe:
+    """The content of a probe-DIGEST.json. Raises FileNotFoundError, DamageError."""
+    return read_document(path, GradientProbe, "delete this file, and it is measured again")

@@ -268,8 +268,9 @@ def study_folder(store: Path, study: str, overrides: Sequence[str] = ()) -> Path
     if not overrides:
         return whole
     name = ",".join(overrides).replace("/", "_")
-    if len(name.encode()) > LONGEST_NAME:
-        name = f"{name[:40]}.{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    encoded = name.encode(errors="surrogateescape")
+    if len(encoded) > LONGEST_NAME:
+        name = f"{name[:40]}.{hashlib.sha256(encoded).hexdigest()[:12]}"
     return whole / "with" / name
 
 

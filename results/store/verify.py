@@ -13,7 +13,7 @@ from typing import Any
 from retain.results.store.curves import FILE, ends_whole
 from retain.results.store.lease import claim_problem
 from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store, sha256_of
-from retain.results.store.state import State
+from retain.results.store.state import PROBES, State, read_probe
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import DamageError, os_reason
 
@@ -48,6 +48,11 @@ def run_problems(store: Store, run: Run) -> list[str]:
         spec = run.spec()
     except (DamageError, FileNotFoundError) as error:
         found.append(str(error))
+    for place in run.folder.glob(PROBES):
+        try:
+            read_probe(place)
+        except DamageError as error:
+            found.append(str(error))
     try:
         state = run.state()
         run.adapted()

@@ -60,7 +60,8 @@ def parsed(content: bytes, kind: type[Document], where: object, cure: str) -> Do
         text = content.decode()
         value = _DECODER.decode(text)
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # lone surrogates cannot be printed
+            # Lone surrogates cannot be printed, but for those that stand for the bytes of a file name.
+            json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
     except (ValueError, RecursionError) as error:
         raise DamageError(f"{where} is damaged ({error}); {cure}") from None
     return checked(value, kind, where, cure)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retain.sweeps.base.errors import MissingResourceError, StudyError, os_cure, os_reason
+from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_cure, os_reason
 from retain.sweeps.base.units import shortened
 
 
@@ -27,12 +27,15 @@ def writing(place: str, cure: str) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file with this text, in UTF-8. Readers see either the old or the new text."""
-    write_bytes(path, text.encode())
+    """Replace a file with this text, in UTF-8. Readers see either the old or the new text.
+
+    The letters of a file name that are not of the system's encoding are written as the bytes that they are.
+    """
+    write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
-    """Replace a file with this content. Readers see either the old or the new content.
+    """Replace a file with this content. Readers see either the old or the new content. Raises DamageError for a folder.
 
     sync: whether to wait until the content is on disk. Without it, a crash of the machine may leave the file empty, so it
     suits only files that are recreated then.
@@ -48,6 +51,8 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, IsADirectoryError):
+            raise DamageError(f"{path} is not a file; delete it and try again") from None
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None  # users know the file, not its temporary name
         raise

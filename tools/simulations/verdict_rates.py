@@ -15,7 +15,8 @@ from retain.results.analysis.effects import SIDE, Effect, effect_of
 from retain.results.claims.judging import Outcome, Verdict
 from retain.results.claims.power import WANTED, pilot_of, seeds_to_decide
 from retain.results.claims.verdicts import verdicts
-from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.loss_table import Row
+from retain.sweeps.schema.section import LOSSES
 
 Random = np.random.Generator
 EXPOSURES = (0, 0.25, 0.5, 0.75, 1)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.checkpoints.weights import INDEX, SINGLE, check_files, read_tensors, weight_files
+from retain.datamodules.corpora.find import local_folder
 from retain.datamodules.corpora.hub import COMMIT, look_up
 from retain.datamodules.corpora.tokenizer import JINJA, TOKENIZER_FILES
+from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
 from retain.sweeps.schema.families.table import FAMILIES, known_families
 from retain.sweeps.schema.models import Model
@@ -30,34 +32,32 @@ WITHOUT_EFFECT = (
 """The fields of config.json that cannot change the weights. The model_type is the family."""
 
 
-def is_local(model: Model, folder: Path) -> bool:
-    """Return whether `model.hf` names a local folder (relative to `folder`)."""
-    return model.hf is not None and (folder / os.path.expanduser(model.hf)).is_dir()
+def local_checkpoint(model: Model, folder: Path) -> Path | None:
+    """Return the local folder that `model.hf` names, relative to `folder`; None for an id on the hub.
 
-
-def local_folder(model: Model, folder: Path) -> Path:
-    """Return the local folder that `model.hf` names."""
+    Raises MissingResourceError if only a path can be meant, and no folder is there; StudyError.
+    """
     assert model.hf is not None
-    return folder / os.path.expanduser(model.hf)
+    return local_folder(model.hf, folder, "")
 
 
-def local_files(model: Model, folder: Path) -> list[Path]:
+def local_files(model: Model, place: Path) -> list[Path]:
     """Return the files that are taken from a local checkpoint, once its configuration and its weights' headers are read.
 
-    Raises StudyError if the checkpoint cannot be used.
+    Raises StudyError if the checkpoint cannot be used, MissingResourceError if a file may not be read.
     """
-    place = local_folder(model, folder)
-    read_config(place)
-    weights = [] if model.weights == "random" else weight_files(place)
-    check_files(place, weights)
-    for name in weights:
-        read_tensors(place / name)
-    return [place / name for name in (*SMALL, *weights) if (place / name).is_file()]
-
-
-def is_path(model: Model) -> bool:
-    """Return whether `model.hf` can only be meant as a path: it begins with a dot, a slash or ~."""
-    return model.hf is not None and model.hf.startswith((".", "/", "~"))
+    try:
+        read_config(place)
+        weights = [] if model.weights == "random" else weight_files(place)
+        check_files(place, weights)
+        for name in weights:
+            read_tensors(place / name)
+        files = [place / name for name in (*SMALL, *weights) if (place / name).is_file()]
+        for path in files:
+            path.open("rb").close()
+    except OSError as error:
+        raise unreadable(Path(error.filename or place), error, "correct the path") from None
+    return files
 
 
 def copy_checkpoint(model: Model, folder: Path, to: Path) -> str | None:
@@ -68,8 +68,8 @@ def copy_checkpoint(model: Model, folder: Path, to: Path) -> str | None:
     """
     to.mkdir(parents=True)
     fresh = model.weights == "random"
-    if is_local(model, folder):
-        for path in local_files(model, folder):
+    if (local := local_checkpoint(model, folder)) is not None:
+        for path in local_files(model, local):
             shutil.copyfile(path, to / path.name)
         return None
     assert model.hf is not None

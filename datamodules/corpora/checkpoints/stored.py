@@ -104,15 +104,14 @@ def checkpoint_problem(folder: Path) -> str | None:
         weights = [name for name in manifest.sizes if name.endswith(".safetensors")]
         if _tensors(folder, weights) != manifest.tensors:
             return f"a tensor is damaged; {cure}"
+        if damaged := [name for name, digest in manifest.sha256.items() if _sha256(folder / name) != digest]:
+            return f"{damaged[0]} is damaged; {cure}"
     except StudyError as error:
         return f"{str(error).rpartition(';')[0]}; {cure}"
     except RetainError as error:
         return str(error)
     except OSError as error:
         return f"the checkpoint cannot be read ({error}); {cure}"
-    for name, digest in manifest.sha256.items():
-        if _sha256(folder / name) != digest:
-            return f"{name} is damaged; {cure}"
     return None if manifest.fingerprint == folder.name else f"it is another checkpoint than its folder names; {cure}"
 
 
@@ -120,7 +119,10 @@ def _read(folder: Path) -> _Manifest:
     try:
         manifest = read_document(folder / MANIFEST, _Manifest, CURE)
     except FileNotFoundError:
-        raise DamageError(f"checkpoint {folder.name} not found in {folder.parents[1]}; {CURE}") from None
+        absent = f"checkpoint {folder.name} not found in {folder.parents[1]}"
+        raise DamageError(
+            f"{folder / MANIFEST} is missing; {CURE}" if folder.is_dir() else f"{absent}; {CURE}"
+        ) from None
     if _fingerprint(manifest.family, manifest.config, manifest.tensors) != manifest.fingerprint:
         raise DamageError(f"{folder / MANIFEST} is damaged (its fingerprint is another); {CURE}")
     return manifest

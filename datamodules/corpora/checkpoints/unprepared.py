@@ -6,7 +6,8 @@ Only small files are read: config.json and the tokeniser's. The weights are chec
 from collections.abc import Mapping
 from typing import Any
 
-from retain.datamodules.corpora.checkpoints.files import is_local, local_folder, read_config
+from retain.datamodules.corpora.checkpoints.files import local_checkpoint, read_config
+from retain.datamodules.corpora.find import local_folder
 from retain.datamodules.corpora.responses.chat import find_chat_template
 from retain.datamodules.corpora.sources import naming_checkpoint, naming_corpus, naming_tokenizer, tokenizer_settings
 from retain.datamodules.corpora.tokenizer import load_tokenizer
@@ -19,10 +20,11 @@ CONTEXT_FIELDS = ("max_position_embeddings", "n_positions")
 
 def unprepared_checkpoint(file: StudyFile, model: Model) -> dict[str, Any]:
     """Return the fields of `CheckpointFacts` that config.json shows; of a checkpoint on the hub none. Raises StudyError."""
-    if not is_local(model, file.folder):
-        return {}
     with naming_checkpoint(file):
-        family, config = read_config(local_folder(model, file.folder))
+        place = local_checkpoint(model, file.folder)
+        if place is None:
+            return {}
+        family, config = read_config(place)
     vocabulary, context = _number(config, "vocab_size"), _number(config, *CONTEXT_FIELDS)
     return {"family": family, "vocabulary": vocabulary, "context": context}
 
@@ -34,10 +36,11 @@ def unprepared_vocabulary(file: StudyFile, check: bool) -> int:
     corpus needs.
     """
     settings = tokenizer_settings(file)
-    if not check or settings.hf is None or not (file.folder / settings.hf).is_dir():
+    place = local_folder(settings.hf, file.folder, "tokenizer.hf: ") if check and settings.hf is not None else None
+    if place is None:
         return settings.train or 0
     with naming_tokenizer(file):
-        entries = load_tokenizer(file.folder / settings.hf).vocabulary
+        entries = load_tokenizer(place).vocabulary
     for name, corpus in file.study.corpora.items():
         if corpus.messages is not None:
             with naming_corpus(file, name):

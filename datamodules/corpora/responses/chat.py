@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retain.datamodules.corpora.find import local_folder
 from retain.datamodules.corpora.responses.marked import Marked
 from retain.datamodules.corpora.tokenizer import CHATML, END_OF_TEXT, JINJA, own_template
+from retain.sweeps.base.documents import read_bytes
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.corpora import Tokenizer
 
@@ -23,6 +25,8 @@ CHATML_TEMPLATE = (
 """ChatML. The assistant's turns end with `<|im_end|>`, which is predicted; the line break after it is not."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CONFIG = "tokenizer_config.json"
+
+UNREADABLE = "make it readable, or name another tokeniser"
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,9 @@ def chat_source(settings: Tokenizer, folder: Path) -> dict[str, Any]:
     """Return what identifies the chat template of a tokeniser, without reading the hub; `folder` is the study file's."""
     if settings.chat_template is not None:
         return {"template": settings.chat_template, "hf": settings.hf, "revision": settings.revision}
-    local = folder / (settings.hf or "")
-    if settings.hf is not None and local.is_dir():
+    if settings.hf is not None and (local := local_folder(settings.hf, folder, "tokenizer.hf: ")) is not None:
         files = [local / name for name in (CONFIG, JINJA)]
-        return {"files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]}
+        return {"files": [hashlib.sha256(read_bytes(file, UNREADABLE)).hexdigest() for file in files if file.is_file()]}
     return {"hf": settings.hf, "revision": settings.revision}
 
 
@@ -103,7 +106,7 @@ def find_chat_template(settings: Tokenizer, folder: Path) -> ChatTemplate:
         given = given_template(settings)
         assert given is not None, "the study is checked for it"
         return ChatTemplate(given, {"eos_token": END_OF_TEXT})
-    config = json.loads(_read(settings.hf, settings.revision, folder, CONFIG) or "{}")
+    config = _config(settings.hf, settings.revision, folder)
     tokens = {name: _token(value) for name, value in config.items() if name.endswith("_token") and _token(value)}
     text = given_template(settings) or own_template(_read(settings.hf, settings.revision, folder, JINJA), config)
     if text is None:
@@ -121,11 +124,18 @@ def given_template(settings: Tokenizer) -> str | None:
 
 def local_template(settings: Tokenizer, folder: Path) -> str | None:
     """Return the text of a tokeniser's chat template if the study or a local folder has it, without reading the hub."""
-    given, local = given_template(settings), folder / (settings.hf or "")
-    if given is None and settings.hf is not None and local.is_dir():
-        config = json.loads(_read(settings.hf, None, folder, CONFIG) or "{}")
-        return own_template(_read(settings.hf, None, folder, JINJA), config)
-    return given
+    given = given_template(settings)
+    if given is not None or settings.hf is None or local_folder(settings.hf, folder, "tokenizer.hf: ") is None:
+        return given
+    return own_template(_read(settings.hf, None, folder, JINJA), _config(settings.hf, None, folder))
+
+
+def _config(name: str, revision: str | None, folder: Path) -> dict[str, Any]:
+    """The settings of a tokeniser; empty without the file. Raises StudyError if they cannot be read."""
+    try:
+        return dict(json.loads(_read(name, revision, folder, CONFIG) or "{}"))
+    except (ValueError, TypeError) as error:
+        raise StudyError(f"tokenizer.hf: {CONFIG} of {name} cannot be read ({error}); restore it") from None
 
 
 def _token(value: Any) -> str:
@@ -136,9 +146,11 @@ def _token(value: Any) -> str:
 
 def _read(name: str, revision: str | None, folder: Path, file: str) -> str | None:
     """The text of a tokeniser's file, in a local folder or on the hub; None if there is no such file."""
-    local = folder / name
-    if local.is_dir():
-        return (local / file).read_text(encoding="utf-8") if (local / file).is_file() else None
+    if (local := local_folder(name, folder, "tokenizer.hf: ")) is not None:
+        try:
+            return read_bytes(local / file, UNREADABLE).decode() if (local / file).is_file() else None
+        except UnicodeDecodeError as error:
+            raise StudyError(f"tokenizer.hf: {local / file} cannot be read ({error}); restore it") from None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 

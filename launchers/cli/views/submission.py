@@ -64,6 +64,8 @@ def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site:
     """Print the script of every family of siblings as it would be submitted, and the reason for its walltime; write nothing."""
     code = snapshot_path(opened.store.root)
     missing = [key for key, state in opened.store.states(opened.tree.stages).items() if state.state != "done"]
+    if not missing:
+        print("# nothing to submit: every stage is done")
     for family in planned_families(opened.tree, missing, as_executions(resources)):
         dependency = ":".join(["afterany", *(f"<job of {key[:8]}>" for key in family.needs)]) if family.needs else None
         pack = f", {family.pack} to a job" if family.pack > 1 else ""

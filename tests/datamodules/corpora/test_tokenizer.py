@@ -77,10 +77,14 @@ def test_transformers_reads_a_saved_tokeniser(tmp_path: Path) -> None:
     assert (theirs.eos_token, theirs.eos_token_id) == (END_OF_TEXT, TRAINED.end_id)
 
 
-def test_a_local_folder_may_be_named_instead_of_an_id(tmp_path: Path) -> None:
+def test_a_local_folder_may_be_named_instead_of_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "mine")
     assert fetch_tokenizer("mine", None, tmp_path).fingerprint == TRAINED.fingerprint
-    assert fetch_tokenizer(str(tmp_path / "mine"), None, Path("/nowhere")).fingerprint == TRAINED.fingerprint
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (str(tmp_path / "mine"), "~/mine", "$HOME/mine"):
+        assert fetch_tokenizer(name, None, Path("/nowhere")).fingerprint == TRAINED.fingerprint
+    with pytest.raises(MissingResourceError, match=r"^tokenizer\.hf: ~/yours is no folder; correct the path$"):
+        fetch_tokenizer("~/yours", None, tmp_path)
 
 
 @pytest.mark.parametrize("end", [END_OF_TEXT, {"content": END_OF_TEXT, "lstrip": False}], ids=["text", "mapping"])

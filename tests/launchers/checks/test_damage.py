@@ -199,6 +199,19 @@ def test_a_done_run_without_its_stage_json_is_a_problem_and_run_writes_it_again(
     assert weights(store) == weights_before
 
 
+def test_a_folder_in_the_place_of_a_table_is_named_by_verify_and_by_what_writes_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = linear_study(tmp_path, grid={})
+    store = tmp_path / "runs"
+    train_here(study, store)
+    table = store / "studies" / "linear" / "losses.csv"
+    table.mkdir(parents=True)
+    assert [one.what for one in verify_store(Store(store), None)[1]] == [f"{table} is not a file; delete it"]
+    assert main(["run", str(study), "--store", str(store)]) == 3
+    assert capsys.readouterr().err == f"retain: {table} is not a file; delete it and try again\n"
+
+
 @pytest.mark.parametrize("content", ["{", json.dumps(asdict(replace(this_process(), host="elsewhere", job_id="7")))])
 def test_run_says_for_what_it_waits_and_until_when(content: str, tmp_path: Path) -> None:
     study = linear_study(tmp_path, grid={})

@@ -76,12 +76,24 @@ def test_rows_that_cannot_be_written_are_one_sentence(
     assert Path("/dev/full").is_char_device()
 
 
-def test_rows_and_table_share_standard_output(place: Path) -> None:
-    done = shell(place, "retain results linear.yaml --csv /dev/stdout > both.txt")
+@pytest.mark.parametrize("target", ["/dev/stdout", "-"])
+def test_rows_and_table_share_standard_output(place: Path, target: str) -> None:
+    done = shell(place, f"retain results linear.yaml finetune.lr=0.005 --csv {target} > both.txt")
     assert done.returncode == 0, done.stderr
     text = (place / "both.txt").read_text()
-    assert text.startswith(HEADER)
+    assert text.startswith(HEADER.replace("finetune.lr,", ""))
     assert "L_im" in text
+    assert not (place / "-").exists()
+
+
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = ["--store", str(place / "runs")]
+    assert main(["results", str(place / "linear.yaml"), "finetune.lr=0.005", "--csv=~/rows.csv", *store]) == 0
+    assert (tmp_path / "rows.csv").exists()
+    assert main(["export", Store(place / "runs").runs()[0].key, "--to=~nobody-here/x", *store]) == 2
 
 
 def test_a_reader_that_closes_the_pipe_changes_no_exit_code(place: Path) -> None:
@@ -139,8 +151,18 @@ def test_python_without_docstrings_is_refused(place: Path) -> None:
 
 def test_names_and_signs_that_the_locale_lacks_are_printed(place: Path) -> None:
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = shell(place, "cp linear.yaml étude.yaml; retain results étude.yaml; retain plan só.yaml", **ascii_only)
+    script = "cp linear.yaml étude.yaml; retain run étude.yaml; retain plan só.yaml; retain status --store dépôt"
+    done = shell(place, script, **ascii_only)
     assert "L_ret" in done.stdout
     assert "\\u2016" in done.stdout  # ‖
     assert "só.yaml: not found" in done.stderr
+    assert "retain: --store dépôt: the path has bytes that are no letters in this locale" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_study_in_a_folder_whose_name_is_no_text_is_trained_reported_and_checked(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    study, store = str(linear_study(folder, grid={})), ["--store", str(tmp_path / "runs")]
+    train_here(Path(study), tmp_path / "runs")
+    for verb in ("report", "status", "verify", "gc", "cancel"):
+        assert main([verb, study, *store]) == 0, verb

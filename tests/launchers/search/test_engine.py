@@ -24,6 +24,7 @@ from retain.sweeps.base.errors import StudyError
 from tests.conftest import Trained
 from tests.launchers.search.searches import THEORY, block, finish, searching
 from tests.results.runs import put_state
+from tests.studies import tiny_study
 
 OPTIMUM = block(axes={"pretrain.exposure": {"uniform": [0, 0.95]}}, trials=6, searcher="tpe")
 
@@ -137,6 +138,20 @@ def test_the_best_of_the_grid_is_a_recipe_of_its_own_where_the_search_found_anot
     assert recipes["grid-best"] == {"posttrain.lr": [1e-3], "pretrain.exposure": [best]}
     assert recipes["recommended"] == {"posttrain.lr": [1e-4]}
     assert recipes["default"] == {"posttrain.lr": [1e-3]}
+
+
+def test_what_a_search_derives_names_the_files_of_its_study_wherever_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINE", str(tmp_path))
+    music = {"files": "$MINE/music.jsonl", "heldout": {"files": ["chemistry.jsonl"]}}
+    study = tiny_study(tmp_path, **{"corpora.music": music})
+    searched = open_search(str(study), [block(axes={"finetune.lr": [1e-3, 2e-3]})], tmp_path / "runs", None)
+    found = searched.base["corpora"]["music"]
+    assert (found["files"], found["heldout"]["files"]) == (
+        str(tmp_path / "music.jsonl"),
+        [str(tmp_path / "chemistry.jsonl")],
+    )
 
 
 def test_without_the_grid_in_the_store_nothing_is_said_of_it(found: Search) -> None:

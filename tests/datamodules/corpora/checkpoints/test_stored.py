@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from retain.datamodules.corpora.checkpoints.stored import (
     open_checkpoint,
 )
 from retain.datamodules.corpora.checkpoints.weights import INDEX, SINGLE
-from retain.datamodules.corpora.prepare import prepare
+from retain.datamodules.corpora.prepare import known_facts, prepare, remembered_facts
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.lightning_modules.models import load_model
-from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.data_facts import CheckpointFacts, checkpoint_of
+from tests.datamodules.corpora.test_refused_files import not_root
 from tests.families import tiny_checkpoint, tiny_tokenizer
 from tests.studies import tiny_study
 
@@ -205,3 +207,25 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_with_the_cure(
         built(checkpoint)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_named_and_what_was_prepared_from_it_stays_readable(
+    tokenizer: Tokenizer,
+) -> None:
+    # The folders of pytest are closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        study = tiny_study(folder / "study", model={"hf": "mine"})
+        for path in (folder, tiny_checkpoint(folder / "study" / "mine", "llama", tokenizer)):
+            path.chmod(0o755)
+        file = read_study(str(study))
+        facts = prepare(file, folder / "runs")
+        (folder / "study" / "mine" / SINGLE).chmod(0)
+        where = f"tiny.yaml: model.hf: {folder}/study/mine/{SINGLE} cannot be read (Permission denied); ask its owner"
+        with not_root():
+            with pytest.raises(DamageError) as caught:
+                known_facts(file, folder / "runs")
+            remembered, remarks = remembered_facts(file, folder / "runs")
+        assert str(caught.value).startswith(where)
+        assert remembered == facts
+        assert [remark.startswith(where) for remark in remarks] == [True]
