@@ -165,11 +165,13 @@ def naming_tokenizer(file: StudyFile, copy: Path | None = None) -> Iterator[None
     try:
         yield
     except RetainError as error:
-        what = str(error).removeprefix("tokenizer: ").removeprefix("tokenizer.hf: ")
+        what, field = str(error).removeprefix("tokenizer: ").removeprefix("tokenizer.hf: "), "tokenizer"
         if file.study.tokenizer is None:
             what = what.rpartition(";")[0].replace(str(copy), str(tokenizer_settings(file).hf))
             what = f"{what}; name another tokeniser, as in {{hf: ID}}"
-        raise type(error)(f"{file.path.name}: tokenizer: {what}") from error
+        elif file.study.tokenizer.hf is not None:
+            field = "tokenizer.hf"
+        raise type(error)(f"{file.path.name}: {field}: {what}") from error
 
 
 @contextlib.contextmanager

@@ -333,9 +333,7 @@ def _product(values: Mapping[str, Sequence[Any]]) -> Iterator[Values]:
 def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str, chain: tuple[str, ...]) -> SearchSpace:
     """Read the search section of a study file's plain mapping. Each end and choice is validated as part of the whole study.
 
-    chain: the names of the stages of the study.
-
-    Raises StudyError.
+    chain: the names of the stages of the study. Raises StudyError.
     """
     block = validate(SearchBlock, {"seeds": [raw.get("seed", 0)]} | raw["search"], f"{file}: search.")
     study = {name: part for name, part in raw.items() if name != "search"}
@@ -353,7 +351,7 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
     if path == "seed" or path.endswith(".seed"):
         raise StudyError(f"{where}: seeds are replicates of a point, not an axis; list them under search.seeds")
     if path.endswith(".average"):
-        raise StudyError(f"{where}: an average is measured once the stage is done; make it an axis of the grid")
+        raise StudyError(f"{where}: an average is measured once its stage is done; make it an axis of the grid")
     if isinstance(values, list):
         checked = grid_values(raw, path, values, schema, where)
         # Numbers as the schema reads them, such as 200k. Sections of the study stay plain mappings.
