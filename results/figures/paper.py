@@ -215,7 +215,9 @@ def _share_range(axes: Sequence["Axes"]) -> tuple[float, float] | None:
         return None
     low = min(one.get_ylim()[0] for one in axes)
     high = max(one.get_ylim()[1] for one in axes)
-    margin = 0.04 * (high - low)  # each panel's own margin may be a small part of the shared range, which would cut markers
+    margin = 0.04 * (
+        high - low
+    )  # each panel's own margin may be a small part of the shared range, which would cut markers
     for one in axes:
         one.set_ylim(low - margin, high + margin)
     return low - margin, high + margin
