@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.results.analysis.axes import grouped, seed_of, setting
-from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.loss_table import Row
+from retain.sweeps.schema.section import LOSSES
 
 L_IM, L_RET, L_FT, L_PRE = LOSSES
 SYMBOLS = {L_IM: "L_im", L_RET: "L_ret", L_FT: "L_ft", L_PRE: "L_pre"}

@@ -12,7 +12,8 @@ from typing import TypeVar
 from retain.results.analysis.axes import RECIPE, axis_names, grouped, is_seed, varied_axes
 from retain.results.analysis.effects import Effect, frontier_gap, hypervolume_gain, paired_difference
 from retain.results.analysis.loss_planes import PLANES, LossPlane, matched_rows, means_by_seed, points_by_seed
-from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.loss_table import Row
+from retain.sweeps.schema.section import LOSSES
 
 RECOMMENDED = "recommended"
 ON_FRONTIER = "frontier-"

@@ -11,8 +11,9 @@ import numpy as np
 from retain.results.analysis.axes import grouped, seed_of
 from retain.results.analysis.effects import effect_of
 from retain.results.analysis.frontiers import hypervolume, pareto_set
-from retain.results.store.loss_table import LOSSES, Row, loss_at
+from retain.results.store.loss_table import Row, loss_at
 from retain.sweeps.schema.search_space import SearchSpace, Values
+from retain.sweeps.schema.section import LOSSES
 
 DRAWS = 200
 """The number of bootstrap samples for an interval of importance."""

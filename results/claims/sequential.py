@@ -7,8 +7,9 @@ from retain.results.analysis.effects import level_text
 from retain.results.claims.judging import Verdict, holm, judged_at
 from retain.results.claims.looks import Look
 from retain.results.claims.verdicts import verdicts
-from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.loss_table import Row
 from retain.results.store.study_files import SavedLooks
+from retain.sweeps.schema.section import LOSSES
 
 
 def verdicts_at_looks(rows: Sequence[Row], matched: bool = False, looks: SavedLooks | None = None) -> list[Verdict]:

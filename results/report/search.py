@@ -8,9 +8,9 @@ from typing import Any
 
 from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.report.cells import DASH, Rows, Table, loss_cell, table, value_cell, value_text
-from retain.results.store.loss_table import LOSSES
 from retain.results.store.study_files import AXIS_OF_POINTS, SUFFIX, SUMMARY, read_summary, study_folder
 from retain.sweeps.base.units import format_size
+from retain.sweeps.schema.section import LOSSES
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.results.store.curves import heldout_curve, training_curve
-from retain.results.store.loss_table import LOSSES
+from retain.sweeps.schema.section import LOSSES
 from retain.sweeps.tree.evaluation import role_of
 
 MOST_VALUES = 100

@@ -4,7 +4,8 @@ from typing import Any
 
 from retain.results.analysis.axes import axis_names, axis_values, grouped, seed_of, setting, varied_axes
 from retain.results.analysis.loss_planes import matched_rows
-from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.loss_table import Row
+from retain.sweeps.schema.section import LOSSES
 
 
 def trial(loss: float | None = 1.0, **axes: Any) -> Row:

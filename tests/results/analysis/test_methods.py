@@ -11,7 +11,7 @@ from retain.results.analysis.methods import METHODS, method_of, pipeline_of, set
 from retain.results.figures.catalogue import FIGURES, FRONTIERS
 from retain.results.figures.series import panels
 from retain.results.report.headline import kept_groups, run_names
-from retain.results.store.loss_table import LOSSES
+from retain.sweeps.schema.section import LOSSES
 
 
 def row(axes: dict[str, Any], **losses: float | None) -> dict[str, Any]:

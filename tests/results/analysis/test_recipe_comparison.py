@@ -8,9 +8,10 @@ from retain.results.analysis.recipe_comparison import frontier_contrasts, loss_c
 from retain.results.report.page import write_report
 from retain.results.report.provenance import Origin
 from retain.results.report.recipes import recipe_tables
-from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.loss_table import Row
 from retain.results.store.runs import Store
 from retain.sweeps.schema.read import read_study
+from retain.sweeps.schema.section import LOSSES
 from retain.sweeps.tree.tree import expand
 from tests.results.made_rows import GAIN, POSTTRAIN_RATES, method_rows
 from tests.studies import made_up_facts, tiny_study

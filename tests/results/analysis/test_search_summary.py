@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from retain.results.analysis.search_summary import Estimate, Result, best_group, frontier_area, importances, recommended
-from retain.results.store.loss_table import LOSSES
 from retain.results.tensorboard.search_curves import End, curve_points
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.search_space import SearchSpace
+from retain.sweeps.schema.section import LOSSES
 from tests.studies import tiny_fields
 
 PLANE = {"hypervolume": ["finetuning_loss", "retained_posttraining_loss"]}

@@ -10,7 +10,8 @@ import pytest
 from retain.results.claims.judging import OURS, Verdict
 from retain.results.claims.verdicts import verdicts
 from retain.results.figures.published import published
-from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.loss_table import Row
+from retain.sweeps.schema.section import LOSSES
 
 IMMEDIATE, RETAINED, FINETUNING, PRETRAINING = LOSSES
 EXPOSURES = (0, 0.25, 0.5, 0.75, 1)

@@ -13,8 +13,9 @@ from retain.results.claims.looks import Look, running_t
 from retain.results.claims.power import in_words
 from retain.results.claims.sequential import looks_in_words, looks_sentence, verdicts_at_looks
 from retain.results.claims.verdicts import verdicts
-from retain.results.store.loss_table import LOSSES, Row
+from retain.results.store.loss_table import Row
 from retain.results.store.study_files import SavedLooks
+from retain.sweeps.schema.section import LOSSES
 from tests.results.claims.test_claims import exposure_rows, flat
 from tools.simulations.sequential_rates import SCHEDULES, compared, looked_at, whole_studies
 from tools.simulations.verdict_rates import scenarios

@@ -8,7 +8,7 @@ from retain.results.analysis.frontiers import height_at, lower_left_hull
 from retain.results.analysis.loss_planes import Points
 from retain.results.analysis.methods import METHODS, PIPELINES
 from retain.results.figures.published import Curve, Panel, about, panels_of, published
-from retain.results.store.loss_table import LOSSES
+from retain.sweeps.schema.section import LOSSES
 
 FIGURES = ("figure2", *(f"figure{number}" for number in range(4, 13)))
 FRONTIERS = [(panel, curve) for figure in FIGURES for panel in panels_of(figure) for curve in panel.curves]

@@ -22,9 +22,10 @@ from retain.results.report.forest import forest
 from retain.results.report.page import write_report
 from retain.results.report.provenance import Origin
 from retain.results.report.study import budgets
-from retain.results.store.loss_table import LOSSES, trial_rows
+from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.schema.read import check_study, read_study
+from retain.sweeps.schema.section import LOSSES
 from retain.sweeps.schema.stages import Optimisation
 from retain.sweeps.tree.tree import expand
 from tests.browser import Page, browser, install

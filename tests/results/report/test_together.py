@@ -11,8 +11,9 @@ from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.register import register
 from retain.results.claims.verdicts import verdicts
 from retain.results.report.together import pooled_rows
-from retain.results.store.loss_table import LOSSES, trial_rows
+from retain.results.store.loss_table import trial_rows
 from retain.sweeps.schema.read import STUDIES, read_study
+from retain.sweeps.schema.section import LOSSES
 from tests.results.runs import finish
 
 SMALL = ("posttrain.lr=1e-3", "seed=[0,1]", "finetune.lr=[5e-5, 2e-4]")

@@ -13,8 +13,8 @@ from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.planning.opened_study import open_study
 from retain.lightning_modules.models import load_model
 from retain.lightning_modules.objective import heldout_loss
-from retain.results.store.loss_table import LOSSES
 from retain.results.store.runs import Store
+from retain.sweeps.schema.section import LOSSES
 from tests.conftest import Trained
 from tests.retain import retain as command
 from tests.retain import retain_json, train_here

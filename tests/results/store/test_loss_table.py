@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import retain
-from retain.results.store.loss_table import LOSSES, csv_text, four_losses, frame_of, read_rows, save_rows, trial_rows
+from retain.results.store.loss_table import csv_text, four_losses, frame_of, read_rows, save_rows, trial_rows
 from retain.results.store.runs import Store
+from retain.sweeps.schema.section import LOSSES
 from retain.sweeps.tree.tree import Tree
 from tests.results.runs import finish, finish_all, kinds, put_state, registered, write_model
 from tests.studies import WORDS

@@ -11,10 +11,11 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from retain.launchers.planning.opened_study import open_study
-from retain.results.store.loss_table import LOSSES, loss_at, loss_columns, trial_rows
+from retain.results.store.loss_table import loss_at, loss_columns, trial_rows
 from retain.results.store.runs import Store
 from retain.results.tensorboard.trials import write_trials
 from retain.results.tensorboard.views import link_runs, update_event_files
+from retain.sweeps.schema.section import LOSSES
 from tests.conftest import Trained
 from tests.results.tensorboard.test_views import Board, own_copy
 from tests.retain import retain

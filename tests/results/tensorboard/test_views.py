@@ -19,11 +19,11 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.stage.ranks import free_port
-from retain.results.store.loss_table import LOSSES
 from retain.results.store.runs import Store
 from retain.results.tensorboard.events import study_events, study_hyperparameters
 from retain.results.tensorboard.views import chosen_trials, link_runs
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.section import LOSSES
 from tests.conftest import Trained
 from tests.results.runs import put_state
 from tests.retain import retain, start

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retain.results.store.loss_table import LOSSES, loss_columns
+from retain.results.store.loss_table import loss_columns
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study, read_study
 from retain.sweeps.schema.search_space import Axis, SearchSpace
+from retain.sweeps.schema.section import LOSSES
 from retain.sweeps.tree.measures import corpora_after
 from tests.studies import tiny_fields, tiny_study, tiny_tree
 
