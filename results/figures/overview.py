@@ -106,6 +106,8 @@ def _multiples(groups: Groups) -> list[Groups]:
 
 
 def _over_exposure(axes: "Axes", trials: Sequence[Row], groups: Groups, over: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
     before = _curve(before_finetuning(trials), L_IM, over)
     after = {f"after fine-tuning (L_ret), {name}": _curve(group, L_RET, over) for name, group in groups.items()}
     if len(after) > MOST_LINES:
@@ -116,6 +118,8 @@ def _over_exposure(axes: "Axes", trials: Sequence[Row], groups: Groups, over: st
         for name, curve in after.items():
             _line(axes, name, curve, styles[name], "-")
     axes.set_xlabel("exposure λ: share of D_post mixed into pretraining" if over == EXPOSURE else over)
+    if over.endswith("tokens"):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_ylabel("post-training loss (nats per token)")
     _legend(axes)
 

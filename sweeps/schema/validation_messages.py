@@ -45,6 +45,7 @@ ELSEWHERE: Mapping[str, Sequence[str]] = {
     "name the stage in `stages`, as in stages: [pretrain, midtrain, posttrain, finetune], and give it a corpus": (
         *("midtrain", "sft", "rlhf"),
     ),
+    "the first stage of a chain follows no other; remove the field": ("start",),
     "write mix": ("mixture", "mixtures", "mixing"),
     "a stage is as long as its `tokens`, or several `passes` over them; write passes, or remove the field": (
         *("epochs", "steps", "max_steps"),

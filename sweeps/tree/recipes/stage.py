@@ -126,8 +126,14 @@ def finetune_recipe(study: Study, stage: Adaptable, facts: Facts) -> Recipe:
     }
 
 
-def further_recipe(study: Study, stage: FurtherStage, name: str, facts: Facts) -> Recipe:
-    """A stage beyond the paper's three: passes over its budget, without the `skip` tokens before it. Raises StudyError."""
+def further_recipe(study: Study, stage: FurtherStage, name: str, facts: Facts) -> Recipe | None:
+    """A stage beyond the paper's three: passes over its budget, without the `skip` tokens before it.
+
+    None if it has no tokens, own or mixed in, and follows another stage. Raises StudyError.
+    """
+    mixed = any(one.tokens or one.passes or one.share for _, _, one in components(name, stage))
+    if stage.tokens == 0 and not mixed and name != study.stages[0]:
+        return None
     first = stage.skip // study.sequence_length
     corpus, count = _draw(study, facts, stage.corpus, stage.tokens, name, first)
     mixture = stage_mixture(study, facts, name, stage, _repeated(study, stage, name, count))

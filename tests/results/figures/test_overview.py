@@ -110,6 +110,20 @@ def test_a_study_without_an_exposure_axis_has_a_figure(tmp_path: Path) -> None:
     assert set(drawn(tree, store)) == {".png", ".svg"}
 
 
+def test_without_exposure_the_losses_are_drawn_over_the_setting_that_varies(tmp_path: Path) -> None:
+    mixed = {"posttrain.mix.general.tokens": [0, 640], "finetune.lr": [1e-4, 1e-3]}
+    tree, store = registered(tmp_path / "runs", grid=mixed)
+    finish_all(tree, store)
+    text = texts(drawn(tree, store)[".svg"])
+    for expected in (
+        "posttrain.mix.general.tokens",
+        "(L_ret), finetune.lr = 0.001",
+        "posttrain.mix.general.tokens = 640",
+    ):
+        assert f"{expected} -->" in text, expected
+    assert "exposure" not in text
+
+
 def test_more_than_ten_lines_become_small_multiples_that_name_them_all(tmp_path: Path) -> None:
     rates = [1e-4 * number for number in range(1, 15)]
     text = texts(draw_losses(tmp_path, "mine", exposure_rows(sizes=(100_000,), seeds=(0,), rates=rates))[1])

@@ -9,12 +9,24 @@ from pathlib import Path
 import pytest
 
 import retain
-from retain.results.store.loss_table import csv_text, four_losses, frame_of, read_rows, save_rows, trial_rows
+from retain.launchers.planning.register import register
+from retain.results.store.loss_table import (
+    csv_text,
+    finished_trials,
+    four_losses,
+    frame_of,
+    named_losses,
+    read_rows,
+    save_rows,
+    trial_rows,
+)
 from retain.results.store.runs import Store
+from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.section import LOSSES
-from retain.sweeps.tree.tree import Tree
+from retain.sweeps.tree.tree import Tree, expand
 from tests.results.runs import finish, finish_all, kinds, put_state, registered, write_model
-from tests.studies import WORDS
+from tests.studies import WORDS, made_up_facts
+from tests.sweeps.tree.test_chains import chain_fields
 
 TUNED = {"every": 5, "patience": 3, "split": "tune"}
 
@@ -226,3 +238,29 @@ def test_a_run_that_is_registered_again_before_it_is_done_is_evaluated_on_the_co
     finish(run)
     store.register(run.key, spec | {"others": {"law": "law-32"}})
     assert run.spec()["others"] == both, "the losses of a done run are what they are"
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        "pretrain posttrain finetune",
+        "pretrain midtrain posttrain finetune",
+        "pretrain posttrain finetune finetune2",
+        "posttrain finetune",
+        "pretrain posttrain",
+        "pretrain finetune",
+        "base midtrain",
+    ],
+)
+def test_the_named_losses_of_a_chain_are_those_that_its_finished_trials_have(chain: str, tmp_path: Path) -> None:
+    """Tables and figures are chosen by them before anything is trained, and show no column that stays empty."""
+    file = check_study(chain_fields(*chain.split()), tmp_path / "tiny.yaml")
+    facts, store = made_up_facts(file), Store(tmp_path)
+    tree = expand(file, facts)
+    register(tree, file, facts, store)
+    planned = named_losses(trial_rows(tree, store))
+    assert finished_trials(trial_rows(tree, store)) == []
+    finish_all(tree, store)
+    rows = trial_rows(tree, store)
+    assert planned == named_losses(rows) == tuple(name for name in LOSSES if rows[0][name] is not None)
+    assert finished_trials(rows) == rows

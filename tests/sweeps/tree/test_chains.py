@@ -107,6 +107,12 @@ def test_a_stage_that_has_nothing_to_train_is_skipped_by_the_stages_around_it() 
     (trial,) = chain_tree("pretrain", "midtrain", "posttrain", "finetune", **overrides).trials
     assert trial.key("posttrain") is None
     assert trial.path == (trial.key("pretrain"), trial.key("midtrain"), trial.key("finetune"))
+    without, with_it = chain_tree("pretrain", "midtrain", "finetune", grid={"midtrain.tokens": [0, 640]}).trials
+    assert without.key("midtrain") is None
+    assert without.path == chain_tree("pretrain", "finetune").trials[0].path
+    assert len(with_it.path) == 3
+    with pytest.raises(StudyError, match=r"midtrain\.tokens: 0 tokens are less than one sequence"):
+        chain_tree("midtrain", "finetune", **{"midtrain.tokens": 0})
 
 
 def test_stages_that_branch_off_one_trunk_share_it_and_its_optimizer() -> None:
