@@ -96,6 +96,15 @@ def tiny_study(folder: Path, **overrides: Any) -> Path:
     return path
 
 
+def leave_out(study: Path, *sections: str) -> Path:
+    """Remove sections from a study file, such as those of stages that its chain does not name. Returns its path."""
+    fields = yaml.safe_load(study.read_text())
+    study.write_text(
+        yaml.safe_dump({name: part for name, part in fields.items() if name not in sections}, sort_keys=False)
+    )
+    return study
+
+
 def tiny_fields(**overrides: Any) -> dict[str, Any]:
     """The tiny study as a plain mapping, with overrides as in `tiny_study`."""
     return replaced(TINY, overrides)

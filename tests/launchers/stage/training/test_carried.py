@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from retain.datamodules.corpora.prepare import stored_tokenizer
@@ -28,7 +27,7 @@ from retain.results.store.state import OPTIMIZER
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.models import Architecture
 from tests.retain import train_here
-from tests.studies import tiny_study
+from tests.studies import leave_out, tiny_study
 
 DECAY = {"corpus": "general", "tokens": 2560, "skip": 5120, "lr": 3e-3, "batch": 8, "start": {"optimizer": "carry"}}
 TRUNK: dict[str, Any] = {
@@ -44,10 +43,7 @@ TRUNK: dict[str, Any] = {
 
 
 def trunk_study(folder: Path, **overrides: Any) -> Path:
-    path = tiny_study(folder, **TRUNK | overrides)
-    fields = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({name: fields[name] for name in fields if name not in ("posttrain", "finetune")}))
-    return path
+    return leave_out(tiny_study(folder, **TRUNK | overrides), "posttrain", "finetune")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from retain.results.store.runs import Run, Store
 from tests.families import tiny_checkpoint, tiny_tokenizer
 from tests.launchers.stage.test_sharding import set_back
 from tests.retain import losses, retain, stages_of, train_here, weights
-from tests.studies import tiny_study
+from tests.studies import leave_out, tiny_study
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -87,15 +87,21 @@ def done_runs(store: Path) -> list[Run]:
 
 
 @pytest.mark.slow
-def test_runs_of_every_kind_of_family_resume_to_the_same_bits(tmp_path: Path) -> None:
+def test_runs_of_every_kind_of_family_resume_to_the_same_bits_and_predict_what_was_measured(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     for family in UNLIKE_LLAMA:
         tiny_checkpoint(tmp_path / "study" / family, family, tokenizer)
+    # Without pretraining: the first stage trains adapters of the checkpoint, the second one all weights.
+    fields = KEPT | {"stages": ["posttrain", "finetune"], "finetune.dropout": 0.1}
     axes = {"model.hf": list(UNLIKE_LLAMA)}
-    study = tiny_study(tmp_path / "study", model={"hf": UNLIKE_LLAMA[0]}, grid=axes, **KEPT)
+    study = tiny_study(tmp_path / "study", model={"hf": UNLIKE_LLAMA[0]}, grid=axes, **fields)
     undisturbed, store = tmp_path / "undisturbed", tmp_path / "runs"
-    states = train_here(study, undisturbed)
-    assert [state.state for state in states.values()] == ["done"] * 9
+    states = train_here(leave_out(study, "pretrain"), undisturbed)
+    assert [state.state for state in states.values()] == ["done"] * 6
+    for run in done_runs(undisturbed):
+        for split, corpus in run.spec()["evaluation"].items():
+            measured = run.losses()["splits"][split]["loss"]
+            assert own_loss(run.model, heldout_sequences(undisturbed, corpus)) == pytest.approx(measured, rel=1e-5)
     shutil.copytree(undisturbed, store, symlinks=True)
     for run in done_runs(store):
         assert set_back(run) > 0
