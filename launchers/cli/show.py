@@ -28,6 +28,7 @@ from retain.launchers.cli.options import (
 )
 from retain.launchers.cli.streams import write_named
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
+from retain.sweeps.base.notices import notice
 from retain.sweeps.base.units import counted
 
 PAPER_SCALE = 100_000_000
@@ -285,7 +286,13 @@ def board(
         list[str] | None,
         typer.Option(help="AXIS=VALUE: only trials with this value, in a view of their own; may be repeated."),
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="The port on localhost.")] = 6006,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65_535, help="The port on localhost; by default 6006, or the next free one."),
+    ] = None,
+    every_run: Annotated[
+        bool, typer.Option("--all", help="Show all runs; by default, a part of a study of more than 40.")
+    ] = False,
     trials: Annotated[
         bool, typer.Option("--trials", help="Show a row for each trial with all its losses, instead of the stages.")
     ] = False,
@@ -295,6 +302,7 @@ def board(
     Shows runs named by their axes, hyperparameters, curves and figures.
     """
     from retain.results.store.runs import Store
+    from retain.results.tensorboard.opening import MOST_RUNS, free_port, readable_filters
     from retain.results.tensorboard.trials import write_trials
     from retain.results.tensorboard.views import link_runs, serve, update_event_files
 
@@ -305,10 +313,15 @@ def board(
             raise StudyError("--trials: trials are those of a study; name a study")
         if store.is_dir():
             update_event_files(Store(store))
-        serve(store, port)
+        serve(store, free_port(port))
     from retain.launchers.planning.opened_study import open_study
 
-    opened = open_study(study, overrides or (), store)
+    opened, port = open_study(study, overrides or (), store), free_port(port)
+    if not (where or every_run or trials) and (where := readable_filters(opened.tree)):
+        notice(
+            f"TensorBoard ticks no run of more than {MOST_RUNS}, so it opens with those of {' '.join(where)}; "
+            "see others with --where AXIS=VALUE, and all of them with --all"
+        )
     try:
         make_view = write_trials if trials else link_runs
         view = make_view(opened.tree, opened.store, where or (), overrides=overrides or ())

@@ -65,8 +65,11 @@ def link_runs(
     leaves = {trial.leaf: trial.axes for trial in reversed(trials)}
     digest, head = digest_of([hyperparameters]), run_events_head(hyperparameters)
     states = store.states(tree.stages) if states is None else states
+    # What all runs of a filtered view share is not repeated in each name, which TensorBoard breaks over lines.
+    rows = [{"axes": trial.axes} for trial in trials]
+    held = [axis for axis in axis_names(rows) if len(axis_values(rows, axis)) == 1] if where else []
     wanted = {
-        _name(tree.stages[key]): (key, files)
+        _name(tree.stages[key], held): (key, files)
         for key in dict.fromkeys(key for trial in trials for key in trial.path)
         if (files := _event_files(store, store.run(key), states[key].state))
     }
@@ -156,8 +159,9 @@ def _stage_metrics(tree: Tree) -> list[str]:
     return [stage_metric(kind, role) for kind in kinds for role in roles[kind]]
 
 
-def _name(stage: Stage) -> str:
-    return f"{stage.stage} {axes_label(stage.axes)}".replace("/", "_")[:200] + f" {stage.key[:6]}"
+def _name(stage: Stage, held: Sequence[str]) -> str:
+    axes = {name: value for name, value in stage.axes.items() if name not in held}
+    return f"{stage.stage} {axes_label(axes)}".replace("/", "_")[:200] + f" {stage.key[:6]}"
 
 
 def _link(place: str, folder: str) -> None:

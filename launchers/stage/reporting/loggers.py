@@ -82,12 +82,15 @@ class Loggers:
     def _try(self, name: str, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:
-            self.loggers.pop(name, None)
+        except (Exception, SystemExit) as error:  # libraries may wish to end the process
+            failed = self.loggers.pop(name, None)
             log_line(
                 f"logger {name} failed and is off for this attempt ({type(error).__name__}: {error}); "
                 f"training continues, and {FILE} has every point"
             )
+            if failed is not None:
+                with contextlib.suppress(Exception, SystemExit):
+                    failed.close()
 
 
 def log_whole(store: Store, run: Run, points: Sequence[Point], losses: Mapping[str, Mapping[str, Any]]) -> None:
@@ -138,8 +141,12 @@ class Rows:
         self.done = True
 
     def close(self) -> None:
-        self._end_row()
-        self.tracker.close(self.done)
+        # A signal that stops all processes of a job also ends those of a tracker: then the rows so far are what it has.
+        with contextlib.nullcontext() if self.done else contextlib.suppress(ConnectionError):
+            try:
+                self._end_row()
+            finally:
+                self.tracker.close(self.done)
 
     def _end_row(self) -> None:
         row, self.row = self.row, {}
@@ -209,8 +216,10 @@ class WandbTracker:
     def close(self, done: bool) -> None:
         import wandb
 
-        self.logger.experiment.finish(exit_code=0 if done else 1)
-        wandb.teardown()  # its own process writes the last rows after `finish`
+        try:
+            self.logger.experiment.finish(exit_code=0 if done else 1)
+        finally:
+            wandb.teardown()  # its own process writes the last rows after `finish`
 
 
 class TrackioTracker:

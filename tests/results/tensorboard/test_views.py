@@ -21,6 +21,8 @@ from retain.launchers.planning.opened_study import open_study
 from retain.launchers.stage.ranks import free_port
 from retain.results.store.runs import Store
 from retain.results.tensorboard.events import study_events, study_hyperparameters
+from retain.results.tensorboard.opening import free_port as next_port
+from retain.results.tensorboard.opening import readable_filters
 from retain.results.tensorboard.views import chosen_trials, link_runs
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.section import LOSSES
@@ -114,6 +116,7 @@ def test_each_filter_has_its_own_view_with_the_runs_on_the_paths_of_its_trials(
     both = link_runs(tree, Store(store), ["finetune.lr=0.0005", "pretrain.exposure=1.0"])
     assert [len(shown(folder)) for folder in (whole, rate, both)] == [8, 6, 3]
     assert rate.name == "finetune.lr=0.0005"
+    assert not any("finetune.lr" in name for name in shown(rate)), "what all runs share is in no name"
     assert {name.split()[0] for name in shown(both)} == {"pretrain", "posttrain", "finetune"}
     assert len({whole, rate, both}) == 3
 
@@ -213,6 +216,32 @@ def test_text_and_number_axes_become_hyperparameters(tmp_path: Path) -> None:
         "seed": 2,
         "posttrain.dropout": 1,
     }
+
+
+def test_a_large_study_opens_with_a_part_that_tensorboard_ticks_and_a_small_one_whole() -> None:
+    grid = {"pretrain.exposure": [0, 0.5, 1], "posttrain.lr": [1e-3, 2e-3], "finetune.lr": [1e-4, 2e-4, 4e-4, 8e-4]}
+    assert readable_filters(tiny_tree(grid=grid)) == []  # 33 runs
+    large = tiny_tree(grid=grid | {"seed": [0, 1, 2, 3, 4]})
+    assert readable_filters(large) == ["seed=0"]
+    more = tiny_tree(grid=grid | {"pretrain.exposure": [number / 12 for number in range(13)], "seed": [0, 1]})
+    assert readable_filters(more) == ["seed=0", "finetune.lr=0.0001", "posttrain.lr=0.001"]
+    chosen, _ = chosen_trials(more, readable_filters(more))
+    assert len({key for trial in chosen for key in trial.path}) == 39
+
+
+def test_a_port_that_is_taken_is_one_sentence_and_without_one_the_next_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        refused = retain("board", "--store", tmp_path, "--port", str(port), code=3).stderr
+        assert refused.startswith(f"retain: --port {port}: another process has it")
+        assert refused.count("\n") == 1
+    with socket.socket() as other:
+        first = next_port(None)
+        other.bind(("127.0.0.1", first))
+        other.listen()
+        assert next_port(None) > first
 
 
 def test_a_filter_without_a_study_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import os
+import signal
 import struct
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,26 @@ STEPS, INTERRUPTED, SAVED = 12, 8, 6
 
 
 class Interrupting(Callback):
-    """Ends an attempt as a signal does, after a step."""
+    """Ends an attempt as a signal does, after a step.
+
+    whole: as a signal to all processes of a job does, so W&B's own process ends first.
+    """
+
+    def __init__(self, whole: bool = False) -> None:
+        self.whole = whole
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        if module.step == INTERRUPTED:
-            raise AttemptStopped("SIGTERM")
+        if module.step != INTERRUPTED:
+            return
+        if self.whole:
+            threads = Path("/proc/self/task").iterdir()
+            children = [pid for thread in threads for pid in (thread / "children").read_text().split()]
+            own = [pid for pid in children if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
+            assert own
+            for pid in own:
+                os.kill(int(pid), signal.SIGTERM)
+            time.sleep(0.5)
+        raise AttemptStopped("SIGTERM")
 
 
 def interrupted_and_resumed(tmp_path: Path, *loggers: str) -> tuple[Run, str]:
@@ -92,6 +109,16 @@ def test_wandb_has_one_offline_run_whose_id_is_the_stage_key(tmp_path: Path) -> 
     assert [{name: value for name, value in row.items() if name[0] != "_"} for row in rows] == expected(run)
     assert summary["losses/pretrain/pretraining"] == 4.5
     assert list(run.folder.glob("events.*"))
+    # A signal to the whole job ends W&B's process too, which is nothing to tell.
+    output = io.StringIO()
+    with redirect_stdout(output):
+        attempt(
+            kinds(*registered(tmp_path, execution={"log": ["wandb"]}), "posttrain")[0],
+            0,
+            None,
+            Interrupting(whole=True),
+        )
+    assert "failed" not in output.getvalue()
 
 
 def test_trackio_has_one_run_for_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
