@@ -13,7 +13,7 @@ from retain.datamodules.corpora.find import local_folder
 from retain.datamodules.corpora.hub import COMMIT, HubUnreachableError, is_on_hub, look_up
 from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.sources import checkpoint_source, checkpoints_of
-from retain.datamodules.corpora.tokenizer import TOKENIZER_FILES, tokenizer_files
+from retain.datamodules.corpora.tokenizer import TOKENIZER_FILES, load_tokenizer, tokenizer_files
 from retain.sweeps.base.errors import RetainError
 from retain.sweeps.schema.corpora import Corpus, Tokenizer
 from retain.sweeps.schema.models import Model
@@ -91,6 +91,7 @@ def _check_tokenizer(tokenizer: Tokenizer, file: StudyFile) -> tuple[Check, HubU
     try:
         if (local := local_folder(tokenizer.hf, file.folder, "tokenizer.hf: ")) is not None:
             tokenizer_files(local)
+            load_tokenizer(local)
         else:
             repository = look_up("model", tokenizer.hf, tokenizer.revision)
             commit = repository.commit

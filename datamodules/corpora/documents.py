@@ -121,6 +121,7 @@ def _read_hf(corpus: Corpus, folder: Path, reader: RecordReader) -> Iterator[Doc
         reason = " ".join(str(error).split())[:300]
         if corpus.files or local:
             cure = "check that the files are intact and in this format, config and split, or repair them"
+            cure += "; text, jsonl, json and parquet files need no `hf:`" if corpus.files else ""
         else:
             cure = (
                 "check id, config, revision and split, and prepare the study's data on a machine with internet access"

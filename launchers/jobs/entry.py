@@ -2,7 +2,7 @@
 
 import importlib
 
-from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.errors import MissingResourceError
 
 
 def do_task(store: str, token: str) -> str:
@@ -10,6 +10,6 @@ def do_task(store: str, token: str) -> str:
     # Imported by name, so that a submitter does not import what only jobs need.
     try:
         ending: str = importlib.import_module("retain.launchers.jobs.job").do_task(store, token)
-    except DamageError as error:
+    except MissingResourceError as error:
         raise SystemExit(f"retain: {error}") from None
     return ending

@@ -215,7 +215,11 @@ def _requeue(requeue: Requeue) -> None:
     # 3. Requeue the job, then keep it away from the nodes where it failed.
     job = slurm_job()
     assert job is not None
-    requeue_job(job, requeue.hold_s)
+    try:
+        requeue_job(job, requeue.hold_s)
+    except MissingResourceError as error:
+        log_line(f"job {job} cannot requeue itself ({error}); submit the study again, which resumes its runs")
+        raise
     if requeue.avoided:
         exclude_nodes(job, requeue.avoided)
 

@@ -26,7 +26,7 @@ SUFFIX = "-points"
 AXIS_OF_POINTS = "point"
 """Its axis of cases."""
 LONGEST_NAME = 200
-"""Bytes of the longest name of a folder for overrides."""
+"""Bytes of the longest name of a folder for overrides, or for the axes of a run."""
 
 
 PointState = Literal["planned", "running", "done", "pruned", "failed"]
@@ -272,6 +272,11 @@ def study_folder(store: Path, study: str, overrides: Sequence[str] = ()) -> Path
     if len(encoded) > LONGEST_NAME:
         name = f"{name[:40]}.{hashlib.sha256(encoded).hexdigest()[:12]}"
     return whole / "with" / name
+
+
+def folder_name(text: str) -> str:
+    """A text as the beginning of a folder's name: without slashes, and no longer than a file system takes."""
+    return text.replace("/", "_").encode(errors="surrogateescape")[:LONGEST_NAME].decode(errors="ignore")
 
 
 def search_recipe(study: str) -> dict[str, str]:

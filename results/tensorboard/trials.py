@@ -5,7 +5,7 @@ from pathlib import Path
 
 from retain.results.store.loss_table import loss_at, loss_columns, named_losses, trial_rows
 from retain.results.store.runs import Store
-from retain.results.store.study_files import study_folder
+from retain.results.store.study_files import folder_name, study_folder
 from retain.results.tensorboard.events import (
     digest_of,
     run_events,
@@ -50,4 +50,4 @@ def write_trials(tree: Tree, store: Store, where: Sequence[str] = (), overrides:
 
 
 def _name(trial: Trial) -> str:
-    return f"{axes_label(trial.axes)}".replace("/", "_")[:200] + f" {trial.leaf[:6]}"
+    return f"{folder_name(axes_label(trial.axes))} {trial.leaf[:6]}"

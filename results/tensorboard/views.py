@@ -14,7 +14,7 @@ from retain.results.analysis.axes import axis_names, axis_values
 from retain.results.store.curves import FILE
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
-from retain.results.store.study_files import search_run, study_folder
+from retain.results.store.study_files import folder_name, search_run, study_folder
 from retain.results.tensorboard.events import (
     digest_of,
     run_events,
@@ -134,7 +134,7 @@ def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
         names.append(f"{axis}={matching[0]}")
     if not chosen:
         raise StudyError(f"--where {' --where '.join(where)}: no trial has all these values; leave one out")
-    return chosen, ",".join(dict.fromkeys(names)).replace("/", "_")[:200]
+    return chosen, folder_name(",".join(dict.fromkeys(names)))
 
 
 def serve(folder: Path, port: int) -> NoReturn:
@@ -161,7 +161,7 @@ def _stage_metrics(tree: Tree) -> list[str]:
 
 def _name(stage: Stage, held: Sequence[str]) -> str:
     axes = {name: value for name, value in stage.axes.items() if name not in held}
-    return f"{stage.stage} {axes_label(axes)}".replace("/", "_")[:200] + f" {stage.key[:6]}"
+    return f"{folder_name(f'{stage.stage} {axes_label(axes)}')} {stage.key[:6]}"
 
 
 def _link(place: str, folder: str) -> None:

@@ -123,3 +123,13 @@ def test_local_sources_need_no_hub(tmp_path: Path) -> None:
         (False, None, None),
         *[(True, None, None)] * 3,
     ]
+
+
+def test_a_damaged_local_tokeniser_does_not_resolve(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    train_tokenizer(documents_of("general"), 300).save(tmp_path / "mine")
+    (tmp_path / "mine" / "tokenizer.json").write_text("{")
+    study = write_study(tmp_path, {"a": {"files": "a.txt"}}, {"hf": "./mine"})
+    tokenizer = next(one for one in check_sources(read_study(str(study))) if one.name == "tokenizer")
+    assert tokenizer.problem is not None
+    assert "tokenizer.json cannot be read" in tokenizer.problem

@@ -91,6 +91,14 @@ def test_damaged_local_files_of_datasets_are_not_blamed_on_the_network(
     assert words in str(refused.value)
 
 
+def test_records_that_datasets_cannot_cast_are_read_without_it_as_the_error_says(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "more": null, "tags": []}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "two", "more": {"by": 1}, "tags": [{"id": 1}], "extra": 5}\n')
+    with pytest.raises(MissingResourceError, match="jsonl, json and parquet files need no `hf:`"):
+        list(read_documents(Corpus(hf="json", files="*.jsonl"), tmp_path))
+    assert list(read_documents(Corpus(files="*.jsonl"), tmp_path)) == ["one", "two"]
+
+
 def test_local_files_of_several_formats_are_refused(tmp_path: Path) -> None:
     publish("musicpile", tmp_path)
     (tmp_path / "datasets" / "a.csv").write_text("text\na\n")

@@ -1,6 +1,7 @@
 """Names of jobs, the printed tree of a submission, and dry runs."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from retain.launchers.cli.app import main
 from retain.launchers.cli.views.submission import print_submission
+from retain.launchers.jobs.job import Requeue, _requeue
 from retain.launchers.jobs.status import find_orphans
 from retain.launchers.jobs.submissions import (
     INTENT,
@@ -19,9 +21,12 @@ from retain.launchers.jobs.submissions import (
     write_submission,
 )
 from retain.launchers.jobs.submit import Submitted, SubmittedJob
+from retain.launchers.planning.opened_study import prepare_study
+from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import Job
 from retain.results.store.runs import Store
-from tests.studies import tiny_study
+from retain.sweeps.base.errors import MissingResourceError
+from tests.studies import linear_study, tiny_study
 
 
 def files_of(folder: Path) -> set[str]:
@@ -106,3 +111,23 @@ def test_without_slurm_a_submission_is_one_sentence_that_names_the_launcher_whic
     assert error.count("\n") == 1
     assert error.endswith("train on this machine, as --launcher local does\n")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_that_cannot_requeue_itself_says_so_in_its_runs_log_and_leaves_the_run_to_submit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = linear_study(tmp_path, grid={})
+    opened = prepare_study(str(study), (), tmp_path / "runs")
+    register(opened.tree, opened.file, opened.facts, opened.store)
+    run = opened.store.run(opened.tree.trials[0].leaf)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("PATH", "/nowhere")  # as on nodes where scontrol is not installed
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(MissingResourceError, match="scontrol is not on PATH"):
+            _requeue(Requeue(run))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr()
+    assert "job 7 cannot requeue itself (SLURM: scontrol is not on PATH" in said.out + said.err
+    assert run.state().state == "queued"

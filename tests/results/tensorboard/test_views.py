@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -23,13 +24,14 @@ from retain.results.store.runs import Store
 from retain.results.tensorboard.events import study_events, study_hyperparameters
 from retain.results.tensorboard.opening import free_port as next_port
 from retain.results.tensorboard.opening import readable_filters
+from retain.results.tensorboard.trials import write_trials
 from retain.results.tensorboard.views import chosen_trials, link_runs
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.section import LOSSES
 from tests.conftest import Trained
 from tests.results.runs import put_state
-from tests.retain import retain, start
-from tests.studies import tiny_tree
+from tests.retain import retain, start, train_here
+from tests.studies import linear_study, tiny_tree
 
 
 def test_the_curves_of_a_stage_are_over_tokens_and_end_with_its_last_token(trained: Trained) -> None:
@@ -324,3 +326,14 @@ class Board:
         while time.monotonic() < end and len(groups) < count:
             groups = self.ask("hparams/session_groups", question | {"startIndex": 0, "colParams": []})["sessionGroups"]
         return [group["hparams"] for group in groups]
+
+
+def test_labels_of_any_length_and_letters_are_names_of_runs(tmp_path: Path) -> None:
+    labels = {label: {"finetune.lr": lr} for label, lr in (("日本語" * 30, 0.01), ("a/[16, 16]", 0.005))}
+    study = linear_study(tmp_path, cases={"kind": labels}, grid={})
+    train_here(study, tmp_path / "runs")
+    opened = open_study(str(study), (), tmp_path / "runs")
+    for make_view, count in ((link_runs, 4), (write_trials, 2)):
+        folder = make_view(opened.tree, opened.store)
+        shown = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload().Runs()
+        assert len([name for name in shown if "/" not in name and name != "."]) == count
