@@ -36,7 +36,7 @@ WRITERS = ("run", "search", "cancel", "retry", "pin", "data")
 """Verbs that change a store; each is tried on a copy of its own."""
 SLOW = ("report tiny", "run linear", "search linear")
 """These draw figures or train if nothing is damaged, for a second and more: not every damage is tried on them."""
-FOR_SLOW = ("missing", "truncated", "unknown field", "newer format", "folder")
+FOR_SLOW = ("missing", "truncated", "newer format", "folder")
 LEAST = 300
 """The fewest pairs of a damaged file and a verb."""
 
