@@ -91,6 +91,8 @@ def run(
     if until and not as_json:
         print(f"verdicts with intervals that count all looks: {command('report', study, overrides, store)}")
     print_failures(found.failures)
+    if any(failure.state == "cancelled" for failure in found.failures):
+        print(f"{command('retry', study, overrides, store)} plans the cancelled runs again", file=sys.stderr)
     return SOME_RUN_FAILED if found.failures else 0
 
 

@@ -112,6 +112,9 @@ def test_cancel_names_retry_and_retry_names_run(place: Place) -> None:
     interrupted(place)
     cancelled = place.retain("cancel", place.study, *SMALL)
     planned = run_as_printed(hints(cancelled, r"cancelled; (retain retry .*) resumes them"))
+    place.retain("cancel", place.study, *SMALL)
+    left = place.retain("run", place.study, *SMALL, code=1)
+    planned = run_as_printed(re.findall(r"(retain retry .*) plans the cancelled runs again", left))
     run_as_printed(hints(planned, r"planned again; (retain run .*) trains them"))
     assert {run.state().state for run in Store(place.store).runs()} == {"done"}
 
