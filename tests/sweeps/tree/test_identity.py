@@ -267,6 +267,7 @@ OTHER_EXECUTION = {
     "strategy": "fsdp",
     "heldout_every": 5,
     "log_every": 3,
+    "log": ["csv"],
     "slurm": {"partition": "low"},
     "save_minutes": 1.5,
     "save_steps": 7,
