@@ -55,13 +55,14 @@ def method_of(row: Row) -> str:
 def setting_axes(rows: Collection[Row]) -> list[str]:
     """The axes that tell lines apart: all that vary, besides seeds and what a line is swept over.
 
-    A line is swept over the learning rates. A named method is also swept over its batches, as in the paper's figures, and over
-    the lists inside its cases. Recipes of a search are named as a whole, and the points of a search are one line.
+    A line is swept over the learning rates, and over averages of weights (WiSE-FT). A named method is also swept over its
+    batches, as in the paper's figures, and over the lists inside its cases. Recipes of a search are named as a whole, and the
+    points of a search are one line.
     """
     varied = varied_axes(rows)
     if any(map(is_searched, rows)):
         return [name for name in varied if name == RECIPE]
-    swept = {"lr", "batch"} if METHOD in varied else {"lr"}
+    swept = {"lr", "average", "batch"} if METHOD in varied else {"lr", "average"}
     kept = [name for name in varied if name.rpartition(".")[2] not in swept]
     if METHOD in varied:
         kept = [name for name in kept if all(name in row["axes"] for row in rows)]

@@ -130,3 +130,10 @@ def test_the_points_of_a_search_are_one_line() -> None:
         for number in range(3)
     ]
     assert setting_axes(rows) == []
+
+
+def test_learning_rates_seeds_and_averages_of_weights_are_points_of_a_line() -> None:
+    rows = trials(
+        {"seed": [0, 1], "finetune.lr": [1e-4, 5e-4], "finetune.average": [0.5, 1], "finetune.anchor.l2sp": [0, 1]}
+    )
+    assert setting_axes(rows) == ["finetune.anchor.l2sp"]
