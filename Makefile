@@ -1,4 +1,4 @@
-# Two commands: `make demo` trains the laptop study, `make test` runs the whole suite. Each sets up .venv first.
+# Two commands: `make demo` trains the laptop study, `make test` runs the test suite. Each sets up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 LOCKS := $(wildcard requirements/*.lock) pyproject.toml tools/install.py
@@ -6,10 +6,20 @@ LOCKS := $(wildcard requirements/*.lock) pyproject.toml tools/install.py
 demo: .venv/demo.installed
 	$(BIN)/retain run laptop
 
-# What runs on SLURM waits more than it works, and minds being kept from the processor: by itself.
+# What runs on SLURM waits more than it works, and minds being kept from the processor: the rest, beside it, gives way.
 test: .venv/test.installed
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slurm"
-	$(BIN)/pytest -m slurm
+	$(MAKE) --no-print-directory -j 2 test-here test-slurm
+
+test-here: .venv/test.installed
+	nice $(BIN)/pytest -n 2 --dist loadfile -m "not slurm and not slow"
+
+test-slurm: .venv/test.installed
+	$(BIN)/pytest -m "slurm and not slow"
+
+# Real training that is killed or compiled again and again. CI runs these tests too.
+test-slow: .venv/test.installed
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not slurm"
+	$(BIN)/pytest -m "slow and slurm"
 
 docs: .venv/docs.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -47,4 +57,4 @@ watch: .venv/test.installed
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: demo test docs drill slurm-chaos check watch clean
+.PHONY: demo test test-here test-slurm test-slow docs drill slurm-chaos check watch clean

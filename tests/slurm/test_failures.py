@@ -70,6 +70,7 @@ def test_a_diverging_stage_ends_its_branch_and_no_other(slurm: Cluster, tmp_path
     assert (again["jobs"], len(again["failed"])) == ([], 3)
 
 
+@pytest.mark.slow
 def test_a_job_that_dies_before_it_can_begin_is_tried_again_and_then_named(slurm: Cluster, tmp_path: Path) -> None:
     # What trains the stage imports it; nothing before does.
     broken = tmp_path / "broken" / "safetensors.py"

@@ -61,6 +61,7 @@ def test_a_study_survives_faults_of_every_kind_and_ends_in_the_bits_of_a_calm_on
     assert_nothing_repeated(Store(chaos.store))
 
 
+@pytest.mark.slow
 def test_preemption_without_a_user_signal_and_a_time_limit_lose_nothing(silent_slurm: Cluster, tmp_path: Path) -> None:
     long = 20 * 0.01 * SECOND  # so that the preemption meets it on a busy machine too
     chaos = submitted(silent_slurm, tmp_path, grid={"pretrain.exposure": [1]}, **{"pretrain.time": long})

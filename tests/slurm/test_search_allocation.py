@@ -84,6 +84,7 @@ def wait_for_the_end(cluster: Cluster, store: Path, seconds: float = 400) -> Non
     assert set(states(store)) == {"done"}, search_run(Store(store), "tiny").log.read_text()
 
 
+@pytest.mark.slow
 def test_two_searches_side_by_side_on_one_node_end_with_the_right_results(
     slurm: Cluster, trained: Trained, temporary: Path, tmp_path: Path
 ) -> None:

@@ -150,6 +150,7 @@ def test_one_search_is_submitted_whatever_happens_to_the_command_and_cancel_take
     assert status(slurm, study, store)["state"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_cancel_ends_driver_and_stages_and_a_new_search_takes_them_up(slurm: Cluster, tmp_path: Path) -> None:
     endless = SLOW | {"pretrain.exposure": 4000, "pretrain.repeat": True}
     study, store = tiny_study(tmp_path / "study", **endless, search=GRID), tmp_path / "runs"

@@ -86,7 +86,7 @@ def test_new_resources_for_queued_runs_are_said_to_be_ignored_and_the_commands_n
     for _ in range(2):
         assert len(retain_json("submit", *more, more=slurm.environment)["outdated"]) == 3
     printed = retain("submit", *more, more=slurm.environment).stdout
-    for command in printed.partition("asks for now: ")[2].strip().split(" && "):
+    for command in printed.partition("asks for now: ")[2].splitlines()[0].split(" && "):
         own = environment(dict(slurm.environment))
         subprocess.run([*COMMAND, *shlex.split(command)[1:]], env=own, check=True, capture_output=True)
     assert set(call(slurm, "squeue", "--noheader", "--format=%m").split()) == {"8G"}

@@ -21,7 +21,6 @@ from typing import Any, Protocol
 from retain.launchers.stage.log import log_line
 from retain.results.store.curves import FILE, Point
 from retain.results.store.runs import Run, Store
-from retain.results.tensorboard.run_events import RunEvents, run_results
 from retain.sweeps.tree.key_diff import stage_name
 
 TENSORBOARD = "tensorboard"
@@ -54,6 +53,8 @@ class Loggers:
 
         def start(name: str) -> None:
             if name == TENSORBOARD:
+                from retain.results.tensorboard.run_events import RunEvents
+
                 self.loggers[name] = RunEvents(run.folder, points)
             else:
                 self.loggers[name] = Rows(TRACKERS[name](run), step_of, points)
@@ -99,6 +100,8 @@ def log_whole(store: Store, run: Run, points: Sequence[Point], losses: Mapping[s
     TensorBoard alone needs nothing: `retain board` derives its file.
     """
     if run.execution().get("log", [TENSORBOARD]) not in ([], [TENSORBOARD]):
+        from retain.results.tensorboard.run_events import run_results  # pydantic, which a short job should not import
+
         loggers = Loggers(run, points, int)
         loggers.add_results(*run_results(store, run.spec(), losses))
         loggers.close()

@@ -30,6 +30,7 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_resumes_from_its_old_checkpoint(store: Path, tmp_path: Path) -> None:
     before = {run.key: run.state() for run in stages_of(store)}
     (stopped,) = [run for run in stages_of(store) if run.checkpoint.exists()]

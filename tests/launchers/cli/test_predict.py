@@ -42,6 +42,7 @@ def probe(study: Path, store: Path, *more: str, code: int = 0) -> dict[str, Any]
     return dict(retain_json("probe", study, *more, "--share", SHARE, "--store", store, code=code))
 
 
+@pytest.mark.slow
 def test_every_trial_has_every_predictor_and_its_true_loss(probed: Probed, trained: Trained) -> None:
     rows = retain_json("results", trained.study, "--store", trained.store)["trials"]
     trials = probed.document["trials"]
@@ -134,6 +135,7 @@ def test_trials_without_theta_post_are_left_out_and_counted(probed: Probed, tmp_
     assert (left["trials"], "--train trains up to it" in left["reason"]) == (2, True)
 
 
+@pytest.mark.slow
 def test_train_trains_up_to_theta_post_and_no_further(probed: Probed, tmp_path: Path) -> None:
     store = shutil.copytree(probed.store, tmp_path / "runs", symlinks=True)
     document = probe(probed.study, store, "pretrain.exposure=0", "finetune.lr=5e-4", "posttrain.lr=2e-3", "--train")

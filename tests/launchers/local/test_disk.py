@@ -21,6 +21,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: Path, tmp_path: Path) -> None:
     # Long enough that pretraining is far from its end when the disk is full, on however busy a machine.
     longer = {"pretrain.tokens": 25_600, "pretrain.batch": 2, "execution": {"save_steps": 20}}

@@ -27,7 +27,7 @@ def piloted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     register(opened.tree, opened.file, opened.facts, opened.store)
     for stage in opened.tree.stages.values():
         saved = 0.3 * stage.axes["pretrain.exposure"] if stage.stage == "finetune" else 0.0
-        finish(opened.store.run(stage.key), 3.0 - saved + Random(stage.key).gauss(0, 0.15))
+        finish(opened.store.run(stage.key), 3.0 - saved + Random(f"{stage.stage} {stage.axes}").gauss(0, 0.15))
     return study, store
 
 

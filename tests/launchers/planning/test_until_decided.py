@@ -57,7 +57,7 @@ def finish_seeds(study: Path, store: Path, seeds: list[int], saved: Loss) -> Non
     for stage in opened.tree.stages.values():
         seed, exposure = stage.axes["seed"], stage.axes["pretrain.exposure"]
         fall = saved(seed) * exposure if stage.stage == "finetune" else 0.0
-        finish(opened.store.run(stage.key), 3.0 - fall + 0.01 * Random(stage.key).gauss(0, 1))
+        finish(opened.store.run(stage.key), 3.0 - fall + 0.01 * Random(f"{stage.stage} {stage.axes}").gauss(0, 1))
 
 
 def ran(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
@@ -266,6 +266,7 @@ def test_the_first_look_has_the_studys_own_seeds_and_each_other_one_a_block_more
     assert added == list(range(max(own) + 1, max(own) + 1 + len(added)))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_at_the_same_look_and_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     """Real training in processes of its own, interrupted in the second block."""
     study = tiny_study(tmp_path, grid=GRID)

@@ -59,6 +59,7 @@ def running() -> Iterator[Running]:
         clean_up(folder)
 
 
+@pytest.mark.slow
 def test_a_search_joins_a_running_ray_and_leaves_it_running(running: Running, tmp_path: Path) -> None:
     search = block(axes={"pretrain.exposure": [0.5, 0.9]}, searcher="grid")
     document = retain_json(

@@ -142,6 +142,7 @@ def test_a_search_goes_on_after_its_driver_and_a_ray_worker_were_killed(
     assert ray_processes(temporary) == {}
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_leaves_nothing_running(searched: Searched, tmp_path: Path, temporary: Path) -> None:
     store = tmp_path / "runs"
     driver = start("search", searched.study, "--store", store, more={"TMPDIR": str(temporary)})

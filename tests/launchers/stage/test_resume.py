@@ -93,6 +93,7 @@ def test_a_stopped_run_goes_on_from_the_step_at_which_it_was_stopped(
     assert run.state().attempts[1].tokens_at_start == attempt.tokens
 
 
+@pytest.mark.slow
 def test_curves_have_no_gap_and_no_overlap_after_several_attempts(calm: tuple[Path, Path], tmp_path: Path) -> None:
     study, undisturbed = calm
     store = stopped_midway(study, tmp_path / "runs", signal.SIGKILL)
@@ -180,7 +181,9 @@ def test_verify_proves_the_tokens_of_a_state_and_of_a_done_run(calm: tuple[Path,
     assert "are not those of its recipe" in problem["what"]
 
 
-@pytest.mark.parametrize("devices", ["execution.devices=1", "execution.devices=4"])
+@pytest.mark.parametrize(
+    "devices", ["execution.devices=1", pytest.param("execution.devices=4", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_run_goes_on_with_another_number_of_ranks_and_says_so(
     devices: str, strategy: str, calm: tuple[Path, Path], tmp_path: Path

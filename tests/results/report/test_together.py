@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage in opened.tree.stages.values():
             run = opened.store.run(stage.key)
             if not run.is_done():
-                finish(run, 3.0 + Random(stage.key).gauss(0, 0.02))
+                finish(run, 3.0 + Random(f"{stage.stage} {stage.axes}").gauss(0, 0.02))
     return root
 
 

@@ -28,6 +28,7 @@ MIXED: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_study_with_mixtures_is_planned_trained_and_verified(tmp_path: Path) -> None:
     study, store = tiny_study(tmp_path, grid={"finetune.mix.music.share": [0, 0.2]}), tmp_path / "runs"
     retain("data", study, "--store", store)
@@ -52,6 +53,7 @@ def test_a_mixture_that_exceeds_its_corpus_stops_a_run_before_anything_trains(tm
     assert not list((tmp_path / "runs").glob("*/stage.json"))
 
 
+@pytest.mark.slow
 def test_a_run_with_mixtures_ends_in_the_same_bits_after_kills(tmp_path: Path) -> None:
     study = tiny_study(tmp_path / "study", grid={"pretrain.exposure": [1]}, **MIXED)
     train_here(study, tmp_path / "calm")

@@ -46,6 +46,7 @@ def own_loss(folder: Path, sequences: torch.Tensor) -> float:
         return float(model(input_ids=sequences, labels=sequences).loss)
 
 
+@pytest.mark.slow
 def test_a_llama_of_transformers_is_trained_exported_and_predicts_what_was_measured(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     # The class in the settings splits text in another way, as that of SmolLM2 does, whose tokeniser splits digits.
