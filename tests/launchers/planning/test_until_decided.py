@@ -57,7 +57,7 @@ def finish_seeds(study: Path, store: Path, seeds: list[int], saved: Loss) -> Non
     for stage in opened.tree.stages.values():
         seed, exposure = stage.axes["seed"], stage.axes["pretrain.exposure"]
         fall = saved(seed) * exposure if stage.stage == "finetune" else 0.0
-        finish(opened.store.run(stage.key), 3.0 - fall + 0.01 * Random(f"{stage.stage} {stage.axes}").gauss(0, 1))
+        finish(opened.store.run(stage.key), 3.0 - fall + 0.01 * Random(stage.key).gauss(0, 1))
 
 
 def ran(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
