@@ -39,6 +39,8 @@ MOST_COLUMNS = 3
 PUBLISHED = " (paper)"
 MOST_LETTERS = 60
 """A longer legend takes two lines."""
+LINE_LETTERS, KEY_LETTERS = 115, 6
+"""What a line of a legend has room for at most, with columns as wide as the longest name, and the room that a key takes."""
 MOST_VECTOR_TRIALS = 2000
 """A line with more trials than these has them as pixels in the SVG."""
 MOST_PANELS = 24
@@ -201,6 +203,8 @@ def _draw_legend(figure: "Figure", handles: dict[str, Any]) -> None:
     names = list(dict.fromkeys(label.removesuffix(PUBLISHED) for label in handles))
     labels = sorted(handles, key=lambda label: (names.index(label.removesuffix(PUBLISHED)), label))
     columns = len(labels) if sum(map(len, labels)) <= MOST_LETTERS else -(-len(labels) // 2)
+    while columns > 1 and columns * (max(map(len, labels)) + KEY_LETTERS) > LINE_LETTERS:
+        columns -= 1
     shown = [handles[label] for label in labels]
     figure.legend(shown, labels, loc="outside lower center", ncols=columns, frameon=False)
 
