@@ -73,7 +73,7 @@ def _store_path(typed: str) -> Path:
         str(path).encode()
     except UnicodeEncodeError:  # TensorBoard can neither write nor read there
         raise StudyError(
-            f"--store {path}: the path has bytes that are no letters in this locale; set LC_ALL=C.UTF-8, or rename it"
+            f"--store {path}: this locale cannot read all bytes of the path; set LC_ALL=C.UTF-8, or rename the folder"
         ) from None
     return path
 
@@ -105,8 +105,6 @@ ToPath = Annotated[
         metavar="<path>",
     ),
 ]
-
-
 StorePath = Annotated[
     Path,
     typer.Option("--store", envvar="RETAIN_STORE", help="The store of runs.", parser=_store_path, metavar="<path>"),

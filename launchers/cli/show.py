@@ -319,7 +319,7 @@ def board(
     opened, port = open_study(study, overrides or (), store), free_port(port)
     if not (where or every_run or trials) and (where := readable_filters(opened.tree)):
         notice(
-            f"TensorBoard ticks no run of more than {MOST_RUNS}, so it opens with those of {' '.join(where)}; "
+            f"TensorBoard selects no run if there are more than {MOST_RUNS}, so it opens with those of {' '.join(where)}; "
             "see others with --where AXIS=VALUE, and all of them with --all"
         )
     try:

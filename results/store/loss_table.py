@@ -107,14 +107,26 @@ def _averaged(
     """
     length = json.loads(leaf.recipe)["sequence_length"]
     names = corpora[leaf.stage, length]
-    by_corpus: dict[str, float] = {}
-    for name, fingerprint in names.items():
-        run = store.run(evaluation_of(leaf, name, fingerprint, length, average=average).key)
-        if run.is_done():
-            by_corpus |= measured_losses(run.losses(), run)
+    losses = _evaluated(leaf, names, length, store, average)
+    by_corpus = {names[name]: loss for name, loss in losses.items()}
     of_role = store.run(leaf.key).spec()["evaluation"]
     splits = {role: {"loss": by_corpus[of_role[role]]} for role in found["splits"] if of_role.get(role) in by_corpus}
-    return {**found, "splits": splits}, {name: by_corpus.get(corpus) for name, corpus in names.items()}
+    return {**found, "splits": splits}, {name: losses.get(name) for name in names}
+
+
+def _evaluated(
+    stage: Stage, names: Mapping[str, str], length: int, store: Store, average: float = 1.0
+) -> dict[str, float]:
+    """The losses that evaluation runs below a stage have measured, by the name of the corpus. Raises DamageError.
+
+    names: the fingerprint of each corpus.
+    """
+    found = {}
+    for name, fingerprint in names.items():
+        run = store.run(evaluation_of(stage, name, fingerprint, length, average=average).key)
+        if run.is_done():
+            found[name] = measured_losses(run.losses(), run)[fingerprint]
+    return found
 
 
 def _finetuning_role(stages: Sequence[str], leaf: Run) -> str:
@@ -178,11 +190,8 @@ def stage_losses(
     names = corpora.get((stage.stage, length), {})
     measured = measured_losses(found, store.run(stage.key)) if found else {}
     losses = {name: measured.get(corpus) for name, corpus in names.items()}
-    for name in [name for name, loss in losses.items() if loss is None and found]:
-        run = store.run(evaluation_of(stage, name, names[name], length).key)
-        if run.is_done():
-            losses[name] = measured_losses(run.losses(), run)[names[name]]
-    return losses
+    blank = {name: names[name] for name, loss in losses.items() if loss is None and found}
+    return losses | _evaluated(stage, blank, length, store)
 
 
 def missing_evaluations(

@@ -102,7 +102,9 @@ def total_cost(
         to_train=len(missing),
         tokens=sum(stage.tokens for stage in tree.stages.values()),
         tokens_to_train=sum(stage.tokens for stage in missing),
-        tokens_without_sharing=sum(tree.stages[key].tokens for trial in tree.trained_apart for key in trial.path),
+        tokens_without_sharing=sum(
+            tree.stages[key].tokens for trial in tree.trials_without_sharing for key in trial.path
+        ),
         flops=float(sum(stage.tokens * work[stage.key].flops for stage in missing)),
         gpu_hours=hours[device],
         gpu_hours_by_device=hours,
@@ -161,7 +163,7 @@ def _gpu_hours(
     """
     hours, alone = dict.fromkeys(PEAK_FLOPS, 0.0), dict.fromkeys(PEAK_FLOPS, 0.0)
     known = dict.fromkeys(PEAK_FLOPS, 0)
-    trials = Counter(key for trial in tree.trained_apart for key in trial.path)
+    trials = Counter(key for trial in tree.trials_without_sharing for key in trial.path)
     for stage in missing:
         own, devices = work[stage.key], parallelism[stage.stage].devices
         for name in PEAK_FLOPS:

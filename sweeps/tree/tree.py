@@ -104,8 +104,8 @@ class Tree:
         return list(dict.fromkeys([*names, *(stage.stage for stage in self.stages.values())]))
 
     @property
-    def trained_apart(self) -> list[Trial]:
-        """The trials that somebody who shares no stage would train: averages of one last stage are one of them."""
+    def trials_without_sharing(self) -> list[Trial]:
+        """The trials that would be trained if no stages were shared. All averages of one training count once."""
         leaves = {trial.leaf for trial in self.trials if trial.average == 1}
         averaged = {trial.leaf: trial for trial in self.trials if trial.leaf not in leaves}
         return [*(trial for trial in self.trials if trial.average == 1), *averaged.values()]

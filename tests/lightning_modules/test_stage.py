@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,6 +32,22 @@ def trained(micro_batch: int | None = None, **fields: Any) -> tuple[StageModule,
     return module, seen
 
 
+def take_steps(model: Any, optimizer: torch.optim.Optimizer, penalty: Callable[[], Any] = lambda: 0.0) -> None:
+    """Take the steps of the recipe with transformers' loss, plus a penalty."""
+    for batch, rate in zip(steps_of(RECIPE), [0.005, 0.01, 0.0055, 0.001], strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        (model(input_ids=batch, labels=batch).loss + penalty()).backward()
+        clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def assert_equal_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    for ours, exact in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-3, atol=2e-5)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 8, 100])
 def test_a_micro_batch_does_not_change_the_gradients_not_even_in_a_smaller_last_step(micro_batch: int) -> None:
     frozen = {"lr": 1e-12, "min_lr": 0.0, "clip": 1e9}
@@ -59,15 +76,8 @@ def test_a_stage_takes_the_adamw_steps_of_its_recipe() -> None:
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.95)
     )
-    for batch, rate in zip(steps_of(RECIPE), [0.005, 0.01, 0.0055, 0.001], strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        model(input_ids=batch, labels=batch).loss.backward()
-        clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    for ours, exact in zip(module.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(ours, exact, rtol=1e-3, atol=2e-5)
+    take_steps(model, optimizer)
+    assert_equal_weights(module.model, model)
 
 
 def test_every_step_uses_the_learning_rate_of_the_schedule() -> None:
@@ -155,17 +165,15 @@ def test_an_anchored_stage_takes_the_adamw_steps_of_the_loss_with_the_penalty() 
     module, _ = trained(anchor={"l2sp": 0.5}, weight_decay=0.0)
     model = small_model(initializer_range=0.2)
     start = [parameter.detach().clone() for parameter in model.parameters()]
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
-    for batch, rate in zip(steps_of(RECIPE), [0.005, 0.01, 0.0055, 0.001], strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        distance = sum(((one - old) ** 2).sum() for one, old in zip(model.parameters(), start, strict=True))
-        (model(input_ids=batch, labels=batch).loss + 0.5 / 2 * distance).backward()
-        clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    for ours, exact in zip(module.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(ours, exact, rtol=1e-3, atol=2e-5)
+
+    def penalty() -> torch.Tensor:
+        pairs = zip(model.parameters(), start, strict=True)
+        return 0.5 / 2 * torch.stack([((one - old) ** 2).sum() for one, old in pairs]).sum()
+
+    take_steps(model, torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0), penalty)
+    assert_equal_weights(module.model, model)
+    with pytest.raises(AssertionError):
+        assert_equal_weights(trained(weight_decay=0.0)[0].model, model)
 
 
 def test_a_strong_anchor_keeps_the_weights_near_those_at_the_start() -> None:

@@ -39,7 +39,7 @@ def inspect(folder: Path, family: str, fresh: bool) -> tuple[int, int, ModelCoun
             if mismatched := sorted(found["mismatched_keys"]):
                 name, stored, expected = mismatched[0]
                 raise StudyError(
-                    f"{name} has the shape {list(stored)}, but config.json means {list(expected)}; restore config.json and "
+                    f"{name} has the shape {list(stored)}, but config.json implies {list(expected)}; restore config.json and "
                     "the weights, or choose another checkpoint"
                 )
             if missing := sorted(found["missing_keys"]):

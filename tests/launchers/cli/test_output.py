@@ -156,7 +156,7 @@ def test_names_and_signs_that_the_locale_lacks_are_printed(place: Path) -> None:
     assert "L_ret" in done.stdout
     assert "\\u2016" in done.stdout  # ‖
     assert "só.yaml: not found" in done.stderr
-    assert "retain: --store dépôt: the path has bytes that are no letters in this locale" in done.stderr
+    assert "retain: --store dépôt: this locale cannot read all bytes of the path" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -191,7 +191,7 @@ def naming_other_folders(folder: Path) -> None:
         (cut_short, "model.safetensors is cut short; restore the file"),
         (without_a_shard, "lacks model-00001-of-"),
         (without_a_tensor, "the weights lack model.norm.weight (1 missing); restore them"),
-        (with_a_tensor_of_another_shape, "model.norm.weight has the shape [3], but config.json means [32]; restore"),
+        (with_a_tensor_of_another_shape, "model.norm.weight has the shape [3], but config.json implies [32]; restore"),
         (of_another_kind, "unknown family 'mamba'; the families are Llama (llama), Mistral (mistral), "),
         (quantised, "the weights are quantised and cannot be trained; choose the unquantised checkpoint"),
         (an_adapter, "has no config.json; merge the adapter into its model"),
