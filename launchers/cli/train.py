@@ -97,7 +97,7 @@ def run(
 
 
 def evaluate(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> int:
-    """Measure what trained stages lack, here; train nothing.
+    """Measure on this machine what trained stages lack; train nothing.
 
     Measures what `evaluate` of the study names, and losses that are blank because another study trained the stage.
     """

@@ -40,7 +40,7 @@ PUBLISHED = " (paper)"
 MOST_LETTERS = 60
 """A longer legend takes two lines."""
 LINE_LETTERS, KEY_LETTERS = 115, 6
-"""What a line of a legend has room for at most, with columns as wide as the longest name, and the room that a key takes."""
+"""The number of letters that fit a line of a legend, and the number that a marker takes the place of."""
 MOST_VECTOR_TRIALS = 2000
 """A line with more trials than these has them as pixels in the SVG."""
 MOST_PANELS = 24

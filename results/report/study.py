@@ -152,5 +152,7 @@ def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row]) -> Table:
     titles = [SYMBOLS.get(name, name) for name in columns]
     if forgotten:
         titles.insert(2, f"{SYMBOLS[L_RET]} \N{MINUS SIGN} {SYMBOLS[L_IM]}")
-    caption = f"{unit[0].upper()}{unit[1:]}" + ("" if is_of_paper else "; STAGE/CORPUS is that after STAGE on CORPUS")
+    caption = f"{unit[0].upper()}{unit[1:]}" + (
+        "" if is_of_paper else "; STAGE/CORPUS is the loss on CORPUS after STAGE"
+    )
     return table("losses", caption, (*names, *titles, "tokens"), cells, filters=len(names))

@@ -9,13 +9,13 @@ from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.tree.tree import Tree
 
 MOST_RUNS = 40
-"""With more runs TensorBoard ticks none, so its charts are empty."""
+"""With more runs than these TensorBoard selects none at first, and its charts are empty."""
 PORT, PORTS = 6006, 20
 """TensorBoard's own port, and how many from there on are tried."""
 
 
 def readable_filters(tree: Tree) -> list[str]:
-    """Filters `axis=value` that leave at most as many runs as TensorBoard ticks; none for a study that has no more.
+    """Filters `axis=value` that leave at most as many runs as TensorBoard selects; none for a study that has no more.
 
     As few axes as possible are held at their first values, from the last one on: the first axis of a study varies longest.
     """
@@ -32,7 +32,7 @@ def readable_filters(tree: Tree) -> list[str]:
 
 
 def free_port(wanted: int | None) -> int:
-    """The port that is wanted, or without one the first free one from TensorBoard's own on.
+    """The wanted port, or, if none is wanted, the first free one from TensorBoard's own on.
 
     Raises MissingResourceError if another process has it, or all of them.
     """

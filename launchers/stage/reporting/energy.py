@@ -15,11 +15,11 @@ STAT = Path("/proc/stat")
 IDLE = (3, 4)
 """The fields of the line `cpu` of /proc/stat that are not work: idle, and waiting for a disk."""
 GUEST = 8
-"""From this field on, the time is in the fields before too."""
+"""The fields from this one on repeat time that earlier fields already count."""
 
 
 class EnergyMeter:
-    """The joules that some counters have counted since it was made; call `joules` often enough that none wraps twice.
+    """Measures joules by counters, from when it is made. Call `joules` often enough that no counter wraps twice between calls.
 
     read: the present value of each counter in joules, raising OSError or ValueError once one cannot be read. wraps: the value
     at which each starts again at 0. share: the part that counts of what was used since it was called last.
