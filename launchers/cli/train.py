@@ -97,7 +97,7 @@ def run(
 
 
 def evaluate(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> int:
-    """Measure on this machine what trained stages lack; train nothing.
+    """Measure trained stages on this machine; train nothing.
 
     Measures what `evaluate` of the study names, and losses that are blank because another study trained the stage.
     """
