@@ -1,17 +1,32 @@
-"""torch.compile of the training step: each decoder layer, the final norm, and the loss with its gradient.
+"""What is compiled: each decoder layer, the final norm, and attention within documents on GPUs.
 
 A layer is compiled once and its code serves all layers, so compiling takes as long for 30 layers as for 4. Hooks around a
 layer, which gather its weights if it is sharded, stay outside the compiled code; the dropout hooks are inside.
+
+Tokens attend within documents by masks, or on GPUs by FlexAttention, which skips the blocks of other documents. It is compiled
+code without dropout, so whatever runs uncompiled uses masks: the same attention, other floating-point sums.
 """
 
-from functools import cache
+import contextlib
+from collections.abc import Iterator
 
 import torch
+from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from retain.lightning_modules.families import final_norm, layers
-from retain.lightning_modules.objective import LossAndGradient, loss_and_gradient
 from retain.lightning_modules.torch_internals import clear_damaged_builds, configure_compiler
+
+FLEX = "flex_attention"
+"""The name of FlexAttention in transformers."""
+MASKS = "sdpa"
+"""The name of attention by masks, the default of all families."""
+PROBE_LENGTH = 256
+"""The tokens of the sequence on which FlexAttention is compared with masks: two of its blocks."""
+TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.05}
+"""The largest relative error of FlexAttention's values and gradients against masks in fp32: GPUs multiply fp32 in TF32."""
 
 
 def compile_layers(model: PreTrainedModel) -> None:
@@ -25,12 +40,6 @@ def compile_layers(model: PreTrainedModel) -> None:
         part.forward = torch.compile(part.forward, dynamic=False)
 
 
-@cache
-def compiled_loss_and_gradient() -> LossAndGradient:
-    """Return `loss_and_gradient`, compiled at first use."""
-    return torch.compile(loss_and_gradient, dynamic=False)
-
-
 def why_not_compiled(device: torch.device) -> str | None:
     """Return in a few words why this machine cannot compile for a device; None if it can."""
     clear_damaged_builds()
@@ -38,6 +47,75 @@ def why_not_compiled(device: torch.device) -> str | None:
         configure_compiler()
         torch.compile(lambda numbers: numbers.sin() + 1, dynamic=False)(torch.zeros(64, device=device))
     except Exception as error:  # a missing or broken toolchain may raise anything
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return (lines or [type(error).__name__])[0]
+        return _first_line(error)
     return None
+
+
+def attend_by_flex_attention(model: PreTrainedModel) -> None:
+    """Use FlexAttention in every layer. Ask `why_not_flex_attention` first."""
+    model.set_attn_implementation(FLEX)
+
+
+@contextlib.contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Return a context in which nothing is compiled, so that layers attend by masks."""
+    flexible = model if isinstance(model, PreTrainedModel) and model.config._attn_implementation == FLEX else None
+    if flexible:
+        flexible.set_attn_implementation(MASKS)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        if flexible:
+            flexible.set_attn_implementation(FLEX)
+
+
+def why_not_flex_attention(model: PreTrainedModel, device: torch.device, bf16: bool) -> str | None:
+    """Return in a few words why a model cannot be trained with FlexAttention on a device; None if it can.
+
+    Compiles and runs FlexAttention once, forward and backward, with the heads of the model, and compares it with masks.
+    """
+    if not model._supports_flex_attn:
+        return f"transformers has none for {model.config.model_type}"
+    config = model.config
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kind = torch.bfloat16 if bf16 else torch.float32
+    try:
+        difference = _error_of_flex_attention(heads, size, kind, device)
+    except Exception as error:  # a compiler, or a kernel that does not fit the GPU, may raise anything
+        return _first_line(error)
+    return None if difference <= TOLERANCE[kind] else f"it differs from attention by masks by {difference:.2g}"
+
+
+def _error_of_flex_attention(heads: int, size: int, kind: torch.dtype, device: torch.device) -> float:
+    """Return the largest relative error of values and gradients, against masks in fp32, on one sequence of two documents."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, heads, PROBE_LENGTH, size, generator=draw).to(device) for _ in range(4)]
+    documents = (torch.arange(PROBE_LENGTH, device=device) >= PROBE_LENGTH // 3).int()
+
+    def within(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (query >= key) & (documents[query] == documents[key])
+
+    places = torch.arange(PROBE_LENGTH, device=device)
+    mask = (places[:, None] >= places) & (documents[:, None] == documents)
+    blocks = create_block_mask(within, None, None, PROBE_LENGTH, PROBE_LENGTH, device=str(device))
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def found(flex: bool, kind: torch.dtype) -> list[torch.Tensor]:
+        query, key, value, weights = (tensor.to(kind) for tensor in inputs)
+        parts = [part.requires_grad_() for part in (query, key, value)]
+        values = (
+            compiled(query, key, value, block_mask=blocks)
+            if flex
+            else scaled_dot_product_attention(query, key, value, mask)
+        )
+        return [values.detach(), *torch.autograd.grad(values, parts, weights)]
+
+    pairs = zip(found(True, kind), found(False, torch.float32), strict=True)
+    return max(float((one.float() - exact).norm() / exact.norm()) for one, exact in pairs)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0]

@@ -9,12 +9,14 @@ Logits are computed in chunks of a few hundred or thousand tokens and never kept
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import distributed, nn
 from torch.nn import functional
 
+from retain.lightning_modules.compiled import uncompiled
 from retain.lightning_modules.families import body, head, logits_function
 from retain.lightning_modules.shards import call_as_forward, reshard
 
@@ -55,6 +57,12 @@ def loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torc
     gradient = exponentials.mul_(counts[:, None] / total).to(logits.dtype)
     gradient[rows, columns] = (torch.expm1(-losses) * counts).to(logits.dtype)
     return (losses * counts).sum(), gradient
+
+
+@cache
+def compiled_loss_and_gradient() -> LossAndGradient:
+    """Return `loss_and_gradient`, compiled at first use."""
+    return torch.compile(loss_and_gradient, dynamic=False)
 
 
 def summed_loss(
@@ -203,7 +211,7 @@ def heldout_loss(
     for first in range(0, -(-len(sequences) // world), batch_size):
         between(first)
         block = mine[first : first + batch_size]
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16), torch.compiler.set_stance("force_eager"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16), uncompiled(model):
             losses = next_token_losses(model, (block if len(block) else sequences[:1]).to(device), end_of_text)
         if len(block):
             total += losses.double().sum().cpu()

@@ -12,9 +12,9 @@ from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from retain.lightning_modules.compiled import compile_layers, compiled_loss_and_gradient
+from retain.lightning_modules.compiled import attend_by_flex_attention, compile_layers, uncompiled
 from retain.lightning_modules.models import add_dropout
-from retain.lightning_modules.objective import loss_and_gradient, predictions, summed_loss
+from retain.lightning_modules.objective import compiled_loss_and_gradient, loss_and_gradient, predictions, summed_loss
 from retain.lightning_modules.optimisation import Anchor, optimizers_of, rate_of_recipe
 from retain.lightning_modules.shards import shard_model
 
@@ -35,6 +35,7 @@ class StageModule(LightningModule):
         compiled: bool = False,
         end_of_text: int | None = None,
         masked: bool = False,
+        flex_attention: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -55,6 +56,8 @@ class StageModule(LightningModule):
         """The sum of the steps' mean losses (nats per token) since a callback last reset it."""
         add_dropout(model, recipe["dropout"])
         self.loss_fn = compiled_loss_and_gradient() if compiled else loss_and_gradient
+        if flex_attention:
+            attend_by_flex_attention(model)
         if compiled:
             compile_layers(model)
 
@@ -123,8 +126,7 @@ class StageModule(LightningModule):
         usual = min(self.micro_batch or self.recipe["batch"], -(-self.recipe["batch"] // self.trainer.world_size))
         if not self.compiled or sequences == usual:
             return contextlib.nullcontext()
-        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return stance
+        return uncompiled(self.model)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context without gradient synchronisation, for all but the last micro-batch of a step."""

@@ -7,8 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import LlamaForCausalLM
+from torch.nn.attention import flex_attention
+from transformers import LlamaForCausalLM, PreTrainedModel
 
+from retain.lightning_modules.compiled import (
+    FLEX,
+    MASKS,
+    attend_by_flex_attention,
+    compile_layers,
+    uncompiled,
+    why_not_flex_attention,
+)
 from retain.lightning_modules.gradient_span import Sketch, batch_gradient
 from retain.lightning_modules.objective import heldout_loss, model_inputs, next_token_losses, predictions, summed_loss
 from retain.lightning_modules.stage import StageModule
@@ -18,6 +27,7 @@ from tests.lightning_modules.tiny_models import LENGTH, RECIPE, SMALL, random_se
 pytestmark = pytest.mark.filterwarnings("ignore")
 CPU = torch.device("cpu")
 END = 7
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 FROZEN = {"lr": 1e-12, "min_lr": 0.0, "clip": 1e9}
 
 
@@ -145,3 +155,69 @@ def test_a_stage_within_documents_trains_on_them(fields: dict[str, Any]) -> None
     before = heldout_loss(module.model, sequences, CPU, bf16=False, end_of_text=END).loss
     train(module, [sequences] * 4)
     assert heldout_loss(module.model, sequences, CPU, bf16=False, end_of_text=END).loss < 0.9 * before
+
+
+def documents() -> torch.Tensor:
+    return torch.cat([packed_documents(*lengths)[1] for lengths in ((5, 1, 1, 9), (16,), (8, 8))])
+
+
+def by_flex_attention() -> PreTrainedModel:
+    model = small_model(initializer_range=0.2)
+    attend_by_flex_attention(model)
+    return model
+
+
+def test_flex_attention_gives_the_loss_and_the_gradient_of_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch refuses gradients on CPUs, where FlexAttention is not compiled; its definition has them.
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    found = []
+    for model in (small_model(initializer_range=0.2), by_flex_attention()):
+        with torch.compiler.set_stance("force_eager"):
+            loss = summed_loss(model, documents(), end_of_text=END)
+            found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for masked, flexible in zip(*found, strict=True):
+        torch.testing.assert_close(flexible, masked, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_layers_attend_by_flex_attention_without_compiling_again() -> None:
+    model, masked = by_flex_attention().eval(), small_model(initializer_range=0.2).eval()
+    compile_layers(model)
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (documents(), documents().flip(0)):
+            losses = next_token_losses(model, batch, END)
+            torch.testing.assert_close(losses, next_token_losses(masked, batch, END), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_not_compiled_attends_by_masks() -> None:
+    model = by_flex_attention()
+    expected = heldout_loss(small_model(initializer_range=0.2), documents(), CPU, bf16=False, end_of_text=END)
+    assert heldout_loss(model, documents(), CPU, bf16=False, end_of_text=END) == expected
+    with uncompiled(model):
+        assert model.config._attn_implementation == MASKS
+    assert model.config._attn_implementation == FLEX
+
+
+def test_a_machine_that_cannot_train_with_flex_attention_says_why() -> None:
+    assert "backward on CPU" in str(why_not_flex_attention(small_model(), CPU, bf16=False))
+
+
+@needs_gpu
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_gpu_can_train_with_flex_attention(bf16: bool) -> None:
+    assert why_not_flex_attention(small_model(hidden=64, heads=2, kv_heads=2), torch.device("cuda"), bf16) is None
+
+
+@needs_gpu
+def test_a_stage_on_a_gpu_trains_the_same_weights_by_flex_attention_and_by_masks() -> None:
+    shape = {"hidden": 64, "heads": 2, "kv_heads": 1, "initializer_range": 0.2}
+    batches = [documents().repeat(3, 1)[:8]] * 4
+    models = []
+    for flex in (False, True):
+        module = StageModule(
+            small_model(**shape), RECIPE | {"sequences": 32}, compiled=True, end_of_text=END, flex_attention=flex
+        )
+        train(module, batches, accelerator="gpu")
+        models.append(module.model)
+    for masked, flexible in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(flexible, masked, rtol=1e-2, atol=1e-4)

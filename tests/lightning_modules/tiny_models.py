@@ -47,10 +47,10 @@ def steps_of(recipe: dict[str, Any], seed: int = 0) -> list[torch.Tensor]:
     return list(random_sequences(recipe["sequences"], seed).split(recipe["batch"]))
 
 
-def train(module: StageModule, batches: list[torch.Tensor], *callbacks: Any) -> Trainer:
+def train(module: StageModule, batches: list[torch.Tensor], *callbacks: Any, accelerator: str = "cpu") -> Trainer:
     """Train a module on these batches, one step each."""
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=1,
         max_epochs=1,
         callbacks=list(callbacks),

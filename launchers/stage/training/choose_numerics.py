@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.checkpoints import checkpoint_folders
 from retain.launchers.stage.training.distributed import broadcast
 from retain.launchers.stage.training.numerics import Numerics, differences, recorded_numerics
-from retain.lightning_modules.compiled import why_not_compiled
+from retain.lightning_modules.compiled import why_not_compiled, why_not_flex_attention
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def machine_of(execution: Mapping[str, Any], world: int = 1) -> Machine:
 
 
 def choose_numerics(
-    context: AttemptContext, execution: Mapping[str, Any], bf16: bool, sharded: bool, device: torch.device
+    context: AttemptContext, execution: Mapping[str, Any], machine: Machine, model: PreTrainedModel
 ) -> tuple[Numerics, list[str]]:
     """The choices of this attempt, the same on every rank; and on rank 0, notes on what differs from earlier attempts.
 
@@ -50,7 +51,7 @@ def choose_numerics(
             raise AttemptStopped(stopped)
         return adopted, []
     # 2. The study decides; what it leaves open is as before, or the default of the device.
-    run, notes = context.run, []
+    run, device, notes = context.run, machine.device, []
     before = (recorded_numerics(run) or Numerics(False, None)) if checkpoint_folders(run.checkpoint) else None
     wish = execution.get("compile", "auto")  # absent in runs registered before this field existed
     compiled = wish if wish != "auto" else before.compiled if before else device.type == "cuda"
@@ -60,9 +61,17 @@ def choose_numerics(
     if why:
         compiled = False
         notes.append(f"steps are not compiled, because this machine cannot ({why}); results are right, only slower")
+    # 4. FlexAttention has no dropout, and is compiled.
+    recipe = context.spec["recipe"]
+    flex = machine.gpu and compiled and not recipe["dropout"] if "documents" in recipe else None
+    if before:
+        flex = flex and before.flex_attention
+    if flex and (why := why_not_flex_attention(model, device, machine.bf16)):
+        flex = False
+        notes.append(f"tokens attend within documents by masks, because FlexAttention does not work here ({why})")
     micro_batch = execution["micro_batch"] or (before.micro_batch if before else None)
     threads = execution["threads"] if device.type == "cpu" else None
-    numerics = Numerics(compiled, micro_batch, bf16, threads, sharded)
+    numerics = Numerics(compiled, micro_batch, machine.bf16, threads, machine.sharded, flex)
     broadcast((numerics, stopped), world)
     if stopped:
         raise AttemptStopped(stopped)

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 import torch
 from transformers import PreTrainedModel
 
+from retain.lightning_modules.compiled import uncompiled
 from retain.lightning_modules.models import trained_parameters
 from retain.lightning_modules.objective import summed_loss
 from retain.sweeps.base.documents import read_document, write_document
@@ -116,7 +117,7 @@ def fits_on_gpu(
         if end_of_text is not None:
             tokens[:, length // 2] = end_of_text  # two documents a sequence, so that their mask is in memory
         try:
-            with torch.autocast("cuda", torch.bfloat16, enabled=bf16), torch.compiler.set_stance("force_eager"):
+            with torch.autocast("cuda", torch.bfloat16, enabled=bf16), uncompiled(model):
                 summed_loss(model, tokens, end_of_text=end_of_text).backward()  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError:
             return False

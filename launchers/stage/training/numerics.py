@@ -26,6 +26,8 @@ class Numerics:
     """Threads of one rank; None on a GPU."""
     sharded: bool | None = None
     """Whether the weights are sharded over the ranks."""
+    flex_attention: bool | None = None
+    """Whether tokens attend within documents by FlexAttention, not by masks; None where they attend across documents."""
 
 
 _WORDS: dict[str, Callable[[Any], str]] = {
@@ -34,6 +36,7 @@ _WORDS: dict[str, Callable[[Any], str]] = {
     "bf16": lambda bf16: "bf16" if bf16 else "fp32",
     "threads": lambda threads: f"{threads} threads",
     "sharded": lambda sharded: "sharded weights" if sharded else "all weights on every rank",
+    "flex_attention": lambda flex: "FlexAttention" if flex else "attention masks",
 }
 
 

@@ -77,20 +77,29 @@ def attempt(context: AttemptContext) -> None:
     energy = _energy(ranks, machine.gpu) if first else None
     saved = _begin(context, torch.cuda.get_device_name() if machine.gpu else None)
 
-    # 2. Choose how steps are computed: as in earlier attempts, so that the run ends in the same bits.
-    numerics, notes = choose_numerics(context, execution, machine.bf16, machine.sharded, machine.device)
+    # 2. Load the parent's weights or build a new model, and choose how steps are computed: as in earlier attempts, so that the
+    # run ends in the same bits.
+    tokenizer = stored_tokenizer(context.store.root, spec.get("tokenizer", "none"))
+    model = _starting_model(context, tokenizer)
+    numerics, notes = choose_numerics(context, execution, machine, model)
     if execution != spec["execution"]:
         notes.append(f"micro-batch reduced to {numerics.micro_batch} sequences, because GPU memory was exceeded")
     if first:
         _note(run, notes)
 
-    # 3. Load the parent's weights or build a new model, and check that the results will fit on the disk.
-    tokenizer = stored_tokenizer(context.store.root, spec.get("tokenizer", "none"))
-    model = _starting_model(context, tokenizer)
+    # 3. Check that the results will fit on the disk, and find what fits on the GPU.
     if first:
         _check_room(run, model, KEEPS_OPTIMIZER in spec)
     end_of_text = tokenizer.end_id if "documents" in recipe else None
-    module = StageModule(model, recipe, numerics.micro_batch, machine.sharded, numerics.compiled, end_of_text)
+    module = StageModule(
+        model,
+        recipe,
+        numerics.micro_batch,
+        machine.sharded,
+        numerics.compiled,
+        end_of_text,
+        flex_attention=bool(numerics.flex_attention),
+    )
     if machine.gpu and numerics.micro_batch is None and not machine.sharded:
         module.micro_batch = _fitting_micro_batch(context, model, machine.bf16, end_of_text)
         numerics = replace(numerics, micro_batch=module.micro_batch)
