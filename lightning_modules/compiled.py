@@ -8,7 +8,7 @@ code without dropout, so whatever runs uncompiled uses masks: the same attention
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -70,10 +70,13 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
             flexible.set_attn_implementation(FLEX)
 
 
-def why_not_flex_attention(model: PreTrainedModel, device: torch.device, bf16: bool) -> str | None:
+def why_not_flex_attention(
+    model: PreTrainedModel, device: torch.device, bf16: bool, deterministic: bool = True
+) -> str | None:
     """Return in a few words why a model cannot be trained with FlexAttention on a device; None if it can.
 
-    Compiles and runs FlexAttention once, forward and backward, with the heads of the model, and compares it with masks.
+    Compiles FlexAttention, runs it twice, forward and backward, with the heads of the model, and compares it with masks.
+    deterministic: whether both runs must give the same bits.
     """
     if not model._supports_flex_attn:
         return f"transformers has none for {model.config.model_type}"
@@ -81,39 +84,50 @@ def why_not_flex_attention(model: PreTrainedModel, device: torch.device, bf16: b
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kind = torch.bfloat16 if bf16 else torch.float32
+    flex, masked = _attention_of_probe(heads, size, device)
+    enabled = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
     try:
-        difference = _error_of_flex_attention(heads, size, kind, device)
+        found, again, exact = flex(kind), flex(kind), masked(torch.float32)
     except Exception as error:  # a compiler, or a kernel that does not fit the GPU, may raise anything
         return _first_line(error)
-    return None if difference <= TOLERANCE[kind] else f"it differs from attention by masks by {difference:.2g}"
+    finally:
+        torch.use_deterministic_algorithms(enabled)
+    if deterministic and not all(map(torch.equal, found, again)):
+        return "it is not deterministic"
+    errors = [float((one.float() - right).norm() / right.norm()) for one, right in zip(found, exact, strict=True)]
+    return None if max(errors) <= TOLERANCE[kind] else f"it differs from attention by masks by {max(errors):.2g}"
 
 
-def _error_of_flex_attention(heads: int, size: int, kind: torch.dtype, device: torch.device) -> float:
-    """Return the largest relative error of values and gradients, against masks in fp32, on one sequence of two documents."""
+Attention = Callable[[torch.dtype], list[torch.Tensor]]
+"""Computes attention in a type; returns its values and the gradients of queries, keys and values."""
+
+
+def _attention_of_probe(heads: int, size: int, device: torch.device) -> tuple[Attention, Attention]:
+    """Return FlexAttention, and attention by masks, of one random sequence of two documents."""
     draw = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, heads, PROBE_LENGTH, size, generator=draw).to(device) for _ in range(4)]
-    documents = (torch.arange(PROBE_LENGTH, device=device) >= PROBE_LENGTH // 3).int()
+    places = torch.arange(PROBE_LENGTH, device=device)
+    documents = (places >= PROBE_LENGTH // 3).int()
+    mask = (places[:, None] >= places) & (documents[:, None] == documents)
+    compiled = torch.compile(flex_attention, dynamic=False)
 
     def within(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return (query >= key) & (documents[query] == documents[key])
 
-    places = torch.arange(PROBE_LENGTH, device=device)
-    mask = (places[:, None] >= places) & (documents[:, None] == documents)
-    blocks = create_block_mask(within, None, None, PROBE_LENGTH, PROBE_LENGTH, device=str(device))
-    compiled = torch.compile(flex_attention, dynamic=False)
-
-    def found(flex: bool, kind: torch.dtype) -> list[torch.Tensor]:
-        query, key, value, weights = (tensor.to(kind) for tensor in inputs)
-        parts = [part.requires_grad_() for part in (query, key, value)]
-        values = (
-            compiled(query, key, value, block_mask=blocks)
-            if flex
-            else scaled_dot_product_attention(query, key, value, mask)
-        )
+    def gradients(values: torch.Tensor, parts: list[torch.Tensor], weights: torch.Tensor) -> list[torch.Tensor]:
         return [values.detach(), *torch.autograd.grad(values, parts, weights)]
 
-    pairs = zip(found(True, kind), found(False, torch.float32), strict=True)
-    return max(float((one.float() - exact).norm() / exact.norm()) for one, exact in pairs)
+    def flex(kind: torch.dtype) -> list[torch.Tensor]:
+        query, key, value, weights = (tensor.to(kind).requires_grad_() for tensor in inputs)
+        blocks = create_block_mask(within, None, None, PROBE_LENGTH, PROBE_LENGTH, device=str(device))
+        return gradients(compiled(query, key, value, block_mask=blocks), [query, key, value], weights)
+
+    def masked(kind: torch.dtype) -> list[torch.Tensor]:
+        query, key, value, weights = (tensor.to(kind).requires_grad_() for tensor in inputs)
+        return gradients(scaled_dot_product_attention(query, key, value, mask), [query, key, value], weights)
+
+    return flex, masked
 
 
 def _first_line(error: Exception) -> str:

@@ -36,6 +36,7 @@ class StageModule(LightningModule):
         end_of_text: int | None = None,
         masked: bool = False,
         flex_attention: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -45,6 +46,8 @@ class StageModule(LightningModule):
         self.sharded = sharded
         """Whether the weights are sharded over the ranks."""
         self.compiled = compiled
+        self.checkpointing = checkpointing
+        """Whether layers compute their activations again in the backward pass."""
         self.end_of_text = end_of_text
         """The token that ends a document, if tokens attend within their own document only."""
         self.masked = masked
@@ -56,6 +59,8 @@ class StageModule(LightningModule):
         """The sum of the steps' mean losses (nats per token) since a callback last reset it."""
         add_dropout(model, recipe["dropout"])
         self.loss_fn = compiled_loss_and_gradient() if compiled else loss_and_gradient
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
         if flex_attention:
             attend_by_flex_attention(model)
         if compiled:

@@ -107,6 +107,12 @@ class StageExecution(Section):
     pays off only in stages of several minutes (benchmarks/results/training.md)."""
     threads: Positive = 1
     """The number of threads of one CPU process. Results with different numbers are not bit-identical, so the default is 1."""
+    checkpointing: bool = False
+    """Whether layers keep only their inputs and compute everything else again in the backward pass (activation checkpointing).
+    It changes no result, takes about a third more time, and lets larger models or micro-batches fit. The default is false."""
+    deterministic: bool = True
+    """Whether every kernel is deterministic, so that a resumed or repeated run ends in the same bits. false lets torch choose
+    faster kernels on GPUs, and the attempts of a run say so. Order and amount of the data are exact either way."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """How processes divide the model: each holds all weights (ddp, which auto selects) or a part of them (fsdp)."""
     heldout_every: Positive | None = None

@@ -13,6 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import flex_attention
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -20,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from retain.datamodules.corpora.checkpoints.model import count
 from retain.launchers.stage.ranks import free_port, loopback_interface
 from retain.lightning_modules import objective
-from retain.lightning_modules.compiled import compile_layers
+from retain.lightning_modules.compiled import FLEX, MASKS, compile_layers, why_not_flex_attention
 from retain.lightning_modules.families import layers, part
 from retain.lightning_modules.lora import add_adapters, merge_adapters, plain_weights
 from retain.lightning_modules.models import add_dropout, build_from_config, load_model, parameter_groups
@@ -267,6 +268,42 @@ def test_fresh_weights_are_a_function_of_the_seed(family: str) -> None:
     first, again, other = (build_from_config(family, CONFIGS[family], seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@every_family
+def test_recomputed_activations_give_the_same_bits_with_dropout_too(family: str) -> None:
+    found = []
+    for recompute in (False, True):
+        model = tiny_model(family)
+        add_dropout(model, 0.1)
+        if recompute:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        torch.manual_seed(3)
+        summed_loss(model, sequences()).backward()  # type: ignore[no-untyped-call]
+        found.append(gradients(model))
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+@every_family
+def test_flex_attention_gives_the_loss_and_the_gradient_of_masks(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(family)
+    if not model._supports_flex_attn:
+        assert "has none for" in str(why_not_flex_attention(model, torch.device("cpu"), bf16=False))
+        return
+    # torch refuses gradients on CPUs, where FlexAttention is not compiled for training; its definition has them.
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    batch = torch.stack([documents(*lengths)[1] for lengths in ((9, 1, 14), (24,), (12, 12))])
+    add_dropout(model, 0.0)
+    found = []
+    for kind in (MASKS, FLEX):
+        model.set_attn_implementation(kind)
+        with torch.compiler.set_stance("force_eager"):
+            loss = summed_loss(model, batch, end_of_text=END_OF_TEXT)
+            loss.backward()  # type: ignore[no-untyped-call]
+        found.append((loss.item(), gradients(model)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert_close(found[1][1], found[0][1], tolerance=1e-4)
 
 
 @pytest.mark.slow

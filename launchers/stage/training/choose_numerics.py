@@ -61,17 +61,23 @@ def choose_numerics(
     if why:
         compiled = False
         notes.append(f"steps are not compiled, because this machine cannot ({why}); results are right, only slower")
-    # 4. FlexAttention has no dropout, and is compiled.
+    # 4. Absent, like `compile`, in runs that earlier versions registered.
+    deterministic = execution.get("deterministic", True)
+    if not deterministic:
+        notes.append(
+            "kernels need not be deterministic (execution.deterministic: false): a repeated run may not be bit-identical"
+        )
+    # 5. FlexAttention has no dropout, and is compiled.
     recipe = context.spec["recipe"]
     flex = machine.gpu and compiled and not recipe["dropout"] if "documents" in recipe else None
     if before:
         flex = flex and before.flex_attention
-    if flex and (why := why_not_flex_attention(model, device, machine.bf16)):
+    if flex and (why := why_not_flex_attention(model, device, machine.bf16, deterministic)):
         flex = False
         notes.append(f"tokens attend within documents by masks, because FlexAttention does not work here ({why})")
     micro_batch = execution["micro_batch"] or (before.micro_batch if before else None)
     threads = execution["threads"] if device.type == "cpu" else None
-    numerics = Numerics(compiled, micro_batch, machine.bf16, threads, machine.sharded, flex)
+    numerics = Numerics(compiled, micro_batch, machine.bf16, threads, machine.sharded, flex, deterministic)
     broadcast((numerics, stopped), world)
     if stopped:
         raise AttemptStopped(stopped)

@@ -33,7 +33,9 @@ class _Answer(TypedDict):
     too_many: int | None
 
 
-def stage_shape(model: PreTrainedModel, recipe: Mapping[str, Any], bf16: bool, world: int) -> dict[str, Any]:
+def stage_shape(
+    model: PreTrainedModel, recipe: Mapping[str, Any], bf16: bool, world: int, checkpointing: bool = False
+) -> dict[str, Any]:
     """Everything that decides how much memory a sequence needs."""
     config = model.config
     shape = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
@@ -49,6 +51,7 @@ def stage_shape(model: PreTrainedModel, recipe: Mapping[str, Any], bf16: bool, w
         # Absent without it, so that earlier answers are found.
         **({"documents": recipe["documents"]} if "documents" in recipe else {}),
         **({"anchor": True} if "anchor" in recipe else {}),
+        **({"checkpointing": True} if checkpointing else {}),
     }
 
 

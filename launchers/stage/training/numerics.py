@@ -28,6 +28,8 @@ class Numerics:
     """Whether the weights are sharded over the ranks."""
     flex_attention: bool | None = None
     """Whether tokens attend within documents by FlexAttention, not by masks; None where they attend across documents."""
+    deterministic: bool | None = None
+    """Whether every kernel is deterministic."""
 
 
 _WORDS: dict[str, Callable[[Any], str]] = {
@@ -37,6 +39,7 @@ _WORDS: dict[str, Callable[[Any], str]] = {
     "threads": lambda threads: f"{threads} threads",
     "sharded": lambda sharded: "sharded weights" if sharded else "all weights on every rank",
     "flex_attention": lambda flex: "FlexAttention" if flex else "attention masks",
+    "deterministic": lambda deterministic: f"{'' if deterministic else 'non-'}deterministic kernels",
 }
 
 

@@ -99,9 +99,10 @@ def attempt(context: AttemptContext) -> None:
         numerics.compiled,
         end_of_text,
         flex_attention=bool(numerics.flex_attention),
+        checkpointing=execution.get("checkpointing", False),
     )
     if machine.gpu and numerics.micro_batch is None and not machine.sharded:
-        module.micro_batch = _fitting_micro_batch(context, model, machine.bf16, end_of_text)
+        module.micro_batch = _fitting_micro_batch(context, module, machine.bf16)
         numerics = replace(numerics, micro_batch=module.micro_batch)
     if first:
         record_numerics(run, numerics)
@@ -121,7 +122,11 @@ def attempt(context: AttemptContext) -> None:
     resume = Resume(saved, carried, data, curves, best, writer, context.stop, cadence, holds_all=not machine.sharded)
     final = FinalLosses(context, curves, data)
     callbacks = [*([best] if best else []), curves, resume, final]
-    fit(stage_trainer(run.folder, ranks, machine.gpu, machine.bf16, machine.sharded, callbacks), module, data)
+    deterministic = numerics.deterministic is not False
+    trainer = stage_trainer(
+        run.folder, ranks, machine.gpu, machine.bf16, machine.sharded, callbacks, deterministic=deterministic
+    )
+    fit(trainer, module, data)
 
     # 5. Write the result.
     if first:
@@ -204,13 +209,13 @@ def _check_room(run: Run, model: PreTrainedModel, keeps_optimizer: bool) -> None
     check_room(run.folder, needed - used_bytes(run.checkpoint))
 
 
-def _fitting_micro_batch(context: AttemptContext, model: PreTrainedModel, bf16: bool, end_of_text: int | None) -> int:
+def _fitting_micro_batch(context: AttemptContext, module: StageModule, bf16: bool) -> int:
     """The number of sequences that fit on the GPU of every rank."""
-    recipe, world = context.spec["recipe"], context.ranks.world
+    recipe, world, model = context.spec["recipe"], context.ranks.world, module.model
     device = torch.device("cuda", torch.cuda.current_device())
-    fits = fits_on_gpu(model.to(device), recipe, bf16, device, end_of_text)  # type: ignore[arg-type]
+    fits = fits_on_gpu(model.to(device), recipe, bf16, device, module.end_of_text)  # type: ignore[arg-type]
     share = -(-recipe["batch"] // world)
-    shape = stage_shape(model, recipe, bf16, world)
+    shape = stage_shape(model, recipe, bf16, world, module.checkpointing)
     own = micro_batch_for(context.store.root, shape, share, fits, keep=not is_shared(device))
     return min(gather(own, world))
 

@@ -20,9 +20,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def stage_trainer(
-    folder: Path, ranks: Ranks, gpu: bool, bf16: bool, sharded: bool, callbacks: Sequence[Callback]
+    folder: Path,
+    ranks: Ranks,
+    gpu: bool,
+    bf16: bool,
+    sharded: bool,
+    callbacks: Sequence[Callback],
+    deterministic: bool = True,
 ) -> Trainer:
-    """A deterministic Trainer for one epoch, one step a batch; callbacks handle signals, checkpoints, logs and progress."""
+    """A Trainer for one epoch, one step a batch; callbacks handle signals, checkpoints, logs and progress."""
     if not gpu:
         _keep_freed_memory()
     trainer = Trainer(
@@ -36,7 +42,7 @@ def stage_trainer(
         callbacks=list(callbacks),
         # Nothing is written there. Without it Lightning asks for the working directory, which may have been deleted.
         default_root_dir=folder,
-        deterministic=True,
+        deterministic=deterministic,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,

@@ -54,7 +54,8 @@ def test_compiled_stages_resume_to_the_same_bits(compiled: tuple[Path, Path], tm
         run = of_stage(store, stage)
         assert run.state().attempts[-1].tokens_at_start == tokens
         assert run.state().attempts[-1].note is None
-        assert recorded_numerics(run) == Numerics(compiled=True, micro_batch=None, bf16=True, threads=1, sharded=False)
+        expected = Numerics(True, None, bf16=True, threads=1, sharded=False, deterministic=True)
+        assert recorded_numerics(run) == expected
     assert weights(store) == weights(undisturbed)
     assert losses(store) == losses(undisturbed)
 
@@ -116,6 +117,7 @@ def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not
         ("execution.micro_batch=3", "a micro-batch of 3 sequences a run that began with no micro-batches"),
         ("execution.precision=fp32", "fp32 a run that began with bf16"),
         ("execution.threads=2", "2 threads a run that began with 1 threads"),
+        ("execution.deterministic=false", "non-deterministic kernels a run that began with deterministic kernels"),
     ],
 )
 def test_a_run_that_resumes_with_other_numerics_says_so(

@@ -16,7 +16,7 @@ from retain.results.store.export import export_run
 from retain.results.store.runs import Run, Store
 from retain.sweeps.schema.models import PRESETS, Architecture, parameters
 from tests.results.runs import put_state
-from tests.retain import losses, train_here
+from tests.retain import losses, train_here, weights
 from tests.studies import tiny_study
 
 NARROW = {"layers": 4, "hidden": 72, "heads": 9, "kv_heads": 9, "mlp": 192, "vocabulary": 320, "context": 64}
@@ -55,8 +55,8 @@ def two(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_by(2, study, tmp_path_factory.mktemp("two") / "runs")
 
 
-def trained_by(devices: int, study: Path, store: Path) -> Path:
-    states = train_here(study, store, f"execution.devices={devices}", "execution.strategy=fsdp")
+def trained_by(devices: int, study: Path, store: Path, *overrides: str) -> Path:
+    states = train_here(study, store, f"execution.devices={devices}", "execution.strategy=fsdp", *overrides)
     assert {state.state for state in states.values()} == {"done"}
     return store
 
@@ -96,6 +96,15 @@ def test_the_narrow_model_has_the_layout_of_the_1b_model(study: Path, one: Path)
 
 def test_two_processes_train_as_one(one: Path, two: Path) -> None:
     assert_same_training(two, one)
+
+
+@pytest.mark.slow
+def test_two_processes_that_recompute_activations_train_to_the_same_bits(
+    study: Path, two: Path, tmp_path: Path
+) -> None:
+    store = trained_by(2, study, tmp_path / "runs", "execution.checkpointing=true")
+    assert weights(store) == weights(two)
+    assert losses(store) == losses(two)
 
 
 @pytest.mark.parametrize("devices", [1, 4])

@@ -261,6 +261,8 @@ OTHER_EXECUTION = {
     "precision": "bf16",
     "micro_batch": 1,
     "compile": True,
+    "checkpointing": True,
+    "deterministic": False,
     "pack": 4,
     "threads": 2,
     "parallel": 3,
