@@ -1,6 +1,7 @@
-"""Keep the results of a study in docs/evidence: `python -m tools.evidence STORE STUDY [PATH=VALUE]...`.
+"""Keep the results of studies in docs/evidence: `python -m tools.evidence STORE STUDY... [PATH=VALUE]...`.
 
 Writes the verdicts, the loss table, the figures and the page of `retain report` into docs/evidence/<study>.
+Several studies are judged together and share a folder.
 """
 
 import json
@@ -13,19 +14,26 @@ from typing import Any
 EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
 
 
-def keep(store: Path, study: str, overrides: list[str]) -> Path:
-    """Write a study's report from its store, and copy it; returns the folder."""
+def keep(store: Path, words: list[str]) -> Path:
+    """Write the report of studies from their store, and copy it; returns the folder. words: the studies, and any overrides."""
     verb = [sys.executable, "-m", "retain.launchers.cli.app"]
-    words = [study, *overrides, "--store", str(store), "--json"]
-    document = json.loads(subprocess.run([*verb, "report", *words], check=True, stdout=subprocess.PIPE).stdout)
-    folder = EVIDENCE / study
+    options = ["--store", str(store), "--json"]
+    document = json.loads(
+        subprocess.run([*verb, "report", *words, *options], check=True, stdout=subprocess.PIPE).stdout
+    )
+    folder = EVIDENCE / document["study"]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    table = ["--csv", str(folder / "losses.csv")]
-    subprocess.run([*verb, "results", *words, *table], check=True, stdout=subprocess.DEVNULL)
+    studies, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    tables = {study: "losses.csv" if len(studies) == 1 else f"{study}.csv" for study in studies}
+    for study, name in tables.items():
+        table = [study, *overrides, *options, "--csv", str(folder / name)]
+        subprocess.run([*verb, "results", *table], check=True, stdout=subprocess.DEVNULL)
     for path in [Path(document["report"])] + [Path(figure["png"]) for figure in document["figures"]]:
         shutil.copy(path, folder / path.name)
-    text = summary(document, " ".join([study, *(f"'{text}'" for text in overrides)]))
+    quoted = "".join(f" '{override}'" for override in overrides)
+    commands = [*(f"run {study}{quoted}" for study in studies), f"report {' '.join(studies)}{quoted}"]
+    text = summary(document, list(tables.values()), commands)
     probed = store / "studies" / document["study"] / "predictors.json"
     if probed.exists():
         shutil.copy(probed, folder / probed.name)
@@ -34,12 +42,13 @@ def keep(store: Path, study: str, overrides: list[str]) -> Path:
     return folder
 
 
-def summary(document: dict[str, Any], command: str) -> str:
+def summary(document: dict[str, Any], tables: list[str], commands: list[str]) -> str:
     """The results in Markdown: the command, the verdicts, the figures."""
-    lines = [f"# {document['study']}", "", f"    retain run {command}", f"    retain report {command}", ""]
+    lines = [f"# {document['study']}", "", *(f"    retain {command}" for command in commands), ""]
     finished = document["trials"] - document["missing"]
     lines += [
-        f"{finished} of {document['trials']} trials. [losses.csv](losses.csv), [the whole report](report.html).",
+        f"{finished} of {document['trials']} trials. {', '.join(f'[{name}]({name})' for name in tables)}, "
+        "[the whole report](report.html).",
         "",
     ]
     if document["verdicts"]:
@@ -72,4 +81,4 @@ def correlation_table(probed: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(keep(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    print(keep(Path(sys.argv[1]), sys.argv[2:]))
