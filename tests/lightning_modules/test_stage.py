@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch.nn.utils import clip_grad_norm_
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from retain.lightning_modules.objective import next_token_losses, summed_loss
 from retain.lightning_modules.stage import StageModule
@@ -183,3 +184,47 @@ def test_a_strong_anchor_keeps_the_weights_near_those_at_the_start() -> None:
         return float(sum(((one - old) ** 2).sum() for one, old in pairs))
 
     assert moved(anchor={"l2sp": 1e3}) < 0.5 * moved()
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that read a value of a tensor, for which a GPU would have to finish all that was asked of it."""
+
+    READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "item")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket.__name__ in self.READS:
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"dropout": 0.1}, {"anchor": {"l2sp": 0.1}}, {"schedule": {"wsd": 2}}],
+    ids=["plain", "dropout", "anchor", "wsd"],
+)
+@pytest.mark.parametrize("end_of_text", [None, 7])
+def test_a_step_waits_for_one_value_of_the_gpu_a_micro_batch(fields: dict[str, Any], end_of_text: int | None) -> None:
+    recipe = RECIPE | fields
+    waits = Waits()
+
+    class Watched(StageModule):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+            with waits:
+                super().training_step(batch, batch_idx)
+
+    module = Watched(small_model(), recipe, 3, end_of_text=end_of_text, masked=True)
+    train(module, [torch.where(batch % 3 == 0, ~batch, batch) for batch in steps_of(recipe)])
+    assert module.step == 4
+    # transformers asks once for each micro-batch whether it holds several documents.
+    assert len(waits.found) == 3 + 3 + 3 + 1
+
+
+def test_reading_a_value_counts_as_waiting() -> None:
+    with Waits() as waits:
+        assert torch.ones(2).sum().item() == 2
+        assert torch.ones(2).any()
+    assert len(waits.found) == 2
