@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -35,6 +36,7 @@ class StageModule(LightningModule):
         compiled: bool = False,
         end_of_text: int | None = None,
         masked: bool = False,
+        fisher: Path | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -48,6 +50,8 @@ class StageModule(LightningModule):
         """The token that ends a document, if tokens attend within their own document only."""
         self.masked = masked
         """Whether batches may hold tokens that are not predicted."""
+        self.fisher = fisher
+        """The file of the Fisher information that the anchor of the recipe needs."""
         self.step = 0
         """Steps trained, over all attempts."""
         self.anchor: Anchor | None = None
@@ -63,7 +67,7 @@ class StageModule(LightningModule):
             shard_model(self.model, self.device_mesh["data_parallel"])
         if "anchor" in self.recipe and self.anchor is None:
             # Checkpoints are restored later: the weights are still those that the stage starts from.
-            self.anchor = Anchor(self.model, self.recipe["anchor"]["l2sp"])
+            self.anchor = Anchor(self.model, self.recipe["anchor"], self.fisher)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return optimizers_of(self.model, self.recipe)

@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,10 +54,12 @@ from retain.lightning_modules.models import build_from_config, build_model, load
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.disk import MOMENT_BYTES, check_room, stage_bytes, used_bytes
 from retain.results.store.runs import Run
-from retain.results.store.state import KEEPS_OPTIMIZER
+from retain.results.store.state import FISHER_FILE, KEEPS_OPTIMIZER
 from retain.sweeps.schema.models import Architecture
+from retain.sweeps.schema.section import FISHER
 from retain.sweeps.tree.evaluation import role_of, tune_split
 from retain.sweeps.tree.key_diff import stage_name
+from retain.sweeps.tree.recipes.anchor import estimate_key
 
 
 def attempt(context: AttemptContext) -> None:
@@ -90,7 +93,10 @@ def attempt(context: AttemptContext) -> None:
     if first:
         _check_room(run, model, KEEPS_OPTIMIZER in spec)
     end_of_text = tokenizer.end_id if "documents" in recipe else None
-    module = StageModule(model, recipe, numerics.micro_batch, machine.sharded, numerics.compiled, end_of_text)
+    fisher = _fisher_file(context)
+    module = StageModule(
+        model, recipe, numerics.micro_batch, machine.sharded, numerics.compiled, end_of_text, fisher=fisher
+    )
     if machine.gpu and numerics.micro_batch is None and not machine.sharded:
         module.micro_batch = _fitting_micro_batch(context, model, machine.bf16, end_of_text)
         numerics = replace(numerics, micro_batch=module.micro_batch)
@@ -185,6 +191,18 @@ def _starting_model(context: AttemptContext, tokenizer: Tokenizer) -> PreTrained
     if recipe.get("method") == "lora":
         add_adapters(model, recipe["lora"], recipe["seed"])
     return model
+
+
+def _fisher_file(context: AttemptContext) -> Path | None:
+    """The file of the Fisher information that the anchor of the recipe needs; None if it needs none.
+
+    Raises StageFailedError, DamageError.
+    """
+    estimate = context.spec["recipe"].get("anchor", {}).get(FISHER)
+    if estimate is None:
+        return None
+    key = estimate_key(context.spec["parent"], estimate)
+    return usable_parent(context.store, key, "the Fisher information").model / FISHER_FILE
 
 
 def _check_room(run: Run, model: PreTrainedModel, keeps_optimizer: bool) -> None:
