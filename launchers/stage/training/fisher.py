@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from retain.datamodules.corpora.prepare import stored_tokenizer
 from retain.datamodules.order.stage_data import first_sequences
@@ -42,6 +43,7 @@ SUMS, DONE = "sums.safetensors", "sequences"
 
 def attempt(context: AttemptContext) -> None:
     """Estimate the information and finish a run, on one process. Raises StageFailedError, AttemptStopped, DamageError."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     run, recipe, execution = context.run, context.spec["recipe"], context.spec["execution"]
     machine = machine_of(execution)
     if not machine.gpu:
