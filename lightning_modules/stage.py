@@ -13,10 +13,11 @@ from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from retain.lightning_modules.anchors.pull import Anchor
 from retain.lightning_modules.compiled import compile_layers, compiled_loss_and_gradient
 from retain.lightning_modules.models import add_dropout
 from retain.lightning_modules.objective import loss_and_gradient, predictions, summed_loss
-from retain.lightning_modules.optimisation import Anchor, optimizers_of, rate_of_recipe
+from retain.lightning_modules.optimisation import optimizers_of, rate_of_recipe
 from retain.lightning_modules.shards import shard_model
 
 

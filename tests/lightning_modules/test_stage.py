@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
-from retain.lightning_modules.fisher import add_squares, information_per_token, no_squares
+from retain.lightning_modules.anchors.fisher import add_squares, information_per_token, no_squares
 from retain.lightning_modules.models import add_dropout
 from retain.lightning_modules.objective import model_inputs, next_token_losses, summed_loss
 from retain.lightning_modules.stage import StageModule

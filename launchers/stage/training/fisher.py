@@ -27,7 +27,7 @@ from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import machine_of
-from retain.lightning_modules.fisher import add_squares, information_per_token, no_squares
+from retain.lightning_modules.anchors.fisher import add_squares, information_per_token, no_squares
 from retain.lightning_modules.models import load_model
 from retain.lightning_modules.objective import predictions
 from retain.results.store.disk import SMALL_FILES, check_room

@@ -20,7 +20,7 @@ from retain.launchers.stage.attempt import make_attempt
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.launchers.stage.training import fisher
-from retain.lightning_modules.fisher import add_squares
+from retain.lightning_modules.anchors.fisher import add_squares
 from retain.lightning_modules.models import load_model
 from retain.results.store.runs import Run, Store
 from retain.results.store.verify import verify_runs
