@@ -202,7 +202,7 @@ def _of_weights(runs: list[Run], chosen: set[str], stages: Mapping[str, "Stage"]
         files = _weight_files(run)
         if files and not is_pinned(run) and not run.is_running():
             size = sum(used_bytes(file) for file in files)
-            reason = f"all runs that start from them are done ({len(using):,})"
+            reason = f"all runs that need them are done ({len(using):,})"
             yield Waste(run.model, run.key, WEIGHTS, size, reason)
 
 
