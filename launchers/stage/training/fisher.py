@@ -9,6 +9,7 @@ import os
 # Before torch: cuBLAS is deterministic with a fixed workspace only.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+import hashlib
 import shutil
 import time
 from pathlib import Path
@@ -37,8 +38,8 @@ from retain.sweeps.base.files import share
 from retain.sweeps.tree.cost import BYTES_PER_VALUE
 
 REPORT_EVERY_S = 1.0
-SUMS, DONE = "sums.safetensors", "sequences"
-"""The file of saved sums in checkpoint/, and the entry of its metadata that says over how many sequences they are."""
+SUMS, DONE, DIGEST = "sums.safetensors", "sequences", "sha256"
+"""The file of saved sums in checkpoint/, and what its metadata has: over how many sequences they are, and their digest."""
 
 
 def attempt(context: AttemptContext) -> None:
@@ -108,14 +109,31 @@ def _publish(context: AttemptContext, found: dict[str, torch.Tensor]) -> None:
 def _save_sums(folder: Path, squares: dict[str, torch.Tensor], done: int) -> None:
     """Save the sums over the first `done` sequences; a process that is killed meanwhile leaves the file before."""
     folder.mkdir(exist_ok=True)
-    save_file({name: one.cpu() for name, one in squares.items()}, folder / f"{SUMS}.partial", {DONE: str(done)})
+    sums = {name: one.cpu() for name, one in squares.items()}
+    save_file(sums, folder / f"{SUMS}.partial", {DONE: str(done), DIGEST: _digest(sums)})
     (folder / f"{SUMS}.partial").replace(folder / SUMS)
 
 
 def _saved_sums(path: Path) -> tuple[int, dict[str, torch.Tensor]] | None:
     """The number of sequences of saved sums, and the sums; None if there are none, or they are damaged."""
+    if not path.exists():
+        return None
     try:
         with safe_open(path, "pt") as file:
-            return int(file.metadata()[DONE]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError, TypeError):
-        return None
+            sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = file.metadata()
+        if about[DIGEST] == _digest(sums):
+            return int(about[DONE]), sums
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        pass
+    log_line(f"{path} is damaged: the estimate starts again")
+    return None
+
+
+def _digest(sums: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of the names and values of sums, in hexadecimal."""
+    found = hashlib.sha256()
+    for name in sorted(sums):
+        found.update(name.encode())
+        found.update(sums[name].contiguous().numpy().data)
+    return found.hexdigest()

@@ -9,6 +9,7 @@ import pytest
 from retain.results.store.readiness import blocked_stages, is_ready
 from retain.results.store.state import State
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.execution import Execution
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.section import FISHER
 from retain.sweeps.tree.cost import total_cost
@@ -126,6 +127,13 @@ def test_an_estimate_costs_its_tokens_once_where_it_is_shared_and_in_each_trial_
     weights = plain.disk_bytes // plain.stages
     assert totals.disk_bytes == plain.disk_bytes + weights
     assert totals.freeable_bytes == plain.freeable_bytes + weights
+
+
+def test_an_estimate_runs_as_the_study_says_on_one_device() -> None:
+    execution = Execution.model_validate({"devices": 8, "precision": "fp32", "slurm": {"nodes": 2, "partition": "gpu"}})
+    own = execution.of_stage(FISHER)
+    assert (own.devices, own.precision, own.slurm.nodes, own.slurm.partition) == (1, "fp32", 1, "gpu")
+    assert execution.of_stage("finetune").devices == 8
 
 
 def test_a_study_scaled_down_for_a_drill_estimates_on_few_sequences() -> None:

@@ -110,8 +110,9 @@ def test_an_estimate_is_that_of_the_weights_that_the_stage_starts_from(
     assert free > weak > 2 * strong
 
 
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "with damaged sums"])
 def test_an_interrupted_estimate_continues_to_the_same_bits(
-    study: Path, trials: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damaged: bool, study: Path, trials: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(study.parent / "runs", tmp_path / "runs", symlinks=True)
     run = estimate_of(Store(tmp_path / "runs"))
@@ -132,8 +133,14 @@ def test_an_interrupted_estimate_continues_to_the_same_bits(
         assert run.state().state == "planned"
         assert run.state().progress.tokens == done * 32
         stop.signal = None
+    monkeypatch.undo()
+    if damaged:
+        saved = run.checkpoint / "sums.safetensors"
+        content = bytearray(saved.read_bytes())
+        content[-9] ^= 1
+        saved.write_bytes(content)
     make_attempt(Store(tmp_path / "runs"), run.key, Ranks(0, 1), stop)
     state = run.state()
     assert (state.state, state.checksums) == ("done", whole.checksums)
-    assert [attempt.tokens_at_start for attempt in state.attempts[-4:]] == [0, 7 * 32, 14 * 32, 21 * 32]
+    assert [attempt.tokens_at_start // 32 for attempt in state.attempts[-4:]] == [0, 7, 14, 0 if damaged else 21]
     assert not run.checkpoint.exists()
