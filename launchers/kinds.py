@@ -53,9 +53,10 @@ TRAINING = Kind(
 )
 LINEAR = Kind("linear", "retain.launchers.stage.linear", leaves=(WEIGHTS, LOSSES))
 EVALUATE = Kind("evaluate", "retain.launchers.stage.evaluate", leaves=(LOSSES,))
+FISHER = Kind("fisher", "retain.launchers.stage.training.fisher", leaves=(WEIGHTS,))
 SEARCH = Kind("search", "retain.launchers.search.attempt", leaves=(SUMMARY,), may_idle=True)
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, EVALUATE, SEARCH)}
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, EVALUATE, FISHER, SEARCH)}
 
 
 def kind_of(spec: Spec) -> Kind:
@@ -70,9 +71,11 @@ def kind_of(spec: Spec) -> Kind:
 
 
 def kind_of_recipe(recipe: Mapping[str, Any]) -> Kind:
-    """The kind of a stage of a study, or of an evaluation of one."""
+    """The kind of a stage of a study, of an evaluation of one, or of an estimate for an anchor."""
     if recipe.get("measure") == MEASURE:
         return EVALUATE
+    if recipe.get("measure") == FISHER.name:
+        return FISHER
     return LINEAR if recipe.get("method") == LINEAR_METHOD else TRAINING
 
 

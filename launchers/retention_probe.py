@@ -83,7 +83,7 @@ def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Prob
         elif start.weights_freed and not store.run(short.key).is_done():
             left_out[freed_sentence([store.run(trial.path[-2])])] += 1
         else:
-            stages |= {key: tree.stages[key] for key in trial.path[:-1]} | {short.key: short}
+            stages |= {key: tree.stages[key] for key in tree.runs_of(trial)[:-1]} | {short.key: short}
             trials.append(trial)
             probed.append(replace(trial, chain=(*trial.chain[:-1], short.key)))
     return Probes(replace(tree, stages=stages, trials=probed), trials, left_out)

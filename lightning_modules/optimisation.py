@@ -1,6 +1,4 @@
-"""How a stage updates its weights: the optimisers, in a table with one function a row, the learning rate of each step, and
-the pull of an anchor.
-"""
+"""How a stage updates its weights: the optimisers, in a table with one function a row, and the learning rate of each step."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,8 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from retain.lightning_modules.models import parameter_groups, trained_parameters
-from retain.lightning_modules.shards import local_part
+from retain.lightning_modules.models import parameter_groups
 
 ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
 MOMENTS = (*ADAMW_MOMENTS, "momentum_buffer")
@@ -112,26 +109,3 @@ def rate_of_recipe(recipe: Mapping[str, Any], step: int) -> float:
     return learning_rate(
         step, recipe["steps"], recipe["lr"], recipe["min_lr"], recipe["warmup"], schedule=schedule, rise=rise
     )
-
-
-class Anchor:
-    """A penalty of strength / 2 times the squared distance of the weights from those at the start of a stage (L2-SP).
-
-    Source: Xuhong et al., "Explicit inductive bias for transfer learning with convolutional networks" (arXiv 1802.01483). It
-    must be made while the model has its starting weights. Of sharded weights each rank keeps its rows.
-    """
-
-    def __init__(self, model: nn.Module, strength: float) -> None:
-        self.strength = strength
-        self.start = {name: local_part(one.detach()).clone() for name, one in trained_parameters(model)}
-
-    def add_gradient(self, model: nn.Module) -> None:
-        """Add the gradient of the penalty to that of the loss, which the strategy must have averaged over the ranks."""
-        with torch.no_grad():
-            for name, parameter in trained_parameters(model):
-                weights = local_part(parameter)
-                # Lightning may move the model after the anchor was made.
-                start = self.start[name] = self.start[name].to(weights.device)
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                local_part(parameter.grad).add_(weights - start, alpha=self.strength)

@@ -53,6 +53,16 @@ def first_row(tensor: DTensor) -> int:
     return min(tensor.device_mesh.get_local_rank() * block, tensor.shape[0])
 
 
+def stored_rows(file: Any, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of an open safetensors file that has a parameter's shape: of a sharded parameter, this rank's rows."""
+    if not isinstance(parameter, DTensor):
+        whole: torch.Tensor = file.get_tensor(name)
+        return whole
+    first = first_row(parameter)
+    rows: torch.Tensor = file.get_slice(name)[first : first + local_part(parameter).shape[0]]
+    return rows
+
+
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return all weights by name, gathered from all ranks, on the CPU. Every rank must call this."""
     return {

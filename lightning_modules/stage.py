@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,10 +13,11 @@ from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from retain.lightning_modules.anchors.pull import Anchor
 from retain.lightning_modules.compiled import attend_by_flex_attention, compile_layers, uncompiled
 from retain.lightning_modules.models import add_dropout
 from retain.lightning_modules.objective import compiled_loss_and_gradient, loss_and_gradient, predictions, summed_loss
-from retain.lightning_modules.optimisation import Anchor, optimizers_of, rate_of_recipe
+from retain.lightning_modules.optimisation import optimizers_of, rate_of_recipe
 from retain.lightning_modules.shards import shard_model
 
 
@@ -37,6 +39,7 @@ class StageModule(LightningModule):
         masked: bool = False,
         flex_attention: bool = False,
         checkpointing: bool = False,
+        fisher: Path | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -52,6 +55,8 @@ class StageModule(LightningModule):
         """The token that ends a document, if tokens attend within their own document only."""
         self.masked = masked
         """Whether batches may hold tokens that are not predicted."""
+        self.fisher = fisher
+        """The file of the Fisher information that the anchor of the recipe needs."""
         self.step = 0
         """Steps trained, over all attempts."""
         self.anchor: Anchor | None = None
@@ -71,7 +76,7 @@ class StageModule(LightningModule):
             shard_model(self.model, self.device_mesh["data_parallel"])
         if "anchor" in self.recipe and self.anchor is None:
             # Checkpoints are restored later: the weights are still those that the stage starts from.
-            self.anchor = Anchor(self.model, self.recipe["anchor"]["l2sp"])
+            self.anchor = Anchor(self.model, self.recipe["anchor"], self.fisher)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return optimizers_of(self.model, self.recipe)

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from retain.datamodules.corpora.prepare import packed_corpus
 from retain.datamodules.order.batches import Batches, stage_batches
 from retain.datamodules.order.digest import add_digests
+from retain.datamodules.order.mixtures import Subset
 from retain.datamodules.order.permutation import derive_seed, permute
 from retain.datamodules.order.prefetch import MappedSequences
 from retain.datamodules.order.read_ahead import read_ahead
@@ -93,6 +94,17 @@ def heldout_sequences(store: Path, corpus: str, half: str | None = None) -> torc
     if half is not None:
         rows = rows[tune_sequences(len(rows)) == (half == TUNE)]
     return torch.from_numpy(MappedSequences(packed.sequences("heldout"), packed.mask("heldout")).read(rows))
+
+
+def first_sequences(store: Path, recipe: Mapping[str, Any]) -> torch.Tensor:
+    """Return the first `sequences` training sequences of the shuffle of a recipe's corpus, after its `first` ones.
+
+    int64 [sequences, length], as batches have their tokens. Raises MissingResourceError if the corpus is not prepared.
+    """
+    packed, count = packed_corpus(store, recipe["corpus"]), recipe["sequences"]
+    subset = Subset(recipe["corpus"], packed.count("train"), count, recipe.get("first", 0), recipe["subset_seed"])
+    rows = subset.sequences(np.arange(count))
+    return torch.from_numpy(MappedSequences(packed.sequences("train"), packed.mask("train")).read(rows))
 
 
 def tune_sequences(count: int) -> npt.NDArray[np.bool_]:

@@ -89,7 +89,8 @@ def gc(
     from retain.results.store.runs import existing_store
 
     found, opened = existing_store(store), _opened(study, overrides, store)
-    waste = find_waste(found, with_evaluations(opened).stages if opened else None, weights)
+    stages = with_evaluations(opened).stages if opened else None
+    waste = find_waste(found, stages, weights, stages)
     document = waste_document(study, [(one, None if dry_run else free(found, one)) for one in waste], dry_run)
     show(document, as_json, print_waste)
     return MissingResourceError.exit_code if document["kept"] else 0

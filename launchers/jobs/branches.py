@@ -17,12 +17,14 @@ BY_KEY, WITH_STUDY = "by retain cancel", "with its study, by retain cancel"
 
 
 def branch(store: Store, key: str) -> list[str]:
-    """A run of the store and every run below it, parents first."""
-    parents = store.read_all(lambda run: run.spec()["parent"])
-    found = [key]
+    """A run of the store and every run that needs it, directly or not, those that others need first."""
+    needs = store.read_all(lambda run: run.needs())
+    found, depth = [key], {key: 0}
     for above in found:
-        found += [below for below, parent in parents.items() if parent == above]
-    return found
+        for below in (run for run, needed in needs.items() if above in needed):
+            found += [below]
+            depth[below] = max(depth.get(below, 0), depth[above] + 1)
+    return sorted(depth, key=lambda run: depth[run])
 
 
 def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list[str]:

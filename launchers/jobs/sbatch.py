@@ -72,8 +72,7 @@ def planned_families(tree: Tree, keys: Collection[str], executions: Mapping[str,
     """`families` of stages that need not be registered. executions: how each stage is executed, by key."""
     stages = [stage for stage in tree.stages.values() if stage.key in keys]
     return _grouped(
-        Family(stage.stage, (stage.parent,) if stage.parent else (), (stage.key,), executions[stage.key], tree.study)
-        for stage in stages
+        Family(stage.stage, stage.needs, (stage.key,), executions[stage.key], tree.study) for stage in stages
     )
 
 

@@ -116,8 +116,8 @@ def start_detached(study: str, overrides: Sequence[str], store: Path) -> Path:
 class Scheduler:
     """Decides which run is trained next: the states of all stages, the worker groups, the free slots.
 
-    A stage waits until its parent is done and a slot is free; then it has a worker group; then it is done, or waits again for
-    another attempt, or has ended.
+    A stage waits until the runs that it needs are done and a slot is free; then it has a worker group; then it is done, or
+    waits again for another attempt, or has ended.
     """
 
     def __init__(self, tree: Tree, store: Store, slots: Sequence[Slot], forgiving: bool) -> None:
@@ -167,7 +167,7 @@ class Scheduler:
         for key in list(self.waiting):
             stage = self.tree.stages[key]
             # 1. The branch has ended above: so has this stage.
-            if stage.parent in self.ended:
+            if not self.ended.isdisjoint(stage.needs):
                 self.waiting.remove(key)
                 self.ended.add(key)
             # 2. Another launcher has ended the run, or trains it: it does not start here.
@@ -323,8 +323,8 @@ class Scheduler:
         below: dict[str, int] = {}
         for stage in reversed(self.tree.stages.values()):
             below[stage.key] = below.get(stage.key, 0) + stage.tokens
-            if stage.parent:
-                below[stage.parent] = max(below.get(stage.parent, 0), below[stage.key])
+            for need in stage.needs:
+                below[need] = max(below.get(need, 0), below[stage.key])
         return lambda key: (-below[key], key)
 
 

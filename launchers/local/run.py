@@ -155,7 +155,7 @@ def with_measures(
     tree, store, study = opened.tree, opened.store, opened.file.study
     check_starts(store, tree.stages | missing, {**states, **store.states(missing)})
     # The stages are done, whatever became of those above them.
-    above = {one.parent: replace(tree.stages[one.parent], parent=None) for one in missing.values() if one.parent}
+    above = {need: replace(tree.stages[need], parent=None, also=()) for one in missing.values() for need in one.needs}
     part = replace(tree, stages=above | missing, trials=[])
     register_evaluations(missing, tree, opened.file, opened.facts, store)
     slots = local_slots(study.execution, study.stages)

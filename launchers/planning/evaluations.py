@@ -42,7 +42,7 @@ def ready_evaluations(opened: OpenedStudy, blanks: bool) -> dict[str, Stage]:
     Raises DamageError.
     """
     missing = missing_evaluations(opened.tree, opened.store, heldout_tokens(opened.facts), blanks)
-    return {key: one for key, one in missing.items() if one.parent and opened.store.run(one.parent).is_done()}
+    return {key: one for key, one in missing.items() if all(opened.store.run(need).is_done() for need in one.needs)}
 
 
 def planned_evaluations(opened: OpenedStudy) -> PlannedEvaluations:

@@ -14,11 +14,11 @@ from retain.launchers.kinds import described, kind_of_recipe
 from retain.results.store.runs import SPEC, Store
 from retain.results.store.state import CHAT_TEMPLATE, KEEPS_OPTIMIZER
 from retain.sweeps.schema.read import StudyFile
-from retain.sweeps.schema.section import stage_kind
+from retain.sweeps.schema.section import FISHER, stage_kind
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.evaluation import other_splits, splits_of, used_corpora
 from retain.sweeps.tree.keys import FORMAT
-from retain.sweeps.tree.measures import corpora_after
+from retain.sweeps.tree.measures import asked_evaluations, corpora_after
 from retain.sweeps.tree.tree import Stage, Tree
 
 WRITERS = 16
@@ -38,7 +38,7 @@ def register(
     executions: Mapping[str, Mapping[str, Any]] | None = None,
     measured: bool = False,
 ) -> None:
-    """Write stage.json and a first state.json for every stage that the store does not have.
+    """Write stage.json and a first state.json for every stage, and every evaluation of one, that the store does not have.
 
     executions: how each stage is executed, by key: for SLURM, see `launchers.jobs.resources`; None: as the study says.
     measured: whether a stage is measured on the corpora of `evaluate` when it ends; otherwise evaluation runs do it.
@@ -53,14 +53,15 @@ def register(
     def specs(stages: Iterable[Stage]) -> Iterator[dict[str, Any]]:
         for stage in stages:
             recipe = json.loads(stage.recipe)
-            splits = splits_of(stage.stage, recipe, evaluations[stage.parent] if stage.parent else {})
+            above = evaluations[stage.parent] if stage.parent else {}
+            splits = {"evaluation": {}} if stage.stage == FISHER else splits_of(stage.stage, recipe, above)
             evaluations[stage.key] = splits
             length = recipe.get("sequence_length", 0)
-            others = other_splits(splits["evaluation"], after.get((stage.stage, length), used.get(length, {})))
-            kind, needs = kind_of_recipe(recipe), [stage.parent] if stage.parent else []
+            measured_on = {} if stage.stage == FISHER else after.get((stage.stage, length), used.get(length, {}))
+            others = other_splits(splits["evaluation"], measured_on)
             yield (
                 stage_spec(stage, recipe)
-                | described(kind, stage.tokens, needs)
+                | described(kind_of_recipe(recipe), stage.tokens, stage.needs)
                 | splits
                 | ({"others": others} if others else {})
                 | ({KEEPS_OPTIMIZER: True} if stage.key in carried else {})
@@ -79,6 +80,10 @@ def register(
     with ThreadPoolExecutor(WRITERS) as writers:
         while some := list(islice(waiting, AT_A_TIME)):
             list(writers.map(store.register, (stage.key for stage in some), specs(some)))
+    if not measured:
+        # Planned from now on, so that `retain gc --weights` keeps what they measure.
+        heldout = {(name, length): (one.heldout or 0) * length for (name, length), one in facts.corpora.items()}
+        register_evaluations(asked_evaluations(tree, heldout), tree, file, facts, store)
 
 
 def register_evaluations(
@@ -98,7 +103,7 @@ def register_evaluations(
             "study": tree.study,
             "versions": versions,
         }
-        spec = stage_spec(one, recipe) | described(kind_of_recipe(recipe), one.tokens, [one.parent]) | fields
+        spec = stage_spec(one, recipe) | described(kind_of_recipe(recipe), one.tokens, one.needs) | fields
         store.register(one.key, spec)
 
 

@@ -104,5 +104,5 @@ def spent_on(trees: Iterable[Tree], states: Mapping[str, State], found: Collecti
     own = {key: count for key, count in tokens.items() if key not in found and count}
     attempts = [attempt for key, state in states.items() if key not in found for attempt in state.attempts]
     seconds = sum(((one.end or one.start) - one.start) * one.world for one in attempts)
-    without_sharing = sum(tokens[key] for tree in trees for trial in tree.trials for key in trial.path)
+    without_sharing = sum(tokens[key] for tree in trees for trial in tree.trials for key in tree.runs_of(trial))
     return Spent(sum(own.values()), seconds / 3600, len(own), without_sharing)

@@ -22,7 +22,8 @@ from retain.sweeps.schema.read import StudyFile, check_study, read_study
 from retain.sweeps.schema.search_space import SearchSpace, Values
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical
-from retain.sweeps.tree.tree import Tree, device_mismatch, expand, plain_value, with_values
+from retain.sweeps.tree.recipes.devices import device_mismatch
+from retain.sweeps.tree.tree import Tree, expand, plain_value, with_values
 
 Fields = dict[str, Any]
 FRESH_SEEDS = 3

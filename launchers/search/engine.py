@@ -33,6 +33,7 @@ from retain.results.tensorboard.search_curves import End, write_curves
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.search_space import Values
+from retain.sweeps.schema.section import FISHER
 from retain.sweeps.tree.tree import Stage, Tree
 
 WATCH_EVERY_S = 1.0
@@ -90,8 +91,9 @@ class Search:
             points = self.open_points()
             ready = [stage for one in points for stage in one.tree.stages.values() if self._is_to_train(stage)]
             if ready:
-                # The stage furthest down its path is cheap and completes a point.
-                stage = min(ready, key=lambda stage: -self.chain.index(stage.stage))
+                # The stage furthest down its path is cheap and completes a point; so is an estimate for an anchor.
+                depths = {name: depth for depth, name in enumerate((*self.chain, FISHER))}
+                stage = max(ready, key=lambda stage: depths[stage.stage])
                 self.training.add(stage.key)
                 return stage
             if len(points) >= 2 * self.parallel or not self._add_point():

@@ -14,7 +14,7 @@ import signal
 import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from retain.launchers.stage.failures import Policy, next_attempt, smaller_batch
 from retain.results.store.readiness import written_state
@@ -45,6 +45,8 @@ class Launch(TypedDict):
     command: str
     parents: dict[str, str | None]
     """The parent of each run of the study, by key; None for a root."""
+    also: NotRequired[dict[str, list[str]]]
+    """The runs besides its parent that a run needs, by key, of those that need any."""
     known: list[str]
     """The runs that had failed before the launch, and that it does not train again."""
 
@@ -64,7 +66,8 @@ def begin_launch(store: Store, tree: "Tree", command: str | None, known: Collect
         (folder / LAUNCH).unlink(missing_ok=True)
         return
     parents = {stage.key: stage.parent for stage in tree.stages.values()}
-    _write(folder, {"token": "", "command": command, "parents": parents, "known": list(known)})
+    also = {stage.key: list(stage.also) for stage in tree.stages.values() if stage.also}
+    _write(folder, {"token": "", "command": command, "parents": parents, "also": also, "known": list(known)})
 
 
 def renew_launches(store: Store, keys: Collection[str]) -> None:
@@ -91,7 +94,7 @@ def tell_ended(store: Store, keys: Collection[str], policies: Mapping[str, Polic
             states = {key: written_state(store.run(key)) for key in launch["parents"]}
             others = {key: state for key, state in states.items() if key not in keys}
             waiting = any(_may_be_retried(store, key, state, policies) for key, state in others.items())
-            if waiting or LEFT in _endings(launch["parents"], states).values():
+            if waiting or LEFT in _endings(launch, states).values():
                 _tell_branches(store, folder, launch, keys)
             elif _claim(folder, launch, STUDY):
                 _run(store, folder, launch, states, {"RETAIN_ENDED": STUDY})
@@ -108,14 +111,18 @@ def _tell_branches(store: Store, folder: Path, launch: Launch, keys: Collection[
             _run(store, folder, launch, states, {"RETAIN_ENDED": BRANCH, "RETAIN_RUN": key})
 
 
-def _endings(parents: Mapping[str, str | None], states: Mapping[str, State]) -> dict[str, str]:
+def _endings(launch: Launch, states: Mapping[str, State]) -> dict[str, str]:
     """How each run has ended; left if it has not. A run whose branch has ended above it is skipped."""
+    parents, also = launch["parents"], launch.get("also", {})
 
-    def is_cut(key: str | None) -> bool:
-        return key is not None and (states[key].state in (*STOPPED, DAMAGED) or is_cut(parents[key]))
+    def is_cut(key: str) -> bool:
+        """Whether a run that this one needs has ended without being done, or cannot begin."""
+        parent = parents[key]
+        needs = [*([parent] if parent else []), *also.get(key, [])]
+        return any(states[need].state in (*STOPPED, DAMAGED) or is_cut(need) for need in needs)
 
     return {
-        key: ("skipped" if is_cut(parents[key]) else LEFT) if state.state in UNENDED else state.state
+        key: ("skipped" if is_cut(key) else LEFT) if state.state in UNENDED else state.state
         for key, state in states.items()
     }
 
@@ -127,7 +134,7 @@ def _may_be_retried(store: Store, key: str, state: State, policies: Mapping[str,
 
 def _run(store: Store, folder: Path, launch: Launch, states: Mapping[str, State], event: Mapping[str, str]) -> None:
     """Run the command of a launch, for at most LONGEST_S."""
-    study, ended = folder.parent.name, list(_endings(launch["parents"], states).values())
+    study, ended = folder.parent.name, list(_endings(launch, states).values())
     counts = {name: ended.count(name) for name in ("done", "failed", "cancelled", "skipped", LEFT)}
     counts["failed"] += ended.count(DAMAGED)
     variables = {f"RETAIN_{name.upper()}": str(count) for name, count in counts.items()} | {

@@ -61,6 +61,7 @@ def _complementarity(technique: str) -> tuple[Contrast, ...]:
 REACTIVE = {
     "rehearsal": "replay of D_post in fine-tuning",
     "l2sp": "L2-SP",
+    "ewc": "EWC",
     "averaging": "averaging the weights",
     "adapters": "LoRA in fine-tuning",
 }

@@ -7,7 +7,7 @@
 4c  alone they do less than mixing                                 4d  they gain more on top of mixing than alone (ours)
 4e  mixing improves it on top of dropout, replay (Section 4.4)
 5a  mixing improves the frontier of LoRA (Figure 7)        5b, 5c  full post-training has the better frontier
-6a  mixing improves it more than replay in fine-tuning, L2-SP, averaging of weights, LoRA in fine-tuning (ours)
+6a  mixing improves it more than replay in fine-tuning, L2-SP, EWC, averaging of weights, LoRA in fine-tuning (ours)
 6b  mixing improves it on top of them (ours)
 
 Each is judged by effects paired by seed, with 95% intervals of Student's t (`analysis.effects`): supported if all intervals

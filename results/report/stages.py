@@ -60,7 +60,7 @@ def stage_table(tree: Tree, states: Mapping[str, State]) -> Table:
     by_kind = grouped(tree.stages.values(), lambda stage: stage.stage)
     for kind in (kind for kind in tree.chain if kind in by_kind):
         stages = by_kind[kind]
-        trials = sum(trial.key(kind) is not None for trial in tree.trials)
+        trials = sum(any(tree.stages[key].stage == kind for key in tree.runs_of(trial)) for trial in tree.trials)
         counts = Counter(states[stage.key].state for stage in stages)
         text = ", ".join(f"{number:,} {state}" for state, number in counts.items())
         tokens = sum(stage.tokens for stage in stages)

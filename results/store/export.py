@@ -25,7 +25,11 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
         raise StudyError(
             f"{run.key}: the run is {run.state().state}, and only a done run has final weights; train it first"
         )
-    if run.spec()["recipe"].get("method") == LINEAR_METHOD:
+    if "measure" in (spec := run.spec())["recipe"]:
+        raise StudyError(
+            f"{run.key}: the run is no model but a measurement of {spec['parent']}; export that run, or a stage of a study"
+        )
+    if spec["recipe"].get("method") == LINEAR_METHOD:
         raise StudyError(f"{run.key}: a linear model has no Hugging Face form; its matrices are in {run.model}")
     if run.state().weights_freed:
         raise MissingResourceError(freed_sentence([run]))

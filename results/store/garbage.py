@@ -48,11 +48,15 @@ class Waste:
     reason: str
 
 
-def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> list[Waste]:
+def find_waste(
+    store: Store, keys: Collection[str] | None, weights: bool, stages: Mapping[str, "Stage"] | None = None
+) -> list[Waste]:
     """What may be removed: from the runs of `keys`, or from the whole store if `keys` is None.
 
-    weights: whether to include the weights of done runs that are not pinned and have children in the store, all of them done.
-    Damaged runs keep everything, and a notice says so. Raises DamageError with `weights`, as a damaged run may start from any.
+    weights: whether to include the weights of done runs that are not pinned and that other runs of the store need, all of them
+    done. stages: those of a study, with its evaluations; what those need that are not done is kept, also where the store does
+    not have them yet. Damaged runs keep everything, and a notice says so. Raises DamageError with `weights`, as a damaged run
+    may start from any.
     """
     runs = store.runs()
     # The folder of a run may also be a link to a place that is not the store's.
@@ -65,7 +69,7 @@ def find_waste(store: Store, keys: Collection[str] | None, weights: bool) -> lis
 
     found = [waste for own in store.read_all(of_run).values() for waste in own]
     if weights:
-        found += _of_weights(runs, chosen)
+        found += _of_weights(runs, chosen, stages or {})
     hidden = [(store.root / key / name, key) for key in names for name in names[key] if name.startswith(".")]
     temporary = [_temporary(path, key) for path, key in hidden]
     if keys is None:
@@ -117,11 +121,10 @@ def is_pinned(run: Run) -> bool:
 def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[str, State]) -> None:
     """Check that no stage of a tree that must be trained starts from freed weights. Raises MissingResourceError."""
     needed: dict[str, Run] = {}
-    for stage in stages.values():
-        parent = None if states[stage.key].state == "done" else stage.parent
-        while parent is not None and states[parent].weights_freed:
-            needed[parent] = store.run(parent)
-            parent = stages[parent].parent
+    # Children before parents: to train a run again takes what it starts from itself.
+    for stage in reversed(list(stages.values())):
+        if states[stage.key].state != "done" or stage.key in needed:
+            needed |= {need: store.run(need) for need in stage.needs if states[need].weights_freed}
     if needed:
         raise MissingResourceError(freed_sentence(list(needed.values())))
     for key, stage in stages.items():
@@ -178,26 +181,28 @@ def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
         yield Waste(place, run.key, LEFTOVER, used_bytes(place), "a dead attempt left it half written")
 
 
-def _of_weights(runs: list[Run], chosen: set[str]) -> Iterator[Waste]:
-    """The weights of the chosen runs that no run of the store starts from any more."""
+def _of_weights(runs: list[Run], chosen: set[str], stages: Mapping[str, "Stage"]) -> Iterator[Waste]:
+    """The weights of the chosen runs that no run of the store, and none of these stages, needs any more."""
     done = {run.key for run in runs if run.is_done()}
-    children: dict[str, list[str]] = {}
+    users: dict[str, set[str]] = {}
     measured: set[str] = set()
     for run in runs:
-        spec = run.spec()
-        if "measure" in spec["recipe"]:
+        if "measure" in run.spec()["recipe"]:
             measured.add(run.key)
-        if parent := spec["parent"]:
-            children.setdefault(parent, []).append(run.key)
+        for need in run.needs():
+            users.setdefault(need, set()).add(run.key)
+    for stage in stages.values():
+        for need in stage.needs:
+            users.setdefault(need, set()).add(stage.key)
     for run in runs:
-        below = children.get(run.key, [])
+        using = users.get(run.key, set())
         # A stage that is only measured is the end of its path: its weights are results.
-        if run.key not in chosen & done or measured.issuperset(below) or not done.issuperset(below):
+        if run.key not in chosen & done or using <= measured or not using <= done:
             continue
         files = _weight_files(run)
         if files and not is_pinned(run) and not run.is_running():
             size = sum(used_bytes(file) for file in files)
-            reason = f"all runs that start from them are done ({len(below):,})"
+            reason = f"all runs that need them are done ({len(using):,})"
             yield Waste(run.model, run.key, WEIGHTS, size, reason)
 
 

@@ -14,7 +14,7 @@ from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_text
 from retain.sweeps.base.units import counted
-from retain.sweeps.schema.section import FURTHER, LOSSES, STAGE_KINDS, loss_name, stage_kind, unknown_loss
+from retain.sweeps.schema.section import FISHER, FURTHER, LOSSES, STAGE_KINDS, loss_name, stage_kind, unknown_loss
 from retain.sweeps.tree.evaluation import TUNE, role_of
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.measures import asked_evaluations, corpora_after, evaluation_of
@@ -67,7 +67,7 @@ def trial_rows(
     states = store.states(tree.stages) if states is None else states
     corpora, done = corpora_after(tree), {}
     matrix: dict[str, dict[str, float | None]] = {}
-    for key in tree.stages:
+    for key in (key for key, stage in tree.stages.items() if stage.stage != FISHER):
         try:
             if states[key].state == "done":
                 done[key] = store.run(key).losses()
@@ -206,7 +206,7 @@ def missing_evaluations(
         corpora = corpora_after(tree)
         for stage in tree.stages.values():
             run = store.run(stage.key)
-            if not run.is_done():
+            if stage.stage == FISHER or not run.is_done():
                 continue
             length = json.loads(stage.recipe)["sequence_length"]
             losses = stage_losses(stage, corpora, run.losses(), store)

@@ -39,16 +39,17 @@ def blocked_stages(stages: Mapping[str, "Stage"], states: Mapping[str, State]) -
     """For each stage of a tree (parents first) whose branch has ended above it, the sentence of `blocked_by`."""
     found: dict[str, str] = {}
     for stage in stages.values():
-        if stage.parent in found:
-            found[stage.key] = found[stage.parent]
-        elif stage.parent and (state := states[stage.parent]).state in STOPPED:
-            found[stage.key] = _sentence(stages[stage.parent].stage, stage.parent, state)
+        for need in stage.needs:
+            if need in found:
+                found.setdefault(stage.key, found[need])
+            elif (state := states[need]).state in STOPPED:
+                found.setdefault(stage.key, _sentence(stages[need].stage, need, state))
     return found
 
 
 def is_ready(stage: "Stage", states: Mapping[str, State]) -> bool:
-    """Whether the parent of a stage of a tree is done."""
-    return stage.parent is None or states[stage.parent].state == "done"
+    """Whether the runs that a stage of a tree needs are done."""
+    return all(states[need].state == "done" for need in stage.needs)
 
 
 def _sentence(stage: str, key: str, state: State) -> str:

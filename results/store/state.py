@@ -179,6 +179,8 @@ def _with_unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 OPTIMIZER = "optimizer.safetensors"
 """AdamW's moments at the end of a run whose stage.json has KEEPS_OPTIMIZER, in the folder of its weights."""
+FISHER_FILE = "fisher.safetensors"
+"""The Fisher information that a run has estimated for anchors, where other runs have their weights."""
 KEEPS_OPTIMIZER = "keeps_optimizer"
 CHAT_TEMPLATE = "chat_template"
 

@@ -86,6 +86,8 @@ STAGE_KINDS = ("pretrain", "posttrain", "finetune")
 """The paper's stages, in the order in which a trial trains them. The name of each is also its kind."""
 FURTHER = "further"
 """The kind of every other stage of a chain. Its name is the user's, and does not enter its stage key."""
+FISHER = "fisher"
+"""The name of the runs that estimate the Fisher information for an anchor. No stage of a chain may have it."""
 
 
 LOSSES = (

@@ -228,6 +228,23 @@ class Anchor(Section):
     l2sp: NotNegative = 0.0
     """L2-SP: the penalty is l2sp / 2 times the squared distance from the starting weights (Xuhong et al., arXiv 1802.01483).
     The default is no penalty."""
+    ewc: NotNegative | None = None
+    """EWC: the penalty is ewc / 2 times the squared distance of each weight times its Fisher information (Kirkpatrick et al.,
+    arXiv 1612.00796). The information is that of one token of the corpus of the stage before, at the starting weights, so that
+    ewc: 1 stands for the second-order rise of the loss on that corpus. It needs `sequences`. The default is no penalty."""
+    sequences: Positive | None = None
+    """The number of sequences that `ewc` estimates the Fisher information on: the first ones of those that the stage before
+    takes from its corpus. One estimate serves all stages that need the same. Required with `ewc`."""
+
+    @model_validator(mode="after")
+    def check_ewc(self) -> "Anchor":
+        if self.ewc is not None and self.sequences is None:
+            raise ValueError(
+                "ewc: the number of sequences to estimate the Fisher information on is missing; add sequences, such as 256"
+            )
+        if self.sequences is not None and self.ewc is None:
+            raise ValueError("sequences: only ewc estimates anything on sequences; add ewc, or remove sequences")
+        return self
 
 
 class Adaptable(Optimisation):
@@ -257,11 +274,12 @@ class Adaptable(Optimisation):
             raise ValueError(
                 "optimizer: muon takes whole weight matrices, and LoRA trains their factors; write optimizer: adamw"
             )
-        if self.method == "lora" and self.anchor is not None and self.anchor.l2sp:
-            raise ValueError(
-                "anchor: l2sp pulls all weights, and LoRA trains adapters, which start at zero; set anchor.l2sp: 0, or use "
-                "weight_decay"
-            )
+        for field in ("l2sp", "ewc"):
+            if self.method == "lora" and self.anchor is not None and getattr(self.anchor, field):
+                raise ValueError(
+                    f"anchor: {field} pulls all weights, and LoRA trains adapters, which start at zero; set anchor.{field}: 0, "
+                    "or use weight_decay"
+                )
         return self
 
 

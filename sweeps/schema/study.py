@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from retain.sweeps.schema.corpora import Corpus, Documents, Tokenizer
 from retain.sweeps.schema.execution import Execution, check_stage_names
 from retain.sweeps.schema.models import Model
-from retain.sweeps.schema.section import STAGE_KINDS, Grid, Name, Section, Seed, Whole, shown_value
+from retain.sweeps.schema.section import FISHER, STAGE_KINDS, Grid, Name, Section, Seed, Whole, shown_value
 from retain.sweeps.schema.stages import Evaluate, Finetune, FurtherStage, Optimisation, Posttrain, Pretrain
 from retain.sweeps.schema.validation_messages import unknown_field
 
@@ -79,7 +79,7 @@ class Study(Section):
                 )
             if names.count(name) > 1:
                 raise ValueError(f"{name} is named twice; give the second one a name of its own, such as {name}2")
-            taken = name in SPLITS or name in cls.model_fields or hasattr(cls, name)
+            taken = name in (*SPLITS, FISHER) or name in cls.model_fields or hasattr(cls, name)
             if taken and name not in STAGE_KINDS:
                 raise ValueError(f"{name} has another meaning in a study; give the stage another name")
         return names
@@ -128,6 +128,12 @@ class Study(Section):
             raise ValueError("stages: pretrain starts from a new model; put it first, or give this stage another name")
         if getattr(self.section(self.stages[0]), "start", None) is not None:
             raise ValueError(f"{self.stages[0]}.start: the first stage of a chain follows no other; remove start")
+        anchor = getattr(self.section(self.stages[0]), "anchor", None)
+        if anchor is not None and anchor.ewc:
+            raise ValueError(
+                f"{self.stages[0]}.anchor.ewc: the Fisher information is estimated on the corpus of the stage before, and "
+                f"{self.stages[0]} is the first stage; put a stage before it, or write anchor.l2sp instead"
+            )
         check_stage_names(self.execution, self.stages)
         self._check_average()
         for stage in self.stages:

@@ -10,6 +10,7 @@ from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.families.table import HEAD
 from retain.sweeps.schema.linear.study import is_linear
 from retain.sweeps.schema.models import ARCHITECTURE_FIELDS, Architecture, model_counts
+from retain.sweeps.schema.section import FISHER
 from retain.sweeps.tree.keys import canonical
 from retain.sweeps.tree.recipes.linear import linear_cost
 from retain.sweeps.tree.throughput import PEAK_FLOPS, Measured, check_device, model_text, modelled_speed
@@ -54,7 +55,7 @@ class Totals:
     disk_peak_bytes: int
     """The bytes of all weights, and of the checkpoints of all stages that run at the same time."""
     freeable_bytes: int
-    """The bytes of the weights that have children, which `retain gc --weights` frees once the children are done."""
+    """The bytes of the weights that other stages need, which `retain gc --weights` frees once these are done."""
     jobs: int
     """The number of jobs of the stages that are still to train; a pack is one job."""
     optimizer_bytes: int = 0
@@ -93,8 +94,8 @@ def total_cost(
     carried = tree.carried()
     moments = {key: 2 * work[key].trained * BYTES_PER_VALUE for key in weights if key in carried}
     weights |= {key: weights[key] + size for key, size in moments.items()}
-    parents = {stage.parent for stage in tree.stages.values()}
-    families = Counter((stage.stage, stage.parent) for stage in missing)
+    needed = {need for stage in tree.stages.values() for need in stage.needs}
+    families = Counter((stage.stage, stage.needs) for stage in missing)
     hours, hours_alone, known = _gpu_hours(tree, missing, work, measured, parallelism)
     return Totals(
         stages=len(tree.stages),
@@ -103,7 +104,7 @@ def total_cost(
         tokens=sum(stage.tokens for stage in tree.stages.values()),
         tokens_to_train=sum(stage.tokens for stage in missing),
         tokens_without_sharing=sum(
-            tree.stages[key].tokens for trial in tree.trials_without_sharing for key in trial.path
+            tree.stages[key].tokens for trial in tree.trials_without_sharing for key in tree.runs_of(trial)
         ),
         flops=float(sum(stage.tokens * work[stage.key].flops for stage in missing)),
         gpu_hours=hours[device],
@@ -112,7 +113,7 @@ def total_cost(
         measured=known,
         disk_bytes=sum(weights.values()),
         disk_peak_bytes=sum(weights.values()) + _checkpoint_bytes(missing, work, parallelism),
-        freeable_bytes=sum(size for key, size in weights.items() if key in parents),
+        freeable_bytes=sum(size for key, size in weights.items() if key in needed),
         jobs=sum(-(-count // parallelism[kind].pack) for (kind, _), count in families.items()),
         optimizer_bytes=sum(moments.values()),
     )
@@ -163,7 +164,7 @@ def _gpu_hours(
     """
     hours, alone = dict.fromkeys(PEAK_FLOPS, 0.0), dict.fromkeys(PEAK_FLOPS, 0.0)
     known = dict.fromkeys(PEAK_FLOPS, 0)
-    trials = Counter(key for trial in tree.trials_without_sharing for key in trial.path)
+    trials = Counter(key for trial in tree.trials_without_sharing for key in tree.runs_of(trial))
     for stage in missing:
         own, devices = work[stage.key], parallelism[stage.stage].devices
         for name in PEAK_FLOPS:
@@ -181,7 +182,7 @@ def _checkpoint_bytes(
 ) -> int:
     """The bytes of the checkpoints at the peak: those of the largest stages of one kind that run at the same time."""
     sizes: dict[str, list[int]] = {}
-    for stage in missing:
+    for stage in (stage for stage in missing if stage.stage != FISHER):  # which saves none while it runs
         size = CHECKPOINTS_ON_DISK * CHECKPOINT_VALUES * work[stage.key].trained * BYTES_PER_VALUE
         sizes.setdefault(stage.stage, []).append(size)
     return max((sum(sorted(own)[-parallelism[kind].at_a_time :]) for kind, own in sizes.items()), default=0)

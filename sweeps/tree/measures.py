@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from retain.sweeps.schema.section import FURTHER
+from retain.sweeps.schema.section import FISHER, FURTHER
 from retain.sweeps.tree.evaluation import used_corpora
 from retain.sweeps.tree.keys import MEASURE, canonical, stage_key
 from retain.sweeps.tree.tree import Stage, Tree
@@ -31,7 +31,8 @@ def evaluation_of(
     if average != 1:
         fields["average"] = axes[f"{stage.stage}.average"] = average
     recipe = canonical(fields)
-    return Stage(stage_key(FURTHER, stage.key, recipe), EVALUATE, stage.key, recipe, tokens, axes)
+    also = (stage.parent,) if average != 1 and stage.parent else ()
+    return Stage(stage_key(FURTHER, stage.key, recipe), EVALUATE, stage.key, recipe, tokens, axes, also)
 
 
 def corpora_after(tree: Tree) -> dict[tuple[str, int], dict[str, str]]:
@@ -42,7 +43,7 @@ def corpora_after(tree: Tree) -> dict[tuple[str, int], dict[str, str]]:
     used = used_corpora(tree)
     found: dict[tuple[str, int], dict[str, str]] = {}
     for length in dict.fromkeys(length for _, length in tree.corpora):
-        for stage in tree.chain:
+        for stage in (name for name in tree.chain if name != FISHER):
             own = {name: tree.corpora.get((name, length)) for name in tree.measured.get(stage, ())}
             # Of several studies planned together, only one may have the corpus at this length.
             known = {name: fingerprint for name, fingerprint in own.items() if fingerprint is not None}

@@ -15,6 +15,9 @@ EVALUATE_EVERY = 20
 SAVE_EVERY = 7
 """Steps between checkpoints. It does not divide the other numbers, so checkpoints fall both on and between evaluations."""
 MAX_GRID_AXES = 3
+FISHER_SEQUENCES = 16
+"""The most sequences that the Fisher information of an anchor is estimated on. No short stage has fewer than the study has."""
+ESTIMATED = ".anchor.sequences"
 DECAY = 0.5
 """The share of a short stage that decays under the schedule `wsd`: a share of a long one may be less than a step here."""
 
@@ -41,7 +44,10 @@ def scale_down(file: StudyFile) -> StudyFile:
         for name, cases in file.study.cases.items()
     }
     varied = [axis for axis in file.axes if not _is_size(axis)]
-    raw["grid"] = {axis: [_fitting(value) for value in _ends(file.axes[axis])] for axis in varied[:MAX_GRID_AXES]}
+    chosen = {axis: _ends(file.axes[axis]) for axis in varied[:MAX_GRID_AXES]}
+    raw["grid"] = {axis: [_fitting(axis, value) for value in values] for axis, values in chosen.items()}
+    for axis in (axis for axis in raw["grid"] if axis.endswith(ESTIMATED)):
+        raw["grid"][axis] = list(dict.fromkeys(raw["grid"][axis]))
     raw.pop("search", None)
     raw["study"] = f"{file.study.study}-drill"
     return check_study(raw, file.path)
@@ -77,6 +83,8 @@ def _shorten_stages(raw: dict[str, Any], file: StudyFile, allocation: str) -> No
             section["schedule"] = {"wsd": DECAY}
         if section.get("skip"):
             section["skip"] = min(getattr(file.study, stage).skip, tokens)
+        if (section.get("anchor") or {}).get("sequences"):
+            section["anchor"]["sequences"] = min(section["anchor"]["sequences"], FISHER_SEQUENCES)
         if section.get("early_stopping"):
             section["early_stopping"] |= {"every": EVALUATE_EVERY}
 
@@ -95,12 +103,16 @@ def _scale_component(component: dict[str, Any], scale: float, sequences: int, le
 def _scaled_case(settings: dict[str, Any]) -> dict[str, Any]:
     """A case without its sizes, and with the last value of each list in it."""
     kept = {path: value for path, value in settings.items() if not _is_size(path)}
-    return {path: _fitting(value[-1] if isinstance(value, list) else value) for path, value in kept.items()}
+    return {path: _fitting(path, value[-1] if isinstance(value, list) else value) for path, value in kept.items()}
 
 
-def _fitting(value: Any) -> Any:
-    """A value of an axis as a plain one that fits a short stage."""
+def _fitting(path: str, value: Any) -> Any:
+    """A value of a field as a plain one that fits a short stage."""
     plain = plain_value(value)
+    if path.endswith(ESTIMATED):
+        return min(plain, FISHER_SEQUENCES)
+    if path.endswith(".anchor") and (plain or {}).get("sequences"):
+        return plain | {"sequences": min(plain["sequences"], FISHER_SEQUENCES)}
     return {"wsd": DECAY} if isinstance(plain, dict) and "wsd" in plain else plain
 
 

@@ -12,13 +12,14 @@ from retain.sweeps.schema.axes import Option
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section, measured_corpora
-from retain.sweeps.schema.section import STAGE_KINDS, stage_kind
+from retain.sweeps.schema.section import FISHER, STAGE_KINDS, stage_kind
 from retain.sweeps.schema.stages import Component
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import CARRY, canonical, stage_key
+from retain.sweeps.tree.recipes.anchor import estimate_key, estimate_of, fields_of_stage_before
 from retain.sweeps.tree.recipes.checkpoint import counts_by_model
 from retain.sweeps.tree.recipes.linear import linear_stage_recipe
-from retain.sweeps.tree.recipes.optimisation import Recipe
+from retain.sweeps.tree.recipes.optimisation import Recipe, carry_problem
 from retain.sweeps.tree.recipes.stage import stage_recipe
 
 STAGES = STAGE_KINDS
@@ -43,6 +44,13 @@ class Stage:
     """The number of tokens that the stage trains on. An upper bound, as early stopping may end the stage sooner."""
     axes: Axes
     """The values of the study's axes that lead to this stage."""
+    also: tuple[str, ...] = ()
+    """The keys of the runs besides the parent that must be done before it begins."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys of the runs that must be done before the stage begins."""
+        return (self.parent, *self.also) if self.parent else self.also
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +102,18 @@ class Tree:
 
     @property
     def chain(self) -> list[str]:
-        """The names of all stages in the order of their chains."""
+        """The names of all stages in the order of their chains; FISHER comes before the first stage that needs it."""
         names: list[str] = []
         for chain in dict.fromkeys(trial.stages for trial in self.trials):
             for place, name in enumerate(chain):
                 if name not in names:
                     names.insert(names.index(chain[place - 1]) + 1 if place else 0, name)
+        for stage in self.stages.values():
+            if stage.stage in names and any(
+                key in self.stages and self.stages[key].stage == FISHER for key in stage.also
+            ):
+                names.insert(names.index(stage.stage), FISHER)
+                break
         # A part of a tree may have no trials; its stages have parents before children.
         return list(dict.fromkeys([*names, *(stage.stage for stage in self.stages.values())]))
 
@@ -115,9 +129,14 @@ class Tree:
         return {stage.parent for stage in self.stages.values() if stage.parent and CARRY in stage.recipe}
 
     def ancestors(self, key: str) -> list[Stage]:
-        """The stages on the path from the root to this stage, which is the last one."""
+        """The stages that this stage needs, directly or not, those that others need first; this stage is the last one."""
         stage = self.stages[key]
-        return [*(self.ancestors(stage.parent) if stage.parent else []), stage]
+        above = {one.key: one for need in stage.needs for one in self.ancestors(need)}
+        return [*above.values(), stage]
+
+    def runs_of(self, trial: Trial) -> list[str]:
+        """The keys of the runs that a trial needs: those of its path, each after the others that it needs."""
+        return list(dict.fromkeys(run for key in trial.path for run in (*self.stages[key].also, key)))
 
 
 def expand(file: StudyFile, facts: Facts) -> Tree:
@@ -170,10 +189,15 @@ class _StageBuilder:
         self, stage: str, file: StudyFile, facts: Facts, dimensions: list[list[Option]], stages: dict[str, Stage]
     ) -> None:
         self.stage, self.file, self.facts, self.dimensions, self.stages = stage, file, facts, dimensions, stages
+        read = fields_of_stage_before(stage, file)
         self.relevant = [
             number
             for number, options in enumerate(dimensions)
-            if any(may_affect(path, stage, file.study.stages) for option in options for path in option.fields)
+            if any(
+                may_affect(path, stage, file.study.stages) or path in read
+                for option in options
+                for path in option.fields
+            )
         ]
         self.recipes: dict[tuple[int, ...], tuple[str, int] | None] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
@@ -198,7 +222,8 @@ class _StageBuilder:
             inherited = self.stages[parent].axes if parent else {}
             fields = {path: value for option in self._options(own) for path, value in option.fields.items()}
             named = _plain_axes({path: value for path, value in fields.items() if self._is_label(path, recipe)})
-            self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | named)
+            also = self._estimate(parent, recipe) if parent else ()
+            self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | named, also)
         return key
 
     def _options(self, own: tuple[int, ...]) -> list[Option]:
@@ -222,27 +247,21 @@ class _StageBuilder:
 
     def _check_carry(self, recipe: str, parent: Stage, own: tuple[int, ...]) -> None:
         """Raise StudyError if AdamW's state at the end of a parent does not belong to the weights that a stage trains."""
-        cure = f"remove {self.stage}.start, or"
-        problem = None
-        if '"method":"lora"' in recipe:
-            problem = f"{self.stage} trains adapters, which are new; {cure} set {self.stage}.method: full"
-        elif '"method":"lora"' in parent.recipe:
-            problem = (
-                f"{parent.stage} trains adapters, and {self.stage} all weights; {cure} set {parent.stage}.method: full"
-            )
-        elif '"optimizer":"muon"' in recipe + parent.recipe:
-            problem = (
-                f"{parent.stage} or {self.stage} trains with muon, and only AdamW can be; {cure} set optimizer: adamw"
-            )
-        elif '"early_stopping":{' in parent.recipe:
-            problem = (
-                f"{parent.stage} ends with the weights of its best step, and AdamW's moments belong to its last step; {cure} "
-                f"remove {parent.stage}.early_stopping"
-            )
-        if problem:
+        if problem := carry_problem(self.stage, recipe, parent.stage, parent.recipe):
             raise self._error(
                 f"{self.stage}.start: the optimizer cannot be carried over: {problem}", self._options(own)
             )
+
+    def _estimate(self, parent: str, recipe: str) -> tuple[str, ...]:
+        """The key of the estimate of the Fisher information that a recipe needs, added to the stages if it is new."""
+        estimate = estimate_of(recipe)
+        if estimate is None:
+            return ()
+        key, count = estimate_key(parent, estimate), estimate["sequences"]
+        axes = self.stages[parent].axes | {f"{self.stage}.anchor.sequences": count}
+        tokens = count * estimate["sequence_length"]
+        self.stages.setdefault(key, Stage(key, FISHER, parent, canonical(estimate), tokens, axes))
+        return (key,)
 
     def _error(self, problem: str, options: Sequence[Option]) -> StudyError:
         at = ", ".join(f"{name}={value}" for option in options for name, value in option.labels.items())
@@ -369,26 +388,3 @@ def _plain_axes(axes: Axes) -> Axes:
 def axes_label(axes: Axes) -> str:
     """Axes as one line, such as `pretrain.exposure=0.5 finetune.lr=5e-05`; `-` if there are none."""
     return " ".join(f"{name}={value}" for name, value in axes.items()) or "-"
-
-
-def device_mismatch(file: StudyFile) -> str | None:
-    """What is wrong with a stage that cannot train on its devices, and the cure; None if every stage can.
-
-    A batch is split evenly over the devices, and Muon takes whole matrices, which FSDP splits.
-    """
-    execution = file.study.execution
-    for stage in file.study.stages:
-        own = execution.of_stage(stage)
-        field = "execution.devices" if own.devices == execution.devices else f"execution.stages.{stage}.devices"
-        for batch in file.values(f"{stage}.batch"):
-            if batch % own.devices:
-                return (
-                    f"{stage}.batch: {batch} sequences cannot be split evenly over {field}: {own.devices}; choose a batch "
-                    "that they divide, or other devices"
-                )
-        if own.strategy == "fsdp" and own.devices > 1 and "muon" in file.values(f"{stage}.optimizer"):
-            return (
-                f"{stage}.optimizer: muon takes whole matrices, and execution.strategy: fsdp splits them by rows over the "
-                "devices; write strategy: ddp, or optimizer: adamw"
-            )
-    return None

@@ -1,13 +1,18 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from safetensors.torch import save_file
 from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
-from retain.lightning_modules.objective import next_token_losses, summed_loss
+from retain.lightning_modules.anchors.fisher import add_squares, information_per_token, no_squares
+from retain.lightning_modules.models import add_dropout
+from retain.lightning_modules.objective import model_inputs, next_token_losses, summed_loss
 from retain.lightning_modules.stage import StageModule
 from tests.lightning_modules.tiny_models import LENGTH, RECIPE, small_model, steps_of, train
 
@@ -26,9 +31,9 @@ class Seen(Callback):
         self.rates.append({group["lr"] for group in optimizer.param_groups})
 
 
-def trained(micro_batch: int | None = None, **fields: Any) -> tuple[StageModule, Seen]:
+def trained(micro_batch: int | None = None, fisher: Path | None = None, **fields: Any) -> tuple[StageModule, Seen]:
     recipe = RECIPE | fields
-    module, seen = StageModule(small_model(initializer_range=0.2), recipe, micro_batch), Seen()
+    module, seen = StageModule(small_model(initializer_range=0.2), recipe, micro_batch, fisher=fisher), Seen()
     train(module, steps_of(recipe), seen)
     return module, seen
 
@@ -162,14 +167,25 @@ def test_with_decay_all_norms_and_embeddings_decay_too() -> None:
             torch.testing.assert_close(weight, before[name] * share, rtol=1e-5, atol=1e-7)
 
 
-def test_an_anchored_stage_takes_the_adamw_steps_of_the_loss_with_the_penalty() -> None:
-    module, _ = trained(anchor={"l2sp": 0.5}, weight_decay=0.0)
+@pytest.mark.parametrize("anchor", [{"l2sp": 0.5}, {"ewc": 3.0}, {"l2sp": 0.5, "ewc": 3.0}])
+def test_an_anchored_stage_takes_the_adamw_steps_of_the_loss_with_the_penalty(
+    anchor: dict[str, float], tmp_path: Path
+) -> None:
     model = small_model(initializer_range=0.2)
-    start = [parameter.detach().clone() for parameter in model.parameters()]
+    start = {name: one.detach().clone() for name, one in model.named_parameters()}
+    draw = torch.Generator().manual_seed(0)
+    information = {name: torch.rand(one.shape, generator=draw) for name, one in start.items()}
+    save_file(information, tmp_path / "fisher.safetensors")
+    module, _ = trained(fisher=tmp_path / "fisher.safetensors", anchor=anchor, weight_decay=0.0)
 
     def penalty() -> torch.Tensor:
-        pairs = zip(model.parameters(), start, strict=True)
-        return 0.5 / 2 * torch.stack([((one - old) ** 2).sum() for one, old in pairs]).sum()
+        parts = [
+            (
+                (anchor.get("l2sp", 0.0) + anchor.get("ewc", 0.0) * information[name]) / 2 * (one - start[name]) ** 2
+            ).sum()
+            for name, one in model.named_parameters()
+        ]
+        return torch.stack(parts).sum()
 
     take_steps(model, torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0), penalty)
     assert_equal_weights(module.model, model)
@@ -228,3 +244,61 @@ def test_reading_a_value_counts_as_waiting() -> None:
         assert torch.ones(2).sum().item() == 2
         assert torch.ones(2).any()
     assert len(waits.found) == 2
+
+
+def estimate(
+    model: PreTrainedModel, sequences: torch.Tensor, end_of_text: int | None = None
+) -> dict[str, torch.Tensor]:
+    squares = no_squares(model)
+    assert list(add_squares(model, sequences, squares, end_of_text=end_of_text)) == list(range(1, len(sequences) + 1))
+    return information_per_token(squares, sequences)
+
+
+@pytest.mark.parametrize("end_of_text", [None, 7])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_fisher_information_is_the_squared_gradient_of_each_sequence_by_autograd(
+    tied: bool, end_of_text: int | None
+) -> None:
+    model = small_model(initializer_range=0.2, tied=tied)
+    add_dropout(model, 0.5)
+    sequences = steps_of(RECIPE)[0][:4]
+    sequences[1, 3:9] = ~sequences[1, 3:9]  # tokens of a prompt, which are not predicted
+    sequences[2] = ~sequences[2]  # nothing at all is predicted
+    sequences[0, 5] = 7
+    found = estimate(model, sequences, end_of_text)
+    model.eval()  # without dropout
+    exact = {name: torch.zeros_like(one) for name, one in model.named_parameters()}
+    for sequence in sequences:
+        inputs = model_inputs(sequence[None], end_of_text)
+        scores = model(**inputs).logits[0, :-1].log_softmax(-1)
+        kept = sequence[1:] >= 0
+        likelihood = scores[kept, sequence[1:][kept]].sum()
+        for (name, _), one in zip(
+            model.named_parameters(), torch.autograd.grad(likelihood, list(model.parameters())), strict=True
+        ):
+            exact[name] += one**2
+    count = 3 * (LENGTH - 1) - 6
+    assert found.keys() == exact.keys()
+    for name, one in found.items():
+        torch.testing.assert_close(one, exact[name] / count, rtol=1e-3, atol=1e-7)
+
+
+def test_the_fisher_information_of_the_head_is_that_of_logistic_regression() -> None:
+    """With one prediction in each sequence: the mean of ((p_v - y_v) h_j)², with the last hidden state h and its target y."""
+    model = small_model(initializer_range=0.2, tied=False)
+    sequences = steps_of(RECIPE)[0][:, :2]
+    found = estimate(model, sequences)["lm_head.weight"]
+    with torch.no_grad():
+        hidden = model.model(input_ids=sequences[:, :1]).last_hidden_state[:, 0]
+        errors = (hidden @ model.lm_head.weight.T).softmax(-1)
+        errors[torch.arange(len(sequences)), sequences[:, 1]] -= 1
+    torch.testing.assert_close(found, (errors**2).T @ hidden**2 / len(sequences), rtol=1e-3, atol=1e-8)
+
+
+def test_squares_that_are_added_in_two_calls_have_the_bits_of_one() -> None:
+    model, sequences = small_model(initializer_range=0.2), steps_of(RECIPE)[0]
+    squares = no_squares(model)
+    for part in (sequences[:3], sequences[3:]):
+        assert len(list(add_squares(model, part, squares))) == len(part)
+    whole = estimate(model, sequences)
+    assert all(torch.equal(one, whole[name]) for name, one in information_per_token(squares, sequences).items())

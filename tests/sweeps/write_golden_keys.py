@@ -96,6 +96,13 @@ STUDIES: dict[str, dict[str, Any]] = {
         },
     ),
     "laptop, anchors": replaced(LAPTOP, {"grid": {"pretrain.exposure": [0, 1], "finetune.anchor.l2sp": [0, 1e-3]}}),
+    "laptop, EWC": replaced(
+        LAPTOP,
+        {
+            "finetune.anchor": {"l2sp": 0.01, "sequences": 64, "ewc": 0},
+            "grid": {"pretrain.exposure": [0, 1], "finetune.anchor.ewc": [0, 10]},
+        },
+    ),
     "laptop, attention within documents": replaced(LAPTOP, {"documents": {"attention": "within"}}),
     "laptop, a chain of five stages": replaced(
         LAPTOP,

@@ -19,6 +19,7 @@ from retain.launchers.stage.signals import StopRequest, block_stop_signals
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.surroundings import library_imports
 from retain.sweeps.schema.execution import Execution
+from retain.sweeps.schema.section import FISHER
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -50,7 +51,8 @@ def train_on_ray(search: Search, stop: StopRequest, address: str | None, nodes: 
     # Standard output is for the document of --json, but Ray prints messages about lost workers there.
     with contextlib.redirect_stdout(sys.stderr), _ray(execution, study.stages, address, nodes, dashboard) as found:
         stop.install()  # Ray has installed handlers of its own
-        needs = needs_of(execution, study.stages, gpus=any(node.get("GPU", 0.0) > 0 for node in found))
+        gpus = any(node.get("GPU", 0.0) > 0 for node in found)
+        needs = needs_of(execution, study.stages, gpus)
         if address is None:
             search.parallel = len(local_slots(execution, study.stages))
         else:
@@ -58,7 +60,7 @@ def train_on_ray(search: Search, stop: StopRequest, address: str | None, nodes: 
             search.parallel = min(room, execution.parallel or room)
         from retain.launchers.search.ray.tune import train_stages
 
-        train_stages(search, stop, needs)
+        train_stages(search, stop, needs | needs_of(execution, (FISHER,), gpus))
 
 
 def check_stages(execution: Execution, chain: Sequence[str], address: str | None) -> bool:

@@ -78,7 +78,7 @@ class Stages(Searcher, Stopper):
         if stage is None:
             return Searcher.FINISHED if self.search.finished() else None
         self.keys[trial_id] = stage.key
-        alone = asdict(stage) | {"parent": None, "recipe": "", "axes": {}}
+        alone = asdict(stage) | {"parent": None, "also": (), "recipe": "", "axes": {}}
         return {"store": str(self.search.store.root.absolute()), "stage": alone, "needs": self.needs[stage.stage]}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:

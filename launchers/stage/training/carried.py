@@ -18,7 +18,7 @@ from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.training.distributed import broadcast
 from retain.lightning_modules.models import trained_parameters
 from retain.lightning_modules.optimisation import ADAMW_MOMENTS
-from retain.lightning_modules.shards import first_row, local_part
+from retain.lightning_modules.shards import local_part, stored_rows
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.garbage import check_kept_optimizer
 from retain.results.store.state import KEEPS_OPTIMIZER, OPTIMIZER
@@ -45,12 +45,7 @@ class CarriedOptimizer:
                 state["step"] = torch.tensor(float(self.steps), dtype=torch.float32, device=part.device)
                 for moment in ADAMW_MOMENTS:
                     state[moment] = torch.zeros_like(parameter)
-                    target = local_part(state[moment])
-                    if isinstance(parameter, DTensor):
-                        first = first_row(parameter)
-                        target.copy_(file.get_slice(f"{name}/{moment}")[first : first + target.shape[0]])
-                    else:
-                        target.copy_(file.get_tensor(f"{name}/{moment}"))
+                    local_part(state[moment]).copy_(stored_rows(file, f"{name}/{moment}", parameter))
 
 
 def carried_optimizer(context: AttemptContext) -> CarriedOptimizer | None:

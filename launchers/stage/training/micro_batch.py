@@ -21,7 +21,7 @@ FILLED = 0.9
 MOMENT_BYTES = 8
 """AdamW's two moments of a trained parameter, in fp32."""
 ANCHOR_BYTES = 4
-"""The starting value of a trained parameter, in fp32, which an anchor keeps."""
+"""The starting value of a trained parameter, in fp32, which an anchor keeps; one with `ewc` keeps as much again."""
 OTHERS_BYTES = 2 * 2**30
 """More than the driver and the kernels of this process occupy on a GPU that no other process uses."""
 
@@ -50,7 +50,7 @@ def stage_shape(
         "world": world,
         # Absent without it, so that earlier answers are found.
         **({"documents": recipe["documents"]} if "documents" in recipe else {}),
-        **({"anchor": True} if "anchor" in recipe else {}),
+        **({"anchor": "ewc" if "ewc" in recipe["anchor"] else True} if "anchor" in recipe else {}),
         **({"checkpointing": True} if checkpointing else {}),
     }
 
@@ -108,7 +108,8 @@ def fits_on_gpu(
     model: PreTrainedModel, recipe: Mapping[str, Any], bf16: bool, device: torch.device, end_of_text: int | None = None
 ) -> Callable[[int], bool]:
     """A function that tries whether a number of sequences fits, with an uncompiled step; compiled steps need less memory."""
-    length, kept = recipe["sequence_length"], MOMENT_BYTES + (ANCHOR_BYTES if "anchor" in recipe else 0)
+    length, anchor = recipe["sequence_length"], recipe.get("anchor", {})
+    kept = MOMENT_BYTES + ANCHOR_BYTES * (bool(anchor) + ("ewc" in anchor))
     held = kept * sum(parameter.numel() for _, parameter in trained_parameters(model))
     room = FILLED * torch.cuda.get_device_properties(device).total_memory - held
 

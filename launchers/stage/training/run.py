@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,10 +54,12 @@ from retain.lightning_modules.models import build_from_config, build_model, load
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.disk import MOMENT_BYTES, check_room, stage_bytes, used_bytes
 from retain.results.store.runs import Run
-from retain.results.store.state import KEEPS_OPTIMIZER
+from retain.results.store.state import FISHER_FILE, KEEPS_OPTIMIZER
 from retain.sweeps.schema.models import Architecture
+from retain.sweeps.schema.section import FISHER
 from retain.sweeps.tree.evaluation import role_of, tune_split
 from retain.sweeps.tree.key_diff import stage_name
+from retain.sweeps.tree.recipes.anchor import estimate_key
 
 
 def attempt(context: AttemptContext) -> None:
@@ -100,6 +103,7 @@ def attempt(context: AttemptContext) -> None:
         end_of_text,
         flex_attention=bool(numerics.flex_attention),
         checkpointing=execution.get("checkpointing", False),
+        fisher=_fisher_file(context),
     )
     if machine.gpu and numerics.micro_batch is None and not machine.sharded:
         module.micro_batch = _fitting_micro_batch(context, module, machine.bf16)
@@ -199,6 +203,18 @@ def _starting_model(context: AttemptContext, tokenizer: Tokenizer) -> PreTrained
     if recipe.get("method") == "lora":
         add_adapters(model, recipe["lora"], recipe["seed"])
     return model
+
+
+def _fisher_file(context: AttemptContext) -> Path | None:
+    """The file of the Fisher information that the anchor of the recipe needs; None if it needs none.
+
+    Raises StageFailedError, DamageError.
+    """
+    estimate = context.spec["recipe"].get("anchor", {}).get(FISHER)
+    if estimate is None:
+        return None
+    key = estimate_key(context.spec["parent"], estimate)
+    return usable_parent(context.store, key, "the Fisher information").model / FISHER_FILE
 
 
 def _check_room(run: Run, model: PreTrainedModel, keeps_optimizer: bool) -> None:

@@ -6,6 +6,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.stages import Adaptable, EarlyStopping, Lora, Optimisation, Wsd
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
+from retain.sweeps.tree.recipes.anchor import anchor_recipe
 from retain.sweeps.tree.recipes.checkpoint import adapter_targets
 
 Recipe = dict[str, Any]
@@ -18,8 +19,7 @@ def method_recipe(study: Study, facts: Facts, stage: Adaptable, name: str) -> Re
     """
     start = {"start": {"optimizer": "carry"}} if stage.start and stage.start.optimizer == "carry" else {}
     if stage.method == "full":
-        anchor = {"anchor": {"l2sp": stage.anchor.l2sp}} if stage.anchor and stage.anchor.l2sp else {}
-        return {"method": "full", **start, **anchor}
+        return {"method": "full", **start, **anchor_recipe(study, facts, stage, name)}
     lora = stage.lora or Lora()
     targets = adapter_targets(study, facts, lora.targets, name)
     return {"method": "lora", "lora": lora.model_dump() | {"targets": targets}, **start}
@@ -105,3 +105,23 @@ def early_stopping_recipe(
 def _documents(study: Study) -> Recipe:
     """How documents attend to each other; empty if they attend across, as the recipes of earlier versions do."""
     return {} if study.documents.attention == "across" else {"documents": study.documents.model_dump()}
+
+
+def carry_problem(stage: str, recipe: str, before: str, recipe_before: str) -> str | None:
+    """Why AdamW's state at the end of a stage does not belong to the weights that the next one trains; None if it does.
+
+    stage, before: the names of the stage and of its parent. The recipes are canonical.
+    """
+    cure = f"remove {stage}.start, or"
+    if '"method":"lora"' in recipe:
+        return f"{stage} trains adapters, which are new; {cure} set {stage}.method: full"
+    if '"method":"lora"' in recipe_before:
+        return f"{before} trains adapters, and {stage} all weights; {cure} set {before}.method: full"
+    if '"optimizer":"muon"' in recipe + recipe_before:
+        return f"{before} or {stage} trains with muon, and only AdamW can be; {cure} set optimizer: adamw"
+    if '"early_stopping":{' in recipe_before:
+        return (
+            f"{before} ends with the weights of its best step, and AdamW's moments belong to its last step; {cure} "
+            f"remove {before}.early_stopping"
+        )
+    return None

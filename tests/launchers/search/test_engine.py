@@ -23,6 +23,7 @@ from retain.results.tensorboard.views import link_runs
 from retain.sweeps.base.errors import StudyError
 from tests.conftest import Trained
 from tests.launchers.search.searches import THEORY, block, finish, searching
+from tests.results.runs import finish as finish_run
 from tests.results.runs import put_state
 from tests.studies import tiny_study
 
@@ -269,3 +270,17 @@ def over_the_grid(trained: Trained, folder: Path, **fields: object) -> Search:
     search = searching(str(trained.study), folder / "runs", block(**{"axes": axes, "searcher": "grid"} | fields))
     finish(search)
     return search
+
+
+def test_a_search_over_anchors_trains_their_estimate_once_and_before_them(tmp_path: Path) -> None:
+    anchor = {"finetune.anchor": {"ewc": 1, "sequences": 8}, "grid": {}, "execution": {"accelerator": "cpu"}}
+    axes = block(axes={"finetune.anchor.ewc": [1, 100]}, searcher="grid")
+    search = searching(str(tiny_study(tmp_path, **anchor)), tmp_path / "runs", axes)
+    order = []
+    while not search.finished():
+        if (stage := search.next_stage()) is not None:
+            order.append(stage.stage)
+            finish_run(search.store.run(stage.key))
+            search.ended(stage.key)
+    assert order == ["pretrain", "posttrain", "fisher", "finetune", "finetune"]
+    assert [search.state_of(one) for one in search.candidates] == ["done", "done"]

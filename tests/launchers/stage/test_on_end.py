@@ -17,6 +17,8 @@ from retain.launchers.stage.failures import ON_SLURM
 from retain.launchers.stage.on_end import begin_launch, renew_launches, tell_ended
 from retain.results.store.runs import Store
 from retain.sweeps.tree.tree import Tree
+from tests.results.runs import finish, finish_all
+from tests.results.runs import registered as plan_tiny
 from tests.retain import retain
 from tests.studies import linear_study
 
@@ -129,6 +131,19 @@ def test_the_last_command_of_a_job_tells_a_failed_branch_and_then_the_end(
             assert epilogue.main([str(store.root), submission.token]) == 0
         assert len(lines(told)) == number + 1
     assert lines(told) == ["branch linear 1 1 2 3", "study linear 1 2 4 0"]
+
+
+def test_a_failed_estimate_for_an_anchor_cuts_only_the_stages_that_need_it(tmp_path: Path, told: Path) -> None:
+    anchor = {"finetune.anchor": {"ewc": 0, "sequences": 8}, "grid": {"finetune.anchor.ewc": [0, 1, 2]}}
+    tree, store = plan_tiny(tmp_path / "runs", **anchor)
+    begin_launch(store, tree, LINE.format(told=told))
+    (estimate,) = (key for key, stage in tree.stages.items() if stage.stage == "fisher")
+    finish_all(tree, store, lambda stage: stage in ("pretrain", "posttrain"))
+    end(store, [estimate])
+    tell_ended(store, [estimate], {})
+    finish(store.run(tree.trials[0].leaf))
+    tell_ended(store, [tree.trials[0].leaf], {})
+    assert lines(told) == ["branch tiny 2 1 2 1", "study tiny 3 1 2 0"]
 
 
 def test_a_run_that_another_job_will_retry_has_not_ended(registered: tuple[Store, Tree], told: Path) -> None:

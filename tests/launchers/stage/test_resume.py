@@ -56,7 +56,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ids=["one process in bf16", "FSDP in bf16", "DDP of three ranks in fp32"],
 )
 def test_drilled_runs_end_in_the_bits_of_their_undisturbed_twins(execution: list[str], tmp_path: Path) -> None:
-    study = tiny_study(tmp_path / "study", **LONG)
+    study = tiny_study(tmp_path / "study", **LONG | {"finetune.anchor": {"l2sp": 0.01, "ewc": 10, "sequences": 16}})
     document = retain_json("drill", study, *execution, "--kills", "6", "--store", tmp_path / "runs")
     assert document["kills"] == 6
     assert document["differences"] == []

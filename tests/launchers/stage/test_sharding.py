@@ -33,6 +33,7 @@ LAYOUT: dict[str, Any] = {
     "posttrain.lora": {"rank": 6, "alpha": 12},
     "posttrain.early_stopping": {"every": 4, "patience": 3},
     "finetune.tokens": 1280,
+    "finetune.anchor": {"l2sp": 0.1, "ewc": 100, "sequences": 8},
     "execution": {"save_steps": 3, "keep_states": True, "micro_batch": 2},
 }
 """A few steps of each stage; a rank of six is not divided by four processes."""

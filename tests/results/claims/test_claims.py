@@ -7,10 +7,12 @@ from random import Random
 
 import pytest
 
+from retain.results.claims.frontier import REACTIVE
 from retain.results.claims.judging import OURS, Verdict
 from retain.results.claims.verdicts import verdicts
 from retain.results.figures.published import published
 from retain.results.store.loss_table import Row
+from retain.sweeps.schema.read import read_study
 from retain.sweeps.schema.section import LOSSES
 
 IMMEDIATE, RETAINED, FINETUNING, PRETRAINING = LOSSES
@@ -351,3 +353,14 @@ def test_recipes_that_differ_in_several_fields_get_no_verdicts() -> None:
     names = {"unmixed": "default", "mixed": "recommended"}
     recipes = [row | {"axes": row["axes"] | {"recipe": names[row["axes"]["method"]]}} for row in frontier_rows(shifts)]
     assert verdicts(recipes) == []
+
+
+@pytest.mark.parametrize("study", ["laptop-reactive", "reactive", "reactive-1b"])
+def test_exposure_is_judged_against_every_remedy_of_the_reactive_studies_and_on_top_of_it(study: str) -> None:
+    methods = {option.labels["method"] for option in read_study(study).cases["method"]}
+    assert methods == {"unmixed", "mixed"} | {f"{base}+{name}" for base in ("unmixed", "mixed") for name in REACTIVE}
+    shifts = {name: -0.1 * ("+" in name) - 0.3 * name.startswith("mixed") for name in methods}
+    found = {verdict.sentence for verdict in verdicts(frontier_rows(shifts)) if verdict.outcome == "supported"}
+    for words in REACTIVE.values():
+        assert any(f"mixing improves the frontier more than {words}" in sentence for sentence in found)
+        assert any(f"mixing improves the frontier on top of {words}" in sentence for sentence in found)

@@ -29,7 +29,8 @@ from retain.results.store.runs import Run, Store
 from retain.results.store.verify import verify_runs
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.processes import process_name
-from retain.sweeps.tree.tree import Tree, expand
+from retain.sweeps.tree.measures import asked_evaluations
+from retain.sweeps.tree.tree import Stage, Tree, expand
 from tests.conftest import Prepared
 from tests.results.runs import finish, finish_all, kinds, registered, write_model
 from tests.results.store.processes import HOLDER, next_line, start_python
@@ -373,3 +374,25 @@ def test_gc_works_on_a_full_disk_and_reports_what_it_could_not_remove(small_disk
     assert "No space left" in kept["reason"]
     assert retain_json("gc", "--store", store.root)["kept"] == []
     assert not (unfinished.folder / "model.partial").exists()
+
+
+def test_weights_stay_until_the_averages_and_estimates_that_need_them_are_done(tmp_path: Path) -> None:
+    anchor = {"finetune.anchor": {"ewc": 1, "sequences": 8}, "grid": {"finetune.average": [0.5, 1]}}
+    tree, store = registered(tmp_path / "runs", **anchor)
+    first, second, estimate, last = tree.stages
+    averages = asked_evaluations(tree)
+
+    def freed(stages: dict[str, Stage] | None = None) -> set[str | None]:
+        return {waste.run for waste in find_waste(store, None, True, stages)}
+
+    finish_all(tree, store, lambda stage: stage != "finetune")
+    assert freed() == {first}
+    finish(store.run(last))
+    assert freed() == {first, estimate}
+    for key in averages:
+        assert second not in freed()  # an average is measured between the start of the last stage and its end
+        finish(store.run(key))
+    assert freed() == {first, second, estimate}
+    # Evaluations that a study asks for, and that the store does not have yet.
+    shutil.rmtree(store.root / next(iter(averages)))
+    assert freed(tree.stages | averages) == {first, estimate}

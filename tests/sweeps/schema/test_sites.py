@@ -10,7 +10,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.execution import Execution
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.sites import Site, choose_site, read_sites, sites_file
-from retain.sweeps.tree.tree import device_mismatch
+from retain.sweeps.tree.recipes.devices import device_mismatch
 from tests.studies import tiny_fields
 
 NORTH = {

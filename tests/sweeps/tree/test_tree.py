@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study
-from retain.sweeps.tree.tree import Tree, axes_label, device_mismatch, expand
+from retain.sweeps.tree.recipes.devices import device_mismatch
+from retain.sweeps.tree.tree import Tree, axes_label, expand
 from tests.studies import made_up_facts, tiny_fields, tiny_tree
 
 AXES: dict[str, list[Any]] = {

@@ -1,0 +1,139 @@
+"""The kind `fisher`: the diagonal Fisher information at the weights of a done stage, for the anchors of the stages below it.
+
+An attempt that is stopped by a signal saves its sums, and the next one continues them to the same bits. It leaves
+model/fisher.safetensors: a value for each weight, in fp32, by the names of the parent's parameters.
+"""
+
+import os
+
+# Before torch: cuBLAS is deterministic with a fixed workspace only.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import hashlib
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from retain.datamodules.corpora.prepare import stored_tokenizer
+from retain.datamodules.order.stage_data import first_sequences
+from retain.launchers.stage.attempt import AttemptContext
+from retain.launchers.stage.failures import DIVERGED
+from retain.launchers.stage.log import log_line
+from retain.launchers.stage.parent import usable_parent
+from retain.launchers.stage.signals import AttemptStopped
+from retain.launchers.stage.training.choose_numerics import machine_of
+from retain.lightning_modules.anchors.fisher import add_squares, information_per_token, no_squares
+from retain.lightning_modules.models import load_model
+from retain.lightning_modules.objective import predictions
+from retain.results.store.disk import SMALL_FILES, check_room
+from retain.results.store.state import FISHER_FILE, Progress
+from retain.sweeps.base.errors import StageFailedError
+from retain.sweeps.base.files import share
+from retain.sweeps.tree.cost import BYTES_PER_VALUE
+
+REPORT_EVERY_S = 1.0
+SUMS, DONE, DIGEST = "sums.safetensors", "sequences", "sha256"
+"""The file of saved sums in checkpoint/, and what its metadata has: over how many sequences they are, and their digest."""
+
+
+def attempt(context: AttemptContext) -> None:
+    """Estimate the information and finish a run, on one process. Raises StageFailedError, AttemptStopped, DamageError."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    run, recipe, execution = context.run, context.spec["recipe"], context.spec["execution"]
+    machine = machine_of(execution)
+    if not machine.gpu:
+        torch.set_num_threads(execution["threads"])
+    # 1. Record that the attempt begins, where the last one was stopped.
+    known = _saved_sums(run.checkpoint / SUMS)
+    done, length = known[0] if known else 0, recipe["sequence_length"]
+    context.begin(done * length, torch.cuda.get_device_name() if machine.gpu else None)
+    # 2. Load the weights and the sequences.
+    stage = usable_parent(context.store, context.spec["parent"])
+    sequences = first_sequences(context.store.root, recipe)
+    if not int(predictions(sequences)):
+        raise StageFailedError(
+            f"none of the {len(sequences)} sequences has a token that is predicted; raise the anchor's sequences"
+        )
+    tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
+    end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
+    model: PreTrainedModel = load_model(stage.model).to(machine.device)  # type: ignore[arg-type]
+    weights = sum(one.numel() for one in model.parameters())
+    check_room(run.folder, 2 * BYTES_PER_VALUE * weights + SMALL_FILES)
+    squares = no_squares(model)
+    if known:
+        squares = {name: known[1][name].to(one.device) for name, one in squares.items()}
+        log_line(f"resumes after {done} of {len(sequences)} sequences")
+    # 3. Add up the squared gradients, one sequence after the other.
+    began = reported = time.monotonic()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for more in add_squares(model, sequences[done:], squares, machine.bf16, end_of_text):
+            if context.stop.signal:
+                _save_sums(run.checkpoint, squares, done + more)
+                context.report(Progress((done + more) * length, sequences.numel()))
+                raise AttemptStopped(context.stop.signal)
+            if time.monotonic() - reported > REPORT_EVERY_S or done + more == len(sequences):
+                reported = time.monotonic()
+                speed = more * length / (reported - began)
+                context.report(Progress((done + more) * length, sequences.numel(), tokens_per_second=speed))
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    # 4. Write the result.
+    found = information_per_token(squares, sequences)
+    if not all(one.isfinite().all() for one in found.values()):
+        raise StageFailedError(
+            f"the Fisher information is not finite: the weights of {stage.key} have diverged", DIVERGED
+        )
+    log_line(
+        f"Fisher information of {weights:,} weights; its trace is {sum(float(one.sum()) for one in found.values()):.4g}"
+    )
+    _publish(context, found)
+
+
+def _publish(context: AttemptContext, found: dict[str, torch.Tensor]) -> None:
+    partial = context.run.folder / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_file(found, partial / FISHER_FILE)
+    share(partial / FISHER_FILE)
+    context.finish(partial, {})
+
+
+def _save_sums(folder: Path, squares: dict[str, torch.Tensor], done: int) -> None:
+    """Save the sums over the first `done` sequences; a process that is killed meanwhile leaves the file before."""
+    folder.mkdir(exist_ok=True)
+    sums = {name: one.cpu() for name, one in squares.items()}
+    save_file(sums, folder / f"{SUMS}.partial", {DONE: str(done), DIGEST: _digest(sums)})
+    (folder / f"{SUMS}.partial").replace(folder / SUMS)
+
+
+def _saved_sums(path: Path) -> tuple[int, dict[str, torch.Tensor]] | None:
+    """The number of sequences of saved sums, and the sums; None if there are none, or they are damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = file.metadata()
+        if about[DIGEST] == _digest(sums):
+            return int(about[DONE]), sums
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        pass
+    log_line(f"{path} is damaged: the estimate starts again")
+    return None
+
+
+def _digest(sums: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of the names and values of sums, in hexadecimal."""
+    found = hashlib.sha256()
+    for name in sorted(sums):
+        found.update(name.encode())
+        found.update(sums[name].contiguous().numpy().data)
+    return found.hexdigest()
