@@ -249,9 +249,11 @@ def cpu_model() -> str:
 
 
 def bf16_support() -> str:
-    """Whether the processor multiplies in bf16."""
-    has_amx = any(" amx_bf16" in line for line in _lines("/proc/cpuinfo"))
-    return "has AMX (bf16)" if has_amx else "has no AMX: bf16 products are no faster than fp32 ones"
+    """Which instructions the processor has for products in bf16. How fast they are differs between processors."""
+    flags = {flag for line in _lines("/proc/cpuinfo") if line.startswith("flags") for flag in line.split()}
+    known = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
+    names = [name for flag, name in known.items() if flag in flags]
+    return f"bf16 by {' and '.join(names)}" if names else "no bf16 instructions"
 
 
 def _lines(path: str) -> list[str]:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.regressions [--write]
 
-It takes under two minutes and never fails. The committed ratios are in benchmarks/results/watch.json; `--write` replaces them.
+It takes under two minutes and never fails. The committed ratios are in benchmarks/results/watch.json, by kind of processor:
+ratios of another kind are not compared. `--write` replaces those of this kind.
 
 Both sides of a ratio take turns in one run, so that the machine's speed and other load affect both. Compared is processor
 time, of all threads and children together, except for what a step waits for the loader. The least of all rounds counts,
@@ -22,7 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -144,21 +144,21 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="commit today's ratios: write them to watch.json")
     options = parser.parse_args()
     begin = time.monotonic()
-    committed: dict[str, Any] = json.loads(PLACE.read_text()) if PLACE.exists() else {"device": "", "ratios": {}}
+    committed: dict[str, dict[str, float]] = json.loads(PLACE.read_text()) if PLACE.exists() else {}
     # A processor's name may not say whether it has AMX.
-    today: dict[str, Any] = {"device": f"{cpu_model()}, {bf16_support()}", "ratios": {}}
+    device, today = f"{cpu_model()}, {bf16_support()}", {}
+    if device not in committed:
+        print(f"nothing is committed for this kind of processor ({device}), so nothing can be compared")
     os.environ["PYTHONWARNINGS"] = "ignore"
     with tempfile.TemporaryDirectory() as folder:
         # An empty cache, so that no run is faster than the one before it.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")
         for found in all_ratios(Path(folder), begin + SECONDS):
-            today["ratios"][found.name] = float(f"{found.value:.3g}")
-            print(compared(found, committed["ratios"]), flush=True)
-    if committed["device"] != today["device"]:
-        print(f"the committed ratios are of another kind of processor: {committed['device'] or 'none yet'}")
+            today[found.name] = float(f"{found.value:.3g}")
+            print(compared(found, committed.get(device, {})), flush=True)
     print(f"{time.monotonic() - begin:.0f} s; load average at the end {os.getloadavg()[0]:.1f}")
     if options.write:
-        write_json(PLACE, today)
+        write_json(PLACE, committed | {device: today})
         log(f"written: {PLACE}")
 
 
