@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store
+from retain.results.store.runs import LOSSES, MEASURES, WEIGHTS, Run, Store
 from retain.results.store.study_files import SUMMARY
 from retain.sweeps.base.errors import NewerFormatError
-from retain.sweeps.tree.keys import MEASURE
+from retain.sweeps.tree.keys import MEASURE, TASK
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
 Spec = Mapping[str, Any]
@@ -34,6 +34,8 @@ class Kind:
     """Patterns of the files that a done run has. Each must match a file with a checksum."""
     verify: str | None = None
     """A module with `problems(store, run, known) -> list[str]`, for `retain verify`; `known` caches what it has computed."""
+    resumes: bool = True
+    """Whether an attempt continues what the one before has saved."""
     may_idle: bool = False
     """Whether attempts may be stopped without progress any number of times, as they only wait for other runs."""
 
@@ -52,11 +54,12 @@ TRAINING = Kind(
     verify="retain.launchers.checks.verify_tokens",
 )
 LINEAR = Kind("linear", "retain.launchers.stage.linear", leaves=(WEIGHTS, LOSSES))
-EVALUATE = Kind("evaluate", "retain.launchers.stage.evaluate", leaves=(LOSSES,))
+EVALUATE = Kind("evaluate", "retain.launchers.stage.evaluate", leaves=(LOSSES,), resumes=False)
+MEASURED_TASK = Kind("task", "retain.launchers.stage.tasks.run", leaves=(MEASURES,), resumes=False)
 FISHER = Kind("fisher", "retain.launchers.stage.training.fisher", leaves=(WEIGHTS,))
 SEARCH = Kind("search", "retain.launchers.search.attempt", leaves=(SUMMARY,), may_idle=True)
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, EVALUATE, FISHER, SEARCH)}
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, EVALUATE, MEASURED_TASK, FISHER, SEARCH)}
 
 
 def kind_of(spec: Spec) -> Kind:
@@ -72,8 +75,8 @@ def kind_of(spec: Spec) -> Kind:
 
 def kind_of_recipe(recipe: Mapping[str, Any]) -> Kind:
     """The kind of a stage of a study, of an evaluation of one, or of an estimate for an anchor."""
-    if recipe.get("measure") == MEASURE:
-        return EVALUATE
+    if recipe.get("measure") in (MEASURE, TASK):
+        return EVALUATE if recipe["measure"] == MEASURE else MEASURED_TASK
     if recipe.get("measure") == FISHER.name:
         return FISHER
     return LINEAR if recipe.get("method") == LINEAR_METHOD else TRAINING

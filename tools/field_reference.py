@@ -36,6 +36,7 @@ PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
             ("`start` of a stage", stages.Start),
             ("`posttrain.early_stopping`", stages.EarlyStopping),
             ("`evaluate`", stages.Evaluate),
+            ("`evaluate.tasks.NAME`", stages.Task),
             ("`finetune`", stages.Finetune),
             ("`posttrain.lora` and `finetune.lora`", stages.Lora),
             ("`anchor` of a stage", stages.Anchor),

@@ -45,7 +45,8 @@ def main() -> int:
         narrowed.write_text(TORCH.sub(f"{pin} --hash=sha256:{digest}\n", demo))
         more = [LOCKS / f"{name}.lock" for name in (*sys.argv[1:], *(["cuda"] if cuda else []))]
         files = [word for lock in (narrowed, *more) for word in ("-r", str(lock))]
-        subprocess.run([*PIP, "install", "--quiet", "--require-hashes", *files], check=True)
+        # The locks name every package; looking for dependencies, pip would ask for hashes of extras too.
+        subprocess.run([*PIP, "install", "--quiet", "--no-deps", "--require-hashes", *files], check=True)
     # setuptools, which builds Retain itself, is among the locked packages.
     subprocess.run([*PIP, "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
     return 0

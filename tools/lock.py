@@ -2,9 +2,9 @@
 
 Without --upgrade, packages that are pinned keep their versions, and only new requirements of pyproject.toml are looked up.
 
-demo.lock holds Retain with its demo and its search, test.lock what testing adds, docs.lock what building the docs site adds,
-and cuda.lock what the index's build of torch needs on Linux beyond a CPU build. Each pins every package with the hashes of all
-its files.
+demo.lock holds Retain with its demo and its search, tasks.lock what measuring on tasks adds, test.lock what testing adds,
+docs.lock what building the docs site adds, and cuda.lock what the index's build of torch needs on Linux beyond a CPU build.
+Each pins every package with the hashes of all its files.
 """
 
 import re
@@ -23,7 +23,7 @@ MORE_HASHES = {
 }
 BASE = ("demo", "search")
 """The extras of demo.lock."""
-EXTRAS = ("test", "docs")
+EXTRAS = ("tasks", "test", "docs")
 """The extras, besides those, that have a lock of their own."""
 CUDA = re.compile(r"^(nvidia-|cuda-|triton==)")
 

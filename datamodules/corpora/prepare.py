@@ -3,6 +3,7 @@
     <store>/tokenizers/<fingerprint>/   tokenizer.json, tokenizer_config.json
     <store>/corpora/<fingerprint>/      train.bin, heldout.bin, manifest.json
     <store>/checkpoints/<fingerprint>/  the checkpoint that a model starts from, checkpoint.json
+    <store>/tasks/<id>/                 a task of `evaluate`, see `tasks.prepare`
     <store>/prepared/<digest>.json      the fingerprint that a source was prepared to, and the commit it was read at
     <store>/prepared/last/              the fingerprint that a study's definition of a source was last prepared to
     <store>/building/<process>-<id>/    data that a process is preparing
@@ -54,6 +55,7 @@ from retain.datamodules.corpora.sources import (
     withheld_share,
     write_note,
 )
+from retain.datamodules.corpora.tasks.prepare import prepare_tasks, task_facts
 from retain.datamodules.corpora.tokenizer import (
     CHATML,
     CHATML_MARKERS,
@@ -98,6 +100,9 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
             for name, length in _packings(file):
                 _prepare_corpus(file, store, name, length, tokenizer, report)
         facts = known_facts(file, store)
+    if facts.tasks:
+        with writing(str(store), "choose another store with --store"):
+            prepare_tasks(file, store)
     if not facts.prepared:
         check_unchanged(file, before)
         raise MissingResourceError(
@@ -184,7 +189,7 @@ def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Fact
         )
         corpora[name, length] = CorpusFacts(fingerprint, *(counts[split] for split in SPLITS if counts))
     entries = vocabulary["vocabulary"] if vocabulary else unprepared_vocabulary(file, check=not noted)
-    return Facts(tokenizer, entries, corpora, checkpoints)
+    return Facts(tokenizer, entries, corpora, checkpoints, task_facts(file, store, noted))
 
 
 def _look_up(

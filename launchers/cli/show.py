@@ -152,7 +152,8 @@ def results(
     losses: Annotated[
         str | None,
         typer.Option(
-            help="Show these losses instead of the paper's four: `all`, or some as STAGE/CORPUS, separated by commas."
+            help="Show these losses instead of the paper's four: `all`, or some as STAGE/CORPUS or STAGE/TASK/METRIC, "
+            "separated by commas."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -99,7 +99,8 @@ def run(
 def evaluate(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> int:
     """Measure trained stages on this machine; train nothing.
 
-    Measures what `evaluate` of the study names, and losses that are blank because another study trained the stage.
+    Measures what `evaluate` of the study names, corpora and tasks, and losses that are blank because another study trained the
+    stage.
     """
     from retain.launchers.cli.progress import reporting, watching
     from retain.launchers.cli.views.results import print_failures, print_results
@@ -133,9 +134,9 @@ def submit(
     from retain.launchers.cli.views.submission import print_local_start, print_scripts, print_submission
     from retain.launchers.jobs.resources import find_site, slurm_resources
     from retain.launchers.local.launcher import start_detached
+    from retain.launchers.planning.evaluations import with_evaluations
     from retain.launchers.planning.opened_study import open_study
     from retain.launchers.planning.register import register
-    from retain.sweeps.schema.read import measured_corpora, read_study
 
     if until or most or block:
         raise StudyError(
@@ -151,7 +152,8 @@ def submit(
             print_local_start(opened, command("run", study, overrides, store))
             return
         chosen = find_site(site)
-        resources = slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1])
+        asked = {key: one for key, one in with_evaluations(opened).stages.items() if key not in opened.tree.stages}
+        resources = slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1], evaluations=asked)
         print_scripts(opened, resources, chosen and chosen[0])
         return
     if launcher == "local":
@@ -161,9 +163,6 @@ def submit(
         return
     with reporting() as report:
         submission = retain.submit(study, overrides or (), store, site, report=report)
-    if measured_corpora(read_study(study, overrides or ()).study):
-        again = command("evaluate", study, overrides, store)
-        print(f"evaluations are not submitted: {again} measures them once the stages are done", file=sys.stderr)
     retry, cancel, watch = (command(verb, study, overrides, store) for verb in ("retry", "cancel", "status"))
     show(submission, as_json, lambda submission: print_submission(submission, retry, cancel, f"{watch} --watch"))
 
@@ -194,7 +193,6 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     from retain.launchers.cli.views.submission import print_submission
     from retain.launchers.jobs.resources import find_site
     from retain.launchers.jobs.submit import register_for_slurm, submit_runs
-    from retain.launchers.kinds import EVALUATE, kind_of
     from retain.launchers.planning.opened_study import open_study
     from retain.launchers.slurm.client import has_slurm
     from retain.launchers.stage.on_end import renew_launches
@@ -208,9 +206,7 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     again = [key for key in keys if Store(store).run(key).retry()]
     if has_slurm():
         renew_launches(Store(store), again)
-        # Evaluations are measured by retain evaluate, on the machine where it is called.
-        trained = [key for key in keys if kind_of(Store(store).run(key).spec()) is not EVALUATE]
-        submission = submit_runs(Store(store), trained, name)
+        submission = submit_runs(Store(store), keys, name)
         print_submission(submission, command("retry", name, overrides, store))
     elif is_study(name):
         print(f"{counted(len(again), *AGAIN)}; {command('run', name, overrides, store)} trains them")

@@ -45,6 +45,8 @@ RENDEZVOUS_S = 300.0
 """How long the ranks of a job wait for rank 0."""
 FRUITLESS = 2
 """Attempts in a row without progress after which a run has failed."""
+UNSAVED = 4
+"""The same for a kind that saves nothing: a preemption may have stopped one of them."""
 
 
 class _Meeting(TypedDict):
@@ -130,12 +132,15 @@ def check_needs(store: Store, run: Run) -> tuple[str, str]:
     return "train", ""
 
 
-def is_fruitless(state: State) -> bool:
-    """Whether the last attempts since any `retain retry` were stopped without making progress."""
+def is_fruitless(state: State, resumes: bool = True) -> bool:
+    """Whether the last attempts since any `retain retry` were stopped without making progress.
+
+    resumes: whether the kind of run saves its progress.
+    """
     ended = [attempt for attempt in state.counted_attempts if attempt.end is not None]
-    if len(ended) < FRUITLESS:
+    if len(ended) < (FRUITLESS if resumes else UNSAVED):
         return False
-    return all(attempt.tokens <= attempt.tokens_at_start for attempt in ended[-FRUITLESS:])
+    return not resumes or all(attempt.tokens <= attempt.tokens_at_start for attempt in ended[-FRUITLESS:])
 
 
 def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest) -> Outcome:
@@ -183,8 +188,12 @@ def _attempt(store: Store, run: Run, ranks: Ranks, stop: StopRequest) -> Outcome
         state = run.state()
         if state.state == "cancelled":
             return Outcome(ending)
-        if is_fruitless(state) and not kind.may_idle:
-            run.fail(f"{FRUITLESS} attempts in a row were stopped before a step was saved; ask for a longer walltime")
+        if is_fruitless(state, kind.resumes) and not kind.may_idle:
+            run.fail(
+                f"{FRUITLESS} attempts in a row were stopped before a step was saved; ask for a longer walltime"
+                if kind.resumes
+                else f"{UNSAVED} attempts in a row were stopped before the end of the evaluation; ask for a longer walltime"
+            )
             return Outcome(ending, failed=True)
         return Outcome(ending, requeue=Requeue(run))
     return Outcome(ending, busy=code == BUSY)

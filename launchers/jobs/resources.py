@@ -4,10 +4,11 @@ import contextlib
 import json
 import math
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retain.launchers.planning.register import EVALUATIONS_OF_A_JOB, one_device
 from retain.launchers.slurm.client import has_slurm
 from retain.launchers.slurm.partitions import Partition, read_config, read_partitions, with_nodes
 from retain.results.analysis.throughput import measured_speeds
@@ -60,12 +61,18 @@ def machine_names() -> list[str]:
 
 
 def slurm_resources(
-    tree: Tree, file: StudyFile, store: Store, site: Site | None, partitions: Sequence[Partition] | None = None
+    tree: Tree,
+    file: StudyFile,
+    store: Store,
+    site: Site | None,
+    partitions: Sequence[Partition] | None = None,
+    evaluations: Mapping[str, Stage] | None = None,
 ) -> dict[str, Resources]:
     """The resources of every stage, by key; siblings have the same walltime, so that they form one array.
 
-    partitions: those of the cluster; None: ask SLURM, and assume no limits if SLURM does not answer. Raises StudyError if the
-    study gives a walltime that its partition does not allow, or asks for more than its nodes have.
+    partitions: those of the cluster; None: ask SLURM, and assume no limits if SLURM does not answer. evaluations: those of
+    stages of the tree, by key, which get resources too; those after stages of one name have the same. Raises StudyError if
+    the study gives a walltime that its partition does not allow, or asks for more than its nodes have.
     """
     if partitions is None:
         partitions = _partitions_here()
@@ -86,7 +93,28 @@ def slurm_resources(
         own = _with_walltime(execution, tokens, speed(name, model, execution.devices, None), longest)
         _check_warning(own.execution.slurm, file.path.name)
         resources |= dict.fromkeys((stage.key for stage in stages), own)
+    measured: dict[str, list[Stage]] = {}
+    for one in (evaluations or {}).values():
+        measured.setdefault(tree.stages[one.parent or ""].stage, []).append(one)
+    for name, those in measured.items():
+        execution = executions[name]
+        longest = _longest(execution, site, partitions, file.path.name)
+        speeds = {speed(name, models[one.parent or ""], execution.devices, None) for one in those}
+        own = _of_evaluations(those, execution, speeds, longest)
+        _check_warning(own.execution.slurm, file.path.name)
+        resources |= dict.fromkeys((one.key for one in those), own)
     return resources
+
+
+def _of_evaluations(
+    those: Sequence[Stage], execution: StageExecution, speeds: Collection[float | None], longest: tuple[int, str] | None
+) -> Resources:
+    """The resources of evaluations of stages that are executed in one way. speeds: at which the stages train, where known."""
+    known = [speed / execution.devices for speed in speeds if speed is not None]
+    # How long a task takes is not known.
+    slowest = min(known) if len(known) == len(speeds) and all(one.tokens for one in those) else None
+    tokens = max(one.tokens for one in those) * min(len(those), EVALUATIONS_OF_A_JOB)
+    return _with_walltime(one_device(execution), tokens, slowest, longest)
 
 
 def driver_minutes(execution: StageExecution, site: Site | None, wanted: int, file: str) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from retain.launchers.jobs.resources import UNMEASURED_MINUTES
 from retain.launchers.jobs.submissions import Submission, job_label, submission_folder
+from retain.launchers.planning.register import EVALUATIONS_OF_A_JOB
 from retain.launchers.slurm.client import cluster_environment
 from retain.launchers.stage.environment import OFFLINE
 from retain.results.store.runs import Store
@@ -21,6 +22,7 @@ from retain.sweeps.base.files import write_bytes
 from retain.sweeps.base.surroundings import safe_python_path
 from retain.sweeps.schema.execution import Slurm
 from retain.sweeps.tree.key_diff import stage_name
+from retain.sweeps.tree.measures import EVALUATE
 from retain.sweeps.tree.tree import Tree
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ OF_A_SUBMISSION = ("array", "comment", "dependency", "export", "job-name", "outp
 
 @dataclass(frozen=True)
 class Family:
-    """Runs of one stage that need the same runs and resources: one array of jobs."""
+    """Runs of one stage that need the same runs and resources, one array of jobs; or evaluations of several, one job."""
 
     stage: str
     needs: tuple[str, ...]
@@ -50,6 +52,8 @@ class Family:
     execution: Mapping[str, Any]
     study: str
     """The study that registered the runs."""
+    at: str = ""
+    """The stage that evaluations measure; empty for other runs."""
 
     @property
     def pack(self) -> int:
@@ -63,7 +67,8 @@ def families(store: Store, keys: Sequence[str]) -> list[Family]:
     def alone(key: str) -> Family:
         run = store.run(key)
         spec = run.spec()
-        return Family(stage_name(spec), tuple(run.needs()), (key,), spec["execution"], spec.get("study", ""))
+        at = str(spec["axes"]["evaluate.at"]) if stage_name(spec) == EVALUATE else ""
+        return Family(stage_name(spec), tuple(run.needs()), (key,), spec["execution"], spec.get("study", ""), at)
 
     return _grouped(map(alone, keys))
 
@@ -72,15 +77,32 @@ def planned_families(tree: Tree, keys: Collection[str], executions: Mapping[str,
     """`families` of stages that need not be registered. executions: how each stage is executed, by key."""
     stages = [stage for stage in tree.stages.values() if stage.key in keys]
     return _grouped(
-        Family(stage.stage, stage.needs, (stage.key,), executions[stage.key], tree.study) for stage in stages
+        Family(
+            stage.stage,
+            stage.needs,
+            (stage.key,),
+            executions[stage.key],
+            tree.study,
+            stage.axes["evaluate.at"] if stage.stage == EVALUATE else "",
+        )
+        for stage in stages
     )
 
 
 def _grouped(single: Iterable[Family]) -> list[Family]:
     found: dict[str, Family] = {}
+    evaluations: dict[str, int] = {}
     for one in single:
-        group = json.dumps([one.stage, one.needs, one.execution], sort_keys=True)
-        found[group] = replace(one, keys=(*found[group].keys, *one.keys)) if group in found else one
+        apart: Any = one.needs
+        if one.stage == EVALUATE:
+            alike = json.dumps([one.at, one.execution], sort_keys=True)
+            evaluations[alike] = evaluations.get(alike, -1) + 1
+            apart = [one.at, evaluations[alike] // EVALUATIONS_OF_A_JOB]
+        group = json.dumps([one.stage, apart, one.execution], sort_keys=True)
+        if group in found:
+            keys, needs = (*found[group].keys, *one.keys), dict.fromkeys((*found[group].needs, *one.needs))
+            one = replace(one, keys=keys, needs=tuple(needs))
+        found[group] = one
     return list(found.values())
 
 

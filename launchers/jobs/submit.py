@@ -32,6 +32,7 @@ from retain.launchers.jobs.submissions import (
     write_backlog,
     write_submission,
 )
+from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import live_jobs, refusal, release_jobs, require_slurm
@@ -113,18 +114,21 @@ def submit_study(
     chosen = find_site(site)
     opened = prepare_study(name, overrides, store, report)
     resources = register_for_slurm(opened, chosen and chosen[1])
-    states = opened.store.states(opened.tree.stages)
+    tree = with_evaluations(opened)
+    states = opened.store.states(tree.stages)
     if any(state.state in UNENDED for state in states.values()):
         failed = [key for key, state in states.items() if state.state == "failed"]
-        begin_launch(opened.store, opened.tree, opened.file.study.execution.on_end, failed)
-    submitted = submit_runs(opened.store, list(opened.tree.stages), opened.tree.study)
+        begin_launch(opened.store, tree, opened.file.study.execution.on_end, failed)
+    submitted = submit_runs(opened.store, list(tree.stages), tree.study)
     return replace(submitted, outdated=_outdated(opened.store, resources) if submitted.queued_already else [])
 
 
 def register_for_slurm(opened: OpenedStudy, site: Site | None) -> Mapping[str, Resources]:
-    """Register the runs of a study with the resources that study and site request; returns the resources by key."""
-    resources = slurm_resources(opened.tree, opened.file, opened.store, site)
-    register(opened.tree, opened.file, opened.facts, opened.store, as_executions(resources))
+    """Register the stages and the evaluations of a study with the resources that it requests; returns them by key."""
+    tree, file, facts, store = opened.tree, opened.file, opened.facts, opened.store
+    asked = {key: one for key, one in with_evaluations(opened).stages.items() if key not in tree.stages}
+    resources = slurm_resources(tree, file, store, site, evaluations=asked)
+    register(tree, file, facts, store, as_executions(resources))
     return resources
 
 
@@ -265,7 +269,8 @@ def _submit_families(
             if not taken:
                 continue
             # 2. Submit them as one array, which starts after the jobs of the needed runs.
-            dependency = ":".join(["afterany", *(job_of[key] for key in unfinished)]) if unfinished else None
+            after = list(dict.fromkeys(job_of[key] for key in unfinished))
+            dependency = ":".join(["afterany", *after]) if after else None
             try:
                 submission = _submit(store, replace(family, keys=taken), dependency, code)
             except QueueFullError:
@@ -275,7 +280,6 @@ def _submit_families(
             # 3. Families below may depend on these jobs.
             assert submission.job_id is not None
             job_of |= {key: job for job, keys in submission.keys_of_jobs().items() for key in keys}
-            after = list(dict.fromkeys(job_of[key] for key in unfinished))
             jobs.append(SubmittedJob(submission.job_id, list(taken), submission.name, family.stage, after))
             room = None if room is None else room - len(submission.tasks)
     return jobs, deferred

@@ -1,9 +1,12 @@
 """The evaluation runs of a study: those that it asks for, and those that its store lacks."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.results.store.loss_table import missing_evaluations
+from retain.results.store.runs import Store
+from retain.sweeps.schema.section import loss_name
 from retain.sweeps.tree.cost import evaluation_flops
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.measures import asked_evaluations
@@ -43,6 +46,21 @@ def ready_evaluations(opened: OpenedStudy, blanks: bool) -> dict[str, Stage]:
     """
     missing = missing_evaluations(opened.tree, opened.store, heldout_tokens(opened.facts), blanks)
     return {key: one for key, one in missing.items() if all(opened.store.run(need).is_done() for need in one.needs)}
+
+
+def evaluations_of_search(tree: Tree, store: Store, facts: Facts, names: Collection[str]) -> dict[str, Stage]:
+    """The evaluations, by key, without which columns of these names stay blank. Raises DamageError.
+
+    Those of tasks; and those of corpora after stages that are done, and that were not measured on them.
+    """
+    found = {key: one for key, one in asked_evaluations(tree).items() if "evaluate.tasks" in one.axes}
+    found |= missing_evaluations(tree, store, heldout_tokens(facts), blanks=True)
+
+    def column(one: Stage) -> str:
+        return loss_name(one.axes["evaluate.at"], one.axes.get("evaluate.tasks") or one.axes["evaluate.corpora"])
+
+    wanted = {*names, *(name.rpartition("/")[0] for name in names)}
+    return {key: one for key, one in found.items() if column(one) in wanted}
 
 
 def planned_evaluations(opened: OpenedStudy) -> PlannedEvaluations:

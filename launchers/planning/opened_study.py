@@ -16,6 +16,7 @@ from retain.sweeps.base.notices import notice
 from retain.sweeps.base.yaml_text import read_yaml
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.measures import check_objective
 from retain.sweeps.tree.recipes.devices import device_mismatch
 from retain.sweeps.tree.scaled_down import scale_down
 from retain.sweeps.tree.tree import Tree, expand
@@ -152,4 +153,6 @@ def _opened(name: str, file: StudyFile, store: Store, facts: Facts) -> OpenedStu
     check_name(file, store.root)
     if mismatch := device_mismatch(file):
         raise StudyError(f"{file.path.name}: {mismatch}")
-    return OpenedStudy(name, file, store, facts, expand(file, facts))
+    tree = expand(file, facts)
+    check_objective(file, tree)
+    return OpenedStudy(name, file, store, facts, tree)

@@ -130,6 +130,12 @@ def plan_studies(
         for (hf, *_), checkpoint in one.facts.checkpoints.items()
         if not checkpoint.prepared
     ]
+    notes += [
+        f"{one.name}: evaluate.tasks.{name}: {task.absent}; preparing the data downloads it"
+        for one in opened
+        for name, task in one.facts.tasks.items()
+        if task.absent
+    ]
     try:
         check_starts(found, tree.stages, states)
     except MissingResourceError as error:

@@ -13,6 +13,7 @@ from retain.datamodules.corpora.responses.chat import local_template
 from retain.launchers.kinds import described, kind_of_recipe
 from retain.results.store.runs import SPEC, Store
 from retain.results.store.state import CHAT_TEMPLATE, KEEPS_OPTIMIZER
+from retain.sweeps.schema.execution import StageExecution
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.section import FISHER, stage_kind
 from retain.sweeps.tree.data_facts import Facts
@@ -28,6 +29,8 @@ AT_A_TIME = 1000
 PACKAGES = ("retain-lm", "torch", "lightning", "transformers", "tokenizers", "numpy")
 EVALUATIONS_OF_A_PROCESS = 1000
 """The most evaluations that one process makes, as starting one takes longer than a small evaluation."""
+EVALUATIONS_OF_A_JOB = 64
+"""The most evaluations of one job. It waits for all stages that they measure, whose jobs sbatch is told one by one."""
 
 
 def register(
@@ -83,28 +86,45 @@ def register(
     if not measured:
         # Planned from now on, so that `retain gc --weights` keeps what they measure.
         heldout = {(name, length): (one.heldout or 0) * length for (name, length), one in facts.corpora.items()}
-        register_evaluations(asked_evaluations(tree, heldout), tree, file, facts, store)
+        asked = asked_evaluations(tree, heldout)
+        known = executions if executions and asked.keys() <= executions.keys() else None
+        register_evaluations(asked, tree, file, facts, store, known)
 
 
 def register_evaluations(
-    evaluations: Mapping[str, Stage], tree: Tree, file: StudyFile, facts: Facts, store: Store
+    evaluations: Mapping[str, Stage],
+    tree: Tree,
+    file: StudyFile,
+    facts: Facts,
+    store: Store,
+    executions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """`register` for evaluations of stages of a tree. Each runs as its stage does, on one device; a process measures many."""
     versions = installed_versions()
     for one in evaluations.values():
         assert one.parent is not None
         recipe = json.loads(one.recipe)
-        execution = file.study.execution.of_stage(tree.stages[one.parent].stage).model_dump(mode="json")
+        if executions:
+            execution = dict(executions[one.key])
+        else:
+            own = file.study.execution.of_stage(tree.stages[one.parent].stage)
+            execution = as_here(one_device(own).model_dump(mode="json"), store, one.key)
         fields = {
             "evaluation": {},
             "tokenizer": facts.tokenizer,
-            "execution": as_here(execution | {"devices": 1, "pack": EVALUATIONS_OF_A_PROCESS}, store, one.key),
+            "execution": execution,
             "axes": one.axes,
             "study": tree.study,
             "versions": versions,
         }
         spec = stage_spec(one, recipe) | described(kind_of_recipe(recipe), one.tokens, one.needs) | fields
         store.register(one.key, spec)
+
+
+def one_device(execution: StageExecution) -> StageExecution:
+    """How the evaluations of a stage are executed: as the stage, on one device, and many by one process."""
+    slurm = execution.slurm.model_copy(update={"nodes": 1})
+    return execution.model_copy(update={"devices": 1, "pack": EVALUATIONS_OF_A_PROCESS, "slurm": slurm})
 
 
 def installed_versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from retain.sweeps.schema.read import StudyFile, check_study, read_study
 from retain.sweeps.schema.search_space import SearchSpace, Values
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical
+from retain.sweeps.tree.measures import asked_columns, check_objective
 from retain.sweeps.tree.recipes.devices import device_mismatch
 from retain.sweeps.tree.tree import Tree, expand, plain_value, with_values
 
@@ -128,12 +129,14 @@ def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedSt
     if mismatch := device_mismatch(whole):
         raise StudyError(f"{file.path.name}: {mismatch}")
     facts = known_facts(whole, store)
-    expand(whole, facts)
+    tree = expand(whole, facts)
+    check_objective(file, tree)
     if report is not None:
         make_store(store)
         facts = prepare(whole, store, report)
-        expand(whole, facts)
-    return replace(unread, facts=facts)
+        tree = expand(whole, facts)
+    higher = frozenset(name for name, is_higher in asked_columns(tree).items() if is_higher)
+    return replace(unread, facts=facts, space=replace(file.search, higher=higher))
 
 
 def write_points(searched: SearchedStudy, points: Mapping[str, Values]) -> None:
@@ -221,6 +224,9 @@ def _base(file: StudyFile) -> Fields:
             section["files"] = _absolute(files, file)
         elif files is not None:
             section["files"] = [_absolute(name, file) for name in files]
+    for task in fields.get("evaluate", {}).get("tasks", {}).values():
+        if task.get("path"):
+            task["path"] = _absolute(task["path"], file)
     for section in (*corpora, fields.get("tokenizer") or {}, fields["model"]):
         if section.get("hf") and (place := local_folder(section["hf"], file.folder, "hf: ")) is not None:
             section["hf"] = str(place.absolute())

@@ -14,10 +14,11 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from retain.launchers.planning.register import register
+from retain.launchers.planning.evaluations import evaluations_of_search
+from retain.launchers.planning.register import register, register_evaluations
 from retain.launchers.search.budget import Budget, Spent, planned_cost, spent_on
 from retain.launchers.search.derived_studies import SearchedStudy, write_points
 from retain.launchers.search.early_stopping import EarlyStopping
@@ -33,7 +34,7 @@ from retain.results.tensorboard.search_curves import End, write_curves
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.search_space import Values
-from retain.sweeps.schema.section import FISHER
+from retain.sweeps.tree.measures import EVALUATE
 from retain.sweeps.tree.tree import Stage, Tree
 
 WATCH_EVERY_S = 1.0
@@ -53,6 +54,13 @@ class Candidate:
     """Why the point is invalid."""
     result: Result | None = None
     """Known once all its stages are done."""
+    evaluations: dict[str, Stage] = field(default_factory=dict)
+    """The evaluations below its stages that the search needs, by key."""
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Its stages and its evaluations, by key."""
+        return self.tree.stages | self.evaluations
 
 
 class Search:
@@ -89,16 +97,19 @@ class Search:
         while len(self.training) < self.parallel:
             self.read_states()
             points = self.open_points()
-            ready = [stage for one in points for stage in one.tree.stages.values() if self._is_to_train(stage)]
+            ready = [stage for one in points for stage in one.stages.values() if self._is_to_train(stage)]
             if ready:
                 # The stage furthest down its path is cheap and completes a point; so is an estimate for an anchor.
-                depths = {name: depth for depth, name in enumerate((*self.chain, FISHER))}
-                stage = max(ready, key=lambda stage: depths[stage.stage])
+                stage = max(ready, key=self._depth)
                 self.training.add(stage.key)
                 return stage
             if len(points) >= 2 * self.parallel or not self._add_point():
                 return None
         return None
+
+    def trained_stage(self, stage: Stage) -> str:
+        """The name of a stage, or of the stage that an evaluation measures: it takes the same devices."""
+        return str(stage.axes["evaluate.at"]) if stage.stage == EVALUATE else stage.stage
 
     def ended(self, key: str) -> None:
         """Note that a stage that was handed out has stopped; how it ended is in the store."""
@@ -125,7 +136,7 @@ class Search:
         pruned = self.history.pruned
         if not pruned or key in pruned:
             return key in pruned
-        users = [one.tree.stages for one in self.candidates if key in one.tree.stages]
+        users = [one.stages for one in self.candidates if key in one.stages]
         return all(pruned.keys() & stages.keys() for stages in users)
 
     def watch(self) -> None:
@@ -156,7 +167,7 @@ class Search:
 
     def state_of(self, one: Candidate) -> PointState:
         """The state of a point, by the states that were read last."""
-        keys = one.tree.stages.keys()
+        keys = one.stages.keys()
         if one.problem is not None:
             return "failed"
         # A point is also done if a stage was given up and was finished all the same.
@@ -173,12 +184,12 @@ class Search:
         if one.problem is not None:
             return one.problem
         state = self.state_of(one)
-        pruned = [self.history.pruned[key] for key in one.tree.stages if key in self.history.pruned]
+        pruned = [self.history.pruned[key] for key in one.stages if key in self.history.pruned]
         if state == "done" and pruned:
             return f"{pruned[0]}, but its stages were finished all the same"
         stopped = [
             f"{stage.stage} {key[:8]}: {self.states[key].reason or self.states[key].state}"
-            for key, stage in one.tree.stages.items()
+            for key, stage in one.stages.items()
             if self.states[key].state in STOPPED
         ]
         return next(iter([*pruned, *stopped, *self._missing(one)]), None) if state in ("pruned", "failed") else None
@@ -223,7 +234,7 @@ class Search:
 
     def _missing(self, one: Candidate) -> list[str]:
         """What a point lacks whose stages are all done: a loss that the search needs, and how to measure it."""
-        if not all(self.states[key].state == "done" for key in one.tree.stages):
+        if not all(self.states[key].state == "done" for key in one.stages):
             return []
         rows = trial_rows(one.tree, self.store)
         lacking = [name for name in self.block.losses() if any(loss_at(row, name) is None for row in rows)]
@@ -233,6 +244,10 @@ class Search:
             ["retain", "evaluate", str(self.searched.folder / POINTS_STUDY), "--store", str(self.store.root)]
         )
         return [f"{lacking[0]} was not measured when its stage was trained; measure it with {command}"]
+
+    def _depth(self, stage: Stage) -> int:
+        """How far down its path a stage is; an evaluation, or an estimate for an anchor, is at the end."""
+        return self.chain.index(stage.stage) if stage.stage in self.chain else len(self.chain)
 
     def _is_to_train(self, stage: Stage) -> bool:
         """Whether a stage of an open point can be trained now."""
@@ -278,9 +293,12 @@ class Search:
         if one.file is not None:
             executions = self.early_stopping.executions(one.file, one.tree)
             # A stage of a search is measured at its end also on what `evaluate` names, as the objective may need it.
-            register(one.tree, one.file, self.searched.facts, self.store, executions, measured=True)
+            facts = self.searched.facts
+            register(one.tree, one.file, facts, self.store, executions, measured=True)
+            one.evaluations = evaluations_of_search(one.tree, self.store, facts, self.block.losses())
+            register_evaluations(one.evaluations, one.tree, one.file, facts, self.store)
         self.candidates.append(one)
-        self.stages |= one.tree.stages
+        self.stages |= one.stages
         self.read_states()
 
     def _prefixes(self) -> list[Values]:

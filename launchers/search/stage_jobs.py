@@ -28,6 +28,7 @@ from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.store.state import ENDED, State
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.sites import Site
+from retain.sweeps.tree.measures import EVALUATE
 from retain.sweeps.tree.tree import Tree
 
 GIVEN_UP = "given up by its search"
@@ -188,8 +189,10 @@ class StageJobs:
     def _ask_for_resources(self, keys: Collection[str]) -> None:
         """Enter the resources of these stages: as study and site say, with a walltime from the speed of earlier runs."""
         whole = Tree("", self.search.stages, [], False)
-        stages = {stage.key: stage for key in keys for stage in whole.ancestors(key)}
-        resources = slurm_resources(replace(whole, stages=stages), self.search.searched.file, self.store, self.site)
+        found = {stage.key: stage for key in keys for stage in whole.ancestors(key)}
+        asked = {key: stage for key, stage in found.items() if stage.stage == EVALUATE}
+        tree = replace(whole, stages={key: stage for key, stage in found.items() if key not in asked})
+        resources = slurm_resources(tree, self.search.searched.file, self.store, self.site, evaluations=asked)
         for key in keys:
             spec = self.store.run(key).spec()
             execution = spec["execution"] | {"slurm": resources[key].execution.slurm.model_dump(mode="json")}

@@ -6,6 +6,7 @@ from retain.launchers.jobs.branches import WITH_STUDY, cancel_runs
 from retain.launchers.jobs.resources import slurm_resources
 from retain.launchers.jobs.submissions import submitted_job
 from retain.launchers.jobs.submit import submit_runs
+from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.search.budget import refuse_hours_on_cpus
 from retain.launchers.search.derived_studies import SearchedStudy
@@ -93,7 +94,7 @@ def cancel_search(store: Store, study: str) -> list[str] | None:
         time.sleep(0.5)
     # 2. Then the stages that it has submitted.
     points = study_folder(store.root, study) / POINTS_STUDY
-    keys = open_study(str(points), (), store.root).tree.stages if points.exists() else {}
+    keys = with_evaluations(open_study(str(points), (), store.root)).stages if points.exists() else {}
     states = store.states(keys)
     submitted = [key for key, state in states.items() if state.state in ("queued", "running") and state.submission]
     stages = cancel_runs(store, submitted, WITH_STUDY)

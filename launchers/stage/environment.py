@@ -20,9 +20,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 OFFLINE = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Set before the libraries are imported: training needs no network, and its logs no progress bars."""

@@ -46,10 +46,7 @@ def attempt(context: AttemptContext) -> None:
     sequences = heldout_sequences(context.store.root, recipe["corpus"])
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
-    model = load_model(stage.model)
-    if "average" in recipe:
-        average_with(model, _start_of(context, stage), recipe["average"])
-    model = model.to(machine.device)  # type: ignore[arg-type]
+    model = measured_model(context, stage, recipe.get("average", 1.0)).to(machine.device)  # type: ignore[arg-type]
     reported = time.monotonic()
 
     def between(done: int) -> None:
@@ -72,6 +69,17 @@ def attempt(context: AttemptContext) -> None:
     context.report(Progress(sequences.numel(), sequences.numel()))
     split = asdict(found) | {"corpus": recipe["corpus"]}
     context.finish(None, {LOSSES: {"splits": {"heldout": split}, "steps": 0, "trained_tokens": 0}})
+
+
+def measured_model(context: AttemptContext, stage: Run, average: float) -> PreTrainedModel:
+    """The weights of a stage that are measured: from 0, those of its start, to 1, those of its end.
+
+    Raises StageFailedError, DamageError.
+    """
+    model = load_model(stage.model)
+    if average != 1:
+        average_with(model, _start_of(context, stage), average)
+    return model
 
 
 def _start_of(context: AttemptContext, stage: Run) -> PreTrainedModel:

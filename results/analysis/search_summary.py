@@ -72,7 +72,7 @@ def result_of(label: str, values: Values, rows: Sequence[Row], space: SearchSpac
     }
     if not losses.keys() >= set(space.block.losses()):
         return None
-    scores = space.block.objective.scores({name: one.mean for name, one in losses.items()})
+    scores = space.block.objective.scores({name: one.mean for name, one in losses.items()}, space.higher)
     return Result(label, values, losses, scores)
 
 
@@ -85,14 +85,16 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def violations(space: SearchSpace, results: Sequence[Result]) -> list[tuple[float, ...]]:
-    """By how much each result breaks each constraint, in nats; at most 0 for a constraint that holds."""
-    bounds: dict[str, float] = {}
-    for name, constraint in space.block.constraints.items():
-        best = min((result.means[name] for result in results), default=math.inf)
-        bounds[name] = (
-            best * (1 + constraint.within) if constraint.within is not None else constraint.at_most or math.inf
+    """By how much each result breaks each constraint, in its unit; at most 0 for a constraint that holds."""
+    bounds = space.block.constraints
+    values = {name: [result.means[name] for result in results] for name in bounds}
+    return [
+        tuple(
+            constraint.violation(result.means[name], min(values[name]), max(values[name]), name in space.higher)
+            for name, constraint in bounds.items()
         )
-    return [tuple(result.means[name] - bound for name, bound in bounds.items()) for result in results]
+        for result in results
+    ]
 
 
 def feasible(space: SearchSpace, results: Sequence[Result]) -> list[Result]:

@@ -59,7 +59,7 @@ class Results:
     """The names of the axes, as the study writes them."""
     trials: list[Row]
     """One row per trial: its axes, stage keys, the four losses (nats per token; None if missing) and tokens; `losses` has those
-    of every stage on every corpus of the study."""
+    of every stage on every corpus of the study, and `measures`, in studies with tasks, the metrics as TASK/METRIC."""
     failures: list[Failure]
     """The stages that failed, were cancelled, or are damaged."""
     files: list[str]

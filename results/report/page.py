@@ -32,6 +32,7 @@ from retain.sweeps.base.files import write_text
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.measures import asked_columns
 from retain.sweeps.tree.tree import Tree
 
 WEB = Path(__file__).parent / "web"
@@ -109,7 +110,7 @@ def write_report(
         curves=curves,
         search=search,
         recipes=recipes,
-        losses=loss_table(labels, first.study.loss_unit, rows),
+        losses=loss_table(labels, first.study.loss_unit, rows, asked_columns(tree)),
         named=named_losses(rows),
         losses_open=len(rows) <= MOST_OPEN_ROWS,
         stages=stage_table(tree, states),

@@ -1,6 +1,6 @@
 """What a study is: its question, model, corpora, budgets, axes and seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from retain.results.analysis.axes import SEEDS_VARY, SUBSET, SUBSETS_VARY, axis_values, is_seed, seed_of
@@ -134,14 +134,15 @@ def budgets(file: StudyFile) -> Table:
     return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *chain), rows)
 
 
-def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row]) -> Table:
+def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row], asked: Mapping[str, bool]) -> Table:
     """One row for each trial: its axes (names), its losses in this unit with L_ret − L_im, and its tokens.
 
-    The losses are those of the paper's four that the chain has; a chain besides the paper's also has the matrix.
+    The losses are those of the paper's four that the chain has, and what `evaluate` measures; a chain besides the paper's also
+    has the matrix. asked: the columns that `evaluate` asks for, and whether higher is better.
     """
     four = [name for name in SYMBOLS if name in named_losses(rows)]
     is_of_paper = four == list(SYMBOLS) and not any(set(row.get("losses", {})) - set(STAGE_KINDS) for row in rows)
-    columns = [*four, *(loss_columns(rows) if not is_of_paper else ())]
+    columns = [*four, *(name for name in loss_columns(rows) if not is_of_paper or name in asked)]
     forgotten = {L_IM, L_RET} <= set(four)
     cells: Rows = []
     for row in rows:
@@ -149,10 +150,12 @@ def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row]) -> Table:
         if forgotten:
             losses.insert(2, loss_cell(row[L_RET] - row[L_IM] if has_losses(row, L_IM, L_RET) else None))
         cells.append([*(value_cell(row["axes"].get(name)) for name in names), *losses, row["tokens"]])
-    titles = [SYMBOLS.get(name, name) for name in columns]
+    titles = [SYMBOLS.get(name, name) + (" \N{UPWARDS ARROW}" if asked.get(name) else "") for name in columns]
     if forgotten:
         titles.insert(2, f"{SYMBOLS[L_RET]} \N{MINUS SIGN} {SYMBOLS[L_IM]}")
-    caption = f"{unit[0].upper()}{unit[1:]}" + (
-        "" if is_of_paper else "; STAGE/CORPUS is the loss on CORPUS after STAGE"
-    )
+    caption = f"{unit[0].upper()}{unit[1:]}"
+    if any(name.count("/") == 1 for name in columns):
+        caption += "; STAGE/CORPUS is the loss on CORPUS after STAGE"
+    if any(name.count("/") > 1 for name in columns):
+        caption += "; STAGE/TASK/METRIC is a metric of TASK after STAGE; \N{UPWARDS ARROW}: higher is better"
     return table("losses", caption, (*names, *titles, "tokens"), cells, filters=len(names))

@@ -7,23 +7,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from retain.results.store.runs import Run, Store
-from retain.results.store.state import State, damaged_state
+from retain.results.store.runs import MEASURES, Run, Store
+from retain.results.store.state import Measures, State, damaged_state
 from retain.results.store.study_files import TRIALS, read_trials, study_folder
-from retain.sweeps.base.documents import write_document
+from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_text
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.section import FISHER, FURTHER, LOSSES, STAGE_KINDS, loss_name, stage_kind, unknown_loss
 from retain.sweeps.tree.evaluation import TUNE, role_of
 from retain.sweeps.tree.key_diff import stage_name
-from retain.sweeps.tree.measures import asked_evaluations, corpora_after, evaluation_of
-from retain.sweeps.tree.tree import Stage, Tree
+from retain.sweeps.tree.measures import asked_evaluations, corpora_after, evaluation_of, task_evaluation_of
+from retain.sweeps.tree.tree import Stage, Tree, Trial
 
 if TYPE_CHECKING:
     import pandas
 
 Row = dict[str, Any]
+Measured = dict[tuple[str, float], dict[str, float | None]]
+"""The metrics of weights by name; the weights by the key of the stage and the share of its end in their average."""
 
 
 def four_losses(
@@ -59,7 +61,8 @@ def trial_rows(
 ) -> list[Row]:
     """One row per trial: axes, keys, losses (nats per token) and the tokens trained on its path; None if not trained.
 
-    `losses` is the loss of each stage's weights on each corpus of the study; the paper's four are entries of it.
+    `losses` is the loss of each stage's weights on each corpus of the study; the paper's four are entries of it. `measures` are
+    the metrics on tasks, as TASK/METRIC, if the study has tasks.
 
     states: the states of all stages, if they have been read already. damaged: the runs whose losses cannot be read are entered
     here, and their losses are missing; None: the first raises DamageError.
@@ -76,6 +79,7 @@ def trial_rows(
             if damaged is None:
                 raise
             damaged[key] = damaged_state(error)
+    measures: Measured = {}
     rows = []
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
@@ -88,9 +92,54 @@ def trial_rows(
         splits = [losses["splits"] if losses else None for losses in path]
         trained = [name for name, key in zip(trial.stages, trial.chain, strict=True) if key is not None]
         role = _finetuning_role(trained, store.run(trial.leaf)) if path[-1] else "finetuning"
-        row = {"axes": trial.axes, "keys": keys, **four_losses(splits, trained, role), "tokens": tokens}
-        rows.append(row | {"losses": own})
+        row: Row = {
+            "axes": trial.axes,
+            "keys": keys,
+            **four_losses(splits, trained, role),
+            "tokens": tokens,
+            "losses": own,
+        }
+        if any(tree.tasks.values()):
+            row["measures"] = _trial_measures(tree, trial, store, measures, damaged)
+        rows.append(row)
     return rows
+
+
+def _trial_measures(
+    tree: Tree, trial: Trial, store: Store, known: Measured, damaged: dict[str, State] | None
+) -> dict[str, dict[str, float | None]]:
+    """The metrics after each stage of a trial. known: what earlier trials have read; damaged: as of `trial_rows`."""
+    for key in trial.path:
+        at = key, trial.average if key == trial.leaf else 1.0
+        if at not in known:
+            try:
+                known[at] = stage_measures(tree.stages[key], tree, store, at[1])
+            except DamageError as error:
+                if damaged is None:
+                    raise
+                damaged[key], known[at] = damaged_state(error), {}
+    return {tree.stages[key].stage: known[key, trial.average if key == trial.leaf else 1.0] for key in trial.path}
+
+
+def stage_measures(stage: Stage, tree: Tree, store: Store, average: float = 1.0) -> dict[str, float | None]:
+    """The metrics of a stage's weights on the tasks of a study, as TASK/METRIC; None if not measured. Raises DamageError."""
+    found: dict[str, float | None] = {}
+    for name, task in tree.tasks.get(stage.stage, {}).items():
+        run = store.run(task_evaluation_of(stage, name, task, average).key)
+        if run.is_done():
+            found |= {f"{name}/{metric}": one["value"] for metric, one in measures_of(run)["metrics"].items()}
+        else:
+            found |= dict.fromkeys((f"{name}/{metric}" for metric in task.metrics), None)
+    return found
+
+
+def measures_of(run: Run) -> Measures:
+    """What a done evaluation has measured on a task. Raises DamageError."""
+    path, cure = run.folder / MEASURES, f"delete {run.folder}, and retain evaluate measures it again"
+    try:
+        return read_document(path, Measures, cure)
+    except FileNotFoundError:
+        raise DamageError(f"{path} is missing; {cure}") from None
 
 
 def _averaged(
@@ -230,25 +279,25 @@ def measured_losses(found: Mapping[str, Any], run: Run) -> dict[str, float]:
 
 
 def loss_columns(rows: Sequence[Row]) -> list[str]:
-    """The columns of the matrix of these rows, as STAGE/CORPUS, by stage."""
+    """The columns of the matrix of these rows by stage: as STAGE/CORPUS, and what tasks measure as STAGE/TASK/METRIC."""
     return list(
         dict.fromkeys(
-            loss_name(stage, corpus)
-            for name in dict.fromkeys(stage for row in rows for stage in row.get("losses", {}))
+            loss_name(stage, name)
+            for stage in dict.fromkeys(stage for row in rows for stage in row.get("losses", {}))
+            for part in ("losses", "measures")
             for row in rows
-            for stage, losses in row.get("losses", {}).items()
-            for corpus in losses
-            if stage == name
+            for name in row.get(part, {}).get(stage, {})
         )
     )
 
 
 def loss_at(row: Row, column: str) -> float | None:
-    """The loss of a row in a column: one of the paper's four by its name, or STAGE/CORPUS; None if missing."""
+    """The value of a row in a column: a loss of the paper's four, STAGE/CORPUS or STAGE/TASK/METRIC; None if missing."""
     if column in LOSSES:
         return cast(float | None, row[column])
-    stage, _, corpus = column.partition("/")
-    return cast(float | None, row.get("losses", {}).get(stage, {}).get(corpus))
+    stage, _, name = column.partition("/")
+    part = "losses" if name in row.get("losses", {}).get(stage, {}) else "measures"
+    return cast(float | None, row.get(part, {}).get(stage, {}).get(name))
 
 
 def chosen_columns(rows: Sequence[Row], asked: str) -> list[str]:
@@ -322,7 +371,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def flat_row(row: Row) -> Row:
-    """A row without nesting: axes, the four losses, tokens, keys as `pretrain_key` and so on, all losses as STAGE/CORPUS."""
+    """A row without nesting: axes, the four losses, tokens, keys as `pretrain_key` and so on, all of `loss_columns`."""
     keys = {f"{stage}_key": key for stage, key in row["keys"].items()}
     matrix = {column: loss_at(row, column) for column in loss_columns([row])}
     return {**row["axes"], **{name: row[name] for name in LOSSES}, "tokens": row["tokens"], **keys, **matrix}

@@ -23,7 +23,7 @@ from retain.sweeps.tree.keys import KEY_LENGTH, canonical, stage_key
 
 Read = TypeVar("Read")
 SPEC, STATE, ADAPTED = "stage.json", "state.json", "adapted.json"
-LOSSES = "losses.json"
+LOSSES, MEASURES = "losses.json", "measures.json"
 WEIGHTS = "model/*.safetensors"
 
 

@@ -281,6 +281,27 @@ class Loss(TypedDict):
     """Which half of the held-out split, if not all of it: tune or report."""
 
 
+class Metric(TypedDict):
+    """A metric of a task: its value and standard error, where the harness could compute them."""
+
+    value: float | None
+    stderr: float | None
+    higher_is_better: bool
+
+
+class Measures(TypedDict):
+    """measures.json: what an evaluation has measured on a task."""
+
+    metrics: dict[str, Metric]
+    """By the name of the metric."""
+    documents: int
+    """The number of documents that were measured on."""
+    shots: int
+    """The number of solved examples before each."""
+    harness: str
+    """The version of the lm-evaluation-harness."""
+
+
 class Losses(TypedDict):
     """The content of losses.json."""
 

@@ -44,6 +44,8 @@ class TrialRow(TypedDict):
     tokens: int | None
     losses: NotRequired[dict[str, dict[str, float | None]]]
     """The loss of each stage's weights on each corpus, by name; absent in earlier files."""
+    measures: NotRequired[dict[str, dict[str, float | None]]]
+    """The metrics of each stage's weights on tasks, as TASK/METRIC; absent without tasks."""
 
 
 class SavedTrials(TypedDict):

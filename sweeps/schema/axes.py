@@ -1,9 +1,10 @@
 """The axes of a study: an axis of the grid varies one field, and an axis of cases sets several fields at once."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -143,3 +144,22 @@ def _check_distinct(values: list[Any], where: str) -> list[Any]:
             raise StudyError(f"{where}: {shown_value(value)} is listed twice; remove one of them")
         seen.add(plain)
     return values
+
+
+def is_section(schema: type[BaseModel], name: str) -> bool:
+    """Whether a field of a schema is a section with fields of its own."""
+    kind = schema.model_fields[name].annotation if name in schema.model_fields else None
+    return any(hasattr(one, "model_fields") for one in (kind, *get_args(kind)))
+
+
+def takes_whole_only(raw: dict[str, Any], path: str, fraction: float, schema: type[BaseModel]) -> bool:
+    """Whether a field takes whole numbers only: it rejects this fraction and accepts the whole number above it."""
+
+    def accepts(value: float) -> bool:
+        try:
+            grid_values(raw, path, [value], schema, "")
+        except StudyError:
+            return False
+        return True
+
+    return not accepts(fraction) and accepts(math.ceil(fraction))

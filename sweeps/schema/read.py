@@ -117,6 +117,18 @@ def measured_corpora(study: AnyStudy) -> tuple[str, ...]:
     return tuple(dict.fromkeys(study.evaluate.corpora))
 
 
+def measured_tasks(study: AnyStudy) -> tuple[str, ...]:
+    """The names of the tasks of `evaluate` of a study."""
+    return () if isinstance(study, LinearStudy) or study.evaluate is None else tuple(study.evaluate.tasks)
+
+
+def measured_stages(study: AnyStudy) -> tuple[str, ...]:
+    """The names of the stages after which `evaluate` of a study measures."""
+    if isinstance(study, LinearStudy) or study.evaluate is None:
+        return ()
+    return study.evaluate.at or study.stages
+
+
 def find_study(name: str) -> Path:
     """The file of the study with this path, or with this name in sweeps/studies. Raises StudyError if there is none."""
     known = {file.stem: file for file in sorted(STUDIES.glob("*.yaml"))}
@@ -179,8 +191,10 @@ def _known_losses(study: AnyStudy, named: Collection[str]) -> list[str]:
 def _check_losses(block: SearchBlock, study: AnyStudy, named: Collection[str], file: str) -> None:
     """Raise StudyError if a study has not what its search needs: its losses, and the stages that they are measured after."""
     chain, known = study.stages, _known_losses(study, named)
+    tasks = [loss_name(stage, task) for stage in measured_stages(study) for task in measured_tasks(study)]
+    known += [f"{task}/METRIC" for task in tasks]
     for name in block.losses():
-        if name not in known:
+        if name not in known and name.rpartition("/")[0] not in tasks:  # the metrics are known once the task is read
             field = "objective" if name in block.objective.losses() else "constraints"
             raise StudyError(f"{file}: search.{field}: {unknown_loss(name, known)}")
     needed: dict[str, tuple[str, ...]] = {

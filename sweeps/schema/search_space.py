@@ -6,14 +6,14 @@ that are nearly equal become equal and share their stages.
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.axes import grid_values
+from retain.sweeps.schema.axes import grid_values, is_section, takes_whole_only
 from retain.sweeps.schema.section import (
     LOSSES,
     STAGE_KINDS,
@@ -69,9 +69,10 @@ class Objective(Section):
     """The objective of a search: one loss, a weighted sum of losses, or the frontier of two. A loss's name may stand for it."""
 
     loss: Loss | None = None
-    """The loss to minimise: one of the paper's four, or STAGE/CORPUS as in `retain results --losses all`."""
+    """The loss to minimise: one of the paper's four, or STAGE/CORPUS as in `retain results --losses all`. Or a metric of a
+    task, STAGE/TASK/METRIC, which is maximised if higher is better."""
     weighted: Annotated[dict[Loss, Number], Field(min_length=1)] | None = None
-    """The weights of a sum of losses to minimise. A negative weight maximises its loss."""
+    """The weights of a sum of losses to minimise. A negative weight maximises its loss, or metric."""
     hypervolume: tuple[Loss, Loss] | None = None
     """The two losses whose frontier to improve: the set of points that no other point dominates."""
 
@@ -100,12 +101,13 @@ class Objective(Section):
             raise ValueError("weighted: all weights are 0; give at least one other weight")
         return self
 
-    def scores(self, losses: Mapping[str, float]) -> tuple[float, ...]:
-        """The values to minimise, computed from a point's losses: one number, or two for a frontier."""
-        if self.hypervolume:
-            return tuple(losses[name] for name in self.hypervolume)
-        if self.loss:
-            return (losses[self.loss],)
+    def scores(self, losses: Mapping[str, float], higher: Collection[str] = ()) -> tuple[float, ...]:
+        """The values to minimise, computed from a point's losses: one number, or two for a frontier.
+
+        higher: the metrics of which higher is better. They count with the opposite sign, but not in a sum, which has signs.
+        """
+        if not self.weighted:
+            return tuple(-losses[name] if name in higher else losses[name] for name in self.losses())
         return (sum(weight * losses[name] for name, weight in (self.weighted or {}).items()),)
 
     def directions(self) -> set[tuple[Loss, int]]:
@@ -124,12 +126,15 @@ class Objective(Section):
 
 
 class Constraint(Section):
-    """An upper bound on a loss, relative to the best point so far or absolute."""
+    """A bound on a loss or metric, relative to the best point so far or absolute."""
 
     within: NotNegative | None = None
-    """The share by which the loss may exceed the lowest loss of all points: 0.01 allows 1%."""
+    """The share by which the loss may exceed the lowest loss of all points: 0.01 allows 1%. A metric of which higher is better
+    may fall short of the highest by this share."""
     at_most: PositiveFloat | None = None
     """The largest loss allowed, in nats per token."""
+    at_least: PositiveFloat | None = None
+    """The smallest metric allowed, for one of which higher is better."""
 
     @model_validator(mode="before")
     @classmethod
@@ -141,11 +146,21 @@ class Constraint(Section):
 
     @model_validator(mode="after")
     def check_kind(self) -> "Constraint":
-        if (self.within is None) == (self.at_most is None):
-            raise ValueError("give either within: SHARE (of the best point's loss) or at_most: NATS")
+        if sum(getattr(self, name) is not None for name in Constraint.model_fields) != 1:
+            raise ValueError("give either within: SHARE (of the best point's loss), at_most: NATS or at_least: METRIC")
         return self
 
+    def violation(self, value: float, lowest: float, highest: float, higher: bool) -> float:
+        """By how much a value breaks the bound. lowest, highest: of all points. higher: whether higher is better."""
+        if self.at_least is not None:
+            return self.at_least - value
+        if self.within is None or not higher:
+            return value - (lowest * (1 + self.within) if self.within is not None else self.at_most or math.inf)
+        return highest * (1 - self.within) - value
+
     def __str__(self) -> str:
+        if self.at_least is not None:
+            return f"at least {self.at_least:g}"
         return f"at most {self.at_most:g} nats" if self.within is None else f"within {self.within * 100:g}% of the best"
 
 
@@ -303,6 +318,8 @@ class SearchSpace:
     """The axes in the order of the stages that they change."""
     chain: tuple[str, ...] = STAGE_KINDS
     """The names of the stages of the study."""
+    higher: frozenset[str] = frozenset()
+    """The metrics of tasks of which higher is better, as STAGE/TASK/METRIC; known once the tasks are."""
 
     def corners(self) -> Iterator[Values]:
         """The corners of the space. If there are more than 64, each axis's ends, with all other axes at their first value."""
@@ -364,7 +381,7 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
             f"{where}: invalid axis {values!r}; write a list of values, or {{uniform: [a, b]}}, {{loguniform: [a, b]}} or "
             "{integers: [a, b]}"
         )
-    if _is_section(schema, path) and (inner := [name for name in values if name not in Range.model_fields]):
+    if is_section(schema, path) and (inner := [name for name in values if name not in Range.model_fields]):
         raise StudyError(f"{where}: write the axis as one dotted path: search: {{axes: {{{path}.{inner[0]}: ...}}}}")
     found = validate(Range, values, f"{where}: ")
     kind, (low, high) = next((name, ends) for name, ends in found if ends is not None)
@@ -373,27 +390,9 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
             f"{where}: a range is not possible, as data is packed per length; list lengths, as in [128, 256]"
         )
     axis = Axis(path, low=low, high=high, log=kind == "loguniform", whole=kind == "integers", digits=digits)
-    if (inside := axis.fractional_value()) is not None and _is_whole(raw, path, inside, schema):
+    if (inside := axis.fractional_value()) is not None and takes_whole_only(raw, path, inside, schema):
         first, last = math.ceil(low), math.floor(high)
         cure = f"write integers: [{first}, {last}]" if first < last else "write a list of whole numbers"
         raise StudyError(f"{where}: the field takes whole numbers only; {cure}")
     grid_values(raw, path, [low, high], schema, where)
     return axis
-
-
-def _is_section(schema: type[BaseModel], name: str) -> bool:
-    kind = schema.model_fields[name].annotation if name in schema.model_fields else None
-    return any(hasattr(one, "model_fields") for one in (kind, *get_args(kind)))
-
-
-def _is_whole(raw: dict[str, Any], path: str, fraction: float, schema: type[BaseModel]) -> bool:
-    """Whether a field takes whole numbers only: it rejects this fraction and accepts the whole number above it."""
-
-    def accepts(value: float) -> bool:
-        try:
-            grid_values(raw, path, [value], schema, "")
-        except StudyError:
-            return False
-        return True
-
-    return not accepts(fraction) and accepts(math.ceil(fraction))

@@ -1,12 +1,14 @@
 """The fields of the stages of language models: what each trains on, and how it optimises."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from retain.sweeps.schema.section import (
     NotNegative,
     Number,
+    PathText,
     Positive,
     PositiveFloat,
     Section,
@@ -320,14 +322,49 @@ class FurtherStage(Adaptable):
         return self
 
 
+class Task(Section):
+    """A task of EleutherAI's lm-evaluation-harness, which the extra `tasks` installs."""
+
+    path: PathText | None = None
+    """The YAML file of a task of your own, or a folder in which one file has the task's name. The default is the harness's own
+    task of this name. The files that it names, such as `dataset_kwargs: {data_files: test.jsonl}`, are relative to it."""
+    shots: Annotated[Whole, Field(ge=0)] | None = None
+    """The number of solved examples before each question. The default is the task's own."""
+    limit: Positive | None = None
+    """The number of documents to measure on: the first ones. The default is all."""
+    seed: Seed = 1234
+    """The seed by which examples are drawn. The default is the harness's own."""
+
+
 class Evaluate(Section):
     """What is measured besides the losses that training measures, in runs of their own that train nothing."""
 
-    corpora: Annotated[tuple[str, ...], Field(min_length=1)]
+    corpora: tuple[str, ...] = ()
     """The corpora to measure on, by name. One that no stage names is prepared too, and neither a model nor the tokeniser is
     trained on it."""
+    tasks: dict[str, Task] = {}
+    """The tasks to measure on, by name."""
     at: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The stages whose final weights are measured. The default is all of the chain."""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def check_tasks(cls, tasks: Any) -> Any:
+        """Read a task without fields as one with its defaults. Raises ValueError for a name that no task has."""
+        if not isinstance(tasks, dict):
+            raise ValueError("expected a mapping of tasks; write {arc_easy: {limit: 500}}")
+        for name in tasks:
+            if not isinstance(name, str) or not re.fullmatch(r"[^\s/,]+", name):
+                raise ValueError(
+                    f"{shown_value(name)} is not the name of a task; write one without spaces, / and commas"
+                )
+        return {name: {} if fields is None else fields for name, fields in tasks.items()}
+
+    @model_validator(mode="after")
+    def check_measures(self) -> "Evaluate":
+        if not self.corpora and not self.tasks:
+            raise ValueError("nothing is measured; name corpora, tasks or both, or remove evaluate")
+        return self
 
 
 def check_amount(passes: int, max_tokens: int | None) -> None:

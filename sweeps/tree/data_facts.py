@@ -62,6 +62,19 @@ def checkpoint_of(model: Model) -> Checkpoint:
 
 
 @dataclass(frozen=True)
+class TaskFacts:
+    """One task of the lm-evaluation-harness, with the options of the study."""
+
+    recipe: Mapping[str, Any]
+    """What decides its numbers, besides the weights: the task with its version or the fingerprint of its files, the harness's
+    version, the number of examples, the limit and the seed."""
+    metrics: Mapping[str, bool]
+    """Whether higher is better, by the name of the metric."""
+    absent: str = ""
+    """Where its data set was looked for in vain on this machine; empty if it is there."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """The facts of all data that a study reads."""
 
@@ -73,6 +86,8 @@ class Facts:
     """The corpora by name and sequence length."""
     checkpoints: Mapping[Checkpoint, CheckpointFacts] = field(default_factory=dict)
     """The checkpoints that the study's models start from."""
+    tasks: Mapping[str, TaskFacts] = field(default_factory=dict)
+    """The tasks of `evaluate`, by name."""
 
     @property
     def prepared(self) -> bool:

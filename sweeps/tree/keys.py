@@ -12,8 +12,8 @@ FORMAT = 1
 CARRY = '"start":{"optimizer":"carry"}'
 """What the canonical recipe of a stage contains that continues with its parent's AdamW."""
 
-MEASURE = "heldout_loss"
-"""What the recipe of an evaluation says that it measures."""
+MEASURE, TASK = "heldout_loss", "task"
+"""What the recipe of an evaluation says that it measures: a loss, or the metrics of a task."""
 
 KEY_LENGTH = 20
 """The length of a key in hexadecimal digits: 80 bits, so that a million stages collide with a probability below 1e-12."""

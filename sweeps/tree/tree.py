@@ -11,10 +11,10 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import Option
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.linear.study import LinearStudy
-from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section, measured_corpora
+from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section, measured_corpora, measured_stages
 from retain.sweeps.schema.section import FISHER, STAGE_KINDS, stage_kind
 from retain.sweeps.schema.stages import Component
-from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.data_facts import Facts, TaskFacts
 from retain.sweeps.tree.keys import CARRY, canonical, stage_key
 from retain.sweeps.tree.recipes.anchor import estimate_key, estimate_of, fields_of_stage_before
 from retain.sweeps.tree.recipes.checkpoint import counts_by_model
@@ -99,6 +99,8 @@ class Tree:
 
     measured: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The corpora that `evaluate` measures after each stage, by the name of the stage."""
+    tasks: Mapping[str, Mapping[str, TaskFacts]] = field(default_factory=dict)
+    """The tasks that `evaluate` measures after each stage, by the name of the stage and of the task."""
 
     @property
     def chain(self) -> list[str]:
@@ -165,7 +167,8 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
         )
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
     measured = dict.fromkeys(measured_stages(file.study), measured_corpora(file.study))
-    return Tree(file.study.study, stages, trials, not facts.prepared, corpora, counts_by_model(facts), measured)
+    tasks = dict.fromkeys(measured, facts.tasks)
+    return Tree(file.study.study, stages, trials, not facts.prepared, corpora, counts_by_model(facts), measured, tasks)
 
 
 def _average(study: AnyStudy, options: Sequence[Option]) -> float:
@@ -173,13 +176,6 @@ def _average(study: AnyStudy, options: Sequence[Option]) -> float:
     for option in options:
         study = with_values(study, option.fields)
     return float(getattr(getattr(study, study.stages[-1]), "average", 1.0))
-
-
-def measured_stages(study: AnyStudy) -> tuple[str, ...]:
-    """The names of the stages after which `evaluate` of a study measures."""
-    if isinstance(study, LinearStudy) or study.evaluate is None:
-        return ()
-    return study.evaluate.at or study.stages
 
 
 class _StageBuilder:
@@ -323,8 +319,11 @@ def merged(trees: Sequence[Tree]) -> Tree:
     for tree in trees:
         for name, own in tree.measured.items():
             measured[name] = tuple(dict.fromkeys((*measured.get(name, ()), *own)))
+    tasks = {name: dict[str, TaskFacts]() for name in measured}
+    for name, own_tasks in (item for tree in trees for item in tree.tasks.items()):
+        tasks[name] |= own_tasks
     provisional = any(tree.provisional for tree in trees)
-    return Tree(names, stages, list(trials.values()), provisional, corpora, models, measured)
+    return Tree(names, stages, list(trials.values()), provisional, corpora, models, measured, tasks)
 
 
 def may_affect(axis: str, stage: str, stages: Collection[str] = STAGE_KINDS) -> bool:

@@ -10,11 +10,12 @@ import pytest
 from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import STOPPED
+from tests.launchers.stage.tasks.local_tasks import write_tasks
 from tests.results.runs import put_state
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.cluster.cluster import Cluster, call, wait_until
 from tests.slurm.cluster.jobs import queue
-from tests.studies import SECOND, linear_study
+from tests.studies import SECOND, linear_study, tiny_study, write_corpus
 
 pytestmark = pytest.mark.slurm
 RATES = [0.005, 0.01, 0.02]
@@ -139,3 +140,44 @@ def test_runs_of_a_pack_are_cancelled_alone_and_retried(slurm: Cluster, calm: Pa
     assert len(queue(slurm)) == 1
     packed.wait_for_the_end()
     assert weights(packed.store.root) == weights(calm)
+
+
+def test_a_submitted_study_ends_with_its_evaluations_measured_several_to_a_job(slurm: Cluster, tmp_path: Path) -> None:
+    """On a corpus, on a task and at an average, in the numbers that `retain run` measures."""
+    folder = tmp_path / "study"
+    write_tasks(folder)
+    (folder / "extra.jsonl").write_text(write_corpus(folder, "music").read_text().replace("| ", "river "))
+    study = tiny_study(
+        folder,
+        grid={"finetune.lr": [5e-4, 2e-3], "finetune.average": [0.5, 1]},
+        execution={"accelerator": "cpu", "slurm": {"minutes": 10, "cpus": 1, "partition": "low"}},
+        evaluate={"corpora": ["extra"], "tasks": {"rain": {"path": "tasks"}}, "at": ["posttrain", "finetune"]},
+        **{"corpora.extra": {"files": "extra.jsonl"}},
+    )
+    calm = [*retain_json("run", study, "--store", tmp_path / "here")["trials"]]
+    where = [study, "--store", tmp_path / "runs"]
+    submitted = retain_json("submit", *where, more=slurm.environment)
+    assert [(job["stage"], len(job["keys"])) for job in submitted["jobs"]] == [
+        ("pretrain", 1),
+        ("posttrain", 1),
+        ("finetune", 2),
+        ("evaluate", 14),
+        ("evaluate", 2),
+    ]
+    jobs = {job["stage"]: job["job_id"] for job in submitted["jobs"][:3]}
+    waits = [{job.partition("_")[0] for job in one["after"]} for one in submitted["jobs"][3:]]
+    assert waits == [{jobs["finetune"]}, {jobs["posttrain"]}]
+    again = retain_json("submit", *where, more=slurm.environment)
+    assert (again["jobs"], again["queued_already"] + again["done_already"]) == ([], 20)
+    wait_until(lambda: not queue(slurm), "queue empty", 300)
+    runs = retain_json("status", *where, more=slurm.environment)["runs"]
+    assert {run["state"] for run in runs} == {"done"}
+    assert retain_json("results", *where)["trials"] == calm
+    (damaged,) = [
+        run["key"] for run in runs if run["stage"] == "evaluate" and run["axes"]["evaluate.at"] == "posttrain"
+    ][:1]
+    shutil.rmtree(tmp_path / "runs" / damaged)
+    last = retain_json("submit", *where, more=slurm.environment)
+    assert [(job["stage"], job["keys"], job["after"]) for job in last["jobs"]] == [("evaluate", [damaged], [])]
+    wait_until(lambda: not queue(slurm), "queue empty", 120)
+    assert retain_json("results", *where)["trials"] == calm

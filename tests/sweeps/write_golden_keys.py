@@ -5,10 +5,12 @@ To change keys deliberately, raise FORMAT in sweeps/tree/keys.py if old runs wou
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from retain.sweeps.schema.read import check_study
+from retain.sweeps.tree.data_facts import TaskFacts
 from retain.sweeps.tree.measures import asked_evaluations
 from retain.sweeps.tree.tree import axes_label, expand
 from tests.studies import made_up_facts, replaced
@@ -168,6 +170,18 @@ MEASURED: dict[str, Any] = replaced(
 """The laptop study with evaluations: its stages have the keys of `laptop`."""
 
 
+TASKS = {
+    "arc_easy": TaskFacts(
+        {"task": {"name": "arc_easy", "version": 1.0}, "harness": "0.4.13", "seed": 1234, "shots": 0, "limit": 500},
+        {"acc": True, "acc_norm": True},
+    ),
+    "mine": TaskFacts(
+        {"task": {"fingerprint": "0123456789"}, "harness": "0.4.13", "seed": 7, "shots": 2}, {"perplexity": False}
+    ),
+}
+"""A task of the harness and one of the user's own."""
+
+
 def golden_keys() -> dict[str, list[str]]:
     """The stages of each study, in the order of the tree, as `key stage axes`."""
     keys = {}
@@ -178,6 +192,10 @@ def golden_keys() -> dict[str, list[str]]:
     file = check_study(MEASURED, Path("golden.yaml"))
     evaluations = asked_evaluations(expand(file, made_up_facts(file)))
     keys["laptop, evaluations"] = [f"{one.key} {one.stage} {axes_label(one.axes)}" for one in evaluations.values()]
+    file = check_study(replaced(LAPTOP, {"grid": {"finetune.average": [0.5, 1]}}), Path("golden.yaml"))
+    tree = replace(expand(file, made_up_facts(file)), measured={"finetune": ()}, tasks={"finetune": TASKS})
+    found = [one for one in asked_evaluations(tree).values() if "evaluate.tasks" in one.axes]
+    keys["laptop, tasks"] = [f"{one.key} {one.stage} {axes_label(one.axes)}" for one in found]
     return keys
 
 

@@ -40,6 +40,8 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
         console.print(f"{results.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
     else:
         console.print(f"{results.loss_unit}: STAGE/CORPUS is that after STAGE on CORPUS")
+        if any(name.count("/") > 1 for name in shown):
+            console.print("metrics of tasks: STAGE/TASK/METRIC is that after STAGE on TASK")
         for reason in results.blanks:
             print_line(console, reason)
     if len(rows) > MOST_ROWS:

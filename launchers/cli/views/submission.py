@@ -10,8 +10,10 @@ from retain.launchers.jobs.code_snapshot import snapshot_path
 from retain.launchers.jobs.resources import Resources, as_executions
 from retain.launchers.jobs.sbatch import planned_families, sbatch_script
 from retain.launchers.jobs.submit import Submitted, SubmittedJob
+from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.sweeps.base.units import counted
+from retain.sweeps.tree.measures import EVALUATE
 
 
 def print_submission(submission: Submitted, retry: str, cancel: str = "", watch: str = "") -> None:
@@ -20,8 +22,10 @@ def print_submission(submission: Submitted, retry: str, cancel: str = "", watch:
     retry, cancel, watch: the commands that do so with the same runs.
     """
     console = open_console()
-    runs = sum(len(job.keys) for job in submission.jobs)
-    print_line(console, f"{counted(runs, 'stage')} submitted in {counted(len(submission.jobs), 'job')}")
+    measured = sum(len(job.keys) for job in submission.jobs if job.stage == EVALUATE)
+    stages = sum(len(job.keys) for job in submission.jobs) - measured
+    runs = [counted(stages, "stage"), *([counted(measured, "evaluation")] if measured else [])]
+    print_line(console, f"{' and '.join(runs)} submitted in {counted(len(submission.jobs), 'job')}")
     outdated = f"queued with other resources than the study asks for now: {cancel} && {retry}"
     lines = (
         (submission.done_already, "stage", "done already"),
@@ -63,12 +67,14 @@ def print_search(document: Mapping[str, Any], hints: str) -> None:
 def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site: str | None) -> None:
     """Print the script of every family of siblings as it would be submitted, and the reason for its walltime; write nothing."""
     code = snapshot_path(opened.store.root)
-    missing = [key for key, state in opened.store.states(opened.tree.stages).items() if state.state != "done"]
+    tree = with_evaluations(opened)
+    missing = [key for key, state in opened.store.states(tree.stages).items() if state.state != "done"]
     if not missing:
         print("# nothing to submit: every stage is done")
-    for family in planned_families(opened.tree, missing, as_executions(resources)):
+    for family in planned_families(tree, missing, as_executions(resources)):
         dependency = ":".join(["afterany", *(f"<job of {key[:8]}>" for key in family.needs)]) if family.needs else None
-        pack = f", {family.pack} to a job" if family.pack > 1 else ""
+        many = min(family.pack, len(family.keys))
+        pack = f", {many} to a job" if family.pack > 1 else ""
         print(f"# {family.stage}{pack}: {' '.join(key[:8] for key in family.keys)}")
         print(f"# site {site or 'without a profile'}; walltime {resources[family.keys[0]].walltime}")
         print(sbatch_script(opened.store, family, dependency, code))

@@ -79,7 +79,11 @@ class Stages(Searcher, Stopper):
             return Searcher.FINISHED if self.search.finished() else None
         self.keys[trial_id] = stage.key
         alone = asdict(stage) | {"parent": None, "also": (), "recipe": "", "axes": {}}
-        return {"store": str(self.search.store.root.absolute()), "stage": alone, "needs": self.needs[stage.stage]}
+        return {
+            "store": str(self.search.store.root.absolute()),
+            "stage": alone,
+            "needs": self.needs[self.search.trained_stage(stage)],
+        }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         self.search.ended(self.keys.pop(trial_id))

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from retain.launchers.jobs.resources import Resources, as_executions, slurm_resources
-from retain.launchers.jobs.sbatch import families, sbatch_script
-from retain.launchers.planning.register import register
+from retain.launchers.jobs.sbatch import Family, families, planned_families, sbatch_script
+from retain.launchers.planning.register import register, register_evaluations
 from retain.launchers.slurm.partitions import NodeGroup, Partition, parse_config, parse_nodes, parse_partitions
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, Progress
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile, check_study
 from retain.sweeps.schema.sites import Site
+from retain.sweeps.tree.measures import asked_evaluations
 from retain.sweeps.tree.tree import Tree, expand
 from tests.results.runs import put_state
 from tests.retain import train_here
@@ -233,3 +234,39 @@ def test_what_scontrol_prints_is_read() -> None:
     }
     config = "Configuration data as of now\nKillWait      = 30 sec\nAuthInfo = a=b,cred_expire=5\nProlog = (null)\n"
     assert parse_config(config) == {"KillWait": "30 sec", "AuthInfo": "a=b,cred_expire=5", "Prolog": ""}
+
+
+def test_evaluations_of_many_stages_share_jobs_that_start_after_all_of_them(tmp_path: Path) -> None:
+    """However many evaluations there are, one job has at most 64: the list of the jobs that it waits for stays short."""
+    store = Store(tmp_path / "runs")
+    file, tree = opened(
+        grid={"seed": list(range(30))},
+        evaluate={"corpora": ["extra"], "at": ["posttrain", "finetune"]},
+        **{"corpora.extra": {"files": "music.jsonl"}, "execution.devices": 2},
+    )
+    asked = asked_evaluations(tree, {("extra", 32): 3_200})
+    found = slurm_resources(tree, file, store, None, [], asked)
+    assert found.keys() == tree.stages.keys() | asked.keys()
+    own = found[next(iter(asked))].execution
+    assert (own.devices, own.slurm.minutes) == (1, 240)
+    store.root.mkdir()
+    register(tree, file, made_up_facts(file), store, as_executions(found))
+    register_evaluations(asked, tree, file, made_up_facts(file), store, as_executions(found))
+    made = families(store, [*tree.stages, *asked])
+    posttrain, finetune = [family for family in made if family.stage == "evaluate"]
+    assert [(len(one.keys), len(one.needs), one.pack) for one in (posttrain, finetune)] == [(30, 30, 1000)] * 2
+    assert {tree.stages[key].stage for key in posttrain.needs} == {"posttrain"}
+    assert "--ntasks-per-node=1" in sbatch_script(store, finetune, None, tmp_path)
+    assert {len(family.keys) for family in _families_of(90)} == {64, 26}
+
+
+def _families_of(count: int) -> list[Family]:
+    file, tree = opened(
+        grid={"seed": list(range(count))},
+        evaluate={"corpora": ["extra"], "at": ["finetune"]},
+        **{"corpora.extra": {"files": "music.jsonl"}},
+    )
+    asked = asked_evaluations(tree)
+    found = slurm_resources(tree, file, Store(Path("none")), None, [], asked)
+    part = replace(tree, stages=tree.stages | asked)
+    return [one for one in planned_families(part, list(asked), as_executions(found)) if one.stage == "evaluate"]

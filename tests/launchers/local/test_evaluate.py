@@ -108,7 +108,7 @@ def test_an_evaluation_gives_the_bits_that_training_measures(tmp_path: Path) -> 
             "evaluate.corpora: unknown corpus 'nosuch'; the corpora are general, music, chemistry",
         ),
         ({"corpora": ["music"], "at": ["midtrain"]}, "evaluate.at: unknown stage 'midtrain'; the stages are pretrain,"),
-        ({"corpora": []}, "evaluate.corpora"),
+        ({"corpora": []}, "evaluate: nothing is measured; name corpora, tasks or both, or remove evaluate"),
     ],
 )
 def test_a_wrong_evaluate_is_one_sentence(tmp_path: Path, asked: dict[str, Any], problem: str) -> None:

@@ -16,7 +16,7 @@ def trial(chain: tuple[str, ...], axes: dict[str, Any], **losses: float) -> Row:
 
 def test_a_chain_of_ones_own_is_finished_and_shows_the_losses_of_every_stage() -> None:
     rows = [trial(("base", "midtrain"), {"midtrain.lr": rate}) for rate in (1e-4, 1e-3)]
-    table = loss_table(["midtrain.lr"], "losses in nats", rows)
+    table = loss_table(["midtrain.lr"], "losses in nats", rows, {})
     stages = [f"{stage}/{corpus}" for stage in ("base", "midtrain") for corpus in ("general", "music")]
     assert list(table.columns) == ["midtrain.lr", *stages, "tokens"]
     assert [cell.text for cell in table.rows[0]][1:-1] == ["3.0000", "2.0000"] * 2
@@ -31,4 +31,4 @@ def test_a_chain_without_pretraining_has_frontiers_in_the_plane_that_it_has() ->
     rows = [trial(("posttrain", "finetune"), {"finetune.lr": rate}, **losses) for rate in (1e-4, 1e-3)]
     (frontiers,) = figures_of("mine", rows)
     assert [(side.x, side.y) for side in frontiers.sides] == [("finetuning_loss", "retained_posttraining_loss")]
-    assert "L_pre" not in loss_table([], "losses", rows).columns
+    assert "L_pre" not in loss_table([], "losses", rows, {}).columns

@@ -1,0 +1,1 @@
+"""The kind of run that measures a stage on a task of the lm-evaluation-harness."""
