@@ -41,7 +41,11 @@ class Resources:
 
 def as_executions(resources: Mapping[str, Resources]) -> dict[str, dict[str, Any]]:
     """The field `execution` of each stage.json, by key."""
-    return {key: own.execution.model_dump(mode="json") for key, own in resources.items()}
+    executions: dict[int, dict[str, Any]] = {}  # of siblings, which share their resources
+    for own in resources.values():
+        if id(own) not in executions:
+            executions[id(own)] = own.execution.model_dump(mode="json")
+    return {key: executions[id(own)] for key, own in resources.items()}
 
 
 def find_site(wanted: str | None) -> tuple[str, Site] | None:

@@ -75,7 +75,8 @@ def families(store: Store, keys: Sequence[str]) -> list[Family]:
 
 def planned_families(tree: Tree, keys: Collection[str], executions: Mapping[str, Mapping[str, Any]]) -> list[Family]:
     """`families` of stages that need not be registered. executions: how each stage is executed, by key."""
-    stages = [stage for stage in tree.stages.values() if stage.key in keys]
+    wanted = frozenset(keys)
+    stages = [stage for stage in tree.stages.values() if stage.key in wanted]
     return _grouped(
         Family(
             stage.stage,
@@ -90,7 +91,7 @@ def planned_families(tree: Tree, keys: Collection[str], executions: Mapping[str,
 
 
 def _grouped(single: Iterable[Family]) -> list[Family]:
-    found: dict[str, Family] = {}
+    found: dict[str, list[Family]] = {}
     evaluations: dict[str, int] = {}
     for one in single:
         apart: Any = one.needs
@@ -98,12 +99,15 @@ def _grouped(single: Iterable[Family]) -> list[Family]:
             alike = json.dumps([one.at, one.execution], sort_keys=True)
             evaluations[alike] = evaluations.get(alike, -1) + 1
             apart = [one.at, evaluations[alike] // EVALUATIONS_OF_A_JOB]
-        group = json.dumps([one.stage, apart, one.execution], sort_keys=True)
-        if group in found:
-            keys, needs = (*found[group].keys, *one.keys), dict.fromkeys((*found[group].needs, *one.needs))
-            one = replace(one, keys=keys, needs=tuple(needs))
-        found[group] = one
-    return list(found.values())
+        found.setdefault(json.dumps([one.stage, apart, one.execution], sort_keys=True), []).append(one)
+    return [
+        replace(
+            members[-1],
+            keys=tuple(key for one in members for key in one.keys),
+            needs=tuple(dict.fromkeys(need for one in members for need in one.needs)),
+        )
+        for members in found.values()
+    ]
 
 
 def family_executor(

@@ -1,9 +1,13 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 import retain
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.register import register
+from retain.results.analysis import throughput
 from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, Progress
@@ -54,3 +58,33 @@ def test_a_plan_is_priced_by_what_its_store_has_measured(tmp_path: Path) -> None
     after = retain.plan(str(study), store=store.root).totals
     assert after.measured == {"A100": 0, "H100": 1, "H200": 0, "L40S": 0}
     assert after.gpu_hours > second.tokens / 5.0 / 3600 > before.gpu_hours
+
+
+def test_speeds_of_a_large_store_are_cached_and_follow_new_and_deleted_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    file = check_study(tiny_fields(grid={"seed": list(range(6))}), Path("tiny.yaml"))
+    tree = expand(file, made_up_facts(file))
+    register(tree, file, made_up_facts(file), store)
+    roots = [key for key, stage in tree.stages.items() if stage.stage == "pretrain"]
+    model = model_text(store.run(roots[0]).spec()["recipe"])
+    monkeypatch.setattr(throughput, "WORTH_KEEPING", 3)
+
+    for key, speed in zip(roots[:2], (10.0, 20.0), strict=True):
+        done(store, key, speed, "NVIDIA L40S")
+    measured_speeds(store)
+    assert not (tmp_path / throughput.CACHE).exists()  # too few to keep
+
+    done(store, roots[2], 90.0, "NVIDIA L40S")
+    done(store, roots[3], 0.0, None)
+    assert measured_speeds(store)("pretrain", model, 1, "L40S") == 20.0
+    assert (tmp_path / throughput.CACHE).exists()
+
+    done(store, roots[4], 100.0, "NVIDIA L40S")
+    assert measured_speeds(store)("pretrain", model, 1, "L40S") == 55.0
+    shutil.rmtree(store.run(roots[0]).folder)
+    assert measured_speeds(store)("pretrain", model, 1, "L40S") == 90.0
+
+    (tmp_path / throughput.CACHE).write_text("{")
+    assert measured_speeds(store)("pretrain", model, 1, "L40S") == 90.0
