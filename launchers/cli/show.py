@@ -191,6 +191,13 @@ def report(
             help="Show the paper's published curves; by default, if the study's model has at least 100M parameters.",
         ),
     ] = None,
+    plane: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plane",
+            help="Draw frontiers in this plane too: two losses or metrics, Y,X, such as finetune/arc_easy/acc,L_ft.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write verdicts, figures and one HTML page.
@@ -203,6 +210,7 @@ def report(
     from retain.results.analysis.methods import has_claims
     from retain.results.claims.sequential import looks_in_words, verdicts_at_looks
     from retain.results.figures.paper import draw_paper_figures
+    from retain.results.figures.planes import draw_planes, named_planes
     from retain.results.figures.theory import theory_figures
     from retain.results.report.page import write_report
     from retain.results.report.study import parameter_count
@@ -210,6 +218,7 @@ def report(
     from retain.results.store.loss_table import trial_rows
     from retain.results.store.runs import make_store
     from retain.sweeps.schema.linear.study import LinearStudy
+    from retain.sweeps.tree.measures import asked_columns
     from retain.sweeps.tree.tree import merged
 
     names, overrides = split_studies(studies, "report")
@@ -217,9 +226,10 @@ def report(
     make_store(store)
     first, tree = opened[0], merged([one.tree for one in opened])
     own = [trial_rows(one.tree, one.store) for one in opened]
+    planes = named_planes(plane or (), [row for rows in own for row in rows])
     design = first.file.study
     if isinstance(design, LinearStudy) and len(opened) == 1:
-        rows = own[0]
+        rows = labelled = own[0]
         figures, found, how_looked = theory_figures(store, tree.study, rows, overrides), [], []
     else:
         labelled = pooled_rows([one.file for one in opened], own)
@@ -231,6 +241,8 @@ def report(
         looks = common_looks([one.file for one in opened], store)
         found = verdicts_at_looks(labelled, design.allocation == "matched", looks) if has_claims(design) else []
         how_looked = looks_in_words(looks) if looks else []
+    higher = {name for one in opened for name, is_higher in asked_columns(one.tree).items() if is_higher}
+    figures += draw_planes(store, tree.study, labelled, planes, higher, overrides)
     made_by = origin(command_arguments(None, [*names, *overrides], store))
     parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]
     page = write_report(parts, tree, first.store, rows, figures, found, made_by, overrides, how_looked)

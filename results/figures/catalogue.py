@@ -19,6 +19,15 @@ AXIS_LABELS = {
     L_FT: "L_ft: fine-tuning loss",
     L_PRE: "L_pre: pretraining loss after fine-tuning",
 }
+REVERSED = "-"
+"""What the name of an axis begins with that shows the negative values of a metric, of which higher is better."""
+
+
+def axis_label(name: str) -> str:
+    """What an axis is called: a loss of the paper's four, STAGE/CORPUS, or STAGE/TASK/METRIC."""
+    if name.startswith(REVERSED):
+        return f"{name.removeprefix(REVERSED)} (higher is better; reversed)"
+    return AXIS_LABELS.get(name, f"{name} (nats per token)" if name.count("/") == 1 else name)
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class FigureSpec:
     scale: str = "135M"
     published: bool = True
     """Whether it is a figure of the paper."""
+    title: str = ""
+    """Empty for a figure that its name says."""
 
     @property
     def over_exposure(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from retain.results.analysis.axes import EXPOSURE, seed_of
 from retain.results.analysis.loss_planes import L_RET
 from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
-from retain.results.figures.catalogue import AXIS_LABELS, FigureSpec, figures_of, named_figures
+from retain.results.figures.catalogue import REVERSED, FigureSpec, axis_label, figures_of, named_figures
 from retain.results.figures.drawing import draw_axes
 from retain.results.figures.series import Panel, Series, panels, published_panels, trials_of
 from retain.results.figures.style import (
@@ -64,7 +64,7 @@ def draw_paper_figures(
     drawn = []
     for spec in figures_of(study, rows) if rows else ():
         inside = overlay and paper_scale and spec in named_figures(study)
-        drawn.append(_draw_figure(folder, study, spec, rows, inside))
+        drawn.append(draw_figure(folder, study, spec, rows, inside))
         if overlay and not inside and (theirs := published_panels(spec, rows)):
             title = f"{figure_title(spec.name)} as published ({spec.scale})"
             caption = (
@@ -84,12 +84,13 @@ def method_title(name: str) -> str:
     return name.replace("+", " + ").replace("lora", "LoRA")
 
 
-def _draw_figure(folder: Path, study: str, spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> DrawnFigure:
+def draw_figure(folder: Path, study: str, spec: FigureSpec, rows: Sequence[Row], overlay: bool = False) -> DrawnFigure:
+    """Draw one figure of the finished trials into a folder. overlay: show the published curves in its panels."""
     own = trials_of(spec, rows)
     finished = [row for row in own if all(row[loss] is not None for loss in spec.losses)]
     missing = len(own) - len(finished)
     note = trials_note(missing, len(own))
-    title = figure_title(spec.name)
+    title = spec.title or figure_title(spec.name)
     seeds = len({seed_of(row) for row in finished})
     caption = f"{note[0].upper()}{note[1:]}. {_what_is_drawn(spec, seeds)}{_what_is_absent(spec, own, rows)}"
     panel_rows = panels(spec, rows, overlay)
@@ -239,9 +240,12 @@ def _draw_panel(axes: "Axes", panel: Panel, styles: Mapping[str, LineStyle]) -> 
             ours |= _draw_series(axes, series, styles[series.name], panel)
     if panel.title:
         axes.set_title(panel.title, loc="left")
-    axes.set_xlabel("exposure λ" if panel.x == EXPOSURE else AXIS_LABELS[panel.x])
-    label = "post-training loss (nats per token)" if panel.x == EXPOSURE else AXIS_LABELS[panel.y]
+    axes.set_xlabel("exposure λ" if panel.x == EXPOSURE else axis_label(panel.x))
+    label = "post-training loss (nats per token)" if panel.x == EXPOSURE else axis_label(panel.y)
     axes.set_ylabel(textwrap.fill(label, MOST_LETTERS // 2))
+    for name, axis in ((panel.x, axes.xaxis), (panel.y, axes.yaxis)):
+        if name.startswith(REVERSED):
+            axis.set_major_formatter(lambda value, _: f"{-value:g}")
     if not alone and not any(series.trials for series in panel.series if not series.published):
         axes.text(0.5, 0.5, "no trial has ended yet", transform=axes.transAxes, ha="center", color=GREY)
     return ours | theirs

@@ -144,9 +144,10 @@ def test_metrics_are_columns_of_results_frame_csv_and_report(
     assert column in (measured.folder / "all.csv").read_text().splitlines()[0]
     assert main(["results", *where, "--losses", "finetune/rivers/f1"]) == StudyError.exit_code
     assert "did you mean finetune/rivers/acc?" in capsys.readouterr().err
-    assert main(["report", *where]) == 0
+    assert main(["report", *where, "--plane", "finetune/rivers/acc,L_ft"]) == 0
     page = (measured.store.root / "studies" / "tiny" / "report.html").read_text()
     assert "finetune/rivers/acc \N{UPWARDS ARROW}<" in page
+    assert "What does each method trade between finetune/rivers/acc and L_ft?" in page
     assert f"{column}<" in page
     assert f"{end['measures']['finetune']['rain/byte_perplexity']:.4f}" in page
 
