@@ -132,6 +132,7 @@ def logs(
     """
     from retain.launchers.cli.views.status import follow_log
     from retain.launchers.jobs.submissions import job_logs
+    from retain.launchers.kinds import SEARCH
     from retain.results.store.runs import Store, existing_store
 
     run = existing_store(store).find(run_key)
@@ -139,8 +140,12 @@ def logs(
         raise DamageError(f"{run.log} is not a file; delete it")
     log = next((path for path in (run.log, *job_logs(Store(store), run)) if path.exists()), None)
     if log is None:
-        again = command("status", None, (), store)
-        raise StudyError(f"{run.key}: nothing is logged yet, the run is {run.state().state}; see {again}")
+        state, again = run.state(), command("status", None, (), store)
+        if state.attempts and run.spec()["stage"] == SEARCH.name:
+            last = state.attempts[-1]
+            where = f"prints in the terminal where it is started (last as process {last.pid} on {last.host})"
+            raise StudyError(f"{run.key}: nothing is logged; a search on this machine {where}")
+        raise StudyError(f"{run.key}: nothing is logged yet, the run is {state.state}; see {again}")
     follow_log(run, log, follow)
 
 

@@ -182,13 +182,18 @@ def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
 
 
 def _of_weights(runs: list[Run], chosen: set[str], stages: Mapping[str, "Stage"]) -> Iterator[Waste]:
-    """The weights of the chosen runs that no run of the store, and none of these stages, needs any more."""
+    """The weights of the chosen runs that no run of the store, and none of these stages, needs any more.
+
+    A measurement that was cancelled needs nothing, unless it is one of these stages.
+    """
     done = {run.key for run in runs if run.is_done()}
     users: dict[str, set[str]] = {}
     measured: set[str] = set()
     for run in runs:
         if "measure" in run.spec()["recipe"]:
             measured.add(run.key)
+            if run.state().state == "cancelled":
+                continue
         for need in run.needs():
             users.setdefault(need, set()).add(run.key)
     for stage in stages.values():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.checkpoints.weights import INDEX, SINGLE, check_files, read_tensors, weight_files
-from retain.datamodules.corpora.find import local_folder
+from retain.datamodules.corpora.find import local_folder, shown
 from retain.datamodules.corpora.hub import COMMIT, look_up
 from retain.datamodules.corpora.tokenizer import JINJA, TOKENIZER_FILES
 from retain.sweeps.base.documents import unreadable
@@ -73,7 +73,10 @@ def copy_checkpoint(model: Model, folder: Path, to: Path) -> str | None:
             shutil.copyfile(path, to / path.name)
         return None
     assert model.hf is not None
-    commit = _commit(model)
+    try:
+        commit = _commit(model)
+    except MissingResourceError as error:
+        raise type(error)(f"{error}; {shown(folder / model.hf)} is no folder either") from error
     # The configuration first, so that nothing large is downloaded for a model that cannot be used.
     place = _download(model, commit, list(SMALL))
     weights: list[str] = []

@@ -85,7 +85,10 @@ def test_status_results_and_report_of_the_study_tell_of_the_search(searched: Sea
     assert [(one["state"], one["launcher"], one["points"]) for one in status["searches"]] == [
         ("done", "ray", {"done": 4})
     ]
-    assert [run["state"] for run in status["runs"] if run["stage"] == "search"] == ["done"]
+    (search,) = [run for run in status["runs"] if run["stage"] == "search"]
+    assert search["state"] == "done"
+    told = retain("logs", search["key"], "--store", searched.store, code=2).stderr
+    assert "nothing is logged; a search on this machine prints in the terminal where it is started" in told
     told = retain("results", searched.study, "--store", searched.store).stdout
     assert f"retain results {searched.document['points_study']}" in told
     page = retain("report", searched.study, "--store", searched.store).stdout.strip()
