@@ -37,6 +37,8 @@ class HeldoutLoss:
 
     loss: float
     tokens: int
+    by_value: tuple[tuple[float, int], ...] = ()
+    """For each value of the labels, the summed loss (nats) of the tokens that have it, and their number."""
 
 
 def loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,9 +89,17 @@ def summed_loss(
     return call_as_forward(model, loss, sequences)
 
 
-@torch.no_grad()
 def next_token_losses(model: nn.Module, sequences: torch.Tensor, end_of_text: int | None = None) -> torch.Tensor:
     """Return the summed cross-entropy of each sequence over its predictions: fp32 [sequences], nats.
+
+    Arguments as of `summed_loss`. Computes no gradient.
+    """
+    return token_losses(model, sequences, end_of_text).sum(dim=1)
+
+
+@torch.no_grad()
+def token_losses(model: nn.Module, sequences: torch.Tensor, end_of_text: int | None = None) -> torch.Tensor:
+    """Return the cross-entropy of the token after each token: fp32 [sequences, length], nats; 0 where none is predicted.
 
     Arguments as of `summed_loss`. Computes no gradient.
     """
@@ -106,7 +116,7 @@ def next_token_losses(model: nn.Module, sequences: torch.Tensor, end_of_text: in
             )
             for hidden, targets in chunks
         ]
-        return torch.cat(found).view(len(sequences), -1).sum(dim=1)
+        return torch.cat(found).view(len(sequences), -1)
 
     return call_as_forward(model, losses, sequences)
 
@@ -196,30 +206,54 @@ def heldout_loss(
     batch_size: int = 16,
     end_of_text: int | None = None,
     between: Callable[[int], None] = lambda done: None,
+    labels: torch.Tensor | None = None,
 ) -> HeldoutLoss:
     """Return the mean loss over all predictions of a held-out split, each once, summed in fp64 over all ranks.
 
     sequences: int64 [sequences, length], the whole split on every rank. end_of_text: as of `summed_loss`. between: called
     before each batch with the number of this rank's sequences that are done. Never compiled, so that runs trained with and
-    without compiling are evaluated with the same arithmetic.
+    without compiling are evaluated with the same arithmetic. labels: the number of the value of each token, from 0 on,
+    [sequences, length]; the loss is then also given by value, and is the same as without.
     """
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
+    parts = torch.zeros(0 if labels is None else int(labels.max()) + 1, dtype=torch.float64)
     mine = sequences[rank::world]
+    own_labels = None if labels is None else labels[rank::world]
     # Every rank makes the same number of calls, because a sharded model gathers its weights in each call.
     for first in range(0, -(-len(sequences) // world), batch_size):
         between(first)
         block = mine[first : first + batch_size]
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16), uncompiled(model):
-            losses = next_token_losses(model, (block if len(block) else sequences[:1]).to(device), end_of_text)
+            losses = token_losses(model, (block if len(block) else sequences[:1]).to(device), end_of_text)
         if len(block):
-            total += losses.double().sum().cpu()
+            total += losses.sum(dim=1).double().sum().cpu()
+            if own_labels is not None:
+                parts += sums_by_label(losses.cpu(), own_labels[first : first + batch_size], len(parts))
     model.train(was_training)
     reshard(model)
     if world > 1:
         shared = total.to(device)
         distributed.all_reduce(shared)
         total = shared.cpu()
+        if len(parts):
+            shared = parts.to(device)
+            distributed.all_reduce(shared)
+            parts = shared.cpu()
     tokens = int(predictions(sequences))
-    return HeldoutLoss(total.item() / tokens, tokens)
+    counts: list[int] = []
+    if labels is not None:
+        predicted = functional.pad((sequences[:, 1:] >= 0).double(), (0, 1))
+        counts = [round(count) for count in sums_by_label(predicted, labels, len(parts)).tolist()]
+    return HeldoutLoss(total.item() / tokens, tokens, tuple(zip(parts.tolist(), counts, strict=True)))
+
+
+def sums_by_label(amounts: torch.Tensor, labels: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the sums over predictions by the label of the predicted token, one after the other: fp64 [count].
+
+    amounts: that of the prediction of the token after each token, [sequences, length]. labels: [sequences, length], each below
+    `count`. On the CPU.
+    """
+    targets = functional.pad(labels[:, 1:].long(), (0, 1)).flatten()  # the last token of a sequence predicts nothing
+    return torch.zeros(count, dtype=torch.float64).index_add_(0, targets, amounts.flatten().double())

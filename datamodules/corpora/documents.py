@@ -19,13 +19,16 @@ DATASETS_FORMATS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parq
 """The `datasets` builder for local copies of a hub's files, by file suffix."""
 
 
-def read_documents(corpus: Corpus, folder: Path, chat: ChatTemplate | None = None) -> Iterator[Document]:
+def read_documents(
+    corpus: Corpus, folder: Path, chat: ChatTemplate | None = None, reader: RecordReader | None = None
+) -> Iterator[Document]:
     """Yield the non-empty documents of a corpus in the source's order; relative paths start at `folder`.
 
-    chat: writes the conversations of a corpus with `messages`; None for a look at their contents. Raises StudyError, also
-    if there is no document, or MissingResourceError.
+    chat: writes the conversations of a corpus with `messages`; None for a look at their contents. reader: turns the records
+    into documents, if it is another than that of the corpus. Raises StudyError, also if there is no document, or
+    MissingResourceError.
     """
-    reader = record_reader(corpus, chat)
+    reader = reader or record_reader(corpus, chat)
     if corpus.package is not None:
         documents: Iterator[Document] = _read_package(corpus, reader)
     elif corpus.hf is None:

@@ -64,6 +64,7 @@ from retain.datamodules.corpora.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from retain.datamodules.corpora.values.prepare import known_values, prepare_values
 from retain.sweeps.base.building import new_build_folder, publish, remove_leftovers
 from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError, StudyError
 from retain.sweeps.base.files import writing
@@ -99,6 +100,15 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
             tokenizer = _prepare_tokenizer(file, store, report)
             for name, length in _packings(file):
                 _prepare_corpus(file, store, name, length, tokenizer, report)
+        facts = known_facts(file, store)
+    if facts.prepared and (unlabelled := _without_values(file, facts)):
+        with writing(str(store), "choose another store with --store"):
+            tokenizer = stored_tokenizer(store, facts.tokenizer)
+            for name, length in unlabelled:
+                report(name, 0, 0)
+                packed = packed_corpus(store, facts.corpora[name, length].fingerprint)
+                prepare_values(file, store, name, length, tokenizer, packed)
+            check_unchanged(file, before)
         facts = known_facts(file, store)
     if facts.tasks:
         with writing(str(store), "choose another store with --store"):
@@ -141,8 +151,14 @@ def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
         ]
     if len(remarks) > 1:
         remarks.pop(TOKENIZER, None)  # it was trained on the corpora that have changed
+    unlabelled = dict.fromkeys(f"corpora.{name}.by" for name, _ in _without_values(file, facts))
     return facts, [
-        f"{remark}; showing stages that were trained on the data as last prepared" for remark in remarks.values()
+        *(f"{remark}; showing stages that were trained on the data as last prepared" for remark in remarks.values()),
+        *(
+            f"{file.path.name}: {field}: the values are not prepared in {store}; prepare the study's data, and losses are "
+            "given by value"
+            for field in unlabelled
+        ),
     ]
 
 
@@ -187,7 +203,10 @@ def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Fact
             read_corpus,
             noted if vocabulary else None,
         )
-        corpora[name, length] = CorpusFacts(fingerprint, *(counts[split] for split in SPLITS if counts))
+        plain = tokenizer.removeprefix(UNPREPARED)
+        values = known_values(file, store, name, length, plain, fingerprint, noted is not None) if counts else None
+        train, heldout = (counts[split] for split in SPLITS) if counts else (None, None)
+        corpora[name, length] = CorpusFacts(fingerprint, train, heldout, values)
     entries = vocabulary["vocabulary"] if vocabulary else unprepared_vocabulary(file, check=not noted)
     return Facts(tokenizer, entries, corpora, checkpoints, task_facts(file, store, noted))
 
@@ -234,6 +253,11 @@ def _look_up(
                     remark(what, problem)
                 return note.fingerprint, facts
     return UNPREPARED + digest(now), None
+
+
+def _without_values(file: StudyFile, facts: Facts) -> list[tuple[str, int]]:
+    """The corpora with `by` whose values are not prepared, by name and sequence length."""
+    return [place for place, one in facts.corpora.items() if file.study.corpora[place[0]].by and one.values is None]
 
 
 def _packings(file: StudyFile) -> list[tuple[str, int]]:

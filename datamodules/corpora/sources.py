@@ -222,6 +222,14 @@ def read_note(store: Path, source: Source) -> Note | None:
         return None
 
 
+def noted_commit(store: Path, source: Source) -> str | None:
+    """The commit on the hub that a source was read at, by its note; None if it is not of the hub. Raises DamageError."""
+    try:
+        return read_document(note_path(store, source), _SavedNote, CURE).get("commit")
+    except FileNotFoundError:
+        return None
+
+
 def _read(path: Path) -> Note:
     note = read_document(path, _SavedNote, CURE)
     if digest(note["source"]) != path.stem:
@@ -282,4 +290,4 @@ def _defined(file: StudyFile, name: str) -> Source:
     """A corpus's fields; those of later versions only where they are set, as in `_settings`."""
     corpus = file.study.corpora[name]
     later = {field for field in ("prompt", "response", "messages", "predict") if getattr(corpus, field) is None}
-    return {"folder": shown(file.folder), **corpus.model_dump(exclude={"published", *later})}
+    return {"folder": shown(file.folder), **corpus.model_dump(exclude={"published", "by", *later})}

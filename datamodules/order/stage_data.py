@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from retain.datamodules.corpora.prepare import packed_corpus
+from retain.datamodules.corpora.values.labels import Labels
 from retain.datamodules.order.batches import Batches, stage_batches
 from retain.datamodules.order.digest import add_digests
 from retain.datamodules.order.mixtures import Subset
@@ -90,10 +91,19 @@ def heldout_sequences(store: Path, corpus: str, half: str | None = None) -> torc
     half: only the sequences of this half, tune or report, as `tune_sequences` divides them.
     """
     packed = packed_corpus(store, corpus)
-    rows = np.arange(packed.count("heldout"))
-    if half is not None:
-        rows = rows[tune_sequences(len(rows)) == (half == TUNE)]
+    rows = _heldout_rows(packed.count("heldout"), half)
     return torch.from_numpy(MappedSequences(packed.sequences("heldout"), packed.mask("heldout")).read(rows))
+
+
+def heldout_labels(store: Path, corpus: str, labels: Labels, half: str | None = None) -> torch.Tensor:
+    """Return the number of the value of each token of `heldout_sequences`: uint8 [sequences, length]."""
+    count, length = packed_corpus(store, corpus).shape("heldout")
+    return torch.from_numpy(labels.of_tokens(count, length)[_heldout_rows(count, half)])
+
+
+def _heldout_rows(count: int, half: str | None) -> npt.NDArray[np.int64]:
+    rows = np.arange(count)
+    return rows if half is None else rows[tune_sequences(count) == (half == TUNE)]
 
 
 def first_sequences(store: Path, recipe: Mapping[str, Any]) -> torch.Tensor:

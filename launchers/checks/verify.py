@@ -9,6 +9,7 @@ from retain.datamodules.corpora.checkpoints.stored import checkpoint_problem
 from retain.datamodules.corpora.packing import packed_problem
 from retain.datamodules.corpora.prepare import tokenizer_problem
 from retain.datamodules.corpora.sources import note_problem
+from retain.datamodules.corpora.values.labels import labels_problem
 from retain.launchers.jobs.submissions import BACKLOG, INTENT, read_backlog, read_submission
 from retain.launchers.kinds import kind_of
 from retain.launchers.planning import opened_study
@@ -63,6 +64,7 @@ def _beside_runs(store: Store) -> Iterator[Problem]:
         "corpora": packed_problem,
         "checkpoints": checkpoint_problem,
         "tokenizers": tokenizer_problem,
+        "values": labels_problem,
         "prepared": note_problem,
         "submissions": lambda path: _submission_problem(store, path),
         "studies": _study_problem,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.results.store.loss_table import missing_evaluations
 from retain.results.store.runs import Store
-from retain.sweeps.schema.section import loss_name
+from retain.sweeps.schema.section import loss_name, without_value
 from retain.sweeps.tree.cost import evaluation_flops
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.measures import asked_evaluations
@@ -59,7 +59,7 @@ def evaluations_of_search(tree: Tree, store: Store, facts: Facts, names: Collect
     def column(one: Stage) -> str:
         return loss_name(one.axes["evaluate.at"], one.axes.get("evaluate.tasks") or one.axes["evaluate.corpora"])
 
-    wanted = {*names, *(name.rpartition("/")[0] for name in names)}
+    wanted = {*names, *map(without_value, names), *(name.rpartition("/")[0] for name in names)}
     return {key: one for key, one in found.items() if column(one) in wanted}
 
 

@@ -49,6 +49,7 @@ def register(
     versions = installed_versions()
     here = {kind: file.study.execution.of_stage(kind).model_dump(mode="json") for kind in tree.chain}
     used, after, carried = used_corpora(tree), corpora_after(tree) if measured else {}, tree.carried()
+    values = {(tree.corpora[name, length], length): own.fingerprint for (name, length), own in tree.values.items()}
     settings = getattr(file.study, "tokenizer", None)
     template = local_template(settings, file.folder) if settings else None
     evaluations: dict[str, dict[str, Any]] = {}
@@ -62,11 +63,14 @@ def register(
             length = recipe.get("sequence_length", 0)
             measured_on = {} if stage.stage == FISHER else after.get((stage.stage, length), used.get(length, {}))
             others = other_splits(splits["evaluation"], measured_on)
+            corpora = {*map(str, splits["evaluation"].values()), *others.values()}
+            by = {corpus: values[corpus, length] for corpus in sorted(corpora) if (corpus, length) in values}
             yield (
                 stage_spec(stage, recipe)
                 | described(kind_of_recipe(recipe), stage.tokens, stage.needs)
                 | splits
                 | ({"others": others} if others else {})
+                | ({"values": by} if by else {})
                 | ({KEEPS_OPTIMIZER: True} if stage.key in carried else {})
                 | ({CHAT_TEMPLATE: template} if template else {})
                 | {

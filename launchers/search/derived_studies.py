@@ -87,6 +87,8 @@ class SearchedStudy:
         fields = {name: part for name, part in self.base.items() if name not in ("execution", "study")}
         for axis in self.space.axes:
             fields = _left_out(fields, axis.path.split("."))
+        for corpus in self.base.get("corpora", {}):
+            fields = _left_out(fields, ["corpora", corpus, "by"])
         data = sorted((name, length, known.fingerprint) for (name, length), known in self.facts.corpora.items())
         axes = sorted(axis.path for axis in self.space.axes)
         text = canonical([fields, [list(one) for one in data], self.facts.tokenizer, axes])
@@ -135,6 +137,7 @@ def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedSt
         make_store(store)
         facts = prepare(whole, store, report)
         tree = expand(whole, facts)
+        check_objective(file, tree)  # the values of `by` are known now
     higher = frozenset(name for name, is_higher in asked_columns(tree).items() if is_higher)
     return replace(unread, facts=facts, space=replace(file.search, higher=higher))
 

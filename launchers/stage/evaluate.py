@@ -10,7 +10,6 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import math
 import time
-from dataclasses import asdict
 
 import torch
 from transformers import PreTrainedModel
@@ -22,6 +21,7 @@ from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED
 from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
+from retain.launchers.stage.reporting.by_value import loss_fields, split_labels
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import machine_of
 from retain.lightning_modules.models import average_with, load_model
@@ -44,6 +44,7 @@ def attempt(context: AttemptContext) -> None:
     check_room(context.run.folder, SMALL_FILES)
     stage = usable_parent(context.store, context.spec["parent"])
     sequences = heldout_sequences(context.store.root, recipe["corpus"])
+    labels = split_labels(context.store.root, recipe["corpus"], recipe.get("by"))
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
     model = measured_model(context, stage, recipe.get("average", 1.0)).to(machine.device)  # type: ignore[arg-type]
@@ -60,14 +61,22 @@ def attempt(context: AttemptContext) -> None:
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
-        found = heldout_loss(model, sequences, machine.device, machine.bf16, end_of_text=end_of_text, between=between)
+        found = heldout_loss(
+            model,
+            sequences,
+            machine.device,
+            machine.bf16,
+            end_of_text=end_of_text,
+            between=between,
+            labels=labels.numbers if labels else None,
+        )
     finally:
         torch.use_deterministic_algorithms(deterministic)
     if not math.isfinite(found.loss):
         raise StageFailedError(f"the held-out loss is {found.loss}: the weights of {stage.key} have diverged", DIVERGED)
     log_line(f"held-out loss {found.loss:.4f} over {found.tokens:,} tokens")
     context.report(Progress(sequences.numel(), sequences.numel()))
-    split = asdict(found) | {"corpus": recipe["corpus"]}
+    split = loss_fields(found, labels) | {"corpus": recipe["corpus"]}
     context.finish(None, {LOSSES: {"splits": {"heldout": split}, "steps": 0, "trained_tokens": 0}})
 
 

@@ -13,7 +13,7 @@ from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.models import parameters
 from retain.sweeps.schema.read import AnyStudy, StudyFile
-from retain.sweeps.schema.section import STAGE_KINDS
+from retain.sweeps.schema.section import STAGE_KINDS, is_metric, without_value
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CheckpointFacts, Facts, checkpoint_of
 
@@ -137,8 +137,8 @@ def budgets(file: StudyFile) -> Table:
 def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row], asked: Mapping[str, bool]) -> Table:
     """One row for each trial: its axes (names), its losses in this unit with L_ret − L_im, and its tokens.
 
-    The losses are those of the paper's four that the chain has, and what `evaluate` measures; a chain besides the paper's also
-    has the matrix. asked: the columns that `evaluate` asks for, and whether higher is better.
+    The losses are those of the paper's four that the chain has, and those asked for; a chain besides the paper's also has the
+    matrix. asked: as of `sweeps.tree.measures.asked_columns`.
     """
     four = [name for name in SYMBOLS if name in named_losses(rows)]
     is_of_paper = four == list(SYMBOLS) and not any(set(row.get("losses", {})) - set(STAGE_KINDS) for row in rows)
@@ -154,8 +154,10 @@ def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row], asked: Mapp
     if forgotten:
         titles.insert(2, f"{SYMBOLS[L_RET]} \N{MINUS SIGN} {SYMBOLS[L_IM]}")
     caption = f"{unit[0].upper()}{unit[1:]}"
-    if any(name.count("/") == 1 for name in columns):
+    if any("/" in name and not is_metric(name) for name in columns):
         caption += "; STAGE/CORPUS is the loss on CORPUS after STAGE"
-    if any(name.count("/") > 1 for name in columns):
+    if any(without_value(name) != name for name in columns):
+        caption += ", and STAGE/CORPUS[VALUE] that on its documents with this value"
+    if any(map(is_metric, columns)):
         caption += "; STAGE/TASK/METRIC is a metric of TASK after STAGE; \N{UPWARDS ARROW}: higher is better"
     return table("losses", caption, (*names, *titles, "tokens"), cells, filters=len(names))

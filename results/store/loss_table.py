@@ -3,29 +3,41 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from retain.results.store.runs import MEASURES, Run, Store
-from retain.results.store.state import Measures, State, damaged_state
+from retain.results.store.measured.tasks import Measured, trial_measures
+from retain.results.store.measured.values import done_evaluations, losses_by_value, values_of
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import State, damaged_state
 from retain.results.store.study_files import TRIALS, read_trials, study_folder
-from retain.sweeps.base.documents import read_document, write_document
+from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_text
 from retain.sweeps.base.units import counted
-from retain.sweeps.schema.section import FISHER, FURTHER, LOSSES, STAGE_KINDS, loss_name, stage_kind, unknown_loss
+from retain.sweeps.schema.section import (
+    FISHER,
+    FURTHER,
+    LOSSES,
+    STAGE_KINDS,
+    loss_name,
+    stage_kind,
+    unknown_loss,
+    value_name,
+    without_value,
+)
+from retain.sweeps.tree.data_facts import HeldoutValues
 from retain.sweeps.tree.evaluation import TUNE, role_of
 from retain.sweeps.tree.key_diff import stage_name
-from retain.sweeps.tree.measures import asked_evaluations, corpora_after, evaluation_of, task_evaluation_of
-from retain.sweeps.tree.tree import Stage, Tree, Trial
+from retain.sweeps.tree.measures import asked_evaluations, corpora_after, evaluation_of
+from retain.sweeps.tree.tree import Stage, Tree
 
 if TYPE_CHECKING:
     import pandas
 
 Row = dict[str, Any]
-Measured = dict[tuple[str, float], dict[str, float | None]]
-"""The metrics of weights by name; the weights by the key of the stage and the share of its end in their average."""
 
 
 def four_losses(
@@ -68,13 +80,13 @@ def trial_rows(
     here, and their losses are missing; None: the first raises DamageError.
     """
     states = store.states(tree.stages) if states is None else states
-    corpora, done = corpora_after(tree), {}
+    corpora, done = corpora_after(tree), dict[str, Mapping[str, Any]]()
     matrix: dict[str, dict[str, float | None]] = {}
     for key in (key for key, stage in tree.stages.items() if stage.stage != FISHER):
         try:
             if states[key].state == "done":
                 done[key] = store.run(key).losses()
-            matrix[key] = stage_losses(tree.stages[key], corpora, done.get(key), store)
+            matrix[key] = stage_losses(tree.stages[key], corpora, done.get(key), store, tree)
         except DamageError as error:
             if damaged is None:
                 raise
@@ -86,7 +98,7 @@ def trial_rows(
         own = {tree.stages[key].stage: matrix.get(key, {}) for key in trial.path}
         if trial.average != 1 and path[-1]:
             leaf = tree.stages[trial.leaf]
-            path[-1], own[leaf.stage] = _averaged(leaf, trial.average, corpora, path[-1], store)
+            path[-1], own[leaf.stage] = _averaged(leaf, trial.average, corpora, path[-1], store, tree)
         tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
         keys = {**dict.fromkeys(STAGE_KINDS), **dict(zip(trial.stages, trial.chain, strict=True))}
         splits = [losses["splits"] if losses else None for losses in path]
@@ -100,46 +112,9 @@ def trial_rows(
             "losses": own,
         }
         if any(tree.tasks.values()):
-            row["measures"] = _trial_measures(tree, trial, store, measures, damaged)
+            row["measures"] = trial_measures(tree, trial, store, measures, damaged)
         rows.append(row)
     return rows
-
-
-def _trial_measures(
-    tree: Tree, trial: Trial, store: Store, known: Measured, damaged: dict[str, State] | None
-) -> dict[str, dict[str, float | None]]:
-    """The metrics after each stage of a trial. known: what earlier trials have read; damaged: as of `trial_rows`."""
-    for key in trial.path:
-        at = key, trial.average if key == trial.leaf else 1.0
-        if at not in known:
-            try:
-                known[at] = stage_measures(tree.stages[key], tree, store, at[1])
-            except DamageError as error:
-                if damaged is None:
-                    raise
-                damaged[key], known[at] = damaged_state(error), {}
-    return {tree.stages[key].stage: known[key, trial.average if key == trial.leaf else 1.0] for key in trial.path}
-
-
-def stage_measures(stage: Stage, tree: Tree, store: Store, average: float = 1.0) -> dict[str, float | None]:
-    """The metrics of a stage's weights on the tasks of a study, as TASK/METRIC; None if not measured. Raises DamageError."""
-    found: dict[str, float | None] = {}
-    for name, task in tree.tasks.get(stage.stage, {}).items():
-        run = store.run(task_evaluation_of(stage, name, task, average).key)
-        if run.is_done():
-            found |= {f"{name}/{metric}": one["value"] for metric, one in measures_of(run)["metrics"].items()}
-        else:
-            found |= dict.fromkeys((f"{name}/{metric}" for metric in task.metrics), None)
-    return found
-
-
-def measures_of(run: Run) -> Measures:
-    """What a done evaluation has measured on a task. Raises DamageError."""
-    path, cure = run.folder / MEASURES, f"delete {run.folder}, and retain evaluate measures it again"
-    try:
-        return read_document(path, Measures, cure)
-    except FileNotFoundError:
-        raise DamageError(f"{path} is missing; {cure}") from None
 
 
 def _averaged(
@@ -148,6 +123,7 @@ def _averaged(
     corpora: Mapping[tuple[str, int], Mapping[str, str]],
     found: Mapping[str, Any],
     store: Store,
+    tree: Tree,
 ) -> tuple[dict[str, Any], dict[str, float | None]]:
     """The losses of averaged weights of a done stage, as losses.json has them and by the name of the corpus.
 
@@ -155,16 +131,32 @@ def _averaged(
     DamageError.
     """
     length = json.loads(leaf.recipe)["sequence_length"]
-    names = corpora[leaf.stage, length]
-    losses = _evaluated(leaf, names, length, store, average)
+    names, values = corpora[leaf.stage, length], values_of(tree, length)
+    losses = _evaluated(leaf, names, length, store, values, average)
     by_corpus = {names[name]: loss for name, loss in losses.items()}
     of_role = store.run(leaf.key).spec()["evaluation"]
     splits = {role: {"loss": by_corpus[of_role[role]]} for role in found["splits"] if of_role.get(role) in by_corpus}
-    return {**found, "splits": splits}, {name: losses.get(name) for name in names}
+    parts = losses_by_value(leaf, names, length, store, values, None, average)
+    return {**found, "splits": splits}, _with_parts({name: losses.get(name) for name in names}, parts)
+
+
+def _with_parts(
+    losses: Mapping[str, float | None], parts: Mapping[str, Mapping[str, float | None]]
+) -> dict[str, float | None]:
+    """Losses by corpus, each followed by those by value."""
+    found: dict[str, float | None] = {}
+    for name, loss in losses.items():
+        found |= {name: loss, **parts.get(name, {})}
+    return found
 
 
 def _evaluated(
-    stage: Stage, names: Mapping[str, str], length: int, store: Store, average: float = 1.0
+    stage: Stage,
+    names: Mapping[str, str],
+    length: int,
+    store: Store,
+    values: Mapping[str, HeldoutValues],
+    average: float = 1.0,
 ) -> dict[str, float]:
     """The losses that evaluation runs below a stage have measured, by the name of the corpus. Raises DamageError.
 
@@ -172,8 +164,7 @@ def _evaluated(
     """
     found = {}
     for name, fingerprint in names.items():
-        run = store.run(evaluation_of(stage, name, fingerprint, length, average=average).key)
-        if run.is_done():
+        if run := next(done_evaluations(stage, name, fingerprint, length, store, average, values.get(name)), None):
             found[name] = measured_losses(run.losses(), run)[fingerprint]
     return found
 
@@ -223,9 +214,14 @@ def start_of_finetuning(row: Row) -> str:
 
 
 def stage_losses(
-    stage: Stage, corpora: Mapping[tuple[str, int], Mapping[str, str]], found: Mapping[str, Any] | None, store: Store
+    stage: Stage,
+    corpora: Mapping[tuple[str, int], Mapping[str, str]],
+    found: Mapping[str, Any] | None,
+    store: Store,
+    tree: Tree,
 ) -> dict[str, float | None]:
-    """A row of the matrix: the losses of a stage's weights (nats per token) on the corpora of the study, by name.
+    """A row of the matrix: the losses of a stage's weights (nats per token) on the corpora of the study, by name; with `by`
+    also those by value, as CORPUS[VALUE].
 
     corpora: as `corpora_after` finds them. found: the content of losses.json; None if the stage is not trained. A corpus that
     neither the run nor an evaluation run measured, or only the half that early stopping selects on, is None. A linear stage
@@ -240,7 +236,9 @@ def stage_losses(
     measured = measured_losses(found, store.run(stage.key)) if found else {}
     losses = {name: measured.get(corpus) for name, corpus in names.items()}
     blank = {name: names[name] for name, loss in losses.items() if loss is None and found}
-    return losses | _evaluated(stage, blank, length, store)
+    values = values_of(tree, length)
+    parts = losses_by_value(stage, names, length, store, values, found)
+    return _with_parts(losses | _evaluated(stage, blank, length, store, values), parts)
 
 
 def missing_evaluations(
@@ -258,11 +256,13 @@ def missing_evaluations(
             if stage.stage == FISHER or not run.is_done():
                 continue
             length = json.loads(stage.recipe)["sequence_length"]
-            losses = stage_losses(stage, corpora, run.losses(), store)
-            for name in (name for name, loss in losses.items() if loss is None):
-                fingerprint = corpora[stage.stage, length][name]
-                one = evaluation_of(stage, name, fingerprint, length, heldout.get((name, length), 0))
-                asked.setdefault(one.key, one)
+            losses = stage_losses(stage, corpora, run.losses(), store, tree)
+            for name, fingerprint in corpora[stage.stage, length].items():
+                values, tokens = tree.values.get((name, length)), heldout.get((name, length), 0)
+                parts = [losses[value_name(name, value)] for value in values.names] if values else []
+                if losses[name] is None or (parts and all(loss is None for loss in parts)):
+                    one = evaluation_of(stage, name, fingerprint, length, tokens, values=values)
+                    asked.setdefault(one.key, one)
     return {key: one for key, one in asked.items() if not store.run(key).is_done()}
 
 
@@ -305,7 +305,8 @@ def chosen_columns(rows: Sequence[Row], asked: str) -> list[str]:
     known = loss_columns(rows)
     if asked == "all":
         return known
-    names = [name.strip() for name in asked.split(",") if name.strip()]
+    # A comma in the brackets of a value separates no names.
+    names = [name.strip() for name in re.split(r",(?![^\[]*\])", asked) if name.strip()]
     if unknown := [name for name in names if name not in (*known, *LOSSES)]:
         raise StudyError(f"--losses: {unknown_loss(unknown[0], (*LOSSES, *known))}; or write all")
     if not names:
@@ -319,13 +320,26 @@ def blank_reasons(rows: Sequence[Row], store: Store) -> list[str]:
     for row in rows:
         for stage, losses in row.get("losses", {}).items():
             if any(loss is not None for loss in losses.values()):  # the stage is trained
-                for corpus in (name for name, loss in losses.items() if loss is None):
+                for corpus in _blank(losses):
                     blank.setdefault((stage, corpus), {})[row["keys"][stage]] = None
     return [
         f"{stage}/{corpus} is blank for {counted(len(keys), 'trained run')}: {_trainer(store, keys)}, and no losses on "
         f"{corpus} were measured then; retain evaluate measures them"
         for (stage, corpus), keys in blank.items()
     ]
+
+
+def _blank(losses: Mapping[str, float | None]) -> Iterator[str]:
+    """The corpora without a loss in a row of the matrix, and as CORPUS[...] those without any loss by value."""
+    parts: dict[str, list[float | None]] = {}
+    for name, loss in losses.items():
+        if (corpus := without_value(name)) != name:
+            parts.setdefault(corpus, []).append(loss)
+        elif loss is None:
+            yield name
+    for corpus, found in parts.items():
+        if losses[corpus] is not None and all(loss is None for loss in found):
+            yield value_name(corpus, "...")
 
 
 def _trainer(store: Store, keys: Iterable[str]) -> str:

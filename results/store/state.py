@@ -207,6 +207,8 @@ class Spec(TypedDict):
     """Of each held-out split that is a half of its corpus's, which half; see `sweeps.tree.evaluation`."""
     others: NotRequired[dict[str, str]]
     """The fingerprints of the study's other corpora, by name, on which the final weights are evaluated too."""
+    values: NotRequired[dict[str, str]]
+    """The fingerprints of the values of corpora with `by`, by that of the corpus. They do not enter the key."""
     tokenizer: NotRequired[str]
     """The fingerprint of the tokeniser; searches have none."""
     chat_template: NotRequired[str]
@@ -225,9 +227,11 @@ def updated_spec(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
         if corpus not in others.values():
             others[f"{name}-{corpus[:8]}" if name in others else name] = corpus
     keeps = KEEPS_OPTIMIZER in old or KEEPS_OPTIMIZER not in new
-    if old["execution"] == new["execution"] and others == old.get("others", {}) and keeps:
+    values: dict[str, str] = {**old.get("values", {}), **new.get("values", {})}
+    same = others == old.get("others", {}) and values == old.get("values", {})
+    if old["execution"] == new["execution"] and same and keeps:
         return None
-    return {**old, **new} | ({"others": others} if others else {})
+    return {**old, **new} | ({"others": others} if others else {}) | ({"values": values} if values else {})
 
 
 class Task(TypedDict):
@@ -279,6 +283,23 @@ class Loss(TypedDict):
     """The fingerprint of its corpus; absent in earlier runs, whose stage.json says it."""
     half: NotRequired[str]
     """Which half of the held-out split, if not all of it: tune or report."""
+    by: NotRequired["LossByValue"]
+    """Only of a corpus with `by`."""
+
+
+class LossByValue(TypedDict):
+    """The loss on a split by the value of a field."""
+
+    fingerprint: str
+    """That of the values, as the store has them."""
+    values: dict[str, "LossOfValue"]
+
+
+class LossOfValue(TypedDict):
+    loss: float | None
+    """In nats per token; None if the split has no predicted token with this value."""
+    tokens: int
+    """The number of predicted tokens with this value."""
 
 
 class Metric(TypedDict):

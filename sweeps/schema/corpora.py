@@ -116,6 +116,9 @@ class Corpus(Section):
     responses with `response` or `messages`, and all for other corpora."""
     separator: Annotated[str, Field(min_length=1)] | None = None
     """The text that separates documents in a plain text file. By default a file is one document."""
+    by: Text | None = None
+    """The field of a record that says what a document is, such as its source: each held-out loss is also given for every value
+    of the field, as STAGE/CORPUS[VALUE]. `meta.source` is a field of an object. It changes no weights."""
     in_turn: Positive = 1
     """The number of parts of a Hugging Face source to read in turn, one document from each, so that a `tokens` limit samples
     the whole source. The default reads it from its beginning."""
@@ -177,6 +180,8 @@ class Corpus(Section):
         if self.template is not None and "text" in self.model_fields_set:
             raise ValueError("template: cannot be combined with text; remove text")
         self._check_responses()
+        if self.by is not None and self.package is not None:
+            raise ValueError("by: the documents of packages have no fields to tell them apart; remove by")
         if isinstance(self.heldout, HeldoutSplit):
             if self.heldout.split and (not self.hf or self.files):
                 raise ValueError("heldout.split: valid only for hf sources without files; write heldout: {files: ...}")

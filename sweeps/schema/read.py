@@ -15,7 +15,7 @@ from retain.sweeps.base.yaml_text import parse_yaml, read_yaml
 from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
 from retain.sweeps.schema.linear.study import LinearStudy, is_linear
 from retain.sweeps.schema.search_space import BEFORE_FINETUNING, SearchBlock, SearchSpace, read_search
-from retain.sweeps.schema.section import LOSSES, loss_name, unknown_loss
+from retain.sweeps.schema.section import LOSSES, loss_name, unknown_loss, without_value
 from retain.sweeps.schema.study import Study
 from retain.sweeps.schema.validation_messages import validate
 
@@ -193,7 +193,12 @@ def _check_losses(block: SearchBlock, study: AnyStudy, named: Collection[str], f
     chain, known = study.stages, _known_losses(study, named)
     tasks = [loss_name(stage, task) for stage in measured_stages(study) for task in measured_tasks(study)]
     known += [f"{task}/METRIC" for task in tasks]
+    # The values of `by` are known once the data is prepared.
+    divided = {name for name, corpus in study.corpora.items() if corpus.by} if isinstance(study, Study) else set()
+    parts = [name for name in known if name.partition("/")[2] in divided]
     for name in block.losses():
+        if without_value(name) != name and without_value(name) in parts:
+            continue
         if name not in known and name.rpartition("/")[0] not in tasks:  # the metrics are known once the task is read
             field = "objective" if name in block.objective.losses() else "constraints"
             raise StudyError(f"{file}: search.{field}: {unknown_loss(name, known)}")

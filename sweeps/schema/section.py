@@ -106,6 +106,21 @@ def loss_name(stage: str, corpus: str) -> str:
     return f"{stage}/{corpus}"
 
 
+def value_name(corpus: str, value: str) -> str:
+    """What stands for the part of a corpus whose field `by` has a value, where the corpus has its name."""
+    return f"{corpus}[{value}]"
+
+
+def without_value(name: str) -> str:
+    """The name of the loss on the whole corpus, of a loss on the part with one value; other names as they are."""
+    return name[: name.index("[")] if name.endswith("]") and "[" in name else name
+
+
+def is_metric(name: str) -> bool:
+    """Whether the name of a loss is that of a task's metric: STAGE/TASK/METRIC."""
+    return without_value(name).count("/") > 1
+
+
 def unknown_loss(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about a loss that a study does not have."""
     near = difflib.get_close_matches(name, known := list(known), n=1)

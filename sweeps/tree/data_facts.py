@@ -12,6 +12,16 @@ UNPREPARED = "unprepared:"
 
 
 @dataclass(frozen=True, slots=True)
+class HeldoutValues:
+    """Which value of the field `by` each held-out document of a corpus has, as the store keeps it."""
+
+    fingerprint: str
+    """The digest of the field's name, its values and the tokens that have them."""
+    names: tuple[str, ...]
+    """The values, sorted."""
+
+
+@dataclass(frozen=True, slots=True)
 class CorpusFacts:
     """One corpus, tokenised and packed at one sequence length."""
 
@@ -21,6 +31,8 @@ class CorpusFacts:
     """The number of sequences in the training split; None while the corpus is unprepared."""
     heldout: int | None = None
     """The number of sequences in the held-out split; None while the corpus is unprepared."""
+    values: HeldoutValues | None = None
+    """Its values; None without `by`, and until they are prepared."""
 
     @property
     def prepared(self) -> bool:

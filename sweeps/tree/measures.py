@@ -1,9 +1,9 @@
 """Evaluation runs: each measures the weights that one stage ends with on one corpus or one task, and trains nothing.
 
-The key of an evaluation hashes the key of the stage and what is measured: the fingerprint of the corpus and the sequence
-length, or the recipe of the task (`data_facts.TaskFacts`). The stage's key decides the model, the tokeniser and whether tokens
-attend within documents. The whole held-out split is measured. As in training runs, the precision of the arithmetic is no part
-of the key.
+The key of an evaluation hashes the key of the stage and what is measured: the fingerprint of the corpus, the sequence length
+and the values by which the loss is also given, or the recipe of the task (`data_facts.TaskFacts`). The stage's key decides the
+model, the tokeniser and whether tokens attend within documents. The whole held-out split is measured. As in training runs, the
+precision of the arithmetic is no part of the key.
 """
 
 import json
@@ -12,8 +12,17 @@ from typing import Any
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile
-from retain.sweeps.schema.section import FISHER, FURTHER, LOSSES, loss_name, unknown_loss
-from retain.sweeps.tree.data_facts import TaskFacts
+from retain.sweeps.schema.section import (
+    FISHER,
+    FURTHER,
+    LOSSES,
+    is_metric,
+    loss_name,
+    unknown_loss,
+    value_name,
+    without_value,
+)
+from retain.sweeps.tree.data_facts import HeldoutValues, TaskFacts
 from retain.sweeps.tree.evaluation import used_corpora
 from retain.sweeps.tree.keys import MEASURE, TASK, canonical, stage_key
 from retain.sweeps.tree.tree import Stage, Tree
@@ -23,14 +32,22 @@ EVALUATE = "evaluate"
 
 
 def evaluation_of(
-    stage: Stage, name: str, fingerprint: str, length: int, tokens: int = 0, average: float = 1.0
+    stage: Stage,
+    name: str,
+    fingerprint: str,
+    length: int,
+    tokens: int = 0,
+    average: float = 1.0,
+    values: HeldoutValues | None = None,
 ) -> Stage:
     """The evaluation run of a stage on a corpus, as a stage below it.
 
     tokens: those of the held-out split, if known. average: the weights that it measures, from 0, the start of the stage, to 1,
-    its end.
+    its end. values: those by which the loss is also given.
     """
-    fields = {"corpus": fingerprint, "measure": MEASURE, "sequence_length": length}
+    fields: dict[str, Any] = {"corpus": fingerprint, "measure": MEASURE, "sequence_length": length}
+    if values is not None:
+        fields["by"] = values.fingerprint
     return _evaluation(stage, fields, {"evaluate.corpora": name}, tokens, average)
 
 
@@ -81,7 +98,7 @@ def asked_evaluations(tree: Tree, heldout: Mapping[tuple[str, int], int] | None 
             fingerprint = tree.corpora.get((name, length))
             if fingerprint is not None and fingerprint not in used.get(length, {}).values():
                 tokens = (heldout or {}).get((name, length), 0)
-                one = evaluation_of(stage, name, fingerprint, length, tokens)
+                one = evaluation_of(stage, name, fingerprint, length, tokens, values=tree.values.get((name, length)))
                 found[one.key] = one
         for name, task in tree.tasks.get(stage.stage, {}).items():
             one = task_evaluation_of(stage, name, task)
@@ -90,8 +107,16 @@ def asked_evaluations(tree: Tree, heldout: Mapping[tuple[str, int], int] | None 
 
 
 def asked_columns(tree: Tree) -> dict[str, bool]:
-    """What `evaluate` measures, as STAGE/CORPUS and STAGE/TASK/METRIC, and whether higher is better; by stage."""
+    """What a study asks for besides the matrix of its corpora, and whether higher is better; by stage.
+
+    That is what `evaluate` measures, as STAGE/CORPUS and STAGE/TASK/METRIC, and STAGE/CORPUS[VALUE] for corpora with `by`.
+    """
     found: dict[str, bool] = {}
+    if tree.values:
+        for (stage, length), names in corpora_after(tree).items():
+            for name in names:
+                if (values := tree.values.get((name, length))) is not None:
+                    found |= {loss_name(stage, value_name(name, value)): False for value in values.names}
     for stage in tree.measured:
         found |= {loss_name(stage, corpus): False for corpus in tree.measured[stage]}
         for task, facts in tree.tasks.get(stage, {}).items():
@@ -100,14 +125,17 @@ def asked_columns(tree: Tree) -> dict[str, bool]:
 
 
 def check_objective(file: StudyFile, tree: Tree) -> None:
-    """Raise StudyError if the search of a study wants a metric that none of its tasks has."""
+    """Raise StudyError if the search of a study wants a metric that none of its tasks has, or a value of no document."""
     if file.search is None:
         return
     block, known = file.search.block, asked_columns(tree)
-    metrics = [name for name in known if name.count("/") > 1]
-    for name in (name for name in block.losses() if name.count("/") > 1 and name not in known):
-        field = "objective" if name in block.objective.losses() else "constraints"
-        raise StudyError(f"{file.path.name}: search.{field}: {unknown_loss(name, [*LOSSES, *metrics])}")
+    named = [name for name in known if is_metric(name) or without_value(name) != name]
+    prepared = {name for name, _ in tree.values}
+    for name in (name for name in block.losses() if name not in known):
+        corpus = without_value(name).partition("/")[2]
+        if is_metric(name) or (without_value(name) != name and corpus in prepared):
+            field = "objective" if name in block.objective.losses() else "constraints"
+            raise StudyError(f"{file.path.name}: search.{field}: {unknown_loss(name, [*LOSSES, *named])}")
 
 
 def averaged_evaluations(tree: Tree, heldout: Mapping[tuple[str, int], int]) -> dict[str, Stage]:
@@ -119,7 +147,8 @@ def averaged_evaluations(tree: Tree, heldout: Mapping[tuple[str, int], int]) -> 
         stage = tree.stages[key]
         length = json.loads(stage.recipe)["sequence_length"]
         for name, fingerprint in corpora[stage.stage, length].items():
-            one = evaluation_of(stage, name, fingerprint, length, heldout.get((name, length), 0), average)
+            tokens, values = heldout.get((name, length), 0), tree.values.get((name, length))
+            one = evaluation_of(stage, name, fingerprint, length, tokens, average, values)
             found[one.key] = one
         for name, task in tree.tasks.get(stage.stage, {}).items():
             one = task_evaluation_of(stage, name, task, average)

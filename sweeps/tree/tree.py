@@ -14,7 +14,7 @@ from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section, measured_corpora, measured_stages
 from retain.sweeps.schema.section import FISHER, STAGE_KINDS, stage_kind
 from retain.sweeps.schema.stages import Component
-from retain.sweeps.tree.data_facts import Facts, TaskFacts
+from retain.sweeps.tree.data_facts import Facts, HeldoutValues, TaskFacts
 from retain.sweeps.tree.keys import CARRY, canonical, stage_key
 from retain.sweeps.tree.recipes.anchor import estimate_key, estimate_of, fields_of_stage_before
 from retain.sweeps.tree.recipes.checkpoint import counts_by_model
@@ -101,6 +101,8 @@ class Tree:
     """The corpora that `evaluate` measures after each stage, by the name of the stage."""
     tasks: Mapping[str, Mapping[str, TaskFacts]] = field(default_factory=dict)
     """The tasks that `evaluate` measures after each stage, by the name of the stage and of the task."""
+    values: Mapping[tuple[str, int], HeldoutValues] = field(default_factory=dict)
+    """The values by which losses on a corpus are given, by its name and sequence length; of corpora with `by` alone."""
 
     @property
     def chain(self) -> list[str]:
@@ -168,7 +170,9 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
     measured = dict.fromkeys(measured_stages(file.study), measured_corpora(file.study))
     tasks = dict.fromkeys(measured, facts.tasks)
-    return Tree(file.study.study, stages, trials, not facts.prepared, corpora, counts_by_model(facts), measured, tasks)
+    values = {place: corpus.values for place, corpus in facts.corpora.items() if corpus.values is not None}
+    models = counts_by_model(facts)
+    return Tree(file.study.study, stages, trials, not facts.prepared, corpora, models, measured, tasks, values)
 
 
 def _average(study: AnyStudy, options: Sequence[Option]) -> float:
@@ -322,8 +326,9 @@ def merged(trees: Sequence[Tree]) -> Tree:
     tasks = {name: dict[str, TaskFacts]() for name in measured}
     for name, own_tasks in (item for tree in trees for item in tree.tasks.items()):
         tasks[name] |= own_tasks
+    values = {place: own for tree in trees for place, own in tree.values.items()}
     provisional = any(tree.provisional for tree in trees)
-    return Tree(names, stages, list(trials.values()), provisional, corpora, models, measured, tasks)
+    return Tree(names, stages, list(trials.values()), provisional, corpora, models, measured, tasks, values)
 
 
 def may_affect(axis: str, stage: str, stages: Collection[str] = STAGE_KINDS) -> bool:

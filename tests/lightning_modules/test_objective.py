@@ -149,3 +149,21 @@ def test_bf16_changes_a_held_out_loss_only_slightly() -> None:
     rounded = heldout_loss(model, sequences, CPU, bf16=True)
     assert rounded.loss != exact.loss
     assert rounded.loss == pytest.approx(exact.loss, rel=0.01)
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_the_parts_of_a_heldout_loss_add_up_and_leave_the_whole_as_it_is(count: int) -> None:
+    model, sequences = small_model(), random_sequences(count)
+    sequences[0, 3:5] = ~sequences[0, 3:5]  # not predicted
+    labels = torch.randint(3, sequences.shape, generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    whole = heldout_loss(model, sequences, CPU, bf16=False)
+    found = heldout_loss(model, sequences, CPU, bf16=False, labels=labels)
+    assert (found.loss, found.tokens) == (whole.loss, whole.tokens)
+    assert whole.by_value == ()
+    assert sum(tokens for _, tokens in found.by_value) == whole.tokens
+    assert sum(total for total, _ in found.by_value) == pytest.approx(whole.loss * whole.tokens, rel=1e-6)
+    for label, (total, tokens) in enumerate(found.by_value):
+        only = torch.where((labels == label) | (sequences < 0), sequences, ~sequences)
+        alone = heldout_loss(model, only, CPU, bf16=False)
+        assert alone.tokens == tokens
+        assert alone.loss * tokens == pytest.approx(total, rel=1e-5)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.sweeps.schema.read import check_study
-from retain.sweeps.tree.data_facts import TaskFacts
+from retain.sweeps.tree.data_facts import HeldoutValues, TaskFacts
 from retain.sweeps.tree.measures import asked_evaluations
 from retain.sweeps.tree.tree import axes_label, expand
 from tests.studies import made_up_facts, replaced
@@ -170,6 +170,10 @@ MEASURED: dict[str, Any] = replaced(
 """The laptop study with evaluations: its stages have the keys of `laptop`."""
 
 
+VALUES = {("code", LAPTOP["sequence_length"]): HeldoutValues("0123456789", ("python", "rust"))}
+"""The values of the corpus that is only measured."""
+
+
 TASKS = {
     "arc_easy": TaskFacts(
         {"task": {"name": "arc_easy", "version": 1.0}, "harness": "0.4.13", "seed": 1234, "shots": 0, "limit": 500},
@@ -192,6 +196,8 @@ def golden_keys() -> dict[str, list[str]]:
     file = check_study(MEASURED, Path("golden.yaml"))
     evaluations = asked_evaluations(expand(file, made_up_facts(file)))
     keys["laptop, evaluations"] = [f"{one.key} {one.stage} {axes_label(one.axes)}" for one in evaluations.values()]
+    by = asked_evaluations(replace(expand(file, made_up_facts(file)), values=VALUES))
+    keys["laptop, evaluations by value"] = [f"{one.key} {one.stage} {axes_label(one.axes)}" for one in by.values()]
     file = check_study(replaced(LAPTOP, {"grid": {"finetune.average": [0.5, 1]}}), Path("golden.yaml"))
     tree = replace(expand(file, made_up_facts(file)), measured={"finetune": ()}, tasks={"finetune": TASKS})
     found = [one for one in asked_evaluations(tree).values() if "evaluate.tasks" in one.axes]

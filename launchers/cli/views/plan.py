@@ -117,6 +117,7 @@ def data_document(opened: OpenedStudy) -> dict[str, Any]:
             "train_tokens": (facts.train or 0) * length,
             "heldout_tokens": (facts.heldout or 0) * length,
         }
+        | ({"values": list(facts.values.names)} if facts.values else {})
         for (name, length), facts in opened.facts.corpora.items()
     ]
     checkpoints = [
@@ -150,6 +151,9 @@ def print_data(document: Mapping[str, Any]) -> None:
         size = format_size(one["parameters"])
         print_line(console, f"checkpoint {one['name']}: {title}, {size} parameters, {one['fingerprint']}")
     console.print(table)
+    for corpus in document["corpora"]:
+        if values := corpus.get("values"):
+            print_line(console, f"losses on {corpus['name']} by value: {', '.join(values)}")
 
 
 def _axes_line(study: PlannedStudy, named: bool) -> str:

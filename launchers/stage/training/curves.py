@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from retain.launchers.stage.failures import DIVERGED
 from retain.launchers.stage.log import log_line
+from retain.launchers.stage.reporting.by_value import SplitLabels
 from retain.launchers.stage.reporting.energy import EnergyMeter
 from retain.launchers.stage.reporting.loggers import Loggers
 from retain.lightning_modules.objective import HeldoutLoss, heldout_loss
@@ -43,12 +44,16 @@ class Heldout:
     bf16: bool
     rank: int
     world: int
+    labels: Mapping[str, SplitLabels] = field(default_factory=dict)
+    """The values of the splits of corpora with `by`."""
 
-    def loss(self, split: str) -> HeldoutLoss:
-        """The loss of the current weights on a split (nats per token)."""
+    def loss(self, split: str, by_value: bool = False) -> HeldoutLoss:
+        """The loss of the current weights on a split (nats per token). by_value: whether it is also given by value."""
         model, end_of_text = self.module.model, self.module.end_of_text
         sequences = self.sequences[split] if split in self.sequences else self.others[split]
-        return heldout_loss(model, sequences, model.device, self.bf16, self.rank, self.world, end_of_text=end_of_text)
+        labels = self.labels[split].numbers if by_value and split in self.labels else None
+        ranks = self.rank, self.world
+        return heldout_loss(model, sequences, model.device, self.bf16, *ranks, end_of_text=end_of_text, labels=labels)
 
 
 class Curves(Callback):

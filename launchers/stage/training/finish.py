@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from retain.datamodules.corpora.tokenizer import TOKENIZER_CLASS, TOKENIZER_FILE
 from retain.datamodules.order.digest import add_digests, as_text
 from retain.datamodules.order.stage_data import StageData
 from retain.launchers.stage.attempt import AttemptContext
+from retain.launchers.stage.reporting.by_value import loss_fields
 from retain.launchers.stage.training.carried import CarriedOptimizer, final_moments, write_moments
 from retain.launchers.stage.training.curves import Curves
 from retain.launchers.stage.training.distributed import gather
@@ -34,7 +34,7 @@ class FinalLosses(Callback):
 
     def __init__(self, context: AttemptContext, curves: Curves, data: StageData) -> None:
         self.context, self.curves, self.heldout, self.data = context, curves, curves.heldout, data
-        self.losses: dict[str, dict[str, float]] = {}
+        self.losses: dict[str, dict[str, Any]] = {}
         self.weights: dict[str, torch.Tensor] = {}
         self.moments: dict[str, torch.Tensor] = {}
         """AdamW's moments, if the run keeps them."""
@@ -45,7 +45,10 @@ class FinalLosses(Callback):
         self.curves.enter("evaluating")
         merge_adapters(self.heldout.module.model)
         splits = [*self.heldout.sequences, *self.heldout.others]
-        self.losses = {split: asdict(self.heldout.loss(split)) for split in splits}
+        labels = self.heldout.labels
+        self.losses = {
+            split: loss_fields(self.heldout.loss(split, by_value=True), labels.get(split)) for split in splits
+        }
         self.curves.enter("writing")
         self.weights = plain_weights(whole_weights(self.heldout.module.model))
         self.data_digest = as_text(add_digests(gather(self.data.digest, self.heldout.world)))

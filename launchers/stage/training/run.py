@@ -29,6 +29,7 @@ from retain.launchers.stage.environment import compile_cache
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.rank_failures import clear_rank_causes
 from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.reporting.by_value import SplitLabels, split_labels
 from retain.launchers.stage.reporting.energy import EnergyMeter, cpu_meter, gpu_meter
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped
 from retain.launchers.stage.training.carried import carried_optimizer
@@ -116,7 +117,7 @@ def attempt(context: AttemptContext) -> None:
     data.next_step = saved.step if saved else 0
     module.masked = data.batches.masked
     splits, others = _heldout_splits(context)
-    heldout = Heldout(splits, others, module, machine.bf16, ranks.rank, ranks.world)
+    heldout = Heldout(splits, others, module, machine.bf16, ranks.rank, ranks.world, _labels(context))
     points = saved.shared["curves"] if saved else None
     curves = Curves(run, heldout, execution["heldout_every"], points, execution.get("log_every"), energy)
     best = _early_stopping(spec, curves)
@@ -242,6 +243,17 @@ def _heldout_splits(context: AttemptContext) -> tuple[dict[str, torch.Tensor], d
     halves = spec.get("halves", {})
     splits = {role: heldout_sequences(root, corpus, halves.get(role)) for role, corpus in spec["evaluation"].items()}
     return splits, {name: heldout_sequences(root, corpus) for name, corpus in spec.get("others", {}).items()}
+
+
+def _labels(context: AttemptContext) -> dict[str, SplitLabels]:
+    """The values of the splits of `_heldout_splits`, of corpora with `by`."""
+    spec, root = context.spec, context.store.root
+    halves, known = spec.get("halves", {}), spec.get("values", {})
+    found = {
+        split: split_labels(root, corpus, known.get(corpus), halves.get(split))
+        for split, corpus in {**spec.get("others", {}), **spec["evaluation"]}.items()
+    }
+    return {split: labels for split, labels in found.items() if labels is not None}
 
 
 def _early_stopping(spec: Mapping[str, Any], curves: Curves) -> KeepBest | None:

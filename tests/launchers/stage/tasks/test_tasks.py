@@ -19,7 +19,8 @@ from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import open_study
 from retain.lightning_modules.models import load_model
 from retain.results.analysis.search_summary import violations
-from retain.results.store.loss_table import loss_at, measures_of
+from retain.results.store.loss_table import loss_at
+from retain.results.store.measured.tasks import measures_of
 from retain.results.store.runs import Run, Store
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
 from retain.sweeps.schema.read import read_study

@@ -1,0 +1,1 @@
+"""What evaluations and training runs have measured besides the losses on whole corpora."""
