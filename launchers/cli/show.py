@@ -88,8 +88,8 @@ def power(
 def overlap(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> None:
     """Measure how near the corpora of a study are.
 
-    Prepares the data that is missing and trains nothing. Compares n-grams, small n-gram models and documents of every two corpora.
-    A pair is measured once; the report sets L_ret against it.
+    Prepares the data that is missing and trains nothing. Compares n-grams, small n-gram models and documents of every two
+    corpora. A pair is measured once; the report sets L_ret against it.
     """
     from retain.launchers.cli.progress import prepare
     from retain.launchers.cli.views.overlap import print_overlaps
