@@ -38,23 +38,24 @@ class CorpusSample:
         rows = spread(self.packed.count(split), most)
         return trigrams(self.packed.sequences(split)[rows], self.tokenizer.vocabulary, self.tokenizer.end_id)
 
-    @cached_property
-    def documents(self) -> list[bytes]:
-        """The documents at the beginning of the training split, each as the bytes of its tokens without its end of text."""
-        return split_documents(self._start(), self.tokenizer.end_id)
-
-    @cached_property
+    @property
     def hashes(self) -> set[bytes]:
-        """A digest of each document."""
-        return {hashlib.blake2b(document, digest_size=16).digest() for document in self.documents}
+        """A digest of each document at the beginning of the training split."""
+        return self._documents[0]
+
+    @property
+    def signatures(self) -> "list[MinHash]":
+        """The MinHash signatures of up to NEAR_DOCUMENTS of them."""
+        return self._documents[1]
 
     @cached_property
-    def signatures(self) -> "list[MinHash]":
-        """The MinHash signatures of up to NEAR_DOCUMENTS documents."""
+    def _documents(self) -> "tuple[set[bytes], list[MinHash]]":
+        documents = split_documents(self._start(), self.tokenizer.end_id)
+        hashes = {hashlib.blake2b(document, digest_size=16).digest() for document in documents}
+        chosen = [documents[row] for row in spread(len(documents), NEAR_DOCUMENTS)]
         dtype = np.dtype(self.packed.manifest["dtype"])
-        chosen = [self.documents[row] for row in spread(len(self.documents), NEAR_DOCUMENTS)]
         texts = self.tokenizer.decode([np.frombuffer(document, dtype).tolist() for document in chosen])
-        return [signature(text) for text in texts]
+        return hashes, [signature(text) for text in texts]
 
     def _start(self) -> Sequences:
         count, length = self.packed.shape("train")
@@ -68,7 +69,10 @@ def spread(count: int, most: int) -> npt.NDArray[np.int64]:
 
 
 def split_documents(tokens: Sequences, end: int) -> list[bytes]:
-    """The whole documents in a stream of tokens, each as bytes; what follows the last end of text is left out."""
+    """The whole documents in a stream of tokens, each as the bytes of its tokens without its end of text.
+
+    What follows the last end of text is left out.
+    """
     ends = np.flatnonzero(tokens == end).tolist()
     begins = [0, *(place + 1 for place in ends)]
     return [tokens[begin:last].tobytes() for begin, last in zip(begins, ends, strict=False) if last > begin]
