@@ -107,7 +107,7 @@ def _find(file: StudyFile, name: str, tokenizer: Tokenizer, packed: PackedCorpus
                 left -= len(block)
         if values and not reader.found:
             raise StudyError(
-                f"by: no record has a field {corpus.by!r} (the fields are {reader.names}); correct or remove by"
+                f"by: no record has a field {corpus.by!r} (the first one has {reader.names}); correct or remove by"
             )
     if sha256.hexdigest() != packed.manifest["heldout"]["sha256"]:
         raise MissingResourceError(

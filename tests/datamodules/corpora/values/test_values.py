@@ -143,7 +143,7 @@ def every(value: Callable[[int], Any]) -> Records:
     [
         (
             [{"text": one["text"], "id": 1} for one in records()],
-            "by: no record has a field 'meta.src' (the fields are text, id)",
+            "by: no record has a field 'meta.src' (the first one has text, id)",
         ),
         (every(lambda number: "x" * 101), "field 'meta.src' is 'xxxx"),
         (
