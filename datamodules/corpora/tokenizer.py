@@ -75,6 +75,11 @@ class Tokenizer:
         self.core.encode_special_tokens = False
         return list(self.core.encode_batch(texts, add_special_tokens=False))
 
+    def decode(self, documents: list[list[int]]) -> list[str]:
+        """Return the text of each document, without special tokens; uses all cores."""
+        texts: list[str] = self.core.decode_batch(documents, skip_special_tokens=True)
+        return texts
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as AutoTokenizer reads them."""
         folder.mkdir(parents=True, exist_ok=True)

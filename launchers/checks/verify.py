@@ -21,6 +21,7 @@ from retain.results.store.runs import Run, Store
 from retain.results.store.verify import Problem, place_problem, verify_runs
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import RetainError
+from retain.sweeps.tree.overlap import read_overlap_file
 
 OF_STUDIES: Mapping[str, Callable[[Path], Any]] = {
     study_files.OWNER: opened_study.read_owner,
@@ -65,6 +66,7 @@ def _beside_runs(store: Store) -> Iterator[Problem]:
         "checkpoints": checkpoint_problem,
         "tokenizers": tokenizer_problem,
         "values": labels_problem,
+        "overlap": lambda path: _reading(read_overlap_file, path),
         "prepared": note_problem,
         "submissions": lambda path: _submission_problem(store, path),
         "studies": _study_problem,

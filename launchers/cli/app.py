@@ -51,6 +51,7 @@ for verb in (
     show.plan,
     show.power,
     train.data,
+    show.overlap,
     train.run,
     train.evaluate,
     train.submit,

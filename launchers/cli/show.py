@@ -85,6 +85,21 @@ def power(
     show(plan_power(study, overrides or (), store, pilot, effect, most, device), as_json, print_power)
 
 
+def overlap(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> None:
+    """Measure how near the corpora of a study are.
+
+    Prepares the data that is missing and trains nothing. Compares n-grams, small n-gram models and documents of every two
+    corpora. A pair is measured once; the report sets L_ret against it.
+    """
+    from retain.launchers.cli.progress import prepare
+    from retain.launchers.cli.views.overlap import print_overlaps
+    from retain.launchers.planning.overlaps import measure_overlaps
+
+    opened = prepare(study, overrides or (), store)
+    found = measure_overlaps(opened, lambda line: print(line, file=sys.stderr, flush=True))
+    show(found, as_json, print_overlaps)
+
+
 def status(
     study: MaybeStudy = None,
     overrides: Overrides = None,
@@ -214,6 +229,7 @@ def report(
     from retain.launchers.planning.opened_study import open_study
     from retain.results.analysis.methods import has_claims
     from retain.results.claims.sequential import looks_in_words, verdicts_at_looks
+    from retain.results.figures.overlap.retention import overlap_figures
     from retain.results.figures.paper import draw_paper_figures
     from retain.results.figures.planes import draw_planes, named_planes
     from retain.results.figures.theory import theory_figures
@@ -246,6 +262,7 @@ def report(
         looks = common_looks([one.file for one in opened], store)
         found = verdicts_at_looks(labelled, design.allocation == "matched", looks) if has_claims(design) else []
         how_looked = looks_in_words(looks) if looks else []
+        figures += overlap_figures(store, tree, rows, overrides)
     higher = {name for one in opened for name, is_higher in asked_columns(one.tree).items() if is_higher}
     figures += draw_planes(store, tree.study, labelled, planes, higher, overrides)
     made_by = origin(command_arguments(None, [*names, *overrides], store))

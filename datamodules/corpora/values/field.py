@@ -25,7 +25,7 @@ class ValueReader:
     found: bool = False
     """Whether any record had the field."""
     names: str = ""
-    """The names of the fields of a record, for error messages."""
+    """The names of the fields of the first record, for error messages."""
 
     @property
     def fields(self) -> list[str]:

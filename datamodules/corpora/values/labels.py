@@ -88,9 +88,8 @@ def read_labels(store: Path, fingerprint: str) -> Labels:
         saved = read_document(path, _Saved, CURE)
     except FileNotFoundError:
         raise DamageError(f"{path} is missing; {CURE}") from None
-    found = Labels(
-        saved["corpus"], saved["by"], tuple(saved["values"]), tuple((run[0], run[-1]) for run in saved["runs"])
-    )
+    runs = tuple((run[0], run[1]) for run in saved["runs"] if len(run) == 2)
+    found = Labels(saved["corpus"], saved["by"], tuple(saved["values"]), runs)
     if found.fingerprint != fingerprint:
         raise DamageError(f"{path} is damaged (its fingerprint is another); delete it, and {CURE}")
     return found

@@ -106,7 +106,9 @@ def _find(file: StudyFile, name: str, tokenizer: Tokenizer, packed: PackedCorpus
                 sha256.update(block)
                 left -= len(block)
         if values and not reader.found:
-            raise StudyError(f"by: no held-out document has a field {corpus.by!r} (the fields are {reader.names})")
+            raise StudyError(
+                f"by: no record has a field {corpus.by!r} (the first one has {reader.names}); correct or remove by"
+            )
     if sha256.hexdigest() != packed.manifest["heldout"]["sha256"]:
         raise MissingResourceError(
             f"{file.path.name}: corpora.{name}.by: the held-out documents are not those that were packed, so the source has "

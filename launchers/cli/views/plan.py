@@ -13,6 +13,7 @@ from retain.launchers.planning.plan import Plan, PlannedStudy, PlanTotals
 from retain.launchers.planning.power import PowerPlan
 from retain.sweeps.base.units import counted, format_bytes, format_size
 from retain.sweeps.schema.families.table import FAMILIES
+from retain.sweeps.schema.section import value_name
 
 
 def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
@@ -153,7 +154,8 @@ def print_data(document: Mapping[str, Any]) -> None:
     console.print(table)
     for corpus in document["corpora"]:
         if values := corpus.get("values"):
-            print_line(console, f"losses on {corpus['name']} by value: {', '.join(values)}")
+            parts = (value_name(corpus["name"], value) for value in values)
+            print_line(console, f"losses by value: {', '.join(parts)}")
 
 
 def _axes_line(study: PlannedStudy, named: bool) -> str:

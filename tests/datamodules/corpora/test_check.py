@@ -103,6 +103,17 @@ def test_prepared_data_records_the_commit_that_a_branch_pointed_to(online: tuple
     }
 
 
+def test_values_of_a_corpus_on_the_hub_are_read_at_the_commit_that_was_packed(
+    online: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    _, environment = online
+    study = write_study(tmp_path, {"flan": {"published": "flan", "by": "task"} | SMALL}, {"hf": TOKENIZER})
+    document = retain_json("data", study, "--store", tmp_path / "store", more=environment)
+    (corpus,) = document["corpora"]
+    assert len(corpus["values"]) > 0
+    assert corpus["values"] != ["none"]
+
+
 def test_an_unreachable_hub_is_reported_once_and_within_seconds(tmp_path: Path) -> None:
     study = write_study(tmp_path, {name: {"published": name} for name in PUBLISHED}, {"hf": TOKENIZER})
     start = time.monotonic()

@@ -12,6 +12,7 @@ VERBS = [
     "plan",
     "power",
     "data",
+    "overlap",
     "run",
     "evaluate",
     "submit",

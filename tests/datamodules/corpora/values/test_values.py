@@ -141,7 +141,10 @@ def every(value: Callable[[int], Any]) -> Records:
 @pytest.mark.parametrize(
     ("found", "problem"),
     [
-        ([{"text": one["text"], "id": 1} for one in records()], "by: no held-out document has a field 'meta.src'"),
+        (
+            [{"text": one["text"], "id": 1} for one in records()],
+            "by: no record has a field 'meta.src' (the first one has text, id)",
+        ),
         (every(lambda number: "x" * 101), "field 'meta.src' is 'xxxx"),
         (
             every(lambda number: ["a"]),

@@ -1,0 +1,99 @@
+"""How near the corpora of a study are: every two of them, measured once and kept in the store."""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from retain.datamodules.corpora.overlap.measure import (
+    DOCUMENT_TOKENS,
+    HELDOUT_TOKENS,
+    NEAR_DOCUMENTS,
+    TRAINING_TOKENS,
+    CorpusSample,
+    overlap_of,
+)
+from retain.datamodules.corpora.overlap.minhash import SHINGLE_WORDS, SIMILARITY
+from retain.datamodules.corpora.prepare import packed_corpus, stored_tokenizer
+from retain.launchers.planning.opened_study import OpenedStudy
+from retain.sweeps.base.errors import DamageError, StudyError
+from retain.sweeps.base.files import writing
+from retain.sweeps.schema.section import FISHER, STAGE_KINDS
+from retain.sweeps.tree.overlap import Overlap, read_overlap, write_overlap
+from retain.sweeps.tree.tree import Tree
+
+SYMBOLS = dict(zip(STAGE_KINDS, ("D_pre", "D_post", "D_ft"), strict=True))
+"""The paper's symbols for the corpora of its stages."""
+SAMPLE = {
+    "training_tokens": TRAINING_TOKENS,
+    "heldout_tokens": HELDOUT_TOKENS,
+    "document_tokens": DOCUMENT_TOKENS,
+    "near_documents": NEAR_DOCUMENTS,
+    "shingle_words": SHINGLE_WORDS,
+    "similarity": SIMILARITY,
+}
+"""The bounds of what is compared, and what near duplicates are."""
+
+
+@dataclass(frozen=True)
+class CorpusPair:
+    """How near two corpora of a study are."""
+
+    names: tuple[str, str]
+    roles: tuple[list[str], list[str]]
+    """What trains on each: D_pre, D_post and D_ft, or the name of another stage."""
+    sequence_length: int
+    overlap: Overlap
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """What `retain overlap` prints."""
+
+    study: str
+    sample: Mapping[str, Any]
+    pairs: list[CorpusPair]
+
+
+def measure_overlaps(opened: OpenedStudy, say: Callable[[str], None]) -> Overlaps:
+    """How near every two corpora of a study are; measures what its store does not know, and keeps it.
+
+    say: called with a line before a pair is measured. Raises StudyError if the study has fewer than two corpora.
+    """
+    tree, store = opened.tree, opened.store.root
+    if len({name for name, _ in tree.corpora}) < 2:
+        raise StudyError(f"{opened.file.path.name}: there are no two corpora to compare; name another study")
+    roles, pairs = _roles(tree), []
+
+    @cache
+    def sample(fingerprint: str) -> CorpusSample:
+        return CorpusSample(packed_corpus(store, fingerprint), stored_tokenizer(store, opened.facts.tokenizer))
+
+    for ((one, length), first), ((other, theirs), second) in itertools.combinations(tree.corpora.items(), 2):
+        if length != theirs:
+            continue
+        found = None
+        with contextlib.suppress(DamageError):  # it is measured again
+            found = read_overlap(store, first, second)
+        if found is None:
+            say(f"comparing {one} and {other}")
+            try:
+                found = overlap_of(sample(first), sample(second))
+            except StudyError as error:
+                raise StudyError(f"{opened.file.path.name}: corpora.{one} and corpora.{other}: {error}") from None
+            with writing(str(store), "choose another store with --store"):
+                write_overlap(store, found)
+        pairs.append(CorpusPair((one, other), (roles.get(first, []), roles.get(second, [])), length, found))
+    return Overlaps(tree.study, SAMPLE, pairs)
+
+
+def _roles(tree: Tree) -> dict[str, list[str]]:
+    """What trains on each corpus of a tree, by its fingerprint."""
+    found: dict[str, dict[str, None]] = {}
+    for stage in tree.stages.values():
+        if stage.stage != FISHER:
+            found.setdefault(json.loads(stage.recipe)["corpus"], {})[SYMBOLS.get(stage.stage, stage.stage)] = None
+    return {corpus: sorted(roles, key=[*SYMBOLS.values(), *roles].index) for corpus, roles in found.items()}

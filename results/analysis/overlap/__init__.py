@@ -1,0 +1,1 @@
+"""What the overlap of corpora has to do with retention."""

@@ -1,0 +1,1 @@
+"""The figure of retention against the overlap of corpora."""
