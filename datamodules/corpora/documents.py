@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.datamodules.corpora.files import read_files
 from retain.datamodules.corpora.find import find_files, local_folder, shown
-from retain.datamodules.corpora.packages import package_records, package_versions, read_package
+from retain.datamodules.corpora.reading.files import read_files
+from retain.datamodules.corpora.reading.packages import package_records, package_versions, read_package
 from retain.datamodules.corpora.responses.chat import ChatTemplate
 from retain.datamodules.corpora.responses.marked import Document, text_of
 from retain.datamodules.corpora.responses.records import RecordReader, record_reader

@@ -88,8 +88,8 @@ class Corpus(Section):
     package: str | None = None
     """A corpus that installed Python packages ship: docstrings, instructions, music21 or chemicals."""
     files: Paths | None = None
-    """Paths, folders or glob patterns of text, jsonl, json or parquet files, plain or compressed with gzip, zstd or bzip2.
-    Relative paths start at the folder of the study file. Hidden files are left out unless a pattern names them."""
+    """Paths, folders or glob patterns of text, jsonl, json, csv, parquet or arrow files; all but the last two may be compressed
+    with gzip, zstd or bzip2. Relative paths start at the folder of the study file. Hidden files are left out unless a pattern names them."""
     hf: PathText | None = None
     """The id of a Hugging Face data set, a local data set folder, or the format in which `datasets` reads `files`."""
     config: str | None = None
@@ -99,8 +99,7 @@ class Corpus(Section):
     split: str = "train"
     """The split of the Hugging Face data set. The default is the name that most data sets use."""
     text: str = "text"
-    """The field of a record that holds the document, in jsonl, json, parquet and Hugging Face sources; `meta.body` is a field
-    of an object. The default is the name that most data sets use."""
+    """The field of a record that holds the document, in all sources but plain text; `meta.body` is a field of an object. The default is the name that most data sets use."""
     template: str | None = None
     """How to join several fields of a record into a document, such as "{inputs}\\n{targets}". Replaces `text`."""
     prompt: str | None = None

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from retain.datamodules.corpora.reading.templates import Template, check_text, field_value
 from retain.datamodules.corpora.responses.chat import ChatTemplate
 from retain.datamodules.corpora.responses.marked import Document, Marked
-from retain.datamodules.corpora.templates import Template, check_text, field_value
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import template_pieces

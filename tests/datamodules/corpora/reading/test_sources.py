@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from retain.datamodules.corpora.documents import is_heldout, read_documents, source_identity
-from retain.datamodules.corpora.packages import READERS
+from retain.datamodules.corpora.reading.packages import READERS
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
 from retain.sweeps.schema.corpora import Corpus
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain.datamodules.corpora.documents import read_documents
+from retain.datamodules.corpora.reading.templates import Template
 from retain.datamodules.corpora.responses.records import record_reader
-from retain.datamodules.corpora.templates import Template
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import template_pieces
