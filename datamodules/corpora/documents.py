@@ -1,11 +1,11 @@
 """Read the documents of any corpus, identify its source without reading it, and split off the held-out documents."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.datamodules.corpora.find import find_files, local_folder, shown
+from retain.datamodules.corpora.find import SourceFile, find_sources, local_folder, shown
 from retain.datamodules.corpora.reading.files import read_files
 from retain.datamodules.corpora.reading.packages import package_records, package_versions, read_package
 from retain.datamodules.corpora.responses.chat import ChatTemplate
@@ -30,7 +30,7 @@ def read_documents(corpus: Corpus, folder: Path, chat: ChatTemplate | None = Non
         documents: Iterator[Document] = _read_package(corpus, reader)
     elif corpus.hf is None:
         assert corpus.files is not None
-        documents = read_files(find_files(corpus.files, folder), reader, corpus.separator)
+        documents = read_files(find_sources(corpus.files, folder), reader, corpus.separator)
     else:
         documents = _read_hf(corpus, folder, reader)
     empty = True
@@ -45,8 +45,9 @@ def read_documents(corpus: Corpus, folder: Path, chat: ChatTemplate | None = Non
 def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
     """Return what identifies a source, without reading it.
 
-    Packages are identified by version, local files by path, size and modification time, Hugging Face by id and revision. Only
-    used to find data that is prepared already: the identity of prepared data is the fingerprint of its tokens.
+    Packages are identified by version, local files by path, size and modification time, files at URLs by what the server says
+    of them (size, and etag or time), Hugging Face by id and revision. Only used to find data that is prepared already: the
+    identity of prepared data is the fingerprint of its tokens.
     """
     source: dict[str, Any] = corpus.model_dump(
         include={"package", "hf", "config", "revision", "split", "text", "separator"}
@@ -61,13 +62,20 @@ def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
         source["versions"] = package_versions(corpus.package)
     if (patterns := corpus.files or _data_set_folder(corpus, folder)) is not None:
         try:
-            found = [(file, file.stat()) for file in find_files(patterns, folder)]
+            found = [_file_identity(file) for file in find_sources(patterns, folder)]
         except OSError as error:  # removed just now
             raise MissingResourceError(
                 f"files: {shown(error.filename)} cannot be read ({os_reason(error)}); try again"
             ) from None
-        source["files"] = [[shown(file), status.st_size, status.st_mtime_ns] for file, status in found]
+        source["files"] = found
     return source
+
+
+def _file_identity(file: SourceFile) -> list[Any]:
+    if isinstance(file, Path):
+        status = file.stat()
+        return [shown(file), status.st_size, status.st_mtime_ns]
+    return [file.url, file.size, file.version]
 
 
 def is_heldout(document: str, share: float) -> bool:
@@ -109,7 +117,7 @@ def _read_hf(corpus: Corpus, folder: Path, reader: RecordReader) -> Iterator[Doc
                 local or corpus.hf, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True
             )
         else:
-            builder, files = _local_files(corpus.hf, find_files(corpus.files, folder))
+            builder, files = _local_files(corpus.hf, find_sources(corpus.files, folder))
             stream = datasets.load_dataset(builder, data_files=files, split=corpus.split, streaming=True)
         parts = min(corpus.in_turn, stream.num_shards)
         records = interleave([iter(stream.shard(parts, number)) for number in range(parts)])
@@ -151,7 +159,7 @@ def interleave(streams: list[Iterator[T]]) -> Iterator[T]:
         streams = unfinished
 
 
-def _local_files(hf: str, files: list[Path]) -> tuple[str, list[str]]:
+def _local_files(hf: str, files: Sequence[SourceFile]) -> tuple[str, list[str]]:
     """Return the `datasets` format of local files, and those of the files that are data.
 
     hf: a format, or an id on the hub; with an id, the files' suffixes decide. Raises StudyError if the files have no known

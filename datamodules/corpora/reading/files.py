@@ -1,16 +1,18 @@
 """Read corpora from files: text, jsonl, json and csv, also compressed with gzip, zstd or bzip2, and parquet and arrow."""
 
 import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import BinaryIO
 
-from retain.datamodules.corpora.find import shown
+from retain.datamodules.corpora.find import SourceFile, shown
 from retain.datamodules.corpora.reading.json_records import json_records, jsonl_records
 from retain.datamodules.corpora.reading.opened import COMPRESSIONS, checked_blocks, checked_lines, open_text
+from retain.datamodules.corpora.reading.remote import RemoteFile, unreachable
 from retain.datamodules.corpora.reading.tables import arrow_records, csv_records, parquet_records
 from retain.datamodules.corpora.responses.marked import Document
 from retain.datamodules.corpora.responses.records import RecordReader
-from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.errors import RetainError, StudyError
 
 FORMATS = {
     ".txt": "text",
@@ -26,7 +28,7 @@ FORMATS = {
 }
 
 
-def file_format(path: Path) -> str:
+def file_format(path: SourceFile) -> str:
     """Return text, jsonl, json, csv, parquet or arrow, by a file's suffixes (part-0.jsonl.zst is jsonl).
 
     Raises StudyError if the suffix is unknown.
@@ -41,10 +43,11 @@ def file_format(path: Path) -> str:
     return FORMATS[suffixes[-1]]
 
 
-def read_files(paths: list[Path], reader: RecordReader, separator: str | None) -> Iterator[Document]:
+def read_files(paths: Sequence[SourceFile], reader: RecordReader, separator: str | None) -> Iterator[Document]:
     """Yield the documents of files, in order.
 
-    Raises StudyError if a record lacks a field, a file is damaged, or the files hold records and plain text.
+    Raises StudyError if a record lacks a field, a file is damaged, or the files hold records and plain text;
+    MissingResourceError if a URL cannot be read.
     """
     formats = {path: file_format(path) for path in paths}
     plain = [path for path in paths if formats[path] == "text"]
@@ -66,7 +69,13 @@ def read_files(paths: list[Path], reader: RecordReader, separator: str | None) -
                 cure = "make it readable"
             else:
                 cure = "repair the file, or remove it from the corpus's `files:`"
+            if isinstance(path, RemoteFile) and isinstance(error, OSError):
+                raise unreachable(path.url, error) from error
             raise StudyError(f"{shown(path)}: cannot be read ({error}); {cure}") from error
+        except Exception as error:
+            if isinstance(path, RemoteFile) and not isinstance(error, RetainError):
+                raise unreachable(path.url, error) from error
+            raise
     if plain and separator is not None and pieces == len(plain):
         raise StudyError(
             f"separator: {separator!r} is in none of the files; correct it (in YAML, escapes such as \\n need double "
@@ -74,13 +83,14 @@ def read_files(paths: list[Path], reader: RecordReader, separator: str | None) -
         )
 
 
-def _documents(path: Path, form: str, reader: RecordReader, separator: str | None) -> Iterator[Document]:
+def _documents(path: SourceFile, form: str, reader: RecordReader, separator: str | None) -> Iterator[Document]:
     name = shown(path)
-    if form == "parquet":
-        yield from _joined(parquet_records(path, name, reader.fields, reader.check), reader)
-    elif form == "arrow":
-        with path.open("rb") as file:
-            yield from _joined(arrow_records(file, name, reader.check), reader)
+    if form in ("parquet", "arrow"):
+        with _seekable(path) as file:
+            if form == "parquet":
+                yield from _joined(parquet_records(file, name, reader.fields, reader.check), reader)
+            else:
+                yield from _joined(arrow_records(file, name, reader.check), reader)
     else:
         with open_text(path) as stream:
             if form == "text":
@@ -90,6 +100,11 @@ def _documents(path: Path, form: str, reader: RecordReader, separator: str | Non
             else:
                 records = json_records(stream, name) if form == "json" else jsonl_records(stream, name)
                 yield from _joined(records, reader)
+
+
+def _seekable(path: SourceFile) -> AbstractContextManager[BinaryIO]:
+    """Open a file for reading in any order."""
+    return path.seekable() if isinstance(path, RemoteFile) else path.open("rb")
 
 
 def _joined(records: Iterable[tuple[str, object]], reader: RecordReader) -> Iterator[Document]:

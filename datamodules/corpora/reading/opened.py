@@ -5,9 +5,9 @@ import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO, cast
+from typing import TextIO, cast
 
-from retain.datamodules.corpora.find import shown
+from retain.datamodules.corpora.find import SourceFile, shown
 from retain.sweeps.base.errors import StudyError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
@@ -32,30 +32,40 @@ BLOCK = 1 << 20
 """Characters that are read at a time."""
 
 
-def open_text(path: Path) -> TextIO:
+def open_text(file: SourceFile) -> TextIO:
     """Open a text file, decompressed. Bytes that are not UTF-8 become lone surrogates, for a check that knows their line."""
-    with path.open("rb") as plain:
-        head = plain.read(16)
-    compression = COMPRESSIONS.get(path.suffix.lower())
+    plain = cast(
+        io.BufferedReader,
+        file.open("rb") if isinstance(file, Path) else io.BufferedReader(cast(io.RawIOBase, file.open()), BLOCK),
+    )
+    try:
+        stream = _decompressed(plain, file)
+        start = stream.peek(4)
+        encoding = next((name for mark, name in ENCODINGS if start.startswith(mark)), "utf-8")
+        return io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape")
+    except BaseException:
+        plain.close()
+        raise
+
+
+def _decompressed(plain: io.BufferedReader, file: SourceFile) -> io.BufferedReader:
+    head = plain.peek(16)
+    compression = COMPRESSIONS.get(file.suffix.lower())
     if compression is None:
         compression = next((what for magic, what in CONTENTS.items() if head.startswith(magic)), None)
     elif not head:
         raise ValueError(f"it is empty, expected {compression} data")
-    stream: BinaryIO
     if compression is None:
-        stream = path.open("rb")
-    elif compression == "gzip":
-        stream = cast(BinaryIO, gzip.GzipFile(path))
-    elif compression in COMPRESSIONS.values():
+        return plain
+    if compression == "gzip":
+        return cast(io.BufferedReader, gzip.GzipFile(fileobj=plain))
+    if compression in COMPRESSIONS.values():
         import pyarrow
 
         # Not `zstandard` and `bz2`: they accept truncated files, or garbage behind the data, as complete.
-        stream = cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(str(path), compression=compression)))
-    else:
-        raise StudyError(f"{shown(path)}: cannot be read ({compression}")
-    start = cast(io.BufferedReader, stream).peek(4)
-    encoding = next((name for mark, name in ENCODINGS if start.startswith(mark)), "utf-8")
-    return io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape")
+        source = str(file) if isinstance(file, Path) else plain
+        return io.BufferedReader(pyarrow.input_stream(source, compression=compression))
+    raise StudyError(f"{shown(file)}: cannot be read ({compression}")
 
 
 def checked(text: str, name: str, line: int) -> str:

@@ -45,8 +45,8 @@ def csv_records(lines: Iterable[str], name: str, fields: list[str]) -> Iterator[
             _check_names(header, name)
         elif row and len(row) != len(header):
             raise StudyError(
-                f"{where}: found {counted(len(row), 'value')}, expected {len(header)} as in the header; put values that hold the "
-                "separator or a line end in quotes"
+                f"{where}: found {counted(len(row), 'value')}, expected {len(header)} as in the header; put values that hold "
+                "the separator or a line end in quotes"
             )
         elif row:
             yield where, dict(zip(header, row, strict=True))
