@@ -25,6 +25,7 @@ from retain.datamodules.corpora.checkpoints.unprepared import unprepared_checkpo
 from retain.datamodules.corpora.documents import document_hash, is_heldout
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
+from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.responses.study_documents import (
     check_document_ends,
@@ -187,7 +188,7 @@ def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Fact
             read_corpus,
             noted if vocabulary else None,
         )
-        corpora[name, length] = CorpusFacts(fingerprint, *(counts[split] for split in SPLITS if counts))
+        corpora[name, length] = CorpusFacts(fingerprint, **counts or {})
     entries = vocabulary["vocabulary"] if vocabulary else unprepared_vocabulary(file, check=not noted)
     return Facts(tokenizer, entries, corpora, checkpoints, task_facts(file, store, noted))
 
@@ -232,7 +233,7 @@ def _look_up(
             if facts:
                 if problem and remark is not None:
                     remark(what, problem)
-                return note.fingerprint, facts
+                return note.fingerprint, {**facts, **({"reading": note.reading} if note.reading else {})}
     return UNPREPARED + digest(now), None
 
 
@@ -331,23 +332,24 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
             return
     before = corpus_sources(file)
     building = new_build_folder(store)
-    pinned = pinned_corpus(file, name)
+    pinned, tally = pinned_corpus(file, name), Tally()
     packed = pack(
-        corpus_documents(file, name, pinned),
+        corpus_documents(file, name, pinned, tally=tally),
         tokenizer,
         length,
-        corpus_division(file, name, pinned),
+        corpus_division(file, name, pinned, tally),
         corpus.tokens,
         building,
         lambda documents, tokens: report(name, documents, tokens),
         corpus.responses_only,
+        tally,
     )
     check_unchanged(file, before)
     check_predictions(file, name, packed)
     commit = pinned.revision if is_on_hub(pinned, file.folder) else None
     publish(building, store / "corpora" / packed.fingerprint, open_packed)
     counts = {split: packed.count(split) for split in SPLITS}
-    write_note(store, source, Note(packed.fingerprint, counts), commit)
+    write_note(store, source, Note(packed.fingerprint, counts, tally.reading()), commit)
 
 
 def _note_definitions(file: StudyFile, store: Path, facts: Facts) -> None:
@@ -359,7 +361,7 @@ def _note_definitions(file: StudyFile, store: Path, facts: Facts) -> None:
         notes.append((checkpoint_definition(file, model), Note(fingerprint, {})))
     for (name, length), one in facts.corpora.items():
         counts = {"train": one.train or 0, "heldout": one.heldout or 0}
-        notes.append((corpus_definition(file, name, length), Note(one.fingerprint, counts)))
+        notes.append((corpus_definition(file, name, length), Note(one.fingerprint, counts, one.reading)))
     for definition, note in notes:
         if read_note(store, definition) != note:
             write_note(store, definition, note)

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -24,6 +24,7 @@ from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFo
 from retain.sweeps.schema import corpora as fields
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.tree.data_facts import Reading
 from retain.sweeps.tree.keys import canonical
 from retain.sweeps.tree.tree import models_of
 
@@ -193,6 +194,7 @@ class _SavedNote(TypedDict):
     source: Source
     facts: NotRequired[dict[str, int]]
     commit: NotRequired[str]
+    reading: NotRequired[Reading]
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ class Note:
     facts: Mapping[str, int]
     """The vocabulary of a tokeniser; the sequences of a corpus in each split. Empty for a checkpoint, whose facts are in its
     folder, and in notes of earlier versions."""
+    reading: Reading | None = None
+    """What came of reading a corpus; None for anything else, and in notes of earlier versions."""
 
 
 def read_note(store: Path, source: Source) -> Note | None:
@@ -227,7 +231,9 @@ def _read(path: Path) -> Note:
     if digest(note["source"]) != path.stem:
         raise DamageError(f"{path} is the note of another source; {CURE}")
     facts = note.get("facts", {})
-    return Note(note["fingerprint"], facts if facts.keys() in ({"vocabulary"}, set(SPLITS)) else {})
+    return Note(
+        note["fingerprint"], facts if facts.keys() in ({"vocabulary"}, set(SPLITS)) else {}, note.get("reading")
+    )
 
 
 def note_problem(path: Path) -> str | None:
@@ -247,7 +253,8 @@ def write_note(store: Path, source: Source, note: Note, commit: str | None = Non
     path = note_path(store, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"fingerprint": note.fingerprint, "facts": dict(note.facts), "source": source}
-    write_document(path, document | ({"commit": commit} if commit else {}))
+    reading = {"reading": asdict(note.reading)} if note.reading else {}
+    write_document(path, document | ({"commit": commit} if commit else {}) | reading)
 
 
 def digest(source: Source) -> str:

@@ -11,7 +11,7 @@ from retain.datamodules.corpora.reading.opened import COMPRESSIONS, checked_bloc
 from retain.datamodules.corpora.reading.remote import RemoteFile, unreachable
 from retain.datamodules.corpora.reading.tables import arrow_records, csv_records, parquet_records
 from retain.datamodules.corpora.responses.marked import Document
-from retain.datamodules.corpora.responses.records import RecordReader
+from retain.datamodules.corpora.responses.records import RecordReader, document_of
 from retain.sweeps.base.errors import RetainError, StudyError
 
 FORMATS = {
@@ -43,8 +43,8 @@ def file_format(path: SourceFile) -> str:
     return FORMATS[suffixes[-1]]
 
 
-def read_files(paths: Sequence[SourceFile], reader: RecordReader, separator: str | None) -> Iterator[Document]:
-    """Yield the documents of files, in order.
+def read_files(paths: Sequence[SourceFile], reader: RecordReader, separator: str | None) -> Iterator[Document | None]:
+    """Yield the documents of files, in order; None for a record whose text is null.
 
     Raises StudyError if a record lacks a field, a file is damaged, or the files hold records and plain text;
     MissingResourceError if a URL cannot be read.
@@ -83,7 +83,7 @@ def read_files(paths: Sequence[SourceFile], reader: RecordReader, separator: str
         )
 
 
-def _documents(path: SourceFile, form: str, reader: RecordReader, separator: str | None) -> Iterator[Document]:
+def _documents(path: SourceFile, form: str, reader: RecordReader, separator: str | None) -> Iterator[Document | None]:
     name = shown(path)
     if form in ("parquet", "arrow"):
         with _seekable(path) as file:
@@ -107,9 +107,9 @@ def _seekable(path: SourceFile) -> AbstractContextManager[BinaryIO]:
     return path.seekable() if isinstance(path, RemoteFile) else path.open("rb")
 
 
-def _joined(records: Iterable[tuple[str, object]], reader: RecordReader) -> Iterator[Document]:
+def _joined(records: Iterable[tuple[str, object]], reader: RecordReader) -> Iterator[Document | None]:
     for where, record in records:
-        yield reader.join(record, where)
+        yield document_of(reader, record, where)
 
 
 def text_documents(blocks: Iterable[str], separator: str | None) -> Iterator[str]:
