@@ -10,7 +10,7 @@ import json
 import math
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.datamodules.corpora.dedup import HashSet
-from retain.datamodules.corpora.division import Division
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import Document, Encoded, encode_documents, text_of
@@ -247,17 +246,25 @@ class _SplitWriter:
         }
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Distinct documents, each by its hash."""
-
-    documents: dict[int, Document]
-    counts: Counter[str]
-    """What was counted since the batch before, see `Tally`."""
-
-
+Batch = tuple[dict[int, Document], Counter[str]]
+"""Distinct documents, each by its hash, and what was counted since the batch before, see `Tally`."""
 Encoding = Future[list[Encoded]]
 """The tokens of each document of a batch, once they are computed."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """How documents are divided into training and held-out split."""
+
+    heldout: float
+    """The share of documents in the held-out split."""
+    withheld: float
+    """The largest held-out share of the study's corpora. Documents within it are in no training split, so that no corpus trains
+    on what another one holds out."""
+    own: Iterable[Document] = ()
+    """The documents of a held-out split that the corpus brings along."""
+    others: Collection[int] = ()
+    """The hashes of documents that corpora of the study hold out in such splits: none of them is in the training split."""
 
 
 def pack(
@@ -290,16 +297,15 @@ def pack(
         writers = {split: writer(split) for split in SPLITS}
         seen, tally = HashSet(), tally or Tally()
         counts = Counter[str]()
-        for batch, encoding in _encode(_distinct_batches(division.own, seen, tally), tokenizer):
-            counts += batch.counts
+        for (_, skipped), encoding in _encode(_distinct_batches(division.own, seen, tally), tokenizer):
+            counts += skipped
             for encoded in encoding.result():
                 writers["heldout"].add(encoded)
             writers["heldout"].flush()
         seen.add(list(division.others))
         batches = _encode(_distinct_batches(documents, seen, tally), tokenizer)
         counts += _write_splits(batches, writers, division, tokens, report)
-        written = [Counter(documents=one.documents, tokens=one.tokens) for one in writers.values()]
-        tally.counts = sum(written, counts)
+        tally.counts = sum((Counter(documents=one.documents, tokens=one.tokens) for one in writers.values()), counts)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "sequence_length": sequence_length,
@@ -321,9 +327,9 @@ def _write_splits(
 ) -> Counter[str]:
     """Write documents to their splits until the training split holds `tokens` tokens, and return the counts; see `pack`."""
     train, read, counts = writers["train"], 0, Counter[str]()
-    for batch, encoding in batches:
-        counts += batch.counts
-        for hash_value, encoded in zip(batch.documents, encoding.result(), strict=True):
+    for (batch, skipped), encoding in batches:
+        counts += skipped
+        for hash_value, encoded in zip(batch, encoding.result(), strict=True):
             read += 1
             if hash_is_heldout(hash_value, division.heldout):
                 writers["heldout"].add(encoded)
@@ -355,9 +361,9 @@ def _distinct_batches(documents: Iterable[Document], seen: HashSet, tally: Tally
         hashes = [document_hash(text_of(document)) for document in batch]
         new = seen.add(hashes)
         tally.counts["duplicates"] += len(batch) - len(new)
-        yield Batch({hashes[index]: batch[index] for index in new}, tally.take())
+        yield {hashes[index]: batch[index] for index in new}, tally.take()
     if counts := tally.take():  # what was skipped after the last document
-        yield Batch({}, counts)
+        yield {}, counts
 
 
 def batch_documents(documents: Iterable[AnyDocument]) -> Iterator[list[AnyDocument]]:
@@ -380,7 +386,7 @@ def _encode(batches: Iterator[Batch], tokenizer: Tokenizer) -> Iterator[tuple[Ba
         waiting = deque[tuple[Batch, Encoding]]()
         try:
             for batch in batches:
-                waiting.append((batch, threads.submit(encode_documents, tokenizer, list(batch.documents.values()))))
+                waiting.append((batch, threads.submit(encode_documents, tokenizer, list(batch[0].values()))))
                 if len(waiting) == CONCURRENT_BATCHES:
                     yield waiting.popleft()
             yield from waiting

@@ -109,7 +109,7 @@ def corpora(file: StudyFile, facts: Facts) -> Table:
     for (name, length), known in facts.corpora.items():
         amounts = ["not prepared" if size is None else size * length for size in (known.train, known.heldout)]
         read = known.reading
-        counts = ["", "", ""] if read is None else [read.documents, round(read.tokens_per_document), read.duplicates]
+        counts = ["", "", ""] if read is None else [read.documents, round(read.tokens_per_document, 1), read.duplicates]
         remarks = "" if read is None else "; ".join(reading_remarks(read)) or "nothing"
         rows.append([name, file.study.corpora[name].source, *amounts, *counts, remarks])
     columns = ("corpus", "source", "training tokens", "held-out tokens", "documents", "tokens each", "exact copies")

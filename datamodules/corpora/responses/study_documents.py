@@ -2,10 +2,9 @@
 
 from collections.abc import Collection, Iterator
 
-from retain.datamodules.corpora.division import Division
 from retain.datamodules.corpora.documents import document_hash, read_documents
 from retain.datamodules.corpora.hub import pinned
-from retain.datamodules.corpora.packing import PackedCorpus
+from retain.datamodules.corpora.packing import Division, PackedCorpus
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.chat import ChatTemplate, find_chat_template
 from retain.datamodules.corpora.responses.marked import Document, text_of

@@ -157,9 +157,7 @@ def print_data(document: Mapping[str, Any]) -> None:
     for corpus in document["corpora"]:
         reading, remarks[corpus["name"]] = corpus["reading"], corpus["remarks"]
         counts = (f"{corpus['sequence_length']:,}", f"{corpus['train_tokens']:,}", f"{corpus['heldout_tokens']:,}")
-        read = (
-            (f"{reading[name]:,.0f}" for name in ("documents", "tokens_per_document", "duplicates")) if reading else ()
-        )
+        read = (f"{reading[name]:,}" for name in ("documents", "tokens_per_document", "duplicates")) if reading else ()
         table.add_row(corpus["name"], *counts, *(read or ("", "", "")), corpus["fingerprint"])
     console = open_console()
     for one in document["checkpoints"]:
