@@ -24,6 +24,8 @@ from retain.datamodules.corpora.checkpoints.stored import open_checkpoint
 from retain.datamodules.corpora.checkpoints.unprepared import unprepared_checkpoint, unprepared_vocabulary
 from retain.datamodules.corpora.documents import document_hash, is_heldout
 from retain.datamodules.corpora.hub import is_on_hub
+from retain.datamodules.corpora.near.filter import NearCopies
+from retain.datamodules.corpora.near.sample import NearSample, sampled
 from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import text_of
@@ -98,8 +100,9 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
             for model in checkpoints_of(file):
                 prepare_checkpoint(file, store, model, report)
             tokenizer = _prepare_tokenizer(file, store, report)
+            near = NearCopies(file, store, tokenizer, report)
             for name, length in _packings(file):
-                _prepare_corpus(file, store, name, length, tokenizer, report)
+                _prepare_corpus(file, store, name, length, near, report)
         facts = known_facts(file, store)
     if facts.tasks:
         with writing(str(store), "choose another store with --store"):
@@ -323,8 +326,8 @@ def _sample_documents(file: StudyFile, name: str, characters: int, held: Collect
                 return
 
 
-def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report) -> None:
-    corpus = file.study.corpora[name]
+def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, near: NearCopies, report: Report) -> None:
+    corpus, tokenizer = file.study.corpora[name], near.tokenizer
     source = corpus_source(file, name, length, tokenizer.fingerprint)
     if note := read_note(store, source):
         with contextlib.suppress(DamageError):
@@ -332,9 +335,10 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
             return
     before = corpus_sources(file)
     building = new_build_folder(store)
-    pinned, tally = pinned_corpus(file, name), Tally()
+    pinned, tally, sample = pinned_corpus(file, name), Tally(), NearSample()
+    documents = corpus_documents(file, name, pinned, tally=tally)
     packed = pack(
-        corpus_documents(file, name, pinned, tally=tally),
+        near.distinct(name, documents, tally) if corpus.dedupe == "near" else sampled(documents, sample),
         tokenizer,
         length,
         corpus_division(file, name, pinned, tally),
@@ -346,6 +350,8 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
     )
     check_unchanged(file, before)
     check_predictions(file, name, packed)
+    if corpus.dedupe != "near":
+        sample.count(tally)
     commit = pinned.revision if is_on_hub(pinned, file.folder) else None
     publish(building, store / "corpora" / packed.fingerprint, open_packed)
     counts = {split: packed.count(split) for split in SPLITS}

@@ -63,6 +63,11 @@ def corpora_with_splits(file: StudyFile) -> list[str]:
     return sorted(name for name in file.trained if file.study.corpora[name].heldout_corpus is not None)
 
 
+def compared_corpora(file: StudyFile, name: str) -> list[str]:
+    """Return the names of the corpora with whose held-out documents a corpus with `dedupe: near` is compared, sorted."""
+    return sorted({name, *file.trained})
+
+
 def corpus_sources(file: StudyFile) -> dict[str, Source]:
     """Return the source of each corpus by name, whatever it is prepared to. Raises StudyError, MissingResourceError."""
     return {name: _read_source(file, name) for name in file.study.corpora}
@@ -125,6 +130,12 @@ def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> So
     }
     if others := [other for other in corpora_with_splits(file) if other != name]:
         source["withheld_splits"] = [_read_source(file, other)[OWN_SPLIT] for other in others]
+    if corpus.dedupe == "near":
+        source["near"] = [
+            _read_source(file, other)
+            | {"heldout": file.study.corpora[other].heldout_share, "tokens": file.study.corpora[other].tokens}
+            for other in compared_corpora(file, name)
+        ]
     return source
 
 
@@ -145,7 +156,15 @@ def corpus_definition(file: StudyFile, name: str, length: int) -> Source:
         "tokenizer": tokenizer_definition(file),
         "sequence_length": length,
         **({"withheld_splits": others} if others else {}),
+        **_near_definition(file, name),
     }
+
+
+def _near_definition(file: StudyFile, name: str) -> Source:
+    """What the definition of a corpus with `dedupe: near` says of the corpora that it is compared with."""
+    if file.study.corpora[name].dedupe != "near":
+        return {}
+    return {"near": [_defined(file, other) for other in compared_corpora(file, name)]}
 
 
 @contextlib.contextmanager
@@ -289,4 +308,5 @@ def _defined(file: StudyFile, name: str) -> Source:
     """A corpus's fields; those of later versions only where they are set, as in `_settings`."""
     corpus = file.study.corpora[name]
     later = {field for field in ("prompt", "response", "messages", "predict") if getattr(corpus, field) is None}
+    later |= {"dedupe"} if corpus.dedupe == "exact" else set()
     return {"folder": shown(file.folder), **corpus.model_dump(exclude={"published", *later})}

@@ -110,10 +110,10 @@ def corpora(file: StudyFile, facts: Facts) -> Table:
         amounts = ["not prepared" if size is None else size * length for size in (known.train, known.heldout)]
         read = known.reading
         counts = ["", "", ""] if read is None else [read.documents, round(read.tokens_per_document, 1), read.duplicates]
-        remarks = "" if read is None else "; ".join(reading_remarks(read)) or "nothing"
+        remarks = "" if read is None else "; ".join(reading_remarks(read))
         rows.append([name, file.study.corpora[name].source, *amounts, *counts, remarks])
     columns = ("corpus", "source", "training tokens", "held-out tokens", "documents", "tokens each", "exact copies")
-    return table("corpora", "Corpora", (*columns, "skipped"), rows)
+    return table("corpora", "Corpora", (*columns, "notes"), rows)
 
 
 def budgets(file: StudyFile) -> Table:

@@ -128,6 +128,11 @@ class Corpus(Section):
     meant for small corpora; large ones need less. `{split: validation}` or `{files: ...}` names a split that the corpus brings
     along; no corpus of the study trains on an exact copy of a document in it."""
 
+    dedupe: Literal["exact", "near"] = "exact"
+    """Which copies of documents are dropped: exact ones, or also near ones (MinHash): training documents that are near copies
+    of a held-out document of any corpus that is trained on, or of an earlier training document. The held-out split is the same
+    for both. The default takes no time; near compares every document, and reads each corpus twice."""
+
     @property
     def responses_only(self) -> bool:
         """Whether only the responses are predicted."""

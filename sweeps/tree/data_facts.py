@@ -36,6 +36,13 @@ class Reading:
     """Documents with halves of characters (lone surrogates), which were replaced by U+FFFD."""
     hidden: Sequence[str] = ()
     """The names of hidden files and folders that were left out."""
+    near: int | None = None
+    """With `dedupe: near`, near copies of an earlier training document that were dropped. Otherwise the documents of a sample
+    that have a near copy in it. None if it was not counted."""
+    leaked: int = 0
+    """With `dedupe: near`, near copies of a held-out document that were dropped."""
+    sampled: int = 0
+    """The documents in that sample; 0 with `dedupe: near`, which compares all."""
 
     @property
     def tokens_per_document(self) -> float:
@@ -135,7 +142,7 @@ class Facts:
 
 
 def reading_remarks(reading: Reading) -> list[str]:
-    """What a reader of a corpus should know, one clause each; empty if nothing was skipped, replaced or left out."""
+    """What a reader of a corpus should know, one clause each: what was skipped, replaced and left out, and near copies."""
     remarks = []
     if reading.null:
         remarks.append(f"skipped {counted(reading.null, 'record')} whose text is null")
@@ -148,4 +155,14 @@ def reading_remarks(reading: Reading) -> list[str]:
     if names := list(reading.hidden):
         more = ", ..." if len(names) > SHOWN else ""
         remarks.append(f"left out {counted(len(names), 'hidden file')}: {', '.join(names[:SHOWN])}{more}")
-    return remarks
+    return remarks + _near_remarks(reading)
+
+
+def _near_remarks(reading: Reading) -> list[str]:
+    if reading.near is None:
+        return []
+    if reading.sampled:
+        share = reading.near / reading.sampled
+        return [f"{share:.1%} of documents have a near copy ({reading.near:,} of {reading.sampled:,} sampled)"]
+    words = counted(reading.near, "near copy", "near copies")
+    return [f"dropped {words} of training documents and {reading.leaked:,} of held-out documents"]

@@ -16,6 +16,8 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     hidden: list[str] = field(default_factory=list)
     """The names of hidden files that were left out."""
+    compared: bool = False
+    """Whether near copies are dropped, so that none is 0 and not unknown."""
 
     def take(self) -> Counter[str]:
         """Return the counts since the last call that are not 0."""
@@ -24,5 +26,5 @@ class Tally:
 
     def reading(self) -> Reading:
         """Return the counts as they are now."""
-        found = {"documents": 0, "tokens": 0} | self.counts
+        found = {"documents": 0, "tokens": 0} | ({"near": 0} if self.compared else {}) | self.counts
         return Reading(**found, hidden=sorted(set(self.hidden))[:HIDDEN])
