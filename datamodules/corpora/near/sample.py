@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -17,6 +17,8 @@ KEPT = 20_000
 """Characters that are kept and compared of a document in the sample."""
 BEGINNING = 1000
 """Bytes of a document that decide whether it is in the sample."""
+TOGETHER = 64
+"""Documents that are looked at together, which is faster."""
 WINDOW = 32
 """Bytes that are hashed together."""
 PRIME, MIXING = 0x100000001B3, 0x9E3779B97F4A7C15
@@ -33,22 +35,31 @@ class NearSample:
     def __init__(self) -> None:
         self.texts: dict[int, str] = {}
         self.below = 2**128
+        self.waiting: list[str] = []
 
     def add(self, text: str) -> None:
         """Look at a document, which takes microseconds."""
-        order = _order(text) << 64
-        if order < self.below and (place := order | document_hash(text)) < self.below:
-            self.texts[place] = text[:KEPT]
-            if len(self.texts) >= 2 * MOST:
-                self._cut()
+        self.waiting.append(text)
+        if len(self.waiting) == TOGETHER:
+            self._look()
 
     def count(self, tally: Tally) -> None:
         """Enter the size of the sample, and its documents with a near copy, into a tally."""
+        self._look()
         self._cut()
         compared = [bands(text).tolist() for text in self.texts.values()]
         times = Counter(chain.from_iterable(compared))
         near = sum(any(times[band] > 1 for band in one) for one in compared)
         tally.counts.update(near=near, sampled=len(compared))
+
+    def _look(self) -> None:
+        """Take those of the waiting documents that belong into the sample."""
+        for order, text in zip(_orders(self.waiting), self.waiting, strict=True):
+            if order << 64 < self.below and (place := order << 64 | document_hash(text)) < self.below:
+                self.texts[place] = text[:KEPT]
+        self.waiting.clear()
+        if len(self.texts) >= 2 * MOST:
+            self._cut()
 
     def _cut(self) -> None:
         if len(self.texts) > MOST:
@@ -64,15 +75,16 @@ def sampled(documents: Iterator[Document], sample: NearSample) -> Iterator[Docum
         yield document
 
 
-def _order(text: str) -> int:
-    """The MinHash of the beginning of a text, over runs of WINDOW bytes."""
-    found = np.frombuffer(text[:BEGINNING].encode(errors="replace")[:BEGINNING].ljust(WINDOW), np.uint8).astype(
-        np.uint64
-    )
+def _orders(texts: list[str]) -> list[int]:
+    """The MinHash of the beginning of each text, over runs of WINDOW bytes."""
+    beginnings = [text[:BEGINNING].encode(errors="replace")[:BEGINNING].ljust(WINDOW) for text in texts]
+    hashes = np.frombuffer(b"".join(beginnings), np.uint8).astype(np.uint64)
     factor, width = PRIME, 1
-    while width < WINDOW:
-        found = found[:-width] * np.uint64(factor) + found[width:]
+    while width < WINDOW and texts:
+        hashes = hashes[:-width] * np.uint64(factor) + hashes[width:]
         factor, width = factor * factor % 2**64, 2 * width
-    found ^= found >> np.uint64(31)
-    found *= np.uint64(MIXING)
-    return int((found ^ (found >> np.uint64(29))).min())
+    hashes ^= hashes >> np.uint64(31)
+    hashes *= np.uint64(MIXING)
+    hashes ^= hashes >> np.uint64(29)
+    ends = list(accumulate(map(len, beginnings)))
+    return [int(hashes[end - len(one) : end - WINDOW + 1].min()) for one, end in zip(beginnings, ends, strict=True)]

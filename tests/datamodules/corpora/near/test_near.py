@@ -103,7 +103,7 @@ def test_a_sample_is_bounded_even_if_all_documents_begin_alike(monkeypatch: pyte
     sample, tally = NearSample(), Tally()
     for number in range(1000):
         sample.add("You are a helpful assistant. " * 60 + document(f"{number}"))
-        assert len(sample.texts) <= 100
+        assert len(sample.texts) < 100 + near_sample.TOGETHER
     sample.count(tally)
     assert tally.counts["sampled"] == 50
 
