@@ -233,7 +233,7 @@ PEERS: dict[str, tuple[str, Callable[[Path, Path, Path], int]]] = {
 
 def _write_text(path: Path, size: float) -> None:
     """Write documents until the file has `size` bytes."""
-    from retain.datamodules.corpora.packages import read_docstrings, read_instructions
+    from retain.datamodules.corpora.reading.packages import read_docstrings, read_instructions
 
     documents = [*read_docstrings(), *read_instructions()]
     with path.open("w") as stream:

@@ -18,13 +18,18 @@ class HashSet:
     def add(self, hashes: list[int]) -> list[int]:
         """Add hashes; return the indices of those that are new, ascending, each at its first occurrence."""
         values, indices = np.unique(np.array(hashes, np.uint64), return_index=True)
-        new = np.ones(len(values), bool)
-        for array in self.arrays:
-            found = np.searchsorted(array, values)
-            new &= array[np.minimum(found, len(array) - 1)] != values
+        new = ~self.holds(values)
         if new.any():
             self._keep(values[new])
         return sorted(indices[new].tolist())
+
+    def holds(self, values: Hashes) -> npt.NDArray[np.bool_]:
+        """Return which hashes are in the set: [values]."""
+        known = np.zeros(len(values), bool)
+        for array in self.arrays:
+            found = np.searchsorted(array, values)
+            known |= array[np.minimum(found, len(array) - 1)] == values
+        return known
 
     def _keep(self, array: Hashes) -> None:
         while self.arrays and len(self.arrays[-1]) <= len(array):

@@ -1,55 +1,82 @@
 """Read the documents of any corpus, identify its source without reading it, and split off the held-out documents."""
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.datamodules.corpora.files import read_files
-from retain.datamodules.corpora.find import find_files, local_folder, shown
-from retain.datamodules.corpora.packages import package_records, package_versions, read_package
+from retain.datamodules.corpora.find import SourceFile, find_sources, local_folder, shown
+from retain.datamodules.corpora.reading.files import read_files
+from retain.datamodules.corpora.reading.packages import package_records, package_versions, read_package
+from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.chat import ChatTemplate
 from retain.datamodules.corpora.responses.marked import Document, text_of
-from retain.datamodules.corpora.responses.records import RecordReader, record_reader
+from retain.datamodules.corpora.responses.records import RecordReader, document_of, record_reader
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_reason
 from retain.sweeps.schema.corpora import Corpus
+from retain.sweeps.tree.data_facts import reading_remarks
 
 T = TypeVar("T")
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+"""A lone surrogate, as JSON can write it; no text in UTF-8 holds one."""
 DATASETS_FORMATS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv"}
 """The `datasets` builder for local copies of a hub's files, by file suffix."""
 
 
 def read_documents(
-    corpus: Corpus, folder: Path, chat: ChatTemplate | None = None, reader: RecordReader | None = None
+    corpus: Corpus,
+    folder: Path,
+    chat: ChatTemplate | None = None,
+    tally: Tally | None = None,
+    reader: RecordReader | None = None,
 ) -> Iterator[Document]:
     """Yield the non-empty documents of a corpus in the source's order; relative paths start at `folder`.
 
-    chat: writes the conversations of a corpus with `messages`; None for a look at their contents. reader: turns the records
-    into documents, if it is another than that of the corpus. Raises StudyError, also if there is no document, or
-    MissingResourceError.
+    chat: writes the conversations of a corpus with `messages`; None for a look at their contents. tally: counts what is
+    skipped, and the documents in which halves of characters are replaced. reader: turns the records into documents, if it is
+    another than that of the corpus. Raises StudyError, also if there is no document, or MissingResourceError.
     """
+    tally = Tally() if tally is None else tally
     reader = reader or record_reader(corpus, chat)
     if corpus.package is not None:
-        documents: Iterator[Document] = _read_package(corpus, reader)
+        documents: Iterator[Document | None] = _read_package(corpus, reader)
     elif corpus.hf is None:
         assert corpus.files is not None
-        documents = read_files(find_files(corpus.files, folder), reader, corpus.separator)
+        documents = read_files(find_sources(corpus.files, folder, tally.hidden), reader, corpus.separator)
     else:
-        documents = _read_hf(corpus, folder, reader)
+        documents = _read_hf(corpus, folder, reader, tally)
     empty = True
     for document in documents:
-        if text_of(document).strip():
+        if document is None:
+            tally.counts["null"] += 1
+        elif text_of(document).strip():
             empty = False
-            yield document
+            yield _whole(document, tally)
+        elif corpus.separator is None:  # nothing between two separators is no document
+            tally.counts["empty"] += 1
     if empty:
-        raise StudyError("the source holds no text; choose another source")
+        skipped = ", ".join(reading_remarks(tally.reading()))
+        raise StudyError(f"the source holds no text{f' ({skipped})' if skipped else ''}; choose another source")
+
+
+def _whole(document: Document, tally: Tally) -> Document:
+    """A document without lone surrogates."""
+    text = text_of(document)
+    if text.isascii() or not HALF_A_PAIR.search(text):
+        return document
+    tally.counts["replaced"] += 1
+    text = HALF_A_PAIR.sub("\N{REPLACEMENT CHARACTER}", text)
+    return text if isinstance(document, str) else replace(document, text=text)
 
 
 def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
     """Return what identifies a source, without reading it.
 
-    Packages are identified by version, local files by path, size and modification time, Hugging Face by id and revision. Only
-    used to find data that is prepared already: the identity of prepared data is the fingerprint of its tokens.
+    Packages are identified by version, local files by path, size and modification time, files at URLs by what the server says
+    of them (size, and etag or time), Hugging Face by id and revision. Only used to find data that is prepared already: the
+    identity of prepared data is the fingerprint of its tokens.
     """
     source: dict[str, Any] = corpus.model_dump(
         include={"package", "hf", "config", "revision", "split", "text", "separator"}
@@ -64,13 +91,20 @@ def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
         source["versions"] = package_versions(corpus.package)
     if (patterns := corpus.files or _data_set_folder(corpus, folder)) is not None:
         try:
-            found = [(file, file.stat()) for file in find_files(patterns, folder)]
+            found = [_file_identity(file) for file in find_sources(patterns, folder)]
         except OSError as error:  # removed just now
             raise MissingResourceError(
                 f"files: {shown(error.filename)} cannot be read ({os_reason(error)}); try again"
             ) from None
-        source["files"] = [[shown(file), status.st_size, status.st_mtime_ns] for file, status in found]
+        source["files"] = found
     return source
+
+
+def _file_identity(file: SourceFile) -> list[Any]:
+    if isinstance(file, Path):
+        status = file.stat()
+        return [shown(file), status.st_size, status.st_mtime_ns]
+    return [file.url, file.size, file.version]
 
 
 def is_heldout(document: str, share: float) -> bool:
@@ -92,16 +126,16 @@ def document_hash(document: str) -> int:
     return int.from_bytes(hashlib.blake2b(document.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
-def _read_package(corpus: Corpus, reader: RecordReader) -> Iterator[Document]:
+def _read_package(corpus: Corpus, reader: RecordReader) -> Iterator[Document | None]:
     assert corpus.package is not None
     if corpus.prompt is None and corpus.messages is None:
         yield from read_package(corpus.package)
         return
     for number, record in enumerate(package_records(corpus.package), 1):
-        yield reader.join(record, f"package: {corpus.package}, record {number}")
+        yield document_of(reader, record, f"package: {corpus.package}, record {number}")
 
 
-def _read_hf(corpus: Corpus, folder: Path, reader: RecordReader) -> Iterator[Document]:
+def _read_hf(corpus: Corpus, folder: Path, reader: RecordReader, tally: Tally) -> Iterator[Document | None]:
     import datasets
 
     assert corpus.hf is not None
@@ -112,12 +146,12 @@ def _read_hf(corpus: Corpus, folder: Path, reader: RecordReader) -> Iterator[Doc
                 local or corpus.hf, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True
             )
         else:
-            builder, files = _local_files(corpus.hf, find_files(corpus.files, folder))
+            builder, files = _local_files(corpus.hf, find_sources(corpus.files, folder, tally.hidden))
             stream = datasets.load_dataset(builder, data_files=files, split=corpus.split, streaming=True)
         parts = min(corpus.in_turn, stream.num_shards)
         records = interleave([iter(stream.shard(parts, number)) for number in range(parts)])
         for number, record in enumerate(records, 1):
-            yield reader.join(record, f"hf: {corpus.hf}, record {number}")
+            yield document_of(reader, record, f"hf: {corpus.hf}, record {number}")
     except RetainError:
         raise
     except Exception as error:
@@ -154,7 +188,7 @@ def interleave(streams: list[Iterator[T]]) -> Iterator[T]:
         streams = unfinished
 
 
-def _local_files(hf: str, files: list[Path]) -> tuple[str, list[str]]:
+def _local_files(hf: str, files: Sequence[SourceFile]) -> tuple[str, list[str]]:
     """Return the `datasets` format of local files, and those of the files that are data.
 
     hf: a format, or an id on the hub; with an id, the files' suffixes decide. Raises StudyError if the files have no known

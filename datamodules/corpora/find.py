@@ -1,4 +1,4 @@
-"""Find the files of a corpus: what paths, folders and glob patterns name, without leaving out what cannot be read."""
+"""Find the files of a corpus: what paths, folders, URLs and glob patterns name, without leaving out what cannot be read."""
 
 import os
 import re
@@ -6,24 +6,51 @@ import stat
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+from retain.datamodules.corpora.reading.remote import RemoteFile, find_remote, url_kind
 from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
 
+SourceFile = Path | RemoteFile
+"""A file of a corpus, on this machine or at a URL."""
 
-def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
+
+def find_sources(patterns: str | list[str], folder: Path, hidden: list[str] | None = None) -> list[SourceFile]:
+    """Return the files that match paths, folders, URLs or glob patterns: those of `find_files`, then those of `find_remote`.
+
+    hidden: gets the names of hidden files and folders that are left out. Raises as the two do.
+    """
+    hidden = [] if hidden is None else hidden
+    local: list[str] = []
+    remote: dict[str, RemoteFile] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        place = with_variables(pattern, folder)
+        kind = url_kind(place)
+        if kind == "file":
+            local.append(url2pathname(urlsplit(place).path))
+        elif kind is not None:
+            remote |= {file.url: file for file in find_remote(place, hidden)}
+        else:
+            local.append(pattern)
+    return [*(find_files(local, folder, hidden) if local else []), *(remote[url] for url in sorted(remote))]
+
+
+def find_files(patterns: str | list[str], folder: Path, hidden: list[str] | None = None) -> list[Path]:
     """Return the files that match paths, folders or glob patterns, sorted; relative patterns start at `folder`.
 
     Links are followed, also to folders. Hidden files and folders are left out unless a pattern names them, as shells do:
-    `.ipynb_checkpoints`, `._part.jsonl`. Raises MissingResourceError if a pattern matches no file, or something that it
-    matches cannot be read; StudyError if that is no file, or the pattern is no path.
+    `.ipynb_checkpoints`, `._part.jsonl`; `hidden` gets their names. Raises MissingResourceError if a pattern matches no file,
+    or something that it matches cannot be read; StudyError if that is no file, or the pattern is no path.
     """
     found: set[Path] = set()
+    left_out: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         start = expanded(pattern, folder)
         base, parts = (Path(start.anchor), start.parts[1:]) if start.is_absolute() else (folder, start.parts)
         seen: set[tuple[int, int]] = set()
         try:
-            files = [file for match in _matches(base, parts) for file in _files(match, seen)]
+            files = [file for match in _matches(base, parts, left_out) for file in _files(match, seen, left_out)]
         except OSError as error:
             raise MissingResourceError(
                 f"files: {shown(error.filename)} cannot be read ({os_reason(error)}); make it readable, or correct the path"
@@ -31,12 +58,29 @@ def find_files(patterns: str | list[str], folder: Path) -> list[Path]:
         if not files:
             raise MissingResourceError(f"files: no file matches {pattern} (in {shown(folder)}); correct the path")
         found.update(files)
+    if hidden is not None:
+        hidden += [shown(path.name) for path in sorted(left_out)]
     return sorted(found)
 
 
-def shown(path: Path | str) -> str:
-    """A path as text, also if its name is not UTF-8."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+def shown(path: SourceFile | str) -> str:
+    """A path or a URL as text, also if its name is not UTF-8."""
+    return os.fsencode(str(path)).decode(errors="backslashreplace")
+
+
+def with_variables(pattern: str, folder: Path, field: str = "files: ") -> str:
+    """Return a path or a URL with `$VARIABLE` replaced, unless a file of `folder` has that very name.
+
+    field: what errors begin with. Raises StudyError.
+    """
+    if not pattern.strip() or "\0" in pattern:
+        raise StudyError(f"{field}{pattern!r} is not a path; name a file, a folder or a pattern")
+    if os.path.lexists(folder / pattern):
+        return pattern
+    path = os.path.expandvars(pattern)
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", path):
+        raise StudyError(f"{field}{pattern}: the variable {unset[0]} is not set; set it, or write the path out")
+    return path
 
 
 def expanded(pattern: str, folder: Path, field: str = "files: ") -> Path:
@@ -44,18 +88,20 @@ def expanded(pattern: str, folder: Path, field: str = "files: ") -> Path:
 
     field: what errors begin with. Raises StudyError.
     """
-    if not pattern.strip() or "\0" in pattern:
-        raise StudyError(f"{field}{pattern!r} is not a path; name a file, a folder or a pattern")
+    path = with_variables(pattern, folder, field)
     if os.path.lexists(folder / pattern):
         return Path(pattern)
-    path = os.path.expandvars(pattern)
-    if unset := re.search(r"\$(\w+|\{[^}]*\})", path):
-        raise StudyError(f"{field}{pattern}: the variable {unset[0]} is not set; set it, or write the path out")
     try:
         return Path(path).expanduser()
     except RuntimeError:
         user = Path(path).parts[0]
         raise StudyError(f"{field}{pattern}: {user} has no home folder on this machine; write the path out") from None
+
+
+def absolute(pattern: str, folder: Path) -> str:
+    """Return a path or a pattern of a study that means the same from every folder; a URL stays one."""
+    path = with_variables(pattern, folder)
+    return path if url_kind(path) is not None else str(folder / expanded(pattern, folder))
 
 
 def local_folder(named: str, folder: Path, field: str) -> Path | None:
@@ -71,22 +117,27 @@ def local_folder(named: str, folder: Path, field: str) -> Path | None:
     return None
 
 
-def _matches(base: Path, parts: tuple[str, ...]) -> Iterator[Path]:
-    """Yield what exists below `base` and matches the parts of a pattern. A part that exists is no pattern: `run[1]`."""
+def _matches(base: Path, parts: tuple[str, ...], left_out: set[Path]) -> Iterator[Path]:
+    """Yield what exists below `base` and matches the parts of a pattern. A part that exists is no pattern: `run[1]`.
+
+    left_out: gets what is hidden.
+    """
     if not parts:
         yield base
         return
     first, rest = parts[0], parts[1:]
     if _exists(base / first):
-        yield from _matches(base / first, rest)
+        yield from _matches(base / first, rest, left_out)
     elif first == "**":
-        for below in _folders(base, set()):
-            yield from _matches(below, rest)
+        for below in _folders(base, set(), left_out):
+            yield from _matches(below, rest, left_out)
     elif re.search(r"[*?\[]", first) and base.is_dir():
         for entry in sorted(base.iterdir()):
-            hidden = entry.name.startswith(".") and not first.startswith(".")
-            if fnmatchcase(entry.name, first) and not hidden:
-                yield from _matches(entry, rest)
+            if fnmatchcase(entry.name, first):
+                if entry.name.startswith(".") and not first.startswith("."):
+                    left_out.add(entry)
+                else:
+                    yield from _matches(entry, rest, left_out)
 
 
 def _exists(path: Path) -> bool:
@@ -99,15 +150,15 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _folders(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _folders(folder: Path, seen: set[tuple[int, int]], left_out: set[Path]) -> Iterator[Path]:
     """Yield a folder and the folders below it, each once."""
     if folder.is_dir() and _is_new(folder.stat(), seen):
         yield folder
-        for entry in _visible(folder):
-            yield from _folders(entry, seen)
+        for entry in _visible(folder, left_out, folders=True):
+            yield from _folders(entry, seen, left_out)
 
 
-def _files(path: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _files(path: Path, seen: set[tuple[int, int]], left_out: set[Path]) -> Iterator[Path]:
     """Yield a file, or all files below a folder; folders that were seen already are left out."""
     try:
         found = path.stat()
@@ -124,12 +175,16 @@ def _files(path: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             f"files: {shown(path)} is a pipe, a socket or a device, expected a file; write its content to a file"
         )
     elif _is_new(found, seen):
-        for entry in _visible(path):
-            yield from _files(entry, seen)
+        for entry in _visible(path, left_out):
+            yield from _files(entry, seen, left_out)
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _visible(folder: Path, left_out: set[Path], folders: bool = False) -> list[Path]:
+    """What a folder holds, without what is hidden. folders: whether only hidden folders count as left out."""
+    entries = sorted(folder.iterdir())
+    hidden = [entry for entry in entries if entry.name.startswith(".")]
+    left_out.update(entry for entry in hidden if not folders or entry.is_dir())
+    return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def _is_new(found: os.stat_result, seen: set[tuple[int, int]]) -> bool:

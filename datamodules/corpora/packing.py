@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
+from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import Document, Encoded, encode_documents, text_of
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.sweeps.base.documents import FORMAT, read_document, unreadable
@@ -245,8 +246,8 @@ class _SplitWriter:
         }
 
 
-Batch = dict[int, Document]
-"""Distinct documents, each by its hash."""
+Batch = tuple[dict[int, Document], Counter[str]]
+"""Distinct documents, each by its hash, and what was counted since the batch before, see `Tally`."""
 Encoding = Future[list[Encoded]]
 """The tokens of each document of a batch, once they are computed."""
 
@@ -275,11 +276,13 @@ def pack(
     folder: Path,
     report: Report,
     masked: bool = False,
+    tally: Tally | None = None,
 ) -> PackedCorpus:
     """Tokenise and pack documents into a new `folder`; memory is constant except for 8 bytes a document.
 
     tokens: the budget of the training split; reading stops when it is reached. None for all documents.
     masked: whether to keep which tokens are predicted. Otherwise all are.
+    tally: counts what reading `documents` skips. It then holds the counts up to the budget, with those of packing.
     Exact duplicates are dropped, and so is the incomplete sequence at the end of each split.
     """
     folder.mkdir(parents=True)
@@ -292,13 +295,17 @@ def pack(
             return _SplitWriter(stream, mask, dtype, sequence_length)
 
         writers = {split: writer(split) for split in SPLITS}
-        seen = HashSet()
-        for _, encoding in _encode(_distinct_batches(division.own, seen), tokenizer):
+        seen, tally = HashSet(), tally or Tally()
+        counts = Counter[str]()
+        for (_, skipped), encoding in _encode(_distinct_batches(division.own, seen, tally), tokenizer):
+            counts += skipped
             for encoded in encoding.result():
                 writers["heldout"].add(encoded)
             writers["heldout"].flush()
         seen.add(list(division.others))
-        _write_splits(_encode(_distinct_batches(documents, seen), tokenizer), writers, division, tokens, report)
+        batches = _encode(_distinct_batches(documents, seen, tally), tokenizer)
+        counts += _write_splits(batches, writers, division, tokens, report)
+        tally.counts = sum((Counter(documents=one.documents, tokens=one.tokens) for one in writers.values()), counts)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "sequence_length": sequence_length,
@@ -317,16 +324,19 @@ def _write_splits(
     division: Division,
     tokens: int | None,
     report: Report,
-) -> None:
-    """Write encoded documents to their splits until the training split holds `tokens` tokens; arguments as of `pack`."""
-    train, read = writers["train"], 0
-    for batch, encoding in batches:
+) -> Counter[str]:
+    """Write documents to their splits until the training split holds `tokens` tokens, and return the counts; see `pack`."""
+    train, read, counts = writers["train"], 0, Counter[str]()
+    for (batch, skipped), encoding in batches:
+        counts += skipped
         for hash_value, encoded in zip(batch, encoding.result(), strict=True):
             read += 1
             if hash_is_heldout(hash_value, division.heldout):
                 writers["heldout"].add(encoded)
             elif not hash_is_heldout(hash_value, division.withheld):
                 train.add(encoded)
+            else:
+                counts["withheld"] += 1
             if tokens is not None and train.tokens >= tokens:
                 break
         for writer in writers.values():
@@ -334,6 +344,7 @@ def _write_splits(
         report(read, train.tokens)
         if tokens is not None and train.tokens >= tokens:
             break
+    return counts
 
 
 def fingerprint_of(manifest: dict[str, Any]) -> str:
@@ -344,13 +355,15 @@ def fingerprint_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
-def _distinct_batches(documents: Iterable[Document], seen: HashSet) -> Iterator[Batch]:
+def _distinct_batches(documents: Iterable[Document], seen: HashSet, tally: Tally) -> Iterator[Batch]:
     """Yield all documents in batches, without exact duplicates of earlier documents, or of those in `seen`."""
     for batch in batch_documents(documents):
         hashes = [document_hash(text_of(document)) for document in batch]
         new = seen.add(hashes)
-        if new:
-            yield {hashes[index]: batch[index] for index in new}
+        tally.counts["duplicates"] += len(batch) - len(new)
+        yield {hashes[index]: batch[index] for index in new}, tally.take()
+    if counts := tally.take():  # what was skipped after the last document
+        yield {}, counts
 
 
 def batch_documents(documents: Iterable[AnyDocument]) -> Iterator[list[AnyDocument]]:
@@ -373,7 +386,7 @@ def _encode(batches: Iterator[Batch], tokenizer: Tokenizer) -> Iterator[tuple[Ba
         waiting = deque[tuple[Batch, Encoding]]()
         try:
             for batch in batches:
-                waiting.append((batch, threads.submit(encode_documents, tokenizer, list(batch.values()))))
+                waiting.append((batch, threads.submit(encode_documents, tokenizer, list(batch[0].values()))))
                 if len(waiting) == CONCURRENT_BATCHES:
                     yield waiting.popleft()
             yield from waiting

@@ -24,7 +24,10 @@ from retain.datamodules.corpora.checkpoints.stored import open_checkpoint
 from retain.datamodules.corpora.checkpoints.unprepared import unprepared_checkpoint, unprepared_vocabulary
 from retain.datamodules.corpora.documents import document_hash, is_heldout
 from retain.datamodules.corpora.hub import is_on_hub
+from retain.datamodules.corpora.near.filter import NearCopies
+from retain.datamodules.corpora.near.sample import NearSample, sampled
 from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
+from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.responses.study_documents import (
     check_document_ends,
@@ -98,8 +101,9 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
             for model in checkpoints_of(file):
                 prepare_checkpoint(file, store, model, report)
             tokenizer = _prepare_tokenizer(file, store, report)
+            near = NearCopies(file, store, tokenizer, report)
             for name, length in _packings(file):
-                _prepare_corpus(file, store, name, length, tokenizer, report)
+                _prepare_corpus(file, store, name, length, near, report)
         facts = known_facts(file, store)
     if facts.prepared and (unlabelled := _without_values(file, facts)):
         with writing(str(store), "choose another store with --store"):
@@ -205,8 +209,7 @@ def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Fact
         )
         plain = tokenizer.removeprefix(UNPREPARED)
         values = known_values(file, store, name, length, plain, fingerprint, noted is not None) if counts else None
-        train, heldout = (counts[split] for split in SPLITS) if counts else (None, None)
-        corpora[name, length] = CorpusFacts(fingerprint, train, heldout, values)
+        corpora[name, length] = CorpusFacts(fingerprint, **counts or {}, values=values)
     entries = vocabulary["vocabulary"] if vocabulary else unprepared_vocabulary(file, check=not noted)
     return Facts(tokenizer, entries, corpora, checkpoints, task_facts(file, store, noted))
 
@@ -251,7 +254,7 @@ def _look_up(
             if facts:
                 if problem and remark is not None:
                     remark(what, problem)
-                return note.fingerprint, facts
+                return note.fingerprint, {**facts, **({"reading": note.reading} if note.reading else {})}
     return UNPREPARED + digest(now), None
 
 
@@ -346,8 +349,8 @@ def _sample_documents(file: StudyFile, name: str, characters: int, held: Collect
                 return
 
 
-def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report) -> None:
-    corpus = file.study.corpora[name]
+def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, near: NearCopies, report: Report) -> None:
+    corpus, tokenizer = file.study.corpora[name], near.tokenizer
     source = corpus_source(file, name, length, tokenizer.fingerprint)
     if note := read_note(store, source):
         with contextlib.suppress(DamageError):
@@ -355,23 +358,27 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
             return
     before = corpus_sources(file)
     building = new_build_folder(store)
-    pinned = pinned_corpus(file, name)
+    pinned, tally, sample = pinned_corpus(file, name), Tally(), NearSample()
+    documents = corpus_documents(file, name, pinned, tally=tally)
     packed = pack(
-        corpus_documents(file, name, pinned),
+        near.distinct(name, documents, tally) if corpus.dedupe == "near" else sampled(documents, sample),
         tokenizer,
         length,
-        corpus_division(file, name, pinned),
+        corpus_division(file, name, pinned, tally),
         corpus.tokens,
         building,
         lambda documents, tokens: report(name, documents, tokens),
         corpus.responses_only,
+        tally,
     )
     check_unchanged(file, before)
     check_predictions(file, name, packed)
+    if corpus.dedupe != "near":
+        sample.count(tally)
     commit = pinned.revision if is_on_hub(pinned, file.folder) else None
     publish(building, store / "corpora" / packed.fingerprint, open_packed)
     counts = {split: packed.count(split) for split in SPLITS}
-    write_note(store, source, Note(packed.fingerprint, counts), commit)
+    write_note(store, source, Note(packed.fingerprint, counts, tally.reading()), commit)
 
 
 def _note_definitions(file: StudyFile, store: Path, facts: Facts) -> None:
@@ -383,7 +390,7 @@ def _note_definitions(file: StudyFile, store: Path, facts: Facts) -> None:
         notes.append((checkpoint_definition(file, model), Note(fingerprint, {})))
     for (name, length), one in facts.corpora.items():
         counts = {"train": one.train or 0, "heldout": one.heldout or 0}
-        notes.append((corpus_definition(file, name, length), Note(one.fingerprint, counts)))
+        notes.append((corpus_definition(file, name, length), Note(one.fingerprint, counts, one.reading)))
     for definition, note in notes:
         if read_note(store, definition) != note:
             write_note(store, definition, note)

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -24,6 +24,7 @@ from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFo
 from retain.sweeps.schema import corpora as fields
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.tree.data_facts import Reading
 from retain.sweeps.tree.keys import canonical
 from retain.sweeps.tree.tree import models_of
 
@@ -60,6 +61,11 @@ def withheld_share(file: StudyFile) -> float:
 def corpora_with_splits(file: StudyFile) -> list[str]:
     """Return the names of the corpora that bring along a held-out split of their own, sorted."""
     return sorted(name for name in file.trained if file.study.corpora[name].heldout_corpus is not None)
+
+
+def compared_corpora(file: StudyFile, name: str) -> list[str]:
+    """Return the names of the corpora with whose held-out documents a corpus with `dedupe: near` is compared, sorted."""
+    return sorted({name, *file.trained})
 
 
 def corpus_sources(file: StudyFile) -> dict[str, Source]:
@@ -124,6 +130,12 @@ def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> So
     }
     if others := [other for other in corpora_with_splits(file) if other != name]:
         source["withheld_splits"] = [_read_source(file, other)[OWN_SPLIT] for other in others]
+    if corpus.dedupe == "near":
+        source["near"] = [
+            _read_source(file, other)
+            | {"heldout": file.study.corpora[other].heldout_share, "tokens": file.study.corpora[other].tokens}
+            for other in compared_corpora(file, name)
+        ]
     return source
 
 
@@ -144,7 +156,15 @@ def corpus_definition(file: StudyFile, name: str, length: int) -> Source:
         "tokenizer": tokenizer_definition(file),
         "sequence_length": length,
         **({"withheld_splits": others} if others else {}),
+        **_near_definition(file, name),
     }
+
+
+def _near_definition(file: StudyFile, name: str) -> Source:
+    """What the definition of a corpus with `dedupe: near` says of the corpora that it is compared with."""
+    if file.study.corpora[name].dedupe != "near":
+        return {}
+    return {"near": [_defined(file, other) for other in compared_corpora(file, name)]}
 
 
 @contextlib.contextmanager
@@ -193,6 +213,7 @@ class _SavedNote(TypedDict):
     source: Source
     facts: NotRequired[dict[str, int]]
     commit: NotRequired[str]
+    reading: NotRequired[Reading]
 
 
 @dataclass(frozen=True)
@@ -203,6 +224,8 @@ class Note:
     facts: Mapping[str, int]
     """The vocabulary of a tokeniser; the sequences of a corpus in each split. Empty for a checkpoint, whose facts are in its
     folder, and in notes of earlier versions."""
+    reading: Reading | None = None
+    """What came of reading a corpus; None for anything else, and in notes of earlier versions."""
 
 
 def read_note(store: Path, source: Source) -> Note | None:
@@ -235,7 +258,9 @@ def _read(path: Path) -> Note:
     if digest(note["source"]) != path.stem:
         raise DamageError(f"{path} is the note of another source; {CURE}")
     facts = note.get("facts", {})
-    return Note(note["fingerprint"], facts if facts.keys() in ({"vocabulary"}, set(SPLITS)) else {})
+    return Note(
+        note["fingerprint"], facts if facts.keys() in ({"vocabulary"}, set(SPLITS)) else {}, note.get("reading")
+    )
 
 
 def note_problem(path: Path) -> str | None:
@@ -255,7 +280,8 @@ def write_note(store: Path, source: Source, note: Note, commit: str | None = Non
     path = note_path(store, source)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"fingerprint": note.fingerprint, "facts": dict(note.facts), "source": source}
-    write_document(path, document | ({"commit": commit} if commit else {}))
+    reading = {"reading": asdict(note.reading)} if note.reading else {}
+    write_document(path, document | ({"commit": commit} if commit else {}) | reading)
 
 
 def digest(source: Source) -> str:
@@ -290,4 +316,5 @@ def _defined(file: StudyFile, name: str) -> Source:
     """A corpus's fields; those of later versions only where they are set, as in `_settings`."""
     corpus = file.study.corpora[name]
     later = {field for field in ("prompt", "response", "messages", "predict") if getattr(corpus, field) is None}
+    later |= {"dedupe"} if corpus.dedupe == "exact" else set()
     return {"folder": shown(file.folder), **corpus.model_dump(exclude={"published", "by", *later})}

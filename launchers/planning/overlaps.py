@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from retain.datamodules.corpora.near.minhash import SHINGLE_WORDS
+from retain.datamodules.corpora.overlap.duplicates import SIMILARITY
 from retain.datamodules.corpora.overlap.measure import (
     DOCUMENT_TOKENS,
     HELDOUT_TOKENS,
@@ -16,7 +18,6 @@ from retain.datamodules.corpora.overlap.measure import (
     CorpusSample,
     overlap_of,
 )
-from retain.datamodules.corpora.overlap.minhash import SHINGLE_WORDS, SIMILARITY
 from retain.datamodules.corpora.prepare import packed_corpus, stored_tokenizer
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.sweeps.base.errors import DamageError, StudyError

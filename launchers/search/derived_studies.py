@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retain.datamodules.corpora.find import expanded, local_folder
+from retain.datamodules.corpora.find import absolute, local_folder
 from retain.datamodules.corpora.prepare import Report, known_facts, prepare
 from retain.launchers.planning.opened_study import check_loggers, check_name, claim_name
 from retain.results.analysis.axes import RECIPE
@@ -224,20 +224,16 @@ def _base(file: StudyFile) -> Fields:
     held = [corpus["heldout"] for corpus in corpora if isinstance(corpus.get("heldout"), dict)]
     for section in (*corpora, *held):
         if isinstance(files := section.get("files"), str):
-            section["files"] = _absolute(files, file)
+            section["files"] = absolute(files, file.folder)
         elif files is not None:
-            section["files"] = [_absolute(name, file) for name in files]
+            section["files"] = [absolute(name, file.folder) for name in files]
     for task in fields.get("evaluate", {}).get("tasks", {}).values():
         if task.get("path"):
-            task["path"] = _absolute(task["path"], file)
+            task["path"] = absolute(task["path"], file.folder)
     for section in (*corpora, fields.get("tokenizer") or {}, fields["model"]):
         if section.get("hf") and (place := local_folder(section["hf"], file.folder, "hf: ")) is not None:
             section["hf"] = str(place.absolute())
     return fields
-
-
-def _absolute(name: str, file: StudyFile) -> str:
-    return str(file.folder / expanded(name, file.folder))
 
 
 def _write(path: Path, head: str, fields: Fields) -> None:

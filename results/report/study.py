@@ -15,7 +15,7 @@ from retain.sweeps.schema.models import parameters
 from retain.sweeps.schema.read import AnyStudy, StudyFile
 from retain.sweeps.schema.section import STAGE_KINDS, is_metric, without_value
 from retain.sweeps.schema.study import Study
-from retain.sweeps.tree.data_facts import CheckpointFacts, Facts, checkpoint_of
+from retain.sweeps.tree.data_facts import CheckpointFacts, Facts, checkpoint_of, reading_remarks
 
 GENERAL_QUESTION = (
     "What does a model still know after its next fine-tuning, and which upstream choices (here: what it was pretrained "
@@ -104,12 +104,16 @@ def _model_text(study: Study, facts: Facts) -> str:
 
 
 def corpora(file: StudyFile, facts: Facts) -> Table:
-    """The source and the size of each corpus; the size is unknown until the corpus is prepared."""
+    """The source and the size of each corpus, and what was skipped; known once the corpus is prepared."""
     rows: Rows = []
     for (name, length), known in facts.corpora.items():
         amounts = ["not prepared" if size is None else size * length for size in (known.train, known.heldout)]
-        rows.append([name, file.study.corpora[name].source, *amounts])
-    return table("corpora", "Corpora", ("corpus", "source", "training tokens", "held-out tokens"), rows)
+        read = known.reading
+        counts = ["", "", ""] if read is None else [read.documents, round(read.tokens_per_document, 1), read.duplicates]
+        remarks = "" if read is None else "; ".join(reading_remarks(read))
+        rows.append([name, file.study.corpora[name].source, *amounts, *counts, remarks])
+    columns = ("corpus", "source", "training tokens", "held-out tokens", "documents", "tokens each", "exact copies")
+    return table("corpora", "Corpora", (*columns, "notes"), rows)
 
 
 def budgets(file: StudyFile) -> Table:

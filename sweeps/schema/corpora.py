@@ -21,7 +21,7 @@ from retain.sweeps.schema.validation_messages import validate
 
 
 def check_paths(value: Any) -> Any:
-    """One path or a list of paths. Raises ValueError."""
+    """One path or URL, or a list of them. Raises ValueError."""
     if value == []:
         raise ValueError("the list is empty; name a path, a folder or a pattern")
     if value is not None and not all(isinstance(path, str) for path in read_list(value)):
@@ -29,7 +29,8 @@ def check_paths(value: Any) -> Any:
             f"expected a path or a list of paths (got {shown_value(value)}); quote a path that is a number"
         )
     for path in read_list(value) if value is not None else ():
-        check_path(path)
+        if "://" not in path:
+            check_path(path)
     return value
 
 
@@ -88,8 +89,9 @@ class Corpus(Section):
     package: str | None = None
     """A corpus that installed Python packages ship: docstrings, instructions, music21 or chemicals."""
     files: Paths | None = None
-    """Paths, folders or glob patterns of text, jsonl, json or parquet files, plain or compressed with gzip, zstd or bzip2.
-    Relative paths start at the folder of the study file. Hidden files are left out unless a pattern names them."""
+    """Paths, folders, URLs (s3://, gs://, hf://, https://) or glob patterns of text, jsonl, json, csv, parquet or arrow files.
+    All but the last two may be compressed with gzip, zstd or bzip2. `~` and `$VARIABLES` are replaced, and relative paths start
+    at the folder of the study file. Hidden files are left out unless a pattern names them."""
     hf: PathText | None = None
     """The id of a Hugging Face data set, a local data set folder, or the format in which `datasets` reads `files`."""
     config: str | None = None
@@ -99,8 +101,8 @@ class Corpus(Section):
     split: str = "train"
     """The split of the Hugging Face data set. The default is the name that most data sets use."""
     text: str = "text"
-    """The field of a record that holds the document, in jsonl, json, parquet and Hugging Face sources; `meta.body` is a field
-    of an object. The default is the name that most data sets use."""
+    """The field of a record that holds the document, in all sources but plain text; `meta.body` is a field of an object. The
+    default is the name that most data sets use."""
     template: str | None = None
     """How to join several fields of a record into a document, such as "{inputs}\\n{targets}". Replaces `text`."""
     prompt: str | None = None
@@ -128,6 +130,11 @@ class Corpus(Section):
     """The share of documents in the held-out split, chosen by their hash: never trained on, only evaluated on. The default is
     meant for small corpora; large ones need less. `{split: validation}` or `{files: ...}` names a split that the corpus brings
     along; no corpus of the study trains on an exact copy of a document in it."""
+
+    dedupe: Literal["exact", "near"] = "exact"
+    """Which copies of documents are dropped: exact ones, or also near ones (MinHash): training documents that are near copies
+    of a held-out document of any corpus that is trained on, or of an earlier training document. The held-out split is the same
+    for both. The default takes no time; near compares every document, and reads each corpus twice."""
 
     @property
     def responses_only(self) -> bool:

@@ -1,14 +1,57 @@
 """The fingerprints and sizes of the data, which planning needs. They are final once `retain data` has run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from retain.sweeps.base.units import counted
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.models import Model
 
 UNPREPARED = "unprepared:"
 """The prefix of the provisional fingerprint of an unprepared corpus."""
+
+
+SHOWN = 3
+"""Hidden files that are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Counts over what was read of a corpus's source: up to its token budget, or to its end."""
+
+    documents: int
+    """Documents of both splits, each once."""
+    tokens: int
+    """Tokens of these documents, with the end of text of each."""
+    duplicates: int = 0
+    """Exact copies of an earlier document, or of one that is held out."""
+    withheld: int = 0
+    """Documents that are in neither split, because another corpus of the study may hold out the same text."""
+    null: int = 0
+    """Records whose text is null."""
+    empty: int = 0
+    """Records whose text is empty or blank."""
+    replaced: int = 0
+    """Documents with halves of characters (lone surrogates), which were replaced by U+FFFD."""
+    hidden: Sequence[str] = ()
+    """The names of hidden files and folders that were left out."""
+    near: int | None = None
+    """With `dedupe: near`, near copies of an earlier training document that were dropped. Otherwise the documents of a sample
+    that have a near copy in it. None if it was not counted."""
+    leaked: int = 0
+    """With `dedupe: near`, near copies of a held-out document that were dropped."""
+    sampled: int = 0
+    """The documents in that sample; 0 with `dedupe: near`, which compares all."""
+
+    @property
+    def tokens_per_document(self) -> float:
+        return self.tokens / self.documents if self.documents else 0.0
+
+    @property
+    def skipped(self) -> int:
+        """Documents and records that were skipped, exact copies aside."""
+        return self.withheld + self.null + self.empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +76,8 @@ class CorpusFacts:
     """The number of sequences in the held-out split; None while the corpus is unprepared."""
     values: HeldoutValues | None = None
     """Its values; None without `by`, and until they are prepared."""
+    reading: Reading | None = None
+    """What came of reading it; None while it is unprepared, and if it was prepared by an earlier version."""
 
     @property
     def prepared(self) -> bool:
@@ -106,3 +151,30 @@ class Facts:
         """Whether all corpora and checkpoints are prepared. Until then, stage keys are provisional."""
         corpora, checkpoints = self.corpora.values(), self.checkpoints.values()
         return all(one.prepared for one in corpora) and all(one.prepared for one in checkpoints)
+
+
+def reading_remarks(reading: Reading) -> list[str]:
+    """What a reader of a corpus should know, one clause each: what was skipped, replaced and left out, and near copies."""
+    remarks = []
+    if reading.null:
+        remarks.append(f"skipped {counted(reading.null, 'record')} whose text is null")
+    if reading.empty:
+        remarks.append(f"skipped {counted(reading.empty, 'empty document')}")
+    if reading.withheld:
+        remarks.append(f"skipped {counted(reading.withheld, 'document')} that another corpus holds out")
+    if reading.replaced:
+        remarks.append(f"replaced halves of characters in {counted(reading.replaced, 'document')}")
+    if names := list(reading.hidden):
+        more = ", ..." if len(names) > SHOWN else ""
+        remarks.append(f"left out {counted(len(names), 'hidden file')}: {', '.join(names[:SHOWN])}{more}")
+    return remarks + _near_remarks(reading)
+
+
+def _near_remarks(reading: Reading) -> list[str]:
+    if reading.near is None:
+        return []
+    if reading.sampled:
+        share = reading.near / reading.sampled
+        return [f"{share:.1%} of documents have a near copy ({reading.near:,} of {reading.sampled:,} sampled)"]
+    words = counted(reading.near, "near copy", "near copies")
+    return [f"dropped {words} of training documents and {reading.leaked:,} of held-out documents"]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from retain.datamodules.corpora.overlap.minhash import near_duplicates, signature
+from retain.datamodules.corpora.near.minhash import signature
+from retain.datamodules.corpora.overlap.duplicates import near_duplicates
 from retain.datamodules.corpora.overlap.ngrams import LARGEST_VOCABULARY, NgramModel, Trigrams, divergence, trigrams
 from retain.datamodules.corpora.packing import PackedCorpus
 from retain.datamodules.corpora.tokenizer import Tokenizer

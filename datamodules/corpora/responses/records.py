@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from retain.datamodules.corpora.reading.templates import Template, check_text, field_value
 from retain.datamodules.corpora.responses.chat import ChatTemplate
 from retain.datamodules.corpora.responses.marked import Document, Marked
-from retain.datamodules.corpora.templates import Template, check_text, field_value
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import template_pieces
@@ -24,8 +24,8 @@ class RecordReader(Protocol):
         """Raise StudyError if a record lacks a field, whatever is in the fields."""
         ...
 
-    def join(self, record: object, where: str) -> Document:
-        """Return the document that a record holds; empty text for none.
+    def join(self, record: object, where: str) -> Document | None:
+        """Return the document that a record holds; None if a field is null, empty text for none.
 
         where: the record's source, for error messages. Raises StudyError if a field is missing or cannot be used.
         """
@@ -47,8 +47,10 @@ class PromptAndResponse:
         self.prompt.check(record, where)
         self.response.check(record, where)
 
-    def join(self, record: object, where: str) -> Document:
+    def join(self, record: object, where: str) -> Document | None:
         prompt, response = self.prompt.join(record, where), self.response.join(record, where)
+        if prompt is None or response is None:
+            return None
         return Marked(prompt + response, ((len(prompt), len(prompt) + len(response)),), rendered=False)
 
 
@@ -67,10 +69,12 @@ class Conversations:
     def check(self, record: object, where: str) -> None:
         field_value(record, self.field, where, "messages")
 
-    def join(self, record: object, where: str) -> Document:
+    def join(self, record: object, where: str) -> Document | None:
         messages = field_value(record, self.field, where, "messages")
+        if messages is None:
+            return None
         if isinstance(messages, str) or not isinstance(messages, list):
-            found = "null" if messages is None else "text" if isinstance(messages, str) else type(messages).__name__
+            found = "text" if isinstance(messages, str) else type(messages).__name__
             raise StudyError(
                 f"{where}: field {self.field!r} is {found}, expected a list of messages; correct `messages:` in the "
                 "corpus, or fix the record"
@@ -96,6 +100,13 @@ class Conversations:
                 )
             check_text(message[name], name, where, "fix or remove the record")
         return {str(name): value for name, value in message.items() if value is not None}
+
+
+def document_of(reader: RecordReader, record: object, where: str) -> Document | None:
+    """Return the document of a record; None for null, empty text for a record without fields. Raises as `join` does."""
+    if record is None:
+        return None
+    return reader.join(record, where) if record != {} else ""
 
 
 def record_reader(corpus: Corpus, chat: ChatTemplate | None) -> RecordReader:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from retain.datamodules.corpora.documents import document_hash, read_documents
 from retain.datamodules.corpora.hub import pinned
 from retain.datamodules.corpora.packing import Division, PackedCorpus
+from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.chat import ChatTemplate, find_chat_template
 from retain.datamodules.corpora.responses.marked import Document, text_of
 from retain.datamodules.corpora.sources import corpora_with_splits, naming_corpus, tokenizer_settings, withheld_share
@@ -19,16 +20,21 @@ def pinned_corpus(file: StudyFile, name: str) -> Corpus:
         return pinned(file.study.corpora[name], file.folder)
 
 
-def corpus_documents(file: StudyFile, name: str, corpus: Corpus, heldout: bool = False) -> Iterator[Document]:
-    """Yield the documents of a corpus, or of its held-out split. Raises StudyError or MissingResourceError that name it."""
+def corpus_documents(
+    file: StudyFile, name: str, corpus: Corpus, heldout: bool = False, tally: Tally | None = None
+) -> Iterator[Document]:
+    """Yield the documents of a corpus, or of its held-out split. Raises StudyError or MissingResourceError that name it.
+
+    tally: see `read_documents`.
+    """
     with naming_corpus(file, name, heldout):
-        yield from read_documents(corpus, file.folder, chat_template(file, corpus))
+        yield from read_documents(corpus, file.folder, chat_template(file, corpus), tally)
 
 
-def corpus_division(file: StudyFile, name: str, corpus: Corpus) -> Division:
-    """Return how the documents of a corpus are divided. corpus: the same, pinned."""
+def corpus_division(file: StudyFile, name: str, corpus: Corpus, tally: Tally | None = None) -> Division:
+    """Return how the documents of a corpus are divided. corpus: the same, pinned. tally: see `read_documents`."""
     held = corpus.heldout_corpus
-    own = () if held is None else corpus_documents(file, name, held, heldout=True)
+    own = () if held is None else corpus_documents(file, name, held, heldout=True, tally=tally)
     return Division(corpus.heldout_share, withheld_share(file), own, heldout_hashes(file, without=name))
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from retain.datamodules.corpora.reading.templates import field_value
 from retain.datamodules.corpora.responses.marked import Document
 from retain.datamodules.corpora.responses.records import RecordReader
-from retain.datamodules.corpora.templates import field_value
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.units import shortened
 
@@ -34,7 +34,7 @@ class ValueReader:
     def check(self, record: object, where: str) -> None:
         self.reader.check(record, where)
 
-    def join(self, record: object, where: str) -> Document:
+    def join(self, record: object, where: str) -> Document | None:
         document = self.reader.join(record, where)
         self.value = self._value(record, where)
         return document

@@ -14,6 +14,7 @@ from retain.launchers.planning.power import PowerPlan
 from retain.sweeps.base.units import counted, format_bytes, format_size
 from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.schema.section import value_name
+from retain.sweeps.tree.data_facts import Reading, reading_remarks
 
 
 def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
@@ -117,6 +118,8 @@ def data_document(opened: OpenedStudy) -> dict[str, Any]:
             "fingerprint": facts.fingerprint,
             "train_tokens": (facts.train or 0) * length,
             "heldout_tokens": (facts.heldout or 0) * length,
+            "reading": _reading(facts.reading),
+            "remarks": [] if facts.reading is None else reading_remarks(facts.reading),
         }
         | ({"values": list(facts.values.names)} if facts.values else {})
         for (name, length), facts in opened.facts.corpora.items()
@@ -140,12 +143,24 @@ def data_document(opened: OpenedStudy) -> dict[str, Any]:
     }
 
 
+def _reading(reading: Reading | None) -> dict[str, Any] | None:
+    if reading is None:
+        return None
+    return asdict(reading) | {"tokens_per_document": round(reading.tokens_per_document, 1)}
+
+
 def print_data(document: Mapping[str, Any]) -> None:
-    """Print a line for each checkpoint, and a row for each corpus."""
-    table = new_table("corpus", "sequence length", "training tokens", "held-out tokens", "fingerprint")
+    """Print a line for each checkpoint, a row for each corpus, and what was skipped while it was read."""
+    table = new_table(
+        *("corpus", "length", "training tokens", "held-out tokens", "documents", "tokens each", "exact copies"),
+        "fingerprint",
+    )
+    remarks = {}
     for corpus in document["corpora"]:
+        reading, remarks[corpus["name"]] = corpus["reading"], corpus["remarks"]
         counts = (f"{corpus['sequence_length']:,}", f"{corpus['train_tokens']:,}", f"{corpus['heldout_tokens']:,}")
-        table.add_row(corpus["name"], *counts, corpus["fingerprint"])
+        read = (f"{reading[name]:,}" for name in ("documents", "tokens_per_document", "duplicates")) if reading else ()
+        table.add_row(corpus["name"], *counts, *(read or ("", "", "")), corpus["fingerprint"])
     console = open_console()
     for one in document["checkpoints"]:
         title = FAMILIES[one["family"]].title
@@ -156,6 +171,9 @@ def print_data(document: Mapping[str, Any]) -> None:
         if values := corpus.get("values"):
             parts = (value_name(corpus["name"], value) for value in values)
             print_line(console, f"losses by value: {', '.join(parts)}")
+    for name, words in remarks.items():
+        if words:
+            print_line(console, f"{name}: {'; '.join(words)}")
 
 
 def _axes_line(study: PlannedStudy, named: bool) -> str:

@@ -25,7 +25,7 @@ from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.data_facts import CheckpointFacts, checkpoint_of
-from tests.datamodules.corpora.test_refused_files import not_root
+from tests.datamodules.corpora.reading.test_refused_files import not_root
 from tests.families import tiny_checkpoint, tiny_tokenizer
 from tests.studies import tiny_study
 

@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from retain.datamodules.corpora.overlap.minhash import near_duplicates, shingles, signature
+from retain.datamodules.corpora.near.minhash import shingles, signature
+from retain.datamodules.corpora.overlap.duplicates import near_duplicates
 from retain.datamodules.corpora.overlap.ngrams import NgramModel, Trigrams, divergence, trigrams
 
 END, VOCABULARY = 0, 12

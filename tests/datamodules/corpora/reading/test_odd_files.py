@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain.datamodules.corpora.documents import read_documents, source_identity
-from retain.datamodules.corpora.files import text_documents
+from retain.datamodules.corpora.reading.files import text_documents
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.tree.keys import canonical
 
@@ -43,6 +44,14 @@ def array(*texts: Any, **form: Any) -> bytes:
 def parquet(columns: Any, *names: str) -> bytes:
     table = pyarrow.table(columns) if not names else pyarrow.Table.from_arrays(columns, list(names))
     pyarrow.parquet.write_table(table, made := BytesIO())
+    return made.getvalue()
+
+
+def arrow(columns: Any, stream: bool = False) -> bytes:
+    table = pyarrow.table(columns)
+    write_to = pyarrow.ipc.new_stream if stream else pyarrow.ipc.new_file
+    with write_to(made := BytesIO(), table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
     return made.getvalue()
 
 
@@ -142,6 +151,39 @@ READ: dict[str, tuple[Files, dict[str, Any], list[str]]] = {
         ["a", "b"],
     ),
     "null, NaN and lists in other fields": ({"a.jsonl": b'{"x": null, "y": NaN, "z": [1], "text": "a"}'}, {}, ["a"]),
+    # csv
+    **{
+        f"csv, {kind}": ({"a.CSV": text.encode(encoding)}, {"files": "a.CSV"} | fields, documents)
+        for kind, text, encoding, fields, documents in (
+            ("plain", "id,text\n1,a\n2,b\n", "utf-8", {}, ["a", "b"]),
+            ("a byte-order mark", "text\né\n", "utf-8-sig", {}, ["é"]),
+            ("UTF-16", "text\né\n", "utf-16", {}, ["é"]),
+            ("CRLF", "id,text\r\n1,a\r\n\r\n2,b\r\n", "utf-8", {}, ["a", "b"]),
+            ("quoted line ends", 'text,id\r\n"a\r\n\r\nb",1\r\n"c",2', "utf-8", {}, ["a\n\nb", "c"]),
+            ("quotes in quotes", 'text\n"a ""b"", c"\n', "utf-8", {}, ['a "b", c']),
+            ("semicolons", "id;text\n1;a, b\n", "utf-8", {}, ["a, b"]),
+            ("tabs", "id\ttext\n1\ta; b\n", "utf-8", {}, ["a; b"]),
+            ("numbers", "text\n5\n", "utf-8", {}, ["5"]),
+            ("a template", "q;a\nwhy;so\n", "utf-8", {"template": "{q}? {a}"}, ["why? so"]),
+            ("a giant value", f'text\n"{LONG}"\n', "utf-8", {}, [LONG]),
+            ("a dotted column", "meta.body\na\n", "utf-8", {"text": "meta.body"}, ["a"]),
+        )
+    },
+    "compressed csv": ({"a.csv.gz": gzip.compress(b"text\na\n")}, {"files": "a.csv.gz"}, ["a"]),
+    # Arrow
+    **{
+        f"an Arrow {kind}": (
+            {"a.arrow": arrow({"n": [1, 2], "text": ["a", "b"]}, stream)},
+            {"files": "a.arrow"},
+            ["a", "b"],
+        )
+        for kind, stream in (("file", False), ("stream", True))
+    },
+    "a field of an Arrow struct": (
+        {"a.Arrow": arrow({"meta": [{"body": "a"}]})},
+        {"files": "a.Arrow", "text": "meta.body"},
+        ["a"],
+    ),
     # Sizes
     "one giant line": ({"a.jsonl": lines(LONG)}, {}, [LONG]),
     "one giant document": ({"a.txt": LONG.encode()}, {"files": "a.txt"}, [LONG]),

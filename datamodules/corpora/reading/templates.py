@@ -1,13 +1,9 @@
 """Join the fields of a record into one document."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from retain.sweeps.base.errors import StudyError
-
-HALF_A_PAIR = re.compile("[\ud800-\udfff]")
-"""A lone surrogate, as JSON can write it; no text in UTF-8 holds one."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +25,20 @@ class Template:
         for field in self.fields:
             field_value(record, field, where, self.setting)
 
-    def join(self, record: object, where: str) -> str:
-        """Return the document that a record holds.
+    def join(self, record: object, where: str) -> str | None:
+        """Return the document that a record holds; None if a field is null.
 
         where: the record's source, for error messages. Raises StudyError if a field is missing or is not text.
         """
-        values = {field: self._text(record, field, where) for field in self.fields}
-        return "".join(text + (values[field] if field is not None else "") for text, field in self.pieces)
+        values: dict[str | None, str] = {None: ""}
+        for field in self.fields:
+            value = field_value(record, field, where, self.setting)
+            if value is None:
+                return None
+            values[field] = self._text(value, field, where)
+        return "".join(text + values[field] for text, field in self.pieces)
 
-    def _text(self, record: object, field: str, where: str) -> str:
-        value = field_value(record, field, where, self.setting)
+    def _text(self, value: object, field: str, where: str) -> str:
         if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             raise StudyError(
                 f"{where}: field {field!r} is a list of messages, expected text; write `messages: {field}` in the corpus "
@@ -66,14 +66,10 @@ def field_value(record: object, field: str, where: str, setting: str) -> object:
 
 
 def check_text(value: object, field: str, where: str, cure: str) -> str:
-    """Return the text that a field holds. Raises StudyError if it is something else, or holds half of a character."""
+    """Return the text that a field holds. Raises StudyError if it is something else."""
     if not isinstance(value, str):
         found = "null" if value is None else f"of type {type(value).__name__}"
         raise StudyError(f"{where}: field {field!r} is {found}, expected text; {cure}")
-    if not value.isascii() and (half := HALF_A_PAIR.search(value)):
-        raise StudyError(
-            f"{where}: field {field!r} holds \\u{ord(half[0]):04x}, which is half of a character; fix or remove the record"
-        )
     return value
 
 

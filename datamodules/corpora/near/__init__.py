@@ -1,0 +1,1 @@
+"""Near copies of documents: dropped with `dedupe: near`, estimated without."""

@@ -1,0 +1,1 @@
+"""Documents and records out of files, URLs and installed packages."""

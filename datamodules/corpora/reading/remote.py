@@ -1,0 +1,184 @@
+"""Files at URLs, such as s3://, gs://, hf:// and https://, through fsspec."""
+
+import contextlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
+
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+"""The extra that installs what reads a kind of URL. What reads http, https and hf comes with `datasets`."""
+HTTP = ("http", "https")
+VERSIONS = (
+    *("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "blob_id"),
+    *("Last-Modified", "LastModified", "last_modified", "mtime", "created"),
+)
+"""The fields by which file systems say that a file has changed, the surest first."""
+STALLED_S = 300.0
+"""Seconds without data after which a server counts as gone. The library's limit is for a whole file, however long."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file at a URL."""
+
+    url: str
+    size: int | None
+    """In bytes; None if the server does not say."""
+    version: str
+    """What changes with the content: an etag or a time of modification; empty if the server does not say."""
+    system: Any = field(compare=False, repr=False)
+    """The file system of fsspec."""
+    place: str
+    """The path in this file system."""
+
+    @property
+    def path(self) -> PurePosixPath:
+        """The path of the URL, for names and suffixes."""
+        is_http = self.url.startswith(("http:", "https:"))
+        return PurePosixPath(unquote(urlsplit(self.url).path) if is_http else self.place)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix
+
+    @property
+    def suffixes(self) -> list[str]:
+        return self.path.suffixes
+
+    def __str__(self) -> str:
+        return self.url
+
+    def open(self) -> BinaryIO:
+        """Open the file for reading from its beginning to its end."""
+        # Not every server sends a part of a file, so a file of http is read as one stream.
+        options = {"block_size": 0} if self.url.startswith(("http:", "https:")) else {}
+        return cast(BinaryIO, self.system.open(self.place, "rb", **options))
+
+    @contextlib.contextmanager
+    def seekable(self) -> Iterator[BinaryIO]:
+        """Open the file for reading in any order; a file of http is copied to a temporary file."""
+        with self.open() as stream:
+            if not self.url.startswith(("http:", "https:")):
+                yield stream
+                return
+            with tempfile.TemporaryFile() as copy:
+                shutil.copyfileobj(stream, copy)
+                copy.seek(0)
+                yield cast(BinaryIO, copy)
+
+
+def url_kind(pattern: str) -> str | None:
+    """Return the kind of a URL, such as s3, in small letters; None for a path."""
+    match = URL.match(pattern)
+    return match[1].lower() if match else None
+
+
+def find_remote(pattern: str, hidden: list[str]) -> list[RemoteFile]:
+    """Return the files at a URL, below a folder's URL, or that match a URL with a glob pattern, sorted by URL.
+
+    hidden: gets the hidden files that are left out, as `find_files` leaves them out. Raises StudyError if nothing reads this
+    kind of URL, MissingResourceError if there is no file, or the server does not answer.
+    """
+    system, place = _file_system(pattern)
+    try:
+        system.invalidate_cache()
+        found = _matching(system, place, url_kind(pattern) in HTTP)
+        files = [_file(system, path, info) for path, info in sorted(found.items())]
+    except FileNotFoundError as error:
+        # The library says it of every answer of a server, and of no answer.
+        if (cause := error.__cause__) is not None and getattr(cause, "status", None) not in (404, 410):
+            raise unreachable(pattern, cause) from error
+        files = []
+    except Exception as error:  # each file system has classes of its own
+        raise unreachable(pattern, error) from error
+    shown = [file for file in files if not _is_hidden(file.place, place)]
+    hidden += [file.name for file in files if file not in shown]
+    if not shown:
+        raise MissingResourceError(f"files: no file matches {pattern}; correct the URL")
+    return shown
+
+
+def unreachable(url: str, error: BaseException) -> MissingResourceError:
+    """The error for a URL that cannot be read."""
+    reason = " ".join(str(error).split())[:200]
+    return MissingResourceError(
+        f"files: {url} cannot be read ({type(error).__name__}: {reason}); check the URL, the network and your credentials, "
+        "or use a local copy"
+    )
+
+
+def _file_system(pattern: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    import fsspec
+
+    kind = url_kind(pattern)
+    assert kind is not None
+    if "::" in pattern:
+        raise StudyError(f"files: {pattern} is a chain of URLs; unpack the archive, and name its files")
+    options: dict[str, Any] = {}
+    if kind in HTTP:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALLED_S)
+        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
+    try:
+        system, place = fsspec.core.url_to_fs(pattern, **options)
+    except ImportError as error:
+        if kind in EXTRAS:
+            cure = f"run `pip install 'retain-lm[{EXTRAS[kind]}]'`"
+        else:
+            cure = f"install it ({' '.join(str(error).split())})"
+        raise MissingResourceError(f"files: {pattern} needs a package that is not installed; {cure}") from error
+    except RetainError:
+        raise
+    except Exception as error:
+        if "Protocol not known" in str(error):
+            raise StudyError(
+                f"files: {pattern}: nothing reads {kind}://; name files by a path, or by s3://, gs://, hf:// or https://"
+            ) from None
+        raise unreachable(pattern, error) from error
+    return system, str(place)
+
+
+def _matching(system: Any, place: str, is_http: bool) -> dict[str, Any]:
+    """The files of a pattern, by path, with what the file system says of each."""
+    if re.search(r"[*\[]" if is_http else r"[*?\[]", place):
+        matches: dict[str, Any] = system.glob(place, detail=True)
+    elif is_http and place.endswith("/"):
+        matches = system.find(place, detail=True)
+    else:
+        matches = {place: system.info(place)}
+    found: dict[str, Any] = {}
+    for path, info in matches.items():
+        if info.get("type") == "directory":
+            found |= system.find(path, detail=True)
+        else:
+            found[path] = info
+    return {path: info for path, info in found.items() if info.get("type") != "directory"}
+
+
+def _file(system: Any, path: str, info: dict[str, Any]) -> RemoteFile:
+    if info.get("size") is None or not any(info.get(name) for name in VERSIONS):
+        info = system.info(path)  # listings of http say neither
+    version = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
+    return RemoteFile(str(system.unstrip_protocol(path)), info.get("size"), version, system, path)
+
+
+def _is_hidden(path: str, pattern: str) -> bool:
+    """Whether a path has a hidden name below the part that a pattern spells out, and the pattern names no hidden file."""
+    spelled = re.split(r"[*?\[]", pattern, maxsplit=1)[0].rpartition("/")[0] if "*" in pattern else pattern
+    if any(part.startswith(".") for part in pattern.removeprefix(spelled).split("/")):
+        return False
+    return any(part.startswith(".") for part in path.removeprefix(spelled).split("/"))
