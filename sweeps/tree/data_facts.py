@@ -48,11 +48,6 @@ class Reading:
     def tokens_per_document(self) -> float:
         return self.tokens / self.documents if self.documents else 0.0
 
-    @property
-    def skipped(self) -> int:
-        """Documents and records that were skipped, exact copies aside."""
-        return self.withheld + self.null + self.empty
-
 
 @dataclass(frozen=True, slots=True)
 class HeldoutValues:
