@@ -15,6 +15,7 @@ from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_text
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.section import FISHER, FURTHER, LOSSES, STAGE_KINDS, loss_name, stage_kind, unknown_loss
+from retain.sweeps.tree.cost import parameters_by_root
 from retain.sweeps.tree.evaluation import TUNE, role_of
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.measures import asked_evaluations, corpora_after, evaluation_of, task_evaluation_of
@@ -80,6 +81,7 @@ def trial_rows(
                 raise
             damaged[key] = damaged_state(error)
     measures: Measured = {}
+    sizes = parameters_by_root(tree)
     rows = []
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
@@ -99,6 +101,8 @@ def trial_rows(
             "tokens": tokens,
             "losses": own,
         }
+        if sizes:
+            row["parameters"] = sizes[trial.path[0]]
         if any(tree.tasks.values()):
             row["measures"] = _trial_measures(tree, trial, store, measures, damaged)
         rows.append(row)
