@@ -32,6 +32,8 @@ SOURCES: Mapping[str, str] = {
     **dict.fromkeys(("5a", "5b", "5c"), "Figure 7"),
     **dict.fromkeys(("6a", "6b"), OURS),
     **dict.fromkeys(("7a", "7b"), "Bethune et al., arXiv 2502.06042"),
+    **dict.fromkeys(("8a", "8b"), "Kotha & Liang, arXiv 2603.04964"),
+    "8c": OURS,
 }
 """Where the paper makes each claim, or which other paper does."""
 

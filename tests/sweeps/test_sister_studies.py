@@ -1,9 +1,11 @@
 """The studies of other papers: each has the design that its claims need, and trains what its trials share once."""
 
+import json
 from collections import Counter
 
 import pytest
 
+from retain.results.analysis.sisters.replay_schedules import cell_of
 from tests.sweeps.test_studies import fields_of, planned
 
 
@@ -22,7 +24,7 @@ def test_every_fine_tuning_of_a_model_starts_from_its_one_pretraining(name: str,
 MOST_TOKENS = 20e6
 
 
-@pytest.mark.parametrize("name", ["laptop-forgetting-law"])
+@pytest.mark.parametrize("name", ["laptop-forgetting-law", "laptop-replay-schedules"])
 def test_a_twin_trains_in_about_a_quarter_of_an_hour_on_two_cores(name: str) -> None:
     """About 20,000 tokens a second."""
     file, tree = planned(name)
@@ -36,3 +38,50 @@ def test_one_percent_is_a_share_that_the_law_of_forgetting_is_measured_at(name: 
     file, _ = planned(name)
     (share,) = (axis for axis in file.axes if axis.endswith(".share"))
     assert {0, 0.01} < set(file.values(share))
+
+
+@pytest.mark.parametrize("name", ["replay-schedules", "laptop-replay-schedules"])
+def test_the_phases_of_every_run_have_the_lengths_and_the_rare_data_that_its_name_says(name: str) -> None:
+    """Phase 2 is the last g · a / (1 - r) of the run, and holds the share a of the rare data, in whole passes."""
+    file, tree = planned(name)
+    length = fields_of(file).sequence_length
+    whole = fields_of(file).pretrain.tokens // length
+    rare = min(
+        part["distinct"]
+        for stage in tree.stages.values()
+        for part in json.loads(stage.recipe).get("mix", [])
+        if stage.stage == "pretrain"
+    )
+    passes = {"replay-schedules": 32, "laptop-replay-schedules": 4}[name]
+    for trial in tree.trials:
+        cell = cell_of({"axes": trial.axes})
+        assert cell is not None
+        recipes = {tree.stages[key].stage: json.loads(tree.stages[key].recipe) for key in trial.path}
+        own = rare * cell.rare
+        late, early = passes * own * cell.late, passes * own * (1 - cell.late)
+        phase = late / (1 - cell.replay)
+        assert sum(recipe["sequences"] for recipe in recipes.values()) == whole
+        mixed = recipes["pretrain"].get("mix", [])
+        if cell.schedule == "continued":
+            assert list(recipes) == ["pretrain"]
+            ends = {tuple(part["window"]): part["sequences"] for part in mixed}
+            assert ends.pop((round(whole - phase), whole)) == late
+            assert ends == ({(0, round(whole - phase)): early} if early else {})
+        else:
+            assert recipes["phase2"]["sequences"] == pytest.approx(phase, abs=1)
+            assert recipes["phase2"]["distinct"] == own
+            assert sum(part["sequences"] for part in mixed) == early
+            replayed = sum(part["sequences"] for part in recipes["phase2"].get("mix", []))
+            assert replayed == pytest.approx(phase - late, abs=1)
+            assert all(part["first"] == recipes["pretrain"]["distinct"] for part in recipes["phase2"].get("mix", []))
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrainings", "trials"), [("replay-schedules", 51, 54), ("laptop-replay-schedules", 60, 66)]
+)
+def test_restarted_runs_with_a_phase_1_of_the_same_length_and_text_share_it(
+    name: str, pretrainings: int, trials: int
+) -> None:
+    _, tree = planned(name)
+    assert len(tree.trials) == trials
+    assert Counter(stage.stage for stage in tree.stages.values())["pretrain"] == pretrainings

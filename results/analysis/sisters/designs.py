@@ -3,12 +3,13 @@
 import re
 from collections.abc import Collection, Iterable
 
-from retain.results.analysis.axes import axis_names
-from retain.results.store.loss_table import Row
+from retain.results.analysis.axes import RATE
 
 TOKENS = "finetune.tokens"
 SHARE = re.compile(r"finetune\.mix\.([^.]+)\.share")
 """The axis of the share of an earlier corpus in fine-tuning."""
+PHASES, BUDGET, PRETRAINING = "phases", "budget", "pretraining"
+"""Axes of cases whose names say what a case is: `continued a=0.5 r=0.75`, `600k`, and `specialised 600k`."""
 
 
 def share_axis(axes: Iterable[str]) -> str | None:
@@ -22,11 +23,11 @@ def is_forgetting_law(axes: Collection[str]) -> bool:
     return TOKENS in axes and share_axis(axes) is not None
 
 
+def is_overtrained(axes: Collection[str]) -> bool:
+    """Whether a study varies the tokens of pretraining and the rate of fine-tuning (arXiv 2503.19206)."""
+    return BUDGET in axes and RATE in axes
+
+
 def is_sister(axes: Collection[str]) -> bool:
     """Whether a study has the design of another paper, by the names of its axes."""
-    return is_forgetting_law(axes)
-
-
-def has_design(rows: Iterable[Row]) -> bool:
-    """Whether trials are of a study with the design of another paper."""
-    return is_sister(axis_names(rows))
+    return is_forgetting_law(axes) or is_overtrained(axes) or PHASES in axes or PRETRAINING in axes
