@@ -34,6 +34,8 @@ SOURCES: Mapping[str, str] = {
     **dict.fromkeys(("7a", "7b"), "Bethune et al., arXiv 2502.06042"),
     **dict.fromkeys(("8a", "8b"), "Kotha & Liang, arXiv 2603.04964"),
     "8c": OURS,
+    **dict.fromkeys(("9a", "9b"), "Springer et al., arXiv 2503.19206"),
+    **dict.fromkeys(("10a", "10b"), "Baek et al., arXiv 2603.16177"),
 }
 """Where the paper makes each claim, or which other paper does."""
 

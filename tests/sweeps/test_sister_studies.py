@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from retain.results.analysis.sisters.replay_schedules import cell_of
+from retain.sweeps.base.units import parse_size
 from tests.sweeps.test_studies import fields_of, planned
 
 
@@ -22,9 +23,10 @@ def test_every_fine_tuning_of_a_model_starts_from_its_one_pretraining(name: str,
 
 
 MOST_TOKENS = 20e6
+TWINS = ("laptop-forgetting-law", "laptop-replay-schedules", "laptop-overtrained", "laptop-specialised")
 
 
-@pytest.mark.parametrize("name", ["laptop-forgetting-law", "laptop-replay-schedules"])
+@pytest.mark.parametrize("name", TWINS)
 def test_a_twin_trains_in_about_a_quarter_of_an_hour_on_two_cores(name: str) -> None:
     """About 20,000 tokens a second."""
     file, tree = planned(name)
@@ -85,3 +87,39 @@ def test_restarted_runs_with_a_phase_1_of_the_same_length_and_text_share_it(
     _, tree = planned(name)
     assert len(tree.trials) == trials
     assert Counter(stage.stage for stage in tree.stages.values())["pretrain"] == pretrainings
+
+
+@pytest.mark.parametrize(("name", "budgets", "seeds"), [("overtrained", 6, 1), ("laptop-overtrained", 5, 5)])
+def test_all_numbers_of_tokens_share_one_trunk(name: str, budgets: int, seeds: int) -> None:
+    file, tree = planned(name)
+    counts = Counter(stage.stage for stage in tree.stages.values())
+    trunks = ["pretrain", *(f"trunk{number}" for number in range(2, budgets + 1))]
+    assert [counts[trunk] for trunk in trunks] == [seeds] * budgets
+    assert counts["decay"] == budgets * seeds
+    assert counts["finetune"] == counts["decay"] * len(file.values("finetune.lr"))
+
+
+@pytest.mark.parametrize(("name", "seeds"), [("specialised", 1), ("laptop-specialised", 5)])
+def test_each_kind_of_pretraining_has_one_trunk(name: str, seeds: int) -> None:
+    _, tree = planned(name)
+    counts = Counter(stage.stage for stage in tree.stages.values())
+    assert [counts[trunk] for trunk in ("pretrain", "trunk2", "trunk3")] == [2 * seeds] * 3
+    assert counts["decay"] == counts["adapt"] == 6 * seeds
+
+
+@pytest.mark.parametrize("name", ["overtrained", "laptop-overtrained", "specialised", "laptop-specialised"])
+def test_trunk_and_decay_train_on_the_tokens_that_the_case_says_and_read_no_general_text_twice(name: str) -> None:
+    file, tree = planned(name)
+    length = fields_of(file).sequence_length
+    for trial in tree.trials:
+        text = trial.axes.get("budget") or trial.axes["pretraining"].partition(" ")[2]
+        recipes = [json.loads(tree.stages[key].recipe) for key in trial.path[:-1]]
+        assert sum(recipe["sequences"] for recipe in recipes) == pytest.approx(parse_size(text) / length, rel=1e-3)
+        end = 0
+        for recipe in recipes:
+            assert recipe.get("first", 0) >= end
+            end = recipe.get("first", 0) + recipe["distinct"]
+        kind = trial.axes.get("pretraining", "")
+        mixed = [sum(part["sequences"] for part in recipe.get("mix", [])) / recipe["sequences"] for recipe in recipes]
+        share = {"specialised": 0.05, "laptop-specialised": 0.1}.get(name, 0) if kind.startswith("special") else 0
+        assert mixed == pytest.approx([share] * len(recipes), abs=2e-3)
