@@ -127,6 +127,8 @@ class Fit:
     seeds: int
     predictions: tuple[Prediction, ...]
     """One for each condition."""
+    at_limits: tuple[str, ...] = ()
+    """The constants at an end of their range: the law cannot follow the data there, and their intervals mean nothing."""
 
     @property
     def heldout_tokens(self) -> int:
@@ -188,7 +190,7 @@ def fit(found: Sequence[Condition], draws: int = DRAWS) -> Fit | None:
         )
         for one in found
     )
-    return Fit(law, _intervals(law, drawn, len(seeds)), len(seeds), predictions)
+    return Fit(law, _intervals(law, drawn, len(seeds)), len(seeds), predictions, _at_limits(law))
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,18 @@ class _Problem:
         _, factor, constant = self._linear(shape, forgotten)
         size, tokens = self.scale
         return Law(factor * size**alpha / tokens**beta, math.exp(log_b), alpha, beta, constant)
+
+
+def _at_limits(law: Law) -> tuple[str, ...]:
+    """The constants that are at an end of their range."""
+    exponents = {"α": law.alpha, "β": law.beta}
+    found = [name for name, value in exponents.items() if not 1e-3 < value < LARGEST_EXPONENT - 1e-3]
+    low, high = B_RANGE
+    return tuple(
+        name
+        for name in CONSTANTS
+        if name in found or (name == "A" and law.A == 0) or (name == "B" and not 1.01 * low < law.B < high / 1.01)
+    )
 
 
 def _intervals(law: Law, drawn: Sequence[Law], seeds: int) -> dict[str, tuple[float, float]]:

@@ -18,14 +18,14 @@ Point = TypeVar("Point", bound=Hashable)
 def losses_at(rows: Iterable[Row], corpus: str, point: Callable[[Row], Point | None]) -> dict[Point, dict[int, float]]:
     """The loss on a corpus after the last stage (nats per token), by point and seed; a point without results is empty.
 
-    point: what a trial is compared by; None leaves the trial out. Trials of one point and seed are averaged.
+    A study without a corpus of this name has no points. point: what a trial is compared by; None leaves the trial out. Trials
+    of one point and seed are averaged.
     """
     found: dict[Point, list[tuple[int, float]]] = {}
     for row in rows:
-        at = point(row)
-        if at is not None:
-            values = found.setdefault(at, [])
-            loss = row.get("losses", {}).get(chain_of(row)[-1], {}).get(corpus)
+        at, losses = point(row), row.get("losses", {}).get(chain_of(row)[-1], {})
+        if at is not None and corpus in losses:
+            values, loss = found.setdefault(at, []), losses[corpus]
             if loss is not None and math.isfinite(loss):
                 values.append((seed_of(row), float(loss)))
     return {

@@ -45,8 +45,14 @@ def law_in_words(found: Fit) -> str:
         how = f"; {LEVEL:.0%} intervals by a bootstrap over {found.seeds} seeds"
     else:
         parts, how = [f"{name} = {value:.3g}" for name, value in named], "; one seed has no intervals"
+    limits = (
+        f" At the end of their range, where the law cannot follow the losses and intervals mean nothing: "
+        f"{', '.join(found.at_limits)}."
+        if found.at_limits
+        else ""
+    )
     return (
-        f"Dashed: the law L_pt − L_pt⁰ = A · D^β / ((1 + B·p) · N)^α + E with {', '.join(parts)}{how}. Fine-tunings on "
+        f"Dashed: the law L_pt − L_pt⁰ = A · D^β / ((1 + B·p) · N)^α + E with {', '.join(parts)}{how}.{limits} Fine-tunings on "
         f"{format_size(found.heldout_tokens)} tokens were held out from the fit. The law predicts their L_pt with a mean "
         f"absolute error of {found.relative_error():.2%}, which is {found.error_of_forgetting():.0%} of their forgetting."
     )

@@ -19,3 +19,9 @@ def row(axes: Mapping[str, Any], losses: Mapping[str, Mapping[str, float | None]
         "tokens": 1 if done else None,
         "losses": {stage: dict(own) for stage, own in losses.items()},
     }
+
+
+def without_losses(row: Row) -> Row:
+    """A trial as before training."""
+    losses = {stage: dict.fromkeys(own) for stage, own in row["losses"].items()}
+    return {**row, "losses": losses, "tokens": None}

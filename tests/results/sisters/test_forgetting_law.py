@@ -198,3 +198,11 @@ def test_forgetting_below_zero_is_fitted_by_the_constant() -> None:
     found = fitted(law_rows(lambda size, tokens, share: -0.05))
     assert np.isfinite(found.law.constants).all()
     assert found.law.forgotten(1e6, 3e4, 0.01) == pytest.approx(-0.05, abs=1e-6)
+
+
+def test_a_constant_at_the_end_of_its_range_is_said_to_be_there() -> None:
+    """Larger models forget more here, which the law cannot say: α may not be below 0."""
+    found = fitted(law_rows(lambda size, tokens, share: 0.1 * (size / 1e6) * (tokens / 1e5) / (1 + 10 * share)))
+    assert set(found.at_limits) & {"α", "B"}
+    assert "At the end of their range" in law_in_words(found)
+    assert fitted(law_rows(exactly(planted()))).at_limits == ()

@@ -10,7 +10,7 @@ from retain.results.analysis.sisters.overtraining import budget_of, curves
 from retain.results.claims.verdicts import verdicts
 from retain.results.figures.sisters.drawn import draw_sister_figures
 from retain.results.store.loss_table import Row
-from tests.results.sisters.rows import row
+from tests.results.sisters.rows import row, without_losses
 
 BUDGETS, RATES = ("160k", "320k", "640k", "1.28M"), (1e-4, 1e-3)
 Loss = Callable[[float, float], float]
@@ -61,7 +61,7 @@ def test_the_note_tells_where_the_loss_turns_up() -> None:
 
 def test_claims_are_undecided_before_there_are_results() -> None:
     rows = overtraining_rows(overtrained)
-    unfinished = [{**one, "losses": {stage: {} for stage in one["losses"]}} for one in rows]
+    unfinished = [without_losses(one) for one in rows]
     assert set(outcomes(unfinished).values()) == {"undecided"}
 
 

@@ -13,7 +13,7 @@ from retain.results.analysis.sisters.replay_schedules import Cell, cell_of, sche
 from retain.results.claims.verdicts import verdicts
 from retain.results.figures.sisters.drawn import draw_sister_figures
 from retain.results.store.loss_table import Row
-from tests.results.sisters.rows import row
+from tests.results.sisters.rows import row, without_losses
 
 LATES, REPLAYS, LARGER = (1, 0.5, 0.25), (0, 0.5, 0.75), (2, 4)
 Loss = Callable[[str, float, float], float]
@@ -81,9 +81,7 @@ def test_replay_lowers_the_loss_if_one_share_of_it_does() -> None:
 
 def test_claims_are_undecided_before_there_are_results_and_a_study_of_one_schedule_compares_none() -> None:
     rows = replay_rows(helpful)
-    unfinished = [
-        {**one, "losses": {stage: dict.fromkeys(own) for stage, own in one["losses"].items()}} for one in rows
-    ]
+    unfinished = [without_losses(one) for one in rows]
     assert outcomes(unfinished) == {("8a", "undecided"), ("8b", "undecided"), ("8c", "undecided")}
     alone = [one for one in rows if one["axes"]["phases"].startswith("continued")]
     assert {claim for claim, _ in outcomes(alone)} == {"8a", "8b"}
@@ -118,3 +116,11 @@ def test_the_figure_has_both_grids_more_rare_data_and_efficiency(tmp_path: Path)
     own = [one for one in lines if one["panel"] == "schedule restarted" and one["kind"] == "trial"]
     assert len(own) == len(LATES) * len(REPLAYS) * 3
     assert {one["line"] for one in own} == {"a = 0.25", "a = 0.5", "a = 1"}
+
+
+def test_a_study_whose_rare_data_has_another_name_has_neither_verdicts_nor_a_figure(tmp_path: Path) -> None:
+    rows = replay_rows(helpful)
+    for one in rows:
+        one["losses"] = {stage: {"music": own["target"]} for stage, own in one["losses"].items()}
+    assert verdicts(rows) == []
+    assert draw_sister_figures(tmp_path, "mine", rows) == []

@@ -13,7 +13,7 @@ from retain.results.claims.judging import Verdict
 from retain.results.claims.verdicts import verdicts
 from retain.results.figures.sisters.drawn import draw_sister_figures
 from retain.results.store.loss_table import Row
-from tests.results.sisters.rows import row
+from tests.results.sisters.rows import row, without_losses
 
 BUDGETS = ("320k", "640k", "1.28M")
 Change = Callable[[str], float]
@@ -69,7 +69,7 @@ def test_a_saving_beyond_the_range_is_said_to_be_so(change: float, sentence: str
 
 def test_claims_are_undecided_before_there_are_results_and_a_study_of_one_kind_has_none() -> None:
     rows = specialised_rows(lambda corpus: -0.1)
-    unfinished = [{**one, "losses": {stage: {} for stage in one["losses"]}} for one in rows]
+    unfinished = [without_losses(one) for one in rows]
     assert outcomes(unfinished) == {"10a": "undecided", "10b": "undecided"}
     assert verdicts([one for one in rows if one["axes"]["pretraining"].startswith("general")]) == []
 
