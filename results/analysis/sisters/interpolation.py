@@ -1,6 +1,6 @@
 """How much data reaches a loss, by interpolation between runs with different amounts of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,16 @@ class Amount:
     """The amount; if the loss is beyond the range, its nearest end."""
     beyond: Literal["", "more", "less"] = ""
     """Whether more than the largest amount is needed, or less than the smallest; empty within the range."""
+
+
+def logs_within(found: Mapping[int, Amount], unit: float = 1.0) -> dict[int, float]:
+    """The binary logarithm of each amount in this unit, by seed; empty if any is beyond the range.
+
+    A mean over the others alone would be biased.
+    """
+    if any(one.beyond for one in found.values()):
+        return {}
+    return {seed: float(np.log2(one.value / unit)) for seed, one in found.items()}
 
 
 def amount_for(loss: float, amounts: Sequence[float], losses: Sequence[float]) -> Amount:

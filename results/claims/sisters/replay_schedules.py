@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
 from retain.results.analysis.effects import Effect, effect_of, paired_difference
+from retain.results.analysis.sisters.interpolation import logs_within
 from retain.results.analysis.sisters.measured import mean_of, slope_of
 from retain.results.analysis.sisters.replay_schedules import Schedule, amounts_in_words, schedules
 from retain.results.claims.judging import Verdict, judge, subjects
@@ -45,10 +44,9 @@ def _replay_helps(about: str, schedule: Schedule) -> Iterator[Verdict]:
     others, notes = [], []
     for replay in schedule.replays:
         amounts = schedule.worth(replay)
-        inside = {seed: float(np.log2(one.value)) for seed, one in amounts.items() if not one.beyond}
         if amounts:
             name = f"data efficiency at r={replay:g} and a=1"
-            others.append((f"{name}, doublings of the rare data", effect_of(inside)))
+            others.append((f"{name}, doublings of the rare data", effect_of(logs_within(amounts))))
             notes.append(amounts_in_words(name[0].upper() + name[1:], list(amounts.values())))
     words = f"{about}replay lowers the loss on the target"
     yield judge("8a", words, -1, deciding, others, notes, alternatives=len(deciding))

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
 from retain.results.analysis.effects import effect_of, paired_difference
+from retain.results.analysis.sisters.interpolation import logs_within
 from retain.results.analysis.sisters.measured import GENERAL, TARGET
 from retain.results.analysis.sisters.specialised import Pretrainings, pretrainings
 from retain.results.claims.judging import Verdict, judge, subjects
@@ -36,7 +35,7 @@ def _lower(about: str, found: Pretrainings) -> Verdict:
     needed, note = found.needed() if found.corpus == TARGET else {}, ""
     if needed:
         most = found.budgets[-1]
-        saved = {seed: float(np.log2(most / one.value)) for seed, one in needed.items() if not one.beyond}
+        saved = {seed: -halvings for seed, halvings in logs_within(needed, most).items()}
         others.append(("halvings of the tokens of pretraining that the same target loss needs", effect_of(saved)))
         fewer = sum(one.beyond == "less" for one in needed.values())
         more = sum(one.beyond == "more" for one in needed.values())

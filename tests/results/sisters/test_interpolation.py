@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from retain.results.analysis.sisters.interpolation import Amount, amount_for
+from retain.results.analysis.sisters.interpolation import Amount, amount_for, logs_within
 
 
 def test_between_two_amounts_the_loss_is_linear_in_the_logarithm_of_the_amount() -> None:
@@ -38,3 +38,8 @@ def test_a_lower_loss_never_needs_less_data() -> None:
         asked = sorted((random.uniform(1.5, 4.5) for _ in range(20)), reverse=True)
         found = [amount_for(loss, [1, 2, 4, 8, 16], losses).value for loss in asked]
         assert all(first <= second + 1e-9 for first, second in itertools.pairwise(found))
+
+
+def test_a_mean_over_seeds_leaves_out_none_that_is_beyond_the_range() -> None:
+    assert logs_within({0: Amount(2.0), 1: Amount(8.0)}, unit=4) == {0: -1.0, 1: 1.0}
+    assert logs_within({0: Amount(2.0), 1: Amount(4.0, "more")}) == {}
