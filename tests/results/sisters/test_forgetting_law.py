@@ -13,10 +13,12 @@ import pytest
 
 from retain.results.analysis.sisters.forgetting_law import CONSTANTS, Fit, Law, conditions, fit
 from retain.results.claims.judging import Verdict
+from retain.results.claims.sequential import verdicts_at_looks
 from retain.results.claims.verdicts import verdicts
 from retain.results.figures.sisters.drawn import draw_sister_figures
 from retain.results.figures.sisters.forgetting_law import law_in_words
 from retain.results.store.loss_table import Row
+from retain.results.store.study_files import SavedLooks
 
 SIZES, TOKENS, SHARES = (300_000, 1_000_000, 2_200_000), (12_800, 25_600, 51_200, 102_400), (0, 0.01, 0.05, 0.2)
 Forgotten = Callable[[int, int, float], float]
@@ -206,3 +208,18 @@ def test_a_constant_at_the_end_of_its_range_is_said_to_be_there() -> None:
     assert set(found.at_limits) & {"α", "B"}
     assert "At the end of their range" in law_in_words(found)
     assert fitted(law_rows(exactly(planted()))).at_limits == ()
+
+
+def test_before_the_first_look_no_result_counts() -> None:
+    looks: SavedLooks = {
+        "design": "any",
+        "own": [0, 1, 2],
+        "seeds": [0, 1, 2, 3, 4],
+        "counts": [3, 5],
+        "block": 2,
+        "made": [],
+    }
+    rows = law_rows(exactly(planted(b=1000.0, e=0.0)), noise=0.002)
+    found = verdicts_at_looks(rows, looks=looks)
+    assert {one.claim: one.outcome for one in found} == {"7a": "undecided", "7b": "undecided"}
+    assert all(effect.seeds == 0 for one in found for _, effect in one.evidence)
