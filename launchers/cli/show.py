@@ -232,6 +232,7 @@ def report(
     from retain.results.figures.overlap.retention import overlap_figures
     from retain.results.figures.paper import draw_paper_figures
     from retain.results.figures.planes import draw_planes, named_planes
+    from retain.results.figures.sisters.drawn import draw_sister_figures
     from retain.results.figures.theory import theory_figures
     from retain.results.report.page import write_report
     from retain.results.report.study import parameter_count
@@ -259,6 +260,7 @@ def report(
         paper_scale = parameter_count(design, first.facts) >= PAPER_SCALE
         shown = paper_scale if overlay is None else overlay
         figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale, overrides)
+        figures += draw_sister_figures(store, tree.study, labelled, overrides)
         looks = common_looks([one.file for one in opened], store)
         found = verdicts_at_looks(labelled, design.allocation == "matched", looks) if has_claims(design) else []
         how_looked = looks_in_words(looks) if looks else []

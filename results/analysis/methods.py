@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 from pydantic import BaseModel
 
 from retain.results.analysis.axes import EXPOSURE, METHOD, PIPELINE, RECIPE, SIZE, is_searched, varied_axes
+from retain.results.analysis.sisters.designs import is_sister
 from retain.results.store.loss_table import Row
 from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.axes import get_field
@@ -28,8 +29,10 @@ SHORT_NAMES = {EXPOSURE: "λ", SIZE: "|D_post|"}
 
 
 def has_claims(study: Study | LinearStudy) -> TypeGuard[Study]:
-    """Whether the paper's claims are about a study: its chain has the paper's three stages, whatever others it has."""
-    return isinstance(study, Study) and set(STAGE_KINDS) <= set(study.stages)
+    """Whether claims are about a study: its chain has the paper's three stages, or its axes are those of another paper."""
+    return isinstance(study, Study) and (
+        set(STAGE_KINDS) <= set(study.stages) or is_sister([*study.grid, *study.cases])
+    )
 
 
 def fixed_methods(study: BaseModel) -> dict[str, Any]:

@@ -31,8 +31,13 @@ SOURCES: Mapping[str, str] = {
     "4e": "Section 4.4",
     **dict.fromkeys(("5a", "5b", "5c"), "Figure 7"),
     **dict.fromkeys(("6a", "6b"), OURS),
+    **dict.fromkeys(("7a", "7b"), "Bethune et al., arXiv 2502.06042"),
+    **dict.fromkeys(("8a", "8b"), "Kotha & Liang, arXiv 2603.04964"),
+    "8c": OURS,
+    **dict.fromkeys(("9a", "9b"), "Springer et al., arXiv 2503.19206"),
+    **dict.fromkeys(("10a", "10b"), "Baek et al., arXiv 2603.16177"),
 }
-"""Where the paper makes each claim."""
+"""Where the paper makes each claim, or which other paper does."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Verdict:
 
     @property
     def source(self) -> str:
-        """Where the paper makes the claim, or that it does not."""
+        """Where the paper, or which other one, makes the claim, or that none does."""
         return SOURCES[self.claim]
 
     @property

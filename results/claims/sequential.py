@@ -23,7 +23,7 @@ def verdicts_at_looks(rows: Sequence[Row], matched: bool = False, looks: SavedLo
         return verdicts(rows, matched)
     counts, made = tuple(looks["counts"]), len(looks["made"])
     if not made:
-        none_yet = [row | dict.fromkeys(LOSSES) for row in _of_seeds(rows, looks["seeds"][: counts[0]])]
+        none_yet = [_without_losses(row) for row in _of_seeds(rows, looks["seeds"][: counts[0]])]
         return verdicts(none_yet, matched)
     found: dict[tuple[str, str], Verdict] = {}
     for number in range(1, made + 1):
@@ -74,6 +74,12 @@ def looks_sentence(looks: SavedLooks) -> str:
 
 def _of_seeds(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
     return [row for row in rows if row["axes"].get("seed") in seeds]
+
+
+def _without_losses(row: Row) -> Row:
+    """A row as before training."""
+    matrix = {stage: dict.fromkeys(losses) for stage, losses in row.get("losses", {}).items()}
+    return row | dict.fromkeys(LOSSES) | ({"losses": matrix} if matrix else {})
 
 
 def _with_note(verdict: Verdict, last: Look) -> Verdict:

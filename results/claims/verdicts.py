@@ -10,6 +10,13 @@
 6a  mixing improves it more than replay in fine-tuning, L2-SP, EWC, averaging of weights, LoRA in fine-tuning (ours)
 6b  mixing improves it on top of them (ours)
 
+Claims of other papers, for studies with their designs (`analysis.sisters.designs`):
+7a  1% of pretraining text in fine-tuning removes most of the forgetting     7b  smaller models forget more
+8a  replay lowers the loss on rare data      8b  more where less of them came early
+8c  a continued schedule has a lower target loss than a restarted one (ours)
+9a  beyond a point, more pretraining raises the loss after fine-tuning       9b  more so at higher rates
+10a, 10b  with the target corpus in all of pretraining, its loss and that on general text are lower after fine-tuning
+
 Each is judged by effects paired by seed, with 95% intervals of Student's t (`analysis.effects`): supported if all intervals
 lie on the claimed side, not supported if one lies on the other side even after Holm's correction for the number of the claim's
 intervals, undecided otherwise and with fewer than two seeds. `python -m tools.simulations.verdict_rates` simulates how often
@@ -23,6 +30,10 @@ from retain.results.analysis.axes import EXPOSURE, is_searched
 from retain.results.claims.exposure import latent_benefit, matched_optimum
 from retain.results.claims.frontier import frontier_verdicts
 from retain.results.claims.judging import Verdict, holm
+from retain.results.claims.sisters.forgetting_law import forgetting_verdicts
+from retain.results.claims.sisters.overtraining import overtraining_verdicts
+from retain.results.claims.sisters.replay_schedules import replay_verdicts
+from retain.results.claims.sisters.specialised import specialised_verdicts
 from retain.results.store.loss_table import Row
 
 
@@ -38,6 +49,8 @@ def verdicts(rows: Sequence[Row], matched: bool = False) -> list[Verdict]:
     additive = [row for row in paper if row["axes"].get("allocation", default) != "matched"]
     compute_matched = [row for row in paper if row["axes"].get("allocation", default) == "matched"]
     found = [*latent_benefit(additive), *matched_optimum(compute_matched), *frontier_verdicts(additive)]
+    found += [*forgetting_verdicts(paper), *replay_verdicts(paper)]
+    found += [*overtraining_verdicts(paper), *specialised_verdicts(paper)]
     adjusted = holm([verdict.p for verdict in found])
     both = [replace(verdict, adjusted=value) for verdict, value in zip(found, adjusted, strict=True)]
     return sorted(both, key=lambda verdict: verdict.claim)

@@ -8,7 +8,8 @@ from typing import Literal
 
 from retain.results.figures.overview import draw_losses
 from retain.results.figures.theory import draw_theory
-from retain.results.store.loss_table import Row, blank_reasons, save_rows, trial_rows
+from retain.results.store.loss_table import Row, save_rows, trial_rows
+from retain.results.store.measured.blanks import blank_reasons
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, State

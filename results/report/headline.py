@@ -137,8 +137,9 @@ def answer(
     """The answer in two sentences: what is decided, and what the losses are. unit: of the losses, such as nats."""
     if rows and not {L_IM, L_RET} <= set(named_losses(rows)):
         return [
+            *([_decided(verdicts)] if verdicts else []),
             "This chain of stages has no post-training with a stage after it, so it has no L_im and L_ret to compare; the "
-            "losses after every stage on every corpus are in the table of losses."
+            "losses after every stage on every corpus are in the table of losses.",
         ]
     if not groups:
         return ["No trial is finished yet, so there is no answer yet."]

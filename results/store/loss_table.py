@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,6 @@ from retain.results.store.study_files import TRIALS, read_trials, study_folder
 from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_text
-from retain.sweeps.base.units import counted
 from retain.sweeps.schema.section import (
     FISHER,
     FURTHER,
@@ -26,8 +25,8 @@ from retain.sweeps.schema.section import (
     stage_kind,
     unknown_loss,
     value_name,
-    without_value,
 )
+from retain.sweeps.tree.cost import parameters_by_root
 from retain.sweeps.tree.data_facts import HeldoutValues
 from retain.sweeps.tree.evaluation import TUNE, role_of
 from retain.sweeps.tree.key_diff import stage_name
@@ -92,6 +91,7 @@ def trial_rows(
                 raise
             damaged[key] = damaged_state(error)
     measures: Measured = {}
+    sizes = parameters_by_root(tree)
     rows = []
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
@@ -111,6 +111,8 @@ def trial_rows(
             "tokens": tokens,
             "losses": own,
         }
+        if sizes:
+            row["parameters"] = sizes[trial.path[0]]
         if any(tree.tasks.values()):
             row["measures"] = trial_measures(tree, trial, store, measures, damaged)
         rows.append(row)
@@ -312,40 +314,6 @@ def chosen_columns(rows: Sequence[Row], asked: str) -> list[str]:
     if not names:
         raise StudyError("--losses: no loss is named; write all, or STAGE/CORPUS, separated by commas")
     return names
-
-
-def blank_reasons(rows: Sequence[Row], store: Store) -> list[str]:
-    """Why losses of trained stages are blank in these rows: one sentence for each column. Raises DamageError."""
-    blank: dict[tuple[str, str], dict[str, None]] = {}
-    for row in rows:
-        for stage, losses in row.get("losses", {}).items():
-            if any(loss is not None for loss in losses.values()):  # the stage is trained
-                for corpus in _blank(losses):
-                    blank.setdefault((stage, corpus), {})[row["keys"][stage]] = None
-    return [
-        f"{stage}/{corpus} is blank for {counted(len(keys), 'trained run')}: {_trainer(store, keys)}, and no losses on "
-        f"{corpus} were measured then; retain evaluate measures them"
-        for (stage, corpus), keys in blank.items()
-    ]
-
-
-def _blank(losses: Mapping[str, float | None]) -> Iterator[str]:
-    """The corpora without a loss in a row of the matrix, and as CORPUS[...] those without any loss by value."""
-    parts: dict[str, list[float | None]] = {}
-    for name, loss in losses.items():
-        if (corpus := without_value(name)) != name:
-            parts.setdefault(corpus, []).append(loss)
-        elif loss is None:
-            yield name
-    for corpus, found in parts.items():
-        if losses[corpus] is not None and all(loss is None for loss in found):
-            yield value_name(corpus, "...")
-
-
-def _trainer(store: Store, keys: Iterable[str]) -> str:
-    """Who has trained runs, as the beginning of a sentence."""
-    studies = sorted({store.run(key).spec()["study"] for key in keys})
-    return f"{', '.join(studies)} trained {'it' if len(list(keys)) == 1 else 'them'}"
 
 
 def save_rows(store: Path, study: str, rows: Sequence[Row]) -> Path:

@@ -46,6 +46,8 @@ class TrialRow(TypedDict):
     """The loss of each stage's weights on each corpus, by name; absent in earlier files."""
     measures: NotRequired[dict[str, dict[str, float | None]]]
     """The metrics of each stage's weights on tasks, as TASK/METRIC; absent without tasks."""
+    parameters: NotRequired[int]
+    """The number of parameters of the trial's model, in a study of several models."""
 
 
 class SavedTrials(TypedDict):

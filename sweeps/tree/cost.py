@@ -127,6 +127,18 @@ def evaluation_flops(tree: Tree, evaluations: Sequence[Stage]) -> float:
     return sum(one.tokens * work[one.parent].model.flops / 3 for one in evaluations if one.parent)
 
 
+def parameters_by_root(tree: Tree) -> dict[str, int]:
+    """The number of parameters that each first stage of a tree trains, by its key, if the model varies; else empty.
+
+    It is 0 for a checkpoint that is not prepared.
+    """
+    roots = [stage for stage in tree.stages.values() if stage.parent is None]
+    # Recipes are parsed only if they differ in this: a tree may have 100,000 stages.
+    if not any(axis.partition(".")[0] == "model" for root in roots for axis in root.axes):
+        return {}
+    return {root.key: _root_model(root, tree.models).parameters for root in roots}
+
+
 @dataclass(frozen=True)
 class _Model:
     """The model that a stage ends with."""

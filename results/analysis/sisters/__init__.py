@@ -1,0 +1,1 @@
+"""What studies of other papers on forgetting measure, read from their trials."""

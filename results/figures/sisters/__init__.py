@@ -1,0 +1,1 @@
+"""Figures of studies of other papers on forgetting."""
