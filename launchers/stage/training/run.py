@@ -47,7 +47,8 @@ from retain.launchers.stage.training.finish import FinalLosses, publish
 from retain.launchers.stage.training.micro_batch import fits_on_gpu, is_shared, micro_batch_for, stage_shape
 from retain.launchers.stage.training.numerics import record_numerics
 from retain.launchers.stage.training.resume import Cadence, Resume
-from retain.launchers.stage.training.trainer import fit, stage_trainer
+from retain.launchers.stage.training.trainer import fit, keep_freed_memory, stage_trainer
+from retain.lightning_modules.compiled import attend_in_fp32
 from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.lora import add_adapters
 from retain.lightning_modules.models import build_from_config, build_model, load_model, trained_parameters
@@ -74,6 +75,7 @@ def attempt(context: AttemptContext) -> None:
     machine = machine_of(execution, ranks.world)
     if not machine.gpu:
         torch.set_num_threads(execution["threads"])
+        keep_freed_memory()
     if first:
         clear_rank_causes(run.folder)
     join_ranks(ranks.world, machine.gpu)
@@ -84,7 +86,8 @@ def attempt(context: AttemptContext) -> None:
     # run ends in the same bits.
     tokenizer = stored_tokenizer(context.store.root, spec.get("tokenizer", "none"))
     model = _starting_model(context, tokenizer)
-    numerics, notes = choose_numerics(context, execution, machine, model)
+    end_of_text = tokenizer.end_id if "documents" in recipe else None
+    numerics, notes = choose_numerics(context, execution, machine, model, end_of_text)
     if execution != spec["execution"]:
         notes.append(f"micro-batch reduced to {numerics.micro_batch} sequences, because GPU memory was exceeded")
     if first:
@@ -93,7 +96,8 @@ def attempt(context: AttemptContext) -> None:
     # 3. Check that the results will fit on the disk, and find what fits on the GPU.
     if first:
         _check_room(run, model, KEEPS_OPTIMIZER in spec)
-    end_of_text = tokenizer.end_id if "documents" in recipe else None
+    if numerics.bf16 and not machine.gpu:
+        attend_in_fp32(model)
     module = StageModule(
         model,
         recipe,
@@ -127,8 +131,9 @@ def attempt(context: AttemptContext) -> None:
     final = FinalLosses(context, curves, data)
     callbacks = [*([best] if best else []), curves, resume, final]
     deterministic = numerics.deterministic is not False
+    bf16 = bool(numerics.bf16)
     trainer = stage_trainer(
-        run.folder, ranks, machine.gpu, machine.bf16, machine.sharded, callbacks, deterministic=deterministic
+        run.folder, ranks, machine.gpu, bf16, machine.sharded, callbacks, deterministic=deterministic
     )
     fit(trainer, module, data)
 
