@@ -28,10 +28,10 @@ LONG: dict[str, Any] = {
     "stages": ["pretrain", "finetune"],
     "grid": {},
     "pretrain.batch": 1,
-    "finetune.tokens": 320,
+    "finetune.tokens": 640,
     "execution": {"save_steps": 50, "keep_states": True, "accelerator": "cpu"},
 }
-"""240 steps of pretraining, which are enough to be measured, and one of fine-tuning in other batches."""
+"""240 steps of pretraining, which are enough to be measured, and two of fine-tuning in other batches."""
 RECIPE: dict[str, Any] = {
     "sequence_length": 32,
     "dropout": 0.0,
@@ -214,7 +214,7 @@ def test_steps_of_every_family_can_be_timed(family: str) -> None:
 
 def test_timing_changes_neither_the_model_nor_random_numbers() -> None:
     model = tiny_model("llama").train()
-    add_adapters(model, {"rank": 2, "alpha": 4, "targets": ["q_proj"]}, 0)
+    add_adapters(model, {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj"]}, 0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(5)
     time_precisions(timed(model, dropout=0.1), lambda: None)
