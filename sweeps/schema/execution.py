@@ -104,8 +104,8 @@ class StageExecution(Section):
     """The number of sequences that a device processes at once. By default it is as many of the device's share of the batch as
     fit on a GPU, and the whole share on CPUs and with fsdp."""
     compile: Literal["auto", True, False] = "auto"
-    """Whether to compile the training steps with torch.compile. auto, the default, compiles on GPUs, and on CPUs where the steps
-    of a process are measured to repay it: docs/speed.md has the rule, and `retain plan` the choice."""
+    """Whether to compile the training steps with torch.compile. auto, the default, compiles on GPUs, and on CPUs where the
+    steps of a process are measured to repay it: docs/speed.md has the rule, and `retain plan` the choice."""
     threads: Positive = 1
     """The number of threads of one CPU process. Results with different numbers are not bit-identical, so the default is 1."""
     checkpointing: bool = False

@@ -114,13 +114,10 @@ def _speed(
     wish = execution.get("compile", AUTO)  # absent in runs registered before this field existed
     bf16, compiled = machine.bf16, wish if wish != AUTO else machine.gpu
     if before is not None:
-        # A run that began on GPUs goes on in the precision of CPUs.
-        kept = before.bf16 if execution["precision"] == AUTO and before.threads is not None else None
-        return (
-            bool(kept) if kept is not None and not machine.gpu else bf16,
-            before.compiled if wish == AUTO else compiled,
-            [],
-        )
+        # A run that began on GPUs continues on CPUs in fp32: only those on CPUs have recorded threads.
+        if execution["precision"] == AUTO and not machine.gpu and before.threads is not None:
+            bf16 = bool(before.bf16)
+        return bf16, before.compiled if wish == AUTO else compiled, []
     opened = [name for name, value in (("precision", execution["precision"]), ("compile", wish)) if value == AUTO]
     if machine.gpu or not opened:
         return bf16, compiled, []
