@@ -63,13 +63,12 @@ def choose_numerics(
     before = (recorded or Numerics(False, None)) if checkpoint_folders(run.checkpoint) else None
     on_cpu = recorded is not None and recorded.threads is not None and not machine.gpu
     try:
-        bf16, compiled, why = _speed(
+        bf16, compiled = _speed(
             context, execution, machine, model, end_of_text, before or (recorded if on_cpu else None)
         )
     except AttemptStopped as asked:
         broadcast((None, str(asked)), world)
         raise
-    notes += why
     # 3. Steps are compiled only if a compiler works here.
     lack = why_not_compiled(device) if compiled else None
     stopped = context.stop.signal if lack else None
@@ -106,8 +105,8 @@ def _speed(
     model: PreTrainedModel,
     end_of_text: int | None,
     before: Numerics | None,
-) -> tuple[bool, bool, list[str]]:
-    """Whether steps are in bf16, whether they are compiled, and a note if a measurement has changed either.
+) -> tuple[bool, bool]:
+    """Whether steps are in bf16, and whether they are compiled. The log says why, where neither study nor device decide.
 
     before: the choices of earlier attempts. Raises AttemptStopped.
     """
@@ -117,19 +116,15 @@ def _speed(
         # A run that began on GPUs continues on CPUs in fp32: only those on CPUs have recorded threads.
         if execution["precision"] == AUTO and not machine.gpu and before.threads is not None:
             bf16 = bool(before.bf16)
-        return bf16, before.compiled if wish == AUTO else compiled, []
-    opened = [name for name, value in (("precision", execution["precision"]), ("compile", wish)) if value == AUTO]
-    if machine.gpu or not opened:
-        return bf16, compiled, []
+        return bf16, before.compiled if wish == AUTO else compiled
+    opens = execution["precision"] == AUTO, wish == AUTO
+    if machine.gpu or not any(opens):
+        return bf16, compiled
     precise, compiles = cpu_defaults(context, execution, model, end_of_text)
-    words = {
-        "precision": f"steps are in {'bf16' if precise.taken else 'fp32'}: {precise.reason}",
-        "compile": f"steps are {'' if compiles.taken else 'not '}compiled: {compiles.reason}",
-    }
-    taken = {"precision": precise.taken, "compile": compiles.taken}
-    for name in opened:
-        if not taken[name]:
-            print(words[name], flush=True)
-    bf16 = precise.taken if "precision" in opened else bf16
-    compiled = compiles.taken if "compile" in opened else compiled
-    return bf16, compiled, [words[name] for name in opened if taken[name]]
+    if opens[0]:
+        bf16 = precise.taken
+        print(f"steps are in {'bf16' if bf16 else 'fp32'}: {precise.reason}", flush=True)
+    if opens[1]:
+        compiled = compiles.taken
+        print(f"steps are {'' if compiled else 'not '}compiled: {compiles.reason}", flush=True)
+    return bf16, compiled

@@ -45,7 +45,7 @@ from retain.launchers.stage.training.curves import Curves, Heldout
 from retain.launchers.stage.training.distributed import broadcast, gather, join_ranks
 from retain.launchers.stage.training.finish import FinalLosses, publish
 from retain.launchers.stage.training.micro_batch import fits_on_gpu, is_shared, micro_batch_for, stage_shape
-from retain.launchers.stage.training.numerics import record_numerics
+from retain.launchers.stage.training.numerics import record_numerics, steps_words
 from retain.launchers.stage.training.resume import Cadence, Resume
 from retain.launchers.stage.training.trainer import fit, keep_freed_memory, stage_trainer
 from retain.lightning_modules.compiled import attend_in_fp32
@@ -91,7 +91,7 @@ def attempt(context: AttemptContext) -> None:
     if execution != spec["execution"]:
         notes.append(f"micro-batch reduced to {numerics.micro_batch} sequences, because GPU memory was exceeded")
     if first:
-        _note(run, notes)
+        _note(run, notes, steps_words(numerics))
 
     # 3. Check that the results will fit on the disk, and find what fits on the GPU.
     if first:
@@ -186,12 +186,12 @@ def _energy(ranks: Ranks, gpu: bool) -> EnergyMeter | None:
     return gpu_meter([str(device.uuid) for device in devices])
 
 
-def _note(run: Run, notes: Sequence[str]) -> None:
-    """Add notes for readers of the results to the log and to the current attempt."""
+def _note(run: Run, notes: Sequence[str], steps: str | None = None) -> None:
+    """Add notes for readers of the results to the log and to the current attempt, and how steps are computed."""
     for note in notes:
         print(note, flush=True)
-    if notes:
-        run.note(notes)
+    if notes or steps:
+        run.note(notes, steps)
 
 
 def _starting_model(context: AttemptContext, tokenizer: Tokenizer) -> PreTrainedModel:

@@ -97,16 +97,18 @@ def test_seeds_take_the_answer_of_the_store_and_do_not_measure_again(
     train_here(measured[0], store, "seed=[0,1]")
     assert {chosen(run)[0] for place in store.glob("*/steps.json") for run in [Run(place.parent)]} == {True}
     assert [place.read_bytes() for place in speeds_of(store)] == before
-    note = of_stage(store, "pretrain").state().attempts[-1].note
-    assert note == "steps are in bf16: a step takes 100 ms in bf16 and 400 ms in fp32: 4.00 times as fast"
+    run = of_stage(store, "pretrain")
+    assert run.state().attempts[-1].steps == "bf16, uncompiled"
+    reason = "steps are in bf16: a step takes 100 ms in bf16 and 400 ms in fp32: 4.00 times as fast"
+    assert reason in run.log.read_text()
 
 
-def test_a_gain_within_the_noise_keeps_fp32_and_needs_no_note(measured: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_gain_within_the_noise_keeps_fp32(measured: tuple[Path, Path], tmp_path: Path) -> None:
     store = fresh(measured, tmp_path, fp32=0.0011, bf16=0.001)
     train_here(measured[0], store)
     run = of_stage(store, "pretrain")
     assert chosen(run) == (False, False)
-    assert run.state().attempts[-1].note is None
+    assert run.state().attempts[-1].steps == "fp32, uncompiled"
     assert "1.10 times as fast, and 1.15 would be needed" in run.log.read_text()
 
 
