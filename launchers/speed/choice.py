@@ -12,6 +12,7 @@ EXPECTED_SAVING = 0.15
 """The share of a step that compiling saves, before it has been measured."""
 EXPECTED_COMPILE_S = 30.0
 """What compiling takes, before it has been measured: EXPECTED_SAVING of 200 s of steps."""
+UNMEASURED = "not measured on this kind of processor yet, which the first such stage that trains here does"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def worth_trying(step_s: float, steps: int) -> Choice:
     uncompiled, least = step_s * steps, EXPECTED_COMPILE_S / EXPECTED_SAVING
     words = f"{steps:,} steps of {_ms(step_s)} take {uncompiled:.0f} s uncompiled"
     if uncompiled >= least:
-        return Choice(True, f"{words}, so compiling is tried (from {least:.0f} s on)")
+        return Choice(True, f"{words}, so compiling is tried and measured (from {least:.0f} s on)")
     return Choice(False, f"{words}, too short to try compiling (from {least:.0f} s on)")
 
 
@@ -62,20 +63,20 @@ def planned_choices(precision: str, compiles: str | bool, speeds: Speeds | None,
 
     so_far: the steps of its path, itself included. steps: those that one process will train.
     """
-    few = too_few(so_far)
-    unmeasured = few or (None if speeds else f"not measured here yet, which the first run of {FEWEST_STEPS} steps does")
-    lines, kind = [], None if precision == "auto" else precision
-    if precision == "auto":
-        choice = choose_bf16(speeds) if speeds and not few else Choice(False, unmeasured or "")
-        kind = None if unmeasured and not few else precision_name(choice.taken)
-        lines.append(f"precision {kind or 'by measurement'}: {choice.reason}")
-    if compiles == "auto":
-        if unmeasured or speeds is None or kind is None:
-            lines.append(f"{'compiled by measurement' if not few else 'not compiled'}: {unmeasured}")
-        else:
-            choice = compiling(speeds, "bf16" if kind == "bf16" else "fp32", steps)
-            lines.append(f"{'compiled' if choice.taken else 'not compiled'}: {choice.reason}")
-    return lines
+    opens = precision == "auto", compiles == "auto"
+    if few := too_few(so_far):
+        found = [("precision fp32", few), ("not compiled", few)]
+    elif speeds is None:
+        found = [("precision by measurement", UNMEASURED), ("compiled by measurement", UNMEASURED)]
+    else:
+        precise = choose_bf16(speeds) if opens[0] else Choice(precision == "bf16", "as the study says")
+        kind = precision_name(precise.taken)
+        compiled = compiling(speeds, kind, steps)
+        found = [
+            (f"precision {kind}", precise.reason),
+            ("compiled" if compiled.taken else "not compiled", compiled.reason),
+        ]
+    return [f"{what}: {why}" for (what, why), is_open in zip(found, opens, strict=True) if is_open]
 
 
 def compiling(speeds: Speeds, precision: Precision, steps: int) -> Choice:

@@ -18,7 +18,7 @@ from retain.launchers.stage.training.numerics import recorded_numerics
 from retain.lightning_modules.lora import add_adapters
 from retain.lightning_modules.models import load_model
 from retain.lightning_modules.objective import heldout_loss
-from retain.results.store.runs import Run
+from retain.results.store.runs import Run, Store
 from retain.sweeps.base.files import write_json
 from tests.families import CONFIGS, tiny_model
 from tests.launchers.stage.test_sharding import of_stage, set_back
@@ -249,3 +249,26 @@ def test_compiled_steps_are_timed_with_what_compiling_and_loading_take() -> None
     assert 0 < found["warm"] < found["cold"]
     assert found["step"] > 0
     assert found["uncompiled"] > 0
+
+
+@pytest.mark.slow
+def test_a_stage_of_minutes_compiles_once_to_measure_and_its_siblings_find_the_numbers(
+    measured: tuple[Path, Path], tmp_path: Path
+) -> None:
+    store = fresh(measured, tmp_path, fp32=1.0, bf16=1.0)
+    train_here(measured[0], store)
+    run = of_stage(store, "pretrain")
+    found = [
+        speeds["compiled"] for place in speeds_of(store) if (speeds := read_speeds(place)) and "compiled" in speeds
+    ]
+    (compiled,) = found  # fine-tuning has too few steps
+    assert set(compiled) == {"fp32"}
+    saved = (compiled["fp32"]["uncompiled"] - compiled["fp32"]["step"]) * 240
+    assert chosen(run) == (False, saved > compiled["fp32"]["warm"])
+    assert "compiles steps in fp32 to measure them" in run.log.read_text()
+    train_here(measured[0], store, "seed=1")
+    (sibling,) = (
+        one for one in Store(store).runs() if one.spec()["recipe"]["seed"] == 1 and one.spec()["stage"] == "pretrain"
+    )
+    assert "compiles steps" not in sibling.log.read_text()
+    assert chosen(sibling) == chosen(run)
