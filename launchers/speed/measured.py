@@ -42,8 +42,7 @@ def read_speeds(place: Path) -> Speeds | None:
 
 
 def write_speeds(place: Path, speeds: Speeds) -> None:
-    """Keep speeds. Raises OSError."""
-    place.parent.mkdir(exist_ok=True)
+    """Keep speeds, in a folder that exists. Raises OSError."""
     write_document(place, dict(speeds))
 
 

@@ -119,8 +119,10 @@ def _taking_turns(sides: Sequence[Sequence[Step]], poll: Poll) -> list[list[floa
     for number in range(ROUNDS + 1):
         for side, times in zip(sides, found, strict=True):
             for step, own in zip(side, times, strict=True):
-                own += [_seconds(step)] if number else [_seconds(step)][:0]
+                seconds = _seconds(step)
                 poll()
+                if number:
+                    own.append(seconds)
     return [[median(own) for own in times] for times in found]
 
 
