@@ -33,6 +33,7 @@ from retain.launchers.stage.training.checkpoints import CheckpointWriter
 from retain.launchers.stage.training.curves import Curves, Heldout
 from retain.launchers.stage.training.resume import Cadence, Resume
 from retain.launchers.stage.training.trainer import fit, stage_trainer
+from retain.lightning_modules.compiled import attend_in_fp32
 from retain.lightning_modules.models import build_model
 from retain.lightning_modules.objective import heldout_loss
 from retain.lightning_modules.stage import StageModule
@@ -138,13 +139,14 @@ class Ticks(Callback):
         self.tick(module.model)
 
 
-def lightning_loop(work: Work, tick: Tick) -> LlamaForCausalLM:
+def lightning_loop(work: Work, tick: Tick, bf16: bool = False, compiled: bool = False) -> LlamaForCausalLM:
     """Lightning's Trainer with its defaults, without its progress bar, log and checkpoints."""
     _quiet()
     module = Documented(work)
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
+        precision="bf16-mixed" if bf16 else "32-true",
         max_epochs=1,
         gradient_clip_val=work.recipe["clip"],
         callbacks=[Ticks(tick)],
@@ -154,7 +156,8 @@ def lightning_loop(work: Work, tick: Tick) -> LlamaForCausalLM:
         enable_model_summary=False,
     )
     loader = DataLoader(TensorDataset(torch.cat(list(work.batches()))), batch_size=work.recipe["batch"])
-    trainer.fit(module, loader)
+    called: Any = torch.compile(module) if compiled else module
+    trainer.fit(called, loader)
     return module.model
 
 
@@ -162,11 +165,14 @@ def retain(work: Work, tick: Tick, bf16: bool = False, compiled: bool = False) -
     """A stage as an attempt trains it: with its data, its curves and checkpoints that are never due."""
     _quiet()
     recipe, run = work.recipe, Store(work.store).run(work.key)
-    module = StageModule(work.model(), recipe, compiled=compiled)
+    model = work.model()
+    if bf16:
+        attend_in_fp32(model)
+    module = StageModule(model, recipe, compiled=compiled)
     data = StageData(recipe, work.store)
     curves = Curves(run, Heldout({}, {}, module, bf16, 0, 1), None, None)
     writer = CheckpointWriter(run.checkpoint, 0, 1, lambda: True)
-    resume = Resume(None, data, curves, None, writer, StopRequest(), Cadence(math.inf, None), holds_all=True)
+    resume = Resume(None, None, data, curves, None, writer, StopRequest(), Cadence(math.inf, None), holds_all=True)
     fit(stage_trainer(run.folder, Ranks(), False, bf16, False, [curves, resume, Ticks(tick)]), module, data)
     return module.model
 
@@ -176,16 +182,23 @@ def _quiet() -> None:
     warnings.simplefilter("ignore")
 
 
+TOOLS: dict[str, Callable[..., LlamaForCausalLM]] = {
+    "plain PyTorch loop": plain,
+    "transformers Trainer": transformers_trainer,
+    "Lightning loop": lightning_loop,
+    "Retain": retain,
+}
+SETTINGS: dict[str, tuple[bool, bool]] = {
+    "fp32": (False, False),
+    "bf16": (True, False),
+    "fp32, compiled": (False, True),
+    "bf16, compiled": (True, True),
+}
+"""Whether steps are in bf16, and whether they are compiled."""
 LOOPS: dict[str, Loop] = {
-    "plain PyTorch loop, fp32": plain,
-    "transformers Trainer, fp32": transformers_trainer,
-    "Lightning loop, fp32": lightning_loop,
-    "Retain, fp32": retain,
-    "Retain, fp32, compiled": functools.partial(retain, compiled=True),
-    "Retain, bf16, compiled": functools.partial(retain, bf16=True, compiled=True),
-    "transformers Trainer, fp32, compiled": functools.partial(transformers_trainer, compiled=True),
-    "transformers Trainer, bf16, compiled": functools.partial(transformers_trainer, bf16=True, compiled=True),
-    "plain PyTorch loop, bf16, compiled": functools.partial(plain, bf16=True, compiled=True),
+    f"{tool}, {setting}": functools.partial(train, bf16=bf16, compiled=compiled)
+    for setting, (bf16, compiled) in SETTINGS.items()
+    for tool, train in TOOLS.items()
 }
 PEER = "transformers Trainer, fp32"
 

@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.harness import STARTED, Option, Page, log, markdown_table, run_benchmark, run_function
-from retain.launchers.stage.environment import FOLDER
+from retain.launchers.speed.folder import FOLDER
 
 ATTEMPT, TRAINING = "retain.launchers.stage.attempt", "retain.launchers.stage.training.run"
 IMPORTS = "imports: torch, lightning, transformers"

@@ -29,13 +29,16 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "launchers.console": (),
     "launchers.kinds": ("sweeps", "results.store"),
     "launchers.slurm": ("sweeps", "results.store"),
+    "launchers.speed": ("sweeps", "results.store"),
     "launchers.planning": (
         *("sweeps", "datamodules", "results.store", "results.analysis", "results.claims"),
         "launchers.kinds",
+        "launchers.speed",
     ),
     "launchers.stage": (
         *("sweeps", "datamodules", "lightning_modules", "results.store", "results.tensorboard"),
         "launchers.kinds",
+        "launchers.speed",
     ),
     "launchers.jobs": (
         *("sweeps", "datamodules", "results.store", "results.analysis"),
@@ -52,7 +55,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
     "launchers.checks": (
         *("sweeps", "datamodules", "results.store"),
         *("launchers.console", "launchers.kinds", "launchers.slurm", "launchers.planning", "launchers.stage"),
-        *("launchers.local", "launchers.jobs"),
+        *("launchers.local", "launchers.jobs", "launchers.speed"),
     ),
     "launchers.search": (
         *("sweeps", "datamodules", "results.store", "results.analysis", "results.tensorboard"),

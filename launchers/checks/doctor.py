@@ -18,6 +18,7 @@ from typing import Any
 
 from retain.launchers.checks.doctor_cluster import Cluster, cluster_findings, read_cluster
 from retain.launchers.checks.doctor_nodes import ProbeReport, probe_findings, probe_partitions
+from retain.launchers.checks.doctor_speed import default_findings
 from retain.launchers.checks.finding import MISSING, NOTE, OK, Finding
 from retain.launchers.jobs.resources import find_site
 from retain.launchers.slurm.client import has_slurm
@@ -41,7 +42,9 @@ def examine(store: Path, site: str | None, probe: bool) -> dict[str, Any]:
     """
     profile, site_finding = _site(site)
     ray = Finding("Ray", OK, _version("ray") or "not installed; only searches need it: pip install 'retain-lm[search]'")
-    findings = [python_finding(), *package_findings(), gpu_finding(), ray, *store_findings(store), site_finding]
+    gpus = gpu_finding()
+    findings = [python_finding(), *package_findings(), gpus, *default_findings(store, gpus.level == OK), ray]
+    findings += [*store_findings(store), site_finding]
     cluster: Cluster | None = None
     probes: list[ProbeReport] | None = None
     if has_slurm():

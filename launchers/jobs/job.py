@@ -90,10 +90,11 @@ def do_task(root: str, token: str) -> str:
     ranks = Ranks(int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"]))
     waiting = [run for key in keys if (run := store.run(key)).folder.is_dir()]
     busy: list[Run] = []
+    runs = len(waiting)
     outcome = Outcome("the store no longer has its runs")
     # 1. One run after the other, until one of them sends the job back to the queue.
     while waiting:
-        outcome = _do_run(store, token, waiting[0], ranks, stop)
+        outcome = _do_run(store, token, waiting[0], ranks, stop, runs)
         cancelled = stop.forget_cancel()
         busy += waiting[:1] if outcome.busy else []
         waiting = [run for run in waiting[1:] if is_to_do(run, token)]
@@ -143,7 +144,7 @@ def is_fruitless(state: State, resumes: bool = True) -> bool:
     return not resumes or all(attempt.tokens <= attempt.tokens_at_start for attempt in ended[-FRUITLESS:])
 
 
-def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest) -> Outcome:
+def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest, runs: int) -> Outcome:
     """Check what a run needs, and make an attempt if it may begin."""
     log_into(run.log)
     try:
@@ -162,7 +163,7 @@ def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest)
     log_line(f"{where}: {decision}{f', {why}' if why else ''}")
     if decision == "train":
         os.environ.update(_rendezvous(store.root / "submissions" / token, ranks))
-        return _attempt(store, run, ranks, stop)
+        return _attempt(store, run, ranks, stop, runs)
     if ranks.is_first:
         if decision == "wait":
             for needed in unfinished_needs(store, run):
@@ -173,12 +174,12 @@ def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest)
     return Outcome(decision)
 
 
-def _attempt(store: Store, run: Run, ranks: Ranks, stop: StopRequest) -> Outcome:
+def _attempt(store: Store, run: Run, ranks: Ranks, stop: StopRequest, runs: int) -> Outcome:
     kind = kind_of(run.spec())
     importlib.import_module(kind.module)  # takes seconds, in which the run may be cancelled
     if ranks.world == 1 and run.state().state == "cancelled":
         return Outcome("cancelled")
-    code, ending = attempt_code(store, run.key, ranks, stop)
+    code, ending = attempt_code(store, run.key, ranks, stop, runs)
     log_line(f"rank {ranks.rank}: {ending}")
     if code in (FAILED, NO_ROOM):
         return Outcome(ending, failed=True, requeue=_after_failure(run, ranks, code) if ranks.is_first else None)

@@ -265,12 +265,19 @@ class Scheduler:
         processes = []
         for ranks in (Ranks(rank, world) for rank in range(world)):
             own = ranks.rendezvous(LOOPBACK, port, local_rank=ranks.rank) if world > 1 else {}
-            arguments = (self.store.root, key, ranks, shared | own, theirs, pack)
+            arguments = (self.store.root, key, ranks, shared | own, theirs, pack, self._runs(key, pack))
             process = self.context.Process(target=work, args=arguments, name=f"{key} rank {ranks.rank}")
             start(process)
             processes.append(process)
         theirs.close()
         return WorkerGroup(processes, slot, ours, left=pack - 1)
+
+    def _runs(self, key: str, pack: int) -> int:
+        """How many runs a process does that begins with this one: its share of the siblings that wait, at most a pack."""
+        own = self.tree.stages[key]
+        near = [other for other in map(self.tree.stages.__getitem__, self.waiting) if other.parent == own.parent]
+        siblings = 1 + sum(other.stage == own.stage for other in near)
+        return min(pack, -(-siblings // len(self.slots)))
 
     def _free_lease(self, key: str) -> None:
         """Release the lease of a dead owner on another machine: a worker has not watched long enough to know that."""

@@ -17,11 +17,18 @@ from retain.launchers.stage.signals import StopRequest
 
 
 def work(
-    root: Path, key: str, ranks: Ranks, environment: Mapping[str, str], launcher: Connection, pack: int = 1
+    root: Path,
+    key: str,
+    ranks: Ranks,
+    environment: Mapping[str, str],
+    launcher: Connection,
+    pack: int = 1,
+    runs: int = 1,
 ) -> None:
     """Make an attempt at a run while the pipe `launcher` is open; exit with the attempt's code.
 
     With a pack of several runs, report "done" after each, and continue with the run that the launcher then names, if any.
+    runs: how many that will be, as far as is known.
     """
     stop = StopRequest()
     stop.install()
@@ -36,7 +43,7 @@ def work(
         from retain.results.store.runs import Store
 
         log_line(f"rank {ranks.rank} of {ranks.world}: process {os.getpid()} begins")
-        code, ending = attempt_code(Store(root), following, ranks, stop)
+        code, ending = attempt_code(Store(root), following, ranks, stop, runs)
         log_line(f"rank {ranks.rank}: {ending}")
         pack -= 1
         following = _next_run(launcher, named, stop) if code == 0 and pack else ""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from retain.launchers.planning.defaults import planned_defaults
 from retain.launchers.planning.evaluations import PlannedEvaluations, planned_evaluations
 from retain.launchers.planning.looks import schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, check_loggers, open_study
@@ -81,6 +82,9 @@ class Plan:
     """What a reader should know before training, one sentence each: unused corpora, and what a stage lacks to start from."""
     evaluations: PlannedEvaluations
     """The evaluation runs, which train nothing, and their cost, which `totals` does not include."""
+    defaults: list[str]
+    """Precision and compilation of each stage where the study leaves them to the machine, with their reasons, one sentence
+    each; on CPUs as measured on this kind of processor."""
 
 
 def plan_studies(
@@ -141,7 +145,8 @@ def plan_studies(
     except MissingResourceError as error:
         notes.append(str(error))
     total = PlanTotals(**with_data)
-    return Plan(tree.study, tree.provisional, device, studies, tree.chain, stages, total, notes, measured)
+    defaults = list(dict.fromkeys(line for one in opened for line in planned_defaults(one)))
+    return Plan(tree.study, tree.provisional, device, studies, tree.chain, stages, total, notes, measured, defaults)
 
 
 def _together(opened: Sequence[OpenedStudy]) -> Facts:

@@ -40,6 +40,8 @@ class AttemptContext:
     lease: Lease | None
     """Held by rank 0."""
     stop: StopRequest
+    runs: int = 1
+    """The runs of a pack that this process is to do, as far as is known, this one among them."""
 
     @functools.cached_property
     def spec(self) -> dict[str, Any]:
@@ -70,11 +72,11 @@ class AttemptContext:
         self.run.finish(model, results, keep_checkpoints)
 
 
-def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> None:
+def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: int = 1) -> None:
     """Make one attempt at a run whose needed runs are done; return at once if the run is done already.
 
-    Raises StageFailedError, with the run failed; AttemptStopped, with the run planned; RunBusyError if another process has
-    the run. It raises nothing else.
+    runs: as of `attempt_code`. Raises StageFailedError, with the run failed; AttemptStopped, with the run planned;
+    RunBusyError if another process has the run. It raises nothing else.
     """
     run = store.run(key)
     if run.is_done():
@@ -84,7 +86,7 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> Non
     try:
         # 2. The kind does the work.
         with heartbeat(lease):
-            context = AttemptContext(store, run, ranks, lease, stop)
+            context = AttemptContext(store, run, ranks, lease, stop, runs)
             importlib.import_module(kind_of(context.spec).module).attempt(context)
     except AttemptStopped as stopped:
         # 3a. Stopped by a signal: the run becomes planned. A cancelled run stays cancelled.
@@ -115,10 +117,13 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> Non
             lease.release()
 
 
-def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest) -> tuple[int, str]:
-    """Make one attempt at a run; returns the exit code (0: done) and a line for the log."""
+def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: int = 1) -> tuple[int, str]:
+    """Make one attempt at a run; returns the exit code (0: done) and a line for the log.
+
+    runs: how many runs of a pack this process is to do, this one among them.
+    """
     try:
-        make_attempt(store, key, ranks, stop)
+        make_attempt(store, key, ranks, stop, runs)
     except StageFailedError as error:
         return (NO_ROOM if error.failure == DISK else FAILED), f"failed: {error}"
     except AttemptStopped as stopped:

@@ -24,6 +24,7 @@ from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.reporting.by_value import loss_fields, split_labels
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import machine_of
+from retain.lightning_modules.compiled import attend_in_fp32
 from retain.lightning_modules.models import average_with, load_model
 from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.disk import SMALL_FILES, check_room
@@ -48,6 +49,8 @@ def attempt(context: AttemptContext) -> None:
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
     model = measured_model(context, stage, recipe.get("average", 1.0)).to(machine.device)  # type: ignore[arg-type]
+    if machine.bf16 and not machine.gpu:
+        attend_in_fp32(model)
     reported = time.monotonic()
 
     def between(done: int) -> None:

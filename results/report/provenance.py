@@ -1,5 +1,6 @@
 """How a study's results were made: commands, versions, machines, dates, attempts and interruptions."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,7 @@ def provenance_table(tree: Tree, store: Store, states: Mapping[str, State], orig
             ("last change", moment(max(ends))),
             ("time in training and evaluation", f"{format_seconds(seconds)} over all attempts"),
             ("attempts", _attempts_text(states)),
+            *(("steps", text) for text in _steps_texts(states)),
             ("machines", f"{len({attempt.host for attempt in attempts}):,}"),
         ]
     return table("making", "Commands, versions, machines", ("", ""), lines)
@@ -81,6 +83,12 @@ def _attempts_text(states: Mapping[str, State]) -> str:
     counts = [len(state.attempts) for state in states.values() if state.attempts]
     several = sum(count > 1 for count in counts)
     return f"{sum(counts):,} at {len(counts):,} runs; {several:,} of them took more than one"
+
+
+def _steps_texts(states: Mapping[str, State]) -> list[str]:
+    """How the steps of runs were computed, by the last attempt of each: `bf16, compiled: 12 runs`."""
+    counts = Counter(state.attempts[-1].steps for state in states.values() if state.attempts)
+    return [f"{steps}: {counted(count, 'run')}" for steps, count in counts.most_common() if steps]
 
 
 def _versions_text(versions: Mapping[str, str]) -> str:

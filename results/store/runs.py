@@ -177,13 +177,13 @@ class Run:
         """Report the progress of the current attempt."""
         self._update(lambda old: replace(old, progress=progress, heartbeat=time.time()))
 
-    def note(self, notes: Sequence[str]) -> None:
-        """Add what a reader of the results should know to the current attempt."""
+    def note(self, notes: Sequence[str], steps: str | None = None) -> None:
+        """Add to the current attempt what a reader of the results should know, and how its steps are computed."""
 
         def noted(old: State) -> State:
             *before, last = old.attempts
-            text = "; ".join([*([last.note] if last.note else []), *notes])
-            return replace(old, attempts=(*before, replace(last, note=text)))
+            text = "; ".join([*([last.note] if last.note else []), *notes]) or None
+            return replace(old, attempts=(*before, replace(last, note=text, steps=steps or last.steps)))
 
         self._update(noted)
 

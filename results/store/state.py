@@ -61,6 +61,8 @@ class Attempt:
     """The name of the GPUs; None on CPUs."""
     joules: float | None = None
     """The energy that its devices have counted; None where they do not."""
+    steps: str | None = None
+    """How its steps were computed, such as "bf16, compiled"; None before they begin, and for runs that train no such steps."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields that another version of Retain has written; they are kept."""
 

@@ -98,13 +98,14 @@ class StageExecution(Section):
     devices: Positive = 1
     """The number of devices of one stage, over all nodes. Each device has a process of its own."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """The precision of the training steps. auto, the default, is bf16 on GPUs and fp32 on CPUs."""
+    """The precision of the training steps. auto, the default, is bf16 on GPUs. On CPUs it is fp32, unless steps of the stage's
+    own shape are measured to be 1.15 times as fast in bf16: docs/speed.md has the rule, and `retain plan` the choice."""
     micro_batch: Positive | None = None
     """The number of sequences that a device processes at once. By default it is as many of the device's share of the batch as
     fit on a GPU, and the whole share on CPUs and with fsdp."""
     compile: Literal["auto", True, False] = "auto"
-    """Whether to compile the training steps with torch.compile. auto, the default, compiles on GPUs only: on CPUs compiling
-    pays off only in stages of several minutes (benchmarks/results/training.md)."""
+    """Whether to compile the training steps with torch.compile. auto, the default, compiles on GPUs, and on CPUs where the
+    steps of a process are measured to repay it: docs/speed.md has the rule, and `retain plan` the choice."""
     threads: Positive = 1
     """The number of threads of one CPU process. Results with different numbers are not bit-identical, so the default is 1."""
     checkpointing: bool = False

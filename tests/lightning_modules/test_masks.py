@@ -13,6 +13,7 @@ from retain.lightning_modules.compiled import (
     FLEX,
     MASKS,
     attend_by_flex_attention,
+    attend_in_fp32,
     compile_layers,
     uncompiled,
     why_not_flex_attention,
@@ -20,6 +21,7 @@ from retain.lightning_modules.compiled import (
 from retain.lightning_modules.gradient_span import Sketch, batch_gradient
 from retain.lightning_modules.objective import heldout_loss, model_inputs, next_token_losses, predictions, summed_loss
 from retain.lightning_modules.stage import StageModule
+from tests.families import CONFIGS, tiny_model
 from tests.lightning_modules.test_stage import Seen
 from tests.lightning_modules.tiny_models import LENGTH, RECIPE, SMALL, random_sequences, small_model, train
 
@@ -187,6 +189,40 @@ def test_what_is_not_compiled_attends_by_masks() -> None:
 
 def test_a_machine_that_cannot_train_with_flex_attention_says_why() -> None:
     assert "backward on CPU" in str(why_not_flex_attention(small_model(), CPU, bf16=False))
+
+
+@pytest.mark.parametrize("end_of_text", [None, END])
+def test_attention_in_fp32_changes_no_bit_of_a_step_in_fp32(end_of_text: int | None) -> None:
+    usual, ours = (small_model(initializer_range=0.2) for _ in range(2))
+    attend_in_fp32(ours)
+    losses = [summed_loss(model, documents(), end_of_text=end_of_text) for model in (usual, ours)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    for one, other in zip(usual.parameters(), ours.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_steps_in_bf16_attend_in_fp32_in_every_family_and_within_documents(family: str) -> None:
+    exact, mixed = tiny_model(family), tiny_model(family)
+    attend_in_fp32(mixed)
+    attended: list[torch.dtype] = []
+    kernel = functional.scaled_dot_product_attention
+
+    def seen(query: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        attended.append(query.dtype)
+        return kernel(query, *arguments, **options)
+
+    sequences = documents()
+    for end_of_text in (None, END):
+        with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+            patch.setattr(functional, "scaled_dot_product_attention", seen)
+            found = summed_loss(mixed, sequences, end_of_text=end_of_text)
+        torch.testing.assert_close(found, summed_loss(exact, sequences, end_of_text=end_of_text), rtol=0.02, atol=0.0)
+    assert set(attended) == {torch.float32}
 
 
 @needs_gpu

@@ -47,7 +47,7 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
             f"{counted(measured.runs, 'evaluation')}, {measured.to_measure:,} of them to measure: "
             f"{format_size(measured.tokens)} tokens, {measured.flops:.3g} FLOPs"
         )
-    lines += plan.notes
+    lines += [*plan.defaults, *plan.notes]
     lines += [f"the data is not prepared, so the keys are provisional: {command}" for command in prepare]
     console = open_console()
     console.print(Text(f"{'studies' if len(plan.studies) > 1 else 'study'} {plan.study}", style="bold"))

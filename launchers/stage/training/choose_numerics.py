@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from retain.launchers.stage.attempt import AttemptContext
+from retain.launchers.stage.measuring.defaults import AUTO, cpu_defaults
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.checkpoints import checkpoint_folders
 from retain.launchers.stage.training.distributed import broadcast
@@ -21,6 +22,7 @@ class Machine:
 
     gpu: bool
     bf16: bool
+    """Whether losses are measured in bf16. So are training steps, unless a CPU is measured to train faster in bf16."""
     sharded: bool
 
     @property
@@ -36,12 +38,17 @@ def machine_of(execution: Mapping[str, Any], world: int = 1) -> Machine:
 
 
 def choose_numerics(
-    context: AttemptContext, execution: Mapping[str, Any], machine: Machine, model: PreTrainedModel
+    context: AttemptContext,
+    execution: Mapping[str, Any],
+    machine: Machine,
+    model: PreTrainedModel,
+    end_of_text: int | None = None,
 ) -> tuple[Numerics, list[str]]:
-    """The choices of this attempt, the same on every rank; and on rank 0, notes on what differs from earlier attempts.
+    """The choices of this attempt, the same on every rank; and on rank 0, notes on what a reader of the results should know.
 
-    A run that has checkpoints keeps its first choices where the study leaves them open (`compile: auto`, no micro_batch).
-    Raises AttemptStopped if a compiler fails after a stop signal, which may be the reason.
+    A run keeps its first choices where the study leaves them open: precision and compilation always, so that a run that is
+    killed early ends in the same bits, and the micro-batch once it has checkpoints. Raises AttemptStopped if a stop signal
+    comes meanwhile.
     """
     world = context.ranks.world
     # 1. Rank 0 chooses; the others adopt its choices.
@@ -52,15 +59,22 @@ def choose_numerics(
         return adopted, []
     # 2. The study decides; what it leaves open is as before, or the default of the device.
     run, device, notes = context.run, machine.device, []
-    before = (recorded_numerics(run) or Numerics(False, None)) if checkpoint_folders(run.checkpoint) else None
-    wish = execution.get("compile", "auto")  # absent in runs registered before this field existed
-    compiled = wish if wish != "auto" else before.compiled if before else device.type == "cuda"
+    recorded = recorded_numerics(run)
+    before = (recorded or Numerics(False, None)) if checkpoint_folders(run.checkpoint) else None
+    on_cpu = recorded is not None and recorded.threads is not None and not machine.gpu
+    try:
+        bf16, compiled = _speed(
+            context, execution, machine, model, end_of_text, before or (recorded if on_cpu else None)
+        )
+    except AttemptStopped as asked:
+        broadcast((None, str(asked)), world)
+        raise
     # 3. Steps are compiled only if a compiler works here.
-    why = why_not_compiled(device) if compiled else None
-    stopped = context.stop.signal if why else None
-    if why:
+    lack = why_not_compiled(device) if compiled else None
+    stopped = context.stop.signal if lack else None
+    if lack:
         compiled = False
-        notes.append(f"steps are not compiled, because this machine cannot ({why}); results are right, only slower")
+        notes.append(f"steps are not compiled, because this machine cannot ({lack}); results are right, only slower")
     # 4. Absent, like `compile`, in runs that earlier versions registered.
     deterministic = execution.get("deterministic", True)
     if not deterministic:
@@ -72,13 +86,45 @@ def choose_numerics(
     flex = machine.gpu and compiled and not recipe["dropout"] if "documents" in recipe else None
     if before:
         flex = flex and before.flex_attention
-    if flex and (why := why_not_flex_attention(model, device, machine.bf16, deterministic)):
+    if flex and (lack := why_not_flex_attention(model, device, bf16, deterministic)):
         flex = False
-        notes.append(f"tokens attend within documents by masks, because FlexAttention does not work here ({why})")
+        notes.append(f"tokens attend within documents by masks, because FlexAttention does not work here ({lack})")
     micro_batch = execution["micro_batch"] or (before.micro_batch if before else None)
     threads = execution["threads"] if device.type == "cpu" else None
-    numerics = Numerics(compiled, micro_batch, machine.bf16, threads, machine.sharded, flex, deterministic)
+    numerics = Numerics(compiled, micro_batch, bf16, threads, machine.sharded, flex, deterministic)
     broadcast((numerics, stopped), world)
     if stopped:
         raise AttemptStopped(stopped)
     return numerics, [*notes, *(differences(before, numerics) if before else [])]
+
+
+def _speed(
+    context: AttemptContext,
+    execution: Mapping[str, Any],
+    machine: Machine,
+    model: PreTrainedModel,
+    end_of_text: int | None,
+    before: Numerics | None,
+) -> tuple[bool, bool]:
+    """Whether steps are in bf16, and whether they are compiled. The log says why, where neither study nor device decide.
+
+    before: the choices of earlier attempts. Raises AttemptStopped.
+    """
+    wish = execution.get("compile", AUTO)  # absent in runs registered before this field existed
+    bf16, compiled = machine.bf16, wish if wish != AUTO else machine.gpu
+    if before is not None:
+        # A run that began on GPUs continues on CPUs in fp32: only those on CPUs have recorded threads.
+        if execution["precision"] == AUTO and not machine.gpu and before.threads is not None:
+            bf16 = bool(before.bf16)
+        return bf16, before.compiled if wish == AUTO else compiled
+    opens = execution["precision"] == AUTO, wish == AUTO
+    if machine.gpu or not any(opens):
+        return bf16, compiled
+    precise, compiles = cpu_defaults(context, execution, model, end_of_text)
+    if opens[0]:
+        bf16 = precise.taken
+        print(f"steps are in {'bf16' if bf16 else 'fp32'}: {precise.reason}", flush=True)
+    if opens[1]:
+        compiled = compiles.taken
+        print(f"steps are {'' if compiled else 'not '}compiled: {compiles.reason}", flush=True)
+    return bf16, compiled

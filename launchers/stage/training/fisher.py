@@ -29,6 +29,7 @@ from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import machine_of
 from retain.lightning_modules.anchors.fisher import add_squares, information_per_token, no_squares
+from retain.lightning_modules.compiled import attend_in_fp32
 from retain.lightning_modules.models import load_model
 from retain.lightning_modules.objective import predictions
 from retain.results.store.disk import SMALL_FILES, check_room
@@ -63,6 +64,8 @@ def attempt(context: AttemptContext) -> None:
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
     model: PreTrainedModel = load_model(stage.model).to(machine.device)  # type: ignore[arg-type]
+    if machine.bf16 and not machine.gpu:
+        attend_in_fp32(model)
     weights = sum(one.numel() for one in model.parameters())
     check_room(run.folder, 2 * BYTES_PER_VALUE * weights + SMALL_FILES)
     squares = no_squares(model)

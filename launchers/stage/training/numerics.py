@@ -53,6 +53,11 @@ def differences(before: Numerics, now: Numerics) -> list[str]:
     ]
 
 
+def steps_words(numerics: Numerics) -> str:
+    """How steps are computed, for the attempt: `bf16, compiled`."""
+    return f"{_WORDS['bf16'](numerics.bf16)}, {'compiled' if numerics.compiled else 'uncompiled'}"
+
+
 def recorded_numerics(run: Run) -> Numerics | None:
     """The choices of earlier attempts; None if no attempt has trained. Raises DamageError."""
     cure = "delete this file; the next attempt chooses again, and may then not be bit-identical"

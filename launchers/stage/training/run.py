@@ -46,9 +46,10 @@ from retain.launchers.stage.training.curves import Curves, Heldout
 from retain.launchers.stage.training.distributed import broadcast, gather, join_ranks
 from retain.launchers.stage.training.finish import FinalLosses, publish
 from retain.launchers.stage.training.micro_batch import fits_on_gpu, is_shared, micro_batch_for, stage_shape
-from retain.launchers.stage.training.numerics import record_numerics
+from retain.launchers.stage.training.numerics import record_numerics, steps_words
 from retain.launchers.stage.training.resume import Cadence, Resume
-from retain.launchers.stage.training.trainer import fit, stage_trainer
+from retain.launchers.stage.training.trainer import fit, keep_freed_memory, stage_trainer
+from retain.lightning_modules.compiled import attend_in_fp32
 from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.lora import add_adapters
 from retain.lightning_modules.models import build_from_config, build_model, load_model, trained_parameters
@@ -75,6 +76,7 @@ def attempt(context: AttemptContext) -> None:
     machine = machine_of(execution, ranks.world)
     if not machine.gpu:
         torch.set_num_threads(execution["threads"])
+        keep_freed_memory()
     if first:
         clear_rank_causes(run.folder)
     join_ranks(ranks.world, machine.gpu)
@@ -85,16 +87,18 @@ def attempt(context: AttemptContext) -> None:
     # run ends in the same bits.
     tokenizer = stored_tokenizer(context.store.root, spec.get("tokenizer", "none"))
     model = _starting_model(context, tokenizer)
-    numerics, notes = choose_numerics(context, execution, machine, model)
+    end_of_text = tokenizer.end_id if "documents" in recipe else None
+    numerics, notes = choose_numerics(context, execution, machine, model, end_of_text)
     if execution != spec["execution"]:
         notes.append(f"micro-batch reduced to {numerics.micro_batch} sequences, because GPU memory was exceeded")
     if first:
-        _note(run, notes)
+        _note(run, notes, steps_words(numerics))
 
     # 3. Check that the results will fit on the disk, and find what fits on the GPU.
     if first:
         _check_room(run, model, KEEPS_OPTIMIZER in spec)
-    end_of_text = tokenizer.end_id if "documents" in recipe else None
+    if numerics.bf16 and not machine.gpu:
+        attend_in_fp32(model)
     module = StageModule(
         model,
         recipe,
@@ -128,8 +132,9 @@ def attempt(context: AttemptContext) -> None:
     final = FinalLosses(context, curves, data)
     callbacks = [*([best] if best else []), curves, resume, final]
     deterministic = numerics.deterministic is not False
+    bf16 = bool(numerics.bf16)
     trainer = stage_trainer(
-        run.folder, ranks, machine.gpu, machine.bf16, machine.sharded, callbacks, deterministic=deterministic
+        run.folder, ranks, machine.gpu, bf16, machine.sharded, callbacks, deterministic=deterministic
     )
     fit(trainer, module, data)
 
@@ -182,12 +187,12 @@ def _energy(ranks: Ranks, gpu: bool) -> EnergyMeter | None:
     return gpu_meter([str(device.uuid) for device in devices])
 
 
-def _note(run: Run, notes: Sequence[str]) -> None:
-    """Add notes for readers of the results to the log and to the current attempt."""
+def _note(run: Run, notes: Sequence[str], steps: str | None = None) -> None:
+    """Add notes for readers of the results to the log and to the current attempt, and how steps are computed."""
     for note in notes:
         print(note, flush=True)
-    if notes:
-        run.note(notes)
+    if notes or steps:
+        run.note(notes, steps)
 
 
 def _starting_model(context: AttemptContext, tokenizer: Tokenizer) -> PreTrainedModel:

@@ -30,7 +30,7 @@ def stage_trainer(
 ) -> Trainer:
     """A Trainer for one epoch, one step a batch; callbacks handle signals, checkpoints, logs and progress."""
     if not gpu:
-        _keep_freed_memory()
+        keep_freed_memory()
     trainer = Trainer(
         accelerator="gpu" if gpu else "cpu",
         devices=ranks.world // ranks.nodes,
@@ -62,7 +62,7 @@ def fit(trainer: Trainer, module: StageModule, data: LightningDataModule) -> Non
         trainer.fit(module, datamodule=data)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let the tensors of a step reuse the memory of the previous step, up to 32 MiB each: new pages are slower.
 
     Only glibc needs this.

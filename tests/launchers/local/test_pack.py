@@ -18,8 +18,8 @@ from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import WorkerGroup, train
 from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register
+from retain.launchers.speed.folder import FOLDER
 from retain.launchers.stage.attempt import make_attempt
-from retain.launchers.stage.environment import FOLDER
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
 from retain.results.store.runs import Store

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from retain.launchers.stage.environment import FOLDER, compile_cache
+from retain.launchers.speed.folder import FOLDER
+from retain.launchers.stage.environment import compile_cache
 from retain.results.store.garbage import find_waste
 from retain.results.store.runs import Store
 

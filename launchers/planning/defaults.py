@@ -1,0 +1,66 @@
+"""What the defaults that depend on the machine mean for the stages of a study, as far as the store knows, and why."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from retain.launchers.kinds import TRAINING, kind_of_recipe
+from retain.launchers.planning.opened_study import OpenedStudy
+from retain.launchers.speed.choice import planned_choices
+from retain.launchers.speed.folder import is_private, private_folder, processor_name
+from retain.launchers.speed.measured import Speeds, read_speeds
+from retain.launchers.speed.shape import place_of, step_shape, steps_so_far
+from retain.sweeps.schema.section import FISHER
+from retain.sweeps.tree.tree import Stage, Tree
+
+AUTO = "auto"
+
+
+def planned_defaults(opened: OpenedStudy) -> list[str]:
+    """A sentence for each stage of the chain: its precision and compilation, where the study leaves them open.
+
+    Of several stages of one name, the longest counts. Measured speeds are those of this kind of processor.
+    """
+    return list(_sentences(opened.tree, opened))
+
+
+def _sentences(tree: Tree, opened: OpenedStudy) -> Iterator[str]:
+    for name in (name for name in tree.chain if name != FISHER):
+        of_name = [stage for stage in tree.stages.values() if stage.stage == name]
+        longest = max(of_name, key=lambda stage: stage.tokens, default=None)
+        if longest is None or kind_of_recipe(json.loads(longest.recipe)) is not TRAINING:
+            continue
+        execution = opened.file.study.execution.of_stage(name).model_dump(mode="json")
+        opens = [field for field in ("precision", "compile") if execution[field] == AUTO]
+        if not opens:
+            continue
+        if execution["accelerator"] != "cpu":
+            yield f"{name} on GPUs: {' and '.join({'precision': 'bf16', 'compile': 'compiled'}[one] for one in opens)}"
+        if execution["accelerator"] != "gpu":
+            words = _on_cpus(tree, longest, execution, opened.store.root)
+            yield f"{name} on CPUs like this one's ({processor_name()}): {'; '.join(words)}"
+
+
+def _on_cpus(tree: Tree, stage: Stage, execution: Mapping[str, Any], store: Path) -> list[str]:
+    path = [json.loads(one.recipe) for one in _upwards(tree, stage)][::-1]
+    siblings = sum(one.stage == stage.stage and one.parent == stage.parent for one in tree.stages.values())
+    steps = path[-1]["steps"] * min(execution["pack"], siblings)
+    speeds = known_speeds(store, step_shape(path, execution))
+    return planned_choices(execution["precision"], execution["compile"], speeds, steps_so_far(path), steps)
+
+
+def _upwards(tree: Tree, stage: Stage) -> Iterator[Stage]:
+    yield stage
+    while stage.parent is not None:
+        stage = tree.stages[stage.parent]
+        yield stage
+
+
+def known_speeds(store: Path, shape: Mapping[str, Any]) -> Speeds | None:
+    """The speeds of a shape that this user's processes have measured on this kind of processor; None if there are none."""
+    folder = private_folder(store)
+    try:
+        return read_speeds(place_of(folder, shape)) if is_private(folder.parent) else None
+    except OSError:
+        return None
