@@ -1,5 +1,6 @@
 """Read the documents of any corpus, identify its source without reading it, and split off the held-out documents."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,28 +99,56 @@ def _read_package(corpus: Corpus, reader: RecordReader) -> Iterator[Document]:
         yield reader.join(record, f"package: {corpus.package}, record {number}")
 
 
-def _read_hf(corpus: Corpus, folder: Path, reader: RecordReader) -> Iterator[Document]:
+def _read_hf(
+    corpus: Corpus, folder: Path, reader: RecordReader, shard: tuple[int, int] | None = None
+) -> Iterator[Document]:
+    """Yield the documents of a data set, or of one shard: its number from 0 on, and the number of all."""
+    where = f"hf: {corpus.hf}" if shard is None else f"hf: {corpus.hf}, shard {shard[0] + 1} of {shard[1]}"
+    with _naming_hf(corpus, folder):
+        stream = _hf_stream(corpus, folder)
+        if shard is not None:
+            records = iter(stream.shard(shard[1], shard[0]))
+        else:
+            parts = min(corpus.in_turn, stream.num_shards)
+            records = interleave([iter(stream.shard(parts, number)) for number in range(parts)])
+        for number, record in enumerate(records, 1):
+            yield reader.join(record, f"{where}, record {number}")
+
+
+def count_shards(corpus: Corpus, folder: Path) -> int:
+    """The number of shards of a data set, which `datasets` reads one after the other. Raises MissingResourceError."""
+    with _naming_hf(corpus, folder):
+        return int(_hf_stream(corpus, folder).num_shards)
+
+
+def read_shard(
+    corpus: Corpus, folder: Path, number: int, shards: int, chat: ChatTemplate | None = None
+) -> Iterator[Document]:
+    """Yield the documents of one shard of a data set, empty ones included. Raises StudyError, MissingResourceError."""
+    return _read_hf(corpus, folder, record_reader(corpus, chat), (number, shards))
+
+
+def _hf_stream(corpus: Corpus, folder: Path) -> Any:
     import datasets
 
     assert corpus.hf is not None
-    local = _data_set_folder(corpus, folder)
+    if corpus.files is None:
+        place = _data_set_folder(corpus, folder) or corpus.hf
+        return datasets.load_dataset(place, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True)
+    builder, files = _local_files(corpus.hf, find_files(corpus.files, folder))
+    return datasets.load_dataset(builder, data_files=files, split=corpus.split, streaming=True)
+
+
+@contextlib.contextmanager
+def _naming_hf(corpus: Corpus, folder: Path) -> Iterator[None]:
+    """Raise MissingResourceError, with a cure, if `datasets` cannot read a data set in the block."""
     try:
-        if corpus.files is None:
-            stream = datasets.load_dataset(
-                local or corpus.hf, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True
-            )
-        else:
-            builder, files = _local_files(corpus.hf, find_files(corpus.files, folder))
-            stream = datasets.load_dataset(builder, data_files=files, split=corpus.split, streaming=True)
-        parts = min(corpus.in_turn, stream.num_shards)
-        records = interleave([iter(stream.shard(parts, number)) for number in range(parts)])
-        for number, record in enumerate(records, 1):
-            yield reader.join(record, f"hf: {corpus.hf}, record {number}")
+        yield
     except RetainError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        if corpus.files or local:
+        if corpus.files or _data_set_folder(corpus, folder):
             cure = "check that the files are intact and in this format, config and split, or repair them"
             cure += "; text, jsonl, json and parquet files need no `hf:`" if corpus.files else ""
         else:

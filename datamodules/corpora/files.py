@@ -1,6 +1,7 @@
 """Read corpora from files: text, jsonl, json and parquet, also compressed with gzip, zstd or bzip2."""
 
 import codecs
+import contextlib
 import gzip
 import io
 import json
@@ -63,11 +64,8 @@ def file_format(path: Path) -> str:
     return FORMATS[suffixes[-1]]
 
 
-def read_files(paths: list[Path], reader: RecordReader, separator: str | None) -> Iterator[Document]:
-    """Yield the documents of files, in order.
-
-    Raises StudyError if a record lacks a field, a file is damaged, or the files hold records and plain text.
-    """
+def check_formats(paths: list[Path]) -> dict[Path, str]:
+    """Return the format of each file. Raises StudyError if one is unknown, or the files hold records and plain text."""
     formats = {path: file_format(path) for path in paths}
     plain = [path for path in paths if formats[path] == "text"]
     if plain and len(plain) < len(paths):
@@ -76,36 +74,60 @@ def read_files(paths: list[Path], reader: RecordReader, separator: str | None) -
             f"files: found plain text ({shown(plain[0].name)}) and records ({shown(records.name)}), expected one of them; "
             "name the files with a pattern such as data/*.jsonl"
         )
-    pieces = 0
-    for path in paths:
-        try:
-            for document in _documents(path, formats[path], reader, separator):
-                pieces += 1
-                yield document
-        # The UTF-16 decoder and pyarrow raise subclasses of ValueError.
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            if isinstance(error, PermissionError):
-                cure = "make it readable"
-            else:
-                cure = "repair the file, or remove it from the corpus's `files:`"
-            raise StudyError(f"{shown(path)}: cannot be read ({error}); {cure}") from error
-    if plain and separator is not None and pieces == len(plain):
+    return formats
+
+
+def check_separator(separator: str | None, pieces: int, files: int) -> None:
+    """Raise StudyError if files of plain text have no more pieces than files, although a separator is given."""
+    if separator is not None and pieces == files:
         raise StudyError(
             f"separator: {separator!r} is in none of the files; correct it (in YAML, escapes such as \\n need double "
             "quotes), or remove it to make each file one document"
         )
 
 
-def _documents(path: Path, form: str, reader: RecordReader, separator: str | None) -> Iterator[Document]:
+def read_files(paths: list[Path], reader: RecordReader, separator: str | None) -> Iterator[Document]:
+    """Yield the documents of files, in order.
+
+    Raises StudyError if a record lacks a field, a file is damaged, or the files hold records and plain text.
+    """
+    formats = check_formats(paths)
+    plain = [path for path in paths if formats[path] == "text"]
+    pieces = 0
+    for path in paths:
+        with naming_file(path):
+            for document in documents_of(path, formats[path], reader, separator):
+                pieces += 1
+                yield document
+    if plain:
+        check_separator(separator, pieces, len(plain))
+
+
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Raise StudyError that names a file if it cannot be read in the block."""
+    try:
+        yield
+    # The UTF-16 decoder and pyarrow raise subclasses of ValueError.
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        if isinstance(error, PermissionError):
+            cure = "make it readable"
+        else:
+            cure = "repair the file, or remove it from the corpus's `files:`"
+        raise StudyError(f"{shown(path)}: cannot be read ({error}); {cure}") from error
+
+
+def documents_of(path: Path, form: str, reader: RecordReader, separator: str | None) -> Iterator[Document]:
+    """Yield the documents of a file by its format; errors as they come, see `naming_file`."""
     if form == "parquet":
-        yield from _parquet_documents(path, reader)
+        yield from parquet_documents(path, reader)
         return
     name = shown(path)
     with _open(path) as stream:
         if form == "text":
             yield from text_documents(_checked_blocks(stream, name), separator)
         else:
-            records = _json_records(stream, name) if form == "json" else _jsonl_records(stream, name)
+            records = _json_records(stream, name) if form == "json" else jsonl_records(stream, name)
             for where, record in records:
                 yield reader.join(record, where)
 
@@ -194,9 +216,12 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)
 
 
-def _jsonl_records(stream: TextIO, name: str) -> Iterator[tuple[str, object]]:
-    """Yield the record of each line, and where it is. A file that holds one JSON array is read as that."""
-    for number, line in enumerate(stream, 1):
+def jsonl_records(stream: TextIO, name: str, first: int = 1) -> Iterator[tuple[str, object]]:
+    """Yield the record of each line, and where it is. A file that holds one JSON array is read as that.
+
+    first: the number of the first line.
+    """
+    for number, line in enumerate(stream, first):
         text = _checked(line, name, number).strip().lstrip("\ufeff")
         if number == 1 and text.startswith("["):
             yield from _json_records(stream, name, text)
@@ -255,7 +280,8 @@ def _json_records(stream: TextIO, name: str, text: str = "") -> Iterator[tuple[s
                 yield where, record
 
 
-def _parquet_documents(path: Path, reader: RecordReader) -> Iterator[Document]:
+def parquet_documents(path: Path, reader: RecordReader, groups: range | None = None) -> Iterator[Document]:
+    """Yield the documents of a parquet file, or of some of its row groups."""
     import pyarrow
     import pyarrow.parquet
 
@@ -267,8 +293,9 @@ def _parquet_documents(path: Path, reader: RecordReader) -> Iterator[Document]:
             raise StudyError(f"{name}: the column {repeated[0]!r} appears twice; rename one of them")
         # Fails before any row is read if a column is missing.
         reader.check({column.name: _example(column.type) for column in schema}, name)
-        number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=reader.fields):
+        chosen = range(table.num_row_groups) if groups is None else groups
+        number = sum(table.metadata.row_group(group).num_rows for group in range(chosen.start))
+        for batch in table.iter_batches(batch_size=1024, row_groups=list(chosen), columns=reader.fields):
             for record in batch.to_pylist():
                 number += 1
                 yield reader.join(record, f"{name}, row {number}")
