@@ -25,6 +25,7 @@ from retain.datamodules.corpora.checkpoints.unprepared import unprepared_checkpo
 from retain.datamodules.corpora.documents import document_hash, is_heldout
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
+from retain.datamodules.corpora.parts.plan import Cuts, cut_corpora
 from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.responses.study_documents import (
     check_document_ends,
@@ -78,31 +79,45 @@ Report = Callable[[str, int, int], None]
 """Called with the name of what is being prepared, the documents read and the training tokens so far."""
 
 
+InParts = Callable[[StudyFile, Path, Cuts, Report], bool]
+"""Prepares corpora of a study in a store; returns whether they are prepared, or will be later."""
+
+
 def ignore_progress(corpus: str, documents: int, tokens: int) -> None:
     """Display nothing: a `Report` for callers without a display."""
 
 
-def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> Facts:
+def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_parts: InParts | None = None) -> Facts:
     """Read, tokenise and pack what the study needs and the store lacks, or holds damaged.
+
+    in_parts: prepares corpora that are cut into several parts; where it only has them prepared later, the returned facts are
+    placeholders. None: this process prepares them too.
 
     Raises StudyError; MissingResourceError, also if a source changes while it is read.
     """
     facts = known_facts(file, store)
     if not file.study.corpora:
         return facts
-    before = corpus_sources(file)
+    before, later = corpus_sources(file), False
     if not facts.prepared:
         with writing(str(store), "choose another store with --store"):
             remove_leftovers(store)
             for model in checkpoints_of(file):
                 prepare_checkpoint(file, store, model, report)
             tokenizer = _prepare_tokenizer(file, store, report)
+            lacking = [one for one in _packings(file) if not _is_packed(file, store, *one, tokenizer.fingerprint)]
+            cuts = cut_corpora(file, lacking, tokenizer.fingerprint) if in_parts is not None else {}
             for name, length in _packings(file):
-                _prepare_corpus(file, store, name, length, tokenizer, report)
+                if name not in cuts:
+                    _prepare_corpus(file, store, name, length, tokenizer, report)
+            if in_parts is not None and cuts:
+                later = not in_parts(file, store, cuts, report)
         facts = known_facts(file, store)
     if facts.tasks:
         with writing(str(store), "choose another store with --store"):
             prepare_tasks(file, store)
+    if later:
+        return facts
     if not facts.prepared:
         check_unchanged(file, before)
         raise MissingResourceError(
@@ -322,13 +337,18 @@ def _sample_documents(file: StudyFile, name: str, characters: int, held: Collect
                 return
 
 
+def _is_packed(file: StudyFile, store: Path, name: str, length: int, tokenizer: str) -> bool:
+    note = read_note(store, corpus_source(file, name, length, tokenizer))
+    with contextlib.suppress(DamageError):
+        return note is not None and bool(packed_corpus(store, note.fingerprint))
+    return False
+
+
 def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, report: Report) -> None:
     corpus = file.study.corpora[name]
     source = corpus_source(file, name, length, tokenizer.fingerprint)
-    if note := read_note(store, source):
-        with contextlib.suppress(DamageError):
-            packed_corpus(store, note.fingerprint)
-            return
+    if _is_packed(file, store, name, length, tokenizer.fingerprint):
+        return
     before = corpus_sources(file)
     building = new_build_folder(store)
     pinned = pinned_corpus(file, name)

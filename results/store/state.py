@@ -181,6 +181,10 @@ OPTIMIZER = "optimizer.safetensors"
 """AdamW's moments at the end of a run whose stage.json has KEEPS_OPTIMIZER, in the folder of its weights."""
 FISHER_FILE = "fisher.safetensors"
 """The Fisher information that a run has estimated for anchors, where other runs have their weights."""
+PART = "part"
+"""The folder with the files of a run that prepares a part of a corpus."""
+ASSEMBLED = "assembled.json"
+"""What a run that puts the parts of a corpus together leaves: the fingerprint of the corpus."""
 KEEPS_OPTIMIZER = "keeps_optimizer"
 CHAT_TEMPLATE = "chat_template"
 
@@ -216,6 +220,8 @@ class Spec(TypedDict):
     axes: dict[str, Any]
     study: str
     versions: dict[str, str]
+    reads: NotRequired[dict[str, Any]]
+    """Only of runs that prepare corpora: the study that they read it from; see `launchers.stage.preparation.request`."""
 
 
 def updated_spec(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -119,8 +119,8 @@ def cut_source(corpus: Corpus, folder: Path, size: int) -> Cut:
 def _shards(corpus: Corpus, folder: Path, source: dict[str, Any], size: int) -> Iterator[Part]:
     """One part for each shard, in streams as `datasets` divides shards; one part for a small source."""
     known = [bytes_ for _, bytes_, _ in source.get("files", ())]
-    shards = count_shards(corpus, folder)
-    if shards == 1 or (known and sum(known) <= size):
+    shards = 1 if known and sum(known) <= size else count_shards(corpus, folder)
+    if shards == 1:
         yield Part(sum(known))
         return
     streams = min(corpus.in_turn, shards)

@@ -22,7 +22,7 @@ def pinned_corpus(file: StudyFile, name: str) -> Corpus:
 def corpus_documents(file: StudyFile, name: str, corpus: Corpus, heldout: bool = False) -> Iterator[Document]:
     """Yield the documents of a corpus, or of its held-out split. Raises StudyError or MissingResourceError that name it."""
     with naming_corpus(file, name, heldout):
-        yield from read_documents(corpus, file.folder, _chat_template(file, corpus))
+        yield from read_documents(corpus, file.folder, chat_template(file, corpus))
 
 
 def corpus_division(file: StudyFile, name: str, corpus: Corpus) -> Division:
@@ -67,5 +67,6 @@ def check_document_ends(file: StudyFile, name: str, packed: PackedCorpus) -> Non
         )
 
 
-def _chat_template(file: StudyFile, corpus: Corpus) -> ChatTemplate | None:
+def chat_template(file: StudyFile, corpus: Corpus) -> ChatTemplate | None:
+    """Return the template that writes the conversations of a corpus; None for a corpus without any."""
     return None if corpus.messages is None else find_chat_template(tokenizer_settings(file), file.folder)
