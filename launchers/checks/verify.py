@@ -28,6 +28,7 @@ OF_STUDIES: Mapping[str, Callable[[Path], Any]] = {
     study_files.HISTORY: study_files.read_history,
     study_files.SUMMARY: study_files.read_summary,
     study_files.LOOKS: study_files.read_looks,
+    study_files.PREPARATION: study_files.read_preparation,
     f"{on_end.FOLDER}/{on_end.LAUNCH}": on_end.read_launch,
 }
 """The reader of each document in the folder of a study."""

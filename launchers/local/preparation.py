@@ -9,7 +9,7 @@ from retain.datamodules.corpora.parts.stored import open_part
 from retain.datamodules.corpora.prepare import Report
 from retain.launchers.local.devices import Slot
 from retain.launchers.local.launcher import train
-from retain.launchers.planning.preparation import Preparation, is_prepared
+from retain.launchers.planning.preparation import Preparation, is_prepared, record_runs
 from retain.launchers.stage.failures import RECIPE
 from retain.results.store.runs import Store
 from retain.results.store.state import PART, State
@@ -28,22 +28,28 @@ def prepare_here(file: StudyFile, store: Path, cuts: Cuts, report: Report) -> bo
 
     Returns True. Raises StudyError, StageFailedError, MissingResourceError; KeyboardInterrupt once all processes have ended.
     """
+    known: list[str] = []
     for cut, lengths in cuts.values():
-        preparation = Preparation(file, cut, lengths)
-        _prepare(preparation, Store(store), report)
+        _prepare(Preparation(file, cut, lengths), Store(store), report, known)
     return True
 
 
-def _prepare(preparation: Preparation, store: Store, report: Report) -> None:
+def _prepare(preparation: Preparation, store: Store, report: Report, known: list[str]) -> None:
+    """Prepare one corpus. known: the keys of all runs so far, which are recorded."""
     cores = preparation.file.study.execution.parallel or len(os.sched_getaffinity(0))
     watch = _watch(preparation, store, report)
     # 1. The parts, until the budget is reached: from the first of them the number of the others is estimated.
     while missing := needed_parts(preparation.cut, preparation.made(store), GROWTH):
+        known += missing
+        record_runs(store, preparation.file.study.study, known)
         _work(preparation, store, preparation.part_stages(missing), cores, watch)
     # 2. The assembly.
     done = {key for key in preparation.cut.keys if is_prepared(store, key)}
     parts = preparation.part_stages(done)
-    _work(preparation, store, preparation.assemblies(list(parts)), cores, watch, parts)
+    assemblies = preparation.assemblies(list(parts))
+    known += assemblies
+    record_runs(store, preparation.file.study.study, known)
+    _work(preparation, store, assemblies, cores, watch, parts)
 
 
 def _work(

@@ -71,7 +71,13 @@ def prepare_study(
 
     in_parts: prepares large corpora; see `datamodules.corpora.prepare`. Raises StudyError, MissingResourceError.
     """
-    file = with_recorded_seeds(read_study(name, overrides), store)
+    return prepare_file(name, with_recorded_seeds(read_study(name, overrides), store), store, report, in_parts)
+
+
+def prepare_file(
+    name: str, file: StudyFile, store: Path, report: Report = ignore_progress, in_parts: InParts | None = None
+) -> OpenedStudy:
+    """`prepare_study` for a study that has been read already."""
     # Find mistakes in the study before any corpus is read or any folder is made.
     check_loggers(file)
     known = _opened(name, file, open_store(store), known_facts(file, store))

@@ -14,6 +14,8 @@ from retain.launchers.kinds import ASSEMBLE, PREPARE, described
 from retain.launchers.planning.register import installed_versions
 from retain.results.store.runs import Store
 from retain.results.store.state import PART, STOPPED
+from retain.results.store.study_files import PREPARATION, study_folder
+from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.keys import canonical, stage_key
@@ -110,6 +112,13 @@ class Preparation:
     def tree(self, stages: Mapping[str, Stage]) -> Tree:
         """Runs as a tree, which launchers work on."""
         return Tree(self.file.study.study, dict(stages), [], provisional=False)
+
+
+def record_runs(store: Store, study: str, keys: Sequence[str]) -> None:
+    """Note which runs prepare the data of a study, for status, cancel and retry."""
+    place = study_folder(store.root, study) / PREPARATION
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_document(place, {"keys": list(dict.fromkeys(keys))})
 
 
 def is_prepared(store: Store, key: str) -> bool:

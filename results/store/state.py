@@ -185,6 +185,8 @@ PART = "part"
 """The folder with the files of a run that prepares a part of a corpus."""
 ASSEMBLED = "assembled.json"
 """What a run that puts the parts of a corpus together leaves: the fingerprint of the corpus."""
+SUBMITTED = "submitted.json"
+"""What a run leaves that has submitted a study once its data was prepared: the keys of the submitted runs."""
 KEEPS_OPTIMIZER = "keeps_optimizer"
 CHAT_TEMPLATE = "chat_template"
 
