@@ -16,8 +16,9 @@ from retain.results.store.disk import used_bytes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import OPTIMIZER, State
+from retain.sweeps.base.building import new_build_folder
 from retain.sweeps.base.documents import unreadable
-from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
+from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import file_system_time, remove
 from retain.sweeps.base.processes import is_gone, is_here, process_start
 from retain.sweeps.tree.keys import CARRY
@@ -25,7 +26,9 @@ from retain.sweeps.tree.keys import CARRY
 if TYPE_CHECKING:
     from retain.sweeps.tree.tree import Stage
 
-CHECKPOINT, LEFTOVER, WEIGHTS = "checkpoints", "leftover", "weights"
+CHECKPOINT, LEFTOVER, WEIGHTS, PARTS = "checkpoints", "leftover", "weights", "parts"
+ASSEMBLE = "assemble"
+"""The kind of runs that put parts together; see `launchers.kinds`."""
 QUIET_S = 3600.0
 """Seconds without a change after which a temporary file counts as a leftover, by the clock of the file system."""
 QUIET_ELSEWHERE_S = 86_400.0
@@ -68,6 +71,7 @@ def find_waste(
         return list(_of_run(run, names[run.key]))
 
     found = [waste for own in store.read_all(of_run).values() for waste in own]
+    found += _of_parts(store, chosen)
     if weights:
         found += _of_weights(runs, chosen, stages or {})
     hidden = [(store.root / key / name, key) for key in names for name in names[key] if name.startswith(".")]
@@ -89,9 +93,9 @@ def free(store: Store, waste: Waste) -> str | None:
         if waste.kind == WEIGHTS:
             return _free_weights(run)
         if run.is_done():
-            remove(waste.path)
+            remove(_aside(store, waste.path) if waste.kind == PARTS else waste.path)
             return None
-        if waste.kind == CHECKPOINT:
+        if waste.kind in (CHECKPOINT, PARTS):
             return "the run is no longer done"
         with try_lease(run.lease) as held:
             if not held:
@@ -179,6 +183,29 @@ def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
         places += run.checkpoint.glob(".step-*")
     for place in sorted(places):
         yield Waste(place, run.key, LEFTOVER, used_bytes(place), "a dead attempt left it half written")
+
+
+def _of_parts(store: Store, chosen: Collection[str]) -> Iterator[Waste]:
+    """The parts of corpora that are put together."""
+    users: dict[str, list[bool]] = {}
+    for run in store.runs():
+        with contextlib.suppress(DamageError, FileNotFoundError):
+            if run.spec().get("kind") == ASSEMBLE:
+                for need in run.needs():
+                    users.setdefault(need, []).append(run.is_done())
+    for key in sorted(users.keys() & set(chosen)):
+        if all(users[key]) and store.run(key).is_done():
+            folder = store.run(key).folder
+            reason = "the corpora that are made of it are prepared"
+            yield Waste(folder, key, PARTS, used_bytes(folder), reason)
+
+
+def _aside(store: Store, folder: Path) -> Path:
+    """Move the folder of a run out of the way, so that nobody finds half of it. Returns its place."""
+    place = new_build_folder(store.root)
+    place.parent.mkdir(exist_ok=True)
+    folder.rename(place)
+    return place
 
 
 def _of_weights(runs: list[Run], chosen: set[str], stages: Mapping[str, "Stage"]) -> Iterator[Waste]:

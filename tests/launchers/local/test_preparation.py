@@ -199,3 +199,16 @@ def own_tokenizer(folder: Path) -> None:
     from retain.datamodules.corpora.tokenizer import train_tokenizer
 
     train_tokenizer(documents_of("general"), 320).save(folder / "tok")
+
+
+def test_gc_frees_the_parts_of_a_corpus_once_it_is_prepared_and_they_can_be_made_again(tmp_path: Path) -> None:
+    study, store = large_study(tmp_path / "study"), tmp_path / "runs"
+    first = retain_json("data", study, "--store", store)
+    freed = retain_json("gc", "--store", store)
+    assert {one["kind"] for one in freed["freed"]} == {"parts"}
+    assert parts(store) == []
+    assert retain_json("verify", "--store", store)["problems"] == []
+    assert retain_json("data", study, "--store", store) == first
+    assert parts(store) == []
+    retain_json("data", study, "corpora.music.tokens=50k", "--store", store)
+    assert parts(store)
