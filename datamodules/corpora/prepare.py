@@ -13,7 +13,7 @@ finish publishes it, the second discards its identical copy. Folders of killed p
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,11 +22,10 @@ from typing import Any
 from retain.datamodules.corpora.checkpoints.prepare import checkpoint_tokenizer, prepare_checkpoint
 from retain.datamodules.corpora.checkpoints.stored import open_checkpoint
 from retain.datamodules.corpora.checkpoints.unprepared import unprepared_checkpoint, unprepared_vocabulary
-from retain.datamodules.corpora.documents import document_hash, is_heldout
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
+from retain.datamodules.corpora.parts.download import Download, Say, download
 from retain.datamodules.corpora.parts.plan import Cuts, cut_corpora
-from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.responses.study_documents import (
     check_document_ends,
     check_predictions,
@@ -34,6 +33,7 @@ from retain.datamodules.corpora.responses.study_documents import (
     corpus_documents,
     heldout_hashes,
     pinned_corpus,
+    sample_documents,
 )
 from retain.datamodules.corpora.sources import (
     Note,
@@ -46,6 +46,7 @@ from retain.datamodules.corpora.sources import (
     corpus_source,
     corpus_sources,
     digest,
+    naming_corpus,
     naming_tokenizer,
     note_path,
     note_problem,
@@ -53,10 +54,9 @@ from retain.datamodules.corpora.sources import (
     tokenizer_definition,
     tokenizer_settings,
     tokenizer_source,
-    withheld_share,
     write_note,
 )
-from retain.datamodules.corpora.tasks.prepare import prepare_tasks, task_facts
+from retain.datamodules.corpora.tasks.prepare import prepare_tasks, task_facts, tasks_of
 from retain.datamodules.corpora.tokenizer import (
     CHATML,
     CHATML_MARKERS,
@@ -106,7 +106,7 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
                 prepare_checkpoint(file, store, model, report)
             tokenizer = _prepare_tokenizer(file, store, report)
             lacking = [one for one in _packings(file) if not _is_packed(file, store, *one, tokenizer.fingerprint)]
-            cuts = cut_corpora(file, lacking, tokenizer.fingerprint) if in_parts is not None else {}
+            cuts = cut_corpora(file, store, lacking, tokenizer.fingerprint) if in_parts is not None else {}
             for name, length in _packings(file):
                 if name not in cuts:
                     _prepare_corpus(file, store, name, length, tokenizer, report)
@@ -129,6 +129,26 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
     with contextlib.suppress(OSError):  # a store that may only be read
         _note_definitions(file, store, facts)
     return facts
+
+
+def download_sources(file: StudyFile, store: Path, say: Say, report: Report = ignore_progress) -> dict[str, Download]:
+    """Fetch into the store what the study reads from the hub, so that it can be prepared without a network.
+
+    Returns the copies of data sets, by corpus. Raises StudyError, MissingResourceError.
+    """
+    found = {}
+    with writing(str(store), "choose another store with --store"):
+        for model in checkpoints_of(file):
+            prepare_checkpoint(file, store, model, report)
+        if tokenizer_settings(file).train is None:
+            _prepare_tokenizer(file, store, report)
+        for name, corpus in file.study.corpora.items():
+            with naming_corpus(file, name):
+                if is_on_hub(corpus, file.folder):
+                    found[name] = download(corpus, file.folder, store, say)
+        if tasks_of(file):
+            prepare_tasks(file, store)
+    return found
 
 
 def known_facts(file: StudyFile, store: Path) -> Facts:
@@ -304,8 +324,8 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
             tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
     else:
         assert settings.train is not None
-        held = heldout_hashes(file)
-        samples = [_sample_documents(file, name, settings.sample, held) for name in sorted(file.trained)]
+        held = heldout_hashes(file, store)
+        samples = [sample_documents(file, store, name, settings.sample, held) for name in sorted(file.trained)]
         special = CHATML_MARKERS if settings.chat_template == CHATML else ()
         tokenizer = train_tokenizer(_reported(chain.from_iterable(samples), report), settings.train, special)
     check_unchanged(file, before)
@@ -324,19 +344,6 @@ def _reported(documents: Iterator[str], report: Report) -> Iterator[str]:
         yield document
 
 
-def _sample_documents(file: StudyFile, name: str, characters: int, held: Collection[int]) -> Iterator[str]:
-    """Yield training documents from the beginning of a corpus, up to a number of characters in all.
-
-    held: the hashes of documents in held-out splits that corpora bring along.
-    """
-    for document in map(text_of, corpus_documents(file, name, pinned_corpus(file, name))):
-        if not is_heldout(document, withheld_share(file)) and not (held and document_hash(document) in held):
-            yield document[:characters]
-            characters -= len(document)
-            if characters <= 0:
-                return
-
-
 def _is_packed(file: StudyFile, store: Path, name: str, length: int, tokenizer: str) -> bool:
     note = read_note(store, corpus_source(file, name, length, tokenizer))
     with contextlib.suppress(DamageError):
@@ -351,12 +358,12 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
         return
     before = corpus_sources(file)
     building = new_build_folder(store)
-    pinned = pinned_corpus(file, name)
+    pinned = pinned_corpus(file, name, store)
     packed = pack(
         corpus_documents(file, name, pinned),
         tokenizer,
         length,
-        corpus_division(file, name, pinned),
+        corpus_division(file, name, pinned, store),
         corpus.tokens,
         building,
         lambda documents, tokens: report(name, documents, tokens),
@@ -364,7 +371,7 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, tokeni
     )
     check_unchanged(file, before)
     check_predictions(file, name, packed)
-    commit = pinned.revision if is_on_hub(pinned, file.folder) else None
+    commit = pinned.revision if is_on_hub(corpus, file.folder) else None
     publish(building, store / "corpora" / packed.fingerprint, open_packed)
     counts = {split: packed.count(split) for split in SPLITS}
     write_note(store, source, Note(packed.fingerprint, counts), commit)

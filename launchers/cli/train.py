@@ -36,6 +36,13 @@ def data(
     check: Annotated[
         bool, typer.Option("--check", help="Only check whether ids, revisions and fields resolve; download nothing.")
     ] = False,
+    download_only: Annotated[
+        bool,
+        typer.Option(
+            "--download-only",
+            help="Only fetch what the study reads from the hub, so that machines without internet can do the rest.",
+        ),
+    ] = False,
     launcher: Annotated[
         Literal["local", "slurm"],
         typer.Option(help="Where large corpora are prepared: on all cores of this machine, or by jobs."),
@@ -64,6 +71,8 @@ def data(
             raise StudyError(f"--show {corpus}: unknown corpus; the corpora are {', '.join(known) or 'none'}")
         show(sequences_document(prepare(study, overrides or (), store), corpus), as_json, print_sequences)
         return 0
+    if download_only:
+        return _download(study, overrides or (), store, as_json)
     if launcher == "slurm" and not check:
         _submit_data(study, overrides or (), store, site, as_json)
         return 0
@@ -73,6 +82,19 @@ def data(
     document = checks_document(study, list(check_sources(read_study(study, overrides or ()))))
     show(document, as_json, print_checks)
     return 0 if document["resolves"] else MissingResourceError.exit_code
+
+
+def _download(study: str, overrides: Sequence[str], store: Path, as_json: bool) -> int:
+    """Fetch what a study reads from the hub, with a line for each file; print what is there."""
+    from retain.datamodules.corpora.prepare import download_sources
+    from retain.launchers.cli.views.downloads import downloads_document, print_downloads, say
+    from retain.results.store.runs import make_store
+    from retain.sweeps.schema.read import read_study
+
+    file = read_study(study, overrides)
+    found = download_sources(file, make_store(store).root, say)
+    show(downloads_document(file.study.study, found), as_json, print_downloads)
+    return 0
 
 
 def _submit_data(study: str, overrides: Sequence[str], store: Path, site: str | None, as_json: bool) -> None:

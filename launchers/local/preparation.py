@@ -83,9 +83,9 @@ def _failure(preparation: Preparation, state: State, log: Path) -> Exception:
     last = state.attempts[-1].failure if state.attempts else None
     if last == RECIPE:
         return StudyError(reason.removeprefix(f"{RECIPE}: "))
+    where = f"{preparation.file.path.name}: corpora.{preparation.cut.name}: "
     return StageFailedError(
-        f"{preparation.file.path.name}: corpora.{preparation.cut.name}: {reason}; prepare the study's data again, which "
-        f"continues; the log is {log}",
+        f"{'' if where in reason else where}{reason}; prepare the study's data again, which continues; the log is {log}",
         last,
     )
 

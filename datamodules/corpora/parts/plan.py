@@ -3,13 +3,21 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.packing import Division
 from retain.datamodules.corpora.parts.cut import Cut, Part, Piece, cut_source
 from retain.datamodules.corpora.responses.study_documents import pinned_corpus
-from retain.datamodules.corpora.sources import FORMAT, Source, naming_corpus, read_source, withheld_share
+from retain.datamodules.corpora.sources import (
+    FORMAT,
+    Source,
+    corpora_with_splits,
+    naming_corpus,
+    read_source,
+    withheld_share,
+)
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.keys import canonical, stage_key
@@ -57,32 +65,36 @@ class CutCorpus:
         return {self.key(part): part for part in self.cut.in_turn}
 
 
-def cut_corpus(file: StudyFile, name: str, tokenizer: str, corpus: Corpus | None = None) -> CutCorpus:
+def cut_corpus(file: StudyFile, name: str, tokenizer: str, corpus: Corpus) -> CutCorpus:
     """Cut a corpus of a study as its `execution.data` says. Raises StudyError, MissingResourceError that name it.
 
-    corpus: the same, pinned; None: pin it now.
+    corpus: the same, pinned, or its copy in the store.
     """
-    own = pinned_corpus(file, name) if corpus is None else corpus
     with naming_corpus(file, name):
-        cut = cut_source(own, file.folder, file.study.execution.data.part)
+        cut = cut_source(corpus, file.folder, file.study.execution.data.part)
     source = {field: value for field, value in read_source(file, name).items() if not field.startswith("heldout")}
-    source |= {"revision": own.revision} if own.hf is not None else {}
-    return CutCorpus(name, own, cut, source, tokenizer, withheld_share(file))
+    source |= {"revision": corpus.revision} if corpus.hf is not None else {}
+    return CutCorpus(name, corpus, cut, source, tokenizer, withheld_share(file))
 
 
 Cuts = Mapping[str, tuple[CutCorpus, tuple[int, ...]]]
 """Corpora in parts by name, and the sequence lengths at which they are packed."""
 
 
-def cut_corpora(file: StudyFile, packings: Sequence[tuple[str, int]], tokenizer: str) -> Cuts:
-    """Cut corpora of a study; those of one part are left out, as are those that are read from the hub.
+def cut_corpora(file: StudyFile, store: Path, packings: Sequence[tuple[str, int]], tokenizer: str) -> Cuts:
+    """Cut corpora of a study; those of one part are left out, as are those of the hub that are not in the store.
+
+    None is cut if held-out splits must be read from the hub, as processes that put parts together have no network.
 
     packings: names and sequence lengths.
     """
-    found = {}
+    found: dict[str, tuple[CutCorpus, tuple[int, ...]]] = {}
+    if any(is_on_hub(pinned_corpus(file, name, store), file.folder) for name in corpora_with_splits(file)):
+        return found
     for name in dict.fromkeys(name for name, _ in packings):
-        if not is_on_hub(file.study.corpora[name], file.folder):
-            cut = cut_corpus(file, name, tokenizer)
+        corpus = pinned_corpus(file, name, store)
+        if not is_on_hub(corpus, file.folder):
+            cut = cut_corpus(file, name, tokenizer, corpus)
             if len(cut.cut.parts) > 1:
                 found[name] = (cut, tuple(length for other, length in packings if other == name))
     return found

@@ -17,6 +17,7 @@ def reads_of(file: StudyFile, cut: CutCorpus) -> dict[str, Any]:
         "path": str(file.path.absolute()),
         "fields": file.study.model_dump(exclude_unset=True, mode="json"),
         "corpus": cut.name,
+        "hf": cut.corpus.hf,
         "revision": cut.corpus.revision,
     }
 
@@ -24,7 +25,7 @@ def reads_of(file: StudyFile, cut: CutCorpus) -> dict[str, Any]:
 def requested(reads: Mapping[str, Any]) -> tuple[StudyFile, str, Corpus]:
     """The study, the name of the corpus, and the corpus, pinned to a commit. Raises StudyError."""
     file, name = check_study(reads["fields"], Path(reads["path"])), str(reads["corpus"])
-    return file, name, file.study.corpora[name].model_copy(update={"revision": reads["revision"]})
+    return file, name, file.study.corpora[name].model_copy(update={field: reads[field] for field in ("hf", "revision")})
 
 
 def check_source(file: StudyFile, name: str, source: Source) -> None:

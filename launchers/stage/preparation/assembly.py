@@ -47,7 +47,7 @@ def attempt(context: AttemptContext) -> None:
             streams,
             tokenizer,
             source["sequence_length"],
-            corpus_division(file, name, corpus),
+            corpus_division(file, name, corpus, root),
             corpus.tokens,
             building,
             watch,
@@ -58,9 +58,8 @@ def attempt(context: AttemptContext) -> None:
     check_predictions(file, name, packed)
     publish(building, root / "corpora" / packed.fingerprint, open_packed)
     counts = {split: packed.count(split) for split in SPLITS}
-    write_note(
-        root, source, Note(packed.fingerprint, counts), corpus.revision if is_on_hub(corpus, file.folder) else None
-    )
+    commit = corpus.revision if is_on_hub(file.study.corpora[name], file.folder) else None
+    write_note(root, source, Note(packed.fingerprint, counts), commit)
     tokens = sum(counts.values()) * source["sequence_length"]
     log_line(f"{name}: {tokens:,} tokens, fingerprint {packed.fingerprint}")
     context.report(Progress(tokens, tokens))

@@ -175,6 +175,7 @@ def test_two_processes_share_the_parts_of_a_corpus(tmp_path: Path) -> None:
     assert set(done_parts(store).values()) == {1}
 
 
+@pytest.mark.slow
 def test_parts_of_another_size_of_parts_give_the_same_corpus(tmp_path: Path) -> None:
     study, store = large_study(tmp_path / "study"), tmp_path / "runs"
     first = retain_json("data", study, "--store", store)
@@ -201,6 +202,7 @@ def own_tokenizer(folder: Path) -> None:
     train_tokenizer(documents_of("general"), 320).save(folder / "tok")
 
 
+@pytest.mark.slow
 def test_gc_frees_the_parts_of_a_corpus_once_it_is_prepared_and_they_can_be_made_again(tmp_path: Path) -> None:
     study, store = large_study(tmp_path / "study"), tmp_path / "runs"
     first = retain_json("data", study, "--store", store)
