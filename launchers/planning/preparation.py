@@ -11,6 +11,7 @@ from retain.datamodules.corpora.parts.stored import open_part
 from retain.datamodules.corpora.prepare import packed_corpus
 from retain.datamodules.corpora.sources import FORMAT, corpus_source, read_note
 from retain.launchers.kinds import ASSEMBLE, PREPARE, described
+from retain.launchers.planning.data_room import BYTES_OF_TOKEN
 from retain.launchers.planning.register import installed_versions
 from retain.results.store.runs import Store
 from retain.results.store.state import PART, STOPPED
@@ -20,9 +21,6 @@ from retain.sweeps.base.errors import DamageError
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.keys import canonical, stage_key
 from retain.sweeps.tree.tree import Stage, Tree
-
-BYTES_OF_TOKEN = 4
-"""Bytes of text in a token, for the size of a part before it is read."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ Only files with known names are touched, and no file of a run whose lease a livi
 """
 
 import contextlib
+import json
 import os
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retain.results.store.disk import used_bytes
 from retain.results.store.lease import try_lease
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from retain.sweeps.tree.tree import Stage
 
 CHECKPOINT, LEFTOVER, WEIGHTS, PARTS = "checkpoints", "leftover", "weights", "parts"
+DOWNLOADS = "downloads"
 ASSEMBLE = "assemble"
 """The kind of runs that put parts together; see `launchers.kinds`."""
 QUIET_S = 3600.0
@@ -263,10 +265,35 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
         if folder.is_dir():
             for name in os.listdir(folder):
                 yield _temporary(folder / name, None)
+    packed = _packed_commits(root)
+    for place in root.glob("downloads/*/download.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(place.read_bytes())
+            if _data_set(found, found["commit"]) in packed:
+                folder = place.parent
+                yield Waste(
+                    folder, None, DOWNLOADS, used_bytes(folder), "the corpora that are read from it are prepared"
+                )
     for place in root.glob("building/*"):
         match = BUILDING.fullmatch(place.name)
         if match and (is_gone(match["process"]) or not is_here(match["process"])):
             yield Waste(place, None, LEFTOVER, used_bytes(place), "half-prepared data of a process that is gone")
+
+
+def _data_set(named: Mapping[str, Any], commit: str) -> tuple[str, ...]:
+    """What identifies a data set of the hub at a commit."""
+    return (named["hf"], str(named["config"]), named["split"], commit)
+
+
+def _packed_commits(root: Path) -> set[tuple[str, ...]]:
+    """The data sets of the hub that packed corpora of the store were read from."""
+    found = set()
+    for note in root.glob("prepared/*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            fields = json.loads(note.read_bytes())
+            if "commit" in fields and (root / "corpora" / fields["fingerprint"]).is_dir():
+                found.add(_data_set(fields["source"], fields["commit"]))
+    return found
 
 
 def _temporary(path: Path, run: str | None) -> Waste | None:

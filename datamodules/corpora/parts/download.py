@@ -30,6 +30,8 @@ class Download(TypedDict):
     """The content of download.json."""
 
     hf: str
+    config: str | None
+    split: str
     commit: str
     bytes: int
     files: dict[str, str]
@@ -46,6 +48,16 @@ def local_copy(corpus: Corpus, folder: Path, store: Path) -> Corpus | None:
     except FileNotFoundError:
         return None
     return corpus.model_copy(update={"hf": str((place / DATA).absolute()), "revision": found["commit"]})
+
+
+def downloaded_bytes(corpus: Corpus, store: Path) -> int | None:
+    """Return the bytes of the copy of a corpus of the hub; None if there is none. Raises DamageError."""
+    try:
+        return read_document(_place(corpus, store) / MANIFEST, Download, "delete the folder and download it again")[
+            "bytes"
+        ]
+    except FileNotFoundError:
+        return None
 
 
 def download(corpus: Corpus, folder: Path, store: Path, say: Say) -> Download:
@@ -76,7 +88,10 @@ def download(corpus: Corpus, folder: Path, store: Path, say: Say) -> Download:
             f"hf: {corpus.hf} cannot be downloaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}); try again, "
             "which continues"
         ) from error
-    found = Download(hf=named.hf, commit=named.revision, bytes=total, files={one.path: _hash(one) for one in files})
+    hashes = {one.path: _hash(one) for one in files}
+    found = Download(
+        hf=named.hf, config=named.config, split=named.split, commit=named.revision, bytes=total, files=hashes
+    )
     write_document(place / MANIFEST, found)
     return found
 

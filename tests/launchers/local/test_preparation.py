@@ -71,6 +71,17 @@ def test_the_parts_of_a_corpus_are_runs_and_end_in_the_fingerprint_of_a_single_p
     assert done_parts(tmp_path / "runs") == before
 
 
+def test_a_plan_says_what_parts_take_until_the_data_is_prepared(tmp_path: Path) -> None:
+    study, store = large_study(tmp_path / "study"), tmp_path / "runs"
+    size = (tmp_path / "study" / "music.jsonl").stat().st_size
+    totals = retain_json("plan", study, "--store", store)["totals"]
+    assert size // 2 <= totals["parts_bytes"] <= size
+    assert totals["disk_peak_bytes"] >= totals["parts_bytes"] + totals["data_bytes"]
+    assert "of parts, which retain gc frees" in " ".join(retain("plan", study, "--store", store).stdout.split())
+    calm(study, store)
+    assert retain_json("plan", study, "--store", store)["totals"]["parts_bytes"] == 0
+
+
 def test_a_small_corpus_makes_no_runs(tmp_path: Path) -> None:
     retain("data", tiny_study(tmp_path / "study"), "--store", tmp_path / "runs")
     assert Store(tmp_path / "runs").runs() == []

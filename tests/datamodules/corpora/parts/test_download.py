@@ -1,6 +1,7 @@
 """`retain data --download-only` with a hub on localhost; everything after it without a network."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ def test_what_was_downloaded_is_prepared_in_parts_without_a_network_as_with_one(
     assert len([run for run in parts if run["axes"]["corpus"] == "music"]) == 3
     notes = [json.loads(note.read_text()) for note in (store / "prepared").glob("*.json")]
     assert commit_of(NAME) in {note.get("commit") for note in notes}
+    for path in store.glob("downloads/**/*"):
+        os.utime(path, (0, 0))
+    os.utime(next(store.glob("downloads/*")), (0, 0))
+    freed = retain_json("gc", "--store", store)["freed"]
+    assert {one["kind"] for one in freed} == {"downloads", "parts"}
+    assert not list(store.glob("downloads/*"))
 
 
 def test_a_damaged_file_is_fetched_again_and_what_is_whole_is_not(online: dict[str, str], tmp_path: Path) -> None:
