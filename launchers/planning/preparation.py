@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retain.datamodules.corpora.parts.assemble import trained_tokens
+from retain.datamodules.corpora.parts.assemble import distinct_tokens
 from retain.datamodules.corpora.parts.plan import ASSEMBLY, STAGE, CutCorpus, Made
 from retain.datamodules.corpora.parts.request import reads_of
 from retain.datamodules.corpora.parts.stored import open_part
@@ -61,10 +61,10 @@ class Preparation:
 
     def made(self, store: Store) -> dict[str, Made]:
         """The parts that are prepared, by key. Raises DamageError."""
-        parts = {key: open_part(store.run(key).folder / PART) for key in self.cut.keys if is_prepared(store, key)}
-        return {
-            key: Made(part.manifest["tokens"], trained_tokens(part, self.cut.division)) for key, part in parts.items()
-        }
+        keys = [key for key in self.cut.keys if is_prepared(store, key)]
+        parts = (open_part(store.run(key).folder / PART) for key in keys)
+        counts = distinct_tokens(parts, self.cut.division)
+        return {key: Made(tokens, trained) for key, (tokens, trained) in zip(keys, counts, strict=True)}
 
     def register(self, stages: Mapping[str, Stage], store: Store, execution: Mapping[str, Any]) -> None:
         """Enter runs into the store, and plan those again that have ended without their result being there."""

@@ -233,7 +233,8 @@ def updated_spec(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
         if corpus not in others.values():
             others[f"{name}-{corpus[:8]}" if name in others else name] = corpus
     keeps = KEEPS_OPTIMIZER in old or KEEPS_OPTIMIZER not in new
-    if old["execution"] == new["execution"] and others == old.get("others", {}) and keeps:
+    same = all(old.get(field) == new.get(field) for field in ("execution", "reads"))
+    if same and others == old.get("others", {}) and keeps:
         return None
     return {**old, **new} | ({"others": others} if others else {})
 

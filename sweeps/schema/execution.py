@@ -187,7 +187,7 @@ class Execution(StageExecution):
         site, jobs: the options of the site, and those for data there.
         """
         fields = self.of_stage("", site).slurm.model_dump(exclude_unset=True, exclude={"nodes", "minutes"})
-        if "gpu" in fields.get("gres", ""):
+        if "gpu" in (fields.get("gres") or ""):
             del fields["gres"]
         for options in (jobs, self.data.slurm):
             fields = merge_nested(fields, options.model_dump(exclude_unset=True)) if options else fields

@@ -1,6 +1,6 @@
 """Put the parts of a corpus together: the same bits as `packing.pack` of all its documents, whoever made the parts and when."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,14 @@ def split_of(hashes: npt.NDArray[np.uint64], division: Division) -> tuple[npt.ND
     return held, ~held & (hashes >= np.uint64(int(division.withheld * 2**64)))
 
 
-def trained_tokens(part: StoredPart, division: Division) -> int:
-    """The training tokens of a part, as far as no earlier part has its documents."""
-    documents = part.documents
-    return int(documents["length"][split_of(documents["hash"], division)[1]].sum(dtype=np.int64))
+def distinct_tokens(parts: Iterable[StoredPart], division: Division) -> Iterator[tuple[int, int]]:
+    """Yield for each part its tokens, and those of them to train on, of documents that no part before has."""
+    seen = HashSet()
+    for part in parts:
+        documents = part.documents[part.documents["length"] > 0]
+        new = documents[seen.add(documents["hash"])] if len(documents) else documents
+        trained = split_of(new["hash"], division)[1]
+        yield int(new["length"].sum(dtype=np.int64)), int(new["length"][trained].sum(dtype=np.int64))
 
 
 def _copy(chunk: _Chunk, chosen: npt.NDArray[np.int64], writer: SplitWriter) -> None:

@@ -111,9 +111,9 @@ class Made:
     """What is known of a part that is prepared."""
 
     tokens: int
-    """Its tokens."""
+    """The tokens of documents that no part before it has."""
     trained: int
-    """Those of them in the training split, as far as no earlier part has its documents."""
+    """Those of them in the training split."""
 
 
 def needed_parts(cut: CutCorpus, made: Mapping[str, Made], at_once: int | None = None) -> list[str]:

@@ -1,12 +1,14 @@
 """The kind `assemble`: put the parts of a corpus together, and publish the packed corpus."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from retain.datamodules.corpora.files import check_separator
 from retain.datamodules.corpora.hub import is_on_hub
-from retain.datamodules.corpora.packing import SPLITS, open_packed
+from retain.datamodules.corpora.packing import SPLITS, PackedCorpus, open_packed
 from retain.datamodules.corpora.parts.assemble import assemble
 from retain.datamodules.corpora.parts.cut import Part
 from retain.datamodules.corpora.parts.plan import CutCorpus, cut_corpus
@@ -19,10 +21,11 @@ from retain.datamodules.corpora.sources import Note, naming_corpus, write_note
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.log import log_line
-from retain.launchers.stage.preparation.part import Watch, use_threads
+from retain.launchers.stage.preparation.part import Watch, removed_on_error, use_threads
 from retain.results.store.disk import check_room, used_bytes
 from retain.results.store.state import ASSEMBLED, PART, Progress
 from retain.sweeps.base.building import new_build_folder, publish
+from retain.sweeps.base.errors import RetainError
 from retain.sweeps.schema.read import StudyFile
 
 EXTRA = "extra"
@@ -41,21 +44,10 @@ def attempt(context: AttemptContext) -> None:
     check_room(root, sum(used_bytes(root / key / PART / TOKENS) for key in cut.keys))
     building = new_build_folder(root)
     watch = Watch(context)
-    with naming_corpus(file, name):
-        streams = [map(partial(_stored, context, file, cut, tokenizer, watch), stream) for stream in cut.cut.streams]
-        packed = assemble(
-            streams,
-            tokenizer,
-            source["sequence_length"],
-            corpus_division(file, name, corpus, root),
-            corpus.tokens,
-            building,
-            watch,
-            corpus.responses_only,
-            partial(_check_end, cut),
-        )
-    check_source(file, name, source)
-    check_predictions(file, name, packed)
+    with removed_on_error(building):
+        packed = _assembled(context, file, cut, tokenizer, watch, building)
+        check_source(file, name, source)
+        check_predictions(file, name, packed)
     publish(building, root / "corpora" / packed.fingerprint, open_packed)
     counts = {split: packed.count(split) for split in SPLITS}
     commit = corpus.revision if is_on_hub(file.study.corpora[name], file.folder) else None
@@ -65,6 +57,38 @@ def attempt(context: AttemptContext) -> None:
     context.report(Progress(tokens, tokens))
     context.finish(None, {ASSEMBLED: {"fingerprint": packed.fingerprint} | counts})
     shutil.rmtree(context.run.folder / EXTRA, ignore_errors=True)
+
+
+def _assembled(
+    context: AttemptContext, file: StudyFile, cut: CutCorpus, tokenizer: Tokenizer, watch: Watch, building: Path
+) -> PackedCorpus:
+    """Assemble the corpus in a build folder. Raises errors that name it."""
+    corpus = cut.corpus
+    with _naming(file, cut.name):
+        streams = [map(partial(_stored, context, file, cut, tokenizer, watch), stream) for stream in cut.cut.streams]
+        return assemble(
+            streams,
+            tokenizer,
+            context.spec["recipe"]["source"]["sequence_length"],
+            corpus_division(file, cut.name, corpus, context.store.root),
+            corpus.tokens,
+            building,
+            watch,
+            corpus.responses_only,
+            partial(_check_end, cut),
+        )
+
+
+@contextlib.contextmanager
+def _naming(file: StudyFile, name: str) -> Iterator[None]:
+    """Let errors name the study file and the corpus, unless they name one: that of a held-out split may be another."""
+    try:
+        yield
+    except RetainError as error:
+        if str(error).startswith(f"{file.path.name}: "):
+            raise
+        with naming_corpus(file, name):
+            raise
 
 
 def _stored(
@@ -82,9 +106,9 @@ def _stored(
     except FileNotFoundError:
         log_line(f"part {run.key[:8]} was not prepared, and the budget needs it: it is prepared here")
         building = place.with_name(f"{run.key}.partial")
-        shutil.rmtree(building, ignore_errors=True)
         documents = part_documents(cut.corpus, file.folder, part, cut.cut.shards, chat_template(file, cut.corpus))
-        write_part(documents, tokenizer, cut.corpus.responses_only, building, watch)
+        with removed_on_error(building):
+            write_part(documents, tokenizer, cut.corpus.responses_only, building, watch)
         building.rename(place)
         found = open_part(place)
     found.check()

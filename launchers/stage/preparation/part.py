@@ -1,8 +1,11 @@
 """The kind `prepare`: read and tokenise one part of a corpus."""
 
+import contextlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.parts.plan import part_of
@@ -32,9 +35,8 @@ def attempt(context: AttemptContext) -> None:
     file, name, corpus = requested(context.spec["reads"])
     tokenizer = stored_tokenizer(context.store.root, recipe["tokenizer"])
     building = run.folder / f"{PART}.partial"
-    shutil.rmtree(building, ignore_errors=True)
     watch = Watch(context)
-    with naming_corpus(file, name):
+    with removed_on_error(building), naming_corpus(file, name):
         documents = part_documents(
             corpus, file.folder, part_of(recipe), recipe.get("shards", 0), chat_template(file, corpus)
         )
@@ -43,6 +45,17 @@ def attempt(context: AttemptContext) -> None:
     log_line(f"{part.manifest['documents']:,} documents, {tokens:,} tokens")
     context.report(Progress(tokens, tokens))
     context.finish(building, {}, place=PART)
+
+
+@contextlib.contextmanager
+def removed_on_error(folder: Path) -> Iterator[None]:
+    """Begin without a folder, and remove it if the block fails: a full disk keeps what is whole, and nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 class Watch:

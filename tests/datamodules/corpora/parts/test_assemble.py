@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from retain.datamodules.corpora.documents import document_hash, read_documents
 from retain.datamodules.corpora.packing import Division, PackedCorpus, pack
-from retain.datamodules.corpora.parts.assemble import assemble, trained_tokens
+from retain.datamodules.corpora.parts.assemble import assemble, distinct_tokens
 from retain.datamodules.corpora.parts.cut import Cut, cut_source
 from retain.datamodules.corpora.parts.read import part_documents
 from retain.datamodules.corpora.parts.stored import StoredPart, open_part, write_part
@@ -257,7 +257,10 @@ def test_a_budget_asks_for_no_part_beyond_it(folder: Path, tokenizer: Tokenizer)
             yield made(folder / str(number), tokenizer, texts[number * 10 : number * 10 + 10])
 
     division: Any = Division(0, 0)
-    first = trained_tokens(made(folder / "first", tokenizer, texts[:10]), division)
+    twice = [made(folder / "first", tokenizer, texts[:10])] * 2
+    (first, trained), again = distinct_tokens(twice, division)
+    assert first == trained > 0
+    assert again == (0, 0)
     shutil.rmtree(folder / "first")
     packed = assemble([parts()], tokenizer, LENGTH, division, 2 * first, folder / "packed", quiet)
     assert asked in ([0, 1], [0, 1, 2])
