@@ -107,7 +107,7 @@ def pack(name: str, text: str, tokenizer: str, folder: str) -> dict[str, float]:
 
 def library(text: Path, tokenizer: Path, folder: Path) -> Work:
     """The tokeniser library alone, with the documents in memory."""
-    from retain.datamodules.corpora.packing import batch_documents
+    from retain.datamodules.corpora.parts.batches import batch_documents
     from retain.datamodules.corpora.tokenizer import load_tokenizer
 
     core = load_tokenizer(tokenizer).core

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retain.results.store.runs import LOSSES, MEASURES, WEIGHTS, Run, Store
+from retain.results.store.state import ASSEMBLED, PART, SUBMITTED
 from retain.results.store.study_files import SUMMARY
 from retain.sweeps.base.errors import NewerFormatError
 from retain.sweeps.tree.keys import MEASURE, TASK
@@ -57,9 +58,14 @@ LINEAR = Kind("linear", "retain.launchers.stage.linear", leaves=(WEIGHTS, LOSSES
 EVALUATE = Kind("evaluate", "retain.launchers.stage.evaluate", leaves=(LOSSES,), resumes=False)
 MEASURED_TASK = Kind("task", "retain.launchers.stage.tasks.run", leaves=(MEASURES,), resumes=False)
 FISHER = Kind("fisher", "retain.launchers.stage.training.fisher", leaves=(WEIGHTS,))
+PREPARE = Kind("prepare", "retain.launchers.stage.preparation.part", leaves=(f"{PART}/*",), resumes=False)
+ASSEMBLE = Kind("assemble", "retain.launchers.stage.preparation.assembly", leaves=(ASSEMBLED,), resumes=False)
+CONTINUE = Kind("continue", "retain.launchers.jobs.data.continuation", leaves=(SUBMITTED,), resumes=False)
 SEARCH = Kind("search", "retain.launchers.search.attempt", leaves=(SUMMARY,), may_idle=True)
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (TRAINING, LINEAR, EVALUATE, MEASURED_TASK, FISHER, SEARCH)}
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind for kind in (TRAINING, LINEAR, EVALUATE, MEASURED_TASK, FISHER, PREPARE, ASSEMBLE, CONTINUE, SEARCH)
+}
 
 
 def kind_of(spec: Spec) -> Kind:

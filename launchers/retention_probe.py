@@ -175,7 +175,7 @@ def _measure(store: Store, start: Run, settings: Mapping[str, Any]) -> dict[str,
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from retain.datamodules.corpora.prepare import stored_tokenizer
+    from retain.datamodules.corpora.prepared import stored_tokenizer
     from retain.datamodules.order.stage_data import heldout_sequences
     from retain.launchers.stage.parent import usable_parent
     from retain.lightning_modules.gradient_span import Sketch, share_in_span

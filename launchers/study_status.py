@@ -8,7 +8,7 @@ from pathlib import Path
 from retain.launchers.jobs.status import Orphan, ask_slurm
 from retain.launchers.kinds import SEARCH
 from retain.launchers.planning.evaluations import with_evaluations
-from retain.launchers.planning.opened_study import open_study
+from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.launchers.search.history import point_counts
 from retain.results.store.runs import SPEC, Store, existing_store
 from retain.results.store.state import DAMAGED, STATES
@@ -22,7 +22,7 @@ from retain.results.store.status import (
     study_seconds_left,
     study_status,
 )
-from retain.results.store.study_files import search_run
+from retain.results.store.study_files import preparation_keys, search_run
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.units import is_written
 
@@ -110,7 +110,7 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
             opened = opened if prepared.tree.provisional else prepared
         first = False
         tree, name = with_evaluations(opened), opened.tree.study
-        rows = [*study_status(tree, opened.store), *_search_row(opened.store, name)]
+        rows = [*_preparation(opened, name), *study_status(tree, opened.store), *_search_row(opened.store, name)]
         return _read(name, opened.store, rows, tree.provisional)
 
     return read
@@ -156,6 +156,13 @@ def _read(study: str | None, store: Store, rows: list[RunStatus], provisional: b
     return Status(
         study, queue.runs, queue.orphans, searches, queue.unanswered, provisional, left, stage_costs(queue.runs)
     )
+
+
+def _preparation(opened: OpenedStudy, study: str) -> list[RunStatus]:
+    """The rows of the runs that prepare the data of a study, until it is prepared."""
+    if not opened.tree.provisional:
+        return []
+    return [run_status(opened.store.run(key)) for key in preparation_keys(opened.store, study)]
 
 
 def _search_row(store: Store, study: str) -> list[RunStatus]:

@@ -47,6 +47,8 @@ PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
         (
             ("`execution`", execution.Execution),
             ("Fields of `execution` and `execution.stages.KIND`", execution.StageExecution),
+            ("`execution.data`", execution.DataExecution),
+            ("`execution.data.slurm`, and `data` of a site", execution.DataJobs),
             ("`execution.slurm`", execution.Slurm),
             ("Fields of `execution.slurm` and of a site", execution.SiteOptions),
             ("A site in `sites.yaml`", sites.Site),

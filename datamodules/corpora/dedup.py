@@ -15,7 +15,7 @@ class HashSet:
     def __init__(self) -> None:
         self.arrays: list[Hashes] = []
 
-    def add(self, hashes: list[int]) -> list[int]:
+    def add(self, hashes: list[int] | Hashes) -> list[int]:
         """Add hashes; return the indices of those that are new, ascending, each at its first occurrence."""
         values, indices = np.unique(np.array(hashes, np.uint64), return_index=True)
         new = ~self.holds(values)

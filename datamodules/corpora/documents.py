@@ -1,5 +1,6 @@
 """Read the documents of any corpus, identify its source without reading it, and split off the held-out documents."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -48,17 +49,27 @@ def read_documents(
     else:
         documents = _read_hf(corpus, folder, reader, tally)
     empty = True
-    for document in documents:
-        if document is None:
-            tally.counts["null"] += 1
-        elif text_of(document).strip():
+    for document in counted(documents, corpus, tally):
+        if text_of(document):
             empty = False
-            yield _whole(document, tally)
-        elif corpus.separator is None:  # nothing between two separators is no document
-            tally.counts["empty"] += 1
+            yield document
     if empty:
         skipped = ", ".join(reading_remarks(tally.reading()))
         raise StudyError(f"the source holds no text{f' ({skipped})' if skipped else ''}; choose another source")
+
+
+def counted(documents: Iterator[Document | None], corpus: Corpus, tally: Tally) -> Iterator[Document]:
+    """Yield documents without lone surrogates, and empty text in the place of null and empty ones; count all three."""
+    for document in documents:
+        if document is None:
+            tally.counts["null"] += 1
+            yield ""
+        elif text_of(document).strip():
+            yield _whole(document, tally)
+        else:
+            if corpus.separator is None:  # nothing between two separators is no document
+                tally.counts["empty"] += 1
+            yield ""
 
 
 def _whole(document: Document, tally: Tally) -> Document:
@@ -135,28 +146,59 @@ def _read_package(corpus: Corpus, reader: RecordReader) -> Iterator[Document | N
         yield document_of(reader, record, f"package: {corpus.package}, record {number}")
 
 
-def _read_hf(corpus: Corpus, folder: Path, reader: RecordReader, tally: Tally) -> Iterator[Document | None]:
+def _read_hf(
+    corpus: Corpus, folder: Path, reader: RecordReader, tally: Tally, shard: tuple[int, int] | None = None
+) -> Iterator[Document | None]:
+    """Yield the documents of a data set, or of one shard: its number from 0 on, and the number of all."""
+    where = f"hf: {corpus.hf}" if shard is None else f"hf: {corpus.hf}, shard {shard[0] + 1} of {shard[1]}"
+    with _naming_hf(corpus, folder):
+        stream = _hf_stream(corpus, folder, tally)
+        if shard is not None:
+            records = iter(stream.shard(shard[1], shard[0]))
+        else:
+            parts = min(corpus.in_turn, stream.num_shards)
+            records = interleave([iter(stream.shard(parts, number)) for number in range(parts)])
+        for number, record in enumerate(records, 1):
+            yield document_of(reader, record, f"{where}, record {number}")
+
+
+def count_shards(corpus: Corpus, folder: Path) -> int:
+    """The number of shards of a data set, which `datasets` reads one after the other. Raises MissingResourceError."""
+    with _naming_hf(corpus, folder):
+        return int(_hf_stream(corpus, folder, Tally()).num_shards)
+
+
+def read_shard(
+    corpus: Corpus, folder: Path, number: int, shards: int, chat: ChatTemplate | None = None
+) -> Iterator[Document | None]:
+    """Yield the documents of one shard of a data set, empty ones and None for null records included.
+
+    Raises StudyError, MissingResourceError.
+    """
+    return _read_hf(corpus, folder, record_reader(corpus, chat), Tally(), (number, shards))
+
+
+def _hf_stream(corpus: Corpus, folder: Path, tally: Tally) -> Any:
     import datasets
 
     assert corpus.hf is not None
-    local = _data_set_folder(corpus, folder)
+    if corpus.files is None:
+        place = _data_set_folder(corpus, folder) or corpus.hf
+        return datasets.load_dataset(place, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True)
+    builder, files = _local_files(corpus.hf, find_sources(corpus.files, folder, tally.hidden))
+    return datasets.load_dataset(builder, data_files=files, split=corpus.split, streaming=True)
+
+
+@contextlib.contextmanager
+def _naming_hf(corpus: Corpus, folder: Path) -> Iterator[None]:
+    """Raise MissingResourceError, with a cure, if `datasets` cannot read a data set in the block."""
     try:
-        if corpus.files is None:
-            stream = datasets.load_dataset(
-                local or corpus.hf, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True
-            )
-        else:
-            builder, files = _local_files(corpus.hf, find_sources(corpus.files, folder, tally.hidden))
-            stream = datasets.load_dataset(builder, data_files=files, split=corpus.split, streaming=True)
-        parts = min(corpus.in_turn, stream.num_shards)
-        records = interleave([iter(stream.shard(parts, number)) for number in range(parts)])
-        for number, record in enumerate(records, 1):
-            yield document_of(reader, record, f"hf: {corpus.hf}, record {number}")
+        yield
     except RetainError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        if corpus.files or local:
+        if corpus.files or _data_set_folder(corpus, folder):
             cure = "check that the files are intact and in this format, config and split, or repair them"
             cure += "; text, jsonl, json and parquet files need no `hf:`" if corpus.files else ""
         else:

@@ -9,32 +9,26 @@ import hashlib
 import json
 import math
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NotRequired, TypedDict, TypeVar
+from typing import Any, BinaryIO, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
+from retain.datamodules.corpora.parts.batches import Encoding, batch_documents, encode_ahead, ends_inside
 from retain.datamodules.corpora.reading.tally import Tally
-from retain.datamodules.corpora.responses.marked import Document, Encoded, encode_documents, text_of
+from retain.datamodules.corpora.responses.marked import Document, Encoded, text_of
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.sweeps.base.documents import FORMAT, read_document, unreadable
 from retain.sweeps.base.errors import DamageError
 
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 2**20
-"""A batch ends at whichever comes first. Batching does not change what is packed."""
-
-CONCURRENT_BATCHES = 3
-"""Batches encoded at once. A batch uses all cores, except at its beginning and its end."""
-
 SPLITS = ("train", "heldout")
-AnyDocument = TypeVar("AnyDocument", bound=Document)
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
 Report = Callable[[int, int], None]
 """Called with the numbers of documents read and of training tokens so far."""
 
@@ -106,7 +100,7 @@ class PackedCorpus:
         """The size of a split's tokens."""
         return math.prod(self.shape(split)) * int(np.dtype(self.manifest["dtype"]).itemsize)
 
-    def sequences(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+    def sequences(self, split: str) -> Tokens:
         """Memory-map all sequences of a split: [sequences, length]. Raises DamageError if the file cannot be read."""
         return self._map(split, f"{split}.bin", np.dtype(self.manifest["dtype"]), self.shape(split))
 
@@ -193,7 +187,7 @@ def packed_problem(folder: Path) -> str | None:
     return None if fingerprint_of(packed.manifest) == folder.name else f"manifest.json is damaged; {cure}"
 
 
-class _SplitWriter:
+class SplitWriter:
     """Appends whole sequences to the files of a split, and computes their SHA-256."""
 
     def __init__(self, stream: BinaryIO, mask: BinaryIO | None, dtype: np.dtype[Any], length: int) -> None:
@@ -212,11 +206,18 @@ class _SplitWriter:
     def add(self, encoded: Encoded) -> None:
         token_ids, predicted = encoded
         self.waiting.fromlist(token_ids)
-        if predicted is not None:
-            self.ends_inside |= token_ids.index(token_ids[-1]) < len(token_ids) - 1
+        self.ends_inside |= ends_inside(encoded)
         if self.mask is not None:
             self.waiting_mask.extend(predicted or bytes([True]) * len(token_ids))
         self.documents += 1
+
+    def extend(self, tokens: Tokens, predicted: npt.NDArray[np.uint8] | None, documents: int) -> None:
+        """Append the tokens of several documents: [tokens], and whether each is predicted; None without a mask."""
+        self.waiting.frombytes(tokens.astype(self.waiting.typecode, copy=False).tobytes())
+        if self.mask is not None:
+            assert predicted is not None
+            self.waiting_mask.extend(predicted.tobytes())
+        self.documents += documents
 
     def flush(self) -> None:
         whole = len(self.waiting) // self.length
@@ -246,10 +247,8 @@ class _SplitWriter:
         }
 
 
-Batch = tuple[dict[int, Document], Counter[str]]
-"""Distinct documents, each by its hash, and what was counted since the batch before, see `Tally`."""
-Encoding = Future[list[Encoded]]
-"""The tokens of each document of a batch, once they are computed."""
+Batch = tuple[list[int], Counter[str]]
+"""The hashes of distinct documents, and what was counted since the batch before, see `Tally`."""
 
 
 @dataclass(frozen=True)
@@ -285,26 +284,52 @@ def pack(
     tally: counts what reading `documents` skips. It then holds the counts up to the budget, with those of packing.
     Exact duplicates are dropped, and so is the incomplete sequence at the end of each split.
     """
+
+    tally = tally or Tally()
+
+    def fill(writers: dict[str, SplitWriter], seen: HashSet) -> Counter[str]:
+        batches = encode_ahead(_distinct_batches(documents, seen, tally), tokenizer)
+        return _write_splits(batches, writers, division, tokens, report)
+
+    return write_packed(folder, tokenizer, sequence_length, division, masked, fill, tally)
+
+
+def token_type(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """The integer type of a tokeniser's tokens on disk."""
+    return np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
+
+
+def write_packed(
+    folder: Path,
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    division: Division,
+    masked: bool,
+    fill: Callable[[dict[str, SplitWriter], HashSet], Counter[str]],
+    tally: Tally,
+) -> PackedCorpus:
+    """Write a packed corpus into a new `folder`; arguments as of `pack`.
+
+    fill: writes the documents to the splits, without those whose hashes are in the set, once each, and returns the counts.
+    """
     folder.mkdir(parents=True)
-    dtype = np.dtype("<u2" if tokenizer.vocabulary <= 2**16 else "<u4")
+    dtype = token_type(tokenizer)
     with contextlib.ExitStack() as files:
 
-        def writer(split: str) -> _SplitWriter:
+        def writer(split: str) -> SplitWriter:
             stream = files.enter_context((folder / f"{split}.bin").open("wb"))
             mask = files.enter_context((folder / f"{split}.mask").open("wb")) if masked else None
-            return _SplitWriter(stream, mask, dtype, sequence_length)
+            return SplitWriter(stream, mask, dtype, sequence_length)
 
         writers = {split: writer(split) for split in SPLITS}
-        seen, tally = HashSet(), tally or Tally()
-        counts = Counter[str]()
-        for (_, skipped), encoding in _encode(_distinct_batches(division.own, seen, tally), tokenizer):
+        seen, counts = HashSet(), Counter[str]()
+        for (_, skipped), encoding in encode_ahead(_distinct_batches(division.own, seen, tally), tokenizer):
             counts += skipped
             for encoded in encoding.result():
                 writers["heldout"].add(encoded)
             writers["heldout"].flush()
         seen.add(list(division.others))
-        batches = _encode(_distinct_batches(documents, seen, tally), tokenizer)
-        counts += _write_splits(batches, writers, division, tokens, report)
+        counts += fill(writers, seen)
         tally.counts = sum((Counter(documents=one.documents, tokens=one.tokens) for one in writers.values()), counts)
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -320,16 +345,16 @@ def pack(
 
 def _write_splits(
     batches: Iterator[tuple[Batch, Encoding]],
-    writers: dict[str, _SplitWriter],
+    writers: dict[str, SplitWriter],
     division: Division,
     tokens: int | None,
     report: Report,
 ) -> Counter[str]:
     """Write documents to their splits until the training split holds `tokens` tokens, and return the counts; see `pack`."""
     train, read, counts = writers["train"], 0, Counter[str]()
-    for (batch, skipped), encoding in batches:
+    for (hashes, skipped), encoding in batches:
         counts += skipped
-        for hash_value, encoded in zip(batch, encoding.result(), strict=True):
+        for hash_value, encoded in zip(hashes, encoding.result(), strict=True):
             read += 1
             if hash_is_heldout(hash_value, division.heldout):
                 writers["heldout"].add(encoded)
@@ -355,40 +380,14 @@ def fingerprint_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
-def _distinct_batches(documents: Iterable[Document], seen: HashSet, tally: Tally) -> Iterator[Batch]:
+def _distinct_batches(
+    documents: Iterable[Document], seen: HashSet, tally: Tally
+) -> Iterator[tuple[Batch, list[Document]]]:
     """Yield all documents in batches, without exact duplicates of earlier documents, or of those in `seen`."""
     for batch in batch_documents(documents):
         hashes = [document_hash(text_of(document)) for document in batch]
         new = seen.add(hashes)
         tally.counts["duplicates"] += len(batch) - len(new)
-        yield {hashes[index]: batch[index] for index in new}, tally.take()
+        yield ([hashes[index] for index in new], tally.take()), [batch[index] for index in new]
     if counts := tally.take():  # what was skipped after the last document
-        yield {}, counts
-
-
-def batch_documents(documents: Iterable[AnyDocument]) -> Iterator[list[AnyDocument]]:
-    """Yield documents in batches of up to BATCH_DOCUMENTS documents or about BATCH_CHARACTERS characters."""
-    batch: list[AnyDocument] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(text_of(document))
-        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(batches: Iterator[Batch], tokenizer: Tokenizer) -> Iterator[tuple[Batch, Encoding]]:
-    """Yield each batch with the encoding of its documents, in order; the next batches are encoded in the background."""
-    with ThreadPoolExecutor(CONCURRENT_BATCHES, "encode") as threads:
-        waiting = deque[tuple[Batch, Encoding]]()
-        try:
-            for batch in batches:
-                waiting.append((batch, threads.submit(encode_documents, tokenizer, list(batch[0].values()))))
-                if len(waiting) == CONCURRENT_BATCHES:
-                    yield waiting.popleft()
-            yield from waiting
-        finally:
-            threads.shutdown(cancel_futures=True)
+        yield ([], counts), []

@@ -13,7 +13,7 @@ finish publishes it, the second discards its identical copy. Folders of killed p
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,13 +22,14 @@ from typing import Any
 from retain.datamodules.corpora.checkpoints.prepare import checkpoint_tokenizer, prepare_checkpoint
 from retain.datamodules.corpora.checkpoints.stored import open_checkpoint
 from retain.datamodules.corpora.checkpoints.unprepared import unprepared_checkpoint, unprepared_vocabulary
-from retain.datamodules.corpora.documents import document_hash, is_heldout
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.near.filter import NearCopies
 from retain.datamodules.corpora.near.sample import NearSample, sampled
-from retain.datamodules.corpora.packing import CURE, SPLITS, PackedCorpus, open_packed, pack
+from retain.datamodules.corpora.packing import SPLITS, open_packed, pack
+from retain.datamodules.corpora.parts.download import Download, Say, download
+from retain.datamodules.corpora.parts.plan import Cuts, cut_corpora
+from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
 from retain.datamodules.corpora.reading.tally import Tally
-from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.responses.study_documents import (
     check_document_ends,
     check_predictions,
@@ -36,6 +37,7 @@ from retain.datamodules.corpora.responses.study_documents import (
     corpus_documents,
     heldout_hashes,
     pinned_corpus,
+    sample_documents,
 )
 from retain.datamodules.corpora.sources import (
     Note,
@@ -48,6 +50,7 @@ from retain.datamodules.corpora.sources import (
     corpus_source,
     corpus_sources,
     digest,
+    naming_corpus,
     naming_tokenizer,
     note_path,
     note_problem,
@@ -55,10 +58,9 @@ from retain.datamodules.corpora.sources import (
     tokenizer_definition,
     tokenizer_settings,
     tokenizer_source,
-    withheld_share,
     write_note,
 )
-from retain.datamodules.corpora.tasks.prepare import prepare_tasks, task_facts
+from retain.datamodules.corpora.tasks.prepare import prepare_tasks, task_facts, tasks_of
 from retain.datamodules.corpora.tokenizer import (
     CHATML,
     CHATML_MARKERS,
@@ -69,7 +71,7 @@ from retain.datamodules.corpora.tokenizer import (
 )
 from retain.datamodules.corpora.values.prepare import known_values, prepare_values
 from retain.sweeps.base.building import new_build_folder, publish, remove_leftovers
-from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError, StudyError
+from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError
 from retain.sweeps.base.files import writing
 from retain.sweeps.base.notices import notice
 from retain.sweeps.schema.read import StudyFile
@@ -82,19 +84,26 @@ Report = Callable[[str, int, int], None]
 """Called with the name of what is being prepared, the documents read and the training tokens so far."""
 
 
+InParts = Callable[[StudyFile, Path, Cuts, Report], bool]
+"""Prepares corpora of a study in a store; returns whether they are prepared, or will be later."""
+
+
 def ignore_progress(corpus: str, documents: int, tokens: int) -> None:
     """Display nothing: a `Report` for callers without a display."""
 
 
-def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> Facts:
+def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_parts: InParts | None = None) -> Facts:
     """Read, tokenise and pack what the study needs and the store lacks, or holds damaged.
+
+    in_parts: prepares corpora that are cut into several parts; where it only has them prepared later, the returned facts are
+    placeholders. None: this process prepares them too.
 
     Raises StudyError; MissingResourceError, also if a source changes while it is read.
     """
     facts = known_facts(file, store)
     if not file.study.corpora:
         return facts
-    before = corpus_sources(file)
+    before, later = corpus_sources(file), False
     if not facts.prepared:
         with writing(str(store), "choose another store with --store"):
             remove_leftovers(store)
@@ -102,8 +111,13 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
                 prepare_checkpoint(file, store, model, report)
             tokenizer = _prepare_tokenizer(file, store, report)
             near = NearCopies(file, store, tokenizer, report)
+            lacking = [one for one in _packings(file) if not _is_packed(file, store, *one, tokenizer.fingerprint)]
+            cuts = cut_corpora(file, store, lacking, tokenizer.fingerprint) if in_parts is not None else {}
             for name, length in _packings(file):
-                _prepare_corpus(file, store, name, length, near, report)
+                if name not in cuts:
+                    _prepare_corpus(file, store, name, length, near, report)
+            if in_parts is not None and cuts:
+                later = not in_parts(file, store, cuts, report)
         facts = known_facts(file, store)
     if facts.prepared and (unlabelled := _without_values(file, facts)):
         with writing(str(store), "choose another store with --store"):
@@ -117,6 +131,8 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
     if facts.tasks:
         with writing(str(store), "choose another store with --store"):
             prepare_tasks(file, store)
+    if later:
+        return facts
     if not facts.prepared:
         check_unchanged(file, before)
         raise MissingResourceError(
@@ -128,6 +144,26 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress) -> F
     with contextlib.suppress(OSError):  # a store that may only be read
         _note_definitions(file, store, facts)
     return facts
+
+
+def download_sources(file: StudyFile, store: Path, say: Say, report: Report = ignore_progress) -> dict[str, Download]:
+    """Fetch into the store what the study reads from the hub, so that it can be prepared without a network.
+
+    Returns the copies of data sets, by corpus. Raises StudyError, MissingResourceError.
+    """
+    found = {}
+    with writing(str(store), "choose another store with --store"):
+        for model in checkpoints_of(file):
+            prepare_checkpoint(file, store, model, report)
+        if tokenizer_settings(file).train is None:
+            _prepare_tokenizer(file, store, report)
+        for name, corpus in file.study.corpora.items():
+            with naming_corpus(file, name):
+                if is_on_hub(corpus, file.folder):
+                    found[name] = download(corpus, file.folder, store, say)
+        if tasks_of(file):
+            prepare_tasks(file, store)
+    return found
 
 
 def known_facts(file: StudyFile, store: Path) -> Facts:
@@ -268,39 +304,6 @@ def _packings(file: StudyFile) -> list[tuple[str, int]]:
     return [(name, length) for name in file.study.corpora for length in file.values("sequence_length")]
 
 
-def packed_corpus(store: Path, fingerprint: str) -> PackedCorpus:
-    """Open a prepared corpus. Raises DamageError if the store lacks it, or its files are not those of its manifest."""
-    folder = store / "corpora" / fingerprint
-    try:
-        packed = open_packed(folder)
-    except FileNotFoundError:
-        problem = "has no manifest.json" if folder.is_dir() else f"not found in {store}"
-        raise DamageError(f"corpus {fingerprint} {problem}; {CURE}") from None
-    if packed.fingerprint != fingerprint:
-        raise DamageError(f"{folder} holds another corpus; delete it, and {CURE}")
-    return packed
-
-
-def stored_tokenizer(store: Path, fingerprint: str) -> Tokenizer:
-    """Load a prepared tokeniser. Raises DamageError if the store lacks it, or its files cannot be read."""
-    folder = store / "tokenizers" / fingerprint
-    try:
-        return load_tokenizer(folder)
-    except StudyError as error:
-        cause = str(error).rpartition(";")[0].removeprefix("tokenizer: ")
-        raise DamageError(f"{cause}; {CURE}") from error
-
-
-def tokenizer_problem(folder: Path) -> str | None:
-    """What is wrong with a prepared tokeniser, and the cure; None if it is the one that its folder names."""
-    try:
-        if stored_tokenizer(folder.parents[1], folder.name).fingerprint == folder.name:
-            return None
-    except DamageError as error:
-        return str(error)
-    return f"it is another tokeniser than its folder names; delete the folder, and {CURE}"
-
-
 def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:
     source = tokenizer_source(file)
     if note := read_note(store, source):
@@ -316,8 +319,8 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
             tokenizer = fetch_tokenizer(settings.hf, settings.revision, file.folder)
     else:
         assert settings.train is not None
-        held = heldout_hashes(file)
-        samples = [_sample_documents(file, name, settings.sample, held) for name in sorted(file.trained)]
+        held = heldout_hashes(file, store)
+        samples = [sample_documents(file, store, name, settings.sample, held) for name in sorted(file.trained)]
         special = CHATML_MARKERS if settings.chat_template == CHATML else ()
         tokenizer = train_tokenizer(_reported(chain.from_iterable(samples), report), settings.train, special)
     check_unchanged(file, before)
@@ -336,35 +339,27 @@ def _reported(documents: Iterator[str], report: Report) -> Iterator[str]:
         yield document
 
 
-def _sample_documents(file: StudyFile, name: str, characters: int, held: Collection[int]) -> Iterator[str]:
-    """Yield training documents from the beginning of a corpus, up to a number of characters in all.
-
-    held: the hashes of documents in held-out splits that corpora bring along.
-    """
-    for document in map(text_of, corpus_documents(file, name, pinned_corpus(file, name))):
-        if not is_heldout(document, withheld_share(file)) and not (held and document_hash(document) in held):
-            yield document[:characters]
-            characters -= len(document)
-            if characters <= 0:
-                return
+def _is_packed(file: StudyFile, store: Path, name: str, length: int, tokenizer: str) -> bool:
+    note = read_note(store, corpus_source(file, name, length, tokenizer))
+    with contextlib.suppress(DamageError):
+        return note is not None and bool(packed_corpus(store, note.fingerprint))
+    return False
 
 
 def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, near: NearCopies, report: Report) -> None:
     corpus, tokenizer = file.study.corpora[name], near.tokenizer
     source = corpus_source(file, name, length, tokenizer.fingerprint)
-    if note := read_note(store, source):
-        with contextlib.suppress(DamageError):
-            packed_corpus(store, note.fingerprint)
-            return
+    if _is_packed(file, store, name, length, tokenizer.fingerprint):
+        return
     before = corpus_sources(file)
     building = new_build_folder(store)
-    pinned, tally, sample = pinned_corpus(file, name), Tally(), NearSample()
+    pinned, tally, sample = pinned_corpus(file, name, store), Tally(), NearSample()
     documents = corpus_documents(file, name, pinned, tally=tally)
     packed = pack(
         near.distinct(name, documents, tally) if corpus.dedupe == "near" else sampled(documents, sample),
         tokenizer,
         length,
-        corpus_division(file, name, pinned, tally),
+        corpus_division(file, name, pinned, store, tally),
         corpus.tokens,
         building,
         lambda documents, tokens: report(name, documents, tokens),
@@ -375,7 +370,7 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, near: 
     check_predictions(file, name, packed)
     if corpus.dedupe != "near":
         sample.count(tally)
-    commit = pinned.revision if is_on_hub(pinned, file.folder) else None
+    commit = pinned.revision if is_on_hub(corpus, file.folder) else None
     publish(building, store / "corpora" / packed.fingerprint, open_packed)
     counts = {split: packed.count(split) for split in SPLITS}
     write_note(store, source, Note(packed.fingerprint, counts, tally.reading()), commit)

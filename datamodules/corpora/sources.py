@@ -70,7 +70,7 @@ def compared_corpora(file: StudyFile, name: str) -> list[str]:
 
 def corpus_sources(file: StudyFile) -> dict[str, Source]:
     """Return the source of each corpus by name, whatever it is prepared to. Raises StudyError, MissingResourceError."""
-    return {name: _read_source(file, name) for name in file.study.corpora}
+    return {name: read_source(file, name) for name in file.study.corpora}
 
 
 def check_unchanged(file: StudyFile, before: Mapping[str, Source]) -> None:
@@ -90,7 +90,7 @@ def tokenizer_source(file: StudyFile) -> Source:
     if settings.train is not None:
         source["tokenizers"] = importlib.metadata.version("tokenizers")
         source["corpora"] = [
-            {**_read_source(file, name), "heldout": file.study.corpora[name].heldout_share}
+            {**read_source(file, name), "heldout": file.study.corpora[name].heldout_share}
             for name in sorted(file.trained)
         ]
     elif settings.hf is not None and (local := local_folder(settings.hf, file.folder, "tokenizer.hf: ")) is not None:
@@ -121,7 +121,7 @@ def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> So
     corpus = file.study.corpora[name]
     source = {
         "format": FORMAT,
-        **_read_source(file, name),
+        **read_source(file, name),
         "heldout": corpus.heldout_share,
         "withheld": withheld_share(file),
         "tokens": corpus.tokens,
@@ -129,10 +129,10 @@ def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> So
         "sequence_length": length,
     }
     if others := [other for other in corpora_with_splits(file) if other != name]:
-        source["withheld_splits"] = [_read_source(file, other)[OWN_SPLIT] for other in others]
+        source["withheld_splits"] = [read_source(file, other)[OWN_SPLIT] for other in others]
     if corpus.dedupe == "near":
         source["near"] = [
-            _read_source(file, other)
+            read_source(file, other)
             | {"heldout": file.study.corpora[other].heldout_share, "tokens": file.study.corpora[other].tokens}
             for other in compared_corpora(file, name)
         ]
@@ -293,8 +293,8 @@ def note_path(store: Path, source: Source) -> Path:
     return store / "prepared" / ("last" if DEFINITION in source else "") / f"{digest(source)}.json"
 
 
-def _read_source(file: StudyFile, name: str) -> Source:
-    """The source of a corpus, with that of its own held-out split and of its chat template, where it has them."""
+def read_source(file: StudyFile, name: str) -> Source:
+    """Return the source of a corpus, with that of its own held-out split and of its chat template, where it has them."""
     corpus = file.study.corpora[name]
     with naming_corpus(file, name):
         source = source_identity(corpus, file.folder)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.datamodules.corpora.packing import PackedCorpus
-from retain.datamodules.corpora.prepare import packed_corpus
+from retain.datamodules.corpora.prepared import packed_corpus
 from retain.datamodules.order.digest import add_digests, sequence_digest
 from retain.datamodules.order.mixtures import Order, stage_order
 from retain.datamodules.order.permutation import Indices

@@ -7,7 +7,7 @@ from typing import Any
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_problem
 from retain.datamodules.corpora.packing import packed_problem
-from retain.datamodules.corpora.prepare import tokenizer_problem
+from retain.datamodules.corpora.prepared import tokenizer_problem
 from retain.datamodules.corpora.sources import note_problem
 from retain.datamodules.corpora.values.labels import labels_problem
 from retain.launchers.jobs.submissions import BACKLOG, INTENT, read_backlog, read_submission
@@ -30,6 +30,7 @@ OF_STUDIES: Mapping[str, Callable[[Path], Any]] = {
     study_files.HISTORY: study_files.read_history,
     study_files.SUMMARY: study_files.read_summary,
     study_files.LOOKS: study_files.read_looks,
+    study_files.PREPARATION: study_files.read_preparation,
     f"{on_end.FOLDER}/{on_end.LAUNCH}": on_end.read_launch,
 }
 """The reader of each document in the folder of a study."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from retain.datamodules.corpora.prepare import packed_corpus
+from retain.datamodules.corpora.prepared import packed_corpus
 from retain.datamodules.order.batches import stage_batches
 from retain.datamodules.order.mixtures import Subset
 from retain.datamodules.order.permutation import Indices

@@ -81,7 +81,7 @@ def gc(
 ) -> int:
     """Free disk space that nothing needs any more.
 
-    These are the checkpoints of done runs, and what dead processes left.
+    These are the checkpoints of done runs, the parts of prepared corpora, and what dead processes left.
     """
     from retain.launchers.cli.views.checks import print_waste, waste_document
     from retain.launchers.planning.evaluations import with_evaluations

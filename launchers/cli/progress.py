@@ -13,6 +13,7 @@ from retain.datamodules.corpora.prepare import Report
 from retain.launchers.cli.views.status_table import most_important, status_table
 from retain.launchers.console import print_line
 from retain.launchers.local.launcher import WAITING, Watch
+from retain.launchers.local.preparation import prepare_here
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.results.store.runs import Store
 from retain.results.store.state import State
@@ -26,7 +27,7 @@ REFRESH_S = 0.5
 def prepare(study: str, overrides: Sequence[str], store: Path) -> OpenedStudy:
     """The study with its data prepared, with progress on standard error. Raises StudyError, MissingResourceError."""
     with reporting() as report:
-        return prepare_study(study, overrides, store, report)
+        return prepare_study(study, overrides, store, report, prepare_here)
 
 
 @contextmanager

@@ -36,6 +36,18 @@ def data(
     check: Annotated[
         bool, typer.Option("--check", help="Only check whether ids, revisions and fields resolve; download nothing.")
     ] = False,
+    download_only: Annotated[
+        bool,
+        typer.Option(
+            "--download-only",
+            help="Only fetch what the study reads from the hub, so that machines without internet can do the rest.",
+        ),
+    ] = False,
+    launcher: Annotated[
+        Literal["local", "slurm"],
+        typer.Option(help="Where large corpora are prepared: on all cores of this machine, or by jobs."),
+    ] = "local",
+    site: SiteName = None,
     corpus: Annotated[
         str | None,
         typer.Option("--show", help="Show the first packed sequences of this corpus, and what is predicted in them."),
@@ -59,12 +71,46 @@ def data(
             raise StudyError(f"--show {corpus}: unknown corpus; the corpora are {', '.join(known) or 'none'}")
         show(sequences_document(prepare(study, overrides or (), store), corpus), as_json, print_sequences)
         return 0
+    if download_only:
+        return _download(study, overrides or (), store, as_json)
+    if launcher == "slurm" and not check:
+        _submit_data(study, overrides or (), store, site, as_json)
+        return 0
     if not check:
         show(data_document(prepare(study, overrides or (), store)), as_json, print_data)
         return 0
     document = checks_document(study, list(check_sources(read_study(study, overrides or ()))))
     show(document, as_json, print_checks)
     return 0 if document["resolves"] else MissingResourceError.exit_code
+
+
+def _download(study: str, overrides: Sequence[str], store: Path, as_json: bool) -> int:
+    """Fetch what a study reads from the hub, with a line for each file; print what is there."""
+    from retain.datamodules.corpora.prepare import download_sources
+    from retain.launchers.cli.views.downloads import downloads_document, print_downloads, say
+    from retain.results.store.runs import make_store
+    from retain.sweeps.schema.read import read_study
+
+    file = read_study(study, overrides)
+    found = download_sources(file, make_store(store).root, say)
+    show(downloads_document(file.study.study, found), as_json, print_downloads)
+    return 0
+
+
+def _submit_data(study: str, overrides: Sequence[str], store: Path, site: str | None, as_json: bool) -> None:
+    """Prepare what is small, and submit the rest; print what is prepared or submitted."""
+    from retain.launchers.cli.progress import reporting
+    from retain.launchers.cli.views.plan import data_document, print_data
+    from retain.launchers.cli.views.submission import print_submission
+    from retain.launchers.jobs.submit import submit_data
+
+    with reporting() as report:
+        opened, submitted = submit_data(study, overrides, store, site, report)
+    if not opened.tree.provisional:
+        show(data_document(opened), as_json, print_data)
+        return
+    retry, cancel, watch = (command(verb, study, overrides, store) for verb in ("retry", "cancel", "status"))
+    show(submitted, as_json, lambda submitted: print_submission(submitted, retry, cancel, f"{watch} --watch"))
 
 
 def run(
@@ -201,8 +247,9 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
 
     keys = _keys_of(name, overrides or (), store)
     if has_slurm() and keys and is_study(name):
-        chosen = find_site(site)
-        register_for_slurm(open_study(name, overrides or (), store), chosen and chosen[1])
+        chosen, opened = find_site(site), open_study(name, overrides or (), store)
+        if not opened.tree.provisional:
+            register_for_slurm(opened, chosen and chosen[1])
     again = [key for key in keys if Store(store).run(key).retry()]
     if has_slurm():
         renew_launches(Store(store), again)
@@ -284,7 +331,9 @@ def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:
         return branch(found, found.find(name).key)
     from retain.launchers.planning.evaluations import with_evaluations
     from retain.launchers.planning.opened_study import open_study
+    from retain.results.store.study_files import preparation_keys
 
     tree = with_evaluations(open_study(name, overrides, store))
     known = {run.key for run in found.runs()}
-    return [key for key in tree.stages if key in known]
+    preparing = preparation_keys(found, tree.study) if tree.provisional else []
+    return [*preparing, *(key for key in tree.stages if key in known)]

@@ -193,7 +193,7 @@ def _attempt(store: Store, run: Run, ranks: Ranks, stop: StopRequest, runs: int)
             run.fail(
                 f"{FRUITLESS} attempts in a row were stopped before a step was saved; ask for a longer walltime"
                 if kind.resumes
-                else f"{UNSAVED} attempts in a row were stopped before the end of the evaluation; ask for a longer walltime"
+                else f"{UNSAVED} attempts in a row were stopped before their end; ask for a longer walltime"
             )
             return Outcome(ending, failed=True)
         return Outcome(ending, requeue=Requeue(run))

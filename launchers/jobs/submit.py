@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from retain.datamodules.corpora.prepare import Report, ignore_progress
 from retain.launchers.jobs.branches import skip_blocked
 from retain.launchers.jobs.code_snapshot import snapshot_code
+from retain.launchers.jobs.data.submit import JobsForData, register_continuation
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.entry import do_task
 from retain.launchers.jobs.resources import Resources, as_executions, find_site, slurm_resources
@@ -34,6 +36,7 @@ from retain.launchers.jobs.submissions import (
 )
 from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
+from retain.launchers.planning.preparation import record_runs
 from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import live_jobs, refusal, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
@@ -48,6 +51,8 @@ from retain.sweeps.schema.sites import Site
 
 NO_JOB = "0"
 """An id that no job has."""
+MOST_TASKS = 64
+"""Tasks of one array that a job waits for by their own ids."""
 SUBMITTER_WAIT_S = 120.0
 """How long a submitter waits for another one on this machine. On another machine, until its silence shows that it is dead."""
 
@@ -107,13 +112,44 @@ def submit_study(
 ) -> Submitted:
     """Prepare the data of a study, and submit the runs that are missing. Raises StudyError, MissingResourceError.
 
+    Large corpora are prepared by jobs. Then the stages are submitted by a job that waits for these.
+
     site: the name of a site profile; by default the one that matches this machine.
     """
+    jobs, opened = _with_data(name, overrides, store, site, report)
+    if jobs.keys:
+        last = register_continuation(opened.file, opened.store, jobs.site, jobs.assemblies)
+        record_runs(opened.store, opened.tree.study, [*jobs.keys, last])
+        return submit_runs(opened.store, [*jobs.keys, last], opened.tree.study)
+    return submit_opened(opened, jobs.site)
+
+
+def submit_data(
+    name: str,
+    overrides: Sequence[str] = (),
+    store: Path = Path("runs"),
+    site: str | None = None,
+    report: Report = ignore_progress,
+) -> tuple[OpenedStudy, Submitted]:
+    """Prepare the data of a study as `submit_study` does, and submit nothing else. Raises as it does."""
+    jobs, opened = _with_data(name, overrides, store, site, report)
+    return opened, submit_runs(opened.store, jobs.keys, opened.tree.study)
+
+
+def _with_data(
+    name: str, overrides: Sequence[str], store: Path, site: str | None, report: Report
+) -> tuple[JobsForData, OpenedStudy]:
+    """A study whose data is prepared, and the runs that are to prepare what is not."""
     require_slurm()
     live_jobs([NO_JOB])  # whether the controller answers, before any data is prepared
     chosen = find_site(site)
-    opened = prepare_study(name, overrides, store, report)
-    resources = register_for_slurm(opened, chosen and chosen[1])
+    jobs = JobsForData(chosen and chosen[1])
+    return jobs, prepare_study(name, overrides, store, report, jobs)
+
+
+def submit_opened(opened: OpenedStudy, site: Site | None) -> Submitted:
+    """Submit the missing runs of a study whose data is prepared. Raises StudyError, MissingResourceError."""
+    resources = register_for_slurm(opened, site)
     tree = with_evaluations(opened)
     states = opened.store.states(tree.stages)
     if any(state.state in UNENDED for state in states.values()):
@@ -269,7 +305,7 @@ def _submit_families(
             if not taken:
                 continue
             # 2. Submit them as one array, which starts after the jobs of the needed runs.
-            after = list(dict.fromkeys(job_of[key] for key in unfinished))
+            after = _whole_arrays([job_of[key] for key in unfinished])
             dependency = ":".join(["afterany", *after]) if after else None
             try:
                 submission = _submit(store, replace(family, keys=taken), dependency, code)
@@ -283,6 +319,12 @@ def _submit_families(
             jobs.append(SubmittedJob(submission.job_id, list(taken), submission.name, family.stage, after))
             room = None if room is None else room - len(submission.tasks)
     return jobs, deferred
+
+
+def _whole_arrays(jobs: Sequence[str]) -> list[str]:
+    """The jobs, each once; an array instead of its tasks if they are many, as sbatch takes no list of any length."""
+    tasks = Counter(job.partition("_")[0] for job in dict.fromkeys(jobs))
+    return list(dict.fromkeys(array if tasks[array := job.partition("_")[0]] > MOST_TASKS else job for job in jobs))
 
 
 def _submit(store: Store, family: Family, dependency: str | None, code: Path) -> Submission:

@@ -9,6 +9,7 @@ from pathlib import Path
 from retain.datamodules.corpora.prepare import Report, ignore_progress
 from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import Watch, train
+from retain.launchers.local.preparation import prepare_here
 from retain.launchers.planning.evaluations import ready_evaluations
 from retain.launchers.planning.judged import begin_looks, make_look, planned_looks
 from retain.launchers.planning.looks import Schedule, seeds_override
@@ -114,7 +115,7 @@ def _prepared(name: str, overrides: Sequence[str], store: Path, reporting: Repor
     if study.execution.accelerator == "gpu":
         local_slots(study.execution, study.stages)  # raises before any data is prepared
     with reporting() if reporting else nullcontext(ignore_progress) as report:
-        return prepare_study(name, overrides, store, report)
+        return prepare_study(name, overrides, store, report, prepare_here)
 
 
 def _tell_end(opened: OpenedStudy, states: Mapping[str, State]) -> None:

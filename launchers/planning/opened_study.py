@@ -5,7 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retain.datamodules.corpora.prepare import Report, ignore_progress, known_facts, prepare, remembered_facts
+from retain.datamodules.corpora.prepare import (
+    InParts,
+    Report,
+    ignore_progress,
+    known_facts,
+    prepare,
+    remembered_facts,
+)
 from retain.launchers.planning.looks import with_recorded_seeds
 from retain.results.store.runs import Store, make_store, open_store
 from retain.results.store.study_files import OWNER, study_folder
@@ -53,18 +60,30 @@ def open_study(name: str, overrides: Sequence[str], store: Path, remember: bool 
     return _opened(name, file, open_store(store), facts)
 
 
-def prepare_study(name: str, overrides: Sequence[str], store: Path, report: Report = ignore_progress) -> OpenedStudy:
+def prepare_study(
+    name: str,
+    overrides: Sequence[str],
+    store: Path,
+    report: Report = ignore_progress,
+    in_parts: InParts | None = None,
+) -> OpenedStudy:
     """Open a study, with the seeds that its looks have added, and prepare the data that its store lacks.
 
-    Raises StudyError, MissingResourceError.
+    in_parts: prepares large corpora; see `datamodules.corpora.prepare`. Raises StudyError, MissingResourceError.
     """
-    file = with_recorded_seeds(read_study(name, overrides), store)
+    return prepare_file(name, with_recorded_seeds(read_study(name, overrides), store), store, report, in_parts)
+
+
+def prepare_file(
+    name: str, file: StudyFile, store: Path, report: Report = ignore_progress, in_parts: InParts | None = None
+) -> OpenedStudy:
+    """`prepare_study` for a study that has been read already."""
     # Find mistakes in the study before any corpus is read or any folder is made.
     check_loggers(file)
     known = _opened(name, file, open_store(store), known_facts(file, store))
     make_store(store)
     claim_name(file, store)
-    facts = prepare(file, store, report)
+    facts = prepare(file, store, report, in_parts)
     return known if facts == known.facts else _opened(name, file, known.store, facts)
 
 

@@ -18,7 +18,7 @@ from retain.datamodules.corpora.overlap.measure import (
     CorpusSample,
     overlap_of,
 )
-from retain.datamodules.corpora.prepare import packed_corpus, stored_tokenizer
+from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import writing

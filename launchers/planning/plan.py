@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from retain.launchers.planning.data_room import data_room
 from retain.launchers.planning.defaults import planned_defaults
 from retain.launchers.planning.evaluations import PlannedEvaluations, planned_evaluations
 from retain.launchers.planning.looks import schedule, seeds_override
@@ -58,6 +59,10 @@ class PlanTotals(Totals):
 
     data_bytes: int = 0
     """Bytes of the packed corpora."""
+    download_bytes: int = 0
+    """Bytes of copies of data sets of the hub in the store, for corpora that are not prepared; `retain gc` frees them then."""
+    parts_bytes: int = 0
+    """Bytes of the parts of large corpora that are not prepared; `retain gc` frees them once the corpora are."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,15 @@ def plan_studies(
     measured = planned_evaluations(replace(opened[0], tree=tree, facts=_together(opened)))
     totals = total_cost(tree, done, device, measured_speeds(found), _parallelism(opened))
     data = _data_bytes(opened)
-    with_data = vars(totals) | {"data_bytes": data, "disk_peak_bytes": totals.disk_peak_bytes + data}
+    rooms = [data_room(one) for one in opened]
+    downloads, parts = (max(vars(room)[name] for room in rooms) for name in ("downloads", "parts"))
+    peak = totals.disk_peak_bytes + data + downloads + parts
+    with_data = vars(totals) | {
+        "data_bytes": data,
+        "download_bytes": downloads,
+        "parts_bytes": parts,
+        "disk_peak_bytes": peak,
+    }
     stages = [
         PlannedStage(stage.key, stage.stage, stage.parent, stage.axes, stage.tokens, states[stage.key].state)
         for stage in tree.stages.values()
@@ -140,6 +153,7 @@ def plan_studies(
         for name, task in one.facts.tasks.items()
         if task.absent
     ]
+    notes += [note for room in rooms for note in room.notes]
     try:
         check_starts(found, tree.stages, states)
     except MissingResourceError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from retain.datamodules.corpora.find import absolute, local_folder
 from retain.datamodules.corpora.prepare import Report, known_facts, prepare
+from retain.launchers.local.preparation import prepare_here
 from retain.launchers.planning.opened_study import check_loggers, check_name, claim_name
 from retain.results.analysis.axes import RECIPE
 from retain.results.analysis.recipe_comparison import DEFAULT, GRID_BEST
@@ -135,7 +136,7 @@ def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedSt
     check_objective(file, tree)
     if report is not None:
         make_store(store)
-        facts = prepare(whole, store, report)
+        facts = prepare(whole, store, report, prepare_here)
         tree = expand(whole, facts)
         check_objective(file, tree)  # the values of `by` are known now
     higher = frozenset(name for name, is_higher in asked_columns(tree).items() if is_higher)

@@ -65,11 +65,13 @@ class AttemptContext:
         if self.may_write():
             self.run.report(progress)
 
-    def finish(self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False) -> None:
+    def finish(
+        self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False, place: str = "model"
+    ) -> None:
         """Make the run done; see `Run.finish`. For rank 0. Raises StageFailedError if another process has the run."""
         if not self.may_write():
             raise StageFailedError("another process has taken over this run; this process writes nothing more")
-        self.run.finish(model, results, keep_checkpoints)
+        self.run.finish(model, results, keep_checkpoints, place)
 
 
 def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: int = 1) -> None:

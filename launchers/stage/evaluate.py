@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
-from retain.datamodules.corpora.prepare import stored_tokenizer
+from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED

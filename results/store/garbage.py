@@ -4,20 +4,22 @@ Only files with known names are touched, and no file of a run whose lease a livi
 """
 
 import contextlib
+import json
 import os
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retain.results.store.disk import used_bytes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import OPTIMIZER, State
+from retain.sweeps.base.building import new_build_folder
 from retain.sweeps.base.documents import unreadable
-from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
+from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import file_system_time, remove
 from retain.sweeps.base.processes import is_gone, is_here, process_start
 from retain.sweeps.tree.keys import CARRY
@@ -25,7 +27,10 @@ from retain.sweeps.tree.keys import CARRY
 if TYPE_CHECKING:
     from retain.sweeps.tree.tree import Stage
 
-CHECKPOINT, LEFTOVER, WEIGHTS = "checkpoints", "leftover", "weights"
+CHECKPOINT, LEFTOVER, WEIGHTS, PARTS = "checkpoints", "leftover", "weights", "parts"
+DOWNLOADS = "downloads"
+ASSEMBLE = "assemble"
+"""The kind of runs that put parts together; see `launchers.kinds`."""
 QUIET_S = 3600.0
 """Seconds without a change after which a temporary file counts as a leftover, by the clock of the file system."""
 QUIET_ELSEWHERE_S = 86_400.0
@@ -68,6 +73,7 @@ def find_waste(
         return list(_of_run(run, names[run.key]))
 
     found = [waste for own in store.read_all(of_run).values() for waste in own]
+    found += _of_parts(store, chosen)
     if weights:
         found += _of_weights(runs, chosen, stages or {})
     hidden = [(store.root / key / name, key) for key in names for name in names[key] if name.startswith(".")]
@@ -89,9 +95,9 @@ def free(store: Store, waste: Waste) -> str | None:
         if waste.kind == WEIGHTS:
             return _free_weights(run)
         if run.is_done():
-            remove(waste.path)
+            remove(_aside(store, waste.path) if waste.kind == PARTS else waste.path)
             return None
-        if waste.kind == CHECKPOINT:
+        if waste.kind in (CHECKPOINT, PARTS):
             return "the run is no longer done"
         with try_lease(run.lease) as held:
             if not held:
@@ -181,6 +187,29 @@ def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
         yield Waste(place, run.key, LEFTOVER, used_bytes(place), "a dead attempt left it half written")
 
 
+def _of_parts(store: Store, chosen: Collection[str]) -> Iterator[Waste]:
+    """The parts of corpora that are put together."""
+    users: dict[str, list[bool]] = {}
+    for run in store.runs():
+        with contextlib.suppress(DamageError, FileNotFoundError):
+            if run.spec().get("kind") == ASSEMBLE:
+                for need in run.needs():
+                    users.setdefault(need, []).append(run.is_done())
+    for key in sorted(users.keys() & set(chosen)):
+        if all(users[key]) and store.run(key).is_done():
+            folder = store.run(key).folder
+            reason = "the corpora that are made of it are prepared"
+            yield Waste(folder, key, PARTS, used_bytes(folder), reason)
+
+
+def _aside(store: Store, folder: Path) -> Path:
+    """Move the folder of a run out of the way, so that nobody finds half of it. Returns its place."""
+    place = new_build_folder(store.root)
+    place.parent.mkdir(exist_ok=True)
+    folder.rename(place)
+    return place
+
+
 def _of_weights(runs: list[Run], chosen: set[str], stages: Mapping[str, "Stage"]) -> Iterator[Waste]:
     """The weights of the chosen runs that no run of the store, and none of these stages, needs any more.
 
@@ -241,10 +270,35 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
         if folder.is_dir():
             for name in os.listdir(folder):
                 yield _temporary(folder / name, None)
+    packed = _packed_commits(root)
+    for place in root.glob("downloads/*/download.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(place.read_bytes())
+            if _data_set(found, found["commit"]) in packed:
+                folder = place.parent
+                yield Waste(
+                    folder, None, DOWNLOADS, used_bytes(folder), "the corpora that are read from it are prepared"
+                )
     for place in root.glob("building/*"):
         match = BUILDING.fullmatch(place.name)
         if match and (is_gone(match["process"]) or not is_here(match["process"])):
             yield Waste(place, None, LEFTOVER, used_bytes(place), "half-prepared data of a process that is gone")
+
+
+def _data_set(named: Mapping[str, Any], commit: str) -> tuple[str, ...]:
+    """What identifies a data set of the hub at a commit."""
+    return (named["hf"], str(named["config"]), named["split"], commit)
+
+
+def _packed_commits(root: Path) -> set[tuple[str, ...]]:
+    """The data sets of the hub that packed corpora of the store were read from."""
+    found = set()
+    for note in root.glob("prepared/*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            fields = json.loads(note.read_bytes())
+            if "commit" in fields and (root / "corpora" / fields["fingerprint"]).is_dir():
+                found.add(_data_set(fields["source"], fields["commit"]))
+    return found
 
 
 def _temporary(path: Path, run: str | None) -> Waste | None:

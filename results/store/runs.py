@@ -211,18 +211,21 @@ class Run:
         self.adapt(None)
         return True
 
-    def finish(self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False) -> None:
+    def finish(
+        self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False, place: str = "model"
+    ) -> None:
         """Make the run done: publish its files, then their checksums and the state.
 
-        model: a folder of the run that is renamed to model/. results: JSON documents by file name. The checkpoints are
+        model: a folder of the run that is renamed to `place`. results: JSON documents by file name. The checkpoints are
         removed afterwards, unless `keep_checkpoints`.
         """
         files = []
         if model is not None:
             sync_folder(model)
-            shutil.rmtree(self.model, ignore_errors=True)
-            model.rename(self.model)
-            files = sorted(path for path in self.model.rglob("*") if path.is_file())
+            target = self.folder / place
+            shutil.rmtree(target, ignore_errors=True)
+            model.rename(target)
+            files = sorted(path for path in target.rglob("*") if path.is_file())
         for name, document in results.items():
             write_document(self.folder / name, document)
             files.append(self.folder / name)
@@ -334,8 +337,8 @@ class Store:
     def register(self, key: str, spec: Mapping[str, Any]) -> None:
         """Register a run as planned, unless it is registered.
 
-        In stage.json of a run that is not done, `execution` follows the latest caller, `others` grows by what is new, and a run
-        that some caller wants to keep its optimizer keeps it.
+        In stage.json of a run that is not done, `execution` and `reads` follow the latest caller, `others` grows by what is
+        new, and a run that some caller wants to keep its optimizer keeps it.
         """
         folder = self.root / key
         folder.mkdir(exist_ok=True)

@@ -183,6 +183,12 @@ OPTIMIZER = "optimizer.safetensors"
 """AdamW's moments at the end of a run whose stage.json has KEEPS_OPTIMIZER, in the folder of its weights."""
 FISHER_FILE = "fisher.safetensors"
 """The Fisher information that a run has estimated for anchors, where other runs have their weights."""
+PART = "part"
+"""The folder with the files of a run that prepares a part of a corpus."""
+ASSEMBLED = "assembled.json"
+"""What a run that puts the parts of a corpus together leaves: the fingerprint of the corpus."""
+SUBMITTED = "submitted.json"
+"""What a run leaves that has submitted a study once its data was prepared: the keys of the submitted runs."""
 KEEPS_OPTIMIZER = "keeps_optimizer"
 CHAT_TEMPLATE = "chat_template"
 
@@ -220,6 +226,8 @@ class Spec(TypedDict):
     axes: dict[str, Any]
     study: str
     versions: dict[str, str]
+    reads: NotRequired[dict[str, Any]]
+    """Only of runs that prepare corpora: the study that they read it from; see `launchers.stage.preparation.request`."""
 
 
 def updated_spec(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -230,8 +238,8 @@ def updated_spec(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
             others[f"{name}-{corpus[:8]}" if name in others else name] = corpus
     keeps = KEEPS_OPTIMIZER in old or KEEPS_OPTIMIZER not in new
     values: dict[str, str] = {**old.get("values", {}), **new.get("values", {})}
-    same = others == old.get("others", {}) and values == old.get("values", {})
-    if old["execution"] == new["execution"] and same and keeps:
+    same = all(old.get(field) == new.get(field) for field in ("execution", "reads"))
+    if same and keeps and others == old.get("others", {}) and values == old.get("values", {}):
         return None
     return {**old, **new} | ({"others": others} if others else {}) | ({"values": values} if values else {})
 

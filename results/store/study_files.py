@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from retain.results.store.runs import Run, Store
+from retain.results.store.runs import SPEC, Run, Store
 from retain.sweeps.base.documents import parsed, read_bytes, read_document
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.keys import canonical, stage_key
@@ -21,6 +21,8 @@ POINTS_STUDY = "search.yaml"
 """The searched points as a study."""
 LOOKS = "looks.json"
 """The looks of a study whose seeds are added until its verdicts are decided; a study of a fixed sample has none."""
+PREPARATION = "preparation.json"
+"""The runs that prepare the data of a study, as they were last registered."""
 SUFFIX = "-points"
 """The name of that study is the name of the searched study with this suffix."""
 AXIS_OF_POINTS = "point"
@@ -225,6 +227,27 @@ def read_summary(path: Path) -> SavedSummary:
 def read_predictors(path: Path) -> SavedPredictors:
     """The predictors of a study. Raises FileNotFoundError, DamageError."""
     return read_document(path, SavedPredictors, "delete this file and probe the study again")
+
+
+class SavedPreparation(TypedDict):
+    """The content of preparation.json."""
+
+    keys: list[str]
+    """The keys of the runs, those that others need first."""
+
+
+def read_preparation(path: Path) -> SavedPreparation:
+    """The runs that prepare the data of a study. Raises FileNotFoundError, DamageError."""
+    return read_document(path, SavedPreparation, "delete this file and prepare the study's data again")
+
+
+def preparation_keys(store: Store, study: str) -> list[str]:
+    """The keys of the runs that last prepared the data of a study, as far as they are in the store. Raises DamageError."""
+    try:
+        keys = read_preparation(study_folder(store.root, study) / PREPARATION)["keys"]
+    except FileNotFoundError:
+        return []
+    return [key for key in keys if (store.root / key / SPEC).exists()]
 
 
 def read_looks(path: Path) -> SavedLooks:

@@ -13,11 +13,11 @@ from typing import Any
 from retain.results.store.curves import FILE, ends_whole
 from retain.results.store.lease import claim_problem
 from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store, sha256_of
-from retain.results.store.state import PROBES, State, read_probe
+from retain.results.store.state import PART, PROBES, State, read_probe
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import DamageError, os_reason
 
-FOLDERS, FILES = ("model", "checkpoint"), (FILE, "log.txt", "pin")
+FOLDERS, FILES = ("model", "checkpoint", PART), (FILE, "log.txt", "pin")
 """What must be a folder, or a file, in the folder of a run; documents are checked when they are read."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from retain.sweeps.schema.section import FISHER, Positive, PositiveFloat, Section, shown_value
+from retain.sweeps.schema.section import FISHER, Positive, PositiveFloat, Section, Size, shown_value
 
 Text = str | int | float
 OWN_OPTIONS = (
@@ -90,6 +90,23 @@ class Slurm(SiteOptions):
     of earlier runs."""
 
 
+class DataJobs(SiteOptions):
+    """What the jobs that prepare corpora request from SLURM. What is not given is that of other jobs, without GPUs."""
+
+    minutes: Positive | None = None
+    """The walltime of one attempt in minutes. The default is 240, or what site and partition allow."""
+
+
+class DataExecution(Section):
+    """How corpora are prepared: large ones in parts, by several processes here, or by SLURM jobs."""
+
+    part: Size = 256_000_000
+    """The bytes of a source that one part reads, such as 64M. A source of no more bytes is prepared by a single process. Parts
+    of another size are prepared again. The default takes a core about a minute."""
+    slurm: DataJobs = DataJobs()
+    """The resources that the jobs request from SLURM, before those under `data` in the site's profile."""
+
+
 class StageExecution(Section):
     """How one stage runs."""
 
@@ -144,6 +161,8 @@ class Execution(StageExecution):
     """Fields above that differ for one stage of the chain. By default all stages run alike."""
     parallel: Positive | None = None
     """The number of stages that run at the same time on this machine. By default as many as its cores or GPUs allow."""
+    data: DataExecution = DataExecution()
+    """How corpora are prepared."""
     on_end: str | None = None
     """A shell line to run once when the study ends, and once for each branch that fails before that, such as
     `echo "$RETAIN_SUMMARY" | mail -s "$RETAIN_STUDY" me@example.org`. The default is none. docs/study.md lists the variables of
@@ -162,6 +181,18 @@ class Execution(StageExecution):
         if name == FISHER:
             fields["devices"] = fields["slurm"]["nodes"] = 1
         return StageExecution.model_validate(fields)
+
+    def of_data(self, site: SiteOptions | None = None, jobs: DataJobs | None = None) -> StageExecution:
+        """How parts of corpora are prepared: by one process without GPUs, with the options for data over all others.
+
+        site, jobs: the options of the site, and those for data there.
+        """
+        fields = self.of_stage("", site).slurm.model_dump(exclude_unset=True, exclude={"nodes", "minutes"})
+        if "gpu" in (fields.get("gres") or ""):
+            del fields["gres"]
+        for options in (jobs, self.data.slurm):
+            fields = merge_nested(fields, options.model_dump(exclude_unset=True)) if options else fields
+        return StageExecution(accelerator="cpu", slurm=Slurm.model_validate(fields))
 
     @model_validator(mode="after")
     def check_devices(self) -> "Execution":

@@ -6,6 +6,7 @@ north:
   partition: gpu,gpu-preempt     # SLURM takes the one that can start first
   account: me
   minutes: 1200                  # longest walltime
+  data: {partition: cpu}         # for jobs that prepare corpora
 """
 
 import fnmatch
@@ -19,7 +20,7 @@ from pydantic import BeforeValidator
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.files import user_path
 from retain.sweeps.base.yaml_text import read_yaml
-from retain.sweeps.schema.execution import SiteOptions
+from retain.sweeps.schema.execution import DataJobs, SiteOptions
 from retain.sweeps.schema.section import Positive, read_list, shown_value
 from retain.sweeps.schema.validation_messages import validate
 
@@ -39,6 +40,10 @@ class Site(SiteOptions):
     is taken only with --site."""
     minutes: Positive | None = None
     """The longest walltime that the site allows, in minutes. Estimated walltimes are cut to it. The default is no limit."""
+
+    data: DataJobs = DataJobs()
+    """The options of the jobs that prepare corpora, such as `{partition: cpu, minutes: 120}`. Other options are those
+    of all jobs."""
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether one of a machine's names matches a pattern."""

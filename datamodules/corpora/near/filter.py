@@ -9,7 +9,8 @@ from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
 from retain.datamodules.corpora.near.index import NearIndex
 from retain.datamodules.corpora.near.minhash import Bands, bands
-from retain.datamodules.corpora.packing import batch_documents, pack
+from retain.datamodules.corpora.packing import pack
+from retain.datamodules.corpora.parts.batches import batch_documents
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import Document, text_of
 from retain.datamodules.corpora.responses.study_documents import (
@@ -58,7 +59,7 @@ class NearCopies:
         share, withheld = self.file.study.corpora[name].heldout_share, withheld_share(self.file)
         last = self.held_out(name).documents
         seen, read = HashSet(), 0
-        seen.add(list(heldout_hashes(self.file, without=name)))
+        seen.add(list(heldout_hashes(self.file, self.store, without=name)))
         tally.compared = True
         for batch in batch_documents(documents):
             hashes = [document_hash(text_of(document)) for document in batch]
@@ -86,7 +87,7 @@ class NearCopies:
         return self.known[name]
 
     def _read_held_out(self, name: str) -> HeldOut:
-        corpus, pinned = self.file.study.corpora[name], pinned_corpus(self.file, name)
+        corpus, pinned = self.file.study.corpora[name], pinned_corpus(self.file, name, self.store)
         found: list[Bands] = []
 
         def tapped() -> Iterator[Document]:
@@ -106,7 +107,7 @@ class NearCopies:
             return HeldOut(found, None)
         building, tally = new_build_folder(self.store), Tally()
         length = self.file.study.sequence_length
-        division = corpus_division(self.file, name, pinned)
+        division = corpus_division(self.file, name, pinned, self.store)
         try:
             pack(tapped(), self.tokenizer, length, division, corpus.tokens, building, lambda *_: None, tally=tally)
         finally:

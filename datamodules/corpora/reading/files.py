@@ -1,5 +1,6 @@
 """Read corpora from files: text, jsonl, json and csv, also compressed with gzip, zstd or bzip2, and parquet and arrow."""
 
+import contextlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -43,12 +44,8 @@ def file_format(path: SourceFile) -> str:
     return FORMATS[suffixes[-1]]
 
 
-def read_files(paths: Sequence[SourceFile], reader: RecordReader, separator: str | None) -> Iterator[Document | None]:
-    """Yield the documents of files, in order; None for a record whose text is null.
-
-    Raises StudyError if a record lacks a field, a file is damaged, or the files hold records and plain text;
-    MissingResourceError if a URL cannot be read.
-    """
+def check_formats(paths: Sequence[SourceFile]) -> dict[SourceFile, str]:
+    """Return the format of each file. Raises StudyError if one is unknown, or the files hold records and plain text."""
     formats = {path: file_format(path) for path in paths}
     plain = [path for path in paths if formats[path] == "text"]
     if plain and len(plain) < len(paths):
@@ -57,49 +54,74 @@ def read_files(paths: Sequence[SourceFile], reader: RecordReader, separator: str
             f"files: found plain text ({shown(plain[0].name)}) and records ({shown(records.name)}), expected one of them; "
             "name the files with a pattern such as data/*.jsonl"
         )
-    pieces = 0
-    for path in paths:
-        try:
-            for document in _documents(path, formats[path], reader, separator):
-                pieces += 1
-                yield document
-        # The UTF-16 decoder and pyarrow raise subclasses of ValueError.
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            if isinstance(error, PermissionError):
-                cure = "make it readable"
-            else:
-                cure = "repair the file, or remove it from the corpus's `files:`"
-            if isinstance(path, RemoteFile) and isinstance(error, OSError):
-                raise unreachable(path.url, error) from error
-            raise StudyError(f"{shown(path)}: cannot be read ({error}); {cure}") from error
-        except Exception as error:
-            if isinstance(path, RemoteFile) and not isinstance(error, RetainError):
-                raise unreachable(path.url, error) from error
-            raise
-    if plain and separator is not None and pieces == len(plain):
+    return formats
+
+
+def check_separator(separator: str | None, pieces: int, files: int) -> None:
+    """Raise StudyError if files of plain text have no more pieces than files, although a separator is given."""
+    if separator is not None and pieces == files:
         raise StudyError(
             f"separator: {separator!r} is in none of the files; correct it (in YAML, escapes such as \\n need double "
             "quotes), or remove it to make each file one document"
         )
 
 
-def _documents(path: SourceFile, form: str, reader: RecordReader, separator: str | None) -> Iterator[Document | None]:
+def read_files(paths: Sequence[SourceFile], reader: RecordReader, separator: str | None) -> Iterator[Document | None]:
+    """Yield the documents of files, in order; None for a record whose text is null.
+
+    Raises StudyError if a record lacks a field, a file is damaged, or the files hold records and plain text;
+    MissingResourceError if a URL cannot be read.
+    """
+    formats = check_formats(paths)
+    plain = [path for path in paths if formats[path] == "text"]
+    pieces = 0
+    for path in paths:
+        with naming_file(path):
+            for document in documents_of(path, formats[path], reader, separator):
+                pieces += 1
+                yield document
+    if plain:
+        check_separator(separator, pieces, len(plain))
+
+
+@contextlib.contextmanager
+def naming_file(path: SourceFile) -> Iterator[None]:
+    """Raise StudyError that names a file if it cannot be read in the block, MissingResourceError for a URL."""
+    try:
+        yield
+    # The UTF-16 decoder and pyarrow raise subclasses of ValueError.
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        if isinstance(error, PermissionError):
+            cure = "make it readable"
+        else:
+            cure = "repair the file, or remove it from the corpus's `files:`"
+        if isinstance(path, RemoteFile) and isinstance(error, OSError):
+            raise unreachable(path.url, error) from error
+        raise StudyError(f"{shown(path)}: cannot be read ({error}); {cure}") from error
+    except Exception as error:
+        if isinstance(path, RemoteFile) and not isinstance(error, RetainError):
+            raise unreachable(path.url, error) from error
+        raise
+
+
+def documents_of(path: SourceFile, form: str, reader: RecordReader, separator: str | None) -> Iterator[Document | None]:
+    """Yield the documents of a file by its format, as `read_files` does; errors as they come, see `naming_file`."""
     name = shown(path)
     if form in ("parquet", "arrow"):
         with _seekable(path) as file:
             if form == "parquet":
-                yield from _joined(parquet_records(file, name, reader.fields, reader.check), reader)
+                yield from joined(parquet_records(file, name, reader.fields, reader.check), reader)
             else:
-                yield from _joined(arrow_records(file, name, reader.check), reader)
+                yield from joined(arrow_records(file, name, reader.check), reader)
     else:
         with open_text(path) as stream:
             if form == "text":
                 yield from text_documents(checked_blocks(stream, name), separator)
             elif form == "csv":
-                yield from _joined(csv_records(checked_lines(stream, name), name, reader.fields), reader)
+                yield from joined(csv_records(checked_lines(stream, name), name, reader.fields), reader)
             else:
                 records = json_records(stream, name) if form == "json" else jsonl_records(stream, name)
-                yield from _joined(records, reader)
+                yield from joined(records, reader)
 
 
 def _seekable(path: SourceFile) -> AbstractContextManager[BinaryIO]:
@@ -107,7 +129,8 @@ def _seekable(path: SourceFile) -> AbstractContextManager[BinaryIO]:
     return path.seekable() if isinstance(path, RemoteFile) else path.open("rb")
 
 
-def _joined(records: Iterable[tuple[str, object]], reader: RecordReader) -> Iterator[Document | None]:
+def joined(records: Iterable[tuple[str, object]], reader: RecordReader) -> Iterator[Document | None]:
+    """Yield the document of each record, given with its place; None for a record whose text is null."""
     for where, record in records:
         yield document_of(reader, record, where)
 

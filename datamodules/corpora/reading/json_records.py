@@ -23,9 +23,12 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)
 
 
-def jsonl_records(stream: TextIO, name: str) -> Iterator[tuple[str, object]]:
-    """Yield the record of each line, and where it is. A file that holds one JSON array is read as that."""
-    for number, line in enumerate(stream, 1):
+def jsonl_records(stream: TextIO, name: str, first: int = 1) -> Iterator[tuple[str, object]]:
+    """Yield the record of each line, and where it is. A file that holds one JSON array is read as that.
+
+    first: the number of the first line.
+    """
+    for number, line in enumerate(stream, first):
         text = checked(line, name, number).strip().lstrip("\ufeff")
         if number == 1 and text.startswith("["):
             yield from json_records(stream, name, text)

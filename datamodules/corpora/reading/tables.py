@@ -52,9 +52,12 @@ def csv_records(lines: Iterable[str], name: str, fields: list[str]) -> Iterator[
             yield where, dict(zip(header, row, strict=True))
 
 
-def parquet_records(file: Any, name: str, fields: list[str], check: Check) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a parquet file, with the columns that hold fields only. file: a path, or a stream that can seek.
+def parquet_records(
+    file: Any, name: str, fields: list[str], check: Check, groups: range | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a parquet file, or of some of its row groups, with the columns that hold fields only.
 
+    file: a path, or a stream that can seek.
     Raises StudyError if a column is missing, before any row is read, ValueError if the file is damaged.
     """
     import pyarrow
@@ -63,8 +66,9 @@ def parquet_records(file: Any, name: str, fields: list[str], check: Check) -> It
     try:
         table = pyarrow.parquet.ParquetFile(file)
         _check_schema(table.schema_arrow, name, check)
-        number = 0
-        for batch in table.iter_batches(batch_size=ROWS, columns=fields):
+        chosen = range(table.num_row_groups) if groups is None else groups
+        number = sum(table.metadata.row_group(group).num_rows for group in range(chosen.start))
+        for batch in table.iter_batches(batch_size=ROWS, row_groups=list(chosen), columns=fields):
             for record in batch.to_pylist():
                 number += 1
                 yield f"{name}, row {number}", record

@@ -1,10 +1,12 @@
 """The documents of a study's corpora: read at one commit, with the study's chat template, and divided into splits."""
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
-from retain.datamodules.corpora.documents import document_hash, read_documents
+from retain.datamodules.corpora.documents import document_hash, is_heldout, read_documents
 from retain.datamodules.corpora.hub import pinned
 from retain.datamodules.corpora.packing import Division, PackedCorpus
+from retain.datamodules.corpora.parts.download import local_copy
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.chat import ChatTemplate, find_chat_template
 from retain.datamodules.corpora.responses.marked import Document, text_of
@@ -14,10 +16,11 @@ from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.read import StudyFile
 
 
-def pinned_corpus(file: StudyFile, name: str) -> Corpus:
-    """Return a corpus pinned to one commit, so that the commit it is read at can be recorded."""
+def pinned_corpus(file: StudyFile, name: str, store: Path) -> Corpus:
+    """Return a corpus pinned to one commit, so that the commit it is read at can be recorded; its copy in the store, if any."""
+    corpus = file.study.corpora[name]
     with naming_corpus(file, name):
-        return pinned(file.study.corpora[name], file.folder)
+        return local_copy(corpus, file.folder, store) or pinned(corpus, file.folder)
 
 
 def corpus_documents(
@@ -31,18 +34,31 @@ def corpus_documents(
         yield from read_documents(corpus, file.folder, chat_template(file, corpus), tally)
 
 
-def corpus_division(file: StudyFile, name: str, corpus: Corpus, tally: Tally | None = None) -> Division:
+def sample_documents(file: StudyFile, store: Path, name: str, characters: int, held: Collection[int]) -> Iterator[str]:
+    """Yield training documents from the beginning of a corpus, up to a number of characters in all.
+
+    held: the hashes of documents in held-out splits that corpora bring along.
+    """
+    for document in map(text_of, corpus_documents(file, name, pinned_corpus(file, name, store))):
+        if not is_heldout(document, withheld_share(file)) and not (held and document_hash(document) in held):
+            yield document[:characters]
+            characters -= len(document)
+            if characters <= 0:
+                return
+
+
+def corpus_division(file: StudyFile, name: str, corpus: Corpus, store: Path, tally: Tally | None = None) -> Division:
     """Return how the documents of a corpus are divided. corpus: the same, pinned. tally: see `read_documents`."""
     held = corpus.heldout_corpus
     own = () if held is None else corpus_documents(file, name, held, heldout=True, tally=tally)
-    return Division(corpus.heldout_share, withheld_share(file), own, heldout_hashes(file, without=name))
+    return Division(corpus.heldout_share, withheld_share(file), own, heldout_hashes(file, store, without=name))
 
 
-def heldout_hashes(file: StudyFile, without: str | None = None) -> Collection[int]:
+def heldout_hashes(file: StudyFile, store: Path, without: str | None = None) -> Collection[int]:
     """Return the hashes of all documents in held-out splits that corpora bring along. without: a corpus that does not count."""
     found: set[int] = set()
     for name in corpora_with_splits(file):
-        held = pinned_corpus(file, name).heldout_corpus
+        held = pinned_corpus(file, name, store).heldout_corpus
         if name != without and held is not None:
             found.update(
                 document_hash(text_of(document)) for document in corpus_documents(file, name, held, heldout=True)
@@ -74,5 +90,5 @@ def check_document_ends(file: StudyFile, name: str, packed: PackedCorpus) -> Non
 
 
 def chat_template(file: StudyFile, corpus: Corpus) -> ChatTemplate | None:
-    """What writes the conversations of a corpus; None if it has none."""
+    """Return the template that writes the conversations of a corpus; None for a corpus without any."""
     return None if corpus.messages is None else find_chat_template(tokenizer_settings(file), file.folder)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout, read_documents
-from retain.datamodules.corpora.packing import PackedCorpus, batch_documents
+from retain.datamodules.corpora.packing import PackedCorpus
+from retain.datamodules.corpora.parts.batches import batch_documents
 from retain.datamodules.corpora.responses.marked import Document, encode_documents, text_of
 from retain.datamodules.corpora.responses.records import record_reader
 from retain.datamodules.corpora.responses.study_documents import chat_template, heldout_hashes, pinned_corpus
@@ -60,7 +61,7 @@ def prepare_values(
     """Find the values of a packed corpus and write them into the store. Raises StudyError, MissingResourceError."""
     source = _source(file, name, length, tokenizer.fingerprint)
     packed_from = corpus_source(file, name, length, tokenizer.fingerprint)
-    labels = _find(file, name, tokenizer, packed, noted_commit(store, packed_from))
+    labels = _find(file, store, name, tokenizer, packed, noted_commit(store, packed_from))
     write_labels(store, labels)
     for noted in (source, _definition(file, name, length)):
         if read_note(store, noted) != (note := Note(labels.fingerprint, {})):
@@ -75,13 +76,15 @@ def _definition(file: StudyFile, name: str, length: int) -> Source:
     return {**corpus_definition(file, name, length), "by": file.study.corpora[name].by}
 
 
-def _find(file: StudyFile, name: str, tokenizer: Tokenizer, packed: PackedCorpus, commit: str | None) -> Labels:
+def _find(
+    file: StudyFile, store: Path, name: str, tokenizer: Tokenizer, packed: PackedCorpus, commit: str | None
+) -> Labels:
     """The labels of a packed corpus.
 
     commit: that on the hub which the corpus was packed at. Raises StudyError, also if there are too many values;
     MissingResourceError if the documents are not those of the packed corpus.
     """
-    corpus = pinned_corpus(file, name).model_copy(update={"revision": commit} if commit else {})
+    corpus = pinned_corpus(file, name, store).model_copy(update={"revision": commit} if commit else {})
     assert corpus.by is not None
     source = corpus.heldout_corpus or corpus
     reader = ValueReader(record_reader(source, chat_template(file, source)), corpus.by)
@@ -92,7 +95,7 @@ def _find(file: StudyFile, name: str, tokenizer: Tokenizer, packed: PackedCorpus
     with naming_corpus(file, name, heldout=source is not corpus):
         documents = read_documents(source, file.folder, reader=reader)
         own = source is not corpus
-        others = set[int]() if own else set(heldout_hashes(file, without=name))
+        others = set[int]() if own else set(heldout_hashes(file, store, without=name))
         chosen = _heldout(documents, 1.0 if own else corpus.heldout_share, others, wanted)
         for batch in batch_documents(_noting(chosen, lambda: values.append(_value_of(reader)))):
             if len(set(values)) > MOST_VALUES:

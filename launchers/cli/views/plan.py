@@ -40,6 +40,10 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
         f"can be freed when their stages are done) and {format_bytes(totals.data_bytes)} of packed data; "
         f"{format_bytes(totals.disk_peak_bytes)} at the peak",
     ]
+    if totals.download_bytes or totals.parts_bytes:
+        parts = [(totals.download_bytes, "downloads"), (totals.parts_bytes, "parts")]
+        needed = " and ".join(f"{format_bytes(size)} of {what}" for size, what in parts if size)
+        lines.append(f"to prepare the data: {needed}, which retain gc frees once the corpora are packed")
     if totals.optimizer_bytes:
         lines.append(f"{format_bytes(totals.optimizer_bytes)} of the weights are moments of AdamW that stages carry on")
     if (measured := plan.evaluations).runs:

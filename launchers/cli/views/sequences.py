@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from retain.datamodules.corpora.prepare import packed_corpus, stored_tokenizer
+from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.datamodules.order.prefetch import MappedSequences
 from retain.launchers.console import open_console

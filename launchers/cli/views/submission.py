@@ -10,10 +10,13 @@ from retain.launchers.jobs.code_snapshot import snapshot_path
 from retain.launchers.jobs.resources import Resources, as_executions
 from retain.launchers.jobs.sbatch import planned_families, sbatch_script
 from retain.launchers.jobs.submit import Submitted, SubmittedJob
+from retain.launchers.kinds import ASSEMBLE, CONTINUE, PREPARE
 from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.sweeps.base.units import counted
 from retain.sweeps.tree.measures import EVALUATE
+
+PREPARING = (PREPARE.name, ASSEMBLE.name, CONTINUE.name)
 
 
 def print_submission(submission: Submitted, retry: str, cancel: str = "", watch: str = "") -> None:
@@ -23,8 +26,11 @@ def print_submission(submission: Submitted, retry: str, cancel: str = "", watch:
     """
     console = open_console()
     measured = sum(len(job.keys) for job in submission.jobs if job.stage == EVALUATE)
-    stages = sum(len(job.keys) for job in submission.jobs) - measured
-    runs = [counted(stages, "stage"), *([counted(measured, "evaluation")] if measured else [])]
+    preparing = sum(len(job.keys) for job in submission.jobs if job.stage in PREPARING)
+    stages = sum(len(job.keys) for job in submission.jobs) - measured - preparing
+    runs = [counted(preparing, "run that prepares data", "runs that prepare data")] if preparing else []
+    runs += [counted(stages, "stage")] if stages or not preparing else []
+    runs += [*([counted(measured, "evaluation")] if measured else [])]
     print_line(console, f"{' and '.join(runs)} submitted in {counted(len(submission.jobs), 'job')}")
     outdated = f"queued with other resources than the study asks for now: {cancel} && {retry}"
     lines = (
@@ -39,6 +45,8 @@ def print_submission(submission: Submitted, retry: str, cancel: str = "", watch:
     for count, noun, what in lines:
         if count:
             print_line(console, f"{counted(count, noun)} {what}")
+    if any(job.stage == CONTINUE.name for job in submission.jobs):
+        print_line(console, "a job submits the study's stages once its data is prepared")
     if submission.jobs:
         _print_jobs(console, submission.jobs)
     if watch and (submission.jobs or submission.queued_already):

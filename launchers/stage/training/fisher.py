@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from retain.datamodules.corpora.prepare import stored_tokenizer
+from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.order.stage_data import first_sequences
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED

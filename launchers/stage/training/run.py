@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
-from retain.datamodules.corpora.prepare import stored_tokenizer
+from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.datamodules.order.stage_data import StageData, heldout_sequences
 from retain.launchers.stage.attempt import AttemptContext

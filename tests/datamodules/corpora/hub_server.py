@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+LARGE = (".parquet", ".gz", ".safetensors")
+"""The ends of names of files that count as large, whatever their size."""
+
 
 def commit_of(name: str) -> str:
     """Return the commit of a repository's branch `main`: 40 hexadecimal digits derived from its name."""
@@ -80,7 +83,7 @@ class _Hub(BaseHTTPRequestHandler):
         if (byte_range := self.headers.get("Range", "")).startswith("bytes="):
             begin, _, end = byte_range.removeprefix("bytes=").partition("-")
             first, last, code = int(begin), min(int(end or last), last), 206
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit_of(name)}
+        headers = {"ETag": f'"{_hash(path, content)}"', "X-Repo-Commit": commit_of(name)}
         if code == 206:
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         self._send(code, content[first : last + 1], headers | {"Accept-Ranges": "bytes"})
@@ -112,4 +115,16 @@ def _entry(folder: Path, path: str) -> dict[str, Any]:
     if file.is_dir():
         return {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
     content = file.read_bytes()
-    return {"type": "file", "path": path, "oid": hashlib.sha1(content).hexdigest(), "size": len(content)}
+    entry = {"type": "file", "path": path, "oid": _git_hash(content), "size": len(content)}
+    if path.endswith(LARGE):
+        entry["lfs"] = {"oid": _hash(path, content), "size": len(content), "pointerSize": 134}
+    return entry
+
+
+def _hash(path: str, content: bytes) -> str:
+    """The hash by which the hub knows a file: SHA-256 of a large one, that of git of any other."""
+    return hashlib.sha256(content).hexdigest() if path.endswith(LARGE) else _git_hash(content)
+
+
+def _git_hash(content: bytes) -> str:
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()

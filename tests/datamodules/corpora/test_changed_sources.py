@@ -10,7 +10,8 @@ import pytest
 
 from retain.datamodules.corpora import prepare as preparing
 from retain.datamodules.corpora.packing import packed_problem
-from retain.datamodules.corpora.prepare import known_facts, packed_corpus, prepare, remembered_facts, stored_tokenizer
+from retain.datamodules.corpora.prepare import known_facts, prepare, remembered_facts
+from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
 from retain.datamodules.order.batches import stage_batches
 from retain.launchers.checks.verify import verify_store
 from retain.launchers.planning.opened_study import open_study

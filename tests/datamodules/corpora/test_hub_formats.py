@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from retain.datamodules.corpora.documents import read_documents, source_identity
-from retain.datamodules.corpora.prepare import packed_corpus, prepare
+from retain.datamodules.corpora.prepare import prepare
+from retain.datamodules.corpora.prepared import packed_corpus
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import PUBLISHED

@@ -119,9 +119,9 @@ def test_packed_data_does_not_depend_on_the_size_and_number_of_batches(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: int, tokens: int | None
 ) -> None:
     default = packed(tokenizer, DOCUMENTS * 2, tmp_path / "default", tokens=tokens)
-    monkeypatch.setattr("retain.datamodules.corpora.packing.BATCH_DOCUMENTS", documents)
-    monkeypatch.setattr("retain.datamodules.corpora.packing.BATCH_CHARACTERS", 500)
-    monkeypatch.setattr("retain.datamodules.corpora.packing.CONCURRENT_BATCHES", documents)
+    monkeypatch.setattr("retain.datamodules.corpora.parts.batches.BATCH_DOCUMENTS", documents)
+    monkeypatch.setattr("retain.datamodules.corpora.parts.batches.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("retain.datamodules.corpora.parts.batches.CONCURRENT_BATCHES", documents)
     rebatched = packed(tokenizer, DOCUMENTS * 2, tmp_path / "rebatched", tokens=tokens)
     assert rebatched.manifest == default.manifest
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from retain.datamodules.corpora.prepare import packed_corpus
+from retain.datamodules.corpora.prepared import packed_corpus
 from retain.datamodules.order.batches import Batches, recipe_digest, stage_batches
 from retain.datamodules.order.digest import add_digests
 from retain.datamodules.order.mixtures import stage_order

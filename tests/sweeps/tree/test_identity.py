@@ -266,6 +266,7 @@ OTHER_EXECUTION = {
     "pack": 4,
     "threads": 2,
     "parallel": 3,
+    "data": {"part": "1M"},
     "strategy": "fsdp",
     "heldout_every": 5,
     "log_every": 3,

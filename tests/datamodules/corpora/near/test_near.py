@@ -12,7 +12,8 @@ from retain.datamodules.corpora.near.index import NearIndex
 from retain.datamodules.corpora.near.minhash import Bands, bands, shingles
 from retain.datamodules.corpora.near.sample import NearSample
 from retain.datamodules.corpora.packing import PackedCorpus
-from retain.datamodules.corpora.prepare import known_facts, packed_corpus, prepare, stored_tokenizer
+from retain.datamodules.corpora.prepare import known_facts, prepare
+from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.sources import corpus_definition, corpus_source, tokenizer_source
 from retain.sweeps.schema.read import StudyFile, check_study

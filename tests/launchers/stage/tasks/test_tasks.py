@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import retain
-from retain.datamodules.corpora.prepare import stored_tokenizer
+from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.corpora.tasks.prepare import task_facts
 from retain.launchers.cli.app import main
 from retain.launchers.planning.evaluations import with_evaluations

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from retain.datamodules.corpora.prepare import stored_tokenizer
+from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.order.batches import stage_batches
 from retain.launchers.checks.drill import compare
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study

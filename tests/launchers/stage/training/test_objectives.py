@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from retain.datamodules.corpora.prepare import packed_corpus
+from retain.datamodules.corpora.prepared import packed_corpus
 from retain.datamodules.corpora.responses.chat import CHATML_TEMPLATE
 from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.checks.verify import verify_store

@@ -1,0 +1,186 @@
+"""Put the parts of a corpus together: the same bits as `packing.pack` of all its documents, whoever made the parts and when."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retain.datamodules.corpora.dedup import HashSet
+from retain.datamodules.corpora.packing import Division, PackedCorpus, SplitWriter, Tokens, write_packed
+from retain.datamodules.corpora.parts.stored import StoredPart
+from retain.datamodules.corpora.reading.tally import Tally
+from retain.datamodules.corpora.tokenizer import Tokenizer
+from retain.sweeps.base.errors import StudyError
+
+AT_A_TIME = 4096
+"""Documents that are looked at together."""
+COPIED_TOKENS = 1 << 22
+"""Tokens that are copied together."""
+Report = Callable[[int, int], None]
+"""Called with the numbers of documents read and of training tokens so far."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A part that is read, and its next document."""
+
+    tokens: Tokens
+    predicted: npt.NDArray[np.uint8] | None
+    documents: npt.NDArray[Any]
+    begins: npt.NDArray[np.int64]
+    """The first token of each document."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Consecutive documents of a corpus."""
+
+    documents: npt.NDArray[Any]
+    """DOCUMENT [documents]."""
+    places: tuple[_Place, ...]
+    """The parts that they are in."""
+    place: npt.NDArray[np.int64]
+    """For each document, the index of its part."""
+    number: npt.NDArray[np.int64]
+    """For each document, its index in its part."""
+
+
+def assemble(
+    streams: Sequence[Iterator[StoredPart]],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    division: Division,
+    tokens: int | None,
+    folder: Path,
+    report: Report,
+    masked: bool = False,
+    at_end: Callable[[int], None] = lambda documents: None,
+    tally: Tally | None = None,
+) -> PackedCorpus:
+    """Pack the documents of parts into a new `folder`; memory is constant except for 8 bytes a document.
+
+    streams: the parts of each stream in order; one document of each stream is taken in turn. A part is asked for only if the
+    budget of `tokens` is not reached before it. at_end: called with the number of documents, empty ones included, if the
+    source was read to its end. tally: what was counted when the parts were read; it then holds all counts. Other arguments as
+    of `pack`. Raises StudyError if there is no document, DamageError.
+    """
+    tally = tally or Tally()
+
+    def fill(writers: dict[str, SplitWriter], seen: HashSet) -> Counter[str]:
+        counts = Counter[str]()
+        read = places = 0
+        empty = True
+        for chunk in _chunks(streams):
+            places += len(chunk.documents)
+            empty = empty and not chunk.documents["hash"].any()
+            texts = np.flatnonzero(chunk.documents["length"])
+            new = texts[seen.add(chunk.documents["hash"][texts])] if len(texts) else texts
+            counts["duplicates"] += int(np.count_nonzero(chunk.documents["hash"])) - len(new)
+            held, trained = split_of(chunk.documents["hash"][new], division)
+            lengths = chunk.documents["length"][new].astype(np.int64)
+            if tokens is not None:
+                reached = np.flatnonzero(writers["train"].tokens + np.cumsum(lengths * trained) >= tokens)
+                if len(reached):
+                    kept = slice(reached[0] + 1)
+                    new, held, trained = new[kept], held[kept], trained[kept]
+            read += len(new)
+            counts["withheld"] += int(np.count_nonzero(~held & ~trained))
+            _copy(chunk, new[held], writers["heldout"])
+            _copy(chunk, new[trained], writers["train"])
+            report(read, writers["train"].tokens)
+            if tokens is not None and writers["train"].tokens >= tokens:
+                return counts + tally.take()
+        if empty:
+            raise StudyError("the source holds no text; choose another source")
+        at_end(places)
+        return counts + tally.take()
+
+    return write_packed(folder, tokenizer, sequence_length, division, masked, fill, tally)
+
+
+def split_of(hashes: npt.NDArray[np.uint64], division: Division) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which documents are held out, and which are trained on, by their hashes."""
+    held = hashes < np.uint64(int(division.heldout * 2**64))
+    return held, ~held & (hashes >= np.uint64(int(division.withheld * 2**64)))
+
+
+def distinct_tokens(parts: Iterable[StoredPart], division: Division) -> Iterator[tuple[int, int]]:
+    """Yield for each part its tokens, and those of them to train on, of documents that no part before has."""
+    seen = HashSet()
+    for part in parts:
+        documents = part.documents[part.documents["length"] > 0]
+        new = documents[seen.add(documents["hash"])] if len(documents) else documents
+        trained = split_of(new["hash"], division)[1]
+        yield int(new["length"].sum(dtype=np.int64)), int(new["length"][trained].sum(dtype=np.int64))
+
+
+def _copy(chunk: _Chunk, chosen: npt.NDArray[np.int64], writer: SplitWriter) -> None:
+    """Append documents of a chunk to a split."""
+    if not len(chosen):
+        return
+    lengths = chunk.documents["length"][chosen].astype(np.int64)
+    ends = np.cumsum(lengths)
+    writer.ends_inside |= bool(chunk.documents["inside"][chosen].any())
+    first = 0
+    while first < len(chosen):
+        before = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + COPIED_TOKENS, "right")))
+        ids, flags = [], []
+        for index in chosen[first:last].tolist():
+            place, number = chunk.places[chunk.place[index]], chunk.number[index]
+            begin = int(place.begins[number])
+            end = begin + int(chunk.documents["length"][index])
+            ids.append(place.tokens[begin:end])
+            if writer.mask is not None:
+                assert place.predicted is not None
+                flags.append(place.predicted[begin:end])
+        writer.extend(np.concatenate(ids), np.concatenate(flags) if flags else None, last - first)
+        writer.flush()
+        first = last
+
+
+def _chunks(streams: Sequence[Iterator[StoredPart]]) -> Iterator[_Chunk]:
+    """Yield all documents, one of each stream in turn, without the streams that have ended."""
+    left = [_Stream(stream) for stream in streams]
+    while left := [stream for stream in left if stream.refill()]:
+        rounds = min(max(1, AT_A_TIME // len(left)), *(stream.remaining for stream in left))
+        numbers = np.array([np.arange(stream.at, stream.at + rounds) for stream in left])
+        documents = np.stack([stream.place.documents[stream.at : stream.at + rounds] for stream in left])
+        for stream in left:
+            stream.at += rounds
+        # One document of each stream after the other: [streams, rounds] becomes [rounds, streams].
+        yield _Chunk(
+            documents.T.reshape(-1),
+            tuple(stream.place for stream in left),
+            np.tile(np.arange(len(left)), rounds),
+            numbers.T.reshape(-1),
+        )
+
+
+class _Stream:
+    """The documents of one stream."""
+
+    def __init__(self, parts: Iterator[StoredPart]) -> None:
+        self.parts = parts
+        self.place: _Place
+        self.at = self.remaining_at = 0
+
+    @property
+    def remaining(self) -> int:
+        return self.remaining_at - self.at
+
+    def refill(self) -> bool:
+        """Open the next part with documents if this one has ended. Returns whether there is a document."""
+        while not self.remaining:
+            part = next(self.parts, None)
+            if part is None:
+                return False
+            documents = part.documents
+            ends = np.cumsum(documents["length"], dtype=np.int64)
+            self.place = _Place(part.tokens, part.predicted, documents, ends - documents["length"])
+            self.at, self.remaining_at = 0, len(documents)
+        return True

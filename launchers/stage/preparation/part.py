@@ -1,0 +1,79 @@
+"""The kind `prepare`: read and tokenise one part of a corpus."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from retain.datamodules.corpora.parts.plan import part_of
+from retain.datamodules.corpora.parts.read import part_documents
+from retain.datamodules.corpora.parts.request import requested
+from retain.datamodules.corpora.parts.stored import write_part
+from retain.datamodules.corpora.prepared import stored_tokenizer
+from retain.datamodules.corpora.reading.tally import Tally
+from retain.datamodules.corpora.responses.study_documents import chat_template
+from retain.datamodules.corpora.sources import naming_corpus
+from retain.launchers.stage.attempt import AttemptContext
+from retain.launchers.stage.log import log_line
+from retain.launchers.stage.signals import AttemptStopped
+from retain.results.store.disk import check_room
+from retain.results.store.state import PART, Progress
+
+REPORT_EVERY_S = 1.0
+ROOM = 2**20
+"""Bytes that must be free besides one for each token that is expected: the disk may be full before the part is whole."""
+
+
+def attempt(context: AttemptContext) -> None:
+    """Prepare the part, and finish the run. Raises StudyError that names file and line, AttemptStopped, DamageError."""
+    recipe, run = context.spec["recipe"], context.run
+    use_threads(context.spec["execution"])
+    context.begin()
+    check_room(run.folder, ROOM + context.spec["tokens"])
+    file, name, corpus = requested(context.spec["reads"])
+    tokenizer = stored_tokenizer(context.store.root, recipe["tokenizer"])
+    building = run.folder / f"{PART}.partial"
+    watch, tally = Watch(context), Tally()
+    with removed_on_error(building), naming_corpus(file, name):
+        documents = part_documents(
+            corpus, file.folder, part_of(recipe), recipe.get("shards", 0), chat_template(file, corpus), tally
+        )
+        part = write_part(documents, tokenizer, corpus.responses_only, building, watch, tally)
+    tokens = part.manifest["tokens"]
+    log_line(f"{part.manifest['documents']:,} documents, {tokens:,} tokens")
+    context.report(Progress(tokens, tokens))
+    context.finish(building, {}, place=PART)
+
+
+@contextlib.contextmanager
+def removed_on_error(folder: Path) -> Iterator[None]:
+    """Begin without a folder, and remove it if the block fails: a full disk keeps what is whole, and nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+class Watch:
+    """Reports progress while documents are read, and ends the attempt if it is to stop."""
+
+    def __init__(self, context: AttemptContext) -> None:
+        self.context, self.reported = context, time.monotonic()
+
+    def __call__(self, documents: int, tokens: int) -> None:
+        if self.context.stop.signal:
+            raise AttemptStopped(self.context.stop.signal)
+        if time.monotonic() - self.reported > REPORT_EVERY_S:
+            self.reported = time.monotonic()
+            self.context.report(Progress(tokens, max(tokens, self.context.spec["tokens"])))
+
+
+def use_threads(execution: dict[str, Any]) -> None:
+    """Let the tokeniser use the threads of a process; it reads these variables when it is first used."""
+    os.environ["RAYON_NUM_THREADS"] = str(execution["threads"])
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if execution["threads"] > 1 else "false"

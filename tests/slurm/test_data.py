@@ -1,0 +1,120 @@
+"""Corpora that are prepared by jobs on a real SLURM."""
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retain.datamodules.corpora.tokenizer import train_tokenizer
+from tests.disks import small_disk_at
+from tests.launchers.local.test_preparation import calm, done_parts, fingerprint, large_study, parts
+from tests.retain import losses, retain_json, train_here, weights
+from tests.slurm.chaos import Chaos, kill_process, node_death
+from tests.slurm.cluster.cluster import Cluster, wait_until
+from tests.slurm.cluster.jobs import queue
+from tests.studies import documents_of, replaced
+
+pytestmark = pytest.mark.slurm
+
+EXECUTION: dict[str, Any] = {
+    "accelerator": "cpu",
+    "data": {"part": 20_000, "slurm": {"cpus": 1, "partition": "low", "minutes": 10}},
+    "slurm": {"minutes": 10, "cpus": 1, "partition": "low"},
+}
+
+
+def prepared(cluster: Cluster, folder: Path, **overrides: Any) -> Chaos:
+    study = large_study(folder / "study", execution=EXECUTION, **overrides)
+    return Chaos(cluster, study, folder / "runs", random.Random(1))
+
+
+def ended(chaos: Chaos) -> bool:
+    return not queue(chaos.cluster)
+
+
+def test_a_study_that_is_submitted_without_its_data_ends_finished_after_logging_off(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    grid = {"pretrain.exposure": [1]}
+    chaos = prepared(slurm, tmp_path, grid=grid, **{"corpora.music.tokens": 60_000})
+    said = chaos.retain("submit", chaos.study).stdout
+    assert "that prepare data" in said
+    assert "a job submits the study's stages once its data is prepared" in said
+    stages = {row["stage"] for row in chaos.status()}
+    assert {"prepare", "assemble", "continue"} <= stages
+    wait_until(lambda: ended(chaos), "the end of all jobs", 500)
+    rows = chaos.status()
+    assert {row["stage"] for row in rows} == {"pretrain", "posttrain", "finetune"}
+    assert {row["state"] for row in rows} == {"done"}
+    train_here(chaos.study, tmp_path / "calm")
+    assert weights(chaos.store) == weights(tmp_path / "calm")
+    assert losses(chaos.store) == losses(tmp_path / "calm")
+
+
+@pytest.mark.slow
+def test_forty_parts_survive_kills_the_death_of_a_node_and_a_full_disk(slurm: Cluster, tmp_path: Path) -> None:
+    execution = replaced(EXECUTION, {"data.part": 7_500, "data.slurm.at_a_time": 20})
+    study = large_study(tmp_path / "study", execution=execution)
+    with small_disk_at(tmp_path / "disk", 64) as disk:
+        chaos = Chaos(slurm, study, disk / "runs", random.Random(1))
+        chaos.retain("data", study, "--launcher", "slurm")
+        assert len(parts(chaos.store)) >= 39
+        wait_until(lambda: len(done_parts(chaos.store)) > 3, "some parts", 300)
+        wait_until(lambda: kill_process(chaos), "a part that is being made", 120)
+        assert node_death(chaos)
+        wait_until(lambda: len(done_parts(chaos.store)) > 8, "more parts", 300)
+        before = done_parts(chaos.store)
+        free = shutil.disk_usage(disk).free
+        with (disk / "filler").open("wb") as filler:
+            filler.write(bytes(free - 500_000))
+        wait_until(lambda: "disk full" in failures(chaos.store), "a full disk", 300)
+        (disk / "filler").unlink()
+        assert before.items() <= done_parts(chaos.store).items()
+        wait_until(lambda: start_waiting(slurm) or ended(chaos), "the end of all jobs", 900)
+        again = chaos.retain("data", study, "--launcher", "slurm")
+        wait_until(lambda: ended(chaos), "the end of all jobs", 500)
+        assert not [run for run in parts(chaos.store) if not run.is_done()], again.stdout
+        assert before.items() <= done_parts(chaos.store).items()
+        document = retain_json("data", study, "--store", chaos.store)
+        assert fingerprint(document) == calm(study, tmp_path / "calm")
+
+
+def test_the_cause_of_a_failed_preparation_is_recorded_where_the_study_was_to_begin(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    chaos = prepared(slurm, tmp_path, tokenizer={"hf": "tok"})
+    train_tokenizer(documents_of("general"), 320).save(chaos.study.parent / "tok")
+    file = chaos.study.parent / "music.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:2999], '{"txt": "a"}', *lines[3000:]]))
+    chaos.retain("submit", chaos.study)
+    wait_until(lambda: ended(chaos), "the end of all jobs", 500)
+    rows = [row for row in chaos.status() if row["state"] != "done"]
+    of_data = {row["stage"]: row for row in rows if row["stage"] in ("prepare", "assemble", "continue")}
+    assert of_data["prepare"]["state"] == "failed"
+    assert of_data["prepare"]["failure"] == "bad recipe"
+    for stage in ("prepare", "assemble", "continue"):
+        assert "music.jsonl, line 3000" in of_data[stage]["reason"]
+    assert of_data["continue"]["state"] == "skipped"
+
+
+def failures(store: Path) -> set[str | None]:
+    return {attempt.failure for run in parts(store) for attempt in run.state().attempts}
+
+
+def start_waiting(cluster: Cluster) -> bool:
+    """Let jobs start at once that wait after a failure. Returns False."""
+    environment = os.environ | dict(cluster.environment)
+    for job, state in queue(cluster).items():
+        if state == "PENDING":
+            subprocess.run(
+                ["scontrol", "update", f"jobid={job}", "StartTime=now"],
+                env=environment,
+                check=False,
+                capture_output=True,
+            )
+    return False
