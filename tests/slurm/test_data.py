@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from retain.datamodules.corpora.tokenizer import train_tokenizer
+from retain.results.store.runs import Store
 from tests.disks import small_disk_at
 from tests.launchers.local.test_preparation import calm, done_parts, fingerprint, large_study, parts
 from tests.retain import losses, retain_json, train_here, weights
@@ -44,7 +45,7 @@ def test_a_study_that_is_submitted_without_its_data_ends_finished_after_logging_
     said = chaos.retain("submit", chaos.study).stdout
     assert "that prepare data" in said
     assert "a job submits the study's stages once its data is prepared" in said
-    stages = {row["stage"] for row in chaos.status()}
+    stages = {run.spec()["stage"] for run in Store(chaos.store).runs()}
     assert {"prepare", "assemble", "continue"} <= stages
     wait_until(lambda: ended(chaos), "the end of all jobs", 500)
     rows = chaos.status()

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED
 from retain.sweeps.base.errors import StageFailedError, StudyError
+from retain.sweeps.base.processes import usable_cores
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.keys import canonical, stage_key
@@ -66,7 +66,7 @@ class JobsForData:
 
     def _make_here(self, preparation: Preparation, store: Store, first: Mapping[str, Stage], report: Report) -> None:
         execution = preparation.file.study.execution.of_data()
-        execution = execution.model_copy(update={"threads": len(os.sched_getaffinity(0))})
+        execution = execution.model_copy(update={"threads": usable_cores()})
         preparation.register(first, store, execution.model_dump(mode="json"))
         for key in first:
             report(preparation.cut.name, 0, 0)
