@@ -65,16 +65,16 @@ def test_forty_parts_survive_kills_the_death_of_a_node_and_a_full_disk(slurm: Cl
         chaos.retain("data", study, "--launcher", "slurm")
         assert len(parts(chaos.store)) >= 39
         wait_until(lambda: len(done_parts(chaos.store)) > 3, "some parts", 300)
-        wait_until(lambda: kill_process(chaos), "a part that is being made", 120)
-        assert node_death(chaos)
-        wait_until(lambda: len(done_parts(chaos.store)) > 8, "more parts", 300)
-        before = done_parts(chaos.store)
-        free = shutil.disk_usage(disk).free
         with (disk / "filler").open("wb") as filler:
-            filler.write(bytes(free - 500_000))
+            filler.write(bytes(shutil.disk_usage(disk).free - 500_000))
+        before = done_parts(chaos.store)
         wait_until(lambda: "disk full" in failures(chaos.store), "a full disk", 300)
         (disk / "filler").unlink()
         assert before.items() <= done_parts(chaos.store).items()
+        assert len(done_parts(chaos.store)) < len(parts(chaos.store)) - 10
+        wait_until(lambda: start_waiting(slurm) or kill_process(chaos), "a part that is being made", 120)
+        assert node_death(chaos)
+        before = done_parts(chaos.store)
         wait_until(lambda: start_waiting(slurm) or ended(chaos), "the end of all jobs", 900)
         again = chaos.retain("data", study, "--launcher", "slurm")
         wait_until(lambda: ended(chaos), "the end of all jobs", 500)
