@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.processes import usable_cores
 from retain.sweeps.schema.execution import Execution
 
 
@@ -38,7 +39,7 @@ def local_slots(execution: Execution, chain: Sequence[str]) -> list[Slot]:
         names = visible.split(",") if visible else [str(number) for number in range(gpus)]
         groups = [tuple(names[first : first + most]) for first in range(0, gpus - most + 1, most)]
         return [Slot(ranks, group) for group in groups[: execution.parallel]]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     busiest = max(stage.threads * stage.devices for stage in stages.values())
     return [Slot(ranks)] * (execution.parallel or max(1, cores // busiest))
 

@@ -1,6 +1,5 @@
 """Large corpora are prepared here: their parts in as many processes as there are cores."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from retain.launchers.stage.failures import RECIPE
 from retain.results.store.runs import Store
 from retain.results.store.state import PART, State
 from retain.sweeps.base.errors import MissingResourceError, StageFailedError, StudyError
+from retain.sweeps.base.processes import usable_cores
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.tree import Stage
 
@@ -36,7 +36,7 @@ def prepare_here(file: StudyFile, store: Path, cuts: Cuts, report: Report) -> bo
 
 def _prepare(preparation: Preparation, store: Store, report: Report, known: list[str]) -> None:
     """Prepare one corpus. known: the keys of all runs so far, which are recorded."""
-    cores = preparation.file.study.execution.parallel or len(os.sched_getaffinity(0))
+    cores = preparation.file.study.execution.parallel or usable_cores()
     watch = _watch(preparation, store, report)
     # 1. The parts, until the budget is reached: from the first of them the number of the others is estimated.
     while missing := needed_parts(preparation.cut, preparation.made(store), GROWTH):

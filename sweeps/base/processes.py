@@ -35,6 +35,11 @@ def is_here(name: str) -> bool:
     return name.partition(".")[0] == _machine()
 
 
+def usable_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def slurm_job() -> str | None:
     """The id of this process's SLURM job as squeue shows it: 123, or 123_4 for a task of an array. None outside of SLURM."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):

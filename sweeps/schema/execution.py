@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from retain.sweeps.schema.section import FISHER, Positive, PositiveFloat, Section, Size, shown_value
 
@@ -100,7 +100,7 @@ class DataJobs(SiteOptions):
 class DataExecution(Section):
     """How corpora are prepared: large ones in parts, by several processes here, or by SLURM jobs."""
 
-    part: Size = 256_000_000
+    part: Annotated[Size, Field(ge=1000)] = 256_000_000
     """The bytes of a source that one part reads, such as 64M. A source of no more bytes is prepared by a single process. Parts
     of another size are prepared again. The default takes a core about a minute."""
     slurm: DataJobs = DataJobs()

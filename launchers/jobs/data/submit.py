@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +14,20 @@ from retain.launchers.jobs.resources import UNMEASURED_MINUTES, driver_minutes
 from retain.launchers.kinds import CONTINUE, described
 from retain.launchers.planning.preparation import Preparation, record_runs
 from retain.launchers.planning.register import installed_versions
-from retain.launchers.stage.attempt import make_attempt
+from retain.launchers.stage.attempt import RunBusyError, make_attempt
 from retain.launchers.stage.failures import RECIPE
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED
 from retain.sweeps.base.errors import StageFailedError, StudyError
+from retain.sweeps.base.processes import usable_cores
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.keys import canonical, stage_key
 from retain.sweeps.tree.tree import Stage
 
+POLL_S = 1.0
 CONTINUE_MINUTES = 60
 """The walltime of the job that submits a study once its data is prepared."""
 
@@ -65,21 +67,25 @@ class JobsForData:
         return False
 
     def _make_here(self, preparation: Preparation, store: Store, first: Mapping[str, Stage], report: Report) -> None:
+        """Prepare parts in this process, or wait for the process that does."""
         execution = preparation.file.study.execution.of_data()
-        execution = execution.model_copy(update={"threads": len(os.sched_getaffinity(0))})
+        execution = execution.model_copy(update={"threads": usable_cores()})
         preparation.register(first, store, execution.model_dump(mode="json"))
         for key in first:
             report(preparation.cut.name, 0, 0)
-            run, stop = store.run(key), StopRequest()
-            try:
-                with run.log.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-                    make_attempt(store, key, Ranks(0, 1), stop)
-            except StageFailedError as error:
-                if error.failure == RECIPE:
-                    raise StudyError(str(error).removeprefix(f"{RECIPE}: ")) from error
-                raise
-            except AttemptStopped as stopped:
-                raise KeyboardInterrupt from stopped
+            run = store.run(key)
+            while not run.is_done():
+                try:
+                    with run.log.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+                        make_attempt(store, key, Ranks(0, 1), StopRequest())
+                except StageFailedError as error:
+                    if error.failure == RECIPE:
+                        raise StudyError(str(error).removeprefix(f"{RECIPE}: ")) from error
+                    raise
+                except RunBusyError:
+                    time.sleep(POLL_S)
+                except AttemptStopped as stopped:
+                    raise StageFailedError(f"{key}: its preparation was cancelled; submit again") from stopped
 
 
 def data_execution(file: StudyFile, site: Site | None, parts: int) -> dict[str, Any]:

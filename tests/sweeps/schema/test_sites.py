@@ -161,3 +161,28 @@ def test_a_batch_that_cannot_be_split_over_the_devices_of_one_kind_of_stage_is_n
         "posttrain.batch: 8 sequences cannot be split evenly over execution.stages.posttrain.devices: 3; choose a "
         "batch that they divide, or other devices"
     )
+
+
+def test_jobs_for_data_take_the_options_for_data_over_all_others_and_no_gpus() -> None:
+    site = Site.model_validate(
+        {
+            "partition": "gpu",
+            "account": "me",
+            "gres": "gpu:a100:{gpus}",
+            "setup": ["module load site"],
+            "data": {"partition": "cpu", "cpus": 8, "minutes": 30},
+        }
+    )
+    own = Execution.model_validate(
+        {
+            "devices": 4,
+            "slurm": {"nodes": 2, "minutes": 600, "qos": "long", "setup": ["module load study"]},
+            "data": {"slurm": {"cpus": 3}},
+        }
+    )
+    found = own.of_data(site, site.data)
+    assert (found.accelerator, found.devices, found.slurm.nodes, found.slurm.gres) == ("cpu", 1, 1, None)
+    assert (found.slurm.partition, found.slurm.account, found.slurm.qos) == ("cpu", "me", "long")
+    assert (found.slurm.cpus, found.slurm.minutes) == (3, 30)
+    assert found.slurm.setup == ["module load site", "module load study"]
+    assert own.of_data().slurm.minutes is None
