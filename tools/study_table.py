@@ -16,6 +16,8 @@ PAPER = {
 SIZES = {"smollm2-135m": "135M", "smollm2-1b": "1B"}
 """The sizes of presets, as the table names them."""
 EMPTY = Path("a store that does not exist")
+OWN = "its own"
+"""What is shown for a model that is no preset."""
 
 
 def study_table() -> str:
@@ -40,7 +42,7 @@ def _row(names: Sequence[str], shown: str, size: str | None) -> str:
     totals = plan.totals
     hours, alone = totals.gpu_hours_by_device, totals.gpu_hours_without_sharing
     fields = read_study(names[0]).study.model.model_dump(exclude_none=True)
-    preset = fields.get("preset", "a checkpoint" if "hf" in fields else "linear")
+    preset = fields.get("preset", "a checkpoint" if "hf" in fields else OWN if "layers" in fields else "linear")
     model = size or SIZES.get(preset, preset)
     pretrainings = sum(stage.stage == "pretrain" for stage in plan.stages)
     cells = [
@@ -53,7 +55,9 @@ def _row(names: Sequence[str], shown: str, size: str | None) -> str:
         format_size(totals.tokens_without_sharing),
         f"{totals.tokens_without_sharing / totals.tokens:.1f}",
     ]
-    cells += [f"{each:,.0f}" if model in PAPER else "-" for each in (hours["H100"], alone["H100"], hours["A100"])]
+    cells += [
+        f"{each:,.0f}" if model in (*PAPER, OWN) else "-" for each in (hours["H100"], alone["H100"], hours["A100"])
+    ]
     disk = (totals.disk_bytes + totals.data_bytes, totals.disk_peak_bytes)
     cells += ["-" if "hf" in fields else format_bytes(each) for each in disk]
     return f"| {' | '.join(cells)} |"
