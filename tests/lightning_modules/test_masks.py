@@ -170,6 +170,7 @@ def by_flex_attention() -> PreTrainedModel:
 
 @pytest.mark.slow
 def test_compiled_layers_attend_by_flex_attention_without_compiling_again() -> None:
+    torch.compiler.reset()  # other tests compile the same layers
     model, masked = by_flex_attention().eval(), small_model(initializer_range=0.2).eval()
     compile_layers(model)
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
