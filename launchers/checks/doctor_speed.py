@@ -33,7 +33,7 @@ def default_findings(store: Path, gpus: bool) -> list[Finding]:
 
 def _measured(store: Path) -> Iterator[Finding]:
     """A finding for each kind of step that the store has measured on this kind of processor."""
-    name = f"{processor_name()}"
+    name = processor_name()
     try:
         folder = private_folder(store)
         private = is_private(folder.parent)

@@ -56,21 +56,21 @@ def draw_planes(
     folder = study_folder(store, study, overrides) / "figures"
     drawn = []
     for plane in planes:
-        y, x = (f"{REVERSED}{name}" if name in higher else name for name in (plane.y, plane.x))
+        y, x = (_axis(name, higher) for name in (plane.y, plane.x))
         name = "frontier-" + re.sub(r"[^\w.]+", "-", f"{plane.y}-{plane.x}")
         question = " and ".join(SYMBOLS.get(one, one) for one in (plane.y, plane.x))
         question = f"What does each method trade between {question}?"
         spec = FigureSpec(name, question, (Side(x, y),), published=False, title="Frontier")
-        drawn.append(draw_figure(folder, study, spec, [row | _columns(row, plane, higher) for row in rows]))
+        shown = [row | {y: _value(row, plane.y, higher), x: _value(row, plane.x, higher)} for row in rows]
+        drawn.append(draw_figure(folder, study, spec, shown))
     return drawn
 
 
-def _columns(row: Row, plane: NamedPlane, higher: Collection[str]) -> Row:
-    """The values of a trial on both axes."""
-    found: Row = {}
-    for name in (plane.y, plane.x):
-        value = loss_at(row, name)
-        found[f"{REVERSED}{name}" if name in higher else name] = (
-            -value if value is not None and name in higher else value
-        )
-    return found
+def _axis(name: str, higher: Collection[str]) -> str:
+    return f"{REVERSED}{name}" if name in higher else name
+
+
+def _value(row: Row, name: str, higher: Collection[str]) -> float | None:
+    """The value of a trial in a column, negative on a reversed axis."""
+    value = loss_at(row, name)
+    return -value if value is not None and name in higher else value
