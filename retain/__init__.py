@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from retain.launchers.jobs.submit import Submitted
     from retain.launchers.local.run import Reporting, StudyRun, Watching
     from retain.launchers.planning.looks import Until
+    from retain.launchers.planning.overlaps import Overlaps
     from retain.launchers.planning.plan import Plan
     from retain.launchers.study_status import Status
     from retain.results.report.collect import Results
 
-__all__ = ["evaluate", "load", "plan", "run", "status", "submit"]
+__all__ = ["evaluate", "load", "overlap", "plan", "run", "status", "submit"]
 
 
 def plan(
@@ -101,6 +102,29 @@ def evaluate(
     from retain.launchers.local.run import evaluate_study
 
     return _results_of(evaluate_study(study, overrides, _store(store), reporting, watching))
+
+
+def overlap(
+    study: str,
+    overrides: Sequence[str] = (),
+    store: str | Path | None = None,
+    *,
+    report: "Report | None" = None,
+) -> "Overlaps":
+    """Prepare the data of a study, and measure how near every two of its corpora are: n-grams, cross-entropies, documents.
+
+    Trains nothing; the store keeps what was measured. report: displays the preparation of data.
+
+    Raises StudyError if the study is invalid or has fewer than two corpora, MissingResourceError if the machine lacks
+    something.
+    """
+    from retain.datamodules.corpora.prepare import ignore_progress
+    from retain.launchers.local.preparation import prepare_here
+    from retain.launchers.planning.opened_study import prepare_study
+    from retain.launchers.planning.overlaps import measure_overlaps
+
+    opened = prepare_study(study, overrides, _store(store), report or ignore_progress, prepare_here)
+    return measure_overlaps(opened, lambda line: None)
 
 
 def submit(

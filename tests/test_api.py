@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import retain
 from retain.results.store.state import State
 from tests.retain import environment, retain_json
-from tests.studies import linear_study
+from tests.studies import linear_study, tiny_study
 
 SCRIPT = """
 import retain
@@ -86,3 +87,10 @@ def test_submit_names_what_is_missing_without_slurm(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Exception, match="sbatch and squeue are not on PATH"):
         retain.submit(str(linear_study(tmp_path)), store=tmp_path / "runs")
+
+
+def test_overlap_returns_what_the_command_prints(tmp_path: Path) -> None:
+    study, store = str(tiny_study(tmp_path, grid={})), tmp_path / "runs"
+    found = retain.overlap(study, store=store)
+    assert len(found.pairs) == 3
+    assert retain_json("overlap", study, "--store", store) == json.loads(json.dumps(asdict(found)))

@@ -10,6 +10,7 @@ import retain
 from retain.launchers.jobs.status import Orphan
 from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.planning.evaluations import PlannedEvaluations
+from retain.launchers.planning.overlaps import CorpusPair, Overlaps
 from retain.launchers.planning.plan import Plan, PlannedStage, PlannedStudy, PlanTotals
 from retain.launchers.study_status import SearchStatus, Status
 from retain.results.report.collect import Failure, Results
@@ -17,12 +18,14 @@ from retain.results.store.state import AttemptCost
 from retain.results.store.status import RunStatus, StageCost
 from retain.results.store.study_files import SavedLook, SavedLooks, SavedVerdict
 from retain.sweeps.reference.sections import attribute_docs
+from retain.sweeps.tree.overlap import Overlap
 from tools.docstrings import one_line
 
-FUNCTIONS = ("plan", "run", "evaluate", "submit", "status", "load")
+FUNCTIONS = ("plan", "run", "evaluate", "overlap", "submit", "status", "load")
 RETURNED = (
     *(Plan, PlanTotals, PlannedStage, PlannedStudy, PlannedEvaluations),
     *(Results, Failure, SavedLooks, SavedLook, SavedVerdict),
+    *(Overlaps, CorpusPair, Overlap),
     *(Submitted, SubmittedJob),
     *(Status, RunStatus, AttemptCost, StageCost, SearchStatus, Orphan),
 )

@@ -44,10 +44,13 @@ class CorpusPair:
     """How near two corpora of a study are."""
 
     names: tuple[str, str]
+    """Their names in the study."""
     roles: tuple[list[str], list[str]]
     """What trains on each: D_pre, D_post and D_ft, or the name of another stage."""
     sequence_length: int
+    """In tokens; they are packed with it."""
     overlap: Overlap
+    """How near they are, the first of `names` first."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,11 @@ class Overlaps:
     """What `retain overlap` prints."""
 
     study: str
+    """Its name."""
     sample: Mapping[str, Any]
+    """The bounds of what is compared, and what near duplicates are."""
     pairs: list[CorpusPair]
+    """Every two corpora with the same sequence length."""
 
 
 def measure_overlaps(opened: OpenedStudy, say: Callable[[str], None]) -> Overlaps:

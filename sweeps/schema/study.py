@@ -123,7 +123,7 @@ class Study(Section):
     def check_chain(self) -> "Study":
         for name in self.stages:
             if getattr(self, name, None) is None:
-                raise ValueError(f"{name}: this field is required")
+                raise ValueError(f"{name}: this field is required; write its section, as docs/study.md explains")
         if "pretrain" in self.stages[1:]:
             raise ValueError("stages: pretrain starts from a new model; put it first, or give this stage another name")
         if getattr(self.section(self.stages[0]), "start", None) is not None:

@@ -81,7 +81,7 @@ def _first_sentence(error: ValidationError, root: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         return unknown_field(str(location[-1]), _fields_of(location, root), field)
     if kind == "missing":
-        return f"{field}: this field is required"
+        return f"{field}: this field is required; add it (retain fields explains what it takes)"
     if kind == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         # The message of a section's own check may begin with the field that the check is about.

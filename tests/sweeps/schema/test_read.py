@@ -129,7 +129,10 @@ INVALID_OVERRIDES = [
     ("corpora.general.split=test", "corpora.general.split: valid only for hf sources; remove split"),
     ("model.rope_base=-1", "model.rope_base: must be greater than 0 (got -1)"),
     ("pretrain.exposur=0.5", "pretrain.exposur: unknown field; did you mean exposure?"),
-    ("posttrain.early_stopping.stop=2", "posttrain.early_stopping.every: this field is required"),
+    (
+        "posttrain.early_stopping.stop=2",
+        "posttrain.early_stopping.every: this field is required; add it (retain fields explains what it takes)",
+    ),
     ("corpora.music.file=a", "corpora.music.file: unknown field; did you mean files?"),
     ("wrong=1", "wrong: unknown field; the known fields are study, model"),
     ("pretrain.exposure=1.5", EXPOSURE),
@@ -158,7 +161,7 @@ INVALID_OVERRIDES = [
     ("finetune.lora.targets=[mlp]", "finetune.lora.targets.0: unknown value (got 'mlp'); write q_proj, k_proj,"),
     ("pretrain.exposure_schedule=soon", "pretrain.exposure_schedule: invalid schedule 'soon'; write uniform, early, late"),
     ("execution.compile=maybe", "execution.compile: unknown value (got 'maybe'); write auto, True or False"),
-    ("search={finetune.lr: 1}", "search.axes: this field is required"),
+    ("search={finetune.lr: 1}", "search.axes: this field is required; add it (retain fields explains what it takes)"),
     ("study=a b", "study: 'a b' is not a name; write up to 200 letters, digits, dots, underscores and hyphens"),
     ("pretrain=5", "pretrain: expected a mapping of fields, as in {field: value} (got 5)"),
 ]  # fmt: skip
@@ -194,7 +197,7 @@ def test_an_error_names_the_override_that_cannot_be_read(tmp_path: Path, overrid
         ("seed: 1\nseed: 2\n", "bad.yaml: invalid YAML in line 2: seed appears twice; remove one of them"),
         ("- a\n- b\n", "bad.yaml: expected a mapping of fields, but the file holds list"),
         ("", "bad.yaml: expected a mapping of fields, but the file holds nothing"),
-        ("study: bad\n", "bad.yaml: model: this field is required"),
+        ("study: bad\n", "bad.yaml: model: this field is required; add it (retain fields explains what it takes)"),
     ],
 )
 def test_the_error_of_a_file_that_is_not_a_study_names_the_file(tmp_path: Path, text: str, sentence: str) -> None:

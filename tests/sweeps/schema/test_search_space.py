@@ -26,7 +26,7 @@ def space(**block: Any) -> SearchSpace:
 
 INVALID: list[tuple[dict[str, Any], str]] = [
     ({"axes": {}}, "search.axes: too few values; write at least 1"),
-    ({"axis": AXES}, "search.axes: this field is required"),
+    ({"axis": AXES}, "search.axes: this field is required; add it (retain fields explains what it takes)"),
     ({"axes": AXES, "trails": 5}, "search.trails: unknown field; did you mean trials?"),
     ({"axes": {"pretrain.exposur": [0, 1]}}, "search.axes.pretrain.exposur: pretrain.exposur: unknown field"),
     (
@@ -44,7 +44,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"axes": {"sequence_length": {"integers": [16, 32]}}}, "search.axes.sequence_length: a range is not possible"),
     (
         {"axes": {"posttrain": [{}], "posttrain.lr": [1]}},
-        "search.axes.posttrain: posttrain.corpus: this field is required",
+        "search.axes.posttrain: posttrain.corpus: this field is required; add it (retain fields explains what it takes)",
     ),
     (
         {"axes": AXES, "objective": "loss"},
