@@ -22,9 +22,9 @@ def print_json(document: Any) -> None:
 
 
 def open_console() -> Console:
-    """Standard output for tables; a table that is piped to a file or a pager is not cut at 80 columns."""
+    """Standard output for tables; a table that is piped to a file or a pager is as wide as its cells."""
     console = Console(markup=False)
-    return console if console.is_terminal else Console(width=240, markup=False)
+    return console if console.is_terminal else Console(width=10_000, markup=False)
 
 
 def print_line(console: Console, line: str) -> None:

@@ -109,6 +109,5 @@ def _line(stage: Stage, state: State) -> str:
         return line
     attempt, progress = state.attempts[-1], state.progress
     spent = format_seconds((attempt.end or time.time()) - attempt.start)
-    return (
-        f"{line} ({format_size(progress.tokens)} tokens in {spent}, {format_size(progress.tokens_per_second)} tokens/s)"
-    )
+    speed = f", {format_size(progress.tokens_per_second)} tokens/s" if progress.tokens_per_second else ""
+    return f"{line} ({format_size(progress.tokens)} tokens in {spent}{speed})"

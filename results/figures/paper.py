@@ -242,13 +242,21 @@ def _draw_panel(axes: "Axes", panel: Panel, styles: Mapping[str, LineStyle]) -> 
         axes.set_title(panel.title, loc="left")
     axes.set_xlabel("exposure λ" if panel.x == EXPOSURE else axis_label(panel.x))
     label = "post-training loss (nats per token)" if panel.x == EXPOSURE else axis_label(panel.y)
-    axes.set_ylabel(textwrap.fill(label, MOST_LETTERS // 2))
+    axes.set_ylabel(_broken(label))
     for name, axis in ((panel.x, axes.xaxis), (panel.y, axes.yaxis)):
         if name.startswith(REVERSED):
             axis.set_major_formatter(lambda value, _: f"{-value:g}")
     if not alone and not any(series.trials for series in panel.series if not series.published):
         axes.text(0.5, 0.5, "no trial has ended yet", transform=axes.transAxes, ha="center", color=GREY)
     return ours | theirs
+
+
+def _broken(label: str) -> str:
+    """A label in lines that fit the height of a panel; what is in brackets stays on one line."""
+    if len(label) <= MOST_LETTERS // 2:
+        return label
+    what, _, unit = label.partition(" (")
+    return textwrap.fill(what, MOST_LETTERS // 2) + (f"\n({unit}" if unit else "")
 
 
 def _draw_series(axes: "Axes", series: Series, style: LineStyle, panel: Panel) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _row(stage: Stage, run: Run, state: State, blocked: str | None) -> RunStatus
         axes=stage.axes,
         state=state.state,
         attempts=len(state.attempts),
-        progress=min(1.0, tokens / max(1, stage.tokens)),
+        progress=1.0 if done else min(1.0, tokens / max(1, stage.tokens)),
         tokens=state.progress.tokens,
         total=stage.tokens,
         loss=state.progress.loss,

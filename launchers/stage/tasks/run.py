@@ -16,6 +16,7 @@ os.environ.update(OFFLINE | {"DISABLE_MULTIPROC": "1"})
 import logging
 import math
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import _import_func_in_yml
+from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from retain.datamodules.corpora.tasks.definition import harness_tasks, harness_version
@@ -108,6 +110,7 @@ def measure(
     batch with the number of its tokens.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what Retain does on purpose
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which would outlive this process
     random.seed(SEEDS[0])
     np.random.seed(SEEDS[1])
     torch.manual_seed(SEEDS[2])
