@@ -23,11 +23,12 @@ from retain.sweeps.tree.tree import axes_label
 def print_results(results: Results, store: Path, columns: Sequence[str] | None = None) -> None:
     """Print a row for each trial, also of partial results, and the paths of what was written with them.
 
-    columns: the losses to show, as `chosen_columns` finds them; None: those of the paper's four that the chain has, or else
-    all of the matrix.
+    columns: the losses to show, as `chosen_columns` finds them; None: those of the paper's four that the chain has, or, if
+    that is L_pre alone, all of the matrix.
     """
     rows = results.trials
-    named = named_losses(rows) if columns is None else ()
+    four = named_losses(rows)
+    named = four if columns is None and len(four) > 1 else ()
     shown = list(columns or named or loss_columns(rows))
     titles = [SYMBOLS[name] if name in named else name for name in shown]
     table = new_table(*results.axes, *titles, "tokens", left=len(results.axes))

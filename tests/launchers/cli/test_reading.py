@@ -13,7 +13,7 @@ from retain.results.store.study_files import LONGEST_NAME, study_folder
 from retain.results.tensorboard.views import link_runs
 from tests.conftest import Trained
 from tests.retain import retain as printed_by
-from tests.studies import linear_study, tiny_study
+from tests.studies import leave_out, linear_study, tiny_study
 
 CUT = "pretrain.exposure=0"
 
@@ -81,6 +81,23 @@ def test_keys_of_unprepared_data_are_said_to_be_provisional(verb: str, tmp_path:
     error = printed_by(verb, tiny_study(tmp_path), "--store", tmp_path / "none").stderr
     assert "its stage keys are provisional" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("stages", "losses"),
+    [
+        (["pretrain", "posttrain"], ["L_im", "L_pre"]),
+        (["pretrain", "decay"], ["pretrain/general", "decay/general"]),
+    ],
+)
+def test_a_chain_with_no_loss_of_the_paper_but_l_pre_shows_the_loss_matrix(
+    stages: list[str], losses: list[str], tmp_path: Path
+) -> None:
+    decay = {"corpus": "general", "tokens": 1280, "lr": 1e-3, "batch": 8}
+    study = tiny_study(tmp_path, stages=stages, grid={}, **({"decay": decay} if "decay" in stages else {}))
+    leave_out(study, *{"posttrain", "finetune"}.difference(stages))
+    header = printed_by("results", study, "--store", tmp_path / "none").stdout.splitlines()[0].split()
+    assert header == [*losses, "tokens"]
 
 
 def test_load_reads_what_the_store_has_now(ran: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
