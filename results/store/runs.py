@@ -23,7 +23,7 @@ from retain.sweeps.tree.keys import KEY_LENGTH, canonical, stage_key
 
 Read = TypeVar("Read")
 SPEC, STATE, ADAPTED = "stage.json", "state.json", "adapted.json"
-LOSSES, MEASURES = "losses.json", "measures.json"
+LOSSES, MEASURES, LOG = "losses.json", "measures.json", "log.txt"
 WEIGHTS = "model/*.safetensors"
 
 
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        return self.folder / "log.txt"
+        return self.folder / LOG
 
     @property
     def lease(self) -> Path:

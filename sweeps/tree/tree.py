@@ -155,6 +155,7 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
     averaged = [
         n for n, options in enumerate(dimensions) if any(path in setters for one in options for path in one.fields)
     ]
+    averages: dict[tuple[int, ...], float] = {}
     for point in itertools.product(*(range(len(options)) for options in dimensions)):
         parent: str | None = None
         chain: list[str | None] = []
@@ -164,9 +165,10 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
         axes: Axes = {}
         for shown, index in zip(labels, point, strict=True):
             axes |= shown[index]
-        trials.append(
-            Trial(axes, names, tuple(chain), _average(file.study, [dimensions[n][point[n]] for n in averaged]))
-        )
+        chosen = tuple([point[n] for n in averaged])
+        if chosen not in averages:
+            averages[chosen] = _average(file.study, [dimensions[n][point[n]] for n in averaged])
+        trials.append(Trial(axes, names, tuple(chain), averages[chosen]))
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
     measured = dict.fromkeys(measured_stages(file.study), measured_corpora(file.study))
     tasks = dict.fromkeys(measured, facts.tasks)
@@ -182,6 +184,20 @@ def _average(study: AnyStudy, options: Sequence[Option]) -> float:
     return float(getattr(getattr(study, study.stages[-1]), "average", 1.0))
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What the stages of one recipe have in common, whatever their parents."""
+
+    recipe: str
+    tokens: int
+    axes: Axes
+    """The values of the axes that label these stages."""
+    carries: bool
+    """Whether they continue with AdamW of their parents."""
+    estimate: Recipe | None
+    """The recipe of the estimate of the Fisher information that each needs of its parent."""
+
+
 class _StageBuilder:
     """Builds the stages of one name. Each recipe is built once per combination of the options that can affect it."""
 
@@ -189,6 +205,7 @@ class _StageBuilder:
         self, stage: str, file: StudyFile, facts: Facts, dimensions: list[list[Option]], stages: dict[str, Stage]
     ) -> None:
         self.stage, self.file, self.facts, self.dimensions, self.stages = stage, file, facts, dimensions, stages
+        self.kind = stage_kind(stage)
         read = fields_of_stage_before(stage, file)
         self.relevant = [
             number
@@ -199,7 +216,7 @@ class _StageBuilder:
                 for path in option.fields
             )
         ]
-        self.recipes: dict[tuple[int, ...], tuple[str, int] | None] = {}
+        self.recipes: dict[tuple[int, ...], _Made | None] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
 
     def stage_at(self, point: tuple[int, ...], parent: str | None) -> str | None:
@@ -213,23 +230,20 @@ class _StageBuilder:
         made = self.recipes[own]
         if made is None:
             return None
-        recipe, tokens = made
-        key = self.keys.get((parent, recipe))
+        key = self.keys.get((parent, made.recipe))
         if key is None:
-            if parent and CARRY in recipe:
-                self._check_carry(recipe, self.stages[parent], own)
-            key = self.keys[parent, recipe] = stage_key(stage_kind(self.stage), parent, recipe)
+            if parent and made.carries:
+                self._check_carry(made.recipe, self.stages[parent], own)
+            key = self.keys[parent, made.recipe] = stage_key(self.kind, parent, made.recipe)
             inherited = self.stages[parent].axes if parent else {}
-            fields = {path: value for option in self._options(own) for path, value in option.fields.items()}
-            named = _plain_axes({path: value for path, value in fields.items() if self._is_label(path, recipe)})
-            also = self._estimate(parent, recipe) if parent else ()
-            self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | named, also)
+            also = (self._estimate(parent, made.estimate),) if parent and made.estimate else ()
+            self.stages[key] = Stage(key, self.stage, parent, made.recipe, made.tokens, inherited | made.axes, also)
         return key
 
     def _options(self, own: tuple[int, ...]) -> list[Option]:
         return [self.dimensions[number][index] for number, index in zip(self.relevant, own, strict=True)]
 
-    def _recipe(self, own: tuple[int, ...]) -> tuple[str, int] | None:
+    def _recipe(self, own: tuple[int, ...]) -> _Made | None:
         options = self._options(own)
         try:
             study = self.file.study
@@ -243,7 +257,10 @@ class _StageBuilder:
             raise self._error(str(error), options) from None
         if recipe is None:
             return None
-        return canonical(recipe), recipe["sequences"] * study.sequence_length
+        text = canonical(recipe)
+        fields = {path: value for option in options for path, value in option.fields.items()}
+        named = _plain_axes({path: value for path, value in fields.items() if self._is_label(path, text)})
+        return _Made(text, recipe["sequences"] * study.sequence_length, named, CARRY in text, estimate_of(text))
 
     def _check_carry(self, recipe: str, parent: Stage, own: tuple[int, ...]) -> None:
         """Raise StudyError if AdamW's state at the end of a parent does not belong to the weights that a stage trains."""
@@ -252,16 +269,13 @@ class _StageBuilder:
                 f"{self.stage}.start: the optimizer cannot be carried over: {problem}", self._options(own)
             )
 
-    def _estimate(self, parent: str, recipe: str) -> tuple[str, ...]:
-        """The key of the estimate of the Fisher information that a recipe needs, added to the stages if it is new."""
-        estimate = estimate_of(recipe)
-        if estimate is None:
-            return ()
+    def _estimate(self, parent: str, estimate: Recipe) -> str:
+        """The key of the estimate of the Fisher information that a stage needs, added to the stages if it is new."""
         key, count = estimate_key(parent, estimate), estimate["sequences"]
         axes = self.stages[parent].axes | {f"{self.stage}.anchor.sequences": count}
         tokens = count * estimate["sequence_length"]
         self.stages.setdefault(key, Stage(key, FISHER, parent, canonical(estimate), tokens, axes))
-        return (key,)
+        return key
 
     def _error(self, problem: str, options: Sequence[Option]) -> StudyError:
         at = ", ".join(f"{name}={value}" for option in options for name, value in option.labels.items())

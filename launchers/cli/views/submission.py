@@ -13,6 +13,7 @@ from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.kinds import ASSEMBLE, CONTINUE, PREPARE
 from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import OpenedStudy
+from retain.results.store.index.states import shown_states
 from retain.sweeps.base.units import counted
 from retain.sweeps.tree.measures import EVALUATE
 
@@ -76,7 +77,8 @@ def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site:
     """Print the script of every family of siblings as it would be submitted, and the reason for its walltime; write nothing."""
     code = snapshot_path(opened.store.root)
     tree = with_evaluations(opened)
-    missing = [key for key, state in opened.store.states(tree.stages).items() if state.state != "done"]
+    states = shown_states(opened.store, tree.stages)
+    missing = [key for key, state in states.items() if state.state != "done"]
     if not missing:
         print("# nothing to submit: every stage is done")
     for family in planned_families(tree, missing, as_executions(resources)):
@@ -90,6 +92,6 @@ def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site:
 
 def print_local_start(opened: OpenedStudy, run: str) -> None:
     """Print what `submit --launcher local` would train. run: the command that it would start in the background."""
-    states = opened.store.states(opened.tree.stages)
+    states = shown_states(opened.store, opened.tree.stages)
     missing = sum(state.state != "done" for state in states.values())
     print(f"{run}: would train {counted(missing, 'stage')} of {len(states):,} in the background")
