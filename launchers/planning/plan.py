@@ -116,7 +116,7 @@ def plan_studies(
     done = {key for key, state in states.items() if state.state == "done"}
     # Before the store is read for speeds, so that damage is one sentence.
     measured = planned_evaluations(replace(opened[0], tree=tree, facts=_together(opened)))
-    totals = total_cost(tree, done, device, measured_speeds(found), _parallelism(opened))
+    totals = total_cost(tree, done, device, measured_speeds(found, states), _parallelism(opened))
     data = _data_bytes(opened)
     rooms = [data_room(one) for one in opened]
     downloads, parts = (max(vars(room)[name] for room in rooms) for name in ("downloads", "parts"))

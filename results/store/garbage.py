@@ -267,7 +267,7 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
     """Temporary files outside the runs, and half-prepared data."""
     if not root.is_dir():
         return
-    for folder in (root, root / "prepared", root / "prepared" / "last", *root.glob("studies/*")):
+    for folder in (root, root / "cache", root / "prepared", root / "prepared" / "last", *root.glob("studies/*")):
         if folder.is_dir():
             for name in os.listdir(folder):
                 yield _temporary(folder / name, None)

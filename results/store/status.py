@@ -13,7 +13,6 @@ from retain.results.store.state import (
     ENDED,
     UNENDED,
     AttemptCost,
-    State,
     StateSummary,
     attempt_costs,
     damaged_state,

@@ -115,7 +115,11 @@ def run_problems(store: Store, run: Run, done: MutableMapping[str, bool] | None 
     with contextlib.suppress(OSError):  # of the folder, which the documents say
         # Most runs have one claim, which is empty: the lease was released.
         claims = [name for name in run.names if name.startswith("lease.")]
-        if claims and (len(claims) != 1 or os.stat(f"{run.folder}/{claims[0]}").st_size) and (claim := claim_problem(run.lease)):
+        if (
+            claims
+            and (len(claims) != 1 or os.stat(f"{run.folder}/{claims[0]}").st_size)
+            and (claim := claim_problem(run.lease))
+        ):
             found.append(claim)
     if spec is None or state is None or state.state != "done":
         return list(dict.fromkeys(found))

@@ -11,11 +11,12 @@ from retain.launchers.jobs.resources import Resources, as_executions
 from retain.launchers.jobs.sbatch import planned_families, sbatch_script
 from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.kinds import ASSEMBLE, CONTINUE, PREPARE
-from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.results.store.index.states import shown_states
+from retain.results.store.state import StateSummary
 from retain.sweeps.base.units import counted
 from retain.sweeps.tree.measures import EVALUATE
+from retain.sweeps.tree.tree import Tree
 
 PREPARING = (PREPARE.name, ASSEMBLE.name, CONTINUE.name)
 
@@ -73,11 +74,18 @@ def print_search(document: Mapping[str, Any], hints: str) -> None:
     print(hints)
 
 
-def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site: str | None) -> None:
-    """Print the script of every family of siblings as it would be submitted, and the reason for its walltime; write nothing."""
+def print_scripts(
+    opened: OpenedStudy,
+    tree: Tree,
+    states: Mapping[str, StateSummary],
+    resources: Mapping[str, Resources],
+    site: str | None,
+) -> None:
+    """Print the script of every family of siblings as it would be submitted, and the reason for its walltime; write nothing.
+
+    tree, states: the stages of the study with its evaluations, and their states.
+    """
     code = snapshot_path(opened.store.root)
-    tree = with_evaluations(opened)
-    states = shown_states(opened.store, tree.stages)
     missing = [key for key, state in states.items() if state.state != "done"]
     if not missing:
         print("# nothing to submit: every stage is done")

@@ -141,7 +141,7 @@ def read_index(store: Store) -> dict[str, str]:
 
 def write_index(store: Store, lines: dict[str, str]) -> None:
     """Replace the index, without runs that are gone. A store that can only be read keeps the index that it has."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, DamageError):
         present = set(os.listdir(store.root))
         body = "".join(f"{line}\n" for key, line in lines.items() if key in present).encode("ascii")
         # A crash of the machine may leave half of it, which the digest finds.
