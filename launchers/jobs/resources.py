@@ -78,7 +78,8 @@ def slurm_resources(
 
     partitions: those of the cluster; None: ask SLURM, and assume no limits if SLURM does not answer. evaluations: those of
     stages of the tree, by key, which get resources too; those after stages of one name have the same. states: those of
-    runs that have been read already. Raises StudyError if the study gives a walltime that its partition does not allow, or asks for more than its nodes have.
+    runs that have been read already. Raises StudyError if the study gives a walltime that its partition does not allow, or
+    asks for more than its nodes have.
     """
     if partitions is None:
         partitions = _partitions_here()

@@ -31,8 +31,7 @@ CHANGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Each change of state: the state it leads to, and the states it may follow.
 
 `finish` may follow `cancelled`: a run that is cancelled during its last step has a complete result. `begin` may follow
-`failed` and `skipped`: `retain run` trains every stage that is not done. `reopen` is for searches, which try more points when
-they are started again.
+`failed` and `skipped`: `retain run` trains every stage that is not done. `reopen` is for searches that are started again.
 """
 
 

@@ -155,7 +155,6 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
     averaged = [
         n for n, options in enumerate(dimensions) if any(path in setters for one in options for path in one.fields)
     ]
-    averages: dict[tuple[int, ...], float] = {}
     for point in itertools.product(*(range(len(options)) for options in dimensions)):
         parent: str | None = None
         chain: list[str | None] = []
@@ -165,10 +164,8 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
         axes: Axes = {}
         for shown, index in zip(labels, point, strict=True):
             axes |= shown[index]
-        chosen = tuple([point[n] for n in averaged])
-        if chosen not in averages:
-            averages[chosen] = _average(file.study, [dimensions[n][point[n]] for n in averaged])
-        trials.append(Trial(axes, names, tuple(chain), averages[chosen]))
+        average = _average(file.study, [dimensions[n][point[n]] for n in averaged])
+        trials.append(Trial(axes, names, tuple(chain), average))
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
     measured = dict.fromkeys(measured_stages(file.study), measured_corpora(file.study))
     tasks = dict.fromkeys(measured, facts.tasks)
@@ -179,23 +176,8 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
 
 def _average(study: AnyStudy, options: Sequence[Option]) -> float:
     """The share of the last stage's end in the weights whose losses are a trial's, given the options that may set it."""
-    for option in options:
-        study = with_values(study, option.fields)
+    study = with_values(study, {path: value for option in options for path, value in option.fields.items()})
     return float(getattr(getattr(study, study.stages[-1]), "average", 1.0))
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What the stages of one recipe have in common, whatever their parents."""
-
-    recipe: str
-    tokens: int
-    axes: Axes
-    """The values of the axes that label these stages."""
-    carries: bool
-    """Whether they continue with AdamW of their parents."""
-    estimate: Recipe | None
-    """The recipe of the estimate of the Fisher information that each needs of its parent."""
 
 
 class _StageBuilder:
@@ -205,7 +187,6 @@ class _StageBuilder:
         self, stage: str, file: StudyFile, facts: Facts, dimensions: list[list[Option]], stages: dict[str, Stage]
     ) -> None:
         self.stage, self.file, self.facts, self.dimensions, self.stages = stage, file, facts, dimensions, stages
-        self.kind = stage_kind(stage)
         read = fields_of_stage_before(stage, file)
         self.relevant = [
             number
@@ -216,8 +197,9 @@ class _StageBuilder:
                 for path in option.fields
             )
         ]
-        self.recipes: dict[tuple[int, ...], _Made | None] = {}
+        self.recipes: dict[tuple[int, ...], tuple[str, int] | None] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
+        self.labels: dict[tuple[int, ...], Axes] = {}
 
     def stage_at(self, point: tuple[int, ...], parent: str | None) -> str | None:
         """The key of the stage at a point of the grid, added to the stages if it is new; None if the point has none.
@@ -230,20 +212,26 @@ class _StageBuilder:
         made = self.recipes[own]
         if made is None:
             return None
-        key = self.keys.get((parent, made.recipe))
+        recipe, tokens = made
+        key = self.keys.get((parent, recipe))
         if key is None:
-            if parent and made.carries:
-                self._check_carry(made.recipe, self.stages[parent], own)
-            key = self.keys[parent, made.recipe] = stage_key(self.kind, parent, made.recipe)
+            if parent and CARRY in recipe:
+                self._check_carry(recipe, self.stages[parent], own)
+            key = self.keys[parent, recipe] = stage_key(stage_kind(self.stage), parent, recipe)
             inherited = self.stages[parent].axes if parent else {}
-            also = (self._estimate(parent, made.estimate),) if parent and made.estimate else ()
-            self.stages[key] = Stage(key, self.stage, parent, made.recipe, made.tokens, inherited | made.axes, also)
+            if own not in self.labels:
+                fields = {path: value for option in self._options(own) for path, value in option.fields.items()}
+                labels = {path: value for path, value in fields.items() if self._is_label(path, recipe)}
+                self.labels[own] = _plain_axes(labels)
+            named = self.labels[own]
+            also = self._estimate(parent, recipe) if parent else ()
+            self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | named, also)
         return key
 
     def _options(self, own: tuple[int, ...]) -> list[Option]:
         return [self.dimensions[number][index] for number, index in zip(self.relevant, own, strict=True)]
 
-    def _recipe(self, own: tuple[int, ...]) -> _Made | None:
+    def _recipe(self, own: tuple[int, ...]) -> tuple[str, int] | None:
         options = self._options(own)
         try:
             study = self.file.study
@@ -257,10 +245,7 @@ class _StageBuilder:
             raise self._error(str(error), options) from None
         if recipe is None:
             return None
-        text = canonical(recipe)
-        fields = {path: value for option in options for path, value in option.fields.items()}
-        named = _plain_axes({path: value for path, value in fields.items() if self._is_label(path, text)})
-        return _Made(text, recipe["sequences"] * study.sequence_length, named, CARRY in text, estimate_of(text))
+        return canonical(recipe), recipe["sequences"] * study.sequence_length
 
     def _check_carry(self, recipe: str, parent: Stage, own: tuple[int, ...]) -> None:
         """Raise StudyError if AdamW's state at the end of a parent does not belong to the weights that a stage trains."""
@@ -269,13 +254,16 @@ class _StageBuilder:
                 f"{self.stage}.start: the optimizer cannot be carried over: {problem}", self._options(own)
             )
 
-    def _estimate(self, parent: str, estimate: Recipe) -> str:
-        """The key of the estimate of the Fisher information that a stage needs, added to the stages if it is new."""
+    def _estimate(self, parent: str, recipe: str) -> tuple[str, ...]:
+        """The key of the estimate of the Fisher information that a recipe needs, added to the stages if it is new."""
+        estimate = estimate_of(recipe)
+        if estimate is None:
+            return ()
         key, count = estimate_key(parent, estimate), estimate["sequences"]
         axes = self.stages[parent].axes | {f"{self.stage}.anchor.sequences": count}
         tokens = count * estimate["sequence_length"]
         self.stages.setdefault(key, Stage(key, FISHER, parent, canonical(estimate), tokens, axes))
-        return key
+        return (key,)
 
     def _error(self, problem: str, options: Sequence[Option]) -> StudyError:
         at = ", ".join(f"{name}={value}" for option in options for name, value in option.labels.items())
@@ -311,9 +299,8 @@ def models_of(file: StudyFile) -> list[Any]:
     ]
     found: list[Any] = []
     for options in itertools.product(*dimensions):
-        study = file.study
-        for option in options:
-            study = with_values(study, option.fields)
+        fields = {path: value for option in options for path, value in option.fields.items()}
+        study = with_values(file.study, fields)
         if study.model not in found:
             found.append(study.model)
     return found
