@@ -299,8 +299,7 @@ def models_of(file: StudyFile) -> list[Any]:
     ]
     found: list[Any] = []
     for options in itertools.product(*dimensions):
-        fields = {path: value for option in options for path, value in option.fields.items()}
-        study = with_values(file.study, fields)
+        study = with_values(file.study, {path: value for option in options for path, value in option.fields.items()})
         if study.model not in found:
             found.append(study.model)
     return found

@@ -40,13 +40,19 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def line_of(key: str, stamp: Stamp, state: State) -> str | None:
-    """The line of a run; None for a state with fields of another version, and for a folder that is not named by a key."""
+    """The line of a run; None for a state that a line has no place for, as it is of another version, and for other folders.
+
+    A folder that is not named by a key may have any name, also one with a space or the end of a line.
+    """
     if any(attempt.unknown for attempt in state.attempts) or not _KEY.fullmatch(key):
         return None
     values = [getattr(state, name) for name in _SUMMARY]
     values[_SUMMARY.index("attempts")] = [_values(one, _ATTEMPT, Attempt) for one in state.attempts]
     values[_SUMMARY.index("progress")] = _values(state.progress, _PROGRESS, Progress)
-    return f"{key} {json.dumps([stamp, *values], separators=(',', ':'), allow_nan=False)}"
+    try:
+        return f"{key} {json.dumps([stamp, *values], separators=(',', ':'), allow_nan=False)}"
+    except ValueError:  # a number as large as 1e999, which JSON can say and Python cannot write
+        return None
 
 
 def key_of(line: str) -> str:

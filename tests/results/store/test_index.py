@@ -123,6 +123,7 @@ ACTIONS: dict[str, Callable[[Run], object]] = {
     "another version": lambda run: put_state(
         run, dataclasses.replace(ended(2), attempts=(Attempt(1.0, "h", 1, unknown={"new": 1}),), unknown={"newer": [1]})
     ),
+    "endless number": lambda run: write_text(run.folder / "state.json", '{"state": "failed", "heartbeat": 1e999}'),
     "delete the index": lambda run: (run.folder.parent / INDEX).unlink(missing_ok=True),
     "damage the index": lambda run: damage_index(run.folder.parent),
 }
