@@ -27,7 +27,7 @@ from retain.sweeps.tree.tree import Stage
 from tests.results.runs import write_model
 from tests.studies import tiny_study
 
-SHAPES = {100: (1, 9, 10), 1_000: (10, 9, 10), 10_000: (10, 9, 110), 100_000: (10, 9, 1_110), 300_000: (30, 9, 1_110)}
+SHAPES = {100: (1, 9, 10), 1_000: (10, 9, 10), 10_000: (10, 9, 110), 100_000: (10, 9, 1_110), 300_000: (15, 7, 2_856)}
 """By the number of runs: how many exposures, post-training rates of each and fine-tuning rates of each of these."""
 MEMORY, IN_MEMORY = Path("/dev/shm"), 100_000
 """Where stores are made, and the most runs that are made there: the number of files in memory is limited."""
