@@ -27,9 +27,10 @@ from retain.sweeps.tree.tree import Stage
 from tests.results.runs import write_model
 from tests.studies import tiny_study
 
-SHAPES = {100: (1, 9, 10), 1_000: (10, 9, 10), 10_000: (10, 9, 110), 100_000: (10, 9, 1_110)}
+SHAPES = {100: (1, 9, 10), 1_000: (10, 9, 10), 10_000: (10, 9, 110), 100_000: (10, 9, 1_110), 300_000: (15, 7, 2_856)}
 """By the number of runs: how many exposures, post-training rates of each and fine-tuning rates of each of these."""
-MEMORY = Path("/dev/shm")
+MEMORY, IN_MEMORY = Path("/dev/shm"), 100_000
+"""Where stores are made, and the most runs that are made there: the number of files in memory is limited."""
 SEQUENCES = 16
 """Sequences of 32 tokens in each of the first two stages; fine-tuning has half as many."""
 STATES = ("done",) * 14 + ("failed", "failed", "queued", "queued", "running", "planned")
@@ -76,7 +77,10 @@ def made_store(runs: int, folder: Path) -> MadeStore:
     measurement: ext4 is slow to reuse inodes that were freed in the last minutes.
     """
     study = tiny_study(folder / "study", study="scale", **study_fields(*SHAPES[runs]))
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else folder) as place, mock.patch("os.fsync"):
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() and runs <= IN_MEMORY else folder) as place,
+        mock.patch("os.fsync"),
+    ):
         # Made in memory, because a file that is replaced on a disk waits for the disk.
         root = Path(place) / "runs"
         _bring_into_states(registered(study, (), root))

@@ -49,11 +49,17 @@ def _plain(value: Any) -> Any:
     """A path as text, a dataclass as its fields; unlike `dataclasses.asdict` it does not copy nested mappings."""
     if isinstance(value, Path):
         return str(value)
+    own: dict[str, Any] = getattr(value, "__dict__", {})
+    if len(own) == len(
+        value.__dataclass_fields__
+    ):  # nothing else is kept there, so these are the fields in their order
+        return own
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _json_text(value: Any) -> str:
     # Without `indent` the standard library encodes in C, which is ten times as fast.
     if isinstance(value, list) and value:
-        return "[\n" + ",\n".join(f"  {json.dumps(one, allow_nan=False, default=_plain)}" for one in value) + "\n ]"
+        encode = json.JSONEncoder(allow_nan=False, default=_plain).encode  # dumps makes a new one each time
+        return "[\n" + ",\n".join(f"  {encode(one)}" for one in value) + "\n ]"
     return json.dumps(value, indent=1, allow_nan=False, default=_plain).replace("\n", "\n ")

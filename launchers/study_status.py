@@ -9,18 +9,16 @@ from retain.launchers.jobs.status import Orphan, ask_slurm
 from retain.launchers.kinds import SEARCH
 from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
-from retain.launchers.search.history import point_counts
 from retain.results.store.runs import SPEC, Store, existing_store
 from retain.results.store.state import DAMAGED, STATES
 from retain.results.store.status import (
     RunStatus,
     StageCost,
+    StatusReader,
     is_to_come,
     run_status,
     stage_costs,
-    store_status,
     study_seconds_left,
-    study_status,
 )
 from retain.results.store.study_files import preparation_keys, search_run
 from retain.sweeps.base.errors import DamageError, StudyError
@@ -98,19 +96,20 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
     """
     if study is None:
         whole = existing_store(store)
-        return lambda: _read(None, whole, store_status(whole))
+        of_store = StatusReader(whole).of_store
+        return lambda: _read(None, whole, of_store())
     opened = open_study(study, overrides, store)
-
-    first = True
+    tree, name = with_evaluations(opened), opened.tree.study
+    reader, first = StatusReader(opened.store), True
 
     def read() -> Status:
-        nonlocal opened, first
-        if opened.tree.provisional and not first:
+        nonlocal opened, tree, first
+        if tree.provisional and not first:
             prepared = open_study(study, overrides, store, remember=False)
-            opened = opened if prepared.tree.provisional else prepared
+            if not prepared.tree.provisional:
+                opened, tree = prepared, with_evaluations(prepared)
         first = False
-        tree, name = with_evaluations(opened), opened.tree.study
-        rows = [*_preparation(opened, name), *study_status(tree, opened.store), *_search_row(opened.store, name)]
+        rows = [*_preparation(opened, name), *reader.of_study(tree), *_search_row(opened.store, name)]
         return _read(name, opened.store, rows, tree.provisional)
 
     return read
@@ -123,6 +122,8 @@ def filtered(status: Status, states: Sequence[str], stages: Sequence[str], where
     and for a value that no run has.
     """
     rows = status.runs
+    if not (states or stages or where):
+        return status
     for name, wanted, known in (("state", states, (*STATES, DAMAGED)), ("stage", stages, {row.stage for row in rows})):
         if unknown := [one for one in wanted if one not in known]:
             raise StudyError(f"--{name} {unknown[0]}: unknown {name}; the {name}s are {', '.join(sorted(known))}")
@@ -172,6 +173,8 @@ def _search_row(store: Store, study: str) -> list[RunStatus]:
 
 
 def _search_status(store: Store, row: RunStatus) -> SearchStatus:
+    from retain.launchers.search.history import point_counts  # imports numpy, which few stores need
+
     run = store.run(row.key)
     spec = run.spec()
     launcher, study = spec["execution"]["request"]["launcher"], spec["study"]

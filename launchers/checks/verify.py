@@ -14,11 +14,12 @@ from retain.launchers.jobs.submissions import BACKLOG, INTENT, read_backlog, rea
 from retain.launchers.kinds import kind_of
 from retain.launchers.planning import opened_study
 from retain.launchers.stage import on_end
+from retain.launchers.stage.training.numerics import FILE as NUMERICS
 from retain.launchers.stage.training.numerics import recorded_numerics
 from retain.results.store import study_files
 from retain.results.store.lease import claim_problem
-from retain.results.store.runs import Run, Store
-from retain.results.store.verify import Problem, place_problem, verify_runs
+from retain.results.store.runs import Store
+from retain.results.store.verify import Problem, ReadOnce, checked_runs, place_problem
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import RetainError
 from retain.sweeps.tree.overlap import read_overlap_file
@@ -41,20 +42,20 @@ FILES_OF_STUDIES = (".csv", ".html", ".log", ".png", ".svg", ".yaml")
 
 def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
     """Check the runs of `keys` (or all), and everything beside the runs. Returns the number of runs and every problem."""
-    checked, problems = verify_runs(store, keys)
-    problems += _beside_runs(store)
-    unreadable = {problem.where for problem in problems}
-    known: dict[str, Any] = {}
-    for run in store.runs():
-        if (keys is None or run.key in keys) and run.key not in unreadable:
-            problems += [Problem(run.key, what) for what in _computed_problems(store, run, known)]
-    return checked, problems
+    checked, problems, computed, known = 0, list[Problem](), list[Problem](), dict[str, Any]()
+    for run, found in checked_runs(store, keys):
+        checked += 1
+        problems += [Problem(run.key, what) for what in found]
+        if not found:
+            computed += [Problem(run.key, what) for what in _computed_problems(store, run, known)]
+    return checked, [*problems, *_beside_runs(store), *computed]
 
 
-def _computed_problems(store: Store, run: Run, known: dict[str, Any]) -> list[str]:
+def _computed_problems(store: Store, run: ReadOnce, known: dict[str, Any]) -> list[str]:
     """The problems in what a run has computed, and in how."""
     try:
-        recorded_numerics(run)
+        if NUMERICS in run.names:
+            recorded_numerics(run)
         return kind_of(run.spec()).problems(store, run, known)
     except RetainError as error:
         return [str(error)]

@@ -28,8 +28,8 @@ def matched_problems(opened: OpenedStudy, damaged: Collection[str] = ()) -> list
     Every position of both stages is followed to its sequence; that a run consumed these is checked by its data digest.
     """
     tree = opened.tree
-    states = opened.store.states(key for key in tree.stages if key not in damaged)
     matched = [trial for trial in tree.trials if _is_matched(opened, trial)]
+    states = opened.store.states({key for trial in matched for key in trial.path if key not in damaged})
     problems = []
 
     @functools.cache

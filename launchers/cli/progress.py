@@ -17,7 +17,7 @@ from retain.launchers.local.preparation import prepare_here
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.results.store.runs import Store
 from retain.results.store.state import State
-from retain.results.store.status import RunStatus, study_seconds_left, study_status
+from retain.results.store.status import RunStatus, StatusReader, study_seconds_left
 from retain.sweeps.base.units import format_seconds, format_size
 from retain.sweeps.tree.tree import Stage, Tree, axes_label
 
@@ -58,13 +58,13 @@ def watching(tree: Tree, store: Store) -> Iterator[Watch]:
         yield _print_changes(tree, console)
         return
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        shown = -REFRESH_S
+        shown, reader = -REFRESH_S, StatusReader(store)
 
         def show(states: Mapping[str, State]) -> None:
             nonlocal shown
             if time.monotonic() - shown >= REFRESH_S or all(state.state != "running" for state in states.values()):
                 shown = time.monotonic()
-                rows = study_status(tree, store, states)
+                rows = reader.of_study(tree, states)
                 table = status_table(rows, most_important(rows, console.height - 4), console.width)
                 table.title = f"{tree.study}: {table.title}{_time_left(rows)}"
                 live.update(table, refresh=True)

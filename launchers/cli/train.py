@@ -183,6 +183,7 @@ def submit(
     from retain.launchers.planning.evaluations import with_evaluations
     from retain.launchers.planning.opened_study import open_study
     from retain.launchers.planning.register import register
+    from retain.results.store.index.states import shown_states
 
     if until or most or block:
         raise StudyError(
@@ -198,9 +199,13 @@ def submit(
             print_local_start(opened, command("run", study, overrides, store))
             return
         chosen = find_site(site)
-        asked = {key: one for key, one in with_evaluations(opened).stages.items() if key not in opened.tree.stages}
-        resources = slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1], evaluations=asked)
-        print_scripts(opened, resources, chosen and chosen[0])
+        tree = with_evaluations(opened)
+        asked = {key: one for key, one in tree.stages.items() if key not in opened.tree.stages}
+        states = shown_states(opened.store, tree.stages)
+        resources = slurm_resources(
+            opened.tree, opened.file, opened.store, chosen and chosen[1], evaluations=asked, states=states
+        )
+        print_scripts(opened, tree, states, resources, chosen and chosen[0])
         return
     if launcher == "local":
         opened = prepare(study, overrides or (), store)

@@ -13,6 +13,7 @@ from retain.launchers.slurm.client import has_slurm
 from retain.launchers.slurm.partitions import Partition, read_config, read_partitions, with_nodes
 from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import Store
+from retain.results.store.state import StateSummary
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.execution import Slurm, StageExecution
@@ -71,12 +72,14 @@ def slurm_resources(
     site: Site | None,
     partitions: Sequence[Partition] | None = None,
     evaluations: Mapping[str, Stage] | None = None,
+    states: Mapping[str, StateSummary] | None = None,
 ) -> dict[str, Resources]:
     """The resources of every stage, by key; siblings have the same walltime, so that they form one array.
 
     partitions: those of the cluster; None: ask SLURM, and assume no limits if SLURM does not answer. evaluations: those of
-    stages of the tree, by key, which get resources too; those after stages of one name have the same. Raises StudyError if
-    the study gives a walltime that its partition does not allow, or asks for more than its nodes have.
+    stages of the tree, by key, which get resources too; those after stages of one name have the same. states: those of
+    runs that have been read already. Raises StudyError if the study gives a walltime that its partition does not allow, or
+    asks for more than its nodes have.
     """
     if partitions is None:
         partitions = _partitions_here()
@@ -87,7 +90,7 @@ def slurm_resources(
         siblings.setdefault((stage.stage, stage.parent, models[stage.key]), []).append(stage)
     executions = {name: file.study.execution.of_stage(name, site) for name in tree.chain}
     unknown = any(execution.slurm.minutes is None for execution in executions.values())
-    speed = measured_speeds(store) if unknown else lambda *_: None
+    speed = measured_speeds(store, states) if unknown else lambda *_: None
     resources: dict[str, Resources] = {}
     for (name, _, model), stages in siblings.items():
         execution = executions[name]

@@ -11,6 +11,7 @@ from retain.launchers.planning.looks import schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, check_loggers, open_study
 from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.garbage import check_starts
+from retain.results.store.index.states import shown_states
 from retain.results.store.runs import open_store
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.read import read_study
@@ -111,11 +112,11 @@ def plan_studies(
     for one in opened:
         check_loggers(one.file)
     tree, found = merged([one.tree for one in opened]), open_store(store)
-    states = found.states(tree.stages)
+    states = shown_states(found, tree.stages)
     done = {key for key, state in states.items() if state.state == "done"}
     # Before the store is read for speeds, so that damage is one sentence.
     measured = planned_evaluations(replace(opened[0], tree=tree, facts=_together(opened)))
-    totals = total_cost(tree, done, device, measured_speeds(found), _parallelism(opened))
+    totals = total_cost(tree, done, device, measured_speeds(found, states), _parallelism(opened))
     data = _data_bytes(opened)
     rooms = [data_room(one) for one in opened]
     downloads, parts = (max(vars(room)[name] for room in rooms) for name in ("downloads", "parts"))

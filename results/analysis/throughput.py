@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from retain.results.store.runs import Run, Store
+from retain.results.store.state import StateSummary
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.key_diff import stage_name
@@ -50,12 +51,18 @@ Speeds = dict[_Group | None, dict[str, float]]
 """The speeds of done runs by group and key; None is the group of those that have measured none."""
 
 
-def measured_speeds(store: Store) -> Measured:
-    """The median speed (tokens per second) of done runs by stage, model, number of devices, and device (None: any)."""
+def measured_speeds(store: Store, states: Mapping[str, StateSummary] | None = None) -> Measured:
+    """The median speed (tokens per second) of done runs by stage, model, number of devices, and device (None: any).
+
+    states: the states of some runs, as far as they have been read already.
+    """
+    undone = {key for key, state in (states or {}).items() if state.state != "done"}
     cached = _read_cache(store)
     group_of = {key: group for group, speeds in cached.items() for key in speeds}
     models: dict[str, str | None] = {}
-    runs = store.read_all(lambda run: None if run.key in group_of else _measured(store, run, models))
+    runs = store.read_all(
+        lambda run: None if (key := run.key) in group_of or key in undone else _measured(store, run, models)
+    )
     known: Speeds = {}
     for key in runs.keys() & group_of.keys():
         known.setdefault(group_of[key], {})[key] = cached[group_of[key]][key]

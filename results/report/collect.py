@@ -12,8 +12,8 @@ from retain.results.store.loss_table import Row, save_rows, trial_rows
 from retain.results.store.measured.blanks import blank_reasons
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
-from retain.results.store.state import DAMAGED, State
-from retain.results.store.status import current_state
+from retain.results.store.state import DAMAGED, State, StateSummary
+from retain.results.store.status import StatusReader
 from retain.results.store.study_files import SavedLooks, looks_of
 from retain.results.tensorboard.views import link_runs, view_folder
 from retain.sweeps.base.units import counted
@@ -77,7 +77,7 @@ def collect_results(
     file: StudyFile,
     tree: Tree,
     store: Store,
-    states: Mapping[str, State] | None = None,
+    states: Mapping[str, StateSummary] | None = None,
     write: Literal["all", "pictures", "nothing"] = "all",
 ) -> Results:
     """Read the results of a study, and write what shows them into the study's folder.
@@ -87,7 +87,7 @@ def collect_results(
     and the view if there is one already (pictures); or nothing. A store that may only be read still has results.
     """
     damaged: dict[str, State] | None = {} if states is None else None
-    states = states or {key: current_state(store.run(key)) for key in tree.stages}
+    states = states or StatusReader(store).current_states(tree.stages)
     rows = trial_rows(tree, store, states, damaged)
     states = {**states, **(damaged or {})}
     written: list[Path] = []
@@ -105,7 +105,7 @@ def collect_results(
     return Results(tree.study, file.study.loss_unit, axes, rows, failed, paths, tree.provisional, blanks, looks)
 
 
-def failures(tree: Tree, states: Mapping[str, State]) -> list[Failure]:
+def failures(tree: Tree, states: Mapping[str, StateSummary]) -> list[Failure]:
     """The stages that failed, were cancelled or are damaged, each with the number of stages below it that are blocked."""
     blocked = blocked_stages(tree.stages, states)
     found = []

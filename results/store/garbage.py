@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from retain.results.store.disk import used_bytes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import OPTIMIZER, State
+from retain.results.store.state import OPTIMIZER, State, StateSummary
 from retain.sweeps.base.building import new_build_folder
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
@@ -124,7 +124,7 @@ def is_pinned(run: Run) -> bool:
     return _pin(run).exists()
 
 
-def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[str, State]) -> None:
+def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[str, StateSummary]) -> None:
     """Check that no stage of a tree that must be trained starts from freed weights. Raises MissingResourceError."""
     needed: dict[str, Run] = {}
     # Children before parents: to train a run again takes what it starts from itself.
@@ -140,7 +140,8 @@ def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[st
             and states[stage.parent].state == "done"
             and CARRY in stage.recipe
         ):
-            check_kept_optimizer(store.run(stage.parent), states[stage.parent])
+            parent = store.run(stage.parent)
+            check_kept_optimizer(parent, parent.state())
 
 
 def check_kept_optimizer(run: Run, state: State) -> None:
@@ -266,7 +267,7 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
     """Temporary files outside the runs, and half-prepared data."""
     if not root.is_dir():
         return
-    for folder in (root, root / "prepared", root / "prepared" / "last", *root.glob("studies/*")):
+    for folder in (root, root / "cache", root / "prepared", root / "prepared" / "last", *root.glob("studies/*")):
         if folder.is_dir():
             for name in os.listdir(folder):
                 yield _temporary(folder / name, None)

@@ -18,6 +18,7 @@ see `LivenessChecker`.
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import socket
@@ -298,12 +299,17 @@ def _read_claim(file: Path) -> Owner | None:
 
 def _numbers(path: Path) -> list[int]:
     """The numbers of all claims on a lease, ascending."""
-    pattern = re.compile(rf"{re.escape(path.stem)}\.([0-9]+){re.escape(path.suffix)}")
+    pattern = _claims_of(path.stem, path.suffix)
     try:
         names = os.listdir(path.parent)
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
+
+
+@functools.cache
+def _claims_of(stem: str, suffix: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(stem)}\.([0-9]+){re.escape(suffix)}")
 
 
 def _claim_file(path: Path, number: int) -> Path:

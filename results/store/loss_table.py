@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from retain.results.store.measured.tasks import Measured, trial_measures
 from retain.results.store.measured.values import done_evaluations, losses_by_value, values_of
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import State, damaged_state
+from retain.results.store.state import State, StateSummary, damaged_state
 from retain.results.store.study_files import TRIALS, read_trials, study_folder
 from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import DamageError, StudyError
@@ -68,7 +68,7 @@ def four_losses(
 
 
 def trial_rows(
-    tree: Tree, store: Store, states: Mapping[str, State] | None = None, damaged: dict[str, State] | None = None
+    tree: Tree, store: Store, states: Mapping[str, StateSummary] | None = None, damaged: dict[str, State] | None = None
 ) -> list[Row]:
     """One row per trial: axes, keys, losses (nats per token) and the tokens trained on its path; None if not trained.
 

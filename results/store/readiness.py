@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import STOPPED, State, damaged_state
+from retain.results.store.state import STOPPED, State, StateSummary, damaged_state
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.key_diff import stage_name
 
@@ -35,7 +35,7 @@ def unfinished_needs(store: Store, run: Run) -> list[Run]:
     return [needed for key in run.needs() if not (needed := store.run(key)).is_done()]
 
 
-def blocked_stages(stages: Mapping[str, "Stage"], states: Mapping[str, State]) -> dict[str, str]:
+def blocked_stages(stages: Mapping[str, "Stage"], states: Mapping[str, StateSummary]) -> dict[str, str]:
     """For each stage of a tree (parents first) whose branch has ended above it, the sentence of `blocked_by`."""
     found: dict[str, str] = {}
     for stage in stages.values():
@@ -47,12 +47,12 @@ def blocked_stages(stages: Mapping[str, "Stage"], states: Mapping[str, State]) -
     return found
 
 
-def is_ready(stage: "Stage", states: Mapping[str, State]) -> bool:
+def is_ready(stage: "Stage", states: Mapping[str, StateSummary]) -> bool:
     """Whether the runs that a stage of a tree needs are done."""
     return all(states[need].state == "done" for need in stage.needs)
 
 
-def _sentence(stage: str, key: str, state: State) -> str:
+def _sentence(stage: str, key: str, state: StateSummary) -> str:
     if state.state == "skipped":
         return state.reason or f"{stage} {key[:8]} was skipped"
     verb = "failed" if state.state == "failed" else "was cancelled"

@@ -23,7 +23,7 @@ from retain.sweeps.tree.keys import KEY_LENGTH, canonical, stage_key
 
 Read = TypeVar("Read")
 SPEC, STATE, ADAPTED = "stage.json", "state.json", "adapted.json"
-LOSSES, MEASURES = "losses.json", "measures.json"
+LOSSES, MEASURES, LOG = "losses.json", "measures.json", "log.txt"
 WEIGHTS = "model/*.safetensors"
 
 
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        return self.folder / "log.txt"
+        return self.folder / LOG
 
     @property
     def lease(self) -> Path:
@@ -327,8 +327,7 @@ class Store:
 
     def find(self, prefix: str) -> Run:
         """The run whose key begins with `prefix`. Raises StudyError if there is none, or more than one."""
-        found = [run for run in self.runs() if run.key.startswith(prefix)]
-        if len(found) == 1:
+        if len(found := [run for run in self.runs() if run.key.startswith(prefix)]) == 1:
             return found[0]
         if found:
             raise StudyError(f"{prefix}: {len(found)} run keys in {self.root} begin with this; give more digits")
@@ -392,7 +391,10 @@ def _holds_run(folder: str, name: str) -> bool:
     return re.fullmatch(f"[0-9a-f]{{{KEY_LENGTH}}}", name) is not None and not os.path.isdir(folder)
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with open(path, "rb", buffering=0) as stream:
+        digest = hashlib.sha256(stream.read(1 << 16))  # all of a small file; `file_digest` makes a large buffer first
+        while part := stream.read(1 << 18):
+            digest.update(part)
+    return digest.hexdigest()

@@ -31,8 +31,7 @@ CHANGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Each change of state: the state it leads to, and the states it may follow.
 
 `finish` may follow `cancelled`: a run that is cancelled during its last step has a complete result. `begin` may follow
-`failed` and `skipped`: `retain run` trains every stage that is not done. `reopen` is for searches, which try more points when
-they are started again.
+`failed` and `skipped`: `retain run` trains every stage that is not done. `reopen` is for searches that are started again.
 """
 
 
@@ -87,15 +86,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class State:
-    """The content of state.json."""
+class StateSummary:
+    """What readers show of a run: the content of state.json but for what matters only to those who change or check the run."""
 
     state: Annotated[str, *STATES] = "planned"
     attempts: tuple[Attempt, ...] = ()
     job_ids: tuple[str, ...] = ()
     """The SLURM jobs that have trained the run."""
-    submission: str | None = None
-    """The token of the last submission to SLURM."""
     heartbeat: float | None = None
     """When the last progress was reported, in seconds since 1970."""
     progress: Progress = Progress()
@@ -103,17 +100,25 @@ class State:
     """One line: why the run failed, was cancelled or was skipped."""
     forgiven: int = 0
     """The number of attempts before the last `retain retry`, which the limits on retries no longer count."""
-    checksums: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each file of a done run, by its path in the run's folder."""
     weights_freed: bool = False
     """Whether `retain gc --weights` has removed the weights of the done run."""
-    unknown: Mapping[str, Any] = field(default_factory=dict)
-    """As in an attempt."""
 
     @property
     def counted_attempts(self) -> tuple[Attempt, ...]:
         """The attempts since the last `retain retry`."""
         return self.attempts[self.forgiven :]
+
+
+@dataclass(frozen=True)
+class State(StateSummary):
+    """The content of state.json."""
+
+    submission: str | None = None
+    """The token of the last submission to SLURM."""
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each file of a done run, by its path in the run's folder."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """As in an attempt."""
 
     def as_json(self) -> dict[str, Any]:
         """The fields of state.json."""
@@ -140,7 +145,7 @@ class AttemptCost:
     """The energy that its devices have counted; None where they do not."""
 
 
-def attempt_costs(state: State) -> list[AttemptCost]:
+def attempt_costs(state: StateSummary) -> list[AttemptCost]:
     """What each attempt at a run took. Lost time is the attempt's time, in the ratio of tokens that were trained again."""
     found = []
     for number, attempt in enumerate(state.attempts):

@@ -2,13 +2,22 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from retain.results.store.index.states import StateReader
 from retain.results.store.readiness import blocked_stages, written_state
-from retain.results.store.runs import Run, Store
-from retain.results.store.state import UNENDED, AttemptCost, State, attempt_costs, damaged_state, total_joules
+from retain.results.store.runs import LOG, Run, Store
+from retain.results.store.state import (
+    ENDED,
+    UNENDED,
+    AttemptCost,
+    StateSummary,
+    attempt_costs,
+    damaged_state,
+    total_joules,
+)
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.tree import Axes, Stage, Tree
@@ -88,44 +97,78 @@ class StageCost:
     """The energy of the attempts whose devices count it; None if none do."""
 
 
-def study_status(tree: Tree, store: Store, states: Mapping[str, State] | None = None) -> list[RunStatus]:
-    """A row for every stage of a tree, parents first. The reason of a blocked stage names the stage that ended its branch.
+class StatusReader:
+    """Reads the status of runs of one store, again and again, as `--watch` does: rows that have not changed are kept."""
 
-    states: the current states of all stages, if they have been read already.
-    """
-    states = {key: current_state(store.run(key)) for key in tree.stages} if states is None else states
-    blocked = blocked_stages(tree.stages, states)
-    return [
-        _row(stage, store.run(stage.key), states[stage.key], blocked.get(stage.key)) for stage in tree.stages.values()
-    ]
+    def __init__(self, store: Store) -> None:
+        self.store, self.reader, self.root = store, StateReader(store, shows_damage=True), str(store.root)
+        self._rows: dict[str, tuple[Stage, StateSummary, str | None, RunStatus]] = {}
+
+    def current_states(self, keys: Iterable[str]) -> dict[str, StateSummary]:
+        """`current_state` of each run."""
+        states = self.reader.states(keys)
+        for key, state in states.items():
+            if state.state == "running":
+                states[key] = current_state(self.store.run(key), state)
+        return states
+
+    def of_study(self, tree: Tree, states: Mapping[str, StateSummary] | None = None) -> list[RunStatus]:
+        """A row for every stage of a tree, parents first. The reason of a blocked stage names the stage that ended its branch.
+
+        states: the current states of all stages, if they have been read already.
+        """
+        states = self.current_states(tree.stages) if states is None else states
+        blocked = blocked_stages(tree.stages, states)
+        return [self._row(stage, states[key], blocked.get(key)) for key, stage in tree.stages.items()]
+
+    def of_store(self) -> list[RunStatus]:
+        """A row for every run of a store; the run whose last attempt began last comes last."""
+        states = list(self.current_states(run.key for run in self.store.runs()).items())
+        states.sort(key=lambda pair: max((attempt.start for attempt in pair[1].attempts), default=0.0))
+        return [run_status(self.store.run(key), state) for key, state in states]
+
+    def _row(self, stage: Stage, state: StateSummary, blocked: str | None) -> RunStatus:
+        known = self._rows.get(stage.key)
+        if known is not None and known[0] is stage and known[1] is state and known[2] == blocked:
+            return known[3]
+        row = _row(stage, self.root, state, blocked)
+        if state.state in ENDED:  # what is left of an unended run depends on the time, and its log may appear
+            self._rows[stage.key] = stage, state, blocked, row
+        return row
+
+
+def study_status(tree: Tree, store: Store, states: Mapping[str, StateSummary] | None = None) -> list[RunStatus]:
+    """`StatusReader.of_study`, once."""
+    return StatusReader(store).of_study(tree, states)
 
 
 def store_status(store: Store) -> list[RunStatus]:
-    """A row for every run of a store; the run whose last attempt began last comes last."""
-    states = [(run, current_state(run)) for run in store.runs()]
-    states.sort(key=lambda pair: max((attempt.start for attempt in pair[1].attempts), default=0.0))
-    return [run_status(run, state) for run, state in states]
+    """`StatusReader.of_store`, once."""
+    return StatusReader(store).of_store()
 
 
-def run_status(run: Run, state: State | None = None) -> RunStatus:
+def run_status(run: Run, state: StateSummary | None = None) -> RunStatus:
     """The row of one registered run. state: its current state, if it has been read already."""
     try:
         spec = run.spec()
     except DamageError as error:
-        return _row(Stage(run.key, "unknown", None, "", 0, {}), run, damaged_state(error), None)
+        return _row(Stage(run.key, "unknown", None, "", 0, {}), str(run.folder.parent), damaged_state(error), None)
     stage = Stage(run.key, stage_name(spec), spec["parent"], "", _total_tokens(spec), spec["axes"])
-    return _row(stage, run, state or current_state(run), None)
+    return _row(stage, str(run.folder.parent), state or current_state(run), None)
 
 
-def current_state(run: Run) -> State:
-    """The state of a run; planned if state.json says running but no process holds the lease, DAMAGED if it cannot be read."""
-    state = written_state(run)
+def current_state(run: Run, written: StateSummary | None = None) -> StateSummary:
+    """The state of a run; planned if state.json says running but no process holds the lease, DAMAGED if it cannot be read.
+
+    written: what state.json said, if it has just been read.
+    """
+    state = written or written_state(run)
     if state.state != "running" or run.is_running() or (state := written_state(run)).state != "running":
         return state
     return replace(state, state="planned", reason="its process is gone; run its study again to resume it")
 
 
-def seconds_left(state: State) -> float | None:
+def seconds_left(state: StateSummary) -> float | None:
     """The seconds that a running run still needs at its present speed; None if it is not running or its speed is unknown."""
     progress = state.progress
     if state.state != "running" or not progress.tokens_per_second:
@@ -136,20 +179,24 @@ def seconds_left(state: State) -> float | None:
 
 def in_tree_order(rows: Sequence[RunStatus]) -> list[RunStatus]:
     """The rows with every parent directly above its branch. Branches are in the order of their last rows."""
-    present = {row.key for row in rows}
-    below: dict[str | None, list[RunStatus]] = {}
-    last = {row.key: number for number, row in enumerate(rows)}
-    for row in rows:
-        below.setdefault(row.parent if row.parent in present else None, []).append(row)
-
-    def branch(row: RunStatus) -> list[RunStatus]:
-        children = [branch(child) for child in below.get(row.key, ())]
-        return [row, *(one for child in sorted(children, key=end) for one in child)]
-
-    def end(branch: list[RunStatus]) -> int:
-        return max(last[row.key] for row in branch)
-
-    return [row for root in sorted(map(branch, below.get(None, ())), key=end) for row in root]
+    place = {row.key: number for number, row in enumerate(rows)}
+    parents = [place.get(row.parent) if row.parent else None for row in rows]
+    # From the last row to the first, so that the first row to reach a parent is the last one of its branch.
+    end = list(range(len(rows)))
+    for number in reversed(end):
+        above = parents[number]
+        while above is not None and end[above] < number:
+            end[above] = number
+            above = parents[above]
+    below: dict[int | None, list[int]] = {}
+    for number in sorted(range(len(rows)), key=end.__getitem__, reverse=True):
+        below.setdefault(parents[number], []).append(number)
+    found, waiting = list[RunStatus](), below.get(None, [])
+    while waiting:
+        number = waiting.pop()
+        found.append(rows[number])
+        waiting += below.get(number, ())
+    return found
 
 
 def is_to_come(row: RunStatus) -> bool:
@@ -165,28 +212,27 @@ def study_seconds_left(rows: Sequence[RunStatus]) -> float | None:
     speeds = [row.tokens_per_second for row in rows if row.state == "running" and row.tokens_per_second]
     if not speeds:
         return None
-    left = {row.key: max(0, row.total - row.tokens) for row in rows if is_to_come(row)}
+    to_come = [row for row in rows if is_to_come(row)]
+    left = {row.key: max(0, row.total - row.tokens) for row in to_come}
     path: dict[str, int] = {}
-    for row in in_tree_order(rows):
-        if row.key in left:
-            path[row.key] = left[row.key] + path.get(row.parent or "", 0)
+    for row in in_tree_order(to_come):
+        path[row.key] = left[row.key] + path.get(row.parent or "", 0)
     longest = max(path.values(), default=0) / (sum(speeds) / len(speeds))
     return max(sum(left.values()) / sum(speeds), longest)
 
 
 def stage_costs(rows: Sequence[RunStatus]) -> list[StageCost]:
     """What each stage took so far, in the order of the tree."""
-    found: dict[str, StageCost] = {}
+    own: dict[str, list[RunStatus]] = {}
     for row in in_tree_order(rows):
-        sofar = found.get(row.stage, StageCost(row.stage, 0, 0.0, 0.0))
-        found[row.stage] = StageCost(
-            row.stage,
-            sofar.attempts + row.attempts,
-            sofar.device_hours + row.device_hours,
-            sofar.lost_hours + row.lost_hours,
-            total_joules([sofar, row]),
-        )
-    return list(found.values())
+        own.setdefault(row.stage, []).append(row)
+    found = []
+    for stage, some in own.items():
+        costs = [cost for row in some for cost in row.costs]
+        device_hours, lost_hours = sum(cost.device_hours for cost in costs), sum(cost.lost_hours for cost in costs)
+        attempts = sum(row.attempts for row in some)
+        found.append(StageCost(stage, attempts, device_hours, lost_hours, total_joules(costs)))
+    return found
 
 
 def _total_tokens(spec: Mapping[str, Any]) -> int:
@@ -195,10 +241,10 @@ def _total_tokens(spec: Mapping[str, Any]) -> int:
     return int(spec["tokens"] if "tokens" in spec else recipe["sequences"] * recipe["sequence_length"])
 
 
-def _row(stage: Stage, run: Run, state: State, blocked: str | None) -> RunStatus:
-    done = state.state == "done"
+def _row(stage: Stage, root: str, state: StateSummary, blocked: str | None) -> RunStatus:
+    done, progress, log = state.state == "done", state.progress, f"{root}/{stage.key}/{LOG}"
     last = None if done or not state.counted_attempts else state.counted_attempts[-1]
-    tokens = stage.tokens if done else state.progress.tokens
+    tokens = stage.tokens if done else progress.tokens
     return RunStatus(
         key=stage.key,
         stage=stage.stage,
@@ -206,15 +252,15 @@ def _row(stage: Stage, run: Run, state: State, blocked: str | None) -> RunStatus
         state=state.state,
         attempts=len(state.attempts),
         progress=1.0 if done else min(1.0, tokens / max(1, stage.tokens)),
-        tokens=state.progress.tokens,
+        tokens=progress.tokens,
         total=stage.tokens,
-        loss=state.progress.loss,
-        tokens_per_second=state.progress.tokens_per_second,
-        seconds_left=seconds_left(state),
+        loss=progress.loss,
+        tokens_per_second=progress.tokens_per_second,
+        seconds_left=seconds_left(state) if state.state == "running" else None,
         job_id=state.job_ids[-1] if state.job_ids else None,
         reason=state.reason or (blocked and f"{BLOCKED} {blocked}"),
         failure=last.failure if last else None,
-        log=str(run.log) if os.path.exists(run.log) else None,
+        log=log if os.path.exists(log) else None,
         parent=stage.parent,
         costs=tuple(attempt_costs(state)),
     )

@@ -4,21 +4,24 @@ import contextlib
 import fnmatch
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from retain.results.store.curves import FILE, ends_whole
 from retain.results.store.lease import claim_problem
-from retain.results.store.runs import LOSSES, WEIGHTS, Run, Store, sha256_of
+from retain.results.store.runs import ADAPTED, LOSSES, WEIGHTS, Run, Store, sha256_of
 from retain.results.store.state import PART, PROBES, State, read_probe
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import DamageError, os_reason
 
+Found = TypeVar("Found")
 FOLDERS, FILES = ("model", "checkpoint", PART), (FILE, "log.txt", "pin")
 """What must be a folder, or a file, in the folder of a run; documents are checked when they are read."""
+AT_A_TIME, IN_A_ROW = 256, 8
+"""The number of runs whose documents are in memory at a time, and of those that a thread checks one after the other."""
 
 
 @dataclass(frozen=True)
@@ -31,39 +34,92 @@ class Problem:
     """What is wrong, and the cure."""
 
 
+class ReadOnce(Run):
+    """A run of which each document is read once, however many checks need it. Its state is that of the first check."""
+
+    # functools.cached_property would let one thread at a time read, of all runs.
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names in its folder; none if it cannot be read."""
+        return self._once("names", lambda: _names(self.folder))
+
+    def spec(self) -> dict[str, Any]:
+        return self._once("spec", super().spec)
+
+    def state(self) -> State:
+        return self._once("state", super().state)
+
+    def losses(self) -> dict[str, Any]:
+        return self._once("losses", super().losses)
+
+    def _once(self, name: str, read: Callable[[], Found]) -> Found:
+        known = vars(self).setdefault("read", {})
+        if name not in known:
+            known[name] = read()
+        found: Found = known[name]
+        return found
+
+
 def verify_runs(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
     """Check the runs of `keys`, or all runs if `keys` is None. Returns the number of runs checked and the problems found."""
+    checked = [(run.key, problems) for run, problems in checked_runs(store, keys)]
+    return len(checked), [Problem(key, what) for key, problems in checked for what in problems]
+
+
+def checked_runs(store: Store, keys: Collection[str] | None) -> Iterator[tuple[ReadOnce, list[str]]]:
+    """Each of these runs, as it was read, with its problems; all runs of the store if `keys` is None."""
     runs = [run for run in store.runs() if keys is None or run.key in keys]
+    done: dict[str, bool] = {}
+
+    def check(some: Sequence[ReadOnce]) -> list[list[str]]:
+        return [run_problems(store, run, done) for run in some]
+
     # Several large files are read and hashed at a time.
     with ThreadPoolExecutor(os.cpu_count()) as readers:
-        found = list(readers.map(lambda run: run_problems(store, run), runs))
-    return len(runs), [Problem(run.key, what) for run, problems in zip(runs, found, strict=True) for what in problems]
+        for first in range(0, len(runs), AT_A_TIME):
+            some = [ReadOnce(run.folder) for run in runs[first : first + AT_A_TIME]]
+            parts = [some[start : start + IN_A_ROW] for start in range(0, len(some), IN_A_ROW)]
+            found = [problems for part in readers.map(check, parts) for problems in part]
+            yield from zip(some, found, strict=True)
 
 
-def run_problems(store: Store, run: Run) -> list[str]:
-    """The problems of one run, one sentence each."""
+def run_problems(store: Store, run: Run, done: MutableMapping[str, bool] | None = None) -> list[str]:
+    """The problems of one run, one sentence each.
+
+    done: whether the runs are done whose state has been read before; this run and its parent are added.
+    """
+    run, done = run if isinstance(run, ReadOnce) else ReadOnce(run.folder), {} if done is None else done
     found = [*_file_problems(run)]
     spec = state = None
     try:
         spec = run.spec()
     except (DamageError, FileNotFoundError) as error:
         found.append(str(error))
-    for place in run.folder.glob(PROBES):
+    for name in sorted(fnmatch.filter(run.names, PROBES)):
         try:
-            read_probe(place)
+            read_probe(run.folder / name)
         except DamageError as error:
             found.append(str(error))
     try:
         state = run.state()
-        run.adapted()
-        if state.state == "done" and not ends_whole(run.folder):
+        done[run.key] = state.state == "done"
+        if ADAPTED in run.names:
+            run.adapted()
+        if done[run.key] and FILE in run.names and not ends_whole(run.folder):
             found.append(f"{run.folder / FILE}: the last line is not complete; delete this file")
     except FileNotFoundError:  # stage.json, which is a problem already
         pass
     except DamageError as error:
         found.append(str(error))
     with contextlib.suppress(OSError):  # of the folder, which the documents say
-        if claim := claim_problem(run.lease):
+        # Most runs have one claim, which is empty: the lease was released.
+        claims = [name for name in run.names if name.startswith("lease.")]
+        if (
+            claims
+            and (len(claims) != 1 or os.stat(f"{run.folder}/{claims[0]}").st_size)
+            and (claim := claim_problem(run.lease))
+        ):
             found.append(claim)
     if spec is None or state is None or state.state != "done":
         return list(dict.fromkeys(found))
@@ -78,8 +134,11 @@ def run_problems(store: Store, run: Run) -> list[str]:
             what = f"losses.json lacks the split {', '.join(sorted(missing))}"
             found.append(f"{what}; delete the run's folder and train it again")
     with contextlib.suppress(DamageError):  # a damaged parent is reported under its own key
-        if spec["parent"] and not store.run(spec["parent"]).is_done():
-            found.append(f"the run is done, but its parent {spec['parent']} is not; train the parent again")
+        parent = spec["parent"]
+        if parent and parent not in done:
+            done[parent] = store.run(parent).is_done()
+        if parent and not done[parent]:
+            found.append(f"the run is done, but its parent {parent} is not; train the parent again")
     return found
 
 
@@ -112,6 +171,13 @@ def _file_problems(run: Run) -> Iterator[str]:
             yield f"{entry.path} is not a {'folder' if name in FOLDERS else 'file'}; delete it"
 
 
+def _names(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
+
+
 def damaged_files(run: Run, state: State | None = None, spec: Mapping[str, Any] | None = None) -> list[str]:
     """The files of a done run that are missing or differ from their checksums; freed weights are not missing.
 
@@ -125,9 +191,9 @@ def damaged_files(run: Run, state: State | None = None, spec: Mapping[str, Any] 
         return [f"state.json has no checksum of {absent[0]}"]
     found = []
     for name, checksum in checksums.items():
-        path = run.folder / name
+        path = f"{run.folder}/{name}"
         try:
-            if not path.is_file():  # a named pipe would block
+            if not os.path.isfile(path):  # a named pipe would block
                 found.append(f"{name} is missing, or not a file" if os.path.lexists(path) else f"{name} is missing")
             elif sha256_of(path) != checksum:
                 found.append(f"{name} is damaged")

@@ -12,8 +12,9 @@ from typing import NoReturn
 
 from retain.results.analysis.axes import axis_names, axis_values
 from retain.results.store.curves import FILE
+from retain.results.store.index.states import shown_states
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import State
+from retain.results.store.state import StateSummary
 from retain.results.store.study_files import folder_name, search_run, study_folder
 from retain.results.tensorboard.events import (
     digest_of,
@@ -48,7 +49,7 @@ def link_runs(
     tree: Tree,
     store: Store,
     where: Sequence[str] = (),
-    states: Mapping[str, State] | None = None,
+    states: Mapping[str, StateSummary] | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Make or update a folder for TensorBoard, and return it: every run that has begun, the study's charts and figures.
@@ -65,7 +66,7 @@ def link_runs(
     hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials], _stage_metrics(tree))
     leaves = {trial.leaf: trial.axes for trial in reversed(trials)}
     digest, head = digest_of([hyperparameters]), run_events_head(hyperparameters)
-    states = store.states(tree.stages) if states is None else states
+    states = shown_states(store, tree.stages) if states is None else states
     # What all runs of a filtered view share is not repeated in each name, which TensorBoard breaks over lines.
     rows = [{"axes": trial.axes} for trial in trials]
     held = [axis for axis in axis_names(rows) if len(axis_values(rows, axis)) == 1] if where else []

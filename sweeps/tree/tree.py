@@ -164,9 +164,8 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
         axes: Axes = {}
         for shown, index in zip(labels, point, strict=True):
             axes |= shown[index]
-        trials.append(
-            Trial(axes, names, tuple(chain), _average(file.study, [dimensions[n][point[n]] for n in averaged]))
-        )
+        average = _average(file.study, [dimensions[n][point[n]] for n in averaged])
+        trials.append(Trial(axes, names, tuple(chain), average))
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
     measured = dict.fromkeys(measured_stages(file.study), measured_corpora(file.study))
     tasks = dict.fromkeys(measured, facts.tasks)
@@ -177,8 +176,7 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
 
 def _average(study: AnyStudy, options: Sequence[Option]) -> float:
     """The share of the last stage's end in the weights whose losses are a trial's, given the options that may set it."""
-    for option in options:
-        study = with_values(study, option.fields)
+    study = with_values(study, {path: value for option in options for path, value in option.fields.items()})
     return float(getattr(getattr(study, study.stages[-1]), "average", 1.0))
 
 
@@ -201,6 +199,7 @@ class _StageBuilder:
         ]
         self.recipes: dict[tuple[int, ...], tuple[str, int] | None] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
+        self.labels: dict[tuple[int, ...], Axes] = {}
 
     def stage_at(self, point: tuple[int, ...], parent: str | None) -> str | None:
         """The key of the stage at a point of the grid, added to the stages if it is new; None if the point has none.
@@ -220,8 +219,11 @@ class _StageBuilder:
                 self._check_carry(recipe, self.stages[parent], own)
             key = self.keys[parent, recipe] = stage_key(stage_kind(self.stage), parent, recipe)
             inherited = self.stages[parent].axes if parent else {}
-            fields = {path: value for option in self._options(own) for path, value in option.fields.items()}
-            named = _plain_axes({path: value for path, value in fields.items() if self._is_label(path, recipe)})
+            if own not in self.labels:
+                fields = {path: value for option in self._options(own) for path, value in option.fields.items()}
+                labels = {path: value for path, value in fields.items() if self._is_label(path, recipe)}
+                self.labels[own] = _plain_axes(labels)
+            named = self.labels[own]
             also = self._estimate(parent, recipe) if parent else ()
             self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | named, also)
         return key
@@ -297,9 +299,7 @@ def models_of(file: StudyFile) -> list[Any]:
     ]
     found: list[Any] = []
     for options in itertools.product(*dimensions):
-        study = file.study
-        for option in options:
-            study = with_values(study, option.fields)
+        study = with_values(file.study, {path: value for option in options for path, value in option.fields.items()})
         if study.model not in found:
             found.append(study.model)
     return found

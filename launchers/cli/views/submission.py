@@ -11,10 +11,12 @@ from retain.launchers.jobs.resources import Resources, as_executions
 from retain.launchers.jobs.sbatch import planned_families, sbatch_script
 from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.kinds import ASSEMBLE, CONTINUE, PREPARE
-from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import OpenedStudy
+from retain.results.store.index.states import shown_states
+from retain.results.store.state import StateSummary
 from retain.sweeps.base.units import counted
 from retain.sweeps.tree.measures import EVALUATE
+from retain.sweeps.tree.tree import Tree
 
 PREPARING = (PREPARE.name, ASSEMBLE.name, CONTINUE.name)
 
@@ -72,11 +74,19 @@ def print_search(document: Mapping[str, Any], hints: str) -> None:
     print(hints)
 
 
-def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site: str | None) -> None:
-    """Print the script of every family of siblings as it would be submitted, and the reason for its walltime; write nothing."""
+def print_scripts(
+    opened: OpenedStudy,
+    tree: Tree,
+    states: Mapping[str, StateSummary],
+    resources: Mapping[str, Resources],
+    site: str | None,
+) -> None:
+    """Print the script of every family of siblings as it would be submitted, and the reason for its walltime; write nothing.
+
+    tree, states: the stages of the study with its evaluations, and their states.
+    """
     code = snapshot_path(opened.store.root)
-    tree = with_evaluations(opened)
-    missing = [key for key, state in opened.store.states(tree.stages).items() if state.state != "done"]
+    missing = [key for key, state in states.items() if state.state != "done"]
     if not missing:
         print("# nothing to submit: every stage is done")
     for family in planned_families(tree, missing, as_executions(resources)):
@@ -90,6 +100,6 @@ def print_scripts(opened: OpenedStudy, resources: Mapping[str, Resources], site:
 
 def print_local_start(opened: OpenedStudy, run: str) -> None:
     """Print what `submit --launcher local` would train. run: the command that it would start in the background."""
-    states = opened.store.states(opened.tree.stages)
+    states = shown_states(opened.store, opened.tree.stages)
     missing = sum(state.state != "done" for state in states.values())
     print(f"{run}: would train {counted(missing, 'stage')} of {len(states):,} in the background")
