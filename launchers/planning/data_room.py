@@ -83,6 +83,8 @@ def bytes_of_token(facts: Facts) -> int:
 
 def check_data_room(name: str, file: StudyFile, facts: Facts, store: Path) -> None:
     """Say what disk it takes to prepare large corpora, and check that the data of a study will fit. Raises NoRoomError."""
+    if facts.prepared:
+        return
     room = data_room(name, file, facts, Store(store))
     if room.parts:
         notice(

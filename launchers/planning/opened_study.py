@@ -82,8 +82,7 @@ def prepare_file(
     # Find mistakes in the study before any corpus is read or any folder is made.
     check_loggers(file)
     known = _opened(name, file, open_store(store), known_facts(file, store))
-    if not known.facts.prepared:
-        check_data_room(name, file, known.facts, store)
+    check_data_room(name, file, known.facts, store)
     make_store(store)
     claim_name(file, store)
     facts = prepare(file, store, report, in_parts)

@@ -85,12 +85,13 @@ def test_a_plan_says_what_parts_take_until_the_data_is_prepared(tmp_path: Path) 
     assert retain_json("plan", study, "--store", store)["totals"]["parts_bytes"] == 0
 
 
-@pytest.mark.parametrize("verb", ["data", "run"])
+@pytest.mark.parametrize("verb", ["data", "run", "search"])
 @pytest.mark.parametrize("part", ["100k", "256M"])
 def test_a_disk_that_cannot_hold_the_data_is_refused_before_anything_is_written(
     tmp_path: Path, verb: str, part: str
 ) -> None:
-    study = large_study(tmp_path / "study", execution={"data": {"part": part}})
+    search = {"axes": {"pretrain.exposure": {"uniform": [0, 1]}}}
+    study = large_study(tmp_path / "study", execution={"data": {"part": part}}, search=search)
     lines = [json.dumps({"text": text}) + "\n" for text in documents_of("music", 40_000)]
     (tmp_path / "study" / "music.jsonl").write_text("".join(lines))
     with small_disk_at(tmp_path / "disk", 1) as disk:
