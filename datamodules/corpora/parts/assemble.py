@@ -208,7 +208,8 @@ class _Stream:
         done = int(self.place.begins[self.at]) // GIVEN_BACK * GIVEN_BACK
         if done > self.freed:
             for mapped in (self.place.tokens, self.place.predicted):
-                if mapped is not None and isinstance(mapped.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                memory: object = None if mapped is None else mapped.base
+                if mapped is not None and isinstance(memory, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
                     size = mapped.itemsize
-                    mapped.base.madvise(mmap.MADV_DONTNEED, self.freed * size, (done - self.freed) * size)
+                    memory.madvise(mmap.MADV_DONTNEED, self.freed * size, (done - self.freed) * size)
             self.freed = done

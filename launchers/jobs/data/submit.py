@@ -47,7 +47,7 @@ class JobsForData:
         A budget without any part prepared needs the first one here, from which the others are estimated.
         """
         preparations = [Preparation(file, cut, lengths) for cut, lengths in cuts.values()]
-        needed: list[tuple[Preparation, Mapping[str, Stage], Mapping[str, Stage]]] = []
+        needed: list[tuple[Preparation, dict[str, Stage], dict[str, Stage]]] = []
         for preparation in preparations:
             first = {} if preparation.made(Store(store)) else preparation.part_stages(needed_parts(preparation.cut, {}))
             if preparation.cut.corpus.tokens is not None and first:

@@ -28,6 +28,6 @@ def is_surplus(store: Store, spec: dict[str, Any]) -> bool:
         if share * sum(part.manifest["tokens"] for part in found) < 0.9 * budget["tokens"]:
             return False
         division = Division(budget["heldout"], budget["withheld"])
-        return sum(trained for _, trained in distinct_tokens(found, division)) >= budget["tokens"]
+        return sum(trained for _, trained in distinct_tokens(found, division)) >= int(budget["tokens"])
     except (FileNotFoundError, DamageError):  # removed meanwhile; what is damaged is found when it is read
         return False
