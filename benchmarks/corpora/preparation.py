@@ -82,8 +82,8 @@ def measure(options: argparse.Namespace) -> Page:
             markdown_table(COLUMNS, rows),
             f"Medians of {options.rounds} rounds in turns, sequences of {LENGTH:,} tokens, {PARTS} parts unless the row says "
             f"otherwise, and the last row once; other processes kept {busy():.1f} cores busy meanwhile, so seconds of the "
-            "processor are compared. They count all threads and child processes, without imports. *Least to most* are the rates "
-            "of the rounds, in thousands of tokens. The library's process holds the text in memory.",
+            "processor are compared. They count all threads and child processes, without imports. *Least to most* are the "
+            "rates of the rounds, in thousands of tokens. The library's process holds the text in memory.",
             bullets(dict.fromkeys(peers.notes)),
         ],
     )
