@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> Page:
     folder, peers = options.folder, Peers(options.peers_python)
     small, large = (folder / f"{size}.jsonl" for size in ("half", "whole"))
     for path, share in ((small, 0.5), (large, 1.0)):
-        _write_text(path, options.megabytes * 1e6 * share)
+        write_text(path, options.megabytes * 1e6 * share)
     tokenizer = options.tokenizer or _train_tokenizer(small, folder / "tokenizer")
     busy = watch_other_processes()
     runs: dict[tuple[str, Path], list[Child]] = {}
@@ -231,7 +231,7 @@ PEERS: dict[str, tuple[str, Callable[[Path, Path, Path], int]]] = {
 }
 
 
-def _write_text(path: Path, size: float) -> None:
+def write_text(path: Path, size: float) -> None:
     """Write documents until the file has `size` bytes."""
     from retain.datamodules.corpora.reading.packages import read_docstrings, read_instructions
 

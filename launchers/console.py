@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-WORDS = ("stage", "axes", "state", "reason", "fingerprint", "job", "path", "what", "level", "detail")
+WORDS = ("stage", "axes", "state", "reason", "fingerprint", "job", "path", "what", "level", "detail", "freed")
 """Columns that hold words, which are aligned to the left."""
 MOST_ROWS = 40
 """The most rows of a printed table; --json has all."""

@@ -10,7 +10,7 @@ import json
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NotRequired, TypedDict
@@ -211,13 +211,12 @@ class SplitWriter:
             self.waiting_mask.extend(predicted or bytes([True]) * len(token_ids))
         self.documents += 1
 
-    def extend(self, tokens: Tokens, predicted: npt.NDArray[np.uint8] | None, documents: int) -> None:
-        """Append the tokens of several documents: [tokens], and whether each is predicted; None without a mask."""
-        self.waiting.frombytes(tokens.astype(self.waiting.typecode, copy=False).tobytes())
-        if self.mask is not None:
-            assert predicted is not None
-            self.waiting_mask.extend(predicted.tobytes())
-        self.documents += documents
+    def extend(self, tokens: Sequence[Tokens], predicted: Sequence[npt.NDArray[np.uint8]]) -> None:
+        """Append tokens, each array [tokens], and whether each is predicted, as many arrays; none without a mask."""
+        for ids in tokens:
+            self.waiting.frombytes(ids.astype(self.waiting.typecode, copy=False).tobytes())
+        for flags in predicted:
+            self.waiting_mask.extend(flags.tobytes())
 
     def flush(self) -> None:
         whole = len(self.waiting) // self.length

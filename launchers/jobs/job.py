@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TypedDict
 
 from retain.launchers.jobs.backlog import submit_dead
+from retain.launchers.jobs.data.further import submit_further_parts
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.submissions import is_to_do, read_backlog, read_submission, submitted_job
 from retain.launchers.kinds import kind_of
-from retain.launchers.slurm.client import exclude_nodes, live_jobs, own_job_is_cancelled, requeue_job
+from retain.launchers.slurm.client import exclude_nodes, live_jobs, own_job_is_cancelled, requeue_job, start_after
 from retain.launchers.stage.attempt import attempt_code
 from retain.launchers.stage.failures import DAMAGE, DISK, ON_SLURM, prepare_retry
 from retain.launchers.stage.log import BUSY, FAILED, NO_ROOM, STOPPED, log_into, log_line
@@ -66,6 +67,8 @@ class Requeue:
     """Seconds before the job may start again."""
     avoided: frozenset[str] = frozenset()
     """Nodes on which the job must not start again."""
+    after: tuple[str, ...] = ()
+    """Ids of jobs that must end before it starts again."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest,
         return Outcome(str(damage), failed=True)
     where = f"rank {ranks.rank} of {ranks.world}: job {slurm_job()} on {socket.gethostname()}"
     log_line(f"{where}: {decision}{f', {why}' if why else ''}")
+    if decision == "train" and ranks.is_first and (after := submit_further_parts(store, run)) is not None:
+        return Outcome("wait", requeue=Requeue(run, WAIT_S, after=after))
     if decision == "train":
         os.environ.update(_rendezvous(store.root / "submissions" / token, ranks))
         return _attempt(store, run, ranks, stop, runs)
@@ -232,6 +237,8 @@ def _requeue(requeue: Requeue) -> None:
         raise
     if requeue.avoided:
         exclude_nodes(job, requeue.avoided)
+    if requeue.after:
+        start_after(job, requeue.after)
 
 
 def _cancel_runs(store: Store, token: str, keys: tuple[str, ...]) -> None:

@@ -1,11 +1,20 @@
-"""The disk that preparing data takes besides the packed corpora: copies of data sets of the hub, and parts."""
+"""What preparing data takes besides the packed corpora: disk for copies of data sets of the hub and for parts, and time."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.parts.download import downloaded_bytes
 from retain.datamodules.corpora.sources import corpus_sources
-from retain.launchers.planning.opened_study import OpenedStudy
+from retain.results.store.disk import check_room, used_bytes
+from retain.results.store.runs import Store
+from retain.results.store.state import PART
+from retain.results.store.study_files import preparation_keys
+from retain.sweeps.base.notices import notice
+from retain.sweeps.base.units import format_bytes
+from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.tree.data_facts import Facts
 
 BYTES_OF_TOKEN = 4
 """Bytes of text in a token, for the size of a part before it is read."""
@@ -13,36 +22,73 @@ BYTES_OF_TOKEN = 4
 
 @dataclass(frozen=True)
 class DataRoom:
-    """What the data of a study that is not prepared takes until `retain gc` frees it."""
+    """What the data of a study that is not prepared takes. Sizes are estimated from those of the sources."""
 
     downloads: int = 0
-    """Bytes of copies that are in the store; those that are not are unknown."""
+    """Bytes of copies that are in the store until `retain gc` frees them; those that are not there are unknown."""
     parts: int = 0
-    """Bytes of the parts of large corpora."""
+    """Bytes of the parts of large corpora until `retain gc` frees them, those that are there included."""
+    parts_there: int = 0
+    """Bytes of the parts that are there."""
+    packed: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each packed corpus that is not prepared, by its provisional fingerprint."""
+    tokens: int = 0
+    """Tokens to read and encode."""
     notes: tuple[str, ...] = ()
     """One sentence for each corpus whose size is unknown."""
 
+    @property
+    def needed(self) -> int:
+        """Bytes that preparing the data still writes before it frees any."""
+        return max(0, self.parts - self.parts_there) + sum(self.packed.values())
 
-def data_room(opened: OpenedStudy) -> DataRoom:
-    """The room that the corpora of a study need that are not prepared. Reads no corpus. Raises StudyError."""
-    file, facts = opened.file, opened.facts
+
+def data_room(name: str, file: StudyFile, facts: Facts, store: Store) -> DataRoom:
+    """What the corpora of a study need that are not prepared. Reads no corpus. Raises StudyError, DamageError."""
     lacking = {name for (name, _), one in facts.corpora.items() if not one.prepared}
     sources = corpus_sources(file) if lacking else {}
-    bytes_per_token = 2 if facts.vocabulary <= 2**16 else 4
-    downloads = parts = 0
+    downloads = parts = tokens = 0
+    packed: dict[str, int] = {}
     notes = []
-    for name in sorted(lacking):
-        corpus = file.study.corpora[name]
-        size = sum(bytes_ for _, bytes_, _ in sources[name].get("files", ()))
+    for corpus_name in sorted(lacking):
+        corpus = file.study.corpora[corpus_name]
+        size = sum(bytes_ or 0 for _, bytes_, _ in sources[corpus_name].get("files", ()))
         if is_on_hub(corpus, file.folder):
-            copied = downloaded_bytes(corpus, opened.store.root)
+            copied = downloaded_bytes(corpus, store.root)
             downloads += copied or 0
             size = copied or 0
             if copied is None:
                 notes.append(
-                    f"{opened.name}: corpora.{name}: the size of {corpus.hf} on the hub is unknown, so a copy of it counts as 0"
+                    f"{name}: corpora.{corpus_name}: the size of {corpus.hf} on the hub is unknown, so a copy of it counts as 0"
                 )
+        read = size // BYTES_OF_TOKEN
+        wanted = min(read or corpus.tokens or 0, corpus.tokens or read)
+        written, masked = wanted * bytes_of_token(facts), wanted if corpus.responses_only else 0
+        for (other, _), one in facts.corpora.items():
+            if other == corpus_name and not one.prepared:
+                packed[one.fingerprint] = written + masked // 8
+        tokens += wanted
         if size > file.study.execution.data.part:
-            tokens = size // BYTES_OF_TOKEN
-            parts += min(tokens, corpus.tokens or tokens) * bytes_per_token
-    return DataRoom(downloads, parts, tuple(notes))
+            parts += written + masked
+    there = (
+        sum(used_bytes(store.root / key / PART) for key in preparation_keys(store, file.study.study)) if parts else 0
+    )
+    return DataRoom(downloads, parts, there, packed, tokens, tuple(notes))
+
+
+def bytes_of_token(facts: Facts) -> int:
+    """The bytes that a token takes on disk."""
+    return 2 if facts.vocabulary <= 2**16 else 4
+
+
+def check_data_room(name: str, file: StudyFile, facts: Facts, store: Path) -> None:
+    """Say what disk it takes to prepare large corpora, and check that the data of a study will fit. Raises NoRoomError."""
+    if facts.prepared:
+        return
+    room = data_room(name, file, facts, Store(store))
+    if room.parts:
+        notice(
+            f"{name}: preparing the data writes about {format_bytes(room.parts)} of parts, which retain gc frees later, and "
+            f"{format_bytes(sum(room.packed.values()))} of packed corpora"
+        )
+    check_room(store, room.needed, "to prepare the data, about ")

@@ -13,6 +13,7 @@ from retain.datamodules.corpora.prepare import (
     prepare,
     remembered_facts,
 )
+from retain.launchers.planning.data_room import check_data_room
 from retain.launchers.planning.looks import with_recorded_seeds
 from retain.results.store.runs import Store, make_store, open_store
 from retain.results.store.study_files import OWNER, study_folder
@@ -81,6 +82,7 @@ def prepare_file(
     # Find mistakes in the study before any corpus is read or any folder is made.
     check_loggers(file)
     known = _opened(name, file, open_store(store), known_facts(file, store))
+    check_data_room(name, file, known.facts, store)
     make_store(store)
     claim_name(file, store)
     facts = prepare(file, store, report, in_parts)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from retain.launchers.planning.data_room import data_room
+from retain.datamodules.corpora.parts.speed import MODELLED, measured_speed
+from retain.launchers.planning.data_room import DataRoom, bytes_of_token, data_room
 from retain.launchers.planning.defaults import planned_defaults
 from retain.launchers.planning.evaluations import PlannedEvaluations, planned_evaluations
 from retain.launchers.planning.looks import schedule, seeds_override
@@ -64,6 +65,24 @@ class PlanTotals(Totals):
     """Bytes of copies of data sets of the hub in the store, for corpora that are not prepared; `retain gc` frees them then."""
     parts_bytes: int = 0
     """Bytes of the parts of large corpora that are not prepared; `retain gc` frees them once the corpora are."""
+    preparation_tokens: int = 0
+    """Tokens of the corpora that are not prepared, estimated from the bytes of their sources."""
+    preparation_core_hours: float = 0.0
+    """Hours of one core that reading and encoding them takes."""
+    preparation_speed: float = 0.0
+    """Tokens per second and core, for which these hours are calculated."""
+    preparation_measured: bool = False
+    """Whether this speed is that of parts that were prepared in this store; otherwise it is modelled."""
+
+
+@dataclass(frozen=True)
+class DiskItem:
+    """Something of a study that takes disk."""
+
+    what: str
+    bytes: int
+    freed: str
+    """When it is freed, and by what; never, if only a user who deletes the store does."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,8 @@ class Plan:
     """What a reader should know before training, one sentence each: unused corpora, and what a stage lacks to start from."""
     evaluations: PlannedEvaluations
     """The evaluation runs, which train nothing, and their cost, which `totals` does not include."""
+    disk: list[DiskItem]
+    """What takes the bytes of `totals.disk_peak_bytes`, and when each is freed."""
     defaults: list[str]
     """Precision and compilation of each stage where the study leaves them to the machine, with their reasons, one sentence
     each; on CPUs as measured on this kind of processor."""
@@ -117,16 +138,8 @@ def plan_studies(
     # Before the store is read for speeds, so that damage is one sentence.
     measured = planned_evaluations(replace(opened[0], tree=tree, facts=_together(opened)))
     totals = total_cost(tree, done, device, measured_speeds(found, states), _parallelism(opened))
-    data = _data_bytes(opened)
-    rooms = [data_room(one) for one in opened]
-    downloads, parts = (max(vars(room)[name] for room in rooms) for name in ("downloads", "parts"))
-    peak = totals.disk_peak_bytes + data + downloads + parts
-    with_data = vars(totals) | {
-        "data_bytes": data,
-        "download_bytes": downloads,
-        "parts_bytes": parts,
-        "disk_peak_bytes": peak,
-    }
+    rooms = [data_room(one.name, one.file, one.facts, one.store) for one in opened]
+    total = _with_data(totals, opened, rooms, store)
     stages = [
         PlannedStage(stage.key, stage.stage, stage.parent, stage.axes, stage.tokens, states[stage.key].state)
         for stage in tree.stages.values()
@@ -159,9 +172,54 @@ def plan_studies(
         check_starts(found, tree.stages, states)
     except MissingResourceError as error:
         notes.append(str(error))
-    total = PlanTotals(**with_data)
     defaults = list(dict.fromkeys(line for one in opened for line in planned_defaults(one)))
-    return Plan(tree.study, tree.provisional, device, studies, tree.chain, stages, total, notes, measured, defaults)
+    return Plan(
+        tree.study,
+        tree.provisional,
+        device,
+        studies,
+        tree.chain,
+        stages,
+        total,
+        notes,
+        measured,
+        _disk(total),
+        defaults,
+    )
+
+
+def _with_data(totals: Totals, opened: Sequence[OpenedStudy], rooms: Sequence[DataRoom], store: Path) -> PlanTotals:
+    """The totals of the tree with those of the data. rooms: of each study; what they share is that of the largest."""
+    data = _data_bytes(opened, rooms)
+    downloads, parts, tokens = (max(vars(room)[name] for room in rooms) for name in ("downloads", "parts", "tokens"))
+    speed = measured_speed(store)
+    known = vars(totals) | {"disk_peak_bytes": totals.disk_peak_bytes + data + downloads + parts}
+    return PlanTotals(
+        **known,
+        data_bytes=data,
+        download_bytes=downloads,
+        parts_bytes=parts,
+        preparation_tokens=tokens,
+        preparation_core_hours=tokens / (speed or MODELLED) / 3600,
+        preparation_speed=speed or MODELLED,
+        preparation_measured=speed is not None,
+    )
+
+
+def _disk(totals: PlanTotals) -> list[DiskItem]:
+    """What takes disk, in the order in which it is written."""
+    checkpoints = totals.disk_peak_bytes - totals.disk_bytes
+    checkpoints -= totals.data_bytes + totals.download_bytes + totals.parts_bytes
+    packed = "by retain gc once the corpora are packed"
+    children = "by retain gc --weights once the stages that start from them are done"
+    return [
+        DiskItem("copies of data sets", totals.download_bytes, packed),
+        DiskItem("parts of corpora", totals.parts_bytes, packed),
+        DiskItem("packed corpora", totals.data_bytes, "never"),
+        DiskItem("checkpoints", checkpoints, "when their stage is done"),
+        DiskItem("weights that stages start from", totals.freeable_bytes, children),
+        DiskItem("other weights", totals.disk_bytes - totals.freeable_bytes, "never"),
+    ]
 
 
 def _together(opened: Sequence[OpenedStudy]) -> Facts:
@@ -200,12 +258,12 @@ def _parallelism(opened: Sequence[OpenedStudy]) -> dict[str, Parallelism]:
     return parallelism
 
 
-def _data_bytes(opened: Sequence[OpenedStudy]) -> int:
-    """Bytes of the packed corpora, each once. An unprepared corpus counts with its `tokens` in the study, or 0 without them."""
+def _data_bytes(opened: Sequence[OpenedStudy], rooms: Sequence[DataRoom]) -> int:
+    """Bytes of the packed corpora, each once. An unprepared corpus counts as `data_room` estimates it."""
     sizes = {}
-    for one in opened:
-        for (name, length), facts in one.facts.corpora.items():
-            bytes_per_token = 2 if one.facts.vocabulary <= 2**16 else 4
-            tokens = (facts.train or 0) * length if facts.prepared else one.file.study.corpora[name].tokens
-            sizes[facts.fingerprint] = (tokens or 0) * bytes_per_token
+    for one, room in zip(opened, rooms, strict=True):
+        for (_, length), facts in one.facts.corpora.items():
+            if facts.prepared:
+                sizes[facts.fingerprint] = (facts.train or 0) * length * bytes_of_token(one.facts)
+        sizes |= room.packed
     return sum(sizes.values())

@@ -7,7 +7,7 @@ from typing import Any
 from retain.datamodules.corpora.parts.assemble import distinct_tokens
 from retain.datamodules.corpora.parts.plan import ASSEMBLY, STAGE, CutCorpus, Made
 from retain.datamodules.corpora.parts.request import reads_of
-from retain.datamodules.corpora.parts.stored import open_part
+from retain.datamodules.corpora.parts.stored import is_part, open_part
 from retain.datamodules.corpora.prepared import packed_corpus
 from retain.datamodules.corpora.sources import FORMAT, corpus_source, read_note
 from retain.launchers.kinds import ASSEMBLE, PREPARE, described
@@ -66,9 +66,18 @@ class Preparation:
         counts = distinct_tokens(parts, self.cut.division)
         return {key: Made(tokens, trained) for key, (tokens, trained) in zip(keys, counts, strict=True)}
 
-    def register(self, stages: Mapping[str, Stage], store: Store, execution: Mapping[str, Any]) -> None:
-        """Enter runs into the store, and plan those again that have ended without their result being there."""
+    def register(
+        self, stages: Mapping[str, Stage], store: Store, execution: Mapping[str, Any], assembly: str | None = None
+    ) -> None:
+        """Enter runs into the store, and plan those again that have ended without their result being there.
+
+        assembly: the run that needs the parts in the order in which a budget uses them up. A part that starts when those before
+        it reach the budget is then left out.
+        """
         reads, versions = reads_of(self.file, self.cut), installed_versions()
+        if assembly is not None and self.cut.corpus.tokens is not None:
+            shares = {"heldout": self.cut.division.heldout, "withheld": self.cut.withheld}
+            reads["budget"] = {"assembly": assembly, "tokens": self.cut.corpus.tokens, **shares}
         for stage in stages.values():
             kind = PREPARE if stage.stage == STAGE else ASSEMBLE
             spec = {
@@ -122,4 +131,4 @@ def record_runs(store: Store, study: str, keys: Sequence[str]) -> None:
 def is_prepared(store: Store, key: str) -> bool:
     """Whether a part is done, and its files are there."""
     run = store.run(key)
-    return run.is_done() and (run.folder / PART).is_dir()
+    return run.is_done() and is_part(run.folder / PART)

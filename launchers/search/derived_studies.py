@@ -9,6 +9,7 @@ from typing import Any
 from retain.datamodules.corpora.find import absolute, local_folder
 from retain.datamodules.corpora.prepare import Report, known_facts, prepare
 from retain.launchers.local.preparation import prepare_here
+from retain.launchers.planning.data_room import check_data_room
 from retain.launchers.planning.opened_study import check_loggers, check_name, claim_name
 from retain.results.analysis.axes import RECIPE
 from retain.results.analysis.recipe_comparison import DEFAULT, GRID_BEST
@@ -135,6 +136,7 @@ def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedSt
     tree = expand(whole, facts)
     check_objective(file, tree)
     if report is not None:
+        check_data_room(file.path.name, whole, facts, store)
         make_store(store)
         facts = prepare(whole, store, report, prepare_here)
         tree = expand(whole, facts)

@@ -155,6 +155,12 @@ def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:
         ask(["scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join([*before, *sorted(nodes)])}"])
 
 
+def start_after(job_id: str, job_ids: Iterable[str]) -> None:
+    """Let a waiting job start once other jobs have ended. If SLURM refuses, nothing changes."""
+    with contextlib.suppress(MissingResourceError):
+        ask(["scontrol", "update", f"jobid={job_id}", f"dependency=afterany:{':'.join(job_ids)}"], shielded=True)
+
+
 def accounted_states(job_ids: Iterable[str]) -> dict[str, str]:
     """The final states of jobs that have ended, as sacct prints them, by id: one call of sacct; empty without accounting."""
     wanted = set(job_ids)

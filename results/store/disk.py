@@ -41,8 +41,10 @@ def used_bytes(place: Path) -> int:
     return total
 
 
-def check_room(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int, what: str = "") -> None:
     """Check that `needed` bytes are free on the disk of `folder`, which need not exist yet. Raises NoRoomError.
+
+    what: what they are needed for, before the number.
 
     A quota that the file system does not report shows only when a write fails.
     """
@@ -50,6 +52,6 @@ def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise NoRoomError(
-            f"{folder}: {format_bytes(needed)} are needed and {format_bytes(free)} are free; "
+            f"{folder}: {what}{format_bytes(needed)} are needed and {format_bytes(free)} are free; "
             "free space, or choose another disk with --store"
         )

@@ -336,8 +336,8 @@ class Store:
     def register(self, key: str, spec: Mapping[str, Any]) -> None:
         """Register a run as planned, unless it is registered.
 
-        In stage.json of a run that is not done, `execution` and `reads` follow the latest caller, `others` grows by what is
-        new, and a run that some caller wants to keep its optimizer keeps it.
+        In stage.json of a run that is not done, `execution`, `reads` and `needs` follow the latest caller, `others` grows by
+        what is new, and a run that some caller wants to keep its optimizer keeps it.
         """
         folder = self.root / key
         folder.mkdir(exist_ok=True)

@@ -243,7 +243,7 @@ def updated_spec(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, An
             others[f"{name}-{corpus[:8]}" if name in others else name] = corpus
     keeps = KEEPS_OPTIMIZER in old or KEEPS_OPTIMIZER not in new
     values: dict[str, str] = {**old.get("values", {}), **new.get("values", {})}
-    same = all(old.get(field) == new.get(field) for field in ("execution", "reads"))
+    same = all(old.get(field) == new.get(field) for field in ("execution", "reads", "needs"))
     if same and keeps and others == old.get("others", {}) and values == old.get("values", {}):
         return None
     return {**old, **new} | ({"others": others} if others else {}) | ({"values": values} if values else {})

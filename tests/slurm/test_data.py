@@ -1,13 +1,20 @@
 """Corpora that are prepared by jobs on a real SLURM."""
 
+import gzip
+import json
 import random
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from retain.datamodules.corpora.parts.stored import is_part, open_part
 from retain.datamodules.corpora.tokenizer import train_tokenizer
+from retain.launchers.stage.failures import DISK
 from retain.results.store.runs import Store
+from retain.results.store.state import PART
+from tests.disks import small_disk_at
 from tests.launchers.local.test_preparation import calm, done_parts, fingerprint, large_study, parts
 from tests.retain import losses, retain_json, train_here, weights
 from tests.slurm.chaos import Chaos, kill_process, node_death
@@ -27,6 +34,21 @@ EXECUTION: dict[str, Any] = {
 def prepared(cluster: Cluster, folder: Path, **overrides: Any) -> Chaos:
     study = large_study(folder / "study", execution=EXECUTION, **overrides)
     return Chaos(cluster, study, folder / "runs", random.Random(1))
+
+
+def padded(study: Path, first: int, last: int) -> None:
+    """Let some records of music be four times as long, by a field that no document has: their parts have fewer tokens."""
+    file = study.parent / "music.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines[first:last]:
+        line["more"] = "x" * 3 * len(line["text"])
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def tokenised(store: Path) -> dict[str, int]:
+    """The tokens of each part of music that was tokenised."""
+    made = {run.key: run.folder / PART for run in parts(store) if is_part(run.folder / PART)}
+    return {key: open_part(folder).manifest["tokens"] for key, folder in made.items()}
 
 
 def ended(chaos: Chaos) -> bool:
@@ -88,3 +110,91 @@ def test_the_cause_of_a_failed_preparation_is_recorded_where_the_study_was_to_be
     for stage in ("prepare", "assemble", "continue"):
         assert "music.jsonl, line 3000" in of_data[stage]["reason"]
     assert of_data["continue"]["state"] == "skipped"
+
+
+@pytest.mark.slow
+def test_the_job_that_finds_too_few_parts_queues_further_ones(slurm: Cluster, tmp_path: Path) -> None:
+    chaos = prepared(slurm, tmp_path, **{"corpora.music.tokens": 60_000})
+    padded(chaos.study, 1000, 4000)
+    chaos.retain("data", chaos.study, "--launcher", "slurm")
+    estimated = len(parts(chaos.store))
+    wait_until(lambda: ended(chaos), "the end of all jobs", 500)
+    made = parts(chaos.store)
+    assert len(made) > estimated
+    assert all(run.is_done() for run in made)
+    (assembly,) = (run for run in Store(chaos.store).runs() if made[0].key in run.needs())
+    assert "more than were estimated: submitted" in assembly.log.read_text()
+    assert "it is prepared here" not in assembly.log.read_text()
+    document = retain_json("data", chaos.study, "--store", chaos.store)
+    assert fingerprint(document) == calm(chaos.study, tmp_path / "calm")
+    assert retain_json("verify", "--store", chaos.store)["problems"] == []
+
+
+@pytest.mark.slow
+def test_parts_that_start_once_the_budget_is_reached_are_left_out(slurm: Cluster, tmp_path: Path) -> None:
+    execution = replaced(EXECUTION, {"data.slurm.at_a_time": 2})
+    study = large_study(tmp_path / "study", execution=execution, **{"corpora.music.tokens": 60_000})
+    padded(study, 0, 500)
+    chaos = Chaos(slurm, study, tmp_path / "runs", random.Random(1))
+    chaos.retain("data", study, "--launcher", "slurm")
+    estimated = len(parts(chaos.store))
+    wait_until(lambda: ended(chaos), "the end of all jobs", 500)
+    made = tokenised(chaos.store)
+    assert all(run.is_done() for run in parts(chaos.store))
+    # A tenth of the documents is held out. Two parts are made at a time.
+    assert 60_000 <= 0.9 * sum(made.values()) <= 60_000 + 3 * max(made.values())
+    assert len(made) < estimated
+    document = retain_json("data", study, "--store", chaos.store)
+    assert fingerprint(document) == calm(study, tmp_path / "calm")
+    assert retain_json("verify", "--store", chaos.store)["problems"] == []
+    more = retain_json("data", study, "corpora.music.tokens=80k", "--store", chaos.store)
+    assert len(tokenised(chaos.store)) > len(made)
+    assert fingerprint(more) != fingerprint(document)
+
+
+@pytest.mark.slow
+def test_parts_that_fill_the_disk_say_so_and_a_larger_disk_continues(slurm: Cluster, tmp_path: Path) -> None:
+    # Compressed, so that nobody knows before how much there is.
+    music = {"corpora.music": {"files": "music-*.jsonl.gz", "heldout": 0.1}, "tokenizer": {"train": 300}}
+    study = large_study(tmp_path / "study", execution=EXECUTION, **music)
+    lines = [json.dumps({"text": text}) + "\n" for text in documents_of("music", 200_000)]
+    for number in range(8):
+        with gzip.open(study.parent / f"music-{number}.jsonl.gz", "wt") as file:
+            file.writelines(lines[number::8])
+    megabytes = 10
+    with small_disk_at(tmp_path / "disk", megabytes) as disk:
+        chaos = Chaos(slurm, study, disk / "runs", random.Random(1))
+        chaos.retain("data", study, "--launcher", "slurm")
+        wait_until(lambda: full(chaos.store), "a part that finds the disk full", 300)
+        said = full(chaos.store)
+        chaos.retain("cancel", study)
+        wait_until(lambda: ended(chaos), "the end of all jobs", 120)
+        assert all("No space left on device" in reason or "are needed and" in reason for reason in said)
+        left = [place for run in parts(chaos.store) for place in run.folder.iterdir() if place.is_dir()]
+        assert all(place.name == PART and is_part(place) for place in left)
+        before = done_parts(chaos.store)
+        subprocess.run(["mount", "-o", f"remount,size={8 * megabytes}m", str(disk)], check=True)
+        chaos.retain("retry", study)
+        chaos.retain("data", study, "--launcher", "slurm")
+        wait_until(lambda: ended(chaos), "the end of all jobs", 500)
+        assert before.items() <= done_parts(chaos.store).items()
+        document = retain_json("data", study, "--store", chaos.store)
+        assert fingerprint(document) == calm(study, tmp_path / "calm")
+        assert sum(tokenised(chaos.store).values()) * 2 > megabytes * 2**20  # whatever the order, the disk ran full
+
+
+def test_a_disk_that_cannot_hold_the_data_refuses_a_submission(slurm: Cluster, tmp_path: Path) -> None:
+    study = large_study(tmp_path / "study", execution=EXECUTION)
+    lines = [json.dumps({"text": text}) + "\n" for text in documents_of("music", 40_000)]
+    (study.parent / "music.jsonl").write_text("".join(lines))
+    with small_disk_at(tmp_path / "disk", 1) as disk:
+        chaos = Chaos(slurm, study, disk / "runs", random.Random(1))
+        for command in (["submit", study], ["data", study, "--launcher", "slurm"]):
+            assert "to prepare the data, about" in chaos.retain(*command, code=3).stderr
+        assert not chaos.store.exists()
+
+
+def full(store: Path) -> list[str]:
+    """Why parts failed that found the disk full."""
+    states = [run.state() for run in parts(store)]
+    return [state.reason or "" for state in states if any(attempt.failure == DISK for attempt in state.attempts)]

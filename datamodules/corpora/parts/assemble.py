@@ -1,5 +1,6 @@
 """Put the parts of a corpus together: the same bits as `packing.pack` of all its documents, whoever made the parts and when."""
 
+import mmap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ AT_A_TIME = 4096
 """Documents that are looked at together."""
 COPIED_TOKENS = 1 << 22
 """Tokens that are copied together."""
+GIVEN_BACK = 1 << 20
+"""Tokens whose memory is given back together; a multiple of the size of a page."""
 Report = Callable[[int, int], None]
 """Called with the numbers of documents read and of training tokens so far."""
 
@@ -45,8 +48,8 @@ class _Chunk:
     """The parts that they are in."""
     place: npt.NDArray[np.int64]
     """For each document, the index of its part."""
-    number: npt.NDArray[np.int64]
-    """For each document, its index in its part."""
+    begin: npt.NDArray[np.int64]
+    """For each document, the index of its first token in its part."""
 
 
 def assemble(
@@ -122,25 +125,36 @@ def _copy(chunk: _Chunk, chosen: npt.NDArray[np.int64], writer: SplitWriter) -> 
     """Append documents of a chunk to a split."""
     if not len(chosen):
         return
-    lengths = chunk.documents["length"][chosen].astype(np.int64)
-    ends = np.cumsum(lengths)
+    writer.documents += len(chosen)
     writer.ends_inside |= bool(chunk.documents["inside"][chosen].any())
-    first = 0
-    while first < len(chosen):
-        before = ends[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, before + COPIED_TOKENS, "right")))
-        ids, flags = [], []
-        for index in chosen[first:last].tolist():
-            place, number = chunk.places[chunk.place[index]], chunk.number[index]
-            begin = int(place.begins[number])
-            end = begin + int(chunk.documents["length"][index])
-            ids.append(place.tokens[begin:end])
+    ids: list[Tokens] = []
+    flags: list[npt.NDArray[np.uint8]] = []
+    waiting = 0
+    for place, begin, end in _stretches(chunk, chosen):
+        for first in range(begin, end, COPIED_TOKENS):
+            piece = slice(first, min(first + COPIED_TOKENS, end))
+            ids.append(place.tokens[piece])
             if writer.mask is not None:
                 assert place.predicted is not None
-                flags.append(place.predicted[begin:end])
-        writer.extend(np.concatenate(ids), np.concatenate(flags) if flags else None, last - first)
-        writer.flush()
-        first = last
+                flags.append(place.predicted[piece])
+            waiting += len(ids[-1])
+            if waiting >= COPIED_TOKENS:
+                writer.extend(ids, flags)
+                writer.flush()
+                ids, flags, waiting = [], [], 0
+    writer.extend(ids, flags)
+    writer.flush()
+
+
+def _stretches(chunk: _Chunk, chosen: npt.NDArray[np.int64]) -> Iterator[tuple[_Place, int, int]]:
+    """Yield the tokens of documents as ranges of parts: one range for documents that follow one another in a part."""
+    places, begins = chunk.place[chosen], chunk.begin[chosen]
+    ends = begins + chunk.documents["length"][chosen]
+    follows = (places[1:] == places[:-1]) & (begins[1:] == ends[:-1])
+    first = np.flatnonzero(np.concatenate(([True], ~follows)))
+    last = np.append(first[1:], len(chosen)) - 1
+    for place, begin, end in zip(places[first].tolist(), begins[first].tolist(), ends[last].tolist(), strict=True):
+        yield chunk.places[place], begin, end
 
 
 def _chunks(streams: Sequence[Iterator[StoredPart]]) -> Iterator[_Chunk]:
@@ -148,7 +162,7 @@ def _chunks(streams: Sequence[Iterator[StoredPart]]) -> Iterator[_Chunk]:
     left = [_Stream(stream) for stream in streams]
     while left := [stream for stream in left if stream.refill()]:
         rounds = min(max(1, AT_A_TIME // len(left)), *(stream.remaining for stream in left))
-        numbers = np.array([np.arange(stream.at, stream.at + rounds) for stream in left])
+        begins = np.stack([stream.place.begins[stream.at : stream.at + rounds] for stream in left])
         documents = np.stack([stream.place.documents[stream.at : stream.at + rounds] for stream in left])
         for stream in left:
             stream.at += rounds
@@ -157,7 +171,7 @@ def _chunks(streams: Sequence[Iterator[StoredPart]]) -> Iterator[_Chunk]:
             documents.T.reshape(-1),
             tuple(stream.place for stream in left),
             np.tile(np.arange(len(left)), rounds),
-            numbers.T.reshape(-1),
+            begins.T.reshape(-1),
         )
 
 
@@ -168,6 +182,8 @@ class _Stream:
         self.parts = parts
         self.place: _Place
         self.at = self.remaining_at = 0
+        self.freed = 0
+        """The first token of the part whose memory is not given back."""
 
     @property
     def remaining(self) -> int:
@@ -175,6 +191,8 @@ class _Stream:
 
     def refill(self) -> bool:
         """Open the next part with documents if this one has ended. Returns whether there is a document."""
+        if self.remaining:
+            self._give_back()
         while not self.remaining:
             part = next(self.parts, None)
             if part is None:
@@ -182,5 +200,16 @@ class _Stream:
             documents = part.documents
             ends = np.cumsum(documents["length"], dtype=np.int64)
             self.place = _Place(part.tokens, part.predicted, documents, ends - documents["length"])
-            self.at, self.remaining_at = 0, len(documents)
+            self.at, self.remaining_at, self.freed = 0, len(documents), 0
         return True
+
+    def _give_back(self) -> None:
+        """Give back the memory of the tokens before this document: mapped pages stay as long as a part is open."""
+        done = int(self.place.begins[self.at]) // GIVEN_BACK * GIVEN_BACK
+        if done > self.freed:
+            for mapped in (self.place.tokens, self.place.predicted):
+                memory: object = None if mapped is None else mapped.base
+                if mapped is not None and isinstance(memory, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                    size = mapped.itemsize
+                    memory.madvise(mmap.MADV_DONTNEED, self.freed * size, (done - self.freed) * size)
+            self.freed = done

@@ -5,6 +5,8 @@
     predicted.bin   for each token whether it is predicted, one byte each; only of a corpus with a mask
     part.json       what the files are, with their SHA-256
 
+A part that proved to be beyond the budget of its corpus has one file instead, unneeded.json, which says so.
+
 A document without tokens is empty, or a copy of an earlier one of the part: it only holds a place, as documents of several
 streams are read in turn.
 """
@@ -31,6 +33,7 @@ from retain.sweeps.base.documents import read_document, unreadable, write_docume
 from retain.sweeps.base.errors import DamageError
 
 TOKENS, DOCUMENTS, PREDICTED, MANIFEST = "tokens.bin", "documents.bin", "predicted.bin", "part.json"
+UNNEEDED = "unneeded.json"
 DOCUMENT = np.dtype([("hash", "<u8"), ("length", "<u4"), ("inside", "u1")])
 CURE = "delete the folder and prepare the study's data again, which makes the part again"
 Report = Callable[[int, int], None]
@@ -94,6 +97,11 @@ class StoredPart:
             return np.memmap(self.folder / name, dtype, "r", shape=(count,))
         except (OSError, ValueError) as error:
             raise DamageError(f"{self.folder / name} is damaged ({error}); {CURE}") from error
+
+
+def is_part(folder: Path) -> bool:
+    """Whether a folder holds a part that was tokenised."""
+    return (folder / MANIFEST).is_file()
 
 
 def open_part(folder: Path) -> StoredPart:

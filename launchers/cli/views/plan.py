@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.table import Table
 from rich.text import Text
 
 from retain.datamodules.corpora.check import Check
@@ -11,7 +12,8 @@ from retain.launchers.console import new_table, open_console, print_line
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.plan import Plan, PlannedStudy, PlanTotals
 from retain.launchers.planning.power import PowerPlan
-from retain.sweeps.base.units import counted, format_bytes, format_size
+from retain.sweeps.base.processes import usable_cores
+from retain.sweeps.base.units import counted, format_bytes, format_seconds, format_size
 from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.schema.section import value_name
 from retain.sweeps.tree.data_facts import Reading, reading_remarks
@@ -40,10 +42,8 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
         f"can be freed when their stages are done) and {format_bytes(totals.data_bytes)} of packed data; "
         f"{format_bytes(totals.disk_peak_bytes)} at the peak",
     ]
-    if totals.download_bytes or totals.parts_bytes:
-        parts = [(totals.download_bytes, "downloads"), (totals.parts_bytes, "parts")]
-        needed = " and ".join(f"{format_bytes(size)} of {what}" for size, what in parts if size)
-        lines.append(f"to prepare the data: {needed}, which retain gc frees once the corpora are packed")
+    if totals.preparation_tokens:
+        lines.append(_preparation(totals))
     if totals.optimizer_bytes:
         lines.append(f"{format_bytes(totals.optimizer_bytes)} of the weights are moments of AdamW that stages carry on")
     if (measured := plan.evaluations).runs:
@@ -58,6 +58,29 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
     console.print(table)
     for line in lines:
         print_line(console, line)
+    console.print(_disk_table(plan))
+
+
+def _preparation(totals: PlanTotals) -> str:
+    """What it takes to prepare the data that is not prepared."""
+    cores = usable_cores()
+    hours = totals.preparation_core_hours
+    basis = "as measured in this store" if totals.preparation_measured else "modelled"
+    here = f"{format_seconds(3600 * hours / cores)} on the {counted(cores, 'core')} here"
+    return (
+        f"to prepare the data: about {format_size(totals.preparation_tokens)} tokens, {hours:.3g} core-hours at "
+        f"{format_size(totals.preparation_speed)} tokens per second and core ({basis}), {here}"
+    )
+
+
+def _disk_table(plan: Plan) -> Table:
+    """A row for each thing that takes disk, and when it is freed."""
+    table = new_table("disk", "bytes", "freed")
+    for item in plan.disk:
+        if item.bytes:
+            table.add_row(item.what, format_bytes(item.bytes), item.freed)
+    table.add_row("all of it: the peak", format_bytes(plan.totals.disk_peak_bytes), "")
+    return table
 
 
 def print_power(plan: PowerPlan) -> None:

@@ -47,22 +47,21 @@ class JobsForData:
         A budget without any part prepared needs the first one here, from which the others are estimated.
         """
         preparations = [Preparation(file, cut, lengths) for cut, lengths in cuts.values()]
-        needed: list[tuple[Preparation, Mapping[str, Stage]]] = []
+        needed: list[tuple[Preparation, dict[str, Stage], dict[str, Stage]]] = []
         for preparation in preparations:
             first = {} if preparation.made(Store(store)) else preparation.part_stages(needed_parts(preparation.cut, {}))
             if preparation.cut.corpus.tokens is not None and first:
                 self._make_here(preparation, Store(store), first, report)
             made = preparation.made(Store(store))
             missing = preparation.part_stages(needed_parts(preparation.cut, made))
-            needed.append((preparation, missing))
-            assemblies = preparation.assemblies([*preparation.part_stages(made), *missing])
-            needed.append((preparation, assemblies))
+            assemblies = preparation.assemblies(list(preparation.part_stages({*made, *missing})))
+            needed.append((preparation, missing, assemblies))
             self.assemblies += assemblies
-        parts = sum(len(stages) for _, stages in needed)
-        execution = data_execution(file, self.site, parts)
-        for preparation, stages in needed:
-            preparation.register(stages, Store(store), execution)
-            self.keys += stages
+        execution = data_execution(file, self.site, sum(len(missing) for _, missing, _ in needed))
+        for preparation, missing, assemblies in needed:
+            preparation.register(assemblies, Store(store), execution)
+            preparation.register(missing, Store(store), execution, next(iter(assemblies)))
+            self.keys += [*in_turns(list(missing), execution["pack"]), *assemblies]
         record_runs(Store(store), file.study.study, self.keys)
         return False
 
@@ -86,6 +85,12 @@ class JobsForData:
                     time.sleep(POLL_S)
                 except AttemptStopped as stopped:
                     raise StageFailedError(f"{key}: its preparation was cancelled; submit again") from stopped
+
+
+def in_turns(keys: Sequence[str], pack: int) -> list[str]:
+    """Keys in the order in which packs of consecutive ones begin with the first keys, so that these are done first."""
+    packs = math.ceil(len(keys) / pack)
+    return [key for first in range(packs) for key in keys[first::packs]]
 
 
 def data_execution(file: StudyFile, site: Site | None, parts: int) -> dict[str, Any]:

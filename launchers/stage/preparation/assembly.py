@@ -13,7 +13,8 @@ from retain.datamodules.corpora.parts.cut import Part
 from retain.datamodules.corpora.parts.plan import CutCorpus, cut_corpus
 from retain.datamodules.corpora.parts.read import part_documents
 from retain.datamodules.corpora.parts.request import check_source, requested
-from retain.datamodules.corpora.parts.stored import TOKENS, StoredPart, open_part, write_part
+from retain.datamodules.corpora.parts.speed import keep_speed
+from retain.datamodules.corpora.parts.stored import TOKENS, StoredPart, is_part, open_part, write_part
 from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.corpora.reading.files import check_separator
 from retain.datamodules.corpora.reading.tally import Tally
@@ -56,6 +57,7 @@ def attempt(context: AttemptContext) -> None:
     tokens = sum(counts.values()) * source["sequence_length"]
     log_line(f"{name}: {tokens:,} tokens, fingerprint {packed.fingerprint}")
     context.report(Progress(tokens, tokens))
+    _keep_speed(context)
     context.finish(None, {ASSEMBLED: {"fingerprint": packed.fingerprint} | counts})
     shutil.rmtree(context.run.folder / EXTRA, ignore_errors=True)
 
@@ -110,7 +112,7 @@ def _stored(
 ) -> StoredPart:
     """A part as its run has prepared it, checked. A part beyond the estimate is prepared here."""
     run = context.store.run(cut.key(part))
-    if run.is_done():
+    if run.is_done() and is_part(run.folder / PART):
         found = open_part(run.folder / PART)
         found.check()
         return found
@@ -128,6 +130,17 @@ def _stored(
         found = open_part(place)
     found.check()
     return found
+
+
+def _keep_speed(context: AttemptContext) -> None:
+    """Keep how fast the parts were prepared, for later plans."""
+    tokens, seconds = 0, 0.0
+    for run in map(context.store.run, context.run.needs()):
+        attempts = run.state().attempts
+        if run.is_done() and attempts and attempts[-1].end is not None:
+            tokens += attempts[-1].tokens
+            seconds += (attempts[-1].end - attempts[-1].start) * run.spec()["execution"]["threads"]
+    keep_speed(context.store.root, tokens, seconds)
 
 
 def _check_end(cut: CutCorpus, documents: int) -> None:

@@ -11,16 +11,18 @@ from typing import Any
 from retain.datamodules.corpora.parts.plan import part_of
 from retain.datamodules.corpora.parts.read import part_documents
 from retain.datamodules.corpora.parts.request import requested
-from retain.datamodules.corpora.parts.stored import write_part
+from retain.datamodules.corpora.parts.stored import UNNEEDED, write_part
 from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.study_documents import chat_template
 from retain.datamodules.corpora.sources import naming_corpus
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.log import log_line
+from retain.launchers.stage.preparation.surplus import is_surplus
 from retain.launchers.stage.signals import AttemptStopped
 from retain.results.store.disk import check_room
 from retain.results.store.state import PART, Progress
+from retain.sweeps.base.documents import write_document
 
 REPORT_EVERY_S = 1.0
 ROOM = 2**20
@@ -32,6 +34,9 @@ def attempt(context: AttemptContext) -> None:
     recipe, run = context.spec["recipe"], context.run
     use_threads(context.spec["execution"])
     context.begin()
+    if is_surplus(context.store, context.spec):
+        _leave_out(context)
+        return
     check_room(run.folder, ROOM + context.spec["tokens"])
     file, name, corpus = requested(context.spec["reads"])
     tokenizer = stored_tokenizer(context.store.root, recipe["tokenizer"])
@@ -45,6 +50,16 @@ def attempt(context: AttemptContext) -> None:
     tokens = part.manifest["tokens"]
     log_line(f"{part.manifest['documents']:,} documents, {tokens:,} tokens")
     context.report(Progress(tokens, tokens))
+    context.finish(building, {}, place=PART)
+
+
+def _leave_out(context: AttemptContext) -> None:
+    """Finish the run without a part."""
+    building = context.run.folder / f"{PART}.partial"
+    with removed_on_error(building):
+        building.mkdir()
+        write_document(building / UNNEEDED, {"reason": "the parts before it reach the budget"})
+    log_line("the parts before this one reach the budget: it is left out")
     context.finish(building, {}, place=PART)
 
 

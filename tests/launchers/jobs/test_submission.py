@@ -9,6 +9,7 @@ import pytest
 
 from retain.launchers.cli.app import main
 from retain.launchers.cli.views.submission import print_submission
+from retain.launchers.jobs.data.submit import in_turns
 from retain.launchers.jobs.job import Requeue, _requeue
 from retain.launchers.jobs.status import find_orphans
 from retain.launchers.jobs.submissions import (
@@ -131,3 +132,10 @@ def test_a_job_that_cannot_requeue_itself_says_so_in_its_runs_log_and_leaves_the
     said = capsys.readouterr()
     assert "job 7 cannot requeue itself (SLURM: scontrol is not on PATH" in said.out + said.err
     assert run.state().state == "queued"
+
+
+def test_packs_of_parts_begin_with_the_parts_that_a_budget_needs_first() -> None:
+    keys = list("abcdefgh")
+    assert in_turns(keys, 1) == keys
+    assert "".join(in_turns(keys, 3)) == "adg" + "beh" + "cf"
+    assert sorted(in_turns(keys, 5)) == keys

@@ -78,9 +78,44 @@ def test_a_plan_says_what_parts_take_until_the_data_is_prepared(tmp_path: Path) 
     totals = retain_json("plan", study, "--store", store)["totals"]
     assert size // 2 <= totals["parts_bytes"] <= size
     assert totals["disk_peak_bytes"] >= totals["parts_bytes"] + totals["data_bytes"]
-    assert "of parts, which retain gc frees" in " ".join(retain("plan", study, "--store", store).stdout.split())
+    said = " ".join(retain("plan", study, "--store", store).stdout.split())
+    assert "by retain gc once the corpora are packed" in said
+    assert "tokens per second and core (modelled)" in said
     calm(study, store)
     assert retain_json("plan", study, "--store", store)["totals"]["parts_bytes"] == 0
+
+
+@pytest.mark.parametrize("verb", ["data", "run", "search"])
+@pytest.mark.parametrize("part", ["100k", "256M"])
+def test_a_disk_that_cannot_hold_the_data_is_refused_before_anything_is_written(
+    tmp_path: Path, verb: str, part: str
+) -> None:
+    search = {"axes": {"pretrain.exposure": {"uniform": [0, 1]}}}
+    study = large_study(tmp_path / "study", execution={"data": {"part": part}}, search=search)
+    lines = [json.dumps({"text": text}) + "\n" for text in documents_of("music", 40_000)]
+    (tmp_path / "study" / "music.jsonl").write_text("".join(lines))
+    with small_disk_at(tmp_path / "disk", 1) as disk:
+        refused = retain(verb, study, "--store", disk / "runs", code=3)
+        assert "to prepare the data, about" in refused.stderr.splitlines()[-1]
+        assert "free space, or choose another disk with --store" in refused.stderr.splitlines()[-1]
+        assert not (disk / "runs").exists()
+
+
+def test_a_plan_says_how_long_preparing_takes_and_what_takes_disk_until_when(tmp_path: Path) -> None:
+    study, store = large_study(tmp_path / "study"), tmp_path / "runs"
+    plan = retain_json("plan", study, "--store", store)
+    totals, disk = plan["totals"], {one["what"]: one for one in plan["disk"]}
+    assert sum(one["bytes"] for one in disk.values()) == totals["disk_peak_bytes"]
+    assert disk["parts of corpora"]["bytes"] == totals["parts_bytes"] > 0
+    assert disk["parts of corpora"]["freed"] == "by retain gc once the corpora are packed"
+    assert not totals["preparation_measured"]
+    hours = totals["preparation_tokens"] / totals["preparation_speed"] / 3600
+    assert totals["preparation_core_hours"] == pytest.approx(hours)
+    retain("data", study, "--store", store)
+    assert retain_json("plan", study, "--store", store)["totals"]["preparation_tokens"] == 0
+    less = retain_json("plan", study, "corpora.music.tokens=50k", "--store", store)["totals"]
+    assert less["preparation_measured"]
+    assert less["preparation_tokens"] == 50_000
 
 
 def test_a_small_corpus_makes_no_runs(tmp_path: Path) -> None:

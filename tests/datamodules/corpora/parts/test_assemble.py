@@ -1,6 +1,7 @@
 """A corpus that is put together from parts has the bits of one that is read by a single process."""
 
 import json
+import mmap
 import random
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import retain.datamodules.corpora.parts.assemble as assembling
 from retain.datamodules.corpora.documents import document_hash, read_documents
 from retain.datamodules.corpora.packing import Division, PackedCorpus, pack
 from retain.datamodules.corpora.parts.assemble import assemble, distinct_tokens
@@ -165,6 +167,23 @@ def test_any_cut_in_any_order_gives_the_bits_of_a_single_process(
         assert contents(packed) == contents(calm)
         if budget is None:  # with a budget, one process reads to its end, and parts are read whole
             assert many.reading() == one.reading()
+
+
+def test_streams_whose_memory_is_given_back_while_they_are_read_give_the_bits_of_a_single_process(
+    folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembling, "GIVEN_BACK", mmap.PAGESIZE)
+    monkeypatch.setattr(assembling, "COPIED_TOKENS", 1000)
+    division = Division(0.1, 0.2)
+    texts = [f"{number} {text}" for number, text in enumerate(documents_of("music", 3000))]
+    shares = [texts[::2], texts[1::2]]
+    parts = [
+        write_part(share, tokenizer, False, folder / str(number), quiet, Tally()) for number, share in enumerate(shares)
+    ]
+    assert min(len(part.tokens) for part in parts) > 4 * mmap.PAGESIZE
+    packed = assemble([iter([part]) for part in parts], tokenizer, LENGTH, division, None, folder / "packed", quiet)
+    calm = pack(texts, tokenizer, LENGTH, division, None, folder / "calm", quiet)
+    assert contents(packed) == contents(calm)
 
 
 def test_large_files_are_cut_into_ranges_and_row_groups_and_small_files_are_put_together(folder: Path) -> None:
