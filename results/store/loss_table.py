@@ -17,8 +17,8 @@ from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_text
 from retain.sweeps.schema.section import (
-    FISHER,
     FURTHER,
+    GROUNDWORK,
     LOSSES,
     STAGE_KINDS,
     loss_name,
@@ -81,7 +81,7 @@ def trial_rows(
     states = store.states(tree.stages) if states is None else states
     corpora, done = corpora_after(tree), dict[str, Mapping[str, Any]]()
     matrix: dict[str, dict[str, float | None]] = {}
-    for key in (key for key, stage in tree.stages.items() if stage.stage != FISHER):
+    for key in (key for key, stage in tree.stages.items() if stage.stage not in GROUNDWORK):
         try:
             if states[key].state == "done":
                 done[key] = store.run(key).losses()
@@ -255,7 +255,7 @@ def missing_evaluations(
         corpora = corpora_after(tree)
         for stage in tree.stages.values():
             run = store.run(stage.key)
-            if stage.stage == FISHER or not run.is_done():
+            if stage.stage in GROUNDWORK or not run.is_done():
                 continue
             length = json.loads(stage.recipe)["sequence_length"]
             losses = stage_losses(stage, corpora, run.losses(), store, tree)

@@ -88,6 +88,10 @@ FURTHER = "further"
 """The kind of every other stage of a chain. Its name is the user's, and does not enter its stage key."""
 FISHER = "fisher"
 """The name of the runs that estimate the Fisher information for an anchor. No stage of a chain may have it."""
+REFERENCE = "reference"
+"""The name of the runs that compute the reference log-probabilities of pairs. No stage of a chain may have it."""
+GROUNDWORK = (FISHER, REFERENCE)
+"""The names of the runs that stages need besides the stage before them. They train nothing, and are no stages of a chain."""
 
 
 LOSSES = (

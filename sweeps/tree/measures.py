@@ -13,8 +13,8 @@ from typing import Any
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.section import (
-    FISHER,
     FURTHER,
+    GROUNDWORK,
     LOSSES,
     is_metric,
     loss_name,
@@ -74,7 +74,7 @@ def corpora_after(tree: Tree) -> dict[tuple[str, int], dict[str, str]]:
     used = used_corpora(tree)
     found: dict[tuple[str, int], dict[str, str]] = {}
     for length in dict.fromkeys(length for _, length in tree.corpora):
-        for stage in (name for name in tree.chain if name != FISHER):
+        for stage in (name for name in tree.chain if name not in GROUNDWORK):
             own = {name: tree.corpora.get((name, length)) for name in tree.measured.get(stage, ())}
             # Of several studies planned together, only one may have the corpus at this length.
             known = {name: fingerprint for name, fingerprint in own.items() if fingerprint is not None}
