@@ -16,6 +16,7 @@ from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
 from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.recipes.preference import PAIR
 from retain.sweeps.tree.tree import Axes, merged
 
 
@@ -205,6 +206,8 @@ def _data_bytes(opened: Sequence[OpenedStudy]) -> int:
     for one in opened:
         for (name, length), facts in one.facts.corpora.items():
             bytes_per_token = 2 if one.facts.vocabulary <= 2**16 else 4
-            tokens = (facts.train or 0) * length if facts.prepared else one.file.study.corpora[name].tokens
+            corpus = one.file.study.corpora[name]
+            responses = PAIR if corpus.is_pairs else 1
+            tokens = (facts.train or 0) * length * responses if facts.prepared else corpus.tokens
             sizes[facts.fingerprint] = (tokens or 0) * bytes_per_token
     return sum(sizes.values())

@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -101,6 +101,8 @@ LOSSES = (
     "retained_pretraining_loss",
 )
 """The paper's four losses of a trial (Section 3), in nats per token. Lower is better."""
+PAIR_MEASURES: Mapping[str, bool] = {"dpo_loss": False, "accuracy": True, "margin": True}
+"""What is measured on held-out pairs, as STAGE/CORPUS/MEASURE, and whether higher is better."""
 Loss = Annotated[str, Field(min_length=1)]
 """The name of a loss: one of the paper's four, or STAGE/CORPUS (`loss_name`). Only a study knows which ones it has."""
 

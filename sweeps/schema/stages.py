@@ -250,7 +250,7 @@ class Anchor(Section):
         return self
 
 
-class Objective(Section):
+class TrainingObjective(Section):
     """What a stage minimises instead of the next-token loss."""
 
     dpo: PositiveFloat
@@ -270,7 +270,7 @@ class Adaptable(Optimisation):
     """What the stage takes over from the stage before it. By default the weights alone."""
     anchor: Anchor | None = None
     """A pull towards the weights that the stage starts from. By default there is none."""
-    objective: Objective | None = None
+    objective: TrainingObjective | None = None
     """What the stage minimises: the next-token loss (the default), or with `{dpo: β}` the DPO loss on the pairs of its corpus,
     which has `chosen` and `rejected`. `tokens` and `batch` then count both responses: a pair is two sequences."""
     average: Annotated[Number, Field(ge=0, le=1)] = 1.0

@@ -16,6 +16,7 @@ from retain.sweeps.schema.section import (
     FURTHER,
     GROUNDWORK,
     LOSSES,
+    PAIR_MEASURES,
     REFERENCE,
     is_metric,
     loss_name,
@@ -26,7 +27,7 @@ from retain.sweeps.schema.section import (
 from retain.sweeps.tree.data_facts import HeldoutValues, TaskFacts
 from retain.sweeps.tree.evaluation import PREFERENCES, preferences_of, used_corpora
 from retain.sweeps.tree.keys import MEASURE, TASK, canonical, stage_key
-from retain.sweeps.tree.recipes.preference import MEASURED, objective_of
+from retain.sweeps.tree.recipes.preference import objective_of
 from retain.sweeps.tree.tree import Stage, Tree
 
 EVALUATE = "evaluate"
@@ -148,7 +149,7 @@ def asked_columns(tree: Tree) -> dict[str, bool]:
     for key, corpora in measures_of_pairs(tree).items():
         for name in corpora.values():
             stage = tree.stages[key].stage
-            found |= {loss_name(stage, f"{name}/{metric}"): higher for metric, higher in MEASURED.items()}
+            found |= {loss_name(stage, f"{name}/{metric}"): higher for metric, higher in PAIR_MEASURES.items()}
     if tree.values:
         for (stage, length), names in corpora_after(tree).items():
             for name in names:

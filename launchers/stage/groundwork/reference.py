@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -120,7 +121,7 @@ def _start(context: AttemptContext, machine: Machine) -> tuple[PreTrainedModel, 
     return model, tokenizer.end_id if within else None
 
 
-def _blocks(found: dict[str, torch.Tensor], done: int) -> Iterator[tuple[str, np.ndarray]]:  # type: ignore[type-arg]
+def _blocks(found: dict[str, torch.Tensor], done: int) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
     """Yield splits and numbers of pairs in them, PAIRS_AT_A_TIME together, without the first `done` sequences."""
     for split in SPLITS:
         for first in range(0, len(found[split]), PAIRS_AT_A_TIME):

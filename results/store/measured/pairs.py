@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from retain.sweeps.schema.section import PAIR_MEASURES
 from retain.sweeps.tree.evaluation import PREFERENCES
-from retain.sweeps.tree.recipes.preference import MEASURED
 
 
 def measures_on_pairs(corpora: Mapping[str, str], losses: Mapping[str, Any] | None) -> dict[str, float | None]:
@@ -14,5 +14,7 @@ def measures_on_pairs(corpora: Mapping[str, str], losses: Mapping[str, Any] | No
     """
     known = (losses or {}).get(PREFERENCES, {})
     return {
-        f"{name}/{metric}": known.get(corpus, {}).get(metric) for corpus, name in corpora.items() for metric in MEASURED
+        f"{name}/{metric}": known.get(corpus, {}).get(metric)
+        for corpus, name in corpora.items()
+        for metric in PAIR_MEASURES
     }

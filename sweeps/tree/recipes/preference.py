@@ -23,8 +23,6 @@ from retain.sweeps.tree.keys import canonical, stage_key
 Recipe = dict[str, Any]
 PAIR = 2
 """The sequences of a pair: the chosen response to a prompt, and the rejected one."""
-MEASURED: Mapping[str, bool] = {"dpo_loss": False, "accuracy": True, "margin": True}
-"""What is measured on held-out pairs, and whether higher is better."""
 COUNTS = ("batch", "distinct", "first", "sequences")
 """The fields of a recipe that count sequences."""
 
