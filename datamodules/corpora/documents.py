@@ -137,7 +137,7 @@ def document_hash(document: str) -> int:
 
 def _read_package(corpus: Corpus, reader: RecordReader) -> Iterator[Document | None]:
     assert corpus.package is not None
-    if corpus.prompt is None and corpus.messages is None:
+    if corpus.prompt is None and corpus.messages is None:  # pairs have a prompt
         yield from read_package(corpus.package)
         return
     for number, record in enumerate(package_records(corpus.package), 1):
