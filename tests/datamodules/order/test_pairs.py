@@ -13,7 +13,7 @@ from retain.datamodules.order.batches import recipe_digest, stage_batches
 from retain.datamodules.order.digest import add_digests
 from retain.datamodules.order.stage_data import PairBatch, StageData, read_pairs
 from retain.sweeps.schema.read import read_study
-from tests.pairs import pair_study
+from tests.datamodules.corpora.preferences.made_pairs import pair_study
 
 RECIPE: dict[str, Any] = {
     "seed": 3,

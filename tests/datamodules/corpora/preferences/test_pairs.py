@@ -17,7 +17,7 @@ from retain.datamodules.order.stage_data import heldout_pairs, heldout_sequences
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.data_facts import Facts
-from tests.pairs import DPO, PAIRS, pair_study, write_pairs
+from tests.datamodules.corpora.preferences.made_pairs import DPO, PAIRS, pair_study, write_pairs
 from tests.studies import tiny_study
 
 LENGTH = 48

@@ -22,7 +22,7 @@ from retain.lightning_modules.models import load_model
 from retain.lightning_modules.preferences.dpo import log_probabilities, margins
 from retain.results.store.garbage import find_waste
 from retain.results.store.runs import Run, Store
-from tests.pairs import pair_study
+from tests.datamodules.corpora.preferences.made_pairs import pair_study
 from tests.results.runs import put_state
 from tests.retain import losses, train_here, weights
 
