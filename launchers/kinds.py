@@ -57,14 +57,19 @@ TRAINING = Kind(
 LINEAR = Kind("linear", "retain.launchers.stage.linear", leaves=(WEIGHTS, LOSSES))
 EVALUATE = Kind("evaluate", "retain.launchers.stage.evaluate", leaves=(LOSSES,), resumes=False)
 MEASURED_TASK = Kind("task", "retain.launchers.stage.tasks.run", leaves=(MEASURES,), resumes=False)
-FISHER = Kind("fisher", "retain.launchers.stage.training.fisher", leaves=(WEIGHTS,))
+FISHER = Kind("fisher", "retain.launchers.stage.groundwork.fisher", leaves=(WEIGHTS,))
+REFERENCE = Kind("reference", "retain.launchers.stage.groundwork.reference", leaves=(WEIGHTS,))
 PREPARE = Kind("prepare", "retain.launchers.stage.preparation.part", leaves=(f"{PART}/*",), resumes=False)
 ASSEMBLE = Kind("assemble", "retain.launchers.stage.preparation.assembly", leaves=(ASSEMBLED,), resumes=False)
 CONTINUE = Kind("continue", "retain.launchers.jobs.data.continuation", leaves=(SUBMITTED,), resumes=False)
 SEARCH = Kind("search", "retain.launchers.search.attempt", leaves=(SUMMARY,), may_idle=True)
 
 KINDS: Mapping[str, Kind] = {
-    kind.name: kind for kind in (TRAINING, LINEAR, EVALUATE, MEASURED_TASK, FISHER, PREPARE, ASSEMBLE, CONTINUE, SEARCH)
+    kind.name: kind
+    for kind in (
+        *(TRAINING, LINEAR, EVALUATE, MEASURED_TASK, FISHER, REFERENCE),
+        *(PREPARE, ASSEMBLE, CONTINUE, SEARCH),
+    )
 }
 
 
@@ -80,11 +85,12 @@ def kind_of(spec: Spec) -> Kind:
 
 
 def kind_of_recipe(recipe: Mapping[str, Any]) -> Kind:
-    """The kind of a stage of a study, of an evaluation of one, or of an estimate for an anchor."""
+    """The kind of a stage of a study, of an evaluation of one, or of what one needs besides the stage before it."""
     if recipe.get("measure") in (MEASURE, TASK):
         return EVALUATE if recipe["measure"] == MEASURE else MEASURED_TASK
-    if recipe.get("measure") == FISHER.name:
-        return FISHER
+    for kind in (FISHER, REFERENCE):
+        if recipe.get("measure") == kind.name:
+            return kind
     return LINEAR if recipe.get("method") == LINEAR_METHOD else TRAINING
 
 

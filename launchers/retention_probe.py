@@ -28,6 +28,7 @@ from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.keys import canonical, stage_key
+from retain.sweeps.tree.recipes.preference import PAIR, objective_of
 from retain.sweeps.tree.tree import Stage, Tree, Trial
 
 POSTTRAINING_BATCHES, FINETUNING_BATCHES, SEQUENCES = 32, 8, 8
@@ -70,6 +71,11 @@ def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Prob
             f"{opened.tree.study}: stages: probe predicts what a fine-tuning retains of post-training; the chain must end with "
             "posttrain and finetune"
         )
+    if any(objective_of(stage.recipe) for stage in tree.stages.values()):
+        raise StudyError(
+            f"{tree.study}: objective: probe compares gradients of next-token losses, and a stage of the study learns from "
+            "pairs; remove its objective"
+        )
     states = store.states(tree.stages)
     stages: dict[str, Stage] = {}
     trials: list[Trial] = []
@@ -93,7 +99,8 @@ def short_finetuning(stage: Stage, share: float) -> Stage:
     """A fine-tuning with a share of its budget and warm-up: the same stage as in a study with these numbers."""
     recipe = json.loads(stage.recipe)
     length = recipe["sequence_length"]
-    sequences = max(1, int(recipe["sequences"] * share))
+    unit = PAIR if "objective" in recipe else 1
+    sequences = unit * max(1, int(recipe["sequences"] * share / unit))
     distinct = min(recipe["distinct"], sequences)
     steps = -(-sequences // recipe["batch"])
     warmup = min(int(recipe["warmup"] * share), steps - 1)

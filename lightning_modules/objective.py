@@ -49,7 +49,7 @@ def loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torc
     """
     # Autograd of cross_entropy would pass over the vocabulary twice more: once to compute the exponentials again, once to
     # sum rows that are 0 except at the target.
-    exact = _at_least_fp32(logits)
+    exact = at_least_fp32(logits)
     counts = (targets != IGNORE_INDEX).to(exact.dtype)
     highest = exact.amax(dim=1, keepdim=True)
     exponentials = (exact - highest).exp_()
@@ -83,18 +83,22 @@ def summed_loss(
         inputs = model_inputs(sequences, end_of_text)
         hidden = body(model)(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
         trained = [parameter for parameter in head(model).parameters() if parameter.requires_grad]
-        found: torch.Tensor = _SummedLoss.apply(loss_fn, logits_function(model), hidden, _targets(sequences), *trained)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = _SummedLoss.apply(
+            loss_fn, logits_function(model), hidden, targets_of(sequences), *trained
+        )  # type: ignore[no-untyped-call]
         return found
 
     return call_as_forward(model, loss, sequences)
 
 
-def next_token_losses(model: nn.Module, sequences: torch.Tensor, end_of_text: int | None = None) -> torch.Tensor:
-    """Return the summed cross-entropy of each sequence over its predictions: fp32 [sequences], nats.
+def next_token_losses(
+    model: nn.Module, sequences: torch.Tensor, end_of_text: int | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Return the summed cross-entropy of each sequence over its predictions: [sequences], nats, summed in this type.
 
     Arguments as of `summed_loss`. Computes no gradient.
     """
-    return token_losses(model, sequences, end_of_text).sum(dim=1)
+    return token_losses(model, sequences, end_of_text).sum(dim=1, dtype=dtype)
 
 
 @torch.no_grad()
@@ -108,11 +112,11 @@ def token_losses(model: nn.Module, sequences: torch.Tensor, end_of_text: int | N
         inputs = model_inputs(sequences, end_of_text)
         hidden: torch.Tensor = body(model)(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
         logits_of = logits_function(model)
-        size = _chunk_tokens(hidden)
-        chunks = zip(torch.split(hidden, size), torch.split(_targets(sequences), size), strict=True)
+        size = chunk_tokens(hidden)
+        chunks = zip(torch.split(hidden, size), torch.split(targets_of(sequences), size), strict=True)
         found = [
             functional.cross_entropy(
-                _at_least_fp32(logits_of(hidden)), targets, ignore_index=IGNORE_INDEX, reduction="none"
+                at_least_fp32(logits_of(hidden)), targets, ignore_index=IGNORE_INDEX, reduction="none"
             )
             for hidden, targets in chunks
         ]
@@ -136,10 +140,10 @@ class _SummedLoss(torch.autograd.Function):
         targets: torch.Tensor,
         *trained: nn.Parameter,
     ) -> torch.Tensor:
-        total = _at_least_fp32(hidden.new_zeros(()))
+        total = at_least_fp32(hidden.new_zeros(()))
         hidden_gradient = torch.empty_like(hidden)
         gradients = [torch.zeros_like(parameter) for parameter in trained]
-        size = _chunk_tokens(hidden)
+        size = chunk_tokens(hidden)
         for first in range(0, len(hidden), size):
             part = hidden[first : first + size].detach().requires_grad_()
             with torch.enable_grad():
@@ -159,7 +163,7 @@ class _SummedLoss(torch.autograd.Function):
         return None, None, hidden, None, *gradients
 
 
-def _targets(sequences: torch.Tensor) -> torch.Tensor:
+def targets_of(sequences: torch.Tensor) -> torch.Tensor:
     """Return the next token of each token, [tokens]; IGNORE_INDEX where it is not predicted.
 
     The last token of a sequence has target IGNORE_INDEX. It is not removed, because matrix products of odd sizes are slow.
@@ -187,11 +191,13 @@ def model_inputs(sequences: torch.Tensor, end_of_text: int | None) -> dict[str, 
     return {"input_ids": tokens, "position_ids": places - begins}
 
 
-def _at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in fp32, or in its own type if that is more exact."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _chunk_tokens(hidden: torch.Tensor) -> int:
+def chunk_tokens(hidden: torch.Tensor) -> int:
+    """Return the number of tokens whose logits exist at once."""
     return CHUNK_TOKENS.get(hidden.device.type, DEFAULT_CHUNK_TOKENS)
 
 

@@ -18,11 +18,16 @@ from retain.lightning_modules.compiled import attend_by_flex_attention, compile_
 from retain.lightning_modules.models import add_dropout
 from retain.lightning_modules.objective import compiled_loss_and_gradient, loss_and_gradient, predictions, summed_loss
 from retain.lightning_modules.optimisation import optimizers_of, rate_of_recipe
+from retain.lightning_modules.preferences.dpo import summed_preference_loss
 from retain.lightning_modules.shards import shard_model
+from retain.sweeps.tree.recipes.preference import PAIR
+
+Batch = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+"""Sequences, int64 [sequences, length]; or pairs, and the reference log-probabilities of their sequences."""
 
 
 class StageModule(LightningModule):
-    """Trains a model on the next-token loss, by a stage's recipe.
+    """Trains a model on the next-token loss, or on the objective of its recipe, by a stage's recipe.
 
     Optimisation is manual, so that one Lightning batch is one step. So the step counter gives the position in the data, and
     the gradient of a step is that of the mean loss over its global batch, also if the last batch is smaller.
@@ -45,6 +50,8 @@ class StageModule(LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.recipe = recipe
+        self.unit = PAIR if "objective" in recipe else 1
+        """The sequences that are computed together: a pair, or one."""
         self.micro_batch = micro_batch
         self.sharded = sharded
         """Whether the weights are sharded over the ranks."""
@@ -61,7 +68,7 @@ class StageModule(LightningModule):
         """Steps trained, over all attempts."""
         self.anchor: Anchor | None = None
         self.loss_sum = torch.zeros(())
-        """The sum of the steps' mean losses (nats per token) since a callback last reset it."""
+        """The sum of the steps' mean losses (nats per token, or per pair) since a callback last reset it."""
         add_dropout(model, recipe["dropout"])
         self.loss_fn = compiled_loss_and_gradient() if compiled else loss_and_gradient
         if checkpointing:
@@ -85,8 +92,8 @@ class StageModule(LightningModule):
         """Return the learning rate of a step, counted from 0."""
         return rate_of_recipe(self.recipe, step)
 
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
-        """Take one optimiser step. batch: this rank's sequences, int64 [sequences, length]."""
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take one optimiser step. batch: this rank's sequences, int64 [sequences, length]; of pairs, with their reference."""
         step = self.step
         # Dropout is a function of seed, step and rank, so that resumed runs draw the same masks.
         _seed_device(((self.recipe["seed"] * 1_000_003 + step) * 4_099 + self.global_rank) % 2**63, self.device)
@@ -103,23 +110,40 @@ class StageModule(LightningModule):
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
 
-    def _accumulate_gradients(self, batch: torch.Tensor, step: int) -> None:
+    def sequences_at_a_time(self, whole: int) -> int:
+        """The sequences of a global batch of `whole` ones that a rank computes at a time; with pairs an even number."""
+        share = -(-whole // self.unit // self.trainer.world_size)
+        return self.unit * (min(max(1, self.micro_batch // self.unit), share) if self.micro_batch else share)
+
+    def _accumulate_gradients(self, batch: Batch, step: int) -> None:
         """Accumulate the gradient of the mean loss over the global batch; the strategy averages it over ranks."""
-        world = self.trainer.world_size
+        sequences, reference = (batch, None) if isinstance(batch, torch.Tensor) else batch
         whole = min(self.recipe["batch"], self.recipe["sequences"] - step * self.recipe["batch"])
-        weight = self._predicted_share(batch) if self.masked else world / (whole * (batch.shape[1] - 1))
-        largest = -(-whole // world)
-        size = self.micro_batch or largest
+        weight = self._weight(sequences, whole)
+        largest = self.unit * -(-whole // self.unit // self.trainer.world_size)
+        size = self.sequences_at_a_time(whole)
         for first in range(0, largest, size):
-            part = batch[first : first + size]
+            part = sequences[first : first + size]
             last = first + size >= largest
             with contextlib.nullcontext() if last else self._no_sync(), self._compile_stance(len(part)):
                 # A rank without sequences still takes part in the collectives, with weight 0.
-                sequences = part if len(part) else batch.new_zeros(1, batch.shape[1])
-                loss = summed_loss(self.model, sequences, self.loss_fn, self.end_of_text)
+                own = part if len(part) else sequences.new_zeros(self.unit, sequences.shape[1])
+                if reference is None:
+                    loss = summed_loss(self.model, own, self.loss_fn, self.end_of_text)
+                else:
+                    known = reference[first : first + size] if len(part) else reference.new_zeros(len(own))
+                    beta = self.recipe["objective"]["dpo"]
+                    loss = summed_preference_loss(self.model, own, known, beta, self.loss_fn, self.end_of_text)
                 loss = loss * (weight if len(part) else 0.0)
                 self.manual_backward(loss)
             self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
+
+    def _weight(self, sequences: torch.Tensor, whole: int) -> torch.Tensor | float:
+        """Return the number of ranks over what the loss is the mean of: the pairs or the predicted tokens of a global batch."""
+        world = self.trainer.world_size
+        if self.unit == PAIR:
+            return world * PAIR / whole
+        return self._predicted_share(sequences) if self.masked else world / (whole * (sequences.shape[1] - 1))
 
     def _predicted_share(self, batch: torch.Tensor) -> torch.Tensor:
         """Return the number of ranks over the number of predicted tokens in the global batch, or over 1 if there are none."""
@@ -133,8 +157,7 @@ class StageModule(LightningModule):
 
         So a step is computed in the same way in every attempt, whichever steps the attempt has run before.
         """
-        usual = min(self.micro_batch or self.recipe["batch"], -(-self.recipe["batch"] // self.trainer.world_size))
-        if not self.compiled or sequences == usual:
+        if not self.compiled or sequences == self.sequences_at_a_time(self.recipe["batch"]):
             return contextlib.nullcontext()
         return uncompiled(self.model)
 

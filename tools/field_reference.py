@@ -40,6 +40,7 @@ PARTS: Sequence[tuple[str, Sequence[tuple[str, type[Section]]]]] = (
             ("`finetune`", stages.Finetune),
             ("`posttrain.lora` and `finetune.lora`", stages.Lora),
             ("`anchor` of a stage", stages.Anchor),
+            ("`objective` of a stage", stages.TrainingObjective),
         ),
     ),
     (

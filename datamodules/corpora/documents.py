@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from retain.datamodules.corpora.reading.files import read_files
 from retain.datamodules.corpora.reading.packages import package_records, package_versions, read_package
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.chat import ChatTemplate
-from retain.datamodules.corpora.responses.marked import Document, text_of
+from retain.datamodules.corpora.responses.marked import Document, dividing_text, text_of, with_texts
 from retain.datamodules.corpora.responses.records import RecordReader, document_of, record_reader
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_reason
 from retain.sweeps.schema.corpora import Corpus
@@ -78,8 +77,7 @@ def _whole(document: Document, tally: Tally) -> Document:
     if text.isascii() or not HALF_A_PAIR.search(text):
         return document
     tally.counts["replaced"] += 1
-    text = HALF_A_PAIR.sub("\N{REPLACEMENT CHARACTER}", text)
-    return text if isinstance(document, str) else replace(document, text=text)
+    return with_texts(document, lambda text: HALF_A_PAIR.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
@@ -93,7 +91,7 @@ def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
         include={"package", "hf", "config", "revision", "split", "text", "separator"}
     )
     # Left out at their defaults, so that data prepared before these fields existed is still found.
-    for name in ("template", "prompt", "response", "messages", "predict"):
+    for name in ("template", "prompt", "response", "chosen", "rejected", "messages", "predict"):
         if getattr(corpus, name) is not None:
             source[name] = getattr(corpus, name)
     if corpus.in_turn != 1:
@@ -118,13 +116,13 @@ def _file_identity(file: SourceFile) -> list[Any]:
     return [file.url, file.size, file.version]
 
 
-def is_heldout(document: str, share: float) -> bool:
+def is_heldout(document: Document, share: float) -> bool:
     """Return whether a document belongs to the held-out split of a share (0 to 1).
 
-    The document's hash alone decides: exact duplicates are in the same split, order and token budget do not matter, and
-    the held-out split of a share contains that of every smaller share.
+    The document's hash alone decides, or that of a pair's prompt: exact duplicates are in the same split, order and token
+    budget do not matter, and the held-out split of a share contains that of every smaller share.
     """
-    return hash_is_heldout(document_hash(document), share)
+    return hash_is_heldout(document_hash(dividing_text(document)), share)
 
 
 def hash_is_heldout(hash_value: int, share: float) -> bool:
@@ -139,7 +137,7 @@ def document_hash(document: str) -> int:
 
 def _read_package(corpus: Corpus, reader: RecordReader) -> Iterator[Document | None]:
     assert corpus.package is not None
-    if corpus.prompt is None and corpus.messages is None:
+    if corpus.prompt is None and corpus.messages is None:  # pairs have a prompt
         yield from read_package(corpus.package)
         return
     for number, record in enumerate(package_records(corpus.package), 1):

@@ -1,34 +1,36 @@
 """Pack documents into sequences: tokenise, append end of text to each, cut to one length, write memory-mapped files.
 
 A corpus of which only the responses are predicted has a mask beside each file of tokens: one bit a token, 1 if the token is
-predicted, each sequence in whole bytes.
+predicted, each sequence in whole bytes. A corpus of pairs has the rejected responses in files of their own; see
+`preferences.packing`.
 """
 
 import contextlib
 import hashlib
 import json
 import math
-from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
-from retain.datamodules.corpora.parts.batches import Encoding, batch_documents, encode_ahead, ends_inside
+from retain.datamodules.corpora.parts.batches import Encoding, batch_documents, encode_ahead
 from retain.datamodules.corpora.reading.tally import Tally
-from retain.datamodules.corpora.responses.marked import Document, Encoded, text_of
+from retain.datamodules.corpora.responses.marked import Document, text_of
+from retain.datamodules.corpora.split_writer import SplitWriter, Tokens
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.sweeps.base.documents import FORMAT, read_document, unreadable
 from retain.sweeps.base.errors import DamageError
 
 SPLITS = ("train", "heldout")
-Tokens = npt.NDArray[np.unsignedinteger[Any]]
+REJECTED = ".rejected"
+"""What the names of the files with rejected responses have after that of the split."""
 Report = Callable[[int, int], None]
 """Called with the numbers of documents read and of training tokens so far."""
 
@@ -44,6 +46,9 @@ class _Split(TypedDict):
     """The number of predicted tokens, without the first of each sequence, which has nothing to be predicted from; like the
     mask's digest, only of a corpus with a mask."""
     mask_sha256: NotRequired[str]
+    rejected_sha256: NotRequired[str]
+    """Like the digest below, only of a corpus of pairs: that of the rejected responses."""
+    rejected_mask_sha256: NotRequired[str]
     ends_inside: NotRequired[bool]
     """True if a document holds an end of text before its end, as some chat templates write it."""
 
@@ -63,7 +68,8 @@ class _Manifest(TypedDict):
 class PackedCorpus:
     """A packed corpus on disk: manifest.json, train.bin and heldout.bin, little-endian [sequences, length].
 
-    With a mask also train.mask and heldout.mask: bits, [sequences, length].
+    With a mask also train.mask and heldout.mask: bits, [sequences, length]. In a corpus of pairs, these files hold each prompt
+    with its chosen response, and train.rejected.bin and so on the same prompt with the rejected one.
     """
 
     folder: Path
@@ -86,6 +92,11 @@ class PackedCorpus:
         """Whether only some tokens are predicted."""
         return has_mask(self.manifest)
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether it is a corpus of pairs."""
+        return has_pairs(self.manifest)
+
     def predicted(self, split: str) -> int:
         """The number of predicted tokens in a split; the first token of a sequence never is."""
         count, length = self.shape(split)
@@ -97,22 +108,27 @@ class PackedCorpus:
         return any(self.manifest[split].get("ends_inside", False) for split in SPLITS)
 
     def bytes(self, split: str) -> int:
-        """The size of a split's tokens."""
+        """The size of a split's tokens; of pairs, without the rejected responses."""
         return math.prod(self.shape(split)) * int(np.dtype(self.manifest["dtype"]).itemsize)
 
-    def sequences(self, split: str) -> Tokens:
-        """Memory-map all sequences of a split: [sequences, length]. Raises DamageError if the file cannot be read."""
-        return self._map(split, f"{split}.bin", np.dtype(self.manifest["dtype"]), self.shape(split))
+    def sequences(self, split: str, rejected: bool = False) -> Tokens:
+        """Memory-map all sequences of a split: [sequences, length]. Raises DamageError if the file cannot be read.
 
-    def mask(self, split: str) -> npt.NDArray[np.uint8] | None:
+        rejected: of pairs, those with the rejected responses.
+        """
+        name = f"{split}{REJECTED if rejected else ''}.bin"
+        return self._map(split, name, np.dtype(self.manifest["dtype"]), self.shape(split))
+
+    def mask(self, split: str, rejected: bool = False) -> npt.NDArray[np.uint8] | None:
         """Memory-map the mask of a split: bits, uint8 [sequences, bytes]; None if all tokens are predicted.
 
-        Raises DamageError if the file cannot be read.
+        rejected: as of `sequences`. Raises DamageError if the file cannot be read.
         """
         if not self.masked:
             return None
         count, length = self.shape(split)
-        return self._map(split, f"{split}.mask", np.dtype(np.uint8), (count, mask_bytes(length)))
+        name = f"{split}{REJECTED if rejected else ''}.mask"
+        return self._map(split, name, np.dtype(np.uint8), (count, mask_bytes(length)))
 
     def _map(self, split: str, name: str, dtype: np.dtype[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
         if self.count(split) == 0:
@@ -143,9 +159,17 @@ def has_mask(manifest: Mapping[str, Any]) -> bool:
     return all("mask_sha256" in manifest[split] for split in SPLITS)
 
 
+def has_pairs(manifest: Mapping[str, Any]) -> bool:
+    """Whether a packed corpus is one of pairs, by its manifest."""
+    return all("rejected_mask_sha256" in manifest[split] for split in SPLITS)
+
+
 def files_of(manifest: Mapping[str, Any], split: str) -> dict[str, str]:
     """The files of a split, with the field of the manifest that holds the SHA-256 of each."""
-    return {f"{split}.bin": "sha256"} | ({f"{split}.mask": "mask_sha256"} if has_mask(manifest) else {})
+    found = {f"{split}.bin": "sha256"} | ({f"{split}.mask": "mask_sha256"} if has_mask(manifest) else {})
+    if has_pairs(manifest):
+        found |= {f"{split}{REJECTED}.bin": "rejected_sha256", f"{split}{REJECTED}.mask": "rejected_mask_sha256"}
+    return found
 
 
 def mask_bytes(length: int) -> int:
@@ -187,65 +211,6 @@ def packed_problem(folder: Path) -> str | None:
     return None if fingerprint_of(packed.manifest) == folder.name else f"manifest.json is damaged; {cure}"
 
 
-class SplitWriter:
-    """Appends whole sequences to the files of a split, and computes their SHA-256."""
-
-    def __init__(self, stream: BinaryIO, mask: BinaryIO | None, dtype: np.dtype[Any], length: int) -> None:
-        self.stream, self.mask, self.dtype, self.length = stream, mask, dtype, length
-        self.digest, self.mask_digest = hashlib.sha256(), hashlib.sha256()
-        # array converts a list of ints in a third of the time that numpy takes.
-        self.waiting = array("H" if dtype.itemsize == 2 else "I")
-        self.waiting_mask = bytearray()
-        self.documents = self.sequences = self.predicted = 0
-        self.ends_inside = False
-
-    @property
-    def tokens(self) -> int:
-        return self.sequences * self.length + len(self.waiting)
-
-    def add(self, encoded: Encoded) -> None:
-        token_ids, predicted = encoded
-        self.waiting.fromlist(token_ids)
-        self.ends_inside |= ends_inside(encoded)
-        if self.mask is not None:
-            self.waiting_mask.extend(predicted or bytes([True]) * len(token_ids))
-        self.documents += 1
-
-    def extend(self, tokens: Sequence[Tokens], predicted: Sequence[npt.NDArray[np.uint8]]) -> None:
-        """Append tokens, each array [tokens], and whether each is predicted, as many arrays; none without a mask."""
-        for ids in tokens:
-            self.waiting.frombytes(ids.astype(self.waiting.typecode, copy=False).tobytes())
-        for flags in predicted:
-            self.waiting_mask.extend(flags.tobytes())
-
-    def flush(self) -> None:
-        whole = len(self.waiting) // self.length
-        size = whole * self.length
-        block = np.asarray(self.waiting[:size]).astype(self.dtype, copy=False).tobytes()
-        self.stream.write(block)
-        self.digest.update(block)
-        del self.waiting[:size]
-        if self.mask is not None:
-            bits = np.frombuffer(bytes(self.waiting_mask[:size]), np.uint8).reshape(whole, self.length)
-            self.predicted += int(bits[:, 1:].sum(dtype=np.int64))
-            block = np.packbits(bits, axis=1).tobytes()
-            self.mask.write(block)
-            self.mask_digest.update(block)
-            del self.waiting_mask[:size]
-        self.sequences += whole
-
-    def summary(self) -> dict[str, Any]:
-        mask = {} if self.mask is None else {"predicted": self.predicted, "mask_sha256": self.mask_digest.hexdigest()}
-        return {
-            "documents": self.documents,
-            "sequences": self.sequences,
-            "tokens": self.sequences * self.length,
-            "sha256": self.digest.hexdigest(),
-            **mask,
-            **({"ends_inside": True} if self.ends_inside else {}),
-        }
-
-
 Batch = tuple[list[int], Counter[str]]
 """The hashes of distinct documents, and what was counted since the batch before, see `Tally`."""
 
@@ -263,6 +228,8 @@ class Division:
     """The documents of a held-out split that the corpus brings along."""
     others: Collection[int] = ()
     """The hashes of documents that corpora of the study hold out in such splits: none of them is in the training split."""
+    texts: float = 0.0
+    """Only of pairs: the largest held-out share of the other corpora, which are divided by whole documents."""
 
 
 def pack(
@@ -330,12 +297,19 @@ def write_packed(
         seen.add(list(division.others))
         counts += fill(writers, seen)
         tally.counts = sum((Counter(documents=one.documents, tokens=one.tokens) for one in writers.values()), counts)
+    return write_manifest(folder, tokenizer, sequence_length, {split: writers[split].summary() for split in SPLITS})
+
+
+def write_manifest(
+    folder: Path, tokenizer: Tokenizer, sequence_length: int, splits: Mapping[str, Mapping[str, Any]]
+) -> PackedCorpus:
+    """Write the manifest of a packed corpus whose other files are written. splits: what it says of each split."""
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "sequence_length": sequence_length,
-        "dtype": dtype.str,
+        "dtype": token_type(tokenizer).str,
         "tokenizer": tokenizer.fingerprint,
-        **{split: writers[split].summary() for split in SPLITS},
+        **splits,
     }
     manifest["fingerprint"] = fingerprint_of(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -372,10 +346,13 @@ def _write_splits(
 
 
 def fingerprint_of(manifest: dict[str, Any]) -> str:
-    """Return the identity of a packed corpus: a digest of its sequence length, integer type, splits, and masks if any."""
+    """Return the identity of a packed corpus: a digest of its sequence length, integer type, splits, and masks and rejected
+    responses if any."""
     parts = [manifest["sequence_length"], manifest["dtype"], *(manifest[split]["sha256"] for split in SPLITS)]
     if has_mask(manifest):
         parts += [manifest[split]["mask_sha256"] for split in SPLITS]
+    if has_pairs(manifest):
+        parts += [manifest[split][name] for split in SPLITS for name in ("rejected_sha256", "rejected_mask_sha256")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 

@@ -28,10 +28,12 @@ from retain.datamodules.corpora.near.sample import NearSample, sampled
 from retain.datamodules.corpora.packing import SPLITS, open_packed, pack
 from retain.datamodules.corpora.parts.download import Download, Say, download
 from retain.datamodules.corpora.parts.plan import Cuts, cut_corpora
+from retain.datamodules.corpora.preferences.packing import pack_pairs
 from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.study_documents import (
     check_document_ends,
+    check_lengths,
     check_predictions,
     corpus_division,
     corpus_documents,
@@ -355,7 +357,8 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, near: 
     building = new_build_folder(store)
     pinned, tally, sample = pinned_corpus(file, name, store), Tally(), NearSample()
     documents = corpus_documents(file, name, pinned, tally=tally)
-    packed = pack(
+    packing = pack_pairs if corpus.is_pairs else partial(pack, masked=corpus.responses_only)
+    packed = packing(
         near.distinct(name, documents, tally) if corpus.dedupe == "near" else sampled(documents, sample),
         tokenizer,
         length,
@@ -363,10 +366,10 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, near: 
         corpus.tokens,
         building,
         lambda documents, tokens: report(name, documents, tokens),
-        corpus.responses_only,
-        tally,
+        tally=tally,
     )
     check_unchanged(file, before)
+    check_lengths(file, name, packed, tally)
     check_predictions(file, name, packed)
     if corpus.dedupe != "near":
         sample.count(tally)

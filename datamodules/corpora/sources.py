@@ -58,6 +58,14 @@ def withheld_share(file: StudyFile) -> float:
     return max(file.study.corpora[name].heldout_share for name in file.trained)
 
 
+def withheld_texts_share(file: StudyFile, name: str) -> float:
+    """Return for a corpus of pairs the largest held-out share of the corpora without pairs, which hold out whole documents."""
+    if not file.study.corpora[name].is_pairs:
+        return 0.0
+    others = (file.study.corpora[other] for other in file.trained)
+    return max((one.heldout_share for one in others if not one.is_pairs), default=0.0)
+
+
 def corpora_with_splits(file: StudyFile) -> list[str]:
     """Return the names of the corpora that bring along a held-out split of their own, sorted."""
     return sorted(name for name in file.trained if file.study.corpora[name].heldout_corpus is not None)
@@ -128,6 +136,8 @@ def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> So
         "tokenizer": tokenizer,
         "sequence_length": length,
     }
+    if share := withheld_texts_share(file, name):
+        source["withheld_texts"] = share
     if others := [other for other in corpora_with_splits(file) if other != name]:
         source["withheld_splits"] = [read_source(file, other)[OWN_SPLIT] for other in others]
     if corpus.dedupe == "near":
@@ -155,6 +165,7 @@ def corpus_definition(file: StudyFile, name: str, length: int) -> Source:
         "withheld": withheld_share(file),
         "tokenizer": tokenizer_definition(file),
         "sequence_length": length,
+        **({"withheld_texts": share} if (share := withheld_texts_share(file, name)) else {}),
         **({"withheld_splits": others} if others else {}),
         **_near_definition(file, name),
     }
@@ -315,6 +326,7 @@ def _settings(settings: fields.Tokenizer) -> Source:
 def _defined(file: StudyFile, name: str) -> Source:
     """A corpus's fields; those of later versions only where they are set, as in `_settings`."""
     corpus = file.study.corpora[name]
-    later = {field for field in ("prompt", "response", "messages", "predict") if getattr(corpus, field) is None}
+    fields_of_responses = ("prompt", "response", "chosen", "rejected", "messages", "predict")
+    later = {field for field in fields_of_responses if getattr(corpus, field) is None}
     later |= {"dedupe"} if corpus.dedupe == "exact" else set()
     return {"folder": shown(file.folder), **corpus.model_dump(exclude={"published", "by", *later})}

@@ -16,6 +16,7 @@ from retain.datamodules.order.digest import add_digests, sequence_digest
 from retain.datamodules.order.mixtures import Order, stage_order
 from retain.datamodules.order.permutation import Indices
 from retain.datamodules.order.prefetch import MappedSequences
+from retain.sweeps.tree.recipes.preference import PAIR, in_pairs
 
 BLOCK = 2**14
 """The most sequences located at once. A sequence takes 100 times as long if each is located alone."""
@@ -25,13 +26,13 @@ Tokens = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RankBatch:
-    """The sequences that one rank reads in one step."""
+    """The sequences that one rank reads in one step; the pairs of a stage with pairs."""
 
     step: int
     source: Indices
-    """For each sequence, the index of its corpus among the order's subsets."""
+    """For each sequence or pair, the index of its corpus among the order's subsets."""
     sequence: Indices
-    """For each sequence, its index in that corpus."""
+    """For each sequence or pair, its index in that corpus."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -42,15 +43,17 @@ class Batches:
     """The batches of a stage on one of `world` ranks.
 
     Rank r reads sequences r, r + world, r + 2·world, ... of each batch, so the global batch does not depend on the number
-    of ranks. The last batch may be smaller, and empty on some ranks.
+    of ranks. The last batch may be smaller, and empty on some ranks. With pairs, order and batch count pairs, and ranks read
+    whole pairs: a chosen response, then the rejected one.
     """
 
     order: Order
     corpora: Mapping[str, PackedCorpus]
     batch: int
-    """Sequences of one step, over all ranks."""
+    """Sequences of one step, over all ranks; the pairs of a stage with pairs."""
     rank: int = 0
     world: int = 1
+    pairs: bool = False
 
     def __len__(self) -> int:
         return -(-self.order.total // self.batch)
@@ -61,13 +64,22 @@ class Batches:
         corpora = (self.corpora[subset.corpus] for subset in self.order.subsets)
         return tuple(MappedSequences(corpus.sequences("train"), corpus.mask("train")) for corpus in corpora)
 
+    @cached_property
+    def rejected(self) -> tuple[MappedSequences, ...]:
+        """With pairs, the rejected responses of each of the order's subsets; none otherwise."""
+        corpora = (self.corpora[subset.corpus] for subset in self.order.subsets if self.pairs)
+        return tuple(
+            MappedSequences(corpus.sequences("train", rejected=True), corpus.mask("train", rejected=True))
+            for corpus in corpora
+        )
+
     @property
     def masked(self) -> bool:
         """Whether some corpus of the stage has tokens that are not predicted."""
         return any(corpus.masked for corpus in self.corpora.values())
 
     def positions(self, step: int) -> Indices:
-        """Return the positions of the stage that this rank reads in a step."""
+        """Return the positions of the stage that this rank reads in a step; with pairs, those of its pairs."""
         first = step * self.batch
         return np.arange(first + self.rank, min(first + self.batch, self.order.total), self.world, dtype=np.int64)
 
@@ -90,8 +102,9 @@ class Batches:
         """Yield as `from_step`; while one batch is read, the operating system fetches the next one from disk."""
         previous: list[RankBatch] = []
         for batch in self.from_step(first):
-            for index, source in enumerate(self.sources):
-                source.prefetch(batch.sequence[batch.source == index])
+            for index in range(len(self.sources)):
+                for sources in (self.sources, self.rejected)[: 1 + self.pairs]:
+                    sources[index].prefetch(batch.sequence[batch.source == index])
             yield from previous
             previous = [batch]
         yield from previous
@@ -104,13 +117,15 @@ class Batches:
 
     def read_into(self, tokens: Tokens, batch: RankBatch) -> None:
         """Read a batch's sequences into `tokens`, as `read` returns them: [sequences, length]."""
-        for index, source in enumerate(self.sources):
-            rows = np.flatnonzero(batch.source == index)
-            tokens[rows] = source.read(batch.sequence[rows])
+        both = ((tokens[0::PAIR], self.sources), (tokens[1::PAIR], self.rejected))
+        for place, sources in both if self.pairs else ((tokens, self.sources),):
+            for index, source in enumerate(sources):
+                rows = np.flatnonzero(batch.source == index)
+                place[rows] = source.read(batch.sequence[rows])
 
     def shape(self, batch: RankBatch) -> tuple[int, int]:
         """Return the shape of a batch's tokens: (sequences, length)."""
-        return len(batch), self.sources[0].sequences.shape[1]
+        return len(batch) * (PAIR if self.pairs else 1), self.sources[0].sequences.shape[1]
 
     def tokens(self, step: int) -> Tokens:
         """Return this rank's sequences of a step: [sequences, length]."""
@@ -118,16 +133,21 @@ class Batches:
 
     def digest(self, step: int, tokens: Tokens) -> int:
         """Return what these sequences, as this rank's batch of a step, add to the stage's data digest."""
-        pairs = zip(self.positions(step).tolist(), tokens, strict=True)
-        return add_digests(sequence_digest(position, sequence) for position, sequence in pairs)
+        positions = self.positions(step)
+        if self.pairs:
+            positions = (positions[:, None] * PAIR + np.arange(PAIR)).ravel()
+        both = zip(positions.tolist(), tokens, strict=True)
+        return add_digests(sequence_digest(position, sequence) for position, sequence in both)
 
 
 def stage_batches(recipe: Mapping[str, Any], store: Path, rank: int = 0, world: int = 1) -> Batches:
     """Return the batches of a recipe. Raises MissingResourceError if a corpus is not prepared."""
+    pairs = "objective" in recipe
+    recipe = in_pairs(recipe) if pairs else recipe
     parts = [recipe, recipe.get("exposure"), recipe.get("replay"), *recipe.get("mix", [])]
     corpora = {part["corpus"]: packed_corpus(store, part["corpus"]) for part in parts if part}
     order = stage_order(recipe, {name: corpus.count("train") for name, corpus in corpora.items()})
-    return Batches(order, corpora, recipe["batch"], rank, world)
+    return Batches(order, corpora, recipe["batch"], rank, world, pairs)
 
 
 def recipe_digest(recipe: Mapping[str, Any], store: Path, steps: int) -> int:

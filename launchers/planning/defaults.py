@@ -11,7 +11,7 @@ from retain.launchers.speed.choice import planned_choices
 from retain.launchers.speed.folder import is_private, private_folder, processor_name
 from retain.launchers.speed.measured import Speeds, read_speeds
 from retain.launchers.speed.shape import place_of, step_shape, steps_so_far
-from retain.sweeps.schema.section import FISHER
+from retain.sweeps.schema.section import GROUNDWORK
 from retain.sweeps.tree.tree import Stage, Tree
 
 AUTO = "auto"
@@ -26,7 +26,7 @@ def planned_defaults(opened: OpenedStudy) -> list[str]:
 
 
 def _sentences(tree: Tree, opened: OpenedStudy) -> Iterator[str]:
-    for name in (name for name in tree.chain if name != FISHER):
+    for name in (name for name in tree.chain if name not in GROUNDWORK):
         of_name = [stage for stage in tree.stages.values() if stage.stage == name]
         longest = max(of_name, key=lambda stage: stage.tokens, default=None)
         if longest is None or kind_of_recipe(json.loads(longest.recipe)) is not TRAINING:

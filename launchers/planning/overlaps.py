@@ -22,7 +22,7 @@ from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import writing
-from retain.sweeps.schema.section import FISHER, STAGE_KINDS
+from retain.sweeps.schema.section import GROUNDWORK, STAGE_KINDS
 from retain.sweeps.tree.overlap import Overlap, read_overlap, write_overlap
 from retain.sweeps.tree.tree import Tree
 
@@ -101,6 +101,6 @@ def _roles(tree: Tree) -> dict[str, list[str]]:
     """What trains on each corpus of a tree, by its fingerprint."""
     found: dict[str, dict[str, None]] = {}
     for stage in tree.stages.values():
-        if stage.stage != FISHER:
+        if stage.stage not in GROUNDWORK:
             found.setdefault(json.loads(stage.recipe)["corpus"], {})[SYMBOLS.get(stage.stage, stage.stage)] = None
     return {corpus: sorted(roles, key=[*SYMBOLS.values(), *roles].index) for corpus, roles in found.items()}

@@ -18,6 +18,7 @@ from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
 from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.recipes.preference import PAIR
 from retain.sweeps.tree.tree import Axes, merged
 
 
@@ -262,8 +263,9 @@ def _data_bytes(opened: Sequence[OpenedStudy], rooms: Sequence[DataRoom]) -> int
     """Bytes of the packed corpora, each once. An unprepared corpus counts as `data_room` estimates it."""
     sizes = {}
     for one, room in zip(opened, rooms, strict=True):
-        for (_, length), facts in one.facts.corpora.items():
+        for (name, length), facts in one.facts.corpora.items():
             if facts.prepared:
-                sizes[facts.fingerprint] = (facts.train or 0) * length * bytes_of_token(one.facts)
+                sequences = (facts.train or 0) * (PAIR if one.file.study.corpora[name].is_pairs else 1)
+                sizes[facts.fingerprint] = sequences * length * bytes_of_token(one.facts)
         sizes |= room.packed
     return sum(sizes.values())

@@ -15,9 +15,9 @@ from retain.results.store.runs import SPEC, Store
 from retain.results.store.state import CHAT_TEMPLATE, KEEPS_OPTIMIZER
 from retain.sweeps.schema.execution import StageExecution
 from retain.sweeps.schema.read import StudyFile
-from retain.sweeps.schema.section import FISHER, stage_kind
+from retain.sweeps.schema.section import GROUNDWORK, stage_kind
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.evaluation import other_splits, splits_of, used_corpora
+from retain.sweeps.tree.evaluation import PREFERENCES, other_splits, preferences_of, splits_of, used_corpora
 from retain.sweeps.tree.keys import FORMAT
 from retain.sweeps.tree.measures import asked_evaluations, corpora_after
 from retain.sweeps.tree.tree import Stage, Tree
@@ -58,10 +58,13 @@ def register(
         for stage in stages:
             recipe = json.loads(stage.recipe)
             above = evaluations[stage.parent] if stage.parent else {}
-            splits = {"evaluation": {}} if stage.stage == FISHER else splits_of(stage.stage, recipe, above)
+            trains = stage.stage not in GROUNDWORK
+            splits = splits_of(stage.stage, recipe, above) if trains else {"evaluation": {}}
+            if trains and (pairs := preferences_of(stage.parent, recipe, above.get(PREFERENCES, {}))):
+                splits[PREFERENCES] = pairs
             evaluations[stage.key] = splits
             length = recipe.get("sequence_length", 0)
-            measured_on = {} if stage.stage == FISHER else after.get((stage.stage, length), used.get(length, {}))
+            measured_on = after.get((stage.stage, length), used.get(length, {})) if trains else {}
             others = other_splits(splits["evaluation"], measured_on)
             corpora = {*map(str, splits["evaluation"].values()), *others.values()}
             by = {corpus: values[corpus, length] for corpus in sorted(corpora) if (corpus, length) in values}

@@ -10,6 +10,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import math
 import time
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -24,6 +25,7 @@ from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.reporting.by_value import loss_fields, split_labels
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import machine_of
+from retain.launchers.stage.training.preferences import held_out
 from retain.lightning_modules.compiled import attend_in_fp32
 from retain.lightning_modules.models import average_with, load_model
 from retain.lightning_modules.objective import heldout_loss
@@ -31,6 +33,8 @@ from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.runs import LOSSES, Run
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import StageFailedError
+from retain.sweeps.schema.section import REFERENCE
+from retain.sweeps.tree.evaluation import PREFERENCES
 
 REPORT_EVERY_S = 1.0
 
@@ -46,6 +50,8 @@ def attempt(context: AttemptContext) -> None:
     stage = usable_parent(context.store, context.spec["parent"])
     sequences = heldout_sequences(context.store.root, recipe["corpus"])
     labels = split_labels(context.store.root, recipe["corpus"], recipe.get("by"))
+    asked = recipe.get(PREFERENCES)
+    pairs = held_out(context.store, recipe["corpus"], asked["dpo"], asked[REFERENCE]) if asked else None
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
     model = measured_model(context, stage, recipe.get("average", 1.0)).to(machine.device)  # type: ignore[arg-type]
@@ -73,6 +79,11 @@ def attempt(context: AttemptContext) -> None:
             between=between,
             labels=labels.numbers if labels else None,
         )
+        preferences = pairs and pairs.fields(
+            pairs.preferences(
+                model, machine.bf16, end_of_text=end_of_text, between=lambda done: between(len(sequences))
+            )
+        )
     finally:
         torch.use_deterministic_algorithms(deterministic)
     if not math.isfinite(found.loss):
@@ -80,7 +91,8 @@ def attempt(context: AttemptContext) -> None:
     log_line(f"held-out loss {found.loss:.4f} over {found.tokens:,} tokens")
     context.report(Progress(sequences.numel(), sequences.numel()))
     split = loss_fields(found, labels) | {"corpus": recipe["corpus"]}
-    context.finish(None, {LOSSES: {"splits": {"heldout": split}, "steps": 0, "trained_tokens": 0}})
+    losses: dict[str, Any] = {"splits": {"heldout": split}, "steps": 0, "trained_tokens": 0}
+    context.finish(None, {LOSSES: losses | ({PREFERENCES: {recipe["corpus"]: preferences}} if preferences else {})})
 
 
 def measured_model(context: AttemptContext, stage: Run, average: float) -> PreTrainedModel:

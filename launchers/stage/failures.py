@@ -183,10 +183,11 @@ def prepare_retry(run: Run, policies: Mapping[str, Policy]) -> Policy | None:
 
 
 def smaller_batch(run: Run) -> int | None:
-    """Half of the micro-batch of a run's last attempt, in sequences; None if that was one sequence."""
-    numerics = recorded_numerics(run)
+    """Half of the micro-batch of a run's last attempt, in sequences; None if that was one sequence, or one pair."""
+    numerics, recipe = recorded_numerics(run), run.spec()["recipe"]
     last = run.execution()["micro_batch"] or (numerics.micro_batch if numerics else None)
-    return halved(run.spec()["recipe"]["batch"], run.state().attempts[-1].world, last)
+    smaller = halved(recipe["batch"], run.state().attempts[-1].world, last)
+    return None if smaller == 1 and "objective" in recipe else smaller
 
 
 def halved(batch: int, world: int, micro_batch: int | None) -> int | None:

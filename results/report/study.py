@@ -163,5 +163,6 @@ def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row], asked: Mapp
     if any(without_value(name) != name for name in columns):
         caption += ", and STAGE/CORPUS[VALUE] that on its documents with this value"
     if any(map(is_metric, columns)):
-        caption += "; STAGE/TASK/METRIC is a metric of TASK after STAGE; \N{UPWARDS ARROW}: higher is better"
+        caption += "; STAGE/NAME/METRIC is a metric of a task, or of held-out pairs, after STAGE"
+        caption += "; \N{UPWARDS ARROW}: higher is better"
     return table("losses", caption, (*names, *titles, "tokens"), cells, filters=len(names))

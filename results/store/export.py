@@ -27,7 +27,8 @@ def export_run(store: Store, run: Run, to: Path) -> Path:
         )
     if "measure" in (spec := run.spec())["recipe"]:
         raise StudyError(
-            f"{run.key}: the run is no model but a measurement of {spec['parent']}; export that run, or a stage of a study"
+            f"{run.key}: the run is no model but a measurement of {spec['parent'] or 'a checkpoint'}; export that run, or a "
+            "stage of a study"
         )
     if spec["recipe"].get("method") == LINEAR_METHOD:
         raise StudyError(f"{run.key}: a linear model has no Hugging Face form; its matrices are in {run.model}")

@@ -22,6 +22,7 @@ from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import file_system_time, remove
 from retain.sweeps.base.processes import is_gone, is_here, process_start
+from retain.sweeps.schema.section import REFERENCE
 from retain.sweeps.tree.keys import CARRY
 
 if TYPE_CHECKING:
@@ -214,7 +215,8 @@ def _aside(store: Store, folder: Path) -> Path:
 def _of_weights(runs: list[Run], chosen: set[str], stages: Mapping[str, "Stage"]) -> Iterator[Waste]:
     """The weights of the chosen runs that no run of the store, and none of these stages, needs any more.
 
-    A measurement that was cancelled needs nothing, unless it is one of these stages.
+    A measurement that was cancelled needs nothing, unless it is one of these stages. Reference log-probabilities stay: they are
+    small, and whatever is trained below their stages is measured by them.
     """
     done = {run.key for run in runs if run.is_done()}
     users: dict[str, set[str]] = {}
@@ -233,6 +235,8 @@ def _of_weights(runs: list[Run], chosen: set[str], stages: Mapping[str, "Stage"]
         using = users.get(run.key, set())
         # A stage that is only measured is the end of its path: its weights are results.
         if run.key not in chosen & done or using <= measured or not using <= done:
+            continue
+        if run.spec()["recipe"].get("measure") == REFERENCE:
             continue
         files = _weight_files(run)
         if files and not is_pinned(run) and not run.is_running():

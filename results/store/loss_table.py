@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from retain.results.store.measured.pairs import measures_on_pairs
 from retain.results.store.measured.tasks import Measured, trial_measures
 from retain.results.store.measured.values import done_evaluations, losses_by_value, values_of
 from retain.results.store.runs import Run, Store
@@ -17,8 +18,8 @@ from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_text
 from retain.sweeps.schema.section import (
-    FISHER,
     FURTHER,
+    GROUNDWORK,
     LOSSES,
     STAGE_KINDS,
     loss_name,
@@ -28,9 +29,15 @@ from retain.sweeps.schema.section import (
 )
 from retain.sweeps.tree.cost import parameters_by_root
 from retain.sweeps.tree.data_facts import HeldoutValues
-from retain.sweeps.tree.evaluation import TUNE, role_of
+from retain.sweeps.tree.evaluation import PREFERENCES, TUNE, role_of
 from retain.sweeps.tree.key_diff import stage_name
-from retain.sweeps.tree.measures import asked_evaluations, corpora_after, evaluation_of
+from retain.sweeps.tree.measures import (
+    asked_evaluations,
+    corpora_after,
+    evaluation_of,
+    measures_of_pairs,
+    preferences_by_stage,
+)
 from retain.sweeps.tree.tree import Stage, Tree
 
 if TYPE_CHECKING:
@@ -73,7 +80,7 @@ def trial_rows(
     """One row per trial: axes, keys, losses (nats per token) and the tokens trained on its path; None if not trained.
 
     `losses` is the loss of each stage's weights on each corpus of the study; the paper's four are entries of it. `measures` are
-    the metrics on tasks, as TASK/METRIC, if the study has tasks.
+    the metrics on tasks, as TASK/METRIC, if the study has tasks, and on pairs, as CORPUS/METRIC, after stages with DPO.
 
     states: the states of all stages, if they have been read already. damaged: the runs whose losses cannot be read are entered
     here, and their losses are missing; None: the first raises DamageError.
@@ -81,7 +88,7 @@ def trial_rows(
     states = store.states(tree.stages) if states is None else states
     corpora, done = corpora_after(tree), dict[str, Mapping[str, Any]]()
     matrix: dict[str, dict[str, float | None]] = {}
-    for key in (key for key, stage in tree.stages.items() if stage.stage != FISHER):
+    for key in (key for key, stage in tree.stages.items() if stage.stage not in GROUNDWORK):
         try:
             if states[key].state == "done":
                 done[key] = store.run(key).losses()
@@ -91,6 +98,7 @@ def trial_rows(
                 raise
             damaged[key] = damaged_state(error)
     measures: Measured = {}
+    pairs, preferences = measures_of_pairs(tree), preferences_by_stage(tree)
     sizes = parameters_by_root(tree)
     rows = []
     for trial in tree.trials:
@@ -98,7 +106,8 @@ def trial_rows(
         own = {tree.stages[key].stage: matrix.get(key, {}) for key in trial.path}
         if trial.average != 1 and path[-1]:
             leaf = tree.stages[trial.leaf]
-            path[-1], own[leaf.stage] = _averaged(leaf, trial.average, corpora, path[-1], store, tree)
+            of_pairs = preferences.get(leaf.key, {})
+            path[-1], own[leaf.stage] = _averaged(leaf, trial.average, corpora, path[-1], store, tree, of_pairs)
         tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
         keys = {**dict.fromkeys(STAGE_KINDS), **dict(zip(trial.stages, trial.chain, strict=True))}
         splits = [losses["splits"] if losses else None for losses in path]
@@ -113,8 +122,12 @@ def trial_rows(
         }
         if sizes:
             row["parameters"] = sizes[trial.path[0]]
-        if any(tree.tasks.values()):
-            row["measures"] = trial_measures(tree, trial, store, measures, damaged)
+        if pairs or any(tree.tasks.values()):
+            on_tasks = trial_measures(tree, trial, store, measures, damaged)
+            row["measures"] = {
+                name: on_tasks[name] | measures_on_pairs(pairs.get(key, {}), found)
+                for name, key, found in zip(on_tasks, trial.path, path, strict=True)
+            }
         rows.append(row)
     return rows
 
@@ -126,20 +139,23 @@ def _averaged(
     found: Mapping[str, Any],
     store: Store,
     tree: Tree,
+    pairs: Mapping[str, Mapping[str, Any]],
 ) -> tuple[dict[str, Any], dict[str, float | None]]:
     """The losses of averaged weights of a done stage, as losses.json has them and by the name of the corpus.
 
-    found: the stage's own losses.json. What is not measured yet is missing in the former and None in the latter. Raises
-    DamageError.
+    found: the stage's own losses.json. pairs: the entry of the stage of `preferences_by_stage`. What is not measured yet is
+    missing in the former and None in the latter. Raises DamageError.
     """
     length = json.loads(leaf.recipe)["sequence_length"]
     names, values = corpora[leaf.stage, length], values_of(tree, length)
-    losses = _evaluated(leaf, names, length, store, values, average)
+    losses, preferences = _evaluated(leaf, names, length, store, values, average, pairs)
     by_corpus = {names[name]: loss for name, loss in losses.items()}
     of_role = store.run(leaf.key).spec()["evaluation"]
     splits = {role: {"loss": by_corpus[of_role[role]]} for role in found["splits"] if of_role.get(role) in by_corpus}
     parts = losses_by_value(leaf, names, length, store, values, None, average)
-    return {**found, "splits": splits}, _with_parts({name: losses.get(name) for name in names}, parts)
+    return {**found, "splits": splits, PREFERENCES: preferences}, _with_parts(
+        {name: losses.get(name) for name in names}, parts
+    )
 
 
 def _with_parts(
@@ -159,16 +175,21 @@ def _evaluated(
     store: Store,
     values: Mapping[str, HeldoutValues],
     average: float = 1.0,
-) -> dict[str, float]:
-    """The losses that evaluation runs below a stage have measured, by the name of the corpus. Raises DamageError.
+    pairs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """What evaluation runs below a stage have measured: losses by the name of the corpus, and on pairs by its fingerprint.
 
-    names: the fingerprint of each corpus.
+    names: the fingerprint of each corpus. pairs: as of `_averaged`. Raises DamageError.
     """
-    found = {}
+    found: dict[str, float] = {}
+    preferences: dict[str, Any] = {}
     for name, fingerprint in names.items():
-        if run := next(done_evaluations(stage, name, fingerprint, length, store, average, values.get(name)), None):
-            found[name] = measured_losses(run.losses(), run)[fingerprint]
-    return found
+        asked = values.get(name), (pairs or {}).get(fingerprint)
+        if run := next(done_evaluations(stage, name, fingerprint, length, store, average, *asked), None):
+            losses = run.losses()
+            found[name] = measured_losses(losses, run)[fingerprint]
+            preferences |= losses.get(PREFERENCES, {})
+    return found, preferences
 
 
 def _finetuning_role(stages: Sequence[str], leaf: Run) -> str:
@@ -240,7 +261,7 @@ def stage_losses(
     blank = {name: names[name] for name, loss in losses.items() if loss is None and found}
     values = values_of(tree, length)
     parts = losses_by_value(stage, names, length, store, values, found)
-    return _with_parts(losses | _evaluated(stage, blank, length, store, values), parts)
+    return _with_parts(losses | _evaluated(stage, blank, length, store, values)[0], parts)
 
 
 def missing_evaluations(
@@ -255,7 +276,7 @@ def missing_evaluations(
         corpora = corpora_after(tree)
         for stage in tree.stages.values():
             run = store.run(stage.key)
-            if stage.stage == FISHER or not run.is_done():
+            if stage.stage in GROUNDWORK or not run.is_done():
                 continue
             length = json.loads(stage.recipe)["sequence_length"]
             losses = stage_losses(stage, corpora, run.losses(), store, tree)

@@ -188,6 +188,8 @@ OPTIMIZER = "optimizer.safetensors"
 """AdamW's moments at the end of a run whose stage.json has KEEPS_OPTIMIZER, in the folder of its weights."""
 FISHER_FILE = "fisher.safetensors"
 """The Fisher information that a run has estimated for anchors, where other runs have their weights."""
+REFERENCE_FILE = "reference.safetensors"
+"""The reference log-probabilities of pairs that a run has computed, where other runs have their weights."""
 PART = "part"
 """The folder with the files of a run that prepares a part of a corpus."""
 ASSEMBLED = "assembled.json"
@@ -222,6 +224,9 @@ class Spec(TypedDict):
     """The fingerprints of the study's other corpora, by name, on which the final weights are evaluated too."""
     values: NotRequired[dict[str, str]]
     """The fingerprints of the values of corpora with `by`, by that of the corpus. They do not enter the key."""
+    preferences: NotRequired[dict[str, dict[str, Any]]]
+    """By the fingerprint of a corpus of pairs, the β and the key of the reference by which the final weights are measured on
+    its pairs; see `sweeps.tree.evaluation`."""
     tokenizer: NotRequired[str]
     """The fingerprint of the tokeniser; searches have none."""
     chat_template: NotRequired[str]
@@ -348,6 +353,23 @@ class Losses(TypedDict):
     """The data digest; linear stages read no data."""
     features: NotRequired["Features"]
     """Only of linear stages."""
+    preferences: NotRequired[dict[str, "PreferencesOfPairs"]]
+    """By the fingerprint of a corpus of pairs, what the weights prefer on its held-out pairs."""
+
+
+class PreferencesOfPairs(TypedDict):
+    """What weights prefer on held-out pairs, against a reference."""
+
+    dpo_loss: float
+    """The mean DPO loss, in nats per pair."""
+    accuracy: float
+    """The share of pairs with a margin above 0."""
+    margin: float
+    """The mean margin in nats: how much more the chosen response has gained in log-probability than the rejected one."""
+    pairs: int
+    beta: float
+    reference: str
+    """The key of the run that computed the reference."""
 
 
 class Features(TypedDict):

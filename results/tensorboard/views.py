@@ -29,7 +29,7 @@ from retain.results.tensorboard.run_events import derive_events, needs_events
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
 from retain.sweeps.base.files import remove, write_bytes
 from retain.sweeps.base.units import is_written
-from retain.sweeps.schema.section import FISHER
+from retain.sweeps.schema.section import GROUNDWORK
 from retain.sweeps.tree.evaluation import role_of
 from retain.sweeps.tree.tree import Stage, Tree, Trial, axes_label
 
@@ -99,7 +99,9 @@ def link_runs(
     with ThreadPoolExecutor(WRITERS) as writers:
         list(writers.map(show, [names[first::WRITERS] for first in range(WRITERS)]))
     figures = sorted([*home.glob("*.png"), *home.glob("figures/*.png")])
-    _put_events(folder, *study_events(hyperparameters, figures, [name for name in tree.chain if name != FISHER]))
+    _put_events(
+        folder, *study_events(hyperparameters, figures, [name for name in tree.chain if name not in GROUNDWORK])
+    )
     return folder
 
 
@@ -156,7 +158,7 @@ def serve(folder: Path, port: int) -> NoReturn:
 
 def _stage_metrics(tree: Tree) -> list[str]:
     """The losses of each kind of stage on the corpora of the stages up to it, and of a pretraining on D_post."""
-    kinds = [name for name in dict.fromkeys(stage.stage for stage in tree.stages.values()) if name != FISHER]
+    kinds = [name for name in dict.fromkeys(stage.stage for stage in tree.stages.values()) if name not in GROUNDWORK]
     roles = {kind: [role_of(one) for one in kinds[: max(number, 2)]] for number, kind in enumerate(kinds, start=1)}
     return [stage_metric(kind, role) for kind in kinds for role in roles[kind]]
 

@@ -106,16 +106,22 @@ class Corpus(Section):
     template: str | None = None
     """How to join several fields of a record into a document, such as "{inputs}\\n{targets}". Replaces `text`."""
     prompt: str | None = None
-    """How to write the prompt of a record, such as "Q: {question}\\nA:". Needs `response`. Replaces `text`."""
+    """How to write the prompt of a record, such as "Q: {question}\\nA:". Needs `response`, or `chosen` and `rejected`. Replaces
+    `text`."""
     response: str | None = None
     """How to write the response to the prompt, such as " {answer}". It follows the prompt directly, and is tokenised apart from
     it, as when a model answers the prompt."""
+    chosen: str | None = None
+    """How to write the preferred one of two responses to the prompt, such as " {chosen}". Needs `prompt` and `rejected`, and
+    makes the corpus one of pairs, for `objective: {dpo: ...}`. All other stages and losses read the chosen responses alone."""
+    rejected: str | None = None
+    """How to write the other response to the prompt, such as " {rejected}". Needs `prompt` and `chosen`."""
     messages: Text | None = None
     """The field of a record that holds a conversation: a list of messages, each with a role and a content. The tokeniser's
     chat template writes it; the assistant's turns are the responses. Replaces `text`."""
     predict: Literal["all", "responses"] | None = None
     """Which tokens count in every loss, in training and on held-out text: all, or only those of the responses. The default is
-    responses with `response` or `messages`, and all for other corpora."""
+    responses with `response`, `chosen` or `messages`, and all for other corpora."""
     separator: Annotated[str, Field(min_length=1)] | None = None
     """The text that separates documents in a plain text file. By default a file is one document."""
     by: Text | None = None
@@ -129,7 +135,8 @@ class Corpus(Section):
     heldout: Heldout = 0.02
     """The share of documents in the held-out split, chosen by their hash: never trained on, only evaluated on. The default is
     meant for small corpora; large ones need less. `{split: validation}` or `{files: ...}` names a split that the corpus brings
-    along; no corpus of the study trains on an exact copy of a document in it."""
+    along; no corpus of the study trains on an exact copy of a document in it. Pairs are chosen by their prompt, so that all
+    pairs of a prompt are in one split."""
 
     dedupe: Literal["exact", "near"] = "exact"
     """Which copies of documents are dropped: exact ones, or also near ones (MinHash): training documents that are near copies
@@ -139,7 +146,12 @@ class Corpus(Section):
     @property
     def responses_only(self) -> bool:
         """Whether only the responses are predicted."""
-        return self.predict != "all" and (self.response is not None or self.messages is not None)
+        return self.predict != "all" and (self.response is not None or self.messages is not None or self.is_pairs)
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether a record is a prompt with a chosen and a rejected response."""
+        return self.chosen is not None
 
     @property
     def heldout_share(self) -> float:
@@ -169,7 +181,7 @@ class Corpus(Section):
     def add_published(cls, value: Any) -> Any:
         return with_published(value) if isinstance(value, dict) else value
 
-    @field_validator("template", "prompt", "response")
+    @field_validator("template", "prompt", "response", "chosen", "rejected")
     @classmethod
     def check_template(cls, value: str | None) -> str | None:
         if value is not None:
@@ -186,6 +198,7 @@ class Corpus(Section):
             raise ValueError(f"{hub_only[0]}: valid only for hf sources; remove {hub_only[0]}")
         if self.template is not None and "text" in self.model_fields_set:
             raise ValueError("template: cannot be combined with text; remove text")
+        self._check_pairs()
         self._check_responses()
         if self.by is not None and self.package is not None:
             raise ValueError("by: the documents of packages have no fields to tell them apart; remove by")
@@ -196,12 +209,25 @@ class Corpus(Section):
                 raise ValueError("heldout.files: valid only for sources with files; write heldout: {split: ...}")
         return self
 
+    def _check_pairs(self) -> None:
+        """Raise ValueError if the fields of pairs do not fit together."""
+        if self.chosen is None and self.rejected is None:
+            return
+        if missing := [name for name in ("prompt", "chosen", "rejected") if getattr(self, name) is None]:
+            raise ValueError(f"{missing[0]}: missing; a pair needs prompt, chosen and rejected")
+        if self.predict == "all":
+            raise ValueError("predict: only the responses of pairs are predicted; remove predict")
+        if self.by is not None:
+            raise ValueError("by: the losses of pairs are not given by value; remove by")
+        if self.dedupe == "near":
+            raise ValueError("dedupe: near compares documents, and pairs are compared exactly; remove dedupe")
+
     def _check_responses(self) -> None:
         """Raise ValueError if the fields of prompts, responses and messages do not fit together."""
-        if (self.prompt is None) != (self.response is None):
+        if not self.is_pairs and (self.prompt is None) != (self.response is None):
             given, missing = ("prompt", "response") if self.response is None else ("response", "prompt")
             raise ValueError(f"{missing}: missing beside {given}; give both, or write {given} as template")
-        named = [name for name in ("template", "response", "messages") if getattr(self, name) is not None]
+        named = [name for name in ("template", "response", "chosen", "messages") if getattr(self, name) is not None]
         named += ["text"] if "text" in self.model_fields_set else []
         if len(named) > 1:
             raise ValueError(f"{named[0]}: cannot be combined with {named[1]}; remove one of them")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from retain.sweeps.schema.section import FISHER, Positive, PositiveFloat, Section, Size, shown_value
+from retain.sweeps.schema.section import GROUNDWORK, Positive, PositiveFloat, Section, Size, shown_value
 
 Text = str | int | float
 OWN_OPTIONS = (
@@ -171,14 +171,14 @@ class Execution(StageExecution):
     def of_stage(self, name: str, site: SiteOptions | None = None) -> StageExecution:
         """How one stage runs: the fields for this stage, over those of the study, over those of the site.
 
-        An estimate of the Fisher information (FISHER) runs as the study says, on one device.
+        What stages need besides the stage before them (GROUNDWORK) runs as the study says, on one device.
         """
         own = self.stages.get(name, StageExecution())
         general = self.model_dump(exclude_unset=True, include=set(StageExecution.model_fields))
         fields = merge_nested(general, own.model_dump(exclude_unset=True))
         options = site.model_dump(exclude_unset=True, include=set(SiteOptions.model_fields)) if site else {}
         fields["slurm"] = merge_nested(options, fields.get("slurm", {}))
-        if name == FISHER:
+        if name in GROUNDWORK:
             fields["devices"] = fields["slurm"]["nodes"] = 1
         return StageExecution.model_validate(fields)
 

@@ -15,7 +15,7 @@ from retain.sweeps.base.yaml_text import parse_yaml, read_yaml
 from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
 from retain.sweeps.schema.linear.study import LinearStudy, is_linear
 from retain.sweeps.schema.search_space import BEFORE_FINETUNING, SearchBlock, SearchSpace, read_search
-from retain.sweeps.schema.section import LOSSES, loss_name, unknown_loss, without_value
+from retain.sweeps.schema.section import LOSSES, PAIR_MEASURES, loss_name, unknown_loss, without_value
 from retain.sweeps.schema.study import Study
 from retain.sweeps.schema.validation_messages import validate
 
@@ -184,7 +184,10 @@ def _known_losses(study: AnyStudy, named: Collection[str]) -> list[str]:
     found = [*LOSSES]
     for stage in study.stages:
         measured = asked.corpora if asked and stage in (asked.at or study.stages) else ()
-        found += [loss_name(stage, corpus) for corpus in study.corpora if corpus in named or corpus in measured]
+        corpora = [corpus for corpus in study.corpora if corpus in named or corpus in measured]
+        found += [loss_name(stage, corpus) for corpus in corpora]
+        pairs = [corpus for corpus in corpora if study.corpora[corpus].is_pairs]
+        found += [loss_name(stage, f"{corpus}/{measure}") for corpus in pairs for measure in PAIR_MEASURES]
     return found
 
 

@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -88,6 +88,10 @@ FURTHER = "further"
 """The kind of every other stage of a chain. Its name is the user's, and does not enter its stage key."""
 FISHER = "fisher"
 """The name of the runs that estimate the Fisher information for an anchor. No stage of a chain may have it."""
+REFERENCE = "reference"
+"""The name of the runs that compute the reference log-probabilities of pairs. No stage of a chain may have it."""
+GROUNDWORK = (FISHER, REFERENCE)
+"""The names of the runs that stages need besides the stage before them. They train nothing, and are no stages of a chain."""
 
 
 LOSSES = (
@@ -97,6 +101,8 @@ LOSSES = (
     "retained_pretraining_loss",
 )
 """The paper's four losses of a trial (Section 3), in nats per token. Lower is better."""
+PAIR_MEASURES: Mapping[str, bool] = {"dpo_loss": False, "accuracy": True, "margin": True}
+"""What is measured on held-out pairs, as STAGE/CORPUS/MEASURE, and whether higher is better."""
 Loss = Annotated[str, Field(min_length=1)]
 """The name of a loss: one of the paper's four, or STAGE/CORPUS (`loss_name`). Only a study knows which ones it has."""
 

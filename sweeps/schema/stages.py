@@ -176,7 +176,8 @@ class Pretrain(Optimisation):
 
 
 class EarlyStopping(Section):
-    """Early stopping on the held-out loss. The stage ends with its best weights."""
+    """Early stopping on the held-out loss, or with `objective` on the held-out loss of the objective. The stage ends with its
+    best weights."""
 
     every: Positive
     """The number of steps between evaluations."""
@@ -249,6 +250,15 @@ class Anchor(Section):
         return self
 
 
+class TrainingObjective(Section):
+    """What a stage minimises instead of the next-token loss."""
+
+    dpo: PositiveFloat
+    """DPO (Rafailov et al., arXiv 2305.18290): β, the strength with which the stage keeps to the model that it starts from. The
+    loss of a pair is -log σ(β m). The margin m is how much the log-probability of the chosen response, summed over its tokens,
+    has risen more than that of the rejected one since the start of the stage. Usual values are 0.05 to 0.5."""
+
+
 class Adaptable(Optimisation):
     """The fields of a stage that starts from a trained model and may train LoRA adapters instead of all weights."""
 
@@ -260,6 +270,9 @@ class Adaptable(Optimisation):
     """What the stage takes over from the stage before it. By default the weights alone."""
     anchor: Anchor | None = None
     """A pull towards the weights that the stage starts from. By default there is none."""
+    objective: TrainingObjective | None = None
+    """What the stage minimises: the next-token loss (the default), or with `{dpo: β}` the DPO loss on the pairs of its corpus,
+    which has `chosen` and `rejected`. `tokens` and `batch` then count both responses: a pair is two sequences."""
     average: Annotated[Number, Field(ge=0, le=1)] = 1.0
     """WiSE-FT (Wortsman et al., arXiv 2109.01903), for the last stage of a chain: the trial's losses are those of the weights
     between the start of the stage (0) and its end (1, the default). All averages share one training; the losses of those below

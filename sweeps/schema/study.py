@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from retain.sweeps.schema.corpora import Corpus, Documents, Tokenizer
 from retain.sweeps.schema.execution import Execution, check_stage_names
 from retain.sweeps.schema.models import Model
-from retain.sweeps.schema.section import FISHER, STAGE_KINDS, Grid, Name, Section, Seed, Whole, shown_value
+from retain.sweeps.schema.section import GROUNDWORK, STAGE_KINDS, Grid, Name, Section, Seed, Whole, shown_value
 from retain.sweeps.schema.stages import Evaluate, Finetune, FurtherStage, Optimisation, Posttrain, Pretrain
 from retain.sweeps.schema.validation_messages import unknown_field
 
@@ -79,7 +79,7 @@ class Study(Section):
                 )
             if names.count(name) > 1:
                 raise ValueError(f"{name} is named twice; give the second one a name of its own, such as {name}2")
-            taken = name in (*SPLITS, FISHER) or name in cls.model_fields or hasattr(cls, name)
+            taken = name in (*SPLITS, *GROUNDWORK) or name in cls.model_fields or hasattr(cls, name)
             if taken and name not in STAGE_KINDS:
                 raise ValueError(f"{name} has another meaning in a study; give the stage another name")
         return names

@@ -10,7 +10,7 @@ from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.families.table import HEAD
 from retain.sweeps.schema.linear.study import is_linear
 from retain.sweeps.schema.models import ARCHITECTURE_FIELDS, Architecture, model_counts
-from retain.sweeps.schema.section import FISHER
+from retain.sweeps.schema.section import GROUNDWORK, REFERENCE
 from retain.sweeps.tree.keys import canonical
 from retain.sweeps.tree.recipes.linear import linear_cost
 from retain.sweeps.tree.throughput import PEAK_FLOPS, Measured, check_device, model_text, modelled_speed
@@ -18,6 +18,8 @@ from retain.sweeps.tree.tree import Stage, Tree
 
 BYTES_PER_VALUE = 4
 """Weights and AdamW's moments are stored in fp32."""
+BYTES_PER_LOG_PROBABILITY = 8
+"""The reference log-probability of a sequence is stored in fp64."""
 CHECKPOINT_VALUES = 4
 """The values that a checkpoint holds per trained parameter: its weight, AdamW's two moments, and its best weight so far."""
 CHECKPOINTS_ON_DISK = 3
@@ -90,7 +92,7 @@ def total_cost(
     parallelism = {stage.stage: Parallelism() for stage in tree.stages.values()} | dict(parallelism or {})
     work = _work_by_stage(tree)
     missing = [stage for stage in tree.stages.values() if stage.key not in done]
-    weights = {stage.key: work[stage.key].model.parameters * BYTES_PER_VALUE for stage in missing}
+    weights = {stage.key: _kept_bytes(stage, work[stage.key]) for stage in missing}
     carried = tree.carried()
     moments = {key: 2 * work[key].trained * BYTES_PER_VALUE for key in weights if key in carried}
     weights |= {key: weights[key] + size for key, size in moments.items()}
@@ -113,10 +115,19 @@ def total_cost(
         measured=known,
         disk_bytes=sum(weights.values()),
         disk_peak_bytes=sum(weights.values()) + _checkpoint_bytes(missing, work, parallelism),
-        freeable_bytes=sum(size for key, size in weights.items() if key in needed),
+        freeable_bytes=sum(
+            size for key, size in weights.items() if key in needed and tree.stages[key].stage != REFERENCE
+        ),
         jobs=sum(-(-count // parallelism[kind].pack) for (kind, _), count in families.items()),
         optimizer_bytes=sum(moments.values()),
     )
+
+
+def _kept_bytes(stage: Stage, work: "_Work") -> int:
+    """The bytes of what a run leaves for others: weights, a value for each of them, or a value for each sequence."""
+    if stage.stage != REFERENCE:
+        return work.model.parameters * BYTES_PER_VALUE
+    return int(stage.tokens // json.loads(stage.recipe)["sequence_length"] * BYTES_PER_LOG_PROBABILITY)
 
 
 def evaluation_flops(tree: Tree, evaluations: Sequence[Stage]) -> float:
@@ -194,7 +205,7 @@ def _checkpoint_bytes(
 ) -> int:
     """The bytes of the checkpoints at the peak: those of the largest stages of one kind that run at the same time."""
     sizes: dict[str, list[int]] = {}
-    for stage in (stage for stage in missing if stage.stage != FISHER):  # which saves none while it runs
+    for stage in (stage for stage in missing if stage.stage not in GROUNDWORK):  # which saves none while it runs
         size = CHECKPOINTS_ON_DISK * CHECKPOINT_VALUES * work[stage.key].trained * BYTES_PER_VALUE
         sizes.setdefault(stage.stage, []).append(size)
     return max((sum(sorted(own)[-parallelism[kind].at_a_time :]) for kind, own in sizes.items()), default=0)
@@ -205,8 +216,11 @@ def _work_by_stage(tree: Tree) -> dict[str, _Work]:
     for stage in tree.stages.values():
         # Parents come before their children, so the model that a stage starts from is known.
         model = work[stage.parent].model if stage.parent else _root_model(stage, tree.models)
+        if stage.stage == REFERENCE:
+            # Nothing is propagated back, as in `evaluation_flops`.
+            work[stage.key] = _Work(model.flops // 3, 0, model)
         # Only recipes with adapters are parsed: a tree may have 100,000 stages.
-        if model.counts and '"method":"lora"' in stage.recipe:
+        elif model.counts and '"method":"lora"' in stage.recipe:
             work[stage.key] = _with_adapters(model, json.loads(stage.recipe))
         else:
             work[stage.key] = _Work(model.flops, model.parameters, model)

@@ -34,6 +34,12 @@ class Reading:
     """Records whose text is empty or blank."""
     replaced: int = 0
     """Documents with halves of characters (lone surrogates), which were replaced by U+FFFD."""
+    long: int = 0
+    """Pairs of which a response with its prompt is longer than the sequences."""
+    equal: int = 0
+    """Pairs whose two responses are the same."""
+    asked: int = 0
+    """Pairs with a prompt of the held-out split that the corpus brings along."""
     hidden: Sequence[str] = ()
     """The names of hidden files and folders that were left out."""
     near: int | None = None
@@ -157,6 +163,12 @@ def reading_remarks(reading: Reading) -> list[str]:
         remarks.append(f"skipped {counted(reading.empty, 'empty document')}")
     if reading.withheld:
         remarks.append(f"skipped {counted(reading.withheld, 'document')} that another corpus holds out")
+    if reading.long:
+        remarks.append(f"skipped {counted(reading.long, 'pair')} longer than a sequence")
+    if reading.equal:
+        remarks.append(f"skipped {counted(reading.equal, 'pair')} with two equal responses")
+    if reading.asked:
+        remarks.append(f"skipped {counted(reading.asked, 'pair')} whose prompt is held out")
     if reading.replaced:
         remarks.append(f"replaced halves of characters in {counted(reading.replaced, 'document')}")
     if names := list(reading.hidden):

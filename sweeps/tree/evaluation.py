@@ -7,10 +7,13 @@ four losses. The other corpora of the study go by their own names; they fill the
 from collections.abc import Mapping
 from typing import Any
 
-from retain.sweeps.schema.section import STAGE_KINDS
+from retain.sweeps.schema.section import REFERENCE, STAGE_KINDS
+from retain.sweeps.tree.recipes.preference import reference_key
 from retain.sweeps.tree.tree import Tree
 
 ROLES: Mapping[str, str] = dict(zip(STAGE_KINDS, ("pretraining", "posttraining", "finetuning"), strict=True))
+PREFERENCES = "preferences"
+"""The field of a stage.json that says on the pairs of which corpora a stage is measured, and what losses.json has of them."""
 TUNE, REPORT = "tune", "report"
 """The halves of a held-out split: the one that early stopping selects on, and the one that is reported."""
 
@@ -18,6 +21,11 @@ TUNE, REPORT = "tune", "report"
 def role_of(stage: str) -> str:
     """The role of the corpus that a stage trains on; a stage besides the paper's three gives it its own name."""
     return ROLES.get(stage, stage)
+
+
+def preference_split(split: str) -> str:
+    """The name of the DPO loss on the pairs of a split, where splits have theirs."""
+    return f"{split}-dpo"
 
 
 def tune_split(role: str) -> str:
@@ -57,6 +65,18 @@ def splits_of(stage: str, recipe: Mapping[str, Any], above: Mapping[str, Any]) -
     # A later stage that trains on a role anew, without a tune split of its own, is reported on the same half.
     made = inherited | own
     return {"evaluation": known} | ({"halves": made} if made else {})
+
+
+def preferences_of(parent: str | None, recipe: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """On the pairs of which corpora a stage is measured: those that it or a stage above it learns from, by fingerprint.
+
+    Of each, the β and the key of the reference of the last stage that learns from it. above: those of the parent.
+    """
+    known = dict(above)
+    if objective := recipe.get("objective"):
+        key = reference_key(parent, objective[REFERENCE])
+        known[recipe["corpus"]] = {"dpo": objective["dpo"], REFERENCE: key}
+    return known
 
 
 def used_corpora(tree: Tree) -> dict[int, dict[str, str]]:

@@ -13,9 +13,11 @@ from typing import Any
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.section import (
-    FISHER,
     FURTHER,
+    GROUNDWORK,
     LOSSES,
+    PAIR_MEASURES,
+    REFERENCE,
     is_metric,
     loss_name,
     unknown_loss,
@@ -23,8 +25,9 @@ from retain.sweeps.schema.section import (
     without_value,
 )
 from retain.sweeps.tree.data_facts import HeldoutValues, TaskFacts
-from retain.sweeps.tree.evaluation import used_corpora
+from retain.sweeps.tree.evaluation import PREFERENCES, preferences_of, used_corpora
 from retain.sweeps.tree.keys import MEASURE, TASK, canonical, stage_key
+from retain.sweeps.tree.recipes.preference import objective_of
 from retain.sweeps.tree.tree import Stage, Tree
 
 EVALUATE = "evaluate"
@@ -39,16 +42,20 @@ def evaluation_of(
     tokens: int = 0,
     average: float = 1.0,
     values: HeldoutValues | None = None,
+    preferences: Mapping[str, Any] | None = None,
 ) -> Stage:
     """The evaluation run of a stage on a corpus, as a stage below it.
 
     tokens: those of the held-out split, if known. average: the weights that it measures, from 0, the start of the stage, to 1,
-    its end. values: those by which the loss is also given.
+    its end. values: those by which the loss is also given. preferences: of pairs, as of `preferences_by_stage`.
     """
     fields: dict[str, Any] = {"corpus": fingerprint, "measure": MEASURE, "sequence_length": length}
     if values is not None:
         fields["by"] = values.fingerprint
-    return _evaluation(stage, fields, {"evaluate.corpora": name}, tokens, average)
+    also: tuple[str, ...] = ()
+    if preferences is not None:
+        fields[PREFERENCES], also = dict(preferences), (preferences[REFERENCE],)
+    return _evaluation(stage, fields, {"evaluate.corpora": name}, tokens, average, also)
 
 
 def task_evaluation_of(stage: Stage, name: str, task: TaskFacts, average: float = 1.0) -> Stage:
@@ -56,14 +63,40 @@ def task_evaluation_of(stage: Stage, name: str, task: TaskFacts, average: float 
     return _evaluation(stage, {"measure": TASK, **task.recipe}, {"evaluate.tasks": name}, 0, average)
 
 
-def _evaluation(stage: Stage, fields: dict[str, Any], named: dict[str, str], tokens: int, average: float) -> Stage:
+def _evaluation(
+    stage: Stage,
+    fields: dict[str, Any],
+    named: dict[str, str],
+    tokens: int,
+    average: float,
+    needs: tuple[str, ...] = (),
+) -> Stage:
     axes = stage.axes | {"evaluate.at": stage.stage} | named
     if average != 1:
         fields["average"] = average
         axes = axes | {f"{stage.stage}.average": average}
     recipe = canonical(fields)
     also = (stage.parent,) if average != 1 and stage.parent else ()
-    return Stage(stage_key(FURTHER, stage.key, recipe), EVALUATE, stage.key, recipe, tokens, axes, also)
+    return Stage(stage_key(FURTHER, stage.key, recipe), EVALUATE, stage.key, recipe, tokens, axes, (*also, *needs))
+
+
+def preferences_by_stage(tree: Tree) -> dict[str, dict[str, dict[str, Any]]]:
+    """On the pairs of which corpora each stage is measured, as `evaluation.preferences_of` has it, by key; often empty."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for stage in (one for one in tree.stages.values() if one.stage not in (*GROUNDWORK, EVALUATE)):
+        above = found.get(stage.parent, {}) if stage.parent else {}
+        if above or objective_of(stage.recipe) is not None:
+            found[stage.key] = preferences_of(stage.parent, json.loads(stage.recipe), above)
+    return found
+
+
+def measures_of_pairs(tree: Tree) -> dict[str, dict[str, str]]:
+    """The corpora of `preferences_by_stage`: by the key of the stage, the name of each by its fingerprint."""
+    names = {fingerprint: name for (name, _), fingerprint in tree.corpora.items()}
+    return {
+        key: {corpus: names[corpus] for corpus in pairs if corpus in names}
+        for key, pairs in preferences_by_stage(tree).items()
+    }
 
 
 def corpora_after(tree: Tree) -> dict[tuple[str, int], dict[str, str]]:
@@ -74,7 +107,7 @@ def corpora_after(tree: Tree) -> dict[tuple[str, int], dict[str, str]]:
     used = used_corpora(tree)
     found: dict[tuple[str, int], dict[str, str]] = {}
     for length in dict.fromkeys(length for _, length in tree.corpora):
-        for stage in (name for name in tree.chain if name != FISHER):
+        for stage in (name for name in tree.chain if name not in GROUNDWORK):
             own = {name: tree.corpora.get((name, length)) for name in tree.measured.get(stage, ())}
             # Of several studies planned together, only one may have the corpus at this length.
             known = {name: fingerprint for name, fingerprint in own.items() if fingerprint is not None}
@@ -109,9 +142,14 @@ def asked_evaluations(tree: Tree, heldout: Mapping[tuple[str, int], int] | None 
 def asked_columns(tree: Tree) -> dict[str, bool]:
     """What a study asks for besides the matrix of its corpora, and whether higher is better; by stage.
 
-    That is what `evaluate` measures, as STAGE/CORPUS and STAGE/TASK/METRIC, and STAGE/CORPUS[VALUE] for corpora with `by`.
+    That is what `evaluate` measures, as STAGE/CORPUS and STAGE/TASK/METRIC, and STAGE/CORPUS[VALUE] for corpora with `by`; of
+    pairs that are learned from, STAGE/CORPUS/dpo_loss and so on.
     """
     found: dict[str, bool] = {}
+    for key, corpora in measures_of_pairs(tree).items():
+        for name in corpora.values():
+            stage = tree.stages[key].stage
+            found |= {loss_name(stage, f"{name}/{metric}"): higher for metric, higher in PAIR_MEASURES.items()}
     if tree.values:
         for (stage, length), names in corpora_after(tree).items():
             for name in names:
@@ -142,13 +180,15 @@ def averaged_evaluations(tree: Tree, heldout: Mapping[tuple[str, int], int]) -> 
     """The evaluations of averaged weights that trials ask for, by key: on every corpus and task of the study."""
     averages = {(trial.leaf, trial.average): None for trial in tree.trials if trial.average != 1}
     corpora = corpora_after(tree) if averages else {}
+    preferences = preferences_by_stage(tree) if averages else {}
     found: dict[str, Stage] = {}
     for key, average in averages:
         stage = tree.stages[key]
         length = json.loads(stage.recipe)["sequence_length"]
         for name, fingerprint in corpora[stage.stage, length].items():
             tokens, values = heldout.get((name, length), 0), tree.values.get((name, length))
-            one = evaluation_of(stage, name, fingerprint, length, tokens, average, values)
+            pairs = preferences.get(key, {}).get(fingerprint)
+            one = evaluation_of(stage, name, fingerprint, length, tokens, average, values, pairs)
             found[one.key] = one
         for name, task in tree.tasks.get(stage.stage, {}).items():
             one = task_evaluation_of(stage, name, task, average)

@@ -12,12 +12,13 @@ from retain.sweeps.schema.axes import Option
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section, measured_corpora, measured_stages
-from retain.sweeps.schema.section import FISHER, STAGE_KINDS, stage_kind
+from retain.sweeps.schema.section import REFERENCE, STAGE_KINDS, stage_kind
 from retain.sweeps.schema.stages import Component
 from retain.sweeps.tree.data_facts import Facts, HeldoutValues, TaskFacts
 from retain.sweeps.tree.keys import CARRY, canonical, stage_key
-from retain.sweeps.tree.recipes.anchor import estimate_key, estimate_of, fields_of_stage_before
+from retain.sweeps.tree.recipes.anchor import fields_of_stage_before
 from retain.sweeps.tree.recipes.checkpoint import counts_by_model
+from retain.sweeps.tree.recipes.groundwork import groundwork
 from retain.sweeps.tree.recipes.linear import linear_stage_recipe
 from retain.sweeps.tree.recipes.optimisation import Recipe, carry_problem
 from retain.sweeps.tree.recipes.stage import stage_recipe
@@ -106,18 +107,16 @@ class Tree:
 
     @property
     def chain(self) -> list[str]:
-        """The names of all stages in the order of their chains; FISHER comes before the first stage that needs it."""
+        """The names of all stages in the order of their chains; GROUNDWORK comes before the first stage that needs it."""
         names: list[str] = []
         for chain in dict.fromkeys(trial.stages for trial in self.trials):
             for place, name in enumerate(chain):
                 if name not in names:
                     names.insert(names.index(chain[place - 1]) + 1 if place else 0, name)
-        for stage in self.stages.values():
-            if stage.stage in names and any(
-                key in self.stages and self.stages[key].stage == FISHER for key in stage.also
-            ):
-                names.insert(names.index(stage.stage), FISHER)
-                break
+        for stage in (stage for stage in self.stages.values() if stage.stage in names):
+            for need in (self.stages[key].stage for key in stage.also if key in self.stages):
+                if need not in names:
+                    names.insert(names.index(stage.stage), need)
         # A part of a tree may have no trials; its stages have parents before children.
         return list(dict.fromkeys([*names, *(stage.stage for stage in self.stages.values())]))
 
@@ -224,7 +223,7 @@ class _StageBuilder:
                 labels = {path: value for path, value in fields.items() if self._is_label(path, recipe)}
                 self.labels[own] = _plain_axes(labels)
             named = self.labels[own]
-            also = self._estimate(parent, recipe) if parent else ()
+            also = self._groundwork(parent, recipe, named)
             self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | named, also)
         return key
 
@@ -254,16 +253,22 @@ class _StageBuilder:
                 f"{self.stage}.start: the optimizer cannot be carried over: {problem}", self._options(own)
             )
 
-    def _estimate(self, parent: str, recipe: str) -> tuple[str, ...]:
-        """The key of the estimate of the Fisher information that a recipe needs, added to the stages if it is new."""
-        estimate = estimate_of(recipe)
-        if estimate is None:
-            return ()
-        key, count = estimate_key(parent, estimate), estimate["sequences"]
-        axes = self.stages[parent].axes | {f"{self.stage}.anchor.sequences": count}
-        tokens = count * estimate["sequence_length"]
-        self.stages.setdefault(key, Stage(key, FISHER, parent, canonical(estimate), tokens, axes))
-        return (key,)
+    def _groundwork(self, parent: str | None, recipe: str, named: Axes) -> tuple[str, ...]:
+        """The keys of the runs besides its parent that a stage needs, added to the stages if they are new.
+
+        A stage below one that learns from pairs needs its reference too, as it is measured on these pairs.
+        """
+        above = self.stages[parent] if parent else None
+        inherited = above.axes if above else {name: value for name, value in named.items() if self._is_study_wide(name)}
+        also = [key for key in above.also if self.stages[key].stage == REFERENCE] if above else []
+        for one in groundwork(self.stage, parent, recipe, self.facts):
+            axes = {**inherited, **one.label}
+            self.stages.setdefault(one.key, Stage(one.key, one.name, parent, one.recipe, one.tokens, axes))
+            also.append(one.key)
+        return tuple(dict.fromkeys(also))
+
+    def _is_study_wide(self, path: str) -> bool:
+        return path.partition(".")[0] not in self.file.study.stages
 
     def _error(self, problem: str, options: Sequence[Option]) -> StudyError:
         at = ", ".join(f"{name}={value}" for option in options for name, value in option.labels.items())
@@ -280,7 +285,7 @@ class _StageBuilder:
         if section == "allocation":
             # Both allocations share the stages before post-training.
             return "posttrain" in stages[: stages.index(self.stage) + 1]
-        return section == self.stage or section not in stages
+        return section == self.stage or self._is_study_wide(path)
 
 
 def _recipe_of(study: AnyStudy, facts: Facts, stage: str) -> Recipe | None:
@@ -340,7 +345,7 @@ def may_affect(axis: str, stage: str, stages: Collection[str] = STAGE_KINDS) -> 
     if section not in stages or section == stage:
         return True
     if stage == "pretrain":
-        return axis in EXPOSED
+        return axis in EXPOSED or axis.startswith("posttrain.objective")
     return stage == "posttrain" and axis in ("pretrain", "pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
 
 

@@ -105,6 +105,17 @@ STUDIES: dict[str, dict[str, Any]] = {
             "grid": {"pretrain.exposure": [0, 1], "finetune.anchor.ewc": [0, 10]},
         },
     ),
+    "laptop, DPO": replaced(
+        LAPTOP,
+        {
+            "corpora.pairs": {"files": "p.jsonl", "prompt": "{q}", "chosen": "{a}", "rejected": "{b}"},
+            "posttrain.corpus": "pairs",
+            "pretrain.exposure": 1,
+            "finetune.objective": {"dpo": 0.1},
+            "finetune.corpus": "pairs",
+            "grid": {"posttrain.objective": [None, {"dpo": 0.5}], "finetune.objective.dpo": [0.1, 0.5]},
+        },
+    ),
     "laptop, attention within documents": replaced(LAPTOP, {"documents": {"attention": "within"}}),
     "laptop, a chain of five stages": replaced(
         LAPTOP,

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retain.datamodules.corpora.dedup import HashSet
-from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
+from retain.datamodules.corpora.documents import document_hash, hash_is_heldout, is_heldout
 from retain.datamodules.corpora.near.index import NearIndex
 from retain.datamodules.corpora.near.minhash import Bands, bands
 from retain.datamodules.corpora.packing import pack
 from retain.datamodules.corpora.parts.batches import batch_documents
+from retain.datamodules.corpora.preferences.packing import pack_pairs
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import Document, text_of
 from retain.datamodules.corpora.responses.study_documents import (
@@ -94,7 +95,7 @@ class NearCopies:
             for number, document in enumerate(corpus_documents(self.file, name, pinned)):
                 if number % REPORT_EVERY == 0:
                     self.report(f"held-out documents of {name}", number, 0)
-                if hash_is_heldout(document_hash(text_of(document)), corpus.heldout_share):
+                if is_heldout(document, corpus.heldout_share):
                     found.append(bands(text_of(document)))
                 yield document
 
@@ -109,7 +110,8 @@ class NearCopies:
         length = self.file.study.sequence_length
         division = corpus_division(self.file, name, pinned, self.store)
         try:
-            pack(tapped(), self.tokenizer, length, division, corpus.tokens, building, lambda *_: None, tally=tally)
+            packing = pack_pairs if corpus.is_pairs else pack
+            packing(tapped(), self.tokenizer, length, division, corpus.tokens, building, lambda *_: None, tally=tally)
         finally:
             shutil.rmtree(building, ignore_errors=True)
         return HeldOut(found, tally.counts["documents"] + tally.counts["withheld"])

@@ -93,8 +93,8 @@ def cut_corpora(file: StudyFile, store: Path, packings: Sequence[tuple[str, int]
         return found
     for name in dict.fromkeys(name for name, _ in packings):
         corpus = pinned_corpus(file, name, store)
-        # Near copies are found in the text, of which parts keep the tokens alone.
-        if not is_on_hub(corpus, file.folder) and corpus.dedupe != "near":
+        # Near copies are found in the text, of which parts keep the tokens alone. Pairs are kept apart.
+        if not is_on_hub(corpus, file.folder) and corpus.dedupe != "near" and not corpus.is_pairs:
             cut = cut_corpus(file, name, tokenizer, corpus)
             if len(cut.cut.parts) > 1:
                 found[name] = (cut, tuple(length for other, length in packings if other == name))

@@ -24,10 +24,11 @@ import numpy.typing as npt
 
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash
-from retain.datamodules.corpora.packing import Tokens, token_type
+from retain.datamodules.corpora.packing import token_type
 from retain.datamodules.corpora.parts.batches import batch_documents, encode_ahead, ends_inside
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import Document, text_of
+from retain.datamodules.corpora.split_writer import Tokens
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.sweeps.base.documents import read_document, unreadable, write_document
 from retain.sweeps.base.errors import DamageError

@@ -38,14 +38,22 @@ def read_instructions() -> Iterator[str]:
 
 
 def instruction_records() -> Iterator[dict[str, Any]]:
-    """Yield the same instructions as records: fields instruction and response, and messages, a conversation of the two."""
+    """Yield the same instructions as records: fields instruction and response, and messages, a conversation of the two.
+
+    Further fields are for pairs: `name`, that of the class or function with its module; `summary`, the first paragraph of the
+    response; and `other`, the summary of the instruction before, which is about something else.
+    """
+    other = ""
     for module, node, text in _docstrings(INSTRUCTION_PACKAGES):
         if not isinstance(node, ast.Module):
             arguments = "" if isinstance(node, ast.ClassDef) else f"({ast.unparse(node.args)})"
             instruction = f"Explain `{node.name}{arguments}` of {module} and show how to use it."
             turns = (("user", instruction), ("assistant", text))
             messages = [{"role": role, "content": content} for role, content in turns]
-            yield {"instruction": instruction, "response": text, "messages": messages}
+            summary = " ".join(text.split("\n\n")[0].split())
+            pair = {"name": f"{module}.{node.name}", "summary": summary, "other": other}
+            yield {"instruction": instruction, "response": text, "messages": messages, **pair}
+            other = summary
 
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -1,8 +1,8 @@
 """Documents with marked responses, and their tokens."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from retain.datamodules.corpora.tokenizer import Tokenizer
 
@@ -19,18 +19,56 @@ class Marked:
     tokens. Otherwise each part between the edges of the spans is tokenised by itself, as ordinary text."""
 
 
-Document = str | Marked
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with two responses, of which one is preferred."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+    @property
+    def documents(self) -> tuple[Marked, Marked]:
+        """The prompt with the chosen response, and with the rejected one."""
+        begin = len(self.prompt)
+        made = (
+            Marked(self.prompt + response, ((begin, begin + len(response)),), rendered=False)
+            for response in (self.chosen, self.rejected)
+        )
+        return next(made), next(made)
+
+
+Document = str | Marked | Pair
 Encoded = tuple[list[int], list[bool] | None]
 """The token ids of a document with its end of text, and whether each is predicted; None if all are."""
 
 
 def text_of(document: Document) -> str:
-    """The text of a document."""
+    """The text of a document; of a pair, with both responses."""
+    if isinstance(document, Pair):
+        return f"{document.prompt}{document.chosen}\n{document.rejected}"
     return document if isinstance(document, str) else document.text
 
 
+def texts_of(document: Document) -> list[str]:
+    """The texts that a document holds: of a pair, the prompt with each response."""
+    return [one.text for one in document.documents] if isinstance(document, Pair) else [text_of(document)]
+
+
+def dividing_text(document: Document) -> str:
+    """The text whose hash decides on the split of a document: of a pair, the prompt alone."""
+    return document.prompt if isinstance(document, Pair) else text_of(document)
+
+
+def with_texts(document: Document, change: Callable[[str], str]) -> Document:
+    """A document whose texts are changed, each to one of the same length."""
+    if isinstance(document, Pair):
+        return Pair(change(document.prompt), change(document.chosen), change(document.rejected))
+    return change(document) if isinstance(document, str) else replace(document, text=change(document.text))
+
+
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[Document]) -> list[Encoded]:
-    """Return the tokens of each document; uses all cores. Documents of one call are all of one kind.
+    """Return the tokens of each document; uses all cores. Documents of one call are all of one kind, and no pairs.
 
     The end of text is predicted after a response. A document that ends with it already gets no second one.
     """

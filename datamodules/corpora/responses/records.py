@@ -1,4 +1,4 @@
-"""Turn a record into a document with marked responses: a prompt with its response, or a conversation."""
+"""Turn a record into a document with marked responses: a prompt with its response or with two, or a conversation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Protocol
 
 from retain.datamodules.corpora.reading.templates import Template, check_text, field_value
 from retain.datamodules.corpora.responses.chat import ChatTemplate
-from retain.datamodules.corpora.responses.marked import Document, Marked
+from retain.datamodules.corpora.responses.marked import Document, Marked, Pair
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import template_pieces
@@ -52,6 +52,34 @@ class PromptAndResponse:
         if prompt is None or response is None:
             return None
         return Marked(prompt + response, ((len(prompt), len(prompt) + len(response)),), rendered=False)
+
+
+@dataclass(frozen=True)
+class PromptAndPair:
+    """Three templates: a prompt, and two responses of which the first is preferred."""
+
+    prompt: Template
+    chosen: Template
+    rejected: Template
+
+    @property
+    def parts(self) -> tuple[Template, Template, Template]:
+        return self.prompt, self.chosen, self.rejected
+
+    @property
+    def fields(self) -> list[str]:
+        return list(dict.fromkeys(field for part in self.parts for field in part.fields))
+
+    def check(self, record: object, where: str) -> None:
+        for part in self.parts:
+            part.check(record, where)
+
+    def join(self, record: object, where: str) -> Document | None:
+        """As of `RecordReader`; a pair with an empty part is no document."""
+        prompt, chosen, rejected = (part.join(record, where) for part in self.parts)
+        if prompt is None or chosen is None or rejected is None:
+            return None
+        return Pair(prompt, chosen, rejected) if all(map(str.strip, (prompt, chosen, rejected))) else ""
 
 
 @dataclass(frozen=True)
@@ -110,9 +138,14 @@ def document_of(reader: RecordReader, record: object, where: str) -> Document | 
 
 
 def record_reader(corpus: Corpus, chat: ChatTemplate | None) -> RecordReader:
-    """Return what turns the records of a corpus into documents: its `messages`, `prompt`, `template` or `text` field."""
+    """Return what turns the records of a corpus into documents: its `messages`, `chosen`, `prompt`, `template` or `text`."""
     if corpus.messages is not None:
         return Conversations(corpus.messages, chat)
+    if corpus.chosen is not None:
+        assert corpus.prompt is not None
+        assert corpus.rejected is not None
+        parts = {"prompt": corpus.prompt, "chosen": corpus.chosen, "rejected": corpus.rejected}
+        return PromptAndPair(*(Template(tuple(template_pieces(text)), name) for name, text in parts.items()))
     if corpus.prompt is not None:
         assert corpus.response is not None
         prompt, response = (tuple(template_pieces(text)) for text in (corpus.prompt, corpus.response))

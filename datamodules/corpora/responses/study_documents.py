@@ -9,8 +9,14 @@ from retain.datamodules.corpora.packing import Division, PackedCorpus
 from retain.datamodules.corpora.parts.download import local_copy
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.chat import ChatTemplate, find_chat_template
-from retain.datamodules.corpora.responses.marked import Document, text_of
-from retain.datamodules.corpora.sources import corpora_with_splits, naming_corpus, tokenizer_settings, withheld_share
+from retain.datamodules.corpora.responses.marked import Document, text_of, texts_of
+from retain.datamodules.corpora.sources import (
+    corpora_with_splits,
+    naming_corpus,
+    tokenizer_settings,
+    withheld_share,
+    withheld_texts_share,
+)
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.read import StudyFile
@@ -39,10 +45,12 @@ def sample_documents(file: StudyFile, store: Path, name: str, characters: int, h
 
     held: the hashes of documents in held-out splits that corpora bring along.
     """
-    for document in map(text_of, corpus_documents(file, name, pinned_corpus(file, name, store))):
-        if not is_heldout(document, withheld_share(file)) and not (held and document_hash(document) in held):
-            yield document[:characters]
-            characters -= len(document)
+    for document in corpus_documents(file, name, pinned_corpus(file, name, store)):
+        own_split = held and any(document_hash(text) in held for text in texts_of(document))
+        if not is_heldout(document, withheld_share(file)) and not own_split:
+            text = text_of(document)
+            yield text[:characters]
+            characters -= len(text)
             if characters <= 0:
                 return
 
@@ -51,7 +59,8 @@ def corpus_division(file: StudyFile, name: str, corpus: Corpus, store: Path, tal
     """Return how the documents of a corpus are divided. corpus: the same, pinned. tally: see `read_documents`."""
     held = corpus.heldout_corpus
     own = () if held is None else corpus_documents(file, name, held, heldout=True, tally=tally)
-    return Division(corpus.heldout_share, withheld_share(file), own, heldout_hashes(file, store, without=name))
+    others, texts = heldout_hashes(file, store, without=name), withheld_texts_share(file, name)
+    return Division(corpus.heldout_share, withheld_share(file), own, others, texts)
 
 
 def heldout_hashes(file: StudyFile, store: Path, without: str | None = None) -> Collection[int]:
@@ -60,9 +69,8 @@ def heldout_hashes(file: StudyFile, store: Path, without: str | None = None) -> 
     for name in corpora_with_splits(file):
         held = pinned_corpus(file, name, store).heldout_corpus
         if name != without and held is not None:
-            found.update(
-                document_hash(text_of(document)) for document in corpus_documents(file, name, held, heldout=True)
-            )
+            for document in corpus_documents(file, name, held, heldout=True):
+                found.update(map(document_hash, texts_of(document)))
     return found
 
 
@@ -74,6 +82,16 @@ def check_predictions(file: StudyFile, name: str, packed: PackedCorpus) -> None:
                 f"{file.path.name}: corpora.{name}: the {title} split holds no response, so nothing would be predicted; "
                 "correct response or messages, or set predict: all"
             )
+
+
+def check_lengths(file: StudyFile, name: str, packed: PackedCorpus, tally: Tally) -> None:
+    """Raise StudyError if no pair of a packed corpus is left, because all are too long. tally: the counts of packing."""
+    if tally.counts["long"] and not packed.count("train"):
+        _, length = packed.shape("train")
+        raise StudyError(
+            f"{file.path.name}: corpora.{name}: every pair for training is longer than a sequence of {length} tokens; raise "
+            "sequence_length, or shorten prompts and responses"
+        )
 
 
 def check_document_ends(file: StudyFile, name: str, packed: PackedCorpus) -> None:

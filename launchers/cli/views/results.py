@@ -16,7 +16,7 @@ from retain.results.report.collect import Failure, Results
 from retain.results.store.loss_table import loss_at, loss_columns, named_losses
 from retain.results.store.study_files import POINTS_STUDY, study_folder
 from retain.sweeps.base.units import counted, format_size
-from retain.sweeps.schema.section import is_metric, without_value
+from retain.sweeps.schema.section import PAIR_MEASURES, is_metric, without_value
 from retain.sweeps.tree.tree import axes_label
 
 
@@ -44,7 +44,15 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
         console.print(f"{results.loss_unit}: STAGE/CORPUS is that after STAGE on CORPUS")
         if any(without_value(name) != name for name in shown):
             console.print("STAGE/CORPUS[VALUE] is that on the documents of CORPUS with VALUE in the field of its `by`")
-        if any(is_metric(name) for name in shown):
+        of_pairs, of_tasks = (
+            any(is_metric(name) and (name.rpartition("/")[2] in PAIR_MEASURES) is wanted for name in shown)
+            for wanted in (True, False)
+        )
+        if of_pairs:
+            console.print(
+                "pairs: STAGE/CORPUS/METRIC is that after STAGE on held-out pairs: DPO loss and margin in nats"
+            )
+        if of_tasks:
             console.print("metrics of tasks: STAGE/TASK/METRIC is that after STAGE on TASK")
         for reason in results.blanks:
             print_line(console, reason)

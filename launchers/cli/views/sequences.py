@@ -25,17 +25,22 @@ def sequences_document(opened: OpenedStudy, name: str) -> dict[str, Any]:
     """`retain data --show CORPUS --json`: the first training sequences of a corpus that the study has, in parts.
 
     Each part is a text, with whether it is predicted and whether it is an end of text. The first token of a sequence has
-    nothing to be predicted from, and is never predicted.
+    nothing to be predicted from, and is never predicted. Of pairs, each sequence is shown with both responses.
     """
     tokenizer = stored_tokenizer(opened.store.root, opened.facts.tokenizer)
     sequences = []
     for (corpus, length), facts in opened.facts.corpora.items():
         if corpus == name:
             packed = packed_corpus(opened.store.root, facts.fingerprint)
-            split = MappedSequences(packed.sequences("train"), packed.mask("train"))
             for number in range(min(SHOWN, packed.count("train"))):
-                parts = list(_parts(split.read(np.array([number]))[0].tolist(), tokenizer))
-                sequences.append({"sequence_length": length, "sequence": number, "parts": parts})
+                for rejected in (False, True)[: 1 + packed.has_pairs]:
+                    split = MappedSequences(packed.sequences("train", rejected), packed.mask("train", rejected))
+                    tokens = split.read(np.array([number]))[0].tolist()
+                    while packed.has_pairs and tokens[-1] == ~tokenizer.end_id:
+                        tokens.pop()  # padding
+                    parts = list(_parts(tokens, tokenizer))
+                    response = {"response": "rejected" if rejected else "chosen"} if packed.has_pairs else {}
+                    sequences.append({"sequence_length": length, "sequence": number, **response, "parts": parts})
     return {"study": opened.tree.study, "corpus": name, "sequences": sequences}
 
 
@@ -54,7 +59,10 @@ def print_sequences(document: Mapping[str, Any]) -> None:
     console = open_console()
     coloured = console.is_terminal and not console.no_color
     for sequence in document["sequences"]:
-        heading = f"{document['corpus']}, sequence {sequence['sequence']} of {sequence['sequence_length']} tokens"
+        which = f", {sequence['response']}" if "response" in sequence else ""
+        heading = (
+            f"{document['corpus']}, sequence {sequence['sequence']} of {sequence['sequence_length']} tokens{which}"
+        )
         console.print(Text(heading, style="bold"))
         line = Text()
         for part in sequence["parts"]:

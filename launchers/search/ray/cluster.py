@@ -19,7 +19,7 @@ from retain.launchers.stage.signals import StopRequest, block_stop_signals
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.surroundings import library_imports
 from retain.sweeps.schema.execution import Execution
-from retain.sweeps.schema.section import FISHER
+from retain.sweeps.schema.section import GROUNDWORK
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -60,7 +60,7 @@ def train_on_ray(search: Search, stop: StopRequest, address: str | None, nodes: 
             search.parallel = min(room, execution.parallel or room)
         from retain.launchers.search.ray.tune import train_stages
 
-        train_stages(search, stop, needs | needs_of(execution, (FISHER,), gpus))
+        train_stages(search, stop, needs | needs_of(execution, GROUNDWORK, gpus))
 
 
 def check_stages(execution: Execution, chain: Sequence[str], address: str | None) -> bool:

@@ -15,7 +15,9 @@ from retain.launchers.stage.log import log_line
 from retain.launchers.stage.reporting.by_value import SplitLabels
 from retain.launchers.stage.reporting.energy import EnergyMeter
 from retain.launchers.stage.reporting.loggers import Loggers
+from retain.launchers.stage.training.preferences import HeldoutPairs
 from retain.lightning_modules.objective import HeldoutLoss, heldout_loss
+from retain.lightning_modules.preferences.dpo import Preferences
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.curves import CurveWriter, Point, heldout_curve, training_curve
 from retain.results.store.runs import Run
@@ -46,14 +48,27 @@ class Heldout:
     world: int
     labels: Mapping[str, SplitLabels] = field(default_factory=dict)
     """The values of the splits of corpora with `by`."""
+    pairs: Mapping[str, HeldoutPairs] = field(default_factory=dict)
+    """The held-out pairs on which the final weights are measured, by the fingerprint of the corpus."""
+    objective: Mapping[str, HeldoutPairs] = field(default_factory=dict)
+    """The held-out pairs on which a stage that learns from pairs is measured meanwhile, by the name of its DPO loss."""
 
     def loss(self, split: str, by_value: bool = False) -> HeldoutLoss:
-        """The loss of the current weights on a split (nats per token). by_value: whether it is also given by value."""
+        """The loss of the current weights on a split: nats per token, or of a DPO loss per pair. by_value: whether it is also
+        given by value."""
         model, end_of_text = self.module.model, self.module.end_of_text
+        if split in self.objective:
+            found = self.preferences(self.objective[split])
+            return HeldoutLoss(found.loss, found.pairs)
         sequences = self.sequences[split] if split in self.sequences else self.others[split]
         labels = self.labels[split].numbers if by_value and split in self.labels else None
         ranks = self.rank, self.world
         return heldout_loss(model, sequences, model.device, self.bf16, *ranks, end_of_text=end_of_text, labels=labels)
+
+    def preferences(self, pairs: HeldoutPairs) -> Preferences:
+        """What the current weights prefer on held-out pairs."""
+        module = self.module
+        return pairs.preferences(module.model, self.bf16, self.rank, self.world, module.end_of_text)
 
 
 class Curves(Callback):
@@ -101,7 +116,7 @@ class Curves(Callback):
         return int(-(-tokens // (self.batch * self.length)))
 
     def heldout_loss(self, split: str, step: int) -> float:
-        """The held-out loss after `step` steps (nats per token), evaluated once and added to its curve."""
+        """The held-out loss after `step` steps, as of `Heldout.loss`, evaluated once and added to its curve."""
         if (step, split) not in self.evaluated:
             began = time.monotonic()
             self.enter("evaluating")
@@ -141,7 +156,7 @@ class Curves(Callback):
         if step % self.log_every == 0 or step == self.steps:
             self._log(trainer, step)
         if self.heldout_every and step % self.heldout_every == 0:
-            for split in self.heldout.sequences:
+            for split in (*self.heldout.sequences, *self.heldout.objective):
                 self.heldout_loss(split, step)
         if time.monotonic() - self.reported_at > REPORT_EVERY_S:
             self._report(step)

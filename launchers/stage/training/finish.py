@@ -27,6 +27,7 @@ from retain.results.store.runs import LOSSES
 from retain.results.store.state import CHAT_TEMPLATE
 from retain.results.tensorboard.run_events import run_results
 from retain.sweeps.base.files import share
+from retain.sweeps.tree.evaluation import PREFERENCES
 
 
 class FinalLosses(Callback):
@@ -35,6 +36,8 @@ class FinalLosses(Callback):
     def __init__(self, context: AttemptContext, curves: Curves, data: StageData) -> None:
         self.context, self.curves, self.heldout, self.data = context, curves, curves.heldout, data
         self.losses: dict[str, dict[str, Any]] = {}
+        self.preferences: dict[str, dict[str, Any]] = {}
+        """What the weights prefer on held-out pairs, by the fingerprint of the corpus."""
         self.weights: dict[str, torch.Tensor] = {}
         self.moments: dict[str, torch.Tensor] = {}
         """AdamW's moments, if the run keeps them."""
@@ -49,6 +52,8 @@ class FinalLosses(Callback):
         self.losses = {
             split: loss_fields(self.heldout.loss(split, by_value=True), labels.get(split)) for split in splits
         }
+        for corpus, pairs in self.heldout.pairs.items():
+            self.preferences[corpus] = pairs.fields(self.heldout.preferences(pairs))
         self.curves.enter("writing")
         self.weights = plain_weights(whole_weights(self.heldout.module.model))
         self.data_digest = as_text(add_digests(gather(self.data.digest, self.heldout.world)))
@@ -66,6 +71,8 @@ def publish(
     """Write curves, model and losses into the run, and make it done. For rank 0."""
     losses: dict[str, Any] = {"splits": _described(final.losses, context.spec), "steps": module.step}
     losses |= {"trained_tokens": curves.tokens(module.step), "token_digest": final.data_digest}
+    if final.preferences:
+        losses[PREFERENCES] = final.preferences
     if best:
         losses |= best.summary()
     curves.finish(*run_results(context.store, context.spec, final.losses))

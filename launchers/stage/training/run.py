@@ -47,6 +47,12 @@ from retain.launchers.stage.training.distributed import broadcast, gather, join_
 from retain.launchers.stage.training.finish import FinalLosses, publish
 from retain.launchers.stage.training.micro_batch import fits_on_gpu, is_shared, micro_batch_for, stage_shape
 from retain.launchers.stage.training.numerics import record_numerics, steps_words
+from retain.launchers.stage.training.preferences import (
+    HeldoutPairs,
+    pairs_to_measure,
+    pairs_to_stop_on,
+    training_reference,
+)
 from retain.launchers.stage.training.resume import Cadence, Resume
 from retain.launchers.stage.training.trainer import fit, keep_freed_memory, stage_trainer
 from retain.lightning_modules.compiled import attend_in_fp32
@@ -59,7 +65,7 @@ from retain.results.store.runs import Run
 from retain.results.store.state import FISHER_FILE, KEEPS_OPTIMIZER
 from retain.sweeps.schema.models import Architecture
 from retain.sweeps.schema.section import FISHER
-from retain.sweeps.tree.evaluation import role_of, tune_split
+from retain.sweeps.tree.evaluation import preference_split, role_of, tune_split
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.recipes.anchor import estimate_key
 
@@ -117,14 +123,17 @@ def attempt(context: AttemptContext) -> None:
         record_numerics(run, numerics)
 
     # 4. Train.
-    data = StageData(recipe, context.store.root, ranks.rank, ranks.world)
+    data = StageData(recipe, context.store.root, ranks.rank, ranks.world, training_reference(context))
     data.next_step = saved.step if saved else 0
     module.masked = data.batches.masked
     splits, others = _heldout_splits(context)
-    heldout = Heldout(splits, others, module, machine.bf16, ranks.rank, ranks.world, _labels(context))
+    pairs, objective = pairs_to_measure(context), _objective(context)
+    heldout = Heldout(
+        *(splits, others, module, machine.bf16, ranks.rank, ranks.world, _labels(context)), pairs, objective
+    )
     points = saved.shared["curves"] if saved else None
     curves = Curves(run, heldout, execution["heldout_every"], points, execution.get("log_every"), energy)
-    best = _early_stopping(spec, curves)
+    best = _early_stopping(spec, curves, next(iter(objective), None))
     writer = CheckpointWriter(run.checkpoint, ranks.rank, ranks.world, context.may_write)
     cadence = Cadence(execution["save_minutes"] * 60, execution["save_steps"])
     carried = carried_optimizer(context)
@@ -261,14 +270,28 @@ def _labels(context: AttemptContext) -> dict[str, SplitLabels]:
     return {split: labels for split, labels in found.items() if labels is not None}
 
 
-def _early_stopping(spec: Mapping[str, Any], curves: Curves) -> KeepBest | None:
-    """Early stopping on the held-out split of the stage's corpus; None without it."""
+def _selection_split(spec: Mapping[str, Any]) -> str:
+    """The name of the held-out split, or of the half, that early stopping selects on."""
+    role, settings = role_of(stage_name(spec)), spec["recipe"].get("early_stopping") or {}
+    return tune_split(role) if settings.get("split") == "tune" else role
+
+
+def _objective(context: AttemptContext) -> dict[str, HeldoutPairs]:
+    """The held-out pairs of a stage that learns from pairs, by the name of its DPO loss on them; empty for any other."""
+    pairs = pairs_to_stop_on(context)
+    return {} if pairs is None else {preference_split(_selection_split(context.spec)): pairs}
+
+
+def _early_stopping(spec: Mapping[str, Any], curves: Curves, objective: str | None) -> KeepBest | None:
+    """Early stopping on the held-out split of the stage's corpus; None without it.
+
+    objective: the name of the held-out loss to stop on, if it is another than the next-token loss.
+    """
     recipe = spec["recipe"]
     settings = recipe.get("early_stopping")
     if not settings:
         return None
-    role = role_of(stage_name(spec))
-    split = tune_split(role) if settings.get("split") == "tune" else role
+    split = objective or _selection_split(spec)
     warmup = recipe["warmup"] if settings.get("after_warmup") else 0
     every, patience = settings["every"], settings["patience"]
     return KeepBest(lambda step: curves.heldout_loss(split, step), every, patience, recipe["steps"], warmup)

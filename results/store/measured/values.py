@@ -17,11 +17,22 @@ def values_of(tree: Tree, length: int) -> dict[str, HeldoutValues]:
 
 
 def done_evaluations(
-    stage: Stage, name: str, fingerprint: str, length: int, store: Store, average: float, values: HeldoutValues | None
+    stage: Stage,
+    name: str,
+    fingerprint: str,
+    length: int,
+    store: Store,
+    average: float,
+    values: HeldoutValues | None,
+    preferences: Mapping[str, Any] | None = None,
 ) -> Iterator[Run]:
-    """The done evaluations of a stage on a corpus: that with these values first, then that without any."""
+    """The done evaluations of a stage on a corpus: that with these values first, then that without any.
+
+    preferences: as of `evaluation_of`.
+    """
     for given in dict.fromkeys((values, None)):
-        run = store.run(evaluation_of(stage, name, fingerprint, length, average=average, values=given).key)
+        one = evaluation_of(stage, name, fingerprint, length, 0, average, given, preferences)
+        run = store.run(one.key)
         if run.is_done():
             yield run
 

@@ -16,8 +16,11 @@ from retain.sweeps.schema.stages import Adaptable, Optimisation
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical, stage_key
+from retain.sweeps.tree.recipes.preference import unit_of
 
 Recipe = dict[str, Any]
+FIELDS_BEFORE = ("", ".corpus", ".tokens", ".skip", ".objective", ".objective.dpo")
+"""The fields of the stage before on which an estimate depends."""
 
 
 def anchor_recipe(study: Study, facts: Facts, stage: Adaptable, name: str) -> Recipe:
@@ -41,7 +44,7 @@ def fields_of_stage_before(stage: str, file: StudyFile) -> set[str]:
     varied = any(path == stage or f"{path}.".startswith(f"{stage}.anchor.") for path in paths)
     if before < 0 or not (varied or (own is not None and own.ewc)):
         return set()
-    return {f"{file.study.stages[before]}{field}" for field in ("", ".corpus", ".tokens", ".skip")}
+    return {f"{file.study.stages[before]}{field}" for field in FIELDS_BEFORE}
 
 
 def _estimate(study: Study, facts: Facts, name: str, sequences: int) -> Recipe:
@@ -49,8 +52,9 @@ def _estimate(study: Study, facts: Facts, name: str, sequences: int) -> Recipe:
     before = study.stages[study.stages.index(name) - 1]
     section = study.section(before)
     assert isinstance(section, Optimisation)
-    length, first = study.sequence_length, getattr(section, "skip", 0) // study.sequence_length
-    count = section.tokens // length
+    # Of pairs, the chosen responses.
+    length, unit = study.sequence_length, unit_of(section)
+    first, count = getattr(section, "skip", 0) // (unit * length), section.tokens // (unit * length)
     if sequences > count:
         raise StudyError(
             f"{name}.anchor.sequences: {sequences:,} sequences are more than the {count:,} that {before} takes of corpus "

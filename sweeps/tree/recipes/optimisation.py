@@ -8,21 +8,24 @@ from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
 from retain.sweeps.tree.recipes.anchor import anchor_recipe
 from retain.sweeps.tree.recipes.checkpoint import adapter_targets
+from retain.sweeps.tree.recipes.preference import objective_recipe
 
 Recipe = dict[str, Any]
 
 
 def method_recipe(study: Study, facts: Facts, stage: Adaptable, name: str) -> Recipe:
-    """The training method, with the settings of the adapters if there are any, what is carried over, and the anchor.
+    """The training method, with the settings of the adapters if there are any, what is carried over, the anchor and the
+    objective.
 
     Raises StudyError.
     """
     start = {"start": {"optimizer": "carry"}} if stage.start and stage.start.optimizer == "carry" else {}
+    own = start | objective_recipe(study, facts, stage, name)
     if stage.method == "full":
-        return {"method": "full", **start, **anchor_recipe(study, facts, stage, name)}
+        return {"method": "full", **own, **anchor_recipe(study, facts, stage, name)}
     lora = stage.lora or Lora()
     targets = adapter_targets(study, facts, lora.targets, name)
-    return {"method": "lora", "lora": lora.model_dump() | {"targets": targets}, **start}
+    return {"method": "lora", "lora": lora.model_dump() | {"targets": targets}, **own}
 
 
 def optimisation_recipe(study: Study, stage: Optimisation, name: str, sequences: int) -> Recipe:

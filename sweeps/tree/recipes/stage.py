@@ -15,6 +15,7 @@ from retain.sweeps.tree.data_facts import CorpusFacts, Facts
 from retain.sweeps.tree.recipes.checkpoint import checkpoint_recipe
 from retain.sweeps.tree.recipes.mixture import check_fit, components, stage_mixture, stage_window
 from retain.sweeps.tree.recipes.optimisation import Recipe, early_stopping_recipe, method_recipe, optimisation_recipe
+from retain.sweeps.tree.recipes.preference import PAIR, unit_of, with_start
 
 
 def stage_recipe(study: Study, facts: Facts, name: str) -> Recipe | None:
@@ -42,7 +43,12 @@ def stage_recipe(study: Study, facts: Facts, name: str) -> Recipe | None:
             f"{name}.anchor: {name} is the first stage and starts from a new model, which nothing should be pulled back to; "
             f"remove {name}.anchor, or put a stage before it, or start from a checkpoint"
         )
-    return {"model": _model(study, facts), "tokenizer": facts.tokenizer, **recipe}
+    if "objective" in recipe and not study.model.is_trained:
+        raise StudyError(
+            f"{name}.objective: dpo compares with the model that a stage starts from, and {name} is the first stage and starts "
+            f"from a new one; remove {name}.objective, or put a stage before it, or start from a checkpoint"
+        )
+    return with_start({"model": _model(study, facts), "tokenizer": facts.tokenizer, **recipe})
 
 
 def pretrain_recipe(study: Study, stage: Pretrain, facts: Facts) -> Recipe:
@@ -61,7 +67,9 @@ def pretrain_recipe(study: Study, stage: Pretrain, facts: Facts) -> Recipe:
             raise StudyError(
                 "pretrain.passes: exposure is mixed into one pass over D_pre; set pretrain.passes: 1 or pretrain.exposure: 0"
             )
-        post, distinct = _draw(study, facts, study.posttrain.corpus, study.posttrain.tokens, "posttrain")
+        unit = unit_of(study.posttrain)
+        post, distinct = _draw(study, facts, study.posttrain.corpus, study.posttrain.tokens, "posttrain", unit=unit)
+        distinct //= unit  # of a pair, the chosen response is mixed in
         mixed = exposed_sequences(stage.exposure, distinct)
         if mixed:
             exposure = {"corpus": post.fingerprint, "distinct": min(mixed, distinct), "sequences": mixed}
@@ -86,7 +94,7 @@ def posttrain_recipe(study: Study, stage: Posttrain, facts: Facts) -> Recipe | N
 
     Raises StudyError.
     """
-    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "posttrain")
+    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "posttrain", unit=unit_of(stage))
     first = 0
     if study.allocation == "matched":
         _check_matched(study, stage)
@@ -113,7 +121,7 @@ def posttrain_recipe(study: Study, stage: Posttrain, facts: Facts) -> Recipe | N
 
 def finetune_recipe(study: Study, stage: Adaptable, facts: Facts) -> Recipe:
     """Stage 3: passes over exactly its token budget of D_ft, and what is mixed in. Raises StudyError."""
-    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "finetune")
+    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, "finetune", unit=unit_of(stage))
     mixture = stage_mixture(study, facts, "finetune", stage, count * stage.passes)
     check_fit("finetune", mixture)
     return {
@@ -134,8 +142,9 @@ def further_recipe(study: Study, stage: FurtherStage, name: str, facts: Facts) -
     mixed = any(one.tokens or one.passes or one.share for _, _, one in components(name, stage))
     if stage.tokens == 0 and not mixed and name != study.stages[0]:
         return None
-    first = stage.skip // study.sequence_length
-    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, name, first)
+    unit = unit_of(stage)
+    first = unit * (stage.skip // (unit * study.sequence_length))
+    corpus, count = _draw(study, facts, stage.corpus, stage.tokens, name, first, unit)
     mixture = stage_mixture(study, facts, name, stage, _repeated(study, stage, name, count))
     check_fit(name, mixture)
     stopping = early_stopping_recipe(stage.early_stopping, name, stage.warmup, corpus)
@@ -182,12 +191,13 @@ def _repeated(study: Study, stage: Posttrain | FurtherStage, name: str, count: i
     """The sequences that a stage trains on in passes over `count` sequences. Raises StudyError if there are none."""
     if stage.max_tokens is None:
         return count * stage.passes
-    if stage.max_tokens < study.sequence_length:
+    unit = unit_of(stage)
+    if stage.max_tokens < unit * study.sequence_length:
         raise StudyError(
-            f"{name}.max_tokens: {stage.max_tokens} tokens are less than one sequence of {study.sequence_length}; "
+            f"{name}.max_tokens: {stage.max_tokens} tokens are less than {_one(unit)} of {study.sequence_length}; "
             f"raise {name}.max_tokens"
         )
-    return stage.max_tokens // study.sequence_length
+    return unit * (stage.max_tokens // (unit * study.sequence_length))
 
 
 def _check_matched(study: Study, stage: Posttrain) -> None:
@@ -242,30 +252,40 @@ def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
     return {} if (begin, end) == (0, total) else {"window": [begin, end]}
 
 
-def _draw(study: Study, facts: Facts, name: str, tokens: int, stage: str, first: int = 0) -> tuple[CorpusFacts, int]:
+def _one(unit: int) -> str:
+    """What a stage reads at least, for messages."""
+    return "one pair of sequences" if unit == PAIR else "one sequence"
+
+
+def _draw(
+    study: Study, facts: Facts, name: str, tokens: int, stage: str, first: int = 0, unit: int = 1
+) -> tuple[CorpusFacts, int]:
     """A corpus and the number of sequences that a budget of tokens takes from it, after its `first` sequences.
 
-    Raises StudyError if the corpus has too few sequences, or no held-out sequence.
+    unit: the sequences that the stage reads together, as of `unit_of`; it takes a multiple of them. Raises StudyError if the
+    corpus has too few sequences, or no held-out sequence.
     """
-    corpus = facts.corpora[name, study.sequence_length]
-    count = tokens // study.sequence_length
+    length = study.sequence_length
+    corpus = facts.corpora[name, length]
+    count = unit * (tokens // (unit * length))
     if count == 0:
         raise StudyError(
-            f"{stage}.tokens: {tokens} tokens are less than one sequence of {study.sequence_length}; raise {stage}.tokens"
+            f"{stage}.tokens: {tokens} tokens are less than {_one(unit)} of {length}; raise {stage}.tokens"
         )
-    if first and corpus.train is not None and corpus.train < first + count:
+    train = None if corpus.train is None else corpus.train * unit
+    if first and train is not None and train < first + count:
         raise StudyError(
-            f"{stage}.skip: {count:,} sequences after the first {first:,} exceed the {corpus.train:,} of the training split of "
+            f"{stage}.skip: {count:,} sequences after the first {first:,} exceed the {train:,} of the training split of "
             f"corpus {name}; lower {stage}.skip or {stage}.tokens, or enlarge the corpus"
         )
-    if corpus.train is not None and corpus.train < count:
+    if train is not None and train < count:
         raise StudyError(
             f"{stage}.tokens: {tokens:,} tokens exceed the training split of corpus {name}, which has "
-            f"{corpus.train * study.sequence_length:,}; lower the budget, or enlarge the corpus"
+            f"{train * length:,}; lower the budget, or enlarge the corpus"
         )
     if corpus.heldout == 0:
         raise StudyError(
             f"corpora.{name}.heldout: the held-out split would be empty (less than one sequence of "
-            f"{study.sequence_length} tokens); raise the share, or enlarge the corpus"
+            f"{length} tokens); raise the share, or enlarge the corpus"
         )
     return corpus, count

@@ -106,8 +106,8 @@ WITHOUT_EFFECT = {
     # `repeat` only allows λ > 1. `floor` has an effect if min_lr is above lr. The others have one in studies that fit them, as
     # tested below.
     "pretrain": {"repeat", "floor", "passes"},
-    "posttrain": {"lora", "floor", "passes", "start", "average"},
-    "finetune": {"lora", "floor", "passes", "start", "average"},
+    "posttrain": {"lora", "floor", "passes", "start", "average", "objective"},
+    "finetune": {"lora", "floor", "passes", "start", "average", "objective"},
     # Names: of the other fields, and of a checkpoint, whose content changes keys, as test_checkpoint_recipes.py shows.
     "model": {"preset", "hf", "revision", "weights"},
     "study": {

@@ -17,9 +17,9 @@ from retain.launchers.cli.app import main
 from retain.launchers.jobs.branches import branch
 from retain.launchers.jobs.sbatch import families
 from retain.launchers.stage.attempt import make_attempt
+from retain.launchers.stage.groundwork import fisher
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
-from retain.launchers.stage.training import fisher
 from retain.lightning_modules.anchors.fisher import add_squares
 from retain.lightning_modules.models import load_model
 from retain.results.store.runs import Run, Store

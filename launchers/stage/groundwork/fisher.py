@@ -9,13 +9,10 @@ import os
 # Before torch: cuBLAS is deterministic with a fixed workspace only.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import hashlib
 import shutil
 import time
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -24,6 +21,7 @@ from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.order.stage_data import first_sequences
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED
+from retain.launchers.stage.groundwork.saved_tensors import save_tensors, saved_tensors
 from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
@@ -39,8 +37,8 @@ from retain.sweeps.base.files import share
 from retain.sweeps.tree.cost import BYTES_PER_VALUE
 
 REPORT_EVERY_S = 1.0
-SUMS, DONE, DIGEST = "sums.safetensors", "sequences", "sha256"
-"""The file of saved sums in checkpoint/, and what its metadata has: over how many sequences they are, and their digest."""
+SUMS = "sums.safetensors"
+"""The file of saved sums in checkpoint/."""
 
 
 def attempt(context: AttemptContext) -> None:
@@ -51,7 +49,7 @@ def attempt(context: AttemptContext) -> None:
     if not machine.gpu:
         torch.set_num_threads(execution["threads"])
     # 1. Record that the attempt begins, where the last one was stopped.
-    known = _saved_sums(run.checkpoint / SUMS)
+    known = saved_tensors(run.checkpoint / SUMS)
     done, length = known[0] if known else 0, recipe["sequence_length"]
     context.begin(done * length, torch.cuda.get_device_name() if machine.gpu else None)
     # 2. Load the weights and the sequences.
@@ -79,7 +77,7 @@ def attempt(context: AttemptContext) -> None:
     try:
         for more in add_squares(model, sequences[done:], squares, machine.bf16, end_of_text):
             if context.stop.signal:
-                _save_sums(run.checkpoint, squares, done + more)
+                save_tensors(run.checkpoint / SUMS, squares, done + more)
                 context.report(Progress((done + more) * length, sequences.numel()))
                 raise AttemptStopped(context.stop.signal)
             if time.monotonic() - reported > REPORT_EVERY_S or done + more == len(sequences):
@@ -107,36 +105,3 @@ def _publish(context: AttemptContext, found: dict[str, torch.Tensor]) -> None:
     save_file(found, partial / FISHER_FILE)
     share(partial / FISHER_FILE)
     context.finish(partial, {})
-
-
-def _save_sums(folder: Path, squares: dict[str, torch.Tensor], done: int) -> None:
-    """Save the sums over the first `done` sequences; a process that is killed meanwhile leaves the file before."""
-    folder.mkdir(exist_ok=True)
-    sums = {name: one.cpu() for name, one in squares.items()}
-    save_file(sums, folder / f"{SUMS}.partial", {DONE: str(done), DIGEST: _digest(sums)})
-    (folder / f"{SUMS}.partial").replace(folder / SUMS)
-
-
-def _saved_sums(path: Path) -> tuple[int, dict[str, torch.Tensor]] | None:
-    """The number of sequences of saved sums, and the sums; None if there are none, or they are damaged."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = file.metadata()
-        if about[DIGEST] == _digest(sums):
-            return int(about[DONE]), sums
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
-        pass
-    log_line(f"{path} is damaged: the estimate starts again")
-    return None
-
-
-def _digest(sums: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of the names and values of sums, in hexadecimal."""
-    found = hashlib.sha256()
-    for name in sorted(sums):
-        found.update(name.encode())
-        found.update(sums[name].contiguous().numpy().data)
-    return found.hexdigest()

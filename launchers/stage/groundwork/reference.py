@@ -1,0 +1,140 @@
+"""The kind `reference`: the log-probability of each response of a corpus of pairs, at the weights that DPO starts from.
+
+An attempt that is stopped by a signal saves what it has, and the next one continues to the same bits. It leaves
+model/reference.safetensors: for each split the log-probabilities of the chosen and of the rejected response of every pair,
+summed over the tokens of the response, in fp64 [pairs, 2].
+"""
+
+import os
+
+# Before torch: cuBLAS is deterministic with a fixed workspace only.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import shutil
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
+from retain.datamodules.corpora.packing import SPLITS
+from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
+from retain.datamodules.order.stage_data import read_pairs
+from retain.launchers.stage.attempt import AttemptContext
+from retain.launchers.stage.failures import DIVERGED
+from retain.launchers.stage.groundwork.saved_tensors import save_tensors, saved_tensors
+from retain.launchers.stage.log import log_line
+from retain.launchers.stage.parent import usable_parent
+from retain.launchers.stage.signals import AttemptStopped
+from retain.launchers.stage.training.choose_numerics import Machine, machine_of
+from retain.lightning_modules.compiled import attend_in_fp32, uncompiled
+from retain.lightning_modules.models import load_model
+from retain.lightning_modules.preferences.dpo import log_probabilities
+from retain.results.store.disk import SMALL_FILES, check_room
+from retain.results.store.state import REFERENCE_FILE, Progress
+from retain.sweeps.base.errors import StageFailedError
+from retain.sweeps.base.files import share
+from retain.sweeps.tree.cost import BYTES_PER_LOG_PROBABILITY
+from retain.sweeps.tree.recipes.preference import PAIR
+
+PAIRS_AT_A_TIME = 8
+"""Pairs of a forward pass. The number is fixed, as the size of a batch changes the last digits."""
+REPORT_EVERY_S = 1.0
+SAVED = "log_probabilities.safetensors"
+"""The file of what is computed so far, in checkpoint/."""
+
+
+def attempt(context: AttemptContext) -> None:
+    """Compute the log-probabilities and finish a run, on one process.
+
+    Raises StageFailedError, AttemptStopped, DamageError.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    run, recipe, execution = context.run, context.spec["recipe"], context.spec["execution"]
+    machine = machine_of(execution)
+    if not machine.gpu:
+        torch.set_num_threads(execution["threads"])
+    # 1. Record that the attempt begins, where the last one was stopped.
+    known = saved_tensors(run.checkpoint / SAVED)
+    done, length = known[0] if known else 0, recipe["sequence_length"]
+    context.begin(done * length, torch.cuda.get_device_name() if machine.gpu else None)
+    # 2. Load the weights, and see how many pairs there are.
+    model, end_of_text = _start(context, machine)
+    packed = packed_corpus(context.store.root, recipe["corpus"])
+    found = {split: torch.zeros(packed.count(split), PAIR, dtype=torch.float64) for split in SPLITS}
+    total = sum(one.numel() for one in found.values())
+    check_room(run.folder, 2 * BYTES_PER_LOG_PROBABILITY * total + SMALL_FILES)
+    if known:
+        found = known[1]
+        log_line(f"resumes after {done} of {total} sequences")
+    # 3. Compute them, some pairs after the others.
+    began, already = time.monotonic(), done
+    reported = began
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        for split, rows in _blocks(found, done):
+            if context.stop.signal:
+                save_tensors(run.checkpoint / SAVED, found, done)
+                context.report(Progress(done * length, total * length))
+                raise AttemptStopped(context.stop.signal)
+            pairs = read_pairs(packed, split, rows).to(machine.device)
+            with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16), uncompiled(model):
+                found[split][rows] = log_probabilities(model, pairs, end_of_text).view(-1, PAIR).cpu()
+            done += len(pairs)
+            if time.monotonic() - reported > REPORT_EVERY_S or done == total:
+                reported = time.monotonic()
+                speed = (done - already) * length / (reported - began)
+                context.report(Progress(done * length, total * length, tokens_per_second=speed))
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    # 4. Write the result.
+    if not all(one.isfinite().all() for one in found.values()):
+        raise StageFailedError("a reference log-probability is not finite: the weights have diverged", DIVERGED)
+    for split, one in found.items():
+        mean = one.mean(dim=0).tolist()
+        log_line(f"{split}: {len(one):,} pairs; mean log-probability {mean[0]:.4g} chosen, {mean[1]:.4g} rejected")
+    _publish(context, found)
+
+
+def _start(context: AttemptContext, machine: Machine) -> tuple[PreTrainedModel, int | None]:
+    """The model that the stages start from, on its device, and the end of text if tokens attend within documents.
+
+    Raises StageFailedError, DamageError.
+    """
+    recipe, store = context.spec["recipe"], context.store
+    if context.spec["parent"] is not None:
+        parent = usable_parent(store, context.spec["parent"])
+        folder, within = parent.model, "documents" in parent.spec()["recipe"]
+    else:
+        folder, within = checkpoint_folder(store.root, recipe["model"]["start"]), "documents" in recipe
+    tokenizer = stored_tokenizer(store.root, context.spec["tokenizer"])
+    model = load_model(folder).to(machine.device)  # type: ignore[arg-type]
+    model.train(False)
+    if machine.bf16 and not machine.gpu:
+        attend_in_fp32(model)
+    return model, tokenizer.end_id if within else None
+
+
+def _blocks(found: dict[str, torch.Tensor], done: int) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+    """Yield splits and numbers of pairs in them, PAIRS_AT_A_TIME together, without the first `done` sequences."""
+    for split in SPLITS:
+        for first in range(0, len(found[split]), PAIRS_AT_A_TIME):
+            rows = np.arange(first, min(first + PAIRS_AT_A_TIME, len(found[split])))
+            if done <= 0:
+                yield split, rows
+            done -= PAIR * len(rows)
+
+
+def _publish(context: AttemptContext, found: dict[str, torch.Tensor]) -> None:
+    partial = context.run.folder / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_file(found, partial / REFERENCE_FILE)
+    share(partial / REFERENCE_FILE)
+    context.finish(partial, {})
