@@ -9,7 +9,7 @@ import numpy as np
 from retain.results.analysis.axes import grouped
 from retain.results.figures.drawing import draw_axes
 from retain.results.figures.paper import method_title
-from retain.results.figures.style import MOST_LINES, Drawing, LineStyle, line_styles
+from retain.results.figures.style import Drawing, LineStyle, line_styles, small_multiples
 from retain.results.store.curves import Curve, heldout_curve, read_curves, training_curve
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import DamageError
@@ -70,11 +70,11 @@ Lines = Sequence[tuple[str, Curve]]
 
 
 def _multiples(title: str, lines: Lines) -> Iterator[tuple[str, Lines]]:
-    """The panels of these curves: one, or one for every ten names."""
+    """The panels of these curves: one, or several of at most ten names."""
     names = list(dict.fromkeys(name for name, _ in lines))
-    for start in range(0, len(names), MOST_LINES):
-        part = names[start : start + MOST_LINES]
-        of = f", {part[0]} to {part[-1]}" if len(names) > MOST_LINES else ""
+    parts = small_multiples(names)
+    for part in parts:
+        of = f", {part[0]} to {part[-1]}" if len(parts) > 1 else ""
         yield title + of, [(name, curve) for name, curve in lines if name in part]
 
 

@@ -21,6 +21,7 @@ from retain.results.figures.style import (
     line_styles,
     missing_trials,
     new_figure,
+    small_multiples,
 )
 from retain.results.store.loss_table import Row
 from retain.results.store.study_files import study_folder
@@ -40,7 +41,7 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
     """Write losses.png and losses.svg of the finished trials; return their paths, none if no trial has a loss yet.
 
     Points are means over seeds; bars reach from the lowest to the highest seed. More than ten lines are drawn as small
-    multiples of ten lines each, on shared axes.
+    multiples of at most ten lines each, on shared axes.
     """
     trials = [row for row in rows if row[L_RET] is not None]
     if not trials:
@@ -101,8 +102,7 @@ def _multiples(groups: Groups) -> list[Groups]:
     names = list(groups)
     if len(names) > MOST_LINES * MOST_MULTIPLES:
         return [groups]
-    parts = (names[start : start + MOST_LINES] for start in range(0, len(names), MOST_LINES))
-    return [{name: groups[name] for name in part} for part in parts]
+    return [{name: groups[name] for name in part} for part in small_multiples(names)]
 
 
 def _over_exposure(axes: "Axes", trials: Sequence[Row], groups: Groups, over: str) -> None:

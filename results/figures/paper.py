@@ -5,11 +5,11 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from retain.results.analysis.axes import EXPOSURE, seed_of
+from retain.results.analysis.axes import EXPOSURE, grouped, seed_of
 from retain.results.analysis.loss_planes import L_RET
 from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
 from retain.results.figures.catalogue import REVERSED, FigureSpec, axis_label, figures_of, named_figures
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Range = tuple[float, float]
+Limits = tuple[Range | None, Range | None]
+"""Of x and y, of axes that share them with others."""
 PANEL_INCHES = (4.5, 3.3)
 MOST_COLUMNS = 3
 PUBLISHED = " (paper)"
@@ -150,7 +153,7 @@ def _write_figure(
     data = stem.with_name(f"{stem.name}.csv")
     write_text(data, _csv_text(flat))
     shown = [
-        _for_page(f"{stem.name}-{number}", title, panel, styles, limits)
+        _for_page(f"{stem.name}-{number}", title, panel, styles, limits[number])
         for number, panel in enumerate(flat[:MOST_PANELS])
     ]
     if len(flat) > MOST_PANELS:
@@ -158,15 +161,16 @@ def _write_figure(
     return DrawnFigure(stem.name, title, caption, *image_files(stem), data, trials, missing, tuple(shown), paired)
 
 
-def _for_page(
-    name: str, title: str, panel: Panel, styles: Mapping[str, LineStyle], limits: tuple[float, float] | None
-) -> Drawing:
-    """One panel by itself. limits: of y, if all panels share them."""
+def _for_page(name: str, title: str, panel: Panel, styles: Mapping[str, LineStyle], limits: Limits) -> Drawing:
+    """One panel by itself, with the limits that it has in the figure."""
 
     def draw(axes: "Axes") -> None:
         _draw_panel(axes, panel, styles)
-        if limits and panel.series:
-            axes.set_ylim(limits)
+        along_x, along_y = limits
+        if along_x:
+            axes.set_xlim(along_x)
+        if along_y:
+            axes.set_ylim(along_y)
 
     alone = all(series.published for series in panel.series)
     legend = [
@@ -178,8 +182,8 @@ def _for_page(
 
 def _draw_panels(
     figure: "Figure", flat: Sequence[Panel], styles: Mapping[str, LineStyle], rows: int, columns: int
-) -> tuple[float, float] | None:
-    """Draw all panels and their legend; return the limits of y that panels over exposure share."""
+) -> list[Limits]:
+    """Draw all panels and their legend; return the limits of each."""
     figure.get_layout_engine().set(w_pad=0.09, h_pad=0.07)  # type: ignore[union-attr,call-arg]
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
     crowded = len(styles) > MOST_LINES
@@ -191,9 +195,13 @@ def _draw_panels(
             axes.legend(own.values(), own.keys(), fontsize=6, frameon=False)
     for axes in places[len(flat) :]:
         axes.set_visible(False)
-    limits = None
-    if flat[0].x == EXPOSURE:
-        limits = _share_range([axes for axes, panel in zip(places, flat, strict=False) if panel.series])
+    limits: list[Limits] = [(None, None)] * len(flat)
+    for panels_alike in _with_shared_axes(flat):
+        alike = [places[number] for number in panels_alike]
+        along_x = None if flat[panels_alike[0]].x == EXPOSURE else _share_range(alike, "x")
+        along_y = _share_range(alike, "y")
+        for number in panels_alike:
+            limits[number] = along_x, along_y
     if handles and not crowded:
         _draw_legend(figure, handles)
     return limits
@@ -215,16 +223,22 @@ def _label_of(series: Series, alone: bool) -> str:
     return method_title(series.name) + (PUBLISHED if series.published and not alone else "")
 
 
-def _share_range(axes: Sequence["Axes"]) -> tuple[float, float] | None:
-    if not axes:
-        return None
-    low = min(one.get_ylim()[0] for one in axes)
-    high = max(one.get_ylim()[1] for one in axes)
-    margin = 0.04 * (
-        high - low
-    )  # each panel's own margin may be a small part of the shared range, which would cut markers
+def _with_shared_axes(flat: Sequence[Panel]) -> list[list[int]]:
+    """The numbers of the panels that share axes: those over exposure share y, and small multiples of one panel both."""
+    drawn = [number for number, panel in enumerate(flat) if panel.series]
+    if flat[0].x == EXPOSURE:
+        return [drawn] if drawn else []
+    return list(grouped([number for number in drawn if flat[number].whole], lambda number: flat[number].whole).values())
+
+
+def _share_range(axes: Sequence["Axes"], along: Literal["x", "y"]) -> Range:
+    """Give axes the range of all of them along x or y; returns it."""
+    ranges = [getattr(one, f"get_{along}lim")() for one in axes]
+    low, high = min(start for start, _ in ranges), max(end for _, end in ranges)
+    # Each panel's own margin may be a small part of the shared range, which would cut markers.
+    margin = 0.04 * (high - low)
     for one in axes:
-        one.set_ylim(low - margin, high + margin)
+        one.set(**{f"{along}lim": (low - margin, high + margin)})
     return low - margin, high + margin
 
 

@@ -31,7 +31,7 @@ from retain.results.analysis.methods import (
 )
 from retain.results.figures.catalogue import FigureSpec, Side
 from retain.results.figures.published import panels_of
-from retain.results.figures.style import MOST_LINES
+from retain.results.figures.style import MOST_LINES, small_multiples
 from retain.results.store.loss_table import Row, chain_of, stages_after_posttraining, start_of_finetuning
 
 
@@ -60,6 +60,8 @@ class Panel:
     """A loss, or pretrain.exposure."""
     y: str
     series: list[Series] = field(default_factory=list)
+    whole: str | None = None
+    """What the small multiples of one panel have in common, as they share their axes; None for a panel that is whole."""
 
 
 def trials_of(spec: FigureSpec, rows: Sequence[Row]) -> list[Row]:
@@ -83,17 +85,19 @@ def panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool = False) -> list
 
 
 def _small_multiples(panel: Panel) -> list[Panel]:
-    """The panel, or one for each value of what its lines are first named by, or one for every ten lines."""
+    """The panel, or one for each value of what its lines are first named by, or several of at most ten lines."""
     if len(panel.series) <= MOST_LINES:
         return [panel]
+    panel = replace(panel, whole=f"{panel.title}: {panel.y} over {panel.x}")
     apart = grouped(panel.series, lambda series: series.name.partition(", ")[0])
     if 1 < len(apart) < len(panel.series) and max(map(len, apart.values())) <= MOST_LINES:
         return [replace(panel, title=_joined(panel.title, name), series=own) for name, own in apart.items()]
-    return [
-        replace(panel, title=_joined(panel.title, f"lines {start + 1} to {start + len(own)}"), series=own)
-        for start in range(0, len(panel.series), MOST_LINES)
-        if (own := panel.series[start : start + MOST_LINES])
-    ]
+    found: list[Panel] = []
+    for own in small_multiples(panel.series):
+        first = 1 + sum(len(one.series) for one in found)
+        title = _joined(panel.title, f"lines {first} to {first + len(own) - 1}")
+        found.append(replace(panel, title=title, series=list(own)))
+    return found
 
 
 def published_panels(spec: FigureSpec, rows: Sequence[Row]) -> list[list[Panel]]:

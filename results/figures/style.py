@@ -5,13 +5,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from retain.sweeps.base.files import write_bytes
 from retain.sweeps.base.units import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Line = TypeVar("Line")
 
 # Paul Tol's "bright" scheme, told apart with any colour vision; yellow and cyan are darker. Markers repeat the distinction.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#B39B00", "#2E9FC6", "#AA3377")
@@ -109,6 +111,13 @@ class DrawnFigure:
     """Each pair of axes by itself, for the page."""
     paired: bool = False
     """Whether two panels belong together, as the two planes of a pipeline."""
+
+
+def small_multiples(lines: Sequence[Line]) -> list[Sequence[Line]]:
+    """The lines of each of the small multiples: as few as have no more than MOST_LINES, and as many lines in each."""
+    count = max(1, -(-len(lines) // MOST_LINES))
+    size = max(1, -(-len(lines) // count))
+    return [lines[start : start + size] for start in range(0, len(lines), size)]
 
 
 def missing_trials(missing: int, total: int) -> str:

@@ -189,9 +189,11 @@ def test_a_study_without_trials_has_no_figure(tmp_path: Path) -> None:
 def test_more_than_ten_lines_become_small_multiples_that_lose_no_line(tmp_path: Path) -> None:
     rows = exposure_rows(sizes=[10_000 * number for number in range(1, 25)], seeds=(0,))
     found = panels(FIGURES["figure3a"], rows)[0]
-    assert max(len(panel.series) for panel in found) <= 10
-    assert sum(len(panel.series) for panel in found) == 2 * 24
+    assert [len(panel.series) for panel in found] == [8] * 6
+    assert len({series.name for panel in found for series in panel.series}) == 24
     assert len({panel.title for panel in found}) == len(found)
+    assert [panel.whole for panel in found] == [found[0].whole] * 3 + [found[3].whole] * 3
+    assert found[0].whole != found[3].whole
 
 
 def test_a_compute_matched_trial_without_post_training_keeps_the_immediate_loss_of_its_own_pretraining() -> None:
