@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from retain.launchers.speed.choice import planned_choices
 from retain.launchers.speed.folder import is_private, private_folder, processor_name
 from retain.launchers.speed.measured import Speeds, read_speeds
 from retain.launchers.speed.shape import place_of, step_shape, steps_so_far
+from retain.results.analysis.axes import grouped
 from retain.sweeps.schema.section import GROUNDWORK
 from retain.sweeps.tree.tree import Stage, Tree
 
@@ -18,14 +20,17 @@ AUTO = "auto"
 
 
 def planned_defaults(opened: OpenedStudy) -> list[str]:
-    """A sentence for each stage of the chain: its precision and compilation, where the study leaves them open.
+    """What precision and compilation the stages of the chain have where the study leaves them open, and why, as sentences.
 
-    Of several stages of one name, the longest counts. Measured speeds are those of this kind of processor.
+    Stages for which the same holds share one. Of several stages of one name, the longest counts. Measured speeds are those of
+    this kind of processor.
     """
-    return list(_sentences(opened.tree, opened))
+    found = grouped(_choices(opened.tree, opened), itemgetter(1))
+    return [f"{', '.join(name for name, _ in named)} {choice}" for choice, named in found.items()]
 
 
-def _sentences(tree: Tree, opened: OpenedStudy) -> Iterator[str]:
+def _choices(tree: Tree, opened: OpenedStudy) -> Iterator[tuple[str, str]]:
+    """Yield the name of a stage, and what it has on GPUs or on CPUs."""
     for name in (name for name in tree.chain if name not in GROUNDWORK):
         of_name = [stage for stage in tree.stages.values() if stage.stage == name]
         longest = max(of_name, key=lambda stage: stage.tokens, default=None)
@@ -36,10 +41,10 @@ def _sentences(tree: Tree, opened: OpenedStudy) -> Iterator[str]:
         if not opens:
             continue
         if execution["accelerator"] != "cpu":
-            yield f"{name} on GPUs: {' and '.join({'precision': 'bf16', 'compile': 'compiled'}[one] for one in opens)}"
+            yield name, f"on GPUs: {' and '.join({'precision': 'bf16', 'compile': 'compiled'}[one] for one in opens)}"
         if execution["accelerator"] != "gpu":
             words = _on_cpus(tree, longest, execution, opened.store.root)
-            yield f"{name} on CPUs like this one's ({processor_name()}): {'; '.join(words)}"
+            yield name, f"on CPUs like this one's ({processor_name()}): {'; '.join(words)}"
 
 
 def _on_cpus(tree: Tree, stage: Stage, execution: Mapping[str, Any], store: Path) -> list[str]:

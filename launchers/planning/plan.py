@@ -111,8 +111,8 @@ class Plan:
     disk: list[DiskItem]
     """What takes the bytes of `totals.disk_peak_bytes`, and when each is freed."""
     defaults: list[str]
-    """Precision and compilation of each stage where the study leaves them to the machine, with their reasons, one sentence
-    each; on CPUs as measured on this kind of processor."""
+    """Precision and compilation where the study leaves them to the machine, with their reasons; on CPUs as measured on this
+    kind of processor. Stages for which the same holds share a sentence."""
 
 
 def plan_studies(

@@ -51,14 +51,16 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
             f"{counted(measured.runs, 'evaluation')}, {measured.to_measure:,} of them to measure: "
             f"{format_size(measured.tokens)} tokens, {measured.flops:.3g} FLOPs"
         )
-    lines += [*plan.defaults, *plan.notes]
-    lines += [f"the data is not prepared, so the keys are provisional: {command}" for command in prepare]
     console = open_console()
     console.print(Text(f"{'studies' if len(plan.studies) > 1 else 'study'} {plan.study}", style="bold"))
     console.print(table)
     for line in lines:
         print_line(console, line)
-    console.print(_disk_table(plan))
+    if sum(item.bytes > 0 for item in plan.disk) > 1:
+        console.print(_disk_table(plan))
+    unprepared = [f"the data is not prepared, so the keys are provisional: {command}" for command in prepare]
+    for line in (*plan.defaults, *plan.notes, *unprepared):
+        print_line(console, line)
 
 
 def _preparation(totals: PlanTotals) -> str:
