@@ -211,8 +211,8 @@ def _disk(totals: PlanTotals) -> list[DiskItem]:
     """What takes disk, in the order in which it is written."""
     checkpoints = totals.disk_peak_bytes - totals.disk_bytes
     checkpoints -= totals.data_bytes + totals.download_bytes + totals.parts_bytes
-    packed = "by retain gc once the corpora are packed"
-    children = "by retain gc --weights once the stages that start from them are done"
+    packed = "by gc, once the corpora are packed"
+    children = "by gc --weights, once the stages that start from them are done"
     return [
         DiskItem("copies of data sets", totals.download_bytes, packed),
         DiskItem("parts of corpora", totals.parts_bytes, packed),

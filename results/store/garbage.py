@@ -22,7 +22,6 @@ from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import file_system_time, remove
 from retain.sweeps.base.processes import is_gone, is_here, process_start
-from retain.sweeps.schema.section import REFERENCE
 from retain.sweeps.tree.keys import CARRY
 
 if TYPE_CHECKING:
@@ -218,6 +217,8 @@ def _of_weights(runs: list[Run], chosen: set[str], stages: Mapping[str, "Stage"]
     A measurement that was cancelled needs nothing, unless it is one of these stages. Reference log-probabilities stay: they are
     small, and whatever is trained below their stages is measured by them.
     """
+    from retain.sweeps.schema.section import REFERENCE  # imports pydantic, which jobs do without
+
     done = {run.key for run in runs if run.is_done()}
     users: dict[str, set[str]] = {}
     measured: set[str] = set()

@@ -34,12 +34,6 @@ class Reading:
     """Records whose text is empty or blank."""
     replaced: int = 0
     """Documents with halves of characters (lone surrogates), which were replaced by U+FFFD."""
-    long: int = 0
-    """Pairs of which a response with its prompt is longer than the sequences."""
-    equal: int = 0
-    """Pairs whose two responses are the same."""
-    asked: int = 0
-    """Pairs with a prompt of the held-out split that the corpus brings along."""
     hidden: Sequence[str] = ()
     """The names of hidden files and folders that were left out."""
     near: int | None = None
@@ -49,6 +43,12 @@ class Reading:
     """With `dedupe: near`, near copies of a held-out document that were dropped."""
     sampled: int = 0
     """The documents in that sample; 0 with `dedupe: near`, which compares all."""
+    long: int = 0
+    """Pairs of which a response with its prompt is longer than the sequences."""
+    equal: int = 0
+    """Pairs whose two responses are the same."""
+    asked: int = 0
+    """Pairs with a prompt of the held-out split that the corpus brings along."""
 
     @property
     def tokens_per_document(self) -> float:

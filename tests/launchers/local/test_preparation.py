@@ -79,7 +79,7 @@ def test_a_plan_says_what_parts_take_until_the_data_is_prepared(tmp_path: Path) 
     assert size // 2 <= totals["parts_bytes"] <= size
     assert totals["disk_peak_bytes"] >= totals["parts_bytes"] + totals["data_bytes"]
     said = " ".join(retain("plan", study, "--store", store).stdout.split())
-    assert "by retain gc once the corpora are packed" in said
+    assert "by gc, once the corpora are packed" in said
     assert "tokens per second and core (modelled)" in said
     calm(study, store)
     assert retain_json("plan", study, "--store", store)["totals"]["parts_bytes"] == 0
@@ -107,7 +107,7 @@ def test_a_plan_says_how_long_preparing_takes_and_what_takes_disk_until_when(tmp
     totals, disk = plan["totals"], {one["what"]: one for one in plan["disk"]}
     assert sum(one["bytes"] for one in disk.values()) == totals["disk_peak_bytes"]
     assert disk["parts of corpora"]["bytes"] == totals["parts_bytes"] > 0
-    assert disk["parts of corpora"]["freed"] == "by retain gc once the corpora are packed"
+    assert disk["parts of corpora"]["freed"] == "by gc, once the corpora are packed"
     assert not totals["preparation_measured"]
     hours = totals["preparation_tokens"] / totals["preparation_speed"] / 3600
     assert totals["preparation_core_hours"] == pytest.approx(hours)

@@ -144,7 +144,7 @@ def test_after_any_changes_readers_see_what_state_json_says(steps: list[tuple[st
         lasting = StateReader(store, shows_damage=True)
         for key, action, looks in steps:
             store.run(key).folder.mkdir(exist_ok=True)
-            with contextlib.suppress(DamageError):
+            with contextlib.suppress(DamageError, ValueError):  # an endless number is not written again
                 ACTIONS[action](store.run(key))
             if looks:
                 settle()

@@ -124,7 +124,7 @@ def test_results_say_what_each_stage_prefers_wherever_losses_are(
     printed = capsys.readouterr().out
     assert "dpo/pairs/accuracy" in printed
     assert "held-out pairs" in printed
-    frame = retain.load(str(study), store.root).frame()
+    frame = retain.load(str(study), store.root)
     assert list(frame["dpo/pairs/accuracy"]) == [weak["dpo"]["pairs/accuracy"], strong["dpo"]["pairs/accuracy"]]
     curves = {
         json.loads(line)["curve"] for line in (store.run(trials[0]["keys"]["dpo"]).folder / "curves.jsonl").open()
