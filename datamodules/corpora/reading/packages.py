@@ -41,19 +41,17 @@ def instruction_records() -> Iterator[dict[str, Any]]:
     """Yield the same instructions as records: fields instruction and response, and messages, a conversation of the two.
 
     Further fields are for pairs: `name`, that of the class or function with its module; `summary`, the first paragraph of the
-    response; and `other`, the summary of the instruction before, which is about something else.
+    response; and `details`, the second one, which is empty if there is none.
     """
-    other = ""
     for module, node, text in _docstrings(INSTRUCTION_PACKAGES):
         if not isinstance(node, ast.Module):
             arguments = "" if isinstance(node, ast.ClassDef) else f"({ast.unparse(node.args)})"
             instruction = f"Explain `{node.name}{arguments}` of {module} and show how to use it."
             turns = (("user", instruction), ("assistant", text))
             messages = [{"role": role, "content": content} for role, content in turns]
-            summary = " ".join(text.split("\n\n")[0].split())
-            pair = {"name": f"{module}.{node.name}", "summary": summary, "other": other}
+            summary, details, *_ = (" ".join(paragraph.split()) for paragraph in f"{text}\n\n".split("\n\n"))
+            pair = {"name": f"{module}.{node.name}", "summary": summary, "details": details}
             yield {"instruction": instruction, "response": text, "messages": messages, **pair}
-            other = summary
 
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
