@@ -50,9 +50,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     own: dict[str, Any] = getattr(value, "__dict__", {})
-    if len(own) == len(
-        value.__dataclass_fields__
-    ):  # nothing else is kept there, so these are the fields in their order
+    # With nothing else in it, its dictionary is the fields in their order.
+    if len(own) == len(value.__dataclass_fields__):
         return own
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 

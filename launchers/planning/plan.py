@@ -155,20 +155,7 @@ def plan_studies(
         )
         for one in opened
     ]
-    notes = [f"{one.name}: {one.file.unused_note}" for one in opened if one.file.unused]
-    notes += [
-        f"{one.name}: model.hf: {hf} is not prepared, so its size is unknown, and its FLOPs, hours and weights count as 0"
-        for one in opened
-        for (hf, *_), checkpoint in one.facts.checkpoints.items()
-        if not checkpoint.prepared
-    ]
-    notes += [
-        f"{one.name}: evaluate.tasks.{name}: {task.absent}; preparing the data downloads it"
-        for one in opened
-        for name, task in one.facts.tasks.items()
-        if task.absent
-    ]
-    notes += [note for room in rooms for note in room.notes]
+    notes = [*_notes(opened), *(note for room in rooms for note in room.notes)]
     try:
         check_starts(found, tree.stages, states)
     except MissingResourceError as error:
@@ -187,6 +174,24 @@ def plan_studies(
         _disk(total),
         defaults,
     )
+
+
+def _notes(opened: Sequence[OpenedStudy]) -> list[str]:
+    """What the files of studies name and nothing uses, or what is not there yet, one sentence each."""
+    notes = [f"{one.name}: {one.file.unused_note}" for one in opened if one.file.unused]
+    notes += [
+        f"{one.name}: model.hf: {hf} is not prepared, so its size is unknown, and its FLOPs, hours and weights count as 0"
+        for one in opened
+        for (hf, *_), checkpoint in one.facts.checkpoints.items()
+        if not checkpoint.prepared
+    ]
+    notes += [
+        f"{one.name}: evaluate.tasks.{name}: {task.absent}; preparing the data downloads it"
+        for one in opened
+        for name, task in one.facts.tasks.items()
+        if task.absent
+    ]
+    return notes
 
 
 def _with_data(totals: Totals, opened: Sequence[OpenedStudy], rooms: Sequence[DataRoom], store: Path) -> PlanTotals:

@@ -44,15 +44,13 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
         console.print(f"{results.loss_unit}: STAGE/CORPUS is that after STAGE on CORPUS")
         if any(without_value(name) != name for name in shown):
             console.print("STAGE/CORPUS[VALUE] is that on the documents of CORPUS with VALUE in the field of its `by`")
-        of_pairs, of_tasks = (
-            any(is_metric(name) and (name.rpartition("/")[2] in PAIR_MEASURES) is wanted for name in shown)
-            for wanted in (True, False)
-        )
+        metrics = {name for name in shown if is_metric(name)}
+        of_pairs = {name for name in metrics if name.rpartition("/")[2] in PAIR_MEASURES}
         if of_pairs:
             console.print(
                 "pairs: STAGE/CORPUS/METRIC is that after STAGE on held-out pairs: DPO loss and margin in nats"
             )
-        if of_tasks:
+        if metrics - of_pairs:
             console.print("metrics of tasks: STAGE/TASK/METRIC is that after STAGE on TASK")
         for reason in results.blanks:
             print_line(console, reason)

@@ -48,7 +48,7 @@ def objective_recipe(study: Study, facts: Facts, stage: Adaptable, name: str) ->
         raise StudyError(f"{name}.mix: a stage with objective reads the pairs of its corpus alone; remove mix, {cure}")
     if getattr(stage, "replay", 0):
         raise StudyError(
-            f"{name}.replay: a stage with objective reads the pairs of its corpus alone; remove it, {cure}"
+            f"{name}.replay: a stage with objective reads the pairs of its corpus alone; remove replay, {cure}"
         )
     if name == "posttrain" and study.allocation == "matched":
         raise StudyError(
