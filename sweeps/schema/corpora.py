@@ -214,7 +214,7 @@ class Corpus(Section):
         if self.chosen is None and self.rejected is None:
             return
         if missing := [name for name in ("prompt", "chosen", "rejected") if getattr(self, name) is None]:
-            raise ValueError(f"{missing[0]}: missing; a pair needs prompt, chosen and rejected")
+            raise ValueError(f"{missing[0]}: this field is required; a pair needs prompt, chosen and rejected")
         if self.predict == "all":
             raise ValueError("predict: only the responses of pairs are predicted; remove predict")
         if self.by is not None:

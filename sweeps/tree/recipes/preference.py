@@ -39,7 +39,7 @@ def objective_recipe(study: Study, facts: Facts, stage: Adaptable, name: str) ->
     field, cure = f"{name}.objective", f"or remove {name}.objective"
     if not study.corpora[stage.corpus].is_pairs:
         pairs = [corpus for corpus, one in study.corpora.items() if one.is_pairs]
-        known = f"the corpora with pairs are {', '.join(pairs)}" if pairs else "no corpus of the study has them"
+        known = f"corpora of pairs: {', '.join(pairs)}" if pairs else "no corpus of the study has them"
         raise StudyError(
             f"{field}: dpo trains on pairs, and corpus {stage.corpus} has no chosen and rejected ({known}); name a corpus of "
             f"pairs, {cure}"

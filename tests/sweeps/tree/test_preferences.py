@@ -162,8 +162,8 @@ def test_a_study_scaled_down_for_a_drill_still_reads_whole_pairs() -> None:
         ({"pretrain.objective": {"dpo": 1}}, "pretrain.objective: unknown field"),
         (
             {"finetune.corpus": "chemistry"},
-            "finetune.objective: dpo trains on pairs, and corpus chemistry has no chosen and rejected (the corpora with pairs "
-            "are pairs); name a corpus of pairs, or remove finetune.objective",
+            "finetune.objective: dpo trains on pairs, and corpus chemistry has no chosen and rejected (corpora of "
+            "pairs: pairs); name a corpus of pairs, or remove finetune.objective",
         ),
         ({"finetune.batch": 7}, "finetune.batch: 7 sequences are not whole pairs of two; write an even number"),
         (

@@ -178,10 +178,10 @@ def test_pairs_that_are_all_too_long_are_refused_in_one_sentence(tmp_path: Path)
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"chosen": "{a}"}, "corpora.pairs.prompt: missing; a pair needs prompt, chosen and rejected"),
+        ({"chosen": "{a}"}, "corpora.pairs.prompt: this field is required; a pair needs prompt, chosen and rejected"),
         (
             {"prompt": "{q}", "chosen": "{a}"},
-            "corpora.pairs.rejected: missing; a pair needs prompt, chosen and rejected",
+            "corpora.pairs.rejected: this field is required; a pair needs prompt, chosen and rejected",
         ),
         ({**PAIRS, "response": "{a}"}, "response: cannot be combined with chosen"),
         ({**PAIRS, "text": "body"}, "chosen: cannot be combined with text"),
