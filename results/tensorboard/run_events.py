@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,12 +27,14 @@ class RunEvents:
 
     def __init__(self, folder: Path, points: Iterable[Point] = ()) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
+        folder.mkdir(parents=True, exist_ok=True)
         self.replaced = list(folder.glob("events.*"))
-        self.writer = EventFileWriter(str(folder), filename_suffix=MARK)
+        self.writer = RecordWriter((folder / _next_name(self.replaced)).open("wb"))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         # Makes a TensorBoard that is watching forget the files of earlier attempts.
-        self.writer.add_event(Event(wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+        self._write(Event(wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
         for point in points:
             self.add(point)
         self.flush()
@@ -39,7 +43,7 @@ class RunEvents:
             os.truncate(path, 0)
 
     def add(self, point: Point) -> None:
-        self.writer.add_event(_scalar(point.curve, point.value, point.tokens, point.time))
+        self._write(_scalar(point.curve, point.value, point.tokens, point.time))
 
     def add_results(self, hyperparameters: Mapping[str, Any], losses: Mapping[str, float]) -> None:
         """Add the final losses (nats per token) of a run, and its hyperparameters."""
@@ -47,9 +51,9 @@ class RunEvents:
 
         now = time.time()
         for name, loss in losses.items():
-            self.writer.add_event(_scalar(f"losses/{name}", loss, 0, now))
+            self._write(_scalar(f"losses/{name}", loss, 0, now))
         for summary in hyperparameter_summaries(hyperparameters, list(losses)):
-            self.writer.add_event(Event(wall_time=now, summary=summary))
+            self._write(Event(wall_time=now, summary=summary))
 
     def flush(self) -> None:
         self.writer.flush()
@@ -58,6 +62,19 @@ class RunEvents:
         self.writer.close()
         for path in self.replaced:
             path.unlink(missing_ok=True)
+
+    def _write(self, event: Any) -> None:
+        self.writer.write(event.SerializeToString())
+
+
+def _next_name(earlier: Sequence[Path]) -> str:
+    """Name of an event file that TensorBoard reads after the earlier ones: it goes by name, so by the second in the name.
+
+    Two attempts can begin within a second, and the clock of the second one's node can be behind.
+    """
+    seconds = [int(found[1]) for path in earlier if (found := re.search(r"\.tfevents\.(\d+)\.", path.name))]
+    after = max([int(time.time()), *(second + 1 for second in seconds)])
+    return f"events.out.tfevents.{after:010d}.{socket.gethostname()}.{os.getpid()}.0{MARK}"
 
 
 def run_results(

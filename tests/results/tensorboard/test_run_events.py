@@ -1,5 +1,6 @@
 """What a TensorBoard that is watching shows of a run that is resumed."""
 
+import time
 from pathlib import Path
 
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -38,6 +39,26 @@ def test_a_board_that_is_watching_shows_the_points_of_the_resumed_attempt_instea
     assert shown(board) == {step: 1.0 if step < 6 else 2.0 for step in range(8)}
     resumed.close()
     assert len(list(folder.glob("events.*"))) == 1
+
+
+def test_attempts_within_a_second_and_on_a_node_whose_clock_is_behind_are_shown_in_their_order(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    RunEvents(folder, points(range(4), 0.0)).flush()
+    (first,) = folder.glob("events.*")
+    ahead = first.rename(first.with_name(first.name.replace(first.name.split(".")[3], str(int(time.time()) + 3600))))
+    board = EventMultiplexer()
+    board.AddRunsFromDirectory(str(tmp_path))
+    assert shown(board) == dict.fromkeys(range(4), 0.0)
+    names = [ahead.name]
+    for attempt in range(1, 12):
+        resumed = RunEvents(folder, points(range(4), float(attempt)))
+        assert shown(board) == dict.fromkeys(range(4), float(attempt))
+        (name,) = {path.name for path in folder.glob("events.*")} - set(names)
+        assert name > max(names)
+        names.append(name)
+    resumed.close()
+    assert [path.name for path in folder.glob("events.*")] == names[-1:]
 
 
 def test_stages_of_ones_own_go_by_their_own_names(tmp_path: Path) -> None:
