@@ -15,7 +15,7 @@ from retain.datamodules.corpora.responses.chat import ChatTemplate
 from retain.datamodules.corpora.responses.marked import Document, dividing_text, text_of, with_texts
 from retain.datamodules.corpora.responses.records import RecordReader, document_of, record_reader
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_reason
-from retain.sweeps.schema.corpora import Corpus
+from retain.sweeps.schema.corpora import FIELDS_OF_RESPONSES, Corpus
 from retain.sweeps.tree.data_facts import reading_remarks
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
         include={"package", "hf", "config", "revision", "split", "text", "separator"}
     )
     # Left out at their defaults, so that data prepared before these fields existed is still found.
-    for name in ("template", "prompt", "response", "chosen", "rejected", "messages", "predict"):
+    for name in ("template", *FIELDS_OF_RESPONSES):
         if getattr(corpus, name) is not None:
             source[name] = getattr(corpus, name)
     if corpus.in_turn != 1:
@@ -137,7 +137,7 @@ def document_hash(document: str) -> int:
 
 def _read_package(corpus: Corpus, reader: RecordReader) -> Iterator[Document | None]:
     assert corpus.package is not None
-    if corpus.prompt is None and corpus.messages is None:  # pairs have a prompt
+    if corpus.prompt is None and not corpus.has_conversations:
         yield from read_package(corpus.package)
         return
     for number, record in enumerate(package_records(corpus.package), 1):

@@ -309,12 +309,12 @@ def read_source(file: StudyFile, name: str) -> Source:
     corpus = file.study.corpora[name]
     with naming_corpus(file, name):
         source = source_identity(corpus, file.folder)
-        if corpus.messages is not None:
+        if corpus.has_conversations:
             source["chat"] = chat_source(tokenizer_settings(file), file.folder)
     if (held := corpus.heldout_corpus) is not None:
         with naming_corpus(file, name, heldout=True):
             own = source_identity(held, file.folder)
-        source[OWN_SPLIT] = own | ({"chat": source["chat"]} if corpus.messages is not None else {})
+        source[OWN_SPLIT] = own | ({"chat": source["chat"]} if corpus.has_conversations else {})
     return source
 
 
@@ -326,7 +326,6 @@ def _settings(settings: fields.Tokenizer) -> Source:
 def _defined(file: StudyFile, name: str) -> Source:
     """A corpus's fields; those of later versions only where they are set, as in `_settings`."""
     corpus = file.study.corpora[name]
-    fields_of_responses = ("prompt", "response", "chosen", "rejected", "messages", "predict")
-    later = {field for field in fields_of_responses if getattr(corpus, field) is None}
+    later = {field for field in fields.FIELDS_OF_RESPONSES if getattr(corpus, field) is None}
     later |= {"dedupe"} if corpus.dedupe == "exact" else set()
     return {"folder": shown(file.folder), **corpus.model_dump(exclude={"published", "by", *later})}

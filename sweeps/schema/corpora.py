@@ -36,6 +36,17 @@ def check_paths(value: Any) -> Any:
 
 Paths = Annotated[str | list[str], BeforeValidator(check_paths)]
 Text = Annotated[str, Field(min_length=1)]
+FIELDS_OF_RESPONSES = (
+    "prompt",
+    "response",
+    "chosen",
+    "rejected",
+    "messages",
+    "chosen_messages",
+    "rejected_messages",
+    "predict",
+)
+"""The fields of a corpus that say what its responses are. Absent fields are no part of what identifies a corpus."""
 
 
 class HeldoutSplit(Section):
@@ -113,12 +124,19 @@ class Corpus(Section):
     it, as when a model answers the prompt."""
     chosen: str | None = None
     """How to write the preferred one of two responses to the prompt, such as " {chosen}". Needs `prompt` and `rejected`, and
-    makes the corpus one of pairs, for `objective: {dpo: ...}`. All other stages and losses read the chosen responses alone."""
+    makes the corpus one of pairs, for `objective: {dpo: ...}`. All other stages and losses read the chosen responses alone.
+    Pairs of conversations have `chosen_messages` instead."""
     rejected: str | None = None
     """How to write the other response to the prompt, such as " {rejected}". Needs `prompt` and `chosen`."""
     messages: Text | None = None
     """The field of a record that holds a conversation: a list of messages, each with a role and a content. The tokeniser's
-    chat template writes it; the assistant's turns are the responses. Replaces `text`."""
+    chat template writes it; the assistant's turns are the responses. Replaces `text`. Beside `chosen_messages`, the messages
+    before those of both conversations."""
+    chosen_messages: Text | None = None
+    """The field of a record that holds the preferred one of two conversations, for pairs. Needs `rejected_messages`. The
+    messages with which both begin are the prompt; the assistant's turns after them are the response."""
+    rejected_messages: Text | None = None
+    """The field of a record that holds the other conversation. Needs `chosen_messages`."""
     predict: Literal["all", "responses"] | None = None
     """Which tokens count in every loss, in training and on held-out text: all, or only those of the responses. The default is
     responses with `response`, `chosen` or `messages`, and all for other corpora."""
@@ -146,12 +164,17 @@ class Corpus(Section):
     @property
     def responses_only(self) -> bool:
         """Whether only the responses are predicted."""
-        return self.predict != "all" and (self.response is not None or self.messages is not None or self.is_pairs)
+        return self.predict != "all" and (self.response is not None or self.has_conversations or self.is_pairs)
 
     @property
     def is_pairs(self) -> bool:
         """Whether a record is a prompt with a chosen and a rejected response."""
-        return self.chosen is not None
+        return self.chosen is not None or self.chosen_messages is not None
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether a chat template writes the documents."""
+        return self.messages is not None or self.chosen_messages is not None
 
     @property
     def heldout_share(self) -> float:
@@ -211,10 +234,18 @@ class Corpus(Section):
 
     def _check_pairs(self) -> None:
         """Raise ValueError if the fields of pairs do not fit together."""
-        if self.chosen is None and self.rejected is None:
+        texts, conversations = ("prompt", "chosen", "rejected"), ("chosen_messages", "rejected_messages")
+        has_conversations = any(getattr(self, name) is not None for name in conversations)
+        if not has_conversations and self.chosen is None and self.rejected is None:
             return
-        if missing := [name for name in ("prompt", "chosen", "rejected") if getattr(self, name) is None]:
-            raise ValueError(f"{missing[0]}: this field is required; a pair needs prompt, chosen and rejected")
+        needed, others = (conversations, texts) if has_conversations else (texts, ())
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            parts = f"{', '.join(needed[:-1])} and {needed[-1]}"
+            raise ValueError(f"{missing[0]}: this field is required; a pair needs {parts}")
+        if odd := [name for name in others if getattr(self, name) is not None]:
+            raise ValueError(
+                f"{odd[0]}: cannot be combined with chosen_messages; remove {odd[0]}, or name a prompt's messages as messages"
+            )
         if self.predict == "all":
             raise ValueError("predict: only the responses of pairs are predicted; remove predict")
         if self.by is not None:
@@ -227,7 +258,10 @@ class Corpus(Section):
         if not self.is_pairs and (self.prompt is None) != (self.response is None):
             given, missing = ("prompt", "response") if self.response is None else ("response", "prompt")
             raise ValueError(f"{missing}: missing beside {given}; give both, or write {given} as template")
-        named = [name for name in ("template", "response", "chosen", "messages") if getattr(self, name) is not None]
+        named = [
+            name for name in ("template", "response", "chosen", "chosen_messages") if getattr(self, name) is not None
+        ]
+        named += ["messages"] if self.messages is not None and self.chosen_messages is None else []
         named += ["text"] if "text" in self.model_fields_set else []
         if len(named) > 1:
             raise ValueError(f"{named[0]}: cannot be combined with {named[1]}; remove one of them")

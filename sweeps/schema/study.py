@@ -182,12 +182,12 @@ class Study(Section):
 
     @model_validator(mode="after")
     def check_chat_template(self) -> "Study":
-        chats = [name for name, corpus in self.corpora.items() if corpus.messages is not None]
+        chats = [name for name, corpus in self.corpora.items() if corpus.has_conversations]
         tokenizer = self.tokenizer
         if chats and tokenizer is not None and tokenizer.train is not None and tokenizer.chat_template is None:
             raise ValueError(
-                f"corpora.{chats[0]}.messages: a trained tokeniser has no chat template; set tokenizer.chat_template: "
-                "chatml"
+                f"corpora.{chats[0]}.{'messages' if self.corpora[chats[0]].messages else 'chosen_messages'}: a trained "
+                "tokeniser has no chat template; set tokenizer.chat_template: chatml"
             )
         return self
 

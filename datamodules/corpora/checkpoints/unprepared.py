@@ -42,7 +42,7 @@ def unprepared_vocabulary(file: StudyFile, check: bool) -> int:
     with naming_tokenizer(file):
         entries = load_tokenizer(place).vocabulary
     for name, corpus in file.study.corpora.items():
-        if corpus.messages is not None:
+        if corpus.has_conversations:
             with naming_corpus(file, name):
                 find_chat_template(settings, file.folder)
     return entries

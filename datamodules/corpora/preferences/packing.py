@@ -1,8 +1,9 @@
 """Pack pairs: of each, one sequence with the chosen response and one with the rejected one, in files of the same order.
 
-Both are the prompt, a response and an end of text, tokenised as prompts and responses are, and filled up with ends of text to
-the length of a sequence. Only the response and its own end of text are predicted. So whatever reads a packed corpus reads the
-chosen responses alone, and a reader of pairs reads the sequences of one number in both files. Longer pairs are left out.
+Both are the prompt, a response and an end of text, tokenised as prompts and responses or as conversations are, and filled up
+with ends of text to the length of a sequence. Only the response and its own end of text are predicted. So whatever reads a
+packed corpus reads the chosen responses alone, and a reader of pairs reads the sequences of one number in both files. Longer
+pairs are left out.
 
 The hash of the prompt decides on the split of a pair, so that no prompt is in both.
 """
@@ -178,9 +179,12 @@ class _Packing:
         for batch in batch_documents(documents):
             pairs = [one for one in batch if isinstance(one, Pair) and one.chosen != one.rejected]
             self.tally.counts["equal"] += len(batch) - len(pairs)
-            new = self.seen.add([document_hash("\0".join((one.prompt, one.chosen, one.rejected))) for one in pairs])
+            new = self.seen.add([document_hash("\0".join((one.prompt, *texts_of(one)))) for one in pairs])
             self.tally.counts["duplicates"] += len(pairs) - len(new)
             chosen = [pairs[index] for index in new]
-            yield (chosen, self.tally.take()), [document for pair in chosen for document in pair.documents]
+            yield (
+                (chosen, self.tally.take()),
+                [document for pair in chosen for document in (pair.chosen, pair.rejected)],
+            )
         if counts := self.tally.take():  # what was skipped after the last pair
             yield ([], counts), []

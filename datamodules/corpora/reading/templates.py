@@ -38,11 +38,16 @@ class Template:
             values[field] = self._text(value, field, where)
         return "".join(text + values[field] for text, field in self.pieces)
 
+    @property
+    def _of_messages(self) -> str:
+        """The field of a corpus that names messages where this one names text."""
+        return f"{self.setting}_messages" if self.setting in ("chosen", "rejected") else "messages"
+
     def _text(self, value: object, field: str, where: str) -> str:
         if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             raise StudyError(
-                f"{where}: field {field!r} is a list of messages, expected text; write `messages: {field}` in the corpus "
-                f"instead of `{self.setting}:`"
+                f"{where}: field {field!r} is a list of messages, expected text; write `{self._of_messages}: {field}` in the "
+                f"corpus instead of `{self.setting}:`"
             )
         return check_text(value, field, where, f"correct `{self.setting}:` in the corpus, or fix the record")
 

@@ -24,18 +24,15 @@ class Pair:
     """A prompt with two responses, of which one is preferred."""
 
     prompt: str
-    chosen: str
-    rejected: str
+    chosen: Marked
+    """The prompt with the preferred response."""
+    rejected: Marked
+    """The prompt with the other response."""
 
-    @property
-    def documents(self) -> tuple[Marked, Marked]:
-        """The prompt with the chosen response, and with the rejected one."""
-        begin = len(self.prompt)
-        made = (
-            Marked(self.prompt + response, ((begin, begin + len(response)),), rendered=False)
-            for response in (self.chosen, self.rejected)
-        )
-        return next(made), next(made)
+
+def answered(prompt: str, response: str) -> Marked:
+    """A prompt with a response that follows it directly."""
+    return Marked(prompt + response, ((len(prompt), len(prompt) + len(response)),), rendered=False)
 
 
 Document = str | Marked | Pair
@@ -46,13 +43,14 @@ Encoded = tuple[list[int], list[bool] | None]
 def text_of(document: Document) -> str:
     """The text of a document; of a pair, with both responses."""
     if isinstance(document, Pair):
-        return f"{document.prompt}{document.chosen}\n{document.rejected}"
+        ((begin, _), *_) = document.rejected.spans
+        return f"{document.chosen.text}\n{document.rejected.text[begin:]}"
     return document if isinstance(document, str) else document.text
 
 
 def texts_of(document: Document) -> list[str]:
     """The texts that a document holds: of a pair, the prompt with each response."""
-    return [one.text for one in document.documents] if isinstance(document, Pair) else [text_of(document)]
+    return [document.chosen.text, document.rejected.text] if isinstance(document, Pair) else [text_of(document)]
 
 
 def dividing_text(document: Document) -> str:
@@ -63,7 +61,8 @@ def dividing_text(document: Document) -> str:
 def with_texts(document: Document, change: Callable[[str], str]) -> Document:
     """A document whose texts are changed, each to one of the same length."""
     if isinstance(document, Pair):
-        return Pair(change(document.prompt), change(document.chosen), change(document.rejected))
+        chosen, rejected = (replace(one, text=change(one.text)) for one in (document.chosen, document.rejected))
+        return Pair(change(document.prompt), chosen, rejected)
     return change(document) if isinstance(document, str) else replace(document, text=change(document.text))
 
 

@@ -1,13 +1,12 @@
 """Turn a record into a document with marked responses: a prompt with its response or with two, or a conversation."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from retain.datamodules.corpora.reading.templates import Template, check_text, field_value
+from retain.datamodules.corpora.reading.templates import Template
 from retain.datamodules.corpora.responses.chat import ChatTemplate
-from retain.datamodules.corpora.responses.marked import Document, Marked, Pair
-from retain.sweeps.base.errors import StudyError
+from retain.datamodules.corpora.responses.marked import Document, Pair, answered
+from retain.datamodules.corpora.responses.messages import Conversations, PairOfConversations
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import template_pieces
 
@@ -51,7 +50,7 @@ class PromptAndResponse:
         prompt, response = self.prompt.join(record, where), self.response.join(record, where)
         if prompt is None or response is None:
             return None
-        return Marked(prompt + response, ((len(prompt), len(prompt) + len(response)),), rendered=False)
+        return answered(prompt, response)
 
 
 @dataclass(frozen=True)
@@ -79,55 +78,9 @@ class PromptAndPair:
         prompt, chosen, rejected = (part.join(record, where) for part in self.parts)
         if prompt is None or chosen is None or rejected is None:
             return None
-        return Pair(prompt, chosen, rejected) if all(map(str.strip, (prompt, chosen, rejected))) else ""
-
-
-@dataclass(frozen=True)
-class Conversations:
-    """A field with a list of messages, which a chat template writes."""
-
-    field: str
-    chat: ChatTemplate | None
-    """None for a look at the data: the contents alone."""
-
-    @property
-    def fields(self) -> list[str]:
-        return [self.field]
-
-    def check(self, record: object, where: str) -> None:
-        field_value(record, self.field, where, "messages")
-
-    def join(self, record: object, where: str) -> Document | None:
-        messages = field_value(record, self.field, where, "messages")
-        if messages is None:
-            return None
-        if isinstance(messages, str) or not isinstance(messages, list):
-            found = "text" if isinstance(messages, str) else type(messages).__name__
-            raise StudyError(
-                f"{where}: field {self.field!r} is {found}, expected a list of messages; correct `messages:` in the "
-                "corpus, or fix the record"
-            )
-        checked = [self._message(message, f"{where}, message {number}") for number, message in enumerate(messages, 1)]
-        if not checked:
+        if not all(map(str.strip, (prompt, chosen, rejected))):
             return ""
-        if self.chat is None:
-            return "\n".join(str(message["content"]) for message in checked)
-        return self.chat.render(checked, where)
-
-    def _message(self, message: object, where: str) -> dict[str, object]:
-        """A message without its empty fields, as transformers passes it on. Raises StudyError."""
-        if not isinstance(message, Mapping):
-            raise StudyError(
-                f"{where}: expected an object with role and content (got {type(message).__name__}); fix or remove the record"
-            )
-        for name in ("role", "content"):
-            if name not in message:
-                raise StudyError(
-                    f"{where}: field {name!r} not found (the fields are {', '.join(map(str, message))}); fix or remove the "
-                    "record"
-                )
-            check_text(message[name], name, where, "fix or remove the record")
-        return {str(name): value for name, value in message.items() if value is not None}
+        return Pair(prompt, answered(prompt, chosen), answered(prompt, rejected))
 
 
 def document_of(reader: RecordReader, record: object, where: str) -> Document | None:
@@ -138,7 +91,13 @@ def document_of(reader: RecordReader, record: object, where: str) -> Document | 
 
 
 def record_reader(corpus: Corpus, chat: ChatTemplate | None) -> RecordReader:
-    """Return what turns the records of a corpus into documents: its `messages`, `chosen`, `prompt`, `template` or `text`."""
+    """Return what turns the records of a corpus into documents, by which of its fields are given.
+
+    chat: None for a look at the data, which shows the contents of messages alone.
+    """
+    if corpus.chosen_messages is not None:
+        assert corpus.rejected_messages is not None
+        return PairOfConversations(corpus.messages, corpus.chosen_messages, corpus.rejected_messages, chat)
     if corpus.messages is not None:
         return Conversations(corpus.messages, chat)
     if corpus.chosen is not None:

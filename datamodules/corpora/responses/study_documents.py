@@ -109,4 +109,4 @@ def check_document_ends(file: StudyFile, name: str, packed: PackedCorpus) -> Non
 
 def chat_template(file: StudyFile, corpus: Corpus) -> ChatTemplate | None:
     """Return the template that writes the conversations of a corpus; None for a corpus without any."""
-    return None if corpus.messages is None else find_chat_template(tokenizer_settings(file), file.folder)
+    return find_chat_template(tokenizer_settings(file), file.folder) if corpus.has_conversations else None

@@ -11,7 +11,7 @@ from retain.datamodules.corpora.packing import Division, PackedCorpus, open_pack
 from retain.datamodules.corpora.preferences.packing import pack_pairs
 from retain.datamodules.corpora.prepare import prepare
 from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
-from retain.datamodules.corpora.responses.marked import Pair
+from retain.datamodules.corpora.responses.marked import Pair, answered
 from retain.datamodules.order.prefetch import MappedSequences
 from retain.datamodules.order.stage_data import heldout_pairs, heldout_sequences, read_pairs
 from retain.sweeps.base.errors import StudyError
@@ -46,6 +46,10 @@ def texts(packed: PackedCorpus, facts: Facts, split: str) -> list[tuple[str, str
         assert parts[0][0] == parts[1][0]
         found.append((parts[0][0], parts[0][1], parts[1][1]))
     return found
+
+
+def _pair(prompt: str, chosen: str, rejected: str) -> Pair:
+    return Pair(prompt, answered(prompt, chosen), answered(prompt, rejected))
 
 
 def test_a_pair_is_two_sequences_in_which_only_the_responses_are_predicted(tmp_path: Path) -> None:
@@ -126,7 +130,7 @@ def test_the_fingerprint_is_of_both_responses_and_damage_to_either_is_found(tmp_
     tokenizer = stored_tokenizer(tmp_path / "runs", facts.tokenizer)
 
     def packed_with(bad: str) -> PackedCorpus:
-        pairs = [Pair(f"Q {number}", "C D E", bad) for number in range(40)]
+        pairs = [_pair(f"Q {number}", "C D E", bad) for number in range(40)]
         folder = tmp_path / bad
         return pack_pairs(pairs, tokenizer, LENGTH, Division(0.1, 0.1), None, folder, lambda *_: None)
 
