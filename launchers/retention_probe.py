@@ -5,7 +5,6 @@ other; and the share of the D_ft gradient in the span of D_post gradients. The g
 whose weights they belong to, as probe-<digest>.json.
 """
 
-import contextlib
 import hashlib
 import json
 import time
@@ -146,8 +145,12 @@ def gradient_probe(store: Store, start: Run, finetuning: str, report: Callable[[
         return None
     settings = probe_settings(posttraining, finetuning)
     place = probe_file(start, settings)
-    with contextlib.suppress(FileNotFoundError, DamageError):  # what is damaged is measured again
+    try:
         return dict(read_probe(place))
+    except FileNotFoundError:
+        pass
+    except DamageError as error:
+        report(f"{str(error).partition(';')[0]}; it is measured again")
     if start.state().weights_freed:
         report(f"the gradients are unknown: {freed_sentence([start])}")
         return None

@@ -111,14 +111,17 @@ def test_verify_and_gc_ignore_probes(probed: Probed) -> None:
     assert not any("probe-" in str(waste.path) for waste in freed)
 
 
-def test_gradients_measured_again_after_damage_are_the_same(probed: Probed, tmp_path: Path) -> None:
+def test_gradients_are_measured_again_after_damage_which_is_said_and_are_the_same(probed: Probed, tmp_path: Path) -> None:
     store = Store(shutil.copytree(probed.store, tmp_path / "runs", symlinks=True))
     start = next(run for run in store.runs() if run.spec()["stage"] == "posttrain")
     finetuning = next(run for run in store.runs() if run.spec()["stage"] == "finetune").spec()["recipe"]["corpus"]
     place = probe_file(start, probe_settings(start.spec()["evaluation"]["posttraining"], finetuning))
     kept = json.loads(place.read_text())
     place.write_text(place.read_text()[:50])
-    again = gradient_probe(store, start, finetuning, print)
+    said: list[str] = []
+    again = gradient_probe(store, start, finetuning, said.append)
+    assert said[0].startswith(f"{place} is damaged")
+    assert said[0].endswith("; it is measured again")
     assert again is not None
     assert again["shares"] == kept["shares"]
     assert json.loads(place.read_text()) == {"format": 1, **again}
