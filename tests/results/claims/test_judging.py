@@ -58,6 +58,17 @@ def test_a_claim_with_alternatives_needs_one_that_holds_and_is_refuted_only_if_a
     assert outcome(yes, no, yes, effect_of({0: 1.0, 1: -1.0, 2: 0.1})) == "undecided"
 
 
+def test_an_interval_without_zero_that_decides_nothing_says_that_it_is_one_of_several() -> None:
+    barely = effect_of({0: 1.0, 1: 1.2, 2: 1.9})
+    nothing = effect_of({0: 1.0, 1: -1.0, 2: 0.1})
+    assert barely.low > 0
+    best = judge("8a", "a claim", 1, [("it", barely), *[("another", nothing)] * 4], alternatives=5)
+    assert best.outcome == "undecided"
+    assert best.sentence.endswith(". Corrected for 5 such intervals, it is undecided.")
+    for other in (judge("8a", "a claim", 1, [("it", barely)]), judge("8a", "a claim", 1, [("it", nothing)] * 2)):
+        assert "Corrected" not in other.sentence
+
+
 def seeded_subsets(seeds: tuple[int, ...], subsets: tuple[int, ...]) -> list[Row]:
     """The grid of Figure 3 on several subsets, each with its own noise."""
     rows = []
