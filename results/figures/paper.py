@@ -5,7 +5,7 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,9 +21,11 @@ from retain.results.figures.style import (
     Drawing,
     DrawnFigure,
     LineStyle,
+    Range,
     image_files,
     line_styles,
     new_figure,
+    share_range,
     trials_note,
 )
 from retain.results.store.loss_table import Row
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Range = tuple[float, float]
 Limits = tuple[Range | None, Range | None]
 """Of x and y, of axes that share them with others."""
 PANEL_INCHES = (4.5, 3.3)
@@ -198,8 +199,8 @@ def _draw_panels(
     limits: list[Limits] = [(None, None)] * len(flat)
     for panels_alike in _with_shared_axes(flat):
         alike = [places[number] for number in panels_alike]
-        along_x = None if flat[panels_alike[0]].x == EXPOSURE else _share_range(alike, "x")
-        along_y = _share_range(alike, "y")
+        along_x = None if flat[panels_alike[0]].x == EXPOSURE else share_range(alike, "x")
+        along_y = share_range(alike, "y")
         for number in panels_alike:
             limits[number] = along_x, along_y
     if handles and not crowded:
@@ -229,17 +230,6 @@ def _with_shared_axes(flat: Sequence[Panel]) -> list[list[int]]:
     if flat[0].x == EXPOSURE:
         return [drawn] if drawn else []
     return list(grouped([number for number in drawn if flat[number].whole], lambda number: flat[number].whole).values())
-
-
-def _share_range(axes: Sequence["Axes"], along: Literal["x", "y"]) -> Range:
-    """Give axes the range of all of them along x or y; returns it."""
-    ranges = [getattr(one, f"get_{along}lim")() for one in axes]
-    low, high = min(start for start, _ in ranges), max(end for _, end in ranges)
-    # Each panel's own margin may be a small part of the shared range, which would cut markers.
-    margin = 0.04 * (high - low)
-    for one in axes:
-        one.set(**{f"{along}lim": (low - margin, high + margin)})
-    return low - margin, high + margin
 
 
 def _draw_panel(axes: "Axes", panel: Panel, styles: Mapping[str, LineStyle]) -> dict[str, Any]:

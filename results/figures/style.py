@@ -5,14 +5,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from retain.sweeps.base.files import write_bytes
 from retain.sweeps.base.units import counted
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Range = tuple[float, float]
 Line = TypeVar("Line")
 
 # Paul Tol's "bright" scheme, told apart with any colour vision; yellow and cyan are darker. Markers repeat the distinction.
@@ -118,6 +120,17 @@ def small_multiples(lines: Sequence[Line]) -> list[Sequence[Line]]:
     count = max(1, -(-len(lines) // MOST_LINES))
     size = max(1, -(-len(lines) // count))
     return [lines[start : start + size] for start in range(0, len(lines), size)]
+
+
+def share_range(axes: Sequence["Axes"], along: Literal["x", "y"]) -> Range:
+    """Give axes the range of all of them along x or y; returns it."""
+    ranges = [getattr(one, f"get_{along}lim")() for one in axes]
+    low, high = min(start for start, _ in ranges), max(end for _, end in ranges)
+    # Each panel's own margin may be a small part of the shared range, which would cut markers.
+    margin = 0.04 * (high - low)
+    for one in axes:
+        one.set(**{f"{along}lim": (low - margin, high + margin)})
+    return low - margin, high + margin
 
 
 def missing_trials(missing: int, total: int) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from retain.results.analysis.axes import grouped
 from retain.results.figures.drawing import draw_axes
 from retain.results.figures.series import mean_curve
 from retain.results.figures.style import (
@@ -16,9 +17,11 @@ from retain.results.figures.style import (
     Drawing,
     DrawnFigure,
     LineStyle,
+    Range,
     image_files,
     line_styles,
     new_figure,
+    share_range,
     trials_note,
 )
 from retain.sweeps.base.files import write_text
@@ -90,6 +93,7 @@ def draw_lines(folder: Path, study: str, figure: LineFigure) -> DrawnFigure:
             handles |= _draw_panel(axes, panel, styles)
         for axes in places[len(figure.panels) :]:
             axes.set_visible(False)
+        ranges = _shared_ranges(places, figure.panels)
         if handles:
             drawn.legend(
                 handles.values(),
@@ -101,17 +105,34 @@ def draw_lines(folder: Path, study: str, figure: LineFigure) -> DrawnFigure:
         drawn.suptitle(f"{study}: {figure.title} ({note})", fontsize=10)
     data = stem.with_name(f"{stem.name}.csv")
     write_text(data, _csv_text(figure.panels))
-    shown = tuple(_for_page(f"{stem.name}-{number}", panel, styles) for number, panel in enumerate(figure.panels))
+    shown = tuple(
+        _for_page(f"{stem.name}-{number}", panel, styles, along_y)
+        for number, (panel, along_y) in enumerate(zip(figure.panels, ranges, strict=True))
+    )
     caption = f"{note[0].upper()}{note[1:]}. {figure.caption}"
     png, svg = image_files(stem)
     return DrawnFigure(figure.name, figure.title, caption, png, svg, data, figure.trials, figure.missing, shown)
 
 
-def _for_page(name: str, panel: LinePanel, styles: Mapping[str, LineStyle]) -> Drawing:
-    """One panel by itself."""
+def _shared_ranges(places: Sequence["Axes"], panels: Sequence[LinePanel]) -> list[Range | None]:
+    """Give the panels with lines of the same two quantities one range of y; returns each panel's, None for its own."""
+    drawn = [number for number, panel in enumerate(panels) if any(line.points for line in panel.lines)]
+    ranges: list[Range | None] = [None] * len(panels)
+    for alike in grouped(drawn, lambda number: (panels[number].x, panels[number].y)).values():
+        if len(alike) > 1:
+            along_y = share_range([places[number] for number in alike], "y")
+            for number in alike:
+                ranges[number] = along_y
+    return ranges
+
+
+def _for_page(name: str, panel: LinePanel, styles: Mapping[str, LineStyle], along_y: Range | None) -> Drawing:
+    """One panel by itself, with the range of y that it shares with others."""
 
     def draw(axes: "Axes") -> None:
         _draw_panel(axes, panel, styles)
+        if along_y:
+            axes.set_ylim(along_y)
 
     names = dict.fromkeys(line.name for line in panel.lines)
     measured = {line.name for line in panel.lines if not line.computed}

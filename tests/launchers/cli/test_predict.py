@@ -111,7 +111,9 @@ def test_verify_and_gc_ignore_probes(probed: Probed) -> None:
     assert not any("probe-" in str(waste.path) for waste in freed)
 
 
-def test_gradients_are_measured_again_after_damage_which_is_said_and_are_the_same(probed: Probed, tmp_path: Path) -> None:
+def test_gradients_are_measured_again_after_damage_which_is_said_and_are_the_same(
+    probed: Probed, tmp_path: Path
+) -> None:
     store = Store(shutil.copytree(probed.store, tmp_path / "runs", symlinks=True))
     start = next(run for run in store.runs() if run.spec()["stage"] == "posttrain")
     finetuning = next(run for run in store.runs() if run.spec()["stage"] == "finetune").spec()["recipe"]["corpus"]

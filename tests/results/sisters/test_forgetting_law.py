@@ -192,6 +192,13 @@ def test_the_figure_has_a_panel_for_each_size_and_the_law_with_its_constants(tmp
     assert at_end == pytest.approx(float(planted().forgotten(1_000_000, TOKENS[-1], 0)), abs=0.03)
 
 
+def test_the_panels_of_the_sizes_share_one_range_so_that_sizes_compare(tmp_path: Path) -> None:
+    (drawn,) = draw_sister_figures(tmp_path, "mine", law_rows(exactly(planted(alpha=1.5)), noise=0.01))
+    *sizes, law = [re.findall(r"<text[^>]*>([\d.]+)</text>", panel.svg) for panel in drawn.panels]
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert sizes[0] != law
+
+
 def test_a_study_of_another_design_has_no_figure_of_another_paper(tmp_path: Path) -> None:
     assert draw_sister_figures(tmp_path, "mine", [{"axes": {"finetune.lr": 1e-4}, "tokens": 1, "losses": {}}]) == []
 
