@@ -32,9 +32,9 @@ class RunEvents:
         folder.mkdir(parents=True, exist_ok=True)
         self.replaced = list(folder.glob("events.*"))
         self.writer = RecordWriter((folder / _next_name(self.replaced)).open("wb"))
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
         # Makes a TensorBoard that is watching forget the files of earlier attempts.
-        self._write(Event(wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+        self._record(Event(wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
         for point in points:
             self.add(point)
         self.flush()
@@ -43,7 +43,7 @@ class RunEvents:
             os.truncate(path, 0)
 
     def add(self, point: Point) -> None:
-        self._write(_scalar(point.curve, point.value, point.tokens, point.time))
+        self._record(_scalar(point.curve, point.value, point.tokens, point.time))
 
     def add_results(self, hyperparameters: Mapping[str, Any], losses: Mapping[str, float]) -> None:
         """Add the final losses (nats per token) of a run, and its hyperparameters."""
@@ -51,9 +51,9 @@ class RunEvents:
 
         now = time.time()
         for name, loss in losses.items():
-            self._write(_scalar(f"losses/{name}", loss, 0, now))
+            self._record(_scalar(f"losses/{name}", loss, 0, now))
         for summary in hyperparameter_summaries(hyperparameters, list(losses)):
-            self._write(Event(wall_time=now, summary=summary))
+            self._record(Event(wall_time=now, summary=summary))
 
     def flush(self) -> None:
         self.writer.flush()
@@ -63,7 +63,7 @@ class RunEvents:
         for path in self.replaced:
             path.unlink(missing_ok=True)
 
-    def _write(self, event: Any) -> None:
+    def _record(self, event: Any) -> None:
         self.writer.write(event.SerializeToString())
 
 
