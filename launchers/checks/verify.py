@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_problem
-from retain.datamodules.corpora.packing import packed_problem
-from retain.datamodules.corpora.prepared import tokenizer_problem
+from retain.datamodules.corpora.prepared import packed_problem, tokenizer_problem
 from retain.datamodules.corpora.sources import note_problem
 from retain.datamodules.corpora.values.labels import labels_problem
 from retain.launchers.jobs.submissions import BACKLOG, INTENT, read_backlog, read_submission
