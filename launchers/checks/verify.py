@@ -53,7 +53,7 @@ def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[
 def _computed_problems(store: Store, run: ReadOnce, known: dict[str, Any]) -> list[str]:
     """The problems in what a run has computed, and in how."""
     try:
-        if NUMERICS in run.names:
+        if NUMERICS in run.entries:
             recorded_numerics(run)
         return kind_of(run.spec()).problems(store, run, known)
     except RetainError as error:
