@@ -271,7 +271,7 @@ def make_store(folder: Path, corpora: Mapping[str, int] = CORPORA) -> None:
 
 def _manifest(name: str) -> dict[str, Any]:
     """The manifest of a corpus of CORPORA, whose name stands for the digest of its sequences."""
-    from retain.datamodules.corpora.packing import fingerprint_of
+    from retain.datamodules.corpora.prepared import fingerprint_of
 
     train, heldout = (
         {"documents": count, "sequences": count, "tokens": count * LENGTH, "sha256": name}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -20,11 +21,12 @@ from retain.launchers.jobs.submissions import new_submission, write_submission
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
 from retain.results.store.lease import take_lease
-from retain.results.store.runs import Run
+from retain.results.store.runs import LOG, LOSSES, SPEC, STATE, Run, sha256_of
 from retain.results.store.state import Progress
+from retain.sweeps.base.documents import write_document
 from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.tree.tree import Stage
-from tests.results.runs import write_model
+from tests.results.runs import put_state, write_model
 from tests.studies import tiny_study
 
 SHAPES = {100: (1, 9, 10), 1_000: (10, 9, 10), 10_000: (10, 9, 110), 100_000: (10, 9, 1_110), 300_000: (15, 7, 2_856)}
@@ -107,13 +109,20 @@ def _bring_into_states(opened: OpenedStudy) -> None:
     """Bring each run into its state of STATES."""
     queued: dict[str | None, list[Run]] = {}
     digests: dict[str, str] = {}
+    examples: dict[tuple[str, str], Run] = {}
     for number, stage in enumerate(opened.tree.stages.values()):
         run = opened.store.run(stage.key)
         state = STATES[number % len(STATES)] if stage.stage == "finetune" else "done"
         if state == "queued":
             queued.setdefault(stage.parent, []).append(run)
         elif state != "planned":
-            _train(run, stage, state, opened, digests)
+            losses = _losses(run, stage, opened, digests) if state == "done" else None
+            if example := examples.get((stage.stage, state)):
+                _leave_as(example, run, stage, losses)
+            else:
+                _train(run, stage, state, losses)
+                if state != "running":  # whose leases cannot be copied
+                    examples[stage.stage, state] = run
     for number, siblings in enumerate(queued.values()):
         submission = replace(new_submission([run.key for run in siblings]), job_id=str(1000 + number))
         write_submission(opened.store, submission)
@@ -121,32 +130,50 @@ def _bring_into_states(opened: OpenedStudy) -> None:
             run.queue(submission.token)
 
 
-def _train(run: Run, stage: Stage, state: str, opened: OpenedStudy, digests: dict[str, str]) -> None:
-    """Leave what an attempt leaves behind: running, failed or done.
+def _losses(run: Run, stage: Stage, opened: OpenedStudy, digests: dict[str, str]) -> dict[str, Any]:
+    """The losses of a done run. digests: those of the data so far; runs that differ only in their rates share one."""
+    recipe = json.loads(stage.recipe)
+    data = json.dumps({**recipe, "lr": 0, "min_lr": 0})
+    if data not in digests:
+        digests[data] = as_text(recipe_digest(recipe, opened.store.root, recipe["steps"]))
+    return {
+        "splits": {role: {"loss": 2.0 + recipe["lr"], "tokens": 1000} for role in run.spec()["evaluation"]},
+        "steps": recipe["steps"],
+        "trained_tokens": stage.tokens,
+        "token_digest": digests[data],
+    }
 
-    digests: those of the data so far; runs that differ only in their rates share one.
-    """
+
+def _train(run: Run, stage: Stage, state: str, losses: dict[str, Any] | None) -> None:
+    """Leave what an attempt leaves behind: running, failed or done. losses: of a done run."""
     lease = take_lease(run.lease)
     assert lease is not None
     run.begin(os.getpid())
     run.report(Progress(stage.tokens // 2, stage.tokens, 2.5, 9000.0))
-    run.log.write_text(f"{stage.stage} {stage.key}: rank 0 of 1: begins\n")
+    _write_log(run, stage)
     (run.folder / f"events.out.tfevents.{int(time.time()):010d}.host.{os.getpid()}.0").write_bytes(bytes(2000))
     if state == "running":
         return
-    if state == "failed":
+    if losses is None:
         run.fail("diverged: the loss is not finite", "diverged")
     else:
-        recipe = json.loads(stage.recipe)
-        data = json.dumps({**recipe, "lr": 0, "min_lr": 0})
-        if data not in digests:
-            digests[data] = as_text(recipe_digest(recipe, opened.store.root, recipe["steps"]))
-        losses = {
-            "splits": {role: {"loss": 2.0 + recipe["lr"], "tokens": 1000} for role in run.spec()["evaluation"]},
-            "steps": recipe["steps"],
-            "trained_tokens": stage.tokens,
-            "token_digest": digests[data],
-        }
         run.report(Progress(stage.tokens, stage.tokens, 2.0, 9000.0))
-        run.finish(write_model(run.folder / "model.partial", size=64), {"losses.json": losses})
+        run.finish(write_model(run.folder / "model.partial", size=64), {LOSSES: losses})
     lease.release()
+
+
+def _leave_as(example: Run, run: Run, stage: Stage, losses: dict[str, Any] | None) -> None:
+    """Leave what the attempt at a run of the same stage and state has left, with losses of its own: a fifth of the work."""
+    shutil.copytree(
+        example.folder, run.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SPEC, STATE, LOSSES, LOG)
+    )
+    _write_log(run, stage)
+    state = example.state()
+    if losses is not None:
+        write_document(run.folder / LOSSES, losses)
+        state = replace(state, checksums=state.checksums | {LOSSES: sha256_of(run.folder / LOSSES)})
+    put_state(run, state)
+
+
+def _write_log(run: Run, stage: Stage) -> None:
+    run.log.write_text(f"{stage.stage} {stage.key}: rank 0 of 1: begins\n")

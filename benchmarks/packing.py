@@ -120,8 +120,8 @@ def library(text: Path, tokenizer: Path, folder: Path) -> Work:
 def retain(text: Path, tokenizer: Path, folder: Path) -> Work:
     """`retain data` of a study with this text as its corpus."""
     from benchmarks.made_up import one_corpus_study
-    from retain.datamodules.corpora.packing import open_packed
     from retain.datamodules.corpora.prepare import prepare
+    from retain.datamodules.corpora.prepared import open_packed
     from retain.sweeps.schema.read import read_study
 
     stage = {"batch": 1, "tokens": LENGTH}

@@ -178,8 +178,9 @@ def verb(made: "MadeStore", name: str, *options: str, repeats: int = 1) -> Child
 
 
 def retain(*arguments: object) -> Child:
-    """Run the command line, without SLURM."""
-    environment = {name: value for name, value in os.environ.items() if name != "RETAIN_STORE"}
+    """Run the command line, without SLURM, and with compiled modules as where it is installed."""
+    left_out = ("RETAIN_STORE", "PYTHONDONTWRITEBYTECODE")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
     return run_child([*RETAIN, *arguments], environment | {"PATH": str(Path(sys.executable).parent)})
 
 

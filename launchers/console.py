@@ -1,13 +1,14 @@
-"""Tables and JSON documents on standard output, the same everywhere."""
+"""Tables and JSON documents on standard output, the same everywhere. Documents need no rich, so tables import it."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 WORDS = ("stage", "axes", "state", "reason", "fingerprint", "job", "path", "what", "level", "detail", "freed")
 """Columns that hold words, which are aligned to the left."""
@@ -21,19 +22,23 @@ def print_json(document: Any) -> None:
     print("{\n" + ",\n".join(f' "{name}": {_json_text(value)}' for name, value in fields.items()) + "\n}")
 
 
-def open_console() -> Console:
+def open_console() -> "Console":
     """Standard output for tables; a table that is piped to a file or a pager is as wide as its cells."""
+    from rich.console import Console
+
     console = Console(markup=False)
     return console if console.is_terminal else Console(width=10_000, markup=False)
 
 
-def print_line(console: Console, line: str) -> None:
+def print_line(console: "Console", line: str) -> None:
     """Print a line as it is, without colours or breaks."""
     console.print(line, highlight=False, soft_wrap=True)
 
 
-def new_table(*columns: str, left: int = 1, header: bool = True) -> Table:
+def new_table(*columns: str, left: int = 1, header: bool = True) -> "Table":
     """A plain table; the first `left` columns, and those that hold words, are aligned to the left."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=header)
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left or name in WORDS else "right", overflow="fold")

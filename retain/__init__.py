@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas
 
-    from retain.datamodules.corpora.prepare import Report
+    from retain.datamodules.corpora.reading.report import Report
     from retain.launchers.jobs.submit import Submitted
     from retain.launchers.local.run import Reporting, StudyRun, Watching
     from retain.launchers.planning.looks import Until
@@ -118,7 +118,7 @@ def overlap(
     Raises StudyError if the study is invalid or has fewer than two corpora, MissingResourceError if the machine lacks
     something.
     """
-    from retain.datamodules.corpora.prepare import ignore_progress
+    from retain.datamodules.corpora.reading.report import ignore_progress
     from retain.launchers.local.preparation import prepare_here
     from retain.launchers.planning.opened_study import prepare_study
     from retain.launchers.planning.overlaps import measure_overlaps
@@ -142,7 +142,7 @@ def submit(
 
     Raises StudyError if the study is invalid, MissingResourceError if SLURM is missing or does not answer.
     """
-    from retain.datamodules.corpora.prepare import ignore_progress
+    from retain.datamodules.corpora.reading.report import ignore_progress
     from retain.launchers.jobs.submit import submit_study
 
     return submit_study(study, overrides, _store(store), site, report or ignore_progress)

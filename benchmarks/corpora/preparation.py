@@ -162,8 +162,9 @@ def retain_in_parts(text: Path, tokenizer: Path, folder: Path, parts: int) -> Wo
 def _retain(text: Path, tokenizer: Path, folder: Path, part: int, in_parts: Any) -> Work:
     import retain.launchers.stage.preparation.assembly
     import retain.launchers.stage.preparation.part  # noqa: F401
-    from retain.datamodules.corpora.packing import open_packed
-    from retain.datamodules.corpora.prepare import ignore_progress, prepare
+    from retain.datamodules.corpora.prepare import prepare
+    from retain.datamodules.corpora.prepared import open_packed
+    from retain.datamodules.corpora.reading.report import ignore_progress
     from retain.launchers.planning import preparation  # noqa: F401
 
     file = _study(text, tokenizer, folder, part)

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.datamodules.corpora.find import SourceFile, find_sources, local_folder, shown
+from retain.datamodules.corpora.find import SourceFile, data_set_folder, find_sources
 from retain.datamodules.corpora.reading.files import read_files
-from retain.datamodules.corpora.reading.packages import package_records, package_versions, read_package
+from retain.datamodules.corpora.reading.packages import package_records, read_package
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.chat import ChatTemplate
 from retain.datamodules.corpora.responses.marked import Document, dividing_text, text_of, with_texts
 from retain.datamodules.corpora.responses.records import RecordReader, document_of, record_reader
-from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_reason
-from retain.sweeps.schema.corpora import FIELDS_OF_RESPONSES, Corpus
+from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
+from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.tree.data_facts import reading_remarks
 
 T = TypeVar("T")
@@ -78,42 +78,6 @@ def _whole(document: Document, tally: Tally) -> Document:
         return document
     tally.counts["replaced"] += 1
     return with_texts(document, lambda text: HALF_A_PAIR.sub("\N{REPLACEMENT CHARACTER}", text))
-
-
-def source_identity(corpus: Corpus, folder: Path) -> dict[str, Any]:
-    """Return what identifies a source, without reading it.
-
-    Packages are identified by version, local files by path, size and modification time, files at URLs by what the server says
-    of them (size, and etag or time), Hugging Face by id and revision. Only used to find data that is prepared already: the
-    identity of prepared data is the fingerprint of its tokens.
-    """
-    source: dict[str, Any] = corpus.model_dump(
-        include={"package", "hf", "config", "revision", "split", "text", "separator"}
-    )
-    # Left out at their defaults, so that data prepared before these fields existed is still found.
-    for name in ("template", *FIELDS_OF_RESPONSES):
-        if getattr(corpus, name) is not None:
-            source[name] = getattr(corpus, name)
-    if corpus.in_turn != 1:
-        source["in_turn"] = corpus.in_turn
-    if corpus.package is not None:
-        source["versions"] = package_versions(corpus.package)
-    if (patterns := corpus.files or _data_set_folder(corpus, folder)) is not None:
-        try:
-            found = [_file_identity(file) for file in find_sources(patterns, folder)]
-        except OSError as error:  # removed just now
-            raise MissingResourceError(
-                f"files: {shown(error.filename)} cannot be read ({os_reason(error)}); try again"
-            ) from None
-        source["files"] = found
-    return source
-
-
-def _file_identity(file: SourceFile) -> list[Any]:
-    if isinstance(file, Path):
-        status = file.stat()
-        return [shown(file), status.st_size, status.st_mtime_ns]
-    return [file.url, file.size, file.version]
 
 
 def is_heldout(document: Document, share: float) -> bool:
@@ -181,7 +145,7 @@ def _hf_stream(corpus: Corpus, folder: Path, tally: Tally) -> Any:
 
     assert corpus.hf is not None
     if corpus.files is None:
-        place = _data_set_folder(corpus, folder) or corpus.hf
+        place = data_set_folder(corpus, folder) or corpus.hf
         return datasets.load_dataset(place, corpus.config, split=corpus.split, revision=corpus.revision, streaming=True)
     builder, files = _local_files(corpus.hf, find_sources(corpus.files, folder, tally.hidden))
     return datasets.load_dataset(builder, data_files=files, split=corpus.split, streaming=True)
@@ -196,7 +160,7 @@ def _naming_hf(corpus: Corpus, folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        if corpus.files or _data_set_folder(corpus, folder):
+        if corpus.files or data_set_folder(corpus, folder):
             cure = "check that the files are intact and in this format, config and split, or repair them"
             cure += "; text, jsonl, json and parquet files need no `hf:`" if corpus.files else ""
         else:
@@ -206,14 +170,6 @@ def _naming_hf(corpus: Corpus, folder: Path) -> Iterator[None]:
         raise MissingResourceError(
             f"hf: {corpus.hf} cannot be read ({type(error).__name__}: {reason}); {cure}"
         ) from error
-
-
-def _data_set_folder(corpus: Corpus, folder: Path) -> str | None:
-    """The local data set folder that `hf` names, relative to the study file; None for an id or a format."""
-    if corpus.hf is None or corpus.files is not None:
-        return None
-    place = local_folder(corpus.hf, folder, "hf: ")
-    return None if place is None else str(place)
 
 
 def interleave(streams: list[Iterator[T]]) -> Iterator[T]:

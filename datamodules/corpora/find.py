@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from retain.datamodules.corpora.reading.remote import RemoteFile, find_remote, url_kind
 from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
+from retain.sweeps.schema.corpora import Corpus
 
 SourceFile = Path | RemoteFile
 """A file of a corpus, on this machine or at a URL."""
@@ -28,6 +28,8 @@ def find_sources(patterns: str | list[str], folder: Path, hidden: list[str] | No
         place = with_variables(pattern, folder)
         kind = url_kind(place)
         if kind == "file":
+            from urllib.request import url2pathname  # imports a client of HTTP
+
             local.append(url2pathname(urlsplit(place).path))
         elif kind is not None:
             remote |= {file.url: file for file in find_remote(place, hidden)}
@@ -115,6 +117,17 @@ def local_folder(named: str, folder: Path, field: str) -> Path | None:
     if named.startswith((".", "/", "~", "$")):
         raise MissingResourceError(f"{field}{named} is no folder; correct the path")
     return None
+
+
+def data_set_folder(corpus: Corpus, folder: Path) -> str | None:
+    """Return the local data set folder that `hf` names, relative to the study file; None for an id or a format.
+
+    Raises as `local_folder` does.
+    """
+    if corpus.hf is None or corpus.files is not None:
+        return None
+    place = local_folder(corpus.hf, folder, "hf: ")
+    return None if place is None else str(place)
 
 
 def _matches(base: Path, parts: tuple[str, ...], left_out: set[Path]) -> Iterator[Path]:

@@ -13,23 +13,22 @@ finish publishes it, the second discards its identical copy. Folders of killed p
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from retain.datamodules.corpora.checkpoints.prepare import checkpoint_tokenizer, prepare_checkpoint
-from retain.datamodules.corpora.checkpoints.stored import open_checkpoint
-from retain.datamodules.corpora.checkpoints.unprepared import unprepared_checkpoint, unprepared_vocabulary
 from retain.datamodules.corpora.hub import is_on_hub
+from retain.datamodules.corpora.known import TOKENIZER, known_facts, packings, without_values
 from retain.datamodules.corpora.near.filter import NearCopies
 from retain.datamodules.corpora.near.sample import NearSample, sampled
-from retain.datamodules.corpora.packing import SPLITS, open_packed, pack
+from retain.datamodules.corpora.packing import pack
 from retain.datamodules.corpora.parts.download import Download, Say, download
 from retain.datamodules.corpora.parts.plan import Cuts, cut_corpora
 from retain.datamodules.corpora.preferences.packing import pack_pairs
-from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
+from retain.datamodules.corpora.prepared import SPLITS, open_packed, packed_corpus, stored_tokenizer
+from retain.datamodules.corpora.reading.report import Report, ignore_progress
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.study_documents import (
     check_document_ends,
@@ -43,26 +42,21 @@ from retain.datamodules.corpora.responses.study_documents import (
 )
 from retain.datamodules.corpora.sources import (
     Note,
-    Source,
     check_unchanged,
     checkpoint_definition,
-    checkpoint_source,
     checkpoints_of,
     corpus_definition,
     corpus_source,
     corpus_sources,
-    digest,
     naming_corpus,
     naming_tokenizer,
-    note_path,
-    note_problem,
     read_note,
     tokenizer_definition,
     tokenizer_settings,
     tokenizer_source,
     write_note,
 )
-from retain.datamodules.corpora.tasks.prepare import prepare_tasks, task_facts, tasks_of
+from retain.datamodules.corpora.tasks.prepare import prepare_tasks, tasks_of
 from retain.datamodules.corpora.tokenizer import (
     CHATML,
     CHATML_MARKERS,
@@ -71,27 +65,18 @@ from retain.datamodules.corpora.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from retain.datamodules.corpora.values.prepare import known_values, prepare_values
+from retain.datamodules.corpora.values.prepare import prepare_values
 from retain.sweeps.base.building import new_build_folder, publish, remove_leftovers
-from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError
+from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.files import writing
-from retain.sweeps.base.notices import notice
 from retain.sweeps.schema.read import StudyFile
-from retain.sweeps.tree.data_facts import UNPREPARED, CheckpointFacts, CorpusFacts, Facts, checkpoint_of
+from retain.sweeps.tree.data_facts import Facts, checkpoint_of
 
-TOKENIZER = "tokenizer"
 REPORT_EVERY = 1000
 """Documents between two reports while the tokeniser's sample is read."""
-Report = Callable[[str, int, int], None]
-"""Called with the name of what is being prepared, the documents read and the training tokens so far."""
-
 
 InParts = Callable[[StudyFile, Path, Cuts, Report], bool]
 """Prepares corpora of a study in a store; returns whether they are prepared, or will be later."""
-
-
-def ignore_progress(corpus: str, documents: int, tokens: int) -> None:
-    """Display nothing: a `Report` for callers without a display."""
 
 
 def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_parts: InParts | None = None) -> Facts:
@@ -113,15 +98,15 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
                 prepare_checkpoint(file, store, model, report)
             tokenizer = _prepare_tokenizer(file, store, report)
             near = NearCopies(file, store, tokenizer, report)
-            lacking = [one for one in _packings(file) if not _is_packed(file, store, *one, tokenizer.fingerprint)]
+            lacking = [one for one in packings(file) if not _is_packed(file, store, *one, tokenizer.fingerprint)]
             cuts = cut_corpora(file, store, lacking, tokenizer.fingerprint) if in_parts is not None else {}
-            for name, length in _packings(file):
+            for name, length in packings(file):
                 if name not in cuts:
                     _prepare_corpus(file, store, name, length, near, report)
             if in_parts is not None and cuts:
                 later = not in_parts(file, store, cuts, report)
         facts = known_facts(file, store)
-    if facts.prepared and (unlabelled := _without_values(file, facts)):
+    if facts.prepared and (unlabelled := without_values(file, facts)):
         with writing(str(store), "choose another store with --store"):
             tokenizer = stored_tokenizer(store, facts.tokenizer)
             for name, length in unlabelled:
@@ -166,144 +151,6 @@ def download_sources(file: StudyFile, store: Path, say: Say, report: Report = ig
         if tasks_of(file):
             prepare_tasks(file, store)
     return found
-
-
-def known_facts(file: StudyFile, store: Path) -> Facts:
-    """Return the facts of data that is prepared, and placeholders for unprepared data, without reading a corpus.
-
-    The facts of a study without corpora are empty. Raises StudyError, MissingResourceError if a source is not found.
-    """
-    return _facts(file, store, None)
-
-
-def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
-    """Return the facts of the data as the study was last prepared, and how it differs from what the study names now.
-
-    For readers of what is trained: its sources may have changed or be gone, and so may the packed data. Raises as
-    `known_facts` does if a source is not found and the store knows nothing of it.
-    """
-    remarks: dict[str, str] = {}
-    facts = _facts(file, store, remarks)
-    unprepared = dict.fromkeys("model.hf" for one in facts.checkpoints.values() if not one.prepared)
-    unprepared |= dict.fromkeys(f"corpora.{name}" for (name, _), one in facts.corpora.items() if not one.prepared)
-    if unprepared:
-        return facts, [
-            f"{file.path.name}: {', '.join(unprepared)} not prepared in {store}; prepare the study's data: until then, "
-            "its stage keys are provisional, and its trained stages are not found"
-        ]
-    if len(remarks) > 1:
-        remarks.pop(TOKENIZER, None)  # it was trained on the corpora that have changed
-    unlabelled = dict.fromkeys(f"corpora.{name}.by" for name, _ in _without_values(file, facts))
-    return facts, [
-        *(f"{remark}; showing stages that were trained on the data as last prepared" for remark in remarks.values()),
-        *(
-            f"{file.path.name}: {field}: the values are not prepared in {store}; prepare the study's data, and losses are "
-            "given by value"
-            for field in unlabelled
-        ),
-    ]
-
-
-def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Facts:
-    """The facts of a study's data; `remarks` collects how it differs from its sources, by source; see `_look_up`."""
-    if not file.study.corpora:
-        return Facts("", 0, {})
-
-    def read_tokenizer(fingerprint: str) -> dict[str, int]:
-        return {"vocabulary": stored_tokenizer(store, fingerprint).vocabulary}
-
-    def read_corpus(fingerprint: str) -> dict[str, int]:
-        packed = packed_corpus(store, fingerprint)
-        return {split: packed.count(split) for split in SPLITS}
-
-    def read_checkpoint(fingerprint: str) -> dict[str, Any]:
-        return vars(open_checkpoint(store / "checkpoints" / fingerprint))
-
-    def remark(source: str, problem: str) -> None:
-        assert remarks is not None
-        where = f"{file.path.name}: {source}"
-        remarks[source] = problem if problem.startswith(where) else f"{where}: {problem}"
-
-    noted = None if remarks is None else remark
-    checkpoints = {}
-    for model in checkpoints_of(file):
-        source, definition = partial(checkpoint_source, file, model), checkpoint_definition(file, model)
-        fingerprint, found = _look_up(store, "model.hf", source, definition, read_checkpoint, noted)
-        if not found:
-            found = {"fingerprint": fingerprint} | ({} if noted else unprepared_checkpoint(file, model))
-        checkpoints[checkpoint_of(model)] = CheckpointFacts(**found)
-    tokenizer, vocabulary = _look_up(
-        store, TOKENIZER, lambda: tokenizer_source(file), tokenizer_definition(file), read_tokenizer, noted
-    )
-    corpora = {}
-    for name, length in _packings(file):
-        fingerprint, counts = _look_up(
-            store,
-            f"corpora.{name}",
-            partial(corpus_source, file, name, length, tokenizer.removeprefix(UNPREPARED)),
-            corpus_definition(file, name, length),
-            read_corpus,
-            noted if vocabulary else None,
-        )
-        plain = tokenizer.removeprefix(UNPREPARED)
-        values = known_values(file, store, name, length, plain, fingerprint, noted is not None) if counts else None
-        corpora[name, length] = CorpusFacts(fingerprint, **counts or {}, values=values)
-    entries = vocabulary["vocabulary"] if vocabulary else unprepared_vocabulary(file, check=not noted)
-    return Facts(tokenizer, entries, corpora, checkpoints, task_facts(file, store, noted))
-
-
-def _look_up(
-    store: Path,
-    what: str,
-    source: Callable[[], Source],
-    definition: Source,
-    read: Callable[[str], dict[str, Any]],
-    remark: Callable[[str, str], None] | None,
-) -> tuple[str, Mapping[str, Any] | None]:
-    """Return the fingerprint that a source was prepared to, with its facts; a placeholder and None if it is unprepared.
-
-    read: reads the facts of prepared data. remark: called if the source has changed or is gone, or the data is damaged, and
-    what its definition was last prepared to is returned instead; None to return only what is there and up to date.
-    """
-    notes: list[tuple[Note | None, str]] = []
-    try:
-        now = source()
-        notes.append((read_note(store, now), ""))
-        damage = note_problem(note_path(store, now))
-        problem = damage or "the source has changed since its data was prepared"
-        if damage and remark is None:
-            notice(damage)
-    except RetainError as error:
-        if remark is None or read_note(store, definition) is None:
-            raise
-        now, problem = definition, str(error)
-    if remark is not None:
-        notes.append((read_note(store, definition), problem))
-    for note, problem in notes:
-        if note is not None:
-            facts: Mapping[str, Any] = note.facts
-            try:
-                facts = read(note.fingerprint)
-            except DamageError as error:
-                if remark is None or not facts:  # without facts, the data counts as unprepared
-                    notice(str(error))
-                    break
-                problem = problem or str(error)
-            if facts:
-                if problem and remark is not None:
-                    remark(what, problem)
-                return note.fingerprint, {**facts, **({"reading": note.reading} if note.reading else {})}
-    return UNPREPARED + digest(now), None
-
-
-def _without_values(file: StudyFile, facts: Facts) -> list[tuple[str, int]]:
-    """The corpora with `by` whose values are not prepared, by name and sequence length."""
-    return [place for place, one in facts.corpora.items() if file.study.corpora[place[0]].by and one.values is None]
-
-
-def _packings(file: StudyFile) -> list[tuple[str, int]]:
-    """Each corpus at every sequence length of the study's grid."""
-    return [(name, length) for name in file.study.corpora for length in file.values("sequence_length")]
 
 
 def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenizer:

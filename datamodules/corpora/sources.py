@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from retain.datamodules.corpora.checkpoints.files import local_checkpoint, local_files
-from retain.datamodules.corpora.documents import source_identity
-from retain.datamodules.corpora.find import local_folder, shown
-from retain.datamodules.corpora.packing import CURE, SPLITS
+from retain.datamodules.corpora.find import SourceFile, data_set_folder, find_sources, local_folder, shown
+from retain.datamodules.corpora.prepared import CURE, SPLITS
+from retain.datamodules.corpora.reading.packages import package_versions
 from retain.datamodules.corpora.responses.chat import chat_source
 from retain.datamodules.corpora.tokenizer import tokenizer_files
 from retain.sweeps.base.documents import read_bytes, read_document, write_document
-from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, RetainError
+from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, RetainError, os_reason
 from retain.sweeps.schema import corpora as fields
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import StudyFile
@@ -302,6 +302,42 @@ def digest(source: Source) -> str:
 def note_path(store: Path, source: Source) -> Path:
     """The place of the note on a source or a definition."""
     return store / "prepared" / ("last" if DEFINITION in source else "") / f"{digest(source)}.json"
+
+
+def source_identity(corpus: fields.Corpus, folder: Path) -> dict[str, Any]:
+    """Return what identifies a source, without reading it.
+
+    Packages are identified by version, local files by path, size and modification time, files at URLs by what the server says
+    of them (size, and etag or time), Hugging Face by id and revision. Only used to find data that is prepared already: the
+    identity of prepared data is the fingerprint of its tokens.
+    """
+    source: dict[str, Any] = corpus.model_dump(
+        include={"package", "hf", "config", "revision", "split", "text", "separator"}
+    )
+    # Left out at their defaults, so that data prepared before these fields existed is still found.
+    for name in ("template", *fields.FIELDS_OF_RESPONSES):
+        if getattr(corpus, name) is not None:
+            source[name] = getattr(corpus, name)
+    if corpus.in_turn != 1:
+        source["in_turn"] = corpus.in_turn
+    if corpus.package is not None:
+        source["versions"] = package_versions(corpus.package)
+    if (patterns := corpus.files or data_set_folder(corpus, folder)) is not None:
+        try:
+            found = [_file_identity(file) for file in find_sources(patterns, folder)]
+        except OSError as error:  # removed just now
+            raise MissingResourceError(
+                f"files: {shown(error.filename)} cannot be read ({os_reason(error)}); try again"
+            ) from None
+        source["files"] = found
+    return source
+
+
+def _file_identity(file: SourceFile) -> list[Any]:
+    if isinstance(file, Path):
+        status = file.stat()
+        return [shown(file), status.st_size, status.st_mtime_ns]
+    return [file.url, file.size, file.version]
 
 
 def read_source(file: StudyFile, name: str) -> Source:

@@ -9,14 +9,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from retain.datamodules.corpora.find import local_folder
 from retain.sweeps.base.documents import read_bytes
 from retain.sweeps.base.errors import MissingResourceError, StudyError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 Parsed = TypeVar("Parsed")
 END_OF_TEXT = "<|endoftext|>"
@@ -38,7 +38,7 @@ JINJA = "chat_template.jinja"
 class Tokenizer:
     """A byte-level tokeniser and its end-of-text token."""
 
-    core: tokenizers.Tokenizer
+    core: "tokenizers.Tokenizer"
     end_of_text: str
     chat_template: str | None = None
     """The chat template that came with it. What a template writes is in the packed corpora, so it is not in the fingerprint."""
@@ -67,7 +67,7 @@ class Tokenizer:
         self.core.encode_special_tokens = True
         return [encoding.ids for encoding in self.core.encode_batch_fast(documents, add_special_tokens=False)]
 
-    def encode_rendered(self, texts: list[str]) -> list[tokenizers.Encoding]:
+    def encode_rendered(self, texts: list[str]) -> "list[tokenizers.Encoding]":
         """Return the tokens, with their offsets in characters, of texts that a chat template wrote; uses all cores.
 
         Special tokens spelled out in a text are special tokens, as in transformers' `apply_chat_template`.
@@ -95,6 +95,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     Raises StudyError if a file cannot be read or there is no end-of-text token.
     """
+    import tokenizers
+
     settings = _read(folder / "tokenizer_config.json", lambda text: dict(json.loads(text)))
     core = _read(folder / "tokenizer.json", tokenizers.Tokenizer.from_str)
     end = settings.get("eos_token")
@@ -113,6 +115,23 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(core, end, own_template(text, settings))
 
 
+def saved_vocabulary(folder: Path) -> int:
+    """Return `Tokenizer.vocabulary` of a tokeniser that `Tokenizer.save` has written, without the library that encodes text.
+
+    That takes 0.1 s less, and a second less for a tokeniser of 150,000 entries. Raises StudyError if a file cannot be read, and
+    LookupError, TypeError or ValueError if it is not what `save` writes.
+    """
+    end = _read(folder / TOKENIZER_FILES[1], json.loads)["eos_token"]
+    saved = _read(folder / TOKENIZER_FILES[0], json.loads)
+    entries: dict[str, int] | list[tuple[str, float]] = saved["model"]["vocab"]
+    if isinstance(entries, list):
+        entries = {entry[0]: number for number, entry in enumerate(entries)}
+    added = {token["content"]: token["id"] for token in saved["added_tokens"]}
+    if end not in added and end not in entries:
+        raise ValueError(f"{end!r} is no entry")
+    return 1 + int(max([*entries.values(), *added.values()]))
+
+
 def own_template(jinja: str | None, settings: Mapping[str, Any]) -> str | None:
     """Return the chat template of a tokeniser, by the text of its file and by its settings; None if it has none."""
     found = jinja or settings.get("chat_template")
@@ -121,7 +140,7 @@ def own_template(jinja: str | None, settings: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _end_of_model(folder: Path, core: tokenizers.Tokenizer) -> str | None:
+def _end_of_model(folder: Path, core: "tokenizers.Tokenizer") -> str | None:
     """The end-of-text token by the model's config.json: the settings of GPT-2's tokeniser name none."""
     try:
         number = json.loads((folder / "config.json").read_bytes())["eos_token_id"]
@@ -175,6 +194,9 @@ def train_tokenizer(documents: Iterable[str], entries: int, special: Iterable[st
     special: further special tokens, which are among the entries.
     Words of more than LONGEST_WORD characters are cut, as the time to train is quadratic in the length of a word.
     """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
     core = tokenizers.Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

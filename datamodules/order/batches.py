@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retain.datamodules.corpora.packing import PackedCorpus
-from retain.datamodules.corpora.prepared import packed_corpus
+from retain.datamodules.corpora.prepared import PackedCorpus, packed_corpus
 from retain.datamodules.order.digest import add_digests, sequence_digest
 from retain.datamodules.order.mixtures import Order, stage_order
 from retain.datamodules.order.permutation import Indices

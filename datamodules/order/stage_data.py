@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 
-from retain.datamodules.corpora.packing import PackedCorpus
-from retain.datamodules.corpora.prepared import packed_corpus
+from retain.datamodules.corpora.prepared import PackedCorpus, packed_corpus
 from retain.datamodules.corpora.values.labels import Labels
 from retain.datamodules.order.batches import Batches, stage_batches
 from retain.datamodules.order.digest import add_digests

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_problem
-from retain.datamodules.corpora.packing import packed_problem
-from retain.datamodules.corpora.prepared import tokenizer_problem
+from retain.datamodules.corpora.prepared import packed_problem, tokenizer_problem
 from retain.datamodules.corpora.sources import note_problem
 from retain.datamodules.corpora.values.labels import labels_problem
 from retain.launchers.jobs.submissions import BACKLOG, INTENT, read_backlog, read_submission
@@ -54,7 +53,7 @@ def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[
 def _computed_problems(store: Store, run: ReadOnce, known: dict[str, Any]) -> list[str]:
     """The problems in what a run has computed, and in how."""
     try:
-        if NUMERICS in run.names:
+        if NUMERICS in run.entries:
             recorded_numerics(run)
         return kind_of(run.spec()).problems(store, run, known)
     except RetainError as error:

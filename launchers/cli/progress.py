@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from retain.datamodules.corpora.prepare import Report
+from retain.datamodules.corpora.reading.report import Report
 from retain.launchers.cli.views.status_table import most_important, status_table
 from retain.launchers.console import print_line
 from retain.launchers.local.launcher import WAITING, Watch

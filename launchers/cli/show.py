@@ -241,7 +241,7 @@ def report(
     from retain.results.store.runs import make_store
     from retain.sweeps.schema.linear.study import LinearStudy
     from retain.sweeps.tree.measures import asked_columns
-    from retain.sweeps.tree.tree import merged
+    from retain.sweeps.tree.merged import merged
 
     names, overrides = split_studies(studies, "report")
     opened = [open_study(name, overrides, store) for name in names]

@@ -176,10 +176,8 @@ def submit(
 
     No process of Retain has to stay alive: jobs requeue themselves, and submit what has to wait.
     """
-    from retain.launchers.cli.progress import prepare, reporting
     from retain.launchers.cli.views.submission import print_local_start, print_scripts, print_submission
     from retain.launchers.jobs.resources import find_site, slurm_resources
-    from retain.launchers.local.launcher import start_detached
     from retain.launchers.planning.evaluations import with_evaluations
     from retain.launchers.planning.opened_study import open_study
     from retain.launchers.planning.register import register
@@ -207,7 +205,11 @@ def submit(
         )
         print_scripts(opened, tree, states, resources, chosen and chosen[0])
         return
+    from retain.launchers.cli.progress import prepare, reporting
+
     if launcher == "local":
+        from retain.launchers.local.launcher import start_detached
+
         opened = prepare(study, overrides or (), store)
         register(opened.tree, opened.file, opened.facts, opened.store)
         print(start_detached(study, overrides or (), store))

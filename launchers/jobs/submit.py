@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from retain.datamodules.corpora.prepare import Report, ignore_progress
+from retain.datamodules.corpora.reading.report import Report, ignore_progress
 from retain.launchers.jobs.branches import skip_blocked
 from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.data.submit import JobsForData, register_continuation

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from retain.datamodules.corpora.parts.plan import Cuts, needed_parts
 from retain.datamodules.corpora.parts.stored import open_part
-from retain.datamodules.corpora.prepare import Report
+from retain.datamodules.corpora.reading.report import Report
 from retain.launchers.local.devices import Slot
 from retain.launchers.local.launcher import train
 from retain.launchers.planning.preparation import Preparation, is_prepared, record_runs

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from retain.datamodules.corpora.prepare import Report, ignore_progress
+from retain.datamodules.corpora.reading.report import Report, ignore_progress
 from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import Watch, train
 from retain.launchers.local.preparation import prepare_here

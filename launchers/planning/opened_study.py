@@ -3,16 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from retain.datamodules.corpora.prepare import (
-    InParts,
-    Report,
-    ignore_progress,
-    known_facts,
-    prepare,
-    remembered_facts,
-)
+from retain.datamodules.corpora.known import known_facts, remembered_facts
+from retain.datamodules.corpora.reading.report import Report, ignore_progress
 from retain.launchers.planning.data_room import check_data_room
 from retain.launchers.planning.looks import with_recorded_seeds
 from retain.results.store.runs import Store, make_store, open_store
@@ -28,6 +22,9 @@ from retain.sweeps.tree.measures import check_objective
 from retain.sweeps.tree.recipes.devices import device_mismatch
 from retain.sweeps.tree.scaled_down import scale_down
 from retain.sweeps.tree.tree import Tree, expand
+
+if TYPE_CHECKING:
+    from retain.datamodules.corpora.prepare import InParts
 
 EXTRAS = ("wandb", "trackio")
 """Loggers that need a package, which an extra of the same name installs."""
@@ -66,7 +63,7 @@ def prepare_study(
     overrides: Sequence[str],
     store: Path,
     report: Report = ignore_progress,
-    in_parts: InParts | None = None,
+    in_parts: "InParts | None" = None,
 ) -> OpenedStudy:
     """Open a study, with the seeds that its looks have added, and prepare the data that its store lacks.
 
@@ -76,9 +73,11 @@ def prepare_study(
 
 
 def prepare_file(
-    name: str, file: StudyFile, store: Path, report: Report = ignore_progress, in_parts: InParts | None = None
+    name: str, file: StudyFile, store: Path, report: Report = ignore_progress, in_parts: "InParts | None" = None
 ) -> OpenedStudy:
     """`prepare_study` for a study that has been read already."""
+    from retain.datamodules.corpora.prepare import prepare  # imports numpy, which verbs that only read do not need
+
     # Find mistakes in the study before any corpus is read or any folder is made.
     check_loggers(file)
     known = _opened(name, file, open_store(store), known_facts(file, store))

@@ -18,8 +18,9 @@ from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
 from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.merged import merged
 from retain.sweeps.tree.recipes.preference import PAIR
-from retain.sweeps.tree.tree import Axes, merged
+from retain.sweeps.tree.tree import Axes
 
 
 @dataclass(frozen=True)

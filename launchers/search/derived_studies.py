@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.find import absolute, local_folder
-from retain.datamodules.corpora.prepare import Report, known_facts, prepare
+from retain.datamodules.corpora.known import known_facts
+from retain.datamodules.corpora.prepare import prepare
+from retain.datamodules.corpora.reading.report import Report
 from retain.launchers.local.preparation import prepare_here
 from retain.launchers.planning.data_room import check_data_room
 from retain.launchers.planning.opened_study import check_loggers, check_name, claim_name

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retain.datamodules.corpora.prepare import ignore_progress
+from retain.datamodules.corpora.reading.report import ignore_progress
 from retain.launchers.jobs.resources import driver_minutes
 from retain.launchers.kinds import SEARCH, described
 from retain.launchers.planning.register import installed_versions

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from retain.datamodules.corpora.prepare import known_facts
+from retain.datamodules.corpora.known import known_facts
 from retain.launchers.search.derived_studies import SearchedStudy, write_confirmation
 from retain.launchers.search.engine import Search
 from retain.results.analysis.axes import grouped, is_seed

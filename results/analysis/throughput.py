@@ -56,12 +56,15 @@ def measured_speeds(store: Store, states: Mapping[str, StateSummary] | None = No
 
     states: the states of some runs, as far as they have been read already.
     """
-    undone = {key for key, state in (states or {}).items() if state.state != "done"}
+    given = states or {}
+    undone = {key for key, state in given.items() if state.state != "done"}
     cached = _read_cache(store)
     group_of = {key: group for group, speeds in cached.items() for key in speeds}
     models: dict[str, str | None] = {}
     runs = store.read_all(
-        lambda run: None if (key := run.key) in group_of or key in undone else _measured(store, run, models)
+        lambda run: (
+            None if (key := run.key) in group_of or key in undone else _measured(store, run, given.get(key), models)
+        )
     )
     known: Speeds = {}
     for key in runs.keys() & group_of.keys():
@@ -99,9 +102,14 @@ def _write_cache(store: Store, known: Speeds) -> None:
         write_document(store.root / CACHE, {"groups": groups, "without": list(known.get(None, ()))})
 
 
-def _measured(store: Store, run: Run, models: dict[str, str | None]) -> tuple[_Group | None, float] | None:
-    """The group of a done run and its speed; None if the run is not done. models: as in `_model`."""
-    state = run.state()
+def _measured(
+    store: Store, run: Run, state: StateSummary | None, models: dict[str, str | None]
+) -> tuple[_Group | None, float] | None:
+    """The group of a done run and its speed; None if the run is not done.
+
+    state: that of the run, if it has been read already. models: as in `_model`.
+    """
+    state = state or run.state()
     if state.state != "done":
         return None
     if not state.attempts or not state.progress.tokens_per_second:

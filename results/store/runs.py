@@ -63,11 +63,11 @@ class Run:
 
         Raises FileNotFoundError if the run is not registered, DamageError if the file is damaged or belongs to another key.
         """
-        path, cure = self.folder / SPEC, "delete this file and run its study again, which writes it again"
+        path, cure = f"{self.folder}/{SPEC}", "delete this file and run its study again, which writes it again"
         try:
             spec: dict[str, Any] = dict(read_document(path, Spec, cure))
         except FileNotFoundError:
-            if os.path.lexists(self.folder / STATE):
+            if os.path.lexists(f"{self.folder}/{STATE}"):
                 raise DamageError(f"{path} is missing; run its study again, which writes it again") from None
             self._check_folder()
             raise
@@ -110,7 +110,7 @@ class Run:
 
     def losses(self) -> dict[str, Any]:
         """losses.json of a done run: for each split the loss (nats per token) and the tokens behind it. Raises DamageError."""
-        path = self.folder / LOSSES
+        path = f"{self.folder}/{LOSSES}"
         cure = f"delete {self.folder} and run its study again, which retrains the run"
         try:
             return dict(read_document(path, Losses, cure))
@@ -119,7 +119,7 @@ class Run:
 
     def state(self) -> State:
         """The content of state.json; planned for a run that is not registered. Raises DamageError."""
-        path = self.folder / STATE
+        path = f"{self.folder}/{STATE}"
         cure = (
             f"delete {self.folder} and run its study again, which retrains the run; "
             "if it has a checkpoint, delete only this file, and the run resumes"

@@ -40,9 +40,9 @@ class ReadOnce(Run):
     # functools.cached_property would let one thread at a time read, of all runs.
 
     @property
-    def names(self) -> frozenset[str]:
-        """The names in its folder; none if it cannot be read."""
-        return self._once("names", lambda: _names(self.folder))
+    def entries(self) -> Mapping[str, os.DirEntry[str]]:
+        """What its folder holds, by name in order; nothing if it cannot be read, as the documents say then."""
+        return self._once("entries", lambda: _entries(self.folder))
 
     def spec(self) -> dict[str, Any]:
         return self._once("spec", super().spec)
@@ -96,7 +96,7 @@ def run_problems(store: Store, run: Run, done: MutableMapping[str, bool] | None 
         spec = run.spec()
     except (DamageError, FileNotFoundError) as error:
         found.append(str(error))
-    for name in sorted(fnmatch.filter(run.names, PROBES)):
+    for name in sorted(fnmatch.filter(run.entries, PROBES)):
         try:
             read_probe(run.folder / name)
         except DamageError as error:
@@ -104,9 +104,9 @@ def run_problems(store: Store, run: Run, done: MutableMapping[str, bool] | None 
     try:
         state = run.state()
         done[run.key] = state.state == "done"
-        if ADAPTED in run.names:
+        if ADAPTED in run.entries:
             run.adapted()
-        if done[run.key] and FILE in run.names and not ends_whole(run.folder):
+        if done[run.key] and FILE in run.entries and not ends_whole(run.folder):
             found.append(f"{run.folder / FILE}: the last line is not complete; delete this file")
     except FileNotFoundError:  # stage.json, which is a problem already
         pass
@@ -114,7 +114,7 @@ def run_problems(store: Store, run: Run, done: MutableMapping[str, bool] | None 
         found.append(str(error))
     with contextlib.suppress(OSError):  # of the folder, which the documents say
         # Most runs have one claim, which is empty: the lease was released.
-        claims = [name for name in run.names if name.startswith("lease.")]
+        claims = [name for name in run.entries if name.startswith("lease.")]
         if (
             claims
             and (len(claims) != 1 or os.stat(f"{run.folder}/{claims[0]}").st_size)
@@ -155,15 +155,10 @@ def place_problem(path: Path) -> str | None:
     return None if os.access(path, os.R_OK) else f"{path} may not be read; ask its owner for permission to read it"
 
 
-def _file_problems(run: Run) -> Iterator[str]:
+def _file_problems(run: ReadOnce) -> Iterator[str]:
     """What is wrong with the entries of a run's folder, whatever they hold."""
-    try:
-        with os.scandir(run.folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError:  # the documents say so
-        return
-    for entry in entries:
-        folder, name = entry.is_dir(), entry.name
+    for name, entry in run.entries.items():
+        folder = entry.is_dir()
         if not (folder or entry.is_file()) or not os.access(entry.path, os.R_OK):
             if what := place_problem(Path(entry.path)):
                 yield what
@@ -171,11 +166,12 @@ def _file_problems(run: Run) -> Iterator[str]:
             yield f"{entry.path} is not a {'folder' if name in FOLDERS else 'file'}; delete it"
 
 
-def _names(folder: Path) -> frozenset[str]:
+def _entries(folder: Path) -> dict[str, os.DirEntry[str]]:
     try:
-        return frozenset(os.listdir(folder))
+        with os.scandir(folder) as found:
+            return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
     except OSError:
-        return frozenset()
+        return {}
 
 
 def damaged_files(run: Run, state: State | None = None, spec: Mapping[str, Any] | None = None) -> list[str]:

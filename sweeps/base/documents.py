@@ -35,6 +35,9 @@ class _Type(NamedTuple):
     plain: tuple[type, ...] = ()
 
 
+_ANYTHING = _Type(lambda value: value)
+
+
 class _Invalid(Exception):
     """What is wrong with a value, and the path to it, innermost part first."""
 
@@ -43,7 +46,7 @@ class _Invalid(Exception):
         self.problem, self.path = problem, list[str]()
 
 
-def read_document(path: Path, kind: type[Document], cure: str) -> Document:
+def read_document(path: Path | str, kind: type[Document], cure: str) -> Document:
     """Read a JSON document.
 
     cure: what to do about a damaged file, as a clause. Raises FileNotFoundError if there is no file, NewerFormatError, or
@@ -90,13 +93,13 @@ def write_document(path: Path, fields: Mapping[str, Any]) -> None:
     write_json(path, {"format": FORMAT} | dict(fields))
 
 
-def read_bytes(path: Path, cure: str) -> bytes:
+def read_bytes(path: Path | str, cure: str) -> bytes:
     """The content of a file of a store. Raises as `read_document` does, and never waits for a pipe or a device."""
     try:
         # O_NONBLOCK: a named pipe without a writer would block for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        if path.is_symlink():
+        if os.path.islink(path):
             raise DamageError(f"{path} is a link to a file that does not exist; {cure}") from None
         raise
     except OSError as error:
@@ -113,7 +116,7 @@ def read_bytes(path: Path, cure: str) -> bytes:
         os.close(descriptor)
 
 
-def unreadable(path: Path, error: OSError, cure: str) -> DamageError:
+def unreadable(path: Path | str, error: OSError, cure: str) -> DamageError:
     """The error for a file that the operating system does not let us read."""
     if isinstance(error, PermissionError):
         cure = "ask its owner for permission to read it"
@@ -157,7 +160,7 @@ def _type_of(hint: Any) -> _Type:
     if dataclasses.is_dataclass(hint) or typing.is_typeddict(hint):
         return _Type(_fields(hint))
     if hint is Any:
-        return _Type(lambda value: value)
+        return _ANYTHING
     raise TypeError(f"no document has a field of the type {hint}")
 
 
@@ -216,7 +219,7 @@ def _mapping(item: _Type) -> Check:
     def check(value: Any) -> Any:
         if type(value) is not dict:
             raise _Invalid(f"must be a mapping, and is {_shown(value)}")
-        return _each(dict.fromkeys(value, item), value)
+        return dict(value) if item is _ANYTHING else _each(dict.fromkeys(value, item), value)
 
     return check
 

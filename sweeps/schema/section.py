@@ -142,4 +142,5 @@ def stage_kind(name: str) -> str:
 class Section(BaseModel):
     """A frozen section of a study file. Unknown fields, infinite numbers and NaN are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+    # Validators are built when a section is first read: building those of all sections takes longer than reading a study.

@@ -154,6 +154,7 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
     averaged = [
         n for n, options in enumerate(dimensions) if any(path in setters for one in options for path in one.fields)
     ]
+    averages: dict[tuple[int, ...], float] = {}
     for point in itertools.product(*(range(len(options)) for options in dimensions)):
         parent: str | None = None
         chain: list[str | None] = []
@@ -163,8 +164,10 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
         axes: Axes = {}
         for shown, index in zip(labels, point, strict=True):
             axes |= shown[index]
-        average = _average(file.study, [dimensions[n][point[n]] for n in averaged])
-        trials.append(Trial(axes, names, tuple(chain), average))
+        chosen = tuple([point[n] for n in averaged])
+        if chosen not in averages:
+            averages[chosen] = _average(file.study, [dimensions[n][point[n]] for n in averaged])
+        trials.append(Trial(axes, names, tuple(chain), averages[chosen]))
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
     measured = dict.fromkeys(measured_stages(file.study), measured_corpora(file.study))
     tasks = dict.fromkeys(measured, facts.tasks)
@@ -199,6 +202,10 @@ class _StageBuilder:
         self.recipes: dict[tuple[int, ...], tuple[str, int] | None] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
         self.labels: dict[tuple[int, ...], Axes] = {}
+        self.last: tuple[str | None, tuple[int, ...]] | None = None
+        """The parent and the options of the stage that was asked for last; points of the grid in turn share most stages."""
+        self.key: str | None = None
+        """The key of this stage."""
 
     def stage_at(self, point: tuple[int, ...], parent: str | None) -> str | None:
         """The key of the stage at a point of the grid, added to the stages if it is new; None if the point has none.
@@ -206,6 +213,12 @@ class _StageBuilder:
         point: the number of the chosen option on each axis. parent: the key of the parent stage.
         """
         own = tuple([point[number] for number in self.relevant])
+        if (parent, own) != self.last:
+            self.last, self.key = (parent, own), self._stage_with(own, parent)
+        return self.key
+
+    def _stage_with(self, own: tuple[int, ...], parent: str | None) -> str | None:
+        """`stage_at` by the numbers of the options that can affect the stage."""
         if own not in self.recipes:
             self.recipes[own] = self._recipe(own)
         made = self.recipes[own]
@@ -308,32 +321,6 @@ def models_of(file: StudyFile) -> list[Any]:
         if study.model not in found:
             found.append(study.model)
     return found
-
-
-def merged(trees: Sequence[Tree]) -> Tree:
-    """Several trees as one. A stage or trial that several trees share appears once, with the axes of the first tree."""
-    if len(trees) == 1:
-        return trees[0]
-    stages: dict[str, Stage] = {}
-    trials: dict[tuple[tuple[str, ...], float], Trial] = {}
-    for tree in trees:
-        for key, stage in tree.stages.items():
-            stages.setdefault(key, stage)
-        for trial in tree.trials:
-            trials.setdefault((trial.path, trial.average), trial)
-    names = "+".join(dict.fromkeys(tree.study for tree in trees))
-    corpora = {place: fingerprint for tree in trees for place, fingerprint in tree.corpora.items()}
-    models = {text: counts for tree in trees for text, counts in tree.models.items()}
-    measured: dict[str, tuple[str, ...]] = {}
-    for tree in trees:
-        for name, own in tree.measured.items():
-            measured[name] = tuple(dict.fromkeys((*measured.get(name, ()), *own)))
-    tasks = {name: dict[str, TaskFacts]() for name in measured}
-    for name, own_tasks in (item for tree in trees for item in tree.tasks.items()):
-        tasks[name] |= own_tasks
-    values = {place: own for tree in trees for place, own in tree.values.items()}
-    provisional = any(tree.provisional for tree in trees)
-    return Tree(names, stages, list(trials.values()), provisional, corpora, models, measured, tasks, values)
 
 
 def may_affect(axis: str, stage: str, stages: Collection[str] = STAGE_KINDS) -> bool:

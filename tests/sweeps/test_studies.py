@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from retain.datamodules.corpora.prepare import known_facts
+from retain.datamodules.corpora.known import known_facts
 from retain.sweeps.schema.published_corpora import PUBLISHED
 from retain.sweeps.schema.read import STUDIES, StudyFile, read_study
 from retain.sweeps.schema.stages import Optimisation
 from retain.sweeps.schema.study import Study
+from retain.sweeps.tree.merged import merged
 from retain.sweeps.tree.recipes.stage import exposed_sequences
-from retain.sweeps.tree.tree import Tree, expand, merged
+from retain.sweeps.tree.tree import Tree, expand
 from tests.retain import environment
 
 SMALL = ("figure2", "figure3a", "figure3b", "figure4-5", "figure6", "figure7")

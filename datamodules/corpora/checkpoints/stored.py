@@ -12,7 +12,7 @@ from typing import Any
 from retain.datamodules.corpora.checkpoints.files import SMALL, copy_checkpoint, read_config
 from retain.datamodules.corpora.checkpoints.model import inspect
 from retain.datamodules.corpora.checkpoints.weights import check_files, tensor_digests, weight_files
-from retain.datamodules.corpora.packing import CURE
+from retain.datamodules.corpora.prepared import CURE
 from retain.datamodules.corpora.tokenizer import load_tokenizer
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, RetainError, StudyError

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from retain.datamodules.corpora.near.minhash import signature
 from retain.datamodules.corpora.overlap.duplicates import near_duplicates
 from retain.datamodules.corpora.overlap.ngrams import LARGEST_VOCABULARY, NgramModel, Trigrams, divergence, trigrams
-from retain.datamodules.corpora.packing import PackedCorpus
+from retain.datamodules.corpora.prepared import PackedCorpus
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.tree.overlap import Overlap

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from retain.datamodules.corpora.dedup import HashSet
-from retain.datamodules.corpora.packing import Division, PackedCorpus, write_packed
+from retain.datamodules.corpora.packing import Division, write_packed
 from retain.datamodules.corpora.parts.stored import StoredPart
+from retain.datamodules.corpora.prepared import PackedCorpus
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.split_writer import SplitWriter, Tokens
 from retain.datamodules.corpora.tokenizer import Tokenizer

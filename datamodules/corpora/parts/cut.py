@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from retain.datamodules.corpora.documents import count_shards, source_identity
+from retain.datamodules.corpora.documents import count_shards
 from retain.datamodules.corpora.find import find_sources, shown
 from retain.datamodules.corpora.reading.files import check_formats, file_format
 from retain.datamodules.corpora.reading.opened import COMPRESSIONS, CONTENTS, ENCODINGS
+from retain.datamodules.corpora.sources import source_identity
 from retain.sweeps.base.errors import MissingResourceError, os_reason
 from retain.sweeps.schema.corpora import Corpus
 

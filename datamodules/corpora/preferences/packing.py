@@ -17,16 +17,9 @@ from typing import Any
 
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
-from retain.datamodules.corpora.packing import (
-    REJECTED,
-    SPLITS,
-    Division,
-    PackedCorpus,
-    Report,
-    token_type,
-    write_manifest,
-)
+from retain.datamodules.corpora.packing import Division, Report, token_type, write_manifest
 from retain.datamodules.corpora.parts.batches import batch_documents, encode_ahead
+from retain.datamodules.corpora.prepared import REJECTED, SPLITS, PackedCorpus
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import Document, Encoded, Pair, texts_of
 from retain.datamodules.corpora.split_writer import SplitWriter

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from retain.datamodules.corpora.documents import document_hash, is_heldout, read_documents
 from retain.datamodules.corpora.hub import pinned
-from retain.datamodules.corpora.packing import Division, PackedCorpus
+from retain.datamodules.corpora.packing import Division
 from retain.datamodules.corpora.parts.download import local_copy
+from retain.datamodules.corpora.prepared import PackedCorpus
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.chat import ChatTemplate, find_chat_template
 from retain.datamodules.corpora.responses.marked import Document, text_of, texts_of

@@ -8,17 +8,20 @@ gets them by reading its held-out documents again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-import numpy as np
-import numpy.typing as npt
-
-from retain.datamodules.corpora.packing import CURE
-from retain.datamodules.corpora.sources import digest
+from retain.datamodules.corpora.prepared import CURE
+from retain.datamodules.corpora.sources import Source, corpus_definition, corpus_source, digest, read_note
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, RetainError
+from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import HeldoutValues
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 VALUES = "values"
 """The folder of the store."""
@@ -57,8 +60,10 @@ class Labels:
     def facts(self) -> HeldoutValues:
         return HeldoutValues(self.fingerprint, self.values)
 
-    def of_tokens(self, sequences: int, length: int) -> npt.NDArray[np.uint8]:
+    def of_tokens(self, sequences: int, length: int) -> "npt.NDArray[np.uint8]":
         """The number of the value of each token: [sequences, length]."""
+        import numpy as np
+
         numbers, counts = np.array(self.runs, np.int64).reshape(-1, 2).T
         return np.repeat(numbers.astype(np.uint8), counts)[: sequences * length].reshape(sequences, length)
 
@@ -102,6 +107,42 @@ def labels_problem(path: Path) -> str | None:
     except RetainError as error:
         return str(error)
     return None
+
+
+def known_values(
+    file: StudyFile, store: Path, name: str, length: int, tokenizer: str, fingerprint: str, last: bool = False
+) -> HeldoutValues | None:
+    """The values of a packed corpus with this fingerprint; None without `by`, or while they are not prepared.
+
+    last: whether those that were prepared last will do, if the source has changed or is gone.
+    """
+    if not file.study.corpora[name].by:
+        return None
+    sources = [partial(values_source, file, name, length, tokenizer)] + [
+        partial(values_definition, file, name, length)
+    ] * last
+    for source in sources:
+        try:
+            if (note := read_note(store, source())) is not None:
+                labels = read_labels(store, note.fingerprint)
+                if labels.corpus == fingerprint:
+                    return labels.facts
+        except DamageError:
+            continue
+        except RetainError:
+            if not last:
+                raise
+    return None
+
+
+def values_source(file: StudyFile, name: str, length: int, tokenizer: str) -> Source:
+    """The source of the values of a packed corpus. Raises StudyError, MissingResourceError."""
+    return {**corpus_source(file, name, length, tokenizer), "by": file.study.corpora[name].by}
+
+
+def values_definition(file: StudyFile, name: str, length: int) -> Source:
+    """The definition of the values of a packed corpus."""
+    return {**corpus_definition(file, name, length), "by": file.study.corpora[name].by}
 
 
 def _path(store: Path, fingerprint: str) -> Path:

@@ -2,21 +2,18 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout, read_documents
-from retain.datamodules.corpora.packing import PackedCorpus
 from retain.datamodules.corpora.parts.batches import batch_documents
+from retain.datamodules.corpora.prepared import PackedCorpus
 from retain.datamodules.corpora.responses.marked import Document, encode_documents, text_of
 from retain.datamodules.corpora.responses.records import record_reader
 from retain.datamodules.corpora.responses.study_documents import chat_template, heldout_hashes, pinned_corpus
 from retain.datamodules.corpora.sources import (
     Note,
-    Source,
-    corpus_definition,
     corpus_source,
     naming_corpus,
     noted_commit,
@@ -25,55 +22,29 @@ from retain.datamodules.corpora.sources import (
 )
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.datamodules.corpora.values.field import ValueReader
-from retain.datamodules.corpora.values.labels import MOST_VALUES, Labels, labels_of, read_labels, write_labels
-from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError, StudyError
+from retain.datamodules.corpora.values.labels import (
+    MOST_VALUES,
+    Labels,
+    labels_of,
+    values_definition,
+    values_source,
+    write_labels,
+)
+from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.read import StudyFile
-from retain.sweeps.tree.data_facts import HeldoutValues
-
-
-def known_values(
-    file: StudyFile, store: Path, name: str, length: int, tokenizer: str, fingerprint: str, last: bool = False
-) -> HeldoutValues | None:
-    """The values of a packed corpus with this fingerprint; None without `by`, or while they are not prepared.
-
-    last: whether those that were prepared last will do, if the source has changed or is gone.
-    """
-    if not file.study.corpora[name].by:
-        return None
-    sources = [partial(_source, file, name, length, tokenizer)] + [partial(_definition, file, name, length)] * last
-    for source in sources:
-        try:
-            if (note := read_note(store, source())) is not None:
-                labels = read_labels(store, note.fingerprint)
-                if labels.corpus == fingerprint:
-                    return labels.facts
-        except DamageError:
-            continue
-        except RetainError:
-            if not last:
-                raise
-    return None
 
 
 def prepare_values(
     file: StudyFile, store: Path, name: str, length: int, tokenizer: Tokenizer, packed: PackedCorpus
 ) -> None:
     """Find the values of a packed corpus and write them into the store. Raises StudyError, MissingResourceError."""
-    source = _source(file, name, length, tokenizer.fingerprint)
+    source = values_source(file, name, length, tokenizer.fingerprint)
     packed_from = corpus_source(file, name, length, tokenizer.fingerprint)
     labels = _find(file, store, name, tokenizer, packed, noted_commit(store, packed_from))
     write_labels(store, labels)
-    for noted in (source, _definition(file, name, length)):
+    for noted in (source, values_definition(file, name, length)):
         if read_note(store, noted) != (note := Note(labels.fingerprint, {})):
             write_note(store, noted, note)
-
-
-def _source(file: StudyFile, name: str, length: int, tokenizer: str) -> Source:
-    return {**corpus_source(file, name, length, tokenizer), "by": file.study.corpora[name].by}
-
-
-def _definition(file: StudyFile, name: str, length: int) -> Source:
-    return {**corpus_definition(file, name, length), "by": file.study.corpora[name].by}
 
 
 def _find(

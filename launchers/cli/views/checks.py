@@ -1,16 +1,17 @@
 """What `retain verify`, `retain gc`, `retain drill` and `retain doctor` print."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
-from retain.launchers.checks.drill import SIGNALS, DrillResult
 from retain.launchers.checks.finding import MISSING, NOTE, OK
 from retain.launchers.console import MOST_ROWS, new_table, open_console, print_line
 from retain.results.store.garbage import Waste
 from retain.sweeps.base.units import counted, format_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from retain.launchers.checks.drill import DrillResult
 
 COLOURS = {OK: "green", NOTE: "yellow", MISSING: "red"}
 
@@ -36,6 +37,8 @@ def waste_document(study: str | None, items: Sequence[tuple[Waste, str | None]],
 
 def print_waste(document: Mapping[str, Any]) -> None:
     """Print a row for each item freed or kept, then the total."""
+    from rich.text import Text
+
     rows = [*document["freed"], *document["kept"]]
     console = open_console()
     if rows:
@@ -51,8 +54,10 @@ def print_waste(document: Mapping[str, Any]) -> None:
     print_line(console, f"{verb} {counted(len(document['freed']), 'item')}, {format_bytes(document['bytes'])}{kept}")
 
 
-def print_drill(result: DrillResult) -> None:
+def print_drill(result: "DrillResult") -> None:
     """Print the kills by moment and signal, and the differences."""
+    from retain.launchers.checks.drill import SIGNALS
+
     console = open_console()
     table = new_table("moment", *SIGNALS)
     for moment, counts in result.by_moment.items():
@@ -66,6 +71,8 @@ def print_drill(result: DrillResult) -> None:
 
 def print_findings(document: Mapping[str, Any]) -> None:
     """Print the doctor's findings, then the partitions and what the probes found."""
+    from rich.text import Text
+
     console = open_console()
     table = new_table("subject", "level", "what", header=False)
     for finding in document["findings"]:
@@ -77,7 +84,7 @@ def print_findings(document: Mapping[str, Any]) -> None:
             console.print(_table_of(rows), highlight=False)
 
 
-def _table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table_of(rows: Sequence[Mapping[str, Any]]) -> "Table":
     table = new_table(*(name.replace("_", " ") for name in rows[0]), left=len(rows[0]))
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row.values()))

@@ -2,21 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
-
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from retain.datamodules.corpora.check import Check
 from retain.launchers.console import new_table, open_console, print_line
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.plan import Plan, PlannedStudy, PlanTotals
-from retain.launchers.planning.power import PowerPlan
 from retain.sweeps.base.processes import usable_cores
 from retain.sweeps.base.units import counted, format_bytes, format_seconds, format_size
 from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.schema.section import value_name
 from retain.sweeps.tree.data_facts import Reading, reading_remarks
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from retain.launchers.planning.power import PowerPlan
 
 
 def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
@@ -24,6 +25,8 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
 
     prepare: the commands that prepare the data that is missing.
     """
+    from rich.text import Text
+
     totals = plan.totals
     table = new_table("stage", "stages", "done", "tokens")
     for name in plan.chain:
@@ -75,7 +78,7 @@ def _preparation(totals: PlanTotals) -> str:
     )
 
 
-def _disk_table(plan: Plan) -> Table:
+def _disk_table(plan: Plan) -> "Table":
     """A row for each thing that takes disk, and when it is freed."""
     table = new_table("disk", "bytes", "freed")
     for item in plan.disk:
@@ -85,8 +88,9 @@ def _disk_table(plan: Plan) -> Table:
     return table
 
 
-def print_power(plan: PowerPlan) -> None:
+def print_power(plan: "PowerPlan") -> None:
     """Print a row for each claim with the seeds that it needs, then what the seeds cost."""
+    from rich.text import Text
 
     def number(seeds: int | None) -> str:
         return f"> {plan.most}" if seeds is None else str(seeds)

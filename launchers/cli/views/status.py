@@ -5,10 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Group
-from rich.live import Live
-from rich.text import Text
-
 from retain.launchers.cli.views.status_table import (
     MOST_REASONS,
     most_important,
@@ -59,6 +55,10 @@ def watch_status(read: Callable[[], Status], idle_s: float = IDLE_S) -> None:
 
     Runs that are planned may begin at any moment: a launcher that has just been started prepares data first.
     """
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
     active_at = time.monotonic()
     with Live(console=open_console(), auto_refresh=False, transient=True) as live:
         while True:

@@ -2,15 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from retain.launchers.console import new_table
 from retain.results.store.status import RunStatus, in_tree_order
 from retain.sweeps.base.units import counted, format_seconds, format_size
 from retain.sweeps.tree.tree import axes_label
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 COLOURS = {
     "done": "green",
@@ -61,11 +61,13 @@ def summary_lines(rows: Sequence[RunStatus], left: float | None = None) -> list[
     return lines + [f"{stage:<{width}}  {state_counts(some)}" for stage, some in stages.items() if len(stages) > 1]
 
 
-def status_table(rows: Sequence[RunStatus], shown: Sequence[RunStatus], width: int | None = None) -> Table:
+def status_table(rows: Sequence[RunStatus], shown: Sequence[RunStatus], width: int | None = None) -> "Table":
     """A row for each run that is shown, children indented below their parents, with the counts of all runs as the title.
 
     width: of the terminal, in letters; columns that do not fit are left out. By default all columns are shown.
     """
+    from rich.text import Text
+
     cells = _cells(rows, shown)
     columns, axes = _fitting(cells, width)
     table = new_table(*columns)
@@ -74,7 +76,8 @@ def status_table(rows: Sequence[RunStatus], shown: Sequence[RunStatus], width: i
     table.title, table.title_justify = state_counts(rows) or "no runs", "left"
     for row in cells:
         shortened = {**row, "axes": _cut(row["axes"], axes)}
-        table.add_row(*(_coloured(name, shortened[name]) for name in columns))
+        colour = {"state": COLOURS.get(row["state"], "dim")}
+        table.add_row(*(Text(shortened[name], style=colour.get(name, "")) for name in columns))
     return table
 
 
@@ -153,7 +156,3 @@ def _short(value: Any) -> Any:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _coloured(name: str, text: str) -> Text:
-    return Text(text, style=COLOURS.get(text, "dim") if name == "state" else "")

@@ -1,15 +1,12 @@
 """What `retain submit` and `retain search --launcher slurm` print."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from retain.launchers.console import MOST_ROWS, new_table, open_console, print_line
 from retain.launchers.jobs.code_snapshot import snapshot_path
 from retain.launchers.jobs.resources import Resources, as_executions
 from retain.launchers.jobs.sbatch import planned_families, sbatch_script
-from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.kinds import ASSEMBLE, CONTINUE, PREPARE
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.results.store.index.states import shown_states
@@ -18,10 +15,15 @@ from retain.sweeps.base.units import counted
 from retain.sweeps.tree.measures import EVALUATE
 from retain.sweeps.tree.tree import Tree
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from retain.launchers.jobs.submit import Submitted, SubmittedJob
+
 PREPARING = (PREPARE.name, ASSEMBLE.name, CONTINUE.name)
 
 
-def print_submission(submission: Submitted, retry: str, cancel: str = "", watch: str = "") -> None:
+def print_submission(submission: "Submitted", retry: str, cancel: str = "", watch: str = "") -> None:
     """Print the jobs that were submitted and what they wait for, what was not submitted, and why.
 
     retry, cancel, watch: the commands that do so with the same runs.
@@ -55,7 +57,7 @@ def print_submission(submission: Submitted, retry: str, cancel: str = "", watch:
         print_line(console, f"watch: {watch}")
 
 
-def _print_jobs(console: Console, jobs: Sequence[SubmittedJob]) -> None:
+def _print_jobs(console: "Console", jobs: "Sequence[SubmittedJob]") -> None:
     """Print a row for each job or array of jobs: its id, stage, number of runs, first key, and the jobs that it waits for."""
     table = new_table("job", "stage", "runs", "first run", "starts after")
     for job in jobs[:MOST_ROWS]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from retain.datamodules.corpora.prepare import known_facts
+from retain.datamodules.corpora.known import known_facts
 from retain.launchers.jobs.submit import submit_opened
 from retain.launchers.planning.opened_study import prepare_file
 from retain.launchers.stage.attempt import AttemptContext

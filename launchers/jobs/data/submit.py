@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.parts.plan import Cuts, needed_parts
-from retain.datamodules.corpora.prepare import Report
+from retain.datamodules.corpora.reading.report import Report
 from retain.launchers.jobs.resources import UNMEASURED_MINUTES, driver_minutes
 from retain.launchers.kinds import CONTINUE, described
 from retain.launchers.planning.preparation import Preparation, record_runs

@@ -22,8 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
-from retain.datamodules.corpora.packing import SPLITS
-from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
+from retain.datamodules.corpora.prepared import SPLITS, packed_corpus, stored_tokenizer
 from retain.datamodules.order.stage_data import read_pairs
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from retain.datamodules.corpora.hub import is_on_hub
-from retain.datamodules.corpora.packing import SPLITS, PackedCorpus, open_packed
 from retain.datamodules.corpora.parts.assemble import assemble
 from retain.datamodules.corpora.parts.cut import Part
 from retain.datamodules.corpora.parts.plan import CutCorpus, cut_corpus
@@ -15,7 +14,7 @@ from retain.datamodules.corpora.parts.read import part_documents
 from retain.datamodules.corpora.parts.request import check_source, requested
 from retain.datamodules.corpora.parts.speed import keep_speed
 from retain.datamodules.corpora.parts.stored import TOKENS, StoredPart, is_part, open_part, write_part
-from retain.datamodules.corpora.prepared import stored_tokenizer
+from retain.datamodules.corpora.prepared import SPLITS, PackedCorpus, open_packed, stored_tokenizer
 from retain.datamodules.corpora.reading.files import check_separator
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.study_documents import chat_template, check_predictions, corpus_division

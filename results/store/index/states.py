@@ -88,7 +88,7 @@ class StateReader:
             path = f"{self.root}/{key}/{STATE}"
             stamp = None if before is None else _settled(path, before)
             try:
-                state = found[key] = self._state(key, Path(path))
+                state = found[key] = self._state(key, path)
             except DamageError as error:
                 if not self.shows_damage:
                     raise
@@ -100,7 +100,7 @@ class StateReader:
         if new >= max(WORTH_INDEXING, WORTH_WRITING * len(lines)):
             write_index(self.store, lines)
 
-    def _state(self, key: str, path: Path) -> State:
+    def _state(self, key: str, path: str) -> State:
         """`Run.state`, which parses no content twice that several runs share."""
         try:
             content = read_bytes(path, "")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from retain.datamodules.corpora import prepare as preparing
-from retain.datamodules.corpora.packing import packed_problem
-from retain.datamodules.corpora.prepare import known_facts, prepare, remembered_facts
-from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
+from retain.datamodules.corpora.known import known_facts, remembered_facts
+from retain.datamodules.corpora.prepare import prepare
+from retain.datamodules.corpora.prepared import packed_corpus, packed_problem, stored_tokenizer
 from retain.datamodules.order.batches import stage_batches
 from retain.launchers.checks.verify import verify_store
 from retain.launchers.planning.opened_study import open_study

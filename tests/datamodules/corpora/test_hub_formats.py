@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from retain.datamodules.corpora.documents import read_documents, source_identity
+from retain.datamodules.corpora.documents import read_documents
 from retain.datamodules.corpora.prepare import prepare
 from retain.datamodules.corpora.prepared import packed_corpus
+from retain.datamodules.corpora.sources import source_identity
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.schema.published_corpora import PUBLISHED

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import is_heldout
-from retain.datamodules.corpora.packing import SPLITS, Division, PackedCorpus, open_packed, pack, packed_problem
+from retain.datamodules.corpora.packing import Division, pack
+from retain.datamodules.corpora.prepared import SPLITS, PackedCorpus, open_packed, packed_problem
 from retain.datamodules.corpora.tokenizer import Tokenizer, train_tokenizer
 from tests.studies import documents_of
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from retain.datamodules.corpora.packing import packed_problem
-from retain.datamodules.corpora.prepare import known_facts, prepare
-from retain.datamodules.corpora.prepared import packed_corpus
+from retain.datamodules.corpora.known import known_facts
+from retain.datamodules.corpora.prepare import prepare
+from retain.datamodules.corpora.prepared import packed_corpus, packed_problem
 from retain.datamodules.corpora.tokenizer import train_tokenizer
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.processes import process_name

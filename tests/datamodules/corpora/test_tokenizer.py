@@ -3,12 +3,15 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import models
 from transformers import AutoTokenizer
 
 from retain.datamodules.corpora.tokenizer import (
@@ -18,6 +21,7 @@ from retain.datamodules.corpora.tokenizer import (
     cut_long_words,
     fetch_tokenizer,
     load_tokenizer,
+    saved_vocabulary,
     train_tokenizer,
 )
 from retain.sweeps.base.errors import MissingResourceError, StudyError
@@ -135,8 +139,21 @@ def test_a_tokeniser_whose_ids_have_a_gap_has_room_for_its_largest_id(tmp_path: 
     vocabulary[last] = 1000
     (folder / "tokenizer.json").write_text(json.dumps(content))
     loaded = load_tokenizer(folder)
-    assert loaded.vocabulary == 1001
+    assert loaded.vocabulary == saved_vocabulary(folder) == 1001
     assert max(max(ids) for ids in loaded.encode(documents_of("general"))) < loaded.vocabulary
+
+
+def test_the_vocabulary_of_a_saved_tokeniser_is_known_without_loading_it(tmp_path: Path) -> None:
+    pieces = Tokenizer(tokenizers.Tokenizer(models.Unigram([("<end>", 0.0), ("a", -1.0)], unk_id=0)), "<end>")
+    gaps = load_tokenizer(saved(tmp_path / "given"))
+    gaps.core.add_special_tokens(["<later>", "the"])
+    content = json.loads(gaps.core.to_str())
+    content["added_tokens"][-1]["id"] = 5000
+    for number, tokenizer in enumerate(
+        (TRAINED, pieces, gaps, replace(gaps, core=gaps.core.from_str(json.dumps(content))))
+    ):
+        tokenizer.save(tmp_path / str(number))
+        assert saved_vocabulary(tmp_path / str(number)) == load_tokenizer(tmp_path / str(number)).vocabulary
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "7", "{}", '{"eos_token": 5}', '{"eos_token": {}}', "", "{"])

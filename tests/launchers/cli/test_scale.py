@@ -17,7 +17,7 @@ from retain.launchers.slurm.client import Job
 from retain.results.store.runs import Run, Store
 from retain.results.store.status import study_status
 from retain.results.tensorboard.events import run_events_name
-from tests.conftest import Trained
+from tests.conftest import Prepared, Trained
 from tests.results.runs import finish_all, put_state, registered
 
 EVENTS = """
@@ -48,6 +48,19 @@ def test_a_document_is_one_json_value_with_each_run_on_its_own_line(capsys: pyte
     assert sum(line.strip().startswith('{"key"') for line in printed.splitlines()) == 2
     with pytest.raises(ValueError, match="not JSON compliant"):
         print_json({"loss": float("nan")})
+
+
+@pytest.mark.parametrize("command", [["status", "--json"], ["status"], ["plan", "--json"], ["submit", "--dry-run"]])
+def test_reading_a_prepared_study_imports_nothing_that_trains_or_encodes(
+    command: list[str], prepared: Prepared
+) -> None:
+    verb, *options = command
+    arguments = [verb, str(prepared.file.path), "--store", str(prepared.store), *options]
+    script = f"import sys; from retain.launchers.cli.app import main; main({arguments}); print(*sys.modules, file=sys.stderr)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout
+    heavy = {"torch", "transformers", "datasets", "pandas", "matplotlib", "numpy", "tokenizers", "http.client"}
+    assert not (heavy | ({"rich"} if "--json" in options else set())) & set(ended.stderr.split())
 
 
 def test_a_store_lists_its_registered_runs_in_the_order_of_their_keys(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.register import register
 from retain.results.analysis import throughput
 from retain.results.analysis.throughput import measured_speeds
+from retain.results.store.index.states import shown_states
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, Progress
 from retain.sweeps.schema.read import check_study
@@ -44,6 +45,8 @@ def test_a_speed_is_the_median_of_done_runs_of_one_kind_model_devices_and_gpu(tm
     assert speeds("pretrain", model, 1, "A100") is None
     assert speeds("pretrain", model, 2, "H100") is None
     assert speeds("finetune", model, 1, "H100") is None
+    given = measured_speeds(store, shown_states(store, tree.stages))
+    assert [given("pretrain", model, 1, device) for device in ("H100", "L40S", None)] == [15.0, 60.0, 40.0]
 
 
 def test_a_plan_is_priced_by_what_its_store_has_measured(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
-from retain.datamodules.corpora.prepare import known_facts, prepare
+from retain.datamodules.corpora.known import known_facts
+from retain.datamodules.corpora.prepare import prepare
 from retain.datamodules.corpora.tokenizer import load_tokenizer
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.read import read_study

@@ -18,7 +18,8 @@ from retain.datamodules.corpora.checkpoints.stored import (
     open_checkpoint,
 )
 from retain.datamodules.corpora.checkpoints.weights import INDEX, SINGLE
-from retain.datamodules.corpora.prepare import known_facts, prepare, remembered_facts
+from retain.datamodules.corpora.known import known_facts, remembered_facts
+from retain.datamodules.corpora.prepare import prepare
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.lightning_modules.models import load_model
 from retain.sweeps.base.errors import DamageError, StudyError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retain.datamodules.corpora.prepare import known_facts
+from retain.datamodules.corpora.known import known_facts
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.tree import expand

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retain.datamodules.corpora.known import known_facts
 from retain.datamodules.corpora.near import sample as near_sample
 from retain.datamodules.corpora.near.index import NearIndex
 from retain.datamodules.corpora.near.minhash import Bands, bands, shingles
 from retain.datamodules.corpora.near.sample import NearSample
-from retain.datamodules.corpora.packing import PackedCorpus
-from retain.datamodules.corpora.prepare import known_facts, prepare
-from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
+from retain.datamodules.corpora.prepare import prepare
+from retain.datamodules.corpora.prepared import PackedCorpus, packed_corpus, stored_tokenizer
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.sources import corpus_definition, corpus_source, tokenizer_source
 from retain.sweeps.schema.read import StudyFile, check_study

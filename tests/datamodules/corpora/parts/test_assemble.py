@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 import retain.datamodules.corpora.parts.assemble as assembling
 from retain.datamodules.corpora.documents import document_hash, read_documents
-from retain.datamodules.corpora.packing import Division, PackedCorpus, pack
+from retain.datamodules.corpora.packing import Division, pack
 from retain.datamodules.corpora.parts.assemble import assemble, distinct_tokens
 from retain.datamodules.corpora.parts.cut import Cut, Part, cut_source
 from retain.datamodules.corpora.parts.read import part_documents
 from retain.datamodules.corpora.parts.stored import StoredPart, open_part, write_part
+from retain.datamodules.corpora.prepared import PackedCorpus
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.tokenizer import Tokenizer, train_tokenizer
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retain.datamodules.corpora.packing import PackedCorpus
 from retain.datamodules.corpora.prepare import prepare
-from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
+from retain.datamodules.corpora.prepared import PackedCorpus, packed_corpus, stored_tokenizer
 from retain.datamodules.corpora.responses.chat import CHATML_TEMPLATE
 from retain.datamodules.order.stage_data import read_pairs
 from retain.sweeps.base.errors import StudyError

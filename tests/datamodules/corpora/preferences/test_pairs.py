@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retain.datamodules.corpora.packing import Division, PackedCorpus, open_packed, packed_problem
+from retain.datamodules.corpora.packing import Division
 from retain.datamodules.corpora.preferences.packing import pack_pairs
 from retain.datamodules.corpora.prepare import prepare
-from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
+from retain.datamodules.corpora.prepared import (
+    PackedCorpus,
+    open_packed,
+    packed_corpus,
+    packed_problem,
+    stored_tokenizer,
+)
 from retain.datamodules.corpora.responses.marked import Pair, answered
 from retain.datamodules.order.prefetch import MappedSequences
 from retain.datamodules.order.stage_data import heldout_pairs, heldout_sequences, read_pairs

@@ -17,8 +17,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retain.datamodules.corpora.documents import read_documents, source_identity
+from retain.datamodules.corpora.documents import read_documents
 from retain.datamodules.corpora.reading.files import text_documents
+from retain.datamodules.corpora.sources import source_identity
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.tree.keys import canonical
 

@@ -9,8 +9,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from retain.datamodules.corpora.documents import is_heldout, read_documents, source_identity
+from retain.datamodules.corpora.documents import is_heldout, read_documents
 from retain.datamodules.corpora.reading.packages import READERS
+from retain.datamodules.corpora.sources import source_identity
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
 from retain.sweeps.schema.corpora import Corpus
 

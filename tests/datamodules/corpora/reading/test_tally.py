@@ -8,7 +8,8 @@ import pyarrow
 import pytest
 
 from retain.datamodules.corpora.documents import read_documents
-from retain.datamodules.corpora.prepare import known_facts, prepare, remembered_facts
+from retain.datamodules.corpora.known import known_facts, remembered_facts
+from retain.datamodules.corpora.prepare import prepare
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.corpora import Corpus

@@ -13,8 +13,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from retain.datamodules.corpora.documents import read_documents, source_identity
+from retain.datamodules.corpora.documents import read_documents
 from retain.datamodules.corpora.find import absolute, find_sources
+from retain.datamodules.corpora.sources import source_identity
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
 from retain.sweeps.schema.corpora import Corpus
 from tests.datamodules.corpora.reading.test_odd_files import array, arrow, lines, parquet, read, write

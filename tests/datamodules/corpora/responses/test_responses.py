@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retain.datamodules.corpora.documents import is_heldout, read_documents
-from retain.datamodules.corpora.packing import Division, PackedCorpus, open_packed, pack, packed_problem
+from retain.datamodules.corpora.packing import Division, pack
+from retain.datamodules.corpora.prepared import PackedCorpus, open_packed, packed_problem
 from retain.datamodules.corpora.responses.chat import CHATML_TEMPLATE, ChatTemplate
 from retain.datamodules.corpora.responses.marked import Marked, encode_documents
 from retain.datamodules.corpora.tokenizer import CHATML_MARKERS, Tokenizer, load_tokenizer, train_tokenizer

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from retain.datamodules.corpora.documents import is_heldout
-from retain.datamodules.corpora.prepare import known_facts, prepare, remembered_facts
+from retain.datamodules.corpora.known import known_facts, remembered_facts
+from retain.datamodules.corpora.prepare import prepare
 from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
 from retain.datamodules.corpora.values.labels import Labels, labels_problem, read_labels
 from retain.sweeps.base.errors import RetainError, StudyError

@@ -1,0 +1,174 @@
+"""What a store knows of a study's data, without reading a corpus: the facts of what is prepared, placeholders for the rest.
+
+Every verb begins here, so this file and what it imports load no numpy, no tokenizers and no client of HTTP.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from retain.datamodules.corpora.checkpoints.stored import open_checkpoint
+from retain.datamodules.corpora.checkpoints.unprepared import unprepared_checkpoint, unprepared_vocabulary
+from retain.datamodules.corpora.prepared import SPLITS, packed_corpus, stored_vocabulary
+from retain.datamodules.corpora.sources import (
+    Note,
+    Source,
+    checkpoint_definition,
+    checkpoint_source,
+    checkpoints_of,
+    corpus_definition,
+    corpus_source,
+    digest,
+    note_path,
+    note_problem,
+    read_note,
+    tokenizer_definition,
+    tokenizer_source,
+)
+from retain.datamodules.corpora.tasks.prepare import task_facts
+from retain.datamodules.corpora.values.labels import known_values
+from retain.sweeps.base.errors import DamageError, RetainError
+from retain.sweeps.base.notices import notice
+from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.tree.data_facts import UNPREPARED, CheckpointFacts, CorpusFacts, Facts, checkpoint_of
+
+TOKENIZER = "tokenizer"
+
+
+def known_facts(file: StudyFile, store: Path) -> Facts:
+    """Return the facts of data that is prepared, and placeholders for unprepared data, without reading a corpus.
+
+    The facts of a study without corpora are empty. Raises StudyError, MissingResourceError if a source is not found.
+    """
+    return _facts(file, store, None)
+
+
+def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
+    """Return the facts of the data as the study was last prepared, and how it differs from what the study names now.
+
+    For readers of what is trained: its sources may have changed or be gone, and so may the packed data. Raises as
+    `known_facts` does if a source is not found and the store knows nothing of it.
+    """
+    remarks: dict[str, str] = {}
+    facts = _facts(file, store, remarks)
+    unprepared = dict.fromkeys("model.hf" for one in facts.checkpoints.values() if not one.prepared)
+    unprepared |= dict.fromkeys(f"corpora.{name}" for (name, _), one in facts.corpora.items() if not one.prepared)
+    if unprepared:
+        return facts, [
+            f"{file.path.name}: {', '.join(unprepared)} not prepared in {store}; prepare the study's data: until then, "
+            "its stage keys are provisional, and its trained stages are not found"
+        ]
+    if len(remarks) > 1:
+        remarks.pop(TOKENIZER, None)  # it was trained on the corpora that have changed
+    unlabelled = dict.fromkeys(f"corpora.{name}.by" for name, _ in without_values(file, facts))
+    return facts, [
+        *(f"{remark}; showing stages that were trained on the data as last prepared" for remark in remarks.values()),
+        *(
+            f"{file.path.name}: {field}: the values are not prepared in {store}; prepare the study's data, and losses are "
+            "given by value"
+            for field in unlabelled
+        ),
+    ]
+
+
+def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Facts:
+    """The facts of a study's data; `remarks` collects how it differs from its sources, by source; see `_look_up`."""
+    if not file.study.corpora:
+        return Facts("", 0, {})
+
+    def read_tokenizer(fingerprint: str) -> dict[str, int]:
+        return {"vocabulary": stored_vocabulary(store, fingerprint)}
+
+    def read_corpus(fingerprint: str) -> dict[str, int]:
+        packed = packed_corpus(store, fingerprint)
+        return {split: packed.count(split) for split in SPLITS}
+
+    def read_checkpoint(fingerprint: str) -> dict[str, Any]:
+        return vars(open_checkpoint(store / "checkpoints" / fingerprint))
+
+    def remark(source: str, problem: str) -> None:
+        assert remarks is not None
+        where = f"{file.path.name}: {source}"
+        remarks[source] = problem if problem.startswith(where) else f"{where}: {problem}"
+
+    noted = None if remarks is None else remark
+    checkpoints = {}
+    for model in checkpoints_of(file):
+        source, definition = partial(checkpoint_source, file, model), checkpoint_definition(file, model)
+        fingerprint, found = _look_up(store, "model.hf", source, definition, read_checkpoint, noted)
+        if not found:
+            found = {"fingerprint": fingerprint} | ({} if noted else unprepared_checkpoint(file, model))
+        checkpoints[checkpoint_of(model)] = CheckpointFacts(**found)
+    tokenizer, vocabulary = _look_up(
+        store, TOKENIZER, lambda: tokenizer_source(file), tokenizer_definition(file), read_tokenizer, noted
+    )
+    corpora = {}
+    for name, length in packings(file):
+        fingerprint, counts = _look_up(
+            store,
+            f"corpora.{name}",
+            partial(corpus_source, file, name, length, tokenizer.removeprefix(UNPREPARED)),
+            corpus_definition(file, name, length),
+            read_corpus,
+            noted if vocabulary else None,
+        )
+        plain = tokenizer.removeprefix(UNPREPARED)
+        values = known_values(file, store, name, length, plain, fingerprint, noted is not None) if counts else None
+        corpora[name, length] = CorpusFacts(fingerprint, **counts or {}, values=values)
+    entries = vocabulary["vocabulary"] if vocabulary else unprepared_vocabulary(file, check=not noted)
+    return Facts(tokenizer, entries, corpora, checkpoints, task_facts(file, store, noted))
+
+
+def _look_up(
+    store: Path,
+    what: str,
+    source: Callable[[], Source],
+    definition: Source,
+    read: Callable[[str], dict[str, Any]],
+    remark: Callable[[str, str], None] | None,
+) -> tuple[str, Mapping[str, Any] | None]:
+    """Return the fingerprint that a source was prepared to, with its facts; a placeholder and None if it is unprepared.
+
+    read: reads the facts of prepared data. remark: called if the source has changed or is gone, or the data is damaged, and
+    what its definition was last prepared to is returned instead; None to return only what is there and up to date.
+    """
+    notes: list[tuple[Note | None, str]] = []
+    try:
+        now = source()
+        notes.append((read_note(store, now), ""))
+        damage = note_problem(note_path(store, now))
+        problem = damage or "the source has changed since its data was prepared"
+        if damage and remark is None:
+            notice(damage)
+    except RetainError as error:
+        if remark is None or read_note(store, definition) is None:
+            raise
+        now, problem = definition, str(error)
+    if remark is not None:
+        notes.append((read_note(store, definition), problem))
+    for note, problem in notes:
+        if note is not None:
+            facts: Mapping[str, Any] = note.facts
+            try:
+                facts = read(note.fingerprint)
+            except DamageError as error:
+                if remark is None or not facts:  # without facts, the data counts as unprepared
+                    notice(str(error))
+                    break
+                problem = problem or str(error)
+            if facts:
+                if problem and remark is not None:
+                    remark(what, problem)
+                return note.fingerprint, {**facts, **({"reading": note.reading} if note.reading else {})}
+    return UNPREPARED + digest(now), None
+
+
+def without_values(file: StudyFile, facts: Facts) -> list[tuple[str, int]]:
+    """The corpora with `by` whose values are not prepared, by name and sequence length."""
+    return [place for place, one in facts.corpora.items() if file.study.corpora[place[0]].by and one.values is None]
+
+
+def packings(file: StudyFile) -> list[tuple[str, int]]:
+    """Each corpus at every sequence length of the study's grid."""
+    return [(name, length) for name in file.study.corpora for length in file.values("sequence_length")]
