@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from retain.datamodules.corpora.parts.plan import Cuts, needed_parts
+from retain.datamodules.corpora.parts.budget import needed_parts
+from retain.datamodules.corpora.parts.plan import Cuts
 from retain.datamodules.corpora.parts.stored import open_part
 from retain.datamodules.corpora.prepare import Report
 from retain.launchers.local.devices import Slot
@@ -17,8 +18,6 @@ from retain.sweeps.base.processes import usable_cores
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.tree import Stage
 
-GROWTH = 4
-"""The most parts that are prepared for each that is, before the number that a budget needs is estimated again."""
 PACK = 8
 """The most parts that one process prepares, as starting a process takes about as long as a small part."""
 
@@ -38,8 +37,8 @@ def _prepare(preparation: Preparation, store: Store, report: Report, known: list
     """Prepare one corpus. known: the keys of all runs so far, which are recorded."""
     cores = preparation.file.study.execution.parallel or usable_cores()
     watch = _watch(preparation, store, report)
-    # 1. The parts, until the budget is reached: from the first of them the number of the others is estimated.
-    while missing := needed_parts(preparation.cut, preparation.made(store), GROWTH):
+    # 1. The parts, round after round, until the budget is reached.
+    while missing := needed_parts(preparation.cut, preparation.made(store)):
         known += missing
         record_runs(store, preparation.file.study.study, known)
         _work(preparation, store, preparation.part_stages(missing), cores, watch)

@@ -13,7 +13,13 @@ from typing import Any
 
 import pytest
 
-from retain.datamodules.corpora.prepare import prepare
+from retain.datamodules.corpora.parts.plan import cut_corpus
+from retain.datamodules.corpora.parts.stored import is_part
+from retain.datamodules.corpora.prepare import known_facts, prepare
+from retain.launchers.planning.preparation import Preparation
+from retain.launchers.stage.attempt import make_attempt
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import StopRequest
 from retain.results.store.lease import read_owner
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import PART
@@ -131,6 +137,28 @@ def test_a_budget_makes_hardly_more_parts_than_it_needs(tmp_path: Path) -> None:
     assert fingerprint(document) == calm(study, tmp_path / "calm")
     made = sum(json.loads((run.folder / PART / "part.json").read_text())["tokens"] for run in parts(tmp_path / "runs"))
     assert tokens <= made * 0.9 <= tokens * 1.05  # a tenth of the documents is held out
+
+
+def test_a_part_that_starts_once_the_parts_before_it_reach_the_budget_is_left_out_until_it_is_needed(
+    tmp_path: Path,
+) -> None:
+    study, root = large_study(tmp_path / "study", **{"corpora.music.tokens": 60_000}), tmp_path / "runs"
+    retain_json("data", study, "--store", root)
+    file, store = read_study(str(study), ["corpora.music.tokens=50k"]), Store(root)
+    preparation = Preparation(
+        file, cut_corpus(file, "music", known_facts(file, root).tokenizer, file.study.corpora["music"]), (32,)
+    )
+    (last,) = list(preparation.cut.keys)[-1:]
+    execution = file.study.execution.of_data().model_dump(mode="json")
+    assemblies = preparation.assemblies([*preparation.made(store), last])
+    preparation.register(assemblies, store, execution)
+    preparation.register(preparation.part_stages([last]), store, execution, next(iter(assemblies)))
+    make_attempt(store, last, Ranks(0, 1), StopRequest())
+    assert store.run(last).is_done()
+    assert not is_part(store.run(last).folder / PART)
+    whole = retain_json("data", study, "corpora.music.tokens=null", "--store", root)
+    assert is_part(store.run(last).folder / PART)
+    assert fingerprint(whole) == calm(large_study(tmp_path / "whole"), tmp_path / "calm")
 
 
 @pytest.mark.slow
