@@ -49,6 +49,6 @@ def submit_further_parts(store: Store, run: Run) -> tuple[str, ...] | None:
         preparation.register(preparation.assemblies(list(made)), store, execution)
         return None
     log_line(
-        f"{len(made):,} parts are prepared; the budget needs {counted(len(missing), 'more')}, as estimated from them: submitted"
+        f"{len(made):,} parts are prepared; the budget needs {len(missing):,} more, as estimated from them: submitted"
     )
     return tuple(job.job_id for job in submitted.jobs)

@@ -124,6 +124,21 @@ def test_a_plan_says_how_long_preparing_takes_and_what_takes_disk_until_when(tmp
     assert less["preparation_tokens"] == 50_000
 
 
+def test_a_plan_takes_the_bytes_of_a_token_from_the_parts_that_are_prepared(tmp_path: Path) -> None:
+    study, store = large_study(tmp_path / "study", **{"corpora.music.tokens": 20_000}), tmp_path / "runs"
+    assert "tokens (4 bytes of a source each)" in " ".join(retain("plan", study, "--store", store).stdout.split())
+    retain("data", study, "--store", store)
+    whole = (study, "corpora.music.tokens=null", "--store", store)
+    totals = retain_json("plan", *whole)["totals"]
+    assert totals["preparation_sized_by"] == ["music"]
+    said = " ".join(retain("plan", *whole).stdout.split())
+    assert "(bytes a token as in the parts of music; 4 for others)" in said
+    music = next(one for one in retain_json("data", *whole)["corpora"] if one["name"] == "music")
+    tokens = music["reading"]["tokens"]
+    size = (tmp_path / "study" / "music.jsonl").stat().st_size
+    assert abs(totals["preparation_tokens"] - tokens) < 0.1 * tokens < abs(size / 4 - tokens)
+
+
 def test_a_small_corpus_makes_no_runs(tmp_path: Path) -> None:
     retain("data", tiny_study(tmp_path / "study"), "--store", tmp_path / "runs")
     assert Store(tmp_path / "runs").runs() == []
