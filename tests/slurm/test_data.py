@@ -16,7 +16,7 @@ from retain.results.store.runs import Store
 from retain.results.store.state import PART
 from retain.results.store.study_files import preparation_keys
 from tests.disks import small_disk_at
-from tests.launchers.local.test_preparation import calm, done_parts, fingerprint, large_study, parts
+from tests.launchers.local.test_preparation import calm, done_parts, fingerprint, large_study, parts, preparation_of
 from tests.retain import losses, retain_json, train_here, weights
 from tests.slurm.chaos import Chaos, kill_process, node_death
 from tests.slurm.cluster.cluster import Cluster, wait_until
@@ -127,9 +127,10 @@ def test_a_budget_is_reached_in_rounds_that_jobs_submit_with_little_surplus_thou
     made = parts(chaos.store)
     assert len(made) > at_first
     assert all(run.is_done() for run in made)
-    tokens = tokenised(chaos.store)
-    # A tenth of the documents is held out. The budget ends within a part.
-    assert budget <= 0.9 * sum(tokens.values()) <= 1.05 * budget + 2 * max(tokens.values())
+    trained = [one.trained for one in preparation_of(chaos.study, chaos.store).made(Store(chaos.store)).values()]
+    assert len(trained) == len(made)
+    needed = next(number for number in range(1, len(trained) + 1) if sum(trained[:number]) >= budget)
+    assert len(trained) <= needed + 1 or sum(trained[needed:]) < 0.05 * budget
     (assembly,) = (run for run in Store(chaos.store).runs() if made[0].key in run.needs())
     log = assembly.log.read_text()
     assert 2 <= log.count("as estimated from them: submitted") <= 6

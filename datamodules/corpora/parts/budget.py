@@ -74,7 +74,7 @@ def next_round(sizes: Sequence[int], made: Mapping[int, Made], budget: int, shar
     rest = budget - sum(one.trained for number, one in made.items() if number < needed)
     if rest <= REST * budget or len(missing) <= 2:
         return missing
-    return missing[: max(1, int(np.searchsorted(np.cumsum(expected[missing]), ASKED * rest, "right")))]
+    return missing[: int(np.searchsorted(np.cumsum(expected[missing]), ASKED * rest)) + 1]
 
 
 def _expected_tokens(sizes: Sequence[int], made: Mapping[int, Made], share: float) -> npt.NDArray[np.float64]:
@@ -85,6 +85,6 @@ def _expected_tokens(sizes: Sequence[int], made: Mapping[int, Made], share: floa
     every = np.arange(len(sizes))
     per_byte = np.interp(every, numbers, tokens / bytes_[numbers])
     per_byte[every > numbers[-1]] = tokens[-LATEST:].sum() / bytes_[numbers[-LATEST:]].sum()
-    expected = share * per_byte * bytes_
+    expected: npt.NDArray[np.float64] = share * per_byte * bytes_
     expected[numbers] = [made[number].trained for number in numbers]
     return expected

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def parts(store: Path) -> list[Run]:
     """Those of music."""
     specs = [(run, run.spec()) for run in Store(store).runs()]
     return [run for run, spec in specs if spec["stage"] == "prepare" and spec["axes"]["corpus"] == "music"]
+
+
+def preparation_of(study: Path, store: Path, overrides: Sequence[str] = ()) -> Preparation:
+    """That of music, with the tokeniser that is prepared."""
+    file = read_study(str(study), overrides)
+    cut = cut_corpus(file, "music", known_facts(file, store).tokenizer, file.study.corpora["music"])
+    return Preparation(file, cut, (32,))
 
 
 def done_parts(store: Path) -> dict[str, int]:
@@ -159,12 +167,9 @@ def test_a_part_that_starts_once_the_parts_before_it_reach_the_budget_is_left_ou
 ) -> None:
     study, root = large_study(tmp_path / "study", **{"corpora.music.tokens": 60_000}), tmp_path / "runs"
     retain_json("data", study, "--store", root)
-    file, store = read_study(str(study), ["corpora.music.tokens=50k"]), Store(root)
-    preparation = Preparation(
-        file, cut_corpus(file, "music", known_facts(file, root).tokenizer, file.study.corpora["music"]), (32,)
-    )
+    preparation, store = preparation_of(study, root, ["corpora.music.tokens=50k"]), Store(root)
     (last,) = list(preparation.cut.keys)[-1:]
-    execution = file.study.execution.of_data().model_dump(mode="json")
+    execution = preparation.file.study.execution.of_data().model_dump(mode="json")
     assemblies = preparation.assemblies([*preparation.made(store), last])
     preparation.register(assemblies, store, execution)
     preparation.register(preparation.part_stages([last]), store, execution, next(iter(assemblies)))

@@ -103,15 +103,15 @@ def test_surplus_stays_below_a_part_or_5_percent_whatever_the_source(
 @pytest.mark.parametrize("source", SOURCES)
 def test_rounds_are_few(source: Callable[[Numbers, np.random.Generator], Numbers]) -> None:
     rounds = [len(made_up(source, number).rounds) for number in range(150)]
-    assert max(rounds) <= 8
-    assert np.mean(rounds) < 5.5
+    assert max(rounds) <= 7
+    assert np.mean(rounds) < 5
     of_many = [len(made_up(source, number, 1000).rounds) for number in range(20)]
     assert max(of_many) <= 8
 
 
 def test_an_even_source_of_a_thousand_parts_takes_five_rounds() -> None:
     outcome = prepared(np.full(1200, 2500.0), [PART] * 1200, 2_500_000)
-    assert [len(numbers) for numbers in outcome.rounds][:3] == [1, SAMPLE, 743]
+    assert [len(numbers) for numbers in outcome.rounds][:3] == [1, SAMPLE, 744]
     assert len(outcome.rounds) == 5
     assert outcome.other == 0
 
@@ -143,4 +143,4 @@ def test_parts_that_were_made_for_a_smaller_budget_count() -> None:
     known: Mapping[int, Made] = {number: Made(2500, 2500) for number in range(40)}
     assert next_round([PART] * 100, known, 2500 * 40) == []
     assert next_round([PART] * 100, known, 2500 * 42) == [40, 41]
-    assert next_round([PART] * 100, known, 2500 * 60) == list(range(40, 55))
+    assert next_round([PART] * 100, known, 2500 * 60) == list(range(40, 55))  # three quarters
