@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from retain.datamodules.corpora.documents import source_identity
 from retain.datamodules.corpora.parts.budget import needed_parts
 from retain.datamodules.corpora.parts.plan import Cuts
 from retain.datamodules.corpora.parts.stored import open_part
@@ -81,7 +82,8 @@ def _failure(preparation: Preparation, state: State, log: Path) -> Exception:
         )
     last = state.attempts[-1].failure if state.attempts else None
     if last == RECIPE:
-        return StudyError(reason.removeprefix(f"{RECIPE}: "))
+        changed = source_identity(preparation.cut.corpus, preparation.file.folder) != preparation.cut.cut.source
+        return (MissingResourceError if changed else StudyError)(reason.removeprefix(f"{RECIPE}: "))
     where = f"{preparation.file.path.name}: corpora.{preparation.cut.name}: "
     return StageFailedError(
         f"{'' if where in reason else where}{reason}; prepare the study's data again, which continues; the log is {log}",

@@ -261,6 +261,22 @@ def test_a_bad_line_is_named_and_only_its_part_is_made_again(tmp_path: Path) -> 
     assert len(failed.stderr.splitlines()[-1].split(";")) > 1  # the cure
 
 
+@pytest.mark.slow
+def test_a_source_that_changes_between_two_parts_is_refused_as_one_that_changes_while_it_is_read(
+    tmp_path: Path,
+) -> None:
+    study, store = large_study(tmp_path / "study"), tmp_path / "runs"
+    process = start("data", study, "--store", store)
+    while process.poll() is None and not (store.exists() and done_parts(store)):
+        time.sleep(0.01)
+    with (tmp_path / "study" / "music.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "a new line at the end"}) + "\n")
+    errors = process.communicate()[1]
+    assert process.returncode == 3
+    assert "changed while it was" in errors.splitlines()[-1]
+    assert fingerprint(retain_json("data", study, "--store", store)) == calm(study, tmp_path / "calm")
+
+
 def test_two_processes_share_the_parts_of_a_corpus(tmp_path: Path) -> None:
     study, store = large_study(tmp_path / "study"), tmp_path / "runs"
     both = [start("data", study, "--store", store, "--json") for _ in range(2)]
