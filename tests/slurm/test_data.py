@@ -133,7 +133,7 @@ def test_a_budget_is_reached_in_rounds_that_jobs_submit_with_little_surplus_thou
     assert len(trained) <= needed + 1 or sum(trained[needed:]) < 0.05 * budget
     (assembly,) = (run for run in Store(chaos.store).runs() if made[0].key in run.needs())
     log = assembly.log.read_text()
-    assert 2 <= log.count("as estimated from them: submitted") <= 6
+    assert 1 <= log.count("as estimated from them: submitted") <= 6
     assert "it is prepared here" not in log
     assert {run.key for run in made} <= set(preparation_keys(Store(chaos.store), "tiny"))
     document = retain_json("data", chaos.study, "--store", chaos.store)
