@@ -48,7 +48,7 @@ def find_files(patterns: str | list[str], folder: Path, hidden: list[str] | None
     found: set[Path] = set()
     left_out: set[Path] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        start = expanded(pattern, folder)
+        start, before = expanded(pattern, folder), set(left_out)
         base, parts = (Path(start.anchor), start.parts[1:]) if start.is_absolute() else (folder, start.parts)
         seen: set[tuple[int, int]] = set()
         try:
@@ -58,11 +58,18 @@ def find_files(patterns: str | list[str], folder: Path, hidden: list[str] | None
                 f"files: {shown(error.filename)} cannot be read ({os_reason(error)}); make it readable, or correct the path"
             ) from None
         if not files:
-            raise MissingResourceError(f"files: no file matches {pattern} (in {shown(folder)}); correct the path")
+            raise MissingResourceError(f"files: no file matches {pattern} (in {shown(folder)}{_but(left_out - before)}")
         found.update(files)
     if hidden is not None:
         hidden += [shown(path.name) for path in sorted(left_out)]
     return sorted(found)
+
+
+def _but(hidden: set[Path]) -> str:
+    """The end of the sentence that no file matches, which says so if hidden ones would."""
+    if not hidden:
+        return "); correct the path"
+    return f") but hidden ones, such as {shown(min(hidden).name)}; name them, as with .*, or correct the path"
 
 
 def shown(path: SourceFile | str) -> str:

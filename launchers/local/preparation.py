@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from retain.datamodules.corpora.parts.plan import Cuts, needed_parts
+from retain.datamodules.corpora.parts.budget import needed_parts
+from retain.datamodules.corpora.parts.plan import Cuts
 from retain.datamodules.corpora.parts.stored import open_part
 from retain.datamodules.corpora.reading.report import Report
+from retain.datamodules.corpora.sources import source_identity
 from retain.launchers.local.devices import Slot
 from retain.launchers.local.launcher import train
 from retain.launchers.planning.preparation import Preparation, is_prepared, record_runs
@@ -17,8 +19,6 @@ from retain.sweeps.base.processes import usable_cores
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.tree import Stage
 
-GROWTH = 4
-"""The most parts that are prepared for each that is, before the number that a budget needs is estimated again."""
 PACK = 8
 """The most parts that one process prepares, as starting a process takes about as long as a small part."""
 
@@ -38,8 +38,8 @@ def _prepare(preparation: Preparation, store: Store, report: Report, known: list
     """Prepare one corpus. known: the keys of all runs so far, which are recorded."""
     cores = preparation.file.study.execution.parallel or usable_cores()
     watch = _watch(preparation, store, report)
-    # 1. The parts, until the budget is reached: from the first of them the number of the others is estimated.
-    while missing := needed_parts(preparation.cut, preparation.made(store), GROWTH):
+    # 1. The parts, round after round, until the budget is reached.
+    while missing := needed_parts(preparation.cut, preparation.made(store)):
         known += missing
         record_runs(store, preparation.file.study.study, known)
         _work(preparation, store, preparation.part_stages(missing), cores, watch)
@@ -82,7 +82,8 @@ def _failure(preparation: Preparation, state: State, log: Path) -> Exception:
         )
     last = state.attempts[-1].failure if state.attempts else None
     if last == RECIPE:
-        return StudyError(reason.removeprefix(f"{RECIPE}: "))
+        changed = source_identity(preparation.cut.corpus, preparation.file.folder) != preparation.cut.cut.source
+        return (MissingResourceError if changed else StudyError)(reason.removeprefix(f"{RECIPE}: "))
     where = f"{preparation.file.path.name}: corpora.{preparation.cut.name}: "
     return StageFailedError(
         f"{'' if where in reason else where}{reason}; prepare the study's data again, which continues; the log is {log}",

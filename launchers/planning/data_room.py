@@ -1,14 +1,15 @@
 """What preparing data takes besides the packed corpora: disk for copies of data sets of the hub and for parts, and time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.parts.download import downloaded_bytes
+from retain.datamodules.corpora.parts.stored import is_part, open_part
 from retain.datamodules.corpora.sources import corpus_sources
 from retain.results.store.disk import check_room, used_bytes
-from retain.results.store.runs import Store
+from retain.results.store.runs import Run, Store
 from retain.results.store.state import PART
 from retain.results.store.study_files import preparation_keys
 from retain.sweeps.base.notices import notice
@@ -17,7 +18,7 @@ from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import Facts
 
 BYTES_OF_TOKEN = 4
-"""Bytes of text in a token, for the size of a part before it is read."""
+"""Bytes of a source in a token, until parts of it show how many they are."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class DataRoom:
     """Bytes of each packed corpus that is not prepared, by its provisional fingerprint."""
     tokens: int = 0
     """Tokens to read and encode."""
+    measured: tuple[str, ...] = ()
+    """The corpora whose bytes per token are those of their prepared parts; BYTES_OF_TOKEN are assumed of the others."""
     notes: tuple[str, ...] = ()
     """One sentence for each corpus whose size is unknown."""
 
@@ -50,6 +53,8 @@ def data_room(name: str, file: StudyFile, facts: Facts, store: Store) -> DataRoo
     downloads = parts = tokens = 0
     packed: dict[str, int] = {}
     notes = []
+    runs = [run for key in preparation_keys(store, file.study.study) if is_part((run := store.run(key)).folder / PART)]
+    measured = {name: bytes_ for name in lacking if (bytes_ := _measured_bytes(runs, name, facts.tokenizer))}
     for corpus_name in sorted(lacking):
         corpus = file.study.corpora[corpus_name]
         size = sum(bytes_ or 0 for _, bytes_, _ in sources[corpus_name].get("files", ()))
@@ -61,7 +66,7 @@ def data_room(name: str, file: StudyFile, facts: Facts, store: Store) -> DataRoo
                 notes.append(
                     f"{name}: corpora.{corpus_name}: the size of {corpus.hf} on the hub is unknown, so a copy of it counts as 0"
                 )
-        read = size // BYTES_OF_TOKEN
+        read = int(size / measured.get(corpus_name, BYTES_OF_TOKEN))
         wanted = min(read or corpus.tokens or 0, corpus.tokens or read)
         written, masked = wanted * bytes_of_token(facts), wanted if corpus.responses_only else 0
         for (other, _), one in facts.corpora.items():
@@ -70,10 +75,19 @@ def data_room(name: str, file: StudyFile, facts: Facts, store: Store) -> DataRoo
         tokens += wanted
         if size > file.study.execution.data.part:
             parts += written + masked
-    there = (
-        sum(used_bytes(store.root / key / PART) for key in preparation_keys(store, file.study.study)) if parts else 0
-    )
-    return DataRoom(downloads, parts, there, packed, tokens, tuple(notes))
+    there = sum(used_bytes(run.folder / PART) for run in runs) if parts else 0
+    return DataRoom(downloads, parts, there, packed, tokens, tuple(sorted(measured)), tuple(notes))
+
+
+def _measured_bytes(runs: Sequence[Run], corpus: str, tokenizer: str) -> float | None:
+    """The bytes of a corpus's source in a token, in the parts of it that are prepared; None without one of known size."""
+    bytes_ = tokens = 0
+    for run in runs:
+        spec = run.spec()
+        if spec["axes"]["corpus"] == corpus and spec["tokenizer"] == tokenizer:
+            bytes_ += spec["tokens"] * BYTES_OF_TOKEN  # as they were estimated before the part was read
+            tokens += open_part(run.folder / PART).manifest["tokens"]
+    return bytes_ / tokens if bytes_ and tokens else None
 
 
 def bytes_of_token(facts: Facts) -> int:

@@ -1,7 +1,7 @@
 """What one study, or several together, would train and cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retain.datamodules.corpora.parts.speed import MODELLED, measured_speed
@@ -69,6 +69,8 @@ class PlanTotals(Totals):
     """Bytes of the parts of large corpora that are not prepared; `retain gc` frees them once the corpora are."""
     preparation_tokens: int = 0
     """Tokens of the corpora that are not prepared, estimated from the bytes of their sources."""
+    preparation_sized_by: list[str] = field(default_factory=list)
+    """Those of these corpora whose bytes per token are known from parts in this store; four bytes are a token of the others."""
     preparation_core_hours: float = 0.0
     """Hours of one core that reading and encoding them takes."""
     preparation_speed: float = 0.0
@@ -207,6 +209,7 @@ def _with_data(totals: Totals, opened: Sequence[OpenedStudy], rooms: Sequence[Da
         download_bytes=downloads,
         parts_bytes=parts,
         preparation_tokens=tokens,
+        preparation_sized_by=list(max(rooms, key=lambda room: room.tokens).measured),
         preparation_core_hours=tokens / (speed or MODELLED) / 3600,
         preparation_speed=speed or MODELLED,
         preparation_measured=speed is not None,

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from retain.datamodules.corpora.parts.assemble import distinct_tokens
-from retain.datamodules.corpora.parts.plan import ASSEMBLY, STAGE, CutCorpus, Made
+from retain.datamodules.corpora.parts.budget import Made
+from retain.datamodules.corpora.parts.plan import ASSEMBLY, STAGE, CutCorpus
 from retain.datamodules.corpora.parts.request import reads_of
 from retain.datamodules.corpora.parts.stored import is_part, open_part
 from retain.datamodules.corpora.prepared import packed_corpus

@@ -242,12 +242,17 @@ def read_preparation(path: Path) -> SavedPreparation:
 
 
 def preparation_keys(store: Store, study: str) -> list[str]:
-    """The keys of the runs that last prepared the data of a study, as far as they are in the store. Raises DamageError."""
+    """The keys of the runs that last prepared the data of a study, as far as they are in the store, those needed first.
+
+    With the parts that jobs have added since. Raises DamageError.
+    """
     try:
         keys = read_preparation(study_folder(store.root, study) / PREPARATION)["keys"]
     except FileNotFoundError:
         return []
-    return [key for key in keys if (store.root / key / SPEC).exists()]
+    there = [key for key in keys if (store.root / key / SPEC).exists()]
+    needed = (needed for key in there for needed in (*store.run(key).needs(), key))
+    return [key for key in dict.fromkeys(needed) if (store.root / key / SPEC).exists()]
 
 
 def read_looks(path: Path) -> SavedLooks:

@@ -1,4 +1,4 @@
-"""What the parts of a corpus are called, and which of them a budget needs."""
+"""The corpora of a study that are cut into parts, and what the parts are called."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -105,39 +105,3 @@ def part_of(recipe: Mapping[str, Any]) -> Part:
     """The part that a recipe describes."""
     pieces = tuple(Piece(*fields) for fields in recipe.get("pieces", ()))
     return Part(sum(piece.end - piece.begin for piece in pieces), pieces, recipe.get("shard"))
-
-
-@dataclass(frozen=True)
-class Made:
-    """What is known of a part that is prepared."""
-
-    tokens: int
-    """The tokens of documents that no part before it has."""
-    trained: int
-    """Those of them in the training split."""
-
-
-def needed_parts(cut: CutCorpus, made: Mapping[str, Made], at_once: int | None = None) -> list[str]:
-    """The keys of the parts to prepare next, so that the budget is reached with as little surplus as can be known.
-
-    made: the parts that are prepared, by key. Without one, a budget needs the first part, from which the others are estimated.
-    at_once: the most parts for each that is made, so that the estimate grows better before it is relied on; None: all of them.
-    """
-    keys, budget = cut.keys, cut.corpus.tokens
-    if budget is None:
-        return [key for key in keys if key not in made]
-    if not made:
-        return list(keys)[:1]
-    tokens, known = sum(one.tokens for one in made.values()), sum(keys[key].bytes for key in made)
-    # The hashes of documents decide on their split, so its share is known better than from some of them.
-    share = 1 - max(cut.withheld, cut.corpus.heldout_share)
-    total, missing = 0.0, []
-    for key, part in keys.items():
-        if total >= budget:
-            break
-        if key in made:
-            total += made[key].trained
-        else:
-            total += share * tokens * (part.bytes / known if known else 1 / len(made))
-            missing.append(key)
-    return missing[: len(made) * at_once] if at_once else missing

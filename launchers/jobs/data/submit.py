@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retain.datamodules.corpora.parts.plan import Cuts, needed_parts
+from retain.datamodules.corpora.parts.budget import needed_parts
+from retain.datamodules.corpora.parts.plan import Cuts
 from retain.datamodules.corpora.reading.report import Report
 from retain.launchers.jobs.resources import UNMEASURED_MINUTES, driver_minutes
 from retain.launchers.kinds import CONTINUE, described
@@ -42,9 +43,9 @@ class JobsForData:
     assemblies: list[str] = field(default_factory=list)
 
     def __call__(self, file: StudyFile, store: Path, cuts: Cuts, report: Report) -> bool:
-        """Register the parts that the budgets need and their assemblies. Returns False: they are prepared later.
+        """Register the parts to prepare next, and the assemblies of all. Returns False: they are prepared later.
 
-        A budget without any part prepared needs the first one here, from which the others are estimated.
+        The first part of a budget is prepared here; parts of later rounds are registered by the jobs of the assemblies.
         """
         preparations = [Preparation(file, cut, lengths) for cut, lengths in cuts.values()]
         needed: list[tuple[Preparation, dict[str, Stage], dict[str, Stage]]] = []

@@ -8,12 +8,19 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retain.datamodules.corpora.prepare import prepare
+from retain.datamodules.corpora.parts.plan import cut_corpus
+from retain.datamodules.corpora.parts.stored import is_part
+from retain.datamodules.corpora.prepare import known_facts, prepare
+from retain.launchers.planning.preparation import Preparation
+from retain.launchers.stage.attempt import make_attempt
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import StopRequest
 from retain.results.store.lease import read_owner
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import PART
@@ -48,6 +55,13 @@ def parts(store: Path) -> list[Run]:
     """Those of music."""
     specs = [(run, run.spec()) for run in Store(store).runs()]
     return [run for run, spec in specs if spec["stage"] == "prepare" and spec["axes"]["corpus"] == "music"]
+
+
+def preparation_of(study: Path, store: Path, overrides: Sequence[str] = ()) -> Preparation:
+    """That of music, with the tokeniser that is prepared."""
+    file = read_study(str(study), overrides)
+    cut = cut_corpus(file, "music", known_facts(file, store).tokenizer, file.study.corpora["music"])
+    return Preparation(file, cut, (32,))
 
 
 def done_parts(store: Path) -> dict[str, int]:
@@ -118,6 +132,21 @@ def test_a_plan_says_how_long_preparing_takes_and_what_takes_disk_until_when(tmp
     assert less["preparation_tokens"] == 50_000
 
 
+def test_a_plan_takes_the_bytes_of_a_token_from_the_parts_that_are_prepared(tmp_path: Path) -> None:
+    study, store = large_study(tmp_path / "study", **{"corpora.music.tokens": 20_000}), tmp_path / "runs"
+    assert "tokens (4 bytes of a source each)" in " ".join(retain("plan", study, "--store", store).stdout.split())
+    retain("data", study, "--store", store)
+    whole = (study, "corpora.music.tokens=null", "--store", store)
+    totals = retain_json("plan", *whole)["totals"]
+    assert totals["preparation_sized_by"] == ["music"]
+    said = " ".join(retain("plan", *whole).stdout.split())
+    assert "(bytes a token as in the parts of music; 4 for others)" in said
+    music = next(one for one in retain_json("data", *whole)["corpora"] if one["name"] == "music")
+    tokens = music["reading"]["tokens"]
+    size = (tmp_path / "study" / "music.jsonl").stat().st_size
+    assert abs(totals["preparation_tokens"] - tokens) < 0.1 * tokens < abs(size / 4 - tokens)
+
+
 def test_a_small_corpus_makes_no_runs(tmp_path: Path) -> None:
     retain("data", tiny_study(tmp_path / "study"), "--store", tmp_path / "runs")
     assert Store(tmp_path / "runs").runs() == []
@@ -131,6 +160,25 @@ def test_a_budget_makes_hardly_more_parts_than_it_needs(tmp_path: Path) -> None:
     assert fingerprint(document) == calm(study, tmp_path / "calm")
     made = sum(json.loads((run.folder / PART / "part.json").read_text())["tokens"] for run in parts(tmp_path / "runs"))
     assert tokens <= made * 0.9 <= tokens * 1.05  # a tenth of the documents is held out
+
+
+def test_a_part_that_starts_once_the_parts_before_it_reach_the_budget_is_left_out_until_it_is_needed(
+    tmp_path: Path,
+) -> None:
+    study, root = large_study(tmp_path / "study", **{"corpora.music.tokens": 60_000}), tmp_path / "runs"
+    retain_json("data", study, "--store", root)
+    preparation, store = preparation_of(study, root, ["corpora.music.tokens=50k"]), Store(root)
+    (last,) = list(preparation.cut.keys)[-1:]
+    execution = preparation.file.study.execution.of_data().model_dump(mode="json")
+    assemblies = preparation.assemblies([*preparation.made(store), last])
+    preparation.register(assemblies, store, execution)
+    preparation.register(preparation.part_stages([last]), store, execution, next(iter(assemblies)))
+    make_attempt(store, last, Ranks(0, 1), StopRequest())
+    assert store.run(last).is_done()
+    assert not is_part(store.run(last).folder / PART)
+    whole = retain_json("data", study, "corpora.music.tokens=null", "--store", root)
+    assert is_part(store.run(last).folder / PART)
+    assert fingerprint(whole) == calm(large_study(tmp_path / "whole"), tmp_path / "calm")
 
 
 @pytest.mark.slow
@@ -211,6 +259,22 @@ def test_a_bad_line_is_named_and_only_its_part_is_made_again(tmp_path: Path) -> 
     assert "tiny.yaml: corpora.music: " in failed.stderr
     assert "music.jsonl, line 3000" in failed.stderr
     assert len(failed.stderr.splitlines()[-1].split(";")) > 1  # the cure
+
+
+@pytest.mark.slow
+def test_a_source_that_changes_between_two_parts_is_refused_as_one_that_changes_while_it_is_read(
+    tmp_path: Path,
+) -> None:
+    study, store = large_study(tmp_path / "study"), tmp_path / "runs"
+    process = start("data", study, "--store", store)
+    while process.poll() is None and not (store.exists() and done_parts(store)):
+        time.sleep(0.01)
+    with (tmp_path / "study" / "music.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "a new line at the end"}) + "\n")
+    errors = process.communicate()[1]
+    assert process.returncode == 3
+    assert "changed while it was" in errors.splitlines()[-1]
+    assert fingerprint(retain_json("data", study, "--store", store)) == calm(study, tmp_path / "calm")
 
 
 def test_two_processes_share_the_parts_of_a_corpus(tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ READ: dict[str, tuple[Files, dict[str, Any], list[str]]] = {
             ("a dotted column", "meta.body\na\n", "utf-8", {"text": "meta.body"}, ["a"]),
         )
     },
+    "tsv": ({"a.TSV": b"id\ttext\n1\ta, b\n"}, {"files": "a.TSV"}, ["a, b"]),
     "compressed csv": ({"a.csv.gz": gzip.compress(b"text\na\n")}, {"files": "a.csv.gz"}, ["a"]),
     # Arrow
     **{
