@@ -6,7 +6,6 @@ from pathlib import Path
 
 from retain.datamodules.corpora.hub import is_on_hub
 from retain.datamodules.corpora.parts.download import downloaded_bytes
-from retain.datamodules.corpora.parts.stored import is_part, open_part
 from retain.datamodules.corpora.sources import corpus_sources
 from retain.results.store.disk import check_room, used_bytes
 from retain.results.store.runs import Run, Store
@@ -49,7 +48,11 @@ class DataRoom:
 def data_room(name: str, file: StudyFile, facts: Facts, store: Store) -> DataRoom:
     """What the corpora of a study need that are not prepared. Reads no corpus. Raises StudyError, DamageError."""
     lacking = {name for (name, _), one in facts.corpora.items() if not one.prepared}
-    sources = corpus_sources(file) if lacking else {}
+    if not lacking:
+        return DataRoom()
+    from retain.datamodules.corpora.parts.stored import is_part  # imports numpy, which prepared data does not need
+
+    sources = corpus_sources(file)
     downloads = parts = tokens = 0
     packed: dict[str, int] = {}
     notes = []
@@ -81,6 +84,8 @@ def data_room(name: str, file: StudyFile, facts: Facts, store: Store) -> DataRoo
 
 def _measured_bytes(runs: Sequence[Run], corpus: str, tokenizer: str) -> float | None:
     """The bytes of a corpus's source in a token, in the parts of it that are prepared; None without one of known size."""
+    from retain.datamodules.corpora.parts.stored import open_part  # as above
+
     bytes_ = tokens = 0
     for run in runs:
         spec = run.spec()
