@@ -42,8 +42,7 @@ def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurve
     names: of each run's line, by key; runs of one name share a style. More than ten names make several panels.
     """
     begun = [stage for stage in tree.stages.values() if (store.root / stage.key / "curves.jsonl").is_file()]
-    step = -(-len(begun) // MOST_RUNS) or 1
-    shown = begun[::step]
+    shown = [begun[at] for at in np.linspace(0, len(begun) - 1, min(len(begun), MOST_RUNS)).astype(int)]
     curves = {stage.key: _curves(store, stage) for stage in shown}
     styles = line_styles(list(dict.fromkeys(names.values())))
     panels: list[Drawing] = []
@@ -53,7 +52,7 @@ def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurve
             (REMEMBERED, "held-out post-training text"),
         ):
             lines = [(names[one.key], curves[one.key][kind]) for one in own if len(curves[one.key].get(kind, ())) > 1]
-            for title, part in _multiples(f"{stage}: {text}", lines):
+            for title, part in _multiples(f"{stage}: {text}", lines, list(styles)):
                 panels.append(_panel(f"curves-{len(panels)}", title, part, styles))
     return LossCurves(tuple(panels), len(shown), len(begun))
 
@@ -69,12 +68,12 @@ Lines = Sequence[tuple[str, Curve]]
 """Curves with the name of their line."""
 
 
-def _multiples(title: str, lines: Lines) -> Iterator[tuple[str, Lines]]:
-    """The panels of these curves: one, or several of at most ten names."""
-    names = list(dict.fromkeys(name for name, _ in lines))
-    parts = small_multiples(names)
-    for part in parts:
-        of = f", {part[0]} to {part[-1]}" if len(parts) > 1 else ""
+def _multiples(title: str, lines: Lines, names: Sequence[str]) -> Iterator[tuple[str, Lines]]:
+    """The panels of these curves: one, or several of at most ten names. names: those of all curves, in order."""
+    there = {name for name, _ in lines}
+    parts = small_multiples([name for name in names if name in there])
+    for number, part in enumerate(parts, 1):
+        of = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
         yield title + of, [(name, curve) for name, curve in lines if name in part]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from retain.results.analysis.axes import (
+    METHOD,
     PIPELINE,
     SIZE,
     axis_names,
@@ -109,14 +110,24 @@ def _scaled(subject: str, lines: Sequence[Kept]) -> KeptGroup:
 
 
 def run_names(rows: Sequence[Row]) -> dict[str, str]:
-    """What the line of each run is named by, by its key: as in the first figure; a run that several share, by the first."""
+    """What the line of each run is named by, by its key: as in the first figure.
+
+    A run that trials share is named by the axes on which they agree, and by the method of the first of them.
+    """
     naming = _naming_axes(rows)
-    names: dict[str, str] = {}
+    sharing: dict[str, list[Row]] = {}
     for row in rows:
         for key in row["keys"].values():
             if key is not None:
-                names.setdefault(key, setting_name(row, naming))
-    return names
+                sharing.setdefault(key, []).append(row)
+    return {
+        key: setting_name(own[0], [axis for axis in naming if axis == METHOD or _agree(own, axis)])
+        for key, own in sharing.items()
+    }
+
+
+def _agree(rows: Sequence[Row], axis: str) -> bool:
+    return all(row["axes"].get(axis) == rows[0]["axes"].get(axis) for row in rows)
 
 
 def _naming_axes(rows: Sequence[Row]) -> list[str]:

@@ -109,6 +109,15 @@ def test_frontiers_first_screen_and_curves_tell_the_same_settings_apart_by_the_s
     assert list(dict.fromkeys(run_names(rows).values())) == names
 
 
+def test_a_run_that_trials_share_is_named_by_what_they_agree_on() -> None:
+    rows = trials({"size": ["1M", "2M"], "finetune.tokens": [12_800, 25_600], "seed": [0]})
+    for number, one in enumerate(rows):
+        one["keys"] = {"pretrain": f"of {one['axes']['size']}", "posttrain": None, "finetune": f"run {number}"}
+    names = run_names(rows)
+    assert (names["of 1M"], names["of 2M"]) == ("size = 1M", "size = 2M")
+    assert names["run 1"] == "size = 1M, finetune.tokens = 25.6k"
+
+
 def test_a_named_method_is_one_line_over_the_lists_of_its_cases_but_not_over_another_axis() -> None:
     """As in the paper's figures, which sweep rates, batches, and dropout within its case."""
     rows = [
