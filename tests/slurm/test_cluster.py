@@ -61,10 +61,10 @@ def test_preemption_requeues_with_and_without_the_user_signal(
     low = {output: submit(site, REQUEUES_ITSELF_WHEN_TOLD, *asks, output=output) for output, site in sites.items()}
     wait_until(lambda: all(printed(output) == ["run"] for output in sites), "low jobs run")
     high = {output: submit(site, "true", "--partition=high") for output, site in sites.items()}
-    wait_for_state(slurm, high[told], "COMPLETED", seconds=10)
-    wait_until(lambda: printed(told) == ["run", "told", "run 1"], "told job requeued itself", seconds=20)
-    wait_for_state(silent_slurm, high[untold], "COMPLETED", seconds=60)
-    wait_until(lambda: printed(untold) == ["run", "run 1"], "untold job was requeued", seconds=20)
+    wait_for_state(slurm, high[told], "COMPLETED")
+    wait_until(lambda: printed(told) == ["run", "told", "run 1"], "told job requeued itself")
+    wait_for_state(silent_slurm, high[untold], "COMPLETED")
+    wait_until(lambda: printed(untold) == ["run", "run 1"], "untold job was requeued")
     assert [job(site, low[output])["Restarts"] for output, site in sites.items()] == ["1", "1"]
 
 

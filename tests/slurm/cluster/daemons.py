@@ -8,6 +8,9 @@ from pathlib import Path
 
 from tests.slurm.cluster.configuration import Cluster
 
+PATIENCE_S = 120.0
+"""How long to wait for what takes seconds on a quiet machine."""
+
 
 def call(cluster: Cluster, *command: str | Path, seconds: float = 60) -> str:
     """What a command of this cluster's user prints; CalledProcessError, with its complaint, if it fails."""
@@ -36,7 +39,7 @@ def succeeds(cluster: Cluster, *command: str | Path) -> bool:
     return True
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> None:
     """Return once the condition holds; TimeoutError, saying what was awaited, if it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from tests.slurm.cluster.cluster import Cluster, call, ready_nodes, start_node, wait_until
+from tests.slurm.cluster.daemons import PATIENCE_S
 
 
 def submit(cluster: Cluster, script: str, *options: str, output: Path | None = None) -> str:
@@ -29,7 +30,7 @@ def state(cluster: Cluster, job_id: str) -> str:
     return job(cluster, job_id).get("JobState", "")
 
 
-def wait_for_state(cluster: Cluster, job_id: str, *wanted: str, seconds: float = 30) -> None:
+def wait_for_state(cluster: Cluster, job_id: str, *wanted: str, seconds: float = PATIENCE_S) -> None:
     """Return once the job is in one of these states."""
     what = f"job {job_id} {' or '.join(wanted)}"
     wait_until(lambda: state(cluster, job_id) in wanted, what, seconds)
