@@ -54,7 +54,7 @@ TRAINING = Kind(
     leaves=(WEIGHTS, LOSSES),
     verify="retain.launchers.checks.verify_tokens",
 )
-LINEAR = Kind("linear", "retain.launchers.stage.linear", leaves=(WEIGHTS, LOSSES))
+LINEAR = Kind("linear", "retain.launchers.stage.linear", leaves=(WEIGHTS, LOSSES), resumes=False)
 EVALUATE = Kind("evaluate", "retain.launchers.stage.evaluate", leaves=(LOSSES,), resumes=False)
 MEASURED_TASK = Kind("task", "retain.launchers.stage.tasks.run", leaves=(MEASURES,), resumes=False)
 FISHER = Kind("fisher", "retain.launchers.stage.groundwork.fisher", leaves=(WEIGHTS,))

@@ -1,5 +1,6 @@
 """`retain submit` on a real SLURM ends in the results of the local launcher, whatever happens on the way."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -61,6 +62,11 @@ def test_a_study_survives_faults_of_every_kind_and_ends_in_the_bits_of_a_calm_on
     assert_nothing_repeated(Store(chaos.store))
 
 
+def causes(chaos: Chaos) -> set[str | None]:
+    """Why attempts have ended so far."""
+    return {attempt.cause for run in Store(chaos.store).runs() for attempt in run.state().attempts}
+
+
 @pytest.mark.slow
 def test_preemption_without_a_user_signal_and_a_time_limit_lose_nothing(silent_slurm: Cluster, tmp_path: Path) -> None:
     long = 20 * 0.01 * SECOND  # so that the preemption meets it on a busy machine too
@@ -72,12 +78,17 @@ def test_preemption_without_a_user_signal_and_a_time_limit_lose_nothing(silent_s
     call(silent_slurm, "scontrol", "update", f"jobid={job}", "EndTime=now+60")
     # At once, so that it meets a run that has begun.
     assert FAULTS["preemption"](chaos)
+    wait_until(
+        lambda: "SIGUSR2" in causes(chaos) or any(run.is_done() for run in Store(chaos.store).runs()), "the warning"
+    )
+    # A slow machine trains the stage in no such minute, which is the limit of the job from now on.
+    with contextlib.suppress(subprocess.CalledProcessError):  # it has ended
+        call(silent_slurm, "scontrol", "update", f"jobid={job}", "TimeLimit=30")
     unleash(chaos, [])
     train_here(chaos.study, tmp_path / "calm")
     assert weights(chaos.store) == weights(tmp_path / "calm")
     assert_nothing_repeated(Store(chaos.store))
-    causes = {attempt.cause for run in Store(chaos.store).runs() for attempt in run.state().attempts}
-    assert causes & {"SIGTERM", "SIGUSR2", "lost"}
+    assert causes(chaos) & {"SIGTERM", "SIGUSR2", "lost"}
 
 
 @pytest.mark.slow
