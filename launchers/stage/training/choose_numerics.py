@@ -71,7 +71,8 @@ def choose_numerics(
         raise
     # 3. Steps are compiled only if a compiler works here.
     lack = why_not_compiled(device) if compiled else None
-    stopped = context.stop.signal if lack else None
+    # A signal that reaches the compilers too may end torch's trials of the processor: its code would be right, with other bits.
+    stopped = context.stop.signal if compiled else None
     if lack:
         compiled = False
         notes.append(f"steps are not compiled, because this machine cannot ({lack}); results are right, only slower")
