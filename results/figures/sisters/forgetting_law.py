@@ -72,7 +72,7 @@ def _over_tokens(found: Sequence[Condition], size: int, law: Fit | None) -> Line
                 Line(name, tuple((0, float(x), float(y)) for x, y in zip(tokens, curve, strict=True)), computed=True)
             )
     title = f"N = {format_size(size)}" if size else "all models"
-    return LinePanel(title, "target tokens D", FORGOTTEN, tuple(lines), log_x=True)
+    return LinePanel(title, "target tokens D", FORGOTTEN, tuple(lines), log_x=True, compared=True)
 
 
 def _against_law(law: Fit) -> LinePanel:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from retain.results.analysis.axes import grouped
 from retain.results.figures.drawing import draw_axes
 from retain.results.figures.series import mean_curve
 from retain.results.figures.style import (
@@ -63,6 +62,8 @@ class LinePanel:
     """Whether x is logarithmic, such as a number of tokens."""
     diagonal: bool = False
     """Whether x and y are the same kind of number, with a line where they are equal."""
+    compared: bool = False
+    """Whether its y has the range of all compared panels of the figure, as for one loss of several models."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,12 @@ def draw_lines(folder: Path, study: str, figure: LineFigure) -> DrawnFigure:
 
 
 def _shared_ranges(places: Sequence["Axes"], panels: Sequence[LinePanel]) -> list[Range | None]:
-    """Give the panels with lines of the same two quantities one range of y; returns each panel's, None for its own."""
-    drawn = [number for number, panel in enumerate(panels) if any(line.points for line in panel.lines)]
-    ranges: list[Range | None] = [None] * len(panels)
-    for alike in grouped(drawn, lambda number: (panels[number].x, panels[number].y)).values():
-        if len(alike) > 1:
-            along_y = share_range([places[number] for number in alike], "y")
-            for number in alike:
-                ranges[number] = along_y
-    return ranges
+    """Give the compared panels with lines one range of y; returns each panel's, None for its own."""
+    drawn = [panel.compared and any(line.points for line in panel.lines) for panel in panels]
+    if not any(drawn):
+        return [None] * len(panels)
+    along_y = share_range([axes for axes, shares in zip(places, drawn, strict=False) if shares], "y")
+    return [along_y if shares else None for shares in drawn]
 
 
 def _for_page(name: str, panel: LinePanel, styles: Mapping[str, LineStyle], along_y: Range | None) -> Drawing:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -82,6 +83,14 @@ def test_cases_whose_names_are_no_number_of_tokens_are_no_part_of_the_design() -
     named = [{**one, "axes": {**one["axes"], "budget": "much"}} for one in rows]
     assert curves(named) == []
     assert verdicts(named) == []
+
+
+def test_losses_on_two_corpora_are_drawn_in_ranges_of_their_own(tmp_path: Path) -> None:
+    """They lie nats apart, and what pretraining changes in each is far less."""
+    (figure,) = draw_sister_figures(tmp_path, "mine", overtraining_rows(overtrained))
+    marks = [re.findall(r"<text[^>]*>(\d\.\d+)</text>", panel.svg) for panel in figure.panels]
+    assert marks[0]
+    assert marks[0] != marks[1]
 
 
 def test_the_figure_has_a_panel_for_each_corpus_and_a_line_for_each_rate(tmp_path: Path) -> None:
