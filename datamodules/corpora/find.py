@@ -58,18 +58,19 @@ def find_files(patterns: str | list[str], folder: Path, hidden: list[str] | None
                 f"files: {shown(error.filename)} cannot be read ({os_reason(error)}); make it readable, or correct the path"
             ) from None
         if not files:
-            raise MissingResourceError(f"files: no file matches {pattern} (in {shown(folder)}{_but(left_out - before)}")
+            raise MissingResourceError(_no_match(pattern, folder, left_out - before))
         found.update(files)
     if hidden is not None:
         hidden += [shown(path.name) for path in sorted(left_out)]
     return sorted(found)
 
 
-def _but(hidden: set[Path]) -> str:
-    """The end of the sentence that no file matches, which says so if hidden ones would."""
+def _no_match(pattern: str, folder: Path, hidden: set[Path]) -> str:
+    """What is said if no file matches a pattern. hidden: the files that match it, but are left out."""
+    what = f"files: no file matches {pattern} (in {shown(folder)})"
     if not hidden:
-        return "); correct the path"
-    return f") but hidden ones, such as {shown(min(hidden).name)}; name them, as with .*, or correct the path"
+        return f"{what}; correct the path"
+    return f"{what} but hidden ones, such as {shown(min(hidden).name)}; write a pattern that names them, or correct the path"
 
 
 def shown(path: SourceFile | str) -> str:

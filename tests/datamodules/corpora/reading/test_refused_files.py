@@ -265,7 +265,7 @@ REFUSED: dict[str, tuple[Files, dict[str, Any], list[str]]] = {
             ("in/a.jsonl/b", "no file matches in/a.jsonl/b"),
             ("in/*/b*", "no file matches in/*/b*"),
             ("empty", "no file matches empty"),
-            ("hid", "but hidden ones, such as .a.jsonl; name them"),
+            ("hid", "but hidden ones, such as .a.jsonl; write a pattern that names them"),
             ("a\0b", "is not a path"),
             ("~nobody-of-this-name/a.jsonl", "~nobody-of-this-name has no home folder"),
             ("$NO_SUCH/a.jsonl", "the variable $NO_SUCH is not set"),
