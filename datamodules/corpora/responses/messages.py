@@ -144,5 +144,5 @@ def _beginning(one: Sequence[Message], other: Sequence[Message]) -> int:
 
 
 def _says(messages: Sequence[Message]) -> bool:
-    """Whether the assistant says something in some messages."""
+    """Whether the assistant says something in any of these messages."""
     return any(message["role"] == ASSISTANT and str(message["content"]).strip() for message in messages)

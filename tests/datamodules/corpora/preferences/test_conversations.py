@@ -181,7 +181,7 @@ def test_text_templates_that_name_messages_say_which_field_to_write_instead(tmp_
 def test_fields_of_a_corpus_that_do_not_fit_together_are_refused(
     fields: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
-    study = chat_study(tmp_path, conversations(2))
+    chat_study(tmp_path, conversations(2))
     study = tiny_study(
         tmp_path, **DPO | {"tokenizer.chat_template": "chatml", "corpora.pairs": {"files": "pairs.jsonl", **fields}}
     )
