@@ -129,7 +129,7 @@ def judge(
     sample = f"{effect.sample}, {look}" if look else effect.sample
     sentence = f"{words}: {outcome} at {sample}; {name}: {effect}."
     if outcome == "undecided" and (effect.low > 0 or effect.high < 0):
-        sentence += f" Corrected for {len(deciding)} such intervals, it is undecided."
+        sentence += f" Corrected for the {len(deciding)} intervals of the claim, it is undecided."
     p = float(np.minimum(1.0, 2 * np.fmin(support, refutation)))
     corrected = f"Holm's correction for {len(deciding)} intervals decides." if len(deciding) > 1 else ""
     evidence, note = (*deciding, *others), " ".join(note for note in (*notes, corrected) if note)

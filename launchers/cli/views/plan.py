@@ -72,7 +72,7 @@ def _preparation(totals: PlanTotals) -> str:
     hours = totals.preparation_core_hours
     basis = "as measured in this store" if totals.preparation_measured else "modelled"
     parts = " and ".join(totals.preparation_sized_by)
-    sized = f"bytes a token as in the parts of {parts}; 4 for others" if parts else "4 bytes of a source each"
+    sized = f"as many bytes each as in the parts of {parts}, 4 in others" if parts else "4 bytes of a source each"
     here = f"{format_seconds(3600 * hours / cores)} on the {counted(cores, 'core')} here"
     return (
         f"to prepare the data: about {format_size(totals.preparation_tokens)} tokens ({sized}), {hours:.3g} core-hours at "

@@ -64,7 +64,7 @@ def test_an_interval_without_zero_that_decides_nothing_says_that_it_is_one_of_se
     assert barely.low > 0
     best = judge("8a", "a claim", 1, [("it", barely), *[("another", nothing)] * 4], alternatives=5)
     assert best.outcome == "undecided"
-    assert best.sentence.endswith(". Corrected for 5 such intervals, it is undecided.")
+    assert best.sentence.endswith(". Corrected for the 5 intervals of the claim, it is undecided.")
     for other in (judge("8a", "a claim", 1, [("it", barely)]), judge("8a", "a claim", 1, [("it", nothing)] * 2)):
         assert "Corrected" not in other.sentence
 
