@@ -31,7 +31,11 @@ def retain(
 ) -> subprocess.CompletedProcess[str]:
     """Run one verb to its end; `code` is the exit code that it must have, `more` is added to the environment."""
     command = [*COMMAND, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(more), timeout=600, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(more), timeout=600, check=False)
+    except subprocess.TimeoutExpired as late:
+        said = (late.stderr or b"").decode(errors="replace")
+        raise AssertionError(f"{command} was not done after {late.timeout:.0f} s; it had said:\n{said}") from None
     assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -95,8 +95,6 @@ class Resume(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, StageModule)
-        # Lightning has installed its own handler of TERM.
-        self.stop.install()
         self.agreement = Agreement(trainer.world_size)
         if self.saved is not None:
             self._restore(self.saved, trainer, module)

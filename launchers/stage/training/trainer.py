@@ -10,6 +10,8 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.training.distributed import strategy_of
@@ -17,6 +19,23 @@ from retain.lightning_modules.stage import StageModule
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt."""
+
+
+class _NoHandlers(_SignalConnector):
+    """Leaves all signals to `StopRequest`.
+
+    Lightning's handler of TERM waits for every rank in a collective operation, which hangs if one rank alone got the signal.
+    """
+
+    def register_signal_handlers(self) -> None:
+        """Register nothing."""
+
+
+class _EpochLoop(_TrainingEpochLoop):
+    """Does not ask rank 0 before each step whether Lightning's handler got TERM: that waits for the device."""
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Ask nothing: ranks agree on stop signals in `Agreement`."""
 
 
 def stage_trainer(
@@ -49,6 +68,8 @@ def stage_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    trainer._signal_connector = _NoHandlers(trainer)
+    trainer.fit_loop.epoch_loop = _EpochLoop(trainer)
     # torch's deterministic mode would write NaN into every new tensor first.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return trainer

@@ -1,9 +1,9 @@
-"""How the ranks of one stage connect."""
+"""How the ranks of one stage connect, and what a signal to one of them does."""
 
 import subprocess
 import sys
 
-from retain.launchers.stage.ranks import free_port, loopback_interface
+from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port, loopback_interface
 
 MEETING = """
 import os
@@ -19,16 +19,71 @@ gather(0, 2)
 torch.distributed.destroy_process_group()
 """
 
+# Rank 1 gets TERM when Lightning is about to train, just before it meets rank 0 in a barrier.
+TERMINATED = """
+import os
+import signal
+from pathlib import Path
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import StopRequest
+from retain.launchers.stage.training.distributed import join_ranks
+from retain.launchers.stage.training.trainer import fit, stage_trainer
 
-def test_ranks_of_one_machine_meet_where_nobody_else_can_reach_them() -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    shared |= {"GLOO_SOCKET_IFNAME": loopback_interface(), "PYTHONPATH": ":".join(sys.path)}
-    command = [sys.executable, "-c", MEETING]
+class Line(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+    def training_step(self, batch, index):
+        return self.layer(batch).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return torch.utils.data.DataLoader(torch.ones(6, 2), 2)
+
+rank, stop = int(os.environ["RANK"]), StopRequest()
+stop.install()
+join_ranks(2, gpu=False)
+trainer = stage_trainer(Path("."), Ranks(rank, 2), gpu=False, bf16=False, sharded=False, callbacks=[])
+fit(trainer, Line(), Data())
+print(stop.signal, trainer.global_step)
+torch.distributed.destroy_process_group()
+"""
+
+
+def printed_by_two_ranks(script: str) -> list[str]:
+    """The last line that each of two ranks prints which run a script."""
+    port = free_port()
+    shared = {"GLOO_SOCKET_IFNAME": loopback_interface(), "PYTHONPATH": ":".join(sys.path)}
     ranks = [
-        subprocess.Popen(command, env=shared | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=shared | Ranks(rank, 2).rendezvous(LOOPBACK, port, local_rank=rank),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
-    printed = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+    try:
+        printed = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0]
-    port = f"{int(shared['MASTER_PORT']):04X}"
-    assert printed == [f"['0100007F:{port}']"] * 2
+    return [lines[-1] for lines in printed]
+
+
+def test_ranks_of_one_machine_meet_where_nobody_else_can_reach_them() -> None:
+    rank, other = printed_by_two_ranks(MEETING)
+    assert rank == other
+    assert rank.startswith("['0100007F:")
+    assert rank.count(":") == 1
+
+
+def test_a_stop_signal_to_one_rank_while_training_begins_waits_for_no_other_rank() -> None:
+    assert printed_by_two_ranks(TERMINATED) == ["None 3", "SIGTERM 3"]
