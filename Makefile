@@ -18,7 +18,12 @@ test-slurm: .venv/test.installed
 
 # Real training that is killed or compiled again and again. CI runs these tests too.
 test-slow: .venv/test.installed
-	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not slurm"
+	$(MAKE) --no-print-directory -j 2 test-slow-here test-slow-slurm
+
+test-slow-here: .venv/test.installed
+	nice $(BIN)/pytest -n 2 --dist loadfile -m "slow and not slurm"
+
+test-slow-slurm: .venv/test.installed
 	$(BIN)/pytest -m "slow and slurm"
 
 docs: .venv/docs.installed
@@ -57,4 +62,4 @@ watch: .venv/test.installed
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: demo test test-here test-slurm test-slow docs drill slurm-chaos check watch clean
+.PHONY: demo test test-here test-slurm test-slow test-slow-here test-slow-slurm docs drill slurm-chaos check watch clean
