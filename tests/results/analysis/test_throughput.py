@@ -10,8 +10,8 @@ from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.register import register
 from retain.results.analysis import throughput
 from retain.results.analysis.throughput import measured_speeds
-from retain.results.store.index.states import shown_states
 from retain.results.store import runs
+from retain.results.store.index.states import shown_states
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, Progress
 from retain.sweeps.schema.read import check_study
