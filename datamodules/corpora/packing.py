@@ -19,15 +19,12 @@ from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
 from retain.datamodules.corpora.parts.batches import Encoding, batch_documents, encode_ahead
 from retain.datamodules.corpora.prepared import SPLITS, PackedCorpus, fingerprint_of
+from retain.datamodules.corpora.reading.report import CorpusReport
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import Document, text_of
 from retain.datamodules.corpora.split_writer import SplitWriter
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.sweeps.base.documents import FORMAT
-
-Report = Callable[[int, int], None]
-"""Called with the numbers of documents read and of training tokens so far."""
-
 
 Batch = tuple[list[int], Counter[str]]
 """The hashes of distinct documents, and what was counted since the batch before, see `Tally`."""
@@ -57,7 +54,7 @@ def pack(
     division: Division,
     tokens: int | None,
     folder: Path,
-    report: Report,
+    report: CorpusReport,
     masked: bool = False,
     tally: Tally | None = None,
 ) -> PackedCorpus:
@@ -139,7 +136,7 @@ def _write_splits(
     writers: dict[str, SplitWriter],
     division: Division,
     tokens: int | None,
-    report: Report,
+    report: CorpusReport,
 ) -> Counter[str]:
     """Write documents to their splits until the training split holds `tokens` tokens, and return the counts; see `pack`."""
     train, read, counts = writers["train"], 0, Counter[str]()

@@ -2,10 +2,12 @@
 
 import contextlib
 import multiprocessing
+import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 from retain.launchers.stage.environment import OFFLINE
@@ -13,11 +15,26 @@ from retain.launchers.stage.signals import block_stop_signals
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.surroundings import library_imports, temporary_folder
 
+WORKER = "retain.launchers.local.worker"
+
 
 def fork_server(modules: list[str]) -> ForkServerContext:
-    """Fork processes from a server that has imported these modules, so that each is imported only once."""
+    """Fork processes from a server that has imported these modules, so that each is imported only once.
+
+    A server that runs already, but lacks one of them, is replaced: its processes must have ended. Each process would otherwise
+    import what the server lacks, as after data was prepared, which needs no torch.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["retain.launchers.local.worker", *modules])
+    server, wanted = forkserver._forkserver, {WORKER, *modules}
+    if (pid := server._forkserver_pid) is not None:  # type: ignore[attr-defined]
+        imported = set(server._preload_modules)  # type: ignore[attr-defined]
+        if wanted <= imported:
+            return context
+        wanted |= imported
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        server._stop()  # type: ignore[attr-defined]
+    context.set_forkserver_preload(sorted(wanted))
     return context
 
 

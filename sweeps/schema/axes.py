@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -108,8 +108,19 @@ def _validated(raw: Raw, settings: Mapping[str, Any], schema: Schema, where: str
     trial = {name: part for name, part in raw.items() if name not in ("grid", "cases")}
     for path, value in settings.items():
         set_field(trial, path, value, where)
-    study = validate(schema, trial, f"{where}: ")
+    try:
+        study = validate(schema, trial, "")
+    except StudyError as error:
+        raise StudyError(_named_once(where, settings, str(error))) from None
     return {path: get_field(study, path) for path in settings}
+
+
+def _named_once(where: str, paths: Iterable[str], problem: str) -> str:
+    """A message that names the place and then the problem, which may begin with the field that the place ends with."""
+    for path in paths:
+        if where.endswith(path) and problem.startswith((f"{path}:", f"{path}.")):
+            return where + problem.removeprefix(path)
+    return f"{where}: {problem}"
 
 
 def _check_may_vary(path: str, where: str) -> None:

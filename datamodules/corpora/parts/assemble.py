@@ -14,6 +14,7 @@ from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.packing import Division, write_packed
 from retain.datamodules.corpora.parts.stored import StoredPart
 from retain.datamodules.corpora.prepared import PackedCorpus
+from retain.datamodules.corpora.reading.report import CorpusReport
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.split_writer import SplitWriter, Tokens
 from retain.datamodules.corpora.tokenizer import Tokenizer
@@ -25,8 +26,6 @@ COPIED_TOKENS = 1 << 22
 """Tokens that are copied together."""
 GIVEN_BACK = 1 << 20
 """Tokens whose memory is given back together; a multiple of the size of a page."""
-Report = Callable[[int, int], None]
-"""Called with the numbers of documents read and of training tokens so far."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def assemble(
     division: Division,
     tokens: int | None,
     folder: Path,
-    report: Report,
+    report: CorpusReport,
     masked: bool = False,
     at_end: Callable[[int], None] = lambda documents: None,
     tally: Tally | None = None,

@@ -13,7 +13,7 @@ streams are read in turn.
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash
 from retain.datamodules.corpora.packing import token_type
 from retain.datamodules.corpora.parts.batches import batch_documents, encode_ahead, ends_inside
+from retain.datamodules.corpora.reading.report import CorpusReport
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import Document, text_of
 from retain.datamodules.corpora.split_writer import Tokens
@@ -37,8 +38,6 @@ TOKENS, DOCUMENTS, PREDICTED, MANIFEST = "tokens.bin", "documents.bin", "predict
 UNNEEDED = "unneeded.json"
 DOCUMENT = np.dtype([("hash", "<u8"), ("length", "<u4"), ("inside", "u1")])
 CURE = "delete the folder and prepare the study's data again, which makes the part again"
-Report = Callable[[int, int], None]
-"""Called with the numbers of documents and of tokens so far."""
 
 
 class _Manifest(TypedDict):
@@ -111,7 +110,7 @@ def open_part(folder: Path) -> StoredPart:
 
 
 def write_part(
-    documents: Iterable[Document], tokenizer: Tokenizer, masked: bool, folder: Path, report: Report, tally: Tally
+    documents: Iterable[Document], tokenizer: Tokenizer, masked: bool, folder: Path, report: CorpusReport, tally: Tally
 ) -> StoredPart:
     """Tokenise documents into a new `folder`; the manifest is written last.
 

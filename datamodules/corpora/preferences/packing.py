@@ -17,9 +17,10 @@ from typing import Any
 
 from retain.datamodules.corpora.dedup import HashSet
 from retain.datamodules.corpora.documents import document_hash, hash_is_heldout
-from retain.datamodules.corpora.packing import Division, Report, token_type, write_manifest
+from retain.datamodules.corpora.packing import Division, token_type, write_manifest
 from retain.datamodules.corpora.parts.batches import batch_documents, encode_ahead
 from retain.datamodules.corpora.prepared import REJECTED, SPLITS, PackedCorpus
+from retain.datamodules.corpora.reading.report import CorpusReport
 from retain.datamodules.corpora.reading.tally import Tally
 from retain.datamodules.corpora.responses.marked import Document, Encoded, Pair, texts_of
 from retain.datamodules.corpora.split_writer import SplitWriter
@@ -36,7 +37,7 @@ def pack_pairs(
     division: Division,
     tokens: int | None,
     folder: Path,
-    report: Report,
+    report: CorpusReport,
     tally: Tally | None = None,
 ) -> PackedCorpus:
     """Tokenise and pack pairs into a new `folder`; memory is constant except for 8 bytes a pair.
@@ -115,7 +116,7 @@ class _Packing:
             self._add("heldout", responses)
         self.splits["heldout"].flush()
 
-    def write(self, documents: Iterable[Document], tokens: int | None, report: Report) -> None:
+    def write(self, documents: Iterable[Document], tokens: int | None, report: CorpusReport) -> None:
         """Divide pairs over the splits, until the training split has a number of tokens."""
         train, read = self.splits["train"], 0
         for pair, responses in self._encoded(documents):
@@ -128,7 +129,7 @@ class _Packing:
                 self._flush(read, report)
         self._flush(read, report)
 
-    def _flush(self, read: int, report: Report) -> None:
+    def _flush(self, read: int, report: CorpusReport) -> None:
         for one in self.splits.values():
             one.flush()
         report(read, self.splits["train"].tokens)

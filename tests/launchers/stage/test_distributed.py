@@ -1,9 +1,6 @@
 """How the ranks of one stage connect, and what a signal to one of them does."""
 
-import subprocess
-import sys
-
-from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port, loopback_interface
+from tests.launchers.stage.ranks_of_a_script import printed_by_two_ranks
 
 MEETING = """
 import os
@@ -54,28 +51,6 @@ fit(trainer, Line(), Data())
 print(stop.signal, trainer.global_step)
 torch.distributed.destroy_process_group()
 """
-
-
-def printed_by_two_ranks(script: str) -> list[str]:
-    """The last line that each of two ranks prints which run a script."""
-    port = free_port()
-    shared = {"GLOO_SOCKET_IFNAME": loopback_interface(), "PYTHONPATH": ":".join(sys.path)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env=shared | Ranks(rank, 2).rendezvous(LOOPBACK, port, local_rank=rank),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        printed = [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0]
-    return [lines[-1] for lines in printed]
 
 
 def test_ranks_of_one_machine_meet_where_nobody_else_can_reach_them() -> None:

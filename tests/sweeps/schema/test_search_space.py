@@ -28,10 +28,10 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"axes": {}}, "search.axes: too few values; write at least 1"),
     ({"axis": AXES}, "search.axes: this field is required; add it (retain fields explains what it takes)"),
     ({"axes": AXES, "trails": 5}, "search.trails: unknown field; did you mean trials?"),
-    ({"axes": {"pretrain.exposur": [0, 1]}}, "search.axes.pretrain.exposur: pretrain.exposur: unknown field"),
+    ({"axes": {"pretrain.exposur": [0, 1]}}, "search.axes.pretrain.exposur: unknown field"),
     (
         {"axes": {"pretrain.exposure": {"uniform": [0, 2]}}},
-        "search.axes.pretrain.exposure: pretrain.exposure: 2 is more",
+        "search.axes.pretrain.exposure: 2 is more",
     ),
     ({"axes": {"pretrain.exposure": {"uniform": [1, 0]}}}, "search.axes.pretrain.exposure: uniform: [1, 0] is empty"),
     ({"axes": {"finetune.lr": {"loguniform": [0, 1]}}}, "search.axes.finetune.lr: loguniform: 0 has no logarithm"),
@@ -44,7 +44,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"axes": {"sequence_length": {"integers": [16, 32]}}}, "search.axes.sequence_length: a range is not possible"),
     (
         {"axes": {"posttrain": [{}], "posttrain.lr": [1]}},
-        "search.axes.posttrain: posttrain.corpus: this field is required; add it (retain fields explains what it takes)",
+        "search.axes.posttrain.corpus: this field is required; add it (retain fields explains what it takes)",
     ),
     (
         {"axes": AXES, "objective": "loss"},

@@ -1,0 +1,23 @@
+"""The server that worker processes are forked from."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+from retain.launchers.local.fork_server import fork_server, start
+told = "import os, sys; print('colorsys' in sys.modules, 'wave' in sys.modules, os.getppid(), flush=True)"
+for modules in (["colorsys"], ["wave"], ["colorsys"]):
+    process = fork_server(modules).Process(target=exec, args=(told,))
+    start(process)
+    process.join()
+"""
+
+
+def test_processes_find_imported_what_they_need_whatever_an_earlier_study_of_this_process_needed() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True)
+    first, second, third = (line.split() for line in done.stdout.splitlines())
+    assert first[:2] == ["True", "False"]
+    assert second[:2] == ["True", "True"]
+    # The same server, as it lacks nothing.
+    assert third == second
+    assert second[2] != first[2]
