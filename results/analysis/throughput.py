@@ -61,13 +61,10 @@ def measured_speeds(store: Store, states: Mapping[str, StateSummary] | None = No
     cached = _read_cache(store)
     group_of = {key: group for group, speeds in cached.items() for key in speeds}
     models: dict[str, str | None] = {}
-    runs = store.read_all(
-        lambda run: (
-            None if (key := run.key) in group_of or key in undone else _measured(store, run, given.get(key), models)
-        )
-    )
+    runs = store.read_all(lambda run: _measured(store, run, given.get(run.key), models), but=group_of.keys() | undone)
     known: Speeds = {}
-    for key in runs.keys() & group_of.keys():
+    # The cache is in the store, so a store with a cache is there.
+    for key in group_of.keys() & set(os.listdir(store.root) if group_of else ()):
         known.setdefault(group_of[key], {})[key] = cached[group_of[key]][key]
     new = {key: measured for key, measured in runs.items() if measured is not None}
     for key, (group, speed) in new.items():

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from retain.sweeps.base.documents import parsed, read_bytes, write_document
+from retain.sweeps.base.documents import parsed, read_bytes_and_status, write_document
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.base.files import writing
 from retain.sweeps.base.processes import is_alive, machine_id, process_start, slurm_job
@@ -278,7 +278,8 @@ def _highest_claim(path: Path) -> Claim | None:
     while numbers := _numbers(path):
         file = _claim_file(path, numbers[-1])
         try:
-            return Claim(numbers[-1], _read_claim(file), file.lstat().st_mtime_ns)
+            owner, heartbeat_ns = _read_claim(file)
+            return Claim(numbers[-1], owner, heartbeat_ns)
         except OSError as error:
             if not _is_gone(error):
                 raise
@@ -286,15 +287,16 @@ def _highest_claim(path: Path) -> Claim | None:
     return None
 
 
-def _read_claim(file: Path) -> Owner | None:
-    """The owner that a claim names; None if it is empty, so released. Raises OSError if the claim is gone."""
+def _read_claim(file: Path) -> tuple[Owner | None, int]:
+    """The owner of a claim, None if it is empty, so released; and its heartbeat. Raises OSError if the claim is gone."""
     try:
-        content = read_bytes(file, "")
-        return parsed(content, Owner, file, "") if content else None
+        content, status = read_bytes_and_status(file, "")
+        owner = parsed(content, Owner, file, "") if content else None
+        return owner, status.st_mtime_ns
     except DamageError as error:
         if isinstance(error.__cause__, OSError) and _is_gone(error.__cause__):
             raise error.__cause__ from None
-        return UNREADABLE
+        return UNREADABLE, file.lstat().st_mtime_ns
 
 
 def _numbers(path: Path) -> list[int]:

@@ -6,7 +6,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -305,18 +305,18 @@ class Store:
     def run(self, key: str) -> Run:
         return Run(self.root / key)
 
-    def runs(self) -> list[Run]:
-        """Every registered run, in the order of their keys; also those whose files are damaged or may not be read."""
+    def runs(self, but: Container[str] = ()) -> list[Run]:
+        """Every registered run but these keys, in the order of keys; also those whose files are damaged or may not be read."""
         try:
             names = sorted(os.listdir(self.root))
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [self.run(name) for name in names if _holds_run(f"{self.root}/{name}", name)]
+        return [self.run(name) for name in names if name not in but and _holds_run(f"{self.root}/{name}", name)]
 
-    def read_all(self, read: Callable[[Run], Read]) -> dict[str, Read]:
-        """What `read` returns for every run, by key. Runs that cannot be read are left out, and a notice says so."""
+    def read_all(self, read: Callable[[Run], Read], but: Container[str] = ()) -> dict[str, Read]:
+        """What `read` returns for every run but these, by key. Runs that cannot be read are left out, and a notice says so."""
         found, damaged = {}, list[DamageError]()
-        for run in self.runs():
+        for run in self.runs(but):
             try:
                 found[run.key] = read(run)
             except DamageError as error:

@@ -95,6 +95,11 @@ def write_document(path: Path, fields: Mapping[str, Any]) -> None:
 
 def read_bytes(path: Path | str, cure: str) -> bytes:
     """The content of a file of a store. Raises as `read_document` does, and never waits for a pipe or a device."""
+    return read_bytes_and_status(path, cure)[0]
+
+
+def read_bytes_and_status(path: Path | str, cure: str) -> tuple[bytes, os.stat_result]:
+    """`read_bytes`, and the status that the same file had before its content was read."""
     try:
         # O_NONBLOCK: a named pipe without a writer would block for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -108,8 +113,10 @@ def read_bytes(path: Path | str, cure: str) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise DamageError(f"{path} is not a file; {cure}")
-        with open(descriptor, "rb", buffering=0, closefd=False) as stream:
-            return stream.readall()
+        content = os.read(descriptor, status.st_size + 1)
+        while part := os.read(descriptor, 1 << 16):
+            content += part
+        return content, status
     except OSError as error:
         raise unreadable(path, error, cure) from error
     finally:

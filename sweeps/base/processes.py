@@ -68,7 +68,8 @@ def process_start(pid: int) -> str | None:
     UNKNOWN if the process runs, and the system has no /proc or hides the processes of other users there (hidepid).
     """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stream:
+            fields = stream.read().rpartition(b")")[2].decode().split()
         return None if fields[0] in "ZX" else fields[19]
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         pass

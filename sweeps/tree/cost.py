@@ -98,16 +98,15 @@ def total_cost(
     weights |= {key: weights[key] + size for key, size in moments.items()}
     needed = {need for stage in tree.stages.values() for need in stage.needs}
     families = Counter((stage.stage, stage.needs) for stage in missing)
-    hours, hours_alone, known = _gpu_hours(tree, missing, work, measured, parallelism)
+    trials = Counter(key for trial in tree.trials_without_sharing for key in tree.runs_of(trial))
+    hours, hours_alone, known = _gpu_hours(trials, missing, work, measured, parallelism)
     return Totals(
         stages=len(tree.stages),
         trials=len(tree.trials),
         to_train=len(missing),
         tokens=sum(stage.tokens for stage in tree.stages.values()),
         tokens_to_train=sum(stage.tokens for stage in missing),
-        tokens_without_sharing=sum(
-            tree.stages[key].tokens for trial in tree.trials_without_sharing for key in tree.runs_of(trial)
-        ),
+        tokens_without_sharing=sum(tree.stages[key].tokens * count for key, count in trials.items()),
         flops=float(sum(stage.tokens * work[stage.key].flops for stage in missing)),
         gpu_hours=hours[device],
         gpu_hours_by_device=hours,
@@ -175,7 +174,7 @@ class _Work:
 
 
 def _gpu_hours(
-    tree: Tree,
+    trials: Mapping[str, int],
     missing: Sequence[Stage],
     work: Mapping[str, _Work],
     measured: Measured,
@@ -184,10 +183,11 @@ def _gpu_hours(
     """The GPU-hours of the missing stages by device, from measured speeds where there are any.
 
     Then the hours if each trial trained all its stages itself, and the number of stages with a measured speed.
+
+    trials: by the key of a stage, the number of trials that need it.
     """
     hours, alone = dict.fromkeys(PEAK_FLOPS, 0.0), dict.fromkeys(PEAK_FLOPS, 0.0)
     known = dict.fromkeys(PEAK_FLOPS, 0)
-    trials = Counter(key for trial in tree.trials_without_sharing for key in tree.runs_of(trial))
     for stage in missing:
         own, devices = work[stage.key], parallelism[stage.stage].devices
         for name in PEAK_FLOPS:

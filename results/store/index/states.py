@@ -22,7 +22,7 @@ from pathlib import Path
 from retain.results.store.index.entry import LAYOUT, Stamp, key_of, line_of, stamp_of, state_in
 from retain.results.store.runs import STATE, Store
 from retain.results.store.state import ENDED, State, StateSummary, damaged_state
-from retain.sweeps.base.documents import parsed, read_bytes
+from retain.sweeps.base.documents import parsed, read_bytes, read_bytes_and_status
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.base.files import file_system_time, write_bytes
 
@@ -64,18 +64,17 @@ class StateReader:
         return found
 
     def _from_index(self, key: str, lines: Mapping[str, str]) -> StateSummary | None:
-        """The state of an ended run, or of one that is not registered; None if state.json has to be read."""
-        place = f"{self.root}/{key}"
+        """The state of a run that had ended when state.json was last read; None if it has to be read."""
+        known, line = self._known.get(key), lines.get(key)
+        if known is None and line is None:
+            return None
         try:
-            status = os.stat(f"{place}/{STATE}")
-        except FileNotFoundError:
-            return None if os.path.lexists(place) else _PLANNED
+            status = os.stat(f"{self.root}/{key}/{STATE}")
         except OSError:
             return None
-        known = self._known.get(key)
         if known is not None and known[0] == stamp_of(status):
             return known[1]
-        if (line := lines.get(key)) is None or (state := state_in(line, key, status)) is None:
+        if line is None or (state := state_in(line, key, status)) is None:
             return None
         self._known[key] = stamp_of(status), state
         return state
@@ -85,32 +84,34 @@ class StateReader:
         before = self._time() if len(keys) >= WORTH_INDEXING else None
         new = 0
         for key in keys:
-            path = f"{self.root}/{key}/{STATE}"
-            stamp = None if before is None else _settled(path, before)
             try:
-                state = found[key] = self._state(key, path)
+                state, stamp = self._state(key, before)
             except DamageError as error:
                 if not self.shows_damage:
                     raise
                 found[key] = damaged_state(error)
                 continue
+            found[key] = state
             if stamp is not None and state.state in ENDED and (line := line_of(key, stamp, state)):
                 lines[key] = line
                 new += 1
         if new >= max(WORTH_INDEXING, WORTH_WRITING * len(lines)):
             write_index(self.store, lines)
 
-    def _state(self, key: str, path: str) -> State:
-        """`Run.state`, which parses no content twice that several runs share."""
+    def _state(self, key: str, before: float | None) -> tuple[State, Stamp | None]:
+        """`Run.state`, which parses no content twice that several runs share; and the stamp for the index, as of `_settled`."""
+        path = f"{self.root}/{key}/{STATE}"
         try:
-            content = read_bytes(path, "")
+            content, status = read_bytes_and_status(path, "")
             if (state := self._repeated.get(content)) is None:
                 state = parsed(content, State, path, "")
         except (FileNotFoundError, DamageError):
-            return self.store.run(key).state()  # which says what is wrong, and the cure
+            # A run that is not registered, as most of a new study; or `Run.state` says what is wrong, and the cure.
+            is_absent = not os.path.lexists(f"{self.root}/{key}")
+            return (_PLANNED if is_absent else self.store.run(key).state()), None
         if not state.attempts:
             self._repeated[content] = state
-        return state
+        return state, None if before is None else _settled(status, before)
 
     def _time(self) -> float | None:
         """The time by the clock of the store's file system; None if the store can only be read, so that no index is written."""
@@ -154,13 +155,9 @@ def _header(body: bytes) -> bytes:
     return f"retain states {digest.hexdigest()}".encode()
 
 
-def _settled(path: str, before: float) -> Stamp | None:
-    """The stamp of a file that was last changed well before a time; None for others.
+def _settled(status: os.stat_result, before: float) -> Stamp | None:
+    """The stamp of a file that was last changed well before a time, if it was read after that time; None for others.
 
     A later change, at that time or after it, gives the file another stamp, however coarse the times are.
     """
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
     return stamp_of(status) if max(status.st_mtime, status.st_ctime) < before - YOUNG_S else None

@@ -1,6 +1,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -9,6 +10,7 @@ from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.register import register
 from retain.results.analysis import throughput
 from retain.results.analysis.throughput import measured_speeds
+from retain.results.store import runs
 from retain.results.store.index.states import shown_states
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, Progress
@@ -88,6 +90,10 @@ def test_speeds_of_a_large_store_are_cached_and_follow_new_and_deleted_runs(
     assert measured_speeds(store)("pretrain", model, 1, "L40S") == 55.0
     shutil.rmtree(store.run(roots[0]).folder)
     assert measured_speeds(store)("pretrain", model, 1, "L40S") == 90.0
+
+    with mock.patch.object(runs, "_holds_run", wraps=runs._holds_run) as looked_at:
+        assert measured_speeds(store)("pretrain", model, 1, "L40S") == 90.0
+    assert {call.args[1] for call in looked_at.call_args_list} & set(roots) == set(roots[4:])
 
     (tmp_path / throughput.CACHE).write_text("{")
     assert measured_speeds(store)("pretrain", model, 1, "L40S") == 90.0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -196,6 +197,23 @@ def test_an_unended_run_and_one_that_has_just_ended_have_no_entry(tmp_path: Path
         with mock.patch.object(index, "YOUNG_S", 3.0):
             shown_states(store, keys)
         assert not (store.root / INDEX).exists()
+
+
+@pytest.mark.parametrize("change", ["edit", "fail", "reopen", "delete"])
+def test_a_state_that_changes_between_two_looks_at_its_file_is_read_again(tmp_path: Path, change: str) -> None:
+    store, keys = store_of(tmp_path, 3, "failed" if change == "reopen" else "running")
+
+    def read(path: str, cure: str) -> tuple[bytes, os.stat_result]:
+        status, content = os.stat(path), Path(path).read_bytes()
+        settle()
+        ACTIONS[change](Run(Path(path).parent))
+        return (Path(path).read_bytes() if change == "edit" else content), status
+
+    with eager():
+        with mock.patch.object(index, "read_bytes_and_status", read):
+            shown_states(store, keys)
+        for _ in range(2):
+            assert as_read(StateReader(store), keys) == direct(store, keys)
 
 
 def test_few_runs_are_read_without_an_index_and_many_with_one(tmp_path: Path) -> None:

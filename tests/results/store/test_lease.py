@@ -146,6 +146,13 @@ def test_a_zombie_process_holds_no_lease(path: Path) -> None:
     holder.communicate()
 
 
+def test_a_process_with_any_name_holds_its_lease(path: Path) -> None:
+    holder = start_python("open('/proc/self/comm', 'wb').write(b'\\xff) Z (')\n" + HOLDER, path)
+    assert next_line(holder) == "True"
+    assert is_held(path)
+    holder.communicate("\n", timeout=10)
+
+
 def test_a_later_process_with_the_same_pid_is_not_the_owner(path: Path) -> None:
     lease = written_lease(path, this_process())
     assert is_held(path)
