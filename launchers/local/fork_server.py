@@ -21,8 +21,8 @@ WORKER = "retain.launchers.local.worker"
 def fork_server(modules: list[str]) -> ForkServerContext:
     """Fork processes from a server that has imported these modules, so that each is imported only once.
 
-    A server that runs already, but lacks one of them, is replaced: its processes must have ended. Each process would otherwise
-    import what the server lacks, as after data was prepared, which needs no torch.
+    A running server that lacks one of them is replaced; its processes must have ended. Otherwise each new process would import
+    the missing modules itself: for example torch, if the server was started to prepare data.
     """
     context = multiprocessing.get_context("forkserver")
     server, wanted = forkserver._forkserver, {WORKER, *modules}

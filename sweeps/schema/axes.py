@@ -116,7 +116,7 @@ def _validated(raw: Raw, settings: Mapping[str, Any], schema: Schema, where: str
 
 
 def _named_once(where: str, paths: Iterable[str], problem: str) -> str:
-    """A message that names the place and then the problem, which may begin with the field that the place ends with."""
+    """The place, then the problem; a path that both name is written once."""
     for path in paths:
         if where.endswith(path) and problem.startswith((f"{path}:", f"{path}.")):
             return where + problem.removeprefix(path)

@@ -7,14 +7,13 @@ import torch
 from lightning.pytorch import Callback
 from safetensors.torch import save_file
 from torch.nn.utils import clip_grad_norm_
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from retain.lightning_modules.anchors.fisher import add_squares, information_per_token, no_squares
 from retain.lightning_modules.models import add_dropout
 from retain.lightning_modules.objective import model_inputs, next_token_losses, summed_loss
 from retain.lightning_modules.stage import StageModule
-from tests.lightning_modules.tiny_models import LENGTH, RECIPE, small_model, steps_of, train
+from tests.lightning_modules.tiny_models import LENGTH, RECIPE, Waits, small_model, steps_of, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -200,21 +199,6 @@ def test_a_strong_anchor_keeps_the_weights_near_those_at_the_start() -> None:
         return float(sum(((one - old) ** 2).sum() for one, old in pairs))
 
     assert moved(anchor={"l2sp": 1e3}) < 0.5 * moved()
-
-
-class Waits(TorchDispatchMode):
-    """Counts the operations that read a value of a tensor, for which a GPU would have to finish all that was asked of it."""
-
-    READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "item")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function.overloadpacket.__name__ in self.READS:
-            self.found.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""A small Llama and a recipe to train it, for the tests in this folder."""
+"""A small Llama, a recipe to train it, and what counts how often a step waits for its device."""
 
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM
 
@@ -61,3 +62,18 @@ def train(module: StageModule, batches: list[torch.Tensor], *callbacks: Any, acc
     )
     trainer.fit(module, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     return trainer
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that read a value of a tensor, for which a GPU would have to finish all that was asked of it."""
+
+    READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "item")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket.__name__ in self.READS:
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))

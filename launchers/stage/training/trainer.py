@@ -24,7 +24,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 class _NoHandlers(_SignalConnector):
     """Leaves all signals to `StopRequest`.
 
-    Lightning's handler of TERM waits for every rank in a collective operation, which hangs if one rank alone got the signal.
+    Lightning's handler of TERM waits for all ranks in a collective operation, so it hangs if only one rank received the signal.
     """
 
     def register_signal_handlers(self) -> None:
@@ -32,10 +32,10 @@ class _NoHandlers(_SignalConnector):
 
 
 class _EpochLoop(_TrainingEpochLoop):
-    """Does not ask rank 0 before each step whether Lightning's handler got TERM: that waits for the device."""
+    """Skips the broadcast before each step that asks whether rank 0 received TERM: reading its result waits for the device."""
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """Ask nothing: ranks agree on stop signals in `Agreement`."""
+        """Broadcast nothing: ranks agree on stop signals in `Agreement`."""
 
 
 def stage_trainer(

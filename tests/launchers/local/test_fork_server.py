@@ -13,7 +13,7 @@ for modules in (["colorsys"], ["wave"], ["colorsys"]):
 """
 
 
-def test_processes_find_imported_what_they_need_whatever_an_earlier_study_of_this_process_needed() -> None:
+def test_a_running_server_that_lacks_a_module_is_replaced_by_one_that_has_all() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True)
     first, second, third = (line.split() for line in done.stdout.splitlines())
     assert first[:2] == ["True", "False"]

@@ -60,5 +60,5 @@ def test_ranks_of_one_machine_meet_where_nobody_else_can_reach_them() -> None:
     assert rank.count(":") == 1
 
 
-def test_a_stop_signal_to_one_rank_while_training_begins_waits_for_no_other_rank() -> None:
+def test_a_stop_signal_to_one_rank_as_training_begins_does_not_hang_the_ranks() -> None:
     assert printed_by_two_ranks(TERMINATED) == ["None 3", "SIGTERM 3"]
