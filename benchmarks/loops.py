@@ -286,10 +286,15 @@ def _race(name: str, work: Work, threads: int, pipe: Connection) -> None:
 
 
 def take_turns(racers: Sequence[Racer], until: float = math.inf) -> None:
-    """Let loops that have warmed up take turns until a moment of the monotonic clock, or until all have ended."""
+    """Let loops that have warmed up take turns until a moment of the monotonic clock, or until all have ended.
+
+    The next turn is that of the loop that has had the least time, so slow loops take fewer steps.
+    """
     left = list(racers)
-    while left and (time.monotonic() < until or len(racers[0].steps) < 2 * TURN):
-        left = [racer for racer in left if racer.take(TURN)]
+    while left and (time.monotonic() < until or any(len(racer.steps) < 2 * TURN for racer in left)):
+        racer = min(left, key=lambda racer: sum(racer.steps))
+        if not racer.take(TURN):
+            left.remove(racer)
 
 
 def race(entries: Mapping[str, Work], threads: int, seconds: float = math.inf) -> list[Racer]:

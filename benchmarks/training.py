@@ -138,7 +138,7 @@ def measure(options: argparse.Namespace) -> Page:
         [f"threads: {threads}; {bf16_support()}", f"load average at the end: {os.getloadavg()[0]:.1f}"],
         [
             f"The laptop model (1.05M parameters, vocabulary 2,048), sequences of {LENGTH}. All loops take turns on the same "
-            f"batches, and seconds are those of the processor. Steps of {BIG} sequences:",
+            f"batches, each in the same time, and seconds are those of the processor. Steps of {BIG} sequences:",
             speed_table(big, BIG),
             equal_settings(big),
             "*Pays after* is the number of tokens of one stage after which compiling has saved the time that it took, compared "

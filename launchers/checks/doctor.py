@@ -24,6 +24,7 @@ from retain.launchers.jobs.resources import find_site
 from retain.launchers.slurm.client import has_slurm
 from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import sync_path
+from retain.sweeps.base.processes import usable_cores
 from retain.sweeps.base.units import counted, format_bytes
 from retain.sweeps.schema.sites import Site, read_sites, sites_file
 
@@ -97,8 +98,8 @@ def gpu_finding() -> Finding:
         reason = " ".join(str(error).split())[:200]
         return Finding("GPUs", MISSING, f"torch cannot be used ({type(error).__name__}: {reason}); reinstall it")
     if not names:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return Finding("GPUs", NOTE, f"none here: studies train on {cores} CPU cores; jobs use the GPUs of their nodes")
+        cores = counted(usable_cores(), "CPU core")
+        return Finding("GPUs", NOTE, f"none here: studies train on {cores}; jobs use the GPUs of their nodes")
     return Finding("GPUs", OK, ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)))
 
 

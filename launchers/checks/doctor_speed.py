@@ -1,7 +1,6 @@
 """The defaults of `execution` that depend on the machine, for the doctor: what they are here, and why."""
 
 import importlib.metadata
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,8 @@ from retain.launchers.speed.choice import FEWEST_STEPS, LEAST_GAIN, choose_bf16,
 from retain.launchers.speed.folder import is_private, private_folder, processor_name
 from retain.launchers.speed.measured import Speeds, all_speeds
 from retain.launchers.speed.shape import shape_words
+from retain.sweeps.base.processes import usable_cores
+from retain.sweeps.base.units import counted
 
 MOST = 6
 """The most kinds of steps that are listed."""
@@ -20,10 +21,9 @@ def default_findings(store: Path, gpus: bool) -> list[Finding]:
     if gpus:
         what = "accelerator gpu; precision bf16; compiled; the largest micro-batch that fits; a stage at a time on each GPU"
         return [Finding("defaults", OK, f"{what}: execution.FIELD in a study changes each")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    what = (
-        f"accelerator cpu, as there are no GPUs; {cores} stages at a time of 1 thread each, as there are {cores} cores"
-    )
+    cores = usable_cores()
+    at_a_time = f"{counted(cores, 'stage')} at a time of 1 thread each, as there are {counted(cores, 'core')}"
+    what = f"accelerator cpu, as there are no GPUs; {at_a_time}"
     rule = (
         f"precision fp32 and not compiled, unless steps of a stage's own shape are measured to be faster: in bf16 {LEAST_GAIN} "
         f"times as fast, compiled by more than compiling takes; paths of under {FEWEST_STEPS} steps are not measured"

@@ -39,9 +39,7 @@ def local_slots(execution: Execution, chain: Sequence[str]) -> list[Slot]:
         names = visible.split(",") if visible else [str(number) for number in range(gpus)]
         groups = [tuple(names[first : first + most]) for first in range(0, gpus - most + 1, most)]
         return [Slot(ranks, group) for group in groups[: execution.parallel]]
-    cores = usable_cores()
-    busiest = max(stage.threads * stage.devices for stage in stages.values())
-    return [Slot(ranks)] * (execution.parallel or max(1, cores // busiest))
+    return [Slot(ranks)] * execution.stages_at_a_time(chain, usable_cores())
 
 
 def _count_gpus() -> int:

@@ -1,7 +1,7 @@
 """What the defaults that depend on the machine mean for the stages of a study, as far as the store knows, and why."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from retain.launchers.speed.folder import is_private, private_folder, processor_
 from retain.launchers.speed.measured import Speeds, read_speeds
 from retain.launchers.speed.shape import place_of, step_shape, steps_so_far
 from retain.results.analysis.axes import grouped
+from retain.sweeps.base.processes import usable_cores
+from retain.sweeps.base.units import counted
+from retain.sweeps.schema.execution import Execution
 from retain.sweeps.schema.section import GROUNDWORK
 from retain.sweeps.tree.tree import Stage, Tree
 
@@ -23,19 +26,43 @@ def planned_defaults(opened: OpenedStudy) -> list[str]:
     """What precision and compilation the stages of the chain have where the study leaves them open, and why, as sentences.
 
     Stages for which the same holds share one. Of several stages of one name, the longest counts. Measured speeds are those of
-    this kind of processor.
+    this kind of processor. Then a sentence on how many stages `retain run` trains at the same time, and on what.
     """
     found = grouped(_choices(opened.tree, opened), itemgetter(1))
-    return [f"{', '.join(name for name, _ in named)} {choice}" for choice, named in found.items()]
+    sentences = [f"{', '.join(name for name, _ in named)} {choice}" for choice, named in found.items()]
+    return [*sentences, *_on_this_machine(opened.file.study.execution, [name for name, _ in _longest(opened.tree)])]
+
+
+def _on_this_machine(execution: Execution, chain: Collection[str]) -> Iterator[str]:
+    """Yield where `retain run` trains here and how many stages at a time, as far as the study leaves them open."""
+    stages, cores = [execution.of_stage(name) for name in chain], usable_cores()
+    clauses = []
+    if any(stage.accelerator != "gpu" for stage in stages) and execution.parallel is None:
+        count = counted(execution.stages_at_a_time(chain, cores), "stage")
+        most = max(stage.threads * stage.devices for stage in stages)
+        why = f"as it has {counted(cores, 'core')} and a stage takes {counted(most, 'thread')}"
+        clauses.append(f"{count} at a time on CPUs, {why}")
+    on_gpus = [stage for stage in stages if stage.accelerator != "cpu"]
+    asked = ["on GPUs, if it has any"] if any(stage.accelerator == AUTO for stage in on_gpus) else []
+    fitting = ["in the largest micro-batches that fit"] if any(stage.micro_batch is None for stage in on_gpus) else []
+    if asked or fitting:
+        clauses.append(", ".join([*(asked or ["on GPUs"]), *fitting]))
+    if clauses:
+        yield f"on this machine retain run trains {'; '.join(clauses)}"
+
+
+def _longest(tree: Tree) -> Iterator[tuple[str, Stage]]:
+    """Yield the name of each stage of the chain that trains, and the longest stage of that name."""
+    for name in (name for name in tree.chain if name not in GROUNDWORK):
+        of_name = [stage for stage in tree.stages.values() if stage.stage == name]
+        longest = max(of_name, key=lambda stage: stage.tokens, default=None)
+        if longest is not None and kind_of_recipe(json.loads(longest.recipe)) is TRAINING:
+            yield name, longest
 
 
 def _choices(tree: Tree, opened: OpenedStudy) -> Iterator[tuple[str, str]]:
     """Yield the name of a stage, and what it has on GPUs or on CPUs."""
-    for name in (name for name in tree.chain if name not in GROUNDWORK):
-        of_name = [stage for stage in tree.stages.values() if stage.stage == name]
-        longest = max(of_name, key=lambda stage: stage.tokens, default=None)
-        if longest is None or kind_of_recipe(json.loads(longest.recipe)) is not TRAINING:
-            continue
+    for name, longest in _longest(tree):
         execution = opened.file.study.execution.of_stage(name).model_dump(mode="json")
         opens = [field for field in ("precision", "compile") if execution[field] == AUTO]
         if not opens:

@@ -114,8 +114,8 @@ class Plan:
     disk: list[DiskItem]
     """What takes the bytes of `totals.disk_peak_bytes`, and when each is freed."""
     defaults: list[str]
-    """Precision and compilation where the study leaves them to the machine, with their reasons; on CPUs as measured on this
-    kind of processor. Stages for which the same holds share a sentence."""
+    """What the study leaves to the machine, with the reasons: precision and compilation, on CPUs as measured on this kind of
+    processor (stages for which the same holds share a sentence), the devices, and the number of stages at a time."""
 
 
 def plan_studies(

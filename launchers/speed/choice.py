@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from retain.launchers.speed.measured import Compiled, Precision, Speeds
 
 FEWEST_STEPS = 200
-"""A stage is measured if it and the stages that it starts from have so many steps. Measuring takes as long as a dozen."""
+"""A stage is measured if it and the stages that it starts from have so many steps. Measuring takes as long as 12 to 24."""
 LEAST_GAIN = 1.15
 """How many times as fast bf16 must be. Less is within the noise of a busy machine, and does not repay other digits."""
 EXPECTED_SAVING = 0.15
@@ -33,7 +33,7 @@ def too_few(steps: int) -> str | None:
 def choose_bf16(speeds: Speeds) -> Choice:
     """Whether bf16 is faster by enough. It depends on the shape alone, so seeds and siblings agree."""
     gain = speeds["fp32"] / speeds["bf16"]
-    times = f"a step takes {_ms(speeds['bf16'])} in bf16 and {_ms(speeds['fp32'])} in fp32"
+    times = f"a step takes {_duration(speeds['bf16'])} in bf16 and {_duration(speeds['fp32'])} in fp32"
     if gain >= LEAST_GAIN:
         return Choice(True, f"{times}: {gain:.2f} times as fast")
     return Choice(False, f"{times}: {gain:.2f} times as fast, and {LEAST_GAIN} would be needed")
@@ -42,7 +42,7 @@ def choose_bf16(speeds: Speeds) -> Choice:
 def worth_trying(step_s: float, steps: int) -> Choice:
     """Whether to compile in order to measure it, for all steps that a process will train."""
     uncompiled, least = step_s * steps, EXPECTED_COMPILE_S / EXPECTED_SAVING
-    words = f"{steps:,} steps of {_ms(step_s)} take {uncompiled:.0f} s uncompiled"
+    words = f"{steps:,} steps of {_duration(step_s)} take {uncompiled:.0f} s uncompiled"
     if uncompiled >= least:
         return Choice(True, f"{words}, so compiling is tried and measured (from {least:.0f} s on)")
     return Choice(False, f"{words}, too short to try compiling (from {least:.0f} s on)")
@@ -52,8 +52,8 @@ def choose_compiled(found: Compiled, steps: int) -> Choice:
     """Whether compiled code that the store has repays the time to load it, over all steps that a process will train."""
     saved = (found["uncompiled"] - found["step"]) * steps
     words = (
-        f"{steps:,} steps of {_ms(found['step'])} instead of {_ms(found['uncompiled'])} save {saved:.0f} s, and loading the "
-        f"compiled code takes {found['warm']:.1f} s"
+        f"{steps:,} steps of {_duration(found['step'])} instead of {_duration(found['uncompiled'])} save {saved:.0f} s, "
+        f"and loading the compiled code takes {found['warm']:.1f} s"
     )
     return Choice(saved > found["warm"], words)
 
@@ -89,5 +89,5 @@ def precision_name(bf16: bool) -> Precision:
     return "bf16" if bf16 else "fp32"
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from retain.results.store.disk import used_bytes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import OPTIMIZER, State, StateSummary
+from retain.results.store.state import OPTIMIZER, PART, State, StateSummary
 from retain.sweeps.base.building import new_build_folder
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
@@ -73,7 +73,8 @@ def find_waste(
         return list(_of_run(run, names[run.key]))
 
     found = [waste for own in store.read_all(of_run).values() for waste in own]
-    found += _of_parts(store, chosen)
+    if parts := {key for key in names if PART in names[key]}:
+        found += _of_parts(store, parts)
     if weights:
         found += _of_weights(runs, chosen, stages or {})
     hidden = [(store.root / key / name, key) for key in names for name in names[key] if name.startswith(".")]
@@ -188,15 +189,15 @@ def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
         yield Waste(place, run.key, LEFTOVER, used_bytes(place), "a dead attempt left it half written")
 
 
-def _of_parts(store: Store, chosen: Collection[str]) -> Iterator[Waste]:
-    """The parts of corpora that are put together."""
+def _of_parts(store: Store, parts: set[str]) -> Iterator[Waste]:
+    """Those of these parts of corpora that are put together."""
     users: dict[str, list[bool]] = {}
     for run in store.runs():
         with contextlib.suppress(DamageError, FileNotFoundError):
             if run.spec().get("kind") == ASSEMBLE:
                 for need in run.needs():
                     users.setdefault(need, []).append(run.is_done())
-    for key in sorted(users.keys() & set(chosen)):
+    for key in sorted(users.keys() & parts):
         if all(users[key]) and store.run(key).is_done():
             folder = store.run(key).folder
             reason = "the corpora that are made of it are prepared"

@@ -1,7 +1,7 @@
 """The fields of a study's `execution` section: how and where its stages run. None of them changes what is learned."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -181,6 +181,11 @@ class Execution(StageExecution):
         if name in GROUNDWORK:
             fields["devices"] = fields["slurm"]["nodes"] = 1
         return StageExecution.model_validate(fields)
+
+    def stages_at_a_time(self, chain: Iterable[str], cores: int) -> int:
+        """The number of stages of a chain that train at the same time on a machine with so many cores and no GPUs."""
+        most = max(stage.threads * stage.devices for stage in map(self.of_stage, chain))
+        return self.parallel or max(1, cores // most)
 
     def of_data(self, site: SiteOptions | None = None, jobs: DataJobs | None = None) -> StageExecution:
         """How parts of corpora are prepared: by one process without GPUs, with the options for data over all others.

@@ -5,6 +5,7 @@ All times are seconds of the processor for one thread, so that other processes o
 
 import contextlib
 import copy
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ from retain.lightning_modules.optimisation import optimizers_of
 SHALLOW, DEEP = 1, 3
 """The layers of the two models that are timed. The time of a step is linear in the layers."""
 ROUNDS = 5
+HOPELESS = 2.0
+"""If steps in bf16 take so many times as long as in fp32, one round tells enough: on processors without products in bf16 they
+take ten times as long."""
 Step = Callable[[], None]
 Poll = Callable[[], None]
 """Called between steps; it raises to stop measuring."""
@@ -87,7 +91,7 @@ class Timed:
 def time_precisions(timed: Timed, poll: Poll) -> tuple[float, float]:
     """Seconds of an uncompiled step in fp32 and in bf16, which take turns."""
     with _as_in_training():
-        fp32, bf16 = _taking_turns([timed.steps(bf16, compiled=False) for bf16 in (False, True)], poll)
+        fp32, bf16 = taking_turns([timed.steps(bf16, compiled=False) for bf16 in (False, True)], poll, HOPELESS)
         return timed.whole(fp32), timed.whole(bf16)
 
 
@@ -100,7 +104,7 @@ def time_compiled(timed: Timed, bf16: bool, poll: Poll) -> Compiled:
         cold = _first_steps(timed, bf16, poll)
         torch.compiler.reset()
         warm = _first_steps(timed, bf16, poll)
-        sides = _taking_turns([timed.steps(bf16, compiled) for compiled in (False, True)], poll)
+        sides = taking_turns([timed.steps(bf16, compiled) for compiled in (False, True)], poll)
         uncompiled, step = map(timed.whole, sides)
         return Compiled(uncompiled=uncompiled, step=step, cold=cold, warm=warm)
 
@@ -113,8 +117,11 @@ def _first_steps(timed: Timed, bf16: bool, poll: Poll) -> float:
     return max(0.0, first - second)
 
 
-def _taking_turns(sides: Sequence[Sequence[Step]], poll: Poll) -> list[list[float]]:
-    """The median seconds of each step of each side, after a round that warms up."""
+def taking_turns(sides: Sequence[Sequence[Step]], poll: Poll, hopeless: float = math.inf) -> list[list[float]]:
+    """The median seconds of each step of each side, after a round that warms up.
+
+    It ends after a round in which all steps of the last side took more than `hopeless` times as long as those of the first.
+    """
     found: list[list[list[float]]] = [[[] for _ in side] for side in sides]
     for number in range(ROUNDS + 1):
         for side, times in zip(sides, found, strict=True):
@@ -123,6 +130,8 @@ def _taking_turns(sides: Sequence[Sequence[Step]], poll: Poll) -> list[list[floa
                 poll()
                 if number:
                     own.append(seconds)
+        if number and all(last[-1] > hopeless * first[-1] for first, last in zip(found[0], found[-1], strict=True)):
+            break
     return [[median(own) for own in times] for times in found]
 
 

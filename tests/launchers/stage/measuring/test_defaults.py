@@ -12,7 +12,14 @@ from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.checks.doctor_speed import default_findings
 from retain.launchers.speed.folder import made_private_folder
 from retain.launchers.speed.measured import read_speeds
-from retain.launchers.stage.measuring.timing import Timed, time_compiled, time_precisions
+from retain.launchers.stage.measuring.timing import (
+    HOPELESS,
+    ROUNDS,
+    Timed,
+    taking_turns,
+    time_compiled,
+    time_precisions,
+)
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.numerics import recorded_numerics
 from retain.lightning_modules.lora import add_adapters
@@ -192,7 +199,8 @@ def test_what_a_study_states_is_not_measured(tmp_path: Path) -> None:
 
 def test_plan_and_doctor_say_what_is_chosen_and_why(measured: tuple[Path, Path], tmp_path: Path) -> None:
     store = fresh(measured, tmp_path, fp32=0.4, bf16=0.1)
-    lines = retain_json("plan", measured[0], "--store", store)["defaults"]
+    *lines, machine = retain_json("plan", measured[0], "--store", store)["defaults"]
+    assert machine.startswith("on this machine retain run trains ")
     assert [line.partition(":")[0].partition(" (")[0] for line in lines] == [
         "pretrain on CPUs like this one's",
         "finetune on CPUs like this one's",
@@ -233,6 +241,17 @@ def test_the_time_of_a_step_grows_with_every_layer_alike() -> None:
     model = tiny_model("llama", num_hidden_layers=8)
     assert timed(model).whole([1.0, 2.0]) == pytest.approx(4.5)
     assert timed(tiny_model("llama", num_hidden_layers=1)).whole([1.0]) == 1.0
+
+
+@pytest.mark.parametrize(("times", "rounds"), [(20, 2), (1, ROUNDS + 1)])
+def test_a_precision_that_is_far_slower_is_timed_only_once_after_warming_up(times: int, rounds: int) -> None:
+    calls = []
+
+    def slow() -> None:
+        calls.append(sum(range(100_000 * times)))
+
+    taking_turns([[lambda: sum(range(100_000))], [slow]], lambda: None, HOPELESS)
+    assert len(calls) == rounds
 
 
 def test_a_stop_signal_ends_the_measurement() -> None:
