@@ -113,7 +113,7 @@ def find_remote(pattern: str, hidden: list[str]) -> list[RemoteFile]:
     try:
         system.invalidate_cache()
         found = patiently(lambda: _matching(system, place, url_kind(pattern) in HTTP))
-        files = [_file(system, path, info) for path, info in sorted(found.items())]
+        files = [remote_file(system, path, info) for path, info in sorted(found.items())]
     except FileNotFoundError as error:
         # The library says it of every answer of a server, and of no answer.
         if (cause := error.__cause__) is not None and getattr(cause, "status", None) not in (404, 410):
@@ -182,7 +182,8 @@ def _matching(system: Any, place: str, is_http: bool) -> dict[str, Any]:
     return {path: info for path, info in found.items() if info.get("type") != "directory"}
 
 
-def _file(system: Any, path: str, info: dict[str, Any]) -> RemoteFile:
+def remote_file(system: Any, path: str, info: dict[str, Any]) -> RemoteFile:
+    """A file by what its file system says of it. Raises MissingResourceError if it could not be read to its end."""
     if info.get("size") is None or not any(info.get(name) for name in VERSIONS):
         info = patiently(lambda: _info(system, path))  # listings of http say neither
     if info.get("contentEncoding") == "gzip":

@@ -4,10 +4,12 @@ import bz2
 import gzip
 from pathlib import Path
 
+import fsspec
 import pytest
 import zstandard
 
 from retain.datamodules.corpora.reading import remote_streams
+from retain.datamodules.corpora.reading.remote import remote_file
 from retain.datamodules.corpora.reading.unreachable import unreachable
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from tests.datamodules.corpora.reading.odd_server import Odd, odd_server
@@ -142,3 +144,11 @@ def test_a_damaged_file_at_a_url_is_told_from_a_broken_connection(tmp_path: Path
 def test_what_reads_a_public_bucket_is_told() -> None:
     assert "(for a public bucket, set FSSPEC_GS_TOKEN=anon)" in str(unreachable("gs://b/a", PermissionError("denied")))
     assert "(for a public bucket, set FSSPEC_S3_ANON=true)" in str(unreachable("s3://b/a", PermissionError("denied")))
+
+
+def test_an_object_that_google_decompresses_on_the_way_is_refused_as_only_a_part_would_be_read() -> None:
+    facts = {"name": "b/a.jsonl", "size": 10, "etag": "1", "contentEncoding": "gzip"}
+    with pytest.raises(
+        MissingResourceError, match="run `gcloud storage objects update --clear-content-encoding` on it"
+    ):
+        remote_file(fsspec.filesystem("memory"), "b/a.jsonl", facts)
