@@ -1,6 +1,7 @@
 """Read corpora from files: text, jsonl, json and csv, also compressed with gzip, zstd or bzip2, and parquet and arrow."""
 
 import contextlib
+import gzip
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -9,8 +10,9 @@ from typing import BinaryIO
 from retain.datamodules.corpora.find import SourceFile, shown
 from retain.datamodules.corpora.reading.json_records import json_records, jsonl_records
 from retain.datamodules.corpora.reading.opened import COMPRESSIONS, checked_blocks, checked_lines, open_text
-from retain.datamodules.corpora.reading.remote import RemoteFile, unreachable
+from retain.datamodules.corpora.reading.remote import RemoteFile
 from retain.datamodules.corpora.reading.tables import arrow_records, csv_records, parquet_records
+from retain.datamodules.corpora.reading.unreachable import unreachable
 from retain.datamodules.corpora.responses.marked import Document
 from retain.datamodules.corpora.responses.records import RecordReader, document_of
 from retain.sweeps.base.errors import RetainError, StudyError
@@ -96,7 +98,7 @@ def naming_file(path: SourceFile) -> Iterator[None]:
             cure = "make it readable"
         else:
             cure = "repair the file, or remove it from the corpus's `files:`"
-        if isinstance(path, RemoteFile) and isinstance(error, OSError):
+        if isinstance(path, RemoteFile) and isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
             raise unreachable(path.url, error) from error
         raise StudyError(f"{shown(path)}: cannot be read ({error}); {cure}") from error
     except Exception as error:

@@ -1,6 +1,9 @@
 """Files at URLs, such as s3://, gs://, hf:// and https://, through fsspec."""
 
 import contextlib
+import gzip
+import logging
+import os
 import re
 import shutil
 import tempfile
@@ -10,6 +13,8 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
+from retain.datamodules.corpora.reading.remote_streams import HttpStream, SizedStream, patiently
+from retain.datamodules.corpora.reading.unreachable import refused, unreachable
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -42,8 +47,7 @@ class RemoteFile:
     @property
     def path(self) -> PurePosixPath:
         """The path of the URL, for names and suffixes."""
-        is_http = self.url.startswith(("http:", "https:"))
-        return PurePosixPath(unquote(urlsplit(self.url).path) if is_http else self.place)
+        return PurePosixPath(unquote(urlsplit(self.url).path) if self.is_http else self.place)
 
     @property
     def name(self) -> str:
@@ -60,23 +64,37 @@ class RemoteFile:
     def __str__(self) -> str:
         return self.url
 
+    @property
+    def is_http(self) -> bool:
+        return self.url.startswith(("http:", "https:"))
+
     def open(self) -> BinaryIO:
-        """Open the file for reading from its beginning to its end."""
-        # Not every server sends a part of a file, so a file of http is read as one stream.
-        options = {"block_size": 0} if self.url.startswith(("http:", "https:")) else {}
-        return cast(BinaryIO, self.system.open(self.place, "rb", **options))
+        """Open the file for reading from its beginning to its end; see `remote_streams`."""
+        if self.is_http:
+            return cast(BinaryIO, self._http_stream())
+        stream = self.system.open(self.place, "rb")
+        return cast(BinaryIO, stream if self.size is None else SizedStream(self.url, self.size, stream))
+
+    def _http_stream(self) -> HttpStream:
+        # As one stream, as not every server sends a part of a file, and as its bytes are: they tell how they are compressed.
+        options = {"block_size": 0, "size": self.size, "auto_decompress": False}
+        return HttpStream(
+            self.url, self.size, lambda headers: self.system.open(self.place, "rb", headers=headers, **options)
+        )
 
     @contextlib.contextmanager
     def seekable(self) -> Iterator[BinaryIO]:
         """Open the file for reading in any order; a file of http is copied to a temporary file."""
-        with self.open() as stream:
-            if not self.url.startswith(("http:", "https:")):
+        if not self.is_http:
+            with self.system.open(self.place, "rb") as stream:
                 yield stream
-                return
-            with tempfile.TemporaryFile() as copy:
-                shutil.copyfileobj(stream, copy)
-                copy.seek(0)
-                yield cast(BinaryIO, copy)
+            return
+        with self._http_stream() as stream, tempfile.TemporaryFile() as copy:
+            if stream.encoding not in ("", "gzip"):
+                raise refused(self.url, f"the server sends it with {stream.encoding}", "use a local copy")
+            shutil.copyfileobj(gzip.GzipFile(fileobj=stream) if stream.encoding else stream, copy)
+            copy.seek(0)
+            yield cast(BinaryIO, copy)
 
 
 def url_kind(pattern: str) -> str | None:
@@ -94,13 +112,15 @@ def find_remote(pattern: str, hidden: list[str]) -> list[RemoteFile]:
     system, place = _file_system(pattern)
     try:
         system.invalidate_cache()
-        found = _matching(system, place, url_kind(pattern) in HTTP)
-        files = [_file(system, path, info) for path, info in sorted(found.items())]
+        found = patiently(lambda: _matching(system, place, url_kind(pattern) in HTTP))
+        files = [remote_file(system, path, info) for path, info in sorted(found.items())]
     except FileNotFoundError as error:
         # The library says it of every answer of a server, and of no answer.
         if (cause := error.__cause__) is not None and getattr(cause, "status", None) not in (404, 410):
             raise unreachable(pattern, cause) from error
         files = []
+    except RetainError:
+        raise
     except Exception as error:  # each file system has classes of its own
         raise unreachable(pattern, error) from error
     shown = [file for file in files if not _is_hidden(file.place, place)]
@@ -108,15 +128,6 @@ def find_remote(pattern: str, hidden: list[str]) -> list[RemoteFile]:
     if not shown:
         raise MissingResourceError(f"files: no file matches {pattern}; correct the URL")
     return shown
-
-
-def unreachable(url: str, error: BaseException) -> MissingResourceError:
-    """The error for a URL that cannot be read."""
-    reason = " ".join(str(error).split())[:200]
-    return MissingResourceError(
-        f"files: {url} cannot be read ({type(error).__name__}: {reason}); check the URL, the network and your credentials, "
-        "or use a local copy"
-    )
 
 
 def _file_system(pattern: str) -> tuple[Any, str]:
@@ -133,6 +144,8 @@ def _file_system(pattern: str) -> tuple[Any, str]:
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALLED_S)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
+    if kind in ("gs", "gcs") and "GCSFS_DEBUG" not in os.environ:
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of each error that it raises
     try:
         system, place = fsspec.core.url_to_fs(pattern, **options)
     except ImportError as error:
@@ -159,7 +172,7 @@ def _matching(system: Any, place: str, is_http: bool) -> dict[str, Any]:
     elif is_http and place.endswith("/"):
         matches = system.find(place, detail=True)
     else:
-        matches = {place: system.info(place)}
+        matches = {place: _info(system, place)}
     found: dict[str, Any] = {}
     for path, info in matches.items():
         if info.get("type") == "directory":
@@ -169,11 +182,26 @@ def _matching(system: Any, place: str, is_http: bool) -> dict[str, Any]:
     return {path: info for path, info in found.items() if info.get("type") != "directory"}
 
 
-def _file(system: Any, path: str, info: dict[str, Any]) -> RemoteFile:
+def remote_file(system: Any, path: str, info: dict[str, Any]) -> RemoteFile:
+    """A file by what its file system says of it. Raises MissingResourceError if it could not be read to its end."""
     if info.get("size") is None or not any(info.get(name) for name in VERSIONS):
-        info = system.info(path)  # listings of http say neither
+        info = patiently(lambda: _info(system, path))  # listings of http say neither
+    if info.get("contentEncoding") == "gzip":
+        # Its size is that of the compressed bytes, and gcsfs stops after as many of the decompressed ones.
+        raise refused(
+            str(system.unstrip_protocol(path)),
+            "it is stored with Content-Encoding: gzip, so that Google decompresses it on the way",
+            "run `gcloud storage objects update --clear-content-encoding` on it, after which it is read compressed",
+        )
     version = next((str(info[name]) for name in VERSIONS if info.get(name)), "")
     return RemoteFile(str(system.unstrip_protocol(path)), info.get("size"), version, system, path)
+
+
+def _info(system: Any, path: str) -> dict[str, Any]:
+    """What a file system says of a file."""
+    options = {"auto_decompress": False} if path.startswith(("http:", "https:")) else {}
+    info: dict[str, Any] = system.info(path, **options)
+    return info
 
 
 def _is_hidden(path: str, pattern: str) -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 import fsspec
 import pytest
 
-from retain.datamodules.corpora.documents import read_documents
 from retain.datamodules.corpora.find import absolute, find_sources
 from retain.datamodules.corpora.sources import source_identity
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
@@ -39,16 +38,9 @@ class _Silent(SimpleHTTPRequestHandler):
         pass
 
 
-class _Cut(_Silent):
-    """Promises more than it sends."""
-
-    def send_header(self, keyword: str, value: str) -> None:
-        super().send_header(keyword, str(int(value) + 9) if keyword == "Content-Length" else value)
-
-
 @contextmanager
-def serving(folder: Path, handler: type[SimpleHTTPRequestHandler] = _Silent) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
+def serving(folder: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Silent, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -141,7 +133,11 @@ def test_a_changed_file_at_a_url_is_another_source(places: Any, tmp_path: Path) 
         ),
         ("nosuch://bucket/a.jsonl", StudyError, "nothing reads nosuch://; name files by a path, or by s3://"),
         ("zip://a.jsonl::http://127.0.0.1/a.zip", StudyError, "is a chain of URLs; unpack the archive"),
-        ("http://127.0.0.1:1/a.jsonl", MissingResourceError, "cannot be read (ClientConnectorError: "),
+        (
+            "http://127.0.0.1:1/a.jsonl",
+            MissingResourceError,
+            "cannot be read (no connection to the server: Connection ref",
+        ),
         ("memory://nowhere/*.jsonl", MissingResourceError, "no file matches memory://nowhere/*.jsonl; correct the URL"),
     ],
 )
@@ -166,10 +162,3 @@ def test_bad_input_at_a_url_is_named_by_url_and_line(tmp_path: Path) -> None:
             with pytest.raises(RetainError) as refused:
                 read(tmp_path, files=f"{url}/{name}")
             assert words in str(refused.value)
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-def test_a_file_that_the_server_cuts_is_never_read_as_a_shorter_one(name: str, tmp_path: Path) -> None:
-    write(tmp_path, {"a.jsonl": lines("one"), "a.parquet": parquet({"text": ["one"]})})
-    with serving(tmp_path, _Cut) as url, pytest.raises(MissingResourceError, match="check the URL, the network"):
-        list(read_documents(Corpus(files=f"{url}/{name}"), tmp_path))

@@ -1,0 +1,119 @@
+"""Say why a URL cannot be read, and what helps."""
+
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from time import time
+
+from retain.sweeps.base.errors import MissingResourceError, RetainError
+
+BUSY = (408, 425, 429, 500, 502, 503, 504)
+"""Answers that a server may give now and not a little later."""
+BROKEN = (
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE),
+    *(errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN),
+)
+EXPIRED, OTHER_NAMES = 10, (62, 64)
+"""OpenSSL's codes for a certificate that has expired, and for one of another host or address."""
+PUBLIC = {"s3": "FSSPEC_S3_ANON=true", "gs": "FSSPEC_GS_TOKEN=anon", "gcs": "FSSPEC_GCS_TOKEN=anon"}
+"""The variable that reads a public bucket without credentials."""
+LATER = "try again later, or use a local copy"
+NETWORK = "check the URL, the network and its proxy (HTTPS_PROXY, HTTP_PROXY), or use a local copy"
+
+
+def unreachable(url: str, error: BaseException) -> RetainError:
+    """The error for a URL that cannot be read: the cause and a cure. An error of Retain is returned as it is."""
+    if isinstance(error, RetainError):
+        return error
+    for cause in causes(error):
+        if told := _told(cause):
+            return refused(url, *told)
+    kind = url.partition(":")[0].lower()
+    public = f" (for a public bucket, set {PUBLIC[kind]})" if kind in PUBLIC else ""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return refused(url, reason, f"check the URL, the network and your credentials{public}, or use a local copy")
+
+
+def refused(url: str, reason: str, cure: str) -> MissingResourceError:
+    """The error that says why a URL is not read, and what to do."""
+    return MissingResourceError(f"files: {url} cannot be read ({reason}); {cure}")
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and the errors that it comes from; aiohttp keeps those of the connection in fields of its own."""
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while isinstance(found, BaseException) and found not in seen:
+        yield found
+        seen.append(found)
+        inner = getattr(found, "certificate_error", None) or getattr(found, "os_error", None)
+        found = inner or found.__cause__
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status that a server of http answered with, if that is the error."""
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) and status >= 400 else None
+
+
+def retry_after_s(error: BaseException) -> float:
+    """The seconds that a busy server asks to wait; 0 if it does not say."""
+    for cause in causes(error):
+        said = (getattr(cause, "headers", None) or {}).get("Retry-After", "").strip()
+        if said.isdecimal():
+            return float(said)
+        try:
+            return max(0.0, parsedate_to_datetime(said).timestamp() - time())
+        except ValueError:
+            continue
+    return 0.0
+
+
+def _told(error: BaseException) -> tuple[str, str] | None:
+    """The reason and the cure for an error of a connection; None for any other."""
+    # Those of aiohttp have the same classes, and none of their fields.
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _told_of_certificate(error) if hasattr(error, "verify_code") else None
+    if isinstance(error, ssl.SSLError) and (reason := getattr(error, "reason", None)):
+        words = reason.replace("_", " ").lower()
+        return f"no encrypted connection: {words}", "check the port, or write http:// if the server has no TLS"
+    if (status := status_of(error)) is not None:
+        return _told_of_answer(status, str(getattr(error, "message", "")), retry_after_s(error))
+    if type(error).__name__ == "TooManyRedirects":
+        return "the server redirects in a circle", "check the URL, or use a local copy"
+    if isinstance(error, TimeoutError):
+        return "the server does not answer in time", NETWORK
+    if isinstance(error, socket.gaierror):
+        return f"no connection to the server: {error.strerror}", NETWORK
+    if isinstance(error, OSError) and error.errno in BROKEN:
+        return f"no connection to the server: {os.strerror(error.errno)}", NETWORK
+    if isinstance(error, ConnectionError) and error.errno is None:
+        return "the server closed the connection", "check the port and the URL, or use a local copy"
+    if isinstance(error, FileNotFoundError) and error.__cause__ is None:
+        return "it is not there", "correct the URL"
+    return None
+
+
+def _told_of_certificate(error: ssl.SSLCertVerificationError) -> tuple[str, str]:
+    reason = f"the server's certificate is not valid: {error.verify_message.strip().rstrip('.')}"
+    if error.verify_code == EXPIRED:
+        return reason, "check this machine's clock, ask the server's owner for a new one, or use a local copy"
+    if error.verify_code in OTHER_NAMES:
+        return reason, "correct the host in the URL, or use a local copy"
+    return reason, (
+        "if an authority of your own signs it, or a proxy, set SSL_CERT_FILE to a PEM file with all authorities to trust"
+    )
+
+
+def _told_of_answer(status: int, message: str, wait_s: float) -> tuple[str, str]:
+    reason = f"the server answers {status} {' '.join(message.split())[:100]}".rstrip()
+    if status in (401, 403):
+        return reason, "check your credentials (in ~/.netrc) or the time limit of a signed URL, or use a local copy"
+    if status in (404, 410):
+        return reason, "correct the URL"
+    if status in BUSY:
+        return f"{reason}, and asks to wait {wait_s:.0f} s" if wait_s else reason, LATER
+    return reason, "check the URL, or use a local copy"
