@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
@@ -172,8 +173,8 @@ def results(
     losses: Annotated[
         str | None,
         typer.Option(
-            help="Show these losses instead of the paper's four: `all`, or some as STAGE/CORPUS or STAGE/TASK/METRIC, "
-            "separated by commas."
+            help="Show these losses instead of the paper's four: `all`, or some as L_ret, STAGE/CORPUS or "
+            "STAGE/TASK/METRIC, separated by commas."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -184,15 +185,21 @@ def results(
     """
     from retain.launchers.cli.views.results import print_failures, print_results
     from retain.launchers.planning.opened_study import open_study
+    from retain.results.analysis.loss_planes import SYMBOLS
     from retain.results.report.collect import collect_results
     from retain.results.store.loss_table import chosen_columns, csv_text
     from retain.results.store.state import DAMAGED
 
+    if as_json and csv == Path("-"):
+        raise StudyError(
+            "--csv -: with --json, standard output has the document; write the CSV to a file, or leave out --json"
+        )
     opened = open_study(study, overrides or (), store)
     # What `retain run` and other readers keep in the study's folder is of the whole study.
     write: Literal["pictures", "nothing"] = "nothing" if overrides else "pictures"
     found = collect_results(opened.file, opened.tree, opened.store, write=write)
-    columns = None if losses is None else chosen_columns(found.trials, losses)
+    symbols = {symbol: loss for loss, symbol in SYMBOLS.items()}
+    columns = None if losses is None else chosen_columns(found.trials, losses, symbols)
     if csv is not None:
         write_named("--csv", csv, csv_text(found.trials))
     show(found, as_json, lambda found: print_results(found, store, columns))
