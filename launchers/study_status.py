@@ -22,7 +22,7 @@ from retain.results.store.status import (
 )
 from retain.results.store.study_files import preparation_keys, search_run
 from retain.sweeps.base.errors import DamageError, StudyError
-from retain.sweeps.base.units import is_written
+from retain.sweeps.base.yaml_text import is_written, written
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def filtered(status: Status, states: Sequence[str], stages: Sequence[str], where
     conditions: dict[str, list[str]] = {}
     for condition in where:
         axis, separator, text = condition.partition("=")
-        values = list(dict.fromkeys(str(row.axes[axis]) for row in rows if axis in row.axes))
+        values = list(dict.fromkeys(written(row.axes[axis]) for row in rows if axis in row.axes))
         if not separator or not values:
             axes = ", ".join(dict.fromkeys(name for row in rows for name in row.axes)) or "none"
             raise StudyError(f"--where {condition}: a filter is AXIS=VALUE, and the axes are {axes}")
