@@ -92,7 +92,7 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
 
     The study is expanded again only while its data is not prepared, as its keys change then.
 
-    Raises StudyError, also if the store does not exist and no study is named.
+    Raises StudyError, and MissingResourceError if no study is named and the store does not exist.
     """
     if study is None:
         whole = existing_store(store)
