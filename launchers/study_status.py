@@ -83,8 +83,11 @@ class Status:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is known that no run will begin or continue, unless it is retried."""
-        return self.unanswered is None and not any(map(is_to_come, self.runs))
+        """Whether it is known that no run will begin or continue, unless it is retried.
+
+        Where all runs have ended, the store alone says so, without an answer of SLURM.
+        """
+        return not any(map(is_to_come, self.runs)) and (self.unanswered is None or bool(self.runs))
 
 
 def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> Callable[[], Status]:

@@ -131,6 +131,8 @@ def status(
         return filtered(status, state or (), stage or (), where or ())
 
     if watch:
+        if as_json:
+            raise StudyError("--json: prints one document, and --watch goes on; omit one of the two")
         read = status_reader(study, overrides or (), store)
         watch_status(lambda: chosen(read()))
         return

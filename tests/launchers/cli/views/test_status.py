@@ -136,6 +136,13 @@ def test_runs_are_filtered_by_lists_nothing_and_truth_as_a_study_file_writes_the
         filtered(status, [], [], ["pretrain.exposure_schedule=[0, 1]"])
 
 
+def test_ended_runs_are_over_also_where_slurm_does_not_answer(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    rows = [replace(row, state="done") for row in study_status(tree, store)]
+    assert Status("tiny", rows, [], [], "SLURM: no answer").is_over
+    assert not Status("tiny", [*rows[:-1], replace(rows[-1], state="queued")], [], [], "SLURM: no answer").is_over
+
+
 def test_the_time_left_counts_runs_to_come_and_no_path_faster_than_its_runs_one_after_the_other() -> None:
     row = RunStatus("a", "pretrain", {}, "running", 1, 0.5, 500, 1000, None, 100.0, 5.0, None, None, None, None)
     below = replace(row, key="b", stage="finetune", state="planned", tokens=0, tokens_per_second=0.0, parent="a")
