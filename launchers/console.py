@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.sweeps.base.yaml_text import written
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -45,11 +43,6 @@ def new_table(*columns: str, left: int = 1, header: bool = True) -> "Table":
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index < left or name in WORDS else "right", overflow="fold")
     return table
-
-
-def cell(value: Any) -> str:
-    """A value in a table: 5e-05 instead of 5e-05000, and null as in a study file."""
-    return f"{value:g}" if isinstance(value, float) else written(value)
 
 
 def _plain(value: Any) -> Any:

@@ -193,9 +193,7 @@ def results(
     from retain.results.store.state import DAMAGED
 
     if as_json and csv == Path("-"):
-        raise StudyError(
-            "--csv -: with --json, standard output has the document; write the CSV to a file, or leave out --json"
-        )
+        raise StudyError("--csv -: with --json, standard output has the document; write the CSV to a file")
     opened = open_study(study, overrides or (), store)
     # What `retain run` and other readers keep in the study's folder is of the whole study.
     write: Literal["pictures", "nothing"] = "nothing" if overrides else "pictures"

@@ -207,6 +207,11 @@ def written(value: Any) -> str:
     return str(value)
 
 
+def cell(value: Any) -> str:
+    """A value in a table, as a study file writes it: null, and 5e-05 instead of 5e-05000."""
+    return f"{value:g}" if isinstance(value, float) else written(value)
+
+
 def is_written(value: object, text: str) -> bool:
     """Whether a text is a way to write a value of an axis: 5e-5 and 0.00005 are 5e-05, 300M is 300000000, null is nothing.
 
