@@ -132,9 +132,7 @@ def status(
 
     if watch:
         if as_json:
-            raise StudyError(
-                "--json: prints one document, and --watch prints a table until the end; omit one of the two"
-            )
+            raise StudyError("--json: prints one document, and --watch a table; omit one of the two")
         read = status_reader(study, overrides or (), store)
         watch_status(lambda: chosen(read()))
         return
