@@ -45,11 +45,6 @@ def new_table(*columns: str, left: int = 1, header: bool = True) -> "Table":
     return table
 
 
-def cell(value: Any) -> str:
-    """A value in a table: 5e-05 instead of 5e-05000."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _plain(value: Any) -> Any:
     """A path as text, a dataclass as its fields; unlike `dataclasses.asdict` it does not copy nested mappings."""
     if isinstance(value, Path):

@@ -22,7 +22,7 @@ from retain.results.store.status import (
 )
 from retain.results.store.study_files import preparation_keys, search_run
 from retain.sweeps.base.errors import DamageError, StudyError
-from retain.sweeps.base.units import is_written
+from retain.sweeps.base.yaml_text import is_written, written
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,11 @@ class Status:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is known that no run will begin or continue, unless it is retried."""
-        return self.unanswered is None and not any(map(is_to_come, self.runs))
+        """Whether it is known that no run will begin or continue, unless it is retried.
+
+        Where all runs have ended, the store alone says so, without an answer of SLURM.
+        """
+        return not any(map(is_to_come, self.runs)) and (self.unanswered is None or bool(self.runs))
 
 
 def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> Callable[[], Status]:
@@ -92,7 +95,7 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
 
     The study is expanded again only while its data is not prepared, as its keys change then.
 
-    Raises StudyError, also if the store does not exist and no study is named.
+    Raises StudyError, and MissingResourceError if no study is named and the store does not exist.
     """
     if study is None:
         whole = existing_store(store)
@@ -130,7 +133,7 @@ def filtered(status: Status, states: Sequence[str], stages: Sequence[str], where
     conditions: dict[str, list[str]] = {}
     for condition in where:
         axis, separator, text = condition.partition("=")
-        values = list(dict.fromkeys(str(row.axes[axis]) for row in rows if axis in row.axes))
+        values = list(dict.fromkeys(written(row.axes[axis]) for row in rows if axis in row.axes))
         if not separator or not values:
             axes = ", ".join(dict.fromkeys(name for row in rows for name in row.axes)) or "none"
             raise StudyError(f"--where {condition}: a filter is AXIS=VALUE, and the axes are {axes}")

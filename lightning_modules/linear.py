@@ -66,7 +66,8 @@ def population_loss(model: LinearModel, task: Task) -> float:
     """The exact loss E‖y − θx‖² = tr((θ − A) C (θ − A)ᵀ)."""
     _, covariance = _moments(model, task)
     error = model.theta - model.u @ np.diag(task.targets) @ model.v.T
-    return float(((error @ covariance) * error).sum())
+    # Rounding can take the sum just below 0. NaN stays NaN.
+    return max(float(((error @ covariance) * error).sum()), 0.0)
 
 
 def descend(

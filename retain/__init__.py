@@ -30,8 +30,8 @@ __all__ = ["evaluate", "load", "overlap", "plan", "run", "status", "submit"]
 
 
 def plan(
-    studies: str | Sequence[str],
-    overrides: Sequence[str] = (),
+    studies: str | Path | Sequence[str],
+    overrides: str | Sequence[str] = (),
     store: str | Path | None = None,
     device: str = "H100",
     *,
@@ -41,23 +41,27 @@ def plan(
 ) -> "Plan":
     """Plan one study, or several together, without training: stages, tokens, FLOPs, GPU-hours, bytes on disk.
 
-    studies: names of studies of Retain, or paths of study files. overrides: such as `pretrain.exposure=0.5`, for all of them.
+    studies: names of studies of Retain, or paths of study files. overrides: such as `pretrain.exposure=0.5`, one or several,
+    for all of them.
     store: the folder of runs; by default $RETAIN_STORE, or `runs`. device: the GPU of `totals.gpu_hours`.
     until, most, block: as in `run`; the plan is that of the most seeds.
 
-    Raises StudyError if a study is invalid.
+    Raises StudyError if a study is invalid, MissingResourceError if something is missing, such as a file of a corpus.
     """
     from retain.launchers.planning.looks import check_options
     from retain.launchers.planning.plan import plan_studies
+    from retain.sweeps.base.errors import StudyError
 
     check_options(until, most, block)
-    names = [studies] if isinstance(studies, str) else list(studies)
-    return plan_studies(names, overrides, _store(store), device, most, block)
+    names = [str(studies)] if isinstance(studies, str | Path) else list(studies)
+    if not names:
+        raise StudyError("plan: name at least one study")
+    return plan_studies(names, _listed(overrides), _store(store), device, most, block)
 
 
 def run(
     study: str,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     store: str | Path | None = None,
     *,
     until: "Until | None" = None,
@@ -80,15 +84,15 @@ def run(
 
     check_options(until, most, block)
     if until is None:
-        ran = run_study(study, overrides, _store(store), reporting, watching)
+        ran = run_study(study, _listed(overrides), _store(store), reporting, watching)
     else:
-        ran = run_until_decided(study, overrides, _store(store), most, block, reporting, watching)
+        ran = run_until_decided(study, _listed(overrides), _store(store), most, block, reporting, watching)
     return _results_of(ran)
 
 
 def evaluate(
     study: str,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     store: str | Path | None = None,
     *,
     reporting: "Reporting | None" = None,
@@ -101,12 +105,12 @@ def evaluate(
     """
     from retain.launchers.local.run import evaluate_study
 
-    return _results_of(evaluate_study(study, overrides, _store(store), reporting, watching))
+    return _results_of(evaluate_study(study, _listed(overrides), _store(store), reporting, watching))
 
 
 def overlap(
     study: str,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     store: str | Path | None = None,
     *,
     report: "Report | None" = None,
@@ -123,13 +127,13 @@ def overlap(
     from retain.launchers.planning.opened_study import prepare_study
     from retain.launchers.planning.overlaps import measure_overlaps
 
-    opened = prepare_study(study, overrides, _store(store), report or ignore_progress, prepare_here)
+    opened = prepare_study(study, _listed(overrides), _store(store), report or ignore_progress, prepare_here)
     return measure_overlaps(opened, lambda line: None)
 
 
 def submit(
     study: str,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     store: str | Path | None = None,
     site: str | None = None,
     *,
@@ -145,26 +149,27 @@ def submit(
     from retain.datamodules.corpora.reading.report import ignore_progress
     from retain.launchers.jobs.submit import submit_study
 
-    return submit_study(study, overrides, _store(store), site, report or ignore_progress)
+    return submit_study(study, _listed(overrides), _store(store), site, report or ignore_progress)
 
 
-def status(study: str | None = None, overrides: Sequence[str] = (), store: str | Path | None = None) -> "Status":
+def status(study: str | None = None, overrides: str | Sequence[str] = (), store: str | Path | None = None) -> "Status":
     """Read the state of each run of a study, or of a whole store, with its job.
 
-    Raises StudyError if the study is invalid or the store does not exist.
+    Raises StudyError if the study is invalid, MissingResourceError if no study is named and the store does not exist.
     """
     from retain.launchers.study_status import status_reader
 
-    return status_reader(study, overrides, _store(store))()
+    return status_reader(study, _listed(overrides), _store(store))()
 
 
-def load(study: str, store: str | Path | None = None, overrides: Sequence[str] = ()) -> "pandas.DataFrame":
+def load(study: str, store: str | Path | None = None, overrides: str | Sequence[str] = ()) -> "pandas.DataFrame":
     """One row per trial of a study: its axes, the four losses (nats per token), tokens and stage keys; NaN if not trained yet.
 
     study: the name of a study of Retain, or the path of a study file: what the store has of it now. The name of any other study
     that `run` has trained in the store: its rows when `run` ended.
 
-    Raises StudyError if the study is invalid, FileNotFoundError if the store does not exist or has no results of that name.
+    Raises StudyError if the study is invalid, FileNotFoundError if the store does not exist or has no results of that name,
+    MissingResourceError if a run is damaged.
     """
     from retain.launchers.planning.opened_study import open_study
     from retain.results.store.loss_table import frame_of, read_rows, trial_rows
@@ -174,7 +179,7 @@ def load(study: str, store: str | Path | None = None, overrides: Sequence[str] =
     if not place.is_dir():
         raise FileNotFoundError(f"store {place} not found; name another with store= or RETAIN_STORE")
     if overrides or is_study(study):
-        opened = open_study(study, overrides, place)
+        opened = open_study(study, _listed(overrides), place)
         if opened.tree.provisional:
             warnings.warn(
                 f"the data of {study} is not prepared in {place}, so no stage counts as trained", stacklevel=2
@@ -197,9 +202,18 @@ def _results_of(ran: "StudyRun") -> "Results":
     return replace(found, failures=[*found.failures, *failed])
 
 
+def _listed(overrides: str | Sequence[str]) -> Sequence[str]:
+    """Overrides as a list: one may be given by itself."""
+    return [overrides] if isinstance(overrides, str) else overrides
+
+
 def _store(store: str | Path | None) -> Path:
     import os
 
+    from retain.sweeps.base.errors import StudyError
     from retain.sweeps.base.files import user_path
+
+    if store is not None and not isinstance(store, str | Path):
+        raise StudyError(f"store: expected a folder (got {store!r}); give overrides as overrides=")
 
     return user_path(os.environ.get("RETAIN_STORE") or "runs" if store is None else store, "--store")

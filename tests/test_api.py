@@ -10,6 +10,7 @@ import pytest
 
 import retain
 from retain.results.store.state import State
+from retain.sweeps.base.errors import StudyError
 from tests.retain import environment, retain_json
 from tests.studies import linear_study, tiny_study
 
@@ -94,3 +95,21 @@ def test_overlap_returns_what_the_command_prints(tmp_path: Path) -> None:
     found = retain.overlap(study, store=store)
     assert len(found.pairs) == 3
     assert retain_json("overlap", study, "--store", store) == json.loads(json.dumps(asdict(found)))
+
+
+def test_one_override_may_be_given_by_itself(tmp_path: Path) -> None:
+    study = linear_study(tmp_path)
+    for given in ("finetune.lr=0.01", ["finetune.lr=0.01"]):
+        assert retain.plan(study, given, tmp_path / "runs").totals.trials == 2
+        assert len(retain.status(str(study), given, tmp_path / "runs").runs) == 6
+
+
+def test_arguments_in_a_wrong_place_are_named_in_a_sentence(tmp_path: Path) -> None:
+    study = str(linear_study(tmp_path))
+    for call, sentence in (
+        (lambda: retain.load(study, ["seed=[0,1]"]), r"store: expected a folder .*; give overrides as overrides="),  # type: ignore[arg-type]
+        (lambda: retain.plan([]), "plan: name at least one study"),
+        (lambda: retain.plan(study, until="never"), "--until never: unknown value; write decided"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(StudyError, match=sentence):
+            call()

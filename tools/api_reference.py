@@ -104,6 +104,10 @@ def _dataclass(owner: type) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _of_property(one: property) -> str:
+    return f"{doc} Only in Python, not in JSON." if (doc := inspect.getdoc(one)) else ""
+
+
 def _fields(owner: type) -> Iterator[tuple[str, str, str]]:
     """The fields of a dataclass or a typed mapping, those of its bases, and its properties: name, annotation, docstring."""
     for base in reversed(owner.__mro__):
@@ -112,4 +116,4 @@ def _fields(owner: type) -> Iterator[tuple[str, str, str]]:
                 yield name, annotation, doc
             for name, one in vars(base).items():
                 if isinstance(one, property) and one.fget is not None:
-                    yield name, inspect.formatannotation(one.fget.__annotations__["return"]), inspect.getdoc(one) or ""
+                    yield name, inspect.formatannotation(one.fget.__annotations__["return"]), _of_property(one)

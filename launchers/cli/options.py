@@ -149,6 +149,12 @@ def split_studies(words: Sequence[str], verb: str) -> tuple[list[str], list[str]
     return names, overrides
 
 
+def check_site(site: str | None, launcher: str) -> None:
+    """Raise StudyError for a site where nothing is submitted to SLURM."""
+    if site is not None:
+        raise StudyError(f"--site {site}: a site's profile is for jobs, and --launcher {launcher} has none; omit it")
+
+
 def show(document: Document, as_json: bool, print_text: Callable[[Document], None]) -> None:
     """Print a document: for scripts as JSON, for people with `print_text`."""
     from retain.launchers.console import print_json

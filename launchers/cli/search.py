@@ -15,6 +15,7 @@ from retain.launchers.cli.options import (
     SiteName,
     StorePath,
     StudyName,
+    check_site,
     command,
     show,
 )
@@ -70,6 +71,8 @@ def search(
         )
     if nodes > 1 and launcher != "slurm-ray":
         raise StudyError(f"--nodes {nodes}: applies only to --launcher slurm-ray; omit it")
+    if launcher == "ray":
+        check_site(site, launcher)
     if dashboard and (launcher != "ray" or address is not None):
         raise StudyError("--dashboard: only valid for the Ray that --launcher ray starts here; omit it")
     if dashboard and not all(map(is_installed, DASHBOARD)):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
@@ -130,6 +131,8 @@ def status(
         return filtered(status, state or (), stage or (), where or ())
 
     if watch:
+        if as_json:
+            raise StudyError("--json: prints one document, and --watch a table; omit one of the two")
         read = status_reader(study, overrides or (), store)
         watch_status(lambda: chosen(read()))
         return
@@ -172,8 +175,8 @@ def results(
     losses: Annotated[
         str | None,
         typer.Option(
-            help="Show these losses instead of the paper's four: `all`, or some as STAGE/CORPUS or STAGE/TASK/METRIC, "
-            "separated by commas."
+            help="Show these losses instead of the paper's four: `all`, or some as L_ret, STAGE/CORPUS or "
+            "STAGE/TASK/METRIC, separated by commas."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -184,15 +187,19 @@ def results(
     """
     from retain.launchers.cli.views.results import print_failures, print_results
     from retain.launchers.planning.opened_study import open_study
+    from retain.results.analysis.loss_planes import SYMBOLS
     from retain.results.report.collect import collect_results
     from retain.results.store.loss_table import chosen_columns, csv_text
     from retain.results.store.state import DAMAGED
 
+    if as_json and csv == Path("-"):
+        raise StudyError("--csv -: with --json, standard output has the document; write the CSV to a file")
     opened = open_study(study, overrides or (), store)
     # What `retain run` and other readers keep in the study's folder is of the whole study.
     write: Literal["pictures", "nothing"] = "nothing" if overrides else "pictures"
     found = collect_results(opened.file, opened.tree, opened.store, write=write)
-    columns = None if losses is None else chosen_columns(found.trials, losses)
+    symbols = {symbol: loss for loss, symbol in SYMBOLS.items()}
+    columns = None if losses is None else chosen_columns(found.trials, losses, symbols)
     if csv is not None:
         write_named("--csv", csv, csv_text(found.trials))
     show(found, as_json, lambda found: print_results(found, store, columns))

@@ -20,6 +20,7 @@ from retain.launchers.cli.options import (
     StudyName,
     StudyOrRun,
     UntilDecided,
+    check_site,
     command,
     show,
 )
@@ -63,6 +64,8 @@ def data(
     from retain.launchers.cli.views.plan import checks_document, data_document, print_checks, print_data
     from retain.sweeps.schema.read import read_study
 
+    if launcher == "local":
+        check_site(site, launcher)
     if corpus is not None:
         from retain.launchers.cli.views.sequences import print_sequences, sequences_document
 
@@ -188,6 +191,13 @@ def submit(
             "submit: --until decided is an option of run alone, because a submitted job cannot add seeds to the study; submit "
             "fixed seeds, as in seed=[0,1,2], or call retain run in a job of your own"
         )
+    if launcher == "local":
+        check_site(site, launcher)
+    if as_json and (dry_run or launcher == "local"):
+        given = "--dry-run" if dry_run else "--launcher local"
+        raise StudyError(
+            f"--json: submit prints a document of submitted jobs, and {given} submits none; omit one of the two"
+        )
     if dry_run:
         opened = open_study(study, overrides or (), store, remember=False)
         if opened.tree.provisional:
@@ -293,6 +303,8 @@ def drill(
 
     if launcher == "slurm":
         require_slurm()
+    else:
+        check_site(site, launcher)
     with reporting() as report:
         opened = prepare_cut(study, overrides or (), store, report)
     with watching(opened.tree, opened.store) as watch:

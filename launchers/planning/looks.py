@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from retain.results.store.study_files import (
     LOOKS,
@@ -44,6 +44,8 @@ class Schedule:
 
 def check_options(until: Until | None, most: int | None, block: int | None) -> None:
     """Raise StudyError for options of looks without `--until decided`, or out of range."""
+    if until not in (None, *get_args(Until)):
+        raise StudyError(f"--until {until}: unknown value; write decided, or leave --until out")
     for option, value in (("--most", most), ("--block", block)):
         if until is None and value is not None:
             raise StudyError(f"{option} {value} applies to --until decided only; add it, or leave {option} out")

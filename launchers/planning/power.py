@@ -7,6 +7,7 @@ from pathlib import Path
 from retain.launchers.planning.judged import judged
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.plan import PlanTotals, plan_studies
+from retain.results.analysis.methods import has_claims
 from retain.results.claims.judging import Verdict
 from retain.results.claims.power import WANTED, Pilot, pilot_of, seeds_to_decide
 from retain.sweeps.base.errors import StudyError
@@ -92,9 +93,14 @@ def plan_power(
     pilot: another study, such as a smaller one; by default the study's own finished trials. effect: assume every deciding
     effect to be this far on the claimed side, in its own unit, instead of the pilot's effects, which few seeds know badly.
 
-    Raises StudyError if the pilot has no claim with two finished seeds.
+    Raises StudyError if nothing is claimed about the pilot, or it has no claim with two finished seeds.
     """
     piloted = open_study(pilot or study, () if pilot else overrides, store)
+    if not has_claims(piloted.file.study):
+        raise StudyError(
+            f"{piloted.tree.study}: no claim is about this study, so it has no verdicts to plan seeds for; the paper's claims "
+            "are about language models through pretrain, posttrain and finetune"
+        )
     pairs = [(verdict, found) for verdict in judged(piloted) if (found := pilot_of(verdict)) is not None]
     if not pairs:
         raise StudyError(

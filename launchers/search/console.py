@@ -13,13 +13,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from retain.launchers.console import cell, new_table, open_console, print_line
+from retain.launchers.console import new_table, open_console, print_line
 from retain.launchers.search.engine import Search
 from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.search_summary import frontier_area, recommended
 from retain.results.report.search import describe_search
 from retain.results.store.status import seconds_left
 from retain.sweeps.base.units import format_seconds, format_size
+from retain.sweeps.base.yaml_text import cell
 from retain.sweeps.tree.tree import axes_label
 
 BEST = 5

@@ -70,8 +70,8 @@ def require_slurm() -> None:
     """Raise MissingResourceError if there is no SLURM."""
     if not has_slurm():
         raise MissingResourceError(
-            "SLURM: sbatch and squeue are not on PATH; submit from a login node, or train on this machine, "
-            "as --launcher local does"
+            "SLURM: sbatch and squeue are not on PATH; submit from a login node, or train on this machine: "
+            "retain run, or submit --launcher local"
         )
 
 
@@ -207,7 +207,7 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S, shielded: bool =
         if NO_CLUSTER.search(done.stderr):
             raise MissingResourceError(
                 f"SLURM: {command[0]} is installed here and finds no cluster (no slurm.conf); log in to a machine of the "
-                "cluster, or set SLURM_CONF, or train on this machine, as --launcher local does"
+                "cluster, or set SLURM_CONF, or train on this machine: retain run, or submit --launcher local"
             )
         reason = one_line(done.stderr) or f"code {done.returncode}"
         cure = "; try again once the controller answers" if "Unable to contact" in reason else ""

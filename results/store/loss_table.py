@@ -323,13 +323,17 @@ def loss_at(row: Row, column: str) -> float | None:
     return cast(float | None, row.get(part, {}).get(stage, {}).get(name))
 
 
-def chosen_columns(rows: Sequence[Row], asked: str) -> list[str]:
-    """The columns that a user asks for: `all` of the matrix, or names separated by commas. Raises StudyError."""
+def chosen_columns(rows: Sequence[Row], asked: str, symbols: Mapping[str, str]) -> list[str]:
+    """The columns that a user asks for: `all` of the matrix, or names separated by commas. Raises StudyError.
+
+    symbols: the loss that each of the paper's symbols stands for.
+    """
     known = loss_columns(rows)
     if asked == "all":
         return known
     # A comma in the brackets of a value separates no names.
-    names = [name.strip() for name in re.split(r",(?![^\[]*\])", asked) if name.strip()]
+    given = (name.strip() for name in re.split(r",(?![^\[]*\])", asked))
+    names = [symbols.get(name, name) for name in given if name]
     if unknown := [name for name in names if name not in (*known, *LOSSES)]:
         raise StudyError(f"--losses: {unknown_loss(unknown[0], (*LOSSES, *known))}; or write all")
     if not names:

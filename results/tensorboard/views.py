@@ -28,7 +28,7 @@ from retain.results.tensorboard.events import (
 from retain.results.tensorboard.run_events import derive_events, needs_events
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
 from retain.sweeps.base.files import remove, write_bytes
-from retain.sweeps.base.units import is_written
+from retain.sweeps.base.yaml_text import is_written, written
 from retain.sweeps.schema.section import GROUNDWORK
 from retain.sweeps.tree.evaluation import role_of
 from retain.sweeps.tree.tree import Stage, Tree, Trial, axes_label
@@ -132,7 +132,7 @@ def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
             raise StudyError(f"--where {condition}: a filter is AXIS=VALUE, and the axes of {tree.study} are {known}")
         if not (matching := [value for value in values if is_written(value, text)]):
             raise StudyError(
-                f"--where {condition}: no trial has this value; the values are {', '.join(map(str, values))}"
+                f"--where {condition}: no trial has this value; the values are {', '.join(map(written, values))}"
             )
         chosen = [trial for trial in chosen if axis in trial.axes and trial.axes[axis] in matching]
         names.append(f"{axis}={matching[0]}")

@@ -1,6 +1,5 @@
 """Numbers as people write them, and numbers of tokens, bytes and seconds in short form: 300M, 4.2 MB, 2h 10m."""
 
-import contextlib
 import math
 import re
 import reprlib
@@ -65,18 +64,6 @@ def parse_size(value: object) -> int:
     if not 0 <= exact <= LARGEST or exact != exact.to_integral_value():
         raise wrong
     return int(exact)
-
-
-def is_written(value: object, text: str) -> bool:
-    """Whether a text is a way to write a value of an axis: 5e-5 and 0.00005 are 5e-05, 300M is 300000000."""
-    if text == str(value):
-        return True
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return text.lower() == str(value).lower()
-    for parse in (float, parse_size):
-        with contextlib.suppress(ValueError):
-            return parse(text) == value
-    return False
 
 
 def format_size(count: float) -> str:

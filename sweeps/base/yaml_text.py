@@ -4,16 +4,17 @@ YAML 1.1 reads 12:30:00 as 45000, 0123 as 83, yes as true and 5e-5 as text. Here
 the same number in it, a truth value only as true or false, and else the text as it is written. Names are always text.
 """
 
+import contextlib
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
 from retain.sweeps.base.errors import StudyError, os_reason
-from retain.sweeps.base.units import FLOAT, INTEGER, parse_number
+from retain.sweeps.base.units import FLOAT, INTEGER, parse_number, parse_size
 
 DEEPEST = 50
 """The deepest nesting of mappings and lists."""
@@ -193,3 +194,48 @@ for _tag, _pattern, _first in _NUMBERS:
 def yaml_of(fields: Any) -> str:
     """YAML text that `parse_yaml` reads back as these plain fields."""
     return str(yaml.dump(fields, Dumper=_Dumper, sort_keys=False, width=120))
+
+
+def written(value: Any) -> str:
+    """A checked value as a study file writes it: null, true, [0.25, 0.5], {every: 5, patience: 3}; numbers as Python does."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {written(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    return str(value)
+
+
+def cell(value: Any) -> str:
+    """A value in a table, as a study file writes it: null, and 5e-05 instead of 5e-05000."""
+    return f"{value:g}" if isinstance(value, float) else written(value)
+
+
+def is_written(value: object, text: str) -> bool:
+    """Whether a text is a way to write a value of an axis: 5e-5 and 0.00005 are 5e-05, 300M is 300000000, null is nothing.
+
+    A mapping may leave out fields, such as those that have their defaults.
+    """
+    if text in (str(value), written(value)):
+        return True
+    if isinstance(value, Mapping | list | tuple):
+        with contextlib.suppress(StudyError):
+            return _is_part(parse_yaml(text, ""), value)
+        return False
+    if value is None or isinstance(value, bool | str):
+        return text.lower() in (str(value).lower(), written(value))
+    for parse in (float, parse_size):
+        with contextlib.suppress(ValueError):
+            return parse(text) == value
+    return False
+
+
+def _is_part(given: Any, value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(given, dict) and all(
+            name in value and _is_part(one, value[name]) for name, one in given.items()
+        )
+    if isinstance(value, list | tuple):
+        return isinstance(given, list) and len(given) == len(value) and all(map(_is_part, given, value))
+    return bool(given == value)

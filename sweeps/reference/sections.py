@@ -65,7 +65,8 @@ def default_text(field: FieldInfo, required: str = "required") -> str:
     if isinstance(value, Section):
         given = value.model_dump(exclude_defaults=True, exclude_none=True)
         return yaml_value(next(iter(given.values()))) if given else ""
-    return yaml_value(value)
+    is_count = isinstance(value, int) and not isinstance(value, bool) and not is_size(field.metadata)
+    return str(value) if is_count else yaml_value(value)
 
 
 def section_name(section: type[Section]) -> str:

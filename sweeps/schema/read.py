@@ -100,6 +100,8 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
         _check_axes(raw, path.name)
         _apply(raw, override)
     _check_axes(raw, path.name)
+    for override in overrides:
+        _check_reaches_a_trial(raw, override)
     file = check_study(raw, path)
     named |= _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
     measured = tuple(name for name in measured_corpora(file.study) if name not in named)
@@ -136,6 +138,8 @@ def find_study(name: str) -> Path:
         return known[name]
     if is_file(name):
         return Path(name).resolve()
+    if "=" in name and "/" not in name.partition("=")[0]:
+        raise StudyError(f"{shortened(name)}: an override needs a study before it; name the study first")
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the studies are {', '.join(known)}"
     raise StudyError(f"{shortened(name)}: not found, neither as a file nor in sweeps/studies; {hint}")
@@ -317,6 +321,25 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raw["grid"] = raw["grid"] | {field.removeprefix("grid."): value}
     else:
         set_field(raw, field, value, shown)
+
+
+def _check_reaches_a_trial(raw: dict[str, Any], override: str) -> None:
+    """Raise StudyError for an override of a field that every case of an axis sets to a value of its own."""
+    field = override.partition("=")[0]
+    for axis, cases in raw["cases"].items():
+        if field == axis or not isinstance(cases, dict) or not cases:
+            continue
+        setters = [
+            next((path for path in settings if f"{field}.".startswith(f"{path}.")), None)
+            for settings in cases.values()
+            if isinstance(settings, dict)
+        ]
+        if len(setters) == len(cases) and all(setters):
+            case = next(iter(cases))
+            raise StudyError(
+                f"{shortened(repr(override))}: every case of {axis} sets {setters[0]}, so this would change no trial; change a "
+                f"case, as in 'cases.{axis}.{case}={{{setters[0]}: VALUE}}'"
+            )
 
 
 def _chosen(cases: Any, names: Any, override: str) -> dict[str, Any]:

@@ -104,6 +104,8 @@ class Study(Section):
                 )
             if name in chain or (name in cls.model_fields and name not in STAGE_KINDS):
                 continue
+            if name in STAGE_KINDS and section is None:
+                continue  # an override such as posttrain=null, beside a chain without it
             is_stage = name in STAGE_KINDS or (isinstance(section, Mapping) and "corpus" in section)
             if not is_stage or difflib.get_close_matches(str(name), missing, n=1):
                 raise ValueError(unknown_field(str(name), [*cls.model_fields, *missing]))

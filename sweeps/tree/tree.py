@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.yaml_text import written
 from retain.sweeps.schema.axes import Option
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.linear.study import LinearStudy
@@ -383,4 +384,4 @@ def _plain_axes(axes: Axes) -> Axes:
 
 def axes_label(axes: Axes) -> str:
     """Axes as one line, such as `pretrain.exposure=0.5 finetune.lr=5e-05`; `-` if there are none."""
-    return " ".join(f"{name}={value}" for name, value in axes.items()) or "-"
+    return " ".join(f"{name}={written(value)}" for name, value in axes.items()) or "-"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -82,6 +83,16 @@ def deviation(stage: Descent, kept: Sequence[tuple[float, Sequence[float]]]) -> 
     start = kept[0][1]
     pairs = ((row, flow(stage, start, time)) for time, row in kept)
     return max(abs(a - b) for row, exact in pairs for a, b in zip(row, exact, strict=True))
+
+
+def test_a_loss_that_has_reached_zero_is_not_below_it() -> None:
+    """What the model does with features that the inputs of the task lack costs nothing."""
+    task = linear().task("ft")
+    strengths = np.where(np.array(task.variances) > 0, task.targets, 100.0)
+    for seed in range(20):
+        start = start_linear(8, linear().start, seed=seed)
+        learned = replace(start, w1=start.u @ np.diag(strengths), w2=start.v.T)
+        assert 0 <= population_loss(learned, task) < 1e-9
 
 
 @pytest.mark.parametrize("alpha", [UNMIXED, 0.5, 0.76, MIXED])

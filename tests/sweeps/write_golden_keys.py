@@ -12,7 +12,7 @@ from typing import Any
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.tree.data_facts import HeldoutValues, TaskFacts
 from retain.sweeps.tree.measures import asked_evaluations
-from retain.sweeps.tree.tree import axes_label, expand
+from retain.sweeps.tree.tree import Axes, expand
 from tests.studies import made_up_facts, replaced
 
 GOLDEN = Path(__file__).with_name("golden_keys.json")
@@ -197,22 +197,27 @@ TASKS = {
 """A task of the harness and one of the user's own."""
 
 
+def _label(axes: Axes) -> str:
+    """Axes as the file has them: Python's words for values, so that keys alone decide whether it changes."""
+    return " ".join(f"{name}={value}" for name, value in axes.items()) or "-"
+
+
 def golden_keys() -> dict[str, list[str]]:
     """The stages of each study, in the order of the tree, as `key stage axes`."""
     keys = {}
     for name, fields in STUDIES.items():
         file = check_study(fields, Path("golden.yaml"))
         tree = expand(file, made_up_facts(file))
-        keys[name] = [f"{stage.key} {stage.stage} {axes_label(stage.axes)}" for stage in tree.stages.values()]
+        keys[name] = [f"{stage.key} {stage.stage} {_label(stage.axes)}" for stage in tree.stages.values()]
     file = check_study(MEASURED, Path("golden.yaml"))
     evaluations = asked_evaluations(expand(file, made_up_facts(file)))
-    keys["laptop, evaluations"] = [f"{one.key} {one.stage} {axes_label(one.axes)}" for one in evaluations.values()]
+    keys["laptop, evaluations"] = [f"{one.key} {one.stage} {_label(one.axes)}" for one in evaluations.values()]
     by = asked_evaluations(replace(expand(file, made_up_facts(file)), values=VALUES))
-    keys["laptop, evaluations by value"] = [f"{one.key} {one.stage} {axes_label(one.axes)}" for one in by.values()]
+    keys["laptop, evaluations by value"] = [f"{one.key} {one.stage} {_label(one.axes)}" for one in by.values()]
     file = check_study(replaced(LAPTOP, {"grid": {"finetune.average": [0.5, 1]}}), Path("golden.yaml"))
     tree = replace(expand(file, made_up_facts(file)), measured={"finetune": ()}, tasks={"finetune": TASKS})
     found = [one for one in asked_evaluations(tree).values() if "evaluate.tasks" in one.axes]
-    keys["laptop, tasks"] = [f"{one.key} {one.stage} {axes_label(one.axes)}" for one in found]
+    keys["laptop, tasks"] = [f"{one.key} {one.stage} {_label(one.axes)}" for one in found]
     return keys
 
 

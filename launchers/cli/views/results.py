@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from retain.launchers.cli.options import command
-from retain.launchers.console import MOST_ROWS, cell, new_table, open_console, print_line
+from retain.launchers.console import MOST_ROWS, new_table, open_console, print_line
 from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.predictors import PREDICTORS
 from retain.results.claims.sequential import looks_sentence
@@ -16,6 +16,7 @@ from retain.results.report.collect import Failure, Results
 from retain.results.store.loss_table import loss_at, loss_columns, named_losses
 from retain.results.store.study_files import POINTS_STUDY, study_folder
 from retain.sweeps.base.units import counted, format_size
+from retain.sweeps.base.yaml_text import cell
 from retain.sweeps.schema.section import PAIR_MEASURES, is_metric, without_value
 from retain.sweeps.tree.tree import axes_label
 

@@ -20,8 +20,8 @@ def linear_stage_recipe(study: LinearStudy, stage: str) -> dict[str, Any]:
         return linear_pretrain_recipe(study)
     linear = study.model.linear
     if stage == "posttrain":
-        return _later_recipe(study.posttrain, linear.task("post"))
-    return _later_recipe(study.finetune, linear.task("ft"))
+        return _later_recipe(stage, study.posttrain, linear.task("post"))
+    return _later_recipe(stage, study.finetune, linear.task("ft"))
 
 
 def linear_pretrain_recipe(study: LinearStudy) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def linear_pretrain_recipe(study: LinearStudy) -> dict[str, Any]:
         "seed": study.seed,
         "corpus": _as_corpus(linear.task("pre")),
         "exposure": exposed,
-        **_descent(stage.lr, stopping_time(study)),
+        **_descent("pretrain", stage.lr, stopping_time(study)),
     }
 
 
@@ -64,16 +64,18 @@ def linear_cost(recipe: Mapping[str, Any]) -> tuple[int, int]:
     return 8 * n**3, 2 * n**2
 
 
-def _later_recipe(stage: LinearLaterStage, task: Task) -> dict[str, Any]:
+def _later_recipe(name: str, stage: LinearLaterStage, task: Task) -> dict[str, Any]:
     return {
         "corpus": _as_corpus(task),
         "regularisation": stage.regularisation,
-        **_descent(stage.lr, stage.time),
+        **_descent(name, stage.lr, stage.time),
     }
 
 
-def _descent(lr: float, time: float) -> dict[str, Any]:
-    steps = max(1, round(time / lr))
+def _descent(name: str, lr: float, time: float) -> dict[str, Any]:
+    steps = round(time / lr)
+    if not steps:
+        raise StudyError(f"{name}.lr: a time of {time:g} rounds to zero steps of {lr:g}; lower {name}.lr")
     return {"method": LINEAR_METHOD, "lr": lr, "steps": steps, "sequences": steps, "sequence_length": 1, "batch": 1}
 
 

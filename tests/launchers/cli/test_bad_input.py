@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from retain.launchers.cli.app import main
 from tests.retain import retain
-from tests.studies import tiny_study
+from tests.studies import linear_study, tiny_study
 
 INVALID_STUDIES = {
     "unknown field": (["pretrain.exposur=0.5"], 2, ["pretrain.exposur", "did you mean exposure"]),
@@ -72,3 +73,25 @@ def assert_one_sentence(stderr: str, words: list[str]) -> None:
     assert "Traceback" not in stderr
     for word in words:
         assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["status", "--watch", "--json"], ["--json", "--watch"]),
+        (["submit", "--dry-run", "--json"], ["--json", "--dry-run"]),
+        (["submit", "--launcher", "local", "--json"], ["--json", "--launcher local"]),
+        (["submit", "--launcher", "local", "--site", "north"], ["--site north", "--launcher local"]),
+        (["data", "--site", "north"], ["--site north", "--launcher local"]),
+        (["drill", "--site", "north"], ["--site north", "--launcher local"]),
+        (["search", "--site", "north"], ["--site north", "--launcher ray"]),
+    ],
+    ids=lambda given: " ".join(given),
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *options = arguments
+    assert main([verb, str(linear_study(tmp_path)), "--store", str(tmp_path / "runs"), *options]) == 2
+    assert_one_sentence(capsys.readouterr().err, words)
+    assert not (tmp_path / "runs").exists()

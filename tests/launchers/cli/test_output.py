@@ -45,6 +45,16 @@ def csv(place: Path, target: Path) -> int:
     return main(["results", str(place / "linear.yaml"), "--store", str(place / "runs"), "--csv", str(target)])
 
 
+def test_standard_output_has_either_the_csv_or_the_document(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, store = str(place / "linear.yaml"), str(place / "runs")
+    assert main(["results", study, "--store", store, "--csv", "-", "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(
+        "retain: --csv -: with --json, standard output has the document; write the CSV to a file"
+    )
+    assert printed.out == ""
+
+
 def test_a_link_keeps_its_target_and_gets_the_rows(place: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").symlink_to(tmp_path / "kept.csv")
     assert csv(place, tmp_path / "rows.csv") == 0

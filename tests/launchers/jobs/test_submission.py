@@ -110,7 +110,7 @@ def test_without_slurm_a_submission_is_one_sentence_that_names_the_launcher_whic
     assert main(["submit", str(study), "--store", str(tmp_path / "runs")]) == 3
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.endswith("train on this machine, as --launcher local does\n")
+    assert error.endswith("train on this machine: retain run, or submit --launcher local\n")
     assert not (tmp_path / "runs").exists()
 
 

@@ -12,7 +12,7 @@ from retain.launchers.planning.plan import plan_studies
 from retain.launchers.planning.register import register
 from retain.results.claims.power import Pilot, chances
 from tests.results.runs import finish
-from tests.studies import tiny_study
+from tests.studies import linear_study, tiny_study
 
 PILOT_AXES = {"pretrain.exposure": [0, 1], "seed": [0, 1, 2]}
 
@@ -102,3 +102,10 @@ def test_the_simulated_chance_is_that_of_the_t_test_for_one_effect() -> None:
         limit, shift = t.ppf(0.975, seeds - 1), 0.8 * np.sqrt(seeds)
         exact = nct.sf(limit, seeds - 1, shift) + nct.cdf(-limit, seeds - 1, shift)
         assert found[seeds] == pytest.approx(exact, abs=0.05)
+
+
+def test_a_study_that_no_claim_is_about_is_not_asked_for_more_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["power", str(linear_study(tmp_path)), "--store", str(tmp_path / "runs")]) == 2
+    assert capsys.readouterr().err.startswith("retain: linear: no claim is about this study, so it has no verdicts")

@@ -73,7 +73,7 @@ def test_a_slurm_client_without_a_cluster_says_so_without_the_words_of_a_resolve
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(
-        MissingResourceError, match=r"squeue is installed here and finds no cluster .*as --launcher local does"
+        MissingResourceError, match=r"squeue is installed here and finds no cluster .*submit --launcher local"
     ) as raised:
         ask(["squeue"])
     assert "resolve" not in str(raised.value)

@@ -67,6 +67,10 @@ def test_results_shows_the_losses_that_are_asked_for(trained: Trained) -> None:
     assert "L_im" not in printed
     asked = "posttrain/general, retained_posttraining_loss"
     printed = command("results", trained.study, "--store", trained.store, "--losses", asked, more=wide).stdout
+    by_symbol = command(
+        "results", trained.study, "--store", trained.store, "--losses", "posttrain/general,L_ret", more=wide
+    )
+    assert by_symbol.stdout == printed
     row = retain_json("results", trained.study, "--store", trained.store)["trials"][0]
     assert f"{row['losses']['posttrain']['general']:.4f}" in printed
     assert f"{row['retained_posttraining_loss']:.4f}" in printed

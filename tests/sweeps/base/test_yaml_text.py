@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.units import parse_number
-from retain.sweeps.base.yaml_text import parse_yaml, read_yaml, yaml_of
+from retain.sweeps.base.yaml_text import is_written, parse_yaml, read_yaml, written, yaml_of
 
 SCALARS = st.text("0123456789_.:+-eExXoObBaAfFiInNyYtT ~", max_size=12) | st.text(max_size=8)
 
@@ -171,3 +171,34 @@ def test_files_of_other_encodings_are_read_or_named(tmp_path: Path) -> None:
     path.write_bytes("a: 1\nb: é".encode("latin-1"))
     assert "cannot read the file: line 2 is not UTF-8; save the file as UTF-8" in error_of(lambda: read_yaml(path))
     assert "cannot read the file (Is a directory)" in error_of(lambda: read_yaml(tmp_path))
+
+
+VALUES: list[tuple[object, str, list[str], list[str]]] = [
+    (None, "null", ["null", "None", "none"], ["0", "", "false"]),
+    (True, "true", ["true", "True"], ["1", "yes", "false"]),
+    (
+        (0.25, 0.5),
+        "[0.25, 0.5]",
+        ["[0.25,0.5]", "[ 0.25, 5e-1 ]", "(0.25, 0.5)"],
+        ["[0.25]", "0.25", "[0.25", "[0.25, 1]"],
+    ),
+    (
+        {"every": 5, "split": "tune"},
+        "{every: 5, split: tune}",
+        ["{every: 5}", "{split: tune, every: 5}"],
+        ["{every: 6}", "5"],
+    ),
+    ([{"share": 0.1}], "[{share: 0.1}]", ["[{share: 0.1}]"], ["{share: 0.1}"]),
+    ("uniform", "uniform", ["uniform", "Uniform"], ["unifor"]),
+    (5e-05, "5e-05", ["5e-5", "0.00005"], ["5e-4", "true", "null"]),
+    (300_000_000, "300000000", ["300M", "3e8"], ["300k"]),
+]
+
+
+@pytest.mark.parametrize(("value", "shown", "same", "other"), VALUES, ids=[shown for _, shown, _, _ in VALUES])
+def test_a_value_is_shown_as_a_study_file_writes_it_and_found_in_every_such_way(
+    value: object, shown: str, same: list[str], other: list[str]
+) -> None:
+    assert written(value) == shown
+    assert all(is_written(value, text) for text in [shown, *same])
+    assert not any(is_written(value, text) for text in other)

@@ -35,6 +35,9 @@ def test_a_path_finds_its_field_and_the_fields_below_it_also_of_the_theory() -> 
     field, below = find_fields("finetune.lr")
     assert field is not None
     assert (field.type_text, field.default, below) == ("number > 0", "required", [])
+    seed = find_fields("evaluate.tasks.mine.seed")[0]
+    assert seed is not None
+    assert seed.default == "1234", "only sizes are written as 1.234k"
     assert find_fields("posttrain.early_stopping")[1][0].path.startswith("posttrain.early_stopping.")
     assert "corpora.web.files" in {field.path for field in find_fields("corpora.web")[1]}
     assert find_fields("model.linear.features")[0] is not None

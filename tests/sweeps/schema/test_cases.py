@@ -58,6 +58,21 @@ def test_an_override_selects_cases_by_name(tmp_path: Path) -> None:
         tree_of(tmp_path, "method=[]")
 
 
+def test_an_override_that_every_case_overrules_is_refused_and_not_ignored(tmp_path: Path) -> None:
+    cure = r"change a case, as in 'cases\.method\.unmixed=\{pretrain\.exposure: VALUE\}'"
+    refused = rf"'pretrain\.exposure=0\.5': every case of method sets pretrain\.exposure, .*; {cure}"
+    for overrides in (["pretrain.exposure=0.5"], ["method=mixed", "pretrain.exposure=0.5"]):
+        with pytest.raises(StudyError, match="every case of method sets"):
+            tree_of(tmp_path, *overrides)
+    with pytest.raises(StudyError, match=refused):
+        tree_of(tmp_path, "pretrain.exposure=0.5")
+    changed = tree_of(tmp_path, "cases.method.mixed={pretrain.exposure: 0.5}")
+    assert 0.5 in {stage.axes.get("pretrain.exposure") for stage in changed.stages.values()}
+    # One case leaves this field to the study, and so to the override.
+    study = tiny_study(tmp_path, cases={"method": METHODS}, grid={})
+    assert set(read_study(str(study), ["posttrain.dropout=0.1"]).values("posttrain.dropout")) == {0.1, 0.02, 0.05}
+
+
 def test_cases_and_grid_axes_with_the_same_values_give_the_same_stages(tmp_path: Path) -> None:
     by_case = tree_of(tmp_path / "cases", cases={"method": {name: METHODS[name] for name in ("unmixed", "mixed")}})
     by_grid = tree_of(tmp_path / "grid", cases={}, grid={"pretrain.exposure": [0, 1], "finetune.lr": [5e-4, 2e-3]})

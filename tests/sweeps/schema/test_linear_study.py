@@ -8,6 +8,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.linear.closed_forms import mixture, threshold
 from retain.sweeps.schema.linear.study import Linear, LinearStudy
 from retain.sweeps.schema.read import read_study
+from retain.sweeps.tree.recipes.linear import linear_stage_recipe
 
 values = st.floats(0, 1)
 
@@ -83,3 +84,12 @@ def test_an_invalid_field_is_rejected_with_a_cure(case: str) -> None:
         read_study("theory", [override])
     message = str(caught.value)
     assert all(word in message for word in words), message
+
+
+def test_a_stage_shorter_than_half_a_step_is_refused_and_not_trained_for_longer() -> None:
+    study = read_study("theory", ["posttrain.lr=900"]).study
+    assert isinstance(study, LinearStudy)
+    with pytest.raises(
+        StudyError, match=r"posttrain\.lr: a time of .* rounds to zero steps of 900; lower posttrain\.lr"
+    ):
+        linear_stage_recipe(study, "posttrain")

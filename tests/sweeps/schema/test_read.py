@@ -10,6 +10,7 @@ import yaml
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.axes import get_field
 from retain.sweeps.schema.read import STUDIES, StudyFile, read_study
+from retain.sweeps.schema.study import Study
 from tests.studies import tiny_fields, tiny_study
 
 
@@ -225,3 +226,22 @@ def test_the_error_of_an_unknown_study_names_the_nearest_or_all_known_ones(tmp_p
     )
     assert "; the studies are chat, figure10-12, " in error_of(lambda: read_study(str(tmp_path / "absent.yaml")))
     assert "not found, neither as a file" in error_of(lambda: read_study(str(tmp_path)))
+
+
+def test_an_override_without_a_study_before_it_says_so() -> None:
+    assert error_of(lambda: read_study("seed=1")) == "seed=1: an override needs a study before it; name the study first"
+
+
+def test_a_stage_is_left_out_by_an_override_of_the_chain_and_one_of_its_section(path: Path) -> None:
+    study = read_study(str(path), ["stages=[pretrain, finetune]", "posttrain=null", "pretrain.exposure=0"]).study
+    assert isinstance(study, Study)
+    assert (study.stages, study.posttrain) == (("pretrain", "finetune"), None)
+    assert "posttrain: the section is null" in error_of(lambda: read_study(str(path), ["posttrain=null"]))
+
+
+def test_the_sequences_of_ewc_may_be_set_once_for_an_axis_of_its_strength(path: Path) -> None:
+    anchor = "finetune.anchor={ewc: 0, sequences: 16}"
+    assert read_study(str(path), [anchor, "finetune.anchor.ewc=[1, 2]"]).axes["finetune.anchor.ewc"] == [1, 2]
+    assert "add ewc (0 where an axis sets it)" in error_of(
+        lambda: read_study(str(path), ["finetune.anchor.ewc=[1, 2]", "finetune.anchor.sequences=16"])
+    )

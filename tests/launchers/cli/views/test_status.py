@@ -19,7 +19,7 @@ from retain.results.store.status import RunStatus, in_tree_order, study_seconds_
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.tree.tree import Tree
 from tests.results.runs import finish, kinds, put_state, registered
-from tests.studies import linear_study
+from tests.studies import linear_study, tiny_tree
 
 NARROW = 80
 GRID = {"seed": [0, 1], "pretrain.exposure": [0, 0.5, 1], "posttrain.lr": [1e-4, 5e-4], "finetune.lr": [1e-4, 2e-4]}
@@ -115,6 +115,32 @@ def test_filters_choose_runs_and_name_what_there_is(
     document = json.loads(capsys.readouterr().out)
     assert [row["state"] for row in document["runs"]] == ["failed"]
     assert document["runs"][0]["parent"] in tree.stages
+
+
+def test_runs_are_filtered_by_lists_nothing_and_truth_as_a_study_file_writes_them(tmp_path: Path) -> None:
+    grid = {
+        "pretrain.exposure_schedule": ["uniform", [0.25, 0.5]],
+        "posttrain.max_tokens": [None, 5120],
+        "pretrain.repeat": [True],
+        "finetune.lr": [1e-3],
+    }
+    tree = tiny_tree(**{"pretrain.exposure": 0.5, "grid": grid})
+    status = Status("tiny", study_status(tree, Store(tmp_path)), [], [], None)
+    for where, count in (
+        (["pretrain.exposure_schedule=[0.25,0.5]"], 5),
+        (["posttrain.max_tokens=null"], 4),
+        (["pretrain.repeat=true"], 10),
+    ):
+        assert len(filtered(status, [], [], where).runs) == count, where
+    with pytest.raises(StudyError, match=re.escape("the values are uniform, [0.25, 0.5]")):
+        filtered(status, [], [], ["pretrain.exposure_schedule=[0, 1]"])
+
+
+def test_ended_runs_are_over_also_where_slurm_does_not_answer(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    rows = [replace(row, state="done") for row in study_status(tree, store)]
+    assert Status("tiny", rows, [], [], "SLURM: no answer").is_over
+    assert not Status("tiny", [*rows[:-1], replace(rows[-1], state="queued")], [], [], "SLURM: no answer").is_over
 
 
 def test_the_time_left_counts_runs_to_come_and_no_path_faster_than_its_runs_one_after_the_other() -> None:
