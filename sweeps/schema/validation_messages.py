@@ -88,6 +88,8 @@ def _first_sentence(error: ValidationError, root: type[BaseModel]) -> str:
         colon = "." if re.match(r"[a-z_.]+: ", message) else ": "
         return f"{field}{colon}{message}{more}" if field else f"{message}{more}"
     message = WORDS.get(kind, "invalid value; docs/reference/fields.md says what the field takes")
+    if "expected" in context:  # values of Python: 'auto', True or False
+        context = {"expected": re.sub("True|False", lambda value: value[0].lower(), context["expected"])}
     message = message.format(**context).replace("'", "")
     what, cure, after = message.partition(";")
     given = "" if isinstance(first["input"], dict) or first["input"] == "" else f" (got {shown_value(first['input'])})"
