@@ -26,7 +26,7 @@ def planned_defaults(opened: OpenedStudy) -> list[str]:
     """What precision and compilation the stages of the chain have where the study leaves them open, and why, as sentences.
 
     Stages for which the same holds share one. Of several stages of one name, the longest counts. Measured speeds are those of
-    this kind of processor. Then a sentence on how many stages `retain run` trains at the same time, and on what.
+    this kind of processor. Then a sentence on where stages train here, and how many at a time.
     """
     found = grouped(_choices(opened.tree, opened), itemgetter(1))
     sentences = [f"{', '.join(name for name, _ in named)} {choice}" for choice, named in found.items()]
@@ -34,21 +34,21 @@ def planned_defaults(opened: OpenedStudy) -> list[str]:
 
 
 def _on_this_machine(execution: Execution, chain: Collection[str]) -> Iterator[str]:
-    """Yield where `retain run` trains here and how many stages at a time, as far as the study leaves them open."""
+    """Yield where stages train here and how many at a time, as far as the study leaves them open."""
     stages, cores = [execution.of_stage(name) for name in chain], usable_cores()
     clauses = []
     if any(stage.accelerator != "gpu" for stage in stages) and execution.parallel is None:
-        count = counted(execution.stages_at_a_time(chain, cores), "stage")
+        count = execution.stages_at_a_time(chain, cores)
         most = max(stage.threads * stage.devices for stage in stages)
         why = f"as it has {counted(cores, 'core')} and a stage takes {counted(most, 'thread')}"
-        clauses.append(f"{count} at a time on CPUs, {why}")
+        clauses.append(f"on CPUs, {count:,} at a time, {why}")
     on_gpus = [stage for stage in stages if stage.accelerator != "cpu"]
     asked = ["on GPUs, if it has any"] if any(stage.accelerator == AUTO for stage in on_gpus) else []
     fitting = ["in the largest micro-batches that fit"] if any(stage.micro_batch is None for stage in on_gpus) else []
     if asked or fitting:
         clauses.append(", ".join([*(asked or ["on GPUs"]), *fitting]))
     if clauses:
-        yield f"on this machine retain run trains {'; '.join(clauses)}"
+        yield f"on this machine stages train {'; '.join(clauses)}"
 
 
 def _longest(tree: Tree) -> Iterator[tuple[str, Stage]]:

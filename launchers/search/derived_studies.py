@@ -102,25 +102,33 @@ class SearchedStudy:
 def open_search(name: str, overrides: Sequence[str], store: Path, report: Report | None) -> SearchedStudy:
     """Read a study with its search section, and check the ends of the space; with `report`, prepare its data too.
 
-    Raises StudyError if there is no search section, if several cases are open, if an end of the space is invalid, or if an
-    override makes an axis of the grid, which a search ignores; MissingResourceError for a logger that is not installed.
+    Raises StudyError if there is no search section, if several cases are open, if an end of the space is invalid, or for an
+    override that a search would ignore; MissingResourceError for a logger that is not installed.
     """
     file = read_study(name, overrides)
     check_loggers(file)
     for override in overrides if file.search else ():
-        path = override.partition("=")[0].removeprefix("grid.")
-        if path in file.axes:
-            cure = (
-                "list seeds under search.seeds"
-                if _is_seed(path)
-                else "give it one value, or search it under search.axes"
-            )
-            raise StudyError(f"{path}: a search replaces the grid; {cure}")
+        _check_override(file, override.partition("=")[0].removeprefix("grid."))
     check_name(file, store)
     searched = search_of(file, store, report)
     if report is not None:
         claim_name(file, store)
     return searched
+
+
+def _check_override(file: StudyFile, path: str) -> None:
+    """Raise StudyError for an override that makes an axis of the grid, or sets what every point of the search replaces."""
+    if path in file.axes:
+        cure = (
+            "list seeds under search.seeds" if _is_seed(path) else "give it one value, or search it under search.axes"
+        )
+        raise StudyError(f"{path}: a search replaces the grid; {cure}")
+    searched = [axis.path for axis in file.search.axes] if file.search else []
+    if axis := next((axis for axis in searched if f"{path}.".startswith(f"{axis}.")), None):
+        cure = f"leave the override out, or remove {axis} from search.axes"
+        raise StudyError(f"{path}: every point of the search has a value of its own for {axis}; {cure}")
+    if path == "seed" and "seeds" in (file.study.search or {}):
+        raise StudyError("seed: every point is trained with the seeds of search.seeds; change search.seeds")
 
 
 def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedStudy:

@@ -11,7 +11,7 @@ from retain.sweeps.base.units import counted
 from tests.studies import tiny_study
 
 CORES = usable_cores()
-ON_CPUS = f"{{}} at a time on CPUs, as it has {counted(CORES, 'core')} and a stage takes {{}}"
+ON_CPUS = f"on CPUs, {{}} at a time, as it has {counted(CORES, 'core')} and a stage takes {{}}"
 FITTING = "in the largest micro-batches that fit"
 FIXED = ("execution.precision=fp32", "execution.compile=false")
 
@@ -19,20 +19,20 @@ FIXED = ("execution.precision=fp32", "execution.compile=false")
 def said(folder: Path, *overrides: str) -> list[str]:
     """What plan says of the defaults of a study that states its precision and whether it is compiled."""
     opened = open_study(str(tiny_study(folder)), [*FIXED, *overrides], folder / "runs")
-    return [line.removeprefix("on this machine retain run trains ") for line in planned_defaults(opened)]
+    return [line.removeprefix("on this machine stages train ") for line in planned_defaults(opened)]
 
 
 @pytest.mark.parametrize(
     ("overrides", "sentences"),
     [
-        ([], [f"{ON_CPUS.format(counted(CORES, 'stage'), '1 thread')}; on GPUs, if it has any, {FITTING}"]),
-        (["execution.accelerator=cpu"], [ON_CPUS.format(counted(CORES, "stage"), "1 thread")]),
+        ([], [f"{ON_CPUS.format(CORES, '1 thread')}; on GPUs, if it has any, {FITTING}"]),
+        (["execution.accelerator=cpu"], [ON_CPUS.format(CORES, "1 thread")]),
         (["execution.accelerator=gpu"], [f"on GPUs, {FITTING}"]),
         (["execution.accelerator=cpu", "execution.parallel=3"], []),
         (["execution.accelerator=gpu", "execution.micro_batch=1"], []),
         (
             ["execution.accelerator=cpu", f"execution.stages.finetune.threads={2 * CORES}"],
-            [ON_CPUS.format("1 stage", f"{2 * CORES} threads")],
+            [ON_CPUS.format(1, f"{2 * CORES} threads")],
         ),
     ],
 )

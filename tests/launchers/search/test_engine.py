@@ -25,7 +25,7 @@ from tests.conftest import Trained
 from tests.launchers.search.searches import THEORY, block, finish, searching
 from tests.results.runs import finish as finish_run
 from tests.results.runs import put_state
-from tests.studies import tiny_study
+from tests.studies import tiny_fields, tiny_study
 
 OPTIMUM = block(axes={"pretrain.exposure": {"uniform": [0, 0.95]}}, trials=6, searcher="tpe")
 
@@ -241,18 +241,19 @@ def test_a_history_that_is_taken_up_again_says_so_and_brings_its_curves(found: S
     assert [point.value for point in done] == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_a_study_gives_to_a_searched_field_changes_no_history(trained: Trained, tmp_path: Path) -> None:
-    def identity(axes: dict[str, object], *changes: str) -> str:
-        searched = open_search(str(trained.study), [block(axes=axes), *changes], trained.store, None)
-        return searched.identity()
+def test_what_a_study_gives_to_a_searched_field_changes_no_history(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+
+    def identity(axes: dict[str, object], **fields: object) -> str:
+        study.write_text(yaml.safe_dump(tiny_fields(**{"search": {"axes": axes}, "grid": {}, **fields})))
+        return open_search(str(study), (), tmp_path / "runs", None).identity()
 
     exposure: dict[str, object] = {"pretrain.exposure": {"uniform": [0, 1]}}
-    assert identity(exposure) == identity(exposure, "pretrain.exposure=0.5")
-    assert identity(exposure) != identity(exposure, "posttrain.dropout=0.1")
-    assert identity({"posttrain.dropout": [0, 0.2]}) == identity(
-        {"posttrain.dropout": [0, 0.2]}, "posttrain.dropout=0.1"
-    )
-    assert identity(exposure) != identity({"posttrain.dropout": [0, 0.2]})
+    dropout: dict[str, object] = {"posttrain.dropout": [0, 0.2]}
+    assert identity(exposure) == identity(exposure, **{"pretrain.exposure": 0.5})
+    assert identity(exposure) != identity(exposure, **{"posttrain.dropout": 0.1})
+    assert identity(dropout) == identity(dropout, **{"posttrain.dropout": 0.1})
+    assert identity(exposure) != identity(dropout)
 
 
 def test_budgets_are_tokens_or_hours() -> None:

@@ -200,7 +200,7 @@ def test_what_a_study_states_is_not_measured(tmp_path: Path) -> None:
 def test_plan_and_doctor_say_what_is_chosen_and_why(measured: tuple[Path, Path], tmp_path: Path) -> None:
     store = fresh(measured, tmp_path, fp32=0.4, bf16=0.1)
     *lines, machine = retain_json("plan", measured[0], "--store", store)["defaults"]
-    assert machine.startswith("on this machine retain run trains ")
+    assert machine.startswith("on this machine stages train ")
     assert [line.partition(":")[0].partition(" (")[0] for line in lines] == [
         "pretrain on CPUs like this one's",
         "finetune on CPUs like this one's",
