@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,11 @@ def weights(store: Path) -> dict[str, bytes]:
 def losses(store: Path) -> dict[str, Any]:
     """losses.json of every run of a store, by stage key."""
     return {file.parent.name: json.loads(file.read_text()) for file in sorted(store.glob("*/losses.json"))}
+
+
+def copied_runs(store: Path, to: Path) -> Path:
+    """Copy a store's data and runs, for another study file of the same study: the results of one belong to its file."""
+    return Path(shutil.copytree(store, to, symlinks=True, ignore=shutil.ignore_patterns("studies")))
 
 
 def train_here(
