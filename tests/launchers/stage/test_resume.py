@@ -138,8 +138,24 @@ def empty_the_manifest(state: Path) -> None:
     (state / "state.json").write_text("")
 
 
-@pytest.mark.parametrize("harm", [truncate, flip, change_a_number, lose_the_manifest, empty_the_manifest])
-@pytest.mark.parametrize("both", [False, True], ids=["newest", "both"])
+HARMS = (truncate, flip, change_a_number, lose_the_manifest, empty_the_manifest)
+QUICK = ((truncate, False), (lose_the_manifest, False), (flip, True))
+"""What is done to the newest checkpoint, or to both, in the fast tests."""
+
+
+@pytest.mark.parametrize(
+    ("harm", "both"),
+    [
+        pytest.param(
+            harm,
+            both,
+            id=f"{'both' if both else 'newest'}-{harm.__name__}",
+            marks=() if (harm, both) in QUICK else pytest.mark.slow,
+        )
+        for both in (False, True)
+        for harm in HARMS
+    ],
+)
 def test_a_damaged_state_is_said_and_the_older_one_or_none_is_used(
     harm: Callable[[Path], None], both: bool, calm: tuple[Path, Path], tmp_path: Path, stopped: Path
 ) -> None:
