@@ -222,7 +222,10 @@ def timed(model: Any, **fields: Any) -> Timed:
     return Timed(model, RECIPE | fields, 2, None, checkpointing=False)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, marks=() if one in ("llama", "gpt2") else pytest.mark.slow) for one in CONFIGS],
+)
 def test_steps_of_every_family_can_be_timed(family: str) -> None:
     fp32, bf16 = time_precisions(timed(tiny_model(family).train()), lambda: None)
     assert fp32 > 0
