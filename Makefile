@@ -16,7 +16,7 @@ test-here: .venv/test.installed
 test-slurm: .venv/test.installed
 	$(BIN)/pytest -m "slurm and not slow"
 
-# Real training that is killed or compiled again and again. CI runs these tests too.
+# Real training that is killed or compiled again and again, and variants of what the others test. CI runs these tests too.
 test-slow: .venv/test.installed
 	$(MAKE) --no-print-directory -j 2 test-slow-here test-slow-slurm
 

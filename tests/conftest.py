@@ -1,3 +1,4 @@
+import multiprocessing
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -5,13 +6,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from retain.launchers.kinds import ASSEMBLE, EVALUATE, FISHER, LINEAR, PREPARE, REFERENCE, TRAINING
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
-from tests.retain import retain
+from tests.retain import retain_here
 from tests.studies import tiny_study
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+# Otherwise the server of worker processes is replaced, and imports torch again, with every kind of run that is new to it.
+KINDS = (TRAINING, LINEAR, EVALUATE, FISHER, REFERENCE, PREPARE, ASSEMBLE)
+multiprocessing.get_context("forkserver").set_forkserver_preload([kind.module for kind in KINDS])
 
 
 @dataclass(frozen=True)
@@ -47,4 +52,4 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Trained once for all tests: read it, do not write into it."""
     folder = tmp_path_factory.mktemp("trained")
     study = tiny_study(folder / "study")
-    return Trained(study, folder / "runs", retain("run", study, "--store", folder / "runs"))
+    return Trained(study, folder / "runs", retain_here("run", study, "--store", folder / "runs"))

@@ -1,11 +1,12 @@
 """The command line. Each verb imports what it needs when it is called, so that `retain --help` answers at once."""
 
+import functools
 import gc
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -79,6 +80,12 @@ for verb in (
     app.command(epilog=EXIT_CODES)(verb)
 
 
+@functools.cache
+def _command() -> Callable[..., Any]:
+    """The command that typer makes of all verbs; whoever calls `main` again and again makes it once."""
+    return typer.main.get_command(app)
+
+
 def _check_words(words: Sequence[str]) -> None:
     """Raise StudyError for an empty word, such as an unset variable in quotes, and for spaces around a word."""
     for before, word in zip(["retain", *words], words, strict=False):
@@ -109,7 +116,7 @@ def _main(typed: Sequence[str]) -> int:
         if not HELP & set(typed):
             _check_surroundings()
         with library_imports():
-            code = int(app(typed, prog_name="retain", standalone_mode=False) or 0)
+            code = int(_command()(typed, prog_name="retain", standalone_mode=False) or 0)
     except RetainError as error:
         print(f"retain: {error}", file=sys.stderr)
         return error.exit_code

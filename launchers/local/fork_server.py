@@ -22,19 +22,19 @@ def fork_server(modules: list[str]) -> ForkServerContext:
     """Fork processes from a server that has imported these modules, so that each is imported only once.
 
     A running server that lacks one of them is replaced; its processes must have ended. Otherwise each new process would import
-    the missing modules itself: for example torch, if the server was started to prepare data.
+    the missing modules itself: for example torch, if the server was started to prepare data. Modules that this process has
+    asked multiprocessing for before are imported too.
     """
     context = multiprocessing.get_context("forkserver")
     server, wanted = forkserver._forkserver, {WORKER, *modules}
+    asked = set(server._preload_modules) - {"__main__"}  # type: ignore[attr-defined]
     if (pid := server._forkserver_pid) is not None:  # type: ignore[attr-defined]
-        imported = set(server._preload_modules)  # type: ignore[attr-defined]
-        if wanted <= imported:
+        if wanted <= asked:
             return context
-        wanted |= imported
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         server._stop()  # type: ignore[attr-defined]
-    context.set_forkserver_preload(sorted(wanted))
+    context.set_forkserver_preload(sorted(wanted | asked))
     return context
 
 

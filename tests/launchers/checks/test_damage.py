@@ -25,7 +25,7 @@ from retain.results.store.status import store_status
 from retain.sweeps.tree.tree import STAGES
 from tests.conftest import Trained
 from tests.launchers.cli.test_bad_input import assert_one_sentence
-from tests.retain import losses, retain, retain_json, train_here, weights
+from tests.retain import losses, retain_here, retain_json, train_here, weights
 from tests.studies import linear_study
 
 
@@ -60,7 +60,7 @@ def copied(trained: Trained, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("harm", [empty_state, empty_losses])
 def test_a_damaged_file_is_named_with_the_cure(harm: Callable[[Path], Path], trained: Trained, copied: Path) -> None:
     place = harm(copied)
-    refused = retain("run", trained.study, "--store", copied, code=None)
+    refused = retain_here("run", trained.study, "--store", copied, code=None)
     assert refused.returncode in (2, 3)
     assert_one_sentence(refused.stderr, [str(place), "delete"])
 
@@ -75,14 +75,14 @@ def test_damaged_data_is_prepared_again_and_nothing_is_retrained(trained: Traine
     before = retain_json("results", trained.study, "--store", trained.store)["trials"]
     for harm in (empty_tokenizer, cut_tokens):
         harm(copied)
-    assert "is damaged" in retain("data", trained.study, "--store", copied).stderr
+    assert "is damaged" in retain_here("data", trained.study, "--store", copied).stderr
     assert retain_json("verify", "--store", copied)["problems"] == []
     assert retain_json("results", trained.study, "--store", copied)["trials"] == before
 
 
 def test_the_cure_of_a_damaged_run_retrains_it_bit_exactly(trained: Trained, copied: Path) -> None:
     shutil.rmtree(empty_state(copied).parent)
-    retain("run", trained.study, "--store", copied)
+    retain_here("run", trained.study, "--store", copied)
     assert weights(copied) == weights(trained.store)
     assert losses(copied) == losses(trained.store)
 
@@ -102,7 +102,7 @@ def test_verify_reports_all_damage(trained: Trained, copied: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["status", "verify", "gc", "cancel laptop", "retry 0f4d", "logs 0f4d", "export 0f4d"])
 def test_a_missing_store_is_an_error_and_not_an_empty_store(tmp_path: Path, verb: str) -> None:
-    refused = retain(*verb.split(), "--store", tmp_path / "none", code=3)
+    refused = retain_here(*verb.split(), "--store", tmp_path / "none", code=3)
     assert_one_sentence(refused.stderr, ["store not found", "none"])
 
 
@@ -115,7 +115,7 @@ def test_nothing_is_trained_from_damaged_weights(trained: Trained, copied: Path)
     content = bytearray(file.read_bytes())
     content[-5] ^= 64
     file.write_bytes(content)
-    failed = retain("run", trained.study, "--store", copied, code=1)
+    failed = retain_here("run", trained.study, "--store", copied, code=1)
     assert f"{parent.name}: model/model.safetensors is damaged; delete this folder" in failed.stderr
     states = [json.loads((child / "state.json").read_text())["state"] for child in children]
     assert set(states) == {"failed"}
@@ -159,7 +159,7 @@ def test_what_is_trained_stays_readable_when_its_sources_are_not_what_they_were(
 def test_a_store_without_the_data_of_a_study_says_that_its_keys_are_provisional(trained: Trained, copied: Path) -> None:
     shutil.rmtree(copied / "prepared")
     for verb in ("status", "results"):
-        assert "stage keys are provisional" in retain(verb, trained.study, "--store", copied).stderr
+        assert "stage keys are provisional" in retain_here(verb, trained.study, "--store", copied).stderr
 
 
 def test_a_child_of_a_damaged_parent_fails_as_damaged_and_is_trained_after_the_repair(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ WRITERS = ("run", "search", "cancel", "retry", "pin", "data")
 SLOW = ("report tiny", "run linear", "search linear")
 """These draw figures or train if nothing is damaged, for a second and more: not every damage is tried on them."""
 FOR_SLOW = ("missing", "truncated", "newer format", "folder")
+QUICK = ("missing", "truncated", "other type")
+"""The damages that are tried on every kind of file in the fast tests; the slow tests try the others."""
 LEAST = 300
 """The fewest pairs of a damaged file and a verb."""
 
@@ -110,12 +112,18 @@ def outcomes(kind: Kind, damage: str, place: Place, sound: dict[str, Ended], fol
     shutil.rmtree(copy.store)
 
 
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["quick", "others"])
 @pytest.mark.parametrize(("where", "name"), ALL_KINDS)
 def test_a_damaged_file_is_named_and_never_a_traceback_or_hidden(
-    where: str, name: str, places: dict[str, Place], all_sound: dict[str, dict[str, Ended]], tmp_path: Path
+    where: str,
+    name: str,
+    quick: bool,
+    places: dict[str, Place],
+    all_sound: dict[str, dict[str, Ended]],
+    tmp_path: Path,
 ) -> None:
     kind, rows = PLACES[where][1][name], []
-    for damage in damages_of(kind):
+    for damage in (damage for damage in damages_of(kind) if (damage in QUICK) == quick):
         ended = outcomes(kind, damage, places[where], all_sound[where], tmp_path)
         rows += [(name, damage, verb, how) for verb, how in ended]
     wrong = [row for row in rows if row[3].startswith("!")]

@@ -39,16 +39,25 @@ def findings(store: Path, umask: int) -> str:
     ).stdout
 
 
-@pytest.fixture
-def shared(tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def half_trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A linear study, and a store whose group shares it: a colleague has trained half of the study there."""
-    study, store = linear_study(tmp_path / "mine", grid={"pretrain.exposure": [0, 1]}), tmp_path / "runs"
+    folder = tmp_path_factory.mktemp("shared")
+    study, store = linear_study(folder / "mine", grid={"pretrain.exposure": [0, 1]}), folder / "runs"
     store.mkdir()
     os.chown(store, -1, GROUP)
     store.chmod(0o2775)
     retain_as(MEMBER, "run", study, "pretrain.exposure=0", "--store", store)
     give_to(COLLEAGUE, store)
     return study, store
+
+
+@pytest.fixture
+def shared(half_trained: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """The study, and a copy of the store with the same owners and modes."""
+    study, store = half_trained
+    subprocess.run(["cp", "-a", store, tmp_path / "runs"], check=True)
+    return study, tmp_path / "runs"
 
 
 @needs_root

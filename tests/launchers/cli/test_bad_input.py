@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retain.launchers.cli.app import main
-from tests.retain import retain
+from tests.retain import retain_here
 from tests.studies import linear_study, tiny_study
 
 INVALID_STUDIES = {
@@ -31,7 +31,7 @@ INVALID_STUDIES = {
 def test_an_invalid_study_is_refused_with_the_field_and_the_cure(case: str, tmp_path: Path) -> None:
     overrides, code, words = INVALID_STUDIES[case]
     study = tiny_study(tmp_path / "study")
-    refused = retain("run", study, *overrides, "--store", tmp_path / "runs", code=code)
+    refused = retain_here("run", study, *overrides, "--store", tmp_path / "runs", code=code)
     assert_one_sentence(refused.stderr, words)
     assert refused.stdout == ""
     assert not list((tmp_path / "runs").glob("*/stage.json"))
@@ -39,31 +39,31 @@ def test_an_invalid_study_is_refused_with_the_field_and_the_cure(case: str, tmp_
 
 
 def test_an_unknown_study_is_refused_with_the_nearest_name() -> None:
-    assert_one_sentence(retain("plan", "labtop", code=2).stderr, ["labtop", "did you mean laptop"])
+    assert_one_sentence(retain_here("plan", "labtop", code=2).stderr, ["labtop", "did you mean laptop"])
 
 
 def test_a_file_with_invalid_yaml_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("pretrain: {lr: 1\n")
-    assert_one_sentence(retain("plan", wrong, code=2).stderr, ["wrong.yaml", "invalid YAML"])
+    assert_one_sentence(retain_here("plan", wrong, code=2).stderr, ["wrong.yaml", "invalid YAML"])
     wrong.write_text("seed: 1\nseed: 2\n")
-    assert_one_sentence(retain("plan", wrong, code=2).stderr, ["seed", "twice"])
+    assert_one_sentence(retain_here("plan", wrong, code=2).stderr, ["seed", "twice"])
 
 
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     study = tiny_study(tmp_path / "study")
-    refused = retain("run", study, "--store", tmp_path / "file" / "runs", code=3)
+    refused = retain_here("run", study, "--store", tmp_path / "file" / "runs", code=3)
     assert_one_sentence(refused.stderr, ["--store", "is a file", "RETAIN_STORE"])
 
 
 @pytest.mark.parametrize("arguments", [["plan"], ["plann", "laptop"], ["plan", "laptop", "--devise", "H100"]])
 def test_an_unknown_verb_or_option_is_refused_with_code_2(arguments: list[str]) -> None:
-    assert_one_sentence(retain(*arguments, code=2).stderr, ["retain --help"])
+    assert_one_sentence(retain_here(*arguments, code=2).stderr, ["retain --help"])
 
 
 def test_an_unknown_device_is_refused() -> None:
-    assert_one_sentence(retain("plan", "laptop", "--device", "TPU", code=2).stderr, ["TPU", "H100"])
+    assert_one_sentence(retain_here("plan", "laptop", "--device", "TPU", code=2).stderr, ["TPU", "H100"])
 
 
 def assert_one_sentence(stderr: str, words: list[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from retain.launchers.planning.opened_study import open_study, prepare_study
 from retain.results.store.runs import Store
 from retain.results.tensorboard.views import link_runs
-from tests.retain import retain, retain_json
+from tests.retain import retain_here, retain_json, train_here
 from tests.studies import tiny_fields, tiny_study
 
 CHAIN = ["pretrain", "midtrain", "posttrain", "finetune", "finetune2"]
@@ -30,7 +30,7 @@ STUDY: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tiny_study(tmp_path_factory.mktemp("chain"), **STUDY)
-    retain("run", path, "--store", path.parent / "runs")
+    train_here(path, path.parent / "runs")
     return path
 
 
@@ -45,7 +45,7 @@ def test_plan_and_status_show_the_stages_in_the_order_of_the_chain(study: Path) 
     assert {run["state"] for run in status["runs"]} == {"done"}
     assert [run["stage"] for run in status["runs"]] == [*CHAIN, "finetune2"]
     assert plan["totals"]["tokens_without_sharing"] > plan["totals"]["tokens"]
-    printed = retain("plan", study, "--store", study.parent / "runs").stdout
+    printed = retain_here("plan", study, "--store", study.parent / "runs").stdout
     assert [line.split()[0] for line in printed.splitlines()[2:7]] == CHAIN
 
 
@@ -85,7 +85,7 @@ def test_the_report_the_board_and_why_name_every_stage(study: Path) -> None:
 
 
 def test_verify_finds_no_problem_in_a_chain(study: Path) -> None:
-    assert "0 problems" in retain("verify", study, "--store", study.parent / "runs").stdout
+    assert "0 problems" in retain_here("verify", study, "--store", study.parent / "runs").stdout
 
 
 def test_a_study_that_names_its_stages_otherwise_finds_them_trained(study: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_corpus_that_no_stage_names_is_said_to_be_unused_and_changes_nothing(s
     opened = prepare_study(str(path), (), tmp_path / "runs")
     assert opened.file.unused == ("law",)
     assert (opened.facts, list(opened.tree.stages)) == (plain.facts, list(plain.tree.stages))
-    assert "corpora.law: no stage uses this corpus" in retain("plan", path, "--store", tmp_path / "runs").stdout
+    assert "corpora.law: no stage uses this corpus" in retain_here("plan", path, "--store", tmp_path / "runs").stdout
 
 
 def test_narrowing_an_axis_over_corpora_keeps_the_tokeniser(tmp_path: Path) -> None:

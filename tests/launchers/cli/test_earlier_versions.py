@@ -11,7 +11,7 @@ import pytest
 
 from retain.results.store.curves import read_curves
 from retain.results.store.runs import Store
-from tests.retain import retain, retain_json, stages_of
+from tests.retain import retain_here, retain_json, stages_of
 from tests.studies import linear_study, tiny_study
 
 ARCHIVE = Path(__file__).parents[2] / "data" / "store-0.1.0.tar.gz"
@@ -50,7 +50,7 @@ def test_an_interrupted_stage_resumes_from_its_old_checkpoint(store: Path, tmp_p
     assert tokens == sorted(set(tokens))
     assert tokens[0] < stopped.state().attempts[1].tokens_at_start
     assert len(list(stopped.folder.glob("events.*"))) == 1
-    assert "0 problems" in retain("verify", "--store", store).stdout
+    assert "0 problems" in retain_here("verify", "--store", store).stdout
 
 
 def test_a_finished_study_and_its_search_are_read_and_nothing_is_trained(store: Path, tmp_path: Path) -> None:
@@ -61,4 +61,4 @@ def test_a_finished_study_and_its_search_are_read_and_nothing_is_trained(store: 
     (best, *_) = retain_json("search", study, "--store", store)["recommended"]
     assert best["values"] == {"finetune.lr": 0.005}
     assert {run.key: run.state() for run in stages_of(store)} == before
-    assert "0 problems" in retain("verify", "--store", store).stdout
+    assert "0 problems" in retain_here("verify", "--store", store).stdout

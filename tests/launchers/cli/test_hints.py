@@ -19,7 +19,7 @@ from retain.launchers.search.request import SearchRequest, register_search
 from retain.results.store.runs import Store
 from retain.sweeps.schema.read import read_study
 from tests.launchers.search.searches import THEORY, block, finish, searching
-from tests.retain import retain, start
+from tests.retain import retain_here, start
 from tests.studies import tiny_study
 
 SMALL = (*THEORY, "pretrain.exposure=[0, 0.95]", "seed=0")
@@ -42,7 +42,7 @@ class Place:
 
 def printed_by(*arguments: str | Path, code: int = 0) -> str:
     """All that a command prints on a machine without SLURM."""
-    done = retain(*arguments, code=code, more=WITHOUT_SLURM)
+    done = retain_here(*arguments, code=code, more=WITHOUT_SLURM)
     return done.stdout + done.stderr
 
 

@@ -15,7 +15,7 @@ from retain.results.store.garbage import find_waste, free
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
 from tests.conftest import Trained
-from tests.retain import retain, retain_json
+from tests.retain import retain_here, retain_json
 from tests.studies import tiny_tree
 
 SHARE = "0.2"
@@ -158,7 +158,7 @@ def test_freed_weights_are_named_with_the_cure_and_earlier_measurements_stay(
     known = Store(shutil.copytree(probed.store, tmp_path / "known", symlinks=True))
     for store in (fresh, known):
         assert all(free(store, waste) is None for waste in find_waste(store, None, weights=True))
-    refused = retain("probe", trained.study, "--share", SHARE, "--store", fresh.root, code=3)
+    refused = retain_here("probe", trained.study, "--share", SHARE, "--store", fresh.root, code=3)
     assert "retain gc --weights has freed weights that are needed to start from; delete" in refused.stderr
     assert probe(probed.study, known.root) == probed.document
 
@@ -171,4 +171,4 @@ def test_wrong_shares_are_refused_before_anything_is_trained(probed: Probed) -> 
 
 
 def test_a_linear_study_has_no_probe(tmp_path: Path) -> None:
-    assert "language models" in retain("probe", "theory", "--store", tmp_path, code=2).stderr
+    assert "language models" in retain_here("probe", "theory", "--store", tmp_path, code=2).stderr

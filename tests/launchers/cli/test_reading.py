@@ -12,7 +12,7 @@ from retain.launchers.planning.opened_study import open_study
 from retain.results.store.study_files import LONGEST_NAME, study_folder
 from retain.results.tensorboard.views import link_runs
 from tests.conftest import Trained
-from tests.retain import retain as printed_by
+from tests.retain import retain_here as printed_by
 from tests.studies import leave_out, linear_study, tiny_study
 
 CUT = "pretrain.exposure=0"

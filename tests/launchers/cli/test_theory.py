@@ -25,7 +25,7 @@ from retain.results.store.runs import Store
 from retain.results.store.status import study_status
 from retain.results.store.verify import run_problems
 from retain.sweeps.base.errors import StageFailedError
-from tests.retain import losses, retain, retain_json, train_here, weights
+from tests.retain import losses, retain_here, retain_json, train_here, weights
 
 SMALL = ("pretrain.exposure=[0, 0.95]", "seed=[0, 1]", "pretrain.lr=0.02")
 
@@ -78,8 +78,8 @@ def test_plan_status_why_verify_and_export_work_on_a_theory_study(ran: Path) -> 
     )
     why = retain_json("why", "theory", unmixed, mixed, *SMALL, "--store", ran)
     assert {difference["field"].split(".")[1] for difference in why["differences"]} == {"exposure"}
-    assert "12 runs checked, 0 problems" in retain("verify", "theory", *SMALL, "--store", ran).stdout
-    refused = retain("export", mixed, "--store", ran, "--to", ran / "out", code=2).stderr
+    assert "12 runs checked, 0 problems" in retain_here("verify", "theory", *SMALL, "--store", ran).stdout
+    refused = retain_here("export", mixed, "--store", ran, "--to", ran / "out", code=2).stderr
     assert "no Hugging Face form" in refused
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retain.results.store.runs import Store
 from tests.conftest import Trained
-from tests.retain import retain, retain_json
+from tests.retain import retain_here, retain_json
 from tests.studies import tiny_study
 
 PLAN_TOTALS = {
@@ -31,7 +31,7 @@ def test_plan_prints_the_documented_fields_before_and_after_training(trained: Tr
     assert fresh["totals"]["to_train"] == 8
     assert {stage["state"] for stage in document["stages"]} == {"done"}
     assert document["totals"]["to_train"] == document["totals"]["tokens_to_train"] == 0
-    assert "8 stages, 0 of them to train" in retain("plan", trained.study, "--store", trained.store).stdout
+    assert "8 stages, 0 of them to train" in retain_here("plan", trained.study, "--store", trained.store).stdout
 
 
 def test_status_prints_the_documented_fields_for_a_study_and_for_a_store(trained: Trained) -> None:
@@ -43,7 +43,7 @@ def test_status_prints_the_documented_fields_for_a_study_and_for_a_store(trained
         for run in document["runs"]:
             assert set(run) >= {"key", "stage", "state", "attempts", "progress", "job_id", "reason"}
             assert (run["state"], run["attempts"], run["progress"]) == ("done", 1, 1.0)
-    assert "8 done" in retain("status", "--store", trained.store).stdout
+    assert "8 done" in retain_here("status", "--store", trained.store).stdout
 
 
 def test_results_work_on_partial_results_and_write_csv(trained: Trained, tmp_path: Path) -> None:
@@ -76,12 +76,15 @@ def test_why_finds_the_nearest_run_and_the_one_field_that_an_edit_changed(traine
     (difference,) = document["differences"]
     assert difference == {"field": "finetune.weight_decay", "here": 0.3, "there": 0.1}
     assert document["fields"]["finetune.weight_decay"] == 0.3
-    assert "finetune.weight_decay" in retain("why", trained.study, leaf["key"], change, "--store", trained.store).stdout
+    assert (
+        "finetune.weight_decay"
+        in retain_here("why", trained.study, leaf["key"], change, "--store", trained.store).stdout
+    )
 
 
 def test_export_makes_a_folder_that_transformers_loads_with_the_same_loss(trained: Trained, tmp_path: Path) -> None:
     run = next(run for run in Store(trained.store).runs() if run.spec()["stage"] == "finetune")
-    assert retain("export", run.key[:9], "--store", trained.store, "--to", tmp_path / "hf").stdout.strip() == str(
+    assert retain_here("export", run.key[:9], "--store", trained.store, "--to", tmp_path / "hf").stdout.strip() == str(
         tmp_path / "hf"
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
@@ -92,22 +95,23 @@ def test_export_makes_a_folder_that_transformers_loads_with_the_same_loss(traine
     assert tokenizer.eos_token_id == model.config.eos_token_id
     assert run.key in (tmp_path / "hf" / "README.md").read_text()
     assert (
-        "exists already" in retain("export", run.key, "--store", trained.store, "--to", tmp_path / "hf", code=2).stderr
+        "exists already"
+        in retain_here("export", run.key, "--store", trained.store, "--to", tmp_path / "hf", code=2).stderr
     )
 
 
 def test_logs_print_the_log_of_a_run(trained: Trained) -> None:
     key = Store(trained.store).runs()[0].key
-    assert "rank 0 of 1" in retain("logs", key, "--store", trained.store).stdout
-    assert "rank 0: done" in retain("logs", key[:10], "-f", "--store", trained.store).stdout
-    assert "run not found" in retain("logs", "zzzz", "--store", trained.store, code=2).stderr
+    assert "rank 0 of 1" in retain_here("logs", key, "--store", trained.store).stdout
+    assert "rank 0: done" in retain_here("logs", key[:10], "-f", "--store", trained.store).stdout
+    assert "run not found" in retain_here("logs", "zzzz", "--store", trained.store, code=2).stderr
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "recipe"])
 def test_verify_finds_damage_and_names_the_run_and_the_file(damage: str, trained: Trained, tmp_path: Path) -> None:
     store = tmp_path / "runs"
     shutil.copytree(trained.store, store)
-    assert "8 runs checked, 0 problems" in retain("verify", "--store", store).stdout
+    assert "8 runs checked, 0 problems" in retain_here("verify", "--store", store).stdout
     run = Store(store).runs()[3]
     file = run.model / "model.safetensors"
     content = bytearray(file.read_bytes())
@@ -151,6 +155,6 @@ def test_data_is_prepared_once(tmp_path: Path) -> None:
     assert {corpus["name"] for corpus in document["corpora"]} == {"general", "music", "chemistry"}
     assert all(corpus["train_tokens"] > corpus["heldout_tokens"] > 0 for corpus in document["corpora"])
     before = sorted(path for path in (tmp_path / "runs").rglob("*") if path.is_file())
-    again = retain("data", study, "--store", tmp_path / "runs")
+    again = retain_here("data", study, "--store", tmp_path / "runs")
     assert "preparing" not in again.stderr
     assert sorted(path for path in (tmp_path / "runs").rglob("*") if path.is_file()) == before

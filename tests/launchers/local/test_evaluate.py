@@ -16,6 +16,7 @@ from retain.lightning_modules.models import load_model
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import read_study
+from tests.retain import copied_runs, train_here
 from tests.studies import tiny_study, write_corpus
 
 SMALL = {"grid": {}, "execution": {"accelerator": "cpu"}}
@@ -87,12 +88,11 @@ def test_the_weights_of_a_last_stage_are_kept_however_often_it_was_measured(
     assert rows[0]["keys"]["finetune"] not in str(waste)
 
 
-def test_an_evaluation_gives_the_bits_that_training_measures(tmp_path: Path) -> None:
+def test_an_evaluation_gives_the_bits_that_training_measures(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     """The blank of a matrix: a study without the third stage trained the first two, and did not measure its corpus."""
-    whole = retain.run(study(tmp_path / "whole"), (), tmp_path / "whole" / "runs").trials[0]
-    name = study(tmp_path / "part")
-    retain.run(name, ["finetune.corpus=general"], tmp_path / "part" / "runs")
-    found = retain.evaluate(name, (), tmp_path / "part" / "runs").trials[0]
+    whole, name = rows[0], study(tmp_path)
+    train_here(Path(name), tmp_path / "runs", "finetune.corpus=general")
+    found = retain.evaluate(name, (), tmp_path / "runs").trials[0]
     assert found["keys"] == whole["keys"]
     assert found["finetuning_loss"] is None  # nothing was trained
     for stage in ("pretrain", "posttrain"):
@@ -123,9 +123,11 @@ def test_what_is_measured_is_no_axis(tmp_path: Path) -> None:
 
 
 def test_an_average_measures_the_weights_between_start_and_end_of_the_last_stage_and_trains_nothing(
-    tmp_path: Path,
+    rows: list[dict[str, Any]], folder: Path, tmp_path: Path
 ) -> None:
-    name, store = study(tmp_path, grid={"finetune.average": [0, 0.5, 1]}), Store(tmp_path / "runs")
+    """The study is trained already, without averages."""
+    store = Store(copied_runs(folder / "runs", tmp_path / "runs"))
+    name = study(tmp_path, grid={"finetune.average": [0, 0.5, 1]})
     results = retain.run(name, (), store.root)
     assert not results.failures
     start, middle, end = results.trials

@@ -12,12 +12,13 @@ import retain
 from retain.datamodules.corpora.values.labels import read_labels
 from retain.datamodules.order.stage_data import heldout_labels, heldout_sequences
 from retain.launchers.cli.app import main
-from retain.launchers.planning.opened_study import open_study
+from retain.launchers.planning.opened_study import open_study, prepare_study
 from retain.lightning_modules.models import load_model
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import read_study
 from tests.launchers.search.searches import block, finish, searching
+from tests.retain import copied_runs, retain_json, train_here
 from tests.studies import documents_of, tiny_study
 
 VALUES = ("folk", "jazz, old", "none")
@@ -44,15 +45,23 @@ def splits(store: Path, key: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("values")
-    found = retain.run(study(place), (), place / "runs")
-    assert not found.failures
-    return place
+    return tmp_path_factory.mktemp("values")
 
 
 @pytest.fixture(scope="module")
 def row(folder: Path) -> dict[str, Any]:
-    return retain.run(str(folder / "tiny.yaml"), (), folder / "runs").trials[0]
+    """The trial of the study that is trained in this folder."""
+    found = retain.run(study(folder), (), folder / "runs")
+    assert not found.failures
+    return found.trials[0]
+
+
+@pytest.fixture(scope="module")
+def before_values(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which the study was trained while its corpus had no `by`."""
+    place = tmp_path_factory.mktemp("before")
+    train_here(Path(study(place)), place / "runs", "corpora.music.by=null")
+    return place / "runs"
 
 
 def test_the_losses_by_value_add_up_to_the_whole(folder: Path, row: dict[str, Any]) -> None:
@@ -107,9 +116,12 @@ def test_tables_frames_and_the_report_have_a_column_for_every_value(
     assert main(["verify", name, "--store", store]) == 0
 
 
-def test_a_finished_study_gets_its_losses_by_value_and_trains_nothing(tmp_path: Path, row: dict[str, Any]) -> None:
-    name, store = study(tmp_path), tmp_path / "runs"
-    before = retain.run(name, ["corpora.music.by=null"], store).trials[0]
+def test_a_finished_study_gets_its_losses_by_value_and_trains_nothing(
+    tmp_path: Path, row: dict[str, Any], before_values: Path
+) -> None:
+    name, store = study(tmp_path), copied_runs(before_values, tmp_path / "runs")
+    prepare_study(name, ["corpora.music.by=null"], store)
+    (before,) = retain_json("results", name, "corpora.music.by=null", "--store", store)["trials"]
     planned = retain.plan(name, store=store)
     assert planned.totals.to_train == 0
     after = retain.run(name, (), store)
@@ -118,20 +130,22 @@ def test_a_finished_study_gets_its_losses_by_value_and_trains_nothing(tmp_path: 
         f"{stage}/music[...] is blank for 1 trained run" for stage in STAGES
     ]
     assert main(["evaluate", name, "--store", str(store)]) == 0
-    found = retain.run(name, (), store)
-    assert found.trials[0]["keys"] == before["keys"] == row["keys"]
-    assert found.trials[0]["losses"] == row["losses"]  # to the last bit
+    found = retain_json("results", name, "--store", store)
+    assert found["trials"][0]["keys"] == before["keys"] == row["keys"]
+    assert found["trials"][0]["losses"] == row["losses"]  # to the last bit
     assert before["losses"]["finetune"]["music"] == row["losses"]["finetune"]["music"]
-    assert found.blanks == []
+    assert found["blanks"] == []
     assert len([run for run in Store(store).runs() if run.spec()["stage"] in STAGES]) == 3
     evaluated = [run for run in Store(store).runs() if "by" in run.spec()["recipe"]]
     assert [len(run.losses()["splits"]["heldout"]["by"]["values"]) for run in evaluated] == [3, 3, 3]
 
 
-def test_corpora_that_are_only_measured_and_averages_have_losses_by_value(tmp_path: Path) -> None:
+def test_corpora_that_are_only_measured_and_averages_have_losses_by_value(
+    tmp_path: Path, folder: Path, row: dict[str, Any]
+) -> None:
     fields = {"files": "extra.jsonl", "heldout": 0.2, "by": "src"}
     asked = {"evaluate": {"corpora": ["extra"], "at": ["finetune"]}, "grid": {"finetune.average": [0.5, 1]}}
-    name, store = study(tmp_path, **{"corpora.extra": fields, **asked}), tmp_path / "runs"
+    name, store = study(tmp_path, **{"corpora.extra": fields, **asked}), copied_runs(folder / "runs", tmp_path / "runs")
     first = retain.run(name, ["corpora.extra.by=null"], store).trials
     half, whole = retain.run(name, (), store).trials
     assert whole["losses"]["finetune"]["extra"] == first[1]["losses"]["finetune"]["extra"]
@@ -142,10 +156,10 @@ def test_corpora_that_are_only_measured_and_averages_have_losses_by_value(tmp_pa
     assert half["losses"]["finetune"]["music[folk]"] != whole["losses"]["finetune"]["music[folk]"]
 
 
-def test_the_reported_half_has_values_too(tmp_path: Path) -> None:
+def test_the_reported_half_has_values_too(tmp_path: Path, folder: Path, row: dict[str, Any]) -> None:
     stopping = {"every": 2, "patience": 2, "split": "tune"}
     name = study(tmp_path, **{"posttrain.early_stopping": stopping})
-    (found,) = retain.run(name, (), tmp_path / "runs").trials
+    (found,) = retain.run(name, (), copied_runs(folder / "runs", tmp_path / "runs")).trials
     own = splits(tmp_path / "runs", found["keys"]["posttrain"])
     for split in ("posttraining", "posttraining-tune"):
         parts = own[split]["by"]["values"].values()
@@ -153,7 +167,8 @@ def test_the_reported_half_has_values_too(tmp_path: Path) -> None:
     assert found["losses"]["posttrain"]["music[folk]"] == own["posttraining"]["by"]["values"]["folk"]["loss"]
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_measure_the_same_losses_by_value(tmp_path: Path, row: dict[str, Any], strategy: str) -> None:
     name = study(tmp_path)
     found = retain.run(name, ["execution.devices=2", f"execution.strategy={strategy}"], tmp_path / "runs").trials[0]
@@ -169,7 +184,7 @@ def test_two_processes_measure_the_same_losses_by_value(tmp_path: Path, row: dic
     )
 
 
-def test_a_search_may_be_for_the_loss_of_a_value(tmp_path: Path) -> None:
+def test_a_search_may_be_for_the_loss_of_a_value(tmp_path: Path, folder: Path, row: dict[str, Any]) -> None:
     wanted = "finetune/music[jazz, old]"
     fields = {
         "axes": {"finetune.lr": [1e-4, 1e-3]},
@@ -177,7 +192,7 @@ def test_a_search_may_be_for_the_loss_of_a_value(tmp_path: Path) -> None:
         "objective": {"loss": wanted},
         "constraints": {"finetune/music[folk]": {"within": 0.5}},
     }
-    search = searching(study(tmp_path), tmp_path / "runs", block(**fields))
+    search = searching(study(tmp_path), copied_runs(folder / "runs", tmp_path / "runs"), block(**fields))
     finish(search)
     assert len(search.results()) == 2
     assert all(set(one.losses) >= {wanted, "finetune/music[folk]"} for one in search.results())

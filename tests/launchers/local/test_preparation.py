@@ -27,7 +27,7 @@ from retain.results.store.state import PART
 from retain.sweeps.base.processes import is_alive
 from retain.sweeps.schema.read import read_study
 from tests.disks import small_disk_at
-from tests.retain import retain, retain_json, start
+from tests.retain import retain_here, retain_json, start
 from tests.studies import documents_of, tiny_study
 
 DOCUMENTS = 4000
@@ -79,7 +79,7 @@ def test_the_parts_of_a_corpus_are_runs_and_end_in_the_fingerprint_of_a_single_p
     assert of_music.count("prepare") > 15
     assert of_music.count("assemble") == 1
     assert retain_json("verify", "--store", tmp_path / "runs")["problems"] == []
-    assert "documents" in retain("logs", parts(tmp_path / "runs")[0].key, "--store", tmp_path / "runs").stdout
+    assert "documents" in retain_here("logs", parts(tmp_path / "runs")[0].key, "--store", tmp_path / "runs").stdout
     before = done_parts(tmp_path / "runs")
     less = retain_json("data", study, "corpora.music.tokens=50k", "--store", tmp_path / "runs")
     assert fingerprint(less) != fingerprint(document)
@@ -92,7 +92,7 @@ def test_a_plan_says_what_parts_take_until_the_data_is_prepared(tmp_path: Path) 
     totals = retain_json("plan", study, "--store", store)["totals"]
     assert size // 2 <= totals["parts_bytes"] <= size
     assert totals["disk_peak_bytes"] >= totals["parts_bytes"] + totals["data_bytes"]
-    said = " ".join(retain("plan", study, "--store", store).stdout.split())
+    said = " ".join(retain_here("plan", study, "--store", store).stdout.split())
     assert "by gc, once the corpora are packed" in said
     assert "tokens per second and core (modelled)" in said
     calm(study, store)
@@ -109,7 +109,7 @@ def test_a_disk_that_cannot_hold_the_data_is_refused_before_anything_is_written(
     lines = [json.dumps({"text": text}) + "\n" for text in documents_of("music", 40_000)]
     (tmp_path / "study" / "music.jsonl").write_text("".join(lines))
     with small_disk_at(tmp_path / "disk", 1) as disk:
-        refused = retain(verb, study, "--store", disk / "runs", code=3)
+        refused = retain_here(verb, study, "--store", disk / "runs", code=3)
         assert "to prepare the data, about" in refused.stderr.splitlines()[-1]
         assert "free space, or choose another disk with --store" in refused.stderr.splitlines()[-1]
         assert not (disk / "runs").exists()
@@ -125,7 +125,7 @@ def test_a_plan_says_how_long_preparing_takes_and_what_takes_disk_until_when(tmp
     assert not totals["preparation_measured"]
     hours = totals["preparation_tokens"] / totals["preparation_speed"] / 3600
     assert totals["preparation_core_hours"] == pytest.approx(hours)
-    retain("data", study, "--store", store)
+    retain_here("data", study, "--store", store)
     assert retain_json("plan", study, "--store", store)["totals"]["preparation_tokens"] == 0
     less = retain_json("plan", study, "corpora.music.tokens=50k", "--store", store)["totals"]
     assert less["preparation_measured"]
@@ -134,12 +134,12 @@ def test_a_plan_says_how_long_preparing_takes_and_what_takes_disk_until_when(tmp
 
 def test_a_plan_takes_the_bytes_of_a_token_from_the_parts_that_are_prepared(tmp_path: Path) -> None:
     study, store = large_study(tmp_path / "study", **{"corpora.music.tokens": 20_000}), tmp_path / "runs"
-    assert "tokens (4 bytes of a source each)" in " ".join(retain("plan", study, "--store", store).stdout.split())
-    retain("data", study, "--store", store)
+    assert "tokens (4 bytes of a source each)" in " ".join(retain_here("plan", study, "--store", store).stdout.split())
+    retain_here("data", study, "--store", store)
     whole = (study, "corpora.music.tokens=null", "--store", store)
     totals = retain_json("plan", *whole)["totals"]
     assert totals["preparation_sized_by"] == ["music"]
-    said = " ".join(retain("plan", *whole).stdout.split())
+    said = " ".join(retain_here("plan", *whole).stdout.split())
     assert "(as many bytes each as in the parts of music, 4 in others)" in said
     music = next(one for one in retain_json("data", *whole)["corpora"] if one["name"] == "music")
     tokens = music["reading"]["tokens"]
@@ -148,7 +148,7 @@ def test_a_plan_takes_the_bytes_of_a_token_from_the_parts_that_are_prepared(tmp_
 
 
 def test_a_small_corpus_makes_no_runs(tmp_path: Path) -> None:
-    retain("data", tiny_study(tmp_path / "study"), "--store", tmp_path / "runs")
+    retain_here("data", tiny_study(tmp_path / "study"), "--store", tmp_path / "runs")
     assert Store(tmp_path / "runs").runs() == []
 
 
@@ -236,7 +236,7 @@ def test_ctrl_c_leaves_the_rest_of_the_parts_planned(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_what_is_whole_and_a_larger_one_continues(tmp_path: Path) -> None:
     study = large_study(tmp_path / "study", tokenizer={"train": 300})
     with small_disk_at(tmp_path / "disk", 2) as disk:
-        failed = retain("data", study, "--store", disk / "runs", code=None)
+        failed = retain_here("data", study, "--store", disk / "runs", code=None)
         assert failed.returncode in (1, 3)
         assert "disk" in failed.stderr or "No space" in failed.stderr
         assert "Traceback" not in failed.stderr
@@ -255,7 +255,7 @@ def test_a_bad_line_is_named_and_only_its_part_is_made_again(tmp_path: Path) -> 
     lines = file.read_text().splitlines()
     lines[2999] = '{"txt": "a"}'
     file.write_text("\n".join(lines))
-    failed = retain("data", study, "--store", store, code=2)
+    failed = retain_here("data", study, "--store", store, code=2)
     assert "tiny.yaml: corpora.music: " in failed.stderr
     assert "music.jsonl, line 3000" in failed.stderr
     assert len(failed.stderr.splitlines()[-1].split(";")) > 1  # the cure

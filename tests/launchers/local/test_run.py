@@ -9,7 +9,7 @@ import pytest
 
 from retain.results.store.runs import Store
 from tests.conftest import Trained
-from tests.retain import losses, retain, retain_json, start, train_here, weights
+from tests.retain import losses, retain, retain_here, retain_json, start, train_here, weights
 from tests.studies import SECOND, linear_study, tiny_study
 
 
@@ -32,12 +32,15 @@ def test_a_second_run_trains_nothing_and_prints_the_same_results(trained: Traine
     assert {run.key: run.state() for run in Store(trained.store).runs()} == before
 
 
+SECONDS = {"pretrain.time": 0.005 * SECOND, "finetune.time": 0.001 * SECOND}
+"""Pretrainings of a linear study that take half a second, and are killed; shorter fine-tunings."""
+
+
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A linear study whose stages take about a second, and its undisturbed store."""
+    """A linear study that takes seconds, and its undisturbed store."""
     folder = tmp_path_factory.mktemp("linear")
-    seconds = {f"{stage}.time": 0.01 * SECOND for stage in ("pretrain", "finetune")}
-    study = linear_study(folder, **seconds)
+    study = linear_study(folder, **SECONDS)
     train_here(study, folder / "runs")
     return study, folder / "runs"
 
@@ -56,28 +59,33 @@ def test_a_killed_command_resumes_and_ends_in_the_same_bits(
     wait_until(lambda: not any(run.is_running() for run in Store(store).runs()))
     assert len(weights(store)) < len(weights(undisturbed))
     kept = [run.key for run in Store(store).runs() if run.is_done()]
-    retain("run", study, "--store", store)
+    train_here(study, store)
     assert weights(store) == weights(undisturbed)
     assert losses(store) == losses(undisturbed)
     assert all(len(Store(store).run(key).state().attempts) == 1 for key in kept)
 
 
+@pytest.mark.parametrize("kind", ["linear", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_two_commands_on_another_store_train_each_stage_once_with_the_same_bits(
-    trained: Trained, tmp_path: Path
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     # Another folder for the study too: a path never decides a weight.
-    study, store = tiny_study(tmp_path / "elsewhere"), tmp_path / "runs"
+    elsewhere, store = tmp_path / "elsewhere", tmp_path / "runs"
+    if kind == "linear":
+        study, undisturbed = linear_study(elsewhere, **SECONDS), request.getfixturevalue("linear")[1]
+    else:
+        study, undisturbed = tiny_study(elsewhere), request.getfixturevalue("trained").store
     both = [start("run", study, "--store", store) for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0], both[0].stderr and both[0].stderr.read()
-    assert weights(store) == weights(trained.store)
-    assert losses(store) == losses(trained.store)
+    assert weights(store) == weights(undisturbed)
+    assert losses(store) == losses(undisturbed)
     assert [len(run.state().attempts) for run in Store(store).runs()] == [1] * len(Store(store).runs())
 
 
 def test_a_failing_stage_stops_its_own_branch_and_the_table_says_which_and_why(tmp_path: Path) -> None:
     study, store = linear_study(tmp_path, **{"posttrain.time": 500}), tmp_path / "runs"
     rates = "posttrain.lr=[0.01, 5]"
-    failed = retain("run", study, rates, "--store", store, code=1)
+    failed = retain_here("run", study, rates, "--store", store, code=1)
     assert "failed: posttrain" in failed.stderr
     assert "diverged" in failed.stderr
     assert "lower lr" in failed.stderr
@@ -92,7 +100,7 @@ def test_a_failing_stage_stops_its_own_branch_and_the_table_says_which_and_why(t
 
 
 def test_two_ranks_see_the_same_data_and_reach_the_same_losses_as_one(trained: Trained, tmp_path: Path) -> None:
-    retain("run", trained.study, "--store", tmp_path / "runs", "execution.devices=2", "execution.micro_batch=3")
+    train_here(trained.study, tmp_path / "runs", "execution.devices=2", "execution.micro_batch=3")
     one, two = losses(trained.store), losses(tmp_path / "runs")
     assert one.keys() == two.keys()
     for key in one:

@@ -23,7 +23,7 @@ from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
 from tests.conftest import Trained
-from tests.retain import losses, retain, retain_json, stages_of, start, weights
+from tests.retain import losses, retain, retain_here, retain_json, stages_of, start, weights
 from tests.studies import tiny_study
 
 GRID: dict[str, Any] = {
@@ -77,7 +77,7 @@ def test_searched_trials_are_ordinary_ones_with_the_bits_of_retain_run(searched:
         tuple(row["axes"][name] for name in place): row["keys"] for row in ran
     }
     assert weights(searched.store) == weights(trained.store)
-    assert "0 problems" in retain("verify", searched.document["points_study"], "--store", searched.store).stdout
+    assert "0 problems" in retain_here("verify", searched.document["points_study"], "--store", searched.store).stdout
 
 
 def test_status_results_and_report_of_the_study_tell_of_the_search(searched: Searched) -> None:
@@ -87,11 +87,11 @@ def test_status_results_and_report_of_the_study_tell_of_the_search(searched: Sea
     ]
     (search,) = [run for run in status["runs"] if run["stage"] == "search"]
     assert search["state"] == "done"
-    told = retain("logs", search["key"], "--store", searched.store, code=2).stderr
+    told = retain_here("logs", search["key"], "--store", searched.store, code=2).stderr
     assert "nothing is logged; a search on this machine prints in the terminal where it is started" in told
-    told = retain("results", searched.study, "--store", searched.store).stdout
+    told = retain_here("results", searched.study, "--store", searched.store).stdout
     assert f"retain results {searched.document['points_study']}" in told
-    page = retain("report", searched.study, "--store", searched.store).stdout.strip()
+    page = retain_here("report", searched.study, "--store", searched.store).stdout.strip()
     text = Path(page).read_text(encoding="utf-8")
     section = text[text.index('<section id="section-search">') :]
     assert "Minimised: retained_posttraining_loss. 4 points: 4 done;" in section
@@ -215,10 +215,10 @@ def test_the_grid_of_the_study_file_stands_in_no_search_s_way(searched: Searched
 
 
 def test_a_wrong_search_is_told_in_one_line_before_ray_is_started(searched: Searched) -> None:
-    told = retain("search", searched.study, "--searcher", "bayes", "--store", searched.store, code=2).stderr
+    told = retain_here("search", searched.study, "--searcher", "bayes", "--store", searched.store, code=2).stderr
     assert "search.searcher: unknown value (got 'bayes'); write random, grid, tpe or nsga2" in told
     assert told.count("\n") == 1
-    elsewhere = retain(
+    elsewhere = retain_here(
         "search", searched.study, "--dashboard", "--launcher", "slurm", "--store", searched.store, code=2
     )
     assert "--dashboard: only valid for the Ray that --launcher ray starts here" in elsewhere.stderr
@@ -234,7 +234,7 @@ def test_a_budget_that_nobody_could_keep_is_refused(
     budget: str, sentence: str, searched: Searched, tmp_path: Path
 ) -> None:
     words = ["execution.accelerator=cpu", "--budget", budget, "--store", tmp_path / "runs"]
-    assert sentence in retain("search", searched.study, *words, code=2).stderr
+    assert sentence in retain_here("search", searched.study, *words, code=2).stderr
     assert not (tmp_path / "runs").exists()
 
 

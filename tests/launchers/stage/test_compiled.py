@@ -17,7 +17,7 @@ from retain.launchers.stage.training.numerics import Numerics, record_numerics, 
 from retain.results.store.runs import Store
 from tests.launchers.stage.test_sharding import of_stage, set_back
 from tests.retain import losses, train_here, weights
-from tests.studies import tiny_study
+from tests.studies import leave_out, tiny_study
 
 COMPILED: dict[str, Any] = {
     "grid": {},
@@ -32,6 +32,25 @@ COMPILED: dict[str, Any] = {
 """Dropout and a smaller last batch in pretraining, adapters in post-training, all weights in fine-tuning."""
 
 
+ONE_STAGE: dict[str, Any] = {
+    "stages": ["pretrain"],
+    "grid": {},
+    "pretrain.tokens": 2560,
+    "execution": {"compile": True, "precision": "bf16", "save_steps": 4, "keep_states": True},
+}
+"""One kind of step, as each kind is compiled for a while."""
+
+
+@pytest.fixture(scope="module")
+def one_stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A study of one compiled stage in bf16, and its store with all checkpoints."""
+    folder = tmp_path_factory.mktemp("compiled")
+    study = leave_out(tiny_study(folder / "study", **ONE_STAGE), "posttrain", "finetune")
+    states = train_here(study, folder / "runs")
+    assert {state.state for state in states.values()} == {"done"}, states
+    return study, folder / "runs"
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The tiny study, compiled in bf16, and its store with all checkpoints."""
@@ -40,6 +59,21 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     states = train_here(study, folder / "runs")
     assert {state.state for state in states.values()} == {"done"}, states
     return study, folder / "runs"
+
+
+def test_a_compiled_stage_resumes_to_the_same_bits(one_stage: tuple[Path, Path], tmp_path: Path) -> None:
+    study, undisturbed = one_stage
+    store = tmp_path / "runs"
+    shutil.copytree(undisturbed, store, symlinks=True)
+    run = of_stage(store, "pretrain")
+    tokens = set_back(run)
+    train_here(study, store)
+    assert run.state().attempts[-1].tokens_at_start == tokens
+    numerics = recorded_numerics(run)
+    assert numerics is not None
+    assert numerics.compiled
+    assert weights(store) == weights(undisturbed)
+    assert losses(store) == losses(undisturbed)
 
 
 @pytest.mark.slow
@@ -121,24 +155,24 @@ def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not
     ],
 )
 def test_a_run_that_resumes_with_other_numerics_says_so(
-    compiled: tuple[Path, Path], tmp_path: Path, change: str, note: str
+    one_stage: tuple[Path, Path], tmp_path: Path, change: str, note: str
 ) -> None:
-    study, undisturbed = compiled
+    study, undisturbed = one_stage
     store = tmp_path / "runs"
     shutil.copytree(undisturbed, store, symlinks=True)
-    set_back(run := of_stage(store, "finetune"))
+    set_back(run := of_stage(store, "pretrain"))
     train_here(study, store, change, "execution.compile=false")
     assert f"resumes with {note}: same batches, not bit-identical" in str(run.state().attempts[-1].note)
 
 
-def test_a_run_that_resumes_without_compiling_says_so(compiled: tuple[Path, Path], tmp_path: Path) -> None:
-    study, undisturbed = compiled
+def test_a_run_that_resumes_without_compiling_says_so(one_stage: tuple[Path, Path], tmp_path: Path) -> None:
+    study, undisturbed = one_stage
     store = tmp_path / "runs"
     shutil.copytree(undisturbed, store, symlinks=True)
-    set_back(of_stage(store, "finetune"))
+    set_back(of_stage(store, "pretrain"))
     shutil.rmtree(store / "cache", ignore_errors=True)
     train_here(study, store, "execution.compile=false")
-    run = of_stage(store, "finetune")
+    run = of_stage(store, "pretrain")
     note = run.state().attempts[-1].note
     assert note is not None
     assert "resumes with uncompiled steps a run that began with compiled steps: same batches" in note

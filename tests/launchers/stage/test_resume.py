@@ -20,7 +20,7 @@ from retain.launchers.planning.opened_study import open_study
 from retain.results.store.runs import Run, Store
 from tests.launchers.local.test_run import wait_until
 from tests.results.runs import put_state
-from tests.retain import losses, retain, retain_json, start, train_here, weights
+from tests.retain import losses, retain_here, retain_json, start, stop_here, train_here, train_killed, weights
 from tests.studies import tiny_study
 
 LONG: dict[str, Any] = {
@@ -79,7 +79,13 @@ def test_a_launcher_killed_at_random_times_loses_nothing(
     assert_token_ranges_join(Store(store))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["stopped", "its terminal closed"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, id="stopped"),
+        pytest.param(signal.SIGHUP, id="its terminal closed", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_goes_on_from_the_step_at_which_it_was_stopped(
     number: signal.Signals, calm: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -96,11 +102,10 @@ def test_a_stopped_run_goes_on_from_the_step_at_which_it_was_stopped(
 @pytest.mark.slow
 def test_curves_have_no_gap_and_no_overlap_after_several_attempts(calm: tuple[Path, Path], tmp_path: Path) -> None:
     study, undisturbed = calm
-    store = stopped_midway(study, tmp_path / "runs", signal.SIGKILL)
-    stopped_midway(study, store, signal.SIGTERM)
-    train_here(study, store)
+    store = stop_here(study, tmp_path / "runs")
+    train_killed(study, store)
     run = begun(store)
-    assert len(run.state().attempts) >= 2
+    assert len(run.state().attempts) >= 3
     assert len(list(run.folder.glob("events.*"))) == 1
     points = curve_points(run)
     assert points == curve_points(Run(undisturbed / run.key))
@@ -133,8 +138,24 @@ def empty_the_manifest(state: Path) -> None:
     (state / "state.json").write_text("")
 
 
-@pytest.mark.parametrize("harm", [truncate, flip, change_a_number, lose_the_manifest, empty_the_manifest])
-@pytest.mark.parametrize("both", [False, True], ids=["newest", "both"])
+HARMS = (truncate, flip, change_a_number, lose_the_manifest, empty_the_manifest)
+QUICK = ((truncate, False), (lose_the_manifest, False), (flip, True))
+"""What is done to the newest checkpoint, or to both, in the fast tests."""
+
+
+@pytest.mark.parametrize(
+    ("harm", "both"),
+    [
+        pytest.param(
+            harm,
+            both,
+            id=f"{'both' if both else 'newest'}-{harm.__name__}",
+            marks=() if (harm, both) in QUICK else pytest.mark.slow,
+        )
+        for both in (False, True)
+        for harm in HARMS
+    ],
+)
 def test_a_damaged_state_is_said_and_the_older_one_or_none_is_used(
     harm: Callable[[Path], None], both: bool, calm: tuple[Path, Path], tmp_path: Path, stopped: Path
 ) -> None:
@@ -156,20 +177,20 @@ def test_a_damaged_state_is_said_and_the_older_one_or_none_is_used(
     assert last.tokens_at_start == (0 if both else older)
     assert last.note in run.log.read_text().replace("\n", "; ") or both
     assert weights(store) == weights(undisturbed)
-    assert retain("verify", "--store", store).returncode == 0
+    assert retain_here("verify", "--store", store).returncode == 0
 
 
 @pytest.fixture(scope="module")
 def stopped(calm: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose first run was stopped midway, with two states."""
-    return stopped_midway(calm[0], tmp_path_factory.mktemp("stopped") / "runs", signal.SIGTERM, states=2)
+    return stop_here(calm[0], tmp_path_factory.mktemp("stopped") / "runs", checkpoints=2)
 
 
 def test_verify_proves_the_tokens_of_a_state_and_of_a_done_run(calm: tuple[Path, Path], tmp_path: Path) -> None:
     _, undisturbed = calm
     store = tmp_path / "runs"
     shutil.copytree(undisturbed, store, symlinks=True)
-    assert "0 problems" in retain("verify", "--store", store).stdout
+    assert "0 problems" in retain_here("verify", "--store", store).stdout
     run = next(run for run in Store(store).runs() if run.spec()["stage"] == "posttrain")
     state = max(run.checkpoint.glob("step-*"))
     rank = json.loads((state / "rank-00000.json").read_text())
@@ -182,16 +203,19 @@ def test_verify_proves_the_tokens_of_a_state_and_of_a_done_run(calm: tuple[Path,
 
 
 @pytest.mark.parametrize(
-    "devices", ["execution.devices=1", pytest.param("execution.devices=4", marks=pytest.mark.slow)]
+    ("strategy", "devices"),
+    [
+        ("ddp", "execution.devices=1"),
+        pytest.param("fsdp", "execution.devices=1", marks=pytest.mark.slow),
+        pytest.param("ddp", "execution.devices=4", marks=pytest.mark.slow),
+        pytest.param("fsdp", "execution.devices=4", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_run_goes_on_with_another_number_of_ranks_and_says_so(
     devices: str, strategy: str, calm: tuple[Path, Path], tmp_path: Path
 ) -> None:
     study, undisturbed = calm
-    store = stopped_midway(
-        study, tmp_path / "runs", signal.SIGTERM, "execution.devices=2", f"execution.strategy={strategy}"
-    )
+    store = stop_here(study, tmp_path / "runs", "execution.devices=2", f"execution.strategy={strategy}")
     train_here(study, store, devices, f"execution.strategy={strategy}")
     run = begun(store)
     first, second = run.state().attempts
@@ -201,7 +225,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_says_so(
     for split, loss in run.losses()["splits"].items():
         assert loss["loss"] == pytest.approx(losses(undisturbed)[run.key]["splits"][split]["loss"], abs=0.05)
     assert run.losses()["token_digest"] == losses(undisturbed)[run.key]["token_digest"]
-    assert "0 problems" in retain("verify", "--store", store).stdout
+    assert "0 problems" in retain_here("verify", "--store", store).stdout
 
 
 def test_states_go_once_a_run_is_done_and_two_are_kept_until_then(calm: tuple[Path, Path], stopped: Path) -> None:
@@ -239,16 +263,10 @@ def kill_after(moment: float, number: signal.Signals, study: Path, store: Path) 
     wait_until(lambda: not any(run.is_running() for run in Store(store).runs()))
 
 
-def stopped_midway(study: Path, store: Path, number: signal.Signals, *overrides: str, states: int = 1) -> Path:
-    """Start a run, stop it once its first stage has saved a state again, and return its store."""
-    launcher = start("run", study, *overrides, "--store", store)
-    before = {path.name for path in store.glob("*/checkpoint/step-*")}
-    wait_until(
-        lambda: (
-            len({path.name for path in store.glob("*/checkpoint/step-*")} - before) >= states
-            or launcher.poll() is not None
-        )
-    )
+def stopped_midway(study: Path, store: Path, number: signal.Signals) -> Path:
+    """Start `retain run` with a new store, stop it once its first stage has saved a state, and return the store."""
+    launcher = start("run", study, "--store", store)
+    wait_until(lambda: any(store.glob("*/checkpoint/step-*")) or launcher.poll() is not None)
     if number == signal.SIGHUP:  # every process of a terminal that closes hears it, from the shell and from the kernel
         os.killpg(launcher.pid, number)
         os.killpg(launcher.pid, number)

@@ -108,7 +108,7 @@ def test_two_processes_that_recompute_activations_train_to_the_same_bits(
     assert losses(store) == losses(two)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_states_of_two_processes_are_gone_on_from_by_one_and_by_four_to_the_same_end(
     devices: int, study: Path, one: Path, two: Path, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ from retain.sweeps.tree.tree import Stage, Tree, expand
 from tests.conftest import Prepared
 from tests.results.runs import finish, finish_all, kinds, registered, write_model
 from tests.results.store.processes import HOLDER, next_line, start_python
-from tests.retain import retain, retain_json
+from tests.retain import retain_here, retain_json
 
 
 @pytest.fixture
@@ -104,9 +104,9 @@ def test_a_dry_run_lists_what_would_be_freed_and_changes_nothing(planned: tuple[
     assert content(store.root) == before
     assert (document["dry_run"], document["bytes"], document["kept"]) == (True, 4000, [])
     assert all(set(row) >= {"path", "run", "bytes", "reason"} for row in document["freed"])
-    assert "would free 4 items, 4 kB" in retain("gc", "--store", store.root, "--dry-run").stdout
-    assert "freed 4 items, 4 kB" in retain("gc", "--store", store.root).stdout
-    assert "freed 0 items, 0 B" in retain("gc", "--store", store.root).stdout
+    assert "would free 4 items, 4 kB" in retain_here("gc", "--store", store.root, "--dry-run").stdout
+    assert "freed 4 items, 4 kB" in retain_here("gc", "--store", store.root).stdout
+    assert "freed 0 items, 0 B" in retain_here("gc", "--store", store.root).stdout
     assert content(store.root) == {path for path in before if "checkpoint" not in path.parts}
 
 
@@ -233,10 +233,10 @@ def test_pinned_weights_stay_until_they_are_unpinned(planned: tuple[Tree, Store]
     tree, store = planned
     finish_all(tree, store)
     run = kinds(tree, store, "posttrain")[1]
-    assert "is pinned" in retain("pin", run.key[:9], "--store", store.root).stdout
+    assert "is pinned" in retain_here("pin", run.key[:9], "--store", store.root).stdout
     assert is_pinned(run)
     assert run.key not in {waste.run for waste in gc(store, weights=True)}
-    assert "no longer pinned" in retain("pin", run.key, "--off", "--store", store.root).stdout
+    assert "no longer pinned" in retain_here("pin", run.key, "--off", "--store", store.root).stdout
     (waste,) = gc(store, weights=True)
     assert waste.run == run.key
     with pytest.raises(StudyError, match=f"{run.key}: the weights have been freed already; delete "):
@@ -291,7 +291,7 @@ def test_export_of_freed_weights_fails_with_a_cure(planned: tuple[Tree, Store], 
     finish_all(tree, store)
     gc(store, weights=True)
     run = kinds(tree, store, "pretrain")[0]
-    printed = retain("export", run.key, "--store", store.root, "--to", tmp_path / "hf", code=3).stderr
+    printed = retain_here("export", run.key, "--store", store.root, "--to", tmp_path / "hf", code=3).stderr
     assert printed.startswith("retain: retain gc --weights has freed")
     assert str(run.folder) in printed
 
@@ -351,7 +351,7 @@ def test_run_refuses_to_start_from_freed_weights_before_it_trains_anything(prepa
     finish_all(tree, store)
     gc(store, weights=True)
     study = prepared.file.path
-    printed = retain("run", study, "finetune.weight_decay=0.2", "--store", store.root, code=3).stderr
+    printed = retain_here("run", study, "finetune.weight_decay=0.2", "--store", store.root, code=3).stderr
     assert printed.startswith("retain: retain gc --weights has freed weights that are needed to start from; delete ")
     assert all(str(run.folder) in printed for stage in ("pretrain", "posttrain") for run in kinds(tree, store, stage))
     assert len(store.runs()) == 8

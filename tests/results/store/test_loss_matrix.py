@@ -16,7 +16,7 @@ from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.runs import Store
 from retain.sweeps.schema.section import LOSSES
 from tests.conftest import Trained
-from tests.retain import retain as command
+from tests.retain import retain_here as command
 from tests.retain import retain_json, train_here
 from tests.studies import WORDS, tiny_study
 

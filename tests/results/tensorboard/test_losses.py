@@ -18,7 +18,7 @@ from retain.results.tensorboard.views import link_runs, update_event_files
 from retain.sweeps.schema.section import LOSSES
 from tests.conftest import Trained
 from tests.results.tensorboard.test_views import Board, own_copy
-from tests.retain import retain
+from tests.retain import retain_here
 
 
 def losses_in(folder: Path) -> dict[str, float]:
@@ -132,4 +132,4 @@ def test_a_board_rewrites_event_files_whose_losses_have_the_names_of_others(
 
 
 def test_trials_without_a_study_are_refused(tmp_path: Path) -> None:
-    assert "--trials" in retain("board", "--store", tmp_path, "--trials", code=2).stderr
+    assert "--trials" in retain_here("board", "--store", tmp_path, "--trials", code=2).stderr

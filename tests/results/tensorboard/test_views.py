@@ -30,7 +30,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.section import LOSSES
 from tests.conftest import Trained
 from tests.results.runs import put_state
-from tests.retain import retain, start, train_here
+from tests.retain import retain_here, start, train_here
 from tests.studies import linear_study, tiny_tree
 
 
@@ -140,10 +140,10 @@ def test_results_updates_a_view_but_does_not_create_one(trained: Trained, tmp_pa
     store = own_copy(trained, tmp_path)
     view = store / "studies" / "tiny" / "tensorboard"
     shutil.rmtree(view)
-    retain("results", trained.study, "--store", store)
+    retain_here("results", trained.study, "--store", store)
     assert not view.exists()
     view.mkdir()
-    assert str(view) in retain("results", trained.study, "--store", store).stdout.replace("\n", "")
+    assert str(view) in retain_here("results", trained.study, "--store", store).stdout.replace("\n", "")
     assert len(shown(view)) == 8
 
 
@@ -236,7 +236,7 @@ def test_a_port_that_is_taken_is_one_sentence_and_without_one_the_next_is_taken(
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        refused = retain("board", "--store", tmp_path, "--port", str(port), code=3).stderr
+        refused = retain_here("board", "--store", tmp_path, "--port", str(port), code=3).stderr
         assert refused.startswith(f"retain: --port {port}: another process has it")
         assert refused.count("\n") == 1
     with socket.socket() as other:
@@ -247,7 +247,7 @@ def test_a_port_that_is_taken_is_one_sentence_and_without_one_the_next_is_taken(
 
 
 def test_a_filter_without_a_study_is_refused(tmp_path: Path) -> None:
-    assert "name a study" in retain("board", "--store", tmp_path, "--where", "seed=1", code=2).stderr
+    assert "name a study" in retain_here("board", "--store", tmp_path, "--where", "seed=1", code=2).stderr
 
 
 def own_copy(trained: Trained, tmp_path: Path) -> Path:

@@ -39,14 +39,13 @@ def study_of(folder: Path, **overrides: Any) -> Path:
     return tiny_study(folder / "study", **{"corpora.music": music, "execution": {"data": {"part": 4000}}})
 
 
-@pytest.mark.slow
 def without_near_copies(corpus: dict[str, Any]) -> dict[str, Any]:
     """A corpus of `retain data --json` without the estimate of near copies, which parts do not have."""
     reading = {name: count for name, count in corpus["reading"].items() if name not in ("near", "sampled")}
     return corpus | {"reading": reading, "remarks": []}
 
 
-@pytest.mark.parametrize("in_turn", [1, 2])
+@pytest.mark.parametrize("in_turn", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_was_downloaded_is_prepared_in_parts_without_a_network_as_with_one(
     online: dict[str, str], tmp_path: Path, in_turn: int
 ) -> None:

@@ -75,6 +75,18 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return study, folder / "runs"
 
 
+@pytest.fixture(scope="module")
+def in_bf16(measured: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which the study was trained in bf16, because that was measured to be four times as fast."""
+    store = fresh(measured, tmp_path_factory.mktemp("bf16"), fp32=0.4, bf16=0.1)
+    train_here(measured[0], store)
+    return store
+
+
+def copied(store: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(store, folder / "runs", symlinks=True))
+
+
 def fresh(measured: tuple[Path, Path], folder: Path, **seconds: float) -> Path:
     """A store with the data and the speeds of another, `seconds` in the place of its own, and no runs."""
     store = folder / "runs"
@@ -98,9 +110,9 @@ def test_a_long_stage_is_measured_and_its_speeds_are_kept(measured: tuple[Path, 
 
 
 def test_seeds_take_the_answer_of_the_store_and_do_not_measure_again(
-    measured: tuple[Path, Path], tmp_path: Path
+    measured: tuple[Path, Path], in_bf16: Path, tmp_path: Path
 ) -> None:
-    store = fresh(measured, tmp_path, fp32=0.4, bf16=0.1)
+    store = copied(in_bf16, tmp_path)
     before = [place.read_bytes() for place in speeds_of(store)]
     train_here(measured[0], store, "seed=[0,1]")
     assert {chosen(run)[0] for place in store.glob("*/steps.json") for run in [Run(place.parent)]} == {True}
@@ -121,10 +133,9 @@ def test_a_gain_within_the_noise_keeps_fp32(measured: tuple[Path, Path], tmp_pat
 
 
 def test_a_run_keeps_the_precision_that_it_began_with_and_ends_in_the_same_bits(
-    measured: tuple[Path, Path], tmp_path: Path
+    measured: tuple[Path, Path], in_bf16: Path, tmp_path: Path
 ) -> None:
-    store = fresh(measured, tmp_path, fp32=0.4, bf16=0.1)
-    train_here(measured[0], store)
+    store = copied(in_bf16, tmp_path)
     ended, found = weights(store), losses(store)
     set_back(of_stage(store, "pretrain"))
     answer(store, fp32=0.1, bf16=0.4)
@@ -136,10 +147,9 @@ def test_a_run_keeps_the_precision_that_it_began_with_and_ends_in_the_same_bits(
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_as_before(
-    measured: tuple[Path, Path], tmp_path: Path
+    measured: tuple[Path, Path], in_bf16: Path, tmp_path: Path
 ) -> None:
-    store = fresh(measured, tmp_path, fp32=0.4, bf16=0.1)
-    train_here(measured[0], store)
+    store = copied(in_bf16, tmp_path)
     ended, run = weights(store), of_stage(store, "pretrain")
     set_back(run)
     shutil.rmtree(run.checkpoint)
@@ -149,11 +159,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_as_befor
     assert weights(store) == ended
 
 
-def test_held_out_losses_are_measured_in_fp32_whatever_the_steps_are_in(
-    measured: tuple[Path, Path], tmp_path: Path
-) -> None:
-    store = fresh(measured, tmp_path, fp32=0.4, bf16=0.1)
-    train_here(measured[0], store)
+def test_held_out_losses_are_measured_in_fp32_whatever_the_steps_are_in(in_bf16: Path) -> None:
+    store = in_bf16
+    assert chosen(of_stage(store, "pretrain")) == (True, False)
     for stage in ("pretrain", "finetune"):
         run = of_stage(store, stage)
         model = load_model(run.model)
@@ -162,7 +170,13 @@ def test_held_out_losses_are_measured_in_fp32_whatever_the_steps_are_in(
             assert found.loss == losses(store)[run.key]["splits"][role]["loss"], (stage, role)
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"format": 1, "fp32": "fast", "bf16": 1, "of": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(pytest.param(content, marks=pytest.mark.slow) for content in ("", "{}")),
+        '{"format": 1, "fp32": "fast", "bf16": 1, "of": {}}',
+    ],
+)
 def test_damaged_speeds_are_measured_again(content: str, measured: tuple[Path, Path], tmp_path: Path) -> None:
     store = fresh(measured, tmp_path)
     for place in speeds_of(store):
@@ -216,7 +230,10 @@ def timed(model: Any, **fields: Any) -> Timed:
     return Timed(model, RECIPE | fields, 2, None, checkpointing=False)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(one, marks=() if one in ("llama", "gpt2") else pytest.mark.slow) for one in CONFIGS],
+)
 def test_steps_of_every_family_can_be_timed(family: str) -> None:
     fp32, bf16 = time_precisions(timed(tiny_model(family).train()), lambda: None)
     assert fp32 > 0

@@ -1,6 +1,7 @@
 """AdamW carried from one stage to the next: one schedule over two stages, to the bit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.order.batches import stage_batches
 from retain.launchers.checks.drill import compare
+from retain.launchers.local.run import train_missing
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.plan import plan_studies
 from retain.launchers.planning.register import register
@@ -128,7 +130,10 @@ def test_a_carried_stage_that_is_stopped_at_any_step_ends_in_the_same_bits(
 
 def test_a_done_trunk_without_its_moments_is_said_to_lack_them_with_the_cure(tmp_path: Path) -> None:
     study = trunk_study(tmp_path, **{"anneal.start": None})
-    train_here(study, tmp_path / "runs", "decay.seed=0", "decay.start=null")
+    new = prepare_study(str(study), ["decay.seed=0", "decay.start=null"], tmp_path / "runs")
+    register(new.tree, new.file, new.facts, new.store)
+    first = new.tree.trials[0].path[0]
+    train_missing(new, replace(new.tree, stages={first: new.tree.stages[first]}))
     opened = prepare_study(str(study), ["decay.seed=0"], tmp_path / "runs")
     store = opened.store
     trunk = store.run(opened.tree.trials[0].path[0])

@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from retain.datamodules.corpora.responses.chat import CHATML_TEMPLATE
 from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.checks.verify import verify_store
 from retain.results.store.runs import Store
-from tests.launchers.stage.test_resume import stopped_midway
-from tests.retain import losses, retain, retain_json, stages_of, train_here, weights
+from tests.retain import losses, retain_here, retain_json, stages_of, train_here, train_killed, weights
 from tests.studies import WORDS, tiny_study
 
 STUDY: dict[str, Any] = {
@@ -71,10 +69,10 @@ def objective_study(folder: Path, **overrides: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The study, and its store, trained by the command line with all checkpoints kept."""
+    """The study, and its store, trained with all checkpoints kept."""
     folder = tmp_path_factory.mktemp("objectives")
     study = objective_study(folder / "study")
-    retain("run", study, "execution.keep_states=true", "--store", folder / "runs")
+    train_here(study, folder / "runs", "execution.keep_states=true")
     return study, folder / "runs"
 
 
@@ -139,8 +137,8 @@ def test_losses_are_those_of_the_exported_model_on_the_predicted_tokens_of_each_
 
 def test_a_killed_masked_run_resumes_to_the_same_bits(calm: tuple[Path, Path], tmp_path: Path) -> None:
     study, undisturbed = calm
-    store = stopped_midway(study, tmp_path / "runs", signal.SIGKILL)
-    train_here(study, store)
+    store = tmp_path / "runs"
+    train_killed(study, store)
     assert weights(store) == weights(undisturbed)
     assert losses(store) == losses(undisturbed)
 
@@ -191,7 +189,7 @@ def test_a_chain_of_every_objective_mixture_and_carried_optimizer_is_drilled_to_
 
 def test_what_is_predicted_is_shown_in_brackets_and_in_parts(calm: tuple[Path, Path]) -> None:
     study, store = calm
-    shown = retain("data", study, "--show", "chemistry", "--store", store).stdout
+    shown = retain_here("data", study, "--show", "chemistry", "--store", store).stdout
     assert "chemistry, sequence 0 of 32 tokens" in shown
     assert "⟦<|endoftext|>⟧" in shown
     document = retain_json("data", study, "--show", "music", "--store", store)
@@ -200,7 +198,7 @@ def test_what_is_predicted_is_shown_in_brackets_and_in_parts(calm: tuple[Path, P
     predicted = [part["text"] for one in document["sequences"] for part in one["parts"] if part["predicted"]]
     assert predicted
     assert not any("<|im_start|>" in part for part in predicted)
-    refused = retain("data", study, "--show", "poetry", "--store", store, code=2).stderr
+    refused = retain_here("data", study, "--show", "poetry", "--store", store, code=2).stderr
     assert "--show poetry: unknown corpus; the corpora are general, music, chemistry" in refused
 
 
@@ -224,7 +222,7 @@ def test_no_corpus_trains_on_a_document_of_a_held_out_split(calm: tuple[Path, Pa
 
 def test_a_conversation_field_of_text_names_the_cure(tmp_path: Path) -> None:
     study = objective_study(tmp_path, **{"corpora.music": {"files": "chat.jsonl", "text": "messages"}})
-    refused = retain("run", study, "--store", tmp_path / "runs", code=2).stderr
+    refused = retain_here("run", study, "--store", tmp_path / "runs", code=2).stderr
     assert (
         "is a list of messages, expected text; write `messages: messages` in the corpus instead of `text:`" in refused
     )
@@ -232,7 +230,7 @@ def test_a_conversation_field_of_text_names_the_cure(tmp_path: Path) -> None:
 
 def test_a_trained_tokeniser_without_a_chat_template_is_refused_with_the_cure(tmp_path: Path) -> None:
     study = objective_study(tmp_path, tokenizer={"train": 330})
-    refused = retain("plan", study, "--store", tmp_path / "runs", code=2).stderr
+    refused = retain_here("plan", study, "--store", tmp_path / "runs", code=2).stderr
     assert (
         "corpora.music.messages: a trained tokeniser has no chat template; set tokenizer.chat_template: chatml"
         in refused
@@ -255,10 +253,12 @@ def test_predicting_all_tokens_of_a_conversation_needs_no_mask_and_is_another_st
 def test_attention_within_documents_is_refused_where_the_chat_template_writes_the_end_of_text(tmp_path: Path) -> None:
     study = objective_study(tmp_path / "study")
     store = tmp_path / "runs"
-    retain("data", study, "--store", store)
+    retain_here("data", study, "--store", store)
     (folder,) = (store / "tokenizers").iterdir()
     local = shutil.copytree(folder, tmp_path / "study" / "tokenizer")
     config = json.loads((local / "tokenizer_config.json").read_text())
     (local / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|im_end|>"}))
-    refused = retain("data", study, "tokenizer={hf: tokenizer, chat_template: chatml}", "--store", store, code=2).stderr
+    refused = retain_here(
+        "data", study, "tokenizer={hf: tokenizer, chat_template: chatml}", "--store", store, code=2
+    ).stderr
     assert "documents.attention: within would cut the conversations of corpora.music" in refused

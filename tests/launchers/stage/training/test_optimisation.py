@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from retain.lightning_modules.models import load_model
 from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.curves import read_curves
 from retain.results.store.runs import Store
-from tests.launchers.stage.test_resume import stopped_midway
 from tests.launchers.stage.test_sharding import of_stage, set_back
-from tests.retain import losses, retain, train_here, weights
+from tests.retain import losses, retain_here, train_here, train_killed, weights
 from tests.studies import tiny_study
 
 CHOSEN: dict[str, Any] = {
@@ -58,13 +56,13 @@ def test_wsd_muon_and_a_tune_split_resume_to_the_same_bits(chosen: tuple[Path, P
     assert min(begun.values()) > 0
     assert weights(store) == weights(undisturbed)
     assert losses(store) == losses(undisturbed)
-    assert "0 problems" in retain("verify", "--store", store).stdout
+    assert "0 problems" in retain_here("verify", "--store", store).stdout
 
 
 def test_a_killed_muon_run_resumes_to_the_same_bits(chosen: tuple[Path, Path], tmp_path: Path) -> None:
     study, undisturbed = chosen
-    store = stopped_midway(study, tmp_path / "runs", signal.SIGKILL)
-    train_here(study, store)
+    store = tmp_path / "runs"
+    train_killed(study, store)
     assert weights(store) == weights(undisturbed)
     assert losses(store) == losses(undisturbed)
 
@@ -133,10 +131,10 @@ def test_muon_is_refused_with_sharding_and_with_adapters_before_anything_starts(
     chosen: tuple[Path, Path], tmp_path: Path
 ) -> None:
     sharded = ("execution.devices=2", "execution.strategy=fsdp", "--store", tmp_path / "runs")
-    said = retain("run", chosen[0], *sharded, code=2).stderr
+    said = retain_here("run", chosen[0], *sharded, code=2).stderr
     assert "pretrain.optimizer: muon takes whole matrices" in said.replace("\n", " ")
     assert "write strategy: ddp, or optimizer: adamw" in said.replace("\n", " ")
-    said = retain("plan", chosen[0], "finetune.method=lora", "--store", tmp_path / "runs", code=2).stderr
+    said = retain_here("plan", chosen[0], "finetune.method=lora", "--store", tmp_path / "runs", code=2).stderr
     assert "finetune.optimizer: muon takes whole weight matrices" in said.replace("\n", " ")
 
 
@@ -153,5 +151,5 @@ def test_muon_is_refused_with_sharding_and_with_adapters_before_anything_starts(
 def test_a_decay_that_does_not_fit_its_stage_is_refused_when_it_is_planned(
     override: str, sentence: str, chosen: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    said = retain("plan", chosen[0], override, "--store", tmp_path / "runs", code=2).stderr
+    said = retain_here("plan", chosen[0], override, "--store", tmp_path / "runs", code=2).stderr
     assert sentence in said.replace("\n", " ")
