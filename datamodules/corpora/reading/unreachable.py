@@ -1,14 +1,19 @@
-"""Say why a URL cannot be read, and what helps."""
+"""Say why a URL cannot be read, and what helps.
+
+Every verb imports this file, so it imports the modules of networks only where they are needed.
+"""
 
 import errno
 import os
 import socket
-import ssl
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from time import time
+from typing import TYPE_CHECKING
 
 from retain.sweeps.base.errors import MissingResourceError, RetainError
+
+if TYPE_CHECKING:
+    import ssl
 
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 """Answers that a server may give now and not a little later."""
@@ -61,6 +66,8 @@ def status_of(error: BaseException) -> int | None:
 
 def retry_after_s(error: BaseException) -> float:
     """The seconds that a busy server asks to wait; 0 if it does not say."""
+    from email.utils import parsedate_to_datetime
+
     for cause in causes(error):
         said = (getattr(cause, "headers", None) or {}).get("Retry-After", "").strip()
         if said.isdecimal():
@@ -74,6 +81,8 @@ def retry_after_s(error: BaseException) -> float:
 
 def _told(error: BaseException) -> tuple[str, str] | None:
     """The reason and the cure for an error of a connection; None for any other."""
+    import ssl
+
     # Those of aiohttp have the same classes, and none of their fields.
     if isinstance(error, ssl.SSLCertVerificationError):
         return _told_of_certificate(error) if hasattr(error, "verify_code") else None
@@ -97,7 +106,7 @@ def _told(error: BaseException) -> tuple[str, str] | None:
     return None
 
 
-def _told_of_certificate(error: ssl.SSLCertVerificationError) -> tuple[str, str]:
+def _told_of_certificate(error: "ssl.SSLCertVerificationError") -> tuple[str, str]:
     reason = f"the server's certificate is not valid: {error.verify_message.strip().rstrip('.')}"
     if error.verify_code == EXPIRED:
         return reason, "check this machine's clock, ask the server's owner for a new one, or use a local copy"
