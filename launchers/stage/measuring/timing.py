@@ -27,9 +27,9 @@ from retain.lightning_modules.optimisation import optimizers_of
 SHALLOW, DEEP = 1, 3
 """The layers of the two models that are timed. The time of a step is linear in the layers."""
 ROUNDS = 5
-HOPELESS = 2.0
-"""If steps in bf16 take so many times as long as in fp32, one round tells enough: on processors without products in bf16 they
-take ten times as long."""
+HOPELESS = 4.0
+"""If all steps in bf16 take more than so many times as long as in fp32, one round tells enough. On processors that have no
+products in bf16 they take ten times as long; a busy machine may double the time of a single step."""
 Step = Callable[[], None]
 Poll = Callable[[], None]
 """Called between steps; it raises to stop measuring."""
