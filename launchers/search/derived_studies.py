@@ -125,10 +125,11 @@ def _check_override(file: StudyFile, path: str) -> None:
         raise StudyError(f"{path}: a search replaces the grid; {cure}")
     searched = [axis.path for axis in file.search.axes] if file.search else []
     if axis := next((axis for axis in searched if f"{path}.".startswith(f"{axis}.")), None):
-        cure = f"leave the override out, or remove {axis} from search.axes"
-        raise StudyError(f"{path}: every point of the search has a value of its own for {axis}; {cure}")
+        raise StudyError(
+            f"{path}: the search sets {axis} itself (search.axes), so this override would have no effect; remove one of the two"
+        )
     if path == "seed" and "seeds" in (file.study.search or {}):
-        raise StudyError("seed: every point is trained with the seeds of search.seeds; change search.seeds")
+        raise StudyError("seed: the search trains every point with search.seeds; change search.seeds instead")
 
 
 def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedStudy:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from retain.launchers.speed.measured import Compiled, Precision, Speeds
 
 FEWEST_STEPS = 200
-"""A stage is measured if it and the stages that it starts from have so many steps. Measuring takes as long as 12 to 24."""
+"""A stage is measured if it and the stages that it starts from have so many steps. Measuring takes 12 to 24 steps."""
 LEAST_GAIN = 1.15
 """How many times as fast bf16 must be. Less is within the noise of a busy machine, and does not repay other digits."""
 EXPECTED_SAVING = 0.15

@@ -66,7 +66,7 @@ class RemoteFile:
 
     @property
     def is_http(self) -> bool:
-        return self.url.startswith(("http:", "https:"))
+        return url_kind(self.url) in HTTP
 
     def open(self) -> BinaryIO:
         """Open the file for reading from its beginning to its end; see `remote_streams`."""
@@ -199,7 +199,7 @@ def remote_file(system: Any, path: str, info: dict[str, Any]) -> RemoteFile:
 
 def _info(system: Any, path: str) -> dict[str, Any]:
     """What a file system says of a file."""
-    options = {"auto_decompress": False} if path.startswith(("http:", "https:")) else {}
+    options = {"auto_decompress": False} if url_kind(path) in HTTP else {}
     info: dict[str, Any] = system.info(path, **options)
     return info
 

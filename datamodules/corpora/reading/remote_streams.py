@@ -127,7 +127,7 @@ class HttpStream(io.RawIOBase):
             if self.failures == len(WAITS_S) or not is_passing(error, begun) or (begun and not self._may_go_on):
                 raise self._broken(error) from error
             if begun and not self.failures:
-                notice(f"{self.url}: the connection broke after {format_bytes(self.position)}; reading on from there")
+                notice(f"{self.url}: the connection broke after {format_bytes(self.position)}; resuming there")
             time.sleep(max(WAITS_S[self.failures], retry_after_s(error)))
             self.failures += 1
             return None
@@ -200,7 +200,7 @@ class HttpStream(io.RawIOBase):
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """What an action returns that asks a server for facts; it is tried again while the server is busy."""
+    """Return what an action returns, which asks a server about a file; repeat it a few times while the server is busy."""
     for wait in FIRST_WAITS_S:
         try:
             return action()

@@ -28,8 +28,8 @@ SHALLOW, DEEP = 1, 3
 """The layers of the two models that are timed. The time of a step is linear in the layers."""
 ROUNDS = 5
 HOPELESS = 4.0
-"""If all steps in bf16 take more than so many times as long as in fp32, one round tells enough. On processors that have no
-products in bf16 they take ten times as long; a busy machine may double the time of a single step."""
+"""If all steps in bf16 take more than this many times as long as in fp32, one round is enough. Without bf16 instructions they
+take ten times as long; a busy machine may double the time of a single step."""
 Step = Callable[[], None]
 Poll = Callable[[], None]
 """Called between steps; it raises to stop measuring."""

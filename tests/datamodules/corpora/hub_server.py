@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.datamodules.servers import running
 
 LARGE = (".parquet", ".gz", ".safetensors")
 """The ends of names of files that count as large, whatever their size."""
@@ -24,14 +25,8 @@ def commit_of(name: str) -> str:
 def hub(root: Path) -> Iterator[str]:
     """Serve <root>/datasets/<owner>/<name>/ and <root>/models/<owner>/<name>/; yields the value for HF_ENDPOINT."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Hub, root))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with running(server) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 class _Hub(BaseHTTPRequestHandler):

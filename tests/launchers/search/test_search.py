@@ -191,7 +191,7 @@ def test_a_guard_ends_what_a_dead_driver_left(tmp_path: Path) -> None:
         ("seed=[0, 1]", "seed: a search replaces the grid; list seeds under search.seeds"),
         ("pretrain.seed=[0, 1]", "pretrain.seed: a search replaces the grid; list seeds under search.seeds"),
         ("finetune.lr=[1e-4]", "finetune.lr: a search replaces the grid; give it one value, or search it under"),
-        ("finetune.lr=1e-3", "finetune.lr: every point of the search has a value of its own for finetune.lr; leave"),
+        ("finetune.lr=1e-3", "finetune.lr: the search sets finetune.lr itself (search.axes), so this override would"),
         ("grid.posttrain.lr=[1e-4]", "posttrain.lr: a search replaces the grid; give it one value, or search it"),
     ],
 )
@@ -204,7 +204,7 @@ def test_what_cannot_be_searched_is_refused_at_plan_time(override: str, sentence
 
 def test_a_seed_beside_the_seeds_of_the_search_is_refused_as_it_would_change_nothing(tmp_path: Path) -> None:
     study = tiny_study(tmp_path, search=GRID | {"seeds": [0, 1]})
-    with pytest.raises(StudyError, match="every point is trained with the seeds of"):
+    with pytest.raises(StudyError, match="the search trains every point with search"):
         open_search(str(study), ["seed=3"], tmp_path / "runs", None)
 
 

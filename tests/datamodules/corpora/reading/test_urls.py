@@ -3,7 +3,6 @@
 import functools
 import gzip
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +17,7 @@ from retain.datamodules.corpora.sources import source_identity
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
 from retain.sweeps.schema.corpora import Corpus
 from tests.datamodules.corpora.reading.test_odd_files import array, arrow, lines, parquet, read, write
+from tests.datamodules.servers import running
 
 FILES = {
     "in/a.jsonl": lines("one"),
@@ -41,14 +41,8 @@ class _Silent(SimpleHTTPRequestHandler):
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Silent, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with running(server) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
