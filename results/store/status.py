@@ -260,7 +260,7 @@ def _row(stage: Stage, root: str, state: StateSummary, blocked: str | None) -> R
         job_id=state.job_ids[-1] if state.job_ids else None,
         reason=state.reason or (blocked and f"{BLOCKED} {blocked}"),
         failure=last.failure if last else None,
-        log=log if os.path.exists(log) else None,
+        log=log if os.access(log, os.F_OK) else None,
         parent=stage.parent,
         costs=tuple(attempt_costs(state)),
     )

@@ -16,6 +16,8 @@ from retain.sweeps.tree.evaluation import role_of
 MOST_VALUES = 100
 """An axis with more values is filtered by a range: otherwise every run's event file would hold all values."""
 Axes = Mapping[str, Any]
+_FIELDS = {bool: "bool_value", float: "number_value", str: "string_value"}
+"""Where protobuf keeps the value of a hyperparameter."""
 
 
 def stage_metric(stage: str, split: str) -> str:
@@ -103,10 +105,11 @@ def _experiment(name: str, hyperparameters: Mapping[str, Sequence[bool | float |
 
 def _session(hyperparameters: Mapping[str, bool | float | str]) -> Any:
     """A summary that gives a run the values of its hyperparameters."""
-    from google.protobuf.json_format import ParseDict
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-    start = ParseDict({"hparams": hyperparameters}, plugin_data_pb2.SessionStartInfo())
+    start = plugin_data_pb2.SessionStartInfo()
+    for name, value in hyperparameters.items():
+        setattr(start.hparams[name], _FIELDS[type(value)], value)
     return _marker(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
 
 

@@ -40,17 +40,18 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
     sync: whether to wait until the content is on disk. Without it, a crash of the machine may leave the file empty, so it
     suits only files that are recreated then.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.{os.urandom(3).hex()}")
     try:
-        with temporary.open("wb") as stream:
+        with open(temporary, "wb") as stream:
             stream.write(content)
             if sync:
                 stream.flush()
                 os.fsync(stream.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            os.unlink(temporary)
         if isinstance(error, IsADirectoryError):
             raise DamageError(f"{path} is not a file; delete it and try again") from None
         if isinstance(error, OSError):
