@@ -185,12 +185,11 @@ def results(
 
     Works on partial results. The CSV and JSON have the losses of every stage on every corpus of the study.
     """
-    from retain.launchers.cli.views.results import print_failures, print_results
+    from retain.launchers.cli.views.results import print_damage, print_results
     from retain.launchers.planning.opened_study import open_study
     from retain.results.analysis.loss_planes import SYMBOLS
     from retain.results.report.collect import collect_results
     from retain.results.store.loss_table import chosen_columns, csv_text
-    from retain.results.store.state import DAMAGED
 
     if as_json and csv == Path("-"):
         raise StudyError("--csv -: with --json, standard output has the document; write the CSV to a file")
@@ -203,9 +202,7 @@ def results(
     if csv is not None:
         write_named("--csv", csv, csv_text(found.trials))
     show(found, as_json, lambda found: print_results(found, store, columns))
-    damaged = [failure for failure in found.failures if failure.state == DAMAGED]
-    print_failures(damaged)
-    return MissingResourceError.exit_code if damaged else 0
+    return print_damage(found.failures)
 
 
 def report(
@@ -226,13 +223,14 @@ def report(
         ),
     ] = None,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Write verdicts, figures and one HTML page.
 
     The page opens offline, and works on partial results. Several studies of one store are judged together, which takes studies
     that differ in their axes alone.
     """
     from retain.launchers.cli.views.report import origin, report_document
+    from retain.launchers.cli.views.results import print_damage
     from retain.launchers.planning.opened_study import open_study
     from retain.results.analysis.methods import has_claims
     from retain.results.claims.sequential import looks_in_words, verdicts_at_looks
@@ -241,10 +239,10 @@ def report(
     from retain.results.figures.planes import draw_planes, named_planes
     from retain.results.figures.sisters.drawn import draw_sister_figures
     from retain.results.figures.theory import theory_figures
+    from retain.results.report.collect import failures, readable_rows
     from retain.results.report.page import write_report
     from retain.results.report.study import parameter_count
     from retain.results.report.together import common_looks, pooled_rows
-    from retain.results.store.loss_table import trial_rows
     from retain.results.store.runs import make_store
     from retain.sweeps.schema.linear.study import LinearStudy
     from retain.sweeps.tree.measures import asked_columns
@@ -254,7 +252,8 @@ def report(
     opened = [open_study(name, overrides, store) for name in names]
     make_store(store)
     first, tree = opened[0], merged([one.tree for one in opened])
-    own = [trial_rows(one.tree, one.store) for one in opened]
+    read = [readable_rows(one.tree, one.store) for one in opened]
+    own, states = [rows for rows, _ in read], {key: state for _, known in read for key, state in known.items()}
     planes = named_planes(plane or (), [row for rows in own for row in rows])
     design = first.file.study
     if isinstance(design, LinearStudy) and len(opened) == 1:
@@ -276,8 +275,9 @@ def report(
     figures += draw_planes(store, tree.study, labelled, planes, higher, overrides)
     made_by = origin(command_arguments(None, [*names, *overrides], store))
     parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]
-    page = write_report(parts, tree, first.store, rows, figures, found, made_by, overrides, how_looked)
+    page = write_report(parts, tree, first.store, rows, figures, found, made_by, overrides, how_looked, states)
     show(report_document(tree.study, page, rows, figures, found), as_json, lambda document: print(document["report"]))
+    return print_damage(failures(tree, states))
 
 
 def probe(

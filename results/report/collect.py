@@ -10,7 +10,7 @@ from retain.results.figures.overview import draw_losses
 from retain.results.figures.theory import draw_theory
 from retain.results.store.loss_table import Row, save_rows, trial_rows
 from retain.results.store.measured.blanks import blank_reasons
-from retain.results.store.readiness import blocked_stages
+from retain.results.store.readiness import blocked_stages, written_state
 from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, State, StateSummary
 from retain.results.store.status import StatusReader
@@ -103,6 +103,13 @@ def collect_results(
     paths, axes = [str(path) for path in written], list(file.labels)
     failed, blanks, looks = failures(tree, states), blank_reasons(rows, store), looks_of(store.root, tree.study)
     return Results(tree.study, file.study.loss_unit, axes, rows, failed, paths, tree.provisional, blanks, looks)
+
+
+def readable_rows(tree: Tree, store: Store) -> tuple[list[Row], dict[str, State]]:
+    """The rows of a study without the losses that cannot be read, and the states of its stages: those runs are DAMAGED."""
+    states = {key: written_state(store.run(key)) for key in tree.stages}
+    rows = trial_rows(tree, store, states, states)
+    return rows, states
 
 
 def failures(tree: Tree, states: Mapping[str, StateSummary]) -> list[Failure]:

@@ -1,6 +1,6 @@
 """`retain report`: one self-contained HTML page about a study, from complete or partial results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from retain.results.claims.judging import Verdict
 from retain.results.figures.curves import draw_curves
 from retain.results.figures.style import DrawnFigure, missing_trials
 from retain.results.report.cells import Table
+from retain.results.report.collect import failures
 from retain.results.report.deviations import deviations, every_field, is_of_paper, summary
 from retain.results.report.forest import forest
 from retain.results.report.headline import MOST_OPEN, answer, facts, kept_groups, run_names
@@ -27,6 +28,7 @@ from retain.results.report.study import (
 )
 from retain.results.store.loss_table import Row, finished_trials, named_losses
 from retain.results.store.runs import Store
+from retain.results.store.state import DAMAGED, State
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import write_text
 from retain.sweeps.schema.linear.study import LinearStudy
@@ -68,15 +70,17 @@ def write_report(
     origin: Origin,
     overrides: Sequence[str] = (),
     how_looked: Sequence[str] = (),
+    states: Mapping[str, State] | None = None,
 ) -> Path:
     """Write report.html into the folder of `study_folder` and return its path.
 
     studies: one study, or several that are reported together, each with its own rows. tree, rows: those of all. how_looked:
-    sentences about the looks of a study whose seeds were added until its verdicts were decided.
+    sentences about the looks of a study whose seeds were added until its verdicts were decided. states: of all stages, as
+    `readable_rows` finds them; without them, a damaged run raises DamageError.
     """
     import jinja2
 
-    states = store.states(tree.stages)
+    states = store.states(tree.stages) if states is None else states
     parts = [_part(number, *each) for number, each in enumerate(studies)]
     labels = list(dict.fromkeys(name for file, _, _ in studies for name in file.labels))
     first = studies[0][0]
@@ -96,7 +100,7 @@ def write_report(
     text = environment.get_template("page.html.j2").render(
         study=tree.study,
         parts=parts,
-        partial=_partial_sentences(tree, rows),
+        partial=_partial_sentences(tree, rows, states),
         sections=_sections(bool(curves.panels), bool(recipes), search is not None, of_paper),
         answer=answer(rows, kept, verdicts, unit, linear),
         facts=facts(rows, verdicts, states),
@@ -171,8 +175,9 @@ def _sections(curves: bool, recipes: bool, search: bool, of_paper: bool) -> list
     ]
 
 
-def _partial_sentences(tree: Tree, rows: Sequence[Row]) -> list[str]:
+def _partial_sentences(tree: Tree, rows: Sequence[Row], states: Mapping[str, State]) -> list[str]:
     """The notices at the top of the page; empty if the results are complete."""
     missing = len(rows) - len(finished_trials(rows))
     notices = ["The data is not prepared: keys are provisional and no stage is trained."] if tree.provisional else []
-    return notices + ([f"Partial results: {missing_trials(missing, len(rows))}."] if missing else [])
+    notices += [f"Partial results: {missing_trials(missing, len(rows))}."] if missing else []
+    return notices + [f"{one.sentence}." for one in failures(tree, states) if one.state == DAMAGED]

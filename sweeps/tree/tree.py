@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.yaml_text import written
-from retain.sweeps.schema.axes import Option
+from retain.sweeps.schema.axes import Option, get_field
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section, measured_corpora, measured_stages
@@ -27,6 +27,8 @@ from retain.sweeps.tree.recipes.stage import stage_recipe
 STAGES = STAGE_KINDS
 EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")
 """The fields of post-training that decide what is mixed into pretraining."""
+OBJECTIVE = "posttrain.objective"
+"""Whether post-training has one decides that too: of pairs, only the chosen responses are mixed in."""
 Axes = dict[str, Any]
 """The value of each axis, by its dotted path or the name of its cases."""
 
@@ -203,6 +205,10 @@ class _StageBuilder:
         self.recipes: dict[tuple[int, ...], tuple[str, int] | None] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
         self.labels: dict[tuple[int, ...], Axes] = {}
+        varied = [options for options in dimensions if any(OBJECTIVE in option.fields for option in options)]
+        own = get_field(file.study, OBJECTIVE)
+        self.objectives = {repr(option.fields.get(OBJECTIVE, own)) for options in varied for option in options}
+        """The values of post-training's objective over the grid."""
         self.last: tuple[str | None, tuple[int, ...]] | None = None
         """The parent and the options of the stage that was asked for last; points of the grid in turn share most stages."""
         self.key: str | None = None
@@ -235,6 +241,8 @@ class _StageBuilder:
             if own not in self.labels:
                 fields = {path: value for option in self._options(own) for path, value in option.fields.items()}
                 labels = {path: value for path, value in fields.items() if self._is_label(path, recipe)}
+                if self.stage == "pretrain" and labels.get(OBJECTIVE) and len(self.objectives) > 2:
+                    labels[OBJECTIVE] = "dpo"  # several values of dpo share this pretraining
                 self.labels[own] = _plain_axes(labels)
             named = self.labels[own]
             also = self._groundwork(parent, recipe, named)
@@ -294,7 +302,8 @@ class _StageBuilder:
         if name == "average":
             return False  # of the losses of a trial, not of its stages
         if self.stage == "pretrain" and section == "posttrain":
-            return path in EXPOSED and '"exposure":null' not in recipe
+            decides = path in EXPOSED or (path == OBJECTIVE and {"None"} < self.objectives)
+            return decides and '"exposure":null' not in recipe
         stages = self.file.study.stages
         if section == "allocation":
             # Both allocations share the stages before post-training.

@@ -14,7 +14,9 @@ from retain.results.analysis.predictors import PREDICTORS
 from retain.results.claims.sequential import looks_sentence
 from retain.results.report.collect import Failure, Results
 from retain.results.store.loss_table import loss_at, loss_columns, named_losses
+from retain.results.store.state import DAMAGED
 from retain.results.store.study_files import POINTS_STUDY, study_folder
+from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.units import counted, format_size
 from retain.sweeps.base.yaml_text import cell
 from retain.sweeps.schema.section import PAIR_MEASURES, is_metric, without_value
@@ -71,6 +73,13 @@ def print_failures(failures: Sequence[Failure]) -> None:
     console = Console(stderr=True, markup=False)
     for failure in failures:
         print_line(console, failure.sentence)
+
+
+def print_damage(failed: Sequence[Failure]) -> int:
+    """`print_failures` of those that are damaged. Returns the exit code of a verb that has shown the rest."""
+    damaged = [failure for failure in failed if failure.state == DAMAGED]
+    print_failures(damaged)
+    return MissingResourceError.exit_code if damaged else 0
 
 
 def print_predictors(document: Mapping[str, Any], saved: Path | None) -> None:

@@ -1,5 +1,6 @@
 """Damaged files of a store: every verb names the file and the cure, and nothing is trained from it."""
 
+import html
 import json
 import os
 import shutil
@@ -69,6 +70,26 @@ def cut_tokens(store: Path) -> Path:
     for path in (store / "corpora").glob("*/train.bin"):
         path.write_bytes(path.read_bytes()[:-1])
     return store / "corpora"
+
+
+@pytest.mark.parametrize("harm", [empty_state, empty_losses])
+def test_a_report_shows_the_rest_and_names_a_damaged_run(
+    harm: Callable[[Path], Path], trained: Trained, copied: Path
+) -> None:
+    broken = harm(copied)
+    reported = retain_here("report", trained.study, "--store", copied, "--json", code=3)
+    document = json.loads(reported.stdout)
+    page = html.unescape(Path(document["report"]).read_text())
+    assert_one_sentence(
+        f"retain: {reported.stderr}", [f"damaged: posttrain {broken.parent.name[:8]}", str(broken), "delete"]
+    )
+    assert f"{reported.stderr.strip()}.</p>" in page
+    # Figures and verdicts lack what they lack without the run, and say so.
+    shutil.rmtree(broken.parent)
+    without = retain_json("report", trained.study, "--store", copied)
+    assert document["missing"] == without["missing"]
+    assert document["verdicts"] == without["verdicts"]
+    assert [one["missing"] for one in document["figures"]] == [one["missing"] for one in without["figures"]]
 
 
 def test_damaged_data_is_prepared_again_and_nothing_is_retrained(trained: Trained, copied: Path) -> None:

@@ -15,7 +15,7 @@ from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts, checkpoint_of
 from retain.sweeps.tree.measures import asked_columns, asked_evaluations
 from retain.sweeps.tree.scaled_down import scale_down
-from retain.sweeps.tree.tree import Stage, Tree, expand, models_of
+from retain.sweeps.tree.tree import OBJECTIVE, Stage, Tree, expand, models_of
 from tests.studies import made_up_facts, tiny_fields
 from tests.sweeps.tree.test_checkpoint_recipes import GPT2
 
@@ -113,6 +113,27 @@ def test_exposure_to_pairs_is_to_their_chosen_responses() -> None:
     both = preferring(**learned, grid={"posttrain.objective": [None, {"dpo": 0.2}]})
     roots = [json.loads(stage.recipe)["exposure"]["sequences"] for stage in both.stages.values() if not stage.parent]
     assert roots == [40, 20]
+
+
+@pytest.mark.parametrize(
+    ("exposure", "axis", "labels"),
+    [
+        (0.5, {"posttrain.objective": [None, {"dpo": 0.2}]}, [{OBJECTIVE: None}, {OBJECTIVE: {"dpo": 0.2}}]),
+        (0.5, {"posttrain.objective": [None, {"dpo": 0.2}, {"dpo": 1}]}, [{OBJECTIVE: None}, {OBJECTIVE: "dpo"}]),
+        (0.5, {"posttrain.objective": [{"dpo": 0.2}, {"dpo": 1}]}, [{}]),
+        (0.0, {"posttrain.objective": [None, {"dpo": 0.2}]}, [{}]),
+    ],
+)
+def test_a_pretraining_is_labelled_with_the_objective_where_it_decides_what_is_mixed_in(
+    exposure: float, axis: dict[str, Any], labels: list[dict[str, Any]]
+) -> None:
+    fields = {"posttrain.corpus": "pairs", "posttrain.tokens": 40 * PAIR, "posttrain.max_tokens": None}
+    learned = {**fields, "finetune.corpus": "chemistry", "finetune.objective": None, "pretrain.exposure": exposure}
+    tree = preferring(axis, **learned)
+    assert [stage.axes for stage in tree.stages.values() if stage.parent is None] == labels
+    # The stages below have the values themselves.
+    chosen = [tree.stages[trial.chain[1] or ""].axes[OBJECTIVE] for trial in tree.trials]
+    assert chosen == axis[OBJECTIVE]
 
 
 def test_stages_below_are_measured_on_the_pairs_that_were_learned() -> None:
