@@ -26,20 +26,25 @@ PROBLEMS = {
 
 
 def make_certificates(folder: Path) -> Path:
-    """Write an authority of our own, and certificates by it; return its file."""
+    """Write an authority of our own, and certificates by it; return its file.
+
+    They have all extensions that newer versions of Python demand.
+    """
 
     def openssl(command: str) -> None:
         subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
 
     folder.mkdir()
     new = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
-    openssl(f"req -x509 {new} -keyout authority.key -out authority.pem -days 1 -subj /CN=Authority")
+    usage = "-addext keyUsage=critical,keyCertSign"
+    openssl(f"req -x509 {new} {usage} -keyout authority.key -out authority.pem -days 1 -subj /CN=Authority")
     for name, (host, days) in CERTIFICATES.items():
-        (folder / "names").write_text(f"subjectAltName=DNS:{host}")
+        extensions = (f"subjectAltName=DNS:{host}", "subjectKeyIdentifier=hash", "authorityKeyIdentifier=keyid")
+        (folder / "extensions").write_text("\n".join(extensions))
         openssl(f"req {new} -keyout {name}.key -out {name}.csr -subj /CN={host}")
         openssl(
             f"x509 -req -in {name}.csr -CA authority.pem -CAkey authority.key -CAcreateserial -out {name}.pem "
-            f"-days {days} -extfile names"
+            f"-days {days} -extfile extensions"
         )
     return folder / "authority.pem"
 
