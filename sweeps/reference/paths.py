@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -12,13 +12,16 @@ from retain.sweeps.reference.sections import all_field_docs, default_text, type_
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.search_space import SearchBlock
 from retain.sweeps.schema.section import Section
-from retain.sweeps.schema.study import Study
+from retain.sweeps.schema.stages import FurtherStage
+from retain.sweeps.schema.study import Study, is_stage_name
 
 ROOTS: tuple[type[Section], ...] = (Study, LinearStudy)
 PLAIN: dict[str, type[Section]] = {"search": SearchBlock}
 """Fields of a study that the schema holds as plain mappings, because they are checked later, with their sections."""
 ANY = "NAME"
 """Stands for a name that the study chooses, such as that of a corpus."""
+SLIP = 0.8
+"""How alike two names are, from 0 to 1, if one is taken for a slip of the pen."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,19 @@ def fields_of(section: type[Section], above: str = "") -> list[Field]:
 
 
 def find_fields(path: str = "") -> tuple[Field | None, list[Field]]:
-    """The field with this path (None for the study itself) and the fields below it. Raises StudyError if there is none."""
-    for root in ROOTS:
-        found = _walk(root, path)
+    """The field with this path (None for the study itself) and the fields below it. Raises StudyError if there is none.
+
+    A path such as midtrain.lr is that of a stage with a name of the user's own.
+    """
+    known = sorted(all_paths())
+    starts = [fields_of(root) for root in ROOTS]
+    if stage := _further_stage(path, known):
+        starts.append([stage])
+        known = sorted([*known, *(field.path for field in _below(FurtherStage, stage.path, ()))])
+    for fields in starts:
+        found = _walk(fields, path)
         if found is not None:
             return found
-    known = sorted(all_paths())
     near = difflib.get_close_matches(path, known, n=1) or [one for one in known if one.endswith(f".{path}")][:1]
     hint = f"did you mean {near[0]}?" if near else "retain fields lists them"
     raise StudyError(f"{path}: a study has no such field; {hint}")
@@ -70,9 +80,18 @@ def all_paths(root: type[Section] = Study) -> dict[str, Field]:
     return {field.path: field for field in _below(root, "", ())}
 
 
-def _walk(root: type[Section], path: str) -> tuple[Field | None, list[Field]] | None:
+def _further_stage(path: str, known: Collection[str]) -> Field | None:
+    """The stage of a user's own that a path may be in; None if its first name looks like a slip, or is a field further down."""
+    name, _, below = path.partition(".")
+    numbered = name.rstrip("0123456789")
+    is_slip = name in known or (numbered not in known and difflib.get_close_matches(name, known, n=1, cutoff=SLIP))
+    if not is_stage_name(name) or is_slip or (not below and any(one.endswith(f".{name}") for one in known)):
+        return None
+    return Field(name, "mapping", "-", " ".join((FurtherStage.__doc__ or "").split()), (FurtherStage,), False)
+
+
+def _walk(inside: list[Field], path: str) -> tuple[Field | None, list[Field]] | None:
     here: Field | None = None
-    inside = fields_of(root)
     names = path.split(".") if path else []
     while names:
         name = names.pop(0)

@@ -72,7 +72,7 @@ class Study(Section):
     @classmethod
     def check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if not _is_name(name):
+            if not is_stage_name(name):
                 raise ValueError(
                     f"{shown_value(name)} is not the name of a stage; write up to 40 letters, digits and underscores, with a "
                     "letter first"
@@ -89,7 +89,11 @@ class Study(Section):
     def check_sections(cls, fields: Any) -> Any:
         """Raise ValueError for a section without a stage, an unknown field, and a stage whose section is null."""
         chain = fields.get("stages", STAGE_KINDS) if isinstance(fields, Mapping) else None
-        if not isinstance(chain, list | tuple) or not all(map(_is_name, chain)) or len(set(chain)) < max(1, len(chain)):
+        if (
+            not isinstance(chain, list | tuple)
+            or not all(map(is_stage_name, chain))
+            or len(set(chain)) < max(1, len(chain))
+        ):
             return fields  # The fields' own checks say what is wrong.
         missing = [name for name in chain if name not in fields]
         near = [str(name) for name in fields if name not in chain]
@@ -199,6 +203,6 @@ class Study(Section):
         return section
 
 
-def _is_name(name: Any) -> bool:
+def is_stage_name(name: Any) -> bool:
     """Whether something has the form of a stage's name."""
     return isinstance(name, str) and re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,39}", name) is not None

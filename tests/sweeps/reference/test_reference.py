@@ -44,6 +44,33 @@ def test_a_path_finds_its_field_and_the_fields_below_it_also_of_the_theory() -> 
     assert find_fields()[0] is None
 
 
+@pytest.mark.parametrize("name", ["midtrain", "sft", "finetune2", "trunk10"])
+def test_the_fields_of_a_stage_of_your_own_name_are_explained(name: str) -> None:
+    stage, below = find_fields(name)
+    assert stage is not None
+    assert stage.meaning.startswith("A stage with a name of your own")
+    assert {f"{name}.skip", f"{name}.anchor", f"{name}.lr"} <= {field.path for field in below}
+    field, strengths = find_fields(f"{name}.anchor")
+    assert field is not None
+    assert f"{name}.anchor.ewc" in {one.path for one in strengths}
+    with pytest.raises(StudyError, match=rf"{name}\.lrr: a study has no such field; did you mean {name}\.lr\?"):
+        find_fields(f"{name}.lrr")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("fintune.lr", "finetune.lr"),
+        ("post_train.lr", "posttrain.lr"),
+        ("corpra", "corpora"),
+        ("anchor", "finetune.anchor"),
+    ],
+)
+def test_a_slip_in_the_name_of_a_stage_is_no_stage_of_your_own(path: str, meant: str) -> None:
+    with pytest.raises(StudyError, match=f"did you mean {meant}\\?"):
+        find_fields(path)
+
+
 def test_an_unknown_path_is_one_sentence_with_the_nearest_field() -> None:
     with pytest.raises(StudyError, match=r"finetune\.lrr: a study has no such field; did you mean finetune\.lr\?"):
         find_fields("finetune.lrr")
