@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from retain.launchers.jobs.status import Orphan, ask_slurm
 from retain.launchers.kinds import SEARCH
@@ -23,6 +24,7 @@ from retain.results.store.status import (
 from retain.results.store.study_files import preparation_keys, search_run
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.yaml_text import is_written, written
+from retain.sweeps.tree.tree import Trial
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,15 @@ class Status:
         return not any(map(is_to_come, self.runs)) and (self.unanswered is None or bool(self.runs))
 
 
-def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> Callable[[], Status]:
-    """A function that reads the present status of a study, or of a whole store.
+def status_reader(
+    study: str | None,
+    overrides: Sequence[str],
+    store: Path,
+    states: Sequence[str] = (),
+    stages: Sequence[str] = (),
+    where: Sequence[str] = (),
+) -> Callable[[], Status]:
+    """A function that reads the present status of a study, or of a whole store; of some of its runs, as in `filtered`.
 
     The study is expanded again only while its data is not prepared, as its keys change then.
 
@@ -100,7 +109,7 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
     if study is None:
         whole = existing_store(store)
         of_store = StatusReader(whole).of_store
-        return lambda: _read(None, whole, of_store())
+        return lambda: filtered(_read(None, whole, of_store()), states, stages, where)
     opened = open_study(study, overrides, store)
     tree, name = with_evaluations(opened), opened.tree.study
     reader, first = StatusReader(opened.store), True
@@ -113,16 +122,23 @@ def status_reader(study: str | None, overrides: Sequence[str], store: Path) -> C
                 opened, tree = prepared, with_evaluations(prepared)
         first = False
         rows = [*_preparation(opened, name), *reader.of_study(tree), *_search_row(opened.store, name)]
-        return _read(name, opened.store, rows, tree.provisional)
+        return filtered(_read(name, opened.store, rows, tree.provisional), states, stages, where, tree.trials)
 
     return read
 
 
-def filtered(status: Status, states: Sequence[str], stages: Sequence[str], where: Sequence[str]) -> Status:
+def filtered(
+    status: Status,
+    states: Sequence[str],
+    stages: Sequence[str],
+    where: Sequence[str],
+    trials: Sequence[Trial] = (),
+) -> Status:
     """The status of only those runs that have one of these states, one of these stages and these values of axes.
 
-    where: AXIS=VALUE; of several values of one axis, a run needs one. Raises StudyError for an unknown state, stage or axis,
-    and for a value that no run has.
+    where: AXIS=VALUE; of several values of one axis, a run needs one. trials: those of the study. Of an axis of named cases, a
+    run has the names of all trials that lead through it. Raises StudyError for an unknown state, stage or axis, and for a
+    value that no run has.
     """
     rows = status.runs
     if not (states or stages or where):
@@ -130,27 +146,42 @@ def filtered(status: Status, states: Sequence[str], stages: Sequence[str], where
     for name, wanted, known in (("state", states, (*STATES, DAMAGED)), ("stage", stages, {row.stage for row in rows})):
         if unknown := [one for one in wanted if one not in known]:
             raise StudyError(f"--{name} {unknown[0]}: unknown {name}; the {name}s are {', '.join(sorted(known))}")
-    conditions: dict[str, list[str]] = {}
+    matching: dict[str, set[str]] = {}
     for condition in where:
         axis, separator, text = condition.partition("=")
-        values = list(dict.fromkeys(written(row.axes[axis]) for row in rows if axis in row.axes))
+        values = _values(axis, rows, trials)
         if not separator or not values:
-            axes = ", ".join(dict.fromkeys(name for row in rows for name in row.axes)) or "none"
+            every = [*(row.axes for row in rows), *(trial.axes for trial in trials)]
+            axes = ", ".join(dict.fromkeys(name for own in every for name in own)) or "none"
             raise StudyError(f"--where {condition}: a filter is AXIS=VALUE, and the axes are {axes}")
-        if not any(axis in row.axes and is_written(row.axes[axis], text) for row in rows):
-            raise StudyError(f"--where {condition}: no run has this value; the values are {', '.join(values)}")
-        conditions.setdefault(axis, []).append(text)
+        found = {key for key, own in values.items() if any(is_written(value, text) for value in own)}
+        if not found:
+            written_values = ", ".join(dict.fromkeys(written(value) for own in values.values() for value in own))
+            raise StudyError(f"--where {condition}: no run has this value; the values are {written_values}")
+        matching[axis] = matching.get(axis, set()) | found
     chosen = [
         row
         for row in rows
         if (not states or row.state in states)
         and (not stages or row.stage in stages)
-        and all(
-            axis in row.axes and any(is_written(row.axes[axis], text) for text in texts)
-            for axis, texts in conditions.items()
-        )
+        and all(row.key in found for found in matching.values())
     ]
     return replace(status, runs=chosen, cost=stage_costs(chosen))
+
+
+def _values(axis: str, rows: Sequence[RunStatus], trials: Sequence[Trial]) -> dict[str, list[Any]]:
+    """The values of an axis by the key of a run: its own; of an axis that no run has, those of the trials that lead through it.
+
+    An evaluation has those of the run that it measures.
+    """
+    if own := {row.key: [row.axes[axis]] for row in rows if axis in row.axes}:
+        return own
+    found: dict[str, list[Any]] = {}
+    for trial in trials:
+        for key in trial.path if axis in trial.axes else ():
+            if trial.axes[axis] not in (values := found.setdefault(key, [])):
+                values.append(trial.axes[axis])
+    return found | {row.key: found[row.parent] for row in rows if row.key not in found and row.parent in found}
 
 
 def _read(study: str | None, store: Store, rows: list[RunStatus], provisional: bool = False) -> Status:

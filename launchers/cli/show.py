@@ -112,7 +112,7 @@ def status(
         list[str] | None, typer.Option(help="Only runs of this stage, such as finetune; may be repeated.")
     ] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="AXIS=VALUE: only runs with this value; may be repeated.")
+        list[str] | None, typer.Option(help="AXIS=VALUE: only runs with this value or case; may be repeated.")
     ] = None,
     watch: Annotated[
         bool,
@@ -125,18 +125,15 @@ def status(
     Children are indented below their parents. A narrow terminal shows fewer columns; --json has everything.
     """
     from retain.launchers.cli.views.status import print_status, watch_status
-    from retain.launchers.study_status import Status, filtered, status_reader
+    from retain.launchers.study_status import status_reader
 
-    def chosen(status: Status) -> Status:
-        return filtered(status, state or (), stage or (), where or ())
-
+    if watch and as_json:
+        raise StudyError("--json: prints one document, and --watch a table; omit one of the two")
+    read = status_reader(study, overrides or (), store, state or (), stage or (), where or ())
     if watch:
-        if as_json:
-            raise StudyError("--json: prints one document, and --watch a table; omit one of the two")
-        read = status_reader(study, overrides or (), store)
-        watch_status(lambda: chosen(read()))
-        return
-    show(chosen(retain.status(study, overrides or (), store)), as_json, print_status)
+        watch_status(read)
+    else:
+        show(read(), as_json, print_status)
 
 
 def logs(

@@ -19,7 +19,7 @@ from retain.results.store.status import RunStatus, in_tree_order, study_seconds_
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.tree.tree import Tree
 from tests.results.runs import finish, kinds, put_state, registered
-from tests.studies import linear_study, tiny_tree
+from tests.studies import linear_study, tiny_study, tiny_tree
 
 NARROW = 80
 GRID = {"seed": [0, 1], "pretrain.exposure": [0, 0.5, 1], "posttrain.lr": [1e-4, 5e-4], "finetune.lr": [1e-4, 2e-4]}
@@ -115,6 +115,25 @@ def test_filters_choose_runs_and_name_what_there_is(
     document = json.loads(capsys.readouterr().out)
     assert [row["state"] for row in document["runs"]] == ["failed"]
     assert document["runs"][0]["parent"] in tree.stages
+
+
+def test_runs_are_filtered_by_the_names_of_cases_with_the_runs_that_other_cases_share(tmp_path: Path) -> None:
+    cases = {"strength": {"weak": {"finetune.lr": 1e-5}, "strong": {"finetune.lr": 1e-3}}}
+    more = {"corpora.more": {"files": str(tmp_path / "general.txt"), "heldout": 0.1}, "evaluate": {"corpora": ["more"]}}
+    study = tiny_study(tmp_path, grid={"pretrain.exposure": [0, 1]}, cases=cases, **more)
+
+    def chosen(*where: str) -> list[RunStatus]:
+        return status_reader(str(study), (), tmp_path / "runs", where=where)().runs
+
+    weak = [row for row in chosen("strength=weak") if row.stage != "evaluate"]
+    assert [row.stage for row in weak] == ["pretrain", "posttrain", "finetune"] * 2
+    assert {row.axes["finetune.lr"] for row in weak if row.stage == "finetune"} == {1e-5}
+    assert len(chosen("strength=weak", "pretrain.exposure=1")) * 2 == len(chosen("strength=weak"))
+    assert len(chosen("strength=weak", "strength=strong")) == len(chosen())
+    measured = [row for row in chosen("strength=strong") if row.stage == "evaluate"]
+    assert {row.parent for row in measured} == {row.key for row in chosen("strength=strong") if row.stage != "evaluate"}
+    with pytest.raises(StudyError, match="--where strength=best: no run has this value; the values are weak, strong"):
+        chosen("strength=best")
 
 
 def test_runs_are_filtered_by_lists_nothing_and_truth_as_a_study_file_writes_them(tmp_path: Path) -> None:
