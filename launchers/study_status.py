@@ -100,9 +100,10 @@ def status_reader(
     stages: Sequence[str] = (),
     where: Sequence[str] = (),
 ) -> Callable[[], Status]:
-    """A function that reads the present status of a study, or of a whole store; of some of its runs, as in `filtered`.
+    """A function that reads the present status of a study, or of a whole store.
 
-    The study is expanded again only while its data is not prepared, as its keys change then.
+    The study is expanded again only while its data is not prepared, as its keys change then. states, stages, where: filters, as
+    in `filtered`.
 
     Raises StudyError, and MissingResourceError if no study is named and the store does not exist.
     """
@@ -136,9 +137,9 @@ def filtered(
 ) -> Status:
     """The status of only those runs that have one of these states, one of these stages and these values of axes.
 
-    where: AXIS=VALUE; of several values of one axis, a run needs one. trials: those of the study. Of an axis of named cases, a
-    run has the names of all trials that lead through it. Raises StudyError for an unknown state, stage or axis, and for a
-    value that no run has.
+    where: AXIS=VALUE; of several values of one axis, a run needs one. trials: those of the study, if its named cases can be
+    filtered too: a run has the cases of all trials that it is part of. Raises StudyError for an unknown state, stage or axis,
+    and for a value that no run has.
     """
     rows = status.runs
     if not (states or stages or where):
@@ -170,9 +171,9 @@ def filtered(
 
 
 def _values(axis: str, rows: Sequence[RunStatus], trials: Sequence[Trial]) -> dict[str, list[Any]]:
-    """The values of an axis by the key of a run: its own; of an axis that no run has, those of the trials that lead through it.
+    """The values of an axis, by the key of the run. If no run has the axis, each run has the values of all its trials.
 
-    An evaluation has those of the run that it measures.
+    An evaluation belongs to the trials of the run that it measures.
     """
     if own := {row.key: [row.axes[axis]] for row in rows if axis in row.axes}:
         return own

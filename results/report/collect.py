@@ -106,10 +106,11 @@ def collect_results(
 
 
 def readable_rows(tree: Tree, store: Store) -> tuple[list[Row], dict[str, State]]:
-    """The rows of a study without the losses that cannot be read, and the states of its stages: those runs are DAMAGED."""
+    """The rows of a study and the states of its stages. Runs that cannot be read are DAMAGED; the rows lack their losses."""
     states = {key: written_state(store.run(key)) for key in tree.stages}
-    rows = trial_rows(tree, store, states, states)
-    return rows, states
+    damaged: dict[str, State] = {}
+    rows = trial_rows(tree, store, states, damaged)
+    return rows, states | damaged
 
 
 def failures(tree: Tree, states: Mapping[str, StateSummary]) -> list[Failure]:

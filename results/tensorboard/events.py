@@ -17,7 +17,7 @@ MOST_VALUES = 100
 """An axis with more values is filtered by a range: otherwise every run's event file would hold all values."""
 Axes = Mapping[str, Any]
 _FIELDS = {bool: "bool_value", float: "number_value", str: "string_value"}
-"""Where protobuf keeps the value of a hyperparameter."""
+"""The field of protobuf's Value that holds a hyperparameter, by the type of its value."""
 
 
 def stage_metric(stage: str, split: str) -> str:

@@ -20,8 +20,8 @@ PLAIN: dict[str, type[Section]] = {"search": SearchBlock}
 """Fields of a study that the schema holds as plain mappings, because they are checked later, with their sections."""
 ANY = "NAME"
 """Stands for a name that the study chooses, such as that of a corpus."""
-SLIP = 0.8
-"""How alike two names are, from 0 to 1, if one is taken for a slip of the pen."""
+TYPO = 0.8
+"""An unknown name that is at least this similar to a known one (from 0 to 1, by difflib) counts as a typo."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def fields_of(section: type[Section], above: str = "") -> list[Field]:
 def find_fields(path: str = "") -> tuple[Field | None, list[Field]]:
     """The field with this path (None for the study itself) and the fields below it. Raises StudyError if there is none.
 
-    A path such as midtrain.lr is that of a stage with a name of the user's own.
+    The first name of a path may be that of a user's own stage, as in midtrain.lr.
     """
     known = sorted(all_paths())
     starts = [fields_of(root) for root in ROOTS]
@@ -81,11 +81,12 @@ def all_paths(root: type[Section] = Study) -> dict[str, Field]:
 
 
 def _further_stage(path: str, known: Collection[str]) -> Field | None:
-    """The stage of a user's own that a path may be in; None if its first name looks like a slip, or is a field further down."""
+    """The user's own stage that a path begins with; None if its first name is a field, or looks like a typo of one."""
     name, _, below = path.partition(".")
-    numbered = name.rstrip("0123456789")
-    is_slip = name in known or (numbered not in known and difflib.get_close_matches(name, known, n=1, cutoff=SLIP))
-    if not is_stage_name(name) or is_slip or (not below and any(one.endswith(f".{name}") for one in known)):
+    without_number = name.rstrip("0123456789")  # finetune2 is no typo of finetune
+    is_typo = without_number not in known and bool(difflib.get_close_matches(name, known, n=1, cutoff=TYPO))
+    is_inner_field = not below and any(one.endswith(f".{name}") for one in known)
+    if name in known or is_typo or is_inner_field or not is_stage_name(name):
         return None
     return Field(name, "mapping", "-", " ".join((FurtherStage.__doc__ or "").split()), (FurtherStage,), False)
 

@@ -28,7 +28,7 @@ STAGES = STAGE_KINDS
 EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")
 """The fields of post-training that decide what is mixed into pretraining."""
 OBJECTIVE = "posttrain.objective"
-"""Whether post-training has one decides that too: of pairs, only the chosen responses are mixed in."""
+"""Whether post-training has one decides that too: of pairs, only the chosen responses are mixed in. Its strength does not."""
 Axes = dict[str, Any]
 """The value of each axis, by its dotted path or the name of its cases."""
 
@@ -192,23 +192,15 @@ class _StageBuilder:
         self, stage: str, file: StudyFile, facts: Facts, dimensions: list[list[Option]], stages: dict[str, Stage]
     ) -> None:
         self.stage, self.file, self.facts, self.dimensions, self.stages = stage, file, facts, dimensions, stages
-        read = fields_of_stage_before(stage, file)
+        read, chain = fields_of_stage_before(stage, file), file.study.stages
         self.relevant = [
             number
             for number, options in enumerate(dimensions)
-            if any(
-                may_affect(path, stage, file.study.stages) or path in read
-                for option in options
-                for path in option.fields
-            )
+            if any(path in read or may_affect(path, stage, chain) for option in options for path in option.fields)
         ]
         self.recipes: dict[tuple[int, ...], tuple[str, int] | None] = {}
         self.keys: dict[tuple[str | None, str], str] = {}
         self.labels: dict[tuple[int, ...], Axes] = {}
-        varied = [options for options in dimensions if any(OBJECTIVE in option.fields for option in options)]
-        own = get_field(file.study, OBJECTIVE)
-        self.objectives = {repr(option.fields.get(OBJECTIVE, own)) for options in varied for option in options}
-        """The values of post-training's objective over the grid."""
         self.last: tuple[str | None, tuple[int, ...]] | None = None
         """The parent and the options of the stage that was asked for last; points of the grid in turn share most stages."""
         self.key: str | None = None
@@ -239,11 +231,7 @@ class _StageBuilder:
             key = self.keys[parent, recipe] = stage_key(stage_kind(self.stage), parent, recipe)
             inherited = self.stages[parent].axes if parent else {}
             if own not in self.labels:
-                fields = {path: value for option in self._options(own) for path, value in option.fields.items()}
-                labels = {path: value for path, value in fields.items() if self._is_label(path, recipe)}
-                if self.stage == "pretrain" and labels.get(OBJECTIVE) and len(self.objectives) > 2:
-                    labels[OBJECTIVE] = "dpo"  # several values of dpo share this pretraining
-                self.labels[own] = _plain_axes(labels)
+                self.labels[own] = _plain_axes(self._own_labels(own, recipe))
             named = self.labels[own]
             also = self._groundwork(parent, recipe, named)
             self.stages[key] = Stage(key, self.stage, parent, recipe, tokens, inherited | named, also)
@@ -251,6 +239,15 @@ class _StageBuilder:
 
     def _options(self, own: tuple[int, ...]) -> list[Option]:
         return [self.dimensions[number][index] for number, index in zip(self.relevant, own, strict=True)]
+
+    def _own_labels(self, own: tuple[int, ...], recipe: str) -> Axes:
+        """The values that label a stage, besides those of its parent."""
+        labels: Axes = {}
+        for option in self._options(own):
+            labels |= {path: value for path, value in option.fields.items() if self._is_label(path, recipe)}
+        if self.stage == "pretrain" and labels.get(OBJECTIVE) is not None:
+            labels[OBJECTIVE] = "dpo"  # all strengths share this pretraining
+        return labels
 
     def _recipe(self, own: tuple[int, ...]) -> tuple[str, int] | None:
         options = self._options(own)
@@ -289,6 +286,12 @@ class _StageBuilder:
             also.append(one.key)
         return tuple(dict.fromkeys(also))
 
+    def _has_text_and_pairs(self) -> bool:
+        """Whether post-training has an objective in some trials, and none in others."""
+        own = get_field(self.file.study, OBJECTIVE)
+        axes = [options for options in self.dimensions if any(OBJECTIVE in one.fields for one in options)]
+        return len({one.fields.get(OBJECTIVE, own) is None for options in axes for one in options}) == 2
+
     def _is_study_wide(self, path: str) -> bool:
         return path.partition(".")[0] not in self.file.study.stages
 
@@ -302,7 +305,7 @@ class _StageBuilder:
         if name == "average":
             return False  # of the losses of a trial, not of its stages
         if self.stage == "pretrain" and section == "posttrain":
-            decides = path in EXPOSED or (path == OBJECTIVE and {"None"} < self.objectives)
+            decides = path in EXPOSED or (path == OBJECTIVE and self._has_text_and_pairs())
             return decides and '"exposure":null' not in recipe
         stages = self.file.study.stages
         if section == "allocation":

@@ -66,7 +66,7 @@ def test_the_fields_of_a_stage_of_your_own_name_are_explained(name: str) -> None
         ("anchor", "finetune.anchor"),
     ],
 )
-def test_a_slip_in_the_name_of_a_stage_is_no_stage_of_your_own(path: str, meant: str) -> None:
+def test_a_typo_in_the_name_of_a_stage_is_no_stage_of_your_own(path: str, meant: str) -> None:
     with pytest.raises(StudyError, match=f"did you mean {meant}\\?"):
         find_fields(path)
 

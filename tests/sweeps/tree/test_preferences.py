@@ -118,7 +118,7 @@ def test_exposure_to_pairs_is_to_their_chosen_responses() -> None:
 @pytest.mark.parametrize(
     ("exposure", "axis", "labels"),
     [
-        (0.5, {"posttrain.objective": [None, {"dpo": 0.2}]}, [{OBJECTIVE: None}, {OBJECTIVE: {"dpo": 0.2}}]),
+        (0.5, {"posttrain.objective": [None, {"dpo": 0.2}]}, [{OBJECTIVE: None}, {OBJECTIVE: "dpo"}]),
         (0.5, {"posttrain.objective": [None, {"dpo": 0.2}, {"dpo": 1}]}, [{OBJECTIVE: None}, {OBJECTIVE: "dpo"}]),
         (0.5, {"posttrain.objective": [{"dpo": 0.2}, {"dpo": 1}]}, [{}]),
         (0.0, {"posttrain.objective": [None, {"dpo": 0.2}]}, [{}]),
