@@ -25,7 +25,9 @@ from tools.command_reference import verbs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
-FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()}
+IGNORED = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+"""What using Retain makes here, such as runs/, of which pages name paths that need not exist."""
+FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()} - IGNORED
 PACKAGE = ("sweeps", "datamodules", "lightning_modules", "launchers", "results", "retain")
 SECTIONS = r"pretrain|posttrain|finetune|execution|search|corpora|model|tokenizer"
 
