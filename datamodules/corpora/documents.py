@@ -15,6 +15,7 @@ from retain.datamodules.corpora.responses.chat import ChatTemplate
 from retain.datamodules.corpora.responses.marked import Document, dividing_text, text_of, with_texts
 from retain.datamodules.corpora.responses.records import RecordReader, document_of, record_reader
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
+from retain.sweeps.base.redaction import redacted
 from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.tree.data_facts import reading_remarks
 
@@ -159,7 +160,7 @@ def _naming_hf(corpus: Corpus, folder: Path) -> Iterator[None]:
     except RetainError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(redacted(str(error)).split())[:300]
         if corpus.files or data_set_folder(corpus, folder):
             cure = "check that the files are intact and in this format, config and split, or repair them"
             cure += "; text, jsonl, json and parquet files need no `hf:`" if corpus.files else ""

@@ -16,14 +16,17 @@ SourceFile = Path | RemoteFile
 """A file of a corpus, on this machine or at a URL."""
 
 
-def find_sources(patterns: str | list[str], folder: Path, hidden: list[str] | None = None) -> list[SourceFile]:
+def find_sources(
+    patterns: str | list[str], folder: Path, hidden: list[str] | None = None, remote: bool = True
+) -> list[SourceFile]:
     """Return the files that match paths, folders, URLs or glob patterns: those of `find_files`, then those of `find_remote`.
 
-    hidden: gets the names of hidden files and folders that are left out. Raises as the two do.
+    hidden: gets the names of hidden files and folders that are left out. remote: whether to ask servers; their files are left
+    out otherwise. Raises as the two do.
     """
     hidden = [] if hidden is None else hidden
     local: list[str] = []
-    remote: dict[str, RemoteFile] = {}
+    found: dict[str, RemoteFile] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         place = with_variables(pattern, folder)
         kind = url_kind(place)
@@ -32,10 +35,10 @@ def find_sources(patterns: str | list[str], folder: Path, hidden: list[str] | No
 
             local.append(url2pathname(urlsplit(place).path))
         elif kind is not None:
-            remote |= {file.url: file for file in find_remote(place, hidden)}
+            found |= {file.url: file for file in find_remote(place, hidden)} if remote else {}
         else:
             local.append(pattern)
-    return [*(find_files(local, folder, hidden) if local else []), *(remote[url] for url in sorted(remote))]
+    return [*(find_files(local, folder, hidden) if local else []), *(found[url] for url in sorted(found))]
 
 
 def find_files(patterns: str | list[str], folder: Path, hidden: list[str] | None = None) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from retain.datamodules.corpora.find import local_folder
 from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.redaction import redacted
 from retain.sweeps.schema.corpora import Corpus
 
 TIMEOUT_S = 10.0
@@ -44,7 +45,7 @@ def look_up(kind: Literal["dataset", "model"], name: str, revision: str | None) 
     try:
         info = ask(name, revision=revision, timeout=TIMEOUT_S)
     except (HfHubHTTPError, HFValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(redacted(str(error)).split())[:200]
         raise MissingResourceError(
             f"{name}: {kind} not found on the hub at revision {revision or 'main'}, or access denied "
             f"({type(error).__name__}: {reason}); correct id and revision, or log in with `hf auth login`"
@@ -52,7 +53,7 @@ def look_up(kind: Literal["dataset", "model"], name: str, revision: str | None) 
     except Exception as error:  # the HTTP client raises classes of its own
         copy = "`files:` in the corpus" if kind == "dataset" else "a folder as `tokenizer.hf` or `model.hf`"
         raise HubUnreachableError(
-            f"{name}: the hub does not answer ({type(error).__name__}: {' '.join(str(error).split())[:200]}); use a "
+            f"{name}: the hub does not answer ({type(error).__name__}: {' '.join(redacted(str(error)).split())[:200]}); use a "
             f"machine with internet access, or a local copy ({copy})"
         ) from error
     return Repository(str(info.sha), tuple(sorted(file.rfilename for file in info.siblings or ())))

@@ -4,6 +4,7 @@ Every verb begins here, so this file and what it imports load no numpy, no token
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from typing import Any
 from retain.datamodules.corpora.checkpoints.stored import open_checkpoint
 from retain.datamodules.corpora.checkpoints.unprepared import unprepared_checkpoint, unprepared_vocabulary
 from retain.datamodules.corpora.prepared import SPLITS, packed_corpus, stored_vocabulary
+from retain.datamodules.corpora.reading.answers import keep_answer, kept_answer, without_urls
+from retain.datamodules.corpora.reading.unreachable import ServerUnreachableError
 from retain.datamodules.corpora.sources import (
     Note,
+    ReadSource,
     Source,
+    answer_path,
     checkpoint_definition,
     checkpoint_source,
     checkpoints_of,
@@ -23,6 +28,7 @@ from retain.datamodules.corpora.sources import (
     note_path,
     note_problem,
     read_note,
+    read_source,
     tokenizer_definition,
     tokenizer_source,
 )
@@ -36,12 +42,55 @@ from retain.sweeps.tree.data_facts import UNPREPARED, CheckpointFacts, CorpusFac
 TOKENIZER = "tokenizer"
 
 
-def known_facts(file: StudyFile, store: Path) -> Facts:
+@dataclass(frozen=True)
+class KnownSources:
+    """The sources of a study's corpora, each read once; while a server cannot be asked, as its data was last prepared."""
+
+    file: StudyFile
+    store: Path
+    found: dict[str, Source] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+    """What to tell the user of corpora whose servers could not be asked."""
+    failures: list[ServerUnreachableError] = field(default_factory=list)
+
+    def read(self, file: StudyFile, name: str) -> Source:
+        """As `read_source`."""
+        if name not in self.found:
+            self.found[name] = self._read(file, name)
+        return self.found[name]
+
+    def _read(self, file: StudyFile, name: str) -> Source:
+        try:
+            return read_source(file, name)
+        except ServerUnreachableError as error:
+            answer = kept_answer(answer_path(file, name, self.store))
+            # What can be found without the server must be as it was.
+            if answer is None or without_urls(answer.source) != without_urls(read_source(file, name, remote=False)):
+                raise
+            self.failures.append(error)
+            said = str(error).rpartition("; ")[0]
+            self.remarks[name] = f"{said}; using its data as prepared on {answer.day}"
+            return answer.source
+
+    def keep(self) -> None:
+        """Note the sources, as those of prepared data."""
+        for name, source in self.found.items():
+            if name not in self.remarks:
+                keep_answer(answer_path(self.file, name, self.store), source)
+
+
+def known_facts(file: StudyFile, store: Path, sources: KnownSources | None = None) -> Facts:
     """Return the facts of data that is prepared, and placeholders for unprepared data, without reading a corpus.
 
-    The facts of a study without corpora are empty. Raises StudyError, MissingResourceError if a source is not found.
+    The facts of a study without corpora are empty. While the server of a URL cannot be asked, its files count as unchanged,
+    which `sources` gets remarks on, if the study needs no data that is unprepared. Raises StudyError, MissingResourceError
+    if a source is not found.
     """
-    return _facts(file, store, None)
+    sources = sources or KnownSources(file, store)
+    facts = _facts(file, store, None, sources.read)
+    if sources.failures and not facts.prepared:
+        raise sources.failures[0]
+    return facts
 
 
 def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
@@ -51,7 +100,7 @@ def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
     `known_facts` does if a source is not found and the store knows nothing of it.
     """
     remarks: dict[str, str] = {}
-    facts = _facts(file, store, remarks)
+    facts = _facts(file, store, remarks, read_source)
     unprepared = dict.fromkeys("model.hf" for one in facts.checkpoints.values() if not one.prepared)
     unprepared |= dict.fromkeys(f"corpora.{name}" for (name, _), one in facts.corpora.items() if not one.prepared)
     if unprepared:
@@ -72,7 +121,7 @@ def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
     ]
 
 
-def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Facts:
+def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None, read: ReadSource) -> Facts:
     """The facts of a study's data; `remarks` collects how it differs from its sources, by source; see `_look_up`."""
     if not file.study.corpora:
         return Facts("", 0, {})
@@ -101,20 +150,22 @@ def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None) -> Fact
             found = {"fingerprint": fingerprint} | ({} if noted else unprepared_checkpoint(file, model))
         checkpoints[checkpoint_of(model)] = CheckpointFacts(**found)
     tokenizer, vocabulary = _look_up(
-        store, TOKENIZER, lambda: tokenizer_source(file), tokenizer_definition(file), read_tokenizer, noted
+        store, TOKENIZER, lambda: tokenizer_source(file, read), tokenizer_definition(file), read_tokenizer, noted
     )
     corpora = {}
     for name, length in packings(file):
         fingerprint, counts = _look_up(
             store,
             f"corpora.{name}",
-            partial(corpus_source, file, name, length, tokenizer.removeprefix(UNPREPARED)),
+            partial(corpus_source, file, name, length, tokenizer.removeprefix(UNPREPARED), read),
             corpus_definition(file, name, length),
             read_corpus,
             noted if vocabulary else None,
         )
         plain = tokenizer.removeprefix(UNPREPARED)
-        values = known_values(file, store, name, length, plain, fingerprint, noted is not None) if counts else None
+        values = (
+            known_values(file, store, name, length, plain, fingerprint, noted is not None, read) if counts else None
+        )
         corpora[name, length] = CorpusFacts(fingerprint, **counts or {}, values=values)
     entries = vocabulary["vocabulary"] if vocabulary else unprepared_vocabulary(file, check=not noted)
     return Facts(tokenizer, entries, corpora, checkpoints, task_facts(file, store, noted))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from retain.datamodules.corpora.checkpoints.prepare import checkpoint_tokenizer, prepare_checkpoint
 from retain.datamodules.corpora.hub import is_on_hub
-from retain.datamodules.corpora.known import TOKENIZER, known_facts, packings, without_values
+from retain.datamodules.corpora.known import TOKENIZER, KnownSources, known_facts, packings, without_values
 from retain.datamodules.corpora.near.filter import NearCopies
 from retain.datamodules.corpora.near.sample import NearSample, sampled
 from retain.datamodules.corpora.packing import pack
@@ -87,10 +87,12 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
 
     Raises StudyError; MissingResourceError, also if a source changes while it is read.
     """
-    facts = known_facts(file, store)
+    sources = KnownSources(file, store)
+    facts, later = known_facts(file, store, sources), False
     if not file.study.corpora:
         return facts
-    before, later = corpus_sources(file), False
+    # A server that cannot be asked does not matter to data that is prepared.
+    before = {} if facts.prepared and not without_values(file, facts) else corpus_sources(file)
     if not facts.prepared:
         with writing(str(store), "choose another store with --store"):
             remove_leftovers(store)
@@ -105,7 +107,7 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
                     _prepare_corpus(file, store, name, length, near, report)
             if in_parts is not None and cuts:
                 later = not in_parts(file, store, cuts, report)
-        facts = known_facts(file, store)
+        facts = known_facts(file, store, sources := KnownSources(file, store))
     if facts.prepared and (unlabelled := without_values(file, facts)):
         with writing(str(store), "choose another store with --store"):
             tokenizer = stored_tokenizer(store, facts.tokenizer)
@@ -114,7 +116,7 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
                 packed = packed_corpus(store, facts.corpora[name, length].fingerprint)
                 prepare_values(file, store, name, length, tokenizer, packed)
             check_unchanged(file, before)
-        facts = known_facts(file, store)
+        facts = known_facts(file, store, sources := KnownSources(file, store))
     if facts.tasks:
         with writing(str(store), "choose another store with --store"):
             prepare_tasks(file, store)
@@ -130,6 +132,7 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
             check_document_ends(file, name, packed_corpus(store, one.fingerprint))
     with contextlib.suppress(OSError):  # a store that may only be read
         _note_definitions(file, store, facts)
+        sources.keep()
     return facts
 
 

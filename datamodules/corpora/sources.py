@@ -8,7 +8,7 @@ last prepared to, so that what is trained is found after its source has changed 
 import contextlib
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -21,6 +21,7 @@ from retain.datamodules.corpora.responses.chat import chat_source
 from retain.datamodules.corpora.tokenizer import tokenizer_files
 from retain.sweeps.base.documents import read_bytes, read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError, NewerFormatError, RetainError, os_reason
+from retain.sweeps.base.redaction import redacted_values
 from retain.sweeps.schema import corpora as fields
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import StudyFile
@@ -35,6 +36,8 @@ OWN_SPLIT = "heldout_source"
 DEFINITION = "definition"
 """The field that tells a definition from a source."""
 Source = dict[str, Any]
+ReadSource = Callable[[StudyFile, str], Source]
+"""Returns the source of a corpus of a study by name, as `read_source` does."""
 
 
 def tokenizer_settings(file: StudyFile) -> fields.Tokenizer:
@@ -91,15 +94,15 @@ def check_unchanged(file: StudyFile, before: Mapping[str, Source]) -> None:
         )
 
 
-def tokenizer_source(file: StudyFile) -> Source:
-    """Return the source of the study's tokeniser. Raises StudyError, MissingResourceError."""
+def tokenizer_source(file: StudyFile, read: ReadSource | None = None) -> Source:
+    """Return the source of the study's tokeniser. read: in the place of `read_source`. Raises as `read_source`."""
+    read = read or read_source
     settings = tokenizer_settings(file)
     source: Source = {"format": FORMAT, **_settings(settings)}
     if settings.train is not None:
         source["tokenizers"] = importlib.metadata.version("tokenizers")
         source["corpora"] = [
-            {**read_source(file, name), "heldout": file.study.corpora[name].heldout_share}
-            for name in sorted(file.trained)
+            {**read(file, name), "heldout": file.study.corpora[name].heldout_share} for name in sorted(file.trained)
         ]
     elif settings.hf is not None and (local := local_folder(settings.hf, file.folder, "tokenizer.hf: ")) is not None:
         cure = "make it readable, or name another tokeniser"
@@ -124,12 +127,16 @@ def checkpoint_definition(file: StudyFile, model: Model) -> Source:
     return {DEFINITION: "checkpoint", "folder": shown(file.folder), **named}
 
 
-def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> Source:
-    """Return the source of a corpus, packed with a tokeniser at a length. Raises StudyError, MissingResourceError."""
+def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str, read: ReadSource | None = None) -> Source:
+    """Return the source of a corpus, packed with a tokeniser at a length.
+
+    read: in the place of `read_source`. Raises as `read_source`.
+    """
+    read = read or read_source
     corpus = file.study.corpora[name]
     source = {
         "format": FORMAT,
-        **read_source(file, name),
+        **read(file, name),
         "heldout": corpus.heldout_share,
         "withheld": withheld_share(file),
         "tokens": corpus.tokens,
@@ -139,10 +146,10 @@ def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str) -> So
     if share := withheld_texts_share(file, name):
         source["withheld_texts"] = share
     if others := [other for other in corpora_with_splits(file) if other != name]:
-        source["withheld_splits"] = [read_source(file, other)[OWN_SPLIT] for other in others]
+        source["withheld_splits"] = [read(file, other)[OWN_SPLIT] for other in others]
     if corpus.dedupe == "near":
         source["near"] = [
-            read_source(file, other)
+            read(file, other)
             | {"heldout": file.study.corpora[other].heldout_share, "tokens": file.study.corpora[other].tokens}
             for other in compared_corpora(file, name)
         ]
@@ -222,6 +229,9 @@ class _SavedNote(TypedDict):
 
     fingerprint: str
     source: Source
+    """Without the passwords of URLs."""
+    digest: NotRequired[str]
+    """The digest of the source, where it has passwords."""
     facts: NotRequired[dict[str, int]]
     commit: NotRequired[str]
     reading: NotRequired[Reading]
@@ -266,7 +276,7 @@ def noted_commit(store: Path, source: Source) -> str | None:
 
 def _read(path: Path) -> Note:
     note = read_document(path, _SavedNote, CURE)
-    if digest(note["source"]) != path.stem:
+    if note.get("digest", digest(note["source"])) != path.stem:
         raise DamageError(f"{path} is the note of another source; {CURE}")
     facts = note.get("facts", {})
     return Note(
@@ -290,9 +300,18 @@ def write_note(store: Path, source: Source, note: Note, commit: str | None = Non
     """Note what a source or a definition was prepared to, and the commit on the hub that it was read at."""
     path = note_path(store, source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"fingerprint": note.fingerprint, "facts": dict(note.facts), "source": source}
+    document = {"fingerprint": note.fingerprint, "facts": dict(note.facts), "source": redacted_values(source)}
+    if digest(document["source"]) != path.stem:
+        document["digest"] = path.stem
     reading = {"reading": asdict(note.reading)} if note.reading else {}
     write_document(path, document | ({"commit": commit} if commit else {}) | reading)
+
+
+def answer_path(file: StudyFile, name: str, store: Path) -> Path:
+    """The place of the note on what servers said of a corpus; see `reading.answers`."""
+    has_chat = file.study.corpora[name].has_conversations
+    definition = _defined(file, name) | ({"chat": _settings(tokenizer_settings(file))} if has_chat else {})
+    return store / "prepared" / "asked" / f"{digest(definition)}.json"
 
 
 def digest(source: Source) -> str:
@@ -304,12 +323,12 @@ def note_path(store: Path, source: Source) -> Path:
     return store / "prepared" / ("last" if DEFINITION in source else "") / f"{digest(source)}.json"
 
 
-def source_identity(corpus: fields.Corpus, folder: Path) -> dict[str, Any]:
+def source_identity(corpus: fields.Corpus, folder: Path, remote: bool = True) -> dict[str, Any]:
     """Return what identifies a source, without reading it.
 
     Packages are identified by version, local files by path, size and modification time, files at URLs by what the server says
     of them (size, and etag or time), Hugging Face by id and revision. Only used to find data that is prepared already: the
-    identity of prepared data is the fingerprint of its tokens.
+    identity of prepared data is the fingerprint of its tokens. remote: whether files at URLs belong to it.
     """
     source: dict[str, Any] = corpus.model_dump(
         include={"package", "hf", "config", "revision", "split", "text", "separator"}
@@ -324,7 +343,7 @@ def source_identity(corpus: fields.Corpus, folder: Path) -> dict[str, Any]:
         source["versions"] = package_versions(corpus.package)
     if (patterns := corpus.files or data_set_folder(corpus, folder)) is not None:
         try:
-            found = [_file_identity(file) for file in find_sources(patterns, folder)]
+            found = [_file_identity(file) for file in find_sources(patterns, folder, remote=remote)]
         except OSError as error:  # removed just now
             raise MissingResourceError(
                 f"files: {shown(error.filename)} cannot be read ({os_reason(error)}); try again"
@@ -340,16 +359,20 @@ def _file_identity(file: SourceFile) -> list[Any]:
     return [file.url, file.size, file.version]
 
 
-def read_source(file: StudyFile, name: str) -> Source:
-    """Return the source of a corpus, with that of its own held-out split and of its chat template, where it has them."""
+def read_source(file: StudyFile, name: str, remote: bool = True) -> Source:
+    """Return the source of a corpus, with that of its own held-out split and of its chat template, where it has them.
+
+    remote: whether to ask the servers of URLs. Raises ServerUnreachableError if one does not answer, StudyError,
+    MissingResourceError.
+    """
     corpus = file.study.corpora[name]
     with naming_corpus(file, name):
-        source = source_identity(corpus, file.folder)
+        source = source_identity(corpus, file.folder, remote)
         if corpus.has_conversations:
             source["chat"] = chat_source(tokenizer_settings(file), file.folder)
     if (held := corpus.heldout_corpus) is not None:
         with naming_corpus(file, name, heldout=True):
-            own = source_identity(held, file.folder)
+            own = source_identity(held, file.folder, remote)
         source[OWN_SPLIT] = own | ({"chat": source["chat"]} if corpus.has_conversations else {})
     return source
 

@@ -15,6 +15,7 @@ from retain.launchers.cli.options import EXIT_CODES, INTERRUPTED
 from retain.launchers.cli.streams import safe_streams
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_cure, os_reason
 from retain.sweeps.base.files import is_file
+from retain.sweeps.base.redaction import redacted
 from retain.sweeps.base.surroundings import library_imports
 
 RESUMABLE = ("run", "evaluate", "search", "probe")
@@ -128,14 +129,14 @@ def _main(typed: Sequence[str]) -> int:
         code = INTERRUPTED
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"retain: {place}{os_reason(error)}; {os_cure(error, TRY)}", file=sys.stderr)
+        print(f"retain: {redacted(place)}{os_reason(error)}; {os_cure(error, TRY)}", file=sys.stderr)
         return MissingResourceError.exit_code
     except typer.TyperException as error:  # an unknown verb or option, or an invalid value
         what = error.format_message().rstrip(".").replace("Value error, ", "")
-        print(f"retain: {what}; see retain --help", file=sys.stderr)
+        print(f"retain: {redacted(what)}; see retain --help", file=sys.stderr)
         return StudyError.exit_code
     if code == INTERRUPTED and typed[0] in RESUMABLE:
-        again = shlex.join(["retain", *typed])
+        again = redacted(shlex.join(["retain", *typed]))
         print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
     return code
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.datamodules.corpora.known import known_facts, remembered_facts
+from retain.datamodules.corpora.known import KnownSources, known_facts, remembered_facts
 from retain.datamodules.corpora.reading.report import Report, ignore_progress
 from retain.launchers.planning.data_room import check_data_room
 from retain.launchers.planning.looks import with_recorded_seeds
@@ -52,10 +52,21 @@ def open_study(name: str, overrides: Sequence[str], store: Path, remember: bool 
     file = read_study(name, overrides)
     if remember:
         file = with_recorded_seeds(file, store)
-    facts, remarks = remembered_facts(file, store) if remember else (known_facts(file, store), [])
+    if not remember:
+        return _opened(name, file, open_store(store), _facts_now(file, store))
+    facts, remarks = remembered_facts(file, store)
     for remark in remarks:
         notice(remark)
     return _opened(name, file, open_store(store), facts)
+
+
+def _facts_now(file: StudyFile, store: Path) -> Facts:
+    """`known_facts`, with its remarks on standard error."""
+    sources = KnownSources(file, store)
+    facts = known_facts(file, store, sources)
+    for remark in sources.remarks.values():
+        notice(remark)
+    return facts
 
 
 def prepare_study(
@@ -80,7 +91,7 @@ def prepare_file(
 
     # Find mistakes in the study before any corpus is read or any folder is made.
     check_loggers(file)
-    known = _opened(name, file, open_store(store), known_facts(file, store))
+    known = _opened(name, file, open_store(store), _facts_now(file, store))
     check_data_room(name, file, known.facts, store)
     make_store(store)
     claim_name(file, store)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import os
+import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from retain.results.store.lease import Lease, wait_for_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import DamageError, RetainError, StageFailedError
+from retain.sweeps.base.redaction import redacted
 
 LEASE_PATIENCE_S = 3.0
 """How long to wait for the lease. Launchers and `retain gc` hold it only for moments."""
@@ -99,7 +101,7 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
         # 3b. Failed: the ranks agree on one cause, and rank 0 records it.
         if not isinstance(error, RetainError):
             with contextlib.suppress(OSError):
-                traceback.print_exc()
+                print(redacted(traceback.format_exc()), file=sys.stderr)
         failure, reason = agree_on_failure(run.folder, ranks, *described_failure(error))
         if stop.signal is not None and failure == BUG:
             # The signal also ended child processes such as compilers, which is no failure of the run.

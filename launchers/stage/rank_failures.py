@@ -11,6 +11,7 @@ from retain.launchers.stage.failures import DISK, NODE, classify, is_hardware, s
 from retain.launchers.stage.ranks import Ranks
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, RetainError
+from retain.sweeps.base.redaction import redacted
 
 OTHERS_WAIT_S = 3.0
 """How long rank 0, which lost the connection to another rank, waits for the cause from that rank."""
@@ -19,7 +20,7 @@ OTHERS_WAIT_S = 3.0
 def described_failure(error: BaseException) -> tuple[str, str]:
     """The failure class of an error, and one line with class and cause."""
     failure = classify(error)
-    cause = " ".join(str(error).split())[:400] or type(error).__name__
+    cause = " ".join(redacted(str(error)).split())[:400] or type(error).__name__
     if not isinstance(error, RetainError):
         cause = f"{type(error).__name__}: {cause}"
         if failure == DISK:

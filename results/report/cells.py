@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from retain.sweeps.base.redaction import redacted
+
 DASH = "\N{EN DASH}"
 """Stands for a missing value."""
 
@@ -70,7 +72,7 @@ def value_text(value: object) -> str:
         return ", ".join(f"{name} {value_text(part)}" for name, part in value.items() if part not in (None, False, 0))
     if isinstance(value, list | tuple):
         return ("; " if any(isinstance(part, dict) for part in value) else ", ").join(map(value_text, value)) or "none"
-    text = str(value)
+    text = redacted(str(value))
     # A text of white space alone, such as a separator of documents, would be invisible.
     return text if text.isprintable() and text.strip() else repr(text)
 

@@ -88,9 +88,9 @@ def checked(value: object, kind: type[Document], where: object, cure: str) -> Do
         raise DamageError(f"{where}{field and f': {field}'} {invalid.problem}; {cure}") from None
 
 
-def write_document(path: Path, fields: Mapping[str, Any]) -> None:
-    """Replace a document, with its format as the first field."""
-    write_json(path, {"format": FORMAT} | dict(fields))
+def write_document(path: Path, fields: Mapping[str, Any], mode: int | None = None) -> None:
+    """Replace a document, with its format as the first field. mode: as in `write_bytes`."""
+    write_json(path, {"format": FORMAT} | dict(fields), mode)
 
 
 def read_bytes(path: Path | str, cure: str) -> bytes:

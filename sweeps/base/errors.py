@@ -2,11 +2,19 @@
 
 import errno
 
+from retain.sweeps.base.redaction import redacted
+
 
 class RetainError(Exception):
-    """The base of all errors of Retain. The message says what is wrong, in which file, field or run, and how to fix it."""
+    """The base of all errors of Retain. The message says what is wrong, in which file, field or run, and how to fix it.
+
+    The passwords of URLs in the message are hidden, so that it can be printed, logged and stored.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class StudyError(RetainError):
@@ -59,4 +67,4 @@ def os_cure(error: OSError, otherwise: str) -> str:
 
 def os_reason(error: OSError) -> str:
     """Why the operating system refused something; some of its errors have no text of their own."""
-    return error.strerror or " ".join(str(error).split())[:200] or type(error).__name__
+    return error.strerror or redacted(" ".join(str(error).split()))[:200] or type(error).__name__

@@ -8,6 +8,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,24 @@ def writing(place: str, cure: str) -> Iterator[None]:
         ) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file with this text, in UTF-8. Readers see either the old or the new text.
+def write_text(path: Path, text: str, mode: int | None = None) -> None:
+    """Replace a file with this text, in UTF-8. Readers see either the old or the new text. mode: as in `write_bytes`.
 
     The letters of a file name that are not of the system's encoding are written as the bytes that they are.
     """
-    write_bytes(path, text.encode(errors="surrogateescape"))
+    write_bytes(path, text.encode(errors="surrogateescape"), mode=mode)
 
 
-def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
+def write_bytes(path: Path, content: bytes, sync: bool = True, mode: int | None = None) -> None:
     """Replace a file with this content. Readers see either the old or the new content. Raises DamageError for a folder.
 
     sync: whether to wait until the content is on disk. Without it, a crash of the machine may leave the file empty, so it
-    suits only files that are recreated then.
+    suits only files that are recreated then. mode: the permissions, such as 0o600; None for those of any new file.
     """
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.{os.urandom(3).hex()}")
     try:
-        with open(temporary, "wb") as stream:
+        with open(temporary, "wb", opener=None if mode is None else partial(os.open, mode=mode)) as stream:
             stream.write(content)
             if sync:
                 stream.flush()
@@ -67,9 +68,9 @@ def share(path: Path) -> None:
     beside.unlink()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file with a value as indented JSON. Raises ValueError for NaN and infinities."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, mode: int | None = None) -> None:
+    """Replace a file with a value as indented JSON; `mode` as in `write_bytes`. Raises ValueError for NaN and infinities."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", mode)
 
 
 def is_file(name: str) -> bool:

@@ -2,10 +2,12 @@
 
 import sys
 
+from retain.sweeps.base.redaction import redacted
+
 
 def notice(sentence: str) -> None:
-    """Print one line on standard error."""
-    print(f"retain: {sentence}", file=sys.stderr, flush=True)
+    """Print one line on standard error, without the passwords of URLs."""
+    print(f"retain: {redacted(sentence)}", file=sys.stderr, flush=True)
 
 
 class Waiting:

@@ -5,6 +5,8 @@ import re
 import reprlib
 from decimal import Decimal
 
+from retain.sweeps.base.redaction import redacted
+
 DIGITS = r"[0-9]+(?:_[0-9]+)*"
 INTEGER = rf"[-+]?(?:0|(?!0){DIGITS}|0[xX](?:_?[0-9a-fA-F])+|0[bB](?:_?[01])+|0[oO](?:_?[0-7])+)"
 FLOAT = rf"[-+]?(?:(?:{DIGITS})?\.{DIGITS}|{DIGITS}\.|{DIGITS}(?=[eE]))(?:[eE][-+]?{DIGITS})?"
@@ -100,7 +102,8 @@ def format_seconds(seconds: float) -> str:
 
 
 def shortened(text: str) -> str:
-    """A text for a sentence: without its middle if it is long."""
+    """A text for a sentence: without its middle if it is long, and without the passwords of URLs."""
+    text = redacted(text)
     return text if len(text) <= 120 else f"{text[:80]}…{text[-20:]}"
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.redaction import redacted
 from retain.sweeps.schema.published_corpora import template_pieces, with_published
 from retain.sweeps.schema.section import (
     PathText,
@@ -191,11 +192,11 @@ class Corpus(Section):
 
     @property
     def source(self) -> str:
-        """The package, the files or the Hugging Face data set, for readers."""
+        """The package, the files or the Hugging Face data set, for readers: the passwords of URLs are hidden."""
         if self.package is not None:
             return f"package {self.package}"
         if self.files is not None:
-            return f"files {self.files if isinstance(self.files, str) else ', '.join(self.files)}"
+            return redacted(f"files {self.files if isinstance(self.files, str) else ', '.join(self.files)}")
         parts = (self.hf, self.config, self.split, self.revision)
         return "Hugging Face " + ", ".join(part for part in parts if part)
 

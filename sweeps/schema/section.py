@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from retain.sweeps.base.redaction import redacted_values
 from retain.sweeps.base.units import parse_number, parse_size, shortened
 
 LARGEST = 2**63
@@ -36,10 +37,10 @@ def read_whole(value: Any) -> Any:
 
 
 def shown_value(value: Any) -> str:
-    """A value of a study file for a sentence, shortened if it is long."""
+    """A value of a study file for a sentence, shortened if it is long, without the passwords of URLs."""
     if value is None:
         return "nothing"
-    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
+    return str(value).lower() if isinstance(value, bool) else reprlib.repr(redacted_values(value))
 
 
 def read_list(value: Any) -> Any:

@@ -16,6 +16,7 @@ from retain.datamodules.corpora.hub import is_on_hub, pinned
 from retain.datamodules.corpora.sources import digest
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import MissingResourceError, NoRoomError, RetainError
+from retain.sweeps.base.redaction import redacted
 from retain.sweeps.base.units import format_bytes
 from retain.sweeps.schema.corpora import Corpus
 
@@ -85,8 +86,8 @@ def download(corpus: Corpus, folder: Path, store: Path, say: Say) -> Download:
         raise
     except Exception as error:  # the HTTP client raises classes of its own
         raise MissingResourceError(
-            f"hf: {corpus.hf} cannot be downloaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}); try again, "
-            "which continues"
+            f"hf: {corpus.hf} cannot be downloaded ({type(error).__name__}: "
+            f"{' '.join(redacted(str(error)).split())[:300]}); try again, which continues"
         ) from error
     hashes = {one.path: _hash(one) for one in files}
     found = Download(

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -14,8 +15,9 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from retain.datamodules.corpora.reading.remote_streams import HttpStream, SizedStream, patiently
-from retain.datamodules.corpora.reading.unreachable import refused, unreachable
+from retain.datamodules.corpora.reading.unreachable import ServerUnreachableError, refused, unreachable
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
+from retain.sweeps.base.redaction import redacted
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
@@ -28,6 +30,11 @@ VERSIONS = (
 """The fields by which file systems say that a file has changed, the surest first."""
 STALLED_S = 300.0
 """Seconds without data after which a server counts as gone. The library's limit is for a whole file, however long."""
+
+WAITED_S, SILENT_S = 1.0, 60.0
+"""Seconds after which an attempt to ask counts as long, and for which a server is not asked again after one."""
+_SILENT: dict[str, tuple[float, str, str]] = {}
+"""The servers that were asked in vain: when, for which URL, and what was said then."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,23 @@ def find_remote(pattern: str, hidden: list[str]) -> list[RemoteFile]:
     """Return the files at a URL, below a folder's URL, or that match a URL with a glob pattern, sorted by URL.
 
     hidden: gets the hidden files that are left out, as `find_files` leaves them out. Raises StudyError if nothing reads this
-    kind of URL, MissingResourceError if there is no file, or the server does not answer.
+    kind of URL, MissingResourceError if there is no file, ServerUnreachableError if the server does not answer. A server that
+    has kept us waiting for that is not asked again for a while, as a study asks for each of its corpora several times.
     """
+    server, begun = "/".join(pattern.split("/")[:3]), time.monotonic()
+    if server in _SILENT and begun - _SILENT[server][0] < SILENT_S:
+        _, other, said = _SILENT[server]
+        raise ServerUnreachableError(said.replace(redacted(other), redacted(pattern)))
+    try:
+        return _found(pattern, hidden)
+    except ServerUnreachableError as error:
+        if time.monotonic() - begun > WAITED_S:
+            _SILENT[server] = (time.monotonic(), pattern, str(error))
+        raise
+
+
+def _found(pattern: str, hidden: list[str]) -> list[RemoteFile]:
+    """`find_remote`, by asking the server."""
     system, place = _file_system(pattern)
     try:
         system.invalidate_cache()

@@ -11,6 +11,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from retain.sweeps.base.errors import MissingResourceError, RetainError
+from retain.sweeps.base.redaction import redacted
 
 if TYPE_CHECKING:
     import ssl
@@ -21,6 +22,7 @@ BROKEN = (
     *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE),
     *(errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN),
 )
+PROXY_LOGIN = 407
 EXPIRED, OTHER_NAMES = 10, (62, 64)
 """OpenSSL's codes for a certificate that has expired, and for one of another host or address."""
 PUBLIC = {"s3": "FSSPEC_S3_ANON=true", "gs": "FSSPEC_GS_TOKEN=anon", "gcs": "FSSPEC_GCS_TOKEN=anon"}
@@ -29,16 +31,39 @@ LATER = "try again later, or use a local copy"
 NETWORK = "check the URL, the network and its proxy (HTTPS_PROXY, HTTP_PROXY), or use a local copy"
 
 
+class ServerUnreachableError(MissingResourceError):
+    """The server of a URL could not be asked, or had no time to answer: it may have the file as it was."""
+
+
 def unreachable(url: str, error: BaseException) -> RetainError:
-    """The error for a URL that cannot be read: the cause and a cure. An error of Retain is returned as it is."""
+    """The error for a URL that cannot be read: the cause and a cure. An error of Retain is returned as it is.
+
+    It is a ServerUnreachableError unless the server has said that there is no such file, or that it may not be read.
+    """
     if isinstance(error, RetainError):
         return error
+    told = _refusal(url, error)
+    return told if any(map(_is_answer, causes(error))) else ServerUnreachableError(str(told))
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Whether an error is what a server says of a file; not that it is busy, and not what a proxy says."""
+    if type(error).__name__ == "ClientHttpProxyError":
+        return False
+    status = status_of(error) or getattr(getattr(error, "response", None), "status_code", None)  # of huggingface_hub
+    if isinstance(status, int):
+        return status not in (*BUSY, PROXY_LOGIN)
+    return isinstance(error, FileNotFoundError | PermissionError) or type(error).__name__ == "TooManyRedirects"
+
+
+def _refusal(url: str, error: BaseException) -> MissingResourceError:
+    """The error for a URL, with the first known cause."""
     for cause in causes(error):
         if told := _told(cause):
             return refused(url, *told)
     kind = url.partition(":")[0].lower()
     public = f" (for a public bucket, set {PUBLIC[kind]})" if kind in PUBLIC else ""
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    reason = f"{type(error).__name__}: {' '.join(redacted(str(error)).split())[:200]}"
     return refused(url, reason, f"check the URL, the network and your credentials{public}, or use a local copy")
 
 
@@ -118,7 +143,7 @@ def _told_of_certificate(error: "ssl.SSLCertVerificationError") -> tuple[str, st
 
 
 def _told_of_answer(status: int, message: str, wait_s: float) -> tuple[str, str]:
-    reason = f"the server answers {status} {' '.join(message.split())[:100]}".rstrip()
+    reason = f"the server answers {status} {' '.join(redacted(message).split())[:100]}".rstrip()
     if status in (401, 403):
         return reason, "check your credentials (in ~/.netrc) or the time limit of a signed URL, or use a local copy"
     if status in (404, 410):

@@ -32,6 +32,7 @@ from retain.sweeps.base.building import new_build_folder, publish
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError, StudyError, os_reason
 from retain.sweeps.base.extras import require_extra
+from retain.sweeps.base.redaction import redacted
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.stages import Task
@@ -260,7 +261,7 @@ def _fetch(stored: StoredTask, definition: Definition) -> None:
     try:
         datasets.load_dataset(stored["data"], definition.config.get("dataset_name"), **options)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(redacted(str(error)).split())[:200] or type(error).__name__
         raise MissingResourceError(
             f"{absent}, and it cannot be downloaded ({reason}); prepare the data where there is a network, or name other tasks"
         ) from error

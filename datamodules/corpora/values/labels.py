@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from retain.datamodules.corpora.prepared import CURE
-from retain.datamodules.corpora.sources import Source, corpus_definition, corpus_source, digest, read_note
+from retain.datamodules.corpora.sources import ReadSource, Source, corpus_definition, corpus_source, digest, read_note
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, RetainError
 from retain.sweeps.schema.read import StudyFile
@@ -110,15 +110,22 @@ def labels_problem(path: Path) -> str | None:
 
 
 def known_values(
-    file: StudyFile, store: Path, name: str, length: int, tokenizer: str, fingerprint: str, last: bool = False
+    file: StudyFile,
+    store: Path,
+    name: str,
+    length: int,
+    tokenizer: str,
+    fingerprint: str,
+    last: bool = False,
+    read: ReadSource | None = None,
 ) -> HeldoutValues | None:
     """The values of a packed corpus with this fingerprint; None without `by`, or while they are not prepared.
 
-    last: whether those that were prepared last will do, if the source has changed or is gone.
+    last: whether those that were prepared last will do, if the source has changed or is gone. read: as in `corpus_source`.
     """
     if not file.study.corpora[name].by:
         return None
-    sources = [partial(values_source, file, name, length, tokenizer)] + [
+    sources = [partial(values_source, file, name, length, tokenizer, read)] + [
         partial(values_definition, file, name, length)
     ] * last
     for source in sources:
@@ -135,9 +142,9 @@ def known_values(
     return None
 
 
-def values_source(file: StudyFile, name: str, length: int, tokenizer: str) -> Source:
-    """The source of the values of a packed corpus. Raises StudyError, MissingResourceError."""
-    return {**corpus_source(file, name, length, tokenizer), "by": file.study.corpora[name].by}
+def values_source(file: StudyFile, name: str, length: int, tokenizer: str, read: ReadSource | None = None) -> Source:
+    """The source of the values of a packed corpus; `read` as in `corpus_source`. Raises StudyError, MissingResourceError."""
+    return {**corpus_source(file, name, length, tokenizer, read), "by": file.study.corpora[name].by}
 
 
 def values_definition(file: StudyFile, name: str, length: int) -> Source:
