@@ -5,6 +5,7 @@
     <store>/checkpoints/<fingerprint>/  the checkpoint that a model starts from, checkpoint.json
     <store>/tasks/<id>/                 a task of `evaluate`, see `tasks.prepare`
     <store>/prepared/<digest>.json      the fingerprint that a source was prepared to, and the commit it was read at
+    <store>/prepared/asked/             what servers said of the files of a corpus, see `reading.answers`
     <store>/prepared/last/              the fingerprint that a study's definition of a source was last prepared to
     <store>/building/<process>-<id>/    data that a process is preparing
 

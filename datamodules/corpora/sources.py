@@ -16,6 +16,7 @@ from typing import Any, NotRequired, TypedDict
 from retain.datamodules.corpora.checkpoints.files import local_checkpoint, local_files
 from retain.datamodules.corpora.find import SourceFile, data_set_folder, find_sources, local_folder, shown
 from retain.datamodules.corpora.prepared import CURE, SPLITS
+from retain.datamodules.corpora.reading.answers import FOLDER, answers_problem
 from retain.datamodules.corpora.reading.packages import package_versions
 from retain.datamodules.corpora.responses.chat import chat_source
 from retain.datamodules.corpora.tokenizer import tokenizer_files
@@ -286,6 +287,8 @@ def _read(path: Path) -> Note:
 
 def note_problem(path: Path) -> str | None:
     """What is wrong with a note, or with the first damaged one of a folder; None if nothing is."""
+    if path.name == FOLDER:
+        return answers_problem(path)
     for note in sorted(path.glob("*.json")) if path.is_dir() and path.suffix != ".json" else [path]:
         try:
             _read(note)
@@ -311,7 +314,7 @@ def answer_path(file: StudyFile, name: str, store: Path) -> Path:
     """The place of the note on what servers said of a corpus; see `reading.answers`."""
     has_chat = file.study.corpora[name].has_conversations
     definition = _defined(file, name) | ({"chat": _settings(tokenizer_settings(file))} if has_chat else {})
-    return store / "prepared" / "asked" / f"{digest(definition)}.json"
+    return store / "prepared" / FOLDER / f"{digest(definition)}.json"
 
 
 def digest(source: Source) -> str:

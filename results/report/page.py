@@ -31,6 +31,7 @@ from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, State
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import write_text
+from retain.sweeps.base.redaction import redacted
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import Facts
@@ -151,7 +152,7 @@ def _part(number: int, file: StudyFile, known: Facts, rows: Sequence[Row]) -> Pa
         choices=named(choices),
         summary=summary(choices) if of_paper else "",
         file_name=file.path.name,
-        file_text=file.path.read_text(encoding="utf-8"),
+        file_text=redacted(file.path.read_text(encoding="utf-8")),
     )
 
 

@@ -8,6 +8,7 @@ from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, has_losses
 from retain.results.report.cells import Rows, Table, loss_cell, table, value_cell, value_text
 from retain.results.report.deviations import resolved, values_text
 from retain.results.store.loss_table import Row, loss_at, loss_columns, named_losses
+from retain.sweeps.base.redaction import redacted
 from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.schema.linear.study import LinearStudy
@@ -26,7 +27,7 @@ GENERAL_QUESTION = (
 def question(file: StudyFile) -> list[str]:
     """The paragraphs of the comment at the head of the study's file, which says what the study asks."""
     paragraphs: list[list[str]] = [[]]
-    for line in file.path.read_text(encoding="utf-8").splitlines():
+    for line in redacted(file.path.read_text(encoding="utf-8")).splitlines():
         if not line.startswith("#"):
             break
         if text := line.lstrip("#").strip():

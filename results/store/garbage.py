@@ -273,7 +273,8 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
     """Temporary files outside the runs, and half-prepared data."""
     if not root.is_dir():
         return
-    for folder in (root, root / "cache", root / "prepared", root / "prepared" / "last", *root.glob("studies/*")):
+    notes = (root / "prepared", root / "prepared" / "last", root / "prepared" / "asked")
+    for folder in (root, root / "cache", *notes, *root.glob("studies/*")):
         if folder.is_dir():
             for name in os.listdir(folder):
                 yield _temporary(folder / name, None)

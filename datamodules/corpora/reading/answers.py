@@ -17,6 +17,8 @@ from retain.sweeps.base.redaction import redacted
 
 CURE = "delete it"
 OWNER_ONLY = 0o600
+FOLDER = "asked"
+"""The folder of notes in that of prepared data."""
 Source = Mapping[str, Any]
 
 
@@ -48,6 +50,17 @@ def kept_answer(path: Path) -> Answer | None:
     except (FileNotFoundError, DamageError):
         return None
     return Answer(saved["source"], saved["time"])
+
+
+def answers_problem(folder: Path) -> str | None:
+    """What is wrong with the first damaged note of a folder, and the cure; None if nothing is."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            read_document(path, _Saved, CURE)
+        except DamageError as error:
+            if not isinstance(error.__cause__, PermissionError):  # of another user, with a password
+                return str(error)
+    return None
 
 
 def keep_answer(path: Path, source: Source) -> None:
