@@ -111,6 +111,8 @@ def test_a_study_whose_data_is_prepared_is_planned_and_trained_without_its_serve
     prepared = retain_here("data", site.study, "--store", site.store)
     assert len(said_of(prepared.stderr, "music")) == 1
     assert "using its data as prepared on" in prepared.stderr
+    submitted = retain_here("submit", site.study, "--store", site.store, "--dry-run")
+    assert len(said_of(submitted.stderr, "music")) == 1
     trained = retain_here("run", site.study, "--store", site.store, *ONE)
     assert len(said_of(trained.stderr, "music")) == 1
     assert {one["state"] for one in retain_json("status", site.study, "--store", site.store, *ONE)["runs"]} == {"done"}
