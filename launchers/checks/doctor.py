@@ -24,7 +24,7 @@ from retain.launchers.jobs.resources import find_site
 from retain.launchers.slurm.client import has_slurm
 from retain.sweeps.base.errors import MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import sync_path
-from retain.sweeps.base.processes import usable_cores
+from retain.sweeps.base.processes.names import usable_cores
 from retain.sweeps.base.units import counted, format_bytes
 from retain.sweeps.schema.sites import Site, read_sites, sites_file
 

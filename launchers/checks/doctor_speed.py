@@ -9,7 +9,7 @@ from retain.launchers.speed.choice import FEWEST_STEPS, LEAST_GAIN, choose_bf16,
 from retain.launchers.speed.folder import is_private, private_folder, processor_name
 from retain.launchers.speed.measured import Speeds, all_speeds
 from retain.launchers.speed.shape import shape_words
-from retain.sweeps.base.processes import usable_cores
+from retain.sweeps.base.processes.names import usable_cores
 from retain.sweeps.base.units import counted
 
 MOST = 6

@@ -1,7 +1,8 @@
 """`retain verify`: checks the runs of a store, the data that they were trained on, and every other document there."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from retain.launchers.stage.training.numerics import FILE as NUMERICS
 from retain.launchers.stage.training.numerics import recorded_numerics
 from retain.results.store import study_files
 from retain.results.store.lease import claim_problem
-from retain.results.store.runs import Store
-from retain.results.store.verify import Problem, ReadOnce, checked_runs, place_problem
+from retain.results.store.runs import Run, Store
+from retain.results.store.verify import Problem, ReadOnce, checked_runs, chosen_runs, place_problem
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import RetainError
+from retain.sweeps.base.processes.shared_work import shared_out
 from retain.sweeps.tree.overlap import read_overlap_file
 
 OF_STUDIES: Mapping[str, Callable[[Path], Any]] = {
@@ -37,17 +39,26 @@ OF_STUDIES: Mapping[str, Callable[[Path], Any]] = {
 FOLDERS_OF_STUDIES = ("figures", "tensorboard", "with", on_end.FOLDER)
 FILES_OF_STUDIES = (".csv", ".html", ".log", ".png", ".svg", ".yaml")
 """What must be a folder, or a file by its suffix, in the folder of a study; documents are checked when they are read."""
+WORTH_A_PROCESS = 250
+"""The number of runs that takes longer to check than a process to start."""
 
 
 def verify_store(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
     """Check the runs of `keys` (or all), and everything beside the runs. Returns the number of runs and every problem."""
-    checked, problems, computed, known = 0, list[Problem](), list[Problem](), dict[str, Any]()
-    for run, found in checked_runs(store, keys):
-        checked += 1
+    runs = chosen_runs(store, keys)
+    parts = shared_out(partial(_checked, store), runs, WORTH_A_PROCESS)
+    read, computed = ([problem for part in parts for problem in part[kind]] for kind in range(2))
+    return len(runs), [*read, *_beside_runs(store), *computed]
+
+
+def _checked(store: Store, runs: Sequence[Run]) -> tuple[list[Problem], list[Problem]]:
+    """The problems in the files of these runs, and in what those without such problems have computed."""
+    problems, computed, known = list[Problem](), list[Problem](), dict[str, Any]()
+    for run, found in checked_runs(store, runs):
         problems += [Problem(run.key, what) for what in found]
         if not found:
             computed += [Problem(run.key, what) for what in _computed_problems(store, run, known)]
-    return checked, [*problems, *_beside_runs(store), *computed]
+    return problems, computed
 
 
 def _computed_problems(store: Store, run: ReadOnce, known: dict[str, Any]) -> list[str]:

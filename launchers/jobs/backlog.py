@@ -9,7 +9,7 @@ from retain.launchers.stage.log import log_line
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import ENDED
 from retain.sweeps.base.notices import Waiting
-from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.base.processes.names import slurm_job
 from retain.sweeps.base.units import counted
 
 LAST_WAIT_S = 15.0

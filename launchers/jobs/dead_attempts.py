@@ -26,7 +26,7 @@ from retain.results.store.lease import POLLS, SILENCE_S, LivenessChecker, held_b
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.notices import Waiting
-from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.base.processes.names import slurm_job
 from retain.sweeps.base.units import counted
 
 LOG_TAIL_BYTES = 1 << 16

@@ -23,7 +23,7 @@ from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
 from retain.sweeps.base.errors import DamageError, MissingResourceError
-from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.base.processes.names import slurm_job
 
 
 def main(arguments: list[str]) -> int:

@@ -37,7 +37,7 @@ from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError
-from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.base.processes.names import slurm_job
 from retain.sweeps.tree.key_diff import stage_name
 
 WAIT_S = 60

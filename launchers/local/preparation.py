@@ -15,7 +15,7 @@ from retain.launchers.stage.failures import RECIPE
 from retain.results.store.runs import Store
 from retain.results.store.state import PART, State
 from retain.sweeps.base.errors import MissingResourceError, StageFailedError, StudyError
-from retain.sweeps.base.processes import usable_cores
+from retain.sweeps.base.processes.names import usable_cores
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.tree import Stage
 

@@ -13,7 +13,7 @@ from retain.launchers.speed.folder import is_private, private_folder, processor_
 from retain.launchers.speed.measured import Speeds, read_speeds
 from retain.launchers.speed.shape import place_of, step_shape, steps_so_far
 from retain.results.analysis.axes import grouped
-from retain.sweeps.base.processes import usable_cores
+from retain.sweeps.base.processes.names import usable_cores
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.execution import Execution
 from retain.sweeps.schema.section import GROUNDWORK

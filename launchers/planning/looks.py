@@ -18,7 +18,7 @@ from retain.results.store.study_files import (
 )
 from retain.sweeps.base.documents import write_document
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.base.locks import short_lock
+from retain.sweeps.base.processes.locks import short_lock
 from retain.sweeps.schema.read import StudyFile
 
 Until = Literal["decided"]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.base.processes.names import slurm_job
 
 PATIENCE_S = 60.0
 """How long to wait for the answer of a command."""

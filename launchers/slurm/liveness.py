@@ -5,7 +5,7 @@ import time
 from retain.launchers.slurm.client import has_slurm, live_jobs
 from retain.results.store.lease import LivenessChecker, Owner
 from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.base.processes.names import slurm_job
 
 ASK_AGAIN_S = 30.0
 """Seconds between two questions about the same job; a watcher polls several times a second."""

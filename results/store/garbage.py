@@ -21,7 +21,7 @@ from retain.sweeps.base.building import new_build_folder
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import file_system_time, remove
-from retain.sweeps.base.processes import is_gone, is_here, process_start
+from retain.sweeps.base.processes.names import is_gone, is_here, process_start
 from retain.sweeps.tree.keys import CARRY
 
 if TYPE_CHECKING:

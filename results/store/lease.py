@@ -30,7 +30,7 @@ from pathlib import Path
 from retain.sweeps.base.documents import parsed, read_bytes_and_status, write_document
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.base.files import writing
-from retain.sweeps.base.processes import is_alive, machine_id, process_start, slurm_job
+from retain.sweeps.base.processes.names import is_alive, machine_id, process_start, slurm_job
 
 SILENCE_S = 600.0
 """Seconds without a heartbeat after which an owner on another machine counts as dead."""

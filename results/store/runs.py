@@ -16,9 +16,9 @@ from retain.results.store.state import CHANGES, Adapted, Attempt, Losses, Progre
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
 from retain.sweeps.base.files import file_system_time, sync_folder, sync_path, write_json, writing
-from retain.sweeps.base.locks import short_lock
 from retain.sweeps.base.notices import notice
-from retain.sweeps.base.processes import slurm_job
+from retain.sweeps.base.processes.locks import short_lock
+from retain.sweeps.base.processes.names import slurm_job
 from retain.sweeps.tree.keys import KEY_LENGTH, canonical, stage_key
 
 Read = TypeVar("Read")

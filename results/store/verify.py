@@ -20,8 +20,9 @@ from retain.sweeps.base.errors import DamageError, os_reason
 Found = TypeVar("Found")
 FOLDERS, FILES = ("model", "checkpoint", PART), (FILE, "log.txt", "pin")
 """What must be a folder, or a file, in the folder of a run; documents are checked when they are read."""
-AT_A_TIME, IN_A_ROW = 256, 8
-"""The number of runs whose documents are in memory at a time, and of those that a thread checks one after the other."""
+AT_A_TIME, IN_A_ROW, READERS = 256, 8, 8
+"""The number of runs whose documents are in memory at a time, of those that a thread checks one after the other, and of
+threads."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,24 @@ class ReadOnce(Run):
 
 def verify_runs(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
     """Check the runs of `keys`, or all runs if `keys` is None. Returns the number of runs checked and the problems found."""
-    checked = [(run.key, problems) for run, problems in checked_runs(store, keys)]
+    checked = [(run.key, problems) for run, problems in checked_runs(store, chosen_runs(store, keys))]
     return len(checked), [Problem(key, what) for key, problems in checked for what in problems]
 
 
-def checked_runs(store: Store, keys: Collection[str] | None) -> Iterator[tuple[ReadOnce, list[str]]]:
-    """Each of these runs, as it was read, with its problems; all runs of the store if `keys` is None."""
-    runs = [run for run in store.runs() if keys is None or run.key in keys]
+def chosen_runs(store: Store, keys: Collection[str] | None) -> list[Run]:
+    """The runs of a store that have these keys; all if `keys` is None."""
+    return [run for run in store.runs() if keys is None or run.key in keys]
+
+
+def checked_runs(store: Store, runs: Sequence[Run]) -> Iterator[tuple[ReadOnce, list[str]]]:
+    """Each of these runs, as it was read, with its problems."""
     done: dict[str, bool] = {}
 
     def check(some: Sequence[ReadOnce]) -> list[list[str]]:
         return [run_problems(store, run, done) for run in some]
 
     # Several large files are read and hashed at a time.
-    with ThreadPoolExecutor(os.cpu_count()) as readers:
+    with ThreadPoolExecutor(READERS) as readers:
         for first in range(0, len(runs), AT_A_TIME):
             some = [ReadOnce(run.folder) for run in runs[first : first + AT_A_TIME]]
             parts = [some[start : start + IN_A_ROW] for start in range(0, len(some), IN_A_ROW)]

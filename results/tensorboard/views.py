@@ -28,6 +28,7 @@ from retain.results.tensorboard.events import (
 from retain.results.tensorboard.run_events import derive_events, needs_events
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
 from retain.sweeps.base.files import remove, write_bytes
+from retain.sweeps.base.processes.shared_work import Result, Thing, shared_out
 from retain.sweeps.base.yaml_text import is_written, written
 from retain.sweeps.schema.section import GROUNDWORK
 from retain.sweeps.tree.evaluation import role_of
@@ -36,8 +37,8 @@ from retain.sweeps.tree.tree import Stage, Tree, Trial, axes_label
 VIEW = "tensorboard"
 SEARCH = "search-curves"
 """The name under which TensorBoard shows the curves of a search."""
-WRITERS = 16
-"""Runs that are linked at the same time."""
+WRITERS, WORTH_A_PROCESS = 16, 250
+"""The number of runs that a process links at a time, and of those that take longer to link than a process to start."""
 
 
 def view_folder(root: Path, study: str) -> Path:
@@ -70,12 +71,24 @@ def link_runs(
     # What all runs of a filtered view share is not repeated in each name, which TensorBoard breaks over lines.
     rows = [{"axes": trial.axes} for trial in trials]
     held = [axis for axis in axis_names(rows) if len(axis_values(rows, axis)) == 1] if where else []
-    wanted = {
-        _name(tree.stages[key], held): (key, files)
-        for key in dict.fromkeys(key for trial in trials for key in trial.path)
-        if (files := _event_files(store, store.run(key), states[key].state))
-    }
     to_store = os.path.relpath(store.root, folder)
+
+    def show(key: str) -> str | None:
+        """Show a run that has begun; returns its name."""
+        stage, state = tree.stages[key], states[key].state
+        if not (files := _event_files(store, store.run(key), state)):
+            return None
+        name = _name(stage, held)
+        if state == "done":
+            own = leaves.get(key, stage.axes)
+            links = {file: f"../{to_store}/{key}/{file}" for file in files}
+            _show_done(f"{folder}/{name}", links, run_events_name(digest, own), partial(run_events, head, own))
+        else:
+            _link(f"{folder}/{name}", f"{to_store}/{key}")
+        return name
+
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.path))
+    wanted = {name for names in shared_out(partial(_each, show), keys, WORTH_A_PROCESS) for name in names}
     search = search_run(store, tree.study).folder
     if (search / FILE).exists():
         _link(f"{folder}/{SEARCH}", os.path.relpath(search, folder))
@@ -83,21 +96,6 @@ def link_runs(
         if name not in wanted and name != SEARCH and not name.startswith(("events.", ".")):
             with contextlib.suppress(OSError):  # another process may remove it too
                 remove(folder / name)
-
-    def show(names: Sequence[str]) -> None:
-        for shown in names:
-            key, files = wanted[shown]
-            if states[key].state == "done":
-                own = leaves.get(key, tree.stages[key].axes)
-                links = {file: f"../{to_store}/{key}/{file}" for file in files}
-                _show_done(f"{folder}/{shown}", links, run_events_name(digest, own), partial(run_events, head, own))
-            else:
-                _link(f"{folder}/{shown}", f"{to_store}/{key}")
-
-    # Each request to a network file system takes long, but many are answered at a time.
-    names = list(wanted)
-    with ThreadPoolExecutor(WRITERS) as writers:
-        list(writers.map(show, [names[first::WRITERS] for first in range(WRITERS)]))
     figures = sorted([*home.glob("*.png"), *home.glob("figures/*.png")])
     _put_events(
         folder, *study_events(hyperparameters, figures, [name for name in tree.chain if name not in GROUNDWORK])
@@ -112,8 +110,7 @@ def update_event_files(store: Store) -> None:
         with contextlib.suppress(DamageError):  # damage is for other verbs to report
             _event_files(store, run, run.state().state)
 
-    with ThreadPoolExecutor(WRITERS) as writers:
-        list(writers.map(update, store.runs()))
+    shared_out(partial(_each, update), list(store.runs()), WORTH_A_PROCESS)
 
 
 def chosen_trials(tree: Tree, where: Sequence[str]) -> tuple[list[Trial], str]:
@@ -166,6 +163,14 @@ def _stage_metrics(tree: Tree) -> list[str]:
 def _name(stage: Stage, held: Sequence[str]) -> str:
     axes = {name: value for name, value in stage.axes.items() if name not in held}
     return f"{folder_name(f'{stage.stage} {axes_label(axes)}')} {stage.key[:6]}"
+
+
+def _each(do: Callable[[Thing], Result | None], things: Sequence[Thing]) -> list[Result]:
+    """Do something with each of these, and return what it returns but for None."""
+    # Each request to a network file system takes long, but many are answered at a time.
+    with ThreadPoolExecutor(WRITERS) as writers:
+        parts = writers.map(lambda first: [do(one) for one in things[first::WRITERS]], range(WRITERS))
+        return [result for part in parts for result in part if result is not None]
 
 
 def _link(place: str, folder: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from retain.sweeps.base.errors import RetainError
 from retain.sweeps.base.files import remove, sync_folder
 from retain.sweeps.base.notices import notice
-from retain.sweeps.base.processes import is_gone, process_name
+from retain.sweeps.base.processes.names import is_gone, process_name
 
 
 def new_build_folder(store: Path) -> Path:

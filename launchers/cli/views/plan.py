@@ -8,7 +8,7 @@ from retain.datamodules.corpora.check import Check
 from retain.launchers.console import new_table, open_console, print_line
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.plan import Plan, PlannedStudy, PlanTotals
-from retain.sweeps.base.processes import usable_cores
+from retain.sweeps.base.processes.names import usable_cores
 from retain.sweeps.base.units import counted, format_bytes, format_seconds, format_size
 from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.schema.section import value_name

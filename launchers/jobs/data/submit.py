@@ -22,7 +22,7 @@ from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED
 from retain.sweeps.base.errors import StageFailedError, StudyError
-from retain.sweeps.base.processes import usable_cores
+from retain.sweeps.base.processes.names import usable_cores
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.keys import canonical, stage_key

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retain.launchers.stage.signals import block_stop_signals
-from retain.sweeps.base.processes import is_gone, process_name
+from retain.sweeps.base.processes.names import is_gone, process_name
 from retain.sweeps.base.surroundings import library_imports, temporary_folder
 
 PREFIX = "retain-ray-"

@@ -14,7 +14,7 @@ from retain.datamodules.corpora.prepare import prepare
 from retain.datamodules.corpora.prepared import packed_corpus, packed_problem
 from retain.datamodules.corpora.tokenizer import train_tokenizer
 from retain.sweeps.base.errors import MissingResourceError, StudyError
-from retain.sweeps.base.processes import process_name
+from retain.sweeps.base.processes.names import process_name
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.tree import expand

@@ -24,7 +24,7 @@ from retain.launchers.stage.signals import StopRequest
 from retain.results.store.lease import read_owner
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import PART
-from retain.sweeps.base.processes import is_alive
+from retain.sweeps.base.processes.names import is_alive
 from retain.sweeps.schema.read import read_study
 from tests.disks import small_disk_at
 from tests.retain import retain_here, retain_json, start

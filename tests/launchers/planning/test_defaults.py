@@ -6,7 +6,7 @@ import pytest
 
 from retain.launchers.planning.defaults import planned_defaults
 from retain.launchers.planning.opened_study import open_study
-from retain.sweeps.base.processes import usable_cores
+from retain.sweeps.base.processes.names import usable_cores
 from retain.sweeps.base.units import counted
 from tests.studies import tiny_study
 

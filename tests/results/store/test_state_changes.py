@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from retain.results.store.runs import Run
 from retain.results.store.state import CHANGES, STATES, Attempt, Progress, State
-from retain.sweeps.base import locks
-from retain.sweeps.base.processes import process_name
+from retain.sweeps.base.processes import locks
+from retain.sweeps.base.processes.names import process_name
 from tests.results.runs import put_state
 from tests.results.store.processes import next_line, start_python
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from retain.sweeps.base.processes import is_gone, process_name
+from retain.sweeps.base.processes.names import is_gone, process_name
 
 ABANDONED_S = 10.0
 """How long a lock of another machine may stay unchanged before it counts as left behind by a killed process."""
