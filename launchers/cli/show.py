@@ -183,6 +183,7 @@ def results(
     Works on partial results. The CSV and JSON have the losses of every stage on every corpus of the study.
     """
     from retain.launchers.cli.views.results import print_damage, print_results
+    from retain.launchers.planning.key_report import tell_edit
     from retain.launchers.planning.opened_study import open_study
     from retain.results.analysis.loss_planes import SYMBOLS
     from retain.results.report.collect import collect_results
@@ -199,6 +200,7 @@ def results(
     if csv is not None:
         write_named("--csv", csv, csv_text(found.trials))
     show(found, as_json, lambda found: print_results(found, store, columns))
+    tell_edit(opened, overrides or ())
     return print_damage(found.failures)
 
 

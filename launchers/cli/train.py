@@ -182,6 +182,7 @@ def submit(
     from retain.launchers.cli.views.submission import print_local_start, print_scripts, print_submission
     from retain.launchers.jobs.resources import find_site, slurm_resources
     from retain.launchers.planning.evaluations import with_evaluations
+    from retain.launchers.planning.key_report import tell_edit
     from retain.launchers.planning.opened_study import open_study
     from retain.launchers.planning.register import register
     from retain.results.store.index.states import shown_states
@@ -203,6 +204,7 @@ def submit(
         if opened.tree.provisional:
             prepare_data = command("data", study, overrides, store)
             print(f"# the data is not prepared, so keys and walltimes are provisional: {prepare_data}")
+        tell_edit(opened, overrides or ())
         if launcher == "local":
             print_local_start(opened, command("run", study, overrides, store))
             return

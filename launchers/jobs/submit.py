@@ -35,6 +35,7 @@ from retain.launchers.jobs.submissions import (
     write_submission,
 )
 from retain.launchers.planning.evaluations import with_evaluations
+from retain.launchers.planning.key_report import tell_edit
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.preparation import record_runs
 from retain.launchers.planning.register import register
@@ -121,6 +122,7 @@ def submit_study(
         last = register_continuation(opened.file, opened.store, jobs.site, jobs.assemblies)
         record_runs(opened.store, opened.tree.study, [*jobs.keys, last])
         return submit_runs(opened.store, [*jobs.keys, last], opened.tree.study)
+    tell_edit(opened, overrides)
     return submit_opened(opened, jobs.site)
 
 

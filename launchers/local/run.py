@@ -12,6 +12,7 @@ from retain.launchers.local.launcher import Watch, train
 from retain.launchers.local.preparation import prepare_here
 from retain.launchers.planning.evaluations import ready_evaluations
 from retain.launchers.planning.judged import begin_looks, make_look, planned_looks
+from retain.launchers.planning.key_report import tell_edit
 from retain.launchers.planning.looks import Schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register, register_evaluations
@@ -55,6 +56,7 @@ def run_study(
     KeyboardInterrupt once all processes have saved a checkpoint and ended.
     """
     opened = _prepared(name, overrides, store, reporting)
+    tell_edit(opened, overrides)
     states = train_missing(opened, opened.tree, watching, on_end=True)
     measured = with_measures(opened, states, watching)
     _tell_end(opened, states)

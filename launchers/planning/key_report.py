@@ -1,13 +1,25 @@
-"""`retain why`: the fields that make a stage key, and the differences between two keys."""
+"""`retain why`: the fields that make a stage key, the differences between two keys, and what an edit of a study has changed."""
 
+import contextlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.register import stage_spec
+from retain.results.store.index.states import StateReader
 from retain.results.store.runs import Store
-from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.errors import DamageError, StudyError
+from retain.sweeps.base.notices import notice
+from retain.sweeps.base.units import counted
+from retain.sweeps.schema.section import GROUNDWORK, shown_value
 from retain.sweeps.tree.key_diff import Payload, differences, nearest, path_fields, stage_name
+from retain.sweeps.tree.tree import Tree
+
+MOST_OTHERS = 5_000
+"""The most runs outside a study that are read to find what an edit has changed."""
+MOST_FIELDS = 3
+"""The most fields that are named as changed; `retain why` has all."""
 
 
 def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[str, Any]:
@@ -75,3 +87,76 @@ class _Paths:
             }:
                 return found
         return {}
+
+
+def tell_edit(opened: OpenedStudy, overrides: Sequence[str]) -> None:
+    """Say on standard error what `edit_note` finds, unless there are overrides: a user means those."""
+    if not overrides and (note := edit_note(opened)):
+        notice(note)
+
+
+def edit_note(opened: OpenedStudy) -> str | None:
+    """One sentence on stages to train that the store has under the same axes with another recipe; None if there are none.
+
+    So an edit that trains a study again is seen before it does. A stage is known by the names of its study and its own, and by
+    its axes; of several, the one that was trained last counts. Says nothing while the data is not prepared, as keys are
+    provisional then.
+    """
+    tree, trained = opened.tree, _trained_otherwise(opened)
+    if not trained:
+        return None
+    paths = {key: _planned_path(tree, key) for key in trained}
+    key = max(paths, key=lambda one: len(paths[one]))
+    changed = [
+        f"{one.field} was {shown_value(one.there)} and is {shown_value(one.here)}"
+        for one in differences(paths[key], _trained_path(opened.store, trained[key]))
+    ]
+    fields = ", ".join(changed[:MOST_FIELDS])
+    if len(changed) > MOST_FIELDS:
+        fields += f", and {counted(len(changed) - MOST_FIELDS, 'more field')}"
+    return (
+        f"{opened.file.path.name}: {len(trained):,} of the stages to train {'was' if len(trained) == 1 else 'were'} trained "
+        f"before with another recipe ({fields}); if this is not meant, undo the edit; "
+        f"retain why {opened.name} {key[:8]} {trained[key][:8]} compares the two"
+    )
+
+
+def _trained_otherwise(opened: OpenedStudy) -> dict[str, str]:
+    """The done run of another recipe, by the key of the stage to train that has its names and axes."""
+    tree, others = opened.tree, opened.store.runs(but=opened.tree.stages)
+    if tree.provisional or not 0 < len(others) <= MOST_OTHERS:
+        return {}
+    states = StateReader(opened.store, shows_damage=True).states(tree.stages)
+    waiting = {
+        _identity(stage.stage, stage.axes): key
+        for key, stage in tree.stages.items()
+        if states[key].state != "done" and stage.stage not in GROUNDWORK
+    }
+    latest: dict[str, tuple[float, str]] = {}
+    for run in others if waiting else []:
+        with contextlib.suppress(DamageError, FileNotFoundError):
+            spec = run.spec()
+            key = waiting.get(_identity(stage_name(spec), spec["axes"])) if spec.get("study") == tree.study else None
+            if key is not None and (state := run.state()).state == "done":
+                end = max((attempt.end or attempt.start for attempt in state.attempts), default=0.0)
+                latest[key] = max(latest.get(key, (end, run.key)), (end, run.key))
+    return {key: latest[key][1] for key in waiting.values() if key in latest}
+
+
+def _identity(name: str, axes: Mapping[str, Any]) -> str:
+    return json.dumps([name, axes], sort_keys=True)
+
+
+def _planned_path(tree: Tree, key: str) -> list[Payload]:
+    """The payloads on the path to a stage of a tree, root first."""
+    stage = tree.stages[key]
+    return [*(_planned_path(tree, stage.parent) if stage.parent else []), stage_spec(stage, json.loads(stage.recipe))]
+
+
+def _trained_path(store: Store, key: str) -> list[Payload]:
+    """The payloads on the path to a run of a store, root first; those above it may be gone."""
+    try:
+        spec = store.run(key).spec()
+    except (DamageError, FileNotFoundError):
+        return []
+    return [*(_trained_path(store, spec["parent"]) if spec["parent"] else []), spec]

@@ -8,6 +8,7 @@ from retain.datamodules.corpora.parts.speed import MODELLED, measured_speed
 from retain.launchers.planning.data_room import DataRoom, bytes_of_token, data_room
 from retain.launchers.planning.defaults import planned_defaults
 from retain.launchers.planning.evaluations import PlannedEvaluations, planned_evaluations
+from retain.launchers.planning.key_report import edit_note
 from retain.launchers.planning.looks import schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, check_loggers, open_study
 from retain.results.analysis.throughput import measured_speeds
@@ -159,6 +160,7 @@ def plan_studies(
         for one in opened
     ]
     notes = [*_notes(opened), *(note for room in rooms for note in room.notes)]
+    notes += [note for one in opened if not overrides and (note := edit_note(one))]
     try:
         check_starts(found, tree.stages, states)
     except MissingResourceError as error:

@@ -1,0 +1,64 @@
+"""An edit that trains what was trained again is seen before it does."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.retain import retain_here, retain_json, train_here
+from tests.studies import linear_study
+
+SAID = "of the stages to train were trained before with another recipe (posttrain.lr was 0.01 and is 0.015"
+
+
+def edit(study: Path, stage: str, **fields: object) -> None:
+    content = yaml.safe_load(study.read_text())
+    content[stage] |= fields
+    study.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Path, Path]:
+    """A study and its store, in which it is trained."""
+    study, store = linear_study(tmp_path), tmp_path / "runs"
+    train_here(study, store)
+    return study, store
+
+
+def test_plan_run_submit_and_results_say_which_field_differs_from_what_was_trained(trained: tuple[Path, Path]) -> None:
+    study, store = trained
+    edit(study, "posttrain", lr=0.015)
+    (note,) = (note for note in retain_json("plan", study, "--store", store)["notes"] if SAID in note)
+    assert note.startswith(f"{study.name}: 6 {SAID}")
+    assert SAID in retain_here("results", study, "--store", store).stderr
+    assert SAID in retain_here("submit", study, "--dry-run", "--store", store).stderr
+    new, old = note.split(" compares")[0].split()[-2:]
+    compared = retain_json("why", study, new, old, "--store", store)["differences"]
+    assert {"field": "posttrain.lr", "here": 0.015, "there": 0.01} in compared
+    assert SAID in retain_here("run", study, "--store", store).stderr
+    for verb in ("plan", "results", "run"):
+        done = retain_here(verb, study, "--store", store)
+        assert "another recipe" not in done.stdout + done.stderr
+
+
+def test_of_several_edits_the_one_that_was_trained_last_is_compared(trained: tuple[Path, Path]) -> None:
+    study, store = trained
+    edit(study, "posttrain", lr=0.02)
+    train_here(study, store)
+    edit(study, "posttrain", lr=0.015)
+    assert "posttrain.lr was 0.02 and is 0.015" in retain_here("results", study, "--store", store).stderr
+    edit(study, "posttrain", lr=0.01)
+    assert "another recipe" not in retain_here("results", study, "--store", store).stderr
+
+
+def test_what_a_user_adds_or_overrides_is_no_edit_of_what_was_trained(trained: tuple[Path, Path]) -> None:
+    study, store = trained
+    assert "another recipe" not in retain_here("results", study, "posttrain.lr=0.015", "--store", store).stderr
+    content = yaml.safe_load(study.read_text())
+    content["grid"]["finetune.lr"].append(0.02)
+    study.write_text(yaml.safe_dump(content))
+    assert not [note for note in retain_json("plan", study, "--store", store)["notes"] if "another recipe" in note]
+    content["study"] = "other"
+    content["posttrain"]["lr"] = 0.015
+    study.write_text(yaml.safe_dump(content))
+    assert not [note for note in retain_json("plan", study, "--store", store)["notes"] if "another recipe" in note]
