@@ -12,10 +12,11 @@ from retain.results.store.loss_table import Row, save_rows, trial_rows
 from retain.results.store.measured.blanks import blank_reasons
 from retain.results.store.readiness import blocked_stages, written_state
 from retain.results.store.runs import Store
-from retain.results.store.state import DAMAGED, State, StateSummary
+from retain.results.store.state import DAMAGED, State, StateSummary, damaged_state
 from retain.results.store.status import StatusReader
 from retain.results.store.study_files import SavedLooks, looks_of
 from retain.results.tensorboard.views import link_runs, view_folder
+from retain.sweeps.base.errors import DamageError
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile
@@ -87,6 +88,8 @@ def collect_results(
     and the view if there is one already (pictures); or nothing. A store that may only be read still has results.
     """
     damaged: dict[str, State] | None = {} if states is None else None
+    if states is None and isinstance(file.study, LinearStudy):  # whose figure needs the recipes in stage.json
+        states = _readable_states(tree, store)
     states = states or StatusReader(store).current_states(tree.stages)
     rows = trial_rows(tree, store, states, damaged)
     states = {**states, **(damaged or {})}
@@ -107,10 +110,25 @@ def collect_results(
 
 def readable_rows(tree: Tree, store: Store) -> tuple[list[Row], dict[str, State]]:
     """The rows of a study and the states of its stages. Runs that cannot be read are DAMAGED; the rows lack their losses."""
-    states = {key: written_state(store.run(key)) for key in tree.stages}
+    states = _readable_states(tree, store)
     damaged: dict[str, State] = {}
     rows = trial_rows(tree, store, states, damaged)
     return rows, states | damaged
+
+
+def _readable_states(tree: Tree, store: Store) -> dict[str, State]:
+    """The states of all stages; a run whose stage.json cannot be read is DAMAGED too."""
+    states = {}
+    for key in tree.stages:
+        run = store.run(key)
+        states[key] = written_state(run)
+        try:
+            run.spec()
+        except FileNotFoundError:  # not registered
+            pass
+        except DamageError as error:
+            states[key] = damaged_state(error)
+    return states
 
 
 def failures(tree: Tree, states: Mapping[str, StateSummary]) -> list[Failure]:

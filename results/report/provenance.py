@@ -7,7 +7,7 @@ from typing import Any
 
 from retain.results.report.cells import Cell, Rows, Table, moment, table
 from retain.results.store.runs import Store
-from retain.results.store.state import State, attempt_costs
+from retain.results.store.state import DAMAGED, State, attempt_costs
 from retain.sweeps.base.units import counted, format_seconds
 from retain.sweeps.tree.tree import Tree
 
@@ -36,7 +36,8 @@ def device_seconds(state: State) -> float:
 
 def provenance_table(tree: Tree, store: Store, states: Mapping[str, State], origin: Origin) -> Table:
     """One fact a row: what made this page, what made the runs, and how long it took."""
-    specs = [store.run(key).spec() for key in tree.stages if (store.root / key / "stage.json").exists()]
+    readable = (key for key in tree.stages if states[key].state != DAMAGED)
+    specs = [store.run(key).spec() for key in readable if (store.root / key / "stage.json").exists()]
     lines: Rows = [
         ("commands", f"retain run {origin.command}\nretain report {origin.command}"),
         ("this page was written", moment(origin.moment)),

@@ -42,6 +42,10 @@ def empty_losses(store: Path) -> Path:
     return empty(first_run(store, "posttrain") / "losses.json")
 
 
+def empty_spec(store: Path) -> Path:
+    return empty(first_run(store, "posttrain") / "stage.json")
+
+
 def empty_tokenizer(store: Path) -> Path:
     for path in (store / "tokenizers").glob("*/tokenizer.json"):
         empty(path)
@@ -72,7 +76,7 @@ def cut_tokens(store: Path) -> Path:
     return store / "corpora"
 
 
-@pytest.mark.parametrize("harm", [empty_state, empty_losses])
+@pytest.mark.parametrize("harm", [empty_state, empty_losses, empty_spec])
 def test_a_report_shows_the_rest_and_names_a_damaged_run(
     harm: Callable[[Path], Path], trained: Trained, copied: Path
 ) -> None:
@@ -90,6 +94,18 @@ def test_a_report_shows_the_rest_and_names_a_damaged_run(
     assert document["missing"] == without["missing"]
     assert document["verdicts"] == without["verdicts"]
     assert [one["missing"] for one in document["figures"]] == [one["missing"] for one in without["figures"]]
+
+
+@pytest.mark.parametrize("verb", ["results", "report"])
+def test_a_theory_shows_the_rest_and_names_a_run_whose_recipe_cannot_be_read(verb: str, tmp_path: Path) -> None:
+    study, store = linear_study(tmp_path), tmp_path / "runs"
+    train_here(study, store)
+    broken = empty(first_run(store, "finetune") / "stage.json")
+    shown = retain_here(verb, study, "--store", store, code=3)
+    assert_one_sentence(
+        f"retain: {shown.stderr}", [f"damaged: finetune {broken.parent.name[:8]}", str(broken), "delete"]
+    )
+    assert (store / "studies" / "linear" / "theory.png").exists()
 
 
 def test_damaged_data_is_prepared_again_and_nothing_is_retrained(trained: Trained, copied: Path) -> None:
