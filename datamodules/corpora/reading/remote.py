@@ -160,16 +160,17 @@ def _file_system(pattern: str) -> tuple[Any, str]:
     assert kind is not None
     if "::" in pattern:
         raise StudyError(f"files: {pattern} is a chain of URLs; unpack the archive, and name its files")
-    options: dict[str, Any] = {}
     if kind in HTTP:
         import aiohttp
 
+        from retain.datamodules.corpora.reading.listings import HttpFolders
+
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALLED_S)
-        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
+        return HttpFolders(client_kwargs={"timeout": timeout, "trust_env": True}), pattern
     if kind in ("gs", "gcs") and "GCSFS_DEBUG" not in os.environ:
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of each error that it raises
     try:
-        system, place = fsspec.core.url_to_fs(pattern, **options)
+        system, place = fsspec.core.url_to_fs(pattern)
     except ImportError as error:
         if kind in EXTRAS:
             cure = f"run `pip install 'retain-lm[{EXTRAS[kind]}]'`"

@@ -3,6 +3,8 @@
 import functools
 import os
 import shutil
+import socket
+import struct
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,6 +34,8 @@ class Site:
     """What the server serves."""
     statuses: dict[str, int] = field(default_factory=dict)
     """What the server answers for a file in the place of the file."""
+    broken: list[str] = field(default_factory=list)
+    """The paths that are answered by breaking the connection."""
     asked: list[str] = field(default_factory=list)
 
 
@@ -47,6 +51,10 @@ def _handler(site: Site) -> type[SimpleHTTPRequestHandler]:
 
         def refused(self) -> bool:
             site.asked.append(self.path)
+            if self.path in site.broken:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                return True
             status = site.statuses.get(self.path.lstrip("/"))
             if status is not None:
                 self.send_error(status)
@@ -174,6 +182,25 @@ def test_a_file_that_changed_at_its_server_is_prepared_again(site: Site) -> None
     planned = retain_here("plan", site.study, "--store", site.store)  # away again: the newer data is the last
     assert "using its data as prepared on" in planned.stderr
     assert keys(retain_json("plan", site.study, "--store", site.store)) != before
+
+
+def test_a_folder_whose_server_cannot_be_asked_is_not_taken_for_an_empty_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_streams, "FIRST_WAITS_S", (0.01,))
+    (site.folder / "tunes" / "more").mkdir(parents=True)
+    for place in ("tunes/1.jsonl", "tunes/more/2.jsonl"):
+        shutil.copy2(site.folder / FILES["music"], site.folder / place)
+    overrides = [f"corpora.music.files=http://127.0.0.1:{port_of(site)}/tunes/", "--store", site.store]
+    with running(server_of(site, port_of(site))):
+        retain_here("data", site.study, *overrides)
+        planned = keys(retain_json("plan", site.study, *overrides))
+        site.broken.append("/tunes/more/")
+        broken = retain_here("plan", site.study, *overrides)
+    assert "/tunes/ cannot be read (no connection to the server: Connection reset by peer); using its data" in broken.stderr
+    away = retain_here("plan", site.study, *overrides)
+    assert "/tunes/ cannot be read (no connection to the server: Connection refused); using its data" in away.stderr
+    assert keys(retain_json("plan", site.study, *overrides)) == planned
 
 
 def test_a_server_that_kept_us_waiting_is_not_asked_again_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
