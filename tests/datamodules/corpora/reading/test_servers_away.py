@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import socket
 import struct
@@ -184,6 +185,36 @@ def test_a_file_that_changed_at_its_server_is_prepared_again(site: Site) -> None
     assert keys(retain_json("plan", site.study, "--store", site.store)) != before
 
 
+def test_a_variable_that_names_another_url_than_before_needs_its_server(site: Site) -> None:
+    place = f"http://127.0.0.1:{port_of(site)}"
+    overrides = ["corpora.music.files=$TUNES/music.jsonl", "--store", site.store]
+    with running(server_of(site, port_of(site))):
+        retain_here("data", site.study, *overrides, more={"TUNES": place})
+    planned = retain_here("plan", site.study, *overrides, more={"TUNES": place})
+    assert "using its data as prepared on" in said_of(planned.stderr, "music")[0]
+    other = retain_here("plan", site.study, *overrides, more={"TUNES": f"{place}/other"}, code=3)
+    assert "/other/music.jsonl cannot be read" in other.stderr
+
+
+@pytest.mark.parametrize("time", ["1e300", "1e18", '"today"'])
+def test_a_damaged_note_on_a_server_counts_as_none_and_is_found_by_verify(site: Site, time: str) -> None:
+    for note in (site.store / "prepared" / "asked").iterdir():
+        note.write_text(re.sub('"time": .*', f'"time": {time}', note.read_text()))
+    assert "cannot be read" in retain_here("plan", site.study, "--store", site.store, code=3).stderr
+    assert "time" in retain_here("verify", "--store", site.store, code=1).stdout
+    with running(server_of(site, port_of(site))):
+        retain_here("data", site.study, "--store", site.store)
+    retain_here("verify", "--store", site.store)
+    retain_here("plan", site.study, "--store", site.store)
+
+
+def test_a_file_in_the_place_of_the_folder_of_notes_is_found_by_verify(site: Site) -> None:
+    folder = site.store / "prepared" / "asked"
+    shutil.rmtree(folder)
+    folder.write_text("")
+    assert "asked is not a folder; delete it" in retain_here("verify", "--store", site.store, code=1).stdout
+
+
 def test_a_folder_whose_server_cannot_be_asked_is_not_taken_for_an_empty_one(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +228,10 @@ def test_a_folder_whose_server_cannot_be_asked_is_not_taken_for_an_empty_one(
         planned = keys(retain_json("plan", site.study, *overrides))
         site.broken.append("/tunes/more/")
         broken = retain_here("plan", site.study, *overrides)
-    assert "/tunes/ cannot be read (no connection to the server: Connection reset by peer); using its data" in broken.stderr
+    assert (
+        "/tunes/ cannot be read (no connection to the server: Connection reset by peer); using its data"
+        in broken.stderr
+    )
     away = retain_here("plan", site.study, *overrides)
     assert "/tunes/ cannot be read (no connection to the server: Connection refused); using its data" in away.stderr
     assert keys(retain_json("plan", site.study, *overrides)) == planned
