@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from retain.datamodules.corpora.reading import remote, remote_streams
+from retain.datamodules.corpora.reading.report import ignore_progress
+from retain.launchers.search.derived_studies import open_search
 from tests.datamodules.servers import running
 from tests.retain import retain_here, retain_json
 from tests.studies import tiny_study
@@ -125,6 +127,20 @@ def test_a_study_whose_data_is_prepared_is_planned_and_trained_without_its_serve
     trained = retain_here("run", site.study, "--store", site.store, *ONE)
     assert len(said_of(trained.stderr, "music")) == 1
     assert {one["state"] for one in retain_json("status", site.study, "--store", site.store, *ONE)["runs"]} == {"done"}
+
+
+def test_a_search_says_once_that_it_uses_its_data_as_prepared(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = yaml.safe_load(site.study.read_text()) | {
+        "study": "searched",
+        "search": {"axes": {"finetune.lr": [1e-3, 2e-3]}},
+    }
+    del fields["grid"]
+    study = site.study.with_name("searched.yaml")
+    study.write_text(yaml.safe_dump(fields))
+    for report in (None, ignore_progress, ignore_progress):  # its checks, its beginning, and its resumption
+        open_search(str(study), [], site.store, report)
+    (said,) = said_of(capsys.readouterr().err, "music")
+    assert "using its data as prepared on" in said
 
 
 def test_the_keys_without_the_servers_are_those_with_them(site: Site) -> None:
