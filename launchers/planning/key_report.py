@@ -7,6 +7,7 @@ from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.register import stage_spec
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.redaction import redacted_values
 from retain.sweeps.tree.key_diff import Payload, differences, nearest, path_fields, stage_name
 
 
@@ -25,7 +26,7 @@ def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[st
         split = differences(path, paths.of(compared))
     else:
         compared, split = nearest(path, paths.candidates(key, stage)) or (None, [])
-    return {
+    document = {
         "key": key,
         "stage": stage_name(path[-1]),
         "parent": path[-1]["parent"],
@@ -34,6 +35,9 @@ def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[st
         "compared_with": compared,
         "differences": [vars(difference) for difference in split],
     }
+    return {
+        name: redacted_values(value) for name, value in document.items()
+    }  # a run that prepares a corpus names its URLs
 
 
 class _Paths:
