@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from retain.datamodules.corpora.checkpoints.files import local_checkpoint, local_files
-from retain.datamodules.corpora.find import (
-    SourceFile,
-    data_set_folder,
-    find_sources,
-    local_folder,
-    shown,
-    with_variables,
-)
+from retain.datamodules.corpora.find import SourceFile, data_set_folder, find_sources, local_folder, places, shown
 from retain.datamodules.corpora.prepared import CURE, SPLITS
 from retain.datamodules.corpora.reading.answers import FOLDER, answers_problem
 from retain.datamodules.corpora.reading.packages import package_versions
@@ -323,10 +316,9 @@ def answer_path(file: StudyFile, name: str, store: Path) -> Path:
     if corpus.has_conversations:
         definition["chat"] = _settings(tokenizer_settings(file))
     for split in filter(None, (corpus, corpus.heldout_corpus)):
-        named = [split.files] if isinstance(split.files, str) else split.files or []
         with naming_corpus(file, name, heldout=split is not corpus):
             # The same definition names other files where a variable is another.
-            definition["named"] = [*definition.get("named", []), *(with_variables(one, file.folder) for one in named)]
+            definition["places"] = [*definition.get("places", []), *places(split, file.folder)]
     return store / "prepared" / FOLDER / f"{digest(definition)}.json"
 
 
