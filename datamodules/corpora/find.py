@@ -96,6 +96,12 @@ def with_variables(pattern: str, folder: Path, field: str = "files: ") -> str:
     return path
 
 
+def places(corpus: Corpus, folder: Path) -> list[str]:
+    """Return the paths and URLs of a corpus's `files` with variables replaced. Raises StudyError."""
+    patterns = [corpus.files] if isinstance(corpus.files, str) else corpus.files or []
+    return [with_variables(pattern, folder) for pattern in patterns]
+
+
 def expanded(pattern: str, folder: Path, field: str = "files: ") -> Path:
     """Return a path of a study with `~`, `~user` and `$VARIABLE` replaced, unless a file of `folder` has that very name.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from retain.datamodules.corpora.checkpoints.files import local_checkpoint, local_files
-from retain.datamodules.corpora.find import SourceFile, data_set_folder, find_sources, local_folder, shown
+from retain.datamodules.corpora.find import SourceFile, data_set_folder, find_sources, local_folder, places, shown
 from retain.datamodules.corpora.prepared import CURE, SPLITS
 from retain.datamodules.corpora.reading.answers import FOLDER, answers_problem
 from retain.datamodules.corpora.reading.packages import package_versions
@@ -311,9 +311,14 @@ def write_note(store: Path, source: Source, note: Note, commit: str | None = Non
 
 
 def answer_path(file: StudyFile, name: str, store: Path) -> Path:
-    """The place of the note on what servers said of a corpus; see `reading.answers`."""
-    has_chat = file.study.corpora[name].has_conversations
-    definition = _defined(file, name) | ({"chat": _settings(tokenizer_settings(file))} if has_chat else {})
+    """The place of the note on what servers said of a corpus; see `reading.answers`. Raises StudyError as `with_variables`."""
+    corpus, definition = file.study.corpora[name], _defined(file, name)
+    if corpus.has_conversations:
+        definition["chat"] = _settings(tokenizer_settings(file))
+    for split in filter(None, (corpus, corpus.heldout_corpus)):
+        with naming_corpus(file, name, heldout=split is not corpus):
+            # The same definition names other files where a variable is another.
+            definition["places"] = [*definition.get("places", []), *places(split, file.folder)]
     return store / "prepared" / FOLDER / f"{digest(definition)}.json"
 
 

@@ -11,6 +11,7 @@ from retain.results.store.index.states import StateReader
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.notices import notice
+from retain.sweeps.base.redaction import redacted_values
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.section import GROUNDWORK, shown_value
 from retain.sweeps.tree.key_diff import Payload, differences, nearest, path_fields, stage_name
@@ -37,7 +38,7 @@ def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[st
         split = differences(path, paths.of(compared))
     else:
         compared, split = nearest(path, paths.candidates(key, stage)) or (None, [])
-    return {
+    document = {
         "key": key,
         "stage": stage_name(path[-1]),
         "parent": path[-1]["parent"],
@@ -46,6 +47,8 @@ def why_document(opened: OpenedStudy, prefix: str, other: str | None) -> dict[st
         "compared_with": compared,
         "differences": [vars(difference) for difference in split],
     }
+    # A run that prepares a corpus names its URLs.
+    return {name: redacted_values(value) for name, value in document.items()}
 
 
 class _Paths:

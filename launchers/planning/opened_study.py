@@ -53,14 +53,14 @@ def open_study(name: str, overrides: Sequence[str], store: Path, remember: bool 
     if remember:
         file = with_recorded_seeds(file, store)
     if not remember:
-        return _opened(name, file, open_store(store), _facts_now(file, store))
+        return _opened(name, file, open_store(store), facts_now(file, store))
     facts, remarks = remembered_facts(file, store)
     for remark in remarks:
         notice(remark)
     return _opened(name, file, open_store(store), facts)
 
 
-def _facts_now(file: StudyFile, store: Path) -> Facts:
+def facts_now(file: StudyFile, store: Path) -> Facts:
     """`known_facts`, with its remarks on standard error."""
     sources = KnownSources(file, store)
     facts = known_facts(file, store, sources)
@@ -91,7 +91,7 @@ def prepare_file(
 
     # Find mistakes in the study before any corpus is read or any folder is made.
     check_loggers(file)
-    known = _opened(name, file, open_store(store), _facts_now(file, store))
+    known = _opened(name, file, open_store(store), facts_now(file, store))
     check_data_room(name, file, known.facts, store)
     make_store(store)
     claim_name(file, store)

@@ -12,7 +12,7 @@ from retain.datamodules.corpora.prepare import prepare
 from retain.datamodules.corpora.reading.report import Report
 from retain.launchers.local.preparation import prepare_here
 from retain.launchers.planning.data_room import check_data_room
-from retain.launchers.planning.opened_study import check_loggers, check_name, claim_name
+from retain.launchers.planning.opened_study import check_loggers, check_name, claim_name, facts_now
 from retain.results.analysis.axes import RECIPE
 from retain.results.analysis.recipe_comparison import DEFAULT, GRID_BEST
 from retain.results.store.loss_table import stages_after_posttraining
@@ -143,7 +143,8 @@ def search_of(file: StudyFile, store: Path, report: Report | None) -> SearchedSt
     whole = check_study(unread.fields(unread.name, unread.corners(), file.search.block.seeds), file.path)
     if mismatch := device_mismatch(whole):
         raise StudyError(f"{file.path.name}: {mismatch}")
-    facts = known_facts(whole, store)
+    # A search is opened without a report first: what is remarked is said then, and not again.
+    facts = facts_now(whole, store) if report is None else known_facts(whole, store)
     tree = expand(whole, facts)
     check_objective(file, tree)
     if report is not None:

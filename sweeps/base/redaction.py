@@ -7,12 +7,19 @@ HIDDEN = "***"
 SECRET_PARAMETERS = (
     *("X-Amz-Signature", "X-Amz-Security-Token", "X-Amz-Credential", "X-Goog-Signature", "X-Goog-Credential"),
     *("AWSAccessKeyId", "GoogleAccessId", "Key-Pair-Id", "Policy", "Signature", "sig"),
-    *("token", "access_token", "auth_token", "private_token", "id_token", "sas_token", "jwt", "auth", "authorization"),
-    *("key", "api_key", "apikey", "access_key", "secret", "client_secret", "password", "passwd", "pwd", "credential"),
+    *("token", "access_token", "auth_token", "private_token", "id_token", "sas_token", "session_token"),
+    *("key", "api_key", "x_api_key", "access_key", "secret", "client_secret", "password", "passwd", "pwd"),
+    *("security_token", "credential", "jwt", "auth", "authorization"),
 )
-"""The parameters of a query that let whoever knows them read a file, in any mix of capital and small letters."""
-_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s/?#:@]*)(:[^\s/?#]*)?@")
-_PARAMETER = re.compile(rf"([?&;](?:{'|'.join(map(re.escape, SECRET_PARAMETERS))})=)[^\s&;#'\"<>()]+", re.IGNORECASE)
+"""The parameters of a query that let whoever knows them read a file, in any mix of capital and small letters, and with - or
+nothing for _."""
+_NAMES = "|".join(re.escape(name).replace("_", "[_-]?") for name in SECRET_PARAMETERS)
+_USER = re.compile(
+    r"""([A-Za-z][A-Za-z0-9+.-]{0,20}://)([^\s/?#:@"<>]*)"""
+    # A password may have a character that belongs encoded; a number before it is a port, and the @ is one of the path.
+    r"""(:[^\s/?#"<>]*|:(?!\d+[/?#])[^\s"<>@]{0,200})?@"""
+)
+_PARAMETER = re.compile(rf"""([?&;](?:{_NAMES})=)[^\s&;#'"<>()\\]*[^\s&;#'"<>()\\,:.\]]""", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:

@@ -46,17 +46,31 @@ class Answer:
 def kept_answer(path: Path) -> Answer | None:
     """Return the answer that was noted at a path; None if there is none that can be read, as of another user's."""
     try:
-        saved = read_document(path, _Saved, CURE)
+        return _read(path)
     except (FileNotFoundError, DamageError):
         return None
-    return Answer(saved["source"], saved["time"])
+
+
+def _read(path: Path) -> Answer:
+    """Raises as `read_document` does."""
+    saved = read_document(path, _Saved, CURE)
+    answer = Answer(saved["source"], saved["time"])
+    try:
+        _ = answer.day
+    except (OverflowError, OSError, ValueError):
+        raise DamageError(f"{path}: time is none of this calendar; {CURE}") from None
+    return answer
 
 
 def answers_problem(folder: Path) -> str | None:
     """What is wrong with the first damaged note of a folder, and the cure; None if nothing is."""
+    if not folder.is_dir():
+        return f"{folder} is not a folder; {CURE}"
     for path in sorted(folder.glob("*.json")):
         try:
-            read_document(path, _Saved, CURE)
+            _read(path)
+        except FileNotFoundError:
+            continue
         except DamageError as error:
             if not isinstance(error.__cause__, PermissionError):  # of another user, with a password
                 return str(error)

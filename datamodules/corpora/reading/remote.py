@@ -1,6 +1,7 @@
 """Files at URLs, such as s3://, gs://, hf:// and https://, through fsspec."""
 
 import contextlib
+import functools
 import gzip
 import logging
 import os
@@ -160,16 +161,15 @@ def _file_system(pattern: str) -> tuple[Any, str]:
     assert kind is not None
     if "::" in pattern:
         raise StudyError(f"files: {pattern} is a chain of URLs; unpack the archive, and name its files")
-    options: dict[str, Any] = {}
     if kind in HTTP:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALLED_S)
-        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
+        return _http_system()(client_kwargs={"timeout": timeout, "trust_env": True}), pattern
     if kind in ("gs", "gcs") and "GCSFS_DEBUG" not in os.environ:
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of each error that it raises
     try:
-        system, place = fsspec.core.url_to_fs(pattern, **options)
+        system, place = fsspec.core.url_to_fs(pattern)
     except ImportError as error:
         if kind in EXTRAS:
             cure = f"run `pip install 'retain-lm[{EXTRAS[kind]}]'`"
@@ -185,6 +185,28 @@ def _file_system(pattern: str) -> tuple[Any, str]:
             ) from None
         raise unreachable(pattern, error) from error
     return system, str(place)
+
+
+class _ListingError(Exception):
+    """A folder of http could not be listed; the cause says why."""
+
+
+@functools.cache
+def _http_system() -> Any:
+    """The class of file systems of http, which lists a folder whole or not at all."""
+    from fsspec.implementations.http import HTTPFileSystem
+
+    class Whole(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
+        async def _ls(self, url: str, detail: bool = True, **options: Any) -> Any:
+            try:
+                return await super()._ls(url, detail, **options)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                # Of the connection; `find` and `glob` would take the folder for an empty one.
+                raise _ListingError(f"{type(error).__name__}: {error}") from error
+
+    return Whole
 
 
 def _matching(system: Any, place: str, is_http: bool) -> dict[str, Any]:

@@ -18,6 +18,19 @@ from retain.sweeps.schema.section import shown_value
         ("(URL('https://h/a?token=secret&page=1'), x)", "(URL('https://h/a?token=***&page=1'), x)"),
         ("s3://b/a?x=1&X-Amz-Signature=secret#f", "s3://b/a?x=1&X-Amz-Signature=***#f"),
         ("/a?sv=2&SIG=secret%2B status 403", "/a?sv=2&SIG=*** status 403"),
+        (
+            "https://h/a?token=secret, line 3: x, https://h/b?sig=se.cret.",
+            "https://h/a?token=***, line 3: x, https://h/b?sig=***.",
+        ),
+        (
+            "https://h/a?access-token=secret&X-Api-Key=secret&APIKey=secret",
+            "https://h/a?access-token=***&X-Api-Key=***&APIKey=***",
+        ),
+        (r'{"url": "https://h/a?token=secret\nhttps://h"}', r'{"url": "https://h/a?token=***\nhttps://h"}'),
+        (
+            "https://u:sec#ret@h/a https://u:sec/ret@h/a@b https://u:sec?ret@h/a",
+            "https://u:***@h/a https://u:***@h/a@b https://u:***@h/a",
+        ),
     ],
 )
 def test_secrets_of_urls_are_hidden_anywhere_in_a_text(text: str, shown: str) -> None:
@@ -31,6 +44,8 @@ def test_secrets_of_urls_are_hidden_anywhere_in_a_text(text: str, shown: str) ->
         "https://host:8443/a@b.jsonl?page=1&tokens=3",
         "hf://datasets/owner/name@main/*.parquet",
         "hf://gpt2@main/a.json",
+        '["https://host:8443","x@y.org"]',
+        "https://host:8443?page=a@b",
         "sftp://user@host/a",
         "http://a.org: write to x@y.org",
         "posttrain.tokens=1M key=7",

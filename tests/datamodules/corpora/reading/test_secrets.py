@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import json
 import shutil
 import stat
 from collections.abc import Iterator
@@ -99,6 +100,20 @@ def test_a_password_is_in_no_output_and_in_no_file_that_others_read(served: tupl
     assert any(shown in path.read_text() for path in (store / "prepared").glob("*.json"))
     (page,) = (store / "studies").rglob("report.html")
     assert f"http://{USER}:***@127.0.0.1:{port}/music.jsonl" in page.read_text()
+
+
+def test_a_password_is_in_no_explanation_of_a_run_that_prepares_a_corpus(
+    served: tuple[Path, int], tmp_path: Path
+) -> None:
+    study, port = served
+    store = tmp_path / "store"
+    lines = (f'{{"text": "document {number}, which is held out"}}\n' for number in range(100))
+    (tmp_path / "served" / "held.jsonl").write_text("".join(lines))
+    held = json.dumps({"files": url(port, "held.jsonl")})
+    said("data", study, f"corpora.chemistry.heldout={held}", "execution.data.part=30k", "--store", store)
+    runs = [path.parent.name for path in with_secrets(store) if path.name == "stage.json"]
+    assert any("token=***" in said("why", study, key, "--store", store, "--json") for key in runs)
+    said("why", study, runs[0], runs[1], "--store", store)
 
 
 def test_a_password_is_in_no_error(served: tuple[Path, int], tmp_path: Path) -> None:

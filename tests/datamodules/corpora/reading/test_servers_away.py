@@ -2,7 +2,10 @@
 
 import functools
 import os
+import re
 import shutil
+import socket
+import struct
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +15,8 @@ import pytest
 import yaml
 
 from retain.datamodules.corpora.reading import remote, remote_streams
+from retain.datamodules.corpora.reading.report import ignore_progress
+from retain.launchers.search.derived_studies import open_search
 from tests.datamodules.servers import running
 from tests.retain import retain_here, retain_json
 from tests.studies import tiny_study
@@ -32,6 +37,8 @@ class Site:
     """What the server serves."""
     statuses: dict[str, int] = field(default_factory=dict)
     """What the server answers for a file in the place of the file."""
+    broken: list[str] = field(default_factory=list)
+    """The paths that are answered by breaking the connection."""
     asked: list[str] = field(default_factory=list)
 
 
@@ -47,6 +54,10 @@ def _handler(site: Site) -> type[SimpleHTTPRequestHandler]:
 
         def refused(self) -> bool:
             site.asked.append(self.path)
+            if self.path in site.broken:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                return True
             status = site.statuses.get(self.path.lstrip("/"))
             if status is not None:
                 self.send_error(status)
@@ -118,6 +129,20 @@ def test_a_study_whose_data_is_prepared_is_planned_and_trained_without_its_serve
     assert {one["state"] for one in retain_json("status", site.study, "--store", site.store, *ONE)["runs"]} == {"done"}
 
 
+def test_a_search_says_once_that_it_uses_its_data_as_prepared(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = yaml.safe_load(site.study.read_text()) | {
+        "study": "searched",
+        "search": {"axes": {"finetune.lr": [1e-3, 2e-3]}},
+    }
+    del fields["grid"]
+    study = site.study.with_name("searched.yaml")
+    study.write_text(yaml.safe_dump(fields))
+    for report in (None, ignore_progress, ignore_progress):  # its checks, its beginning, and its resumption
+        open_search(str(study), [], site.store, report)
+    (said,) = said_of(capsys.readouterr().err, "music")
+    assert "using its data as prepared on" in said
+
+
 def test_the_keys_without_the_servers_are_those_with_them(site: Site) -> None:
     away = keys(retain_json("plan", site.study, "--store", site.store))
     with running(server_of(site, port_of(site))):
@@ -174,6 +199,58 @@ def test_a_file_that_changed_at_its_server_is_prepared_again(site: Site) -> None
     planned = retain_here("plan", site.study, "--store", site.store)  # away again: the newer data is the last
     assert "using its data as prepared on" in planned.stderr
     assert keys(retain_json("plan", site.study, "--store", site.store)) != before
+
+
+def test_a_variable_that_names_another_url_than_before_needs_its_server(site: Site) -> None:
+    place = f"http://127.0.0.1:{port_of(site)}"
+    overrides = ["corpora.music.files=$TUNES/music.jsonl", "--store", site.store]
+    with running(server_of(site, port_of(site))):
+        retain_here("data", site.study, *overrides, more={"TUNES": place})
+    planned = retain_here("plan", site.study, *overrides, more={"TUNES": place})
+    assert "using its data as prepared on" in said_of(planned.stderr, "music")[0]
+    other = retain_here("plan", site.study, *overrides, more={"TUNES": f"{place}/other"}, code=3)
+    assert "/other/music.jsonl cannot be read" in other.stderr
+
+
+@pytest.mark.parametrize("time", ["1e300", "1e18", '"today"'])
+def test_a_damaged_note_on_a_server_counts_as_none_and_is_found_by_verify(site: Site, time: str) -> None:
+    for note in (site.store / "prepared" / "asked").iterdir():
+        note.write_text(re.sub('"time": .*', f'"time": {time}', note.read_text()))
+    assert "cannot be read" in retain_here("plan", site.study, "--store", site.store, code=3).stderr
+    assert "time" in retain_here("verify", "--store", site.store, code=1).stdout
+    with running(server_of(site, port_of(site))):
+        retain_here("data", site.study, "--store", site.store)
+    retain_here("verify", "--store", site.store)
+    retain_here("plan", site.study, "--store", site.store)
+
+
+def test_a_file_in_the_place_of_the_folder_of_notes_is_found_by_verify(site: Site) -> None:
+    folder = site.store / "prepared" / "asked"
+    shutil.rmtree(folder)
+    folder.write_text("")
+    assert "asked is not a folder; delete it" in retain_here("verify", "--store", site.store, code=1).stdout
+
+
+def test_a_folder_whose_server_cannot_be_asked_is_not_taken_for_an_empty_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_streams, "FIRST_WAITS_S", (0.01,))
+    (site.folder / "tunes" / "more").mkdir(parents=True)
+    for place in ("tunes/1.jsonl", "tunes/more/2.jsonl"):
+        shutil.copy2(site.folder / FILES["music"], site.folder / place)
+    overrides = [f"corpora.music.files=http://127.0.0.1:{port_of(site)}/tunes/", "--store", site.store]
+    with running(server_of(site, port_of(site))):
+        retain_here("data", site.study, *overrides)
+        planned = keys(retain_json("plan", site.study, *overrides))
+        site.broken.append("/tunes/more/")
+        broken = retain_here("plan", site.study, *overrides)
+    assert (
+        "/tunes/ cannot be read (no connection to the server: Connection reset by peer); using its data"
+        in broken.stderr
+    )
+    away = retain_here("plan", site.study, *overrides)
+    assert "/tunes/ cannot be read (no connection to the server: Connection refused); using its data" in away.stderr
+    assert keys(retain_json("plan", site.study, *overrides)) == planned
 
 
 def test_a_server_that_kept_us_waiting_is_not_asked_again_at_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
