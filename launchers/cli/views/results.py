@@ -58,7 +58,8 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
         for reason in results.blanks:
             print_line(console, reason)
     if len(rows) > MOST_ROWS:
-        where = f"in {results.files[0]}" if results.files else "with --json"
+        tables = [path for path in results.files if path.endswith(".csv")]
+        where = f"in {tables[0]}" if tables else "with --csv or --json"
         print_line(console, f"{counted(len(rows) - MOST_ROWS, 'more trial')} {where}")
     for path in results.files:
         print_line(console, path)

@@ -42,6 +42,21 @@ def test_results_with_overrides_are_only_printed(ran: tuple[Path, Path], capsys:
     assert len(retain.load("linear", store)) == 4
 
 
+def test_rows_that_are_not_shown_are_said_to_be_where_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = linear_study(tmp_path, **{"pretrain.time": 1, "posttrain.time": 1, "finetune.time": 1})
+    call = [str(study), "--store", str(tmp_path / "runs")]
+    for verb, where in (
+        ("run", f"in {study_folder(tmp_path / 'runs', 'linear') / 'losses.csv'}"),
+        ("results", "with --csv"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("retain.launchers.cli.views.results.MOST_ROWS", 3)
+            assert main([verb, *call]) == 0
+        assert f"1 more trial {where}" in capsys.readouterr().out
+
+
 def test_a_report_with_overrides_leaves_that_of_the_study(
     ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
