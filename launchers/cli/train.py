@@ -270,7 +270,10 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     again = [key for key in keys if Store(store).run(key).retry()]
     if has_slurm():
         renew_launches(Store(store), again)
-        submission = submit_runs(Store(store), keys, name)
+        try:
+            submission = submit_runs(Store(store), keys, name)
+        except MissingResourceError as error:
+            raise MissingResourceError(f"{error} ({counted(len(again), *AGAIN)}, not submitted)") from None
         print_submission(submission, command("retry", name, overrides, store))
     elif is_study(name):
         print(f"{counted(len(again), *AGAIN)}; {command('run', name, overrides, store)} trains them")

@@ -126,6 +126,20 @@ def test_a_run_that_is_cancelled_by_its_key_is_retried_by_its_key(place: Place) 
     hints(run_as_printed(hints(cancelled, r"cancelled; (retain retry .*) resumes them")))
 
 
+def test_retry_says_what_it_has_planned_where_slurm_does_not_answer(place: Place, tmp_path: Path) -> None:
+    interrupted(place)
+    place.retain("cancel", place.study, *SMALL)
+    for name in ("sbatch", "squeue"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'could not establish a configuration source' >&2; exit 1\n")
+        (tmp_path / name).chmod(0o755)
+    cancelled = [run for run in Store(place.store).runs() if run.state().state == "cancelled"]
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    said = retain_here("retry", place.study, *SMALL, "--store", place.store, code=3, more=path).stderr
+    assert "finds no cluster" in said
+    assert f"({len(cancelled)} runs are planned again, not submitted)" in said
+    assert {run.state().state for run in cancelled} == {"planned"}
+
+
 def test_a_run_without_a_log_names_the_status_of_its_store(place: Place) -> None:
     interrupted(place)
     key = next(run.key for run in Store(place.store).runs() if not run.log.exists())
