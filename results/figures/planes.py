@@ -9,10 +9,10 @@ from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.figures.catalogue import REVERSED, FigureSpec, Side
 from retain.results.figures.paper import draw_figure
 from retain.results.figures.style import DrawnFigure
-from retain.results.store.loss_table import Row, loss_at, loss_columns
+from retain.results.store.loss_table import Row, loss_at, loss_columns, named_losses
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.section import LOSSES, unknown_loss
+from retain.sweeps.schema.section import unknown_loss
 
 EXAMPLE = "such as L_ret,L_ft"
 
@@ -29,14 +29,15 @@ class NamedPlane:
 def named_planes(asked: Sequence[str], rows: Sequence[Row]) -> list[NamedPlane]:
     """The planes that a user asks for, each as `Y,X`: names of columns, or the paper's symbols. Raises StudyError."""
     columns = {symbol: loss for loss, symbol in SYMBOLS.items()}
-    known = [*LOSSES, *loss_columns(rows)]
+    known = [*named_losses(rows), *loss_columns(rows)]
     found = []
     for text in asked:
         names = [columns.get(name.strip(), name.strip()) for name in text.split(",")]
         if len(names) != 2 or names[0] == names[1]:
             raise StudyError(f"--plane {text}: a plane is two different losses or metrics, Y,X, {EXAMPLE}")
         if unknown := [name for name in names if name not in known]:
-            raise StudyError(f"--plane {text}: {unknown_loss(unknown[0], known)}")
+            there = [SYMBOLS.get(name, name) for name in known]
+            raise StudyError(f"--plane {text}: {unknown_loss(SYMBOLS.get(unknown[0], unknown[0]), there)}")
         found.append(NamedPlane(*names))
     return list(dict.fromkeys(found))
 

@@ -328,14 +328,16 @@ def chosen_columns(rows: Sequence[Row], asked: str, symbols: Mapping[str, str]) 
 
     symbols: the loss that each of the paper's symbols stands for.
     """
-    known = loss_columns(rows)
+    known, four = loss_columns(rows), named_losses(rows)
     if asked == "all":
         return known
     # A comma in the brackets of a value separates no names.
     given = (name.strip() for name in re.split(r",(?![^\[]*\])", asked))
     names = [symbols.get(name, name) for name in given if name]
-    if unknown := [name for name in names if name not in (*known, *LOSSES)]:
-        raise StudyError(f"--losses: {unknown_loss(unknown[0], (*LOSSES, *known))}; or write all")
+    if unknown := [name for name in names if name not in (*known, *four)]:
+        title = {loss: symbol for symbol, loss in symbols.items()}
+        there = [*(title.get(name, name) for name in four), *known]
+        raise StudyError(f"--losses: {unknown_loss(title.get(unknown[0], unknown[0]), there)}; or write all")
     if not names:
         raise StudyError("--losses: no loss is named; write all, or STAGE/CORPUS, separated by commas")
     return names

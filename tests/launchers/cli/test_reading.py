@@ -118,6 +118,14 @@ def test_a_chain_with_no_loss_of_the_paper_but_l_pre_shows_the_loss_matrix(
     assert header == [*losses, "tokens"]
 
 
+def test_a_loss_that_the_chain_does_not_have_is_refused_with_those_that_it_has(tmp_path: Path) -> None:
+    study = leave_out(tiny_study(tmp_path, stages=["pretrain", "posttrain"], grid={}), "finetune")
+    for option, verb, asked in (("--losses", "results", "L_ret"), ("--plane", "report", "L_ret,L_im")):
+        said = printed_by(verb, study, "--store", tmp_path / "none", option, asked, code=2).stderr
+        assert "unknown loss 'L_ret'" in said
+        assert "the losses of this study are L_im, L_pre, pretrain/general, " in said
+
+
 def test_load_reads_what_the_store_has_now(ran: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     study, store = ran
     monkeypatch.setenv("RETAIN_STORE", str(store))
