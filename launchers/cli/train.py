@@ -273,6 +273,8 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
         try:
             submission = submit_runs(Store(store), keys, name)
         except MissingResourceError as error:
+            if not again:
+                raise
             raise MissingResourceError(f"{error} ({counted(len(again), *AGAIN)}, not submitted)") from None
         print_submission(submission, command("retry", name, overrides, store))
     elif is_study(name):

@@ -138,6 +138,10 @@ def test_retry_says_what_it_has_planned_where_slurm_does_not_answer(place: Place
     assert "finds no cluster" in said
     assert f"({len(cancelled)} runs are planned again, not submitted)" in said
     assert {run.state().state for run in cancelled} == {"planned"}
+    assert (
+        "planned again"
+        not in retain_here("retry", place.study, *SMALL, "--store", place.store, code=3, more=path).stderr
+    )
 
 
 def test_a_run_without_a_log_names_the_status_of_its_store(place: Place) -> None:
