@@ -27,7 +27,7 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
     """Print a row for each trial, also of partial results, and the paths of what was written with them.
 
     columns: the losses to show, as `chosen_columns` finds them; None: those of the paper's four that the chain has, or, if
-    that is L_pre alone, all of the matrix.
+    that is at most one, all of the matrix.
     """
     rows = results.trials
     four = named_losses(rows)
