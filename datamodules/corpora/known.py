@@ -104,9 +104,11 @@ def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
     unprepared = dict.fromkeys("model.hf" for one in facts.checkpoints.values() if not one.prepared)
     unprepared |= dict.fromkeys(f"corpora.{name}" for (name, _), one in facts.corpora.items() if not one.prepared)
     if unprepared:
+        missing = f"{', '.join(unprepared)} not prepared in {store}; prepare the study's data"
+        if not store.exists():
+            missing = f"store {store} not found; name another with --store, or run the study"
         return facts, [
-            f"{file.path.name}: {', '.join(unprepared)} not prepared in {store}; prepare the study's data: until then, "
-            "its stage keys are provisional, and its trained stages are not found"
+            f"{file.path.name}: {missing}: until then, its stage keys are provisional, and its trained stages are not found"
         ]
     if len(remarks) > 1:
         remarks.pop(TOKENIZER, None)  # it was trained on the corpora that have changed

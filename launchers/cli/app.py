@@ -133,7 +133,8 @@ def _main(typed: Sequence[str]) -> int:
         return MissingResourceError.exit_code
     except typer.TyperException as error:  # an unknown verb or option, or an invalid value
         what = error.format_message().rstrip(".").replace("Value error, ", "")
-        print(f"retain: {redacted(what)}; see retain --help", file=sys.stderr)
+        context = getattr(error, "ctx", None)
+        print(f"retain: {redacted(what)}; see {context.command_path if context else 'retain'} --help", file=sys.stderr)
         return StudyError.exit_code
     if code == INTERRUPTED and typed[0] in RESUMABLE:
         again = redacted(shlex.join(["retain", *typed]))

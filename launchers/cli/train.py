@@ -235,9 +235,10 @@ def submit(
 def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS) -> None:
     """Cancel runs that have not ended.
 
-    With a study, also cancel its search. The verbs retry and search resume what was cancelled.
+    With a study, also cancel its search. The verbs retry and search resume what was cancelled. A run that `retain run` is
+    training trains on until Ctrl-C stops that command.
     """
-    from retain.launchers.jobs.branches import BY_KEY, WITH_STUDY, cancel_runs
+    from retain.launchers.jobs.branches import BY_KEY, WITH_STUDY, cancel_runs, training_here
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
 
@@ -246,6 +247,11 @@ def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUN
     cancelled = cancel_runs(Store(store), keys, WITH_STUDY if is_study(name) else BY_KEY)
     if cancelled:
         print(f"{counted(len(cancelled), 'run')} cancelled; {command('retry', name, overrides, store)} resumes them")
+        if training := training_here(Store(store), cancelled):
+            which = counted(len(training), "of them trains on", "of them train on")
+            print(
+                f"{which} until it ends, or until Ctrl-C stops its retain run: {', '.join(key[:8] for key in training)}"
+            )
     elif not searched:
         print("0 runs cancelled: none was waiting, queued or running")
 
@@ -272,7 +278,12 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
     again = [key for key in keys if Store(store).run(key).retry()]
     if has_slurm():
         renew_launches(Store(store), again)
-        submission = submit_runs(Store(store), keys, name)
+        try:
+            submission = submit_runs(Store(store), keys, name)
+        except MissingResourceError as error:
+            if not again:
+                raise
+            raise MissingResourceError(f"{error} ({counted(len(again), *AGAIN)}, not submitted)") from None
         print_submission(submission, command("retry", name, overrides, store))
     elif is_study(name):
         print(f"{counted(len(again), *AGAIN)}; {command('run', name, overrides, store)} trains them")

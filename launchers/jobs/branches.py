@@ -61,6 +61,12 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
     return cancelled
 
 
+def training_here(store: Store, keys: Sequence[str]) -> list[str]:
+    """Those of these runs that a living process without a SLURM job trains, which no cancellation stops."""
+    runs = (store.run(key) for key in keys)
+    return [run.key for run in runs if run.is_running() and submitted_job(store, run) is None]
+
+
 def skip_blocked(store: Store, keys: Sequence[str]) -> list[str]:
     """Skip the runs (parents first) whose branch has ended above them, and plan skipped runs whose branch has not.
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.register import stage_spec
 from retain.results.store.index.states import StateReader
@@ -56,7 +57,7 @@ class _Paths:
 
     def __init__(self, opened: OpenedStudy) -> None:
         self.payloads: dict[str, Payload] = {
-            stage.key: stage_spec(stage, json.loads(stage.recipe)) for stage in opened.tree.stages.values()
+            stage.key: stage_spec(stage, json.loads(stage.recipe)) for stage in with_evaluations(opened).stages.values()
         }
         self.study = set(self.payloads)
         self.store: Store = opened.store
@@ -72,7 +73,7 @@ class _Paths:
             raise StudyError(f"{prefix}: {len(found)} stage keys begin with this; give more digits")
         raise StudyError(
             f"{prefix}: stage key not found in the study or in {self.store.root}; "
-            "give the first digits of a key that plan or status shows"
+            "give the first digits of a key that status shows"
         )
 
     def of(self, key: str) -> list[Payload]:

@@ -1,5 +1,6 @@
 """What one study, or several together, would train and cost."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from retain.results.store.index.states import shown_states
 from retain.results.store.runs import open_store
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.read import read_study
+from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.merged import merged
@@ -196,7 +198,27 @@ def _notes(opened: Sequence[OpenedStudy]) -> list[str]:
         for name, task in one.facts.tasks.items()
         if task.absent
     ]
-    return notes
+    return [*notes, *(note for one in opened for note in _short_corpora(one))]
+
+
+def _short_corpora(opened: OpenedStudy) -> list[str]:
+    """Corpora that are not prepared and of which a study reads fewer tokens than a stage takes, one sentence each."""
+    corpora = opened.file.study.corpora if isinstance(opened.file.study, Study) else {}
+    limits = {
+        one.fingerprint: (name, length, limit)
+        for (name, length), one in opened.facts.corpora.items()
+        if not one.prepared and (limit := corpora[name].tokens) is not None
+    }
+    notes = []
+    for stage in opened.tree.stages.values() if limits else ():
+        recipe = json.loads(stage.recipe)
+        name, length, limit = limits.get(recipe.get("corpus"), ("", 0, 0))
+        if name and (taken := (recipe.get("first", 0) + recipe.get("distinct", 0)) * length) > limit:
+            notes.append(
+                f"{opened.name}: corpora.{name}.tokens: reading stops at {limit:,} training tokens, and {stage.stage} takes "
+                f"{taken:,}; raise the limit, or lower {stage.stage}.tokens"
+            )
+    return list(dict.fromkeys(notes))
 
 
 def _with_data(totals: Totals, opened: Sequence[OpenedStudy], rooms: Sequence[DataRoom], store: Path) -> PlanTotals:

@@ -72,7 +72,10 @@ def _seeds_vary(file: StudyFile) -> str:
     if isinstance(file.study, LinearStudy):
         return "the singular vectors; the data has no noise"
     subsets_alone = SUBSET in file.labels and not any(is_seed(name) for name in file.labels if name != SUBSET)
-    return f"{SUBSETS_VARY if subsets_alone else SEEDS_VARY}; the held-out splits are the same"
+    vary = SUBSETS_VARY if subsets_alone else SEEDS_VARY
+    if file.study.model.is_trained and not subsets_alone:
+        vary = vary.removeprefix("initialisation, ")
+    return f"{vary}; the held-out splits are the same"
 
 
 def _model_lines(study: AnyStudy, facts: Facts) -> list[tuple[str, str]]:

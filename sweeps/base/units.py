@@ -11,6 +11,8 @@ DIGITS = r"[0-9]+(?:_[0-9]+)*"
 INTEGER = rf"[-+]?(?:0|(?!0){DIGITS}|0[xX](?:_?[0-9a-fA-F])+|0[bB](?:_?[01])+|0[oO](?:_?[0-7])+)"
 FLOAT = rf"[-+]?(?:(?:{DIGITS})?\.{DIGITS}|{DIGITS}\.|{DIGITS}(?=[eE]))(?:[eE][-+]?{DIGITS})?"
 """Patterns of the integers and floating-point numbers of Python's source code, with a sign."""
+NUMBER = rf"(?:{DIGITS}(?:\.{DIGITS})?(?:[eE][-+]?{DIGITS})?[kKMBGT]?)"
+"""A pattern of unsigned numbers and sizes as people write them."""
 
 SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 LARGEST = 10**18
@@ -33,7 +35,11 @@ def parse_number(text: str) -> int | float:
 
 
 def number_hint(text: str) -> str:
-    """How to write a number that YAML would read in another base; empty for other text."""
+    """How to write a number that YAML would read in another base, or numbers with commas; empty for other text."""
+    if re.fullmatch(r"[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+", text):
+        return f"; write {text.replace(',', '')}"
+    if re.fullmatch(rf"\s*[-+]?{NUMBER}(?:\s*,\s*[-+]?{NUMBER})+\s*", text):
+        return f"; write several values as a list: [{', '.join(part.strip() for part in text.split(','))}]"
     if re.fullmatch(r"[-+]?0[0-9_]+", text):
         octal = f", or {int(text, 8)} if it is octal" if re.fullmatch(r"[-+]?0[0-7]+", text) else ""
         return f"; write {int(text)}{octal}"

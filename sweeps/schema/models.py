@@ -117,7 +117,9 @@ class Model(Section):
             name = "weights" if self.revision is None else "revision"
             raise ValueError(f"{name}: valid only for a checkpoint; name it with hf, or remove {name}")
         if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"unknown preset {self.preset!r}; the presets are {', '.join(PRESETS)}")
+            raise ValueError(
+                f"unknown preset {self.preset!r}; the presets are {', '.join(PRESETS)}; a checkpoint is written {{hf: ID}}"
+            )
         needed = ("layers", "hidden", "heads", "kv_heads", "mlp", "vocabulary", "tied", "context")
         missing = [name for name in needed if self.preset is None and getattr(self, name) is None]
         if missing:

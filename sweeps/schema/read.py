@@ -140,9 +140,19 @@ def find_study(name: str) -> Path:
         return Path(name).resolve()
     if "=" in name and "/" not in name.partition("=")[0]:
         raise StudyError(f"{shortened(name)}: an override needs a study before it; name the study first")
-    near = difflib.get_close_matches(name, known, n=1)
+    beside = _files_beside(name)
+    same = [file for file in beside if Path(file).stem == Path(name).stem]
+    near = same or difflib.get_close_matches(name, [*known, *beside], n=1)
     hint = f"did you mean {near[0]}?" if near else f"the studies are {', '.join(known)}"
     raise StudyError(f"{shortened(name)}: not found, neither as a file nor in sweeps/studies; {hint}")
+
+
+def _files_beside(name: str) -> list[str]:
+    """The paths of the YAML files in the folder where a study was looked for."""
+    try:
+        return [str(file) for file in sorted(Path(name).parent.glob("*.y*ml"))]
+    except (OSError, ValueError):
+        return []
 
 
 def is_study(name: str) -> bool:
@@ -311,7 +321,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         return
     # A variable is text as it is written, also with signs of YAML, but for quotes around it.
     verbatim = field.rpartition(".")[0].endswith("slurm.environment") and text[0] not in "\"'"
-    value = text if verbatim else parse_yaml(text, shown, TEXTS, at=field)
+    value = text if verbatim else _value(text, shown, field)
     grid = raw["grid"]
     if is_axis(field, value) and field != "search" and not field.startswith(("corpora.", "grid.", "search.")):
         raw["grid"] = grid | {field: value}
@@ -321,6 +331,16 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raw["grid"] = raw["grid"] | {field.removeprefix("grid."): value}
     else:
         set_field(raw, field, value, shown)
+
+
+def _value(text: str, shown: str, field: str) -> Any:
+    """The value of an override. Raises StudyError, with a hint where the shell has probably cut a list at its spaces."""
+    try:
+        return parse_yaml(text, shown, TEXTS, at=field)
+    except StudyError as error:
+        if text.count("[") > text.count("]") or text.count("{") > text.count("}"):
+            raise StudyError(f"{error}; quote an override that has spaces, as in 'seed=[0, 1]'") from None
+        raise
 
 
 def _check_reaches_a_trial(raw: dict[str, Any], override: str) -> None:

@@ -27,7 +27,7 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
     """Print a row for each trial, also of partial results, and the paths of what was written with them.
 
     columns: the losses to show, as `chosen_columns` finds them; None: those of the paper's four that the chain has, or, if
-    that is L_pre alone, all of the matrix.
+    that is at most one, all of the matrix.
     """
     rows = results.trials
     four = named_losses(rows)
@@ -58,7 +58,8 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
         for reason in results.blanks:
             print_line(console, reason)
     if len(rows) > MOST_ROWS:
-        where = f"in {results.files[0]}" if results.files else "with --json"
+        tables = [path for path in results.files if path.endswith(".csv")]
+        where = f"in {tables[0]}" if tables else "with --csv or --json"
         print_line(console, f"{counted(len(rows) - MOST_ROWS, 'more trial')} {where}")
     for path in results.files:
         print_line(console, path)

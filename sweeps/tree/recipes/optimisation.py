@@ -3,6 +3,7 @@
 from typing import Any
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.units import counted
 from retain.sweeps.schema.stages import Adaptable, EarlyStopping, Lora, Optimisation, Wsd
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
@@ -33,8 +34,8 @@ def optimisation_recipe(study: Study, stage: Optimisation, name: str, sequences:
     steps = -(-sequences // stage.batch)
     if stage.warmup >= steps:
         raise StudyError(
-            f"{name}.warmup: {stage.warmup} steps of warm-up do not fit the {steps} steps of the stage "
-            f"({sequences} sequences in batches of {stage.batch}); shorten the warm-up"
+            f"{name}.warmup: {stage.warmup} steps of warm-up do not fit the {counted(steps, 'step')} of the stage "
+            f"({counted(sequences, 'sequence')} in batches of {stage.batch}); shorten the warm-up"
         )
     return {
         "sequence_length": study.sequence_length,

@@ -57,9 +57,20 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert_one_sentence(refused.stderr, ["--store", "is a file", "RETAIN_STORE"])
 
 
-@pytest.mark.parametrize("arguments", [["plan"], ["plann", "laptop"], ["plan", "laptop", "--devise", "H100"]])
-def test_an_unknown_verb_or_option_is_refused_with_code_2(arguments: list[str]) -> None:
-    assert_one_sentence(retain_here(*arguments, code=2).stderr, ["retain --help"])
+@pytest.mark.parametrize(
+    ("arguments", "page"),
+    [
+        (["plan"], "retain plan --help"),
+        (["why", "laptop"], "retain why --help"),
+        (["plann", "laptop"], "retain --help"),
+        (["plan", "laptop", "--devise", "H100"], "retain plan --help"),
+        (["power", "laptop", "--most", "1"], "retain power --help"),
+    ],
+)
+def test_an_unknown_verb_or_option_is_refused_with_code_2_and_names_its_page_of_help(
+    arguments: list[str], page: str
+) -> None:
+    assert_one_sentence(retain_here(*arguments, code=2).stderr, [f"; see {page}"])
 
 
 def test_an_unknown_device_is_refused() -> None:

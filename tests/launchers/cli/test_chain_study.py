@@ -133,6 +133,13 @@ def test_a_corpus_that_no_stage_names_is_said_to_be_unused_and_changes_nothing(s
     assert "corpora.law: no stage uses this corpus" in retain_here("plan", path, "--store", tmp_path / "runs").stdout
 
 
+def test_a_plan_names_a_corpus_of_which_less_is_read_than_a_stage_takes(tmp_path: Path) -> None:
+    study, store = tiny_study(tmp_path, **{"corpora.general.tokens": 2000}), tmp_path / "runs"
+    said = "corpora.general.tokens: reading stops at 2,000 training tokens, and pretrain takes 7,680; raise the limit"
+    assert retain_here("plan", study, "--store", store).stdout.count(said) == 1
+    assert said not in retain_here("plan", study, "pretrain.tokens=1984", "--store", store).stdout
+
+
 def test_narrowing_an_axis_over_corpora_keeps_the_tokeniser(tmp_path: Path) -> None:
     path = tiny_study(tmp_path, grid={"finetune.corpus": ["chemistry", "music"]})
     whole = prepare_study(str(path), (), tmp_path / "runs")

@@ -20,7 +20,7 @@ from retain.results.store.runs import Store
 from retain.sweeps.schema.read import read_study
 from tests.launchers.search.searches import THEORY, block, finish, searching
 from tests.retain import retain_here, start
-from tests.studies import tiny_study
+from tests.studies import SECOND, linear_study, tiny_study
 
 SMALL = (*THEORY, "pretrain.exposure=[0, 0.95]", "seed=0")
 SEARCH = block(axes={"pretrain.exposure": [0, 0.95]}, searcher="grid")
@@ -124,6 +124,39 @@ def test_a_run_that_is_cancelled_by_its_key_is_retried_by_its_key(place: Place) 
     key = next(run.key for run in Store(place.store).runs() if run.state().state == "planned")
     cancelled = place.retain("cancel", key[:12])
     hints(run_as_printed(hints(cancelled, r"cancelled; (retain retry .*) resumes them")))
+
+
+def test_cancel_names_the_run_that_trains_on_until_ctrl_c(tmp_path: Path) -> None:
+    study, store = linear_study(tmp_path, grid={}, **{"pretrain.time": 0.01 * 60 * SECOND}), tmp_path / "runs"
+    process = start("run", study, "--store", store, more=WITHOUT_SLURM)
+    while process.poll() is None and not (
+        running := [one for one in Store(store).runs() if one.state().state == "running"]
+    ):
+        time.sleep(0.05)
+    said = printed_by("cancel", study, "--store", store)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert f"1 of them trains on until it ends, or until Ctrl-C stops its retain run: {running[0].key[:8]}" in said
+    assert {run.state().state for run in Store(store).runs()} == {"cancelled"}
+    assert "trains on" not in printed_by("cancel", study, "--store", store)
+
+
+def test_retry_says_what_it_has_planned_where_slurm_does_not_answer(place: Place, tmp_path: Path) -> None:
+    interrupted(place)
+    place.retain("cancel", place.study, *SMALL)
+    for name in ("sbatch", "squeue"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'could not establish a configuration source' >&2; exit 1\n")
+        (tmp_path / name).chmod(0o755)
+    cancelled = [run for run in Store(place.store).runs() if run.state().state == "cancelled"]
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    said = retain_here("retry", place.study, *SMALL, "--store", place.store, code=3, more=path).stderr
+    assert "finds no cluster" in said
+    assert f"({len(cancelled)} runs are planned again, not submitted)" in said
+    assert {run.state().state for run in cancelled} == {"planned"}
+    assert (
+        "planned again"
+        not in retain_here("retry", place.study, *SMALL, "--store", place.store, code=3, more=path).stderr
+    )
 
 
 def test_a_run_without_a_log_names_the_status_of_its_store(place: Place) -> None:

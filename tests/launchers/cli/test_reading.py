@@ -42,6 +42,21 @@ def test_results_with_overrides_are_only_printed(ran: tuple[Path, Path], capsys:
     assert len(retain.load("linear", store)) == 4
 
 
+def test_rows_that_are_not_shown_are_said_to_be_where_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = linear_study(tmp_path, **{"pretrain.time": 1, "posttrain.time": 1, "finetune.time": 1})
+    call = [str(study), "--store", str(tmp_path / "runs")]
+    for verb, where in (
+        ("run", f"in {study_folder(tmp_path / 'runs', 'linear') / 'losses.csv'}"),
+        ("results", "with --csv"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("retain.launchers.cli.views.results.MOST_ROWS", 3)
+            assert main([verb, *call]) == 0
+        assert f"1 more trial {where}" in capsys.readouterr().out
+
+
 def test_a_report_with_overrides_leaves_that_of_the_study(
     ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,9 +93,12 @@ def test_the_table_outlives_the_data_that_it_was_made_from(trained: Trained, tmp
 
 @pytest.mark.parametrize("verb", ["status", "results", "report"])
 def test_keys_of_unprepared_data_are_said_to_be_provisional(verb: str, tmp_path: Path) -> None:
-    error = printed_by(verb, tiny_study(tmp_path), "--store", tmp_path / "none").stderr
-    assert "its stage keys are provisional" in error
-    assert error.count("\n") == 1
+    (tmp_path / "empty").mkdir()
+    for store, missing in (("none", "none not found; name another with --store"), ("empty", "not prepared in")):
+        error = printed_by(verb, tiny_study(tmp_path), "--store", tmp_path / store).stderr
+        assert missing in error
+        assert "its stage keys are provisional" in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -98,6 +116,14 @@ def test_a_chain_with_no_loss_of_the_paper_but_l_pre_shows_the_loss_matrix(
     leave_out(study, *{"posttrain", "finetune"}.difference(stages))
     header = printed_by("results", study, "--store", tmp_path / "none").stdout.splitlines()[0].split()
     assert header == [*losses, "tokens"]
+
+
+def test_a_loss_that_the_chain_does_not_have_is_refused_with_those_that_it_has(tmp_path: Path) -> None:
+    study = leave_out(tiny_study(tmp_path, stages=["pretrain", "posttrain"], grid={}), "finetune")
+    for option, verb, asked in (("--losses", "results", "L_ret"), ("--plane", "report", "L_ret,L_im")):
+        said = printed_by(verb, study, "--store", tmp_path / "none", option, asked, code=2).stderr
+        assert "unknown loss 'L_ret'" in said
+        assert "the losses of this study are L_im, L_pre, pretrain/general, " in said
 
 
 def test_load_reads_what_the_store_has_now(ran: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,16 @@ def test_why_finds_the_nearest_run_and_the_one_field_that_an_edit_changed(traine
     )
 
 
+def test_why_explains_each_key_that_status_shows_also_of_an_evaluation_to_come(tmp_path: Path) -> None:
+    code = {"files": "general.txt", "separator": "\n\n", "heldout": 0.2}
+    study = tiny_study(tmp_path, grid={}, evaluate={"corpora": ["code"]}, **{"corpora.code": code})
+    runs = retain_json("status", study, "--store", tmp_path / "runs")["runs"]
+    asked = {run["key"]: run["stage"] for run in runs}
+    explained = {key: retain_json("why", study, key, "--store", tmp_path / "runs")["stage"] for key in asked}
+    assert explained == asked
+    assert "evaluate" in asked.values()
+
+
 def test_export_makes_a_folder_that_transformers_loads_with_the_same_loss(trained: Trained, tmp_path: Path) -> None:
     run = next(run for run in Store(trained.store).runs() if run.spec()["stage"] == "finetune")
     assert retain_here("export", run.key[:9], "--store", trained.store, "--to", tmp_path / "hf").stdout.strip() == str(

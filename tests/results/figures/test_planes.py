@@ -18,7 +18,8 @@ def rows_with_measures() -> list[Row]:
     rows = method_rows([None], ("unmixed", "mixed"), unfinished=2)
     for row in rows:
         retained = row["retained_posttraining_loss"]
-        row["losses"] = {"finetune": {"code": None if retained is None else 2 * retained}}
+        code = None if retained is None else 2 * retained
+        row["losses"] = {"pretrain": {}, "posttrain": {}, "finetune": {"code": code}}
         row["measures"] = {"finetune": {"quiz/acc": None if retained is None else 1 / retained}}
     return rows
 

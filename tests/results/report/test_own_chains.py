@@ -1,12 +1,17 @@
 """What the report shows of a chain that lacks some of the paper's losses."""
 
+from pathlib import Path
 from typing import Any
 
 from retain.results.figures.catalogue import figures_of
 from retain.results.report.headline import answer, facts
-from retain.results.report.study import loss_table
+from retain.results.report.study import loss_table, overview
 from retain.results.store.loss_table import Row
+from retain.sweeps.schema.families.counts import ModelCounts
+from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.section import LOSSES
+from retain.sweeps.tree.data_facts import CheckpointFacts, Facts, checkpoint_of
+from tests.studies import tiny_fields
 
 
 def trial(chain: tuple[str, ...], axes: dict[str, Any], **losses: float) -> Row:
@@ -24,6 +29,16 @@ def test_a_chain_of_ones_own_is_finished_and_shows_the_losses_of_every_stage() -
     assert "has no post-training with a stage after it" in sentence
     assert next(fact.value for fact in facts(rows, (), {}) if fact.label == "trials") == "2"
     assert figures_of("mine", rows) == []
+
+
+def test_seeds_do_not_vary_the_initialisation_of_a_model_that_starts_from_a_checkpoint(tmp_path: Path) -> None:
+    counts = ModelCounts(30_000, 25_000, 64, 320 * 32, True, {})
+    checkpoint = CheckpointFacts("abc", "gpt2", {"n_embd": 32}, 320, 64, "tokenizer", counts)
+    for weights, begins in (({}, "order of the data"), ({"weights": "random"}, "initialisation, order")):
+        file = check_study(tiny_fields(model={"hf": "some/model", **weights}, tokenizer=None), tmp_path / "tiny.yaml")
+        found = Facts("tokenizer", 320, {}, {checkpoint_of(file.study.model): checkpoint})
+        (said,) = [row[1].text for row in overview(file, found, []).rows if row[0].text == "seeds differ in"]
+        assert said.startswith(begins)
 
 
 def test_a_chain_without_pretraining_has_frontiers_in_the_plane_that_it_has() -> None:

@@ -125,6 +125,10 @@ EXPOSURE = (
 )
 INVALID_OVERRIDES = [
     ("pretrain.exposure=yes", "pretrain.exposure: 'yes' is not a number; write a number, such as 3 or 5e-5"),
+    ("seed=0,1,2", "seed: '0,1,2' is not a number; write several values as a list: [0, 1, 2]"),
+    ("finetune.lr=1e-3, 2e-3", "finetune.lr: '1e-3, 2e-3' is not a number; write several values as a list: [1e-3, 2e-3]"),
+    ("pretrain.tokens=5k,10k", "pretrain.tokens: '5k,10k' is not a size; write several values as a list: [5k, 10k]"),
+    ("pretrain.tokens=5,000", "pretrain.tokens: '5,000' is not a size; write 5000"),
     ("seed=[on, off]", "grid.seed: 'on' is not a number; write a number"),
     ("corpora.general.files=[]", "corpora.general.files: the list is empty; name a path"),
     ("corpora.general.split=test", "corpora.general.split: valid only for hf sources; remove split"),
@@ -153,7 +157,7 @@ INVALID_OVERRIDES = [
     ("corpora.general.separator=''", "corpora.general.separator: the text is empty; write at least one letter"),
     ("corpora.music.heldout=0", "corpora.music.heldout: must be greater than 0 (got 0)"),
     ("tokenizer={}", "tokenizer: give either train: ENTRIES or hf: ID"),
-    ("model=gpt2", "model: unknown preset 'gpt2'; the presets are laptop, smollm2-135m, smollm2-1b"),
+    ("model=gpt2", "model: unknown preset 'gpt2'; the presets are laptop, smollm2-135m, smollm2-1b; a checkpoint is"),
     ("model={layers: 2}", "model: without a preset, hidden, heads, kv_heads, mlp, vocabulary, tied, context must be given"),
     ("model.heads=3", "model: heads must divide hidden, and kv_heads must divide heads"),
     ("model.heads=32", "model: hidden / heads must be even, for rotary positions"),
@@ -183,6 +187,10 @@ def test_an_invalid_value_is_one_sentence_with_file_field_and_cure(path: Path, o
         ("finetune.lr", "'finetune.lr': invalid override; write path=value, for instance pretrain.exposure=0.5"),
         ("=1", "'=1': invalid override; write path=value"),
         ("finetune.lr=[1", "'finetune.lr=[1': invalid YAML: a bracket or a comma is missing"),
+        (
+            "seed=[0,",
+            "'seed=[0,': invalid YAML: a bracket or a comma is missing or too many; quote an override that has",
+        ),
         ("seed.first=1", "'seed.first=1': seed is not a mapping, so it has no field first"),
     ],
 )
@@ -226,6 +234,11 @@ def test_the_error_of_an_unknown_study_names_the_nearest_or_all_known_ones(tmp_p
     )
     assert "; the studies are chat, figure10-12, " in error_of(lambda: read_study(str(tmp_path / "absent.yaml")))
     assert "not found, neither as a file" in error_of(lambda: read_study(str(tmp_path)))
+
+
+def test_a_study_file_beside_the_name_is_suggested(path: Path, tmp_path: Path) -> None:
+    for name in ("tiny", "tiny.yml", "tinny.yaml"):
+        assert error_of(lambda name=name: read_study(str(tmp_path / name))).endswith(f"did you mean {path}?")
 
 
 def test_an_override_without_a_study_before_it_says_so() -> None:

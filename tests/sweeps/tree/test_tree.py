@@ -202,6 +202,7 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
         ({"finetune.tokens": 31}, {}, "finetune.tokens: 31 tokens are less than one sequence of 32"),
         ({"posttrain.max_tokens": 31}, {}, "posttrain.max_tokens: 31 tokens are less than one sequence of 32"),
         ({"finetune.warmup": 20}, {}, "finetune.warmup: 20 steps of warm-up do not fit the 20 steps of the stage"),
+        ({"finetune.batch": 1000}, {}, "finetune.warmup: 2 steps of warm-up do not fit the 1 step of the stage"),
         ({"sequence_length": 65}, {}, "sequence_length: 65 exceeds the model's context of 64"),
         ({"model.vocabulary": 300}, {}, "model.vocabulary: 300 entries are too few for the tokeniser's 320"),
         (
@@ -210,7 +211,17 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
             "posttrain.replay: matched allocation trains on each D_post",
         ),
     ],
-    ids=["corpus too small", "no held-out", "tokens", "max_tokens", "warmup", "context", "vocabulary", "matched"],
+    ids=[
+        "corpus too small",
+        "no held-out",
+        "tokens",
+        "max_tokens",
+        "warmup",
+        "batch",
+        "context",
+        "vocabulary",
+        "matched",
+    ],
 )
 def test_an_invalid_point_is_one_sentence_with_file_field_and_cure(
     overrides: dict[str, Any], facts: dict[str, int], sentence: str
