@@ -235,10 +235,9 @@ def submit(
 def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS) -> None:
     """Cancel runs that have not ended.
 
-    With a study, also cancel its search. The verbs retry and search resume what was cancelled. A run that `retain run` is
-    training trains on until Ctrl-C stops that command.
+    With a study, also cancel its search. The verbs retry and search resume what was cancelled.
     """
-    from retain.launchers.jobs.branches import BY_KEY, WITH_STUDY, cancel_runs, training_here
+    from retain.launchers.jobs.branches import BY_KEY, WITH_STUDY, cancel_runs
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
 
@@ -247,11 +246,6 @@ def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUN
     cancelled = cancel_runs(Store(store), keys, WITH_STUDY if is_study(name) else BY_KEY)
     if cancelled:
         print(f"{counted(len(cancelled), 'run')} cancelled; {command('retry', name, overrides, store)} resumes them")
-        if training := training_here(Store(store), cancelled):
-            which = counted(len(training), "of them trains on", "of them train on")
-            print(
-                f"{which} until it ends, or until Ctrl-C stops its retain run: {', '.join(key[:8] for key in training)}"
-            )
     elif not searched:
         print("0 runs cancelled: none was waiting, queued or running")
 

@@ -30,7 +30,7 @@ def branch(store: Store, key: str) -> list[str]:
 def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list[str]:
     """Mark runs that have not ended as cancelled, and cancel their SLURM jobs; returns the keys of these runs.
 
-    A job that has other runs of a pack to do continues with them. A run that trains on this machine continues until Ctrl-C.
+    A job that has other runs of a pack to do continues with them. A local launcher sees what is cancelled, and stops it.
     Raises DamageError if the state of a run, or the record of its job, cannot be read, once all others are cancelled.
     """
     # 1. Mark the runs first, so that a job which starts now skips them.
@@ -59,12 +59,6 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
     if damaged:
         raise DamageError(f"{damaged[0]} (cancelled: {counted(len(cancelled), 'run')})")
     return cancelled
-
-
-def training_here(store: Store, keys: Sequence[str]) -> list[str]:
-    """Those of these runs that a living process without a SLURM job trains, which no cancellation stops."""
-    runs = (store.run(key) for key in keys)
-    return [run.key for run in runs if run.is_running() and submitted_job(store, run) is None]
 
 
 def skip_blocked(store: Store, keys: Sequence[str]) -> list[str]:

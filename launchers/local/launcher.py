@@ -1,6 +1,7 @@
 """The local launcher: trains the stages of a tree on this machine, as many at a time as its cores or GPUs allow."""
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.stage.failures import BUG, DISK, LOCAL, classify_death, prepare_retry, sentence
 from retain.launchers.stage.log import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED
 from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port, loopback_interface
-from retain.launchers.stage.signals import is_nohup
+from retain.launchers.stage.signals import CANCEL_SIGNAL, is_nohup
 from retain.results.store.lease import held_by, try_lease
 from retain.results.store.readiness import is_ready
 from retain.results.store.runs import Run, Store
@@ -53,6 +54,17 @@ class WorkerGroup:
     """When the launcher saw that a process had failed; None if none has. Monotonic seconds."""
     code: int = 0
     """The exit code of the process that failed first."""
+    cancelled: bool = False
+    """Whether the processes know that their run was cancelled."""
+
+    def cancel(self) -> None:
+        """Tell the processes, which save a checkpoint and end."""
+        if not self.cancelled:
+            self.cancelled = True
+            for process in self.processes:
+                if process.is_alive() and process.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process.pid, CANCEL_SIGNAL)
 
     def kill(self) -> None:
         for process in self.processes:
@@ -159,6 +171,8 @@ class Scheduler:
             else:
                 self._dismiss(key, group, group.code or (STOPPED if STOPPED in codes else 0))
             self.states[key] = self.unwritten.get(key) or self.store.run(key).state()
+            if self.states[key].state == "cancelled" and key in self.groups:
+                self.groups[key].cancel()
 
     def start_ready(self) -> None:
         """Start ready stages while slots are free, the longest path first; drop stages whose branch has ended."""

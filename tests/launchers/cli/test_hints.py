@@ -20,7 +20,7 @@ from retain.results.store.runs import Store
 from retain.sweeps.schema.read import read_study
 from tests.launchers.search.searches import THEORY, block, finish, searching
 from tests.retain import retain_here, start
-from tests.studies import SECOND, linear_study, tiny_study
+from tests.studies import tiny_study
 
 SMALL = (*THEORY, "pretrain.exposure=[0, 0.95]", "seed=0")
 SEARCH = block(axes={"pretrain.exposure": [0, 0.95]}, searcher="grid")
@@ -124,21 +124,6 @@ def test_a_run_that_is_cancelled_by_its_key_is_retried_by_its_key(place: Place) 
     key = next(run.key for run in Store(place.store).runs() if run.state().state == "planned")
     cancelled = place.retain("cancel", key[:12])
     hints(run_as_printed(hints(cancelled, r"cancelled; (retain retry .*) resumes them")))
-
-
-def test_cancel_names_the_run_that_trains_on_until_ctrl_c(tmp_path: Path) -> None:
-    study, store = linear_study(tmp_path, grid={}, **{"pretrain.time": 0.01 * 60 * SECOND}), tmp_path / "runs"
-    process = start("run", study, "--store", store, more=WITHOUT_SLURM)
-    while process.poll() is None and not (
-        running := [one for one in Store(store).runs() if one.state().state == "running"]
-    ):
-        time.sleep(0.05)
-    said = printed_by("cancel", study, "--store", store)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert f"1 of them trains on until it ends, or until Ctrl-C stops its retain run: {running[0].key[:8]}" in said
-    assert {run.state().state for run in Store(store).runs()} == {"cancelled"}
-    assert "trains on" not in printed_by("cancel", study, "--store", store)
 
 
 def test_retry_says_what_it_has_planned_where_slurm_does_not_answer(place: Place, tmp_path: Path) -> None:
