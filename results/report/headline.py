@@ -149,8 +149,8 @@ def answer(
     if rows and not {L_IM, L_RET} <= set(named_losses(rows)):
         return [
             *([_decided(verdicts)] if verdicts else []),
-            "This chain of stages has no post-training with a stage after it, so it has no L_im and L_ret to compare; the "
-            "losses after every stage on every corpus are in the table of losses.",
+            "This chain of stages has no post-training with a stage after it, so it has no L_im and L_ret to compare; what "
+            "each axis changes in the losses after every stage is under Effects.",
         ]
     if not groups:
         return ["No trial is finished yet, so there is no answer yet."]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retain.results.analysis.axes import seed_of
+from retain.results.analysis.axis_effects import axis_effects
 from retain.results.claims.judging import Verdict
 from retain.results.figures.curves import draw_curves
 from retain.results.figures.style import DrawnFigure, missing_trials
@@ -14,7 +15,7 @@ from retain.results.report.deviations import deviations, every_field, is_of_pape
 from retain.results.report.forest import forest
 from retain.results.report.headline import MOST_OPEN, answer, facts, kept_groups, run_names
 from retain.results.report.provenance import Origin, interruptions, provenance_table
-from retain.results.report.recipes import recipe_tables
+from retain.results.report.recipes import axis_table, recipe_tables
 from retain.results.report.search import search_part
 from retain.results.report.stages import cost_sentences, stage_table, tree_of
 from retain.results.report.study import (
@@ -91,6 +92,8 @@ def write_report(
     curves = draw_curves(tree, store, run_names(rows))
     search, recipes = search_part(store.root, tree.study), recipe_tables(rows)
     of_paper = any(part.summary for part in parts)
+    asked = asked_columns(tree)
+    higher = [name for name, is_higher in asked.items() if is_higher]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(WEB),
         autoescape=True,
@@ -111,11 +114,12 @@ def write_report(
         unit=unit,
         linear=linear,
         forest=forest(verdicts),
+        axis_effects=axis_table(axis_effects(rows), higher, unit),
         figures=figures,
         curves=curves,
         search=search,
         recipes=recipes,
-        losses=loss_table(labels, first.study.loss_unit, rows, asked_columns(tree)),
+        losses=loss_table(labels, first.study.loss_unit, rows, asked),
         named=named_losses(rows),
         losses_open=len(rows) <= MOST_OPEN_ROWS,
         stages=stage_table(tree, states),

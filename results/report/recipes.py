@@ -1,12 +1,32 @@
-"""How the recommended recipe of a search compares on fresh seeds, for the page of the study that confirms it."""
+"""What each axis changes in each loss, and how the recommended recipe of a search compares on fresh seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from retain.results.analysis.axis_effects import AxisEffect
 from retain.results.analysis.effects import Effect
 from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.recipe_comparison import frontier_contrasts, loss_contrasts
-from retain.results.report.cells import Cell, Rows, Table, table
+from retain.results.report.cells import DASH, Cell, Rows, Table, table, value_text
 from retain.results.store.loss_table import Row
+
+
+def axis_table(effects: Sequence[AxisEffect], higher: Collection[str], unit: str) -> Table:
+    """A row for each loss at each further value of an axis. higher: the losses of which a higher value is better."""
+    rows: Rows = [
+        [
+            one.axis,
+            value_text(one.value),
+            value_text(one.against),
+            SYMBOLS.get(one.loss, one.loss),
+            Cell(f"{one.effect.mean:+.3g}", one.effect.mean),
+            _interval(one.effect, better=1 if one.loss in higher else -1),
+            one.effect.seeds,
+            one.settings,
+        ]
+        for one in effects
+    ]
+    columns = ("axis", "at", "against", "loss", f"difference, {unit}", "95% interval", "seeds", "settings")
+    return table("axis-effects", "Differences between values of one axis", columns, rows, filters=4)
 
 
 def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
@@ -46,7 +66,15 @@ def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
 
 def _effect(effect: Effect, better: int) -> Cell:
     """An effect with its interval, marked good or bad if the whole interval lies on one side of 0."""
-    if effect.seeds == 0:
-        return Cell("no x in common")
+    return Cell(str(effect), mark=_mark(effect, better)) if effect.seeds else Cell("no x in common")
+
+
+def _interval(effect: Effect, better: int) -> Cell:
+    """The interval of an effect, marked as `_effect` does."""
+    text = DASH if effect.seeds < 2 else f"{effect.low:+.3g} to {effect.high:+.3g}"
+    return Cell(text, mark=_mark(effect, better))
+
+
+def _mark(effect: Effect, better: int) -> str:
     certain = effect.low * effect.high > 0
-    return Cell(str(effect), mark=("good" if better * effect.mean > 0 else "bad") if certain else "")
+    return ("good" if better * effect.mean > 0 else "bad") if certain else ""

@@ -11,7 +11,9 @@ from typing import Any
 
 from retain.launchers.jobs.code_snapshot import git
 from retain.launchers.planning.register import installed_versions
+from retain.results.analysis.axis_effects import axis_effects
 from retain.results.analysis.effects import Effect
+from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.recipe_comparison import frontier_contrasts
 from retain.results.claims.judging import Verdict
 from retain.results.claims.power import in_words
@@ -48,6 +50,12 @@ def report_document(
             {"plane": one.plane.name, "other": one.other, "checkpoints": one.checkpoints}
             | {"hypervolume_gain": _effect_fields(one.gain), "gap": _effect_fields(one.gap)}
             for one in frontier_contrasts(rows)
+        ],
+        "axes": [
+            {"axis": one.axis, "value": one.value, "against": one.against, "loss": SYMBOLS.get(one.loss, one.loss)}
+            | {"settings": one.settings}
+            | _effect_fields(one.effect)
+            for one in axis_effects(rows)
         ],
     }
 

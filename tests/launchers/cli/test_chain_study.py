@@ -105,7 +105,7 @@ def test_a_chain_without_the_papers_stages_has_a_table_and_a_report(study: Path)
     fields = tiny_fields(**STUDY) | {
         "study": "short",
         "stages": ["midtrain"],
-        "grid": {"seed": [0, 1]},
+        "grid": {"midtrain.lr": [1e-3, 2e-3], "seed": [0, 1]},
         "execution": {},
     }
     kept = {name: part for name, part in fields.items() if name not in CHAIN or name == "midtrain"}
@@ -113,9 +113,22 @@ def test_a_chain_without_the_papers_stages_has_a_table_and_a_report(study: Path)
     path = study.parent / "short.yaml"
     path.write_text(json.dumps(kept))
     rows = verb("run", path)["trials"]
-    assert [row["keys"]["posttrain"] for row in rows] == [None, None]
+    assert [row["keys"]["posttrain"] for row in rows] == [None] * 4
     assert all(row["finetuning_loss"] is None and row["immediate_posttraining_loss"] is None for row in rows)
-    assert ">midtrain<" in Path(verb("report", path)["report"]).read_text()
+    report = verb("report", path)
+    page = Path(report["report"]).read_text()
+    assert ">midtrain<" in page
+    # Its axes have effects with intervals.
+    effects = {one["loss"]: one for one in report["axes"]}
+    for loss in [f"midtrain/{corpus}" for corpus in rows[0]["losses"]["midtrain"]]:
+        by_seed = {row["axes"]["seed"]: [] for row in rows}
+        for row in rows:
+            by_seed[row["axes"]["seed"]].append(row["losses"]["midtrain"][loss.partition("/")[2]])
+        differences = [after - before for before, after in by_seed.values()]
+        assert effects[loss]["mean"] == pytest.approx(sum(differences) / 2)
+        assert effects[loss]["low"] <= effects[loss]["mean"] <= effects[loss]["high"]
+        assert (effects[loss]["value"], effects[loss]["against"], effects[loss]["seeds"]) == (2e-3, 1e-3, 2)
+    assert "What each axis changes" in page
 
 
 def test_a_corpus_that_no_stage_names_is_said_to_be_unused_and_changes_nothing(study: Path, tmp_path: Path) -> None:

@@ -183,12 +183,12 @@ def test_the_numbers_of_the_page_are_those_of_the_loss_table(
 def test_a_choice_in_a_filter_shows_the_trials_that_have_it_and_counts_them(page: Page) -> None:
     def choose(list_: int, value: str) -> None:
         page.value(
-            f"(() => {{const s = document.querySelectorAll('.filters select')[{list_}]; s.value = '{value}';"
+            f"(() => {{const s = document.querySelectorAll('#section-losses .filters select')[{list_}]; s.value = '{value}';"
             "s.dispatchEvent(new Event('change', {bubbles: true}))})()"
         )
 
     shown = "[...document.querySelectorAll('#losses tbody tr')].filter(r => r.offsetHeight).map(r => r.cells[1].textContent)"
-    count = "document.querySelector('.filters output').textContent"
+    count = "document.querySelector('#section-losses .filters output').textContent"
     assert page.value(count) == "6 of 6"
     choose(1, "0.002")
     assert page.value(shown) == ["0.002", "0.002"]

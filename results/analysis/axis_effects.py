@@ -1,0 +1,87 @@
+"""What each axis of a study changes in each of its losses, whatever its chain and its axes are.
+
+A value of an axis is compared with the axis's first value at equal values of all other axes, seeds included, so each difference
+is of two trials that differ in nothing else. Differences are averaged within a seed; the seed is the unit of repetition.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from retain.results.analysis.axes import (
+    axis_names,
+    axis_values,
+    grouped,
+    is_searched,
+    is_seed,
+    seed_of,
+    setting,
+    varied_axes,
+)
+from retain.results.analysis.effects import Effect, effect_of
+from retain.results.store.loss_table import Row, loss_at, loss_columns, named_losses
+from retain.sweeps.schema.section import is_metric, without_value
+
+Pair = tuple[Row, Row]
+"""The trial at the first value of an axis, and the one at another value."""
+
+
+@dataclass(frozen=True)
+class AxisEffect:
+    """A loss at one value of an axis minus that at the axis's first value, in the unit of the loss."""
+
+    axis: str
+    value: Any
+    against: Any
+    loss: str
+    """One of the paper's four, STAGE/CORPUS or STAGE/TASK/METRIC."""
+    effect: Effect
+    settings: int
+    """The settings of the other axes, seeds aside, that each seed is averaged over."""
+
+
+def axis_effects(rows: Sequence[Row]) -> list[AxisEffect]:
+    """The effects of all axes that vary, in the order of the study; those on stages above an axis, which are 0, are left out.
+
+    Only settings count that are finished at both values at all seeds, so that seeds average over the same. The losses are the
+    paper's, or all of the matrix where the chain has at most one of them, and the metrics of tasks. Empty for searched points,
+    which differ in several fields at once.
+    """
+    if any(map(is_searched, rows)):
+        return []
+    losses, found = _compared_losses(rows), list[AxisEffect]()
+    for axis in varied_axes(rows):
+        others = [name for name in axis_names(rows) if name != axis]
+        having = [row for row in rows if axis in row["axes"]]
+        first, *values = axis_values(having, axis)
+        by_value = grouped(having, partial(setting, axes=[axis]))
+        base = {setting(row, others): row for row in by_value[repr(first),]}
+        for value in values:
+            pairs = [(base[key], row) for row in by_value[repr(value),] if (key := setting(row, others)) in base]
+            for loss in losses:
+                effect, settings = _effect(pairs, [name for name in others if not is_seed(name)], loss)
+                if any(effect.per_seed.values()):
+                    found.append(AxisEffect(axis, value, first, loss, effect, settings))
+    return found
+
+
+def _compared_losses(rows: Sequence[Row]) -> list[str]:
+    named, columns = named_losses(rows), loss_columns(rows)
+    if len(named) > 1:
+        return [*named, *(name for name in columns if is_metric(name))]
+    return [name for name in columns if name == without_value(name)]
+
+
+def _effect(pairs: Sequence[Pair], others: Sequence[str], loss: str) -> tuple[Effect, int]:
+    """The mean difference of pairs, and over how many settings of the other axes."""
+    by_seed: dict[int, dict[tuple[str, ...], list[float]]] = {}
+    for one, other in pairs:
+        before, after = loss_at(one, loss), loss_at(other, loss)
+        if before is not None and after is not None and math.isfinite(before) and math.isfinite(after):
+            by_seed.setdefault(seed_of(one), {}).setdefault(setting(one, others), []).append(after - before)
+    shared = set.intersection(*map(set, by_seed.values())) if by_seed else set()
+    means = {seed: [fmean(own[key]) for key in own if key in shared] for seed, own in sorted(by_seed.items())}
+    return effect_of({seed: fmean(own) for seed, own in means.items() if own}), len(shared)
