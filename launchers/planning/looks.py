@@ -68,7 +68,7 @@ def schedule(file: StudyFile, most: int, block: int | None = None) -> Schedule:
     own = own_seeds(file)
     if len(own) > most:
         raise StudyError(
-            f"{file.path.name}: seed: the study has {len(own)} seeds, and --most {most} allows fewer; raise it"
+            f"{file.path.name}: seed: the study has {len(own)} seeds, and --most {most} allows fewer; raise --most"
         )
     following = range(max(own) + 1, max(own) + 1 + most - len(own))
     first = min(most, max(len(own), 2, block if len(own) == 1 else 0))

@@ -17,6 +17,7 @@ from retain.results.store.garbage import check_starts
 from retain.results.store.index.states import shown_states
 from retain.results.store.runs import open_store
 from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.units import counted
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
@@ -198,7 +199,7 @@ def _notes(opened: Sequence[OpenedStudy]) -> list[str]:
         for name, task in one.facts.tasks.items()
         if task.absent
     ]
-    return [*notes, *(note for one in opened for note in _short_corpora(one))]
+    return [*notes, *(note for one in opened for note in (*_short_corpora(one), *_late_stopping(one)))]
 
 
 def _short_corpora(opened: OpenedStudy) -> list[str]:
@@ -219,6 +220,22 @@ def _short_corpora(opened: OpenedStudy) -> list[str]:
                 f"{taken:,}; raise the limit, or lower {stage.stage}.tokens"
             )
     return list(dict.fromkeys(notes))
+
+
+def _late_stopping(opened: OpenedStudy) -> list[str]:
+    """Stages that end before early stopping first evaluates them, one sentence for each kind."""
+    longest: dict[str, tuple[int, int]] = {}
+    for stage in opened.tree.stages.values():
+        if '"early_stopping":{' in stage.recipe:  # without, most recipes need not be parsed
+            recipe = json.loads(stage.recipe)
+            _, steps = longest.get(stage.stage, (0, 0))
+            longest[stage.stage] = (recipe["early_stopping"]["every"], max(steps, recipe["steps"]))
+    return [
+        f"{opened.name}: {name}.early_stopping.every: {every:,} steps, and the stage has at most {counted(steps, 'step')}, "
+        "so it never stops early; lower it, or remove early_stopping"
+        for name, (every, steps) in longest.items()
+        if every > steps
+    ]
 
 
 def _with_data(totals: Totals, opened: Sequence[OpenedStudy], rooms: Sequence[DataRoom], store: Path) -> PlanTotals:

@@ -18,10 +18,7 @@ from retain.sweeps.schema.section import STAGE_KINDS, is_metric, without_value
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CheckpointFacts, Facts, checkpoint_of, reading_remarks
 
-GENERAL_QUESTION = (
-    "What does a model still know after its next fine-tuning, and which upstream choices (here: what it was pretrained "
-    "on, and how it was post-trained) decide that?"
-)
+GENERAL_QUESTION = "What does a model still know after its next fine-tuning, and which upstream choices decide that?"
 
 
 def question(file: StudyFile) -> list[str]:

@@ -153,6 +153,16 @@ def test_a_plan_names_a_corpus_of_which_less_is_read_than_a_stage_takes(tmp_path
     assert said not in retain_here("plan", study, "pretrain.tokens=1984", "--store", store).stdout
 
 
+def test_a_plan_says_that_early_stopping_never_looks(tmp_path: Path) -> None:
+    study, store = (
+        tiny_study(tmp_path, **{"posttrain.early_stopping": {"every": 100, "patience": 1}}),
+        tmp_path / "runs",
+    )
+    said = "posttrain.early_stopping.every: 100 steps, and the stage has at most 20 steps, so it never stops early"
+    assert retain_here("plan", study, "--store", store).stdout.count(said) == 1
+    assert said not in retain_here("plan", study, "posttrain.early_stopping.every=5", "--store", store).stdout
+
+
 def test_narrowing_an_axis_over_corpora_keeps_the_tokeniser(tmp_path: Path) -> None:
     path = tiny_study(tmp_path, grid={"finetune.corpus": ["chemistry", "music"]})
     whole = prepare_study(str(path), (), tmp_path / "runs")

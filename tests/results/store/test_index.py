@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[3]
 KEYS = [f"{number:020x}" for number in range(3)]
 SHOWN = [field.name for field in dataclasses.fields(StateSummary)]
 MAY_READ = {
+    "launchers/planning/key_report.py",
     "results/store/status.py",
     "results/tensorboard/views.py",
     "launchers/planning/plan.py",
