@@ -177,8 +177,24 @@ def seconds_left(state: StateSummary) -> float | None:
     return max(0.0, (progress.total - progress.tokens) / progress.tokens_per_second - since)
 
 
+def _is_in_tree_order(rows: Sequence[RunStatus]) -> bool:
+    keys, above = {row.key for row in rows}, list[str]()
+    for row in rows:
+        if row.parent not in keys:
+            above.clear()
+        else:
+            while above and above[-1] != row.parent:
+                above.pop()
+            if not above:
+                return False
+        above.append(row.key)
+    return True
+
+
 def in_tree_order(rows: Sequence[RunStatus]) -> list[RunStatus]:
     """The rows with every parent directly above its branch. Branches are in the order of their last rows."""
+    if _is_in_tree_order(rows):  # as a study's are; finding out takes a tenth of the time
+        return list(rows)
     place = {row.key: number for number, row in enumerate(rows)}
     parents = [place.get(row.parent) if row.parent else None for row in rows]
     # From the last row to the first, so that the first row to reach a parent is the last one of its branch.

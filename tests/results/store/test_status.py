@@ -4,14 +4,18 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from retain.results.store import status
 from retain.results.store.lease import take_lease
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, Progress, State
-from retain.results.store.status import seconds_left, stage_costs, store_status, study_status
+from retain.results.store.status import RunStatus, in_tree_order, seconds_left, stage_costs, store_status, study_status
 from retain.sweeps.tree.tree import Tree
 from tests.results.runs import finish, kinds, put_state, registered
 
@@ -126,3 +130,20 @@ def test_the_cost_of_a_run_is_the_device_time_of_its_attempts_and_what_was_train
         ("posttrain", 0, 0.0, 0.0),
         ("finetune", 0, 0.0, 0.0),
     ]
+
+
+@given(st.permutations(range(9)), st.lists(st.integers(-1, 8), min_size=9, max_size=9), st.booleans())
+def test_rows_that_are_in_the_order_of_the_tree_already_stay_as_they_are(
+    places: list[int], above: list[int], is_ordered: bool
+) -> None:
+    def row(number: int) -> RunStatus:
+        # -1 is a run that is not among them.
+        parent = f"run {above[number]}" if above[number] < number else None
+        return RunStatus(f"run {number}", "stage", {}, "done", 1, 1.0, 1, 1, *[None] * 7, parent=parent)  # type: ignore[arg-type]
+
+    rows = [row(number) for number in places]
+    rows = in_tree_order(rows) if is_ordered else rows
+    with mock.patch.object(status, "_is_in_tree_order", return_value=False):
+        searched = in_tree_order(rows)
+    assert in_tree_order(rows) == searched
+    assert not is_ordered or rows == searched
