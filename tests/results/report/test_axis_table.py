@@ -34,3 +34,8 @@ def test_passwords_in_the_values_of_an_axis_are_hidden(tmp_path: Path) -> None:
     table = axis_table(axis_effects(rows), [], "nats per token")
     assert len(document["axes"]) == len(table.rows) == 2
     assert "secret" not in repr(document["axes"]) + repr(table)
+
+
+def test_no_cell_is_blank_where_a_value_is_an_empty_mapping() -> None:
+    table = axis_table(axis_effects(trials([{}, {"general": {"share": 0.2}}])), [], "nats per token")
+    assert {(row[1].text, row[2].text) for row in table.rows} == {("general share 0.2", "none")}
