@@ -238,7 +238,7 @@ class Scheduler:
         except (EOFError, OSError):  # the process has just died
             following = ""
         # 3. The group belongs to the next run now.
-        group.left = group.left - 1 if following else 0
+        group.left, group.cancelled = group.left - 1 if following else 0, False
         if following:
             self.waiting.remove(following)
             self.groups[following] = self.groups.pop(key)
@@ -251,16 +251,16 @@ class Scheduler:
         return near and executions[0] == executions[1]
 
     def _ended_elsewhere(self, key: str) -> bool:
-        """Whether another launcher has ended this run; notes in `elsewhere` that another launcher is training it."""
+        """Whether this run was cancelled or another launcher has ended it; notes in `elsewhere` that another one trains it."""
         run = self.store.run(key)
         if run.is_running(self.liveness):
             self.elsewhere.add(key)
             self.states[key] = replace(run.state(), reason=f"{WAITING} {held_by(run.lease)}")
             return False
         state = run.state()
-        if state.state == "done" or (key in self.elsewhere and state.state == "failed"):
+        if state.state in ("done", "cancelled") or (key in self.elsewhere and state.state == "failed"):
             self.states[key] = state
-            if state.state == "failed":
+            if state.state != "done":
                 self.ended.add(key)
             return True
         self.elsewhere.discard(key)

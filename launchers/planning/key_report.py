@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from retain.sweeps.base.notices import notice
 from retain.sweeps.base.redaction import redacted_values
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.section import GROUNDWORK, shown_value
-from retain.sweeps.tree.key_diff import Payload, differences, nearest, path_fields, stage_name
+from retain.sweeps.tree.key_diff import ABSENT, Payload, differences, nearest, path_fields, stage_name
 from retain.sweeps.tree.tree import Tree
 
 MOST_OTHERS = 5_000
@@ -111,18 +112,24 @@ def edit_note(opened: OpenedStudy) -> str | None:
         return None
     paths = {key: _planned_path(tree, key) for key in trained}
     key = max(paths, key=lambda one: len(paths[one]))
+    now, before = paths[key], _trained_path(opened.store, trained[key])
+    if before and before[0]["parent"]:  # the runs above are gone, and nothing is known of their fields
+        now = now[-len(before) :]
     changed = [
-        f"{one.field} was {shown_value(one.there)} and is {shown_value(one.here)}"
-        for one in differences(paths[key], _trained_path(opened.store, trained[key]))
+        f"{one.field} was {_field_text(one.there)} and is {_field_text(one.here)}" for one in differences(now, before)
     ]
-    fields = ", ".join(changed[:MOST_FIELDS])
+    fields = ", ".join(changed[:MOST_FIELDS]) or "of a stage above, whose run is gone"
     if len(changed) > MOST_FIELDS:
         fields += f", and {counted(len(changed) - MOST_FIELDS, 'more field')}"
+    compare = shlex.join(["retain", "why", opened.name, key[:8], trained[key][:8], "--store", str(opened.store.root)])
     return (
         f"{opened.file.path.name}: {len(trained):,} of the stages to train {'was' if len(trained) == 1 else 'were'} trained "
-        f"before with another recipe ({fields}); if this is not meant, undo the edit; "
-        f"retain why {opened.name} {key[:8]} {trained[key][:8]} compares the two"
+        f"before with another recipe ({fields}); if this is not meant, undo the edit; {compare} compares the two"
     )
+
+
+def _field_text(value: Any) -> str:
+    return ABSENT if value == ABSENT else shown_value(value)
 
 
 def _trained_otherwise(opened: OpenedStudy) -> dict[str, str]:

@@ -223,17 +223,17 @@ def _short_corpora(opened: OpenedStudy) -> list[str]:
 
 
 def _late_stopping(opened: OpenedStudy) -> list[str]:
-    """Stages that end before early stopping first evaluates them, one sentence for each kind."""
-    longest: dict[str, tuple[int, int]] = {}
+    """Stages that end before early stopping first evaluates them, one sentence for each kind and value."""
+    longest: dict[tuple[str, int], int] = {}
     for stage in opened.tree.stages.values():
         if '"early_stopping":{' in stage.recipe:  # without, most recipes need not be parsed
             recipe = json.loads(stage.recipe)
-            _, steps = longest.get(stage.stage, (0, 0))
-            longest[stage.stage] = (recipe["early_stopping"]["every"], max(steps, recipe["steps"]))
+            kind = stage.stage, recipe["early_stopping"]["every"]
+            longest[kind] = max(longest.get(kind, 0), recipe["steps"])
     return [
         f"{opened.name}: {name}.early_stopping.every: {every:,} steps, and the stage has at most {counted(steps, 'step')}, "
         "so it never stops early; lower it, or remove early_stopping"
-        for name, (every, steps) in longest.items()
+        for (name, every), steps in longest.items()
         if every > steps
     ]
 

@@ -25,8 +25,8 @@ from retain.results.analysis.effects import Effect, effect_of
 from retain.results.store.loss_table import Row, loss_at, loss_columns, named_losses
 from retain.sweeps.schema.section import is_metric, without_value
 
-Pair = tuple[Row, Row]
-"""The trial at the first value of an axis, and the one at another value."""
+Pair = tuple[int, tuple[str, ...], Row, Row]
+"""The seed of two trials, their setting of the other axes, the trial at the first value of an axis, and that at another."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,19 @@ def axis_effects(rows: Sequence[Row]) -> list[AxisEffect]:
     losses, found = _compared_losses(rows), list[AxisEffect]()
     for axis in varied_axes(rows):
         others = [name for name in axis_names(rows) if name != axis]
+        unseeded = [name for name in others if not is_seed(name)]
         having = [row for row in rows if axis in row["axes"]]
         first, *values = axis_values(having, axis)
         by_value = grouped(having, partial(setting, axes=[axis]))
         base = {setting(row, others): row for row in by_value[repr(first),]}
         for value in values:
-            pairs = [(base[key], row) for row in by_value[repr(value),] if (key := setting(row, others)) in base]
+            pairs = [
+                (seed_of(row), setting(row, unseeded), base[key], row)
+                for row in by_value[repr(value),]
+                if (key := setting(row, others)) in base
+            ]
             for loss in losses:
-                effect, settings = _effect(pairs, [name for name in others if not is_seed(name)], loss)
+                effect, settings = _effect(pairs, loss)
                 if any(effect.per_seed.values()):
                     found.append(AxisEffect(axis, value, first, loss, effect, settings))
     return found
@@ -75,13 +80,13 @@ def _compared_losses(rows: Sequence[Row]) -> list[str]:
     return [name for name in columns if name == without_value(name)]
 
 
-def _effect(pairs: Sequence[Pair], others: Sequence[str], loss: str) -> tuple[Effect, int]:
+def _effect(pairs: Sequence[Pair], loss: str) -> tuple[Effect, int]:
     """The mean difference of pairs, and over how many settings of the other axes."""
     by_seed: dict[int, dict[tuple[str, ...], list[float]]] = {}
-    for one, other in pairs:
+    for seed, others, one, other in pairs:
         before, after = loss_at(one, loss), loss_at(other, loss)
         if before is not None and after is not None and math.isfinite(before) and math.isfinite(after):
-            by_seed.setdefault(seed_of(one), {}).setdefault(setting(one, others), []).append(after - before)
+            by_seed.setdefault(seed, {}).setdefault(others, []).append(after - before)
     shared = set.intersection(*map(set, by_seed.values())) if by_seed else set()
     means = {seed: [fmean(own[key]) for key in own if key in shared] for seed, own in sorted(by_seed.items())}
     return effect_of({seed: fmean(own) for seed, own in means.items() if own}), len(shared)

@@ -69,7 +69,8 @@ def value_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):  # a section, such as a component of a mixture; what is unset or off is left out
-        return ", ".join(f"{name} {value_text(part)}" for name, part in value.items() if part not in (None, False, 0))
+        fields = (f"{name} {value_text(part)}" for name, part in value.items() if part not in (None, False, 0))
+        return ", ".join(fields) or "none"
     if isinstance(value, list | tuple):
         return ("; " if any(isinstance(part, dict) for part in value) else ", ").join(map(value_text, value)) or "none"
     text = redacted(str(value))

@@ -8,6 +8,7 @@ from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.recipe_comparison import frontier_contrasts, loss_contrasts
 from retain.results.report.cells import DASH, Cell, Rows, Table, table, value_text
 from retain.results.store.loss_table import Row
+from retain.sweeps.schema.section import is_metric
 
 
 def axis_table(effects: Sequence[AxisEffect], higher: Collection[str], unit: str) -> Table:
@@ -25,8 +26,11 @@ def axis_table(effects: Sequence[AxisEffect], higher: Collection[str], unit: str
         ]
         for one in effects
     ]
-    columns = ("axis", "at", "against", "loss", f"difference, {unit}", "95% interval", "seeds", "settings")
-    return table("axis-effects", "Differences between values of one axis", columns, rows, filters=4)
+    columns = ("axis", "at", "against", "loss", "difference", "95% interval", "seeds", "settings")
+    caption = f"Differences between values of one axis, in {unit}"
+    if any(is_metric(one.loss) for one in effects):
+        caption += "; those of STAGE/NAME/METRIC in the unit of the metric"
+    return table("axis-effects", caption, columns, rows, filters=4)
 
 
 def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:

@@ -104,15 +104,21 @@ def trial_rows(
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
         own = {tree.stages[key].stage: matrix.get(key, {}) for key in trial.path}
-        if trial.average != 1 and path[-1]:
-            leaf = tree.stages[trial.leaf]
-            of_pairs = preferences.get(leaf.key, {})
-            path[-1], own[leaf.stage] = _averaged(leaf, trial.average, corpora, path[-1], store, tree, of_pairs)
+        trained = [name for name, key in zip(trial.stages, trial.chain, strict=True) if key is not None]
+        leaf = tree.stages[trial.leaf]
+        try:
+            if trial.average != 1 and path[-1]:
+                of_pairs = preferences.get(leaf.key, {})
+                path[-1], own[leaf.stage] = _averaged(leaf, trial.average, corpora, path[-1], store, tree, of_pairs)
+            role = _finetuning_role(trained, store.run(leaf.key)) if path[-1] else "finetuning"
+        except DamageError as error:
+            if damaged is None:
+                raise
+            damaged[leaf.key] = damaged_state(error)
+            path[-1], own[leaf.stage], role = None, {}, "finetuning"
         tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
         keys = {**dict.fromkeys(STAGE_KINDS), **dict(zip(trial.stages, trial.chain, strict=True))}
         splits = [losses["splits"] if losses else None for losses in path]
-        trained = [name for name, key in zip(trial.stages, trial.chain, strict=True) if key is not None]
-        role = _finetuning_role(trained, store.run(trial.leaf)) if path[-1] else "finetuning"
         row: Row = {
             "axes": trial.axes,
             "keys": keys,

@@ -24,14 +24,14 @@ CHANGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "fail": ("failed", UNENDED),
     "cancel": ("cancelled", UNENDED),
     "skip": ("skipped", ("planned", "queued", "skipped")),
-    "finish": ("done", ("running", "cancelled")),
+    "finish": ("done", (*UNENDED, "cancelled")),
     "retry": ("planned", STOPPED),
     "reopen": ("planned", ENDED),
 }
 """Each change of state: the state it leads to, and the states it may follow.
 
-`finish` may follow `cancelled`: a run that is cancelled during its last step has a complete result. `begin` may follow
-`failed` and `skipped`: `retain run` trains every stage that is not done. `reopen` is for searches that are started again.
+`finish` may follow `cancelled`: a run that is cancelled during its last step has a complete result, also if it was retried
+meanwhile. `begin` may follow `failed` and `skipped`: `retain run` trains every stage that is not done. `reopen`: searches.
 """
 
 

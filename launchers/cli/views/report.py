@@ -20,6 +20,7 @@ from retain.results.claims.power import in_words
 from retain.results.figures.style import DrawnFigure
 from retain.results.report.provenance import Origin
 from retain.results.store.loss_table import Row, finished_trials
+from retain.sweeps.base.redaction import redacted_values
 
 FIGURE_FIELDS = ("name", "title", "caption", "png", "svg", "data", "trials", "missing")
 
@@ -52,8 +53,8 @@ def report_document(
             for one in frontier_contrasts(rows)
         ],
         "axes": [
-            {"axis": one.axis, "value": one.value, "against": one.against, "loss": SYMBOLS.get(one.loss, one.loss)}
-            | {"settings": one.settings}
+            {"axis": one.axis, "value": redacted_values(one.value), "against": redacted_values(one.against)}
+            | {"loss": SYMBOLS.get(one.loss, one.loss), "settings": one.settings}
             | _effect_fields(one.effect)
             for one in axis_effects(rows)
         ],

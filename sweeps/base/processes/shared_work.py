@@ -22,11 +22,14 @@ def shared_out(work: Callable[[Sequence[Thing]], Result], things: Sequence[Thing
     """Call `work` on consecutive parts of `things`, each in a process of its own, and return the results in their order.
 
     at_least: how many things are worth a process. Fewer than two such parts are worked on here, and so are all things where
-    this process has threads or the system is not Linux: a fork is not safe there. Raises what `work` raises, and
-    MissingResourceError if the system ends one of the processes.
+    this process has threads or the system is not Linux, as a fork is not safe there, and in a daemon of multiprocessing, which
+    may start no process. Raises what `work` raises, and MissingResourceError if the system ends one of the processes.
     """
     count = min(usable_cores(), MOST_PROCESSES, len(things) // at_least)
-    if count < 2 or sys.platform != "linux" or threading.active_count() > 1:
+    may_fork = (
+        sys.platform == "linux" and threading.active_count() == 1 and not multiprocessing.current_process().daemon
+    )
+    if count < 2 or not may_fork:
         return [work(things)]
     context = multiprocessing.get_context("fork")
     parts = [things[len(things) * one // count : len(things) * (one + 1) // count] for one in range(count)]

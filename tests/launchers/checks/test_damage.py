@@ -27,7 +27,7 @@ from retain.sweeps.tree.tree import STAGES
 from tests.conftest import Trained
 from tests.launchers.cli.test_bad_input import assert_one_sentence
 from tests.retain import losses, retain_here, retain_json, train_here, weights
-from tests.studies import linear_study
+from tests.studies import linear_study, tiny_study
 
 
 def first_run(store: Path, stage: str) -> Path:
@@ -106,6 +106,21 @@ def test_a_theory_shows_the_rest_and_names_a_run_whose_recipe_cannot_be_read(ver
         f"retain: {shown.stderr}", [f"damaged: finetune {broken.parent.name[:8]}", str(broken), "delete"]
     )
     assert (store / "studies" / "linear" / "theory.png").exists()
+
+
+def test_a_chain_that_goes_on_after_finetuning_shows_the_rest_too(tmp_path: Path) -> None:
+    extra = {"corpus": "music", "tokens": 2560, "lr": 1e-3, "warmup": 2, "batch": 8}
+    chain = {"stages": ["pretrain", "posttrain", "finetune", "extra"], "extra": extra}
+    study, store = tiny_study(tmp_path, grid={"finetune.lr": [5e-4, 2e-3]}, **chain), tmp_path / "runs"
+    train_here(study, store)
+    broken = next(run for run in Store(store).runs() if run.spec().get("name") == "extra")
+    empty(broken.folder / "stage.json")
+    shown = retain_here("results", study, "--store", store, "--json", code=3)
+    assert f"damaged: extra {broken.key[:8]}" in shown.stderr
+    lost, whole = sorted(json.loads(shown.stdout)["trials"], key=lambda row: row["keys"]["extra"] != broken.key)
+    assert (lost["finetuning_loss"], lost["losses"]["extra"]) == (None, {})
+    assert lost["losses"]["finetune"]["music"] > 0
+    assert whole["finetuning_loss"] > 0
 
 
 def test_damaged_data_is_prepared_again_and_nothing_is_retrained(trained: Trained, copied: Path) -> None:

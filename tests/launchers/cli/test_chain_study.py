@@ -161,6 +161,9 @@ def test_a_plan_says_that_early_stopping_never_looks(tmp_path: Path) -> None:
     said = "posttrain.early_stopping.every: 100 steps, and the stage has at most 20 steps, so it never stops early"
     assert retain_here("plan", study, "--store", store).stdout.count(said) == 1
     assert said not in retain_here("plan", study, "posttrain.early_stopping.every=5", "--store", store).stdout
+    axis = retain_here("plan", study, "posttrain.early_stopping.every=[100,5,200]", "--store", store).stdout
+    assert axis.count(said) == axis.count(said.replace("100", "200")) == 1
+    assert axis.count("so it never stops early") == 2
 
 
 def test_narrowing_an_axis_over_corpora_keeps_the_tokeniser(tmp_path: Path) -> None:

@@ -1,10 +1,17 @@
 """`retain cancel` stops what `retain run` trains, whose other branches go on."""
 
+import contextlib
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from retain.results.store.runs import Store
 from retain.results.store.state import State
+from retain.sweeps.base.processes.locks import short_lock
+from tests.results.runs import put_state
 from tests.retain import retain_here, start, train_here
 from tests.studies import SECOND, linear_study, tiny_study
 
@@ -43,3 +50,62 @@ def test_a_command_whose_study_is_cancelled_ends_soon(tmp_path: Path) -> None:
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1, output + errors
     assert {run.state().state for run in Store(store).runs()} == {"cancelled"}
+
+
+def test_a_run_that_is_cancelled_and_retried_at_once_keeps_its_result(tmp_path: Path) -> None:
+    study, store = linear_study(tmp_path, grid={}, **{"pretrain.time": 0.01 * SECOND}), tmp_path / "runs"
+    retried = list[str]()
+
+    def cancel_and_retry(states: Mapping[str, State]) -> None:
+        if not retried and "running" in {state.state for state in states.values()}:
+            retried.extend(key for key in states if Store(store).run(key).cancel("by a test"))
+            assert all(Store(store).run(key).retry() for key in retried)
+
+    assert {state.state for state in train_here(study, store, watch=cancel_and_retry).values()} == {"done"}
+    assert len(retried) == 3
+    assert [len(run.state().attempts) for run in Store(store).runs()] == [1] * 3
+
+
+def test_a_run_that_is_cancelled_before_it_begins_starts_no_process(tmp_path: Path) -> None:
+    study = linear_study(tmp_path, grid={"seed": [0, 1]}, **{"execution.parallel": 1, "pretrain.time": 0.01 * SECOND})
+    store, cancelled = tmp_path / "runs", list[str]()
+
+    def cancel_the_waiting(states: Mapping[str, State]) -> None:
+        if not cancelled and "running" in {state.state for state in states.values()}:
+            keys = [run.key for run in Store(store).runs() if run.spec()["stage"] == "pretrain"]
+            cancelled.extend(key for key in keys if states[key].state == "planned")
+            assert Store(store).run(cancelled[0]).cancel("by a test")
+
+    states = train_here(study, store, watch=cancel_the_waiting)
+    assert states[cancelled[0]].state == "cancelled"
+    assert not Store(store).run(cancelled[0]).log.exists()
+    assert sorted(state.state for state in states.values()) == ["cancelled"] + ["done"] * 3 + ["planned"] * 2
+
+
+@pytest.mark.parametrize("next_too", [False, True])
+def test_a_pack_goes_on_when_a_run_is_cancelled_after_its_last_step(tmp_path: Path, next_too: bool) -> None:
+    fields = {"finetune.time": 0.003 * SECOND, "execution.parallel": 1, "execution.stages": {"finetune": {"pack": 3}}}
+    study = linear_study(tmp_path, grid={"finetune.lr": [0.01, 0.011, 0.012]}, **fields)
+    store, lock, since = Store(tmp_path / "runs"), contextlib.ExitStack(), dict[str, float]()
+
+    def cancel(states: Mapping[str, State]) -> None:
+        for key, state in states.items():
+            run = store.run(key)
+            if state.state == "running" and run.spec()["stage"] == "finetune" and key not in since:
+                if not since:  # let it train to its end, but not report that
+                    lock.enter_context(short_lock(run.folder / ".state.lock"))
+                elif next_too and len(since) == 1:
+                    assert run.cancel("by a test")
+                since[key] = time.monotonic()
+        if since and 5 < time.monotonic() - min(since.values()) < 6:
+            first = store.run(next(iter(since)))
+            put_state(first, replace(first.state(), state="cancelled"))
+        elif since and time.monotonic() - min(since.values()) > 6:
+            lock.close()
+
+    train_here(study, store.root, watch=cancel)
+    first, second, third = (store.run(key).state() for key in since)
+    assert first.state == third.state == "done"
+    assert second.state == ("cancelled" if next_too else "done")
+    assert second.attempts[0].cause == ("SIGUSR1" if next_too else "finished")
+    assert first.attempts[0].pid == second.attempts[0].pid

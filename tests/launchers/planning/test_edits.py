@@ -1,10 +1,12 @@
 """An edit that trains what was trained again is seen before it does."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from retain.results.store.runs import Store
 from tests.retain import retain_here, retain_json, train_here
 from tests.studies import linear_study
 
@@ -32,8 +34,8 @@ def test_plan_run_submit_and_results_say_which_field_differs_from_what_was_train
     assert note.startswith(f"{study.name}: 6 {SAID}")
     assert SAID in retain_here("results", study, "--store", store).stderr
     assert SAID in retain_here("submit", study, "--dry-run", "--store", store).stderr
-    new, old = note.split(" compares")[0].split()[-2:]
-    compared = retain_json("why", study, new, old, "--store", store)["differences"]
+    _, _, compare = note.removesuffix(" compares the two").rpartition("; retain ")
+    compared = retain_json(*compare.split())["differences"]
     assert {"field": "posttrain.lr", "here": 0.015, "there": 0.01} in compared
     assert SAID in retain_here("run", study, "--store", store).stderr
     for verb in ("plan", "results", "run"):
@@ -62,3 +64,16 @@ def test_what_a_user_adds_or_overrides_is_no_edit_of_what_was_trained(trained: t
     content["posttrain"]["lr"] = 0.015
     study.write_text(yaml.safe_dump(content))
     assert not [note for note in retain_json("plan", study, "--store", store)["notes"] if "another recipe" in note]
+
+
+def test_what_is_above_a_run_that_is_gone_is_not_named_as_changed(trained: tuple[Path, Path]) -> None:
+    study, store = trained
+    for run in Store(store).runs():
+        if run.spec()["stage"] == "pretrain":
+            shutil.rmtree(run.folder)
+    edit(study, "finetune", time=21)
+    said = retain_here("results", study, "--store", store).stderr
+    assert "(finetune.sequences was 4000 and is 4200, finetune.steps was 4000 and is 4200)" in said
+    edit(study, "finetune", time=20)
+    edit(study, "pretrain", time=21)
+    assert "(of a stage above, whose run is gone)" in retain_here("results", study, "--store", store).stderr

@@ -35,8 +35,8 @@ METHODS: dict[str, Callable[[Run], object]] = {
 }
 """The method of Run that makes each change."""
 TABLE = {
-    "planned": {"queue", "begin", "requeue", "fail", "cancel", "skip"},
-    "queued": {"queue", "unqueue", "begin", "requeue", "fail", "cancel", "skip"},
+    "planned": {"queue", "begin", "requeue", "fail", "cancel", "skip", "finish"},
+    "queued": {"queue", "unqueue", "begin", "requeue", "fail", "cancel", "skip", "finish"},
     "running": {"queue", "begin", "stop", "requeue", "fail", "cancel", "finish"},
     "done": {"reopen"},
     "failed": {"begin", "requeue", "retry", "reopen"},

@@ -110,6 +110,19 @@ def test_few_things_are_worked_on_here(count: int) -> None:
     assert shared_out(work, range(count), 500) == [(count, threading.get_ident())]
 
 
+def test_a_daemon_of_multiprocessing_works_itself() -> None:
+    said = printed(
+        """
+        import multiprocessing
+        def parts(count):
+            return len(shared_out(len, range(count), 1))
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            print(json.dumps(pool.map(parts, [1000])))
+        """
+    )
+    assert said == [1]
+
+
 def test_a_process_with_threads_works_itself() -> None:
     ended = threading.Event()
     other = threading.Thread(target=ended.wait)
