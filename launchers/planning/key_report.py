@@ -3,7 +3,8 @@
 import contextlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from retain.launchers.planning.evaluations import with_evaluations
@@ -17,7 +18,6 @@ from retain.sweeps.base.redaction import redacted_values
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.section import GROUNDWORK, shown_value
 from retain.sweeps.tree.key_diff import ABSENT, Payload, differences, nearest, path_fields, stage_name
-from retain.sweeps.tree.tree import Tree
 
 MOST_OTHERS = 5_000
 """The most runs outside a study that are read to find what an edit has changed."""
@@ -62,7 +62,11 @@ class _Paths:
         }
         self.study = set(self.payloads)
         self.store: Store = opened.store
-        self.stored = opened.store.read_all(lambda run: run.spec()).keys()
+
+    @cached_property
+    def stored(self) -> Collection[str]:
+        """The keys of the runs of the store."""
+        return self.store.read_all(lambda run: run.spec()).keys()
 
     def find(self, prefix: str) -> str:
         found = {key for key in self.study if key.startswith(prefix)} or {
@@ -107,12 +111,11 @@ def edit_note(opened: OpenedStudy) -> str | None:
     its axes; of several, the one that was trained last counts. Says nothing while the data is not prepared, as keys are
     provisional then.
     """
-    tree, trained = opened.tree, _trained_otherwise(opened)
-    if not trained:
+    if not (trained := _trained_otherwise(opened)):
         return None
-    paths = {key: _planned_path(tree, key) for key in trained}
-    key = max(paths, key=lambda one: len(paths[one]))
-    now, before = paths[key], _trained_path(opened.store, trained[key])
+    paths = _Paths(opened)
+    key = max(trained, key=lambda one: len(paths.of(one)))
+    now, before = paths.of(key), _trained_path(opened.store, trained[key])
     if before and before[0]["parent"]:  # the runs above are gone, and nothing is known of their fields
         now = now[-len(before) :]
     changed = [
@@ -156,12 +159,6 @@ def _trained_otherwise(opened: OpenedStudy) -> dict[str, str]:
 
 def _identity(name: str, axes: Mapping[str, Any]) -> str:
     return json.dumps([name, axes], sort_keys=True)
-
-
-def _planned_path(tree: Tree, key: str) -> list[Payload]:
-    """The payloads on the path to a stage of a tree, root first."""
-    stage = tree.stages[key]
-    return [*(_planned_path(tree, stage.parent) if stage.parent else []), stage_spec(stage, json.loads(stage.recipe))]
 
 
 def _trained_path(store: Store, key: str) -> list[Payload]:
