@@ -31,7 +31,7 @@ CHANGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Each change of state: the state it leads to, and the states it may follow.
 
 `finish` may follow `cancelled`: a run that is cancelled during its last step has a complete result, also if it was retried
-meanwhile. `begin` may follow `failed` and `skipped`: `retain run` trains every stage that is not done. `reopen`: searches.
+meanwhile. `begin` may follow `failed` and `skipped`, as `retain run` trains what is not done. `reopen` is for searches.
 """
 
 

@@ -58,7 +58,7 @@ def _read(path: Path) -> Answer:
     try:
         _ = answer.day
     except (OverflowError, OSError, ValueError):
-        raise DamageError(f"{path}: time is none of this calendar; {CURE}") from None
+        raise DamageError(f"{path}: time is out of range; {CURE}") from None
     return answer
 
 
