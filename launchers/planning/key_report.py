@@ -136,7 +136,10 @@ def _field_text(value: Any) -> str:
 
 
 def _trained_otherwise(opened: OpenedStudy) -> dict[str, str]:
-    """The done run of another recipe, by the key of the stage to train that has its names and axes."""
+    """The done run of another recipe, by the key of the stage to train that has its names and axes.
+
+    Runs that cannot be read are left out: `status` and `verify` name them.
+    """
     tree, others = opened.tree, opened.store.runs(but=opened.tree.stages)
     if tree.provisional or not 0 < len(others) <= MOST_OTHERS:
         return {}

@@ -178,6 +178,7 @@ def seconds_left(state: StateSummary) -> float | None:
 
 
 def _is_in_tree_order(rows: Sequence[RunStatus]) -> bool:
+    """Whether each row is in the branch of the parent that is above it, so that `in_tree_order` would change nothing."""
     keys, above = {row.key for row in rows}, list[str]()
     for row in rows:
         if row.parent not in keys:
