@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.retain import environment
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.slow
 def test_every_example_notebook_runs_and_draws_its_figure(tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "tiny.yaml", tmp_path)
     printed = {}

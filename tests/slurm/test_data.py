@@ -56,6 +56,7 @@ def ended(chaos: Chaos) -> bool:
     return not queue(chaos.cluster)
 
 
+@pytest.mark.slow
 def test_a_study_that_is_submitted_without_its_data_ends_finished_after_logging_off(
     slurm: Cluster, tmp_path: Path
 ) -> None:

@@ -142,6 +142,7 @@ def test_runs_of_a_pack_are_cancelled_alone_and_retried(slurm: Cluster, calm: Pa
     assert weights(packed.store.root) == weights(calm)
 
 
+@pytest.mark.slow
 def test_a_submitted_study_ends_with_its_evaluations_measured_several_to_a_job(slurm: Cluster, tmp_path: Path) -> None:
     """On a corpus, on a task and at an average, in the numbers that `retain run` measures."""
     folder = tmp_path / "study"

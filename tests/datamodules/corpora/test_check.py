@@ -92,6 +92,7 @@ def test_sources_that_do_not_resolve_are_listed_with_a_cure_and_exit_code_3(chec
     assert all("\n" not in problem for problem in problems.values())
 
 
+@pytest.mark.slow
 def test_prepared_data_records_the_commit_that_a_branch_pointed_to(online: tuple[Path, dict[str, str]]) -> None:
     folder, environment = online
     study = write_study(folder, {name: {"published": name} | SMALL for name in ("c4", "flan")}, {"hf": TOKENIZER})
@@ -103,6 +104,7 @@ def test_prepared_data_records_the_commit_that_a_branch_pointed_to(online: tuple
     }
 
 
+@pytest.mark.slow
 def test_values_of_a_corpus_on_the_hub_are_read_at_the_commit_that_was_packed(
     online: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ def readable(place: Place) -> Place:
     return place
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_be_read_is_named(
     places: dict[str, Place], all_sound: dict[str, dict[str, Ended]], shared: Path
 ) -> None:

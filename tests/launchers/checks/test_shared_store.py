@@ -60,6 +60,7 @@ def shared(half_trained: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]
     return study, tmp_path / "runs"
 
 
+@pytest.mark.slow
 @needs_root
 def test_two_users_of_a_group_share_a_store(shared: tuple[Path, Path]) -> None:
     study, store = shared
@@ -107,6 +108,7 @@ def test_what_may_only_be_read_is_refused_in_one_sentence(shared: tuple[Path, Pa
     assert before == {path: path.stat().st_mtime_ns for path in store.rglob("*")}
 
 
+@pytest.mark.slow
 @needs_root
 def test_a_user_without_a_home_and_a_name_trains() -> None:
     # The folders of pytest are closed to others.

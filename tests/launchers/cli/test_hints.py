@@ -175,6 +175,7 @@ def test_results_of_a_searched_study_and_its_cancelled_search_name_what_continue
     run_as_printed([hint])
 
 
+@pytest.mark.slow
 def test_the_page_of_a_study_names_the_commands_that_made_it(place: Place) -> None:
     page = Path(place.retain("report", place.study, *SMALL).strip())
     text = html.unescape(page.read_text(encoding="utf-8"))

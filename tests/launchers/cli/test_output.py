@@ -119,7 +119,7 @@ def test_a_full_standard_output_is_one_sentence(place: Path) -> None:
         assert done.stderr == "retain: standard output cannot be written (No space left on device)\n"
 
 
-@pytest.mark.parametrize("streams", ["2> /dev/full", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("streams", [pytest.param("2> /dev/full", marks=pytest.mark.slow), "<&- >&- 2>&-"])
 def test_training_needs_no_standard_streams(tmp_path: Path, streams: str) -> None:
     linear_study(tmp_path, grid={})
     assert shell(tmp_path, f"retain run linear.yaml {streams}").returncode == 0

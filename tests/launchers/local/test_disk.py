@@ -49,6 +49,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: 
     assert weights(store) == weights(tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_a_stage_that_would_not_fit_is_refused_before_it_starts(small_disk: Path, tmp_path: Path) -> None:
     study = tiny_study(tmp_path / "study")
     with (small_disk / "filler").open("wb") as stream:

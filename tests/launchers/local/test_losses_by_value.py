@@ -140,6 +140,7 @@ def test_a_finished_study_gets_its_losses_by_value_and_trains_nothing(
     assert [len(run.losses()["splits"]["heldout"]["by"]["values"]) for run in evaluated] == [3, 3, 3]
 
 
+@pytest.mark.slow
 def test_corpora_that_are_only_measured_and_averages_have_losses_by_value(
     tmp_path: Path, folder: Path, row: dict[str, Any]
 ) -> None:

@@ -80,6 +80,7 @@ def test_siblings_share_a_process_and_end_in_the_bits_of_processes_of_their_own(
         assert run.log.read_text().count(" begins\n") == 1
 
 
+@pytest.mark.slow
 def test_a_pack_that_is_killed_goes_on_with_the_one_that_was_trained_and_the_rest(alone: Path, tmp_path: Path) -> None:
     store = with_parents(alone, tmp_path / "runs")
     opened = prepare_study(str(tiny_study(tmp_path / "study", **STUDY)), (), store)

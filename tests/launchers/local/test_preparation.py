@@ -132,6 +132,7 @@ def test_a_plan_says_how_long_preparing_takes_and_what_takes_disk_until_when(tmp
     assert less["preparation_tokens"] == 50_000
 
 
+@pytest.mark.slow
 def test_a_plan_takes_the_bytes_of_a_token_from_the_parts_that_are_prepared(tmp_path: Path) -> None:
     study, store = large_study(tmp_path / "study", **{"corpora.music.tokens": 20_000}), tmp_path / "runs"
     assert "tokens (4 bytes of a source each)" in " ".join(retain_here("plan", study, "--store", store).stdout.split())
@@ -162,6 +163,7 @@ def test_a_budget_makes_hardly_more_parts_than_it_needs(tmp_path: Path) -> None:
     assert tokens <= made * 0.9 <= tokens * 1.05  # a tenth of the documents is held out
 
 
+@pytest.mark.slow
 def test_a_part_that_starts_once_the_parts_before_it_reach_the_budget_is_left_out_until_it_is_needed(
     tmp_path: Path,
 ) -> None:
@@ -233,6 +235,7 @@ def test_ctrl_c_leaves_the_rest_of_the_parts_planned(tmp_path: Path) -> None:
     assert fingerprint(retain_json("data", study, "--store", store)) == calm(study, tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_is_whole_and_a_larger_one_continues(tmp_path: Path) -> None:
     study = large_study(tmp_path / "study", tokenizer={"train": 300})
     with small_disk_at(tmp_path / "disk", 2) as disk:
@@ -277,6 +280,7 @@ def test_a_source_that_changes_between_two_parts_is_refused_as_one_that_changes_
     assert fingerprint(retain_json("data", study, "--store", store)) == calm(study, tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_parts_of_a_corpus(tmp_path: Path) -> None:
     study, store = large_study(tmp_path / "study"), tmp_path / "runs"
     both = [start("data", study, "--store", store, "--json") for _ in range(2)]

@@ -45,7 +45,10 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return study, folder / "runs"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGINT, signal.SIGTERM))],
+)
 def test_a_killed_command_resumes_and_ends_in_the_same_bits(
     number: signal.Signals, linear: tuple[Path, Path], tmp_path: Path
 ) -> None:

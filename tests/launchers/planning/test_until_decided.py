@@ -123,6 +123,7 @@ def test_what_stays_undecided_at_the_most_seeds_is_said_in_a_sentence_and_is_no_
     assert {verdict["look"]["number"] for verdict in report(capsys, *where).values()} <= {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_an_interval_that_excludes_zero_at_its_plain_level_only_stays_undecided_in_every_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

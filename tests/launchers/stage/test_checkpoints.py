@@ -33,6 +33,7 @@ def test_a_checkpoint_that_cannot_be_written_names_the_folder_and_the_cure(tmp_p
     assert str(found.value).startswith(f"{folder}: ")
 
 
+@pytest.mark.slow
 def test_states_that_follow_each_other_faster_than_they_are_written_are_whole(tmp_path: Path) -> None:
     module = StageModule(build_model(LARGE, 0), {"dropout": 0, "steps": 100})
     optimizer = torch.optim.AdamW(module.model.parameters())

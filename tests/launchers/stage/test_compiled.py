@@ -61,6 +61,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return study, folder / "runs"
 
 
+@pytest.mark.slow
 def test_a_compiled_stage_resumes_to_the_same_bits(one_stage: tuple[Path, Path], tmp_path: Path) -> None:
     study, undisturbed = one_stage
     store = tmp_path / "runs"

@@ -242,6 +242,7 @@ def test_a_smaller_micro_batch_of_the_study_counts_over_an_adapted_one(tmp_path:
     assert run.execution()["micro_batch"] == 1
 
 
+@pytest.mark.slow
 def test_an_adapted_run_trains_the_same_batches_under_the_same_key(tmp_path: Path) -> None:
     grid = {"pretrain.exposure": [0]}
     study = tiny_study(tmp_path / "study", grid=grid)

@@ -139,7 +139,7 @@ def empty_the_manifest(state: Path) -> None:
 
 
 HARMS = (truncate, flip, change_a_number, lose_the_manifest, empty_the_manifest)
-QUICK = ((truncate, False), (lose_the_manifest, False), (flip, True))
+QUICK = ((truncate, False), (flip, True))
 """What is done to the newest checkpoint, or to both, in the fast tests."""
 
 

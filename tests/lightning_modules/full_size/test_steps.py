@@ -85,5 +85,6 @@ def test_a_step_of_the_papers_models_multiplies_in_bf16_and_never_holds_all_logi
     )
 
 
+@pytest.mark.slow
 def test_checkpointing_takes_less_than_half_the_memory_at_the_papers_size() -> None:
     assert step("smollm2-1b", checkpointing=True)[0].peak < step("smollm2-1b")[0].peak / 2

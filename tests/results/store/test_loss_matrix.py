@@ -81,6 +81,7 @@ def test_results_shows_the_losses_that_are_asked_for(trained: Trained) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_another_study_trained_has_a_blank_with_its_reason(tmp_path: Path) -> None:
     first = tiny_study(tmp_path / "study", study="first", grid={})
     second = tiny_study(tmp_path / "study", study="second", grid={})

@@ -35,6 +35,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         yield {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_hub_is_fetched_at_one_commit_and_never_asked_for_again(
     online: dict[str, str], tmp_path: Path
 ) -> None:

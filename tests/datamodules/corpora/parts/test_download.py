@@ -45,7 +45,8 @@ def without_near_copies(corpus: dict[str, Any]) -> dict[str, Any]:
     return corpus | {"reading": reading, "remarks": []}
 
 
-@pytest.mark.parametrize("in_turn", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("in_turn", [1, 2])
 def test_what_was_downloaded_is_prepared_in_parts_without_a_network_as_with_one(
     online: dict[str, str], tmp_path: Path, in_turn: int
 ) -> None:

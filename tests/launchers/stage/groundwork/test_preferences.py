@@ -202,7 +202,7 @@ def test_averages_are_measured_on_pairs(store: Store, study: Path, trials: list[
     assert half != end
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(strategy: str, tmp_path: Path) -> None:
     study = pair_study(tmp_path / "study", **{"finetune.batch": 6, "grid": {}})
     one, two = tmp_path / "one", tmp_path / "two"

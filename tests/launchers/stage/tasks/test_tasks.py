@@ -309,6 +309,7 @@ def test_a_search_measures_the_metrics_that_it_is_for_and_knows_which_of_them_ar
         )
 
 
+@pytest.mark.slow
 def test_a_search_measures_what_is_blank_after_stages_that_another_study_trained(tmp_path: Path) -> None:
     name = str(tiny_study(tmp_path, grid={}, execution={"accelerator": "cpu"}))
     retain.run(name, ["finetune.corpus=general"], tmp_path / "runs")

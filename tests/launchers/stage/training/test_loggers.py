@@ -98,6 +98,7 @@ def test_csv_has_the_points_of_the_store_after_an_interruption_and_the_final_los
     assert not list(run.folder.glob("events.*")), "tensorboard was not asked for"
 
 
+@pytest.mark.slow
 def test_wandb_has_one_offline_run_whose_id_is_the_stage_key(tmp_path: Path) -> None:
     run, _ = interrupted_and_resumed(tmp_path, "wandb", "tensorboard")
     (folder,) = run.folder.glob("wandb/offline-run-*")

@@ -59,6 +59,7 @@ def test_wsd_muon_and_a_tune_split_resume_to_the_same_bits(chosen: tuple[Path, P
     assert "0 problems" in retain_here("verify", "--store", store).stdout
 
 
+@pytest.mark.slow
 def test_a_killed_muon_run_resumes_to_the_same_bits(chosen: tuple[Path, Path], tmp_path: Path) -> None:
     study, undisturbed = chosen
     store = tmp_path / "runs"
