@@ -275,7 +275,8 @@ def report(
     made_by = origin(command_arguments(None, [*names, *overrides], store))
     parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]
     page = write_report(parts, tree, first.store, rows, figures, found, made_by, overrides, how_looked, states)
-    show(report_document(tree.study, page, rows, figures, found), as_json, lambda document: print(document["report"]))
+    document = report_document(tree.study, page, rows, figures, found) if as_json else {}
+    show(document, as_json, lambda _: print(page))
     return print_damage(failures(tree, states))
 
 
