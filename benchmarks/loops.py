@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -230,7 +230,15 @@ class Racer:
         return all(self._step() for _ in range(steps))
 
     def _step(self) -> bool:
+        self.begin()
+        return self.finish()
+
+    def begin(self) -> None:
+        """Start a step."""
         self.pipe.send("step")
+
+    def finish(self) -> bool:
+        """Wait for the end of a step; return False if the loop has ended instead."""
         if not self.pipe.poll(LIMIT_S):
             raise TimeoutError(f"{self.name}: a step did not end within {LIMIT_S:g} s")
         if (done := self.pipe.recv()) is None:
@@ -242,14 +250,14 @@ class Racer:
 
 
 @contextlib.contextmanager
-def racing(entries: Mapping[str, Work], threads: int) -> Iterator[list[Racer]]:
-    """Loops that wait for their first turns, by the names of LOOPS; all of them end with the block."""
+def racing(entries: Iterable[tuple[str, Work]], threads: int) -> Iterator[list[Racer]]:
+    """Loops that wait for their first turns, each a name of LOOPS and its work; all of them end with the block."""
     # Forked from a process that has imported everything and has no threads.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.loops"])
     racers = []
     try:
-        for name, work in entries.items():
+        for name, work in entries:
             own, other = context.Pipe()
             process = context.Process(target=_race, args=(name, work, threads, other))
             process.start()
@@ -299,7 +307,7 @@ def take_turns(racers: Sequence[Racer], until: float = math.inf) -> None:
 
 def race(entries: Mapping[str, Work], threads: int, seconds: float = math.inf) -> list[Racer]:
     """Warm up loops one after the other, then let them take turns for so many seconds, or until all have ended."""
-    with racing(entries, threads) as racers:
+    with racing(entries.items(), threads) as racers:
         for racer in racers:
             racer.take(WARM_UP)
             log(f"warm: {racer.name}, {sum(racer.all_steps):.0f} s")

@@ -59,7 +59,7 @@ def all_ratios(folder: Path, end: float) -> Iterator[Ratio]:
     root, keys = startup.made_up_store(folder, STARTS)
     (tokenizer,) = (root / "tokenizers").iterdir()
     work = prepared(root, BIG, 150, str(folder / "startup.yaml"))
-    with racing(dict.fromkeys((PEER, EAGER, COMPILED), work), threads=1) as racers:
+    with racing([(name, work) for name in (PEER, EAGER, COMPILED)], threads=1) as racers:
         with ThreadPoolExecutor() as pool:
             warm = pool.map(lambda racer: racer.take(WARM_UP), racers)
             # Prepared while one of the loops compiles; nothing is measured before it has.
