@@ -99,7 +99,7 @@ class Study(Section):
         near = [str(name) for name in fields if name not in chain]
         if alone := [name for name in missing if "stages" in fields and not difflib.get_close_matches(name, near, n=1)]:
             raise ValueError(
-                f"{alone[0]}: this field is required, as stages names it; write its section, or leave it out of stages"
+                f"{alone[0]}: this field is required, because `stages` names it; write its section, or leave it out of stages"
             )
         for name, section in fields.items():
             if name in chain and section is None:

@@ -87,7 +87,7 @@ def test_a_local_folder_may_be_named_instead_of_an_id(tmp_path: Path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (str(tmp_path / "mine"), "~/mine", "$HOME/mine"):
         assert fetch_tokenizer(name, None, Path("/nowhere")).fingerprint == TRAINED.fingerprint
-    with pytest.raises(MissingResourceError, match=r"^tokenizer\.hf: ~/yours is no folder; correct the path$"):
+    with pytest.raises(MissingResourceError, match=r"^tokenizer\.hf: ~/yours is not a folder; correct the path$"):
         fetch_tokenizer("~/yours", None, tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_the_page_answers_a_readers_questions(reported: Path) -> None:
     for expected in (
         "What does a model still know",
         "Partial results: 2 of 6 trials are missing.",
-        "6 trials are 10 stages",
+        "6 trials in 10 stages",
         "sharing saves",
         "4 done, 2 planned",
         "2 of 6 trials missing",
