@@ -74,11 +74,11 @@ def _preparation(totals: PlanTotals) -> str:
     hours = totals.preparation_core_hours
     basis = "as measured in this store" if totals.preparation_measured else "modelled"
     parts = " and ".join(totals.preparation_sized_by)
-    sized = f"as many bytes each as in the parts of {parts}, 4 in others" if parts else "4 bytes of a source each"
+    sized = f"bytes per token as in the parts of {parts}, 4 in others" if parts else "at 4 bytes of source per token"
     here = f"{format_seconds(3600 * hours / cores)} on the {counted(cores, 'core')} here"
     return (
         f"to prepare the data: about {format_size(totals.preparation_tokens)} tokens ({sized}), {hours:.3g} core-hours at "
-        f"{format_size(totals.preparation_speed)} tokens per second and core ({basis}), {here}"
+        f"{format_size(totals.preparation_speed)} tokens per second per core ({basis}), {here}"
     )
 
 

@@ -63,7 +63,7 @@ def test_training_on_the_same_text_gives_the_same_tokeniser() -> None:
 
 def test_too_little_text_is_refused_with_the_number_of_entries_it_yields() -> None:
     with pytest.raises(
-        StudyError, match=r"tokenizer\.train: the corpora yield \d+ of 2000 entries; lower tokenizer\.train"
+        StudyError, match=r"tokenizer\.train: the corpora yield only \d+ of 2000 entries; lower tokenizer\.train"
     ):
         train_tokenizer(["a few words"], 2000)
 
