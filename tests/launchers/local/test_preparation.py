@@ -142,7 +142,7 @@ def test_a_plan_takes_the_bytes_of_a_token_from_the_parts_that_are_prepared(tmp_
     totals = retain_json("plan", *whole)["totals"]
     assert totals["preparation_sized_by"] == ["music"]
     said = " ".join(retain_here("plan", *whole).stdout.split())
-    assert "(as many bytes each as in the parts of music, 4 in others)" in said
+    assert "(bytes per token as in the parts of music, 4 in others)" in said
     music = next(one for one in retain_json("data", *whole)["corpora"] if one["name"] == "music")
     tokens = music["reading"]["tokens"]
     size = (tmp_path / "study" / "music.jsonl").stat().st_size
