@@ -72,7 +72,7 @@ def run(
 ) -> "Results":
     """Prepare the data of a study, train on this machine what its store lacks, and collect the results.
 
-    A stage that fails stops the stages below it and no other; `failures` of the returned results names it and the cause.
+    If a stage fails, only the stages below it are stopped; `failures` of the returned results names the stage and the cause.
     until: "decided" adds seeds to the study's own until every verdict is decided, `block` (2) at a time and `most` in all; a
     later call continues with the numbers of the first. reporting, watching: display the preparation of data, and the training.
 
@@ -98,9 +98,9 @@ def evaluate(
     reporting: "Reporting | None" = None,
     watching: "Watching | None" = None,
 ) -> "Results":
-    """Measure on this machine what the done stages of a study lack, train nothing, and collect the results.
+    """Measure what done stages of a study lack, on this machine and without training, and collect the results.
 
-    That is what `evaluate` of the study asks for, and losses of its matrix that are blank, as another study trained the stage.
+    These are what the study's `evaluate` asks for, and losses that are blank because another study trained the stage.
     Raises as `run` does.
     """
     from retain.launchers.local.run import evaluate_study
@@ -115,7 +115,7 @@ def overlap(
     *,
     report: "Report | None" = None,
 ) -> "Overlaps":
-    """Prepare the data of a study, and measure how near every two of its corpora are: n-grams, cross-entropies, documents.
+    """Prepare the data of a study, and measure how similar every two of its corpora are: n-grams, cross-entropies, documents.
 
     Trains nothing; the store keeps what was measured. report: displays the preparation of data.
 

@@ -33,7 +33,8 @@ INTRODUCTION = """\
 # Python API
 
 The distribution is `retain-lm`, the import is `retain`. Each function imports what it needs when it is called, so that
-`import retain` takes no time. The functions return what the commands of their names print with `--json`, as dataclasses.
+`import retain` takes no time. Except for `load`, they return what
+the commands of the same names print with `--json`, as dataclasses.
 
 ```python
 import retain
@@ -50,7 +51,7 @@ print(frame.groupby("pretrain.exposure")["retained_posttraining_loss"].mean())
 ```
 
 Errors that a user can fix are `StudyError` (an invalid study or argument) and `MissingResourceError` (something is missing on
-this machine), both in `retain.sweeps.base.errors`. Their message is one sentence with the cure.
+this machine), both in `retain.sweeps.base.errors`. Their message is one sentence, with the fix.
 
 The key of a stage is also that of its run. `Axes` maps the name of each axis to its value. `Row` maps `axes`, `keys`, `tokens`
 and the names of the four losses to the values of one trial. Losses are in nats per token.

@@ -132,7 +132,7 @@ def local_folder(named: str, folder: Path, field: str) -> Path | None:
     if place.is_dir():
         return place
     if named.startswith((".", "/", "~", "$")):
-        raise MissingResourceError(f"{field}{named} is no folder; correct the path")
+        raise MissingResourceError(f"{field}{named} is not a folder; correct the path")
     return None
 
 

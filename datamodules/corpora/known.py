@@ -104,11 +104,12 @@ def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
     unprepared = dict.fromkeys("model.hf" for one in facts.checkpoints.values() if not one.prepared)
     unprepared |= dict.fromkeys(f"corpora.{name}" for (name, _), one in facts.corpora.items() if not one.prepared)
     if unprepared:
-        missing = f"{', '.join(unprepared)} not prepared in {store}; prepare the study's data"
+        missing = f"{', '.join(unprepared)} {'is' if len(unprepared) == 1 else 'are'} not prepared in {store}"
+        cure = "prepare the study's data"
         if not store.exists():
-            missing = f"store {store} not found; name another with --store, or run the study"
+            missing, cure = f"store {store} not found", "name another with --store, or run the study"
         return facts, [
-            f"{file.path.name}: {missing}: until then, its stage keys are provisional, and its trained stages are not found"
+            f"{file.path.name}: {missing}, so stage keys are provisional, and trained stages are not found; {cure}"
         ]
     if len(remarks) > 1:
         remarks.pop(TOKENIZER, None)  # it was trained on the corpora that have changed
@@ -116,8 +117,8 @@ def remembered_facts(file: StudyFile, store: Path) -> tuple[Facts, list[str]]:
     return facts, [
         *(f"{remark}; showing stages that were trained on the data as last prepared" for remark in remarks.values()),
         *(
-            f"{file.path.name}: {field}: the values are not prepared in {store}; prepare the study's data, and losses are "
-            "given by value"
+            f"{file.path.name}: {field}: the values are not prepared in {store}; prepare the study's data to get losses "
+            "by value"
             for field in unlabelled
         ),
     ]

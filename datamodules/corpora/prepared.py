@@ -180,7 +180,7 @@ def open_packed(folder: Path) -> PackedCorpus:
     """
     manifest = dict(read_document(folder / "manifest.json", _Manifest, CURE))
     if fingerprint_of(manifest) != manifest["fingerprint"]:
-        raise DamageError(f"{folder / 'manifest.json'} is damaged (its fingerprint is another); {CURE}")
+        raise DamageError(f"{folder / 'manifest.json'} is damaged (its fingerprint does not match); {CURE}")
     packed = PackedCorpus(folder, manifest)
     for split in SPLITS:
         packed.check_size(split)
@@ -253,4 +253,4 @@ def tokenizer_problem(folder: Path) -> str | None:
             return None
     except DamageError as error:
         return str(error)
-    return f"it is another tokeniser than its folder names; delete the folder, and {CURE}"
+    return f"it is not the tokeniser that its folder names; delete the folder, and {CURE}"

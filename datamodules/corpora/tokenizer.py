@@ -223,7 +223,7 @@ def train_tokenizer(documents: Iterable[str], entries: int, special: Iterable[st
         raise failures[0]
     if core.get_vocab_size() != entries:
         raise StudyError(
-            f"tokenizer.train: the corpora yield {core.get_vocab_size()} of {entries} entries; lower tokenizer.train"
+            f"tokenizer.train: the corpora yield only {core.get_vocab_size()} of {entries} entries; lower tokenizer.train"
         )
     return Tokenizer(core, END_OF_TEXT)
 

@@ -117,7 +117,7 @@ def store_findings(store: Path) -> list[Finding]:
         place = existing_folder(store)
     except PermissionError as error:
         return [
-            Finding("store", MISSING, f"{error.filename}: you may not look there; ask its owner, or choose another")
+            Finding("store", MISSING, f"{error.filename}: no permission to read it; ask its owner, or choose another")
         ]
     if not place.is_dir():
         return [Finding("store", MISSING, f"{store}: {place} is a file; choose another with --store or RETAIN_STORE")]

@@ -19,8 +19,8 @@ MOST = 6
 def default_findings(store: Path, gpus: bool) -> list[Finding]:
     """What accelerator, precision, compile, micro_batch and parallel mean here if a study leaves them out."""
     if gpus:
-        what = "accelerator gpu; precision bf16; compiled; the largest micro-batch that fits; a stage at a time on each GPU"
-        return [Finding("defaults", OK, f"{what}: execution.FIELD in a study changes each")]
+        what = "accelerator gpu; precision bf16; compiled; the largest micro-batch that fits; one stage at a time on each GPU"
+        return [Finding("defaults", OK, f"{what}; to change one, set execution.FIELD in a study")]
     cores = usable_cores()
     at_a_time = f"{counted(cores, 'stage')} at a time of 1 thread each, as there are {counted(cores, 'core')}"
     what = f"accelerator cpu, as there are no GPUs; {at_a_time}"

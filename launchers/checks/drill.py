@@ -81,7 +81,7 @@ def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> Drill
     calm = _twin(store, "calm")
     states = place(tree, calm, None)
     if broken := next((state for state in states.values() if state.state != "done"), None):
-        raise StageFailedError(f"the undisturbed twin failed, so there is nothing to compare with: {broken.reason}")
+        raise StageFailedError(f"the uninterrupted twin failed, so there is nothing to compare with: {broken.reason}")
     durations = {key: _duration(calm.run(key)) for key in tree.stages}
     made: list[Kill] = []
     differences: list[Difference] = []

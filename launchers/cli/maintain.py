@@ -49,7 +49,7 @@ def verify(
 ) -> int:
     """Check the checksums and invariants of the store.
 
-    Of a study with matched allocation, also check that each sequence of D_post is seen once.
+    For a study with matched allocation, also checks that each sequence of its post-training corpus is seen once.
     """
     from retain.launchers.checks.verify import verify_store
     from retain.launchers.checks.verify_matched import matched_problems
@@ -75,13 +75,13 @@ def gc(
     store: StorePath = RUNS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be freed.")] = False,
     weights: Annotated[
-        bool, typer.Option("--weights", help="Also free weights that no run of the store starts from any more.")
+        bool, typer.Option("--weights", help="Also free weights that no run in the store needs to start from any more.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Free disk space that nothing needs any more.
+    """Free disk space: delete what nothing needs any more.
 
-    These are the checkpoints of done runs, the parts of prepared corpora, and what dead processes left.
+    That is the checkpoints of done runs, the parts of prepared corpora, and leftovers of dead processes.
     """
     from retain.launchers.cli.views.checks import print_waste, waste_document
     from retain.launchers.planning.evaluations import with_evaluations
@@ -101,7 +101,7 @@ def pin(
     store: StorePath = RUNS,
     off: Annotated[bool, typer.Option("--off", help="Unpin.")] = False,
 ) -> None:
-    """Keep a run's weights from gc --weights."""
+    """Protect a run's weights from gc --weights."""
     from retain.results.store.garbage import set_pin
     from retain.results.store.runs import existing_store
 
@@ -120,7 +120,7 @@ def doctor(
 ) -> int:
     """Check what this machine offers and what it lacks.
 
-    Looks at Python, the packages, GPUs, the store's disk and SLURM, and names the cure for what is missing.
+    Looks at Python, the packages, GPUs, the store's disk and SLURM, and says how to fix what is missing.
     """
     from retain.launchers.checks.doctor import examine
     from retain.launchers.cli.views.checks import print_findings

@@ -111,16 +111,18 @@ StorePath = Annotated[
 ]
 SiteName = Annotated[
     str | None,
-    typer.Option("--site", help="A profile in sites.yaml; without it, the one that matches this machine, if any."),
+    typer.Option("--site", help="A profile in sites.yaml; by default, the one that matches this machine, if any."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 UntilDecided = Annotated[
     Literal["decided"] | None,
-    typer.Option("--until", help="decided: add seeds in blocks until every verdict is decided, or --most are trained."),
+    typer.Option(
+        "--until", help="decided: add seeds in blocks until every verdict is decided, or --most seeds are trained."
+    ),
 ]
-MostSeeds = Annotated[int | None, typer.Option("--most", help="The most seeds with --until decided.")]
+MostSeeds = Annotated[int | None, typer.Option("--most", help="The largest number of seeds with --until decided.")]
 BlockOfSeeds = Annotated[
-    int | None, typer.Option("--block", help="The seeds to add at a time with --until decided; 2 by default.")
+    int | None, typer.Option("--block", help="The number of seeds to add at a time with --until decided; 2 by default.")
 ]
 RUNS = Path("runs")
 

@@ -33,15 +33,18 @@ def search(
     study: StudyName,
     overrides: Overrides = None,
     store: StorePath = RUNS,
-    trials: Annotated[int | None, typer.Option(min=1, help="The most points to try, over all starts.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="The largest number of points to try, over all starts.")
+    ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="What all starts may spend: tokens or GPU-hours, such as 5Mtokens or 200gpuh.")
+        str | None,
+        typer.Option(help="The budget of all starts together, in tokens or GPU-hours, such as 5Mtokens or 200gpuh."),
     ] = None,
     searcher: Annotated[str | None, typer.Option(help="random, grid, tpe or nsga2.")] = None,
     launcher: Annotated[
         Literal["ray", "slurm", "slurm-ray"],
         typer.Option(
-            help="ray: here; slurm: each stage a job; slurm-ray: in one allocation. The last two return at once."
+            help="ray: train here; slurm: one job per stage; slurm-ray: one allocation. The last two return at once."
         ),
     ] = "ray",
     address: Annotated[
@@ -50,7 +53,7 @@ def search(
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Show Ray's dashboard, on localhost; needs ray[default].")
     ] = False,
-    nodes: Annotated[int, typer.Option(min=1, help="The number of nodes of slurm-ray.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="The number of nodes for slurm-ray.")] = 1,
     site: SiteName = None,
     device: Annotated[str, typer.Option(help="The GPU that a budget of hours is planned for.")] = "H100",
     as_json: AsJson = False,

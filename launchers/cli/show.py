@@ -39,7 +39,7 @@ PAPER_SCALE = 100_000_000
 def plan(
     studies: Studies,
     store: StorePath = RUNS,
-    device: Annotated[str, typer.Option(help="The GPU of totals.gpu_hours: A100, H100, H200 or L40S.")] = "H100",
+    device: Annotated[str, typer.Option(help="The GPU for totals.gpu_hours: A100, H100, H200 or L40S.")] = "H100",
     until: UntilDecided = None,
     most: MostSeeds = None,
     block: BlockOfSeeds = None,
@@ -48,7 +48,7 @@ def plan(
     """Show what a study would train, and what that costs.
 
     Counts stages to train and stages already in the store, tokens, FLOPs, GPU-hours, disk space and jobs. With --until decided,
-    those of the most seeds.
+    the counts are for the most seeds.
     """
     from retain.launchers.cli.views.plan import print_plan
 
@@ -71,12 +71,12 @@ def power(
         float | None,
         typer.Option(min=0, help="Assume this effect (nats, or squared nats) for every claim, instead of the pilot's."),
     ] = None,
-    most: Annotated[int, typer.Option(min=2, max=100, help="The most seeds to consider.")] = 20,
+    most: Annotated[int, typer.Option(min=2, max=100, help="The largest number of seeds to consider.")] = 20,
     store: StorePath = RUNS,
-    device: Annotated[str, typer.Option(help="The GPU of the hours: A100, H100, H200 or L40S.")] = "H100",
+    device: Annotated[str, typer.Option(help="The GPU for the hours: A100, H100, H200 or L40S.")] = "H100",
     as_json: AsJson = False,
 ) -> None:
-    """Plan the seeds that verdicts need, and what they cost.
+    """Plan how many seeds verdicts need, and what they cost.
 
     Takes the spread over seeds from a pilot: finished trials of the same store. Trains nothing.
     """
@@ -87,10 +87,10 @@ def power(
 
 
 def overlap(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> None:
-    """Measure how near the corpora of a study are.
+    """Measure how similar the corpora of a study are.
 
-    Prepares the data that is missing and trains nothing. Compares n-grams, small n-gram models and documents of every two
-    corpora. A pair is measured once; the report sets L_ret against it.
+    Prepares missing data, and trains nothing. Compares n-grams, small n-gram models and documents of every two corpora. A pair
+    is measured once; the report plots L_ret against the result.
     """
     from retain.launchers.cli.progress import prepare
     from retain.launchers.cli.views.overlap import print_overlaps
@@ -116,7 +116,9 @@ def status(
     ] = None,
     watch: Annotated[
         bool,
-        typer.Option("--watch", help="Show the status until every run has ended, or none has begun for two minutes."),
+        typer.Option(
+            "--watch", help="Keep showing the status until every run has ended, or none has begun for two minutes."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -143,7 +145,7 @@ def logs(
 ) -> None:
     """Print the log of a run, over all its attempts.
 
-    If the run has not begun, what its SLURM job printed.
+    If the run has not begun, prints the output of its SLURM job.
     """
     from retain.launchers.cli.views.status import follow_log
     from retain.launchers.jobs.submissions import job_logs
@@ -172,7 +174,7 @@ def results(
     losses: Annotated[
         str | None,
         typer.Option(
-            help="Show these losses instead of the paper's four: `all`, or some as L_ret, STAGE/CORPUS or "
+            help="Show these losses instead of the paper's four: `all`, or a list such as L_ret, STAGE/CORPUS or "
             "STAGE/TASK/METRIC, separated by commas."
         ),
     ] = None,
@@ -211,7 +213,7 @@ def report(
         bool | None,
         typer.Option(
             "--overlay/--no-overlay",
-            help="Show the paper's published curves; by default, if the study's model has at least 100M parameters.",
+            help="Show the paper's published curves; by default, only if the study's model has at least 100M parameters.",
         ),
     ] = None,
     plane: Annotated[
@@ -225,8 +227,8 @@ def report(
 ) -> int:
     """Write verdicts, figures and one HTML page.
 
-    The page opens offline, and works on partial results. Several studies of one store are judged together, which takes studies
-    that differ in their axes alone.
+    Works on partial results. The page opens offline. Several studies of one store are judged together; they may differ only in
+    their axes.
     """
     from retain.launchers.cli.views.report import origin, report_document
     from retain.launchers.cli.views.results import print_damage
@@ -284,17 +286,16 @@ def probe(
     study: StudyName,
     overrides: Overrides = None,
     share: Annotated[
-        float, typer.Option(help="The length of the short fine-tunings, as a share of the budget.")
+        float, typer.Option(help="The length of the short fine-tunings, as a share of the fine-tuning budget.")
     ] = 0.02,
-    train: Annotated[
-        bool, typer.Option("--train", help="Also train the stages that are missing up to θ_post.")
-    ] = False,
+    train: Annotated[bool, typer.Option("--train", help="Also train missing stages, up to post-training.")] = False,
     store: StorePath = RUNS,
     as_json: AsJson = False,
 ) -> int:
-    """Predict retention at θ_post without Stage 3.
+    """Predict retention without full fine-tuning.
 
-    Reports how well each predictor ranks the true L_ret of the trials that have one.
+    Trains each post-trained model on a small share of the fine-tuning budget, and compares gradients. Reports how well each
+    predictor ranks the true L_ret of the trials that have one.
     """
     from retain.launchers.cli.progress import prepare, watching
     from retain.launchers.cli.views.results import print_failures, print_predictors
@@ -335,7 +336,7 @@ def board(
         typer.Option(min=1, max=65_535, help="The port on localhost; by default 6006, or the next free one."),
     ] = None,
     every_run: Annotated[
-        bool, typer.Option("--all", help="Show all runs; by default, a part of a study of more than 40.")
+        bool, typer.Option("--all", help="Show all runs; by default, only some of a study with more than 40.")
     ] = False,
     trials: Annotated[
         bool, typer.Option("--trials", help="Show a row for each trial with all its losses, instead of the stages.")
@@ -385,9 +386,9 @@ def why(
     store: StorePath = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a stage key, or the difference of two.
+    """Explain a stage key, or the difference between two.
 
-    Without a second key, the nearest run in the store is compared with.
+    Without a second key, compares the stage with the nearest run in the store.
     """
     from retain.launchers.cli.views.results import print_why
     from retain.launchers.planning.key_report import why_document

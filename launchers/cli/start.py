@@ -21,13 +21,13 @@ def init(
     source: Annotated[
         str,
         typer.Option(
-            "--from", help="The study to begin with: a study of Retain, or a file.", autocompletion=complete_study
+            "--from", help="The study to copy: one of Retain's own, or a file.", autocompletion=complete_study
         ),
     ] = "laptop",
 ) -> None:
     """Write a study with comments into the working directory.
 
-    A second file, retain.schema.json, lets editors complete fields and explain them. No file is ever replaced.
+    A second file, retain.schema.json, lets editors complete and explain fields. No existing file is ever replaced.
     """
     from retain.launchers.cli.views.fields import json_schema_text
     from retain.sweeps.base.files import writing
@@ -51,7 +51,7 @@ def init(
 
 HEADER = """\
 # A study of Retain. `retain fields` explains every field, as does your editor if it has a YAML language server.
-# To train on your own text, replace a corpus by files, which are taken in the order of their names:
+# To train on your own text, replace a corpus with files, which are read in the order of their names:
 #   general: {files: "data/*.jsonl.zst", text: body}     # text, jsonl or parquet; plain, gzip or zstd
 # Then: retain plan FILE, retain run FILE; or on a cluster: retain doctor, retain submit FILE."""
 

@@ -41,7 +41,7 @@ def data(
         bool,
         typer.Option(
             "--download-only",
-            help="Only fetch what the study reads from the hub, so that machines without internet can do the rest.",
+            help="Only download what the study reads from the hub; machines without internet can do the rest.",
         ),
     ] = False,
     launcher: Annotated[
@@ -51,7 +51,7 @@ def data(
     site: SiteName = None,
     corpus: Annotated[
         str | None,
-        typer.Option("--show", help="Show the first packed sequences of this corpus, and what is predicted in them."),
+        typer.Option("--show", help="Show the first packed sequences of this corpus, and which tokens are predicted."),
     ] = None,
     as_json: AsJson = False,
 ) -> int:
@@ -125,10 +125,10 @@ def run(
     block: BlockOfSeeds = None,
     as_json: AsJson = False,
 ) -> int:
-    """Train what is missing on this machine; print the results.
+    """Train what is missing on this machine, then print the results.
 
-    An interrupted run resumes bit-exactly when it is started again. With --until decided, its seeds are fixed before training,
-    and a later call continues with them.
+    After an interruption, run the same command again: it resumes bit-exactly. With --until decided, the seeds are fixed before
+    training, and a later call continues with them.
     """
     from retain.launchers.cli.progress import reporting, watching
     from retain.launchers.cli.views.results import print_failures, print_results
@@ -146,10 +146,9 @@ def run(
 
 
 def evaluate(study: StudyName, overrides: Overrides = None, store: StorePath = RUNS, as_json: AsJson = False) -> int:
-    """Measure trained stages on this machine; train nothing.
+    """Measure trained stages on this machine, without training.
 
-    Measures what `evaluate` of the study names, corpora and tasks, and losses that are blank because another study trained the
-    stage.
+    Measures the corpora and tasks in the study's `evaluate`, and losses that are blank because another study trained the stage.
     """
     from retain.launchers.cli.progress import reporting, watching
     from retain.launchers.cli.views.results import print_failures, print_results
@@ -177,7 +176,7 @@ def submit(
 ) -> None:
     """Submit what is missing to SLURM, and return.
 
-    No process of Retain has to stay alive: jobs requeue themselves, and submit what has to wait.
+    No process of Retain has to keep running: jobs requeue themselves, and submit runs that had to wait.
     """
     from retain.launchers.cli.views.submission import print_local_start, print_scripts, print_submission
     from retain.launchers.jobs.resources import find_site, slurm_resources
@@ -235,7 +234,7 @@ def submit(
 def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS) -> None:
     """Cancel runs that have not ended.
 
-    With a study, also cancel its search. The verbs retry and search resume what was cancelled.
+    With a study, also cancels its search. `retry` and `search` resume what was cancelled.
     """
     from retain.launchers.jobs.branches import BY_KEY, WITH_STUDY, cancel_runs
     from retain.results.store.runs import Store
@@ -253,7 +252,7 @@ def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUN
 def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS, site: SiteName = None) -> None:
     """Retry runs that failed, were cancelled or were skipped.
 
-    Where there is SLURM, they are submitted: runs of a STUDY with the resources that it asks for now, a RUN with its own.
+    With SLURM, they are submitted again: a STUDY with the resources that it asks for now, a RUN with those that it had.
     """
     from retain.launchers.cli.views.submission import print_submission
     from retain.launchers.jobs.resources import find_site
@@ -290,14 +289,14 @@ def drill(
     overrides: Overrides = None,
     store: StorePath = RUNS,
     kills: Annotated[int, typer.Option(min=1, help="The number of kills.")] = 40,
-    seed: Annotated[int, typer.Option(help="The seed of the random moments.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the random moments of the kills.")] = 0,
     launcher: Annotated[
         Literal["local", "slurm"], typer.Option(help="Where to train: on this machine, or as jobs.")
     ] = "local",
     site: SiteName = None,
     as_json: AsJson = False,
 ) -> int:
-    """Kill runs at random, and compare with undisturbed ones.
+    """Kill runs at random, and compare them with uninterrupted ones.
 
     Trains a small copy of the study twice. Both must end with the same weights, losses and curves.
     """

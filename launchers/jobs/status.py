@@ -26,7 +26,7 @@ class Orphan:
 
     @property
     def sentence(self) -> str:
-        """What is wrong, and the cure."""
+        """What is wrong, and how to fix it."""
         return f"job {self.job_id} would train {self.key[:8]}, which this store no longer has: scancel {self.job_id}"
 
 

@@ -40,7 +40,7 @@ def _on_this_machine(execution: Execution, chain: Collection[str]) -> Iterator[s
     if any(stage.accelerator != "gpu" for stage in stages) and execution.parallel is None:
         count = execution.stages_at_a_time(chain, cores)
         most = max(stage.threads * stage.devices for stage in stages)
-        why = f"as it has {counted(cores, 'core')} and a stage takes {counted(most, 'thread')}"
+        why = f"because it has {counted(cores, 'core')} and a stage uses {counted(most, 'thread')}"
         clauses.append(f"on CPUs, {count:,} at a time, {why}")
     on_gpus = [stage for stage in stages if stage.accelerator != "cpu"]
     asked = ["on GPUs, if it has any"] if any(stage.accelerator == AUTO for stage in on_gpus) else []

@@ -119,7 +119,8 @@ def edit_note(opened: OpenedStudy) -> str | None:
     if before and before[0]["parent"]:  # the runs above are gone, and nothing is known of their fields
         now = now[-len(before) :]
     changed = [
-        f"{one.field} was {_field_text(one.there)} and is {_field_text(one.here)}" for one in differences(now, before)
+        f"{one.field} was {_field_text(one.there)} and is now {_field_text(one.here)}"
+        for one in differences(now, before)
     ]
     fields = ", ".join(changed[:MOST_FIELDS]) or "of a stage above, whose run is gone"
     if len(changed) > MOST_FIELDS:
@@ -127,7 +128,7 @@ def edit_note(opened: OpenedStudy) -> str | None:
     compare = shlex.join(["retain", "why", opened.name, key[:8], trained[key][:8], "--store", str(opened.store.root)])
     return (
         f"{opened.file.path.name}: {len(trained):,} of the stages to train {'was' if len(trained) == 1 else 'were'} trained "
-        f"before with another recipe ({fields}); if this is not meant, undo the edit; {compare} compares the two"
+        f"before with another recipe ({fields}); if this is unintended, undo the edit; {compare} compares the two"
     )
 
 

@@ -41,7 +41,7 @@ SAMPLE = {
 
 @dataclass(frozen=True)
 class CorpusPair:
-    """How near two corpora of a study are."""
+    """How similar two corpora of a study are."""
 
     names: tuple[str, str]
     """Their names in the study."""
@@ -50,7 +50,7 @@ class CorpusPair:
     sequence_length: int
     """In tokens; they are packed with it."""
     overlap: Overlap
-    """How near they are, the first of `names` first."""
+    """How similar they are, the first of `names` first."""
 
 
 @dataclass(frozen=True)

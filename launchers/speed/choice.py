@@ -27,7 +27,7 @@ def too_few(steps: int) -> str | None:
     """Why the steps of a path are not worth measuring; None if they are."""
     if steps >= FEWEST_STEPS:
         return None
-    return f"{steps} steps from the start of the path are too few to measure (from {FEWEST_STEPS} on)"
+    return f"{steps} steps from the start of the path are too few to measure (at least {FEWEST_STEPS})"
 
 
 def choose_bf16(speeds: Speeds) -> Choice:

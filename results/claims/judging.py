@@ -131,7 +131,7 @@ def judge(
     if outcome == "undecided" and (effect.low > 0 or effect.high < 0):
         sentence += f" Corrected for the {len(deciding)} intervals of the claim, it is undecided."
     p = float(np.minimum(1.0, 2 * np.fmin(support, refutation)))
-    corrected = f"Holm's correction for {len(deciding)} intervals decides." if len(deciding) > 1 else ""
+    corrected = f"Holm's correction for {len(deciding)} intervals applies." if len(deciding) > 1 else ""
     evidence, note = (*deciding, *others), " ".join(note for note in (*notes, corrected) if note)
     told, count = (name, effect), len(deciding)
     return Verdict(claim, words, sentence, outcome, evidence, note, side, alternatives, count, told, p, look=look)

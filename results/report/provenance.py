@@ -83,7 +83,7 @@ def interruptions(states: Mapping[str, State]) -> Table | None:
 def _attempts_text(states: Mapping[str, State]) -> str:
     counts = [len(state.attempts) for state in states.values() if state.attempts]
     several = sum(count > 1 for count in counts)
-    return f"{sum(counts):,} at {len(counts):,} runs; {several:,} of them took more than one"
+    return f"{sum(counts):,} for {len(counts):,} runs; runs with more than one: {several:,}"
 
 
 def _steps_texts(states: Mapping[str, State]) -> list[str]:
@@ -101,4 +101,4 @@ def _device_text(execution: Mapping[str, Any]) -> str:
     precision = "" if execution["precision"] == "auto" else f", {execution['precision']}"
     device = "GPU if available, else CPU" if execution["accelerator"] == "auto" else execution["accelerator"]
     processes = "1 process" if execution["devices"] == 1 else f"{execution['devices']} processes"
-    return f"{device}, {processes} a stage{precision}"
+    return f"{device}, {processes} per stage{precision}"

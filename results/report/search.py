@@ -62,11 +62,11 @@ def _sentences(document: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"Losses are means over {seeds} seeds."
             if seeds > 1
-            else "Losses are of one seed, so they have no intervals."
+            else "Losses are from one seed, so they have no intervals."
         )
         yield "The best of many points is optimistically biased; the study confirm.yaml tests it on fresh seeds."
     elif "done" in states:
-        yield "No finished point keeps the constraints; relax them, or try more points."
+        yield "No finished point satisfies the constraints; relax them, or try more points."
     else:
         yield "No point has finished."
     if not document["importances"]:

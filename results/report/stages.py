@@ -92,7 +92,7 @@ def cost_sentences(tree: Tree) -> list[str]:
     cost = total_cost(tree, set(), DEVICE)
     saved = 1 - cost.tokens / cost.tokens_without_sharing
     return [
-        f"{cost.trials:,} trials are {cost.stages:,} stages of at most {format_size(cost.tokens)} tokens; one run per "
+        f"{cost.trials:,} trials in {cost.stages:,} stages train at most {format_size(cost.tokens)} tokens; one run per "
         f"trial would train {format_size(cost.tokens_without_sharing)}, so sharing saves {saved:.0%}.",
         f"From scratch that is {cost.flops:.3g} FLOPs, {_hours(cost.gpu_hours)} on one {DEVICE} (estimate), and "
         f"{format_bytes(cost.disk_bytes)} of weights.",

@@ -200,7 +200,7 @@ def _of_parts(store: Store, parts: set[str]) -> Iterator[Waste]:
     for key in sorted(users.keys() & parts):
         if all(users[key]) and store.run(key).is_done():
             folder = store.run(key).folder
-            reason = "the corpora that are made of it are prepared"
+            reason = "the corpora made from it are prepared"
             yield Waste(folder, key, PARTS, used_bytes(folder), reason)
 
 
@@ -284,9 +284,7 @@ def _of_store(root: Path) -> Iterator[Waste | None]:
             found = json.loads(place.read_bytes())
             if _data_set(found, found["commit"]) in packed:
                 folder = place.parent
-                yield Waste(
-                    folder, None, DOWNLOADS, used_bytes(folder), "the corpora that are read from it are prepared"
-                )
+                yield Waste(folder, None, DOWNLOADS, used_bytes(folder), "the corpora read from it are prepared")
     for place in root.glob("building/*"):
         match = BUILDING.fullmatch(place.name)
         if match and (is_gone(match["process"]) or not is_here(match["process"])):

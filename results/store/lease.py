@@ -230,7 +230,7 @@ def held_by(path: Path) -> str:
     """Who holds a lease, and until when somebody who waits for it will wait, as a clause."""
     claim = _highest_claim(path)
     if claim is None or claim.owner is None:
-        return "its owner is just releasing it"
+        return "its owner is releasing the lease"
     owner, silence = claim.owner, f"or shows no sign of life for {SILENCE_S / 60:.0f} minutes"
     if owner == UNREADABLE:
         return (
@@ -239,8 +239,8 @@ def held_by(path: Path) -> str:
         )
     job = f" (job {owner.job_id})" if owner.job_id else ""
     if owner.is_here():
-        return f"process {owner.pid}{job} of this machine has it: waiting until that process ends"
-    return f"process {owner.pid} on {owner.host}{job} has it: waiting until that process ends {silence}"
+        return f"process {owner.pid}{job} on this machine holds the lease: waiting until that process ends"
+    return f"process {owner.pid} on {owner.host}{job} holds the lease: waiting until that process ends {silence}"
 
 
 def claim_problem(path: Path) -> str | None:
@@ -248,7 +248,7 @@ def claim_problem(path: Path) -> str | None:
     claim = _highest_claim(path)
     if claim is None or claim.owner != UNREADABLE:
         return None
-    return f"{_claim_file(path, claim.number)} cannot be read; delete it, if no process works on this"
+    return f"{_claim_file(path, claim.number)} cannot be read; if no process works on this, delete the file"
 
 
 def is_held(path: Path, liveness: LivenessChecker | None = None) -> bool:

@@ -32,7 +32,7 @@ class Problem:
     where: str
     """The key of the run, or the path of a file."""
     what: str
-    """What is wrong, and the cure."""
+    """What is wrong, and how to fix it."""
 
 
 class ReadOnce(Run):

@@ -158,9 +158,10 @@ class Corpus(Section):
     pairs of a prompt are in one split."""
 
     dedupe: Literal["exact", "near"] = "exact"
-    """Which copies of documents are dropped: exact ones, or also near ones (MinHash): training documents that are near copies
-    of a held-out document of any corpus that is trained on, or of an earlier training document. The held-out split is the same
-    for both. The default takes no time; near compares every document, and reads each corpus twice."""
+    """Which copies of documents are dropped: exact copies only (the default, which takes no time), or also near copies
+    (MinHash). With near, a training document is dropped if it is a near copy of a held-out document of any corpus that is
+    trained on, or of an earlier training document. The held-out split is the same for both. near compares every document,
+    and reads each corpus twice."""
 
     @property
     def responses_only(self) -> bool:

@@ -40,7 +40,7 @@ class Component(Section):
     passes: NotNegative | None = None
     """The amount as a number of passes over `of` tokens, such as 3 or 0.5."""
     share: Share | None = None
-    """The amount as a share of all sequences of the stage, mixed ones included, also if a window confines it."""
+    """The amount as a share of all sequences of the stage, mixed ones included, even if a window confines it."""
     of: Size | None = None
     """The number of distinct tokens to draw from. A larger amount repeats them, in a new order each pass. By default no token
     is repeated; `passes` needs it."""
@@ -226,7 +226,7 @@ class Start(Section):
 
 
 class Anchor(Section):
-    """A penalty on leaving the weights that a stage starts from. It is added to the loss; losses are reported without it."""
+    """A penalty on moving away from the weights that a stage starts from, added to the loss. Reported losses are without it."""
 
     l2sp: NotNegative = 0.0
     """L2-SP: the penalty is l2sp / 2 times the squared distance from the starting weights (Xuhong et al., arXiv 1802.01483).
@@ -257,8 +257,8 @@ class TrainingObjective(Section):
 
     dpo: PositiveFloat
     """DPO (Rafailov et al., arXiv 2305.18290): β, the strength with which the stage keeps to the model that it starts from. The
-    loss of a pair is -log σ(β m). The margin m is how much the log-probability of the chosen response, summed over its tokens,
-    has risen more than that of the rejected one since the start of the stage. Usual values are 0.05 to 0.5."""
+    loss of a pair is -log σ(β m). The margin m is how much more the log-probability of the chosen response has risen than
+    that of the rejected one since the start of the stage, each summed over its tokens. Usual values are 0.05 to 0.5."""
 
 
 class Adaptable(Optimisation):
@@ -277,8 +277,8 @@ class Adaptable(Optimisation):
     which has `chosen` and `rejected`. `tokens` and `batch` then count both responses: a pair is two sequences."""
     average: Annotated[Number, Field(ge=0, le=1)] = 1.0
     """WiSE-FT (Wortsman et al., arXiv 2109.01903), for the last stage of a chain: the trial's losses are those of the weights
-    between the start of the stage (0) and its end (1, the default). All averages share one training; the losses of those below
-    1 are measured in evaluation runs."""
+    between the start of the stage (0) and its end (1, the default). All averages share one training run; the losses of those
+    below 1 are measured in evaluation runs."""
 
     @model_validator(mode="after")
     def check_method(self) -> "Adaptable":

@@ -33,7 +33,7 @@ class Study(Section):
     model: Model
     """The model: a preset's name, its numbers, or a checkpoint."""
     tokenizer: Tokenizer | None = None
-    """The tokeniser. Required, but for a checkpoint: the default is then the checkpoint's own."""
+    """The tokeniser. Required unless `model` is a checkpoint, whose own tokeniser is then the default."""
     sequence_length: Annotated[Whole, Field(ge=2)]
     """The length of the packed sequences in tokens. It must not exceed the model's context."""
     corpora: Annotated[dict[str, Corpus], Field(min_length=1)]
@@ -42,7 +42,8 @@ class Study(Section):
     """How documents behave in the packed sequences."""
     stages: Annotated[tuple[str, ...], Field(min_length=1)] = STAGE_KINDS
     """The chain of stages, by name, in the order in which a trial trains them: each starts from the one before. The default is
-    the paper's three. Any of them may be left out, and any name may be added: its section has the fields of `FurtherStage`."""
+    the paper's three. Any of them may be left out, and any name may be added: its section has the fields of
+    `finetune`, and `max_tokens`, `skip` and `early_stopping`."""
     pretrain: Pretrain | None = None
     """Stage 1. Required if `stages` names it, and then it is the first of the chain."""
     posttrain: Posttrain | None = None
@@ -61,8 +62,8 @@ class Study(Section):
     grid: Grid = {}
     """The axes of the grid: the dotted path of a field, and the list of its values."""
     search: dict[str, Any] = {}
-    """The space that `retain search` searches instead of the grid. The fields are those of `SearchBlock` in
-    sweeps/schema/search_space.py."""
+    """The space that `retain search` searches instead of the grid. Its fields are under Searches in
+    docs/reference/fields.md."""
     evaluate: Evaluate | None = None
     """What is measured besides the losses that training measures. None of it enters the key of a stage that trains."""
     execution: Execution = Execution()
@@ -99,7 +100,7 @@ class Study(Section):
         near = [str(name) for name in fields if name not in chain]
         if alone := [name for name in missing if "stages" in fields and not difflib.get_close_matches(name, near, n=1)]:
             raise ValueError(
-                f"{alone[0]}: this field is required, as stages names it; write its section, or leave it out of stages"
+                f"{alone[0]}: this field is required, because `stages` names it; write its section, or leave it out of stages"
             )
         for name, section in fields.items():
             if name in chain and section is None:

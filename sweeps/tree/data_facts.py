@@ -170,7 +170,7 @@ def reading_remarks(reading: Reading) -> list[str]:
     if reading.asked:
         remarks.append(f"skipped {counted(reading.asked, 'pair')} whose prompt is held out")
     if reading.replaced:
-        remarks.append(f"replaced halves of characters in {counted(reading.replaced, 'document')}")
+        remarks.append(f"replaced unpaired surrogates in {counted(reading.replaced, 'document')}")
     if names := list(reading.hidden):
         more = ", ..." if len(names) > SHOWN else ""
         remarks.append(f"left out {counted(len(names), 'hidden file')}: {', '.join(names[:SHOWN])}{more}")

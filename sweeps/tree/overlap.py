@@ -19,7 +19,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Overlap:
-    """How near two packed corpora are. Lists have an entry for each of the two."""
+    """How similar two packed corpora are. Lists have an entry for each of the two."""
 
     corpora: list[str]
     """Their fingerprints."""

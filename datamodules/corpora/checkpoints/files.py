@@ -76,7 +76,7 @@ def copy_checkpoint(model: Model, folder: Path, to: Path) -> str | None:
     try:
         commit = _commit(model)
     except MissingResourceError as error:
-        raise type(error)(f"{error}; {shown(folder / model.hf)} is no folder either") from error
+        raise type(error)(f"{error}; {shown(folder / model.hf)} is not a folder either") from error
     # The configuration first, so that nothing large is downloaded for a model that cannot be used.
     place = _download(model, commit, list(SMALL))
     weights: list[str] = []
@@ -116,7 +116,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
         )
     bidirectional = FAMILIES[family].causal_unless
     if bidirectional and fields.get(bidirectional):
-        raise StudyError(f"{folder}: {bidirectional} is set, so it is no causal model; choose another checkpoint")
+        raise StudyError(f"{folder}: {bidirectional} is set, so it is not a causal model; choose another checkpoint")
     return family, kept
 
 

@@ -112,7 +112,7 @@ def checkpoint_problem(folder: Path) -> str | None:
         return str(error)
     except OSError as error:
         return f"the checkpoint cannot be read ({error}); {cure}"
-    return None if manifest.fingerprint == folder.name else f"it is another checkpoint than its folder names; {cure}"
+    return None if manifest.fingerprint == folder.name else f"it is not the checkpoint that its folder names; {cure}"
 
 
 def _read(folder: Path) -> _Manifest:
@@ -124,7 +124,7 @@ def _read(folder: Path) -> _Manifest:
             f"{folder / MANIFEST} is missing; {CURE}" if folder.is_dir() else f"{absent}; {CURE}"
         ) from None
     if _fingerprint(manifest.family, manifest.config, manifest.tensors) != manifest.fingerprint:
-        raise DamageError(f"{folder / MANIFEST} is damaged (its fingerprint is another); {CURE}")
+        raise DamageError(f"{folder / MANIFEST} is damaged (its fingerprint does not match); {CURE}")
     return manifest
 
 

@@ -80,7 +80,7 @@ def read_tensors(path: Path) -> list[Tensor]:
                 if name != "__metadata__"
             ]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise StudyError(f"{path} is no safetensors file, or its header is damaged; {CURE}") from None
+            raise StudyError(f"{path} is not a safetensors file, or its header is damaged; {CURE}") from None
     if max((tensor.end for tensor in tensors), default=start) != size:
         raise StudyError(f"{path} is cut short; {CURE}")
     return sorted(tensors, key=lambda tensor: tensor.name)

@@ -142,9 +142,11 @@ class HttpStream(io.RawIOBase):
         if self.first is None or not is_passing(error, begun=True) or any(map(status_of, causes(error))):
             return unreachable(self.url, error)
         if self.position and not self._may_go_on:
-            cure = "use a local copy: the server gives no etag and no time, so reading on could mix two contents"
+            cure = (
+                "use a local copy: the server gives no etag and no time, so resuming could mix two versions of the file"
+            )
             return refused(self.url, f"the connection broke after {self.position} bytes", cure)
-        return refused(self.url, f"the connection broke after {self.position} bytes, again and again", LATER)
+        return refused(self.url, f"the connection broke after {self.position} bytes, repeatedly", LATER)
 
     def _read(self, most: int) -> bytes | None:
         """Up to so many bytes; none at the end of the file; None if the connection sent only what was read before."""

@@ -117,7 +117,7 @@ def _told(error: BaseException) -> tuple[str, str] | None:
     if (status := status_of(error)) is not None:
         return _told_of_answer(status, str(getattr(error, "message", "")), retry_after_s(error))
     if type(error).__name__ == "TooManyRedirects":
-        return "the server redirects in a circle", "check the URL, or use a local copy"
+        return "the server redirects in a loop", "check the URL, or use a local copy"
     if isinstance(error, TimeoutError):
         return "the server does not answer in time", NETWORK
     if isinstance(error, socket.gaierror):
@@ -138,7 +138,7 @@ def _told_of_certificate(error: "ssl.SSLCertVerificationError") -> tuple[str, st
     if error.verify_code in OTHER_NAMES:
         return reason, "correct the host in the URL, or use a local copy"
     return reason, (
-        "if an authority of your own signs it, or a proxy, set SSL_CERT_FILE to a PEM file with all authorities to trust"
+        "if your own authority or a proxy signs it, set SSL_CERT_FILE to a PEM file with all authorities to trust"
     )
 
 

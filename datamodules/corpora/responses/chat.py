@@ -55,8 +55,8 @@ class ChatTemplate:
                 after, _ = self._write(messages[: index + 1], where)
                 if not (whole.startswith(after) and after.startswith(before)):
                     raise StudyError(
-                        f"{where}, message {index + 1}: the chat template writes this turn in another way once the "
-                        "conversation goes on, so it does not show which tokens the assistant wrote; put {% generation %} "
+                        f"{where}, message {index + 1}: the chat template renders this turn differently once the "
+                        "conversation continues, so it does not show which tokens the assistant wrote; put {% generation %} "
                         "and {% endgeneration %} around the assistant's turns in tokenizer.chat_template"
                     )
                 spans.append((len(before), len(after)))

@@ -186,7 +186,7 @@ def _load(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], tup
     except OSError as error:
         raise MissingResourceError(f"{where} cannot be read ({os_reason(error)}); make it readable") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{where} is no YAML ({' '.join(str(error).split())}); correct it") from None
+        raise StudyError(f"{where} is not valid YAML ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(fields, dict):
         raise StudyError(f"{where} holds no fields of a task; write `task: NAME` and the others")
     merged: dict[str, Any] = {}

@@ -96,7 +96,7 @@ def read_labels(store: Path, fingerprint: str) -> Labels:
     runs = tuple((run[0], run[1]) for run in saved["runs"] if len(run) == 2)
     found = Labels(saved["corpus"], saved["by"], tuple(saved["values"]), runs)
     if found.fingerprint != fingerprint:
-        raise DamageError(f"{path} is damaged (its fingerprint is another); delete it, and {CURE}")
+        raise DamageError(f"{path} is damaged (its fingerprint does not match); delete it, and {CURE}")
     return found
 
 

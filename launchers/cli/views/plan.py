@@ -36,8 +36,8 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
     lines = [
         *(_axes_line(one, len(plan.studies) > 1) for one in plan.studies),
         *(_looks_line(one, len(plan.studies) > 1) for one in plan.studies if one.looks),
-        f"{counted(totals.trials, 'trial is', 'trials are')} {counted(totals.stages, 'stage')}, "
-        f"{totals.to_train:,} of them to train: at most {format_size(totals.tokens_to_train)} tokens, {totals.flops:.3g} FLOPs",
+        f"{counted(totals.trials, 'trial')} in {counted(totals.stages, 'stage')}, "
+        f"{totals.to_train:,} to train: at most {format_size(totals.tokens_to_train)} tokens, {totals.flops:.3g} FLOPs",
         f"{format_size(totals.tokens)} tokens in all; one run per trial would train "
         f"{format_size(totals.tokens_without_sharing)}, {totals.tokens_without_sharing / totals.tokens:.2f} times as many",
         f"GPU-hours: {', '.join(_hours(totals, device) for device in totals.gpu_hours_by_device)}",
@@ -48,7 +48,9 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
     if totals.preparation_tokens:
         lines.append(_preparation(totals))
     if totals.optimizer_bytes:
-        lines.append(f"{format_bytes(totals.optimizer_bytes)} of the weights are moments of AdamW that stages carry on")
+        lines.append(
+            f"{format_bytes(totals.optimizer_bytes)} of the weights are AdamW moments that later stages continue with"
+        )
     if (measured := plan.evaluations).runs:
         lines.append(
             f"{counted(measured.runs, 'evaluation')}, {measured.to_measure:,} of them to measure: "
@@ -72,11 +74,11 @@ def _preparation(totals: PlanTotals) -> str:
     hours = totals.preparation_core_hours
     basis = "as measured in this store" if totals.preparation_measured else "modelled"
     parts = " and ".join(totals.preparation_sized_by)
-    sized = f"as many bytes each as in the parts of {parts}, 4 in others" if parts else "4 bytes of a source each"
+    sized = f"bytes per token as in the parts of {parts}, 4 in others" if parts else "at 4 bytes of source per token"
     here = f"{format_seconds(3600 * hours / cores)} on the {counted(cores, 'core')} here"
     return (
         f"to prepare the data: about {format_size(totals.preparation_tokens)} tokens ({sized}), {hours:.3g} core-hours at "
-        f"{format_size(totals.preparation_speed)} tokens per second and core ({basis}), {here}"
+        f"{format_size(totals.preparation_speed)} tokens per second per core ({basis}), {here}"
     )
 
 
@@ -86,7 +88,7 @@ def _disk_table(plan: Plan) -> "Table":
     for item in plan.disk:
         if item.bytes:
             table.add_row(item.what, format_bytes(item.bytes), item.freed)
-    table.add_row("all of it: the peak", format_bytes(plan.totals.disk_peak_bytes), "")
+    table.add_row("the peak: all of these together", format_bytes(plan.totals.disk_peak_bytes), "")
     return table
 
 
@@ -109,8 +111,8 @@ def print_power(plan: "PowerPlan") -> None:
     console.print(table)
     print_line(
         console,
-        f"seeds decide with a chance of {plan.chance:.0%}, for {basis} and the spread of {plan.pilot} over "
-        f"{plan.pilot_seeds} seeds; cautious: for the upper 80% limit of that spread",
+        f"seeds: enough to decide with a probability of {plan.chance:.0%}, given {basis} and the spread of {plan.pilot} over "
+        f"{plan.pilot_seeds} seeds; cautious: given the upper 80% limit of that spread",
     )
     for price in plan.prices:
         totals = price.totals
@@ -218,7 +220,7 @@ def _axes_line(study: PlannedStudy, named: bool) -> str:
 
 def _looks_line(study: PlannedStudy, named: bool) -> str:
     counts = ", ".join(map(str, study.looks))
-    return f"looks{f' of {study.study}' if named else ''} at {counts} seeds; what follows is the price of the most"
+    return f"looks{f' of {study.study}' if named else ''} at {counts} seeds; the totals below are for the most seeds"
 
 
 def _hours(totals: PlanTotals, device: str) -> str:

@@ -44,17 +44,17 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
     if named:
         console.print(f"{results.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
     else:
-        console.print(f"{results.loss_unit}: STAGE/CORPUS is that after STAGE on CORPUS")
+        console.print(f"{results.loss_unit}: STAGE/CORPUS is the loss after STAGE on CORPUS")
         if any(without_value(name) != name for name in shown):
-            console.print("STAGE/CORPUS[VALUE] is that on the documents of CORPUS with VALUE in the field of its `by`")
+            console.print("STAGE/CORPUS[VALUE] is the loss on the documents of CORPUS whose field `by` has this VALUE")
         metrics = {name for name in shown if is_metric(name)}
         of_pairs = {name for name in metrics if name.rpartition("/")[2] in PAIR_MEASURES}
         if of_pairs:
             console.print(
-                "pairs: STAGE/CORPUS/METRIC is that after STAGE on held-out pairs: DPO loss and margin in nats"
+                "pairs: STAGE/CORPUS/METRIC is the metric after STAGE on held-out pairs: DPO loss and margin in nats"
             )
         if metrics - of_pairs:
-            console.print("metrics of tasks: STAGE/TASK/METRIC is that after STAGE on TASK")
+            console.print("metrics of tasks: STAGE/TASK/METRIC is the metric after STAGE on TASK")
         for reason in results.blanks:
             print_line(console, reason)
     if len(rows) > MOST_ROWS:
@@ -66,7 +66,7 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
     if results.looks:
         print_line(console, looks_sentence(results.looks))
     if (points := study_folder(store, results.study) / POINTS_STUDY).exists():
-        print_line(console, f"what a search has tried in addition: {command('results', str(points), None, store)}")
+        print_line(console, f"the points that a search has tried: {command('results', str(points), None, store)}")
 
 
 def print_failures(failures: Sequence[Failure]) -> None:

@@ -77,7 +77,8 @@ def watch_status(read: Callable[[], Status], idle_s: float = IDLE_S) -> None:
     print_status(status)
     if not status.is_over:
         print_line(
-            open_console(), f"nothing was queued or running for {idle_s:.0f} s; retain run or retain submit trains"
+            open_console(),
+            f"nothing was queued or running for {idle_s:.0f} s; start training with retain run or retain submit",
         )
 
 
@@ -110,7 +111,7 @@ def _cost_lines(costs: Sequence[StageCost]) -> list[str]:
     if total < 1:
         return []
     stages = ", ".join(f"{cost.stage} {format_seconds(cost.device_hours * 3600)}" for cost in costs if cost.attempts)
-    again = f", {format_seconds(lost)} of it trained again after interruptions" if lost >= 1 else ""
+    again = f", {format_seconds(lost)} of it repeated after interruptions" if lost >= 1 else ""
     joules = total_joules(costs)
-    energy = "" if joules is None else f"; energy, as far as devices count it: {format_joules(joules)}"
+    energy = "" if joules is None else f"; energy, where devices measure it: {format_joules(joules)}"
     return [f"device time: {format_seconds(total)} ({stages}){again}{energy}"]

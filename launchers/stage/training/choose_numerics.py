@@ -75,7 +75,7 @@ def choose_numerics(
     stopped = context.stop.signal if compiled else None
     if lack:
         compiled = False
-        notes.append(f"steps are not compiled, because this machine cannot ({lack}); results are right, only slower")
+        notes.append(f"steps are not compiled, because this machine cannot ({lack}); only training is slower")
     # 4. Absent, like `compile`, in runs that earlier versions registered.
     deterministic = execution.get("deterministic", True)
     if not deterministic:

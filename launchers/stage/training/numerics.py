@@ -47,7 +47,7 @@ def differences(before: Numerics, now: Numerics) -> list[str]:
     """One note for each choice in which an attempt differs from earlier ones, for readers of the results."""
     kept, taken = asdict(before), asdict(now)
     return [
-        f"resumes with {words(taken[name])} a run that began with {words(kept[name])}: same batches, not bit-identical"
+        f"resumes with {words(taken[name])}; the run began with {words(kept[name])}: same batches, not bit-identical"
         for name, words in _WORDS.items()
         if taken[name] != kept[name] and (name == "micro_batch" or None not in (taken[name], kept[name]))
     ]

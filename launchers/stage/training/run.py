@@ -170,7 +170,7 @@ def _begin(context: AttemptContext, device: str | None) -> SavedCheckpoint | Non
             notes.append("no undamaged checkpoint is left: the stage starts again")
         if saved is not None and saved.world != ranks.world:
             notes.append(
-                f"resumes with {ranks.world} ranks a run of {saved.world}: same order of data, not bit-identical"
+                f"resumes with {ranks.world} ranks; the run had {saved.world}: same order of data, not bit-identical"
             )
         try:
             context.begin(saved.step * recipe["batch"] * recipe["sequence_length"] if saved else 0, device)

@@ -70,7 +70,7 @@ def _answer_from(receiver: Connection, work: Callable[[Sequence[Thing]], Result]
         answer = receiver.recv()
     except EOFError:
         raise MissingResourceError(
-            "the system ended a process of this command, perhaps as memory ran out; run it again where there is more"
+            "the system ended a process of this command, perhaps for lack of memory; run it again where there is more"
         ) from None
     result, error = answer
     if error is not None:

@@ -184,7 +184,7 @@ class LinearStudy(Section):
     grid: Grid = Field(default_factory=dict)
     """The axes of the grid: the dotted path of a field, and the list of its values."""
     search: dict[str, Any] = Field(default_factory=dict)
-    """The space that `retain search` searches. The fields are those of `SearchBlock` in sweeps/schema/search_space.py."""
+    """The space that `retain search` searches. Its fields are under Searches in docs/reference/fields.md."""
     execution: Execution = Execution()
     """How and where the stages run. None of it enters a stage key."""
 

@@ -91,7 +91,7 @@ def test_a_store_that_knows_nothing_of_the_data_says_that_keys_are_provisional(
     shutil.rmtree(store / "prepared")
     assert open_study(str(file.path), (), store).tree.provisional
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("retain: tiny.yaml: corpora.general, corpora.music, corpora.chemistry not prepared in ")
+    assert said.startswith("retain: tiny.yaml: corpora.general, corpora.music, corpora.chemistry are not prepared in ")
     assert "stage keys are provisional" in said
 
 

@@ -227,7 +227,7 @@ def test_a_corpus_missing_from_the_store_is_named_with_the_cure(tmp_path: Path) 
         (
             {"tokenizer.train": 30_000},
             StudyError,
-            r"tokenizer\.train: the corpora yield \d+ of 30000 entries",
+            r"tokenizer\.train: the corpora yield only \d+ of 30000 entries",
         ),
         ({"tokenizer": {"hf": "not/a/name"}}, MissingResourceError, r"tokenizer\.hf: not/a/name cannot be downloaded"),
     ],

@@ -63,7 +63,7 @@ def test_training_on_the_same_text_gives_the_same_tokeniser() -> None:
 
 def test_too_little_text_is_refused_with_the_number_of_entries_it_yields() -> None:
     with pytest.raises(
-        StudyError, match=r"tokenizer\.train: the corpora yield \d+ of 2000 entries; lower tokenizer\.train"
+        StudyError, match=r"tokenizer\.train: the corpora yield only \d+ of 2000 entries; lower tokenizer\.train"
     ):
         train_tokenizer(["a few words"], 2000)
 
@@ -87,7 +87,7 @@ def test_a_local_folder_may_be_named_instead_of_an_id(tmp_path: Path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (str(tmp_path / "mine"), "~/mine", "$HOME/mine"):
         assert fetch_tokenizer(name, None, Path("/nowhere")).fingerprint == TRAINED.fingerprint
-    with pytest.raises(MissingResourceError, match=r"^tokenizer\.hf: ~/yours is no folder; correct the path$"):
+    with pytest.raises(MissingResourceError, match=r"^tokenizer\.hf: ~/yours is not a folder; correct the path$"):
         fetch_tokenizer("~/yours", None, tmp_path)
 
 

@@ -94,10 +94,10 @@ def test_the_table_outlives_the_data_that_it_was_made_from(trained: Trained, tmp
 @pytest.mark.parametrize("verb", ["status", "results", "report"])
 def test_keys_of_unprepared_data_are_said_to_be_provisional(verb: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for store, missing in (("none", "none not found; name another with --store"), ("empty", "not prepared in")):
+    for store, missing in (("none", "none not found, so stage keys"), ("empty", "not prepared in")):
         error = printed_by(verb, tiny_study(tmp_path), "--store", tmp_path / store).stderr
         assert missing in error
-        assert "its stage keys are provisional" in error
+        assert "stage keys are provisional" in error
         assert error.count("\n") == 1
 
 

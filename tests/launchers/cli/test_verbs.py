@@ -31,7 +31,7 @@ def test_plan_prints_the_documented_fields_before_and_after_training(trained: Tr
     assert fresh["totals"]["to_train"] == 8
     assert {stage["state"] for stage in document["stages"]} == {"done"}
     assert document["totals"]["to_train"] == document["totals"]["tokens_to_train"] == 0
-    assert "8 stages, 0 of them to train" in retain_here("plan", trained.study, "--store", trained.store).stdout
+    assert "8 stages, 0 to train" in retain_here("plan", trained.study, "--store", trained.store).stdout
 
 
 def test_status_prints_the_documented_fields_for_a_study_and_for_a_store(trained: Trained) -> None:

@@ -94,7 +94,7 @@ def test_a_plan_says_what_parts_take_until_the_data_is_prepared(tmp_path: Path) 
     assert totals["disk_peak_bytes"] >= totals["parts_bytes"] + totals["data_bytes"]
     said = " ".join(retain_here("plan", study, "--store", store).stdout.split())
     assert "by gc, once the corpora are packed" in said
-    assert "tokens per second and core (modelled)" in said
+    assert "tokens per second per core (modelled)" in said
     calm(study, store)
     assert retain_json("plan", study, "--store", store)["totals"]["parts_bytes"] == 0
 
@@ -135,13 +135,15 @@ def test_a_plan_says_how_long_preparing_takes_and_what_takes_disk_until_when(tmp
 @pytest.mark.slow
 def test_a_plan_takes_the_bytes_of_a_token_from_the_parts_that_are_prepared(tmp_path: Path) -> None:
     study, store = large_study(tmp_path / "study", **{"corpora.music.tokens": 20_000}), tmp_path / "runs"
-    assert "tokens (4 bytes of a source each)" in " ".join(retain_here("plan", study, "--store", store).stdout.split())
+    assert "tokens (at 4 bytes of source per token)" in " ".join(
+        retain_here("plan", study, "--store", store).stdout.split()
+    )
     retain_here("data", study, "--store", store)
     whole = (study, "corpora.music.tokens=null", "--store", store)
     totals = retain_json("plan", *whole)["totals"]
     assert totals["preparation_sized_by"] == ["music"]
     said = " ".join(retain_here("plan", *whole).stdout.split())
-    assert "(as many bytes each as in the parts of music, 4 in others)" in said
+    assert "(bytes per token as in the parts of music, 4 in others)" in said
     music = next(one for one in retain_json("data", *whole)["corpora"] if one["name"] == "music")
     tokens = music["reading"]["tokens"]
     size = (tmp_path / "study" / "music.jsonl").stat().st_size

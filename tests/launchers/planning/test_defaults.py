@@ -11,7 +11,7 @@ from retain.sweeps.base.units import counted
 from tests.studies import tiny_study
 
 CORES = usable_cores()
-ON_CPUS = f"on CPUs, {{}} at a time, as it has {counted(CORES, 'core')} and a stage takes {{}}"
+ON_CPUS = f"on CPUs, {{}} at a time, because it has {counted(CORES, 'core')} and a stage uses {{}}"
 FITTING = "in the largest micro-batches that fit"
 FIXED = ("execution.precision=fp32", "execution.compile=false")
 

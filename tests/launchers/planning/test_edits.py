@@ -10,7 +10,7 @@ from retain.results.store.runs import Store
 from tests.retain import retain_here, retain_json, train_here
 from tests.studies import linear_study
 
-SAID = "of the stages to train were trained before with another recipe (posttrain.lr was 0.01 and is 0.015"
+SAID = "of the stages to train were trained before with another recipe (posttrain.lr was 0.01 and is now 0.015"
 
 
 def edit(study: Path, stage: str, **fields: object) -> None:
@@ -48,7 +48,7 @@ def test_of_several_edits_the_one_that_was_trained_last_is_compared(trained: tup
     edit(study, "posttrain", lr=0.02)
     train_here(study, store)
     edit(study, "posttrain", lr=0.015)
-    assert "posttrain.lr was 0.02 and is 0.015" in retain_here("results", study, "--store", store).stderr
+    assert "posttrain.lr was 0.02 and is now 0.015" in retain_here("results", study, "--store", store).stderr
     edit(study, "posttrain", lr=0.01)
     assert "another recipe" not in retain_here("results", study, "--store", store).stderr
 
@@ -73,7 +73,7 @@ def test_what_is_above_a_run_that_is_gone_is_not_named_as_changed(trained: tuple
             shutil.rmtree(run.folder)
     edit(study, "finetune", time=21)
     said = retain_here("results", study, "--store", store).stderr
-    assert "(finetune.sequences was 4000 and is 4200, finetune.steps was 4000 and is 4200)" in said
+    assert "(finetune.sequences was 4000 and is now 4200, finetune.steps was 4000 and is now 4200)" in said
     edit(study, "finetune", time=20)
     edit(study, "pretrain", time=21)
     assert "(of a stage above, whose run is gone)" in retain_here("results", study, "--store", store).stderr

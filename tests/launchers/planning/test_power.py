@@ -57,7 +57,7 @@ def test_each_claim_gets_its_seeds_and_each_number_of_seeds_its_price(
         assert price["totals"]["trials"] == planned.trials == 2 * price["seeds"]
     assert falling["seeds"] in [price["seeds"] for price in plan["prices"]]
     text = power(capsys, study, "--store", store)
-    assert "seeds decide with a chance of 80%" in text
+    assert "enough to decide with a probability of 80%" in text
     assert "stages to train" in text
 
 

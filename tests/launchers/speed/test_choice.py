@@ -77,8 +77,8 @@ def test_a_plan_says_what_is_not_measured_yet() -> None:
 def test_a_plan_says_that_short_paths_stay_in_fp32_whatever_is_measured() -> None:
     lines = planned_choices("auto", "auto", speeds(4.0, 1.0), 30, 30)
     assert lines == [
-        "precision fp32: 30 steps from the start of the path are too few to measure (from 200 on)",
-        "not compiled: 30 steps from the start of the path are too few to measure (from 200 on)",
+        "precision fp32: 30 steps from the start of the path are too few to measure (at least 200)",
+        "not compiled: 30 steps from the start of the path are too few to measure (at least 200)",
     ]
 
 

@@ -149,10 +149,10 @@ def test_a_stop_signal_that_reaches_the_compilers_too_stops_the_run_and_does_not
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        ("execution.micro_batch=3", "a micro-batch of 3 sequences a run that began with no micro-batches"),
-        ("execution.precision=fp32", "fp32 a run that began with bf16"),
-        ("execution.threads=2", "2 threads a run that began with 1 threads"),
-        ("execution.deterministic=false", "non-deterministic kernels a run that began with deterministic kernels"),
+        ("execution.micro_batch=3", "a micro-batch of 3 sequences; the run began with no micro-batches"),
+        ("execution.precision=fp32", "fp32; the run began with bf16"),
+        ("execution.threads=2", "2 threads; the run began with 1 threads"),
+        ("execution.deterministic=false", "non-deterministic kernels; the run began with deterministic kernels"),
     ],
 )
 def test_a_run_that_resumes_with_other_numerics_says_so(
@@ -176,7 +176,7 @@ def test_a_run_that_resumes_without_compiling_says_so(one_stage: tuple[Path, Pat
     run = of_stage(store, "pretrain")
     note = run.state().attempts[-1].note
     assert note is not None
-    assert "resumes with uncompiled steps a run that began with compiled steps: same batches" in note
+    assert "resumes with uncompiled steps; the run began with compiled steps: same batches" in note
     for split, loss in run.losses()["splits"].items():
         assert loss["loss"] == pytest.approx(losses(undisturbed)[run.key]["splits"][split]["loss"], abs=0.02)
     assert Store(store).run(run.key).losses()["token_digest"] == losses(undisturbed)[run.key]["token_digest"]

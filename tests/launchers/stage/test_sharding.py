@@ -123,7 +123,7 @@ def test_states_of_two_processes_are_gone_on_from_by_one_and_by_four_to_the_same
     for stage, tokens in begun.items():
         last = of_stage(store, stage).state().attempts[-1]
         assert (last.tokens_at_start, last.world) == (tokens, devices)
-        assert (f"resumes with {devices} ranks a run of 2" in str(last.note)) == (tokens > 0)
+        assert (f"resumes with {devices} ranks; the run had 2" in str(last.note)) == (tokens > 0)
 
 
 @pytest.mark.parametrize("stage", ["posttrain", "finetune"])

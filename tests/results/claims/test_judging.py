@@ -41,7 +41,7 @@ def test_one_interval_of_several_refutes_only_after_the_correction() -> None:
     alone = judge("1a", "a claim", 1, [("it", against)])
     among = judge("1a", "a claim", 1, [("it", against), *[("another", nothing)] * 7])
     assert (alone.outcome, among.outcome) == ("not supported", "undecided")
-    assert "Holm's correction for 8 intervals decides" in among.note
+    assert "Holm's correction for 8 intervals applies" in among.note
     assert among.p > alone.p
     stronger = effect_of({0: -1.0, 1: -1.01, 2: -1.02})
     assert judge("1a", "a claim", 1, [("it", stronger), *[("another", nothing)] * 7]).outcome == "not supported"

@@ -81,7 +81,7 @@ def test_the_page_answers_a_readers_questions(reported: Path) -> None:
     for expected in (
         "What does a model still know",
         "Partial results: 2 of 6 trials are missing.",
-        "6 trials are 10 stages",
+        "6 trials in 10 stages",
         "sharing saves",
         "4 done, 2 planned",
         "2 of 6 trials missing",
@@ -90,7 +90,7 @@ def test_the_page_answers_a_readers_questions(reported: Path) -> None:
         "retain report",
         "python 3.",
         "first attempt",
-        "8 at 8 runs; 0 of them took more than one",
+        "8 for 8 runs; runs with more than one: 0",
         "device-hours",
         "all attempts, on CPU",
         "has the lowest L_ret",
@@ -275,7 +275,7 @@ def test_the_page_lists_interruptions_and_attempts(tmp_path: Path) -> None:
         "preempted",
         "no undamaged checkpoint is left",
         "crash",
-        "1 of them took more than one",
+        "runs with more than one: 1",
     ):
         assert expected in text, expected
     assert "1 failed" in text

@@ -162,7 +162,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("finetune.floor=up", "finetune.floor: unknown value (got 'up'); write lower or rise"),
         (
             "stages=[pretrain, decay]",
-            "decay: this field is required, as stages names it; write its section, or leave it out of stages",
+            "decay: this field is required, because `stages` names it; write its section, or leave it out of stages",
         ),
         ("stages=[pretrain, pretrain]", "stages: pretrain is named twice; give the second one a name of its own"),
         ("evaluate.corpora=[x]", "evaluate.corpora: unknown corpus 'x'; the corpora are general, music, chemistry"),

@@ -134,7 +134,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages": ["pretrain", "midtrain", "sft"]},
-        "sft: this field is required, as stages names it; write its section, or",
+        "sft: this field is required, because `stages` names it; write its section, or",
     ),
     ({"stages": []}, "stages: too few values (got []); write at least 1"),
     ({"stages": "pretrain"}, "stages: expected a list, as in [a, b] (got 'pretrain')"),

@@ -72,8 +72,8 @@ def test_without_a_hub_an_unprepared_checkpoint_is_a_missing_resource_and_a_plan
     assert not known_facts(read_study(str(study)), tmp_path / "runs").prepared
     refused = retain("data", study, "--store", tmp_path / "runs", code=3, more=NOWHERE).stderr.strip().splitlines()[-1]
     assert "model.hf: some/model: the hub does not answer" in refused
-    assert refused.endswith(f"; {tmp_path / 'study' / NAME} is no folder either")
+    assert refused.endswith(f"; {tmp_path / 'study' / NAME} is not a folder either")
     local = tiny_study(tmp_path / "study", study="local", model={"hf": "./nowhere"}, tokenizer=None)
     with pytest.raises(MissingResourceError) as missing:
         known_facts(read_study(str(local)), tmp_path / "runs")
-    assert str(missing.value) == "local.yaml: model.hf: ./nowhere is no folder; correct the path"
+    assert str(missing.value) == "local.yaml: model.hf: ./nowhere is not a folder; correct the path"

@@ -71,7 +71,7 @@ def test_a_file_of_which_a_server_knows_only_the_time_is_read_on_too(tmp_path: P
 def test_a_file_that_always_breaks_off_is_never_taken_for_a_whole_one(suffix: str, tmp_path: Path) -> None:
     said = refusal(Odd(PACKED[suffix], ranges=False, breaks=99), tmp_path, f"a{suffix}")
     assert "the connection broke after" in said
-    assert said.endswith("again and again); try again later, or use a local copy")
+    assert said.endswith("repeatedly); try again later, or use a local copy")
 
 
 def test_a_file_that_changes_while_the_connection_is_broken_is_refused(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_an_answer_that_stays_is_told_with_its_cure(status: int, retry_after: st
 def test_redirects_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
     with odd_server(Odd(BODY, redirect="/moved/a.jsonl")) as address:
         assert read(tmp_path, files=f"{address}/a.jsonl") == TEXTS
-    assert "(the server redirects in a circle); check the URL" in refusal(Odd(BODY, redirect="/a.jsonl"), tmp_path)
+    assert "(the server redirects in a loop); check the URL" in refusal(Odd(BODY, redirect="/a.jsonl"), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])

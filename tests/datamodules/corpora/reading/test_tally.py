@@ -182,6 +182,6 @@ def test_remarks_say_what_was_skipped_and_why() -> None:
         "skipped 2 records whose text is null",
         "skipped 1 empty document",
         "skipped 1 document that another corpus holds out",
-        "replaced halves of characters in 1 document",
+        "replaced unpaired surrogates in 1 document",
         "left out 4 hidden files: .a, .b, .c, ...",
     ]

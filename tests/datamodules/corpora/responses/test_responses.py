@@ -79,7 +79,7 @@ def test_templates_without_tags_predict_the_assistants_turns_to_the_end_of_their
 
 def test_a_template_that_does_not_show_the_assistants_turns_is_refused() -> None:
     turns = conversation([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")])
-    with pytest.raises(StudyError, match=r"here, message 2: the chat template writes this turn in another way"):
+    with pytest.raises(StudyError, match=r"here, message 2: the chat template renders this turn differently"):
         ChatTemplate(LATER_TURNS_DIFFER).render(turns, "here")
 
 

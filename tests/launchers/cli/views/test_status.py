@@ -197,7 +197,10 @@ def test_watching_ends_with_a_sentence_if_nothing_begins(
     monkeypatch.setattr(view, "WATCH_EVERY_S", 0.01)
     study = linear_study(tmp_path)
     view.watch_status(status_reader(str(study), (), tmp_path / "runs"), idle_s=0.05)
-    assert "nothing was queued or running for 0 s; retain run or retain submit trains" in capsys.readouterr().out
+    assert (
+        "nothing was queued or running for 0 s; start training with retain run or retain submit"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("joules", [None, 4.32e6])
@@ -209,7 +212,7 @@ def test_device_time_and_energy_of_each_stage_are_below_the_table_and_in_the_doc
         attempt = Attempt(0.5, "a", 1, world=2, end=1800.5, cause="finished", joules=joules)
         put_state(run, State("done", (attempt,)))
     view.print_status(status_reader(None, (), store.root)())
-    told = "" if joules is None else "; energy, as far as devices count it: 1.2 kWh"
+    told = "" if joules is None else "; energy, where devices measure it: 1.2 kWh"
     assert f"device time: 1h 00m (pretrain 1h 00m){told}\n" in capsys.readouterr().out
     assert main(["status", "--store", str(store.root), "--stage", "pretrain", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
