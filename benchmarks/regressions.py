@@ -26,7 +26,8 @@ from statistics import median
 
 import torch
 
-from benchmarks import loading, packing, startup
+from benchmarks import loading, startup
+from benchmarks.corpora import packing
 from benchmarks.harness import RESULTS, bf16_support, cpu_model, log, run_child, run_function
 from benchmarks.loops import PEER, WARM_UP, racing, take_turns
 from benchmarks.made_up import made_store

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.corpora.packing import documents_in, write_text
 from benchmarks.harness import (
     Child,
     Option,
@@ -30,7 +31,6 @@ from benchmarks.harness import (
     run_function,
     watch_other_processes,
 )
-from benchmarks.packing import documents_in, write_text
 
 # A peer's interpreter imports this file too, so other packages are imported where they are used.
 

@@ -1,6 +1,6 @@
 """How fast text becomes packed tokens: Retain, the tokeniser library alone, and other ways to pack.
 
-    python -m benchmarks.packing [--tokenizer FOLDER] [--peers-python PATH] [--write]
+    python -m benchmarks.corpora.packing [--tokenizer FOLDER] [--peers-python PATH] [--write]
 
 The text is the docstrings of installed packages, repeated with a number so that no document is a duplicate. Retain does all
 of `retain data`: read jsonl, drop duplicates, hold out, encode, pack, digest, write. The library encodes the same documents
