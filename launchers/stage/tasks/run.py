@@ -82,7 +82,7 @@ def attempt(context: AttemptContext) -> None:
     torch.use_deterministic_algorithms(True)
     try:
         found = measure(recipe, context.store.root, model, tokenizer, machine, between)
-    except RetainError:
+    except (RetainError, AttemptStopped):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
