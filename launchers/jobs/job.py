@@ -32,13 +32,12 @@ from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.launchers.stage.ranks import Ranks, free_port
 from retain.launchers.stage.signals import ALL_SIGNALS, StopRequest
 from retain.results.store.lease import try_lease
-from retain.results.store.readiness import blocked_by, unfinished_needs
+from retain.results.store.readiness import blocked_by, need_in_words, unfinished_needs
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.processes.names import slurm_job
-from retain.sweeps.tree.key_diff import stage_name
 
 WAIT_S = 60
 """Seconds that a job waits in the queue before it checks again whether the runs it needs are done."""
@@ -128,11 +127,14 @@ def check_needs(store: Store, run: Run) -> tuple[str, str]:
     if why := blocked_by(store, run):
         return "skip", why
     for needed in unfinished_needs(store, run):
-        state = needed.state().state
-        name = f"{stage_name(needed.spec())} {needed.key[:8]} is {state}"
-        if state != "running" and needed.key not in read_backlog(store).keys and not _has_job(store, needed):
-            return "skip", f"{name} and has no job; submit the study again"
-        return "wait", name
+        what = need_in_words(needed)
+        if (
+            needed.state().state != "running"
+            and needed.key not in read_backlog(store).keys
+            and not _has_job(store, needed)
+        ):
+            return "skip", f"{what} and has no job; submit the study again"
+        return "wait", what
     return "train", ""
 
 
