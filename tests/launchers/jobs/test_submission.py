@@ -11,6 +11,7 @@ import pytest
 from retain.launchers.cli.app import main
 from retain.launchers.cli.views.submission import print_submission
 from retain.launchers.jobs.backlog import submit_backlog
+from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.data.submit import in_turns
 from retain.launchers.jobs.job import Requeue, _requeue, check_needs
 from retain.launchers.jobs.status import find_orphans, with_jobs
@@ -34,6 +35,7 @@ from retain.launchers.slurm.client import Job
 from retain.results.store.runs import Store
 from retain.results.store.status import study_status
 from retain.sweeps.base.errors import MissingResourceError
+from tests.disks import small_disk_at
 from tests.results.runs import kinds, registered
 from tests.studies import linear_study, tiny_study
 
@@ -189,3 +191,10 @@ def test_a_deleted_run_does_not_keep_the_others_waiting_for_room(
     submit_backlog(store)
     assert "not submitted: SLURM: scontrol is not on PATH" in capsys.readouterr().out
     assert read_backlog(store) == Backlog((other.key,), "6")
+
+
+def test_a_copy_of_the_code_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    with small_disk_at(tmp_path / "disk", 1) as disk:
+        with pytest.raises(OSError, match="No space left"):
+            snapshot_code(disk)
+        assert not list((disk / "code").iterdir())
