@@ -1,8 +1,11 @@
 """Names of jobs, the printed tree of a submission, and dry runs."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +40,7 @@ from retain.results.store.status import study_status
 from retain.sweeps.base.errors import MissingResourceError
 from tests.disks import small_disk_at
 from tests.results.runs import kinds, registered
+from tests.retain import environment
 from tests.studies import linear_study, tiny_study
 
 
@@ -198,3 +202,18 @@ def test_a_copy_of_the_code_that_does_not_fit_leaves_nothing_behind(tmp_path: Pa
         with pytest.raises(OSError, match="No space left"):
             snapshot_code(disk)
         assert not list((disk / "code").iterdir())
+
+
+def test_a_died_job_that_cannot_be_requeued_says_so_in_one_sentence(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    run = kinds(tree, store, "pretrain")[0]
+    submission = replace(new_submission([run.key]), job_id="7")
+    write_submission(store, submission)
+    run.queue(submission.token)
+    run.begin(os.getpid())
+    command = [sys.executable, "-m", "retain.launchers.jobs.epilogue", str(store.root), submission.token]
+    on_a_node = environment({"SLURM_JOB_ID": "7", "PATH": "/nowhere"})  # without scontrol
+    done = subprocess.run(command, capture_output=True, text=True, env=on_a_node, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("retain: SLURM: scontrol is not on PATH"), done.stderr
+    assert run.state().state == "queued"
