@@ -66,9 +66,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _end(store: Store, runs: Sequence[Run]) -> None:
-    """What the end of a job that has no run left to do may cause: submissions, and the user's own command."""
-    submit_backlog(store)
+    """What the end of a job that has no run left to do may cause: the user's own command, and submissions."""
     tell_ended(store, [run.key for run in runs], ON_SLURM)
+    submit_backlog(store)  # last: it may requeue this job, which ends this process
 
 
 def _all_ended(runs: Sequence[Run]) -> bool:
