@@ -323,13 +323,13 @@ def drill(
 
 def _cancel_search(study: str, overrides: Sequence[str], store: Path) -> bool:
     """Cancel the search of a study and its stages. Returns whether there was one."""
-    from retain.results.store.runs import Store
+    from retain.results.store.runs import SPEC, Store
     from retain.results.store.study_files import search_run
     from retain.sweeps.schema.read import read_study
 
     name = read_study(study, overrides).study.study
     run = search_run(Store(store), name)
-    if not (run.folder / "stage.json").exists():
+    if not (run.folder / SPEC).exists():
         return False
     from retain.launchers.search.request import read_request
     from retain.launchers.search.submission import cancel_search

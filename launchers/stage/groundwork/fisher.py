@@ -11,9 +11,6 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import time
 
-from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
-
 from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.order.stage_data import first_sequences
 from retain.launchers.stage.attempt import AttemptContext
@@ -25,7 +22,7 @@ from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import begin_on_one_process
 from retain.lightning_modules.anchors.fisher import add_squares, information_per_token, no_squares
 from retain.lightning_modules.compiled import attend_in_fp32, deterministic_kernels
-from retain.lightning_modules.models import load_model
+from retain.lightning_modules.models import load_model, on_device
 from retain.lightning_modules.objective import predictions
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.state import FISHER_FILE, Progress
@@ -39,7 +36,6 @@ SUMS = "sums.safetensors"
 
 def attempt(context: AttemptContext) -> None:
     """Estimate the information and finish a run, on one process. Raises StageFailedError, AttemptStopped, DamageError."""
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     run, recipe = context.run, context.spec["recipe"]
     # 1. Record that the attempt begins, where the last one was stopped.
     known = saved_tensors(run.checkpoint / SUMS)
@@ -54,7 +50,7 @@ def attempt(context: AttemptContext) -> None:
         )
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
-    model: PreTrainedModel = load_model(stage.model).to(machine.device)  # type: ignore[arg-type]
+    model = on_device(load_model(stage.model), machine.device)
     if machine.bf16 and not machine.gpu:
         attend_in_fp32(model)
     weights = sum(one.numel() for one in model.parameters())

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
 from retain.datamodules.corpora.prepared import SPLITS, packed_corpus, stored_tokenizer
@@ -30,7 +29,7 @@ from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import Machine, begin_on_one_process
 from retain.lightning_modules.compiled import attend_in_fp32, deterministic_kernels, uncompiled
-from retain.lightning_modules.models import load_model
+from retain.lightning_modules.models import load_model, on_device
 from retain.lightning_modules.preferences.dpo import log_probabilities
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.state import REFERENCE_FILE, Progress
@@ -50,7 +49,6 @@ def attempt(context: AttemptContext) -> None:
 
     Raises StageFailedError, AttemptStopped, DamageError.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     run, recipe = context.run, context.spec["recipe"]
     # 1. Record that the attempt begins, where the last one was stopped.
     known = saved_tensors(run.checkpoint / SAVED)
@@ -103,7 +101,7 @@ def _start(context: AttemptContext, machine: Machine) -> tuple[PreTrainedModel, 
     else:
         folder, within = checkpoint_folder(store.root, recipe["model"]["start"]), "documents" in recipe
     tokenizer = stored_tokenizer(store.root, context.spec["tokenizer"])
-    model = load_model(folder).to(machine.device)  # type: ignore[arg-type]
+    model = on_device(load_model(folder), machine.device)
     model.train(False)
     if machine.bf16 and not machine.gpu:
         attend_in_fp32(model)

@@ -39,6 +39,7 @@ from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import Machine, begin_on_one_process
 from retain.lightning_modules.compiled import deterministic_kernels
+from retain.lightning_modules.models import on_device
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.runs import MEASURES
 from retain.results.store.state import Progress
@@ -65,7 +66,7 @@ def attempt(context: AttemptContext) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
         context.store.root / "tokenizers" / context.spec["tokenizer"], local_files_only=True
     )
-    model = measured_model(context, stage, recipe.get("average", 1.0)).to(machine.device)  # type: ignore[arg-type]
+    model = on_device(measured_model(context, stage, recipe.get("average", 1.0)), machine.device)
 
     seen = 0
 

@@ -294,7 +294,7 @@ def test_a_lease_whose_file_was_removed_is_no_longer_held(path: Path) -> None:
 
 def test_an_owner_whose_own_claim_cannot_be_read_still_holds_the_lease(path: Path) -> None:
     """As while a file server answers with errors: nobody else has made a higher claim, so the process must not end."""
-    assert (lease := take_lease(path))
+    lease = written_lease(path, this_process(), 1)
     lease.file.write_text("{")
     assert lease.held()
     written_lease(path, this_process(), lease.number + 1).file.write_text("{")
