@@ -183,21 +183,19 @@ def probe_file(start: Run, settings: Mapping[str, Any]) -> Path:
 
 def _measure(store: Store, start: Run, settings: Mapping[str, Any]) -> dict[str, Any]:
     import torch
-    from transformers.utils import logging as transformers_logging
 
     from retain.datamodules.corpora.prepared import stored_tokenizer
     from retain.datamodules.order.stage_data import heldout_sequences
     from retain.launchers.stage.parent import usable_parent
     from retain.lightning_modules.gradient_span import Sketch, share_in_span
-    from retain.lightning_modules.models import load_model
+    from retain.lightning_modules.models import load_model, on_device
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     execution = start.execution()
     gpu = execution["accelerator"] != "cpu" and torch.cuda.is_available()
     if not gpu:
         torch.set_num_threads(execution["threads"])
     began = time.monotonic()
-    model = load_model(usable_parent(store, start.key).model).to("cuda" if gpu else "cpu")  # type: ignore[arg-type]
+    model = on_device(load_model(usable_parent(store, start.key).model), "cuda" if gpu else "cpu")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sketch = Sketch(None if parameters <= settings["exact_parameters"] else settings["sketch"], settings["seed"])
 

@@ -103,6 +103,17 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
             flexible.set_attn_implementation(FLEX)
 
 
+@contextlib.contextmanager
+def deterministic_kernels(wanted: bool = True) -> Iterator[None]:
+    """Let torch use only deterministic kernels in the block, or with False any."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def why_not_flex_attention(
     model: PreTrainedModel, device: torch.device, bf16: bool, deterministic: bool = True
 ) -> str | None:
@@ -118,14 +129,11 @@ def why_not_flex_attention(
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kind = torch.bfloat16 if bf16 else torch.float32
     flex, masked = _attention_of_probe(heads, size, device)
-    enabled = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(deterministic)
     try:
-        found, again, exact = flex(kind), flex(kind), masked(torch.float32)
+        with deterministic_kernels(deterministic):
+            found, again, exact = flex(kind), flex(kind), masked(torch.float32)
     except Exception as error:  # a compiler, or a kernel that does not fit the GPU, may raise anything
         return first_line(error)
-    finally:
-        torch.use_deterministic_algorithms(enabled)
     if deterministic and not all(map(torch.equal, found, again)):
         return "it is not deterministic"
     errors = [float((one.float() - right).norm() / right.norm()) for one, right in zip(found, exact, strict=True)]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from retain.lightning_modules.families import family_of, layers, part
 from retain.sweeps.base.errors import DamageError
@@ -56,6 +57,7 @@ def load_model(folder: Path) -> PreTrainedModel:
 
     Raises DamageError if the folder lacks a weight of the model.
     """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model, found = _AUTO.from_pretrained(
         folder,
         use_safetensors=True,
@@ -70,6 +72,12 @@ def load_model(folder: Path) -> PreTrainedModel:
     model.train()
     loaded: PreTrainedModel = model
     return loaded
+
+
+def on_device(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """Move a model to a device; returns the same model."""
+    moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
+    return moved
 
 
 def average_with(model: PreTrainedModel, start: PreTrainedModel, share: float) -> None:

@@ -73,6 +73,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = {
         *("sweeps", "results.store"),
         *("launchers.kinds", "launchers.planning", "launchers.jobs", "launchers.search"),
     ),
+    "launchers.study_report": ("sweeps", "results", "launchers.planning"),
     "retain": ("sweeps", "datamodules", "results", "launchers"),
     "launchers.cli": ("sweeps", "datamodules", "results", "launchers", "retain"),
 }

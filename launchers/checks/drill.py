@@ -12,7 +12,7 @@ from functools import partial
 
 from retain.launchers.checks.verify import verify_store
 from retain.launchers.local.devices import local_slots
-from retain.launchers.local.launcher import Watch, WorkerGroup, train
+from retain.launchers.local.launcher import Watch, WorkerGroup, send_signal, train
 from retain.launchers.planning.opened_study import OpenedStudy
 from retain.launchers.planning.register import register
 from retain.results.store.curves import Curve, is_measured_speed, read_curves
@@ -129,10 +129,8 @@ def _strike_groups(killer: "Killer", groups: Mapping[str, WorkerGroup]) -> None:
         processes = groups[key].processes
         # Every process of the run, as if its node failed, or one of them.
         victims = processes if killer.draw.random() < 0.5 else [killer.draw.choice(processes)]
-        alive = [process.pid for process in victims if process.pid is not None and process.exitcode is None]
-        for pid in alive:
-            os.kill(pid, SIGNALS[name])
-        return bool(alive)
+        sent = [send_signal(process, SIGNALS[name]) for process in victims]
+        return any(sent)
 
     end = time.monotonic() + TURN_S
     while time.monotonic() < end:

@@ -32,9 +32,6 @@ from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyEr
 from retain.sweeps.base.notices import notice
 from retain.sweeps.base.units import counted
 
-PAPER_SCALE = 100_000_000
-"""Parameters from which on a study's losses lie on the same axes as the paper's."""
-
 
 def plan(
     studies: Studies,
@@ -232,54 +229,13 @@ def report(
     """
     from retain.launchers.cli.views.report import origin, report_document
     from retain.launchers.cli.views.results import print_damage
-    from retain.launchers.planning.opened_study import open_study
-    from retain.results.analysis.methods import has_claims
-    from retain.results.claims.sequential import looks_in_words, verdicts_at_looks
-    from retain.results.figures.overlap.retention import overlap_figures
-    from retain.results.figures.paper import draw_paper_figures
-    from retain.results.figures.planes import draw_planes, named_planes
-    from retain.results.figures.sisters.drawn import draw_sister_figures
-    from retain.results.figures.theory import theory_figures
-    from retain.results.report.collect import failures, readable_rows
-    from retain.results.report.page import write_report
-    from retain.results.report.study import parameter_count
-    from retain.results.report.together import common_looks, pooled_rows
-    from retain.results.store.runs import make_store
-    from retain.sweeps.schema.linear.study import LinearStudy
-    from retain.sweeps.tree.measures import asked_columns
-    from retain.sweeps.tree.merged import merged
+    from retain.launchers.study_report import report_studies
 
     names, overrides = split_studies(studies, "report")
-    opened = [open_study(name, overrides, store) for name in names]
-    make_store(store)
-    first, tree = opened[0], merged([one.tree for one in opened])
-    read = [readable_rows(one.tree, one.store) for one in opened]
-    own, states = [rows for rows, _ in read], {key: state for _, known in read for key, state in known.items()}
-    planes = named_planes(plane or (), [row for rows in own for row in rows])
-    design = first.file.study
-    if isinstance(design, LinearStudy) and len(opened) == 1:
-        rows = labelled = own[0]
-        figures, found, how_looked = theory_figures(store, tree.study, rows, overrides), [], []
-    else:
-        labelled = pooled_rows([one.file for one in opened], own)
-        rows = own[0] if len(opened) == 1 else labelled
-        assert not isinstance(design, LinearStudy), "pooled_rows refuses linear studies"
-        paper_scale = parameter_count(design, first.facts) >= PAPER_SCALE
-        shown = paper_scale if overlay is None else overlay
-        figures = draw_paper_figures(store, tree.study, labelled, shown, paper_scale, overrides)
-        figures += draw_sister_figures(store, tree.study, labelled, overrides)
-        looks = common_looks([one.file for one in opened], store)
-        found = verdicts_at_looks(labelled, design.allocation == "matched", looks) if has_claims(design) else []
-        how_looked = looks_in_words(looks) if looks else []
-        figures += overlap_figures(store, tree, rows, overrides)
-    higher = {name for one in opened for name, is_higher in asked_columns(one.tree).items() if is_higher}
-    figures += draw_planes(store, tree.study, labelled, planes, higher, overrides)
     made_by = origin(command_arguments(None, [*names, *overrides], store))
-    parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]
-    page = write_report(parts, tree, first.store, rows, figures, found, made_by, overrides, how_looked, states)
-    document = report_document(tree.study, page, rows, figures, found) if as_json else {}
-    show(document, as_json, lambda _: print(page))
-    return print_damage(failures(tree, states))
+    made = report_studies(names, overrides, store, made_by, overlay, plane or ())
+    show(report_document(made) if as_json else {}, as_json, lambda _: print(made.page))
+    return print_damage(made.failures)
 
 
 def probe(

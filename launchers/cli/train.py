@@ -178,14 +178,6 @@ def submit(
 
     No process of Retain has to keep running: jobs requeue themselves, and submit runs that had to wait.
     """
-    from retain.launchers.cli.views.submission import print_local_start, print_scripts, print_submission
-    from retain.launchers.jobs.resources import find_site, slurm_resources
-    from retain.launchers.planning.evaluations import with_evaluations
-    from retain.launchers.planning.key_report import tell_edit
-    from retain.launchers.planning.opened_study import open_study
-    from retain.launchers.planning.register import register
-    from retain.results.store.index.states import shown_states
-
     if until or most or block:
         raise StudyError(
             "submit: --until decided is an option of run alone, because a submitted job cannot add seeds to the study; submit "
@@ -199,36 +191,50 @@ def submit(
             f"--json: submit prints a document of submitted jobs, and {given} submits none; omit one of the two"
         )
     if dry_run:
-        opened = open_study(study, overrides or (), store, remember=False)
-        if opened.tree.provisional:
-            prepare_data = command("data", study, overrides, store)
-            print(f"# the data is not prepared, so keys and walltimes are provisional: {prepare_data}")
-        tell_edit(opened, overrides or ())
-        if launcher == "local":
-            print_local_start(opened, command("run", study, overrides, store))
-            return
-        chosen = find_site(site)
-        tree = with_evaluations(opened)
-        asked = {key: one for key, one in tree.stages.items() if key not in opened.tree.stages}
-        states = shown_states(opened.store, tree.stages)
-        resources = slurm_resources(
-            opened.tree, opened.file, opened.store, chosen and chosen[1], evaluations=asked, states=states
-        )
-        print_scripts(opened, tree, states, resources, chosen and chosen[0])
-        return
-    from retain.launchers.cli.progress import prepare, reporting
-
-    if launcher == "local":
+        _print_dry_run(study, overrides or (), store, launcher, site)
+    elif launcher == "local":
+        from retain.launchers.cli.progress import prepare
         from retain.launchers.local.launcher import start_detached
+        from retain.launchers.planning.register import register
 
         opened = prepare(study, overrides or (), store)
         register(opened.tree, opened.file, opened.facts, opened.store)
         print(start_detached(study, overrides or (), store))
+    else:
+        from retain.launchers.cli.progress import reporting
+        from retain.launchers.cli.views.submission import print_submission
+
+        with reporting() as report:
+            submission = retain.submit(study, overrides or (), store, site, report=report)
+        retry, cancel, watch = (command(verb, study, overrides, store) for verb in ("retry", "cancel", "status"))
+        show(submission, as_json, lambda submission: print_submission(submission, retry, cancel, f"{watch} --watch"))
+
+
+def _print_dry_run(study: str, overrides: Sequence[str], store: Path, launcher: str, site: str | None) -> None:
+    """Print what `submit` would do; write and submit nothing."""
+    from retain.launchers.cli.views.submission import print_local_start, print_scripts
+    from retain.launchers.jobs.resources import find_site, slurm_resources
+    from retain.launchers.planning.evaluations import with_evaluations
+    from retain.launchers.planning.key_report import tell_edit
+    from retain.launchers.planning.opened_study import open_study
+    from retain.results.store.index.states import shown_states
+
+    opened = open_study(study, overrides, store, remember=False)
+    if opened.tree.provisional:
+        prepare_data = command("data", study, overrides, store)
+        print(f"# the data is not prepared, so keys and walltimes are provisional: {prepare_data}")
+    tell_edit(opened, overrides)
+    if launcher == "local":
+        print_local_start(opened, command("run", study, overrides, store))
         return
-    with reporting() as report:
-        submission = retain.submit(study, overrides or (), store, site, report=report)
-    retry, cancel, watch = (command(verb, study, overrides, store) for verb in ("retry", "cancel", "status"))
-    show(submission, as_json, lambda submission: print_submission(submission, retry, cancel, f"{watch} --watch"))
+    chosen = find_site(site)
+    tree = with_evaluations(opened)
+    asked = {key: one for key, one in tree.stages.items() if key not in opened.tree.stages}
+    states = shown_states(opened.store, tree.stages)
+    resources = slurm_resources(
+        opened.tree, opened.file, opened.store, chosen and chosen[1], evaluations=asked, states=states
+    )
+    print_scripts(opened, tree, states, resources, chosen and chosen[0])
 
 
 def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS) -> None:
@@ -322,13 +328,13 @@ def drill(
 
 def _cancel_search(study: str, overrides: Sequence[str], store: Path) -> bool:
     """Cancel the search of a study and its stages. Returns whether there was one."""
-    from retain.results.store.runs import Store
+    from retain.results.store.runs import SPEC, Store
     from retain.results.store.study_files import search_run
     from retain.sweeps.schema.read import read_study
 
     name = read_study(study, overrides).study.study
     run = search_run(Store(store), name)
-    if not (run.folder / "stage.json").exists():
+    if not (run.folder / SPEC).exists():
         return False
     from retain.launchers.search.request import read_request
     from retain.launchers.search.submission import cancel_search

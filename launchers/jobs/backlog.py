@@ -1,6 +1,7 @@
 """What a job submits when it ends: runs beyond the user's limit of jobs, and needed runs whose jobs died."""
 
 import time
+from dataclasses import replace
 
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.submissions import Backlog, read_backlog, submissions, write_backlog
@@ -22,13 +23,11 @@ def submit_backlog(store: Store) -> None:
 
     If there is no room and no other job will submit the rest, this job waits for room, and requeues itself if it must.
     """
-    if not read_backlog(store).keys:
-        return
     job = slurm_job()
     deadline = time.monotonic() + LAST_WAIT_S
     waiting = Waiting("this is the last job, and runs wait for room in the queue")
     try:
-        while job is not None and _submit_and_is_last(store, job):
+        while job is not None and read_backlog(store).keys and _submit_and_is_last(store, job):
             if time.monotonic() > deadline:
                 requeue_job(job, LATER_S)
                 return
@@ -58,8 +57,11 @@ def _submit_and_is_last(store: Store, job: str) -> bool:
     from retain.launchers.jobs.submit import submission_lease, submit_leased
 
     with submission_lease(store):
-        # 1. Submit what there is room for.
-        result = submit_leased(store, read_backlog(store).keys)
+        # 1. Submit what there is room for, without runs that a user has deleted since.
+        backlog = read_backlog(store)
+        keys = tuple(key for key in backlog.keys if store.run(key).folder.is_dir())
+        write_backlog(store, replace(backlog, keys=keys))
+        result = submit_leased(store, keys)
         if result.jobs:
             log_line(f"submitted {counted(sum(len(job.keys) for job in result.jobs), 'run')} that had waited for room")
         if not result.deferred or result.limit == 1:

@@ -25,19 +25,19 @@ def snapshot_code(store: Path) -> Path:
     place = snapshot_path(store)
     if place.is_dir():
         return place
-    files = sorted(_source_files())
     temporary = place.with_name(f".{place.name}.{os.getpid()}.{os.urandom(3).hex()}")
-    for name, path in files:
-        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, temporary / name)
-    write_json(temporary / "commit.json", _commit())
-    sync_folder(temporary)
     try:
+        for name, path in _source_files():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, temporary / name)
+        write_json(temporary / "commit.json", _commit())
+        sync_folder(temporary)
         temporary.rename(place)
     except OSError:
-        shutil.rmtree(temporary)
         if not place.is_dir():  # otherwise another submitter was faster
             raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return place
 
 

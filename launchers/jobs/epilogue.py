@@ -22,7 +22,7 @@ from retain.results.store.lease import try_lease
 from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
-from retain.sweeps.base.errors import DamageError, MissingResourceError
+from retain.sweeps.base.errors import MissingResourceError, RetainError
 from retain.sweeps.base.processes.names import slurm_job
 
 
@@ -66,9 +66,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _end(store: Store, runs: Sequence[Run]) -> None:
-    """What the end of a job that has no run left to do may cause: submissions, and the user's own command."""
-    submit_backlog(store)
+    """What the end of a job that has no run left to do may cause: the user's own command, and submissions."""
     tell_ended(store, [run.key for run in runs], ON_SLURM)
+    submit_backlog(store)  # last: it may requeue this job, which ends this process
 
 
 def _all_ended(runs: Sequence[Run]) -> bool:
@@ -100,5 +100,5 @@ def _next_if_died_early(runs: Sequence[Run], token: str) -> Run | None:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except DamageError as damage:
-        sys.exit(f"retain: {damage}")
+    except RetainError as error:
+        sys.exit(f"retain: {error}")

@@ -22,7 +22,7 @@ from typing import TypedDict
 from retain.launchers.jobs.backlog import submit_dead
 from retain.launchers.jobs.data.further import submit_further_parts
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.submissions import is_to_do, read_backlog, read_submission, submitted_job
+from retain.launchers.jobs.submissions import is_to_do, read_backlog, read_submission, submission_folder, submitted_job
 from retain.launchers.kinds import kind_of
 from retain.launchers.slurm.client import exclude_nodes, live_jobs, own_job_is_cancelled, requeue_job, start_after
 from retain.launchers.stage.attempt import attempt_code
@@ -32,13 +32,12 @@ from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.launchers.stage.ranks import Ranks, free_port
 from retain.launchers.stage.signals import ALL_SIGNALS, StopRequest
 from retain.results.store.lease import try_lease
-from retain.results.store.readiness import blocked_by, unfinished_needs
+from retain.results.store.readiness import blocked_by, need_in_words, unfinished_needs
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.processes.names import slurm_job
-from retain.sweeps.tree.key_diff import stage_name
 
 WAIT_S = 60
 """Seconds that a job waits in the queue before it checks again whether the runs it needs are done."""
@@ -51,8 +50,9 @@ UNSAVED = 4
 
 
 class _Meeting(TypedDict):
-    """Where the ranks of a job connect."""
+    """What rank 0 of a job tells the other ranks: whether they train, and where they connect."""
 
+    trains: bool
     address: str
     port: int
 
@@ -128,11 +128,14 @@ def check_needs(store: Store, run: Run) -> tuple[str, str]:
     if why := blocked_by(store, run):
         return "skip", why
     for needed in unfinished_needs(store, run):
-        state = needed.state().state
-        name = f"{stage_name(needed.spec())} {needed.key[:8]} is {state}"
-        if state != "running" and needed.key not in read_backlog(store).keys and not _has_job(store, needed):
-            return "skip", f"{name} and has no job; submit the study again"
-        return "wait", name
+        what = need_in_words(needed)
+        if (
+            needed.state().state != "running"
+            and needed.key not in read_backlog(store).keys
+            and not _has_job(store, needed)
+        ):
+            return "skip", f"{what} and has no job; submit the study again"
+        return "wait", what
     return "train", ""
 
 
@@ -150,33 +153,43 @@ def is_fruitless(state: State, resumes: bool = True) -> bool:
 def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest, runs: int) -> Outcome:
     """Check what a run needs, and make an attempt if it may begin."""
     log_into(run.log)
+    # Rank 0 decides for all: for a moment, a network file system may show another node older states of the needed runs.
+    decision, why = "follow", "rank 0 decides"
     try:
         if ranks.is_first:
-            settle_dead_attempts(store, [run])
+            decision, why = _decision(store, token, run)
+        where = f"rank {ranks.rank} of {ranks.world}: job {slurm_job()} on {socket.gethostname()}"
+        log_line(f"{where}: {decision}{f', {why}' if why else ''}")
+        if decision == "train" and (after := submit_further_parts(store, run)) is not None:
+            return Outcome("wait", requeue=Requeue(run, WAIT_S, after=after))
+    finally:
+        connection = _rendezvous(submission_folder(store, token), ranks, decision == "train")
+    if connection is not None:
+        os.environ.update(connection)
+        return _attempt(store, run, ranks, stop, runs)
+    if decision == "damaged":
+        return Outcome(why, failed=True)
+    if decision == "wait":
+        for needed in unfinished_needs(store, run):
+            submit_dead(store, needed)
+        return Outcome(decision, requeue=Requeue(run, WAIT_S))
+    if decision == "skip":
+        run.skip(why)
+    return Outcome(decision)
+
+
+def _decision(store: Store, token: str, run: Run) -> tuple[str, str]:
+    """`check_needs` of a run that this job has to do; or damaged, and the run has failed, if the store is."""
+    try:
+        settle_dead_attempts(store, [run])
         decision, why = check_needs(store, run)
         if decision == "train" and run.state().submission != token:
-            decision, why = "done", "the run was submitted again, to another job"
+            return "done", "the run was submitted again, to another job"
+        return decision, why
     except DamageError as damage:  # in the files of the run, or of one that it needs
-        log_line(f"rank {ranks.rank}: {damage}")
         with contextlib.suppress(DamageError):  # its own state.json may be the damaged file
-            if ranks.is_first:
-                run.fail(str(damage), DAMAGE)
-        return Outcome(str(damage), failed=True)
-    where = f"rank {ranks.rank} of {ranks.world}: job {slurm_job()} on {socket.gethostname()}"
-    log_line(f"{where}: {decision}{f', {why}' if why else ''}")
-    if decision == "train" and ranks.is_first and (after := submit_further_parts(store, run)) is not None:
-        return Outcome("wait", requeue=Requeue(run, WAIT_S, after=after))
-    if decision == "train":
-        os.environ.update(_rendezvous(store.root / "submissions" / token, ranks))
-        return _attempt(store, run, ranks, stop, runs)
-    if ranks.is_first:
-        if decision == "wait":
-            for needed in unfinished_needs(store, run):
-                submit_dead(store, needed)
-            return Outcome(decision, requeue=Requeue(run, WAIT_S))
-        if decision == "skip":
-            run.skip(why)
-    return Outcome(decision)
+            run.fail(str(damage), DAMAGE)
+        return "damaged", str(damage)
 
 
 def _attempt(store: Store, run: Run, ranks: Ranks, stop: StopRequest, runs: int) -> Outcome:
@@ -269,13 +282,16 @@ def _restart_interpreter(output: int) -> None:
     os.execv(sys.executable, sys.orig_argv)
 
 
-def _rendezvous(folder: Path, ranks: Ranks) -> Mapping[str, str]:
-    """The environment by which the ranks of this job connect: rank 0 finds a free port and writes it to a file."""
+def _rendezvous(folder: Path, ranks: Ranks, trains: bool) -> Mapping[str, str] | None:
+    """The environment by which the ranks of this job connect, once rank 0 has told them; None if rank 0 does not train.
+
+    trains: whether rank 0 does, which then finds a free port.
+    """
     if ranks.world == 1:
-        return {}
+        return {} if trains else None
     meeting = folder / f"meeting.{slurm_job()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
     if ranks.is_first:
-        write_document(meeting, {"address": socket.gethostname(), "port": free_port("")})
+        write_document(meeting, {"trains": trains, "address": socket.gethostname(), "port": free_port("")})
     deadline = time.monotonic() + RENDEZVOUS_S
     if not meeting.exists():
         log_line(f"rank {ranks.rank}: waits at most {RENDEZVOUS_S:.0f} s for rank 0 to write {meeting}")
@@ -283,6 +299,6 @@ def _rendezvous(folder: Path, ranks: Ranks) -> Mapping[str, str]:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{meeting}: rank 0 has not started within {RENDEZVOUS_S:g} s")
         time.sleep(0.2)
-    place = read_document(meeting, _Meeting, "requeue the job")
+    told = read_document(meeting, _Meeting, "requeue the job")
     local_rank, node = int(os.environ["SLURM_LOCALID"]), int(os.environ["SLURM_NODEID"])
-    return ranks.rendezvous(place["address"], place["port"], local_rank, node)
+    return ranks.rendezvous(told["address"], told["port"], local_rank, node) if told["trains"] else None

@@ -11,6 +11,7 @@ from typing import Any
 from retain.launchers.planning.register import EVALUATIONS_OF_A_JOB, one_device
 from retain.launchers.slurm.client import has_slurm
 from retain.launchers.slurm.partitions import Partition, read_config, read_partitions, with_nodes
+from retain.results.analysis.axes import grouped
 from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import Store
 from retain.results.store.state import StateSummary
@@ -100,10 +101,7 @@ def slurm_resources(
         own = _with_walltime(execution, tokens, speed(name, model, execution.devices, None), longest)
         _check_warning(own.execution.slurm, file.path.name)
         resources |= dict.fromkeys((stage.key for stage in stages), own)
-    measured: dict[str, list[Stage]] = {}
-    for one in (evaluations or {}).values():
-        measured.setdefault(tree.stages[one.parent or ""].stage, []).append(one)
-    for name, those in measured.items():
+    for name, those in grouped((evaluations or {}).values(), lambda one: tree.stages[one.parent or ""].stage).items():
         execution = executions[name]
         longest = _longest(execution, site, partitions, file.path.name)
         speeds = {speed(name, models[one.parent or ""], execution.devices, None) for one in those}

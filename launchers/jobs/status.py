@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead
 from retain.launchers.jobs.submissions import job_logs, keys_of_jobs, read_backlog, submitted_jobs, token_of
 from retain.launchers.slurm.client import Job, has_slurm, live_jobs
-from retain.results.store.readiness import unfinished_needs
+from retain.results.store.readiness import need_in_words, unfinished_needs
 from retain.results.store.runs import Store
 from retain.results.store.state import UNENDED
 from retain.results.store.status import RunStatus
 from retain.sweeps.base.errors import DamageError, MissingResourceError
-from retain.sweeps.tree.key_diff import stage_name
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,7 @@ def _waits_for(store: Store, key: str, job: Job) -> str:
     """SLURM's reason for which a job waits, and the run that it needs, if that is not done yet."""
     if job.reason not in ("Dependency", "BeginTime"):
         return job.reason
-    needed = [
-        f"{stage_name(run.spec())} {run.key[:8]} is {run.state().state}"
-        for run in unfinished_needs(store, store.run(key))
-    ]
-    return ": ".join([job.reason, *needed[:1]])
+    return ": ".join([job.reason, *map(need_in_words, unfinished_needs(store, store.run(key))[:1])])
 
 
 def find_orphans(store: Store, live: Mapping[str, Job]) -> list[Orphan]:

@@ -62,13 +62,22 @@ class WorkerGroup:
         if not self.cancelled:
             self.cancelled = True
             for process in self.processes:
-                if process.is_alive() and process.pid:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process.pid, CANCEL_SIGNAL)
+                send_signal(process, CANCEL_SIGNAL)
 
     def kill(self) -> None:
         for process in self.processes:
             process.kill()
+
+
+def send_signal(process: ForkServerProcess, number: int) -> bool:
+    """Send a signal to a process that was started. Returns whether it still ran."""
+    if process.pid is None or not process.is_alive():
+        return False
+    try:
+        os.kill(process.pid, number)
+    except ProcessLookupError:  # it has ended since
+        return False
+    return True
 
 
 Disturb = Callable[[Mapping[str, WorkerGroup]], None]
@@ -207,12 +216,14 @@ class Scheduler:
             deadline = time.monotonic() + STOP_GRACE_S
             for process in processes:
                 process.join(max(0.0, deadline - time.monotonic()))
-        # 2. Kill those that are left, and record that their attempts have ended.
-        for key, group in self.groups.items():
+        # 2. Kill those that are left.
+        for group in self.groups.values():
             group.kill()
             for process in group.processes:
                 process.join()
             group.pipe.close()
+        # 3. Record that their attempts have ended.
+        for key in self.groups:
             run = self.store.run(key)
             with try_lease(run.lease) as held:
                 if held:
@@ -225,12 +236,15 @@ class Scheduler:
         # 1. Choose the most urgent run, unless another group or launcher must train it.
         ready = (other for other in self.waiting if is_ready(self.tree.stages[other], self.states))
         following = next(ready, "")
-        if following and (not self._are_siblings(key, following) or self._ended_elsewhere(following)):
-            following = ""
-        if following in self.elsewhere:
-            following = ""
-        if following:
+        if (
+            following
+            and self._are_siblings(key, following)
+            and not self._ended_elsewhere(following)
+            and following not in self.elsewhere
+        ):
             self._free_lease(following)
+        else:
+            following = ""
         # 2. Answer the process, which waits for a key; an empty one ends it.
         try:
             group.pipe.recv_bytes()

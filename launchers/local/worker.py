@@ -22,12 +22,12 @@ def work(
     ranks: Ranks,
     environment: Mapping[str, str],
     launcher: Connection,
-    pack: int = 1,
-    runs: int = 1,
+    pack: int,
+    runs: int,
 ) -> None:
     """Make an attempt at a run while the pipe `launcher` is open; exit with the attempt's code.
 
-    With a pack of several runs, report "done" after each, and continue with the run that the launcher then names, if any.
+    pack: the most runs. With several, report "done" after each, and continue with the run that the launcher then names, if any.
     runs: how many that will be, as far as is known.
     """
     stop = StopRequest()

@@ -80,7 +80,7 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
     """Make one attempt at a run whose needed runs are done; return at once if the run is done already.
 
     runs: as of `attempt_code`. Raises StageFailedError, with the run failed; AttemptStopped, with the run planned;
-    RunBusyError if another process has the run. It raises nothing else.
+    RunBusyError if another process has the run; MissingResourceError if its state or its lease cannot be read or written.
     """
     run = store.run(key)
     if run.is_done():

@@ -12,7 +12,6 @@ import math
 import time
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
@@ -24,10 +23,10 @@ from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.reporting.by_value import loss_fields, split_labels
 from retain.launchers.stage.signals import AttemptStopped
-from retain.launchers.stage.training.choose_numerics import machine_of
+from retain.launchers.stage.training.choose_numerics import begin_on_one_process
 from retain.launchers.stage.training.preferences import held_out
-from retain.lightning_modules.compiled import attend_in_fp32
-from retain.lightning_modules.models import average_with, load_model
+from retain.lightning_modules.compiled import attend_in_fp32, deterministic_kernels
+from retain.lightning_modules.models import average_with, load_model, on_device
 from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.runs import LOSSES, Run
@@ -41,11 +40,7 @@ REPORT_EVERY_S = 1.0
 
 def attempt(context: AttemptContext) -> None:
     """Measure and finish a run, on one process. Raises StageFailedError, AttemptStopped, DamageError."""
-    recipe, execution = context.spec["recipe"], context.spec["execution"]
-    machine = machine_of(execution)
-    if not machine.gpu:
-        torch.set_num_threads(execution["threads"])
-    context.begin(device=torch.cuda.get_device_name() if machine.gpu else None)
+    recipe, machine = context.spec["recipe"], begin_on_one_process(context)
     check_room(context.run.folder, SMALL_FILES)
     stage = usable_parent(context.store, context.spec["parent"])
     sequences = heldout_sequences(context.store.root, recipe["corpus"])
@@ -54,7 +49,7 @@ def attempt(context: AttemptContext) -> None:
     pairs = held_out(context.store, recipe["corpus"], asked["dpo"], asked[REFERENCE]) if asked else None
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
-    model = measured_model(context, stage, recipe.get("average", 1.0)).to(machine.device)  # type: ignore[arg-type]
+    model = on_device(measured_model(context, stage, recipe.get("average", 1.0)), machine.device)
     if machine.bf16 and not machine.gpu:
         attend_in_fp32(model)
     reported = time.monotonic()
@@ -67,9 +62,7 @@ def attempt(context: AttemptContext) -> None:
             reported = time.monotonic()
             context.report(Progress(done * sequences.shape[1], sequences.numel()))
 
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic_kernels():
         found = heldout_loss(
             model,
             sequences,
@@ -84,8 +77,6 @@ def attempt(context: AttemptContext) -> None:
                 model, machine.bf16, end_of_text=end_of_text, between=lambda done: between(len(sequences))
             )
         )
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
     if not math.isfinite(found.loss):
         raise StageFailedError(f"the held-out loss is {found.loss}: the weights of {stage.key} have diverged", DIVERGED)
     log_line(f"held-out loss {found.loss:.4f} over {found.tokens:,} tokens")

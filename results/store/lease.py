@@ -128,7 +128,8 @@ class Lease:
     def held(self) -> bool:
         """Whether this process still holds the lease. Raises OSError if the store cannot be read at the moment."""
         claim = _highest_claim(self.path)
-        return claim is not None and claim.owner == self.owner
+        # A claim that cannot be read at the moment is still this process's, as another one's has a higher number.
+        return claim is not None and claim.number == self.number and claim.owner in (self.owner, UNREADABLE)
 
     def beat(self) -> None:
         """Show that the owner is alive. Raises OSError if the store cannot be written at the moment."""

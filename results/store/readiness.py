@@ -35,6 +35,14 @@ def unfinished_needs(store: Store, run: Run) -> list[Run]:
     return [needed for key in run.needs() if not (needed := store.run(key)).is_done()]
 
 
+def need_in_words(needed: Run) -> str:
+    """How far a needed run is: `pretrain 5b6e8cba is running`. Raises DamageError."""
+    try:
+        return f"{stage_name(needed.spec())} {needed.key[:8]} is {needed.state().state}"
+    except FileNotFoundError:
+        return f"run {needed.key[:8]} is not in the store any more"
+
+
 def blocked_stages(stages: Mapping[str, "Stage"], states: Mapping[str, StateSummary]) -> dict[str, str]:
     """For each stage of a tree (parents first) whose branch has ended above it, the sentence of `blocked_by`."""
     found: dict[str, str] = {}

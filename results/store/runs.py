@@ -23,7 +23,7 @@ from retain.sweeps.tree.keys import KEY_LENGTH, canonical, stage_key
 
 Read = TypeVar("Read")
 SPEC, STATE, ADAPTED = "stage.json", "state.json", "adapted.json"
-LOSSES, MEASURES, LOG = "losses.json", "measures.json", "log.txt"
+LOSSES, MEASURES, LOG, LOCK = "losses.json", "measures.json", "log.txt", ".state.lock"
 WEIGHTS = "model/*.safetensors"
 
 
@@ -88,8 +88,7 @@ class Run:
     def execution(self) -> dict[str, Any]:
         """How the run is executed: `execution` in stage.json, with the micro-batch of adapted.json if that is smaller."""
         execution: dict[str, Any] = self.spec()["execution"]
-        smaller = self.adapted()
-        if smaller is not None and smaller < (execution["micro_batch"] or smaller + 1):
+        if (smaller := self.adapted()) is not None and smaller < (execution["micro_batch"] or smaller + 1):
             execution["micro_batch"] = smaller
         return execution
 
@@ -289,9 +288,8 @@ class Run:
         # A change that does not apply needs no permission to write.
         if change(self.state()) is None:
             return False
-        with short_lock(self.folder / ".state.lock"):
-            state = change(self.state())
-            if state is not None:
+        with short_lock(self.folder / LOCK):
+            if (state := change(self.state())) is not None:
                 write_document(self.folder / STATE, state.as_json())
         return state is not None
 
@@ -339,17 +337,19 @@ class Store:
         In stage.json of a run that is not done, `execution`, `reads` and `needs` follow the latest caller, `others` grows by
         what is new, and a run that some caller wants to keep its optimizer keeps it.
         """
-        folder = self.root / key
-        folder.mkdir(exist_ok=True)
-        run = Run(folder)
-        path = folder / SPEC
-        if not os.path.lexists(path):
-            write_json(path, spec)
-        elif (new := updated_spec(run.spec(), spec)) is not None and not run.is_done():
-            write_json(path, new)
-        if not os.path.lexists(folder / STATE):
-            # Another process may have registered and begun the run meanwhile.
-            run._update(lambda old: old)
+        run, path = self.run(key), self.root / key / SPEC
+        run.folder.mkdir(exist_ok=True)
+
+        def changed() -> Mapping[str, Any] | None:
+            new = updated_spec(run.spec(), spec) if os.path.lexists(path) else spec
+            return None if new and new is not spec and run.is_done() else new
+
+        if changed():
+            with short_lock(run.folder / LOCK):  # what two studies add at the same time must not be lost
+                if new := changed():
+                    write_json(path, new)
+        if not os.path.lexists(run.folder / STATE):
+            run._update(lambda old: old)  # another process may have registered and begun the run meanwhile
 
     def states(self, keys: Iterable[str]) -> dict[str, State]:
         return {key: self.run(key).state() for key in keys}

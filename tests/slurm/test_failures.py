@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from retain.launchers.jobs.backlog import LAST_WAIT_S
 from retain.launchers.slurm.client import accounted_states, exclude_nodes, requeue_job
 from retain.results.store.runs import Store
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.cluster.cluster import Cluster, Site, call, wait_until
 from tests.slurm.cluster.jobs import job, queue, submit, wait_for_state
-from tests.studies import linear_study
+from tests.studies import SECOND, linear_study
 
 pytestmark = pytest.mark.slurm
 EXECUTION = {"accelerator": "cpu", "slurm": {"minutes": 5, "cpus": 1}}
@@ -157,6 +158,26 @@ def test_a_study_beyond_the_limit_of_jobs_finishes_unattended(
     assert [len(run.state().attempts) for run in Store(store).runs()] == [1] * 5
     assert all(len(run.state().job_ids) == 1 for run in Store(store).runs())
     assert retain_json("submit", study, "--store", store, more=cluster.environment)["done_already"] == 5
+
+
+@pytest.mark.slow
+def test_the_end_of_a_study_is_told_before_its_last_job_waits_for_room(
+    start_slurm: Callable[[Site], Cluster], tmp_path: Path
+) -> None:
+    cluster, store, told = start_slurm(Site(nodes=2, max_submit=3)), tmp_path / "runs", tmp_path / "told.txt"
+    execution = {**EXECUTION, "on_end": f"echo told > {told}"}
+    study = linear_study(tmp_path / "study", execution=execution, grid={}, **{"finetune.time": 0.1 * SECOND})
+    retain("submit", study, "--store", store, more=cluster.environment)
+    wait_until(lambda: sum(run.is_done() for run in Store(store).runs()) == 2, "two stages done", 90)
+    wait_until(lambda: len(queue(cluster)) == 1, "the last stage is alone", 30)
+    for _ in range(2):
+        submit(cluster, "true", "--hold")
+    other = linear_study(tmp_path / "other", execution=EXECUTION, grid={}, study="other", seed=7)
+    assert retain_json("submit", other, "--store", store, more=cluster.environment)["jobs"] == []
+    wait_until(lambda: sum(run.is_done() for run in Store(store).runs()) == 3, "the study is done", 120)
+    done_at = time.monotonic()
+    wait_until(told.exists, "the end is told", 60)
+    assert time.monotonic() - done_at < LAST_WAIT_S
 
 
 def test_a_job_tells_scancel_from_requeue_and_from_a_preemption_that_cancels(slurm: Cluster, tmp_path: Path) -> None:

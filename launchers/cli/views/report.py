@@ -5,36 +5,33 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from retain.launchers.jobs.code_snapshot import git
 from retain.launchers.planning.register import installed_versions
+from retain.launchers.study_report import StudyReport
 from retain.results.analysis.axis_effects import axis_effects
 from retain.results.analysis.effects import Effect
 from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.recipe_comparison import frontier_contrasts
 from retain.results.claims.judging import Verdict
 from retain.results.claims.power import in_words
-from retain.results.figures.style import DrawnFigure
 from retain.results.report.provenance import Origin
-from retain.results.store.loss_table import Row, finished_trials
+from retain.results.store.loss_table import finished_trials
 from retain.sweeps.base.redaction import redacted_values
 
 FIGURE_FIELDS = ("name", "title", "caption", "png", "svg", "data", "trials", "missing")
 
 
-def report_document(
-    study: str, page: Path, rows: Sequence[Row], figures: Sequence[DrawnFigure], verdicts: Sequence[Verdict]
-) -> dict[str, Any]:
+def report_document(made: StudyReport) -> dict[str, Any]:
     """`retain report --json`."""
     return {
-        "study": study,
-        "report": str(page),
-        "trials": len(rows),
-        "missing": len(rows) - len(finished_trials(rows)),
-        "figures": [{name: getattr(figure, name) for name in FIGURE_FIELDS} for figure in figures],
+        "study": made.study,
+        "report": str(made.page),
+        "trials": len(made.rows),
+        "missing": len(made.rows) - len(finished_trials(made.rows)),
+        "figures": [{name: getattr(figure, name) for name in FIGURE_FIELDS} for figure in made.figures],
         "verdicts": [
             {
                 "claim": one.claim,
@@ -45,18 +42,18 @@ def report_document(
             }
             | {"p": _finite(one.p), "adjusted_p": _finite(one.adjusted), "look": _look_fields(one)}
             | {"effects": [{"label": label} | _effect_fields(effect) for label, effect in one.evidence]}
-            for one in verdicts
+            for one in made.verdicts
         ],
         "recipes": [
             {"plane": one.plane.name, "other": one.other, "checkpoints": one.checkpoints}
             | {"hypervolume_gain": _effect_fields(one.gain), "gap": _effect_fields(one.gap)}
-            for one in frontier_contrasts(rows)
+            for one in frontier_contrasts(made.rows)
         ],
         "axes": [
             {"axis": one.axis, "value": redacted_values(one.value), "against": redacted_values(one.against)}
             | {"loss": SYMBOLS.get(one.loss, one.loss), "settings": one.settings}
             | _effect_fields(one.effect)
-            for one in axis_effects(rows)
+            for one in axis_effects(made.rows)
         ],
     }
 

@@ -42,28 +42,29 @@ class JobsForData:
     """The keys of the registered runs, those that others need first."""
     assemblies: list[str] = field(default_factory=list)
 
-    def __call__(self, file: StudyFile, store: Path, cuts: Cuts, report: Report) -> bool:
+    def __call__(self, file: StudyFile, root: Path, cuts: Cuts, report: Report) -> bool:
         """Register the parts to prepare next, and the assemblies of all. Returns False: they are prepared later.
 
         The first part of a budget is prepared here; parts of later rounds are registered by the jobs of the assemblies.
         """
-        preparations = [Preparation(file, cut, lengths) for cut, lengths in cuts.values()]
+        store = Store(root)
         needed: list[tuple[Preparation, dict[str, Stage], dict[str, Stage]]] = []
-        for preparation in preparations:
-            first = {} if preparation.made(Store(store)) else preparation.part_stages(needed_parts(preparation.cut, {}))
-            if preparation.cut.corpus.tokens is not None and first:
-                self._make_here(preparation, Store(store), first, report)
-            made = preparation.made(Store(store))
+        for preparation in (Preparation(file, cut, lengths) for cut, lengths in cuts.values()):
+            made = preparation.made(store)
+            if preparation.cut.corpus.tokens is not None and not made:
+                first = preparation.part_stages(needed_parts(preparation.cut, {}))
+                self._make_here(preparation, store, first, report)
+                made = preparation.made(store)
             missing = preparation.part_stages(needed_parts(preparation.cut, made))
             assemblies = preparation.assemblies(list(preparation.part_stages({*made, *missing})))
             needed.append((preparation, missing, assemblies))
             self.assemblies += assemblies
         execution = data_execution(file, self.site, sum(len(missing) for _, missing, _ in needed))
         for preparation, missing, assemblies in needed:
-            preparation.register(assemblies, Store(store), execution)
-            preparation.register(missing, Store(store), execution, next(iter(assemblies)))
+            preparation.register(assemblies, store, execution)
+            preparation.register(missing, store, execution, next(iter(assemblies)))
             self.keys += [*in_turns(list(missing), execution["pack"]), *assemblies]
-        record_runs(Store(store), file.study.study, self.keys)
+        record_runs(store, file.study.study, self.keys)
         return False
 
     def _make_here(self, preparation: Preparation, store: Store, first: Mapping[str, Stage], report: Report) -> None:

@@ -9,31 +9,24 @@ import os
 # Before torch: cuBLAS is deterministic with a fixed workspace only.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import shutil
 import time
-
-import torch
-from safetensors.torch import save_file
-from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from retain.datamodules.corpora.prepared import stored_tokenizer
 from retain.datamodules.order.stage_data import first_sequences
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED
-from retain.launchers.stage.groundwork.saved_tensors import save_tensors, saved_tensors
+from retain.launchers.stage.groundwork.saved_tensors import publish_tensors, save_tensors, saved_tensors
 from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
-from retain.launchers.stage.training.choose_numerics import machine_of
+from retain.launchers.stage.training.choose_numerics import begin_on_one_process
 from retain.lightning_modules.anchors.fisher import add_squares, information_per_token, no_squares
-from retain.lightning_modules.compiled import attend_in_fp32
-from retain.lightning_modules.models import load_model
+from retain.lightning_modules.compiled import attend_in_fp32, deterministic_kernels
+from retain.lightning_modules.models import load_model, on_device
 from retain.lightning_modules.objective import predictions
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.state import FISHER_FILE, Progress
 from retain.sweeps.base.errors import StageFailedError
-from retain.sweeps.base.files import share
 from retain.sweeps.tree.cost import BYTES_PER_VALUE
 
 REPORT_EVERY_S = 1.0
@@ -43,15 +36,11 @@ SUMS = "sums.safetensors"
 
 def attempt(context: AttemptContext) -> None:
     """Estimate the information and finish a run, on one process. Raises StageFailedError, AttemptStopped, DamageError."""
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    run, recipe, execution = context.run, context.spec["recipe"], context.spec["execution"]
-    machine = machine_of(execution)
-    if not machine.gpu:
-        torch.set_num_threads(execution["threads"])
+    run, recipe = context.run, context.spec["recipe"]
     # 1. Record that the attempt begins, where the last one was stopped.
     known = saved_tensors(run.checkpoint / SUMS)
     done, length = known[0] if known else 0, recipe["sequence_length"]
-    context.begin(done * length, torch.cuda.get_device_name() if machine.gpu else None)
+    machine = begin_on_one_process(context, done * length)
     # 2. Load the weights and the sequences.
     stage = usable_parent(context.store, context.spec["parent"])
     sequences = first_sequences(context.store.root, recipe)
@@ -61,7 +50,7 @@ def attempt(context: AttemptContext) -> None:
         )
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
-    model: PreTrainedModel = load_model(stage.model).to(machine.device)  # type: ignore[arg-type]
+    model = on_device(load_model(stage.model), machine.device)
     if machine.bf16 and not machine.gpu:
         attend_in_fp32(model)
     weights = sum(one.numel() for one in model.parameters())
@@ -72,9 +61,7 @@ def attempt(context: AttemptContext) -> None:
         log_line(f"resumes after {done} of {len(sequences)} sequences")
     # 3. Add up the squared gradients, one sequence after the other.
     began = reported = time.monotonic()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic_kernels():
         for more in add_squares(model, sequences[done:], squares, machine.bf16, end_of_text):
             if context.stop.signal:
                 save_tensors(run.checkpoint / SUMS, squares, done + more)
@@ -84,8 +71,6 @@ def attempt(context: AttemptContext) -> None:
                 reported = time.monotonic()
                 speed = more * length / (reported - began)
                 context.report(Progress((done + more) * length, sequences.numel(), tokens_per_second=speed))
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
     # 4. Write the result.
     found = information_per_token(squares, sequences)
     if not all(one.isfinite().all() for one in found.values()):
@@ -95,13 +80,4 @@ def attempt(context: AttemptContext) -> None:
     log_line(
         f"Fisher information of {weights:,} weights; its trace is {sum(float(one.sum()) for one in found.values()):.4g}"
     )
-    _publish(context, found)
-
-
-def _publish(context: AttemptContext, found: dict[str, torch.Tensor]) -> None:
-    partial = context.run.folder / "model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_file(found, partial / FISHER_FILE)
-    share(partial / FISHER_FILE)
-    context.finish(partial, {})
+    publish_tensors(context, found, FISHER_FILE)

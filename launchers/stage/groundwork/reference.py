@@ -10,34 +10,30 @@ import os
 # Before torch: cuBLAS is deterministic with a fixed workspace only.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import shutil
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from retain.datamodules.corpora.checkpoints.stored import checkpoint_folder
 from retain.datamodules.corpora.prepared import SPLITS, packed_corpus, stored_tokenizer
 from retain.datamodules.order.stage_data import read_pairs
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED
-from retain.launchers.stage.groundwork.saved_tensors import save_tensors, saved_tensors
+from retain.launchers.stage.groundwork.saved_tensors import publish_tensors, save_tensors, saved_tensors
 from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
-from retain.launchers.stage.training.choose_numerics import Machine, machine_of
-from retain.lightning_modules.compiled import attend_in_fp32, uncompiled
-from retain.lightning_modules.models import load_model
+from retain.launchers.stage.training.choose_numerics import Machine, begin_on_one_process
+from retain.lightning_modules.compiled import attend_in_fp32, deterministic_kernels, uncompiled
+from retain.lightning_modules.models import load_model, on_device
 from retain.lightning_modules.preferences.dpo import log_probabilities
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.state import REFERENCE_FILE, Progress
 from retain.sweeps.base.errors import StageFailedError
-from retain.sweeps.base.files import share
 from retain.sweeps.tree.cost import BYTES_PER_LOG_PROBABILITY
 from retain.sweeps.tree.recipes.preference import PAIR
 
@@ -53,15 +49,11 @@ def attempt(context: AttemptContext) -> None:
 
     Raises StageFailedError, AttemptStopped, DamageError.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    run, recipe, execution = context.run, context.spec["recipe"], context.spec["execution"]
-    machine = machine_of(execution)
-    if not machine.gpu:
-        torch.set_num_threads(execution["threads"])
+    run, recipe = context.run, context.spec["recipe"]
     # 1. Record that the attempt begins, where the last one was stopped.
     known = saved_tensors(run.checkpoint / SAVED)
     done, length = known[0] if known else 0, recipe["sequence_length"]
-    context.begin(done * length, torch.cuda.get_device_name() if machine.gpu else None)
+    machine = begin_on_one_process(context, done * length)
     # 2. Load the weights, and see how many pairs there are.
     model, end_of_text = _start(context, machine)
     packed = packed_corpus(context.store.root, recipe["corpus"])
@@ -74,9 +66,7 @@ def attempt(context: AttemptContext) -> None:
     # 3. Compute them, some pairs after the others.
     began, already = time.monotonic(), done
     reported = began
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic_kernels():
         for split, rows in _blocks(found, done):
             if context.stop.signal:
                 save_tensors(run.checkpoint / SAVED, found, done)
@@ -90,15 +80,13 @@ def attempt(context: AttemptContext) -> None:
                 reported = time.monotonic()
                 speed = (done - already) * length / (reported - began)
                 context.report(Progress(done * length, total * length, tokens_per_second=speed))
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
     # 4. Write the result.
     if not all(one.isfinite().all() for one in found.values()):
         raise StageFailedError("a reference log-probability is not finite: the weights have diverged", DIVERGED)
     for split, one in found.items():
         mean = one.mean(dim=0).tolist()
         log_line(f"{split}: {len(one):,} pairs; mean log-probability {mean[0]:.4g} chosen, {mean[1]:.4g} rejected")
-    _publish(context, found)
+    publish_tensors(context, found, REFERENCE_FILE)
 
 
 def _start(context: AttemptContext, machine: Machine) -> tuple[PreTrainedModel, int | None]:
@@ -113,7 +101,7 @@ def _start(context: AttemptContext, machine: Machine) -> tuple[PreTrainedModel, 
     else:
         folder, within = checkpoint_folder(store.root, recipe["model"]["start"]), "documents" in recipe
     tokenizer = stored_tokenizer(store.root, context.spec["tokenizer"])
-    model = load_model(folder).to(machine.device)  # type: ignore[arg-type]
+    model = on_device(load_model(folder), machine.device)
     model.train(False)
     if machine.bf16 and not machine.gpu:
         attend_in_fp32(model)
@@ -128,12 +116,3 @@ def _blocks(found: dict[str, torch.Tensor], done: int) -> Iterator[tuple[str, np
             if done <= 0:
                 yield split, rows
             done -= PAIR * len(rows)
-
-
-def _publish(context: AttemptContext, found: dict[str, torch.Tensor]) -> None:
-    partial = context.run.folder / "model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_file(found, partial / REFERENCE_FILE)
-    share(partial / REFERENCE_FILE)
-    context.finish(partial, {})

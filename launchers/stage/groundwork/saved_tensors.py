@@ -1,13 +1,16 @@
-"""What an attempt has computed when it is stopped, for the next one: tensors, and how much of the work they stand for."""
+"""The tensors that an attempt has computed: when it is stopped, with how much of the work they stand for; and at its end."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.log import log_line
+from retain.sweeps.base.files import share
 
 DONE, DIGEST = "sequences", "sha256"
 """What the metadata of the file has: over how many sequences the tensors are, and their digest."""
@@ -36,6 +39,16 @@ def saved_tensors(path: Path) -> tuple[int, dict[str, torch.Tensor]] | None:
         pass
     log_line(f"{path} is damaged: the run starts again")
     return None
+
+
+def publish_tensors(context: AttemptContext, tensors: dict[str, torch.Tensor], name: str) -> None:
+    """Finish a run with a file of tensors in place of a model. name: that of the file."""
+    partial = context.run.folder / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_file(tensors, partial / name)
+    share(partial / name)
+    context.finish(partial, {})
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from retain.launchers.speed.measured import Compiled
-from retain.lightning_modules.compiled import attend_in_fp32, compile_layers
+from retain.lightning_modules.compiled import attend_in_fp32, compile_layers, deterministic_kernels
 from retain.lightning_modules.families import family_of, layers, part
 from retain.lightning_modules.models import add_dropout
 from retain.lightning_modules.objective import compiled_loss_and_gradient, loss_and_gradient, summed_loss
@@ -158,13 +158,10 @@ def _shortened(model: PreTrainedModel, depth: int) -> PreTrainedModel:
 @contextlib.contextmanager
 def _as_in_training() -> Iterator[None]:
     """Deterministic kernels, and random numbers that are drawn leave no trace."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with deterministic_kernels(), torch.random.fork_rng(devices=[]):
             yield
     finally:
-        torch.use_deterministic_algorithms(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

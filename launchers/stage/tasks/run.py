@@ -37,7 +37,9 @@ from retain.launchers.stage.evaluate import measured_model
 from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
-from retain.launchers.stage.training.choose_numerics import Machine, machine_of
+from retain.launchers.stage.training.choose_numerics import Machine, begin_on_one_process
+from retain.lightning_modules.compiled import deterministic_kernels
+from retain.lightning_modules.models import on_device
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.runs import MEASURES
 from retain.results.store.state import Progress
@@ -53,11 +55,7 @@ RESAMPLES = 1000
 
 def attempt(context: AttemptContext) -> None:
     """Measure and finish a run, on one process. Raises StageFailedError, AttemptStopped, DamageError."""
-    recipe, execution = context.spec["recipe"], context.spec["execution"]
-    machine = machine_of(execution)
-    if not machine.gpu:
-        torch.set_num_threads(execution["threads"])
-    context.begin(device=torch.cuda.get_device_name() if machine.gpu else None)
+    recipe, machine = context.spec["recipe"], begin_on_one_process(context)
     check_room(context.run.folder, SMALL_FILES)
     stage = usable_parent(context.store, context.spec["parent"])
     if recipe["harness"] != harness_version():
@@ -68,7 +66,7 @@ def attempt(context: AttemptContext) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
         context.store.root / "tokenizers" / context.spec["tokenizer"], local_files_only=True
     )
-    model = measured_model(context, stage, recipe.get("average", 1.0)).to(machine.device)  # type: ignore[arg-type]
+    model = on_device(measured_model(context, stage, recipe.get("average", 1.0)), machine.device)
 
     seen = 0
 
@@ -78,17 +76,14 @@ def attempt(context: AttemptContext) -> None:
             raise AttemptStopped(context.stop.signal)
         seen += tokens
 
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
     try:
-        found = measure(recipe, context.store.root, model, tokenizer, machine, between)
-    except RetainError:
+        with deterministic_kernels():
+            found = measure(recipe, context.store.root, model, tokenizer, machine, between)
+    except (RetainError, AttemptStopped):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise StageFailedError(f"the harness cannot measure the task ({type(error).__name__}: {reason})") from error
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
     for name, metric in found["metrics"].items():
         log_line(f"{name} {metric['value']} (standard error {metric['stderr']})")
     log_line(f"{found['documents']:,} documents")

@@ -37,6 +37,19 @@ def machine_of(execution: Mapping[str, Any], world: int = 1) -> Machine:
     return Machine(gpu, bf16, world > 1 and execution["strategy"] == "fsdp")
 
 
+def begin_on_one_process(context: AttemptContext, tokens: int = 0) -> Machine:
+    """Record that an attempt of one process begins, which resumes at `tokens`; returns how this machine computes it.
+
+    Raises AttemptStopped if the run was cancelled.
+    """
+    execution = context.spec["execution"]
+    machine = machine_of(execution)
+    if not machine.gpu:
+        torch.set_num_threads(execution["threads"])
+    context.begin(tokens, torch.cuda.get_device_name() if machine.gpu else None)
+    return machine
+
+
 def choose_numerics(
     context: AttemptContext,
     execution: Mapping[str, Any],

@@ -58,7 +58,7 @@ from retain.launchers.stage.training.trainer import fit, keep_freed_memory, stag
 from retain.lightning_modules.compiled import attend_in_fp32
 from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.lora import add_adapters
-from retain.lightning_modules.models import build_from_config, build_model, load_model, trained_parameters
+from retain.lightning_modules.models import build_from_config, build_model, load_model, on_device, trained_parameters
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.disk import MOMENT_BYTES, check_room, stage_bytes, used_bytes
 from retain.results.store.runs import Run
@@ -244,7 +244,7 @@ def _fitting_micro_batch(context: AttemptContext, module: StageModule, bf16: boo
     """The number of sequences that fit on the GPU of every rank."""
     recipe, world, model = context.spec["recipe"], context.ranks.world, module.model
     device = torch.device("cuda", torch.cuda.current_device())
-    fits = fits_on_gpu(model.to(device), recipe, bf16, device, module.end_of_text)  # type: ignore[arg-type]
+    fits = fits_on_gpu(on_device(model, device), recipe, bf16, device, module.end_of_text)
     share = -(-recipe["batch"] // world)
     shape = stage_shape(model, recipe, bf16, world, module.checkpointing)
     own = micro_batch_for(context.store.root, shape, share, fits, keep=not is_shared(device))

@@ -1,7 +1,11 @@
 """Names of jobs, the printed tree of a submission, and dry runs."""
 
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +13,22 @@ import pytest
 
 from retain.launchers.cli.app import main
 from retain.launchers.cli.views.submission import print_submission
+from retain.launchers.jobs.backlog import submit_backlog
+from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.data.submit import in_turns
-from retain.launchers.jobs.job import Requeue, _requeue
-from retain.launchers.jobs.status import find_orphans
+from retain.launchers.jobs.job import Requeue, _requeue, check_needs
+from retain.launchers.jobs.status import find_orphans, with_jobs
 from retain.launchers.jobs.submissions import (
+    BACKLOG,
     INTENT,
+    Backlog,
     job_label,
     new_submission,
+    read_backlog,
     read_submission,
     submission_folder,
     token_of,
+    write_backlog,
     write_submission,
 )
 from retain.launchers.jobs.submit import Submitted, SubmittedJob
@@ -26,7 +36,11 @@ from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import Job
 from retain.results.store.runs import Store
+from retain.results.store.status import study_status
 from retain.sweeps.base.errors import MissingResourceError
+from tests.disks import small_disk_at
+from tests.results.runs import kinds, registered
+from tests.retain import environment
 from tests.studies import linear_study, tiny_study
 
 
@@ -139,3 +153,67 @@ def test_packs_of_parts_begin_with_the_parts_that_a_budget_needs_first() -> None
     assert in_turns(keys, 1) == keys
     assert "".join(in_turns(keys, 3)) == "adg" + "beh" + "cf"
     assert sorted(in_turns(keys, 5)) == keys
+
+
+def test_a_run_whose_parent_was_deleted_is_skipped_with_the_cure_and_its_status_says_what_it_lacks(
+    tmp_path: Path,
+) -> None:
+    tree, store = registered(tmp_path / "runs")
+    run = kinds(tree, store, "posttrain")[0]
+    submission = replace(new_submission([run.key]), job_id="7")
+    write_submission(store, submission)
+    run.queue(submission.token)
+    (parent,) = run.needs()
+    shutil.rmtree(store.run(parent).folder)
+    lacks = f"run {parent[:8]} is not in the store any more"
+    assert check_needs(store, run) == ("skip", f"{lacks} and has no job; submit the study again")
+    live = {"7": Job("7", submission.name, "PENDING", "Dependency")}
+    reasons = {row.key: row.reason for row in with_jobs(study_status(tree, store), store, live)}
+    assert reasons[run.key] == f"Dependency: {lacks}"
+
+
+def test_a_damaged_list_of_waiting_runs_does_not_fail_the_job_that_would_submit_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "submissions").mkdir()
+    (tmp_path / "submissions" / BACKLOG).write_text("{")
+    submit_backlog(Store(tmp_path))
+    assert f"{BACKLOG} is damaged" in capsys.readouterr().out
+
+
+def test_a_deleted_run_does_not_keep_the_others_waiting_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, store = registered(tmp_path / "runs")
+    one, other = kinds(tree, store, "pretrain")
+    (store.root / "submissions").mkdir()
+    write_backlog(store, Backlog((one.key, other.key), "6"))
+    shutil.rmtree(one.folder)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("PATH", "/nowhere")  # it gets as far as asking SLURM for the user's limit
+    submit_backlog(store)
+    assert "not submitted: SLURM: scontrol is not on PATH" in capsys.readouterr().out
+    assert read_backlog(store) == Backlog((other.key,), "6")
+
+
+def test_a_copy_of_the_code_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    with small_disk_at(tmp_path / "disk", 1) as disk:
+        with pytest.raises(OSError, match="No space left"):
+            snapshot_code(disk)
+        assert not list((disk / "code").iterdir())
+
+
+def test_a_died_job_that_cannot_be_requeued_says_so_in_one_sentence(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    run = kinds(tree, store, "pretrain")[0]
+    submission = replace(new_submission([run.key]), job_id="7")
+    write_submission(store, submission)
+    run.queue(submission.token)
+    run.begin(os.getpid())
+    command = [sys.executable, "-m", "retain.launchers.jobs.epilogue", str(store.root), submission.token]
+    on_a_node = environment({"SLURM_JOB_ID": "7", "PATH": "/nowhere"})  # without scontrol
+    done = subprocess.run(command, capture_output=True, text=True, env=on_a_node, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("retain: SLURM: scontrol is not on PATH"), done.stderr
+    assert run.state().state == "queued"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.launchers.cli.views.report import report_document
+from retain.launchers.study_report import StudyReport
 from retain.results.analysis.axis_effects import axis_effects
 from retain.results.report.recipes import axis_table
 from retain.results.store.loss_table import Row
@@ -30,7 +31,7 @@ def test_a_metric_has_a_unit_of_its_own_and_may_be_better_when_it_rises() -> Non
 
 def test_passwords_in_the_values_of_an_axis_are_hidden(tmp_path: Path) -> None:
     rows = trials([{"files": f"https://me:secret@host/{name}.jsonl"} for name in "ab"])
-    document = report_document("study", tmp_path / "report.html", rows, [], [])
+    document = report_document(StudyReport("study", tmp_path / "report.html", rows, [], [], []))
     table = axis_table(axis_effects(rows), [], "nats per token")
     assert len(document["axes"]) == len(table.rows) == 2
     assert "secret" not in repr(document["axes"]) + repr(table)

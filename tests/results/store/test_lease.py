@@ -292,6 +292,15 @@ def test_a_lease_whose_file_was_removed_is_no_longer_held(path: Path) -> None:
     assert not list(path.parent.iterdir())
 
 
+def test_an_owner_whose_own_claim_cannot_be_read_still_holds_the_lease(path: Path) -> None:
+    """As while a file server answers with errors: nobody else has made a higher claim, so the process must not end."""
+    lease = written_lease(path, this_process(), 1)
+    lease.file.write_text("{")
+    assert lease.held()
+    written_lease(path, this_process(), lease.number + 1).file.write_text("{")
+    assert not lease.held()
+
+
 def test_a_lease_can_be_read_at_any_moment_while_owners_race(path: Path, tmp_path: Path) -> None:
     racers = [let_race(start_python(RACER, path, 150, tmp_path / "log")) for _ in range(2)]
     seen: set[int | None] = set()

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,19 @@ def test_registering_again_keeps_the_state_and_updates_the_execution_of_runs_tha
     assert (first.state().state, second.state().state) == ("done", "planned")
     assert first.spec()["execution"]["micro_batch"] is None
     assert second.spec()["execution"]["micro_batch"] == 2
+
+
+def test_studies_that_register_a_run_at_the_same_time_all_have_their_corpora_in_it(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    run = kinds(tree, store, "pretrain")[0]
+    spec = run.spec()
+
+    def register(number: int) -> None:
+        store.register(run.key, spec | {"others": {f"other{number}": f"{number:020}"}})
+
+    with ThreadPoolExecutor(4) as studies:
+        list(studies.map(register, range(40)))
+    assert run.spec()["others"].keys() >= {f"other{number}" for number in range(40)}
 
 
 def test_an_unregistered_run_is_planned(tmp_path: Path) -> None:

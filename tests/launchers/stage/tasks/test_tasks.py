@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from retain.datamodules.corpora.tasks.prepare import task_facts
 from retain.launchers.cli.app import main
 from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import open_study
+from retain.launchers.stage.attempt import make_attempt
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.lightning_modules.models import load_model
 from retain.results.analysis.search_summary import violations
 from retain.results.store.loss_table import loss_at
@@ -27,6 +31,7 @@ from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.keys import canonical
 from tests.launchers.search.searches import block, finish, searching
 from tests.launchers.stage.tasks.local_tasks import QUESTIONS, TEXTS, write_tasks
+from tests.results.runs import put_state
 from tests.studies import leave_out, tiny_study
 
 TASKS = {
@@ -184,6 +189,19 @@ def test_a_repeated_evaluation_gives_the_same_bits_and_a_damaged_one_is_found(
     assert not retain.evaluate(measured.name, (), measured.store.root).failures
     assert (run.folder / "measures.json").read_bytes() == before
     assert main(["verify", *where]) == 0
+
+
+def test_an_evaluation_that_is_asked_to_stop_is_left_planned_and_measured_later(measured: Measured) -> None:
+    run = measured.evaluation("rain")
+    before, stop = (run.folder / "measures.json").read_bytes(), StopRequest()
+    put_state(run, replace(run.state(), state="planned", checksums={}))
+    stop.signal = "SIGUSR2"
+    with pytest.raises(AttemptStopped):
+        make_attempt(measured.store, run.key, Ranks(), stop)
+    assert (run.state().state, run.state().attempts[-1].cause) == ("planned", "SIGUSR2")
+    make_attempt(measured.store, run.key, Ranks(), StopRequest())
+    assert run.is_done()
+    assert (run.folder / "measures.json").read_bytes() == before
 
 
 def test_readers_need_no_harness(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
