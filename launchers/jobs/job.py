@@ -161,7 +161,8 @@ def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest,
         where = f"rank {ranks.rank} of {ranks.world}: job {slurm_job()} on {socket.gethostname()}"
         log_line(f"{where}: {decision}{f', {why}' if why else ''}")
         if decision == "train" and (after := submit_further_parts(store, run)) is not None:
-            return Outcome("wait", requeue=Requeue(run, WAIT_S, after=after))
+            decision = "wait"
+            return Outcome(decision, requeue=Requeue(run, WAIT_S, after=after))
     finally:
         connection = _rendezvous(submission_folder(store, token), ranks, decision == "train")
     if connection is not None:
