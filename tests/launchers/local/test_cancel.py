@@ -1,14 +1,13 @@
 """`retain cancel` stops what `retain run` trains, whose other branches go on."""
 
 import contextlib
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from retain.results.store.runs import Store
+from retain.results.store.runs import LOSSES, Store
 from retain.results.store.state import State
 from retain.sweeps.base.processes.locks import short_lock
 from tests.results.runs import put_state
@@ -86,25 +85,24 @@ def test_a_run_that_is_cancelled_before_it_begins_starts_no_process(tmp_path: Pa
 def test_a_pack_goes_on_when_a_run_is_cancelled_after_its_last_step(tmp_path: Path, next_too: bool) -> None:
     fields = {"finetune.time": 0.003 * SECOND, "execution.parallel": 1, "execution.stages": {"finetune": {"pack": 3}}}
     study = linear_study(tmp_path, grid={"finetune.lr": [0.01, 0.011, 0.012]}, **fields)
-    store, lock, since = Store(tmp_path / "runs"), contextlib.ExitStack(), dict[str, float]()
+    store, lock, begun = Store(tmp_path / "runs"), contextlib.ExitStack(), list[str]()
 
     def cancel(states: Mapping[str, State]) -> None:
         for key, state in states.items():
             run = store.run(key)
-            if state.state == "running" and run.spec()["stage"] == "finetune" and key not in since:
-                if not since:  # let it train to its end, but not report that
+            if state.state == "running" and run.spec()["stage"] == "finetune" and key not in begun:
+                if not begun:  # let it train to its end, but not report that
                     lock.enter_context(short_lock(run.folder / ".state.lock"))
-                elif next_too and len(since) == 1:
+                elif next_too and len(begun) == 1:
                     assert run.cancel("by a test")
-                since[key] = time.monotonic()
-        if since and 5 < time.monotonic() - min(since.values()) < 6:
-            first = store.run(next(iter(since)))
+                begun.append(key)
+        first = store.run(begun[0]) if begun else None
+        if first and first.state().state == "running" and (first.folder / LOSSES).exists():
             put_state(first, replace(first.state(), state="cancelled"))
-        elif since and time.monotonic() - min(since.values()) > 6:
             lock.close()
 
     train_here(study, store.root, watch=cancel)
-    first, second, third = (store.run(key).state() for key in since)
+    first, second, third = (store.run(key).state() for key in begun)
     assert first.state == third.state == "done"
     assert second.state == ("cancelled" if next_too else "done")
     assert second.attempts[0].cause == ("SIGUSR1" if next_too else "finished")
