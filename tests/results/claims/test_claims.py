@@ -307,6 +307,27 @@ def test_methods_with_different_numbers_of_checkpoints_are_judged_at_equal_numbe
     assert even.low < 0 < even.high
 
 
+def test_a_method_with_more_values_of_an_axis_gains_nothing_by_it() -> None:
+    """Both methods are equal, with noise, but one is tried at three rates; the third diverges, or fails at one setting."""
+    rates = {"unmixed": [1], "mixed": [1, 2, 3]}
+    rows = []
+    for method, rate in ((method, rate) for method, own in rates.items() for rate in own):
+        for each in frontier_rows({method: 0}, seeds=range(8), noise=0):
+            random = Random(f"{method} {rate} {each['axes']}")
+            losses = {loss: each[loss] + random.gauss(0, 0.1) for loss in (RETAINED, FINETUNING, PRETRAINING)}
+            rows.append({**each, **losses, "axes": {**each["axes"], "posttrain.lr": rate}})
+    found = verdicts(rows)
+    assert [verdict.outcome for verdict in found] == ["undecided"] * 2
+    assert all("Checkpoints per seed: unmixed 4, mixed 12" in verdict.note for verdict in found)
+    assert all("equal numbers of checkpoints" in verdict.told[0] for verdict in found)
+    third = [each for each in rows if each["axes"]["posttrain.lr"] == 3]
+    for lost, counts in ((third[:1], "unmixed 4, mixed 12"), (third, "unmixed 4, mixed 8")):
+        for each in lost:
+            each |= dict.fromkeys(LOSSES)
+        assert all(f"Checkpoints per seed: {counts}" in verdict.note for verdict in verdicts(rows))
+        assert {verdict.told[1].seeds for verdict in verdicts(rows)} == {8}
+
+
 def test_if_exposure_is_an_axis_mixed_is_its_highest_value() -> None:
     rows = []
     for exposure, shift in ((0, 0.0), (0.5, 0.4), (1, -0.2)):
