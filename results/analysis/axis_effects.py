@@ -65,7 +65,7 @@ def axis_effects(rows: Sequence[Row]) -> list[AxisEffect]:
         base = {setting(row, others): row for row in by_value[repr(first),]}
         for value in values:
             pairs = [
-                (seed_of(row), setting(row, [name for name in others if name != seed_axis(row)]), base[key], row)
+                (seed_of(row), _within_seed(row, others), base[key], row)
                 for row in by_value[repr(value),]
                 if (key := setting(row, others)) in base
             ]
@@ -74,6 +74,11 @@ def axis_effects(rows: Sequence[Row]) -> list[AxisEffect]:
                 if any(effect.per_seed.values()):
                     found.append(AxisEffect(axis, value, first, loss, effect, settings))
     return found
+
+
+def _within_seed(row: Row, axes: Sequence[str]) -> tuple[str, ...]:
+    unit = seed_axis(row)
+    return setting(row, [name for name in axes if name != unit])
 
 
 def _compared_losses(rows: Sequence[Row]) -> list[str]:
