@@ -20,7 +20,6 @@ from retain.results.figures.drawing import page_element
 from retain.results.figures.paper import draw_paper_figures
 from retain.results.report.deviations import DIFFERS, OPEN, SAME, deviations, summary
 from retain.results.report.forest import forest
-from retain.results.report.headline import facts
 from retain.results.report.page import write_report
 from retain.results.report.provenance import Origin
 from retain.results.report.study import budgets
@@ -260,15 +259,6 @@ def test_a_page_of_many_trials_is_light_on_data(tmp_path: Path) -> None:
     assert len(rows) == 288
     assert path.read_text().count('class="panel"') == 8
     assert path.stat().st_size < 2_000_000
-
-
-def test_seeds_are_those_that_intervals_are_over() -> None:
-    rows = [
-        row | {"axes": row["axes"] | {"subset_seed": subset, "finetune.seed": subset}}
-        for subset in (0, 1)
-        for row in method_rows((None,), ("unmixed", "mixed"), seeds=(0, 1, 2))
-    ]
-    assert {one.label: one.value for one in facts(rows, [], {})}["seeds"] == "3"
 
 
 def test_the_page_lists_interruptions_and_attempts(tmp_path: Path) -> None:
