@@ -181,9 +181,11 @@ def _ends_of_exposure(rows: Sequence[Row]) -> list[Row]:
 def _comparable(by_method: Mapping[str, Sequence[Row]], plane: LossPlane) -> tuple[_Comparison, int]:
     """The points of each method whose counterparts in the other methods are finished; the number of finished rows dropped."""
     shared = _shared_axes(by_method.values())
-    # A part without any result, such as a rate at which every run diverged, has no counterparts.
-    begun = {name: [part for part in _parts(own, shared) if _finished(part, plane)] for name, own in by_method.items()}
-    rows = [row for parts in begun.values() for part in parts for row in part]
+    rows: list[Row] = []
+    for own in by_method.values():
+        # A part without any result, such as a rate at which every run diverged, has no counterparts.
+        begun = [part for part in _parts(own, shared) if _finished(part, plane)] or [own]
+        rows += [row for part in begun for row in part]
     kept = matched_rows(rows, shared, plane.x, plane.y)
     by_name = grouped(kept, method_of)
     finished = {method: by_name.get(method, []) for method in by_method}

@@ -266,6 +266,16 @@ def test_a_method_with_more_finished_trials_gains_nothing_by_it() -> None:
         assert "6 checkpoints are left out" in verdict.note
 
 
+def test_a_method_without_results_leaves_the_others_without_counterparts() -> None:
+    rows = frontier_rows({"unmixed": 0, "mixed": 0})
+    for each in rows:
+        each |= dict.fromkeys(LOSSES) if each["axes"]["method"] == "mixed" else {}
+    for verdict in verdicts(rows):
+        assert verdict.told == ("hypervolume gained by mixed over unmixed, squared nats", verdict.told[1])
+        assert verdict.told[1].seeds == 0
+        assert "12 checkpoints are left out" in verdict.note
+
+
 def test_a_curve_averages_only_settings_that_have_every_exposure() -> None:
     """A rate with very different losses that lacks λ = 1 would bend the curve."""
     rows = [
