@@ -122,10 +122,12 @@ def _short_component(part: dict[str, Any], sequences: int, whole: int) -> dict[s
     count = part["sequences"] * sequences // whole
     if not count:
         return None
-    window = (
-        {"window": [(2 * end * sequences + whole) // (2 * whole) for end in part["window"]]} if "window" in part else {}
-    )
-    return part | {"distinct": min(part["distinct"], count), "sequences": count} | window
+    short = part | {"distinct": min(part["distinct"], count), "sequences": count}
+    if "window" in part:
+        short["window"] = [(2 * end * sequences + whole) // (2 * whole) for end in part["window"]]
+        if short["window"] == [0, sequences]:
+            del short["window"]  # as the recipe of a study has it
+    return short
 
 
 def predictions(opened: OpenedStudy, probes: Probes, report: Callable[[str], None]) -> list[Prediction]:

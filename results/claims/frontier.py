@@ -184,7 +184,7 @@ def _comparable(by_method: Mapping[str, Sequence[Row]], plane: LossPlane) -> tup
     rows: list[Row] = []
     for own in by_method.values():
         # A part without any result, such as a rate at which every run diverged, has no counterparts.
-        begun = [part for part in _parts(own, shared) if _finished(part, plane)] or [own]
+        begun = [part for part in _parts(own, shared) if _finished(part, plane)] or [list(own)]
         rows += [row for part in begun for row in part]
     kept = matched_rows(rows, shared, plane.x, plane.y)
     by_name = grouped(kept, method_of)
