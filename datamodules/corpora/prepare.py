@@ -137,7 +137,7 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
     return facts
 
 
-def download_sources(file: StudyFile, store: Path, say: Say, report: Report = ignore_progress) -> dict[str, Download]:
+def download_sources(file: StudyFile, store: Path, say: Say) -> dict[str, Download]:
     """Fetch into the store what the study reads from the hub, so that it can be prepared without a network.
 
     Returns the copies of data sets, by corpus. Raises StudyError, MissingResourceError.
@@ -145,9 +145,9 @@ def download_sources(file: StudyFile, store: Path, say: Say, report: Report = ig
     found = {}
     with writing(str(store), "choose another store with --store"):
         for model in checkpoints_of(file):
-            prepare_checkpoint(file, store, model, report)
+            prepare_checkpoint(file, store, model, ignore_progress)
         if tokenizer_settings(file).train is None:
-            _prepare_tokenizer(file, store, report)
+            _prepare_tokenizer(file, store, ignore_progress)
         for name, corpus in file.study.corpora.items():
             with naming_corpus(file, name):
                 if is_on_hub(corpus, file.folder):

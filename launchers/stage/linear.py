@@ -50,7 +50,7 @@ def attempt(context: AttemptContext) -> None:
         losses = {role: population_loss(model, task) for role, task in splits.items()}
         times.append(step * recipe["lr"])
         strengths.append(model.strengths.tolist())
-        if not all(map(math.isfinite, strengths[-1])):
+        if not all(map(math.isfinite, (*strengths[-1], *losses.values()))):
             raise StageFailedError(f"gradient descent diverged after {step} steps: lower lr", DIVERGED)
         curves.points += [Point(heldout_curve(role), step, loss, time.time()) for role, loss in losses.items()]
         if context.stop.signal and step < steps:

@@ -58,14 +58,20 @@ def setting(row: Row, axes: Collection[str]) -> tuple[str, ...]:
     return tuple(repr(row["axes"].get(axis)) for axis in sorted(axes))
 
 
-def seed_of(row: Row) -> int:
-    """The seed of a trial, 0 if the study does not vary it.
+def seed_axis(row: Row) -> str | None:
+    """The axis whose values are the independent repetitions of a trial; None if the study varies no seed.
 
     If stages have seeds of their own, the earliest varied one counts: trials that share their first stages are not
     independent repetitions. `subset_seed` counts if no other seed varies.
     """
     order = ["seed", *(f"{stage}.seed" for stage in row.get("losses") or STAGE_KINDS), SUBSET]
-    return next((int(row["axes"][name]) for name in order if name in row["axes"]), 0)
+    return next((name for name in order if name in row["axes"]), None)
+
+
+def seed_of(row: Row) -> int:
+    """The value of the trial's `seed_axis`, 0 if the study varies no seed."""
+    axis = seed_axis(row)
+    return 0 if axis is None else int(row["axes"][axis])
 
 
 def is_subset_apart(row: Row) -> bool:

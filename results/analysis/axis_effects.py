@@ -1,7 +1,9 @@
 """What each axis of a study changes in each of its losses, whatever its chain and its axes are.
 
 A value of an axis is compared with the axis's first value at equal values of all other axes, seeds included, so each difference
-is of two trials that differ in nothing else. Differences are averaged within a seed; the seed is the unit of repetition.
+is of two trials that differ in nothing else. Differences are averaged within a seed; the seed is the unit of repetition. Where
+several kinds of seeds vary, such as `seed` and `subset_seed`, the unit is the one of `axes.seed_axis`, and every one of its
+values averages over the same values of the others.
 """
 
 import math
@@ -16,7 +18,7 @@ from retain.results.analysis.axes import (
     axis_values,
     grouped,
     is_searched,
-    is_seed,
+    seed_axis,
     seed_of,
     setting,
     varied_axes,
@@ -25,6 +27,8 @@ from retain.results.analysis.effects import Effect, effect_of
 from retain.results.store.loss_table import Row, loss_at, loss_columns, named_losses
 from retain.sweeps.schema.section import is_metric, without_value
 
+ROUNDING = 1e-12
+"""Losses that differ by less, relative to them or in their unit, are equal: the rest is the arithmetic of the linear model."""
 Pair = tuple[int, tuple[str, ...], Row, Row]
 """The seed of two trials, their setting of the other axes, the trial at the first value of an axis, and that at another."""
 
@@ -40,7 +44,7 @@ class AxisEffect:
     """One of the paper's four, STAGE/CORPUS or STAGE/TASK/METRIC."""
     effect: Effect
     settings: int
-    """The settings of the other axes, seeds aside, that each seed is averaged over."""
+    """The settings of the other axes that each seed is averaged over; values of further seeds count as settings."""
 
 
 def axis_effects(rows: Sequence[Row]) -> list[AxisEffect]:
@@ -55,14 +59,13 @@ def axis_effects(rows: Sequence[Row]) -> list[AxisEffect]:
     losses, found = _compared_losses(rows), list[AxisEffect]()
     for axis in varied_axes(rows):
         others = [name for name in axis_names(rows) if name != axis]
-        unseeded = [name for name in others if not is_seed(name)]
         having = [row for row in rows if axis in row["axes"]]
         first, *values = axis_values(having, axis)
         by_value = grouped(having, partial(setting, axes=[axis]))
         base = {setting(row, others): row for row in by_value[repr(first),]}
         for value in values:
             pairs = [
-                (seed_of(row), setting(row, unseeded), base[key], row)
+                (seed_of(row), _within_seed(row, others), base[key], row)
                 for row in by_value[repr(value),]
                 if (key := setting(row, others)) in base
             ]
@@ -71,6 +74,11 @@ def axis_effects(rows: Sequence[Row]) -> list[AxisEffect]:
                 if any(effect.per_seed.values()):
                     found.append(AxisEffect(axis, value, first, loss, effect, settings))
     return found
+
+
+def _within_seed(row: Row, axes: Sequence[str]) -> tuple[str, ...]:
+    unit = seed_axis(row)
+    return setting(row, [name for name in axes if name != unit])
 
 
 def _compared_losses(rows: Sequence[Row]) -> list[str]:
@@ -82,11 +90,12 @@ def _compared_losses(rows: Sequence[Row]) -> list[str]:
 
 def _effect(pairs: Sequence[Pair], loss: str) -> tuple[Effect, int]:
     """The mean difference of pairs, and over how many settings of the other axes."""
-    by_seed: dict[int, dict[tuple[str, ...], list[float]]] = {}
+    by_seed: dict[int, dict[tuple[str, ...], float]] = {}
     for seed, others, one, other in pairs:
         before, after = loss_at(one, loss), loss_at(other, loss)
         if before is not None and after is not None and math.isfinite(before) and math.isfinite(after):
-            by_seed.setdefault(seed, {}).setdefault(others, []).append(after - before)
+            equal = math.isclose(before, after, rel_tol=ROUNDING, abs_tol=ROUNDING)
+            by_seed.setdefault(seed, {})[others] = 0.0 if equal else after - before
     shared = set.intersection(*map(set, by_seed.values())) if by_seed else set()
-    means = {seed: [fmean(own[key]) for key in own if key in shared] for seed, own in sorted(by_seed.items())}
-    return effect_of({seed: fmean(own) for seed, own in means.items() if own}), len(shared)
+    means = {seed: fmean(own[key] for key in shared) for seed, own in sorted(by_seed.items()) if shared}
+    return effect_of(means), len(shared)

@@ -3,7 +3,7 @@ which is ours.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +99,8 @@ class _Comparison:
     points: Mapping[str, dict[int, Points]]
     """All points of each method, by seed."""
     parts: Mapping[str, list[dict[int, Points]]]
-    """The same for each setting of the axes that the methods do not share, such as each rate of dropout."""
+    """The same for each setting of the axes that the methods do not share, such as each rate of dropout, or a learning rate
+    with other values in another method."""
 
     def is_even(self, a: str, b: str) -> bool:
         """Whether two methods have equal numbers of checkpoints."""
@@ -179,15 +180,32 @@ def _ends_of_exposure(rows: Sequence[Row]) -> list[Row]:
 
 def _comparable(by_method: Mapping[str, Sequence[Row]], plane: LossPlane) -> tuple[_Comparison, int]:
     """The points of each method whose counterparts in the other methods are finished; the number of finished rows dropped."""
-    rows = [row for own in by_method.values() for row in own]
-    shared = set.intersection(*(set(row["axes"]) for row in rows)) - {METHOD, *METHOD_FIELDS}
+    shared = _shared_axes(by_method.values())
+    rows: list[Row] = []
+    for own in by_method.values():
+        # A part without any result, such as a rate at which every run diverged, has no counterparts.
+        begun = [part for part in _parts(own, shared) if _finished(part, plane)] or [list(own)]
+        rows += [row for part in begun for row in part]
     kept = matched_rows(rows, shared, plane.x, plane.y)
-    dropped = sum(has_losses(row, plane.x, plane.y) for row in rows) - len(kept)
     by_name = grouped(kept, method_of)
     finished = {method: by_name.get(method, []) for method in by_method}
     points = {method: points_by_seed(own, plane) for method, own in finished.items()}
     parts = {method: [points_by_seed(part, plane) for part in _parts(own, shared)] for method, own in finished.items()}
-    return _Comparison(points, parts), dropped
+    return _Comparison(points, parts), _finished(rows, plane) - len(kept)
+
+
+def _finished(rows: Iterable[Row], plane: LossPlane) -> int:
+    return sum(has_losses(row, plane.x, plane.y) for row in rows)
+
+
+def _shared_axes(methods: Collection[Sequence[Row]]) -> set[str]:
+    """The axes by which methods have counterparts: seeds, and those that have the same values in every method."""
+    common = set.intersection(*(set(row["axes"]) for own in methods for row in own)) - {METHOD, *METHOD_FIELDS}
+
+    def values(rows: Sequence[Row], name: str) -> frozenset[tuple[str, ...]]:
+        return frozenset(setting(row, [name]) for row in rows)
+
+    return {name for name in common if is_seed(name) or len({values(own, name) for own in methods}) == 1}
 
 
 def _parts(rows: Sequence[Row], shared: set[str]) -> Iterable[list[Row]]:

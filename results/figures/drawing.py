@@ -29,13 +29,13 @@ THEMED = {
 """Colours that follow the page's scheme, light or dark."""
 
 
-def draw_axes(name: str, label: str, draw: Callable[["Axes"], object], inches: tuple[float, float] = INCHES) -> str:
+def draw_axes(name: str, label: str, draw: Callable[["Axes"], object]) -> str:
     """The SVG element of what `draw` draws. name: a prefix of its ids, unique on the page; label: what screen readers say."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(RC | FOR_PAGES):
-        figure = Figure(figsize=inches, layout="constrained")
+        figure = Figure(figsize=INCHES, layout="constrained")
         axes = figure.subplots()
         draw(axes)
         # The page writes titles, in HTML.

@@ -104,10 +104,13 @@ def _titled(subject: str) -> str:
 
 
 def seeds_text(verdict: Verdict) -> str:
-    """How many seeds decide a claim with a chance of 80%, at the effect and the spread seen."""
+    """How many seeds decide a claim with a chance of 80%, at the effect and the spread seen; at a look, the most that are
+    planned."""
     seeds = verdict.told[1].seeds
     if verdict.outcome != "undecided":
         return f"decided at {seeds}"
+    if verdict.look is not None:
+        return f"at most {verdict.look.counts[-1]}"
     pilot = pilot_of(verdict)
     if pilot is None:
         return "unknown before 2 seeds"

@@ -5,14 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from retain.results.analysis.axes import (
-    METHOD,
-    PIPELINE,
-    SIZE,
-    axis_names,
-    grouped,
-    is_seed,
-)
+from retain.results.analysis.axes import METHOD, PIPELINE, SIZE, axis_names, grouped, seed_of
 from retain.results.analysis.loss_planes import L_IM, L_RET, has_losses, matched_rows, means_by_seed
 from retain.results.analysis.methods import PIPELINES, setting_axes, setting_name
 from retain.results.claims.judging import Verdict
@@ -215,7 +208,7 @@ def _losses(groups: Sequence[KeptGroup], unit: str) -> str:
 def facts(rows: Sequence[Row], verdicts: Sequence[Verdict], states: Mapping[str, State]) -> list[Fact]:
     """How complete, how sure and how dear the results are."""
     finished = len(finished_trials(rows))
-    seeds = max(1, len({str([value for name, value in row["axes"].items() if is_seed(name)]) for row in rows}))
+    seeds = max(1, len({seed_of(row) for row in rows}))
     found = [
         Fact("trials", f"{finished:,} of {len(rows):,}" if finished < len(rows) else f"{finished:,}", "finished"),
         Fact("seeds", f"{seeds}", "intervals are 95%, over seeds" if seeds > 1 else "one seed has no interval"),

@@ -53,7 +53,7 @@ def _checkpoint(study: Study, facts: Facts) -> CheckpointFacts:
 def overview(file: StudyFile, facts: Facts, rows: Sequence[Row]) -> Table:
     """The model, the tokeniser, the axes, and the number of trials and seeds."""
     study = file.study
-    seeds = sorted({seed_of(row) for row in rows}) if any("seed" in name for name in file.labels) else [study.seed]
+    seeds = sorted({seed_of(row) for row in rows}) if any(map(is_seed, file.labels)) else [study.seed]
     lines: Rows = [
         *_model_lines(study, facts),
         ("trials", f"{len(rows):,}"),

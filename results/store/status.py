@@ -137,14 +137,9 @@ class StatusReader:
         return row
 
 
-def study_status(tree: Tree, store: Store, states: Mapping[str, StateSummary] | None = None) -> list[RunStatus]:
+def study_status(tree: Tree, store: Store) -> list[RunStatus]:
     """`StatusReader.of_study`, once."""
-    return StatusReader(store).of_study(tree, states)
-
-
-def store_status(store: Store) -> list[RunStatus]:
-    """`StatusReader.of_store`, once."""
-    return StatusReader(store).of_store()
+    return StatusReader(store).of_study(tree)
 
 
 def run_status(run: Run, state: StateSummary | None = None) -> RunStatus:

@@ -55,10 +55,10 @@ def all_field_docs(section: type[Section]) -> dict[str, str]:
     return {name: " ".join(found.get(name, "").split()) for name in section.model_fields}
 
 
-def default_text(field: FieldInfo, required: str = "required") -> str:
+def default_text(field: FieldInfo) -> str:
     """The default of a field as a study file would write it; `-` if the meaning describes it."""
     if field.is_required():
-        return required
+        return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
     if value is None:
         return "-"

@@ -9,11 +9,16 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.section import shown_value
+from retain.sweeps.schema.section import LOSSES, shown_value
 from retain.sweeps.schema.validation_messages import validate
 
 NOT_AXES = ("study", "stages", "tokenizer", "corpora", "cases", "grid", "search", "execution")
 """Sections of a study that cannot be an axis."""
+
+COLUMNS = (*LOSSES, "tokens")
+"""The columns that the results of a trial have beside its axes."""
+SEEDS = ("seed", "subset_seed")
+"""How the names of axes end whose values are repetitions."""
 
 Raw = dict[str, Any]
 """The plain mapping of a study file, before validation."""
@@ -46,11 +51,17 @@ def case_options(raw: Raw, name: str, cases: Mapping[str, Any], schema: Schema, 
     """
     if not cases:
         raise StudyError(f"{where}: an axis needs at least one case; write `{name}: {{case: {{field: value}}}}`")
+    if name in COLUMNS:
+        raise StudyError(f"{where}: results have a column {name} of their own; rename the axis")
     options = []
     for case, settings in cases.items():
         here = f"{where}.{case}"
         if not (name.strip() and name.isprintable() and case.strip() and case.isprintable()):
             raise StudyError(f"{shown_value(here)}: an axis and a case need names of visible letters; rename them")
+        if name.rpartition(".")[2] in SEEDS and not case.isdecimal():
+            raise StudyError(
+                f"{here}: the values of {name} are whole numbers, which tell repetitions apart; rename the axis"
+            )
         if not isinstance(settings, dict) or not settings:
             raise StudyError(f"{here}: a case must map fields to values, such as pretrain.exposure: 1")
         varied = {

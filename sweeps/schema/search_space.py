@@ -154,9 +154,11 @@ class Constraint(Section):
         """By how much a value breaks the bound. lowest, highest: of all points. higher: whether higher is better."""
         if self.at_least is not None:
             return self.at_least - value
-        if self.within is None or not higher:
-            return value - (lowest * (1 + self.within) if self.within is not None else self.at_most or math.inf)
-        return highest * (1 - self.within) - value
+        if self.within is None:
+            return value - (self.at_most or math.inf)
+        # A margin on pairs may be below 0, where a share of it still allows less than the best.
+        best, worse = (highest, highest - value) if higher else (lowest, value - lowest)
+        return worse - self.within * abs(best)
 
     def __str__(self) -> str:
         if self.at_least is not None:

@@ -17,7 +17,7 @@ from retain.datamodules.order.stage_data import StageData
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.reporting.by_value import loss_fields
 from retain.launchers.stage.training.carried import CarriedOptimizer, final_moments, write_moments
-from retain.launchers.stage.training.curves import Curves
+from retain.launchers.stage.training.curves import Curves, finite
 from retain.launchers.stage.training.distributed import gather
 from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.lora import merge_adapters, plain_weights
@@ -47,11 +47,10 @@ class FinalLosses(Callback):
         self.moments = final_moments(self.context, trainer, self.heldout.module)
         self.curves.enter("evaluating")
         merge_adapters(self.heldout.module.model)
-        splits = [*self.heldout.sequences, *self.heldout.others]
-        labels = self.heldout.labels
-        self.losses = {
-            split: loss_fields(self.heldout.loss(split, by_value=True), labels.get(split)) for split in splits
-        }
+        for split in (*self.heldout.sequences, *self.heldout.others):
+            found = self.heldout.loss(split, by_value=True)
+            finite(found.loss, f"held-out loss on {split}", self.heldout.module.step)
+            self.losses[split] = loss_fields(found, self.heldout.labels.get(split))
         for corpus, pairs in self.heldout.pairs.items():
             self.preferences[corpus] = pairs.fields(self.heldout.preferences(pairs))
         self.curves.enter("writing")

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from retain.results.analysis.effects import Effect, effect_of
+from retain.results.analysis.effects import effect_of
 from retain.results.analysis.sisters.forgetting_law import Condition, conditions
+from retain.results.analysis.sisters.measured import mean_of, slope_of
 from retain.results.claims.judging import Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 
@@ -50,10 +51,9 @@ def _means(
 ) -> tuple[dict[int, float], dict[int, float]]:
     """The mean forgetting of each seed over the sizes and tokens with results of both, for the seeds that have them all."""
     shared = sorted(point for point in first.keys() & second.keys() if first[point].after and second[point].after)
-    each = [[part[point].forgotten for point in shared] for part in (first, second)]
-    seeds = sorted(set.intersection(*(set(one) for part in each for one in part))) if shared else []
-    plain, mixed = ({seed: float(np.mean([one[seed] for one in part])) for seed in seeds} for part in each)
-    return plain, mixed
+    plain, mixed = (mean_of([part[point].forgotten for point in shared]) for part in (first, second))
+    seeds = sorted(plain.keys() & mixed.keys())
+    return {seed: plain[seed] for seed in seeds}, {seed: mixed[seed] for seed in seeds}
 
 
 def _smaller_models(about: str, found: Sequence[Condition]) -> Iterator[Verdict]:
@@ -65,20 +65,9 @@ def _smaller_models(about: str, found: Sequence[Condition]) -> Iterator[Verdict]
     done = [one for one in plain if one.after]
     tokens = set.intersection(*({one.tokens for one in done if one.parameters == size} for size in sizes))
     counted = [one for one in done if one.tokens in tokens]
-    seeds = sorted(set.intersection(*(set(one.forgotten) for one in counted))) if counted else []
-    doublings = np.log2(np.array(sizes, dtype=np.float64))
-    centred = doublings - doublings.mean()
-    slopes, ends = {}, {}
-    for seed in seeds:
-        curve = np.array(
-            [np.mean([one.forgotten[seed] for one in counted if one.parameters == size]) for size in sizes]
-        )
-        slopes[seed] = float(centred @ curve / (centred @ centred))
-        ends[seed] = float(curve[0] - curve[-1])
-    words = f"{about}smaller models forget more"
-    deciding: list[tuple[str, Effect]] = [
-        ("slope of the forgetting over log2 of the parameters, nats", effect_of(slopes))
-    ]
-    yield judge(
-        "7b", words, -1, deciding, [("forgetting of the smallest minus the largest model, nats", effect_of(ends))]
-    )
+    curves = [mean_of([one.forgotten for one in counted if one.parameters == size]) for size in sizes]
+    slopes = slope_of(np.log2(sizes).tolist(), curves)
+    ends = {seed: curves[0][seed] - curves[-1][seed] for seed in slopes}
+    deciding = [("slope of the forgetting over log2 of the parameters, nats", effect_of(slopes))]
+    others = [("forgetting of the smallest minus the largest model, nats", effect_of(ends))]
+    yield judge("7b", f"{about}smaller models forget more", -1, deciding, others)

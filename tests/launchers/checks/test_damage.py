@@ -22,7 +22,7 @@ from retain.launchers.stage.failures import DAMAGE
 from retain.results.store.lease import this_process
 from retain.results.store.runs import Store
 from retain.results.store.state import State
-from retain.results.store.status import store_status
+from retain.results.store.status import StatusReader
 from retain.sweeps.tree.tree import STAGES
 from tests.conftest import Trained
 from tests.launchers.cli.test_bad_input import assert_one_sentence
@@ -244,7 +244,7 @@ def test_a_done_run_without_its_stage_json_is_a_problem_and_run_writes_it_again(
     assert [(one.where, "stage.json is missing; run its study again" in one.what) for one in problems] == [
         (run.key, True)
     ]
-    assert {row.key: row.state for row in store_status(Store(store))}[run.key] == "damaged"
+    assert {row.key: row.state for row in StatusReader(Store(store)).of_store()}[run.key] == "damaged"
     opened = prepare_study(str(study), (), store)
     train_missing(opened, opened.tree)
     assert verify_store(Store(store), None) == (3, [])

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from retain.datamodules.order.mixtures import stage_order
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.retention_probe import gradient_probe, probe_file, probe_settings, short_finetuning, short_probes
+from retain.lightning_modules.optimisation import rate_of_recipe
 from retain.results.analysis.predictors import PREDICTORS
 from retain.results.store.garbage import find_waste, free
 from retain.results.store.runs import Store
@@ -92,6 +95,27 @@ def test_only_budget_and_warmup_shrink_in_proportion(share: float, sequences: in
     changed = {"distinct": sequences, "sequences": sequences, "steps": steps, "warmup": warmup}
     assert after == before | changed
     assert (short.parent, short.tokens) == (whole.parent, sequences * before["sequence_length"])
+
+
+MIXED: dict[str, Any] = {
+    "finetune.mix": {"music": {"share": 0.2}, "general": [{"tokens": 640, "window": [0.5, 1]}, {"tokens": 32}]},
+    "finetune.schedule": {"wsd": 0.5},
+}
+
+
+@pytest.mark.parametrize("share", [1e-4, 0.03, 0.1, 0.3, 0.77, 0.99])
+def test_what_is_mixed_in_and_the_decay_shrink_too(share: float) -> None:
+    whole = next(stage for stage in tiny_tree(**MIXED).stages.values() if stage.stage == "finetune")
+    before, after = json.loads(whole.recipe), json.loads(short_finetuning(whole, share).recipe)
+    sequences, mix = after["sequences"], after.get("mix", [])
+    order = stage_order(after, dict.fromkeys([after["corpus"], *(part["corpus"] for part in mix)], 10_000))
+    source, _ = order.locate(np.arange(sequences))
+    kept = [part["sequences"] * sequences // before["sequences"] for part in before["mix"]]
+    assert [part["sequences"] for part in mix] == [count for count in kept if count]
+    assert [(source == number).sum() for number, _ in enumerate(mix, 1)] == [part["sequences"] for part in mix]
+    assert 0 < (source == 0).sum() == sequences - sum(part["sequences"] for part in mix)
+    assert after["steps"] < 4 or rate_of_recipe(after, after["warmup"]) == after["lr"]
+    assert after["warmup"] + after["schedule"]["wsd"] <= after["steps"]
 
 
 def test_a_second_probe_trains_and_measures_nothing(probed: Probed) -> None:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -170,8 +170,10 @@ def test_a_job_imports_neither_torch_nor_what_reads_study_files(tmp_path: Path) 
     assert not {"torch", "lightning", "transformers", "pydantic", "pandas", "scipy"} & set(done.stdout.split())
 
 
-def test_a_stage_that_diverges_fails_and_names_the_field_to_lower(tmp_path: Path) -> None:
-    store, (key, *_) = registered(tmp_path / "runs", "pretrain.lr=3")
+@pytest.mark.parametrize("rate", [("pretrain.lr=3",), ("pretrain.lr=1e90", "pretrain.time=1e90")])
+def test_a_stage_that_diverges_fails_and_names_the_field_to_lower(rate: Sequence[str], tmp_path: Path) -> None:
+    """Also in its only step, after which the features are finite and their squares are not."""
+    store, (key, *_) = registered(tmp_path / "runs", *rate)
     with pytest.raises(StageFailedError, match=r"diverged.*lower lr"):
         make_attempt(store, key, Ranks(), StopRequest())
     state = store.run(key).state()

@@ -62,6 +62,28 @@ def test_only_settings_that_are_finished_at_all_seeds_count() -> None:
         assert effect.effect.per_seed == {seed: pytest.approx(1.0) for seed in (0, 1, 2)}
 
 
+def test_every_seed_averages_over_the_same_subsets() -> None:
+    rows = [
+        trial({"adapt.lr": rate, "seed": seed, "subset_seed": subset}, 3 + rate * (1 + 10 * subset))
+        for seed in (0, 1, 2)
+        for subset in (0, 1)
+        for rate in (1, 2)
+    ]
+    whole = of(axis_effects(rows), "adapt.lr", 2)
+    assert (whole.effect.per_seed, whole.settings) == (dict.fromkeys(range(3), 6.0), 2)
+    rows[-1]["losses"]["adapt"]["general"] = None  # the second subset of the last seed is not finished
+    partial = of(axis_effects(rows), "adapt.lr", 2)
+    assert (partial.effect.per_seed, partial.settings) == (dict.fromkeys(range(3), 1.0), 1)
+
+
+@given(st.floats(0, 10), st.floats(-1e-15, 1e-15))
+def test_differences_of_rounding_are_none(loss: float, rounding: float) -> None:
+    rows = [
+        trial({"adapt.lr": rate, "seed": seed}, loss + seed * rate * rounding) for seed in range(3) for rate in (1, 2)
+    ]
+    assert axis_effects(rows) == []
+
+
 def test_a_seed_without_any_pair_does_not_hide_the_others() -> None:
     rows = [
         trial({"adapt.lr": rate, "seed": seed}, None if seed == 2 else 3.0 + rate)

@@ -266,6 +266,16 @@ def test_a_method_with_more_finished_trials_gains_nothing_by_it() -> None:
         assert "6 checkpoints are left out" in verdict.note
 
 
+def test_a_method_without_results_leaves_the_others_without_counterparts() -> None:
+    rows = frontier_rows({"unmixed": 0, "mixed": 0})
+    for each in rows:
+        each |= dict.fromkeys(LOSSES) if each["axes"]["method"] == "mixed" else {}
+    for verdict in verdicts(rows):
+        assert verdict.told == ("hypervolume gained by mixed over unmixed, squared nats", verdict.told[1])
+        assert verdict.told[1].seeds == 0
+        assert "12 checkpoints are left out" in verdict.note
+
+
 def test_a_curve_averages_only_settings_that_have_every_exposure() -> None:
     """A rate with very different losses that lacks λ = 1 would bend the curve."""
     rows = [
@@ -305,6 +315,27 @@ def test_methods_with_different_numbers_of_checkpoints_are_judged_at_equal_numbe
     assert even.mean < gain.mean
     assert gain.low > 0
     assert even.low < 0 < even.high
+
+
+def test_a_method_with_more_values_of_an_axis_gains_nothing_by_it() -> None:
+    """Both methods are equal, with noise, but one is tried at three rates; the third diverges, or fails at one setting."""
+    rates = {"unmixed": [1], "mixed": [1, 2, 3]}
+    rows = []
+    for method, rate in ((method, rate) for method, own in rates.items() for rate in own):
+        for each in frontier_rows({method: 0}, seeds=range(8), noise=0):
+            random = Random(f"{method} {rate} {each['axes']}")
+            losses = {loss: each[loss] + random.gauss(0, 0.1) for loss in (RETAINED, FINETUNING, PRETRAINING)}
+            rows.append({**each, **losses, "axes": {**each["axes"], "posttrain.lr": rate}})
+    found = verdicts(rows)
+    assert [verdict.outcome for verdict in found] == ["undecided"] * 2
+    assert all("Checkpoints per seed: unmixed 4, mixed 12" in verdict.note for verdict in found)
+    assert all("equal numbers of checkpoints" in verdict.told[0] for verdict in found)
+    third = [each for each in rows if each["axes"]["posttrain.lr"] == 3]
+    for lost, counts in ((third[:1], "unmixed 4, mixed 12"), (third, "unmixed 4, mixed 8")):
+        for each in lost:
+            each |= dict.fromkeys(LOSSES)
+        assert all(f"Checkpoints per seed: {counts}" in verdict.note for verdict in verdicts(rows))
+        assert {verdict.told[1].seeds for verdict in verdicts(rows)} == {8}
 
 
 def test_if_exposure_is_an_axis_mixed_is_its_highest_value() -> None:

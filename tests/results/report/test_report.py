@@ -13,7 +13,8 @@ from retain.launchers.cli.app import main
 from retain.results.analysis.effects import effect_of
 from retain.results.analysis.loss_planes import L_IM, L_RET
 from retain.results.analysis.methods import PIPELINES
-from retain.results.claims.judging import judge
+from retain.results.claims.judging import judge, judged_at
+from retain.results.claims.looks import Look
 from retain.results.claims.verdicts import verdicts
 from retain.results.figures.drawing import page_element
 from retain.results.figures.paper import draw_paper_figures
@@ -361,6 +362,8 @@ def test_an_undecided_verdict_says_how_many_seeds_would_decide_it() -> None:
     alone = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1}))])
     seeds = [row.seeds for row in forest([noisy, decided, alone])[0].rows]
     assert seeds == ["about 13", "decided at 3", "unknown before 2 seeds"]
+    at_look = judged_at(Look(1, (3, 5)), noisy)
+    assert forest([at_look])[0].rows[0].seeds == "at most 5", "the seeds of all looks are fixed"
 
 
 def test_an_inlined_figure_keeps_its_shape_follows_the_page_and_loses_its_addresses() -> None:

@@ -15,7 +15,14 @@ from retain.results.store.lease import take_lease
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, Progress, State
-from retain.results.store.status import RunStatus, in_tree_order, seconds_left, stage_costs, store_status, study_status
+from retain.results.store.status import (
+    RunStatus,
+    StatusReader,
+    in_tree_order,
+    seconds_left,
+    stage_costs,
+    study_status,
+)
 from retain.sweeps.tree.tree import Tree
 from tests.results.runs import finish, kinds, put_state, registered
 
@@ -94,7 +101,7 @@ def test_the_status_of_a_store_lists_every_run_with_the_latest_attempt_last(plan
     second, first = kinds(tree, store, "pretrain")
     finish(first)
     finish(second)
-    rows = store_status(store)
+    rows = StatusReader(store).of_store()
     assert len(rows) == 8
     assert [row.key for row in rows[-2:]] == [first.key, second.key]
     by_key = {row.key: row for row in study_status(tree, store)}

@@ -89,6 +89,8 @@ def test_cases_and_grid_axes_with_the_same_values_give_the_same_stages(tmp_path:
         ({"cases": {"method": {"a": {"corpora.music": 0}}}}, "corpora cannot be an axis"),
         ({"cases": {"method": {"a": {}}}}, "a case must map fields to values"),
         ({"cases": {"method": {}}}, "at least one case"),
+        ({"cases": {"tokens": {"few": {"finetune.tokens": 640}}}}, "results have a column tokens of their own"),
+        ({"cases": {"seed": {"first": {"seed": 0}}}}, "cases.seed.first: the values of seed are whole numbers"),
         ({"cases": {"size": {"a": {"model": "laptop"}}}, "grid": {"model.layers": [2]}},
          "model.layers is set by cases.size and by grid.model.layers"),
     ],
@@ -99,6 +101,13 @@ def test_an_invalid_case_is_one_sentence_that_names_its_place(
     with pytest.raises(StudyError) as caught:
         tree_of(tmp_path, **fields)
     assert sentence in str(caught.value)
+
+
+def test_cases_with_numbers_can_tie_a_seed_to_a_subset(tmp_path: Path) -> None:
+    repeated = {str(number): {"seed": number, "subset_seed": number} for number in range(2)}
+    tree = tree_of(tmp_path, cases={"seed": repeated}, grid={})
+    assert [trial.axes for trial in tree.trials] == [{"seed": "0"}, {"seed": "1"}]
+    assert len(tree.stages) == 6
 
 
 def test_a_scaled_down_study_keeps_the_first_and_the_last_case(tmp_path: Path) -> None:

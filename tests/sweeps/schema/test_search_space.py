@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from retain.results.store.loss_table import loss_columns
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study, read_study
-from retain.sweeps.schema.search_space import Axis, SearchSpace
+from retain.sweeps.schema.search_space import Axis, Constraint, SearchSpace
 from retain.sweeps.schema.section import LOSSES
 from retain.sweeps.tree.measures import corpora_after
 from tests.studies import tiny_fields, tiny_study, tiny_tree
@@ -212,6 +212,19 @@ def test_choices_are_numbers_even_if_yaml_reads_them_as_text() -> None:
         "posttrain.tokens": (2560,),
         "model": ("laptop",),
     }
+
+
+@pytest.mark.parametrize("higher", [False, True])
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=6), st.floats(0, 0.5))
+def test_the_best_value_is_within_any_share_of_itself_also_below_0(
+    higher: bool, values: list[float], share: float
+) -> None:
+    low, high = min(values), max(values)
+    best = high if higher else low
+    constraint = Constraint(within=share)
+    assert constraint.violation(best, low, high, higher) <= 0
+    beyond = best + (-1 if higher else 1) * (share * abs(best) + 0.01)
+    assert constraint.violation(beyond, low, high, higher) > 0
 
 
 def test_prune_and_probe_are_off_by_default() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import retain
 from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.planning.opened_study import open_study
 from retain.lightning_modules.models import load_model
@@ -126,6 +127,14 @@ def test_the_stage_was_stopped_on_the_tune_half(chosen: tuple[Path, Path]) -> No
     assert run.losses()["best_loss"] == min(curve.values())
     recipe = json.loads((run.folder / "stage.json").read_text())["recipe"]
     assert recipe["early_stopping"] == {"every": 1, "patience": 3, "after_warmup": True, "split": "tune"}
+
+
+def test_a_stage_whose_last_step_diverges_has_diverged(tmp_path: Path) -> None:
+    one_step = {"pretrain.tokens": 256, "pretrain.warmup": 0, "pretrain.lr": 1e38, "grid": {}}
+    execution = {"accelerator": "cpu", "precision": "fp32", "compile": False}
+    study = tiny_study(tmp_path, **one_step, execution=execution)
+    (failure,) = retain.run(str(study), (), tmp_path / "runs").failures
+    assert str(failure.reason).startswith("diverged: the held-out loss on pretraining is nan at step 1; lower lr")
 
 
 def test_muon_is_refused_with_sharding_and_with_adapters_before_anything_starts(
