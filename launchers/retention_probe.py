@@ -27,6 +27,7 @@ from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.keys import canonical, stage_key
+from retain.sweeps.tree.recipes.mixture import shortened
 from retain.sweeps.tree.recipes.preference import PAIR, objective_of
 from retain.sweeps.tree.tree import Stage, Tree, Trial
 
@@ -95,15 +96,20 @@ def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Prob
 
 
 def short_finetuning(stage: Stage, share: float) -> Stage:
-    """A fine-tuning with a share of its budget and warm-up: the same stage as in a study with these numbers."""
+    """A fine-tuning with a share of its budget, mixture, warm-up and decay: the same stage as in a study with these numbers."""
     recipe = json.loads(stage.recipe)
     length = recipe["sequence_length"]
     unit = PAIR if "objective" in recipe else 1
     sequences = unit * max(1, int(recipe["sequences"] * share / unit))
-    distinct = min(recipe["distinct"], sequences)
-    steps = -(-sequences // recipe["batch"])
+    mix = shortened(recipe.pop("mix", ()), recipe["sequences"], sequences)
+    distinct = min(recipe["distinct"], sequences - sum(part["sequences"] for part in mix))
+    whole, steps = recipe["steps"], -(-sequences // recipe["batch"])
     warmup = min(int(recipe["warmup"] * share), steps - 1)
     recipe |= {"distinct": distinct, "sequences": sequences, "steps": steps, "warmup": warmup}
+    recipe |= {"mix": mix} if mix else {}
+    if isinstance(schedule := recipe.get("schedule"), dict):
+        decay = max(1, int(schedule["wsd"] / whole * steps + 0.5))
+        recipe["schedule"] = {"wsd": min(decay, steps - warmup)}
     text, tokens = canonical(recipe), sequences * length
     axes = stage.axes | {"finetune.tokens": tokens}
     return replace(stage, key=stage_key(stage.stage, stage.parent, text), recipe=text, tokens=tokens, axes=axes)

@@ -112,7 +112,7 @@ def test_retry_resumes_a_branch_once_what_it_lacked_is_there(slurm: Cluster, tmp
     assert {run.state().reason for run in finetunings} == {f"posttrain {post.key[:8]} failed: {failure.reason}"}
     (tmp_path / "aside").rename(pre.model)
     document = json.loads(retain("retry", study, "--store", store, "--json", more=slurm.environment).stdout)
-    assert failure.key in document["planned_again"]
+    assert post.key in document["planned_again"]
     assert [job["job_id"] for job in document["submission"]["jobs"]]
     wait_for_the_end(slurm)
     assert {row["state"] for row in statuses(slurm, study, store).values()} == {"done"}

@@ -14,6 +14,7 @@ from retain.results.analysis.predictors import PREDICTORS
 from retain.results.store.garbage import find_waste, free
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.tree.recipes.mixture import spread, window_of
 from tests.conftest import Trained
 from tests.retain import retain_here, retain_json
 from tests.studies import tiny_tree
@@ -92,6 +93,35 @@ def test_only_budget_and_warmup_shrink_in_proportion(share: float, sequences: in
     changed = {"distinct": sequences, "sequences": sequences, "steps": steps, "warmup": warmup}
     assert after == before | changed
     assert (short.parent, short.tokens) == (whole.parent, sequences * before["sequence_length"])
+
+
+MIXED: dict[str, Any] = {"grid": {}, "finetune.schedule": {"wsd": 0.5}, "finetune.warmup": 0}
+REPLAY = {"share": 0.25, "window": [0.5, 1], "replaces": True}
+
+
+def test_a_short_finetuning_with_a_mixture_is_the_same_stage_as_in_a_study_with_that_budget() -> None:
+    mix = {"finetune.mix": {"music": [REPLAY, {"share": 0.05, "skip": 320, "replaces": True}]}}
+    whole, wanted = (
+        next(stage for stage in tiny_tree(**MIXED, **mix, **tokens).stages.values() if stage.stage == "finetune")
+        for tokens in ({"finetune.tokens": 5120}, {"finetune.tokens": 1280})
+    )
+    assert json.loads(short_finetuning(whole, 0.25).recipe) == json.loads(wanted.recipe)
+    assert short_finetuning(whole, 0.25).key == wanted.key
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.02, 0.033, 0.1, 0.37, 0.9])
+def test_the_mixture_of_a_short_finetuning_fits_it(share: float) -> None:
+    full = [{"tokens": 1280, "window": [0.75, 1]}, {"tokens": 1280, "window": [0.5, 0.75]}, {"share": 0.1}]
+    tree = tiny_tree(**MIXED, **{"finetune.mix": {"music": full}})
+    whole = next(stage for stage in tree.stages.values() if stage.stage == "finetune")
+    recipe = json.loads(short_finetuning(whole, share).recipe)
+    parts, total = recipe.get("mix", []), recipe["sequences"]
+    main = total - sum(part["sequences"] for part in parts)
+    assert 1 <= recipe["distinct"] <= main
+    assert recipe["schedule"]["wsd"] <= recipe["steps"]
+    assert all(1 <= part["distinct"] <= part["sequences"] for part in parts)
+    spread(total, [window_of(part, total) for part in parts])  # raises OverfullError if they do not fit
+    assert main == pytest.approx(total * 160 / json.loads(whole.recipe)["sequences"], abs=2)
 
 
 def test_a_second_probe_trains_and_measures_nothing(probed: Probed) -> None:
