@@ -136,7 +136,7 @@ def spread(total: int, windows: Sequence[Window]) -> tuple[tuple[int, ...], list
 
 
 def shortened(parts: Sequence[Mapping[str, Any]], total: int, shorter: int) -> list[dict[str, Any]]:
-    """The components of a stage of `total` sequences, for one of fewer sequences: the same shares and windows, to within rounding.
+    """The components of a stage of `total` sequences, for one of fewer: the same shares and windows, to within rounding.
 
     A component that rounds to no sequence is left out. The stage's own corpus keeps a sequence, and what is confined to a
     window never exceeds it.
