@@ -101,6 +101,14 @@ def test_keys_of_unprepared_data_are_said_to_be_provisional(verb: str, tmp_path:
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("verb", ["plan", "status", "results", "report", "verify"])
+def test_a_store_that_is_a_file_is_refused_in_one_sentence(verb: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.write_text("")
+    error = printed_by(verb, tiny_study(tmp_path), "--store", store, code=3).stderr
+    assert error == f"retain: --store {store}: {store} is a file; choose another with --store or RETAIN_STORE\n"
+
+
 @pytest.mark.parametrize(
     ("stages", "losses"),
     [
