@@ -27,7 +27,8 @@ from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.keys import canonical, stage_key
-from retain.sweeps.tree.recipes.preference import objective_of
+from retain.sweeps.tree.recipes.mixture import shortened
+from retain.sweeps.tree.recipes.preference import PAIR, objective_of
 from retain.sweeps.tree.tree import Stage, Tree, Trial
 
 POSTTRAINING_BATCHES, FINETUNING_BATCHES, SEQUENCES = 32, 8, 8
@@ -95,39 +96,23 @@ def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Prob
 
 
 def short_finetuning(stage: Stage, share: float) -> Stage:
-    """A fine-tuning with a share of its budget, of what is mixed in, of its warm-up and of its decay: the same stage as in a
-    study with these numbers.
-    """
+    """A fine-tuning with a share of its budget, mixture, warm-up and decay: the same stage as in a study with these numbers."""
     recipe = json.loads(stage.recipe)
-    whole, length = recipe["sequences"], recipe["sequence_length"]
-    sequences = max(1, int(whole * share))
-    mix = [short for part in recipe.pop("mix", []) if (short := _short_component(part, sequences, whole))]
+    length = recipe["sequence_length"]
+    unit = PAIR if "objective" in recipe else 1
+    sequences = unit * max(1, int(recipe["sequences"] * share / unit))
+    mix = shortened(recipe.pop("mix", ()), recipe["sequences"], sequences)
     distinct = min(recipe["distinct"], sequences - sum(part["sequences"] for part in mix))
-    steps = -(-sequences // recipe["batch"])
+    whole, steps = recipe["steps"], -(-sequences // recipe["batch"])
     warmup = min(int(recipe["warmup"] * share), steps - 1)
-    if isinstance(recipe.get("schedule"), dict):
-        decay = int(recipe["schedule"]["wsd"] * steps / recipe["steps"] + 0.5)
-        recipe["schedule"] = {"wsd": min(max(1, decay), steps - warmup)}
     recipe |= {"distinct": distinct, "sequences": sequences, "steps": steps, "warmup": warmup}
-    text, tokens = canonical(recipe | ({"mix": mix} if mix else {})), sequences * length
+    recipe |= {"mix": mix} if mix else {}
+    if isinstance(schedule := recipe.get("schedule"), dict):
+        decay = max(1, int(schedule["wsd"] / whole * steps + 0.5))
+        recipe["schedule"] = {"wsd": min(decay, steps - warmup)}
+    text, tokens = canonical(recipe), sequences * length
     axes = stage.axes | {"finetune.tokens": tokens}
     return replace(stage, key=stage_key(stage.stage, stage.parent, text), recipe=text, tokens=tokens, axes=axes)
-
-
-def _short_component(part: dict[str, Any], sequences: int, whole: int) -> dict[str, Any] | None:
-    """A component of the mixture of a stage of `whole` sequences in one of fewer; None if no whole sequence is left of it.
-
-    Rounded down, so that components still fit their windows, and at least one sequence of the stage's own corpus remains.
-    """
-    count = part["sequences"] * sequences // whole
-    if not count:
-        return None
-    short = part | {"distinct": min(part["distinct"], count), "sequences": count}
-    if "window" in part:
-        short["window"] = [(2 * end * sequences + whole) // (2 * whole) for end in part["window"]]
-        if short["window"] == [0, sequences]:
-            del short["window"]  # as the recipe of a study has it
-    return short
 
 
 def predictions(opened: OpenedStudy, probes: Probes, report: Callable[[str], None]) -> list[Prediction]:

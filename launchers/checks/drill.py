@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from retain.datamodules.corpora.values.labels import VALUES
 from retain.launchers.checks.verify import verify_store
 from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import Watch, WorkerGroup, send_signal, train
@@ -104,11 +105,16 @@ def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> Drill
             moment: {name: sum((kill.moment, kill.signal) == (moment, name) for kill in made) for name in SIGNALS}
             for moment in MOMENTS
         },
-        by_stage={stage: sum(kill.stage == stage for kill in made) for stage in tree.chain},
+        by_stage={name: sum(kill.stage == name for kill in made) for name in _stage_names(tree)},
         runs_compared=runs,
         attempts=attempts,
         differences=differences,
     )
+
+
+def _stage_names(tree: Tree) -> list[str]:
+    """The stages of the chain, then those that some of them need besides their parents, such as `fisher`."""
+    return list(dict.fromkeys([*tree.chain, *(stage.stage for stage in tree.stages.values())]))
 
 
 def on_this_machine(opened: OpenedStudy, watch: Watch) -> Place:
@@ -233,7 +239,7 @@ def _twin(store: Store, name: str) -> Store:
     root = store.root / "drill" / name
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    for shared in ("corpora", "tokenizers", "checkpoints"):
+    for shared in ("corpora", "tokenizers", "checkpoints", VALUES):
         if (store.root / shared).exists():
             (root / shared).symlink_to(os.path.relpath(store.root / shared, root), target_is_directory=True)
     return Store(root)

@@ -64,7 +64,8 @@ def verify(
         opened = None
     checked, problems = verify_store(found, with_evaluations(opened).stages if opened else None)
     problems += matched_problems(opened, {problem.where for problem in problems}) if opened else []
-    document = {"study": study, "runs": checked, "problems": [vars(problem) for problem in problems]}
+    named = opened.tree.study if opened else study
+    document = {"study": named, "runs": checked, "problems": [vars(problem) for problem in problems]}
     show(document, as_json, print_problems)
     return SOME_RUN_FAILED if problems else 0
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -255,7 +256,13 @@ def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUN
         print("0 runs cancelled: none was waiting, queued or running")
 
 
-def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS, site: SiteName = None) -> None:
+def retry(
+    name: StudyOrRun,
+    overrides: Overrides = None,
+    store: StorePath = RUNS,
+    site: SiteName = None,
+    as_json: AsJson = False,
+) -> None:
     """Retry runs that failed, were cancelled or were skipped.
 
     With SLURM, they are submitted again: a STUDY with the resources that it asks for now, a RUN with those that it had.
@@ -275,6 +282,7 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
         if not opened.tree.provisional:
             register_for_slurm(opened, chosen and chosen[1])
     again = [key for key in keys if Store(store).run(key).retry()]
+    submission = None
     if has_slurm():
         renew_launches(Store(store), again)
         try:
@@ -283,11 +291,17 @@ def retry(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUNS
             if not again:
                 raise
             raise MissingResourceError(f"{error} ({counted(len(again), *AGAIN)}, not submitted)") from None
-        print_submission(submission, command("retry", name, overrides, store))
-    elif is_study(name):
-        print(f"{counted(len(again), *AGAIN)}; {command('run', name, overrides, store)} trains them")
-    else:
-        print(f"{counted(len(again), *AGAIN)}; run their study to train them")
+
+    def print_retried(_: object) -> None:
+        if submission:
+            print_submission(submission, command("retry", name, overrides, store))
+        elif is_study(name):
+            print(f"{counted(len(again), *AGAIN)}; {command('run', name, overrides, store)} trains them")
+        else:
+            print(f"{counted(len(again), *AGAIN)}; run their study to train them")
+
+    submitted = None if submission is None else asdict(submission)
+    show({"study": name, "planned_again": again, "submission": submitted}, as_json, print_retried)
 
 
 def drill(

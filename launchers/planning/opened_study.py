@@ -50,14 +50,15 @@ def open_study(name: str, overrides: Sequence[str], store: Path, remember: bool 
     placeholders, as `retain run` would prepare the data again.
     """
     file = read_study(name, overrides)
+    opened = open_store(store)  # before anything below it is read, so that a file in its place is said to be one
     if remember:
         file = with_recorded_seeds(file, store)
     if not remember:
-        return _opened(name, file, open_store(store), facts_now(file, store))
+        return _opened(name, file, opened, facts_now(file, store))
     facts, remarks = remembered_facts(file, store)
     for remark in remarks:
         notice(remark)
-    return _opened(name, file, open_store(store), facts)
+    return _opened(name, file, opened, facts)
 
 
 def facts_now(file: StudyFile, store: Path) -> Facts:

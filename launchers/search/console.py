@@ -97,7 +97,9 @@ def _print_ends(search: Search, console: Console) -> Callable[[], None]:
             label, state = one.point.label, search.state_of(one)
             # A point that was given up is reported again if its stages were finished all the same.
             if state in ("done", "pruned", "failed") and state != reported.get(label):
-                scores = ", ".join(f"{score:.4f}" for score in one.result.scores) if one.result else ""
+                # With its own sign also where the objective is a metric that is maximised.
+                measured = search.space.block.objective.scores(one.result.means) if one.result else ()
+                scores = ", ".join(f"{value:.4f}" for value in measured)
                 ending = "; ".join(filter(None, (scores, search.reason_of(one))))
                 line = f"{time.strftime('%H:%M:%S')} {state} {label} {axes_label(one.point.values)} {ending}"
                 print_line(console, line.rstrip())

@@ -13,7 +13,7 @@ from retain.results.store.loss_table import Row, stages_after_posttraining, tria
 from retain.results.store.study_files import POINTS_STUDY
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study
-from retain.sweeps.schema.search_space import Values
+from retain.sweeps.schema.search_space import SearchSpace, Values
 from retain.sweeps.tree.tree import expand, plain_value
 
 
@@ -29,6 +29,7 @@ def summary_document(search: Search) -> dict[str, Any]:
     return {
         "study": searched.name,
         "objective": str(space.block.objective),
+        "maximised": maximised(space),
         "constraints": [f"{name} {bound}" for name, bound in space.block.constraints.items()],
         "points": [
             {
@@ -63,6 +64,12 @@ def summary_document(search: Search) -> dict[str, Any]:
         "points_study": str(points_study) if points_study.exists() else None,
         "confirm": str(write_confirmation(searched, recipes, grid_best(searched))) if found else None,
     }
+
+
+def maximised(space: SearchSpace) -> list[str]:
+    """The metrics of the objective of which higher is better; none of a sum, whose weights have signs."""
+    objective = space.block.objective
+    return [] if objective.weighted else [name for name in objective.losses() if name in space.higher]
 
 
 def grid_best(searched: SearchedStudy) -> Values | None:

@@ -43,7 +43,7 @@ def _sentences(document: Mapping[str, Any]) -> Iterator[str]:
     states = [point["state"] for point in document["points"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none"
     many = f"{len(states):,} point{'s' * (len(states) != 1)}"
-    yield f"Minimised: {document['objective']}. {many}: {counts}; {document['ended']}."
+    yield f"{_aim(document)}. {many}: {counts}; {document['ended']}."
     if bounds := document.get("constraints"):  # older summaries do not have the field
         yield f"Constraints: {', '.join(bounds)}."
     spent = document["spent"]
@@ -55,8 +55,8 @@ def _sentences(document: Mapping[str, Any]) -> Iterator[str]:
         f"{spent['device_hours']:.3g} device-hours; one run per trial would have trained {format_size(saved)} more."
     )
     if document["frontier_area"] is not None:
-        area = f"{document['frontier_area']:.4g} squared nats"
-        yield f"The frontier's area: {area}, up to the worst losses of all points."
+        unit = "" if document.get("maximised") else " squared nats"
+        yield f"The frontier's area: {document['frontier_area']:.4g}{unit}, up to the worst losses of all points."
     if found := document["recommended"]:
         seeds = next(iter(found[0]["losses"].values()))["seeds"]
         yield (
@@ -71,6 +71,15 @@ def _sentences(document: Mapping[str, Any]) -> Iterator[str]:
         yield "No point has finished."
     if not document["importances"]:
         yield "There are too few points to estimate the importance of the axes."
+
+
+def _aim(document: Mapping[str, Any]) -> str:
+    """`Minimised: finetune/music`. Of a frontier it says which of its two is maximised."""
+    maximised = document.get("maximised", [])  # older summaries do not have the field
+    if maximised == [document["objective"]]:
+        return f"Maximised: {document['objective']}"
+    higher = f" ({' and '.join(maximised)} maximised)" if maximised else ""
+    return f"Minimised: {document['objective']}{higher}"
 
 
 def _recommended(points: Sequence[Mapping[str, Any]]) -> Table:

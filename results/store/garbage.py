@@ -134,23 +134,26 @@ def check_starts(store: Store, stages: Mapping[str, "Stage"], states: Mapping[st
             needed |= {need: store.run(need) for need in stage.needs if states[need].weights_freed}
     if needed:
         raise MissingResourceError(freed_sentence(list(needed.values())))
-    for key, stage in stages.items():
-        if (
-            states[key].state != "done"
-            and stage.parent
-            and states[stage.parent].state == "done"
-            and CARRY in stage.recipe
-        ):
-            parent = store.run(stage.parent)
-            check_kept_optimizer(parent, parent.state())
+    carrying = dict.fromkeys(
+        stage.parent
+        for key, stage in stages.items()
+        if states[key].state != "done"
+        and stage.parent
+        and states[stage.parent].state == "done"
+        and CARRY in stage.recipe
+    )
+    check_kept_optimizer({run: run.state() for run in map(store.run, carrying)})
 
 
-def check_kept_optimizer(run: Run, state: State) -> None:
-    """Check that a done run has kept AdamW's moments, for a stage that continues with them. Raises MissingResourceError."""
-    if f"model/{OPTIMIZER}" not in state.checksums:
+def check_kept_optimizer(done: Mapping[Run, State]) -> None:
+    """Check that done runs have kept AdamW's moments, for stages that continue with them. Raises MissingResourceError."""
+    lacking = [run for run, state in done.items() if f"model/{OPTIMIZER}" not in state.checksums]
+    if lacking:
+        one = len(lacking) == 1
         raise MissingResourceError(
-            f"{run.key} was trained before any stage continued with its optimizer, so its moments were not kept; "
-            f"{_retrain([run])} and keeps them, or remove start from the stage below it"
+            f"{', '.join(run.key for run in lacking)} {'was' if one else 'were'} trained before any stage continued with "
+            f"{'its optimizer, so its' if one else 'their optimizers, so their'} moments were not kept; {_retrain(lacking)} "
+            f"and keeps the moments, or remove start from the stage below {'it' if one else 'them'}"
         )
 
 

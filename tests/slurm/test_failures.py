@@ -1,5 +1,6 @@
 """Runs that fail on a real SLURM, the runs below them, and runs that wait until the user may have more jobs."""
 
+import json
 import re
 import shutil
 import sys
@@ -111,7 +112,9 @@ def test_retry_resumes_a_branch_once_what_it_lacked_is_there(slurm: Cluster, tmp
     assert failure.attempts[-1].failure == "damaged store"
     assert {run.state().reason for run in finetunings} == {f"posttrain {post.key[:8]} failed: {failure.reason}"}
     (tmp_path / "aside").rename(pre.model)
-    retain("retry", study, "--store", store, more=slurm.environment)
+    document = json.loads(retain("retry", study, "--store", store, "--json", more=slurm.environment).stdout)
+    assert post.key in document["planned_again"]
+    assert [job["job_id"] for job in document["submission"]["jobs"]]
     wait_for_the_end(slurm)
     assert {row["state"] for row in statuses(slurm, study, store).values()} == {"done"}
     assert weights(store) == weights(calm)

@@ -55,6 +55,7 @@ def print_plan(plan: Plan, prepare: Sequence[str]) -> None:
         lines.append(
             f"{counted(measured.runs, 'evaluation')}, {measured.to_measure:,} of them to measure: "
             f"{format_size(measured.tokens)} tokens, {measured.flops:.3g} FLOPs"
+            f"{'; corpora that are not prepared count as 0' if plan.provisional and measured.to_measure else ''}"
         )
     console = open_console()
     console.print(Text(f"{'studies' if len(plan.studies) > 1 else 'study'} {plan.study}", style="bold"))

@@ -57,7 +57,7 @@ def carried_optimizer(context: AttemptContext) -> CarriedOptimizer | None:
         return None
     parent = context.store.run(context.spec["parent"])
     try:
-        check_kept_optimizer(parent, parent.state())
+        check_kept_optimizer({parent: parent.state()})
     except MissingResourceError as error:
         raise StageFailedError(str(error)) from None
     path = parent.model / OPTIMIZER

@@ -135,6 +135,35 @@ def spread(total: int, windows: Sequence[Window]) -> tuple[tuple[int, ...], list
     return tuple(last for _, last in parts), [tuple(row) for row in counts]
 
 
+def shortened(parts: Sequence[Mapping[str, Any]], total: int, shorter: int) -> list[dict[str, Any]]:
+    """The components of a stage of `total` sequences, for one of fewer: the same shares and windows, to within rounding.
+
+    A component that rounds to no sequence is left out. The stage's own corpus keeps a sequence, and what is confined to a
+    window never exceeds it.
+    """
+    counts = [int(part["sequences"] * shorter / total + 0.5) for part in parts]
+    windows = [stage_window([at / total for at in part.get("window", (0, total))], shorter) for part in parts]
+
+    def overfull() -> bool:
+        full = [(*window, count) for window, count in zip(windows, counts, strict=True) if count]
+        if sum(counts) >= shorter or any(begin == end for begin, end, _ in full):
+            return any(counts)
+        try:
+            spread(shorter, full)
+        except OverfullError:
+            return True
+        return False
+
+    while overfull():
+        counts[counts.index(max(counts))] -= 1
+    made = []
+    for part, count, (begin, end) in zip(parts, counts, windows, strict=True):
+        window = {} if (begin, end) == (0, shorter) else {"window": [begin, end]}
+        kept = {name: value for name, value in part.items() if name != "window"}
+        made.append(kept | {"distinct": min(part["distinct"], count), "sequences": count} | window)
+    return [part for part in made if part["sequences"]]
+
+
 def _excess(parts: Sequence[tuple[int, int]], counts: Sequence[Sequence[int]], number: int) -> int:
     """How many sequences a part has beyond its positions; negative if it has room."""
     return sum(row[number] for row in counts) - (parts[number][1] - parts[number][0])

@@ -1,6 +1,7 @@
 """A command that a message names runs as it is printed: with the study as the user wrote it, its overrides and its store."""
 
 import html
+import json
 import os
 import re
 import shlex
@@ -124,6 +125,15 @@ def test_a_run_that_is_cancelled_by_its_key_is_retried_by_its_key(place: Place) 
     key = next(run.key for run in Store(place.store).runs() if run.state().state == "planned")
     cancelled = place.retain("cancel", key[:12])
     hints(run_as_printed(hints(cancelled, r"cancelled; (retain retry .*) resumes them")))
+
+
+def test_retry_tells_scripts_which_runs_it_has_planned_again(place: Place) -> None:
+    interrupted(place)
+    place.retain("cancel", place.study, *SMALL)
+    cancelled = [run.key for run in Store(place.store).runs() if run.state().state == "cancelled"]
+    document = json.loads(place.retain("retry", place.study, *SMALL, "--json"))
+    assert sorted(document["planned_again"]) == sorted(cancelled)
+    assert document["submission"] is None
 
 
 def test_retry_says_what_it_has_planned_where_slurm_does_not_answer(place: Place, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from retain.results.analysis.predictors import PREDICTORS
 from retain.results.store.garbage import find_waste, free
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.tree.recipes.mixture import spread, window_of
 from tests.conftest import Trained
 from tests.retain import retain_here, retain_json
 from tests.studies import tiny_tree
@@ -97,7 +98,7 @@ def test_only_budget_and_warmup_shrink_in_proportion(share: float, sequences: in
     assert (short.parent, short.tokens) == (whole.parent, sequences * before["sequence_length"])
 
 
-MIXED: dict[str, Any] = {
+WINDOWED: dict[str, Any] = {
     "finetune.mix": {"music": {"share": 0.2}, "general": [{"tokens": 640, "window": [0.5, 1]}, {"tokens": 32}]},
     "finetune.schedule": {"wsd": 0.5},
 }
@@ -105,17 +106,44 @@ MIXED: dict[str, Any] = {
 
 @pytest.mark.parametrize("share", [1e-4, 0.03, 0.1, 0.3, 0.77, 0.99])
 def test_what_is_mixed_in_and_the_decay_shrink_too(share: float) -> None:
-    whole = next(stage for stage in tiny_tree(**MIXED).stages.values() if stage.stage == "finetune")
+    whole = next(stage for stage in tiny_tree(**WINDOWED).stages.values() if stage.stage == "finetune")
     before, after = json.loads(whole.recipe), json.loads(short_finetuning(whole, share).recipe)
     sequences, mix = after["sequences"], after.get("mix", [])
     order = stage_order(after, dict.fromkeys([after["corpus"], *(part["corpus"] for part in mix)], 10_000))
     source, _ = order.locate(np.arange(sequences))
-    kept = [part["sequences"] * sequences // before["sequences"] for part in before["mix"]]
-    assert [part["sequences"] for part in mix] == [count for count in kept if count]
     assert [(source == number).sum() for number, _ in enumerate(mix, 1)] == [part["sequences"] for part in mix]
     assert 0 < (source == 0).sum() == sequences - sum(part["sequences"] for part in mix)
     assert after["steps"] < 4 or rate_of_recipe(after, after["warmup"]) == after["lr"]
     assert after["warmup"] + after["schedule"]["wsd"] <= after["steps"]
+
+
+MIXED: dict[str, Any] = {"grid": {}, "finetune.schedule": {"wsd": 0.5}, "finetune.warmup": 0}
+REPLAY = {"share": 0.25, "window": [0.5, 1], "replaces": True}
+
+
+def test_a_short_finetuning_with_a_mixture_is_the_same_stage_as_in_a_study_with_that_budget() -> None:
+    mix = {"finetune.mix": {"music": [REPLAY, {"share": 0.05, "skip": 320, "replaces": True}]}}
+    whole, wanted = (
+        next(stage for stage in tiny_tree(**MIXED, **mix, **tokens).stages.values() if stage.stage == "finetune")
+        for tokens in ({"finetune.tokens": 5120}, {"finetune.tokens": 1280})
+    )
+    assert json.loads(short_finetuning(whole, 0.25).recipe) == json.loads(wanted.recipe)
+    assert short_finetuning(whole, 0.25).key == wanted.key
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.02, 0.033, 0.1, 0.37, 0.9])
+def test_the_mixture_of_a_short_finetuning_fits_it(share: float) -> None:
+    full = [{"tokens": 1280, "window": [0.75, 1]}, {"tokens": 1280, "window": [0.5, 0.75]}, {"share": 0.1}]
+    tree = tiny_tree(**MIXED, **{"finetune.mix": {"music": full}})
+    whole = next(stage for stage in tree.stages.values() if stage.stage == "finetune")
+    recipe = json.loads(short_finetuning(whole, share).recipe)
+    parts, total = recipe.get("mix", []), recipe["sequences"]
+    main = total - sum(part["sequences"] for part in parts)
+    assert 1 <= recipe["distinct"] <= main
+    assert recipe["schedule"]["wsd"] <= recipe["steps"]
+    assert all(1 <= part["distinct"] <= part["sequences"] for part in parts)
+    spread(total, [window_of(part, total) for part in parts])  # raises OverfullError if they do not fit
+    assert main == pytest.approx(total * 160 / json.loads(whole.recipe)["sequences"], abs=2)
 
 
 def test_a_second_probe_trains_and_measures_nothing(probed: Probed) -> None:

@@ -13,6 +13,7 @@ from retain.results.store.study_files import LONGEST_NAME, study_folder
 from retain.results.tensorboard.views import link_runs
 from tests.conftest import Trained
 from tests.retain import retain_here as printed_by
+from tests.retain import retain_json
 from tests.studies import leave_out, linear_study, tiny_study
 
 CUT = "pretrain.exposure=0"
@@ -99,6 +100,25 @@ def test_keys_of_unprepared_data_are_said_to_be_provisional(verb: str, tmp_path:
         assert missing in error
         assert "stage keys are provisional" in error
         assert error.count("\n") == 1
+
+
+def test_every_document_about_a_study_names_it_as_its_file_does(trained: Trained) -> None:
+    for verb in ("plan", "status", "results", "verify"):
+        assert retain_json(verb, trained.study, "--store", trained.store)["study"] == "tiny"
+
+
+def test_a_plan_says_that_evaluations_on_unprepared_corpora_are_not_counted_yet(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, **{"finetune.average": 0.5})
+    said = printed_by("plan", study, "--store", tmp_path / "runs").stdout
+    assert "0 tokens, 0 FLOPs; corpora that are not prepared count as 0" in said
+
+
+@pytest.mark.parametrize("verb", ["plan", "status", "results", "report", "verify"])
+def test_a_store_that_is_a_file_is_refused_in_one_sentence(verb: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.write_text("")
+    error = printed_by(verb, tiny_study(tmp_path), "--store", store, code=3).stderr
+    assert error == f"retain: --store {store}: {store} is a file; choose another with --store or RETAIN_STORE\n"
 
 
 @pytest.mark.parametrize(

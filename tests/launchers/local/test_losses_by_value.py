@@ -207,3 +207,11 @@ def test_a_search_for_a_value_of_a_corpus_without_by_is_refused_before_any_data_
 ) -> None:
     with pytest.raises(StudyError, match=r"search.objective: unknown loss"):
         read_study(study(tmp_path), [block(axes={"finetune.lr": [1e-4, 1e-3]}, objective=wanted)])
+
+
+@pytest.mark.slow
+def test_a_drill_kills_the_runs_of_a_study_with_losses_by_value(tmp_path: Path) -> None:
+    anchor = {"finetune.anchor": {"ewc": 10, "sequences": 8}}
+    document = retain_json("drill", study(tmp_path, **anchor), "--kills", "4", "--store", tmp_path / "runs")
+    assert document["differences"] == []
+    assert document["kills"] == sum(document["by_stage"].values()) == 4

@@ -115,6 +115,15 @@ def test_a_stage_that_has_nothing_to_train_is_skipped_by_the_stages_around_it() 
         chain_tree("midtrain", "finetune", **{"midtrain.tokens": 0})
 
 
+def test_a_stage_with_a_mixture_is_left_out_by_a_case_that_empties_both() -> None:
+    chain, mixed = ("pretrain", "midtrain", "finetune"), {"midtrain.mix": {"music": {"tokens": 320}}}
+    with pytest.raises(StudyError, match=r"without: \{midtrain\.tokens: 0, midtrain\.mix: \{\}\}"):
+        chain_tree(*chain, **mixed, grid={"midtrain.tokens": [0, 640]})
+    cases = {"mid": {"without": {"midtrain.tokens": 0, "midtrain.mix": {}}, "with": {"midtrain.tokens": 640}}}
+    without, with_it = chain_tree(*chain, **mixed, cases=cases).trials
+    assert (len(without.path), len(with_it.path)) == (2, 3)
+
+
 def test_stages_that_branch_off_one_trunk_share_it_and_its_optimizer() -> None:
     grid = {"decay.min_lr": [0, 1e-4, 1e-3]}
     tree = chain_tree("pretrain", "decay", **{"decay.start": CARRY}, grid=grid)

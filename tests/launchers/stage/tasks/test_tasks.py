@@ -18,11 +18,14 @@ from retain.datamodules.corpora.tasks.prepare import task_facts
 from retain.launchers.cli.app import main
 from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import open_study
+from retain.launchers.search.console import searching as following
+from retain.launchers.search.summary import summary_document
 from retain.launchers.stage.attempt import make_attempt
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.lightning_modules.models import load_model
 from retain.results.analysis.search_summary import violations
+from retain.results.report.search import describe_search
 from retain.results.store.loss_table import loss_at
 from retain.results.store.measured.tasks import measures_of
 from retain.results.store.runs import Run, Store
@@ -321,10 +324,29 @@ def test_a_search_measures_the_metrics_that_it_is_for_and_knows_which_of_them_ar
     assert one.scores == (one.means["finetune/rain/bits_per_byte"], -one.means["finetune/rivers/acc"])
     accuracy = one.means["posttrain/rivers/acc"]
     assert violations(search.space, [one, other])[0][0] == 1e-9 - accuracy
+    assert (
+        describe_search(summary_document(search))
+        .sentences[0]
+        .startswith(
+            "Minimised: the frontier of finetune/rain/bits_per_byte and finetune/rivers/acc (finetune/rivers/acc maximised)."
+        )
+    )
     with pytest.raises(StudyError, match=r"search.objective: unknown loss 'finetune/rain/acc'"):
         searching(
             measured.name, measured.store.root, block(axes={"finetune.lr": [1e-3]}, objective="finetune/rain/acc")
         )
+
+
+def test_a_search_for_a_metric_of_which_higher_is_better_says_that_it_is_maximised(
+    measured: Measured, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wanted = block(axes={"finetune.lr": [2e-3]}, searcher="grid", objective="finetune/rivers/acc")
+    search = searching(measured.name, measured.store.root, wanted)
+    with following(search):
+        finish(search)
+    result = next(one for one in search.results() if one.values == {"finetune.lr": 2e-3})
+    assert f" {result.means['finetune/rivers/acc']:.4f}\n" in capfd.readouterr().err
+    assert describe_search(summary_document(search)).sentences[0].startswith("Maximised: finetune/rivers/acc. ")
 
 
 @pytest.mark.slow

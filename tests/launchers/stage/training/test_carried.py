@@ -144,3 +144,17 @@ def test_a_done_trunk_without_its_moments_is_said_to_lack_them_with_the_cure(tmp
         check_starts(store, opened.tree.stages, store.states(opened.tree.stages))
     note = plan_studies([str(study)], ["decay.seed=0"], store.root, "H100").notes[-1]
     assert note.startswith(trunk.key)
+
+
+def test_all_trunks_without_their_moments_are_named_at_once(tmp_path: Path) -> None:
+    study = trunk_study(tmp_path, **{"anneal.start": None})
+    plain = ["decay.seed=0", "decay.start=null", "seed=[0,1]"]
+    new = prepare_study(str(study), plain, tmp_path / "runs")
+    register(new.tree, new.file, new.facts, new.store)
+    trunks = {trial.path[0] for trial in new.tree.trials}
+    train_missing(new, replace(new.tree, stages={key: new.tree.stages[key] for key in trunks}))
+    opened = prepare_study(str(study), ["decay.seed=0", "seed=[0,1]"], tmp_path / "runs")
+    with pytest.raises(MissingResourceError) as refused:
+        check_starts(opened.store, opened.tree.stages, opened.store.states(opened.tree.stages))
+    assert len(trunks) == 2
+    assert all(str(opened.store.run(key).folder) in str(refused.value) for key in trunks)
