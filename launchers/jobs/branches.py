@@ -1,15 +1,16 @@
 """Cancel and skip branches: a run with all runs below it, or all runs of a study."""
 
+import contextlib
 from collections.abc import Sequence
 
-from retain.launchers.jobs.submissions import packed_with, submitted_job
-from retain.launchers.slurm.client import cancel_jobs, has_slurm, signal_job
+from retain.launchers.jobs.submissions import packed_with, submitted_job, unanswered_jobs
+from retain.launchers.slurm.client import cancel_jobs, has_slurm, live_jobs, signal_job
 from retain.launchers.stage.failures import DAMAGE
 from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.readiness import blocked_by
-from retain.results.store.runs import Store
+from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
-from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.units import counted
 
 BY_KEY, WITH_STUDY = "by retain cancel", "with its study, by retain cancel"
@@ -47,6 +48,7 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
                 jobs[key] = job
         except DamageError as error:
             damaged.append(error)
+    jobs |= _of_unanswered(store, [store.run(key) for key in cancelled if key not in jobs])
     # 2. Cancel the jobs that have nothing else to do. Signal those that have.
     if jobs and has_slurm():
         shared = {
@@ -59,6 +61,16 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
     if damaged:
         raise DamageError(f"{damaged[0]} (cancelled: {counted(len(cancelled), 'run')})")
     return cancelled
+
+
+def _of_unanswered(store: Store, runs: Sequence[Run]) -> dict[str, str]:
+    """The jobs of those runs whose sbatch has not answered, by key; none if SLURM does not answer, as they skip the runs."""
+    waiting = [run for run in runs if run.state().submission is not None]
+    if not waiting or not has_slurm():
+        return {}
+    with contextlib.suppress(MissingResourceError):
+        return unanswered_jobs(store, waiting, live_jobs())
+    return {}
 
 
 def skip_blocked(store: Store, keys: Sequence[str]) -> list[str]:

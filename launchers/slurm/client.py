@@ -23,6 +23,10 @@ CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 """The only ones of them that are kept: they name the cluster and the user."""
 NO_CLUSTER = re.compile(r"resolve_ctls|Could not establish a configuration|Unable to process configuration file")
 CURES = (
+    (
+        r"[Tt]imed out|Unable to contact|temporarily|[Cc]onnection refused|Slurm backup controller",
+        "submit again once the controller answers, which adds only what is missing",
+    ),
     (r"account", "set execution.slurm.account to an account of yours; the site knows which you have"),
     (r"partition", "set execution.slurm.partition to a partition that sinfo lists"),
     (r"qos|QOS", "set execution.slurm.qos to a quality of service that your account may use"),
