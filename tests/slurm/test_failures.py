@@ -15,7 +15,7 @@ from retain.results.store.runs import Store
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.cluster.cluster import Cluster, Site, call, wait_until
 from tests.slurm.cluster.jobs import job, queue, submit, wait_for_state
-from tests.studies import linear_study
+from tests.studies import SECOND, linear_study
 
 pytestmark = pytest.mark.slurm
 EXECUTION = {"accelerator": "cpu", "slurm": {"minutes": 5, "cpus": 1}}
@@ -186,3 +186,24 @@ def test_a_job_tells_scancel_from_requeue_and_from_a_preemption_that_cancels(slu
 def said(path: Path) -> list[str]:
     """The answers in what a job has printed."""
     return re.findall(r"^(?:True|False)$", path.read_text(), re.MULTILINE) if path.exists() else []
+
+
+def test_a_job_that_slurm_has_requeued_as_its_node_went_down_does_not_say_that_it_cannot(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    one = {"pretrain.exposure": [0], "finetune.lr": [0.005]}
+    study = linear_study(tmp_path / "study", execution=EXECUTION, grid=one, **{"pretrain.time": 4 * 0.01 * SECOND})
+    store = tmp_path / "runs"
+    retain("submit", study, "--store", store, more=slurm.environment)
+    wait_until(lambda: any(run.is_running() and run.state().attempts for run in Store(store).runs()), "training", 60)
+    (training,) = [run for run in Store(store).runs() if run.is_running()]
+    (job_id,) = [one for one, state in queue(slurm).items() if state == "RUNNING"]
+    node = job(slurm, job_id)["NodeList"]
+    call(slurm, "scontrol", "update", f"nodename={node}", "state=down", "reason=maintenance")
+    wait_until(lambda: not training.is_running(), "the run to stop", 60)
+    call(slurm, "scontrol", "update", f"nodename={node}", "state=resume")
+    wait_for_the_end(slurm)
+    assert {row["state"] for row in statuses(slurm, study, store).values()} == {"done"}
+    log = training.log.read_text()
+    assert "requeued by SLURM" in log
+    assert "cannot requeue itself" not in log
