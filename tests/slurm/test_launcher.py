@@ -208,6 +208,23 @@ def test_status_works_while_the_controller_is_away_and_says_so(slurm: Cluster, t
     assert all(run["job_id"] for run in answered["runs"])
 
 
+def test_jobs_that_cancel_could_not_end_while_the_controller_was_away_end_with_the_next_cancel(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    chaos = submitted(slurm, tmp_path, grid={"pretrain.exposure": [1]}, **{"pretrain.time": 60 * 0.01 * SECOND})
+    wait_until(lambda: running(chaos) is not None, "training", 60)
+    stop_controller(slurm)
+    try:
+        said = chaos.retain("cancel", chaos.study, code=3).stderr
+    finally:
+        start_controller(slurm)
+    assert "3 runs marked as cancelled; cancelling again ends the jobs" in said
+    assert len(queue(slurm)) == 3
+    assert "3 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
+    wait_until(lambda: not queue(slurm), "queue empty", 60)
+    assert "0 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
+
+
 def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_path: Path) -> None:
     chaos = Chaos(slurm, linear_study(tmp_path / "study"), tmp_path / "runs", random.Random(1))
     chaos.store.mkdir()
