@@ -110,9 +110,9 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
 
 
 def _waits_for(store: Store, key: str, job: Job) -> str:
-    """SLURM's reason for which a job waits, and the run that it needs, if that is not done yet."""
+    """SLURM's reason for which a job waits, and the run that it needs, if that is not done yet, or what to do about it."""
     if job.reason not in ("Dependency", "BeginTime"):
-        return job.reason
+        return ": ".join(filter(None, [job.reason, job.cure]))
     needed = [
         f"{stage_name(run.spec())} {run.key[:8]} is {run.state().state}"
         for run in unfinished_needs(store, store.run(key))

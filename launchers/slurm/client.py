@@ -36,6 +36,18 @@ CURES = (
     (r"[Nn]ode co(nfiguration|unt)|Memory spec|CPU count", "ask for less on a node, or for another partition"),
 )
 """How sbatch's reasons for a refusal read, and the cure of each."""
+AGAIN = "then cancel and retry its study, as a queued job keeps what it was submitted with"
+STUCK = (
+    (
+        r"PartitionTimeLimit|WallDurationPerJobLimit",
+        f"its walltime is over a limit: lower execution.slurm.minutes, {AGAIN}",
+    ),
+    (r"InvalidAccount|AccountNotAllowed", f"set execution.slurm.account to an account that may run there, {AGAIN}"),
+    (r"InvalidQOS|QOSNotAllowed", f"set execution.slurm.qos to a quality of service that you may use, {AGAIN}"),
+    (r"PerJobLimit|PerJob$|PartitionNodeLimit|BadConstraints", f"ask for less or for another partition, {AGAIN}"),
+    (r"JobHeldUser", "it is held: scontrol release {job} lets it start"),
+)
+"""SLURM's reasons for which a job waits until somebody does something, and what that is."""
 NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 
 
@@ -58,6 +70,12 @@ class Job:
     def failed_to_start(self) -> bool:
         """Whether a node could not start the job, so that SLURM holds it until it is released."""
         return self.reason.replace("_", " ") == "launch failed requeued held"
+
+    @property
+    def cure(self) -> str:
+        """What has to be done so that the job starts; empty if it only has to wait."""
+        found = next((cure for pattern, cure in STUCK if re.search(pattern, self.reason)), "")
+        return found.format(job=self.job_id) if self.waits else ""
 
     @property
     def counts(self) -> bool:

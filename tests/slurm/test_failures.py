@@ -207,3 +207,28 @@ def test_a_job_that_slurm_has_requeued_as_its_node_went_down_does_not_say_that_i
     log = training.log.read_text()
     assert "requeued by SLURM" in log
     assert "cannot requeue itself" not in log
+
+
+def test_a_job_that_waits_for_more_than_its_partition_allows_names_the_field_and_starts_once_that_is_changed(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    one, high = {"pretrain.exposure": [0], "finetune.lr": [0.005]}, "execution.slurm.partition=high"
+    study, store = linear_study(tmp_path / "study", execution=EXECUTION, grid=one), tmp_path / "runs"
+    partition = ["scontrol", "update", "partitionname=high"]
+    call(slurm, *partition, "state=down")
+    try:
+        retain("submit", study, high, "--store", store, more=slurm.environment)
+        call(slurm, *partition, "state=up", "MaxTime=3")
+        wait_until(lambda: "PartitionTimeLimit" in reasons(slurm, study, store), "SLURM's reason", 30)
+        assert "lower execution.slurm.minutes, then cancel and retry its study" in reasons(slurm, study, store)
+        for verb in ("cancel", "retry"):
+            retain(verb, study, high, "execution.slurm.minutes=3", "--store", store, more=slurm.environment)
+        wait_for_the_end(slurm)
+    finally:
+        call(slurm, *partition, "state=up", "MaxTime=UNLIMITED")
+    assert {row["state"] for row in statuses(slurm, study, store).values()} == {"done"}
+
+
+def reasons(cluster: Cluster, study: Path, store: Path) -> str:
+    """Why the runs of a study wait, one a line."""
+    return "\n".join(str(row["reason"]) for row in statuses(cluster, study, store).values())
