@@ -170,11 +170,33 @@ def own_job_is_cancelled() -> bool:
 
 
 def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:
-    """Add nodes to those that a waiting job avoids. If SLURM refuses, nothing changes."""
+    """Add nodes to those that a waiting job avoids. If SLURM refuses, nothing changes.
+
+    If too few nodes were left, it avoids only these; none, if that leaves too few as well: it would wait for ever.
+    """
     with contextlib.suppress(MissingResourceError):
-        found = re.search(r"\bExcNodeList=(\S+)", ask(["scontrol", "--oneliner", "show", "job", job_id]))
-        before = [] if found is None or found[1] == "(null)" else [found[1]]
-        ask(["scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join([*before, *sorted(nodes)])}"])
+        shown = ask(["scontrol", "--oneliner", "show", "job", job_id])
+        job = dict(re.findall(r"\b(ExcNodeList|Partition|NumNodes)=(\S+)", shown))
+        before = _hosts(job.get("ExcNodeList", "(null)"))
+        names = ask(
+            [
+                "sinfo",
+                "--noheader",
+                "--Node",
+                f"--partition={job['Partition']}",
+                "--states=idle,mix,alloc,comp",
+                "--format=%N",
+            ]
+        )
+        usable, needed = set(names.split()), int(job.get("NumNodes", "1").partition("-")[0])
+        avoided = next((one for one in ({*before, *nodes}, set(nodes)) if len(usable - one) >= needed), set[str]())
+        if avoided != before:
+            ask(["scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join(sorted(avoided))}"])
+
+
+def _hosts(listed: str) -> set[str]:
+    """The names of a list of nodes such as n[1-3]."""
+    return set() if listed == "(null)" else set(ask(["scontrol", "show", "hostnames", listed]).split())
 
 
 def start_after(job_id: str, job_ids: Iterable[str]) -> None:

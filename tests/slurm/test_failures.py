@@ -129,6 +129,21 @@ def test_a_requeued_job_avoids_the_nodes_it_failed_on(slurm: Cluster, monkeypatc
     assert job(slurm, failing)["ExcNodeList"] == "n1,n2,n3"
 
 
+def test_a_job_that_has_failed_on_every_node_of_its_partition_still_starts(
+    slurm: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in slurm.variables.items():
+        monkeypatch.setenv(name, value)
+    failing = submit(slurm, "sleep 300")
+    wait_for_state(slurm, failing, "RUNNING")
+    requeue_job(failing)
+    exclude_nodes(failing, {"n1", "n2", "n3"})
+    exclude_nodes(failing, {"n4"})
+    assert job(slurm, failing)["ExcNodeList"] == "n4"
+    exclude_nodes(failing, slurm.nodes)
+    wait_for_state(slurm, failing, "RUNNING")
+
+
 def test_sacct_tells_how_jobs_ended(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in slurm.variables.items():
         monkeypatch.setenv(name, value)
