@@ -72,10 +72,11 @@ class KnownSources:
             self.remarks[name] = f"{said}; using its data as prepared on {answer.day}"
             return answer.source
 
-    def keep(self) -> None:
-        """Note the sources, as those of prepared data."""
+    def keep(self, facts: Facts) -> None:
+        """Note the sources of those corpora that are prepared, at every sequence length."""
+        lacking = {name for (name, _), one in facts.corpora.items() if not one.prepared}
         for name, source in self.found.items():
-            if name not in self.remarks:
+            if name not in {*self.remarks, *lacking}:
                 keep_answer(answer_path(self.file, name, self.store), source)
 
 
@@ -83,12 +84,12 @@ def known_facts(file: StudyFile, store: Path, sources: KnownSources | None = Non
     """Return the facts of data that is prepared, and placeholders for unprepared data, without reading a corpus.
 
     The facts of a study without corpora are empty. While the server of a URL cannot be asked, its files count as unchanged,
-    which `sources` gets remarks on, if the study needs no data that is unprepared. Raises StudyError, MissingResourceError
+    which `sources` gets remarks on, if what is made of them is prepared. Raises StudyError, MissingResourceError
     if a source is not found.
     """
     sources = sources or KnownSources(file, store)
     facts = _facts(file, store, None, sources.read)
-    if sources.failures and not facts.prepared:
+    if not all(one.prepared for (name, _), one in facts.corpora.items() if name in sources.remarks):
         raise sources.failures[0]
     return facts
 

@@ -71,7 +71,7 @@ from retain.sweeps.base.building import new_build_folder, publish, remove_leftov
 from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.files import writing
 from retain.sweeps.schema.read import StudyFile
-from retain.sweeps.tree.data_facts import Facts, checkpoint_of
+from retain.sweeps.tree.data_facts import UNPREPARED, Facts, checkpoint_of
 
 REPORT_EVERY = 1000
 """Documents between two reports while the tokeniser's sample is read."""
@@ -122,6 +122,9 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
         with writing(str(store), "choose another store with --store"):
             prepare_tasks(file, store)
     if later:
+        with contextlib.suppress(OSError):  # for the jobs, which may not reach the servers
+            _note_definitions(file, store, facts)
+            sources.keep(facts)
         return facts
     if not facts.prepared:
         check_unchanged(file, before)
@@ -133,7 +136,7 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
             check_document_ends(file, name, packed_corpus(store, one.fingerprint))
     with contextlib.suppress(OSError):  # a store that may only be read
         _note_definitions(file, store, facts)
-        sources.keep()
+        sources.keep(facts)
     return facts
 
 
@@ -231,7 +234,10 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, near: 
 
 
 def _note_definitions(file: StudyFile, store: Path, facts: Facts) -> None:
-    """Note what each definition was last prepared to, where that is not noted yet."""
+    """Note what each definition was last prepared to, where that is not noted yet.
+
+    While some data is prepared later, the notes of an earlier preparation stay, as they belong together.
+    """
     tokenizer = Note(facts.tokenizer, {"vocabulary": facts.vocabulary})
     notes = [(tokenizer_definition(file), tokenizer)]
     for model in checkpoints_of(file):
@@ -241,5 +247,6 @@ def _note_definitions(file: StudyFile, store: Path, facts: Facts) -> None:
         counts = {"train": one.train or 0, "heldout": one.heldout or 0}
         notes.append((corpus_definition(file, name, length), Note(one.fingerprint, counts, one.reading)))
     for definition, note in notes:
-        if read_note(store, definition) != note:
+        known = read_note(store, definition)
+        if known != note and (facts.prepared or (known is None and not note.fingerprint.startswith(UNPREPARED))):
             write_note(store, definition, note)

@@ -1,15 +1,15 @@
 """Cancel and skip branches: a run with all runs below it, or all runs of a study."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from retain.launchers.jobs.submissions import packed_with, submitted_job
-from retain.launchers.slurm.client import cancel_jobs, has_slurm, signal_job
+from retain.launchers.jobs.submissions import packed_with, submitted_job, submitted_jobs, unanswered_jobs
+from retain.launchers.slurm.client import cancel_jobs, has_slurm, live_jobs, signal_job
 from retain.launchers.stage.failures import DAMAGE
 from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.readiness import blocked_by
-from retain.results.store.runs import Store
+from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
-from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.units import counted
 
 BY_KEY, WITH_STUDY = "by retain cancel", "with its study, by retain cancel"
@@ -30,35 +30,57 @@ def branch(store: Store, key: str) -> list[str]:
 def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list[str]:
     """Mark runs that have not ended as cancelled, and cancel their SLURM jobs; returns the keys of these runs.
 
-    A job that has other runs of a pack to do continues with them. A local launcher sees what is cancelled, and stops it.
-    Raises DamageError if the state of a run, or the record of its job, cannot be read, once all others are cancelled.
+    Among them are runs that were cancelled before and still have a job, as SLURM did not answer then. A job that has other runs
+    of a pack to do continues with them. A local launcher sees what is cancelled, and stops it.
+    Raises DamageError if the state of a run, or the record of its job, cannot be read, once all others are cancelled, and
+    MissingResourceError if SLURM does not answer.
     """
     # 1. Mark the runs first, so that a job which starts now skips them.
     cancelled: list[str] = []
     jobs: dict[str, str] = {}
+    unsure: list[Run] = []
     damaged: list[DamageError] = []
     for key in keys:
         try:
             run = store.run(key)
-            if not run.cancel(reason):
-                continue
-            cancelled.append(key)
-            if job := submitted_job(store, run):
+            changed = run.cancel(reason)
+            cancelled += [key] if changed else []
+            if changed and (job := submitted_job(store, run)):
                 jobs[key] = job
+            elif (state := run.state()).state == "cancelled" and state.submission is not None:
+                unsure.append(run)
         except DamageError as error:
             damaged.append(error)
     # 2. Cancel the jobs that have nothing else to do. Signal those that have.
-    if jobs and has_slurm():
-        shared = {
-            key for key in jobs if any(run.state().state in UNENDED for run in packed_with(store, store.run(key)))
-        }
-        cancel_jobs(list(dict.fromkeys(job for key, job in jobs.items() if key not in shared)))
-        for key in shared:
-            if store.run(key).is_running():
-                signal_job(jobs[key], CANCEL_SIGNAL.name.removeprefix("SIG"))
+    if has_slurm():
+        try:
+            jobs |= _live_jobs_of(store, unsure)
+            _end_jobs(store, jobs)
+        except MissingResourceError as error:
+            marked = f"{counted(len(cancelled), 'run')} marked as cancelled; cancelling again ends the jobs"
+            raise MissingResourceError(f"{error} ({marked})") from error
     if damaged:
         raise DamageError(f"{damaged[0]} (cancelled: {counted(len(cancelled), 'run')})")
-    return cancelled
+    ended = {*cancelled, *jobs}
+    return [key for key in keys if key in ended]
+
+
+def _live_jobs_of(store: Store, runs: Sequence[Run]) -> dict[str, str]:
+    """The jobs by key of those runs that were cancelled before, or whose sbatch has not answered, if SLURM still has them."""
+    if not runs:
+        return {}
+    live = {job.job_id: job for job in live_jobs().values() if job.state != "COMPLETING"}
+    recorded = submitted_jobs(store, runs, damaged={})
+    return {key: job for key, job in recorded.items() if job in live} | unanswered_jobs(store, runs, live)
+
+
+def _end_jobs(store: Store, jobs: Mapping[str, str]) -> None:
+    """Cancel the jobs of cancelled runs, by key; a job with other runs to do is told to leave the one that it does."""
+    shared = {key for key in jobs if any(run.state().state in UNENDED for run in packed_with(store, store.run(key)))}
+    cancel_jobs(list(dict.fromkeys(job for key, job in jobs.items() if key not in shared)))
+    for key in shared:
+        if store.run(key).is_running():
+            signal_job(jobs[key], CANCEL_SIGNAL.name.removeprefix("SIG"))
 
 
 def skip_blocked(store: Store, keys: Sequence[str]) -> list[str]:

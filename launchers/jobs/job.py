@@ -247,12 +247,23 @@ def _requeue(requeue: Requeue) -> None:
     try:
         requeue_job(job, requeue.hold_s)
     except MissingResourceError as error:
-        log_line(f"job {job} cannot requeue itself ({error}); submit the study again, which resumes its runs")
-        raise
+        if not _is_requeued(job):
+            log_line(f"job {job} cannot requeue itself ({error}); submit the study again, which resumes its runs")
+            raise
+        log_line(f"job {job} was requeued by SLURM")
     if requeue.avoided:
         exclude_nodes(job, requeue.avoided)
     if requeue.after:
         start_after(job, requeue.after)
+
+
+def _is_requeued(job: str) -> bool:
+    """Whether SLURM has requeued the job of this process already, as it does when a node is set down."""
+    try:
+        found = live_jobs([job]).get(job)
+    except MissingResourceError:
+        return False
+    return found is not None and found.waits
 
 
 def _cancel_runs(store: Store, token: str, keys: tuple[str, ...]) -> None:

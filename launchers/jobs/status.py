@@ -5,13 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead
-from retain.launchers.jobs.submissions import job_logs, keys_of_jobs, read_backlog, submitted_jobs, token_of
+from retain.launchers.jobs.submissions import (
+    LEASE,
+    job_logs,
+    keys_of_jobs,
+    read_backlog,
+    submitted_jobs,
+    token_of,
+    unanswered_jobs,
+)
 from retain.launchers.slurm.client import Job, has_slurm, live_jobs
+from retain.results.store.lease import is_held
 from retain.results.store.readiness import need_in_words, unfinished_needs
 from retain.results.store.runs import Store
 from retain.results.store.state import UNENDED
 from retain.results.store.status import RunStatus
 from retain.sweeps.base.errors import DamageError, MissingResourceError
+
+UNANSWERED = "its submission was interrupted, and SLURM has no job for it; submit its study again"
 
 
 @dataclass(frozen=True)
@@ -59,13 +70,16 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
     unended = [row for row in rows if row.state in UNENDED]
     damaged: dict[str, str] = {}
     job_of = submitted_jobs(store, (store.run(row.key) for row in unended), damaged)
-    if not job_of and not damaged:
+    unanswered = [row.key for row in unended if row.state == "queued" and row.key not in {*job_of, *damaged}]
+    if not job_of and not damaged and not unanswered:
         return list(rows)
+    job_of |= unanswered_jobs(store, map(store.run, unanswered), live)
+    is_submitting = is_held(store.root / "submissions" / LEASE)
     # 1. Explain attempts that died. Rows of dead runs say planned although state.json says running.
     begun = [store.run(row.key) for row in unended if row.key in job_of and row.state != "queued"]
     deaths = explain_deaths(store, [run for run in begun if is_dead(run, live)])
-    # 2. Complete each row by the death of its attempt, by its job, by the fact that its job is gone, or by its place in the
-    # backlog.
+    # 2. Complete each row by the death of its attempt, by its job, by the fact that its job is gone or was never submitted, or
+    # by its place in the backlog.
     backlog = read_backlog(store)
     found = []
     for row in rows:
@@ -84,6 +98,8 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
             log = next(map(str, job_logs(store, store.run(row.key))), None)
             gone = f"its job {job_of[row.key]} is gone{f', its log is {log}' if log else ''}; submit its study again"
             found.append(replace(row, state="planned", reason=gone, log=row.log or log))
+        elif row.key in unanswered and not is_submitting:
+            found.append(replace(row, state="planned", reason=UNANSWERED))
         elif row.key in backlog.keys and row.state == "planned":
             who = f"job {backlog.carrier}" if backlog.carrier else "the next of your jobs of this store that ends"
             found.append(replace(row, reason=f"waits for room within your limit of jobs; {who} submits it"))
@@ -93,9 +109,9 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
 
 
 def _waits_for(store: Store, key: str, job: Job) -> str:
-    """SLURM's reason for which a job waits, and the run that it needs, if that is not done yet."""
+    """SLURM's reason for which a job waits, and the run that it needs, if that is not done yet, or what to do about it."""
     if job.reason not in ("Dependency", "BeginTime"):
-        return job.reason
+        return ": ".join(filter(None, [job.reason, job.cure]))
     return ": ".join([job.reason, *map(need_in_words, unfinished_needs(store, store.run(key))[:1])])
 
 

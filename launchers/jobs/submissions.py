@@ -7,20 +7,22 @@ A job's name says study, stage and the first run's key, and ends with the token,
 found again.
 """
 
+import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from retain.launchers.slurm.client import Job
 from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError
 
-INTENT, BACKLOG = "intent.json", "deferred.json"
+INTENT, BACKLOG, LEASE = "intent.json", "deferred.json", "lease.json"
 TOKEN_BYTES = 6
 UNLABELLED = "retain"
 """The label of jobs that were submitted before names had labels."""
@@ -175,6 +177,23 @@ def submitted_jobs(store: Store, runs: Iterable[Run], damaged: dict[str, str] | 
             continue
         if job := job_of[token].get(run.key):
             found[run.key] = job
+    return found
+
+
+def unanswered_jobs(store: Store, runs: Iterable[Run], live: Mapping[str, Job]) -> dict[str, str]:
+    """The ids of the live jobs of runs whose sbatch has not answered, by key: found by the token in their names.
+
+    live: jobs by id, as `live_jobs` returns them.
+    """
+    ids = {token: job.job_id.partition("_")[0] for job in live.values() if (token := token_of(job.name))}
+    found: dict[str, str] = {}
+    for run in runs:
+        token = run.state().submission
+        if token is None or token not in ids:
+            continue
+        with contextlib.suppress(FileNotFoundError, DamageError):
+            submission = replace(read_submission(store, token), job_id=ids[token])
+            found |= {key: job for job, keys in submission.keys_of_jobs().items() for key in keys if key == run.key}
     return found
 
 

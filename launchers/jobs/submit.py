@@ -25,6 +25,7 @@ from retain.launchers.jobs.sbatch import (
     outside_job,
 )
 from retain.launchers.jobs.submissions import (
+    LEASE,
     Submission,
     new_submission,
     read_backlog,
@@ -47,7 +48,7 @@ from retain.results.store.lease import SILENCE_S, Owner, held_by, wait_for_lease
 from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED, UNENDED
 from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.notices import Waiting
+from retain.sweeps.base.notices import Waiting, notice
 from retain.sweeps.schema.sites import Site
 
 NO_JOB = "0"
@@ -265,21 +266,25 @@ def submission_lease(store: Store) -> Iterator[None]:
     """
     place = store.root / "submissions"
     place.mkdir(parents=True, exist_ok=True)
+    path = place / LEASE
 
     def patience(owner: Owner | None) -> float:
         return SUBMITTER_WAIT_S if owner is None or owner.is_here() else SILENCE_S + 60
 
     waiting = Waiting(f"{place}: another process is submitting")
     lease = wait_for_lease(
-        place / "lease.json",
+        path,
         slurm_liveness(),
         patience,
-        lambda owner: waiting.say(f"{held_by(place / 'lease.json')}, at most {patience(owner):.0f} s"),
+        lambda owner: waiting.say(f"{held_by(path)}, at most {patience(owner):.0f} s"),
     )
     if lease is None:
         raise MissingResourceError(f"{place}: another submitter has held the store for too long; try again later")
     try:
         yield
+    except KeyboardInterrupt:
+        notice("interrupted while jobs were submitted; submit again: that adds only what is missing")
+        raise
     finally:
         lease.release()
 

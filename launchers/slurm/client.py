@@ -23,6 +23,10 @@ CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 """The only ones of them that are kept: they name the cluster and the user."""
 NO_CLUSTER = re.compile(r"resolve_ctls|Could not establish a configuration|Unable to process configuration file")
 CURES = (
+    (
+        r"[Tt]imed out|Unable to contact|temporarily|[Cc]onnection refused|Slurm backup controller",
+        "submit again once the controller answers, which adds only what is missing",
+    ),
     (r"account", "set execution.slurm.account to an account of yours; the site knows which you have"),
     (r"partition", "set execution.slurm.partition to a partition that sinfo lists"),
     (r"qos|QOS", "set execution.slurm.qos to a quality of service that your account may use"),
@@ -32,6 +36,18 @@ CURES = (
     (r"[Nn]ode co(nfiguration|unt)|Memory spec|CPU count", "ask for less on a node, or for another partition"),
 )
 """How sbatch's reasons for a refusal read, and the cure of each."""
+AGAIN = "then cancel and retry its study, as a queued job keeps what it was submitted with"
+STUCK = (
+    (
+        r"PartitionTimeLimit|WallDurationPerJobLimit",
+        f"its walltime is over a limit: lower execution.slurm.minutes, {AGAIN}",
+    ),
+    (r"InvalidAccount|AccountNotAllowed", f"set execution.slurm.account to an account that may run there, {AGAIN}"),
+    (r"InvalidQOS|QOSNotAllowed", f"set execution.slurm.qos to a quality of service that you may use, {AGAIN}"),
+    (r"PerJobLimit|PerJob$|PartitionNodeLimit|BadConstraints", f"ask for less or for another partition, {AGAIN}"),
+    (r"JobHeldUser", "it is held: scontrol release {job} lets it start"),
+)
+"""SLURM's reasons for which a job waits until somebody does something, and what that is."""
 NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 
 
@@ -54,6 +70,12 @@ class Job:
     def failed_to_start(self) -> bool:
         """Whether a node could not start the job, so that SLURM holds it until it is released."""
         return self.reason.replace("_", " ") == "launch failed requeued held"
+
+    @property
+    def cure(self) -> str:
+        """What has to be done so that the job starts; empty if it only has to wait."""
+        found = next((cure for pattern, cure in STUCK if re.search(pattern, self.reason)), "")
+        return found.format(job=self.job_id) if self.waits else ""
 
     @property
     def counts(self) -> bool:
@@ -148,11 +170,33 @@ def own_job_is_cancelled() -> bool:
 
 
 def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:
-    """Add nodes to those that a waiting job avoids. If SLURM refuses, nothing changes."""
+    """Add nodes to those that a waiting job avoids. If SLURM refuses, nothing changes.
+
+    If too few nodes were left, it avoids only these; none, if that leaves too few as well: it would wait for ever.
+    """
     with contextlib.suppress(MissingResourceError):
-        found = re.search(r"\bExcNodeList=(\S+)", ask(["scontrol", "--oneliner", "show", "job", job_id]))
-        before = [] if found is None or found[1] == "(null)" else [found[1]]
-        ask(["scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join([*before, *sorted(nodes)])}"])
+        shown = ask(["scontrol", "--oneliner", "show", "job", job_id])
+        job = dict(re.findall(r"\b(ExcNodeList|Partition|NumNodes)=(\S+)", shown))
+        before = _hosts(job.get("ExcNodeList", "(null)"))
+        names = ask(
+            [
+                "sinfo",
+                "--noheader",
+                "--Node",
+                f"--partition={job['Partition']}",
+                "--states=idle,mix,alloc,comp",
+                "--format=%N",
+            ]
+        )
+        usable, needed = set(names.split()), int(job.get("NumNodes", "1").partition("-")[0])
+        avoided = next((one for one in ({*before, *nodes}, set(nodes)) if len(usable - one) >= needed), set[str]())
+        if avoided != before:
+            ask(["scontrol", "update", f"jobid={job_id}", f"excnodelist={','.join(sorted(avoided))}"])
+
+
+def _hosts(listed: str) -> set[str]:
+    """The names of a list of nodes such as n[1-3]."""
+    return set() if listed == "(null)" else set(ask(["scontrol", "show", "hostnames", listed]).split())
 
 
 def start_after(job_id: str, job_ids: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """The status of runs as the store knows it: state, progress, speed, time left."""
 
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,10 @@ from retain.sweeps.tree.tree import Axes, Stage, Tree
 
 BLOCKED = "blocked:"
 """The beginning of the reason of a stage whose branch has ended above it."""
+REOPENED = "what ended its branch was retried since; run or submit its study again"
+"""The reason of a skipped run whose branch goes on, as when another study has retried a stage that both have."""
+BY_A_STAGE = re.compile(r" (failed|was cancelled)\b")
+"""What the reason of a run says that was skipped because of a stage above it."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class StatusReader:
         states: the current states of all stages, if they have been read already.
         """
         states = self.current_states(tree.stages) if states is None else states
+        states = _with_reopened(tree, states)
         blocked = blocked_stages(tree.stages, states)
         return [self._row(stage, states[key], blocked.get(key)) for key, stage in tree.stages.items()]
 
@@ -135,6 +141,21 @@ class StatusReader:
         if state.state in ENDED:  # what is left of an unended run depends on the time, and its log may appear
             self._rows[stage.key] = stage, state, blocked, row
         return row
+
+
+def _with_reopened(tree: Tree, states: Mapping[str, StateSummary]) -> Mapping[str, StateSummary]:
+    """The states, in which skipped runs above which nothing is failed or cancelled any more say so."""
+    if not any(state.state == "skipped" for state in states.values()):
+        return states
+    ended: set[str] = set()
+    found = dict(states)
+    for key, stage in tree.stages.items():
+        state = states[key]
+        if state.state in ("failed", "cancelled") or not ended.isdisjoint(stage.needs):
+            ended.add(key)
+        elif state.state == "skipped" and BY_A_STAGE.search(state.reason or ""):
+            found[key] = replace(state, reason=REOPENED)
+    return found
 
 
 def study_status(tree: Tree, store: Store) -> list[RunStatus]:

@@ -1,13 +1,16 @@
 """Corpora that are prepared by jobs on a real SLURM."""
 
+import functools
 import gzip
 import json
 import random
 import subprocess
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from retain.datamodules.corpora.parts.stored import is_part, open_part
 from retain.datamodules.corpora.tokenizer import train_tokenizer
@@ -15,6 +18,7 @@ from retain.launchers.stage.failures import DISK
 from retain.results.store.runs import Store
 from retain.results.store.state import PART
 from retain.results.store.study_files import preparation_keys
+from tests.datamodules.servers import running as serving
 from tests.disks import small_disk_at
 from tests.launchers.local.test_preparation import calm, done_parts, fingerprint, large_study, parts, preparation_of
 from tests.retain import losses, retain_json, train_here, weights
@@ -74,6 +78,26 @@ def test_a_study_that_is_submitted_without_its_data_ends_finished_after_logging_
     train_here(chaos.study, tmp_path / "calm")
     assert weights(chaos.store) == weights(tmp_path / "calm")
     assert losses(chaos.store) == losses(tmp_path / "calm")
+
+
+def test_a_study_is_submitted_by_its_jobs_where_they_cannot_reach_the_servers_of_its_small_corpora(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    grid = {"pretrain.exposure": [1], "finetune.lr": [2e-3]}
+    chaos = prepared(slurm, tmp_path, grid=grid)
+    served = tmp_path / "served"
+    served.mkdir()
+    (chaos.study.parent / "general.txt").rename(served / "general.txt")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(served))
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as port:
+        fields = yaml.safe_load(chaos.study.read_text())
+        fields["corpora"]["general"]["files"] = f"http://127.0.0.1:{port}/general.txt"
+        fields["execution"]["data"]["slurm"]["extra"] = {"begin": "now+8"}
+        chaos.study.write_text(yaml.safe_dump(fields))
+        chaos.retain("submit", chaos.study)
+    assert {row["stage"] for row in chaos.status()} >= {"prepare", "assemble", "continue"}
+    stages = {"pretrain", "posttrain", "finetune"}
+    wait_until(lambda: {row["stage"] for row in chaos.status() if row["job_id"]} == stages, "the study's own jobs", 120)
 
 
 @pytest.mark.slow

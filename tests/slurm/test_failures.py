@@ -133,6 +133,21 @@ def test_a_requeued_job_avoids_the_nodes_it_failed_on(slurm: Cluster, monkeypatc
     assert job(slurm, failing)["ExcNodeList"] == "n1,n2,n3"
 
 
+def test_a_job_that_has_failed_on_every_node_of_its_partition_still_starts(
+    slurm: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in slurm.variables.items():
+        monkeypatch.setenv(name, value)
+    failing = submit(slurm, "sleep 300")
+    wait_for_state(slurm, failing, "RUNNING")
+    requeue_job(failing)
+    exclude_nodes(failing, {"n1", "n2", "n3"})
+    exclude_nodes(failing, {"n4"})
+    assert job(slurm, failing)["ExcNodeList"] == "n4"
+    exclude_nodes(failing, slurm.nodes)
+    wait_for_state(slurm, failing, "RUNNING")
+
+
 def test_sacct_tells_how_jobs_ended(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in slurm.variables.items():
         monkeypatch.setenv(name, value)
@@ -210,3 +225,49 @@ def test_a_job_tells_scancel_from_requeue_and_from_a_preemption_that_cancels(slu
 def said(path: Path) -> list[str]:
     """The answers in what a job has printed."""
     return re.findall(r"^(?:True|False)$", path.read_text(), re.MULTILINE) if path.exists() else []
+
+
+def test_a_job_that_slurm_has_requeued_as_its_node_went_down_does_not_say_that_it_cannot(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    one = {"pretrain.exposure": [0], "finetune.lr": [0.005]}
+    study = linear_study(tmp_path / "study", execution=EXECUTION, grid=one, **{"pretrain.time": 4 * 0.01 * SECOND})
+    store = tmp_path / "runs"
+    retain("submit", study, "--store", store, more=slurm.environment)
+    wait_until(lambda: any(run.is_running() and run.state().attempts for run in Store(store).runs()), "training", 60)
+    (training,) = [run for run in Store(store).runs() if run.is_running()]
+    (job_id,) = [one for one, state in queue(slurm).items() if state == "RUNNING"]
+    node = job(slurm, job_id)["NodeList"]
+    call(slurm, "scontrol", "update", f"nodename={node}", "state=down", "reason=maintenance")
+    wait_until(lambda: not training.is_running(), "the run to stop", 60)
+    call(slurm, "scontrol", "update", f"nodename={node}", "state=resume")
+    wait_for_the_end(slurm)
+    assert {row["state"] for row in statuses(slurm, study, store).values()} == {"done"}
+    log = training.log.read_text()
+    assert "requeued by SLURM" in log
+    assert "cannot requeue itself" not in log
+
+
+def test_a_job_that_waits_for_more_than_its_partition_allows_names_the_field_and_starts_once_that_is_changed(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    one, high = {"pretrain.exposure": [0], "finetune.lr": [0.005]}, "execution.slurm.partition=high"
+    study, store = linear_study(tmp_path / "study", execution=EXECUTION, grid=one), tmp_path / "runs"
+    partition = ["scontrol", "update", "partitionname=high"]
+    call(slurm, *partition, "state=down")
+    try:
+        retain("submit", study, high, "--store", store, more=slurm.environment)
+        call(slurm, *partition, "state=up", "MaxTime=3")
+        wait_until(lambda: "PartitionTimeLimit" in reasons(slurm, study, store), "SLURM's reason", 30)
+        assert "lower execution.slurm.minutes, then cancel and retry its study" in reasons(slurm, study, store)
+        for verb in ("cancel", "retry"):
+            retain(verb, study, high, "execution.slurm.minutes=3", "--store", store, more=slurm.environment)
+        wait_for_the_end(slurm)
+    finally:
+        call(slurm, *partition, "state=up", "MaxTime=UNLIMITED")
+    assert {row["state"] for row in statuses(slurm, study, store).values()} == {"done"}
+
+
+def reasons(cluster: Cluster, study: Path, store: Path) -> str:
+    """Why the runs of a study wait, one a line."""
+    return "\n".join(str(row["reason"]) for row in statuses(cluster, study, store).values())

@@ -19,7 +19,7 @@ from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.study_status import Status
 from retain.results.store.lease import this_process
 from retain.results.store.runs import Run, Store
-from tests.retain import losses, retain_json, train_here, weights
+from tests.retain import losses, retain, retain_json, train_here, weights
 from tests.slurm.chaos import FAULTS, SLOW, Chaos, assert_nothing_repeated, unleash
 from tests.slurm.cluster.cluster import Cluster, call, start_controller, stop_controller, wait_until
 from tests.slurm.cluster.jobs import queue
@@ -208,6 +208,23 @@ def test_status_works_while_the_controller_is_away_and_says_so(slurm: Cluster, t
     assert all(run["job_id"] for run in answered["runs"])
 
 
+def test_jobs_that_cancel_could_not_end_while_the_controller_was_away_end_with_the_next_cancel(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    chaos = submitted(slurm, tmp_path, grid={"pretrain.exposure": [1]}, **{"pretrain.time": 60 * 0.01 * SECOND})
+    wait_until(lambda: running(chaos) is not None, "training", 60)
+    stop_controller(slurm)
+    try:
+        said = chaos.retain("cancel", chaos.study, code=3).stderr
+    finally:
+        start_controller(slurm)
+    assert "3 runs marked as cancelled; cancelling again ends the jobs" in said
+    assert len(queue(slurm)) == 3
+    assert "3 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
+    wait_until(lambda: not queue(slurm), "queue empty", 60)
+    assert "0 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
+
+
 def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_path: Path) -> None:
     chaos = Chaos(slurm, linear_study(tmp_path / "study"), tmp_path / "runs", random.Random(1))
     chaos.store.mkdir()
@@ -225,3 +242,53 @@ def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_pa
     script = chaos.retain("submit", chaos.study, "--dry-run").stdout
     assert f"export PYTHONPATH={code}" in script
     assert (code / "commit.json").exists()
+
+
+ONE: dict[str, list[float]] = {"pretrain.exposure": [0], "finetune.lr": [0.005]}
+HELD = {"accelerator": "cpu", "slurm": {"minutes": 5, "cpus": 1, "extra": {"hold": True}}}
+KILL = "kill -9 $PPID"
+"""The line that kills the process which calls this sbatch."""
+
+
+def submitted_by(slurm: Cluster, folder: Path, lines: str, code: int) -> tuple[Chaos, str]:
+    """A linear study of three stages, submitted once, and what that said on standard error.
+
+    lines: of the shell, in the place of its sbatch; SBATCH stands for the real one. code: how the submission must exit.
+    """
+    environment = slurm.environment
+    wrapper = folder / "bin" / "sbatch"
+    wrapper.parent.mkdir()
+    wrapper.write_text("#!/bin/sh\n" + lines.replace("SBATCH", str(shutil.which("sbatch", path=environment["PATH"]))))
+    wrapper.chmod(0o755)
+    more = environment | {"PATH": f"{wrapper.parent}{os.pathsep}{environment['PATH']}"}
+    chaos = Chaos(slurm, linear_study(folder / "study", grid=ONE, execution=HELD), folder / "runs", random.Random(1))
+    done = retain("submit", chaos.study, "--store", chaos.store, code=code, more=more)
+    return chaos, done.stderr
+
+
+def test_runs_whose_submitter_was_killed_before_sbatch_are_not_shown_as_queued(slurm: Cluster, tmp_path: Path) -> None:
+    chaos, _ = submitted_by(slurm, tmp_path, KILL, code=-9)
+    pretrain, *below = chaos.status()
+    assert (pretrain["stage"], pretrain["state"], pretrain["job_id"]) == ("pretrain", "planned", None)
+    assert pretrain["reason"].endswith("SLURM has no job for it; submit its study again")
+    assert {row["state"] for row in below} == {"planned"}
+    document = retain_json("submit", chaos.study, "--store", chaos.store, more=slurm.environment)
+    assert (document["adopted"], len(document["jobs"])) == ([], 3)
+    assert all(row["state"] == "queued" and row["job_id"] for row in chaos.status())
+
+
+def test_a_job_whose_submitter_was_killed_after_sbatch_is_shown_and_cancelled(slurm: Cluster, tmp_path: Path) -> None:
+    chaos, _ = submitted_by(slurm, tmp_path, f'SBATCH "$@"\n{KILL}', code=-9)
+    (job,) = queue(slurm)
+    pretrain, *_ = chaos.status()
+    assert (pretrain["state"], pretrain["job_id"]) == ("queued", job)
+    assert pretrain["reason"] == f"JobHeldUser: it is held: scontrol release {job} lets it start"
+    chaos.retain("cancel", chaos.study)
+    assert queue(slurm) == {}
+
+
+def test_an_sbatch_that_gets_no_answer_says_what_to_do(slurm: Cluster, tmp_path: Path) -> None:
+    away = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    _, said = submitted_by(slurm, tmp_path, f"echo '{away}' >&2\nexit 1", code=3)
+    assert "Unable to contact slurm controller (connect failure); submit again" in said
+    assert "adds only what is missing" in said

@@ -8,9 +8,10 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
@@ -18,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from retain.datamodules.corpora.reading.remote_streams import HttpStream, SizedStream, patiently
 from retain.datamodules.corpora.reading.unreachable import ServerUnreachableError, refused, unreachable
 from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError
+from retain.sweeps.base.notices import notice
 from retain.sweeps.base.redaction import redacted
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -31,6 +33,10 @@ VERSIONS = (
 """The fields by which file systems say that a file has changed, the surest first."""
 STALLED_S = 300.0
 """Seconds without data after which a server counts as gone. The library's limit is for a whole file, however long."""
+ASKED_S = 30.0
+"""The same while a server is asked what it has: to connect, and to answer. A file is asked for twice, by HEAD and by GET."""
+SAID_S = 5.0
+"""Seconds after which a user learns what is waited for."""
 
 WAITED_S, SILENT_S = 1.0, 60.0
 """Seconds after which an attempt to ask counts as long, and for which a server is not asked again after one."""
@@ -123,11 +129,25 @@ def find_remote(pattern: str, hidden: list[str]) -> list[RemoteFile]:
         _, other, said = _SILENT[server]
         raise ServerUnreachableError(said.replace(redacted(other), redacted(pattern)))
     try:
-        return _found(pattern, hidden)
+        with _said_if_long(redacted(server)):
+            return _found(pattern, hidden)
     except ServerUnreachableError as error:
         if time.monotonic() - begun > WAITED_S:
             _SILENT[server] = (time.monotonic(), pattern, str(error))
         raise
+
+
+@contextlib.contextmanager
+def _said_if_long(server: str) -> Iterator[None]:
+    """Say that a server is waited for, if the block takes long."""
+    said = f"{server} has not answered for {SAID_S:g} s; it counts as away once it has not for {ASKED_S:g} s, twice"
+    timer = threading.Timer(SAID_S, notice, [said])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _found(pattern: str, hidden: list[str]) -> list[RemoteFile]:
@@ -137,6 +157,9 @@ def _found(pattern: str, hidden: list[str]) -> list[RemoteFile]:
         system.invalidate_cache()
         found = patiently(lambda: _matching(system, place, url_kind(pattern) in HTTP))
         files = [remote_file(system, path, info) for path, info in sorted(found.items())]
+        if url_kind(pattern) in HTTP:
+            reading = _http_file_system(STALLED_S)
+            files = [replace(file, system=reading) for file in files]
     except FileNotFoundError as error:
         # The library says it of every answer of a server, and of no answer.
         if (cause := error.__cause__) is not None and getattr(cause, "status", None) not in (404, 410):
@@ -162,10 +185,7 @@ def _file_system(pattern: str) -> tuple[Any, str]:
     if "::" in pattern:
         raise StudyError(f"files: {pattern} is a chain of URLs; unpack the archive, and name its files")
     if kind in HTTP:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=STALLED_S)
-        return _http_system()(client_kwargs={"timeout": timeout, "trust_env": True}), pattern
+        return _http_file_system(ASKED_S), pattern
     if kind in ("gs", "gcs") and "GCSFS_DEBUG" not in os.environ:
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of each error that it raises
     try:
@@ -185,6 +205,14 @@ def _file_system(pattern: str) -> tuple[Any, str]:
             ) from None
         raise unreachable(pattern, error) from error
     return system, str(place)
+
+
+def _http_file_system(patience_s: float) -> Any:
+    """A file system of http whose servers may be silent for so many seconds."""
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=ASKED_S, sock_read=patience_s)
+    return _http_system()(client_kwargs={"timeout": timeout, "trust_env": True})
 
 
 class _ListingError(Exception):

@@ -107,7 +107,7 @@ WINDOWED: dict[str, Any] = {
 @pytest.mark.parametrize("share", [1e-4, 0.03, 0.1, 0.3, 0.77, 0.99])
 def test_what_is_mixed_in_and_the_decay_shrink_too(share: float) -> None:
     whole = next(stage for stage in tiny_tree(**WINDOWED).stages.values() if stage.stage == "finetune")
-    before, after = json.loads(whole.recipe), json.loads(short_finetuning(whole, share).recipe)
+    after = json.loads(short_finetuning(whole, share).recipe)
     sequences, mix = after["sequences"], after.get("mix", [])
     order = stage_order(after, dict.fromkeys([after["corpus"], *(part["corpus"] for part in mix)], 10_000))
     source, _ = order.locate(np.arange(sequences))

@@ -96,6 +96,23 @@ def test_only_stages_below_a_failed_stage_are_blocked_and_they_name_it(
     assert set(blocked_stages(tree.stages, store.states(tree.stages))) == set(below)
 
 
+def test_a_skipped_run_says_that_its_branch_goes_on_once_another_study_has_retried_what_ended_it(
+    planned: tuple[Tree, Store],
+) -> None:
+    tree, store = planned
+    top = kinds(tree, store, "pretrain")[0]
+    below = [key for key in tree.stages if top.key in {stage.key for stage in tree.ancestors(key)} and key != top.key]
+    assert top.cancel("by hand")
+    for key in below:
+        store.run(key).skip(f"pretrain {top.key[:8]} was cancelled: by hand")
+    reasons = {row.key: row.reason for row in study_status(tree, store)}
+    assert {reasons[key] for key in below} == {f"pretrain {top.key[:8]} was cancelled: by hand"}
+    assert top.retry()
+    rows = {row.key: row for row in study_status(tree, store)}
+    assert {(rows[key].state, rows[key].reason) for key in below} == {("skipped", status.REOPENED)}
+    assert status.REOPENED.endswith("run or submit its study again")
+
+
 def test_the_status_of_a_store_lists_every_run_with_the_latest_attempt_last(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     second, first = kinds(tree, store, "pretrain")

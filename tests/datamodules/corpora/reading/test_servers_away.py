@@ -263,3 +263,19 @@ def test_a_server_that_kept_us_waiting_is_not_asked_again_at_once(site: Site, mo
     assert len(site.asked) <= 2
     assert f"/{FILES['general']} cannot be read" in said_of(planned.stderr, "general")[0]
     assert f"/{FILES['music']} cannot be read" in said_of(planned.stderr, "music")[0]
+
+
+def test_a_server_that_accepts_and_never_answers_counts_as_away_after_a_while_which_is_said(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_SILENT", {})
+    monkeypatch.setattr(remote, "ASKED_S", 0.5)
+    monkeypatch.setattr(remote, "SAID_S", 0.2)
+    monkeypatch.setattr(remote, "WAITED_S", 0.1)
+    with socket.create_server(("127.0.0.1", port_of(site))):  # connections wait in its queue
+        planned = retain_here("plan", site.study, "--store", site.store)
+    for name in ("general", "music"):
+        (said,) = said_of(planned.stderr, name)
+        assert "the server does not answer in time); using its data as prepared on" in said
+    (waiting,) = [line for line in planned.stderr.splitlines() if "has not answered for" in line]
+    assert f"http://127.0.0.1:{port_of(site)} " in waiting
