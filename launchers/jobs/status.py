@@ -70,10 +70,10 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
     unended = [row for row in rows if row.state in UNENDED]
     damaged: dict[str, str] = {}
     job_of = submitted_jobs(store, (store.run(row.key) for row in unended), damaged)
-    unanswered = [row.key for row in unended if row.state == "queued" and row.key not in {*job_of, *damaged}]
+    unanswered = {row.key for row in unended if row.state == "queued"} - job_of.keys() - damaged.keys()
     if not job_of and not damaged and not unanswered:
         return list(rows)
-    job_of |= unanswered_jobs(store, map(store.run, unanswered), live)
+    job_of |= unanswered_jobs(store, map(store.run, sorted(unanswered)), live)
     is_submitting = is_held(store.root / "submissions" / LEASE)
     # 1. Explain attempts that died. Rows of dead runs say planned although state.json says running.
     begun = [store.run(row.key) for row in unended if row.key in job_of and row.state != "queued"]
