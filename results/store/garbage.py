@@ -112,9 +112,11 @@ def free(store: Store, waste: Waste) -> str | None:
 
 
 def set_pin(run: Run, pinned: bool) -> None:
-    """Protect a run's weights from `gc --weights`, or end that. Raises StudyError if they have been freed already."""
+    """Protect a run's weights from `gc --weights`, or end that. Raises StudyError if it has none, or none any more."""
     if not pinned:
         _pin(run).unlink(missing_ok=True)
+    elif "measure" in run.spec()["recipe"]:
+        raise StudyError(f"{run.key}: the run is a measurement, which has no weights; pin a stage of a study")
     elif run.state().weights_freed:
         raise StudyError(f"{run.key}: the weights have been freed already; {_retrain([run])}")
     else:

@@ -85,7 +85,9 @@ def print_findings(document: Mapping[str, Any]) -> None:
 
 
 def _table_of(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    table = new_table(*(name.replace("_", " ") for name in rows[0]), left=len(rows[0]))
+    """A column for each field that is no list; --json has those too."""
+    names = [name for name, value in rows[0].items() if not isinstance(value, list | tuple)]
+    table = new_table(*(name.replace("_", " ") for name in names), left=len(names))
     for row in rows:
-        table.add_row(*("-" if value is None else str(value) for value in row.values()))
+        table.add_row(*("-" if row[name] is None else str(row[name]) for name in names))
     return table

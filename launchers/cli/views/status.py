@@ -9,6 +9,7 @@ from retain.launchers.cli.views.status_table import (
     MOST_REASONS,
     most_important,
     reasons_below,
+    state_counts,
     status_table,
     summary_lines,
 )
@@ -53,13 +54,14 @@ def print_status(status: Status) -> None:
 def watch_status(read: Callable[[], Status], idle_s: float = IDLE_S) -> None:
     """Show the status until every run has ended, or nothing was queued or running for a while (idle_s, in seconds).
 
-    Runs that are planned may begin at any moment: a launcher that has just been started prepares data first.
+    Runs that are planned may begin at any moment: a launcher that has just been started prepares data first. Where standard
+    output is no terminal, the counts are printed each time that they change.
     """
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
-    active_at = time.monotonic()
+    active_at, counted_last = time.monotonic(), ""
     with Live(console=open_console(), auto_refresh=False, transient=True) as live:
         while True:
             status = read()
@@ -68,6 +70,10 @@ def watch_status(read: Callable[[], Status], idle_s: float = IDLE_S) -> None:
             if status.is_over or (status.is_idle and now - active_at >= idle_s):
                 break
             lines = [*summary_lines(status.runs, status.seconds_left), ""]
+            if not live.console.is_terminal and (counts := state_counts(status.runs)) != counted_last:
+                counted_last = counts
+                print_line(live.console, lines[0])
+                sys.stdout.flush()
             # A terminal shows no more rows than its height.
             shown = most_important(status.runs, live.console.height - len(lines) - 3)
             table = status_table(status.runs, shown, live.console.width)

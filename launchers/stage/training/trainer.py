@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +38,16 @@ class _EpochLoop(_TrainingEpochLoop):
         """Broadcast nothing: ranks agree on stop signals in `Agreement`."""
 
 
+@contextlib.contextmanager
+def _without_hints() -> Iterator[None]:
+    """Silence Lightning's hints on what is as it should be: batches read ahead in a thread, and processes started by Retain."""
+    with warnings.catch_warnings():
+        for hint in ("does not have many workers", "LeafSpec.*is deprecated", "`srun` command is available"):
+            warnings.filterwarnings("ignore", message=f".*{hint}.*")
+        yield
+
+
+@_without_hints()
 def stage_trainer(
     folder: Path,
     ranks: Ranks,
@@ -75,12 +85,10 @@ def stage_trainer(
     return trainer
 
 
+@_without_hints()
 def fit(trainer: Trainer, module: StageModule, data: LightningDataModule) -> None:
-    """Train, without Lightning's warnings about data loaders."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-        trainer.fit(module, datamodule=data)
+    """Train."""
+    trainer.fit(module, datamodule=data)
 
 
 def keep_freed_memory() -> None:

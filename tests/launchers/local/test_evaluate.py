@@ -16,7 +16,7 @@ from retain.lightning_modules.models import load_model
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import read_study
-from tests.retain import copied_runs, train_here
+from tests.retain import copied_runs, retain_here, train_here
 from tests.studies import tiny_study, write_corpus
 
 SMALL = {"grid": {}, "execution": {"accelerator": "cpu"}}
@@ -67,6 +67,7 @@ def test_evaluations_are_runs_with_state_and_log(rows: list[dict[str, Any]], fol
     assert [row.state for row in shown] == ["done", "done"]
     assert [row.axes["evaluate.at"] for row in shown] == ["posttrain", "finetune"]
     assert all(row.log and "held-out loss" in Path(row.log).read_text() for row in shown)
+    assert "has no weights; pin a stage" in retain_here("pin", shown[0].key, "--store", folder / "runs", code=2).stderr
     assert main(["verify", str(folder / "tiny.yaml"), "--store", str(folder / "runs")]) == 0
     plan = retain.plan(str(folder / "tiny.yaml"), store=folder / "runs")
     assert (plan.evaluations.runs, plan.evaluations.to_measure, plan.totals.to_train) == (2, 0, 0)

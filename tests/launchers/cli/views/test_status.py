@@ -188,7 +188,15 @@ def test_watching_a_planned_study_waits_until_its_runs_have_begun_and_ended(
 
     view.watch_status(read, idle_s=60)
     assert reads == 5
-    assert "3 runs: 3 done" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 runs: 3 done" in printed
+    # Standard output is no terminal here: each change of the counts is a line.
+    changes = [line for line in printed.splitlines() if line.startswith("3 runs: ")]
+    assert [line.partition(";")[0] for line in changes[:3]] == [
+        "3 runs: 3 planned",
+        "3 runs: 1 done, 2 planned",
+        "3 runs: 2 done, 1 planned",
+    ]
 
 
 def test_watching_ends_with_a_sentence_if_nothing_begins(
