@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from retain.launchers.checks.finding import NOTE, OK, Finding
-from retain.launchers.slurm.client import ask
+from retain.launchers.slurm.client import ask, seconds
 from retain.launchers.slurm.partitions import (
     Limits,
     Partition,
     read_config,
     read_limits,
     read_partitions,
-    seconds,
     with_nodes,
 )
 from retain.sweeps.base.errors import MissingResourceError

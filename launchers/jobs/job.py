@@ -24,7 +24,14 @@ from retain.launchers.jobs.data.further import submit_further_parts
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.submissions import is_to_do, read_backlog, read_submission, submission_folder, submitted_job
 from retain.launchers.kinds import kind_of
-from retain.launchers.slurm.client import exclude_nodes, live_jobs, own_job_is_cancelled, requeue_job, start_after
+from retain.launchers.slurm.client import (
+    exclude_nodes,
+    is_stopped_early,
+    live_jobs,
+    own_job_is_cancelled,
+    requeue_job,
+    start_after,
+)
 from retain.launchers.stage.attempt import attempt_code
 from retain.launchers.stage.failures import DAMAGE, DISK, ON_SLURM, prepare_retry
 from retain.launchers.stage.log import BUSY, FAILED, NO_ROOM, STOPPED, log_into, log_line
@@ -47,6 +54,8 @@ FRUITLESS = 2
 """Attempts in a row without progress after which a run has failed."""
 UNSAVED = 4
 """The same for a kind that saves nothing: a preemption may have stopped one of them."""
+EARLY = 12
+"""The same for both where the last attempt was stopped early in its walltime, as by a preemption."""
 
 
 class _Meeting(TypedDict):
@@ -139,15 +148,17 @@ def check_needs(store: Store, run: Run) -> tuple[str, str]:
     return "train", ""
 
 
-def is_fruitless(state: State, resumes: bool = True) -> bool:
-    """Whether the last attempts since any `retain retry` were stopped without making progress.
+def fruitless(state: State, resumes: bool, early: bool) -> str:
+    """Why a run has failed whose last attempts since any `retain retry` were stopped without progress; empty if it has not.
 
-    resumes: whether the kind of run saves its progress.
+    resumes: whether the kind of run saves its progress. early: whether the last one was stopped early in its walltime.
     """
     ended = [attempt for attempt in state.counted_attempts if attempt.end is not None]
-    if len(ended) < (FRUITLESS if resumes else UNSAVED):
-        return False
-    return not resumes or all(attempt.tokens <= attempt.tokens_at_start for attempt in ended[-FRUITLESS:])
+    most = EARLY if early else FRUITLESS if resumes else UNSAVED
+    if len(ended) < most or (resumes and any(one.tokens > one.tokens_at_start for one in ended[-most:])):
+        return ""
+    what = f"{most} attempts in a row were stopped before {'a step was saved' if resumes else 'their end'}"
+    return f"{what}; {'retry where jobs are preempted less' if early else 'ask for a longer walltime'}"
 
 
 def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest, runs: int) -> Outcome:
@@ -208,12 +219,11 @@ def _attempt(store: Store, run: Run, ranks: Ranks, stop: StopRequest, runs: int)
         state = run.state()
         if state.state == "cancelled":
             return Outcome(ending)
-        if is_fruitless(state, kind.resumes) and not kind.may_idle:
-            run.fail(
-                f"{FRUITLESS} attempts in a row were stopped before a step was saved; ask for a longer walltime"
-                if kind.resumes
-                else f"{UNSAVED} attempts in a row were stopped before their end; ask for a longer walltime"
-            )
+        why = "" if kind.may_idle else fruitless(state, kind.resumes, early=False)
+        if why and is_stopped_early():
+            why = fruitless(state, kind.resumes, early=True)
+        if why:
+            run.fail(why)
             return Outcome(ending, failed=True)
         return Outcome(ending, requeue=Requeue(run))
     return Outcome(ending, busy=code == BUSY)

@@ -169,6 +169,25 @@ def own_job_is_cancelled() -> bool:
     return found == {"JobState": "COMPLETING", "Reason": "None", "PreemptTime": "None", "Restarts": restarts}
 
 
+def is_stopped_early() -> bool:
+    """Whether less than half of this job's walltime has passed, so that it is not what stops the job; False if not known."""
+    with contextlib.suppress(MissingResourceError):
+        answer = ask(["scontrol", "--oneliner", "show", "job", str(slurm_job())], shielded=True)
+        found = dict(re.findall(r"\b(RunTime|TimeLimit)=(\S+)", answer))
+        passed, limit = (seconds(found.get(name, "")) for name in ("RunTime", "TimeLimit"))
+        return passed is not None and (limit is None or 2 * passed < limit)
+    return False
+
+
+def seconds(text: str) -> int | None:
+    """The seconds of SLURM's [days-]hours:minutes:seconds; None for UNLIMITED, INFINITE or NONE."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if not found:
+        return None
+    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
 def exclude_nodes(job_id: str, nodes: Iterable[str]) -> None:
     """Add nodes to those that a waiting job avoids. If SLURM refuses, nothing changes.
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from retain.launchers.slurm.client import ask
+from retain.launchers.slurm.client import ask, seconds
 from retain.sweeps.base.errors import MissingResourceError
 
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
@@ -140,15 +140,6 @@ def _partition(fields: Mapping[str, str]) -> Partition:
         preempt_mode=fields.get("PreemptMode", "OFF"),
         grace_s=_count(fields.get("GraceTime", "0")),
     )
-
-
-def seconds(text: str) -> int | None:
-    """The seconds of SLURM's [days-]hours:minutes:seconds; None for UNLIMITED, INFINITE or NONE."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    if not found:
-        return None
-    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 def _count(text: str) -> int:

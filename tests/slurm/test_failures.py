@@ -199,7 +199,7 @@ def test_the_end_of_a_study_is_told_before_its_last_job_waits_for_room(
 
 
 def test_a_job_tells_scancel_from_requeue_and_from_a_preemption_that_cancels(slurm: Cluster, tmp_path: Path) -> None:
-    ask = "from retain.launchers.slurm.client import own_job_is_cancelled; print(own_job_is_cancelled())"
+    ask = "from retain.launchers.slurm import client; print(client.own_job_is_cancelled()); print(client.is_stopped_early())"
     script = f"trap '{sys.executable} -c \"{ask}\"; exit' TERM; while :; do sleep 0.2; done"
     deeds = {"scancel": ["scancel"], "requeue": ["scontrol", "requeue"], "preempted": []}
     jobs = {deed: submit(slurm, script, "--partition=low", output=tmp_path / deed) for deed in deeds}
@@ -212,14 +212,22 @@ def test_a_job_tells_scancel_from_requeue_and_from_a_preemption_that_cancels(slu
     try:
         call(slurm, "scontrol", "update", "partitionname=low", "preemptmode=cancel")
         submit(slurm, "sleep 1", "--partition=high", f"--nodes={len(slurm.nodes)}", "--exclusive")
-        wait_until(lambda: all(said(tmp_path / deed) for deed in deeds), "three answers")
+        wait_until(lambda: all(len(said(tmp_path / deed)) == 2 for deed in deeds), "three pairs of answers")
     finally:
         call(slurm, "scontrol", "update", "partitionname=low", "preemptmode=requeue")
     assert {deed: said(tmp_path / deed) for deed in deeds} == {
-        "scancel": ["True"],
-        "requeue": ["False"],
-        "preempted": ["False"],
+        "scancel": ["True", "True"],
+        "requeue": ["False", "True"],
+        "preempted": ["False", "True"],
     }
+
+
+@pytest.mark.slow
+def test_a_job_knows_when_half_of_its_walltime_has_passed(slurm: Cluster, tmp_path: Path) -> None:
+    ask = f"{sys.executable} -c 'from retain.launchers.slurm import client; print(client.is_stopped_early())'"
+    submit(slurm, f"{ask}; sleep 35; {ask}", "--time=1", output=tmp_path / "asked")
+    wait_until(lambda: len(said(tmp_path / "asked")) == 2, "two answers", 90)
+    assert said(tmp_path / "asked") == ["True", "False"]
 
 
 def said(path: Path) -> list[str]:

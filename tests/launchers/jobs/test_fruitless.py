@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retain.launchers.jobs.job import FRUITLESS, UNSAVED, is_fruitless
+from retain.launchers.jobs.job import EARLY, FRUITLESS, UNSAVED, fruitless
 from retain.launchers.kinds import kind_of
 from retain.launchers.planning.register import register
 from retain.results.store.runs import Run, Store
@@ -24,8 +24,8 @@ def stopped(run: Run, begins: int, ends: int) -> None:
     run.stop("SIGUSR2")
 
 
-def gives_up(run: Run) -> bool:
-    return is_fruitless(run.state(), kind_of(run.spec()).resumes)
+def gives_up(run: Run, early: bool = False) -> bool:
+    return bool(fruitless(run.state(), kind_of(run.spec()).resumes, early))
 
 
 def test_a_stage_that_saves_goes_on_while_its_attempts_get_further(tmp_path: Path) -> None:
@@ -38,6 +38,17 @@ def test_a_stage_that_saves_goes_on_while_its_attempts_get_further(tmp_path: Pat
         assert not gives_up(run)
         stopped(run, 600, 600)
     assert gives_up(run)
+
+
+def test_preemptions_before_the_first_step_end_a_run_only_when_they_are_many(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    run = store.run(next(iter(tree.stages)))
+    for _ in range(EARLY):
+        assert not gives_up(run, early=True)
+        stopped(run, 0, 0)
+    assert gives_up(run, early=True)
+    stopped(run, 0, 100)
+    assert not gives_up(run, early=True)
 
 
 @pytest.mark.parametrize("ends", [[400] * UNSAVED, [100, 900, 500, 200]])
