@@ -126,7 +126,7 @@ def run(
     block: BlockOfSeeds = None,
     as_json: AsJson = False,
 ) -> int:
-    """Train what is missing on this machine, then print the results.
+    """Train what is missing on this machine and print results.
 
     After an interruption, run the same command again: it resumes bit-exactly. With --until decided, the seeds are fixed before
     training, and a later call continues with them.
@@ -316,7 +316,7 @@ def drill(
     site: SiteName = None,
     as_json: AsJson = False,
 ) -> int:
-    """Kill runs at random, and compare them with uninterrupted ones.
+    """Kill runs at random, and compare with uninterrupted ones.
 
     Trains a small copy of the study twice. Both must end with the same weights, losses and curves.
     """

@@ -281,5 +281,5 @@ def test_run_says_for_what_it_waits_and_until_when(content: str, tmp_path: Path)
 
     states = train(opened.tree, opened.store, [Slot(dict.fromkeys(STAGES, 1))], watch)
     assert {state.state for state in states.values()} == {"done"}
-    assert ("on elsewhere (job 7) has it" if "job_id" in content else f"{claim} cannot be read") in said[0]
+    assert ("on elsewhere (job 7) holds the lease" if "job_id" in content else f"{claim} cannot be read") in said[0]
     assert "no sign of life for 10 minutes" in said[0]

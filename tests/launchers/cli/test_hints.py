@@ -175,7 +175,7 @@ def test_results_of_a_searched_study_and_its_cancelled_search_name_what_continue
     finish(search)
     search.save()
     results = place.retain("results", place.study, *SMALL)
-    points = run_as_printed(hints(results, r"in addition: (retain results .*)"))
+    points = run_as_printed(hints(results, r"the points that a search has tried: (retain results .*)"))
     assert "point" in points
     searched = open_search(study, [*THEORY, SEARCH], place.store, None)
     register_search(searched, SearchRequest("ray", "1Mtokens", "H100"))

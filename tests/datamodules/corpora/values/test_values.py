@@ -190,7 +190,7 @@ def test_damaged_values_are_named_and_made_again(tmp_path: Path) -> None:
     assert labels_problem(place) is None
     good = place.read_text()
     place.write_text(good.replace('"jazz"', '"soul"'))
-    assert "its fingerprint is another" in str(labels_problem(place))
+    assert "its fingerprint does not match" in str(labels_problem(place))
     assert labels_in(store, path) == labels
     assert place.read_text() == good
 
