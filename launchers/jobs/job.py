@@ -157,8 +157,9 @@ def fruitless(state: State, resumes: bool, early: bool) -> str:
     most = EARLY if early else FRUITLESS if resumes else UNSAVED
     if len(ended) < most or (resumes and any(one.tokens > one.tokens_at_start for one in ended[-most:])):
         return ""
-    what = f"{most} attempts in a row were stopped before {'a step was saved' if resumes else 'their end'}"
-    return f"{what}; {'retry where jobs are preempted less' if early else 'ask for a longer walltime'}"
+    saved = "attempts in a row were stopped before a step was saved"
+    what = saved if resumes else "attempts in a row were stopped before their end"
+    return f"{most} {what}; {'retry where jobs are preempted less' if early else 'ask for a longer walltime'}"
 
 
 def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest, runs: int) -> Outcome:
