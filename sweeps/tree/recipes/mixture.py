@@ -138,16 +138,19 @@ def spread(total: int, windows: Sequence[Window]) -> tuple[tuple[int, ...], list
 def shortened(parts: Sequence[Mapping[str, Any]], total: int, shorter: int) -> list[dict[str, Any]]:
     """The components of a stage of `total` sequences, for one of fewer: the same shares and windows, to within rounding.
 
-    A component that rounds to no sequence is left out. The stage's own corpus keeps a sequence, and what is confined to a
-    window never exceeds it.
+    A component is left out if it rounds to no sequence, or its window to none. The stage's own corpus keeps a sequence, and
+    what is confined to a window never exceeds it.
     """
-    counts = [int(part["sequences"] * shorter / total + 0.5) for part in parts]
     windows = [stage_window([at / total for at in part.get("window", (0, total))], shorter) for part in parts]
+    counts = [
+        int(part["sequences"] * shorter / total + 0.5) if begin < end else 0
+        for part, (begin, end) in zip(parts, windows, strict=True)
+    ]
 
     def overfull() -> bool:
         full = [(*window, count) for window, count in zip(windows, counts, strict=True) if count]
-        if sum(counts) >= shorter or any(begin == end for begin, end, _ in full):
-            return any(counts)
+        if sum(counts) >= shorter:
+            return True
         try:
             spread(shorter, full)
         except OverfullError:

@@ -17,7 +17,7 @@ from retain.results.analysis.predictors import PREDICTORS
 from retain.results.store.garbage import find_waste, free
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.tree.recipes.mixture import spread, window_of
+from retain.sweeps.tree.recipes.mixture import shortened, spread, window_of
 from tests.conftest import Trained
 from tests.retain import retain_here, retain_json
 from tests.studies import tiny_tree
@@ -144,6 +144,12 @@ def test_the_mixture_of_a_short_finetuning_fits_it(share: float) -> None:
     assert all(1 <= part["distinct"] <= part["sequences"] for part in parts)
     spread(total, [window_of(part, total) for part in parts])  # raises OverfullError if they do not fit
     assert main == pytest.approx(total * 160 / json.loads(whole.recipe)["sequences"], abs=2)
+
+
+def test_a_component_whose_window_is_too_short_leaves_the_others_as_they_are() -> None:
+    large = {"corpus": "a", "distinct": 2500, "sequences": 2500}
+    small = {"corpus": "b", "distinct": 6, "sequences": 6, "window": [5006, 5014]}
+    assert shortened([large, small], 10_000, 1000) == [large | {"distinct": 250, "sequences": 250}]
 
 
 def test_a_second_probe_trains_and_measures_nothing(probed: Probed) -> None:
