@@ -55,7 +55,7 @@ FRUITLESS = 2
 UNSAVED = 4
 """The same for a kind that saves nothing: a preemption may have stopped one of them."""
 EARLY = 12
-"""The same for both where the last attempt was stopped early in its walltime, as by a preemption."""
+"""The same for all kinds if the last attempt was stopped in the first half of its walltime, as by a preemption."""
 
 
 class _Meeting(TypedDict):
@@ -149,17 +149,22 @@ def check_needs(store: Store, run: Run) -> tuple[str, str]:
 
 
 def fruitless(state: State, resumes: bool, early: bool) -> str:
-    """Why a run has failed whose last attempts since any `retain retry` were stopped without progress; empty if it has not.
+    """The reason to give up a run after too many stopped attempts in a row without progress; empty if there were fewer.
 
-    resumes: whether the kind of run saves its progress. early: whether the last one was stopped early in its walltime.
+    Attempts before the last `retain retry` do not count. resumes: whether the kind of run saves its progress. early: whether
+    the last attempt was stopped in the first half of its walltime.
     """
     ended = [attempt for attempt in state.counted_attempts if attempt.end is not None]
     most = EARLY if early else FRUITLESS if resumes else UNSAVED
     if len(ended) < most or (resumes and any(one.tokens > one.tokens_at_start for one in ended[-most:])):
         return ""
-    saved = "attempts in a row were stopped before a step was saved"
-    what = saved if resumes else "attempts in a row were stopped before their end"
-    return f"{most} {what}; {'retry where jobs are preempted less' if early else 'ask for a longer walltime'}"
+    what = (
+        "attempts in a row were stopped before a step was saved"
+        if resumes
+        else "attempts in a row were stopped before their end"
+    )
+    cure = "retry on a partition or QOS with fewer preemptions" if early else "ask for a longer walltime"
+    return f"{most} {what}; {cure}"
 
 
 def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest, runs: int) -> Outcome:

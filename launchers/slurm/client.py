@@ -47,7 +47,7 @@ STUCK = (
     (r"PerJobLimit|PerJob$|PartitionNodeLimit|BadConstraints", f"ask for less or for another partition, {AGAIN}"),
     (r"JobHeldUser", "it is held: scontrol release {job} lets it start"),
 )
-"""SLURM's reasons for which a job waits until somebody does something, and what that is."""
+"""SLURM's reasons for a job to wait that only the user can remove, and how."""
 NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 
 
@@ -170,7 +170,7 @@ def own_job_is_cancelled() -> bool:
 
 
 def is_stopped_early() -> bool:
-    """Whether less than half of this job's walltime has passed, so that it is not what stops the job; False if not known."""
+    """Whether less than half of this job's walltime has passed, so something else stops it. False if SLURM does not say."""
     with contextlib.suppress(MissingResourceError):
         answer = ask(["scontrol", "--oneliner", "show", "job", str(slurm_job())], shielded=True)
         found = dict(re.findall(r"\b(RunTime|TimeLimit)=(\S+)", answer))

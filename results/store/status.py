@@ -25,7 +25,7 @@ from retain.sweeps.tree.tree import Axes, Stage, Tree
 
 BLOCKED = "blocked:"
 """The beginning of the reason of a stage whose branch has ended above it."""
-REOPENED = "what ended its branch was retried since; run or submit its study again"
+REOPENED = "the stage that stopped its branch has been retried since; run or submit its study again"
 """The reason of a skipped run whose branch goes on, as when another study has retried a stage that both have."""
 BY_A_STAGE = re.compile(r" (failed|was cancelled)\b")
 """What the reason of a run says that was skipped because of a stage above it."""

@@ -140,7 +140,7 @@ def find_remote(pattern: str, hidden: list[str]) -> list[RemoteFile]:
 @contextlib.contextmanager
 def _said_if_long(server: str) -> Iterator[None]:
     """Say that a server is waited for, if the block takes long."""
-    said = f"{server} has not answered for {SAID_S:g} s; it counts as away once it has not for {ASKED_S:g} s, twice"
+    said = f"{server} has not answered for {SAID_S:g} s; it counts as unreachable after {ASKED_S:g} s, tried twice"
     timer = threading.Timer(SAID_S, notice, [said])
     timer.daemon = True
     timer.start()

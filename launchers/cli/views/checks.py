@@ -85,7 +85,7 @@ def print_findings(document: Mapping[str, Any]) -> None:
 
 
 def _table_of(rows: Sequence[Mapping[str, Any]]) -> "Table":
-    """A column for each field that is no list; --json has those too."""
+    """A column for each field that is not a list; --json has all."""
     names = [name for name, value in rows[0].items() if not isinstance(value, list | tuple)]
     table = new_table(*(name.replace("_", " ") for name in names), left=len(names))
     for row in rows:

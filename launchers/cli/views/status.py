@@ -54,8 +54,8 @@ def print_status(status: Status) -> None:
 def watch_status(read: Callable[[], Status], idle_s: float = IDLE_S) -> None:
     """Show the status until every run has ended, or nothing was queued or running for a while (idle_s, in seconds).
 
-    Runs that are planned may begin at any moment: a launcher that has just been started prepares data first. Where standard
-    output is no terminal, the counts are printed each time that they change.
+    Runs that are planned may begin at any moment: a launcher that has just been started prepares data first. If standard
+    output is not a terminal, the counts are printed whenever they change.
     """
     from rich.console import Group
     from rich.live import Live
