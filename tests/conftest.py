@@ -1,5 +1,7 @@
 import multiprocessing
+import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,15 @@ settings.load_profile("busy machine")
 # Otherwise the server of worker processes is replaced, and imports torch again, with every kind of run that is new to it.
 KINDS = (TRAINING, LINEAR, EVALUATE, FISHER, REFERENCE, PREPARE, ASSEMBLE)
 multiprocessing.get_context("forkserver").set_forkserver_preload([kind.module for kind in KINDS])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def restored_environment() -> Iterator[None]:
+    """Attempts set variables of their process, such as those of offline libraries; the tests of other files start without."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @dataclass(frozen=True)

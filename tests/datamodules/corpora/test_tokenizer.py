@@ -184,8 +184,9 @@ def test_only_words_that_are_too_long_are_cut_and_no_text_is_lost() -> None:
 
 
 INTERRUPTED = """
-import os, signal, threading, tokenizers, tokenizers.trainers  # a signal that meets an import may be lost
+import os, signal, threading, tokenizers, tokenizers.trainers  # so that the signal meets the training, not an import
 from retain.datamodules.corpora.tokenizer import train_tokenizer
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which Python leaves out where these tests run with nohup
 words = (("ab" * 4_999 + chr(0x4E00 + number)) for number in range(2_000))
 threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 train_tokenizer(words, 30_000)
