@@ -27,7 +27,7 @@ ALLOCATIONS = 500_000
 """Objects that are made before the garbage collector looks for cycles. Its default of 700 takes a tenth of the time of a verb
 that reads many runs, and finds nothing; 100,000 still take a twentieth of it at 100,000 runs."""
 NO_PLUGINS = {"PYDANTIC_DISABLE_PLUGINS": "__all__"}
-"""Otherwise pydantic asks every installed package for a plugin, which reads a file of each, and may change how studies are read."""
+"""Otherwise pydantic looks for plugins in a file of every installed package; one could change how studies are read."""
 
 # Its last passes, at exit, look through all that a verb has made: a tenth of a second where 10,000 runs were read.
 atexit.register(gc.freeze)

@@ -19,7 +19,7 @@ from retain.launchers.slurm.client import cluster_environment
 from retain.launchers.stage.environment import OFFLINE
 from retain.results.store.runs import Store
 from retain.sweeps.base.files import write_bytes
-from retain.sweeps.base.surroundings import safe_python_path
+from retain.sweeps.base.surroundings import BEFORE, safe_python_path, values_before
 from retain.sweeps.schema.execution import Slurm
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.measures import EVALUATE
@@ -216,12 +216,14 @@ def outside_job() -> Iterator[None]:
 def _setup(slurm: Slurm, code: Path, epilogue: str) -> list[str]:
     # Since SLURM 22.05, srun does not take --cpus-per-task from the job.
     variables = OFFLINE | {"SRUN_CPUS_PER_TASK": str(slurm.cpus)} | slurm.environment
+    ours = sorted({"PYTHONPATH", "PYTHONSAFEPATH", *OFFLINE} - slurm.environment.keys())
     # Python -m in the folder of a checkout would import the code of the checkout without PYTHONSAFEPATH.
     path, safe = f"PYTHONPATH={shlex.quote(str(code.absolute()))}${{PYTHONPATH:+:$PYTHONPATH}}", "PYTHONSAFEPATH=1"
     early = f'code=$?; [ -n "$RETAIN_IS_SET_UP" ] || {path} {safe} {epilogue} $code'
     return [
         # Without the user's own sources, which would replace modules of Python or of libraries.
         f"export PYTHONPATH={shlex.quote(safe_python_path())}",
+        f"export {BEFORE}={shlex.quote(values_before(ours))}",
         *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
         # The epilogue also runs if these lines end the script, as with `set -e`.
         *([f"trap {shlex.quote(early)} EXIT", *slurm.setup, "RETAIN_IS_SET_UP=1", "set +e"] if slurm.setup else []),

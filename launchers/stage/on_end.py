@@ -24,6 +24,7 @@ from retain.results.store.study_files import study_folder
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import RetainError
 from retain.sweeps.base.notices import notice
+from retain.sweeps.base.surroundings import users_environment
 from retain.sweeps.tree.key_diff import stage_name
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _run(store: Store, folder: Path, launch: Launch, states: Mapping[str, State]
     with (folder / OUTPUT).open("ab") as output:
         process = subprocess.Popen(
             ["/bin/sh", "-c", launch["command"]],
-            env={**os.environ, **variables, **event},
+            env={**users_environment(), **variables, **event},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -1,14 +1,17 @@
 """What processes take from the user's surroundings: no modules but those of libraries, and short names of sockets."""
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 LONGEST_TEMPORARY = 30
 """The most characters of a folder for temporary files with sockets, whose paths have at most 107."""
+BEFORE = "RETAIN_BEFORE"
+"""The environment variable that says, as JSON, what the others were that Retain has set; null for those that were not there."""
 
 
 @contextlib.contextmanager
@@ -20,7 +23,8 @@ def library_imports(variables: Mapping[str, str] | None = None) -> Iterator[None
     """
     before, path = dict(os.environ), sys.path
     chosen = safe_python_path()
-    os.environ |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": chosen, **(variables or {})}
+    changed = {"PYTHONSAFEPATH": "1", "PYTHONPATH": chosen, **(variables or {})}
+    os.environ |= changed | {BEFORE: values_before(changed)}
     stdlib = os.path.dirname(os.__file__)
     own = path.index(stdlib) if stdlib in path else 0
     kept = [entry for entry in path[:own] if entry in chosen.split(os.pathsep) or _holds_packages(entry)]
@@ -33,6 +37,23 @@ def library_imports(variables: Mapping[str, str] | None = None) -> Iterator[None
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+def values_before(names: Iterable[str]) -> str:
+    """The content of BEFORE for a process in which these variables are set too."""
+    known = json.loads(os.environ.get(BEFORE, "{}"))
+    return json.dumps({name: os.environ.get(name) for name in names} | known, sort_keys=True)
+
+
+def users_environment() -> dict[str, str]:
+    """The environment for a program of the user's: without what Retain has set for its own processes."""
+    variables = dict(os.environ)
+    for name, value in json.loads(variables.pop(BEFORE, "{}")).items():
+        if value is None:
+            variables.pop(name, None)
+        else:
+            variables[name] = value
+    return variables
 
 
 def safe_python_path() -> str:

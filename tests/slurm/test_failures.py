@@ -36,14 +36,16 @@ def wait_for_the_end(cluster: Cluster, seconds: float = 90) -> None:
 def test_a_diverging_stage_ends_its_branch_and_no_other(slurm: Cluster, tmp_path: Path) -> None:
     grid = {"pretrain.exposure": [1], "posttrain.lr": [0.01, 5], "finetune.lr": RATES}
     told = tmp_path / "told.txt"
-    on_end = f'echo "$RETAIN_ENDED $RETAIN_DONE $RETAIN_FAILED $RETAIN_SKIPPED $RETAIN_LEFT" >> {told}'
+    counts = "$RETAIN_ENDED $RETAIN_DONE $RETAIN_FAILED $RETAIN_SKIPPED $RETAIN_LEFT"
+    # With what the user has set, and without what jobs set for themselves.
+    on_end = f'echo "{counts} $PYTHONPATH$PYTHONSAFEPATH$HF_HUB_OFFLINE" >> {told}'
     execution = {**EXECUTION, "on_end": on_end}
     study = linear_study(tmp_path / "study", execution=execution, grid=grid, **{"posttrain.time": 500})
     store = tmp_path / "runs"
-    retain("submit", study, "--store", store, more=slurm.environment)
+    retain("submit", study, "--store", store, more={**slurm.environment, "PYTHONPATH": "/home/me/src"})
     wait_for_the_end(slurm)
     *branches, end = told.read_text().splitlines()
-    assert end == "study 4 1 2 0"
+    assert end == "study 4 1 2 0 /home/me/src"
     assert len(branches) <= 1
     assert all(line.startswith("branch ") for line in branches)
     rows = statuses(slurm, study, store)

@@ -1,6 +1,8 @@
 """`execution.on_end`: the user's own command runs once for a study that ends, and once for a branch that fails."""
 
+import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,10 +18,11 @@ from retain.launchers.stage import on_end
 from retain.launchers.stage.failures import ON_SLURM
 from retain.launchers.stage.on_end import begin_launch, renew_launches, tell_ended
 from retain.results.store.runs import Store
+from retain.sweeps.base.surroundings import BEFORE
 from retain.sweeps.tree.tree import Tree
 from tests.results.runs import finish, finish_all
 from tests.results.runs import registered as plan_tiny
-from tests.retain import retain
+from tests.retain import environment, retain
 from tests.studies import linear_study
 
 LINE = 'echo "$RETAIN_ENDED $RETAIN_STUDY $RETAIN_DONE $RETAIN_FAILED $RETAIN_SKIPPED $RETAIN_LEFT" >> {told}'
@@ -77,6 +80,24 @@ def test_a_study_without_failures_tells_its_end_once_with_a_summary(tmp_path: Pa
     count = len(Store(store).runs())
     assert lines(told) == [f"linear has ended: {count} done in {store}"]
     assert verify_store(Store(store), None) == (count, [])
+
+
+def test_the_command_has_the_environment_of_the_user(tmp_path: Path, told: Path) -> None:
+    """A script imports its neighbour and the user's own modules, and no library is told to stay offline."""
+    (tmp_path / "notify.py").write_text(
+        "import json, os, neighbour, of_the_user\nprint(json.dumps(sorted(os.environ)))\n"
+    )
+    (tmp_path / "neighbour.py").touch()
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "of_the_user.py").touch()
+    command = f"{sys.executable} {tmp_path / 'notify.py'} > {told}"
+    study = linear_study(tmp_path, execution={"on_end": command}, grid={"pretrain.exposure": [1]})
+    own = {"PYTHONPATH": str(tmp_path / "src")}
+    retain("run", study, "--store", tmp_path / "runs", more=own)
+    added = set(json.loads(told.read_text())) - environment(own).keys() - {"PWD", "OLDPWD", "SHLVL", "_"}
+    assert added
+    assert all(name.startswith("RETAIN_") for name in added)
+    assert BEFORE not in added
 
 
 def test_a_failing_command_is_a_note_and_no_failure(tmp_path: Path) -> None:
