@@ -64,38 +64,49 @@ def choose_numerics(
     comes meanwhile.
     """
     world = context.ranks.world
-    # 1. Rank 0 chooses; the others adopt its choices.
     if not context.ranks.is_first:
-        adopted, stopped = broadcast(None, world)
+        numerics, stopped = broadcast(None, world)
         if stopped:
             raise AttemptStopped(stopped)
-        return adopted, []
-    # 2. The study decides; what it leaves open is as before, or the default of the device.
+        return numerics, []
+    try:
+        numerics, notes = _chosen(context, execution, machine, model, end_of_text)
+    except AttemptStopped as asked:
+        broadcast((None, str(asked)), world)
+        raise
+    broadcast((numerics, None), world)
+    return numerics, notes
+
+
+def _chosen(
+    context: AttemptContext,
+    execution: Mapping[str, Any],
+    machine: Machine,
+    model: PreTrainedModel,
+    end_of_text: int | None,
+) -> tuple[Numerics, list[str]]:
+    """`choose_numerics` on rank 0."""
+    # 1. The study decides; what it leaves open is as before, or the default of the device.
     run, device, notes = context.run, machine.device, []
     recorded = recorded_numerics(run)
     before = (recorded or Numerics(False, None)) if checkpoint_folders(run.checkpoint) else None
     on_cpu = recorded is not None and recorded.threads is not None and not machine.gpu
-    try:
-        bf16, compiled = _speed(
-            context, execution, machine, model, end_of_text, before or (recorded if on_cpu else None)
-        )
-    except AttemptStopped as asked:
-        broadcast((None, str(asked)), world)
-        raise
-    # 3. Steps are compiled only if a compiler works here.
+    bf16, compiled = _speed(context, execution, machine, model, end_of_text, before or (recorded if on_cpu else None))
+    # 2. Steps are compiled only if a compiler works here.
     lack = why_not_compiled(device) if compiled else None
-    # A signal that reaches the compilers too may end torch's trials of the processor: its code would be right, with other bits.
-    stopped = context.stop.signal if compiled else None
+    if compiled and context.stop.signal:
+        # It reaches the compilers too, and may end torch's trials of the processor: its code would be right, with other bits.
+        raise AttemptStopped(context.stop.signal)
     if lack:
         compiled = False
         notes.append(f"steps are not compiled, because this machine cannot ({lack}); only training is slower")
-    # 4. Absent, like `compile`, in runs that earlier versions registered.
+    # 3. Absent, like `compile`, in runs that earlier versions registered.
     deterministic = execution.get("deterministic", True)
     if not deterministic:
         notes.append(
             "kernels need not be deterministic (execution.deterministic: false): a repeated run may not be bit-identical"
         )
-    # 5. FlexAttention has no dropout, and is compiled.
+    # 4. FlexAttention has no dropout, and is compiled.
     recipe = context.spec["recipe"]
     flex = machine.gpu and compiled and not recipe["dropout"] if "documents" in recipe else None
     if before:
@@ -106,9 +117,6 @@ def choose_numerics(
     micro_batch = execution["micro_batch"] or (before.micro_batch if before else None)
     threads = execution["threads"] if device.type == "cpu" else None
     numerics = Numerics(compiled, micro_batch, bf16, threads, machine.sharded, flex, deterministic)
-    broadcast((numerics, stopped), world)
-    if stopped:
-        raise AttemptStopped(stopped)
     return numerics, [*notes, *(differences(before, numerics) if before else [])]
 
 
