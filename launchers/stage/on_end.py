@@ -9,10 +9,11 @@ token, so it runs the command again.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
@@ -92,10 +93,12 @@ def tell_ended(store: Store, keys: Collection[str], policies: Mapping[str, Polic
     """
     with _harmless():
         for folder, launch in _launches(store, keys):
-            states = {key: written_state(store.run(key)) for key in launch["parents"]}
+            read = functools.cache(lambda key: written_state(store.run(key)))
+            # Most runs end in the order of the tree, so few are read until one is found that is left.
+            goes_on = any(_ending(launch, key, read) == LEFT for key in reversed(launch["parents"]))
+            states = {} if goes_on else {key: read(key) for key in launch["parents"]}
             others = {key: state for key, state in states.items() if key not in keys}
-            waiting = any(_may_be_retried(store, key, state, policies) for key, state in others.items())
-            if waiting or LEFT in _endings(launch, states).values():
+            if goes_on or any(_may_be_retried(store, key, state, policies) for key, state in others.items()):
                 _tell_branches(store, folder, launch, keys)
             elif _claim(folder, launch, STUDY):
                 _run(store, folder, launch, states, {"RETAIN_ENDED": STUDY})
@@ -112,20 +115,23 @@ def _tell_branches(store: Store, folder: Path, launch: Launch, keys: Collection[
             _run(store, folder, launch, states, {"RETAIN_ENDED": BRANCH, "RETAIN_RUN": key})
 
 
-def _endings(launch: Launch, states: Mapping[str, State]) -> dict[str, str]:
-    """How each run has ended; left if it has not. A run whose branch has ended above it is skipped."""
+def _ending(launch: Launch, key: str, read: Callable[[str], State]) -> str:
+    """How a run has ended; left if it has not. A run whose branch has ended above it is skipped.
+
+    read: returns the state of a run.
+    """
     parents, also = launch["parents"], launch.get("also", {})
 
     def is_cut(key: str) -> bool:
         """Whether a run that this one needs has ended without being done, or cannot begin."""
         parent = parents[key]
         needs = [*([parent] if parent else []), *also.get(key, [])]
-        return any(states[need].state in (*STOPPED, DAMAGED) or is_cut(need) for need in needs)
+        return any(read(need).state in (*STOPPED, DAMAGED) or is_cut(need) for need in needs)
 
-    return {
-        key: ("skipped" if is_cut(key) else LEFT) if state.state in UNENDED else state.state
-        for key, state in states.items()
-    }
+    state = read(key).state
+    if state in UNENDED:
+        return "skipped" if is_cut(key) else LEFT
+    return state
 
 
 def _may_be_retried(store: Store, key: str, state: State, policies: Mapping[str, Policy]) -> bool:
@@ -135,7 +141,7 @@ def _may_be_retried(store: Store, key: str, state: State, policies: Mapping[str,
 
 def _run(store: Store, folder: Path, launch: Launch, states: Mapping[str, State], event: Mapping[str, str]) -> None:
     """Run the command of a launch, for at most LONGEST_S."""
-    study, ended = folder.parent.name, list(_endings(launch, states).values())
+    study, ended = folder.parent.name, [_ending(launch, key, states.__getitem__) for key in states]
     counts = {name: ended.count(name) for name in ("done", "failed", "cancelled", "skipped", LEFT)}
     counts["failed"] += ended.count(DAMAGED)
     variables = {f"RETAIN_{name.upper()}": str(count) for name, count in counts.items()} | {

@@ -17,6 +17,7 @@ from retain.launchers.planning.register import register
 from retain.launchers.stage import on_end
 from retain.launchers.stage.failures import ON_SLURM
 from retain.launchers.stage.on_end import begin_launch, renew_launches, tell_ended
+from retain.results.store.readiness import written_state
 from retain.results.store.runs import Store
 from retain.sweeps.base.surroundings import BEFORE
 from retain.sweeps.tree.tree import Tree
@@ -133,6 +134,21 @@ def test_jobs_that_end_at_the_same_time_tell_the_end_once(registered: tuple[Stor
     end(store, [root])
     tell_ended(store, [root], ON_SLURM)
     assert lines(told) == ["study linear 0 1 6 0"] * 2
+
+
+def test_a_job_that_ends_early_in_a_study_reads_few_states(
+    registered: tuple[Store, Tree], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a study of 10,000 runs, each of 10,000 jobs would read all states otherwise."""
+    store, tree = registered
+    read: list[str] = []
+    monkeypatch.setattr(on_end, "written_state", lambda run: read.append(run.key) or written_state(run))
+    root = next(iter(tree.stages))
+    store.run(root).begin(os.getpid())
+    store.run(root).finish(None, {})
+    tell_ended(store, [root], ON_SLURM)
+    leaf = tree.stages[[*tree.stages][-1]]
+    assert set(read) == {root, leaf.key, leaf.parent}
 
 
 def test_the_last_command_of_a_job_tells_a_failed_branch_and_then_the_end(
