@@ -1,11 +1,14 @@
 """What a job submits when it ends: runs beyond the user's limit of jobs, and needed runs whose jobs died."""
 
+import os
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.submissions import Backlog, read_backlog, submissions, write_backlog
-from retain.launchers.slurm.client import live_jobs, requeue_job
+from retain.launchers.jobs.submissions import keys_of_jobs, read_backlog, token_of, write_backlog
+from retain.launchers.slurm.client import Job, live_jobs, requeue_job
+from retain.launchers.slurm.partitions import read_limits
 from retain.launchers.stage.log import log_line
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import ENDED
@@ -16,6 +19,8 @@ from retain.sweeps.base.units import counted
 LAST_WAIT_S = 15.0
 """How long the last job waits for room in the queue, before it requeues itself to try later."""
 LATER_S = 60
+LOOKED_AT = 200
+"""The waiting runs that a job looks at together: each takes some ten reads, and there is room for few."""
 
 
 def submit_backlog(store: Store) -> None:
@@ -54,28 +59,48 @@ def submit_dead(store: Store, run: Run) -> None:
 def _submit_and_is_last(store: Store, job: str) -> bool:
     """Submit as much of the backlog as there is room for. Returns whether only this job is left to submit the rest."""
     # submitit takes a while to import.
-    from retain.launchers.jobs.submit import submission_lease, submit_leased
+    from retain.launchers.jobs.submit import submission_lease
 
     with submission_lease(store):
         # 1. Submit what there is room for, without runs that a user has deleted since.
+        backlog, present = read_backlog(store), set(os.listdir(store.root))
+        keys = tuple(key for key in backlog.keys if key in present)
+        if keys != backlog.keys:
+            write_backlog(store, replace(backlog, keys=keys))
+        submitted, limit = _submit_some(store, keys)
+        if submitted:
+            log_line(f"submitted {counted(submitted, 'run')} that had waited for room")
         backlog = read_backlog(store)
-        keys = tuple(key for key in backlog.keys if store.run(key).folder.is_dir())
-        write_backlog(store, replace(backlog, keys=keys))
-        result = submit_leased(store, keys)
-        if result.jobs:
-            log_line(f"submitted {counted(sum(len(job.keys) for job in result.jobs), 'run')} that had waited for room")
-        if not result.deferred or result.limit == 1:
+        if not backlog.keys or limit == 1:
             return False
         # 2. Leave the rest to another job of this store, if there is one.
-        others = set(live_jobs()) - {job}
-        if read_backlog(store).carrier in others or _any_will_end(store, others):
+        others = {job_id: one for job_id, one in live_jobs().items() if job_id != job}
+        if backlog.carrier in others or _any_will_end(store, others.values()):
             return False
         # 3. Otherwise this job becomes the one that others leave the rest to.
-        write_backlog(store, Backlog(tuple(result.deferred), job))
+        write_backlog(store, replace(backlog, carrier=job))
         return True
 
 
-def _any_will_end(store: Store, job_ids: set[str]) -> bool:
+def _submit_some(store: Store, keys: Sequence[str]) -> tuple[int, int | None]:
+    """Submit some of these runs, looking at them only while there is room. Returns how many, and the user's limit of jobs."""
+    from retain.launchers.jobs.submit import room_within, settle_unanswered, submit_missing
+
+    settle_unanswered(store)
+    limits, submitted = read_limits(), 0
+    room = room_within(limits)
+    for first in range(0, len(keys), LOOKED_AT):
+        if room is not None and room <= 0:
+            break
+        result, room = submit_missing(store, keys[first : first + LOOKED_AT], limits, room)
+        submitted += sum(len(one.keys) for one in result.jobs)
+    return submitted, limits.jobs
+
+
+def _any_will_end(store: Store, jobs: Iterable[Job]) -> bool:
     """Whether one of these jobs still has runs of this store to do: it will submit the backlog when they have ended."""
-    keys_of = {job: keys for submission in submissions(store) for job, keys in submission.keys_of_jobs().items()}
-    return any(store.run(key).state().state not in ENDED for job in job_ids for key in keys_of.get(job, ()))
+    for job in jobs:
+        keys = keys_of_jobs(store, token).get(job.job_id, ()) if (token := token_of(job.name)) else ()
+        if any(store.run(key).state().state not in ENDED for key in keys):
+            return True
+    return False

@@ -1,6 +1,7 @@
 """Records of what was submitted to SLURM: one folder for each submission, written before sbatch is called.
 
     submissions/<token>/intent.json   the runs in order, how many of them one task does, and the job's id once it is known
+    submissions/<token>.unanswered    an empty file, until the job's id is known
     submissions/deferred.json         the runs to submit once the user's limit of jobs allows it
 
 A job's name says study, stage and the first run's key, and ends with the token, so that a job whose sbatch never answered is
@@ -11,7 +12,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from retain.results.store.state import UNENDED
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError
 
-INTENT, BACKLOG, LEASE = "intent.json", "deferred.json", "lease.json"
+INTENT, UNANSWERED, BACKLOG, LEASE = "intent.json", ".unanswered", "deferred.json", "lease.json"
 TOKEN_BYTES = 6
 UNLABELLED = "retain"
 """The label of jobs that were submitted before names had labels."""
@@ -78,6 +79,12 @@ class Backlog:
     carrier: str | None = None
     """The job that stays in the queue to submit them."""
 
+    def once_submitted(self, keys: Sequence[str], deferred: Collection[str]) -> "Backlog":
+        """The backlog once these runs (parents first) have jobs, but for some that are deferred. Others keep their places."""
+        own, others = iter([key for key in keys if key in deferred]), set(self.keys) - set(keys)
+        kept = [key if key in others else next(own, None) for key in self.keys]
+        return replace(self, keys=tuple(key for key in (*kept, *own) if key is not None))
+
 
 def read_backlog(store: Store) -> Backlog:
     """The runs that wait until the user may have more jobs. Raises DamageError."""
@@ -119,7 +126,18 @@ def write_submission(store: Store, submission: Submission) -> None:
     """Write the record of a submission, or update it."""
     folder = submission_folder(store, submission.token)
     folder.mkdir(parents=True, exist_ok=True)
+    if submission.job_id is None:
+        folder.with_suffix(UNANSWERED).touch()
     write_document(folder / INTENT, asdict(submission))
+    if submission.job_id is not None:
+        folder.with_suffix(UNANSWERED).unlink(missing_ok=True)
+
+
+def forget_submission(store: Store, token: str) -> None:
+    """Remove the record of a submission that SLURM does not know."""
+    folder = submission_folder(store, token)
+    (folder / INTENT).unlink(missing_ok=True)
+    folder.with_suffix(UNANSWERED).unlink(missing_ok=True)
 
 
 def read_submission(store: Store, token: str) -> Submission:
@@ -129,10 +147,13 @@ def read_submission(store: Store, token: str) -> Submission:
     return read_document(folder / INTENT, Submission, cure)
 
 
-def submissions(store: Store) -> Iterator[Submission]:
-    """All submissions of a store."""
-    for path in (store.root / "submissions").glob("*/intent.json"):
-        yield read_submission(store, path.parent.name)
+def unanswered_submissions(store: Store) -> Iterator[Submission]:
+    """The submissions whose sbatch has not answered. Raises DamageError."""
+    for marker in sorted((store.root / "submissions").glob(f"*{UNANSWERED}")):
+        with contextlib.suppress(FileNotFoundError):  # whoever wrote it was killed before it had a record
+            submission = read_submission(store, marker.stem)
+            if submission.job_id is None:
+                yield submission
 
 
 def is_to_do(run: Run, token: str) -> bool:

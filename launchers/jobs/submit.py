@@ -27,11 +27,12 @@ from retain.launchers.jobs.sbatch import (
 from retain.launchers.jobs.submissions import (
     LEASE,
     Submission,
+    forget_submission,
     new_submission,
     read_backlog,
     submission_folder,
-    submissions,
     submitted_jobs,
+    unanswered_submissions,
     write_backlog,
     write_submission,
 )
@@ -182,8 +183,20 @@ def submit_runs(store: Store, keys: Sequence[str], study: str = "") -> Submitted
 
 def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitted:
     """`submit_runs` for the holder of the store's submission lease."""
-    # 1. Make states and SLURM agree: settle unanswered submissions, dead attempts, held jobs and blocked runs.
     adopted = settle_unanswered(store)
+    limits = read_limits()
+    submitted, _ = submit_missing(store, keys, limits, room_within(limits))
+    return replace(submitted, study=study, adopted=adopted)
+
+
+def room_within(limits: Limits) -> int | None:
+    """How many more jobs the user may have; None: no known limit."""
+    return None if limits.jobs is None else limits.jobs - sum(job.counts for job in live_jobs().values())
+
+
+def submit_missing(store: Store, keys: Sequence[str], limits: Limits, room: int | None) -> tuple[Submitted, int | None]:
+    """`submit_leased` once unanswered submissions are settled. Returns how many more jobs the user may have after it, too."""
+    # 1. Make states and SLURM agree: settle dead attempts, held jobs and blocked runs.
     runs = {key: store.run(key) for key in keys}
     settle_dead_attempts(store, list(runs.values()))
     needed = {key for run in runs.values() for key in run.needs()}
@@ -203,25 +216,13 @@ def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitt
     ]
 
     # 3. Submit them within the user's limits. The rest is the backlog, which jobs submit when they end.
-    limits = read_limits()
-    room = None if limits.jobs is None else limits.jobs - sum(job.counts for job in live_jobs().values())
-    jobs, deferred = _submit_families(store, families(store, wanted), job_of, limits, room)
+    jobs, deferred, room = _submit_families(store, families(store, wanted), job_of, limits, room)
     backlog = read_backlog(store)
-    if deferred or backlog.keys:
-        others, beyond = [key for key in backlog.keys if key not in runs], set(deferred)
-        write_backlog(store, replace(backlog, keys=(*others, *(key for key in keys if key in beyond))))
+    if (waiting := backlog.once_submitted(keys, set(deferred))) != backlog:
+        write_backlog(store, waiting)
     done = sum(state.state == "done" for state in states.values())
-    return Submitted(
-        study=study,
-        jobs=jobs,
-        adopted=adopted,
-        released=released,
-        queued_already=len(keys) - len(wanted) - len(failed) - done,
-        done_already=done,
-        failed=failed,
-        deferred=deferred,
-        limit=limits.jobs,
-    )
+    queued = len(keys) - len(wanted) - len(failed) - done
+    return Submitted("", jobs, [], released, queued, done, failed, deferred, limits.jobs), room
 
 
 def _outdated(store: Store, resources: Mapping[str, Resources]) -> list[str]:
@@ -243,7 +244,7 @@ def settle_unanswered(store: Store) -> list[str]:
     Returns the ids of the adopted jobs. For the holder of the submission lease.
     """
     adopted = []
-    for submission in [one for one in submissions(store) if one.job_id is None]:
+    for submission in list(unanswered_submissions(store)):
         # 1. The job exists: sbatch was killed, or timed out, after SLURM had accepted the job.
         found = live_jobs(name=submission.name)
         if found:
@@ -254,7 +255,7 @@ def settle_unanswered(store: Store) -> list[str]:
                 run = store.run(key)
                 if run.state().submission == submission.token:
                     run.unqueue()
-            (submission_folder(store, submission.token) / "intent.json").unlink()
+            forget_submission(store, submission.token)
     return adopted
 
 
@@ -291,8 +292,8 @@ def submission_lease(store: Store) -> Iterator[None]:
 
 def _submit_families(
     store: Store, wanted: Sequence[Family], job_of: dict[str, str], limits: Limits, room: int | None
-) -> tuple[list[SubmittedJob], list[str]]:
-    """Submit families in order, parents first. Returns the jobs, and the keys that are beyond the limits.
+) -> tuple[list[SubmittedJob], list[str], int | None]:
+    """Submit families in order, parents first. Returns the jobs, the keys that are beyond the limits, and the room left.
 
     job_of: the live job of each run that has one; jobs submitted here are added. room: how many more jobs the user may have.
     """
@@ -325,7 +326,7 @@ def _submit_families(
             job_of |= {key: job for job, keys in submission.keys_of_jobs().items() for key in keys}
             jobs.append(SubmittedJob(submission.job_id, list(taken), submission.name, family.stage, after))
             room = None if room is None else room - len(submission.tasks)
-    return jobs, deferred
+    return jobs, deferred, room
 
 
 def _whole_arrays(jobs: Sequence[str]) -> list[str]:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retain.launchers.cli.app import main
 from retain.launchers.cli.views.submission import print_submission
@@ -180,6 +182,19 @@ def test_a_damaged_list_of_waiting_runs_does_not_fail_the_job_that_would_submit_
     (tmp_path / "submissions" / BACKLOG).write_text("{")
     submit_backlog(Store(tmp_path))
     assert f"{BACKLOG} is damaged" in capsys.readouterr().out
+
+
+@given(st.permutations(range(12)), st.integers(0, 12), st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)))
+def test_runs_that_wait_for_room_keep_their_order_and_none_is_lost(
+    order: list[int], waiting: int, looked_at: set[int], deferred: set[int]
+) -> None:
+    before = Backlog(tuple(map(str, order[:waiting])), "6")
+    keys = [str(key) for key in range(12) if key in looked_at]
+    after = before.once_submitted(keys, {str(key) for key in deferred & looked_at})
+    others = [key for key in before.keys if key not in keys]
+    assert [key for key in after.keys if key not in keys] == others
+    assert [key for key in after.keys if key in keys] == [key for key in keys if int(key) in deferred]
+    assert after.carrier == "6"
 
 
 def test_a_deleted_run_does_not_keep_the_others_waiting_for_room(
