@@ -18,12 +18,16 @@ BY_KEY, WITH_STUDY = "by retain cancel", "with its study, by retain cancel"
 
 def branch(store: Store, key: str) -> list[str]:
     """A run of the store and every run that needs it, directly or not, those that others need first."""
-    needs = store.read_all(lambda run: run.needs())
-    found, depth = [key], {key: 0}
+    below: dict[str, list[str]] = {}
+    for run, needed in store.read_all(lambda run: run.needs()).items():
+        for need in needed:
+            below.setdefault(need, []).append(run)
+    depth, found = {key: 0}, [key]
     for above in found:
-        for below in (run for run, needed in needs.items() if above in needed):
-            found += [below]
-            depth[below] = max(depth.get(below, 0), depth[above] + 1)
+        for run in below.get(above, ()):
+            if depth.get(run, 0) <= depth[above]:
+                depth[run] = depth[above] + 1
+                found.append(run)
     return sorted(depth, key=lambda run: depth[run])
 
 

@@ -297,7 +297,7 @@ def _submit_families(
 
     job_of: the live job of each run that has one; jobs submitted here are added. room: how many more jobs the user may have.
     """
-    code = snapshot_code(store.root)
+    code: Path | None = None
     jobs: list[SubmittedJob] = []
     deferred: list[str] = []
     for family in wanted:
@@ -315,6 +315,7 @@ def _submit_families(
             # 2. Submit them as one array, which starts after the jobs of the needed runs.
             after = _whole_arrays([job_of[key] for key in unfinished])
             dependency = ":".join(["afterany", *after]) if after else None
+            code = code or snapshot_code(store.root)
             try:
                 submission = _submit(store, replace(family, keys=taken), dependency, code)
             except QueueFullError:
