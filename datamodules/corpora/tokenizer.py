@@ -110,6 +110,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     core.no_truncation()
     core.no_padding()
+    if getattr(core.model, "dropout", None):
+        core.model.dropout = None  # BPE-dropout would encode a text differently each time
     jinja = folder / JINJA
     text = _read(jinja, str) if jinja.is_file() else None
     return Tokenizer(core, end, own_template(text, settings))

@@ -22,7 +22,7 @@ from retain.sweeps.tree.recipes.checkpoint import counts_by_model
 from retain.sweeps.tree.recipes.groundwork import groundwork
 from retain.sweeps.tree.recipes.linear import linear_stage_recipe
 from retain.sweeps.tree.recipes.optimisation import Recipe, carry_problem
-from retain.sweeps.tree.recipes.stage import stage_recipe
+from retain.sweeps.tree.recipes.stage import check_heldout, stage_recipe
 
 STAGES = STAGE_KINDS
 EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")
@@ -147,6 +147,7 @@ class Tree:
 
 def expand(file: StudyFile, facts: Facts) -> Tree:
     """The tree of all trials of a study. Raises StudyError for an invalid point of the grid."""
+    check_heldout(file, facts)
     dimensions = file.dimensions
     labels = [[_plain_axes(option.labels) for option in options] for options in dimensions]
     stages: dict[str, Stage] = {}

@@ -1,10 +1,12 @@
 """Chat templates: how a conversation is written as one text, and which characters of it the assistant wrote."""
 
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ CHATML_TEMPLATE = (
 )
 """ChatML. The assistant's turns end with `<|im_end|>`, which is predicted; the line break after it is not."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+ASKS_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+TODAY = date(2024, 7, 26)
+"""The date in templates that ask for today's: that of Llama 3's templates where they cannot ask."""
 CONFIG = "tokenizer_config.json"
 
 UNREADABLE = "make it readable, or name another tokeniser"
@@ -35,6 +40,11 @@ class ChatTemplate:
 
     text: str
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def dated(self) -> str:
+        """The template with the date TODAY where it asks for today's, so that its tokens do not depend on the day."""
+        return ASKS_DATE.sub(lambda call: json.dumps(TODAY.strftime(call[2])), self.text)
 
     def render(self, messages: Sequence[Mapping[str, Any]], where: str) -> Marked:
         """Return a conversation as transformers' `apply_chat_template` writes it, with the assistant's turns marked.
@@ -73,7 +83,7 @@ class ChatTemplate:
         try:
             texts, tagged = render(
                 [list(messages)],
-                chat_template=self.text,
+                chat_template=self.dated,
                 return_assistant_tokens_mask=bool(GENERATION.search(self.text)),
                 add_generation_prompt=prompt,
                 **self.special_tokens,

@@ -133,6 +133,8 @@ class Resume(Callback):
             return CONTINUE
         due = time.monotonic() - self.saved_at >= self.cadence.seconds
         due = due or (self.cadence.steps is not None and module.step % self.cadence.steps == 0)
+        if due:
+            self.saved_at = time.monotonic()  # several ranks save one step later: do not ask again until then
         return SAVE if due else CONTINUE
 
     def _snapshot(self, trainer: Trainer, module: StageModule) -> Snapshot:

@@ -59,10 +59,12 @@ from retain.lightning_modules.compiled import attend_in_fp32
 from retain.lightning_modules.early_stopping import KeepBest
 from retain.lightning_modules.lora import add_adapters
 from retain.lightning_modules.models import build_from_config, build_model, load_model, on_device, trained_parameters
+from retain.lightning_modules.objective import predictions
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.disk import MOMENT_BYTES, check_room, stage_bytes, used_bytes
 from retain.results.store.runs import Run
 from retain.results.store.state import FISHER_FILE, KEEPS_OPTIMIZER
+from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.schema.models import Architecture
 from retain.sweeps.schema.section import FISHER
 from retain.sweeps.tree.evaluation import preference_split, role_of, tune_split
@@ -252,10 +254,16 @@ def _fitting_micro_batch(context: AttemptContext, module: StageModule, bf16: boo
 
 
 def _heldout_splits(context: AttemptContext) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The held-out splits by role, and those of the study's other corpora by name."""
+    """The held-out splits by role, and those of the study's other corpora by name. Raises StageFailedError."""
     spec, root = context.spec, context.store.root
     halves = spec.get("halves", {})
     splits = {role: heldout_sequences(root, corpus, halves.get(role)) for role, corpus in spec["evaluation"].items()}
+    for role in halves:
+        if not int(predictions(splits[role])):
+            raise StageFailedError(
+                f"{role}: no token of this half of the held-out split is predicted; raise heldout of its corpus, or write "
+                "early_stopping.split: heldout"
+            )
     return splits, {name: heldout_sequences(root, corpus) for name, corpus in spec.get("others", {}).items()}
 
 

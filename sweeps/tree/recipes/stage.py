@@ -9,6 +9,7 @@ was added later is in a recipe only if it has an effect, so that the keys of ear
 from dataclasses import asdict
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.stages import Adaptable, FurtherStage, Posttrain, Pretrain
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
@@ -16,6 +17,16 @@ from retain.sweeps.tree.recipes.checkpoint import checkpoint_recipe
 from retain.sweeps.tree.recipes.mixture import check_fit, components, stage_mixture, stage_window
 from retain.sweeps.tree.recipes.optimisation import Recipe, early_stopping_recipe, method_recipe, optimisation_recipe
 from retain.sweeps.tree.recipes.preference import PAIR, unit_of, with_start
+
+
+def check_heldout(file: StudyFile, facts: Facts) -> None:
+    """Raise StudyError if a corpus has no held-out sequence: stages are evaluated on every corpus of a study."""
+    for (name, length), corpus in facts.corpora.items():
+        if corpus.heldout == 0:
+            raise StudyError(
+                f"{file.path.name}: corpora.{name}.heldout: the held-out split would be empty (less than one sequence of "
+                f"{length} tokens); raise the share, or enlarge the corpus"
+            )
 
 
 def stage_recipe(study: Study, facts: Facts, name: str) -> Recipe | None:
@@ -268,7 +279,7 @@ def _draw(
     """A corpus and the number of sequences that a budget of tokens takes from it, after its `first` sequences.
 
     unit: the sequences that the stage reads together, as of `unit_of`; it takes a multiple of them. Raises StudyError if the
-    corpus has too few sequences, or no held-out sequence.
+    corpus has too few sequences.
     """
     length = study.sequence_length
     corpus = facts.corpora[name, length]
@@ -287,10 +298,5 @@ def _draw(
         raise StudyError(
             f"{stage}.tokens: {tokens:,} tokens exceed the training split of corpus {name}, which has "
             f"{train * length:,}; lower the budget, or enlarge the corpus"
-        )
-    if corpus.heldout == 0:
-        raise StudyError(
-            f"corpora.{name}.heldout: the held-out split would be empty (less than one sequence of "
-            f"{length} tokens); raise the share, or enlarge the corpus"
         )
     return corpus, count

@@ -261,7 +261,13 @@ def test_a_corpus_too_small_for_its_budget_is_refused_once_it_is_prepared(tmp_pa
         expand(file, facts)
 
 
-def test_an_empty_held_out_split_is_refused_once_it_is_prepared(tmp_path: Path) -> None:
-    file = read_study(str(tiny_study(tmp_path / "study", **{"corpora.music.heldout": 1e-12})))
-    with pytest.raises(StudyError, match=r"tiny\.yaml: corpora\.music\.heldout: the held-out split would be empty"):
+@pytest.mark.parametrize(
+    "use",
+    [{"finetune.corpus": "own"}, {"pretrain.mix": {"own": {"tokens": 320}}}, {"evaluate": {"corpora": ["own"]}}],
+    ids=["trained on", "mixed in", "evaluated on"],
+)
+def test_an_empty_held_out_split_is_refused_once_it_is_prepared(use: dict[str, Any], tmp_path: Path) -> None:
+    own = {"files": "music.jsonl", "heldout": 1e-12}
+    file = read_study(str(tiny_study(tmp_path / "study", **{"corpora.own": own} | use)))
+    with pytest.raises(StudyError, match=r"tiny\.yaml: corpora\.own\.heldout: the held-out split would be empty"):
         expand(file, prepare_quietly(file, tmp_path / "store"))

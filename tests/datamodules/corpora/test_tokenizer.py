@@ -166,6 +166,17 @@ def test_a_tokeniser_with_other_content_is_refused_in_one_sentence(tmp_path: Pat
     assert "\n" not in str(refused.value)
 
 
+def test_a_tokeniser_that_drops_merges_at_random_encodes_a_text_the_same_each_time(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "tok")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["dropout"] = 0.5
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    loaded = load_tokenizer(folder)
+    text = documents_of("general", 1)[0]
+    assert loaded.encode([text] * 20) == TRAINED.encode([text] * 20)
+    assert loaded.fingerprint == TRAINED.fingerprint
+
+
 @pytest.mark.parametrize("letters", ["a", "ACGT", " ", "\n"])
 def test_a_document_that_is_one_long_word_delays_no_training(letters: str) -> None:
     documents = [*documents_of("general", 200), letters * (2_000_000 // len(letters))]

@@ -1,5 +1,6 @@
 """What a state on disk holds, whatever the pace at which states are taken."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from retain.launchers.stage.signals import StopRequest
+from retain.launchers.stage.training import resume as resuming
 from retain.launchers.stage.training.checkpoints import CheckpointWriter, Snapshot, checkpoint_folders, open_checkpoint
-from retain.launchers.stage.training.resume import Cadence, Resume
+from retain.launchers.stage.training.resume import CONTINUE, Cadence, Resume
 from retain.lightning_modules.models import build_model
 from retain.lightning_modules.optimisation import MOMENTS
 from retain.lightning_modules.stage import StageModule
@@ -59,3 +61,27 @@ def test_states_that_follow_each_other_faster_than_they_are_written_are_whole(tm
         tensors = load_file(state.folder / "rank-00000.safetensors")
         torn = [name for name, tensor in tensors.items() if not bool((tensor == state.step).all())]
         assert torn == []
+
+
+def test_several_ranks_which_save_one_step_after_they_are_asked_save_once_each_time_it_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved: list[int] = []
+    now, asked = 0.0, CONTINUE
+
+    def settle(wish: int) -> int:
+        nonlocal asked
+        answer, asked = asked, wish
+        return answer
+
+    monkeypatch.setattr(resuming, "time", SimpleNamespace(monotonic=lambda: now))
+    module = StageModule(build_model(replace(LARGE, layers=1, hidden=16, mlp=16), 0), {"dropout": 0, "steps": 100})
+    trainer = cast(Any, SimpleNamespace(global_rank=0, world_size=2, optimizers=[], should_stop=False))
+    none, writer = cast(Any, None), cast(Any, SimpleNamespace(raise_error=int, wait=int, save=saved.append))
+    resume = Resume(None, None, none, none, None, writer, StopRequest(), Cadence(5.0, None), holds_all=True)
+    resume.agreement = cast(Any, SimpleNamespace(settle=settle))
+    monkeypatch.setattr(resume, "_snapshot", lambda trainer, module: module.step)
+    for step in range(1, 21):  # a second each
+        now, module.step = float(step), step
+        resume.on_train_batch_end(trainer, module, None, None, 0)
+    assert saved == [6, 12, 18]

@@ -89,6 +89,14 @@ def test_a_conversation_that_the_template_refuses_is_named() -> None:
         ChatTemplate(refusing).render(conversation([("user", "a")]), "here")
 
 
+@pytest.mark.parametrize("template", [CHATML_TEMPLATE, UNTAGGED])
+def test_a_template_that_asks_for_todays_date_writes_the_same_text_on_any_day(template: str) -> None:
+    dated = "{{ 'Today is ' + strftime_now('%d %b %Y') + '. ' }}" + template
+    turns = conversation([("user", "a"), ("assistant", "b")])
+    text = ChatTemplate(dated).render(turns, "here").text
+    assert text == "Today is 26 Jul 2024. " + ChatTemplate(template).render(turns, "here").text
+
+
 @given(prompt=TEXT, response=TEXT)
 def test_exactly_the_response_and_the_end_of_text_are_predicted(
     tokenizer: Tokenizer, prompt: str, response: str

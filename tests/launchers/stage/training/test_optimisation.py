@@ -18,7 +18,7 @@ from retain.results.store.curves import read_curves
 from retain.results.store.runs import Store
 from tests.launchers.stage.test_sharding import of_stage, set_back
 from tests.retain import losses, retain_here, train_here, train_killed, weights
-from tests.studies import tiny_study
+from tests.studies import documents_of, tiny_study
 
 CHOSEN: dict[str, Any] = {
     "grid": {},
@@ -127,6 +127,24 @@ def test_the_stage_was_stopped_on_the_tune_half(chosen: tuple[Path, Path]) -> No
     assert run.losses()["best_loss"] == min(curve.values())
     recipe = json.loads((run.folder / "stage.json").read_text())["recipe"]
     assert recipe["early_stopping"] == {"every": 1, "patience": 3, "after_warmup": True, "split": "tune"}
+
+
+def test_a_stage_is_refused_before_it_trains_if_nothing_is_predicted_in_a_half_of_its_heldout_split(
+    tmp_path: Path,
+) -> None:
+    tasks = {"files": "tasks.jsonl", "prompt": "{text}", "response": "{answer}", "heldout": {"files": "held.jsonl"}}
+    one_step = {"pretrain.tokens": 256, "pretrain.warmup": 0, "posttrain.tokens": 256, "posttrain.max_tokens": None}
+    stopping = {"posttrain.early_stopping": {"every": 1, "patience": 1, "split": "tune"}, "posttrain.warmup": 0}
+    study = tiny_study(tmp_path, **one_step, **stopping, **{"corpora.music": tasks, "grid": {}})
+    # The held-out task takes two sequences, and its response is in the second one.
+    for name, documents in (("tasks", documents_of("music")[1:]), ("held", documents_of("music")[:1])):
+        lines = [json.dumps({"text": document, "answer": document[:20]}) for document in documents]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (failure,) = retain.run(str(study), (), tmp_path / "runs").failures
+    assert failure.reason == (
+        "bad recipe: posttraining-tune: no token of this half of the held-out split is predicted; raise heldout of its "
+        "corpus, or write early_stopping.split: heldout"
+    )
 
 
 def test_a_stage_whose_last_step_diverges_has_diverged(tmp_path: Path) -> None:
