@@ -8,14 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from retain.results.store import lease as module
 from retain.results.store.lease import (
+    SILENCE_S,
     Lease,
     LivenessChecker,
     Owner,
@@ -25,12 +28,11 @@ from retain.results.store.lease import (
     read_owner,
     take_lease,
     this_process,
+    wait_for_lease,
 )
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.files import write_json
 from tests.results.store.processes import HOLDER, next_line, start_python
-
-SILENCE_S = 0.4
 
 RACER = """
 import os, sys, time
@@ -62,6 +64,28 @@ def path(tmp_path: Path) -> Path:
 def remote(path: Path) -> Lease:
     """A lease that a process on another machine holds."""
     return written_lease(path, replace(this_process(), machine="another boot", job_id="17"))
+
+
+@dataclass
+class Clock:
+    """The clock of those who watch leases; only the test moves it."""
+
+    now: float = 0.0
+
+    def until_dead(self, path: Path, checker: LivenessChecker, every_s: float = 5.0) -> float:
+        """Poll a lease until its owner counts as dead; the seconds since the first poll."""
+        began = self.now
+        while is_held(path, checker):
+            self.now += every_s
+            assert self.now - began < 10 * SILENCE_S
+        return self.now - began
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=time.sleep))
+    return clock
 
 
 def written_lease(path: Path, owner: Owner, number: int = 1) -> Lease:
@@ -191,31 +215,27 @@ def test_this_machine_is_recognised_by_host_name_and_boot_together(change: dict[
 
 
 def test_a_remote_owner_counts_as_dead_only_after_the_checker_itself_has_seen_enough_silence(
-    path: Path, remote: Lease
+    path: Path, remote: Lease, clock: Clock
 ) -> None:
-    checker, begin = LivenessChecker(silence_s=SILENCE_S), time.monotonic()
-    while is_held(path, checker):
-        time.sleep(SILENCE_S / 40)
-        assert time.monotonic() - begin < 20
-    assert time.monotonic() - begin >= SILENCE_S
-    assert take_lease(path, LivenessChecker(silence_s=SILENCE_S)) is None
+    checker = LivenessChecker()
+    assert clock.until_dead(path, checker) == SILENCE_S
+    assert take_lease(path, LivenessChecker()) is None
     assert take_lease(path, checker)
     assert not remote.held()
 
 
 @pytest.mark.parametrize("jump_s", [-86_400, 86_400])
-def test_a_jump_of_the_clock_neither_kills_an_owner_nor_keeps_it_alive(jump_s: int, path: Path, remote: Lease) -> None:
+def test_a_jump_of_the_clock_neither_kills_an_owner_nor_keeps_it_alive(
+    jump_s: int, path: Path, remote: Lease, clock: Clock
+) -> None:
     there = time.time() + jump_s
     os.utime(remote.file, (there, there))
-    checker = LivenessChecker(silence_s=SILENCE_S)
-    end = time.monotonic() + 2 * SILENCE_S
-    while time.monotonic() < end:
+    checker = LivenessChecker()
+    for _ in range(300):
         remote.beat()
         assert is_held(path, checker)
-        time.sleep(SILENCE_S / 40)
-    while is_held(path, checker):
-        time.sleep(SILENCE_S / 40)
-        assert time.monotonic() < end + 20
+        clock.now += 5
+    assert clock.until_dead(path, checker) == SILENCE_S - 5
 
 
 def test_every_heartbeat_is_visible_on_a_file_system_with_time_steps_of_two_seconds(path: Path) -> None:
@@ -228,15 +248,14 @@ def test_every_heartbeat_is_visible_on_a_file_system_with_time_steps_of_two_seco
     assert len(set(seen)) == 5
 
 
-def test_the_time_in_which_a_watcher_slept_does_not_count_as_silence(path: Path, remote: Lease) -> None:
-    checker = LivenessChecker(silence_s=SILENCE_S)
-    assert is_held(path, checker)
-    time.sleep(1.5 * SILENCE_S)
-    assert is_held(path, checker)
+def test_of_the_time_in_which_a_watcher_slept_only_a_tenth_of_the_silence_counts(
+    path: Path, remote: Lease, clock: Clock
+) -> None:
+    assert clock.until_dead(path, LivenessChecker(), every_s=SILENCE_S / 2) == 10 * SILENCE_S / 2
 
 
 def test_a_tenth_of_the_silence_is_enough_if_the_scheduler_says_that_the_job_has_ended(
-    path: Path, remote: Lease
+    path: Path, remote: Lease, clock: Clock
 ) -> None:
     asked: list[str | None] = []
 
@@ -244,27 +263,30 @@ def test_a_tenth_of_the_silence_is_enough_if_the_scheduler_says_that_the_job_has
         asked.append(owner.job_id)
         return True
 
-    checker = LivenessChecker(has_ended, silence_s=20 * SILENCE_S)
-    assert is_held(path, checker)
-    begin = time.monotonic()
-    while is_held(path, checker):
-        time.sleep(0.02)
-    assert 2 * SILENCE_S <= time.monotonic() - begin < 10 * SILENCE_S
+    assert clock.until_dead(path, LivenessChecker(has_ended)) == SILENCE_S / 10
     assert set(asked) == {"17"}
 
 
-def test_no_silence_is_enough_if_the_scheduler_says_that_the_job_is_alive(path: Path, remote: Lease) -> None:
-    checker = LivenessChecker(lambda owner: False, silence_s=SILENCE_S / 10)
-    end = time.monotonic() + SILENCE_S
-    while time.monotonic() < end:
+def test_no_silence_is_enough_if_the_scheduler_says_that_the_job_is_alive(
+    path: Path, remote: Lease, clock: Clock
+) -> None:
+    checker = LivenessChecker(lambda owner: False)
+    for _ in range(300):
         assert is_held(path, checker)
-        time.sleep(SILENCE_S / 100)
+        clock.now += 5
 
 
-def test_an_owner_that_lost_its_lease_notices_and_cannot_harm_the_new_owner(path: Path, remote: Lease) -> None:
-    checker = LivenessChecker(silence_s=SILENCE_S / 4)
-    while is_held(path, checker):
-        time.sleep(SILENCE_S / 100)
+def test_if_the_scheduler_does_not_know_the_job_all_of_the_silence_must_pass(
+    path: Path, remote: Lease, clock: Clock
+) -> None:
+    assert clock.until_dead(path, LivenessChecker(lambda owner: None)) == SILENCE_S
+
+
+def test_an_owner_that_lost_its_lease_notices_and_cannot_harm_the_new_owner(
+    path: Path, remote: Lease, clock: Clock
+) -> None:
+    checker = LivenessChecker()
+    clock.until_dead(path, checker)
     new = take_lease(path, checker)
     assert new
     assert not remote.held()
@@ -313,13 +335,56 @@ def test_a_lease_can_be_read_at_any_moment_while_owners_race(path: Path, tmp_pat
     assert seen - {None}
 
 
-def test_a_damaged_lease_counts_as_that_of_another_machine(path: Path) -> None:
-    path.with_name("lease.1.json").write_text("{")
-    checker = LivenessChecker(silence_s=SILENCE_S / 4)
+@pytest.mark.parametrize(
+    "damage",
+    [lambda claim: claim.write_text("{"), lambda claim: claim.symlink_to(claim.name)],
+    ids=["damaged", "may not be read"],
+)
+def test_a_claim_that_cannot_be_read_counts_as_that_of_another_machine(
+    damage: Callable[[Path], object], path: Path, clock: Clock
+) -> None:
+    damage(path.with_name("lease.1.json"))
+    checker = LivenessChecker()
     assert is_held(path)
-    while is_held(path, checker):
-        time.sleep(SILENCE_S / 100)
+    assert clock.until_dead(path, checker) == SILENCE_S
     assert take_lease(path, checker)
+
+
+def test_a_claim_that_was_made_though_the_file_system_did_not_confirm_it_is_the_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS repeats a request whose answer was lost, and then says that the name exists."""
+    link = module._link
+    monkeypatch.setattr(module, "_link", lambda source, target: link(source, target) and False)
+    lease = take_lease(path)
+    assert lease
+    assert lease.held()
+
+
+def test_who_waits_gets_the_lease_once_it_is_released_and_nothing_once_its_patience_is_over(
+    path: Path, clock: Clock
+) -> None:
+    lease, seen = take_lease(path), list[Owner | None]()
+    assert lease
+
+    def poll(owner: Owner | None) -> None:
+        seen.append(owner)
+        clock.now += 5
+        if len(seen) == 4:
+            lease.release()
+
+    assert wait_for_lease(path, None, lambda owner: 14, poll, every_s=0) is None
+    assert seen == [lease.owner] * 3
+    won = wait_for_lease(path, None, lambda owner: 14, poll, every_s=0)
+    assert won
+    assert won.held()
+
+
+def test_nobody_holds_a_lease_that_was_never_taken(path: Path) -> None:
+    assert not is_held(path)
+    assert read_owner(path) is None
+    assert claim_problem(path) is None
+    assert "releasing" in held_by(path)
 
 
 SEES_LEASE = """

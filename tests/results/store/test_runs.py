@@ -17,7 +17,8 @@ from retain.results.store.runs import Run, Store, make_store, open_store
 from retain.results.store.state import Progress, State
 from retain.results.store.status import current_state
 from retain.results.store.verify import damaged_files, run_problems
-from retain.sweeps.base.errors import MissingResourceError, StudyError
+from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
+from tests.disks import recorded_syncs
 from tests.results.runs import finish, kinds, put_state, registered
 from tests.results.store.processes import start_python
 
@@ -150,6 +151,57 @@ def test_an_attempt_that_never_reported_its_end_is_closed_as_lost_at_its_last_re
     assert ended.attempts[0] == lost
     assert (ended.state, ended.reason, ended.attempts[1].cause) == ("failed", "out of memory", "error")
     assert ended.attempts[1].end == pytest.approx(time.time(), abs=60)
+    assert run.begin(3)
+    assert run.state().attempts[:2] == ended.attempts
+
+
+def test_an_attempt_that_died_between_its_checkpoint_and_its_next_report_counts_up_to_the_checkpoint(run: Run) -> None:
+    run.begin(1)
+    run.report(Progress(tokens=640, total=7680))
+    run.begin(2, tokens=1280)
+    lost, current = run.state().attempts
+    assert (lost.tokens, current.tokens_at_start) == (1280, 1280)
+    assert run.state().progress == Progress(1280, 7680)
+    run.begin(3, tokens=640)  # the checkpoint at 1280 was damaged
+    assert [attempt.tokens for attempt in run.state().attempts] == [1280, 1280, 0]
+
+
+def test_a_run_names_each_job_that_trained_it_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.begin(1)
+    for job in ("7", "7", "8", "7"):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        run.begin(1)
+    assert run.state().job_ids == ("7", "8")
+    assert [attempt.job_id for attempt in run.state().attempts] == [None, "7", "7", "8", "7"]
+
+
+def test_a_run_that_slurm_has_no_job_for_belongs_to_no_submission(run: Run) -> None:
+    run.queue("a-token")
+    assert (run.state().state, run.state().submission) == ("queued", "a-token")
+    run.unqueue()
+    assert (run.state().state, run.state().submission) == ("planned", None)
+
+
+@pytest.mark.parametrize("left", ["losses.json", "model"])
+def test_a_run_without_a_state_is_not_trained_over_results_that_it_has(left: str, run: Run) -> None:
+    finish(run)
+    for name in {"losses.json", "model"} - {left}:
+        (run.folder / name).rename(run.folder.parent / f"lost-{name}")
+    (run.folder / "state.json").unlink()
+    with pytest.raises(DamageError, match=r"state\.json is missing; delete .* and run its study again"):
+        run.state()
+
+
+def test_the_files_of_a_run_are_on_disk_before_it_is_done(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with recorded_syncs(monkeypatch, run.model) as synced:
+        finish(run)
+    before = {inode for inode, named in synced if not named}
+    assert {path.stat().st_ino for path in (run.model, *run.model.iterdir())} <= before
+    after = [inode for inode, named in synced if named]
+    order = [
+        after.index(path.stat().st_ino) for path in (run.folder / "losses.json", run.folder, run.folder / "state.json")
+    ]
+    assert order == sorted(order)
 
 
 def test_a_running_run_whose_process_is_gone_is_shown_as_planned_with_a_cure(run: Run) -> None:

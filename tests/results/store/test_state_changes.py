@@ -105,12 +105,14 @@ def test_retry_never_plans_a_done_run_again(tmp_path: Path) -> None:
     assert run.is_done()
 
 
-def test_attempts_before_a_retry_no_longer_count_against_the_run(tmp_path: Path) -> None:
+def test_attempts_and_jobs_before_a_retry_no_longer_count_for_the_run(tmp_path: Path) -> None:
     run = run_with_state(tmp_path, "planned")
+    run.queue("a-token")
     put_state(run, replace(run.state(), state="failed", attempts=(Attempt(0.0, "here", 1, end=1.0),)))
     assert run.retry()
     assert run.state().counted_attempts == ()
     assert len(run.state().attempts) == 1
+    assert run.state().submission is None
 
 
 REPORT = """
