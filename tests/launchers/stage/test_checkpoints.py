@@ -42,9 +42,14 @@ def save(folder: Path, *steps: int) -> SavedCheckpoint:
     return open_checkpoint(checkpoint_folders(folder)[0])
 
 
-def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_are_kept_and_a_copy_that_a_user_has_made(tmp_path: Path) -> None:
+    (tmp_path / "step-000000009 copy").mkdir()
     save(tmp_path, 2, 10, 9)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000000009", "step-000000010"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "step-000000009",
+        "step-000000009 copy",
+        "step-000000010",
+    ]
 
 
 def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_its_name_before_training_goes_on(
@@ -91,14 +96,18 @@ def test_what_a_killed_writer_has_left_is_removed_and_nothing_else(tmp_path: Pat
         ("rank-00000.safetensors", lambda content: content[:-1]),
         ("rank-00000.json", lambda content: content.replace(b'"digest": "0"', b'"digest": "1"')),
         ("state.json", lambda content: b""),
+        ("state.json", lambda content: None),
+        ("rank-00000.json", lambda content: None),
+        ("rank-00000.safetensors", lambda content: None),
         ("state.json", lambda content: content.replace(b'"shared"', b'"share"')),
     ],
 )
 def test_whatever_is_damaged_in_a_checkpoint_the_one_before_is_used(
-    file: str, change: Callable[[bytes], bytes], tmp_path: Path
+    file: str, change: Callable[[bytes], bytes | None], tmp_path: Path
 ) -> None:
     place = save(tmp_path, 7, 8).folder / file
-    place.write_bytes(change(place.read_bytes()))
+    changed = change(place.read_bytes())
+    place.unlink() if changed is None else place.write_bytes(changed)
     notes: list[str] = []
     found = newest_checkpoint(tmp_path, notes.append)
     assert found is not None

@@ -97,6 +97,13 @@ def test_the_attempt_of_a_run_that_was_cancelled_while_running_is_closed_when_it
     assert state.attempts[-1].end is not None
 
 
+@pytest.mark.parametrize("state", STATES)
+def test_only_the_weights_of_a_done_run_are_recorded_as_freed(state: str, tmp_path: Path) -> None:
+    run = run_with_state(tmp_path, state)
+    assert run.free_weights(lambda name: True) == (state == "done")
+    assert run.state().weights_freed == (state == "done")
+
+
 def test_retry_never_plans_a_done_run_again(tmp_path: Path) -> None:
     run = run_with_state(tmp_path, "planned")
     run.begin(pid=1)
