@@ -150,9 +150,19 @@ def test_the_end_of_a_script_gives_up_a_run_that_died_too_often_and_goes_on_with
         assert run.state().state == ("failed" if death == DEATHS else "queued")
         assert len(slurm.calls("requeue")) == death
     assert other.state().state == "queued"
-    other.skip("its branch has ended")
+    other.begin(os.getpid())
+    other.fail("it broke", BUG)
     assert epilogue.main([str(store.root), token]) == 0
     assert len(slurm.calls("requeue")) == DEATHS
+
+
+def test_a_job_without_a_run_left_to_do_is_not_requeued(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    for _ in range(DEATHS):
+        run.begin(os.getpid())
+        assert epilogue.main([str(store.root), token]) == 1
+    assert (run.state().state, len(slurm.calls("requeue"))) == ("failed", DEATHS - 1)
 
 
 def test_the_end_of_a_script_leaves_a_run_alone_that_lives_or_was_submitted_again(
@@ -182,6 +192,16 @@ def test_a_job_that_died_before_its_run_began_is_told_from_one_that_has_requeued
     assert epilogue.main([str(store.root), token]) == code
     assert len(run.state().attempts) == len(slurm.calls("requeue")) == code
     assert run.state().state == "queued"
+
+
+def test_the_end_of_a_job_that_died_early_leaves_a_run_to_the_process_that_has_it(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    assert take_lease(run.lease)
+    assert epilogue.main([str(store.root), token]) == 0
+    assert (run.state().attempts, slurm.calls("requeue")) == ((), [])
 
 
 def test_setup_lines_that_end_a_job_are_the_cause_of_its_failure(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:
