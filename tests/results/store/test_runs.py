@@ -224,6 +224,17 @@ def test_registering_again_keeps_the_state_and_updates_the_execution_of_runs_tha
     assert second.spec()["execution"]["micro_batch"] == 2
 
 
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+def test_a_run_keeps_its_optimizer_if_any_study_that_registers_it_continues_with_it(
+    wanted: tuple[bool, bool], run: Run
+) -> None:
+    store, spec = Store(run.folder.parent), run.spec()
+    (run.folder / "stage.json").unlink()
+    for wants in wanted:
+        store.register(run.key, spec | ({"keeps_optimizer": True} if wants else {}))
+    assert run.spec().get("keeps_optimizer", False) == any(wanted)
+
+
 def test_studies_that_register_a_run_at_the_same_time_all_have_their_corpora_in_it(tmp_path: Path) -> None:
     tree, store = registered(tmp_path / "runs")
     run = kinds(tree, store, "pretrain")[0]
