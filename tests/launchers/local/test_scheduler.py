@@ -157,3 +157,75 @@ def test_siblings_are_shared_out_over_the_slots_before_a_process_does_several(tm
     for slots, pack, runs in ((1, 8, 5), (1, 3, 3), (2, 8, 3), (5, 8, 1)):
         scheduler = scheduler_of(tree, store, slots)
         assert scheduler._runs(scheduler.waiting.pop(0), pack) == runs
+
+
+def test_a_run_that_another_launcher_trains_is_waited_for_until_that_has_ended_it(
+    planned: tuple[Tree, Store, Run],
+) -> None:
+    tree, store, _ = planned
+    done, failed = kinds(tree, store, "pretrain")
+    scheduler = scheduler_of(tree, store)
+    leases = [take_lease(one.lease) for one in (done, failed)]
+    scheduler.start_ready()
+    assert {done.key, failed.key} <= set(scheduler.waiting)
+    assert not scheduler.groups
+    assert (scheduler.states[done.key].reason or "").startswith("waits: process ")
+    finish(done)
+    fails(DIVERGED)(failed)
+    for lease in leases:
+        assert lease
+        lease.release()
+    scheduler.slots = []
+    scheduler.start_ready()
+    assert {done.key, failed.key}.isdisjoint(scheduler.waiting)
+    assert scheduler.states[done.key].state == "done"
+    assert failed.key in scheduler.ended
+    assert done.key not in scheduler.ended
+
+
+def test_a_run_that_another_launcher_has_left_is_trained_here(planned: tuple[Tree, Store, Run]) -> None:
+    tree, store, run = planned
+    scheduler = scheduler_of(tree, store, slots=0)
+    lease = take_lease(run.lease)
+    assert lease
+    scheduler.elsewhere.add(run.key)
+    scheduler.start_ready()
+    assert run.key in scheduler.elsewhere
+    run.begin(os.getpid())
+    run.stop("SIGTERM")
+    lease.release()
+    scheduler.start_ready()
+    assert run.key in scheduler.waiting
+    assert run.key not in scheduler.elsewhere
+
+
+def test_an_interrupted_launcher_stops_its_processes_and_leaves_their_runs_to_be_resumed(
+    planned: tuple[Tree, Store, Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, store, run = planned
+    scheduler = scheduler_of(tree, store)
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    process.start()
+    run.begin(os.getpid())
+    scheduler.waiting.remove(run.key)
+    scheduler.groups[run.key] = WorkerGroup([process], 0, multiprocessing.Pipe()[0])  # type: ignore[list-item]
+    scheduler.stop_all("interrupted")
+    assert process.exitcode == -15
+    assert (run.state().state, run.state().attempts[-1].cause) == ("planned", "interrupted")
+    assert scheduler.states[run.key].state == "planned"
+    assert not scheduler.groups
+    assert f"checkpoints of pretrain {run.key[:8]}" in capsys.readouterr().err
+
+
+def test_only_siblings_that_are_executed_alike_share_a_process(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    scheduler = scheduler_of(tree, store)
+    one, sibling, *others = (run.key for run in kinds(tree, store, "finetune"))
+    assert scheduler._are_siblings(one, sibling)
+    assert not any(scheduler._are_siblings(one, other) for other in others)
+    posttrains = [run.key for run in kinds(tree, store, "posttrain")]
+    assert not scheduler._are_siblings(*posttrains)
+    assert not any(scheduler._are_siblings(one, other) for other in posttrains)
+    spec = store.run(sibling).spec()
+    store.register(sibling, spec | {"execution": spec["execution"] | {"micro_batch": 2}})
+    assert not scheduler._are_siblings(one, sibling)
