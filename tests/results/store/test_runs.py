@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from retain.results.store.curves import CurveWriter, Point
 from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store, make_store, open_store
 from retain.results.store.state import Progress, State
@@ -19,7 +20,7 @@ from retain.results.store.status import current_state
 from retain.results.store.verify import damaged_files, run_problems
 from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
 from tests.disks import recorded_syncs
-from tests.results.runs import finish, kinds, put_state, registered
+from tests.results.runs import finish, kinds, put_state, registered, write_model
 from tests.results.store.processes import start_python
 
 WRITE_STATES = """
@@ -291,3 +292,41 @@ def test_verify_reports_a_done_run_without_checksums(run: Run) -> None:
     (run.folder / "state.json").write_text(json.dumps(raw | {"checksums": {}}))
     (problem,) = run_problems(Store(run.folder.parent), run)
     assert "checksum" in problem
+
+
+def test_verify_reports_a_done_run_that_lacks_a_loss_or_whose_curves_are_cut(run: Run) -> None:
+    store = Store(run.folder.parent)
+    finish(run)
+    curves = CurveWriter(run.folder)
+    curves.points.append(Point("pretrain/loss", 64, 2.0, 0.0))
+    curves.rewrite()
+    assert run_problems(store, run) == []
+    with (run.folder / "curves.jsonl").open("a") as stream:
+        stream.write('{"cur')
+    (problem,) = run_problems(store, run)
+    assert "curves.jsonl: the last line is not complete; delete this file" in problem
+    (run.folder / "curves.jsonl").unlink()
+    run.retry(reopen=True)
+    splits = {"pre": {"loss": 1.0, "tokens": 100}}
+    run.finish(
+        write_model(run.folder / "model.partial"),
+        {"losses.json": {"splits": splits, "steps": 1, "trained_tokens": 64}},
+    )
+    lacking = ", ".join(sorted(set(run.spec()["evaluation"]) - set(splits)))
+    assert lacking
+    (problem,) = run_problems(store, run)
+    assert problem == f"losses.json lacks the split {lacking}; delete the run's folder and train it again"
+
+
+def test_verify_reports_a_done_run_whose_parent_is_not_done_and_a_damaged_parent_once(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    child = kinds(tree, store, "posttrain")[0]
+    (parent,) = child.needs()
+    finish(child)
+    assert run_problems(store, child) == [f"the run is done, but its parent {parent} is not; train the parent again"]
+    (store.run(parent).folder / "state.json").write_text("{")
+    assert run_problems(store, child) == []
+    assert len(run_problems(store, store.run(parent))) == 1
+    (store.run(parent).folder / "state.json").unlink()
+    finish(store.run(parent))
+    assert run_problems(store, child) == []
