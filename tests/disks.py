@@ -1,4 +1,4 @@
-"""Small file systems, for what happens when a disk is full."""
+"""Small file systems, for what happens when a disk is full, and what is on disk when the power fails."""
 
 import contextlib
 import os
@@ -24,3 +24,18 @@ def small_disk_at(place: Path, megabytes: int) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def recorded_syncs(monkeypatch: pytest.MonkeyPatch, name: Path) -> Iterator[list[tuple[int, bool]]]:
+    """The inode of each file or folder that is synced to disk in the block, and whether `name` existed by then."""
+    synced: list[tuple[int, bool]] = []
+    sync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append((os.fstat(descriptor).st_ino, name.exists()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", recorded)
+        yield synced

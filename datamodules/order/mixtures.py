@@ -94,20 +94,15 @@ class Passes:
     def _pass_at(self, position: int) -> int:
         """Return the number of the pass that contains a position."""
         number = int(position * (1 - self.share) / self.post.distinct)
-        # Passes differ in length by at most one sequence, so the estimate is off by at most one.
-        while self.start(number) > position:
-            number -= 1
-        while self.start(number + 1) <= position:
-            number += 1
-        return number
+        # The start of a pass is rounded to the nearest sequence, so the estimate may be one too low, and is never too high.
+        return number + (self.start(number + 1) <= position)
 
     def _locate_in_pass(self, number: int, positions: Indices) -> tuple[Indices, Indices]:
         """Locate positions that are counted from the beginning of a pass."""
-        # How many sequences of this pass are replayed; a pass that is cut short keeps the share of the whole stage.
+        # How many sequences of this pass are replayed, so that the stage has its share up to the pass's end, cut short or not.
         begin, end = self.start(number), min(self.start(number + 1), self.total)
         before, size = self.replayed_before(number), end - begin
-        complete = end == self.start(number + 1)
-        after = self.replayed_before(number + 1) if complete else min(int(end * self.share + 0.5), before + size)
+        after = min(int(end * self.share + 0.5), before + size)
         replayed = max(0, after - before, size - self.post.distinct)
         # Mix fresh and replayed sequences.
         drawn = permute(positions, size, derive_seed(self.seed, "order", number))

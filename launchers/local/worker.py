@@ -45,7 +45,6 @@ def work(
         log_line(f"rank {ranks.rank} of {ranks.world}: process {os.getpid()} begins")
         code, ending = attempt_code(Store(root), following, ranks, stop, runs)
         log_line(f"rank {ranks.rank}: {ending}")
-        stop.forget_cancel()  # the next run of the pack is not cancelled
         pack -= 1
         following = _next_run(launcher, named, stop) if code == 0 and pack else ""
     # The libraries' exit handlers may wait for a rank that is gone.
@@ -57,7 +56,7 @@ def _next_run(launcher: Connection, named: "queue.SimpleQueue[str]", stop: StopR
     gc.collect()
     with contextlib.suppress(OSError):
         launcher.send_bytes(b"done")
-    while stop.signal is None or stop.forget_cancel():
+    while stop.signal is None or stop.forget_cancel():  # the next run of the pack is not cancelled
         with contextlib.suppress(queue.Empty):
             return named.get(timeout=0.1)
     return ""

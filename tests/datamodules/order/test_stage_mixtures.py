@@ -40,6 +40,10 @@ EARLIER: dict[str, tuple[dict[str, Any], str]] = {
         TUNED | {"first": 0, "early_stopping": {"every": 5, "patience": 2}, "replay": None},
         "bf1b3037550435e9",
     ),
+    "a part of a pass": (
+        TUNED | {"first": 0, "early_stopping": None, "replay": None, "sequences": 50},
+        "4321fdd76cc2f4b9",
+    ),
 }
 
 

@@ -1,18 +1,19 @@
 """`retain cancel` stops what `retain run` trains, whose other branches go on."""
 
-import contextlib
-import time
+import multiprocessing
+import signal
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from retain.results.store.runs import Store
+from retain.launchers.local import launcher
+from retain.launchers.stage import linear
+from retain.launchers.stage.signals import CANCEL_SIGNAL
+from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
-from retain.sweeps.base.processes.locks import short_lock
-from retain.sweeps.base.processes.names import process_name
-from tests.results.runs import put_state
+from tests.launchers.local.test_run import wait_until
 from tests.retain import retain_here, start, train_here
 from tests.studies import SECOND, linear_study, tiny_study
 
@@ -84,32 +85,39 @@ def test_a_run_that_is_cancelled_before_it_begins_starts_no_process(tmp_path: Pa
 
 
 @pytest.mark.parametrize("next_too", [False, True])
-def test_a_pack_goes_on_when_a_run_is_cancelled_after_its_last_step(tmp_path: Path, next_too: bool) -> None:
-    fields = {"finetune.time": 0.003 * SECOND, "execution.parallel": 1, "execution.stages": {"finetune": {"pack": 3}}}
+def test_a_pack_goes_on_when_a_run_is_cancelled_after_its_last_step(
+    next_too: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"execution.parallel": 1, "execution.stages": {"finetune": {"pack": 3}}}
     study = linear_study(tmp_path, grid={"finetune.lr": [0.01, 0.011, 0.012]}, **fields)
-    store, lock, since = Store(tmp_path / "runs"), contextlib.ExitStack(), dict[str, float]()
+    begun, log_whole, check_room = list[str](), linear.log_whole, linear.check_room
 
-    def cancel(states: Mapping[str, State]) -> None:
-        for key, state in states.items():
-            run = store.run(key)
-            if state.state == "running" and run.spec()["stage"] == "finetune" and key not in since:
-                if not since:  # let it train to its end, but not report that
-                    lock.enter_context(short_lock(run.folder / ".state.lock"))
-                elif next_too and len(since) == 1:
-                    assert run.cancel("by a test")
-                since[key] = time.monotonic()
-        passed = time.monotonic() - min(since.values(), default=time.monotonic())
-        first = store.run(next(iter(since))) if since else None
-        if first and passed < 9:
-            # A lock that stays as it is for ten seconds would count as left behind.
-            (first.folder / ".state.lock").write_text(f"{process_name()} {passed}")
-        if first and 8 < passed < 9:
-            put_state(first, replace(first.state(), state="cancelled"))
-        elif passed >= 9:
-            lock.close()
+    def cancel(run: Run) -> None:
+        """Cancel the run of this process, and wait until the launcher has told the process."""
+        assert run.cancel("by a test")
+        stop = signal.getsignal(CANCEL_SIGNAL).__self__  # type: ignore[union-attr]
+        wait_until(lambda: stop.signal is not None)
 
-    train_here(study, store.root, watch=cancel)
-    first, second, third = (store.run(key).state() for key in since)
+    def after_the_last_step(store: Store, run: Run, *others: Any) -> None:
+        log_whole(store, run, *others)
+        if begun == [run.key]:
+            cancel(run)
+
+    def after_the_beginning(folder: Path, size: int) -> None:
+        check_room(folder, size)
+        if Run(folder).spec()["stage"] == "finetune":
+            begun.append(folder.name)
+            if next_too and len(begun) == 2:
+                cancel(Run(folder))
+
+    # Forked from this process, workers have its changes.
+    monkeypatch.setattr(linear, "log_whole", after_the_last_step)
+    monkeypatch.setattr(linear, "check_room", after_the_beginning)
+    monkeypatch.setattr(launcher, "fork_server", lambda modules: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(launcher, "start", lambda process: process.start())
+    train_here(study, tmp_path / "runs")
+    runs = [run for run in Store(tmp_path / "runs").runs() if run.spec()["stage"] == "finetune"]
+    first, second, third = sorted((run.state() for run in runs), key=lambda state: state.attempts[0].start)
     assert first.state == third.state == "done"
     assert second.state == ("cancelled" if next_too else "done")
     assert second.attempts[0].cause == ("SIGUSR1" if next_too else "finished")

@@ -127,6 +127,8 @@ def test_the_deepest_cause_counts() -> None:
     error = MissingResourceError("the state could not be written")
     error.__cause__ = OSError(errno.ENOSPC, "write")
     assert classify(error) == DISK
+    error.__cause__ = ValueError("not a number")
+    assert classify(error) == RECIPE
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,13 @@ def test_the_interval_is_students_t_over_paired_differences() -> None:
     assert effect.mean - effect.low == pytest.approx(effect.high - effect.mean)
 
 
+def test_the_other_direction_of_an_effect_is_the_difference_the_other_way_round() -> None:
+    a, b = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.1, 1: 2.2, 2: 3.6}
+    turned, swapped = -paired_difference(a, b), paired_difference(b, a)
+    assert turned.per_seed == pytest.approx(swapped.per_seed)
+    assert (turned.mean, turned.low, turned.high) == pytest.approx((swapped.mean, swapped.low, swapped.high))
+
+
 def test_one_seed_gives_an_effect_without_an_interval_and_no_seed_gives_neither() -> None:
     one = effect_of({4: 0.5})
     assert (one.mean, one.seeds) == (0.5, 1)

@@ -231,7 +231,8 @@ def test_each_verdict_names_its_place_in_the_paper_or_that_the_claim_is_ours() -
 
 def test_a_study_gets_verdicts_only_on_what_it_has() -> None:
     assert verdicts([]) == []
-    assert verdicts(exposure_rows(flat, falling, exposures=(0.5,))) == []
+    for exposures, matched in itertools.product(((0,), (0.5,), (0.25, 0.5)), (False, True)):
+        assert verdicts(exposure_rows(flat, falling, exposures=exposures), matched) == []
     assert verdicts(frontier_rows({"mixed": 0})) == []
     assert set(outcomes(exposure_rows(flat, falling, exposures=(0, 1)), matched=True)) == {"2a"}
     one_point = [each for each in frontier_rows({"unmixed": 0, "mixed": -0.2}) if each["axes"]["finetune.lr"] == 0]

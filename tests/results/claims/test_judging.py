@@ -44,7 +44,10 @@ def test_one_interval_of_several_refutes_only_after_the_correction() -> None:
     assert "Holm's correction for 8 intervals applies" in among.note
     assert among.p > alone.p
     stronger = effect_of({0: -1.0, 1: -1.01, 2: -1.02})
-    assert judge("1a", "a claim", 1, [("it", stronger), *[("another", nothing)] * 7]).outcome == "not supported"
+    refuted = judge("1a", "a claim", 1, [("it", stronger), *[("another", nothing)] * 7])
+    assert refuted.outcome == "not supported"
+    assert nothing.low < stronger.low
+    assert refuted.told == ("it", stronger)
 
 
 def test_a_claim_with_alternatives_needs_one_that_holds_and_is_refuted_only_if_all_fail() -> None:

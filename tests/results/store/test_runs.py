@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from retain.results.store.curves import CurveWriter, Point
 from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store, make_store, open_store
 from retain.results.store.state import Progress, State
 from retain.results.store.status import current_state
 from retain.results.store.verify import damaged_files, run_problems
-from retain.sweeps.base.errors import MissingResourceError, StudyError
-from tests.results.runs import finish, kinds, put_state, registered
+from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError
+from tests.disks import recorded_syncs
+from tests.results.runs import finish, kinds, put_state, registered, write_model
 from tests.results.store.processes import start_python
 
 WRITE_STATES = """
@@ -150,6 +152,57 @@ def test_an_attempt_that_never_reported_its_end_is_closed_as_lost_at_its_last_re
     assert ended.attempts[0] == lost
     assert (ended.state, ended.reason, ended.attempts[1].cause) == ("failed", "out of memory", "error")
     assert ended.attempts[1].end == pytest.approx(time.time(), abs=60)
+    assert run.begin(3)
+    assert run.state().attempts[:2] == ended.attempts
+
+
+def test_an_attempt_that_died_between_its_checkpoint_and_its_next_report_counts_up_to_the_checkpoint(run: Run) -> None:
+    run.begin(1)
+    run.report(Progress(tokens=640, total=7680))
+    run.begin(2, tokens=1280)
+    lost, current = run.state().attempts
+    assert (lost.tokens, current.tokens_at_start) == (1280, 1280)
+    assert run.state().progress == Progress(1280, 7680)
+    run.begin(3, tokens=640)  # the checkpoint at 1280 was damaged
+    assert [attempt.tokens for attempt in run.state().attempts] == [1280, 1280, 0]
+
+
+def test_a_run_names_each_job_that_trained_it_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.begin(1)
+    for job in ("7", "7", "8", "7"):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        run.begin(1)
+    assert run.state().job_ids == ("7", "8")
+    assert [attempt.job_id for attempt in run.state().attempts] == [None, "7", "7", "8", "7"]
+
+
+def test_a_run_that_slurm_has_no_job_for_belongs_to_no_submission(run: Run) -> None:
+    run.queue("a-token")
+    assert (run.state().state, run.state().submission) == ("queued", "a-token")
+    run.unqueue()
+    assert (run.state().state, run.state().submission) == ("planned", None)
+
+
+@pytest.mark.parametrize("left", ["losses.json", "model"])
+def test_a_run_without_a_state_is_not_trained_over_results_that_it_has(left: str, run: Run) -> None:
+    finish(run)
+    for name in {"losses.json", "model"} - {left}:
+        (run.folder / name).rename(run.folder.parent / f"lost-{name}")
+    (run.folder / "state.json").unlink()
+    with pytest.raises(DamageError, match=r"state\.json is missing; delete .* and run its study again"):
+        run.state()
+
+
+def test_the_files_of_a_run_are_on_disk_before_it_is_done(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with recorded_syncs(monkeypatch, run.model) as synced:
+        finish(run)
+    before = {inode for inode, named in synced if not named}
+    assert {path.stat().st_ino for path in (run.model, *run.model.iterdir())} <= before
+    after = [inode for inode, named in synced if named]
+    order = [
+        after.index(path.stat().st_ino) for path in (run.folder / "losses.json", run.folder, run.folder / "state.json")
+    ]
+    assert order == sorted(order)
 
 
 def test_a_running_run_whose_process_is_gone_is_shown_as_planned_with_a_cure(run: Run) -> None:
@@ -170,6 +223,17 @@ def test_registering_again_keeps_the_state_and_updates_the_execution_of_runs_tha
     assert (first.state().state, second.state().state) == ("done", "planned")
     assert first.spec()["execution"]["micro_batch"] is None
     assert second.spec()["execution"]["micro_batch"] == 2
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+def test_a_run_keeps_its_optimizer_if_any_study_that_registers_it_continues_with_it(
+    wanted: tuple[bool, bool], run: Run
+) -> None:
+    store, spec = Store(run.folder.parent), run.spec()
+    (run.folder / "stage.json").unlink()
+    for wants in wanted:
+        store.register(run.key, spec | ({"keeps_optimizer": True} if wants else {}))
+    assert run.spec().get("keeps_optimizer", False) == any(wanted)
 
 
 def test_studies_that_register_a_run_at_the_same_time_all_have_their_corpora_in_it(tmp_path: Path) -> None:
@@ -228,3 +292,41 @@ def test_verify_reports_a_done_run_without_checksums(run: Run) -> None:
     (run.folder / "state.json").write_text(json.dumps(raw | {"checksums": {}}))
     (problem,) = run_problems(Store(run.folder.parent), run)
     assert "checksum" in problem
+
+
+def test_verify_reports_a_done_run_that_lacks_a_loss_or_whose_curves_are_cut(run: Run) -> None:
+    store = Store(run.folder.parent)
+    finish(run)
+    curves = CurveWriter(run.folder)
+    curves.points.append(Point("pretrain/loss", 64, 2.0, 0.0))
+    curves.rewrite()
+    assert run_problems(store, run) == []
+    with (run.folder / "curves.jsonl").open("a") as stream:
+        stream.write('{"cur')
+    (problem,) = run_problems(store, run)
+    assert "curves.jsonl: the last line is not complete; delete this file" in problem
+    (run.folder / "curves.jsonl").unlink()
+    run.retry(reopen=True)
+    splits = {"pre": {"loss": 1.0, "tokens": 100}}
+    run.finish(
+        write_model(run.folder / "model.partial"),
+        {"losses.json": {"splits": splits, "steps": 1, "trained_tokens": 64}},
+    )
+    lacking = ", ".join(sorted(set(run.spec()["evaluation"]) - set(splits)))
+    assert lacking
+    (problem,) = run_problems(store, run)
+    assert problem == f"losses.json lacks the split {lacking}; delete the run's folder and train it again"
+
+
+def test_verify_reports_a_done_run_whose_parent_is_not_done_and_a_damaged_parent_once(tmp_path: Path) -> None:
+    tree, store = registered(tmp_path / "runs")
+    child = kinds(tree, store, "posttrain")[0]
+    (parent,) = child.needs()
+    finish(child)
+    assert run_problems(store, child) == [f"the run is done, but its parent {parent} is not; train the parent again"]
+    (store.run(parent).folder / "state.json").write_text("{")
+    assert run_problems(store, child) == []
+    assert len(run_problems(store, store.run(parent))) == 1
+    (store.run(parent).folder / "state.json").unlink()
+    finish(store.run(parent))
+    assert run_problems(store, child) == []

@@ -14,7 +14,7 @@ from retain.results.store import status
 from retain.results.store.lease import take_lease
 from retain.results.store.readiness import blocked_stages
 from retain.results.store.runs import Store
-from retain.results.store.state import Attempt, Progress, State
+from retain.results.store.state import Attempt, Progress, State, attempt_costs
 from retain.results.store.status import (
     RunStatus,
     StatusReader,
@@ -154,6 +154,11 @@ def test_the_cost_of_a_run_is_the_device_time_of_its_attempts_and_what_was_train
         ("posttrain", 0, 0.0, 0.0),
         ("finetune", 0, 0.0, 0.0),
     ]
+    # Its checkpoint was damaged, so an older one was resumed from; another had saved more than it had reported.
+    damaged, unreported = replace(fruitless, tokens=800), replace(fruitless, tokens=760)
+    for attempt, start, lost in ((damaged, 500, 1.0), (unreported, 800, 0.0)):
+        first, _ = attempt_costs(State("running", (attempt, replace(last, tokens_at_start=start))))
+        assert (first.device_hours, first.lost_hours) == (1.0, lost)
 
 
 @given(st.permutations(range(9)), st.lists(st.integers(-1, 8), min_size=9, max_size=9), st.booleans())

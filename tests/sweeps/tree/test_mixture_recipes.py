@@ -245,6 +245,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         r"finetune\.mix: 90 sequences are confined to positions 0 to 80 of the stage's 160, which have room for 80; widen",
     ),
+    "windows of post-training too small together": (
+        {"posttrain.mix": {"general": [{"tokens": 32 * count, "window": [0, 0.5]} for count in (100, 90)]}},
+        r"posttrain\.mix: 190 sequences are confined to positions 0 to 175 of the stage's 350, which have room for 175; widen",
+    ),
     "windows too small for exposure too": (
         {
             "pretrain.exposure": 1,

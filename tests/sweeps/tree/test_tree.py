@@ -210,6 +210,11 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
             {},
             "posttrain.replay: matched allocation trains on each D_post",
         ),
+        (
+            {"pretrain.exposure": 1, "pretrain.passes": 2},
+            {},
+            "pretrain.passes: exposure is mixed into one pass over D_pre; set pretrain.passes: 1",
+        ),
     ],
     ids=[
         "corpus too small",
@@ -221,6 +226,7 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
         "context",
         "vocabulary",
         "matched",
+        "exposure in several passes",
     ],
 )
 def test_an_invalid_point_is_one_sentence_with_file_field_and_cure(
@@ -230,6 +236,48 @@ def test_an_invalid_point_is_one_sentence_with_file_field_and_cure(
     with pytest.raises(StudyError) as caught:
         expand(file, made_up_facts(file, **facts))
     assert str(caught.value).startswith(f"tiny.yaml: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "train"),
+    [
+        ({}, 240),
+        ({"finetune.mix": {"general": {"tokens": 3200, "skip": 32 * 400}}}, 500),
+        ({"finetune.mix": {"general": {"tokens": 6400, "of": 3200, "skip": 32 * 400}}}, 500),
+    ],
+    ids=["a budget", "a component", "a component that repeats"],
+)
+def test_what_a_stage_reads_may_take_the_last_sequence_of_a_corpus_and_not_one_more(
+    overrides: dict[str, Any], train: int
+) -> None:
+    file = check_study(tiny_fields(grid={}, **overrides), Path("tiny.yaml"))
+    assert expand(file, made_up_facts(file, train=train)).stages
+    with pytest.raises(StudyError, match="exceed the training split of corpus general"):
+        expand(file, made_up_facts(file, train=train - 1))
+
+
+def test_exposure_may_fill_its_window_and_not_more() -> None:
+    fields: dict[str, Any] = {"grid": {}, "pretrain.exposure": 1, "posttrain.tokens": 32 * 80}
+    window = tiny_tree(**fields, **{"pretrain.exposure_schedule": [0, 80 / 320]})
+    assert '"window":[0,80]' in next(iter(window.stages.values())).recipe
+    with pytest.raises(StudyError, match="leaves room for 79 sequences, but 80 are mixed in"):
+        tiny_tree(**fields, **{"pretrain.exposure_schedule": [0, 79 / 320]})
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.12, 2), (0.125, 3), (0.13, 3)])
+def test_the_steps_of_a_decay_are_the_nearest_to_its_share(share: float, steps: int) -> None:
+    tree = tiny_tree(grid={}, **{"finetune.schedule": {"wsd": share}})
+    *_, finetune = tree.stages.values()
+    assert '"steps":20,' in finetune.recipe
+    assert f'"schedule":{{"wsd":{steps}}}' in finetune.recipe
+
+
+def test_matched_allocation_without_pretraining_leaves_all_of_d_post_to_post_training() -> None:
+    fields = {name: part for name, part in tiny_fields().items() if name != "pretrain"}
+    chain = {"stages": ["posttrain", "finetune"], "allocation": "matched", "grid": {}}
+    file = check_study(fields | chain | {"posttrain": fields["posttrain"] | {"max_tokens": None}}, Path("tiny.yaml"))
+    first, *_ = expand(file, made_up_facts(file)).stages.values()
+    assert (first.stage, first.tokens) == ("posttrain", 2560)
 
 
 def test_the_error_of_an_invalid_point_names_its_place_in_the_grid() -> None:

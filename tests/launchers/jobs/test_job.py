@@ -1,0 +1,253 @@
+"""What a job decides about its runs, and what the end of its script does, with SLURM's commands stood in for."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from retain.launchers.jobs import epilogue
+from retain.launchers.jobs.job import Requeue, _cancel_runs, _requeue, check_needs
+from retain.launchers.jobs.submissions import Backlog, new_submission, write_backlog, write_submission
+from retain.launchers.stage.failures import BUG, DIVERGED, NODE
+from retain.results.store.lease import take_lease
+from retain.results.store.runs import Run, Store
+from retain.results.store.state import UNENDED
+from tests.results.runs import finish, kinds, registered
+
+DEATHS = 4
+"""Attempts in a row that die with their node, after which a run has failed."""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """SLURM's commands on PATH, which answer with what a test has written."""
+
+    folder: Path
+
+    def show(self, state: str) -> None:
+        """Let squeue show job 7 in this state; empty: it has ended."""
+        self.command("squeue", f"echo '7|any|{state}|None'" if state else "true")
+
+    def command(self, name: str, script: str) -> None:
+        place = self.folder / name
+        place.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.folder}/calls\n{script}\n')
+        place.chmod(0o755)
+
+    def calls(self, verb: str) -> list[str]:
+        """The calls of scontrol with this verb."""
+        place = self.folder / "calls"
+        listed = place.read_text().splitlines() if place.exists() else []
+        return [line for line in listed if line.startswith(f"scontrol {verb}")]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    """Job 7, to which this process belongs, with one node."""
+    found = Slurm(tmp_path / "bin")
+    found.folder.mkdir()
+    found.show("RUNNING")
+    found.command("scontrol", "[ $1 != --oneliner ] || echo 'JobId=7 Partition=low NumNodes=1 ExcNodeList=(null)'")
+    found.command("sinfo", "echo n1; echo n2")
+    found.command("sacct", "true")
+    monkeypatch.setenv("PATH", f"{found.folder}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    before = signal.getsignal(signal.SIGTERM)  # a job that requeues itself ignores TERM from then on
+    yield found
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Store, Run, Run]:
+    """A store, a pretraining, and the post-training below it."""
+    tree, store = registered(tmp_path / "runs")
+    return store, kinds(tree, store, "pretrain")[0], kinds(tree, store, "posttrain")[0]
+
+
+def submit(store: Store, *runs: Run) -> str:
+    """Queue runs as one job, 7; returns the token of the submission."""
+    submission = replace(new_submission([run.key for run in runs], pack=len(runs)), job_id="7")
+    write_submission(store, submission)
+    for run in runs:
+        run.queue(submission.token)
+    return submission.token
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        (lambda run: finish(run), "done"),
+        (lambda run: run.cancel("by a test"), "cancelled"),
+        (lambda run: run.fail("it broke", BUG), "failed"),
+    ],
+)
+def test_a_job_does_nothing_about_a_run_that_has_ended(
+    end: Callable[[Run], object], state: str, pair: tuple[Store, Run, Run]
+) -> None:
+    store, parent, run = pair
+    parent.fail("it broke", BUG)
+    end(run)
+    assert check_needs(store, run) == ("done", f"the run is {state}")
+
+
+@pytest.mark.parametrize(
+    "end", [lambda run: run.cancel("why"), lambda run: run.fail("why"), lambda run: run.skip("why")]
+)
+def test_a_job_skips_a_run_whose_branch_has_ended_above_it(
+    end: Callable[[Run], object], pair: tuple[Store, Run, Run]
+) -> None:
+    store, parent, run = pair
+    end(parent)
+    decision, why = check_needs(store, run)
+    assert decision == "skip"
+    assert why.endswith("why")
+
+
+def test_a_job_trains_a_run_once_the_one_above_is_done_and_waits_only_while_something_trains_that(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, parent, run = pair
+    without_job = ("skip", f"pretrain {parent.key[:8]} is planned and has no job; submit the study again")
+    assert check_needs(store, run) == without_job
+    (store.root / "submissions").mkdir()
+    write_backlog(store, Backlog((parent.key,)))
+    assert check_needs(store, run) == ("wait", f"pretrain {parent.key[:8]} is planned")
+    write_backlog(store, Backlog())
+    submit(store, parent)
+    assert check_needs(store, run) == ("wait", f"pretrain {parent.key[:8]} is queued")
+    slurm.show("")
+    assert check_needs(store, run)[0] == "skip"
+    parent.begin(os.getpid())
+    assert check_needs(store, run) == ("wait", f"pretrain {parent.key[:8]} is running")
+    finish(parent)
+    assert check_needs(store, run) == ("train", "")
+
+
+def test_the_end_of_a_script_requeues_a_job_whose_attempt_died_and_keeps_it_from_the_node(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    run.begin(os.getpid())
+    assert epilogue.main([str(store.root), token]) == 1
+    state = run.state()
+    assert (state.state, state.attempts[-1].cause, state.attempts[-1].failure) == ("queued", "lost", NODE)
+    assert slurm.calls("requeue") == ["scontrol requeue 7"]
+    assert slurm.calls("update") == ["scontrol update jobid=7 excnodelist=n1"]
+
+
+def test_the_end_of_a_script_gives_up_a_run_that_died_too_often_and_goes_on_with_the_rest_of_its_pack(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, other = pair
+    token = submit(store, run, other)
+    for death in range(1, DEATHS + 1):
+        run.begin(os.getpid())
+        assert epilogue.main([str(store.root), token]) == 1
+        assert run.state().state == ("failed" if death == DEATHS else "queued")
+        assert len(slurm.calls("requeue")) == death
+    assert other.state().state == "queued"
+    other.begin(os.getpid())
+    other.fail("it broke", BUG)
+    assert epilogue.main([str(store.root), token]) == 0
+    assert len(slurm.calls("requeue")) == DEATHS
+
+
+def test_a_job_without_a_run_left_to_do_is_not_requeued(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    for _ in range(DEATHS):
+        run.begin(os.getpid())
+        assert epilogue.main([str(store.root), token]) == 1
+    assert (run.state().state, len(slurm.calls("requeue"))) == ("failed", DEATHS - 1)
+
+
+def test_the_end_of_a_script_leaves_a_run_alone_that_lives_or_was_submitted_again(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    run.begin(os.getpid())
+    lease = take_lease(run.lease)
+    assert lease
+    assert epilogue.main([str(store.root), token]) == 0
+    lease.release()
+    slurm.show("")
+    submit(store, run)
+    run.begin(os.getpid())
+    assert epilogue.main([str(store.root), token]) == 0
+    assert (run.state().state, slurm.calls("requeue")) == ("running", [])
+
+
+@pytest.mark.parametrize(("shown", "code"), [("RUNNING", 1), ("PENDING", 0), ("", 0)])
+def test_a_job_that_died_before_its_run_began_is_told_from_one_that_has_requeued_itself(
+    shown: str, code: int, pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    slurm.show(shown)
+    assert epilogue.main([str(store.root), token]) == code
+    assert len(run.state().attempts) == len(slurm.calls("requeue")) == code
+    assert run.state().state == "queued"
+
+
+def test_the_end_of_a_job_that_died_early_leaves_a_run_to_the_process_that_has_it(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    assert take_lease(run.lease)
+    assert epilogue.main([str(store.root), token]) == 0
+    assert (run.state().attempts, slurm.calls("requeue")) == ((), [])
+
+
+def test_setup_lines_that_end_a_job_are_the_cause_of_its_failure(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    assert epilogue.main([str(store.root), token, "5"]) == 1
+    assert "ended in its setup lines (execution.slurm.setup) with code 5" in (run.state().reason or "")
+    assert run.state().attempts[-1].failure == NODE
+
+
+def test_a_run_that_ended_by_itself_is_not_tried_again_by_the_end_of_the_script(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    run.begin(os.getpid())
+    run.fail("diverged: nan", DIVERGED)
+    assert epilogue.main([str(store.root), token]) == 0
+    assert (run.state().state, slurm.calls("requeue")) == ("failed", [])
+
+
+def test_a_requeued_job_waits_for_what_it_must_and_avoids_where_it_failed(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    run = pair[1]
+    _requeue(Requeue(run, hold_s=60, avoided=frozenset({"n2"}), after=("5", "6")))
+    assert slurm.calls("requeue") == ["scontrol requeue 7"]
+    assert [line.rpartition(" ")[2] for line in slurm.calls("update")] == [
+        "starttime=now+60",
+        "excnodelist=n2",
+        "dependency=afterany:5:6",
+    ]
+    assert run.state().state == "queued"
+
+
+def test_scancel_cancels_what_the_job_still_had_to_do_and_nothing_that_another_process_has(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, other = pair
+    token = submit(store, run, other)
+    lease = take_lease(other.lease)
+    assert lease
+    _cancel_runs(store, token, (run.key, other.key))
+    assert (run.state().state, run.state().reason) == ("cancelled", "by scancel of job 7")
+    assert other.state().state in UNENDED
+    lease.release()
+    submit(store, other)
+    _cancel_runs(store, token, (other.key,))
+    assert other.state().state in UNENDED
