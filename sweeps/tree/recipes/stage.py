@@ -9,9 +9,10 @@ was added later is in a recipe only if it has an effect, so that the keys of ear
 from dataclasses import asdict
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.units import counted
 from retain.sweeps.schema.stages import Adaptable, FurtherStage, Posttrain, Pretrain
 from retain.sweeps.schema.study import Study
-from retain.sweeps.tree.data_facts import CorpusFacts, Facts
+from retain.sweeps.tree.data_facts import CorpusFacts, Facts, skipped_records
 from retain.sweeps.tree.recipes.checkpoint import checkpoint_recipe
 from retain.sweeps.tree.recipes.mixture import check_fit, components, stage_mixture, stage_window
 from retain.sweeps.tree.recipes.optimisation import Recipe, early_stopping_recipe, method_recipe, optimisation_recipe
@@ -281,16 +282,26 @@ def _draw(
     if first and train is not None and train < first + count:
         raise StudyError(
             f"{stage}.skip: {count:,} sequences after the first {first:,} exceed the {train:,} of the training split of "
-            f"corpus {name}; lower {stage}.skip or {stage}.tokens, or enlarge the corpus"
+            f"corpus {name}; lower {stage}.skip or {stage}.tokens, or enlarge the corpus{_as_read(name, corpus)}"
         )
     if train is not None and train < count:
         raise StudyError(
             f"{stage}.tokens: {tokens:,} tokens exceed the training split of corpus {name}, which has "
-            f"{train * length:,}; lower the budget, or enlarge the corpus"
+            f"{train * length:,}; lower the budget, or enlarge the corpus{_as_read(name, corpus)}"
         )
     if corpus.heldout == 0:
         raise StudyError(
             f"corpora.{name}.heldout: the held-out split would be empty (less than one sequence of "
-            f"{length} tokens); raise the share, or enlarge the corpus"
+            f"{length} tokens); raise the share, or enlarge the corpus{_as_read(name, corpus)}"
         )
     return corpus, count
+
+
+def _as_read(name: str, corpus: CorpusFacts) -> str:
+    """What came of reading a corpus that is too small, as a clause of a message; empty if it is not known."""
+    if corpus.reading is None:
+        return ""
+    clauses = [f"it has {counted(corpus.reading.documents, 'document')}", *skipped_records(corpus.reading)]
+    if clauses == ["it has 1 document"]:
+        clauses.append(f"a file of plain text is one, unless corpora.{name}.separator divides it")
+    return f" ({'; '.join(clauses)})"

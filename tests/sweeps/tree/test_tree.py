@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study
+from retain.sweeps.tree.data_facts import Reading
 from retain.sweeps.tree.recipes.devices import device_mismatch
 from retain.sweeps.tree.tree import Tree, axes_label, expand
 from tests.studies import made_up_facts, tiny_fields, tiny_tree
@@ -198,6 +199,12 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
             {"train": 20},
             "pretrain.tokens: 7,680 tokens exceed the training split of corpus general, which has 640; lower",
         ),
+        (
+            {},
+            {"train": 2, "reading": Reading(3, 90, long=397)},
+            "pretrain.tokens: 7,680 tokens exceed the training split of corpus general, which has 64; lower the budget, or "
+            "enlarge the corpus (it has 3 documents; skipped 397 pairs longer than a sequence)",
+        ),
         ({}, {"heldout": 0}, "corpora.general.heldout: the held-out split would be empty"),
         ({"finetune.tokens": 31}, {}, "finetune.tokens: 31 tokens are less than one sequence of 32"),
         ({"posttrain.max_tokens": 31}, {}, "posttrain.max_tokens: 31 tokens are less than one sequence of 32"),
@@ -213,6 +220,7 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
     ],
     ids=[
         "corpus too small",
+        "most pairs too long",
         "no held-out",
         "tokens",
         "max_tokens",
@@ -224,7 +232,7 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
     ],
 )
 def test_an_invalid_point_is_one_sentence_with_file_field_and_cure(
-    overrides: dict[str, Any], facts: dict[str, int], sentence: str
+    overrides: dict[str, Any], facts: dict[str, Any], sentence: str
 ) -> None:
     file = check_study(tiny_fields(**{"grid": {}} | overrides), Path("tiny.yaml"))
     with pytest.raises(StudyError) as caught:
