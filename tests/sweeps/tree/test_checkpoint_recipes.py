@@ -56,7 +56,7 @@ def test_keys_are_provisional_and_nothing_is_priced_until_the_checkpoint_is_prep
     unprepared = tree(CheckpointFacts(UNPREPARED + "1"))
     assert unprepared.provisional
     totals = total_cost(unprepared, (), "H100")
-    assert (totals.flops, totals.disk_bytes) == (0, 0)
+    assert (totals.flops, totals.gpu_hours, totals.disk_bytes) == (0, 0, 0)
     assert not tree().provisional
 
 
