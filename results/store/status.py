@@ -254,13 +254,20 @@ def study_seconds_left(rows: Sequence[RunStatus]) -> float | None:
     return max(sum(left.values()) / sum(speeds), longest)
 
 
-def stage_costs(rows: Sequence[RunStatus]) -> list[StageCost]:
-    """What each stage took so far, in the order of the tree."""
-    own: dict[str, list[RunStatus]] = {}
+def rows_by_stage(rows: Sequence[RunStatus]) -> dict[str, list[RunStatus]]:
+    """The rows of each stage, in the order of the chain: also of stages that some trials leave out."""
+    stages: dict[str, list[RunStatus]] = {}
+    depths: dict[str, int] = {}
     for row in in_tree_order(rows):
-        own.setdefault(row.stage, []).append(row)
+        stages.setdefault(row.stage, []).append(row)
+        depths[row.key] = depths.get(row.parent or "", -1) + 1
+    return dict(sorted(stages.items(), key=lambda stage: max(depths[row.key] for row in stage[1])))
+
+
+def stage_costs(rows: Sequence[RunStatus]) -> list[StageCost]:
+    """What each stage took so far, in the order of the chain."""
     found = []
-    for stage, some in own.items():
+    for stage, some in rows_by_stage(rows).items():
         costs = [cost for row in some for cost in row.costs]
         device_hours, lost_hours = sum(cost.device_hours for cost in costs), sum(cost.lost_hours for cost in costs)
         attempts = sum(row.attempts for row in some)
