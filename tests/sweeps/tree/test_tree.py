@@ -245,6 +245,13 @@ def test_the_error_of_an_invalid_point_names_its_place_in_the_grid() -> None:
         tiny_tree(grid={"pretrain.exposure": [0, 1], "finetune.tokens": [5120, 16]})
 
 
+def test_the_error_of_a_window_writes_it_as_a_study_file_does() -> None:
+    with pytest.raises(
+        StudyError, match=r"exposure_schedule: \[0\.25, 0\.3\] leaves .* \(at .*schedule=\[0\.25, 0\.3\]\)"
+    ):
+        tiny_tree(grid={"pretrain.exposure_schedule": ["uniform", [0.25, 0.3]]}, **{"pretrain.exposure": 1})
+
+
 def test_matched_allocation_with_more_than_one_pass_is_an_error() -> None:
     with pytest.raises(StudyError, match="allocation: matched divides one pass over D_post"):
         tiny_tree(grid={"pretrain.exposure": [2]}, allocation="matched", **{"pretrain.repeat": True})
