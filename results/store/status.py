@@ -257,11 +257,14 @@ def study_seconds_left(rows: Sequence[RunStatus]) -> float | None:
 def rows_by_stage(rows: Sequence[RunStatus]) -> dict[str, list[RunStatus]]:
     """The rows of each stage, in the order of the chain: also of stages that some trials leave out."""
     stages: dict[str, list[RunStatus]] = {}
-    depths: dict[str, int] = {}
-    for row in in_tree_order(rows):
+    ordered = in_tree_order(rows)
+    below = dict.fromkeys((row.key for row in ordered), 0)  # the runs on the longest path below a run
+    for row in reversed(ordered):
+        if row.parent in below:
+            below[row.parent] = max(below[row.parent], below[row.key] + 1)
+    for row in ordered:
         stages.setdefault(row.stage, []).append(row)
-        depths[row.key] = depths.get(row.parent or "", -1) + 1
-    return dict(sorted(stages.items(), key=lambda stage: max(depths[row.key] for row in stage[1])))
+    return dict(sorted(stages.items(), key=lambda stage: -max(below[row.key] for row in stage[1])))
 
 
 def stage_costs(rows: Sequence[RunStatus]) -> list[StageCost]:
