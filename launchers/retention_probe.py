@@ -62,7 +62,7 @@ class Probes:
 def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Probes:
     """The short fine-tunings of the trials whose θ_post is done, or of all trials with `train_missing`. Raises StudyError."""
     if not 0 < share < 1:
-        raise StudyError(f"--share {share:g}: this is a share of the fine-tuning budget; choose it within 0.01 to 0.05")
+        raise StudyError(f"--share {share:g}: this is a share of the fine-tuning budget; choose it between 0 and 1")
     if isinstance(opened.file.study, LinearStudy):
         raise StudyError(f"{opened.tree.study}: probe is for language models, and this is a linear study")
     tree, store = opened.tree, opened.store

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from retain.sweeps.schema.read import StudyFile, check_study
-from retain.sweeps.tree.data_facts import CorpusFacts, Facts
+from retain.sweeps.tree.data_facts import CorpusFacts, Facts, Reading
 from retain.sweeps.tree.tree import Tree, expand
 
 WORDS = {
@@ -142,14 +142,21 @@ def write_corpus(folder: Path, name: str, count: int = DOCUMENTS) -> Path:
     return path
 
 
-def made_up_facts(file: StudyFile, train: int | None = 10**9, heldout: int | None = 100, mark: str = "") -> Facts:
+def made_up_facts(
+    file: StudyFile,
+    train: int | None = 10**9,
+    heldout: int | None = 100,
+    mark: str = "",
+    reading: Reading | None = None,
+) -> Facts:
     """Facts of data that does not exist, for planning.
 
-    train, heldout: the number of sequences in each split; mark: the beginning of every fingerprint.
+    train, heldout: the number of sequences in each split; mark: the beginning of every fingerprint; reading: what came of
+    reading each corpus.
     """
     lengths = file.values("sequence_length")
     corpora = {
-        (name, length): CorpusFacts(f"{mark}{name}-{length}", train, heldout)
+        (name, length): CorpusFacts(f"{mark}{name}-{length}", train, heldout, reading=reading)
         for name in file.study.corpora
         for length in lengths
     }

@@ -25,8 +25,8 @@ def default_findings(store: Path, gpus: bool) -> list[Finding]:
     at_a_time = f"{counted(cores, 'stage')} at a time of 1 thread each, as there are {counted(cores, 'core')}"
     what = f"accelerator cpu, as there are no GPUs; {at_a_time}"
     rule = (
-        f"precision fp32 and not compiled, unless steps of a stage's own shape are measured to be faster: in bf16 {LEAST_GAIN} "
-        f"times as fast, compiled by more than compiling takes; paths of under {FEWEST_STEPS} steps are not measured"
+        f"precision fp32 and not compiled, unless measurements favour bf16 (a step {LEAST_GAIN} times as fast) or compiling "
+        f"(saves more time than it takes); paths of under {FEWEST_STEPS} steps are not measured"
     )
     return [Finding("defaults", OK, what), Finding("defaults", OK, rule), *_measured(store)]
 

@@ -169,7 +169,13 @@ def submit(
         Literal["slurm", "local"], typer.Option(help="slurm, or local: train on this machine, in the background.")
     ] = "slurm",
     site: SiteName = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts; write and submit nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the first script of each stage, and what differs in the others; write and submit nothing.",
+        ),
+    ] = False,
     until: Annotated[str | None, typer.Option("--until", hidden=True)] = None,
     most: Annotated[str | None, typer.Option("--most", hidden=True)] = None,
     block: Annotated[str | None, typer.Option("--block", hidden=True)] = None,

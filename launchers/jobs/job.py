@@ -29,6 +29,7 @@ from retain.launchers.slurm.client import (
     is_stopped_early,
     live_jobs,
     own_job_is_cancelled,
+    own_job_is_requeued,
     requeue_job,
     start_after,
 )
@@ -263,23 +264,14 @@ def _requeue(requeue: Requeue) -> None:
     try:
         requeue_job(job, requeue.hold_s)
     except MissingResourceError as error:
-        if not _is_requeued(job):
+        if not own_job_is_requeued():
             log_line(f"job {job} cannot requeue itself ({error}); submit the study again, which resumes its runs")
             raise
-        log_line(f"job {job} was requeued by SLURM")
+        log_line(f"job {job} was requeued already")
     if requeue.avoided:
         exclude_nodes(job, requeue.avoided)
     if requeue.after:
         start_after(job, requeue.after)
-
-
-def _is_requeued(job: str) -> bool:
-    """Whether SLURM has requeued the job of this process already, as it does when a node is set down."""
-    try:
-        found = live_jobs([job]).get(job)
-    except MissingResourceError:
-        return False
-    return found is not None and found.waits
 
 
 def _cancel_runs(store: Store, token: str, keys: tuple[str, ...]) -> None:

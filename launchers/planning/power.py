@@ -105,7 +105,8 @@ def plan_power(
     if not pairs:
         raise StudyError(
             f"{piloted.tree.study}: the store {store} has no claim of the paper with two finished seeds of this study, so "
-            "there is no spread to plan with; run a small part of it with seed=[0,1,2], or name another study with --pilot"
+            "there is no spread to plan with; run a small part of it with seed=[0,1,2] and give power the same overrides, or "
+            "name another study with --pilot"
         )
     claims = [_planned(verdict, found, effect, most) for verdict, found in pairs]
     needed = sorted({seeds for claim in claims for seeds in (claim.seeds, claim.cautious_seeds) if seeds})

@@ -169,6 +169,20 @@ def own_job_is_cancelled() -> bool:
     return found == {"JobState": "COMPLETING", "Reason": "None", "PreemptTime": "None", "Restarts": restarts}
 
 
+def own_job_is_requeued() -> bool:
+    """Whether somebody has requeued this process's job, as an operator does, or SLURM when a node is set down.
+
+    It then has one restart more than this process was started with, while it still completes. False if SLURM does not answer.
+    """
+    try:
+        answer = ask(["scontrol", "--oneliner", "show", "job", str(slurm_job())], shielded=True)
+    except MissingResourceError:
+        return False
+    return max(map(int, re.findall(r"\bRestarts=(\d+)", answer)), default=0) > int(
+        os.environ.get("SLURM_RESTART_COUNT", "0")
+    )
+
+
 def is_stopped_early() -> bool:
     """Whether less than half of this job's walltime has passed, so something else stops it. False if SLURM does not say."""
     with contextlib.suppress(MissingResourceError):

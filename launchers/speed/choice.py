@@ -64,9 +64,14 @@ def planned_choices(precision: str, compiles: str | bool, speeds: Speeds | None,
     so_far: the steps of its path, itself included. steps: those that one process will train.
     """
     opens = precision == "auto", compiles == "auto"
-    if few := too_few(so_far):
-        found = [("precision fp32", few), ("not compiled", few)]
-    elif speeds is None:
+    if too_few(so_far):
+        short = [what for what, is_open in zip(("fp32", "not compiled"), opens, strict=True) if is_open]
+        return (
+            [f"{' and '.join(short)}: a path of fewer than {FEWEST_STEPS} steps is too short to measure"]
+            if short
+            else []
+        )
+    if speeds is None:
         found = [("precision by measurement", UNMEASURED), ("compiled by measurement", UNMEASURED)]
     else:
         precise = choose_bf16(speeds) if opens[0] else Choice(precision == "bf16", "as the study says")

@@ -9,7 +9,7 @@ from retain.results.report.cells import Rows, Table, loss_cell, table, value_cel
 from retain.results.report.deviations import resolved, values_text
 from retain.results.store.loss_table import Row, loss_at, loss_columns, named_losses
 from retain.sweeps.base.redaction import redacted
-from retain.sweeps.base.units import format_size
+from retain.sweeps.base.units import counted, format_size
 from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.models import parameters
@@ -100,7 +100,8 @@ def _model_text(study: Study, facts: Facts) -> str:
         weights = "fresh weights" if study.model.weights == "random" else f"weights {found.fingerprint}"
         return f"{study.model.hf}: {FAMILIES[found.family].title}, {size} parameters, {weights}"
     model = study.model.architecture()
-    shape = f"Llama, {size} parameters: {model.layers} layers of {model.hidden}, {model.heads} heads, MLP {model.mlp}"
+    layers, heads = counted(model.layers, "layer"), counted(model.heads, "head")
+    shape = f"Llama, {size} parameters: {layers} of {model.hidden}, {heads}, MLP {model.mlp}"
     return f"{study.model.preset}: {shape}" if study.model.preset else shape
 
 

@@ -309,10 +309,11 @@ def measured_losses(found: Mapping[str, Any], run: Run) -> dict[str, float]:
 
 def loss_columns(rows: Sequence[Row]) -> list[str]:
     """The columns of the matrix of these rows by stage: as STAGE/CORPUS, and what tasks measure as STAGE/TASK/METRIC."""
+    chains = sorted((row.get("losses", {}) for row in rows), key=len, reverse=True)  # some trials leave stages out
     return list(
         dict.fromkeys(
             loss_name(stage, name)
-            for stage in dict.fromkeys(stage for row in rows for stage in row.get("losses", {}))
+            for stage in dict.fromkeys(stage for chain in chains for stage in chain)
             for part in ("losses", "measures")
             for row in rows
             for name in row.get(part, {}).get(stage, {})
@@ -377,9 +378,8 @@ def csv_text(rows: Sequence[Row]) -> str:
     flat = [flat_row(row) for row in rows]
     text = io.StringIO()
     axes = {name: None for row in rows for name in row["axes"]}
-    others = dict.fromkeys(name for row in flat for name in row if name not in axes)
-    columns = [*axes, *others] if flat else []
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    others = dict.fromkeys(name for row in sorted(flat, key=len, reverse=True) for name in row if name not in axes)
+    writer = csv.DictWriter(text, [*axes, *others], lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return text.getvalue()

@@ -329,7 +329,7 @@ class Store:
             return found[0]
         if found:
             raise StudyError(f"{prefix}: {len(found)} run keys in {self.root} begin with this; give more digits")
-        raise StudyError(f"{prefix}: run not found in {self.root}; give the key of a run that was started or submitted")
+        raise StudyError(f"{prefix}: run not found in {self.root}; give the key of a run, as retain status shows it")
 
     def register(self, key: str, spec: Mapping[str, Any]) -> None:
         """Register a run as planned, unless it is registered.

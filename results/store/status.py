@@ -254,13 +254,23 @@ def study_seconds_left(rows: Sequence[RunStatus]) -> float | None:
     return max(sum(left.values()) / sum(speeds), longest)
 
 
+def rows_by_stage(rows: Sequence[RunStatus]) -> dict[str, list[RunStatus]]:
+    """The rows of each stage, in the order of the chain: also of stages that some trials leave out."""
+    stages: dict[str, list[RunStatus]] = {}
+    ordered = in_tree_order(rows)
+    below = dict.fromkeys((row.key for row in ordered), 0)  # the runs on the longest path below a run
+    for row in reversed(ordered):
+        if row.parent in below:
+            below[row.parent] = max(below[row.parent], below[row.key] + 1)
+    for row in ordered:
+        stages.setdefault(row.stage, []).append(row)
+    return dict(sorted(stages.items(), key=lambda stage: -max(below[row.key] for row in stage[1])))
+
+
 def stage_costs(rows: Sequence[RunStatus]) -> list[StageCost]:
-    """What each stage took so far, in the order of the tree."""
-    own: dict[str, list[RunStatus]] = {}
-    for row in in_tree_order(rows):
-        own.setdefault(row.stage, []).append(row)
+    """What each stage took so far, in the order of the chain."""
     found = []
-    for stage, some in own.items():
+    for stage, some in rows_by_stage(rows).items():
         costs = [cost for row in some for cost in row.costs]
         device_hours, lost_hours = sum(cost.device_hours for cost in costs), sum(cost.lost_hours for cost in costs)
         attempts = sum(row.attempts for row in some)

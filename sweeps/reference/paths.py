@@ -14,6 +14,7 @@ from retain.sweeps.schema.search_space import SearchBlock
 from retain.sweeps.schema.section import Section
 from retain.sweeps.schema.stages import FurtherStage
 from retain.sweeps.schema.study import Study, is_stage_name
+from retain.sweeps.schema.validation_messages import written_otherwise
 
 ROOTS: tuple[type[Section], ...] = (Study, LinearStudy)
 PLAIN: dict[str, type[Section]] = {"search": SearchBlock}
@@ -72,6 +73,7 @@ def find_fields(path: str = "") -> tuple[Field | None, list[Field]]:
             return found
     near = difflib.get_close_matches(path, known, n=1) or [one for one in known if one.endswith(f".{path}")][:1]
     hint = f"did you mean {near[0]}?" if near else "retain fields lists them"
+    hint = written_otherwise(path.rpartition(".")[2]) or hint
     raise StudyError(f"{path}: a study has no such field; {hint}")
 
 

@@ -123,7 +123,7 @@ class Model(Section):
         needed = ("layers", "hidden", "heads", "kv_heads", "mlp", "vocabulary", "tied", "context")
         missing = [name for name in needed if self.preset is None and getattr(self, name) is None]
         if missing:
-            raise ValueError(f"without a preset, {', '.join(missing)} must be given")
+            raise ValueError(f"without a preset, {', '.join(missing)} must be given; or name one, as in preset: laptop")
         model = self.architecture()
         if model.hidden % model.heads or model.heads % model.kv_heads:
             raise ValueError("heads must divide hidden, and kv_heads must divide heads")

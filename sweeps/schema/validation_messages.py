@@ -101,8 +101,13 @@ def unknown_field(name: str, known: Sequence[str], where: str = "") -> str:
     return f"{where or shortened(name)}: unknown field; {_cure(name, known)}"
 
 
+def written_otherwise(name: str) -> str | None:
+    """What stands in the place of a field that other tools have; None if no tool is known to have it."""
+    return next((cure for cure, names in ELSEWHERE.items() if name in names), None)
+
+
 def _cure(name: str, known: Sequence[str]) -> str:
-    if cure := next((cure for cure, names in ELSEWHERE.items() if name in names and name not in known), None):
+    if name not in known and (cure := written_otherwise(name)):
         return cure
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f"did you mean {near[0]}?" if near else f"the known fields are {', '.join(known)}"

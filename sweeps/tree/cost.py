@@ -193,8 +193,9 @@ def _gpu_hours(
         for name in PEAK_FLOPS:
             speed = measured(stage.stage, own.model.text, devices, name)
             known[name] += speed is not None
-            # A checkpoint that is not prepared has an unknown size, and counts as 0.
-            per_device = speed / devices if speed else modelled_speed(own.flops or 1, own.model.parameters, name)
+            if not (speed or own.flops):  # a checkpoint that is not prepared has an unknown size, and counts as 0
+                continue
+            per_device = speed / devices if speed else modelled_speed(own.flops, own.model.parameters, name)
             hours[name] += stage.tokens / per_device / 3600
             alone[name] += stage.tokens / per_device / 3600 * trials[stage.key]
     return hours, alone, known

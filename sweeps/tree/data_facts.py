@@ -156,6 +156,17 @@ class Facts:
 
 def reading_remarks(reading: Reading) -> list[str]:
     """What a reader of a corpus should know, one clause each: what was skipped, replaced and left out, and near copies."""
+    remarks = skipped_records(reading)
+    if reading.replaced:
+        remarks.append(f"replaced unpaired surrogates in {counted(reading.replaced, 'document')}")
+    if names := list(reading.hidden):
+        more = ", ..." if len(names) > SHOWN else ""
+        remarks.append(f"left out {counted(len(names), 'hidden file')}: {', '.join(names[:SHOWN])}{more}")
+    return remarks + _near_remarks(reading)
+
+
+def skipped_records(reading: Reading) -> list[str]:
+    """What of a corpus's source is in neither split, and why, one clause each."""
     remarks = []
     if reading.null:
         remarks.append(f"skipped {counted(reading.null, 'record')} whose text is null")
@@ -169,12 +180,7 @@ def reading_remarks(reading: Reading) -> list[str]:
         remarks.append(f"skipped {counted(reading.equal, 'pair')} with two equal responses")
     if reading.asked:
         remarks.append(f"skipped {counted(reading.asked, 'pair')} whose prompt is held out")
-    if reading.replaced:
-        remarks.append(f"replaced unpaired surrogates in {counted(reading.replaced, 'document')}")
-    if names := list(reading.hidden):
-        more = ", ..." if len(names) > SHOWN else ""
-        remarks.append(f"left out {counted(len(names), 'hidden file')}: {', '.join(names[:SHOWN])}{more}")
-    return remarks + _near_remarks(reading)
+    return remarks
 
 
 def _near_remarks(reading: Reading) -> list[str]:

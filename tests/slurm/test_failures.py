@@ -237,8 +237,9 @@ def said(path: Path) -> list[str]:
     return re.findall(r"^(?:True|False)$", path.read_text(), re.MULTILINE) if path.exists() else []
 
 
-def test_a_job_that_slurm_has_requeued_as_its_node_went_down_does_not_say_that_it_cannot(
-    slurm: Cluster, tmp_path: Path
+@pytest.mark.parametrize("cause", ["its node goes down", "an operator requeues it"])
+def test_a_job_that_is_requeued_by_others_does_not_say_that_it_cannot(
+    cause: str, slurm: Cluster, tmp_path: Path
 ) -> None:
     one = {"pretrain.exposure": [0], "finetune.lr": [0.005]}
     study = linear_study(tmp_path / "study", execution=EXECUTION, grid=one, **{"pretrain.time": 4 * 0.01 * SECOND})
@@ -247,14 +248,17 @@ def test_a_job_that_slurm_has_requeued_as_its_node_went_down_does_not_say_that_i
     wait_until(lambda: any(run.is_running() and run.state().attempts for run in Store(store).runs()), "training", 60)
     (training,) = [run for run in Store(store).runs() if run.is_running()]
     (job_id,) = [one for one, state in queue(slurm).items() if state == "RUNNING"]
-    node = job(slurm, job_id)["NodeList"]
-    call(slurm, "scontrol", "update", f"nodename={node}", "state=down", "reason=maintenance")
-    wait_until(lambda: not training.is_running(), "the run to stop", 60)
-    call(slurm, "scontrol", "update", f"nodename={node}", "state=resume")
+    if cause == "an operator requeues it":
+        call(slurm, "scontrol", "requeue", job_id)
+    else:
+        node = job(slurm, job_id)["NodeList"]
+        call(slurm, "scontrol", "update", f"nodename={node}", "state=down", "reason=maintenance")
+        wait_until(lambda: not training.is_running(), "the run to stop", 60)
+        call(slurm, "scontrol", "update", f"nodename={node}", "state=resume")
     wait_for_the_end(slurm)
     assert {row["state"] for row in statuses(slurm, study, store).values()} == {"done"}
     log = training.log.read_text()
-    assert "requeued by SLURM" in log
+    assert "was requeued already" in log
     assert "cannot requeue itself" not in log
 
 

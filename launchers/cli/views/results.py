@@ -10,7 +10,7 @@ from rich.text import Text
 from retain.launchers.cli.options import command
 from retain.launchers.console import MOST_ROWS, new_table, open_console, print_line
 from retain.results.analysis.loss_planes import SYMBOLS
-from retain.results.analysis.predictors import PREDICTORS
+from retain.results.analysis.predictors import FEWEST, PREDICTORS
 from retain.results.claims.sequential import looks_sentence
 from retain.results.report.collect import Failure, Results
 from retain.results.store.loss_table import loss_at, loss_columns, named_losses
@@ -86,7 +86,9 @@ def print_damage(failed: Sequence[Failure]) -> int:
 def print_predictors(document: Mapping[str, Any], saved: Path | None) -> None:
     """Print a row for each correlation, the number of trials, and the path of the saved document."""
     console = open_console()
-    table = new_table("within", "predictor", "rank correlation with L_ret", "95%", "trials", "θ_post", left=2)
+    table = new_table(
+        "within", "predictor", "rank correlation with L_ret", "95%", "trials", "post-trained models", left=2
+    )
     for row in document["correlations"]:
         interval = "" if row["low"] is None else f"{row['low']:+.2f} to {row['high']:+.2f}"
         value = "" if row["correlation"] is None else f"{row['correlation']:+.3f}"
@@ -99,7 +101,8 @@ def print_predictors(document: Mapping[str, Any], saved: Path | None) -> None:
     print_line(
         console,
         f"{counted(len(trials), 'trial')} probed with {document['share']:.1%} of the fine-tuning budget, "
-        f"{known:,} of them with a true L_ret to compare with; a correlation needs enough trials, and differences between them",
+        f"{known:,} of them with a true L_ret to compare with; a correlation needs {FEWEST} trials that differ, "
+        f"and its interval {FEWEST} post-trained models",
     )
     if saved is not None:
         print_line(console, str(saved))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from retain.launchers.console import new_table
-from retain.results.store.status import RunStatus, in_tree_order
+from retain.results.store.status import RunStatus, in_tree_order, rows_by_stage
 from retain.sweeps.base.units import counted, format_seconds, format_size
 from retain.sweeps.tree.tree import axes_label
 
@@ -53,9 +53,7 @@ def summary_lines(rows: Sequence[RunStatus], left: float | None = None) -> list[
     about = "" if left is None else f"; about {format_seconds(left)} left"
     if not rows:
         return ["no runs"]
-    stages: dict[str, list[RunStatus]] = {}
-    for row in in_tree_order(rows):
-        stages.setdefault(row.stage, []).append(row)
+    stages = rows_by_stage(rows)
     lines = [f"{counted(len(rows), 'run')}: {state_counts(rows)}{about}"]
     width = max(map(len, stages))
     return lines + [f"{stage:<{width}}  {state_counts(some)}" for stage, some in stages.items() if len(stages) > 1]

@@ -1,6 +1,6 @@
 """What `retain submit` and `retain search --launcher slurm` print."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from retain.launchers.console import MOST_ROWS, new_table, open_console, print_line
@@ -83,7 +83,8 @@ def print_scripts(
     resources: Mapping[str, Resources],
     site: str | None,
 ) -> None:
-    """Print the script of every family of siblings as it would be submitted, and the reason for its walltime; write nothing.
+    """Print the first script of each stage as it would be submitted, what differs in the others, and the reason for each
+    walltime; write nothing.
 
     tree, states: the stages of the study with its evaluations, and their states.
     """
@@ -91,13 +92,26 @@ def print_scripts(
     missing = [key for key, state in states.items() if state.state != "done"]
     if not missing:
         print("# nothing to submit: every stage is done")
+    first: dict[str, list[str]] = {}
     for family in planned_families(tree, missing, as_executions(resources)):
         dependency = ":".join(["afterany", *(f"<job of {key[:8]}>" for key in family.needs)]) if family.needs else None
         many = min(family.pack, len(family.keys))
         pack = f", {many} to a job" if family.pack > 1 else ""
         print(f"# {family.stage}{pack}: {' '.join(key[:8] for key in family.keys)}")
         print(f"# site {site or 'without a profile'}; walltime {resources[family.keys[0]].walltime}")
-        print(sbatch_script(opened.store, family, dependency, code))
+        lines = sbatch_script(opened.store, family, dependency, code).splitlines()
+        above = first.setdefault(family.stage, lines)
+        print(*(lines if above is lines else _differences(family.stage, lines, above)), "", sep="\n")
+
+
+def _differences(stage: str, lines: Sequence[str], first: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a script that the first one of its stage lacks, and the options of that one which it lacks."""
+    yield f"# as the first script of {stage}, but with"
+    yield from (line for line in lines if line not in first)
+    options = {line.partition("=")[0] for line in lines}
+    for line in first:
+        if line.startswith("#SBATCH") and line.partition("=")[0] not in options:
+            yield f"# and without {line.removeprefix('#SBATCH ')}"
 
 
 def print_local_start(opened: OpenedStudy, run: str) -> None:

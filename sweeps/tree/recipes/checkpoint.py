@@ -7,7 +7,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.families.table import FAMILIES
 from retain.sweeps.schema.study import Study
-from retain.sweeps.tree.data_facts import CheckpointFacts, Facts, checkpoint_of
+from retain.sweeps.tree.data_facts import UNPREPARED, CheckpointFacts, Facts, checkpoint_of
 from retain.sweeps.tree.keys import canonical
 
 
@@ -31,7 +31,7 @@ def checkpoint_recipe(study: Study, facts: Facts) -> dict[str, Any]:
         )
     if not found.prepared:
         return {"start": found.fingerprint}
-    if study.tokenizer is None and found.tokenizer != facts.tokenizer:
+    if study.tokenizer is None and not facts.tokenizer.startswith(UNPREPARED) and found.tokenizer != facts.tokenizer:
         raise StudyError(
             f"model.hf: {study.model.hf} has another tokeniser than the study's other checkpoints; name one tokeniser "
             "for all of them with tokenizer, or compare them in several studies"

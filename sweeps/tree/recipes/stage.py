@@ -9,10 +9,12 @@ was added later is in a recipe only if it has an effect, so that the keys of ear
 from dataclasses import asdict
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.units import counted
+from retain.sweeps.base.yaml_text import written
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.stages import Adaptable, FurtherStage, Posttrain, Pretrain
 from retain.sweeps.schema.study import Study
-from retain.sweeps.tree.data_facts import CorpusFacts, Facts
+from retain.sweeps.tree.data_facts import CorpusFacts, Facts, skipped_records
 from retain.sweeps.tree.recipes.checkpoint import checkpoint_recipe
 from retain.sweeps.tree.recipes.mixture import check_fit, components, stage_mixture, stage_window
 from retain.sweeps.tree.recipes.optimisation import Recipe, early_stopping_recipe, method_recipe, optimisation_recipe
@@ -25,7 +27,7 @@ def check_heldout(file: StudyFile, facts: Facts) -> None:
         if corpus.heldout == 0:
             raise StudyError(
                 f"{file.path.name}: corpora.{name}.heldout: the held-out split would be empty (less than one sequence of "
-                f"{length} tokens); raise the share, or enlarge the corpus"
+                f"{length} tokens); raise the share, or enlarge the corpus{_as_read(name, corpus)}"
             )
 
 
@@ -262,8 +264,8 @@ def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
     begin, end = stage_window((first, last), total)
     if end - begin < mixed:
         raise StudyError(
-            f"pretrain.exposure_schedule: {schedule} leaves room for {end - begin} sequences, but {mixed} are mixed in; "
-            "widen the window, or lower pretrain.exposure"
+            f"pretrain.exposure_schedule: {written(schedule)} leaves room for {end - begin} sequences, but {mixed} are mixed "
+            "in; widen the window, or lower pretrain.exposure"
         )
     return {} if (begin, end) == (0, total) else {"window": [begin, end]}
 
@@ -292,11 +294,21 @@ def _draw(
     if first and train is not None and train < first + count:
         raise StudyError(
             f"{stage}.skip: {count:,} sequences after the first {first:,} exceed the {train:,} of the training split of "
-            f"corpus {name}; lower {stage}.skip or {stage}.tokens, or enlarge the corpus"
+            f"corpus {name}; lower {stage}.skip or {stage}.tokens, or enlarge the corpus{_as_read(name, corpus)}"
         )
     if train is not None and train < count:
         raise StudyError(
             f"{stage}.tokens: {tokens:,} tokens exceed the training split of corpus {name}, which has "
-            f"{train * length:,}; lower the budget, or enlarge the corpus"
+            f"{train * length:,}; lower the budget, or enlarge the corpus{_as_read(name, corpus)}"
         )
     return corpus, count
+
+
+def _as_read(name: str, corpus: CorpusFacts) -> str:
+    """What came of reading a corpus that is too small, as a clause of a message; empty if it is not known."""
+    if corpus.reading is None:
+        return ""
+    clauses = [f"it has {counted(corpus.reading.documents, 'document')}", *skipped_records(corpus.reading)]
+    if clauses == ["it has 1 document"]:
+        clauses.append(f"a file of plain text is one, unless corpora.{name}.separator divides it")
+    return f" ({'; '.join(clauses)})"

@@ -261,6 +261,14 @@ def test_a_corpus_too_small_for_its_budget_is_refused_once_it_is_prepared(tmp_pa
         expand(file, facts)
 
 
+def test_a_corpus_that_is_too_small_says_what_it_was_read_as(tmp_path: Path) -> None:
+    file = read_study(str(tiny_study(tmp_path / "study", **{"corpora.general.separator": None})))
+    with pytest.raises(
+        StudyError, match=r"\(it has 1 document; .* one, unless corpora\.general\.separator divides it\)"
+    ):
+        expand(file, prepare_quietly(file, tmp_path / "store"))
+
+
 @pytest.mark.parametrize(
     "use",
     [{"finetune.corpus": "own"}, {"pretrain.mix": {"own": {"tokens": 320}}}, {"evaluate": {"corpora": ["own"]}}],

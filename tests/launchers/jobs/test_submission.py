@@ -118,6 +118,18 @@ def test_a_dry_run_on_unprepared_data_writes_nothing_and_calls_its_keys_provisio
         assert "would train 8 stages of 8 in the background" in printed
 
 
+def test_a_dry_run_prints_one_script_of_each_stage_and_what_differs_in_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tiny_study(tmp_path / "study")
+    assert main(["submit", str(study), "--dry-run", "--store", str(tmp_path / "runs")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("#!/bin/bash") == 3
+    assert printed.count("# site without a profile; walltime ") == 5
+    other = printed.rsplit("# as the first script of finetune, but with\n")[1].split()
+    assert [word.partition("=")[0] for word in other if word.startswith("--")] == ["--dependency", "--job-name"]
+
+
 def test_without_slurm_a_submission_is_one_sentence_that_names_the_launcher_which_needs_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,10 +76,9 @@ def test_a_plan_says_what_is_not_measured_yet() -> None:
 
 def test_a_plan_says_that_short_paths_stay_in_fp32_whatever_is_measured() -> None:
     lines = planned_choices("auto", "auto", speeds(4.0, 1.0), 30, 30)
-    assert lines == [
-        "precision fp32: 30 steps from the start of the path are too few to measure (at least 200)",
-        "not compiled: 30 steps from the start of the path are too few to measure (at least 200)",
-    ]
+    assert lines == ["fp32 and not compiled: a path of fewer than 200 steps is too short to measure"]
+    assert planned_choices("auto", "auto", speeds(4.0, 1.0), 40, 10) == lines  # so that stages share the sentence
+    assert planned_choices("bf16", "auto", None, 30, 30) == [lines[0].removeprefix("fp32 and ")]
 
 
 @pytest.mark.parametrize(

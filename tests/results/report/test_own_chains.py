@@ -11,7 +11,7 @@ from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.section import LOSSES
 from retain.sweeps.tree.data_facts import CheckpointFacts, Facts, checkpoint_of
-from tests.studies import tiny_fields
+from tests.studies import made_up_facts, tiny_fields
 
 
 def trial(chain: tuple[str, ...], axes: dict[str, Any], **losses: float) -> Row:
@@ -39,6 +39,13 @@ def test_seeds_do_not_vary_the_initialisation_of_a_model_that_starts_from_a_chec
         found = Facts("tokenizer", 320, {}, {checkpoint_of(file.study.model): checkpoint})
         (said,) = [row[1].text for row in overview(file, found, []).rows if row[0].text == "seeds differ in"]
         assert said.startswith(begins)
+
+
+def test_the_model_of_one_layer_and_one_head_is_described_in_the_singular() -> None:
+    model = {"preset": "laptop", "layers": 1, "hidden": 32, "heads": 1, "kv_heads": 1}
+    file = check_study(tiny_fields(model=model), Path("tiny.yaml"))
+    (said,) = [row[1].text for row in overview(file, made_up_facts(file), []).rows if row[0].text == "model"]
+    assert ": 1 layer of 32, 1 head, MLP " in said
 
 
 def test_a_chain_without_pretraining_has_frontiers_in_the_plane_that_it_has() -> None:

@@ -11,10 +11,12 @@ import pytest
 import retain
 from retain.launchers.planning.register import register
 from retain.results.store.loss_table import (
+    Row,
     csv_text,
     finished_trials,
     four_losses,
     frame_of,
+    loss_columns,
     named_losses,
     read_rows,
     save_rows,
@@ -264,3 +266,16 @@ def test_the_named_losses_of_a_chain_are_those_that_its_finished_trials_have(cha
     rows = trial_rows(tree, store)
     assert planned == named_losses(rows) == tuple(name for name in LOSSES if rows[0][name] is not None)
     assert finished_trials(rows) == rows
+
+
+def test_a_stage_that_some_trials_leave_out_has_its_columns_where_the_chain_has_it() -> None:
+    def row(*chain: str) -> Row:
+        losses = {stage: {"general": 1.0} for stage in chain}
+        return {"axes": {}, **dict.fromkeys(LOSSES), "tokens": 1, "keys": dict.fromkeys(chain, "key"), "losses": losses}
+
+    rows = [row("pretrain", "finetune"), row("pretrain", "midtrain", "finetune")]
+    columns = ["pretrain/general", "midtrain/general", "finetune/general"]
+    assert loss_columns(rows) == columns
+    header = csv_text(rows).splitlines()[0].split(",")
+    assert [name for name in header if "/" in name] == columns
+    assert [name for name in header if name.endswith("_key")] == ["pretrain_key", "midtrain_key", "finetune_key"]

@@ -76,6 +76,8 @@ def test_an_unknown_path_is_one_sentence_with_the_nearest_field() -> None:
         find_fields("finetune.lrr")
     with pytest.raises(StudyError, match=r"partition: a study has no such field; did you mean execution\."):
         find_fields("partition")
+    with pytest.raises(StudyError, match=r"finetune\.learning_rate: a study has no such field; write lr"):
+        find_fields("finetune.learning_rate")
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)

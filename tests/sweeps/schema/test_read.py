@@ -158,7 +158,10 @@ INVALID_OVERRIDES = [
     ("corpora.music.heldout=0", "corpora.music.heldout: must be greater than 0 (got 0)"),
     ("tokenizer={}", "tokenizer: give either train: ENTRIES or hf: ID"),
     ("model=gpt2", "model: unknown preset 'gpt2'; the presets are laptop, smollm2-135m, smollm2-1b; a checkpoint is"),
-    ("model={layers: 2}", "model: without a preset, hidden, heads, kv_heads, mlp, vocabulary, tied, context must be given"),
+    (
+        "model={layers: 2}",
+        "model: without a preset, hidden, heads, kv_heads, mlp, vocabulary, tied, context must be given; or name one, as in",
+    ),
     ("model.heads=3", "model: heads must divide hidden, and kv_heads must divide heads"),
     ("model.heads=32", "model: hidden / heads must be even, for rotary positions"),
     ("posttrain.method=qlora", "posttrain.method: unknown value (got 'qlora'); write full or lora"),

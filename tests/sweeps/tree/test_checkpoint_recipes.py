@@ -19,8 +19,10 @@ COUNTS = ModelCounts(30_000, 25_000, 64, 320 * 32, True, ADAPTERS)
 GPT2 = CheckpointFacts("abc", "gpt2", {"n_embd": 32}, 320, 64, "tokenizer", COUNTS)
 
 
-def tree(checkpoint: CheckpointFacts = GPT2, vocabulary: int = 320, **overrides: Any) -> Tree:
-    """The tree of a study of which every checkpoint has these facts."""
+def tree(
+    checkpoint: CheckpointFacts = GPT2, vocabulary: int = 320, tokeniser: str = "tokenizer", **overrides: Any
+) -> Tree:
+    """The tree of a study of which every checkpoint has these facts, with the tokeniser of this fingerprint."""
     fields = {"grid": {}, "model": {"hf": "some/model"}, "tokenizer": None} | overrides
     file = check_study(tiny_fields(**fields), Path("tiny.yaml"))
     corpora = {
@@ -29,7 +31,7 @@ def tree(checkpoint: CheckpointFacts = GPT2, vocabulary: int = 320, **overrides:
         for length in file.values("sequence_length")
     }
     models = {checkpoint_of(model): checkpoint for model in models_of(file) if model.hf}
-    return expand(file, Facts("tokenizer", vocabulary, corpora, models))
+    return expand(file, Facts(tokeniser, vocabulary, corpora, models))
 
 
 def model_of(tree: Tree) -> Any:
@@ -54,7 +56,7 @@ def test_keys_are_provisional_and_nothing_is_priced_until_the_checkpoint_is_prep
     unprepared = tree(CheckpointFacts(UNPREPARED + "1"))
     assert unprepared.provisional
     totals = total_cost(unprepared, (), "H100")
-    assert (totals.flops, totals.disk_bytes) == (0, 0)
+    assert (totals.flops, totals.gpu_hours, totals.disk_bytes) == (0, 0, 0)
     assert not tree().provisional
 
 
@@ -112,6 +114,10 @@ def test_checkpoints_with_other_tokenisers_cannot_share_a_study_without_one_toke
     with pytest.raises(StudyError, match="has another tokeniser than the study's other checkpoints; name one"):
         tree(other)
     assert tree(other, tokenizer={"hf": "some/tokenizer"}).stages
+
+
+def test_a_study_is_planned_when_its_checkpoint_is_prepared_and_its_tokeniser_is_not_yet() -> None:
+    assert tree(tokeniser=UNPREPARED + "1").stages
 
 
 def test_checkpoints_may_be_an_axis() -> None:

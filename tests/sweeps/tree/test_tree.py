@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study
+from retain.sweeps.tree.data_facts import Reading
 from retain.sweeps.tree.recipes.devices import device_mismatch
 from retain.sweeps.tree.tree import Tree, axes_label, expand
 from tests.studies import made_up_facts, tiny_fields, tiny_tree
@@ -198,6 +199,12 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
             {"train": 20},
             "pretrain.tokens: 7,680 tokens exceed the training split of corpus general, which has 640; lower",
         ),
+        (
+            {},
+            {"train": 2, "reading": Reading(3, 90, long=397)},
+            "pretrain.tokens: 7,680 tokens exceed the training split of corpus general, which has 64; lower the budget, or "
+            "enlarge the corpus (it has 3 documents; skipped 397 pairs longer than a sequence)",
+        ),
         ({}, {"heldout": 0}, "corpora.general.heldout: the held-out split would be empty"),
         ({"finetune.tokens": 31}, {}, "finetune.tokens: 31 tokens are less than one sequence of 32"),
         ({"posttrain.max_tokens": 31}, {}, "posttrain.max_tokens: 31 tokens are less than one sequence of 32"),
@@ -218,6 +225,7 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
     ],
     ids=[
         "corpus too small",
+        "most pairs too long",
         "no held-out",
         "tokens",
         "max_tokens",
@@ -230,7 +238,7 @@ def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
     ],
 )
 def test_an_invalid_point_is_one_sentence_with_file_field_and_cure(
-    overrides: dict[str, Any], facts: dict[str, int], sentence: str
+    overrides: dict[str, Any], facts: dict[str, Any], sentence: str
 ) -> None:
     file = check_study(tiny_fields(**{"grid": {}} | overrides), Path("tiny.yaml"))
     with pytest.raises(StudyError) as caught:
@@ -283,6 +291,13 @@ def test_matched_allocation_without_pretraining_leaves_all_of_d_post_to_post_tra
 def test_the_error_of_an_invalid_point_names_its_place_in_the_grid() -> None:
     with pytest.raises(StudyError, match=r"finetune\.tokens: 16 tokens are less .* \(at finetune\.tokens=16\)"):
         tiny_tree(grid={"pretrain.exposure": [0, 1], "finetune.tokens": [5120, 16]})
+
+
+def test_the_error_of_a_window_writes_it_as_a_study_file_does() -> None:
+    with pytest.raises(
+        StudyError, match=r"exposure_schedule: \[0\.25, 0\.3\] leaves .* \(at .*schedule=\[0\.25, 0\.3\]\)"
+    ):
+        tiny_tree(grid={"pretrain.exposure_schedule": ["uniform", [0.25, 0.3]]}, **{"pretrain.exposure": 1})
 
 
 def test_matched_allocation_with_more_than_one_pass_is_an_error() -> None:

@@ -90,6 +90,13 @@ def test_each_stage_has_a_line_with_counts_in_the_order_of_the_chain(many: tuple
     assert stages[1].endswith("1 failed, 11 planned")
 
 
+def test_a_stage_that_some_trials_leave_out_has_its_line_where_the_chain_has_it(tmp_path: Path) -> None:
+    midtrain = {"corpus": "general", "tokens": 2560, "lr": 1e-3, "batch": 8}
+    chain = ["pretrain", "midtrain", "posttrain", "finetune"]
+    tree, store = registered(tmp_path, grid={"midtrain.tokens": [0, 2560]}, stages=chain, midtrain=midtrain)
+    assert [line.split()[0] for line in summary_lines(study_status(tree, store))[1:]] == chain
+
+
 def test_filters_choose_runs_and_name_what_there_is(
     many: tuple[Tree, Store], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
