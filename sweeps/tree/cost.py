@@ -13,7 +13,7 @@ from retain.sweeps.schema.models import ARCHITECTURE_FIELDS, Architecture, model
 from retain.sweeps.schema.section import GROUNDWORK, REFERENCE
 from retain.sweeps.tree.keys import canonical
 from retain.sweeps.tree.recipes.linear import linear_cost
-from retain.sweeps.tree.throughput import PEAK_FLOPS, Measured, check_device, model_text, modelled_speed
+from retain.sweeps.tree.throughput import PEAK_FLOPS, Measured, check_device, model_text, modelled_speed, work_text
 from retain.sweeps.tree.tree import Stage, Tree
 
 BYTES_PER_VALUE = 4
@@ -189,9 +189,9 @@ def _gpu_hours(
     hours, alone = dict.fromkeys(PEAK_FLOPS, 0.0), dict.fromkeys(PEAK_FLOPS, 0.0)
     known = dict.fromkeys(PEAK_FLOPS, 0)
     for stage in missing:
-        own, devices = work[stage.key], parallelism[stage.stage].devices
+        own, kind, devices = work[stage.key], work_text(stage.recipe), parallelism[stage.stage].devices
         for name in PEAK_FLOPS:
-            speed = measured(stage.stage, own.model.text, devices, name)
+            speed = measured(stage.stage, own.model.text, kind, devices, name)
             known[name] += speed is not None
             # A checkpoint that is not prepared has an unknown size, and counts as 0.
             per_device = speed / devices if speed else modelled_speed(own.flops or 1, own.model.parameters, name)

@@ -12,7 +12,7 @@ from retain.sweeps.schema.models import (
     parameters,
 )
 from retain.sweeps.tree.cost import Parallelism, total_cost
-from retain.sweeps.tree.throughput import PEAK_FLOPS, device_of, modelled_speed, utilisation
+from retain.sweeps.tree.throughput import PEAK_FLOPS, device_of, modelled_speed, utilisation, work_text
 from tests.studies import tiny_tree
 
 TWO = {"pretrain.exposure": [0, 1], "finetune.lr": [1e-4, 2e-4, 3e-4]}
@@ -108,7 +108,7 @@ def test_measured_speeds_replace_estimates_for_the_same_device_and_number_of_dev
     tree = tiny_tree(grid={})
     asked: list[tuple[str, int, str | None]] = []
 
-    def measured(kind: str, model: str, devices: int, device: str | None) -> float | None:
+    def measured(kind: str, model: str, work: str, devices: int, device: str | None) -> float | None:
         asked.append((kind, devices, device))
         return 1000.0 if (kind, devices, device) == ("pretrain", 4, "A100") else None
 
@@ -151,3 +151,15 @@ def test_a_gpu_is_recognised_by_its_name(name: str, device: str | None) -> None:
 def test_the_error_of_an_unknown_device_names_the_known_ones() -> None:
     with pytest.raises(StudyError, match="--device TPU: unknown device; the devices are A100, H100, H200, L40S"):
         total_cost(tiny_tree(grid={}), (), "TPU")
+
+
+def test_the_work_per_token_is_that_of_objective_and_anchor_whatever_their_strengths() -> None:
+    plain = '{"early_stopping":null,"lr":0.1,"method":"full"}'
+    dpo, stronger = (
+        f'{{"lr":{lr},"method":"full","objective":{{"dpo":{beta},"reference":{{"corpus":"a"}}}}}}'
+        for lr, beta in ((0.1, 0.1), (0.2, 0.5))
+    )
+    l2sp, ewc = '{"anchor":{"l2sp":0.1},"method":"full"}', '{"anchor":{"ewc":1.0,"fisher":{}},"method":"full"}'
+    assert work_text(plain) == ""
+    assert work_text(dpo) == work_text(stronger)
+    assert len({work_text(recipe) for recipe in (plain, dpo, l2sp, ewc)}) == 4
