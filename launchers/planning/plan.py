@@ -191,7 +191,7 @@ def _notes(opened: Sequence[OpenedStudy]) -> list[str]:
         f"{one.name}: model.hf: {hf} is not prepared, so its size is unknown, and its FLOPs, hours and weights count as 0"
         for one in opened
         for (hf, *_), checkpoint in one.facts.checkpoints.items()
-        if not checkpoint.prepared
+        if checkpoint.counts is None
     ]
     notes += [
         f"{one.name}: evaluate.tasks.{name}: {task.absent}; preparing the data downloads it"

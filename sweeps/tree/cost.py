@@ -140,7 +140,7 @@ def evaluation_flops(tree: Tree, evaluations: Sequence[Stage]) -> float:
 def parameters_by_root(tree: Tree) -> dict[str, int]:
     """The number of parameters that each first stage of a tree trains, by its key, if the model varies; else empty.
 
-    It is 0 for a checkpoint that is not prepared.
+    It is 0 for a checkpoint of the hub that is not prepared.
     """
     roots = [stage for stage in tree.stages.values() if stage.parent is None]
     # Recipes are parsed only if they differ in this: a tree may have 100,000 stages.
@@ -159,7 +159,7 @@ class _Model:
     text: str
     """The model as `model_text` writes it."""
     counts: ModelCounts | None
-    """None for the linear model, and for a checkpoint that is not prepared."""
+    """None for the linear model, and for a checkpoint of the hub that is not prepared."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _gpu_hours(
         for name in PEAK_FLOPS:
             speed = measured(stage.stage, own.model.text, kind, devices, name)
             known[name] += speed is not None
-            # A checkpoint that is not prepared has an unknown size, and counts as 0.
+            # A checkpoint of the hub that is not prepared has an unknown size, and counts as 0.
             per_device = speed / devices if speed else modelled_speed(own.flops or 1, own.model.parameters, name)
             hours[name] += stage.tokens / per_device / 3600
             alone[name] += stage.tokens / per_device / 3600 * trials[stage.key]
