@@ -93,14 +93,17 @@ def set_field(raw: Raw, path: str, value: Any, where: str) -> None:
     """Set a plain value at a dotted path in `raw`. The mappings on the path are copied. Raises StudyError."""
     *parents, last = path.split(".")
     place = raw
-    for name in parents:
+    for depth, name in enumerate(parents, 1):
         inner = place.get(name)
         if isinstance(inner, str) and name == "model":
             inner = {"preset": inner}
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
-            raise StudyError(f"{where}: {name} is not a mapping, so it has no field {last}")
+            whole = ".".join(parents[:depth])
+            raise StudyError(
+                f"{where}: {name} is not a mapping, so it has no field {last}; give a value for all of {whole}"
+            )
         place[name] = place = dict(inner)
     place[last] = value
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import isclass
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -360,19 +361,19 @@ def _replaced(section: Any, path: list[str], value: Any) -> Any:
     name, *rest = path
     if rest:
         own = section.get(name) if isinstance(section, Mapping) else getattr(section, name)
-        value = _replaced(_default_section(section, name) if own is None else own, rest, value)
+        value = _replaced(own if isinstance(own, BaseModel | Mapping) else _default_section(section, name), rest, value)
     return {**section, name: value} if isinstance(section, Mapping) else section.model_copy(update={name: value})
 
 
 def _default_section(section: BaseModel | Mapping[str, Any], name: str) -> BaseModel:
-    """The defaults of a section that the study leaves out while an axis sets one of its fields.
+    """The defaults of a section that the study leaves out, or writes as a word, while an axis sets one of its fields.
 
     It may lack required fields: `check_section` checks it once all values are set.
     """
     if isinstance(section, Mapping):  # the corpora of a mixture
         return Component.model_construct()
     kinds = get_args(type(section).model_fields[name].annotation)
-    kind: type[BaseModel] = next(kind for kind in kinds if issubclass(kind, BaseModel))
+    kind: type[BaseModel] = next(kind for kind in kinds if isclass(kind) and issubclass(kind, BaseModel))
     return kind.model_construct()
 
 

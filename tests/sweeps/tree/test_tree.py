@@ -148,6 +148,13 @@ def calls(trials: int) -> int:
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 
+def test_a_field_of_a_section_that_a_word_may_stand_for_can_be_an_axis() -> None:
+    """A schedule is a word by default, and a mapping with wsd."""
+    tree = tiny_tree(grid={"finetune.schedule.wsd": [0.5, 0.25]})
+    whole = tiny_tree(grid={"finetune.schedule": [{"wsd": 0.5}, {"wsd": 0.25}]})
+    assert list(tree.stages) == list(whole.stages)
+
+
 def test_expanding_a_grid_takes_time_linear_in_its_trials() -> None:
     calls(1)
     assert calls(800) / calls(200) == pytest.approx(4, rel=0.05)
