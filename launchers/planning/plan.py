@@ -19,6 +19,7 @@ from retain.results.store.runs import open_store
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.read import read_study
+from retain.sweeps.schema.section import GROUNDWORK
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
 from retain.sweeps.tree.data_facts import Facts
@@ -299,7 +300,7 @@ def _axes(opened: OpenedStudy) -> dict[str, int]:
 def _parallelism(opened: Sequence[OpenedStudy]) -> dict[str, Parallelism]:
     """How each stage is executed; of several studies, the one that takes the most counts."""
     parallelism = {}
-    for stage in dict.fromkeys(name for one in opened for name in one.file.study.stages):
+    for stage in dict.fromkeys([*(name for one in opened for name in one.file.study.stages), *GROUNDWORK]):
         executions = [one.file.study.execution.of_stage(stage) for one in opened]
         parallelism[stage] = Parallelism(
             max(execution.devices for execution in executions),
