@@ -51,6 +51,11 @@ class StudyFile:
     def unused_note(self) -> str:
         """What to tell the reader of a study with unused corpora."""
         which = ", ".join(f"corpora.{name}" for name in self.unused)
+        if len(self.unused) > 1:
+            return (
+                f"{which}: no stage uses these corpora, so they are not prepared, and no tokeniser is trained on them; remove "
+                "them"
+            )
         return (
             f"{which}: no stage uses this corpus, so it is not prepared, and no tokeniser is trained on it; remove it"
         )
