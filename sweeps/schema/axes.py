@@ -125,8 +125,20 @@ def _validated(raw: Raw, settings: Mapping[str, Any], schema: Schema, where: str
     try:
         study = validate(schema, trial, "")
     except StudyError as error:
-        raise StudyError(_named_once(where, settings, str(error))) from None
+        raise StudyError(_named_once(where, settings, _of_a_section(settings, str(error)))) from None
     return {path: get_field(study, path) for path in settings}
+
+
+def _of_a_section(settings: Mapping[str, Any], problem: str) -> str:
+    """The problem; if a section is given some of its fields only, as if the others stayed, that it stands for all of them."""
+    lacking, required, _ = problem.partition(": this field is required")
+    for path, value in settings.items():
+        if required and isinstance(value, dict) and value and lacking.startswith(f"{path}."):
+            return (
+                f"{path} stands for the whole section, which lacks {lacking.removeprefix(f'{path}.')}; add it, or set single "
+                f"fields by their paths, as in {path}.{next(iter(value))}"
+            )
+    return problem
 
 
 def _named_once(where: str, paths: Iterable[str], problem: str) -> str:

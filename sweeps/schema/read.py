@@ -307,7 +307,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _check_axes(raw: dict[str, Any], file: str) -> None:
     for part, example in (("grid", "axis: [a, b]"), ("cases", "axis: {a: {field: value}}")):
         if not isinstance(raw.setdefault(part, {}), dict):
-            raise StudyError(f"{file}: {part}: expected a mapping of axes; write `{example}`")
+            raise StudyError(f"{file}: {part}: expected a mapping of axes; write `{example}`, or remove {part}")
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
