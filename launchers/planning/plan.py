@@ -260,7 +260,7 @@ def _with_data(totals: Totals, opened: Sequence[OpenedStudy], rooms: Sequence[Da
 
 def _disk(totals: PlanTotals) -> list[DiskItem]:
     """What takes disk, in the order in which it is written."""
-    checkpoints = totals.disk_peak_bytes - totals.disk_bytes
+    checkpoints = totals.disk_peak_bytes - totals.disk_bytes - totals.kept_checkpoint_bytes
     checkpoints -= totals.data_bytes + totals.download_bytes + totals.parts_bytes
     packed = "by gc, once the corpora are packed"
     children = "by gc --weights, once the stages that start from them are done"
@@ -269,6 +269,7 @@ def _disk(totals: PlanTotals) -> list[DiskItem]:
         DiskItem("parts of corpora", totals.parts_bytes, packed),
         DiskItem("packed corpora", totals.data_bytes, "never"),
         DiskItem("checkpoints", checkpoints, "when their stage is done"),
+        DiskItem("checkpoints that done stages keep", totals.kept_checkpoint_bytes, "by gc"),
         DiskItem("weights that stages start from", totals.freeable_bytes, children),
         DiskItem("other weights", totals.disk_bytes - totals.freeable_bytes, "never"),
     ]
@@ -306,6 +307,7 @@ def _parallelism(opened: Sequence[OpenedStudy]) -> dict[str, Parallelism]:
             max(execution.devices for execution in executions),
             max(one.slurm.at_a_time for one in executions),
             min(one.pack for one in executions),
+            any(one.keep_states for one in executions),
         )
     return parallelism
 

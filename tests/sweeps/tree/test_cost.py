@@ -132,6 +132,15 @@ def test_the_disk_peak_counts_the_checkpoints_of_all_stages_that_run_at_the_same
     assert apart[0].freeable_bytes == 4 * one
 
 
+def test_the_disk_peak_counts_the_checkpoints_that_done_stages_keep() -> None:
+    tree = tiny_tree(grid=TWO)
+    one = total_cost(tiny_tree(grid={}), (), "H100").disk_bytes // 3
+    kept = total_cost(tree, (), "H100", parallelism={"finetune": Parallelism(at_a_time=2, keep_states=True)})
+    # Two checkpoints of four values stay of each of the six fine-tunings. Three of each are there while two pretrainings train.
+    assert kept.kept_checkpoint_bytes // one == 6 * 2 * 4
+    assert (kept.disk_peak_bytes - kept.disk_bytes) // one == 6 * 2 * 4 + 2 * 12
+
+
 @pytest.mark.parametrize(
     ("name", "device"),
     [
