@@ -1,12 +1,12 @@
 """What local checkpoints and tokenisers say of themselves before they are prepared, so that a plan finds what is wrong.
 
-Only small files are read, config.json and the tokeniser's, and the headers of the weights. The weights themselves are checked
-when they are prepared.
+Only small files are read: config.json and the tokeniser's. The weights are checked when they are prepared, and their headers
+when the checkpoint is found.
 """
 
 from typing import Any
 
-from retain.datamodules.corpora.checkpoints.files import local_checkpoint, local_files, read_config
+from retain.datamodules.corpora.checkpoints.files import local_checkpoint, read_config
 from retain.datamodules.corpora.find import local_folder
 from retain.datamodules.corpora.responses.chat import find_chat_template
 from retain.datamodules.corpora.sources import naming_checkpoint, naming_corpus, naming_tokenizer, tokenizer_settings
@@ -24,7 +24,6 @@ def unprepared_checkpoint(file: StudyFile, model: Model) -> dict[str, Any]:
         from retain.datamodules.corpora.checkpoints.model import inspect  # imports torch, which other plans do not need
 
         family, _ = read_config(place)
-        local_files(model, place)
         vocabulary, context, counts = inspect(place, family, fresh=True)
     return {"family": family, "vocabulary": vocabulary, "context": context, "counts": counts}
 
