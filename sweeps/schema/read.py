@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -256,12 +257,15 @@ def _check_losses(block: SearchBlock, study: AnyStudy, named: Collection[str], f
 
 
 def _texts(value: Any) -> set[str]:
-    """Every text in nested mappings and lists, names of fields included."""
+    """Every text in nested mappings and lists, also the names of fields, and the NAME in a path as finetune.mix.NAME.share."""
     if isinstance(value, dict):
         return _texts([*value, *value.values()])
     if isinstance(value, list | tuple):
         return set().union(*map(_texts, value))
-    return {value} if isinstance(value, str) else set()
+    if not isinstance(value, str):
+        return set()
+    mixed = re.match(r"\w+\.mix\.([^.]+)", value)
+    return {value, mixed[1]} if mixed else {value}
 
 
 def _check_count(study: AnyStudy, file: str) -> None:
