@@ -297,7 +297,7 @@ class _StageBuilder:
         return path.partition(".")[0] not in self.file.study.stages
 
     def _error(self, problem: str, options: Sequence[Option]) -> StudyError:
-        at = ", ".join(f"{name}={value}" for option in options for name, value in option.labels.items())
+        at = ", ".join(axes_label(_plain_axes({name: value})) for one in options for name, value in one.labels.items())
         return StudyError(f"{self.file.path.name}: {problem}{f' (at {at})' if at else ''}")
 
     def _is_label(self, path: str, recipe: str) -> bool:

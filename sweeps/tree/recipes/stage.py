@@ -9,6 +9,7 @@ was added later is in a recipe only if it has an effect, so that the keys of ear
 from dataclasses import asdict
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.base.yaml_text import written
 from retain.sweeps.schema.stages import Adaptable, FurtherStage, Posttrain, Pretrain
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
@@ -250,8 +251,8 @@ def _window(stage: Pretrain, total: int, mixed: int) -> Recipe:
     begin, end = stage_window((first, last), total)
     if end - begin < mixed:
         raise StudyError(
-            f"pretrain.exposure_schedule: {schedule} leaves room for {end - begin} sequences, but {mixed} are mixed in; "
-            "widen the window, or lower pretrain.exposure"
+            f"pretrain.exposure_schedule: {written(schedule)} leaves room for {end - begin} sequences, but {mixed} are mixed "
+            "in; widen the window, or lower pretrain.exposure"
         )
     return {} if (begin, end) == (0, total) else {"window": [begin, end]}
 

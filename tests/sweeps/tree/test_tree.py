@@ -242,6 +242,11 @@ def test_an_invalid_point_is_one_sentence_with_file_field_and_cure(
 def test_the_error_of_an_invalid_point_names_its_place_in_the_grid() -> None:
     with pytest.raises(StudyError, match=r"finetune\.tokens: 16 tokens are less .* \(at finetune\.tokens=16\)"):
         tiny_tree(grid={"pretrain.exposure": [0, 1], "finetune.tokens": [5120, 16]})
+    with pytest.raises(StudyError, match=r"\(at finetune\.schedule={wsd: 0\.01}\)"):
+        tiny_tree(grid={"finetune.schedule": ["cosine", {"wsd": 0.01}]})
+    window = {"pretrain.exposure_schedule": [[0.0, 0.1]], "pretrain.exposure": [1]}
+    with pytest.raises(StudyError, match=r"exposure_schedule: \[0\.0, 0\.1\] leaves room for 32 sequences"):
+        tiny_tree(grid=window)
 
 
 def test_matched_allocation_with_more_than_one_pass_is_an_error() -> None:
