@@ -69,8 +69,10 @@ def case_options(raw: Raw, name: str, cases: Mapping[str, Any], schema: Schema, 
             for path, values in settings.items()
             if is_axis(path, values)
         }
-        for path in settings:
+        for number, path in enumerate(settings):
             _check_may_vary(path, here)
+            if lost := [name for name in list(settings)[:number] if name.startswith(f"{path}.")]:
+                raise StudyError(f"{here}: {path} replaces {lost[0]}, which is set before it; write {path} first")
         for point in itertools.product(*varied.values()):
             fields = _validated(raw, settings | dict(zip(varied, point, strict=True)), schema, here)
             options.append(Option({name: case} | {path: fields[path] for path in varied}, fields))

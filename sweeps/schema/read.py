@@ -78,18 +78,30 @@ class StudyFile:
         return list({name: None for options in self.dimensions for option in options for name in option.labels})
 
     def values(self, path: str) -> list[Any]:
-        """The distinct values of a field over all trials: its own value if no axis sets the field."""
-        found = list(self.axes.get(path, []))
-        for options in self.cases.values():
-            if any(path in option.fields for option in options):
-                found = [option.fields.get(path, get_field(self.study, path)) for option in options]
+        """The distinct values of a field over all trials: its own value if no axis sets it or a section that holds it."""
+        found: list[Any] = []
+        for options in self.dimensions:
+            if any(_holds(name, path) for option in options for name in option.fields):
+                found = [self._value_with(option, path) for option in options]
         distinct = [value for index, value in enumerate(found) if value not in found[:index]]
         return distinct or [get_field(self.study, path)]
+
+    def _value_with(self, option: Option, path: str) -> Any:
+        """The value of a field with an option of the axis that may set it."""
+        setter = max((name for name in option.fields if _holds(name, path)), key=len, default="")
+        inside = path.removeprefix(setter).removeprefix(".")
+        value = option.fields[setter] if setter else self.study
+        return get_field(value, inside) if inside else value
 
     @property
     def folder(self) -> Path:
         """The folder that relative paths in the study start from."""
         return self.path.parent
+
+
+def _holds(section: str, path: str) -> bool:
+    """Whether a path is that of a field or of one in it."""
+    return f"{path}.".startswith(f"{section}.")
 
 
 def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:

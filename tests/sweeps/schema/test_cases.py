@@ -74,6 +74,16 @@ def test_nested_fields_of_an_axis_are_told_from_a_whole_section(
     assert str(refused.value) == sentence
 
 
+def test_a_field_of_a_case_that_a_section_after_it_would_replace_is_an_error(tmp_path: Path) -> None:
+    section = {"corpus": "chemistry", "tokens": 5120, "lr": 1e-3, "batch": 8}
+    lost = {"finetune.lr": 5e-4, "finetune": section}
+    sentence = r"cases\.size\.a: finetune replaces finetune\.lr, which is set before it; write finetune first"
+    with pytest.raises(StudyError, match=sentence):
+        tree_of(tmp_path, cases={"size": {"a": lost}}, grid={})
+    kept = tree_of(tmp_path, cases={"size": {"a": dict(reversed(lost.items()))}}, grid={})
+    assert json.loads(kept.stages[kept.trials[0].leaf].recipe)["lr"] == 5e-4
+
+
 def test_an_override_selects_cases_by_name(tmp_path: Path) -> None:
     assert len(tree_of(tmp_path, "method=mixed", "pipeline=[chemistry-music]").trials) == 2
     with pytest.raises(StudyError, match=r"unknown case mxed; the cases are unmixed, mixed, mixed\+dropout"):

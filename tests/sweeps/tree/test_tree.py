@@ -180,6 +180,14 @@ def test_a_batch_that_cannot_be_split_over_the_devices_is_named() -> None:
     assert device_mismatch(check_study(in_grid, Path("tiny.yaml"))) == (
         f"finetune.batch: 6 sequences cannot be split evenly over execution.devices: 4{cure}"
     )
+    section = tiny_fields()["finetune"]
+    whole = {"finetune": [section, section | {"batch": 6}]}
+    cases = {
+        "size": {"small": {"finetune": section | {"batch": 12}, "finetune.batch": 6}, "large": {"finetune": section}}
+    }
+    for axes in ({"grid": whole}, {"grid": {}, "cases": cases}):
+        fields = tiny_fields(execution={"devices": 4}, **axes)
+        assert "finetune.batch: 6 sequences" in str(device_mismatch(check_study(fields, Path("tiny.yaml"))))
     assert device_mismatch(check_study(tiny_fields(execution={"devices": 4}), Path("tiny.yaml"))) is None
 
 
