@@ -175,7 +175,7 @@ class _Work:
     flops: int
     """The FLOPs per token."""
     trained: int
-    """The number of parameters that are trained."""
+    """The number of parameters that are trained and saved in checkpoints; 0 for the linear model, of which none are saved."""
     model: _Model
 
 
@@ -237,7 +237,7 @@ def _work_by_stage(tree: Tree) -> dict[str, _Work]:
         elif model.counts and '"method":"lora"' in stage.recipe:
             work[stage.key] = _with_adapters(model, json.loads(stage.recipe))
         else:
-            work[stage.key] = _Work(model.flops, model.parameters, model)
+            work[stage.key] = _Work(model.flops, model.parameters if model.counts else 0, model)
     return work
 
 

@@ -1,5 +1,7 @@
 """The cost of a tree: tokens, FLOPs, GPU-hours, disk and jobs."""
 
+from pathlib import Path
+
 import pytest
 
 from retain.sweeps.base.errors import StudyError
@@ -11,9 +13,12 @@ from retain.sweeps.schema.models import (
     matrix_parameters,
     parameters,
 )
+from retain.sweeps.schema.read import check_study
 from retain.sweeps.tree.cost import Parallelism, total_cost
+from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.throughput import PEAK_FLOPS, device_of, modelled_speed, utilisation, work_text
-from tests.studies import tiny_tree
+from retain.sweeps.tree.tree import expand
+from tests.studies import LINEAR, tiny_tree
 
 TWO = {"pretrain.exposure": [0, 1], "finetune.lr": [1e-4, 2e-4, 3e-4]}
 
@@ -139,6 +144,12 @@ def test_the_disk_peak_counts_the_checkpoints_that_done_stages_keep() -> None:
     # Two checkpoints of four values stay of each of the six fine-tunings. Three of each are there while two pretrainings train.
     assert kept.kept_checkpoint_bytes // one == 6 * 2 * 4
     assert (kept.disk_peak_bytes - kept.disk_bytes) // one == 6 * 2 * 4 + 2 * 12
+
+
+def test_a_linear_study_saves_no_checkpoints() -> None:
+    file = check_study(LINEAR, Path("linear.yaml"))
+    totals = total_cost(expand(file, Facts("", 0, {})), (), "H100")
+    assert totals.disk_peak_bytes == totals.disk_bytes > 0
 
 
 @pytest.mark.parametrize(
