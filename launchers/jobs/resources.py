@@ -20,7 +20,7 @@ from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.execution import Slurm, StageExecution
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.sites import Site, choose_site, read_sites
-from retain.sweeps.tree.throughput import model_text
+from retain.sweeps.tree.throughput import model_text, work_text
 from retain.sweeps.tree.tree import Stage, Tree
 
 UNMEASURED_MINUTES = 240
@@ -98,28 +98,38 @@ def slurm_resources(
         _check_nodes(execution, partitions, file.path.name)
         tokens = max(stage.tokens for stage in stages) * min(execution.pack, len(stages))
         longest = _longest(execution, site, partitions, file.path.name)
-        own = _with_walltime(execution, tokens, speed(name, model, execution.devices, None), longest)
+        works = {work_text(stage.recipe) for stage in stages}
+        slowest = _slowest([speed(name, model, work, execution.devices, None) for work in works])
+        own = _with_walltime(execution, tokens, slowest, longest)
         _check_warning(own.execution.slurm, file.path.name)
         resources |= dict.fromkeys((stage.key for stage in stages), own)
     for name, those in grouped((evaluations or {}).values(), lambda one: tree.stages[one.parent or ""].stage).items():
         execution = executions[name]
         longest = _longest(execution, site, partitions, file.path.name)
-        speeds = {speed(name, models[one.parent or ""], execution.devices, None) for one in those}
-        own = _of_evaluations(those, execution, speeds, longest)
+        kinds = {
+            (models[stage.key], work_text(stage.recipe)) for stage in (tree.stages[one.parent or ""] for one in those)
+        }
+        slowest = _slowest([speed(name, *kind, execution.devices, None) for kind in kinds])
+        own = _of_evaluations(those, execution, slowest, longest)
         _check_warning(own.execution.slurm, file.path.name)
         resources |= dict.fromkeys((one.key for one in those), own)
     return resources
 
 
 def _of_evaluations(
-    those: Sequence[Stage], execution: StageExecution, speeds: Collection[float | None], longest: tuple[int, str] | None
+    those: Sequence[Stage], execution: StageExecution, speed: float | None, longest: tuple[int, str] | None
 ) -> Resources:
-    """The resources of evaluations of stages that are executed in one way. speeds: at which the stages train, where known."""
-    known = [speed / execution.devices for speed in speeds if speed is not None]
+    """The resources of evaluations of stages that are executed in one way. speed: at which the stages train, where known."""
     # How long a task takes is not known.
-    slowest = min(known) if len(known) == len(speeds) and all(one.tokens for one in those) else None
+    known = speed / execution.devices if speed is not None and all(one.tokens for one in those) else None
     tokens = max(one.tokens for one in those) * min(len(those), EVALUATIONS_OF_A_JOB)
-    return _with_walltime(one_device(execution), tokens, slowest, longest)
+    return _with_walltime(one_device(execution), tokens, known, longest)
+
+
+def _slowest(speeds: Collection[float | None]) -> float | None:
+    """The lowest of some measured speeds; None if one is unknown."""
+    known = [speed for speed in speeds if speed is not None]
+    return min(known) if len(known) == len(speeds) else None
 
 
 def driver_minutes(execution: StageExecution, site: Site | None, wanted: int, file: str) -> int:

@@ -38,6 +38,8 @@ class DataRoom:
     """The corpora whose bytes per token are those of their prepared parts; BYTES_OF_TOKEN are assumed of the others."""
     notes: tuple[str, ...] = ()
     """One sentence for each corpus whose size is unknown."""
+    sources: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the source of each corpus that is not prepared, by name, where they are known."""
 
     @property
     def needed(self) -> int:
@@ -55,12 +57,14 @@ def data_room(name: str, file: StudyFile, facts: Facts, store: Store) -> DataRoo
     sources = corpus_sources(file)
     downloads = parts = tokens = 0
     packed: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     notes = []
     runs = [run for key in preparation_keys(store, file.study.study) if is_part((run := store.run(key)).folder / PART)]
     measured = {name: bytes_ for name in lacking if (bytes_ := _measured_bytes(runs, name, facts.tokenizer))}
     for corpus_name in sorted(lacking):
         corpus = file.study.corpora[corpus_name]
-        size = sum(bytes_ or 0 for _, bytes_, _ in sources[corpus_name].get("files", ()))
+        files = [bytes_ for _, bytes_, _ in sources[corpus_name].get("files", ())]
+        size = sum(bytes_ or 0 for bytes_ in files)
         if is_on_hub(corpus, file.folder):
             copied = downloaded_bytes(corpus, store.root)
             downloads += copied or 0
@@ -69,6 +73,8 @@ def data_room(name: str, file: StudyFile, facts: Facts, store: Store) -> DataRoo
                 notes.append(
                     f"{name}: corpora.{corpus_name}: the size of {corpus.hf} on the hub is unknown, so a copy of it counts as 0"
                 )
+        if size and None not in files:
+            sizes[corpus_name] = size
         read = int(size / measured.get(corpus_name, BYTES_OF_TOKEN))
         wanted = min(read or corpus.tokens or 0, corpus.tokens or read)
         written, masked = wanted * bytes_of_token(facts), wanted if corpus.responses_only else 0
@@ -79,7 +85,7 @@ def data_room(name: str, file: StudyFile, facts: Facts, store: Store) -> DataRoo
         if size > file.study.execution.data.part:
             parts += written + masked
     there = sum(used_bytes(run.folder / PART) for run in runs) if parts else 0
-    return DataRoom(downloads, parts, there, packed, tokens, tuple(sorted(measured)), tuple(notes))
+    return DataRoom(downloads, parts, there, packed, tokens, tuple(sorted(measured)), tuple(notes), sizes)
 
 
 def _measured_bytes(runs: Sequence[Run], corpus: str, tokenizer: str) -> float | None:

@@ -17,14 +17,15 @@ from retain.results.store.garbage import check_starts
 from retain.results.store.index.states import shown_states
 from retain.results.store.runs import open_store
 from retain.sweeps.base.errors import MissingResourceError, StudyError
-from retain.sweeps.base.units import counted
+from retain.sweeps.base.units import counted, format_bytes
 from retain.sweeps.schema.read import read_study
+from retain.sweeps.schema.section import GROUNDWORK, REFERENCE
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
-from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.data_facts import CorpusFacts, Facts
 from retain.sweeps.tree.merged import merged
 from retain.sweeps.tree.recipes.preference import PAIR
-from retain.sweeps.tree.tree import Axes
+from retain.sweeps.tree.tree import Axes, Stage
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def plan_studies(
         )
         for one in opened
     ]
-    notes = [*_notes(opened), *(note for room in rooms for note in room.notes)]
+    notes = [*_notes(opened, rooms), *(note for room in rooms for note in room.notes)]
     notes += [note for one in opened if not overrides and (note := edit_note(one))]
     try:
         check_starts(found, tree.stages, states)
@@ -184,14 +185,14 @@ def plan_studies(
     )
 
 
-def _notes(opened: Sequence[OpenedStudy]) -> list[str]:
+def _notes(opened: Sequence[OpenedStudy], rooms: Sequence[DataRoom]) -> list[str]:
     """What the files of studies name and nothing uses, or what is not there yet, one sentence each."""
     notes = [f"{one.name}: {one.file.unused_note}" for one in opened if one.file.unused]
     notes += [
         f"{one.name}: model.hf: {hf} is not prepared, so its size is unknown, and its FLOPs, hours and weights count as 0"
         for one in opened
         for (hf, *_), checkpoint in one.facts.checkpoints.items()
-        if not checkpoint.prepared
+        if checkpoint.counts is None
     ]
     notes += [
         f"{one.name}: evaluate.tasks.{name}: {task.absent}; preparing the data downloads it"
@@ -199,25 +200,46 @@ def _notes(opened: Sequence[OpenedStudy]) -> list[str]:
         for name, task in one.facts.tasks.items()
         if task.absent
     ]
-    return [*notes, *(note for one in opened for note in (*_short_corpora(one), *_late_stopping(one)))]
+    notes += [
+        f"{one.name}: corpora.{name} is not prepared, so the tokens of {REFERENCE}, which reads all its pairs, count as 0"
+        for one in opened
+        for (name, _), corpus in one.facts.corpora.items()
+        if not corpus.prepared and any(_is_reference(stage, corpus) for stage in one.tree.stages.values())
+    ]
+    notes += [note for one, room in zip(opened, rooms, strict=True) for note in _short_corpora(one, room)]
+    return [*notes, *(note for one in opened for note in _late_stopping(one))]
 
 
-def _short_corpora(opened: OpenedStudy) -> list[str]:
-    """Corpora that are not prepared and of which a study reads fewer tokens than a stage takes, one sentence each."""
+def _is_reference(stage: Stage, corpus: CorpusFacts) -> bool:
+    return stage.stage == REFERENCE and f'"{corpus.fingerprint}"' in stage.recipe
+
+
+def _short_corpora(opened: OpenedStudy, room: DataRoom) -> list[str]:
+    """Corpora that are not prepared and of which a stage takes more tokens than it can get, one sentence each.
+
+    A study may limit what is read of a corpus. A source with fewer bytes than a stage takes tokens is too small, unless it is
+    compressed well.
+    """
     corpora = opened.file.study.corpora if isinstance(opened.file.study, Study) else {}
-    limits = {
-        one.fingerprint: (name, length, limit)
-        for (name, length), one in opened.facts.corpora.items()
-        if not one.prepared and (limit := corpora[name].tokens) is not None
+    unprepared = {
+        one.fingerprint: (name, length) for (name, length), one in opened.facts.corpora.items() if not one.prepared
     }
     notes = []
-    for stage in opened.tree.stages.values() if limits else ():
-        recipe = json.loads(stage.recipe)
-        name, length, limit = limits.get(recipe.get("corpus"), ("", 0, 0))
-        if name and (taken := (recipe.get("first", 0) + recipe.get("distinct", 0)) * length) > limit:
+    # Most stages of a large tree have the recipe of another one.
+    distinct = dict.fromkeys((stage.stage, stage.recipe) for stage in opened.tree.stages.values())
+    for kind, text in distinct if unprepared else ():
+        recipe = json.loads(text)
+        name, length = unprepared.get(recipe.get("corpus"), ("", 0))
+        taken = (recipe.get("first", 0) + recipe.get("distinct", 0)) * length
+        if name and (limit := corpora[name].tokens) is not None and taken > limit:
             notes.append(
-                f"{opened.name}: corpora.{name}.tokens: reading stops at {limit:,} training tokens, and {stage.stage} takes "
-                f"{taken:,}; raise the limit, or lower {stage.stage}.tokens"
+                f"{opened.name}: corpora.{name}.tokens: reading stops at {limit:,} training tokens, and {kind} takes "
+                f"{taken:,}; raise the limit, or lower {kind}.tokens"
+            )
+        elif name and taken > room.sources.get(name, taken):
+            notes.append(
+                f"{opened.name}: corpora.{name}: its source has {format_bytes(room.sources[name])}, and {kind} takes {taken:,} "
+                f"tokens, more than one of each byte; enlarge the corpus, or lower {kind}.tokens"
             )
     return list(dict.fromkeys(notes))
 
@@ -259,7 +281,7 @@ def _with_data(totals: Totals, opened: Sequence[OpenedStudy], rooms: Sequence[Da
 
 def _disk(totals: PlanTotals) -> list[DiskItem]:
     """What takes disk, in the order in which it is written."""
-    checkpoints = totals.disk_peak_bytes - totals.disk_bytes
+    checkpoints = totals.disk_peak_bytes - totals.disk_bytes - totals.kept_checkpoint_bytes
     checkpoints -= totals.data_bytes + totals.download_bytes + totals.parts_bytes
     packed = "by gc, once the corpora are packed"
     children = "by gc --weights, once the stages that start from them are done"
@@ -268,6 +290,7 @@ def _disk(totals: PlanTotals) -> list[DiskItem]:
         DiskItem("parts of corpora", totals.parts_bytes, packed),
         DiskItem("packed corpora", totals.data_bytes, "never"),
         DiskItem("checkpoints", checkpoints, "when their stage is done"),
+        DiskItem("checkpoints that done stages keep", totals.kept_checkpoint_bytes, "by gc"),
         DiskItem("weights that stages start from", totals.freeable_bytes, children),
         DiskItem("other weights", totals.disk_bytes - totals.freeable_bytes, "never"),
     ]
@@ -299,12 +322,13 @@ def _axes(opened: OpenedStudy) -> dict[str, int]:
 def _parallelism(opened: Sequence[OpenedStudy]) -> dict[str, Parallelism]:
     """How each stage is executed; of several studies, the one that takes the most counts."""
     parallelism = {}
-    for stage in dict.fromkeys(name for one in opened for name in one.file.study.stages):
+    for stage in dict.fromkeys([*(name for one in opened for name in one.file.study.stages), *GROUNDWORK]):
         executions = [one.file.study.execution.of_stage(stage) for one in opened]
         parallelism[stage] = Parallelism(
             max(execution.devices for execution in executions),
             max(one.slurm.at_a_time for one in executions),
             min(one.pack for one in executions),
+            any(one.keep_states for one in executions),
         )
     return parallelism
 

@@ -12,7 +12,7 @@ from retain.results.store.state import StateSummary
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.key_diff import stage_name
-from retain.sweeps.tree.throughput import Measured, device_of, model_text
+from retain.sweeps.tree.throughput import Measured, device_of, model_text, work_of
 
 CACHE = Path("cache") / "speeds.json"
 """The speeds of done runs, by key. It may be deleted at any time."""
@@ -25,6 +25,7 @@ class _Group(NamedTuple):
 
     stage: str
     model: str
+    work: str
     world: int
     device: str | None
 
@@ -34,6 +35,7 @@ class _CachedGroup(TypedDict):
 
     stage: str
     model: str
+    work: str
     world: int
     device: str | None
     speeds: dict[str, float]
@@ -52,7 +54,7 @@ Speeds = dict[_Group | None, dict[str, float]]
 
 
 def measured_speeds(store: Store, states: Mapping[str, StateSummary] | None = None) -> Measured:
-    """The median speed (tokens per second) of done runs by stage, model, number of devices, and device (None: any).
+    """The median speed (tokens per second) of done runs by stage, model, work, number of devices, and device (None: any).
 
     states: the states of some runs, as far as they have been read already.
     """
@@ -71,13 +73,13 @@ def measured_speeds(store: Store, states: Mapping[str, StateSummary] | None = No
         known.setdefault(group, {})[key] = speed
     if len(new) >= WORTH_KEEPING:
         _write_cache(store, known)
-    found: dict[tuple[str, str, int, str | None], list[float]] = {}
+    found: dict[tuple[str, str, str, int, str | None], list[float]] = {}
     for group, speeds in known.items():
         if group is not None:
             for device in {None, device_of(group.device or "")}:
-                found.setdefault((group.stage, group.model, group.world, device), []).extend(speeds.values())
+                found.setdefault((*group[:4], device), []).extend(speeds.values())
     medians = {group: statistics.median(speeds) for group, speeds in found.items()}
-    return lambda stage, model, devices, device: medians.get((stage, model, devices, device))
+    return lambda stage, model, work, devices, device: medians.get((stage, model, work, devices, device))
 
 
 def _read_cache(store: Store) -> Speeds:
@@ -88,7 +90,7 @@ def _read_cache(store: Store) -> Speeds:
         return {}
     found: Speeds = {None: dict.fromkeys(cache["without"], 0.0)}
     for one in cache["groups"]:
-        found[_Group(one["stage"], one["model"], one["world"], one["device"])] = one["speeds"]
+        found[_Group(one["stage"], one["model"], one["work"], one["world"], one["device"])] = one["speeds"]
     return found
 
 
@@ -115,7 +117,8 @@ def _measured(
     model = _model(run.key, spec, store, models)
     if model is None:
         return None, 0.0
-    return _Group(stage_name(spec), model, last.world, last.device), state.progress.tokens_per_second
+    group = _Group(stage_name(spec), model, work_of(spec["recipe"]), last.world, last.device)
+    return group, state.progress.tokens_per_second
 
 
 def _model(key: str, spec: Mapping[str, Any], store: Store, models: dict[str, str | None]) -> str | None:

@@ -66,11 +66,15 @@ def find_fields(path: str = "") -> tuple[Field | None, list[Field]]:
     starts = [fields_of(root) for root in ROOTS]
     if stage := _further_stage(path, known):
         starts.append([stage])
-        known = sorted([*known, *(field.path for field in _below(FurtherStage, stage.path, ()))])
     for fields in starts:
         found = _walk(fields, path)
         if found is not None:
             return found
+    if stage:
+        own = {field.path: field for field in _below(FurtherStage, "", ())}
+        near = difflib.get_close_matches(path.partition(".")[2], own, n=1)
+        hint = f"did you mean {stage.path}.{near[0]}?" if near else f"retain fields {stage.path} lists what it has"
+        raise StudyError(f"{path}: a stage with a name of your own has no such field; {hint}")
     near = difflib.get_close_matches(path, known, n=1) or [one for one in known if one.endswith(f".{path}")][:1]
     hint = f"did you mean {near[0]}?" if near else "retain fields lists them"
     hint = written_otherwise(path.rpartition(".")[2]) or hint

@@ -69,8 +69,10 @@ def case_options(raw: Raw, name: str, cases: Mapping[str, Any], schema: Schema, 
             for path, values in settings.items()
             if is_axis(path, values)
         }
-        for path in settings:
+        for number, path in enumerate(settings):
             _check_may_vary(path, here)
+            if lost := [name for name in list(settings)[:number] if name.startswith(f"{path}.")]:
+                raise StudyError(f"{here}: {path} replaces {lost[0]}, which is set before it; write {path} first")
         for point in itertools.product(*varied.values()):
             fields = _validated(raw, settings | dict(zip(varied, point, strict=True)), schema, here)
             options.append(Option({name: case} | {path: fields[path] for path in varied}, fields))
@@ -93,14 +95,17 @@ def set_field(raw: Raw, path: str, value: Any, where: str) -> None:
     """Set a plain value at a dotted path in `raw`. The mappings on the path are copied. Raises StudyError."""
     *parents, last = path.split(".")
     place = raw
-    for name in parents:
+    for depth, name in enumerate(parents, 1):
         inner = place.get(name)
         if isinstance(inner, str) and name == "model":
             inner = {"preset": inner}
         if inner is None:
             inner = {}
         if not isinstance(inner, dict):
-            raise StudyError(f"{where}: {name} is not a mapping, so it has no field {last}")
+            whole = ".".join(parents[:depth])
+            raise StudyError(
+                f"{where}: {name} is not a mapping, so it has no field {last}; give a value for all of {whole}"
+            )
         place[name] = place = dict(inner)
     place[last] = value
 
@@ -122,8 +127,20 @@ def _validated(raw: Raw, settings: Mapping[str, Any], schema: Schema, where: str
     try:
         study = validate(schema, trial, "")
     except StudyError as error:
-        raise StudyError(_named_once(where, settings, str(error))) from None
+        raise StudyError(_named_once(where, settings, _of_a_section(settings, str(error)))) from None
     return {path: get_field(study, path) for path in settings}
+
+
+def _of_a_section(settings: Mapping[str, Any], problem: str) -> str:
+    """The problem; if a section is given some of its fields only, as if the others stayed, that it stands for all of them."""
+    lacking, required, _ = problem.partition(": this field is required")
+    for path, value in settings.items():
+        if required and isinstance(value, dict) and value and lacking.startswith(f"{path}."):
+            return (
+                f"{path} stands for the whole section, which lacks {lacking.removeprefix(f'{path}.')}; add it, or set single "
+                f"fields by their paths, as in {path}.{next(iter(value))}"
+            )
+    return problem
 
 
 def _named_once(where: str, paths: Iterable[str], problem: str) -> str:

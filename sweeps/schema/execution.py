@@ -14,6 +14,8 @@ OWN_OPTIONS = (
     *("ntasks", "ntasks-per-node", "wrap", "parsable", "test-only", "wait"),
 )
 """Options of sbatch that Retain must set itself."""
+OWN_FIELDS = {"time": "execution.slurm.minutes", "nodes": "execution.slurm.nodes"}
+"""Options of sbatch that must be what Retain plans a job with, and the fields that set them."""
 
 
 def check_variable(name: str) -> str:
@@ -40,8 +42,10 @@ def check_option(value: Any) -> Any:
 def check_extra(options: dict[str, Any]) -> dict[str, Any]:
     """Options that Retain does not set itself. Raises ValueError."""
     for name in options:
-        if name.strip("-").replace("_", "-") in OWN_OPTIONS:
-            raise ValueError(f"Retain sets the option {name} of every job; remove it from extra")
+        plain = name.strip("-").replace("_", "-")
+        if plain in (*OWN_OPTIONS, *OWN_FIELDS):
+            cure = f"write {OWN_FIELDS[plain]} instead" if plain in OWN_FIELDS else "remove it from extra"
+            raise ValueError(f"Retain sets the option {name} of every job; {cure}")
     return options
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,11 @@ class StudyFile:
     def unused_note(self) -> str:
         """What to tell the reader of a study with unused corpora."""
         which = ", ".join(f"corpora.{name}" for name in self.unused)
+        if len(self.unused) > 1:
+            return (
+                f"{which}: no stage uses these corpora, so they are not prepared, and no tokeniser is trained on them; remove "
+                "them"
+            )
         return (
             f"{which}: no stage uses this corpus, so it is not prepared, and no tokeniser is trained on it; remove it"
         )
@@ -72,18 +78,30 @@ class StudyFile:
         return list({name: None for options in self.dimensions for option in options for name in option.labels})
 
     def values(self, path: str) -> list[Any]:
-        """The distinct values of a field over all trials: its own value if no axis sets the field."""
-        found = list(self.axes.get(path, []))
-        for options in self.cases.values():
-            if any(path in option.fields for option in options):
-                found = [option.fields.get(path, get_field(self.study, path)) for option in options]
+        """The distinct values of a field over all trials: its own value if no axis sets it or a section that holds it."""
+        found: list[Any] = []
+        for options in self.dimensions:
+            if any(_holds(name, path) for option in options for name in option.fields):
+                found = [self._value_with(option, path) for option in options]
         distinct = [value for index, value in enumerate(found) if value not in found[:index]]
         return distinct or [get_field(self.study, path)]
+
+    def _value_with(self, option: Option, path: str) -> Any:
+        """The value of a field with an option of the axis that may set it."""
+        setter = max((name for name in option.fields if _holds(name, path)), key=len, default="")
+        inside = path.removeprefix(setter).removeprefix(".")
+        value = option.fields[setter] if setter else self.study
+        return get_field(value, inside) if inside else value
 
     @property
     def folder(self) -> Path:
         """The folder that relative paths in the study start from."""
         return self.path.parent
+
+
+def _holds(section: str, path: str) -> bool:
+    """Whether a path is that of a field or of one in it."""
+    return f"{path}.".startswith(f"{section}.")
 
 
 def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
@@ -251,12 +269,15 @@ def _check_losses(block: SearchBlock, study: AnyStudy, named: Collection[str], f
 
 
 def _texts(value: Any) -> set[str]:
-    """Every text in nested mappings and lists, names of fields included."""
+    """Every text in nested mappings and lists, also the names of fields, and the NAME in a path as finetune.mix.NAME.share."""
     if isinstance(value, dict):
         return _texts([*value, *value.values()])
     if isinstance(value, list | tuple):
         return set().union(*map(_texts, value))
-    return {value} if isinstance(value, str) else set()
+    if not isinstance(value, str):
+        return set()
+    mixed = re.match(r"\w+\.mix\.([^.]+)", value)
+    return {value, mixed[1]} if mixed else {value}
 
 
 def _check_count(study: AnyStudy, file: str) -> None:
@@ -302,7 +323,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _check_axes(raw: dict[str, Any], file: str) -> None:
     for part, example in (("grid", "axis: [a, b]"), ("cases", "axis: {a: {field: value}}")):
         if not isinstance(raw.setdefault(part, {}), dict):
-            raise StudyError(f"{file}: {part}: expected a mapping of axes; write `{example}`")
+            raise StudyError(f"{file}: {part}: expected a mapping of axes; write `{example}`, or remove {part}")
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

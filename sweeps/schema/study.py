@@ -116,7 +116,7 @@ class Study(Section):
                 raise ValueError(unknown_field(str(name), [*cls.model_fields, *missing]))
             longer = ", ".join([*chain, name])
             raise ValueError(
-                f"{name}: no stage has this name; write stages: [{longer}] in your order, or remove the section"
+                f"{name}: no stage has this name; write stages: [{longer}] in your order, or remove its section and axes"
             )
         return fields
 

@@ -13,7 +13,7 @@ from retain.sweeps.schema.models import ARCHITECTURE_FIELDS, Architecture, model
 from retain.sweeps.schema.section import GROUNDWORK, REFERENCE
 from retain.sweeps.tree.keys import canonical
 from retain.sweeps.tree.recipes.linear import linear_cost
-from retain.sweeps.tree.throughput import PEAK_FLOPS, Measured, check_device, model_text, modelled_speed
+from retain.sweeps.tree.throughput import PEAK_FLOPS, Measured, check_device, model_text, modelled_speed, work_text
 from retain.sweeps.tree.tree import Stage, Tree
 
 BYTES_PER_VALUE = 4
@@ -22,8 +22,8 @@ BYTES_PER_LOG_PROBABILITY = 8
 """The reference log-probability of a sequence is stored in fp64."""
 CHECKPOINT_VALUES = 4
 """The values that a checkpoint holds per trained parameter: its weight, AdamW's two moments, and its best weight so far."""
-CHECKPOINTS_ON_DISK = 3
-"""The last two checkpoints are kept while the next one is being written."""
+CHECKPOINTS_ON_DISK, KEPT_CHECKPOINTS = 3, 2
+"""The last two checkpoints are kept while the next one is being written, and with execution.keep_states also afterwards."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,20 @@ class Totals:
     disk_bytes: int
     """The bytes of all weights once every stage is done."""
     disk_peak_bytes: int
-    """The bytes of all weights, and of the checkpoints of all stages that run at the same time."""
+    """The bytes of all weights, of the checkpoints of all stages that run at the same time, and of those that are kept."""
     freeable_bytes: int
     """The bytes of the weights that other stages need, which `retain gc --weights` frees once these are done."""
     jobs: int
     """The number of jobs of the stages that are still to train; a pack is one job."""
     optimizer_bytes: int = 0
     """The bytes, among those of the weights, of AdamW's moments that are kept for the stages that continue with them."""
+    kept_checkpoint_bytes: int = 0
+    """The bytes of the checkpoints that done stages keep at most (execution.keep_states), which `retain gc` frees."""
 
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How many devices, stages and jobs the stages of one kind take."""
+    """How many devices, stages and jobs the stages of one kind take, and what they leave."""
 
     devices: int = 1
     """The GPUs of one stage."""
@@ -74,6 +76,8 @@ class Parallelism:
     """The stages that run at the same time, as in execution.slurm.at_a_time."""
     pack: int = 1
     """The siblings that one job trains, as in execution.pack."""
+    keep_states: bool = False
+    """Whether done stages keep their last checkpoints, as in execution.keep_states."""
 
 
 def total_cost(
@@ -99,6 +103,7 @@ def total_cost(
     needed = {need for stage in tree.stages.values() for need in stage.needs}
     families = Counter((stage.stage, stage.needs) for stage in missing)
     trials = Counter(key for trial in tree.trials_without_sharing for key in tree.runs_of(trial))
+    running, kept = _checkpoint_bytes(missing, work, parallelism)
     hours, hours_alone, known = _gpu_hours(trials, missing, work, measured, parallelism)
     return Totals(
         stages=len(tree.stages),
@@ -113,12 +118,13 @@ def total_cost(
         gpu_hours_without_sharing=hours_alone,
         measured=known,
         disk_bytes=sum(weights.values()),
-        disk_peak_bytes=sum(weights.values()) + _checkpoint_bytes(missing, work, parallelism),
+        disk_peak_bytes=sum(weights.values()) + running + kept,
         freeable_bytes=sum(
             size for key, size in weights.items() if key in needed and tree.stages[key].stage != REFERENCE
         ),
         jobs=sum(-(-count // parallelism[kind].pack) for (kind, _), count in families.items()),
         optimizer_bytes=sum(moments.values()),
+        kept_checkpoint_bytes=kept,
     )
 
 
@@ -140,7 +146,7 @@ def evaluation_flops(tree: Tree, evaluations: Sequence[Stage]) -> float:
 def parameters_by_root(tree: Tree) -> dict[str, int]:
     """The number of parameters that each first stage of a tree trains, by its key, if the model varies; else empty.
 
-    It is 0 for a checkpoint that is not prepared.
+    It is 0 for a checkpoint of the hub that is not prepared.
     """
     roots = [stage for stage in tree.stages.values() if stage.parent is None]
     # Recipes are parsed only if they differ in this: a tree may have 100,000 stages.
@@ -159,7 +165,7 @@ class _Model:
     text: str
     """The model as `model_text` writes it."""
     counts: ModelCounts | None
-    """None for the linear model, and for a checkpoint that is not prepared."""
+    """None for the linear model, and for a checkpoint of the hub that is not prepared."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ class _Work:
     flops: int
     """The FLOPs per token."""
     trained: int
-    """The number of parameters that are trained."""
+    """The number of parameters that are trained and saved in checkpoints; 0 for the linear model, of which none are saved."""
     model: _Model
 
 
@@ -189,11 +195,11 @@ def _gpu_hours(
     hours, alone = dict.fromkeys(PEAK_FLOPS, 0.0), dict.fromkeys(PEAK_FLOPS, 0.0)
     known = dict.fromkeys(PEAK_FLOPS, 0)
     for stage in missing:
-        own, devices = work[stage.key], parallelism[stage.stage].devices
+        own, kind, devices = work[stage.key], work_text(stage.recipe), parallelism[stage.stage].devices
         for name in PEAK_FLOPS:
-            speed = measured(stage.stage, own.model.text, devices, name)
+            speed = measured(stage.stage, own.model.text, kind, devices, name)
             known[name] += speed is not None
-            if not (speed or own.flops):  # a checkpoint that is not prepared has an unknown size, and counts as 0
+            if not (speed or own.flops):  # of a checkpoint of the hub that is not prepared, whose size is unknown
                 continue
             per_device = speed / devices if speed else modelled_speed(own.flops, own.model.parameters, name)
             hours[name] += stage.tokens / per_device / 3600
@@ -203,13 +209,21 @@ def _gpu_hours(
 
 def _checkpoint_bytes(
     missing: Sequence[Stage], work: Mapping[str, _Work], parallelism: Mapping[str, Parallelism]
-) -> int:
-    """The bytes of the checkpoints at the peak: those of the largest stages of one kind that run at the same time."""
+) -> tuple[int, int]:
+    """The bytes of the checkpoints at the peak: those of the largest stages of one kind that run at the same time.
+
+    Then the bytes of those that all stages keep, which the former do not include.
+    """
     sizes: dict[str, list[int]] = {}
     for stage in (stage for stage in missing if stage.stage not in GROUNDWORK):  # which saves none while it runs
-        size = CHECKPOINTS_ON_DISK * CHECKPOINT_VALUES * work[stage.key].trained * BYTES_PER_VALUE
+        size = CHECKPOINT_VALUES * work[stage.key].trained * BYTES_PER_VALUE
         sizes.setdefault(stage.stage, []).append(size)
-    return max((sum(sorted(own)[-parallelism[kind].at_a_time :]) for kind, own in sizes.items()), default=0)
+    running, kept = 0, 0
+    for kind, own in sizes.items():
+        keeps = KEPT_CHECKPOINTS if parallelism[kind].keep_states else 0
+        running = max(running, (CHECKPOINTS_ON_DISK - keeps) * sum(sorted(own)[-parallelism[kind].at_a_time :]))
+        kept += keeps * sum(own)
+    return running, kept
 
 
 def _work_by_stage(tree: Tree) -> dict[str, _Work]:
@@ -224,7 +238,7 @@ def _work_by_stage(tree: Tree) -> dict[str, _Work]:
         elif model.counts and '"method":"lora"' in stage.recipe:
             work[stage.key] = _with_adapters(model, json.loads(stage.recipe))
         else:
-            work[stage.key] = _Work(model.flops, model.parameters, model)
+            work[stage.key] = _Work(model.flops, model.parameters if model.counts else 0, model)
     return work
 
 

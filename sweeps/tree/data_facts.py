@@ -92,8 +92,8 @@ class CheckpointFacts:
     fingerprint: str
     """The digest of its configuration and its weights, whatever the files; a provisional one while it is unprepared."""
     family: str = ""
-    """The name of its family in sweeps/schema/families/table.py. Empty, like the fields below, while it is unprepared and
-    nothing is known of it: a local one has its family, vocabulary and context."""
+    """The name of its family in sweeps/schema/families/table.py. Empty, like the fields below, while it is unprepared; of a
+    local one the family, vocabulary, context and counts are known before."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The fields of its config.json that can change a result."""
     vocabulary: int = 0
@@ -103,7 +103,7 @@ class CheckpointFacts:
     tokenizer: str | None = None
     """The fingerprint of its tokeniser; None if it has none that can be used."""
     counts: ModelCounts | None = None
-    """The numbers of its parameters; None while it is unprepared."""
+    """The numbers of its parameters; None while it is unprepared and on the hub."""
 
     @property
     def prepared(self) -> bool:

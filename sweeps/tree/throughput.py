@@ -24,11 +24,15 @@ UTILISATION = (
 """Pairs of a largest number of parameters and the share of the peak that models up to that size reach. No number is published
 for H200 and L40S, which are assumed to reach the same share."""
 
-Measured = Callable[[str, str, int, str | None], float | None]
+Measured = Callable[[str, str, str, int, str | None], float | None]
 """Returns the tokens per second that done runs have measured, over all devices of a stage; None if there is no such run.
 
-Its arguments: the kind of stage, the model as `model_text` writes it, the number of devices, and the device (None for any).
+Its arguments: the name of the stage, the model as `model_text` writes it, the work as `work_text` writes it, the number of
+devices, and the device (None for any).
 """
+
+OTHER_WORK = ('"method":"lora"', '"objective":{', '"anchor":{', '"optimizer":"muon"', '"documents":{')
+"""What the canonical recipe of a stage contains if `work_text` is not empty."""
 
 
 def check_device(device: str) -> None:
@@ -56,3 +60,25 @@ def device_of(name: str) -> str | None:
 def model_text(recipe: Mapping[str, Any]) -> str:
     """The model and sequence length of a pretraining recipe, as text that can be compared."""
     return json.dumps([recipe["model"], recipe["sequence_length"]], sort_keys=True)
+
+
+def work_text(recipe: str) -> str:
+    """`work_of` for a canonical recipe. Most are not parsed: a tree may have 100,000 stages."""
+    return work_of(json.loads(recipe)) if any(part in recipe for part in OTHER_WORK) else ""
+
+
+def work_of(recipe: Mapping[str, Any]) -> str:
+    """What changes the work per token of a stage's recipe, as text that can be compared.
+
+    Empty where AdamW trains all weights on the next-token loss. Strengths, learning rates and seeds change no work.
+    """
+    lora = recipe.get("lora")
+    work = {
+        "lora": lora and {name: lora[name] for name in ("rank", "targets")},
+        "objective": sorted(recipe.get("objective", ())),
+        "anchor": sorted(recipe.get("anchor", ())),
+        "optimizer": recipe.get("optimizer"),
+        "documents": recipe.get("documents"),
+    }
+    given = {name: value for name, value in work.items() if value}
+    return json.dumps(given, sort_keys=True) if given else ""

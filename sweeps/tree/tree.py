@@ -297,7 +297,7 @@ class _StageBuilder:
         return path.partition(".")[0] not in self.file.study.stages
 
     def _error(self, problem: str, options: Sequence[Option]) -> StudyError:
-        at = ", ".join(f"{name}={written(value)}" for option in options for name, value in option.labels.items())
+        at = ", ".join(axes_label(_plain_axes({name: value})) for one in options for name, value in one.labels.items())
         return StudyError(f"{self.file.path.name}: {problem}{f' (at {at})' if at else ''}")
 
     def _is_label(self, path: str, recipe: str) -> bool:
@@ -361,19 +361,19 @@ def _replaced(section: Any, path: list[str], value: Any) -> Any:
     name, *rest = path
     if rest:
         own = section.get(name) if isinstance(section, Mapping) else getattr(section, name)
-        value = _replaced(_default_section(section, name) if own is None else own, rest, value)
+        value = _replaced(own if isinstance(own, BaseModel | Mapping) else _default_section(section, name), rest, value)
     return {**section, name: value} if isinstance(section, Mapping) else section.model_copy(update={name: value})
 
 
 def _default_section(section: BaseModel | Mapping[str, Any], name: str) -> BaseModel:
-    """The defaults of a section that the study leaves out while an axis sets one of its fields.
+    """The defaults of a section that the study leaves out, or writes as a word, while an axis sets one of its fields.
 
     It may lack required fields: `check_section` checks it once all values are set.
     """
     if isinstance(section, Mapping):  # the corpora of a mixture
         return Component.model_construct()
     kinds = get_args(type(section).model_fields[name].annotation)
-    kind: type[BaseModel] = next(kind for kind in kinds if issubclass(kind, BaseModel))
+    kind: type[BaseModel] = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return kind.model_construct()
 
 

@@ -1,9 +1,9 @@
 """What local checkpoints and tokenisers say of themselves before they are prepared, so that a plan finds what is wrong.
 
-Only small files are read: config.json and the tokeniser's. The weights are checked when they are prepared.
+Only small files are read: config.json and the tokeniser's. The weights are checked when they are prepared, and their headers
+when the checkpoint is found.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from retain.datamodules.corpora.checkpoints.files import local_checkpoint, read_config
@@ -14,19 +14,18 @@ from retain.datamodules.corpora.tokenizer import load_tokenizer
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import StudyFile
 
-CONTEXT_FIELDS = ("max_position_embeddings", "n_positions")
-"""The names that the longest sequence has in config.json; the second is GPT-2's."""
-
 
 def unprepared_checkpoint(file: StudyFile, model: Model) -> dict[str, Any]:
-    """Return the fields of `CheckpointFacts` that config.json shows; of a checkpoint on the hub none. Raises StudyError."""
+    """Return the fields of `CheckpointFacts` that a local folder shows; of a checkpoint on the hub none. Raises StudyError."""
     with naming_checkpoint(file):
         place = local_checkpoint(model, file.folder)
         if place is None:
             return {}
-        family, config = read_config(place)
-    vocabulary, context = _number(config, "vocab_size"), _number(config, *CONTEXT_FIELDS)
-    return {"family": family, "vocabulary": vocabulary, "context": context}
+        from retain.datamodules.corpora.checkpoints.model import inspect  # imports torch, which other plans do not need
+
+        family, _ = read_config(place)
+        vocabulary, context, counts = inspect(place, family, fresh=True)
+    return {"family": family, "vocabulary": vocabulary, "context": context, "counts": counts}
 
 
 def unprepared_vocabulary(file: StudyFile, check: bool) -> int:
@@ -46,8 +45,3 @@ def unprepared_vocabulary(file: StudyFile, check: bool) -> int:
             with naming_corpus(file, name):
                 find_chat_template(settings, file.folder)
     return entries
-
-
-def _number(config: Mapping[str, Any], *names: str) -> int:
-    """The first of some fields that is a whole number; 0 if none is."""
-    return next((config[name] for name in names if isinstance(config.get(name), int)), 0)

@@ -29,9 +29,8 @@ def checkpoint_recipe(study: Study, facts: Facts) -> dict[str, Any]:
             f"tokenizer: its {facts.vocabulary} entries exceed the {found.vocabulary} rows of the embedding of "
             f"{study.model.hf}; {own}"
         )
-    if not found.prepared:
-        return {"start": found.fingerprint}
-    if study.tokenizer is None and not facts.tokenizer.startswith(UNPREPARED) and found.tokenizer != facts.tokenizer:
+    known = found.prepared and not facts.tokenizer.startswith(UNPREPARED)
+    if known and study.tokenizer is None and found.tokenizer != facts.tokenizer:
         raise StudyError(
             f"model.hf: {study.model.hf} has another tokeniser than the study's other checkpoints; name one tokeniser "
             "for all of them with tokenizer, or compare them in several studies"
@@ -64,5 +63,8 @@ def counts_by_model(facts: Facts) -> Mapping[str, ModelCounts]:
 
 
 def _architecture(found: CheckpointFacts, fresh: bool) -> dict[str, Any]:
+    """The model of a recipe; a placeholder while the checkpoint is unprepared."""
+    if not found.prepared:
+        return {"start": found.fingerprint}
     model = {"family": found.family, "config": dict(found.config)}
     return model if fresh else model | {"start": found.fingerprint}

@@ -91,12 +91,11 @@ def _joined(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def components(name: str, stage: Optimisation) -> Iterator[tuple[str, str, Component]]:
-    """Each component of a stage's `mix`, with its field and its corpus's name. name: the stage's name."""
+    """Each component of a stage's `mix` with an amount above 0: its field, its corpus's name, and itself. name: the stage's."""
     for corpus, listed in stage.mix.items():
-        if isinstance(listed, Component):
-            yield f"{name}.mix.{corpus}", corpus, listed
-        else:
-            yield from ((f"{name}.mix.{corpus}.{number}", corpus, one) for number, one in enumerate(listed))
+        field = f"{name}.mix.{corpus}"
+        named = {"": listed} if isinstance(listed, Component) else {f".{at}": one for at, one in enumerate(listed)}
+        yield from ((field + at, corpus, one) for at, one in named.items() if one.tokens or one.passes or one.share)
 
 
 def stage_window(window: Sequence[float], total: int) -> tuple[int, int]:
@@ -204,7 +203,7 @@ def _relieve(
 
 
 def _counts(study: Study, name: str, stage: Optimisation, own: int) -> list[tuple[str, str, Component, int]]:
-    """Each component with an amount: its field, its corpus's name, the component, and its number of sequences.
+    """Each component, as of `components`, and its number of sequences.
 
     own: the stage's sequences without components.
     """
@@ -222,10 +221,10 @@ def _counts(study: Study, name: str, stage: Optimisation, own: int) -> list[tupl
     for field, corpus, component, count in listed:
         amount = "share" if component.share is not None else "tokens" if component.tokens is not None else "passes"
         sequences = int((component.share or 0.0) * total + 0.5) if count is None else count
-        if sequences:
-            made.append((field, corpus, component, sequences))
-        elif given := getattr(component, amount):
+        if not sequences:
+            given = getattr(component, amount)
             raise StudyError(f"{field}.{amount}: {given:g} rounds to zero sequences; raise it, or set it to 0 for none")
+        made.append((field, corpus, component, sequences))
     return made
 
 

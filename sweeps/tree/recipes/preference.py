@@ -19,6 +19,7 @@ from retain.sweeps.schema.stages import Adaptable, Optimisation
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical, stage_key
+from retain.sweeps.tree.recipes.mixture import components
 
 Recipe = dict[str, Any]
 PAIR = 2
@@ -44,7 +45,7 @@ def objective_recipe(study: Study, facts: Facts, stage: Adaptable, name: str) ->
             f"{field}: dpo trains on pairs, and corpus {stage.corpus} has no chosen and rejected ({known}); name a corpus of "
             f"pairs, {cure}"
         )
-    if stage.mix:
+    if any(components(name, stage)):
         raise StudyError(f"{name}.mix: a stage with objective reads the pairs of its corpus alone; remove mix, {cure}")
     if getattr(stage, "replay", 0):
         raise StudyError(

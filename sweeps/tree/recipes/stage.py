@@ -152,9 +152,8 @@ def further_recipe(study: Study, stage: FurtherStage, name: str, facts: Facts) -
 
     None if it has no tokens, own or mixed in, and follows another stage. Raises StudyError.
     """
-    mixed = any(one.tokens or one.passes or one.share for _, _, one in components(name, stage))
     if stage.tokens == 0 and name != study.stages[0]:
-        if not mixed:
+        if not any(components(name, stage)):
             return None
         raise StudyError(
             f"{name}.tokens: a stage of 0 tokens is left out, but {name}.mix has amounts; set both in a case, as in "

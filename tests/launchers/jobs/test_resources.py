@@ -78,6 +78,19 @@ def test_walltimes_come_from_the_speed_of_done_runs_of_the_same_kind_and_model(t
     assert by_kind(wide_tree, slurm_resources(wide_tree, wide, store, None, []))["pretrain"] == {240}
 
 
+def test_a_walltime_is_not_that_of_runs_whose_tokens_take_other_work(tmp_path: Path) -> None:
+    """LoRA takes less work per token; an array with both kinds has the walltime of the slower one."""
+    store, (file, tree) = Store(tmp_path / "runs"), opened(grid={}, **{"finetune.method": "lora"})
+    measured(store, file, tree, speed=5.0, kind="finetune")
+    full_file, full = opened(grid={})
+    assert by_kind(full, slurm_resources(full, full_file, store, None, []))["finetune"] == {240}
+    measured(store, full_file, full, speed=2.0, kind="finetune")
+    assert by_kind(full, slurm_resources(full, full_file, store, None, []))["finetune"] == {5120 * 3 // 2 // 120 + 10}
+    assert by_kind(tree, slurm_resources(tree, file, store, None, []))["finetune"] == {-(-5120 * 3 // 2 // 300) + 10}
+    both_file, both = opened(grid={"finetune.method": ["full", "lora"]})
+    assert by_kind(both, slurm_resources(both, both_file, store, None, []))["finetune"] == {5120 * 3 // 2 // 120 + 10}
+
+
 def test_siblings_have_one_walltime_so_that_they_are_one_array(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     file, tree = opened(grid={"finetune.tokens": [6_400, 640_000]})

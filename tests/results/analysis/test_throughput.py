@@ -1,6 +1,8 @@
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -41,14 +43,14 @@ def test_a_speed_is_the_median_of_done_runs_of_one_kind_model_devices_and_gpu(tm
         done(store, key, speed, device)
     model = model_text(store.run(roots[0]).spec()["recipe"])
     speeds = measured_speeds(store)
-    assert speeds("pretrain", model, 1, "H100") == 15.0
-    assert speeds("pretrain", model, 1, "L40S") == 60.0
-    assert speeds("pretrain", model, 1, None) == 40.0
-    assert speeds("pretrain", model, 1, "A100") is None
-    assert speeds("pretrain", model, 2, "H100") is None
-    assert speeds("finetune", model, 1, "H100") is None
+    assert speeds("pretrain", model, "", 1, "H100") == 15.0
+    assert speeds("pretrain", model, "", 1, "L40S") == 60.0
+    assert speeds("pretrain", model, "", 1, None) == 40.0
+    assert speeds("pretrain", model, "", 1, "A100") is None
+    assert speeds("pretrain", model, "", 2, "H100") is None
+    assert speeds("finetune", model, "", 1, "H100") is None
     given = measured_speeds(store, shown_states(store, tree.stages))
-    assert [given("pretrain", model, 1, device) for device in ("H100", "L40S", None)] == [15.0, 60.0, 40.0]
+    assert [given("pretrain", model, "", 1, device) for device in ("H100", "L40S", None)] == [15.0, 60.0, 40.0]
 
 
 def test_a_plan_is_priced_by_what_its_store_has_measured(tmp_path: Path) -> None:
@@ -63,6 +65,31 @@ def test_a_plan_is_priced_by_what_its_store_has_measured(tmp_path: Path) -> None
     after = retain.plan(str(study), store=store.root).totals
     assert after.measured == {"A100": 0, "H100": 1, "H200": 0, "L40S": 0}
     assert after.gpu_hours > second.tokens / 5.0 / 3600 > before.gpu_hours
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"finetune.method": "lora"},
+        {"finetune.method": "lora", "finetune.lora": {"rank": 8}},
+        {"finetune.method": "lora", "finetune.lora": {"targets": ["q_proj"]}},
+        {"finetune.anchor": {"l2sp": 0.1}},
+        {"finetune.anchor": {"ewc": 10, "sequences": 4}},
+        {"finetune.optimizer": "muon"},
+        {"documents": {"attention": "within"}},
+    ],
+    ids=lambda other: str(other),
+)
+def test_a_plan_is_not_priced_by_runs_whose_tokens_take_other_work(other: dict[str, Any], tmp_path: Path) -> None:
+    store, changed = Store(tmp_path / "runs"), {"grid": {"finetune.seed": [0, 1]}} | other
+    opened = open_study(str(tiny_study(tmp_path / "other", **changed)), [], store.root)
+    store.root.mkdir()
+    register(opened.tree, opened.file, opened.facts, store)
+    done(store, opened.tree.trials[0].leaf, 5.0, "NVIDIA H100 80GB HBM3")
+    plain = tiny_study(tmp_path / "plain", study="plain", grid={"finetune.lr": [1e-4, 2e-4]})
+    assert retain.plan(str(plain), store=store.root).totals.measured["H100"] == 0
+    again = retain.plan(str(plain), [f"{name}={json.dumps(value)}" for name, value in other.items()], store=store.root)
+    assert again.totals.measured["H100"] == 2, "a learning rate changes no work"
 
 
 def test_speeds_of_a_large_store_are_cached_and_follow_new_and_deleted_runs(
@@ -83,17 +110,21 @@ def test_speeds_of_a_large_store_are_cached_and_follow_new_and_deleted_runs(
 
     done(store, roots[2], 90.0, "NVIDIA L40S")
     done(store, roots[3], 0.0, None)
-    assert measured_speeds(store)("pretrain", model, 1, "L40S") == 20.0
+    assert measured_speeds(store)("pretrain", model, "", 1, "L40S") == 20.0
     assert (tmp_path / throughput.CACHE).exists()
 
     done(store, roots[4], 100.0, "NVIDIA L40S")
-    assert measured_speeds(store)("pretrain", model, 1, "L40S") == 55.0
+    assert measured_speeds(store)("pretrain", model, "", 1, "L40S") == 55.0
     shutil.rmtree(store.run(roots[0]).folder)
-    assert measured_speeds(store)("pretrain", model, 1, "L40S") == 90.0
+    assert measured_speeds(store)("pretrain", model, "", 1, "L40S") == 90.0
 
     with mock.patch.object(runs, "_holds_run", wraps=runs._holds_run) as looked_at:
-        assert measured_speeds(store)("pretrain", model, 1, "L40S") == 90.0
+        assert measured_speeds(store)("pretrain", model, "", 1, "L40S") == 90.0
     assert {call.args[1] for call in looked_at.call_args_list} & set(roots) == set(roots[4:])
 
-    (tmp_path / throughput.CACHE).write_text("{")
-    assert measured_speeds(store)("pretrain", model, 1, "L40S") == 90.0
+    earlier = json.loads((tmp_path / throughput.CACHE).read_text())
+    for group in earlier["groups"]:
+        del group["work"]
+    for unusable in ("{", json.dumps(earlier)):
+        (tmp_path / throughput.CACHE).write_text(unusable)
+        assert measured_speeds(store)("pretrain", model, "", 1, "L40S") == 90.0

@@ -53,8 +53,11 @@ def test_the_fields_of_a_stage_of_your_own_name_are_explained(name: str) -> None
     field, strengths = find_fields(f"{name}.anchor")
     assert field is not None
     assert f"{name}.anchor.ewc" in {one.path for one in strengths}
-    with pytest.raises(StudyError, match=rf"{name}\.lrr: a study has no such field; did you mean {name}\.lr\?"):
+    own = "a stage with a name of your own has no such field"
+    with pytest.raises(StudyError, match=rf"{name}\.lrr: {own}; did you mean {name}\.lr\?"):
         find_fields(f"{name}.lrr")
+    with pytest.raises(StudyError, match=rf"{name}\.exposure: {own}; retain fields {name} lists what it has"):
+        find_fields(f"{name}.exposure")
 
 
 @pytest.mark.parametrize(

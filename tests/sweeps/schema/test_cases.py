@@ -50,6 +50,40 @@ def test_cases_share_equal_stages_which_are_labelled_by_fields_and_not_by_a_case
     assert tree.stages[mixed.key("pretrain")].axes == {"posttrain.corpus": "music", "pretrain.exposure": 1}
 
 
+@pytest.mark.parametrize(
+    ("axes", "sentence"),
+    [
+        (
+            {"grid": {"finetune": {"lr": [5e-4, 2e-3]}}},
+            "tiny.yaml: grid.finetune: finetune stands for the whole section, which lacks corpus; add it, or set single "
+            "fields by their paths, as in finetune.lr",
+        ),
+        (
+            {"cases": {"stop": {"early": {"posttrain.early_stopping": {"every": 2}}}}},
+            "tiny.yaml: cases.stop.early: posttrain.early_stopping stands for the whole section, which lacks patience; add "
+            "it, or set single fields by their paths, as in posttrain.early_stopping.every",
+        ),
+    ],
+    ids=["grid", "cases"],
+)
+def test_nested_fields_of_an_axis_are_told_from_a_whole_section(
+    axes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StudyError) as refused:
+        read_study(str(tiny_study(tmp_path, **axes)))
+    assert str(refused.value) == sentence
+
+
+def test_a_field_of_a_case_that_a_section_after_it_would_replace_is_an_error(tmp_path: Path) -> None:
+    section = {"corpus": "chemistry", "tokens": 5120, "lr": 1e-3, "batch": 8}
+    lost = {"finetune.lr": 5e-4, "finetune": section}
+    sentence = r"cases\.size\.a: finetune replaces finetune\.lr, which is set before it; write finetune first"
+    with pytest.raises(StudyError, match=sentence):
+        tree_of(tmp_path, cases={"size": {"a": lost}}, grid={})
+    kept = tree_of(tmp_path, cases={"size": {"a": dict(reversed(lost.items()))}}, grid={})
+    assert json.loads(kept.stages[kept.trials[0].leaf].recipe)["lr"] == 5e-4
+
+
 def test_an_override_selects_cases_by_name(tmp_path: Path) -> None:
     assert len(tree_of(tmp_path, "method=mixed", "pipeline=[chemistry-music]").trials) == 2
     with pytest.raises(StudyError, match=r"unknown case mxed; the cases are unmixed, mixed, mixed\+dropout"):

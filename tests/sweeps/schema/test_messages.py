@@ -189,6 +189,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("corpora.music.revision=1234567", "corpora.music.revision: expected text (got 1234567); quote a number"),
         ("corpora.music.files=[1]", "corpora.music.files: expected a path or a list of paths (got [1])"),
         ("execution.slurm.extra={array: 1-3}", "execution.slurm.extra: Retain sets the option array of every job;"),
+        (
+            "execution.slurm.extra={time: '2:00:00'}",
+            "execution.slurm.extra: Retain sets the option time of every job; write execution.slurm.minutes instead",
+        ),
         ("execution.slurm.environment={A: [1]}", "execution.slurm.environment.A: expected text (got [1])"),
         (f"study={'a' * 300}", "study: 'aaaa"),
         (f"tokenizer={{hf: {'a' * 300}}}", "tokenizer.hf: 'aaaa"),

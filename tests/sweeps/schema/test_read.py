@@ -194,7 +194,10 @@ def test_an_invalid_value_is_one_sentence_with_file_field_and_cure(path: Path, o
             "seed=[0,",
             "'seed=[0,': invalid YAML: a bracket or a comma is missing or too many; quote an override that has",
         ),
-        ("seed.first=1", "'seed.first=1': seed is not a mapping, so it has no field first"),
+        (
+            "seed.first=1",
+            "'seed.first=1': seed is not a mapping, so it has no field first; give a value for all of seed",
+        ),
     ],
 )
 def test_an_error_names_the_override_that_cannot_be_read(tmp_path: Path, override: str, sentence: str) -> None:

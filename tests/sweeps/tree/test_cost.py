@@ -1,5 +1,7 @@
 """The cost of a tree: tokens, FLOPs, GPU-hours, disk and jobs."""
 
+from pathlib import Path
+
 import pytest
 
 from retain.sweeps.base.errors import StudyError
@@ -11,9 +13,12 @@ from retain.sweeps.schema.models import (
     matrix_parameters,
     parameters,
 )
+from retain.sweeps.schema.read import check_study
 from retain.sweeps.tree.cost import Parallelism, total_cost
-from retain.sweeps.tree.throughput import PEAK_FLOPS, device_of, modelled_speed, utilisation
-from tests.studies import tiny_tree
+from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.throughput import PEAK_FLOPS, device_of, modelled_speed, utilisation, work_text
+from retain.sweeps.tree.tree import expand
+from tests.studies import LINEAR, tiny_tree
 
 TWO = {"pretrain.exposure": [0, 1], "finetune.lr": [1e-4, 2e-4, 3e-4]}
 
@@ -108,7 +113,7 @@ def test_measured_speeds_replace_estimates_for_the_same_device_and_number_of_dev
     tree = tiny_tree(grid={})
     asked: list[tuple[str, int, str | None]] = []
 
-    def measured(kind: str, model: str, devices: int, device: str | None) -> float | None:
+    def measured(kind: str, model: str, work: str, devices: int, device: str | None) -> float | None:
         asked.append((kind, devices, device))
         return 1000.0 if (kind, devices, device) == ("pretrain", 4, "A100") else None
 
@@ -132,6 +137,21 @@ def test_the_disk_peak_counts_the_checkpoints_of_all_stages_that_run_at_the_same
     assert apart[0].freeable_bytes == 4 * one
 
 
+def test_the_disk_peak_counts_the_checkpoints_that_done_stages_keep() -> None:
+    tree = tiny_tree(grid=TWO)
+    one = total_cost(tiny_tree(grid={}), (), "H100").disk_bytes // 3
+    kept = total_cost(tree, (), "H100", parallelism={"finetune": Parallelism(at_a_time=2, keep_states=True)})
+    # Two checkpoints of four values stay of each of the six fine-tunings. Three of each are there while two pretrainings train.
+    assert kept.kept_checkpoint_bytes // one == 6 * 2 * 4
+    assert (kept.disk_peak_bytes - kept.disk_bytes) // one == 6 * 2 * 4 + 2 * 12
+
+
+def test_a_linear_study_saves_no_checkpoints() -> None:
+    file = check_study(LINEAR, Path("linear.yaml"))
+    totals = total_cost(expand(file, Facts("", 0, {})), (), "H100")
+    assert totals.disk_peak_bytes == totals.disk_bytes > 0
+
+
 @pytest.mark.parametrize(
     ("name", "device"),
     [
@@ -151,3 +171,15 @@ def test_a_gpu_is_recognised_by_its_name(name: str, device: str | None) -> None:
 def test_the_error_of_an_unknown_device_names_the_known_ones() -> None:
     with pytest.raises(StudyError, match="--device TPU: unknown device; the devices are A100, H100, H200, L40S"):
         total_cost(tiny_tree(grid={}), (), "TPU")
+
+
+def test_the_work_per_token_is_that_of_objective_and_anchor_whatever_their_strengths() -> None:
+    plain = '{"early_stopping":null,"lr":0.1,"method":"full"}'
+    dpo, stronger = (
+        f'{{"lr":{lr},"method":"full","objective":{{"dpo":{beta},"reference":{{"corpus":"a"}}}}}}'
+        for lr, beta in ((0.1, 0.1), (0.2, 0.5))
+    )
+    l2sp, ewc = '{"anchor":{"l2sp":0.1},"method":"full"}', '{"anchor":{"ewc":1.0,"fisher":{}},"method":"full"}'
+    assert work_text(plain) == ""
+    assert work_text(dpo) == work_text(stronger)
+    assert len({work_text(recipe) for recipe in (plain, dpo, l2sp, ewc)}) == 4

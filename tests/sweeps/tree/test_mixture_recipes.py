@@ -151,6 +151,32 @@ def test_the_shares_of_an_axis_are_trials_and_zero_is_the_stage_without_a_mixtur
     assert tree.trials[0].leaf == tiny_tree(grid={}).trials[0].leaf
 
 
+@pytest.mark.parametrize(
+    ("fields", "overrides"),
+    [
+        ({"grid": {"finetune.mix.law.share": [0, 0.1]}}, []),
+        ({"cases": {"mixed": {"yes": {"finetune.mix.law.tokens": 320}, "no": {"finetune.mix.law.tokens": 0}}}}, []),
+        ({}, ["finetune.mix.law.share=[0,0.1]"]),
+        ({"search": {"axes": {"finetune.mix.law.share": {"uniform": [0, 0.1]}}}}, []),
+    ],
+    ids=["grid", "cases", "override", "search"],
+)
+def test_a_corpus_that_only_the_path_of_an_axis_names_is_used(
+    fields: dict[str, Any], overrides: list[str], tmp_path: Path
+) -> None:
+    law = {"corpora.law": {"files": "music.jsonl"}, "grid": {"finetune.lr": [1e-3, 2e-3]}}
+    file = read_study(str(tiny_study(tmp_path, **(law | fields))), overrides)
+    assert "law" in file.study.corpora
+    assert len(expand(file, made_up_facts(file)).trials) > 1
+
+
+def test_an_amount_of_zero_is_no_mixture_where_one_would_be_refused() -> None:
+    """So an axis over a mixture may have a case whose stage cannot have one."""
+    none = {"music": {"share": 0}, "general": [{"tokens": 0}, {"passes": 0, "of": 320}]}
+    matched: dict[str, Any] = {"allocation": "matched", "posttrain.max_tokens": None, "grid": {}}
+    assert list(tiny_tree(**matched, **{"posttrain.mix": none}).stages) == list(tiny_tree(**matched).stages)
+
+
 def test_windows_components_and_whole_mixtures_can_be_axes_and_cases(tmp_path: Path) -> None:
     base = {"finetune.mix": {"music": {"tokens": 320}}}
     windows = tiny_tree(**base, grid={"finetune.mix.music.window": [[0, 0.5], [0.5, 1]]})

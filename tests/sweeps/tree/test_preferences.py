@@ -153,6 +153,10 @@ def test_stages_below_are_measured_on_the_pairs_that_were_learned() -> None:
     assert not any(name.startswith("pretrain/") for name in asked_columns(tree))
 
 
+def test_a_stage_that_learns_from_pairs_may_have_a_mixture_of_nothing() -> None:
+    assert list(preferring(**{"finetune.mix.music.share": 0}).stages) == list(preferring().stages)
+
+
 def test_averages_are_measured_on_pairs_too() -> None:
     tree = preferring({"finetune.average": [0.5, 1]})
     (reference,) = references(tree)

@@ -149,6 +149,13 @@ def calls(trials: int) -> int:
     return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
 
 
+def test_a_field_of_a_section_that_a_word_may_stand_for_can_be_an_axis() -> None:
+    """A schedule is a word by default, and a mapping with wsd."""
+    tree = tiny_tree(grid={"finetune.schedule.wsd": [0.5, 0.25]})
+    whole = tiny_tree(grid={"finetune.schedule": [{"wsd": 0.5}, {"wsd": 0.25}]})
+    assert list(tree.stages) == list(whole.stages)
+
+
 def test_expanding_a_grid_takes_time_linear_in_its_trials() -> None:
     calls(1)
     assert calls(800) / calls(200) == pytest.approx(4, rel=0.05)
@@ -174,6 +181,14 @@ def test_a_batch_that_cannot_be_split_over_the_devices_is_named() -> None:
     assert device_mismatch(check_study(in_grid, Path("tiny.yaml"))) == (
         f"finetune.batch: 6 sequences cannot be split evenly over execution.devices: 4{cure}"
     )
+    section = tiny_fields()["finetune"]
+    whole = {"finetune": [section, section | {"batch": 6}]}
+    cases = {
+        "size": {"small": {"finetune": section | {"batch": 12}, "finetune.batch": 6}, "large": {"finetune": section}}
+    }
+    for axes in ({"grid": whole}, {"grid": {}, "cases": cases}):
+        fields = tiny_fields(execution={"devices": 4}, **axes)
+        assert "finetune.batch: 6 sequences" in str(device_mismatch(check_study(fields, Path("tiny.yaml"))))
     assert device_mismatch(check_study(tiny_fields(execution={"devices": 4}), Path("tiny.yaml"))) is None
 
 
@@ -291,6 +306,11 @@ def test_matched_allocation_without_pretraining_leaves_all_of_d_post_to_post_tra
 def test_the_error_of_an_invalid_point_names_its_place_in_the_grid() -> None:
     with pytest.raises(StudyError, match=r"finetune\.tokens: 16 tokens are less .* \(at finetune\.tokens=16\)"):
         tiny_tree(grid={"pretrain.exposure": [0, 1], "finetune.tokens": [5120, 16]})
+    with pytest.raises(StudyError, match=r"\(at finetune\.schedule={wsd: 0\.01}\)"):
+        tiny_tree(grid={"finetune.schedule": ["cosine", {"wsd": 0.01}]})
+    window = {"pretrain.exposure_schedule": [[0.0, 0.1]], "pretrain.exposure": [1]}
+    with pytest.raises(StudyError, match=r"exposure_schedule: \[0\.0, 0\.1\] leaves room for 32 sequences"):
+        tiny_tree(grid=window)
 
 
 def test_the_error_of_a_window_writes_it_as_a_study_file_does() -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+import retain
 from retain.datamodules.corpora.known import known_facts
+from retain.launchers.planning.opened_study import prepare_study
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.tree import expand
@@ -35,6 +37,11 @@ def without(name: str) -> Callable[[Path], None]:
 def without_end_of_text(folder: Path) -> None:
     changed("tokenizer_config.json", eos_token=None)(folder)
     changed("config.json", eos_token_id=None)(folder)
+
+
+def cut_short(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
 
 
 def whole(folder: Path) -> None:
@@ -75,6 +82,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {},
             "eos_token is missing in tokenizer_config.json or not in the vocabulary; name another",
         ),
+        (without("model.safetensors"), {}, "gpt2 has no model.safetensors; save the model with transformers'"),
+        (cut_short, {}, "model.safetensors is cut short; restore the file, or choose another checkpoint"),
+        (
+            changed("config.json", n_embd=30),
+            {},
+            "transformers cannot load it (ValueError: `embed_dim` must be divisible by",
+        ),
         (without("tokenizer.json"), {}, "gpt2 has no tokenizer.json; name another tokeniser, as in {hf: ID}"),
         (
             whole,
@@ -97,3 +111,20 @@ def test_a_plan_says_what_is_wrong_with_an_unprepared_checkpoint_in_one_sentence
         expand(file, known_facts(file, tmp_path / "runs"))
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("weights", [None, "random"])
+def test_a_plan_costs_the_same_before_and_after_a_local_checkpoint_is_prepared(
+    weights: str | None, checkpoint: Path, tmp_path: Path
+) -> None:
+    model = {"hf": str(checkpoint)} | ({"weights": weights} if weights else {})
+    lora = {"posttrain.method": "lora", "posttrain.lora": {"rank": 4}}
+    study, store = tiny_study(tmp_path, model=model, tokenizer=None, **lora), tmp_path / "runs"
+    before = retain.plan(str(study), store=store)
+    prepare_study(str(study), [], store)
+    after = retain.plan(str(study), store=store)
+    assert (before.provisional, after.provisional) == (True, False)
+    assert not [note for note in before.notes if "model.hf" in note]
+    costs = [(one.totals.flops, one.totals.gpu_hours, one.totals.disk_bytes) for one in (before, after)]
+    assert costs[0] == costs[1]
+    assert min(costs[0]) > 0
