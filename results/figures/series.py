@@ -12,7 +12,6 @@ from retain.results.analysis.attainment import attainment_band
 from retain.results.analysis.axes import (
     EXPOSURE,
     METHOD,
-    PIPELINE,
     RATE,
     axis_values,
     grouped,
@@ -25,6 +24,7 @@ from retain.results.analysis.methods import (
     METHOD_FIELDS,
     PIPELINES,
     method_of,
+    names_pipeline,
     pipeline_of,
     setting_axes,
     setting_name,
@@ -122,7 +122,7 @@ def mean_curve(points: Iterable[tuple[Any, float | None]]) -> list[tuple[Any, fl
 def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[list[Panel]]:
     """A row of panels for each pipeline, a column for each side."""
     pipelines = pipelines_of(spec, rows)
-    axes = [name for name in setting_axes(rows) if name != PIPELINE]
+    axes = [name for name in setting_axes(rows) if not names_pipeline(name)]
     panel_rows = []
     for letter, pipeline in zip("abcdefghijklmnopqrstuvwxyz", pipelines, strict=False):
         own = [row for row in rows if pipeline_of(row) == pipeline]

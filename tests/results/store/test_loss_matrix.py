@@ -110,3 +110,10 @@ def test_a_run_that_another_study_trained_has_a_blank_with_its_reason(tmp_path: 
         "posttraining",
         "finetuning",
     }
+
+
+def test_every_trial_names_the_corpora_of_its_losses(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, grid={"finetune.corpus": ["chemistry", "music"]})
+    rows = retain_json("results", study, "--store", tmp_path / "runs")["trials"]
+    roles = {"pretraining": "general", "posttraining": "music"}
+    assert [row["corpora"] for row in rows] == [roles | {"finetuning": name} for name in ("chemistry", "music")]
