@@ -88,7 +88,7 @@ def write_report(
     first = studies[0][0]
     linear = isinstance(first.study, LinearStudy)
     unit = "squared loss" if linear else "nats per token"
-    kept = kept_groups(rows)
+    kept, effects = kept_groups(rows), axis_effects(rows)
     curves = draw_curves(tree, store, run_names(rows))
     search, recipes = search_part(store.root, tree.study), recipe_tables(rows)
     of_paper = any(part.summary for part in parts)
@@ -106,7 +106,7 @@ def write_report(
         parts=parts,
         partial=_partial_sentences(tree, rows, states),
         sections=_sections(bool(curves.panels), bool(recipes), search is not None, of_paper),
-        answer=answer(rows, kept, verdicts, unit, linear),
+        answer=answer(rows, kept, verdicts, unit, linear, effects),
         facts=facts(rows, verdicts, states),
         kept=kept,
         several_seeds=len({seed_of(row) for row in rows}) > 1,
@@ -114,7 +114,7 @@ def write_report(
         unit=unit,
         linear=linear,
         forest=forest(verdicts),
-        axis_effects=axis_table(axis_effects(rows), higher, unit),
+        axis_effects=axis_table(effects, higher, unit),
         figures=figures,
         curves=curves,
         search=search,
