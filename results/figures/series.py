@@ -85,19 +85,29 @@ def panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool = False) -> list
 
 
 def _small_multiples(panel: Panel) -> list[Panel]:
-    """The panel, or one for each value of what its lines are first named by, or several of at most ten lines."""
+    """The panel, or one for each value of what its lines are first named by, or several of at most ten lines.
+
+    A panel that is titled by such a value names its lines without it, so that they are alike in all panels.
+    """
     if len(panel.series) <= MOST_LINES:
         return [panel]
     panel = replace(panel, whole=f"{panel.title}: {panel.y} over {panel.x}")
     apart = grouped(panel.series, lambda series: series.name.partition(", ")[0])
     if 1 < len(apart) < len(panel.series) and max(map(len, apart.values())) <= MOST_LINES:
-        return [replace(panel, title=_joined(panel.title, name), series=own) for name, own in apart.items()]
+        return [
+            replace(panel, title=_joined(panel.title, name), series=[_without_first(one) for one in own])
+            for name, own in apart.items()
+        ]
     found: list[Panel] = []
     for own in small_multiples(panel.series):
         first = 1 + sum(len(one.series) for one in found)
         title = _joined(panel.title, f"lines {first} to {first + len(own) - 1}")
         found.append(replace(panel, title=title, series=list(own)))
     return found
+
+
+def _without_first(series: Series) -> Series:
+    return replace(series, name=series.name.partition(", ")[2] or series.name)
 
 
 def published_panels(spec: FigureSpec, rows: Sequence[Row]) -> list[list[Panel]]:
