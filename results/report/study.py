@@ -154,7 +154,8 @@ def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row], asked: Mapp
         losses = [loss_cell(loss_at(row, name)) for name in columns]
         if forgotten:
             losses.insert(2, loss_cell(row[L_RET] - row[L_IM] if has_losses(row, L_IM, L_RET) else None))
-        cells.append([*(value_cell(row["axes"].get(name)) for name in names), *losses, row["tokens"]])
+        values = (value_cell(row["axes"][name]) if name in row["axes"] else None for name in names)
+        cells.append([*values, *losses, row["tokens"]])
     titles = [SYMBOLS.get(name, name) + (" \N{UPWARDS ARROW}" if asked.get(name) else "") for name in columns]
     if forgotten:
         titles.insert(2, f"{SYMBOLS[L_RET]} \N{MINUS SIGN} {SYMBOLS[L_IM]}")

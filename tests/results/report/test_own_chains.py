@@ -47,3 +47,17 @@ def test_a_chain_without_pretraining_has_frontiers_in_the_plane_that_it_has() ->
     (frontiers,) = figures_of("mine", rows)
     assert [(side.x, side.y) for side in frontiers.sides] == [("finetuning_loss", "retained_posttraining_loss")]
     assert "L_pre" not in loss_table([], "losses", rows, {}).columns
+
+
+def test_a_value_that_is_none_is_told_apart_from_a_missing_one_and_both_stand_in_columns_of_numbers() -> None:
+    rows = [
+        trial(("pretrain", "posttrain", "finetune"), axes)
+        for axes in ({"posttrain.max_tokens": None}, {"posttrain.max_tokens": 60_000}, {})
+    ]
+    table = loss_table(["posttrain.max_tokens"], "losses", rows, {})
+    assert [row[0].text for row in table.rows] == ["none", "60,000", "\N{EN DASH}"]
+    assert dict(zip(table.columns, table.numeric, strict=True)) == {
+        "posttrain.max_tokens": True,
+        **dict.fromkeys(("L_im", "L_ret", "L_ret \N{MINUS SIGN} L_im", "L_ft", "L_pre"), False),
+        "tokens": True,
+    }
