@@ -73,12 +73,13 @@ def write_report(
     overrides: Sequence[str] = (),
     how_looked: Sequence[str] = (),
     states: Mapping[str, State] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write report.html into the folder of `study_folder` and return its path.
 
     studies: one study, or several that are reported together, each with its own rows. tree, rows: those of all. how_looked:
     sentences about the looks of a study whose seeds were added until its verdicts were decided. states: of all stages, as
-    `readable_rows` finds them; without them, a damaged run raises DamageError.
+    `readable_rows` finds them; without them, a damaged run raises DamageError. notes: further notices for the top of the page.
     """
     import jinja2
 
@@ -104,7 +105,7 @@ def write_report(
     text = environment.get_template("page.html.j2").render(
         study=tree.study,
         parts=parts,
-        partial=_partial_sentences(tree, rows, states),
+        partial=[*_partial_sentences(tree, rows, states), *notes],
         sections=_sections(bool(curves.panels), bool(recipes), search is not None, of_paper),
         answer=answer(rows, kept, verdicts, unit, linear, effects),
         facts=facts(rows, verdicts, states),
