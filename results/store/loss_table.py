@@ -22,6 +22,7 @@ from retain.sweeps.schema.section import (
     GROUNDWORK,
     LOSSES,
     STAGE_KINDS,
+    in_one_order,
     loss_name,
     stage_kind,
     unknown_loss,
@@ -308,7 +309,7 @@ def loss_columns(rows: Sequence[Row]) -> list[str]:
     return list(
         dict.fromkeys(
             loss_name(stage, name)
-            for stage in dict.fromkeys(stage for row in rows for stage in row.get("losses", {}))
+            for stage in in_one_order(row.get("losses", ()) for row in rows)
             for part in ("losses", "measures")
             for row in rows
             for name in row.get(part, {}).get(stage, {})

@@ -34,7 +34,7 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
     four = named_losses(rows)
     named = four if columns is None and len(four) > 1 else ()
     shown = list(columns or named or loss_columns(rows))
-    titles = [SYMBOLS[name] if name in named else name for name in shown]
+    titles = [SYMBOLS.get(name, name) for name in shown]
     table = new_table(*results.axes, *titles, "tokens", left=len(results.axes))
     for row in rows[:MOST_ROWS]:
         losses = ("" if (loss := loss_at(row, name)) is None else f"{loss:.4f}" for name in shown)
@@ -42,9 +42,9 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
         table.add_row(*(cell(row["axes"].get(name, "")) for name in results.axes), *losses, tokens)
     console = open_console()
     console.print(table)
-    if named:
+    if any(name in SYMBOLS for name in shown):
         console.print(f"{results.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
-    else:
+    if not all(name in SYMBOLS for name in shown):
         console.print(f"{results.loss_unit}: STAGE/CORPUS is the loss after STAGE on CORPUS")
         if any(without_value(name) != name for name in shown):
             console.print("STAGE/CORPUS[VALUE] is the loss on the documents of CORPUS whose field `by` has this VALUE")

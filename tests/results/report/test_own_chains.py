@@ -6,7 +6,7 @@ from typing import Any
 from retain.results.figures.catalogue import figures_of
 from retain.results.report.headline import answer, facts
 from retain.results.report.study import loss_table, overview
-from retain.results.store.loss_table import Row
+from retain.results.store.loss_table import Row, loss_columns
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.section import LOSSES
@@ -61,3 +61,9 @@ def test_a_value_that_is_none_is_told_apart_from_a_missing_one_and_both_stand_in
         **dict.fromkeys(("L_im", "L_ret", "L_ret \N{MINUS SIGN} L_im", "L_ft", "L_pre"), False),
         "tokens": True,
     }
+
+
+def test_the_losses_of_stages_that_only_some_trials_have_are_in_the_order_of_the_chain() -> None:
+    rows = [trial(chain, {}) for chain in (("pretrain", "finetune"), ("pretrain", "midtrain", "finetune"))]
+    stages = dict.fromkeys(name.partition("/")[0] for name in loss_columns(rows))
+    assert list(stages) == ["pretrain", "midtrain", "finetune"]

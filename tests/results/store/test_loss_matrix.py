@@ -71,6 +71,8 @@ def test_results_shows_the_losses_that_are_asked_for(trained: Trained) -> None:
         "results", trained.study, "--store", trained.store, "--losses", "posttrain/general,L_ret", more=wide
     )
     assert by_symbol.stdout == printed
+    assert "  L_ret" in printed
+    assert "after post-training (im), and after fine-tuning (ret" in printed
     row = retain_json("results", trained.study, "--store", trained.store)["trials"][0]
     assert f"{row['losses']['posttrain']['general']:.4f}" in printed
     assert f"{row['retained_posttraining_loss']:.4f}" in printed
