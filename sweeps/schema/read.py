@@ -3,7 +3,7 @@
 import difflib
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
     path = find_study(name)
     raw = _load(path)
     # A corpus that an override replaces stays, so that narrowing an axis trains the same tokeniser.
-    named = _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
+    named = corpus_names(raw)
     for override in overrides:
         _check_axes(raw, path.name)
         _apply(raw, override)
@@ -103,13 +103,18 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
     for override in overrides:
         _check_reaches_a_trial(raw, override)
     file = check_study(raw, path)
-    named |= _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
+    named |= corpus_names(raw)
     measured = tuple(name for name in measured_corpora(file.study) if name not in named)
     used = {name: corpus for name, corpus in file.study.corpora.items() if name in named or name in measured}
     unused = tuple(name for name in file.study.corpora if name not in used)
     if unused:
         file = replace(file, study=file.study.model_copy(update={"corpora": used}), unused=unused)
     return replace(file, only_measured=measured)
+
+
+def corpus_names(raw: Mapping[str, Any]) -> set[str]:
+    """The texts in the plain fields of a study that name a corpus on which it may train, if there is a corpus of that name."""
+    return _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
 
 
 def measured_corpora(study: AnyStudy) -> tuple[str, ...]:
@@ -183,7 +188,7 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
             f"{path.name}: {measured[0]}: what is measured is the same for all trials; set it under evaluate"
         )
     search = read_search(raw, schema, path.name, study.stages) if study.search else None
-    named = _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
+    named = corpus_names(raw)
     if search is not None:
         _check_losses(search.block, study, named, path.name)
     only_measured = tuple(name for name in measured_corpora(study) if name not in named)
