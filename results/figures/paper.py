@@ -283,8 +283,9 @@ def _draw_series(axes: "Axes", series: Series, style: LineStyle, panel: Panel) -
 
     x, y = series.line[:, 0], series.line[:, 1]
     trials = np.array(series.trials).reshape(-1, 3)
-    faint: dict[str, Any] = {"alpha": 0.35, "linewidths": 0, "rasterized": len(trials) > MOST_VECTOR_TRIALS}
-    axes.scatter(trials[:, 1], trials[:, 2], s=11, marker=style.marker, color=style.colour, **faint)
+    faint: dict[str, Any] = {"alpha": 0.35, "rasterized": len(trials) > MOST_VECTOR_TRIALS, "edgecolors": style.colour}
+    face, width = ("none", 0.8) if style.hollow else (style.colour, 0)
+    axes.scatter(trials[:, 1], trials[:, 2], s=11, marker=style.marker, facecolors=face, linewidths=width, **faint)
     shape: dict[str, Any] = {"color": style.colour, "linewidth": 1.6}
     points = style.points
     if series.low is None or series.high is None:
@@ -295,7 +296,9 @@ def _draw_series(axes: "Axes", series: Series, style: LineStyle, panel: Panel) -
     else:
         top = np.minimum(series.high, trials[:, 2].max())
         axes.fill_between(x, series.low, top, step="post", color=style.colour, alpha=0.2, linewidth=0)
-        axes.plot(x, y, drawstyle="steps-post", **shape)
+        # Markers where the line steps tell lines of one colour apart.
+        steps = np.flatnonzero(np.diff(y, prepend=np.inf)).tolist()
+        axes.plot(x, y, drawstyle="steps-post", markevery=steps, **shape, **points | {"markersize": 3.5})
     if (panel.x, panel.y) == (EXPOSURE, L_RET) and len(y):
         star: dict[str, Any] = {"marker": "*", "markersize": 13, "markeredgecolor": "white", "markeredgewidth": 0.7}
         axes.plot(x[y.argmin()], y.min(), color=style.colour, zorder=4, **star)

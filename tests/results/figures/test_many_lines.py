@@ -1,7 +1,9 @@
 """Figures of more lines than one panel holds: their panels, their legends, and what is not drawn yet."""
 
 import itertools
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from retain.results.figures import paper
-from retain.results.figures.catalogue import FRONTIERS
+from retain.results.figures.catalogue import FIGURES, FRONTIERS
 from retain.results.figures.paper import draw_figure
 from retain.results.figures.series import panels
 from retain.results.store.loss_table import Row
 from retain.sweeps.schema.section import LOSSES
+from tests.results.made_rows import method_rows
 
 LONG = {
     "method": ["plain", "exposed", "replayed"],
@@ -49,6 +52,16 @@ def test_lines_without_a_trial_are_in_no_legend_and_do_not_stretch_the_axes(tmp_
     shares = [f"midtrain.mix.music.share = {share}, posttrain.max_tokens = none" for share in ("0", "0.2")]
     assert [[name for name, _, _ in panel.legend] for panel in drawn[:3]] == [shares, shares, []]
     assert ">0</text>" not in drawn[0].svg
+
+
+def test_frontiers_of_one_colour_are_told_apart_by_the_markers_of_their_legend(tmp_path: Path) -> None:
+    """With LoRA, the lines of both methods have one colour: hollow markers without mixing, filled ones with it."""
+    rows = method_rows((None,), ("unmixed", "mixed", "unmixed+lora", "mixed+lora"), seeds=(0, 1, 2))
+    (panel,) = draw_figure(tmp_path, "tiny", replace(FIGURES["figure7"], pipelines=()), rows).panels
+    hollow, filled = [style for name, style, _ in panel.legend if "LoRA" in name]
+    assert (hollow.colour, hollow.hollow, filled.hollow) == (filled.colour, True, False)
+    drawn = re.findall(rf"fill: (\S+?); stroke: {hollow.colour.lower()}", panel.svg)
+    assert {"var(--paper)", "none", hollow.colour.lower()} <= set(drawn)
 
 
 @pytest.mark.parametrize(
