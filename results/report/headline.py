@@ -7,6 +7,7 @@ from statistics import fmean
 
 from retain.results.analysis.axes import METHOD, SIZE, axis_names, grouped, seed_axis, seed_of, setting
 from retain.results.analysis.axis_effects import AxisEffect
+from retain.results.analysis.effects import effect_of
 from retain.results.analysis.loss_planes import L_IM, L_RET, has_losses, matched_rows, means_by_seed
 from retain.results.analysis.methods import PIPELINES, names_pipeline, pipeline_of, setting_axes, setting_name
 from retain.results.claims.judging import Verdict
@@ -52,6 +53,8 @@ class Kept:
     """L_ret − L_im."""
     spread: str
     """Its lowest and highest seed; empty with one seed."""
+    retained: Mapping[int, float]
+    """L_ret of each seed; empty unless there are several, each over the same settings."""
     start: float = 0.0
     end: float = 0.0
     """The places of `before` and `after` on the row's scale, in percent."""
@@ -92,8 +95,11 @@ def _kept(name: str, style: LineStyle, rows: Sequence[Row]) -> Kept:
     before, after = (means_by_seed(rows, loss) for loss in (L_IM, L_RET))
     per_seed = [after[seed] - before[seed] for seed in after]
     mean_before, mean_after = (fmean(row[loss] for row in rows) for loss in (L_IM, L_RET))
-    spread = f"{_signed(min(per_seed))} to {_signed(max(per_seed))}" if _has_spread(rows) else ""
-    return Kept(method_title(name), style, mean_before, mean_after, _signed(mean_after - mean_before), spread)
+    forgotten = _signed(mean_after - mean_before)
+    if not _has_spread(rows):
+        return Kept(method_title(name), style, mean_before, mean_after, forgotten, "", {})
+    spread = f"{_signed(min(per_seed))} to {_signed(max(per_seed))}"
+    return Kept(method_title(name), style, mean_before, mean_after, forgotten, spread, after)
 
 
 def _has_spread(rows: Sequence[Row]) -> bool:
@@ -253,13 +259,23 @@ def _losses(groups: Sequence[KeptGroup], unit: str) -> str:
         return f"Fine-tuning raises the post-training loss from {before:.3f} to {after:.3f} {unit} on average."
     if best == base:
         second = min(shared[1:], key=lambda name: mean[name][1])
-        gap = mean[second][1] - after
-        return f"{best} has the lowest L_ret on average, {after:.3f} {unit}; the next is {second}, {gap:.3f} higher."
+        gap = f"{mean[second][1] - after:.3f} higher{_interval(groups, best, second)}"
+        return f"{best} has the lowest L_ret on average, {after:.3f} {unit}; the next is {second}, {gap}."
     changes = [mean[best][index] - mean[base][index] for index in (1, 0)]
     return (
-        f"On average {best} has the lowest L_ret, {after:.3f} {unit}: {changes[0]:+.3f} against {base}, while L_im, before "
-        f"fine-tuning, changes by {changes[1]:+.3f}."
+        f"On average {best} has the lowest L_ret, {after:.3f} {unit}: {changes[0]:+.3f} against {base}"
+        f"{_interval(groups, base, best)}, while L_im, before fine-tuning, changes by {changes[1]:+.3f}."
     )
+
+
+def _interval(groups: Sequence[KeptGroup], first: str, second: str) -> str:
+    """The interval of L_ret of the second line minus that of the first, over seeds, in brackets; empty if there is none."""
+    lines = [{line.name: line.retained for line in group.rows} for group in groups]
+    pairs = [(own[first], own[second]) for own in lines]
+    seeds = set.intersection(*({*one} & {*other} for one, other in pairs))
+    effect = effect_of({seed: fmean(other[seed] - one[seed] for one, other in pairs) for seed in sorted(seeds)})
+    _, _, interval = str(effect).partition(", ")
+    return f" ({interval})" if effect.seeds > 1 else ""
 
 
 def facts(rows: Sequence[Row], verdicts: Sequence[Verdict], states: Mapping[str, State]) -> list[Fact]:
