@@ -8,9 +8,9 @@ from retain.results.analysis.axes import seed_of
 from retain.results.analysis.axis_effects import axis_effects
 from retain.results.claims.judging import Verdict
 from retain.results.figures.curves import draw_curves
-from retain.results.figures.style import DrawnFigure, missing_trials
+from retain.results.figures.style import DrawnFigure
 from retain.results.report.cells import Table
-from retain.results.report.collect import failures
+from retain.results.report.collect import failures, missing_results
 from retain.results.report.deviations import deviations, every_field, is_of_paper, summary
 from retain.results.report.forest import forest
 from retain.results.report.headline import MOST_OPEN, answer, facts, kept_groups, run_names
@@ -27,7 +27,7 @@ from retain.results.report.study import (
     parameter_count,
     question,
 )
-from retain.results.store.loss_table import Row, finished_trials, named_losses
+from retain.results.store.loss_table import Row, named_losses
 from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, State
 from retain.results.store.study_files import study_folder
@@ -40,6 +40,8 @@ from retain.sweeps.tree.measures import asked_columns
 from retain.sweeps.tree.tree import Tree
 
 WEB = Path(__file__).parent / "web"
+MOST_FAILURES = 3
+"""The reasons of more failed and cancelled stages are left to `retain status`."""
 MOST_OPEN_ROWS = 200
 """A loss table with more rows is collapsed."""
 MOST_OPEN_STAGES = 60
@@ -183,7 +185,9 @@ def _sections(curves: bool, recipes: bool, search: bool, of_paper: bool) -> list
 
 def _partial_sentences(tree: Tree, rows: Sequence[Row], states: Mapping[str, State]) -> list[str]:
     """The notices at the top of the page; empty if the results are complete."""
-    missing = len(rows) - len(finished_trials(rows))
+    failed = failures(tree, states)
     notices = ["The data is not prepared: keys are provisional and no stage is trained."] if tree.provisional else []
-    notices += [f"Partial results: {missing_trials(missing, len(rows))}."] if missing else []
-    return notices + [f"{one.sentence}." for one in failures(tree, states) if one.state == DAMAGED]
+    if missing := missing_results(rows, failed):
+        notices.append(f"Partial results: {missing}.")
+    told = [one for one in failed if one.state != DAMAGED][:MOST_FAILURES]
+    return notices + [f"{one.sentence}." for one in failed if one.state == DAMAGED or one in told]

@@ -12,9 +12,8 @@ from retain.launchers.console import MOST_ROWS, new_table, open_console, print_l
 from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.predictors import PREDICTORS
 from retain.results.claims.sequential import looks_sentence
-from retain.results.figures.style import missing_trials
-from retain.results.report.collect import Failure, Results
-from retain.results.store.loss_table import finished_trials, loss_at, loss_columns, named_losses
+from retain.results.report.collect import Failure, Results, missing_results
+from retain.results.store.loss_table import loss_at, loss_columns, named_losses
 from retain.results.store.state import DAMAGED
 from retain.results.store.study_files import POINTS_STUDY, study_folder
 from retain.sweeps.base.errors import MissingResourceError
@@ -58,8 +57,8 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
             console.print("metrics of tasks: STAGE/TASK/METRIC is the metric after STAGE on TASK")
         for reason in results.blanks:
             print_line(console, reason)
-    if missing := len(rows) - len(finished_trials(rows)):
-        print_line(console, missing_trials(missing, len(rows)))
+    if missing := missing_results(rows, results.failures):
+        print_line(console, missing)
     if len(rows) > MOST_ROWS:
         tables = [path for path in results.files if path.endswith(".csv")]
         where = f"in {tables[0]}" if tables else "with --csv or --json"

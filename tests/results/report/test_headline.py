@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 from retain.results.analysis.axis_effects import axis_effects
+from retain.results.report.collect import Failure, missing_results
 from retain.results.report.headline import answer, facts, kept_groups
 from retain.results.store.loss_table import Row
 from tests.results.made_rows import method_rows
@@ -92,3 +93,14 @@ def test_the_method_that_retains_most_is_told_with_the_interval_of_its_lead() ->
     _, told = said(trials(("exposed", "plain")))
     assert told.endswith("the next is plain, 0.500 higher (95% interval +0.5 to +0.5).")
     assert "interval" not in said(trials(seeds=(0,)))[1]
+
+
+def test_what_is_missing_is_told_with_the_stages_that_did_not_end_well() -> None:
+    rows = trials()
+    assert missing_results(rows, []) == ""
+    unfinished(rows, finetune_lr=1e-3)
+    assert missing_results(rows, []) == "4 of 8 trials are missing"
+    ended = [
+        Failure(f"key {at}", "finetune", {}, state, "", 0) for at, state in enumerate(("failed", "cancelled", "failed"))
+    ]
+    assert missing_results(rows, ended) == "4 of 8 trials are missing; 2 stages failed, 1 stage cancelled"
