@@ -120,7 +120,7 @@ def corpora(file: StudyFile, facts: Facts) -> Table:
 def budgets(file: StudyFile) -> Table:
     """The stages side by side, one row for each field, also those at their defaults."""
     fields: dict[str, dict[str, str]] = {}
-    chain = file.study.stages
+    chain, seeds = file.study.stages, values_text("seed", file.values("seed"))
     for path, values in resolved(file):
         stage, _, name = path.partition(".")
         if stage in chain and name:
@@ -133,7 +133,7 @@ def budgets(file: StudyFile) -> Table:
                 own = [path for path in fields if path.startswith(f"{name}.")] or [name]
                 for path in own:
                     fields.setdefault(path, {}).setdefault(
-                        stage, f"{file.study.seed} (the study's)" if name == "seed" else "none"
+                        stage, f"{seeds} (the study's)" if name == "seed" else "none"
                     )
     rows: Rows = [[name, *(stages.get(stage, "") for stage in chain)] for name, stages in fields.items()]
     return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *chain), rows)

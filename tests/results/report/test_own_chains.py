@@ -5,7 +5,7 @@ from typing import Any
 
 from retain.results.figures.catalogue import figures_of
 from retain.results.report.headline import answer, facts
-from retain.results.report.study import loss_table, overview
+from retain.results.report.study import budgets, loss_table, overview
 from retain.results.store.loss_table import Row, loss_columns
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.read import check_study
@@ -67,3 +67,9 @@ def test_the_losses_of_stages_that_only_some_trials_have_are_in_the_order_of_the
     rows = [trial(chain, {}) for chain in (("pretrain", "finetune"), ("pretrain", "midtrain", "finetune"))]
     stages = dict.fromkeys(name.partition("/")[0] for name in loss_columns(rows))
     assert list(stages) == ["pretrain", "midtrain", "finetune"]
+
+
+def test_the_budgets_give_every_seed_of_the_study(tmp_path: Path) -> None:
+    file = check_study(tiny_fields(grid={"seed": [0, 1]}), tmp_path / "tiny.yaml")
+    (seeds,) = [row[1:] for row in budgets(file).rows if row[0].text == "seed"]
+    assert {cell.text for cell in seeds} == {"0; 1 (the study's)"}
