@@ -122,11 +122,12 @@ def published_panels(spec: FigureSpec, rows: Sequence[Row]) -> list[list[Panel]]
 
 
 def mean_curve(points: Iterable[tuple[Any, float | None]]) -> list[tuple[Any, float, float, float]]:
-    """(x, mean, lowest, highest) of the y at each x, by ascending x; nan where every y is missing."""
+    """(x, mean, lowest, highest) of the y at each x, by ascending x, or names in their order; nan where every y is missing."""
     by_x = grouped(points, itemgetter(0))
     at = {x: [y for _, y in own if y is not None] or [np.nan] for x, own in by_x.items()}
     # Python's own functions: numpy's take ten times as long on a few values, and a study may have thousands of points.
-    return [(x, fmean(at[x]), min(at[x]), max(at[x])) for x in sorted(at)]
+    ordered = list(at) if any(isinstance(x, str) for x in at) else sorted(at)
+    return [(x, fmean(at[x]), min(at[x]), max(at[x])) for x in ordered]
 
 
 def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[list[Panel]]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from retain.results.figures import paper
 from retain.results.figures.catalogue import FIGURES, FRONTIERS
 from retain.results.figures.paper import draw_figure
-from retain.results.figures.series import panels
+from retain.results.figures.series import mean_curve, panels
 from retain.results.store.loss_table import Row
 from retain.sweeps.schema.section import LOSSES
 from tests.results.made_rows import method_rows
@@ -80,3 +80,9 @@ def test_legends_cover_no_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert legends
     for legend, one in itertools.product(legends, places):
         assert not legend.get_window_extent().overlaps(one.get_window_extent())
+
+
+def test_named_values_are_drawn_in_the_order_of_the_study() -> None:
+    points = [(name, float(place)) for place, name in enumerate(("plain", "exposed", "plain"))]
+    assert mean_curve(points) == [("plain", 1.0, 0.0, 2.0), ("exposed", 1.0, 1.0, 1.0)]
+    assert [x for x, *_ in mean_curve([(1.0, 2.0), (0.5, 3.0)])] == [0.5, 1.0]
