@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from retain.launchers.planning.key_report import tell_edit
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.results.analysis.methods import has_claims
 from retain.results.claims.judging import Verdict
@@ -75,7 +76,9 @@ def report_studies(
     higher = {name for one in opened for name, is_higher in asked_columns(one.tree).items() if is_higher}
     figures += draw_planes(store, tree.study, labelled, drawn_planes, higher, overrides)
     parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]
-    page = write_report(parts, tree, opened[0].store, rows, figures, verdicts, origin, overrides, how_looked, states)
+    notes = [f"{note}." for one in opened if (note := tell_edit(one, overrides))]
+    store_of = opened[0].store
+    page = write_report(parts, tree, store_of, rows, figures, verdicts, origin, overrides, how_looked, states, notes)
     return StudyReport(tree.study, page, rows, figures, verdicts, failures(tree, states))
 
 

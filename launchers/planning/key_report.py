@@ -98,10 +98,12 @@ class _Paths:
         return {}
 
 
-def tell_edit(opened: OpenedStudy, overrides: Sequence[str]) -> None:
-    """Say on standard error what `edit_note` finds, unless there are overrides: a user means those."""
-    if not overrides and (note := edit_note(opened)):
+def tell_edit(opened: OpenedStudy, overrides: Sequence[str]) -> str | None:
+    """Say on standard error what `edit_note` finds, and return it, unless there are overrides: a user means those."""
+    note = None if overrides else edit_note(opened)
+    if note:
         notice(note)
+    return note
 
 
 def edit_note(opened: OpenedStudy) -> str | None:

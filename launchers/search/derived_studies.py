@@ -22,7 +22,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.files import write_text
 from retain.sweeps.base.yaml_text import yaml_of
 from retain.sweeps.schema.axes import get_field, is_axis
-from retain.sweeps.schema.read import StudyFile, check_study, read_study
+from retain.sweeps.schema.read import StudyFile, check_study, corpus_names, read_study
 from retain.sweeps.schema.search_space import SearchSpace, Values
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical
@@ -67,8 +67,14 @@ class SearchedStudy:
             for label, values in points.items()
         }
         fields = self.base | {"study": name, "cases": {AXIS_OF_POINTS: cases}, "grid": {"seed": list(seeds)}}
-        # A corpus that no point happens to have still belongs to the data, as the tokeniser may be trained on it.
+        # A corpus that no point happens to have, or that an override has replaced, still belongs to the data, as the tokeniser
+        # may be trained on it.
         corpora = {axis.path: list(axis.choices or ()) for axis in self.space.axes if axis.path.endswith(".corpus")}
+        named = corpus_names(fields | corpora) | {*self.file.only_measured}
+        if replaced := [name for name in fields.get("corpora", {}) if name not in named]:
+            last = self.file.study.stages[-1]
+            path, own = f"{last}.corpus", self.base[last]["corpus"]
+            corpora[path] = [*corpora.get(path, [own]), *replaced]
         if corpora:
             objective = {name: part for name, part in self.file.study.search.items() if name == "objective"}
             fields["search"] = objective | {"axes": corpora}

@@ -12,6 +12,8 @@ from retain.sweeps.schema.section import STAGE_KINDS
 
 METHOD, PIPELINE, RECIPE = "method", "pipeline", "recipe"
 """Axes of named cases: training methods, pairs of corpora, and recipes that a search compares."""
+CORPORA = {"posttrain.corpus": "D_post", "finetune.corpus": "D_ft"}
+"""The fields that make a pipeline, with what the paper calls their corpora."""
 EXPOSURE, SIZE, RATE = "pretrain.exposure", "posttrain.tokens", "finetune.lr"
 """λ, |D_post| in tokens, and the learning rate of fine-tuning."""
 SUBSET = "subset_seed"

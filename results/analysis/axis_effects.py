@@ -7,7 +7,7 @@ values averages over the same values of the others.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -24,8 +24,9 @@ from retain.results.analysis.axes import (
     varied_axes,
 )
 from retain.results.analysis.effects import Effect, effect_of
-from retain.results.store.loss_table import Row, loss_at, loss_columns, named_losses
-from retain.sweeps.schema.section import is_metric, without_value
+from retain.results.analysis.loss_planes import L_FT, L_PRE
+from retain.results.store.loss_table import Row, chain_of, loss_at, loss_columns, named_losses
+from retain.sweeps.schema.section import LOSSES, is_metric, without_value
 
 ROUNDING = 1e-12
 """Losses that differ by less, relative to them or in their unit, are equal: the rest is the arithmetic of the linear model."""
@@ -50,7 +51,8 @@ class AxisEffect:
 def axis_effects(rows: Sequence[Row]) -> list[AxisEffect]:
     """The effects of all axes that vary, in the order of the study; those on stages above an axis, which are 0, are left out.
 
-    Only settings count that are finished at both values at all seeds, so that seeds average over the same. The losses are the
+    Only settings count that are finished at both values at all seeds, so that seeds average over the same; losses on different
+    corpora are not compared. The losses are the
     paper's, or all of the matrix where the chain has at most one of them, and the metrics of tasks. Empty for searched points,
     which differ in several fields at once.
     """
@@ -88,11 +90,21 @@ def _compared_losses(rows: Sequence[Row]) -> list[str]:
     return [name for name in columns if name == without_value(name)]
 
 
+def _text_of(row: Row, loss: str) -> str | None:
+    """The corpus on which a trial has one of the paper's four losses; None if its row does not say it, as of other losses."""
+    corpora: Mapping[str, str] = row.get("corpora", {})
+    if loss == L_FT:
+        return corpora.get(chain_of(row)[-1], corpora.get("finetuning"))
+    return corpora.get("pretraining" if loss == L_PRE else "posttraining") if loss in LOSSES else None
+
+
 def _effect(pairs: Sequence[Pair], loss: str) -> tuple[Effect, int]:
     """The mean difference of pairs, and over how many settings of the other axes."""
     by_seed: dict[int, dict[tuple[str, ...], float]] = {}
     for seed, others, one, other in pairs:
         before, after = loss_at(one, loss), loss_at(other, loss)
+        if _text_of(one, loss) != _text_of(other, loss):
+            continue
         if before is not None and after is not None and math.isfinite(before) and math.isfinite(after):
             equal = math.isclose(before, after, rel_tol=ROUNDING, abs_tol=ROUNDING)
             by_seed.setdefault(seed, {})[others] = 0.0 if equal else after - before

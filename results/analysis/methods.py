@@ -5,7 +5,16 @@ from typing import Any, TypeGuard
 
 from pydantic import BaseModel
 
-from retain.results.analysis.axes import EXPOSURE, METHOD, PIPELINE, RECIPE, SIZE, is_searched, varied_axes
+from retain.results.analysis.axes import (
+    CORPORA,
+    EXPOSURE,
+    METHOD,
+    PIPELINE,
+    RECIPE,
+    SIZE,
+    is_searched,
+    varied_axes,
+)
 from retain.results.analysis.sisters.designs import is_sister
 from retain.results.store.loss_table import Row
 from retain.sweeps.base.units import format_size
@@ -69,7 +78,7 @@ def setting_axes(rows: Collection[Row]) -> list[str]:
     kept = [name for name in varied if name.rpartition(".")[2] not in swept]
     if METHOD in varied:
         kept = [name for name in kept if all(name in row["axes"] for row in rows)]
-    first = [name for name in (PIPELINE, METHOD) if name in kept]
+    first = [name for name in (PIPELINE, *CORPORA, METHOD) if name in kept]
     return [*first, *(name for name in kept if name not in first)]
 
 
@@ -106,6 +115,13 @@ def with_fixed(rows: Iterable[Row], fixed: Mapping[str, Any]) -> list[Row]:
 
 
 def pipeline_of(row: Row) -> str | None:
-    """The pipeline of a trial; None if the study has only one."""
-    pipeline = row["axes"].get(PIPELINE)
-    return None if pipeline is None else str(pipeline)
+    """The pipeline of a trial: its case and the corpora that are axes, as in `D_post music, D_ft law`; None if the study has
+    one pipeline."""
+    axes = row["axes"]
+    named = [str(axes[PIPELINE])] if axes.get(PIPELINE) is not None else []
+    return ", ".join(named + [f"{symbol} {axes[name]}" for name, symbol in CORPORA.items() if name in axes]) or None
+
+
+def names_pipeline(axis: str) -> bool:
+    """Whether an axis tells pipelines apart, whose trials are not compared with each other."""
+    return axis == PIPELINE or axis in CORPORA

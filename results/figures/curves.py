@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retain.results.analysis.axes import grouped
+from retain.results.analysis.loss_planes import Floats
 from retain.results.figures.drawing import draw_axes
 from retain.results.figures.paper import method_title
-from retain.results.figures.style import Drawing, LineStyle, line_styles, small_multiples
+from retain.results.figures.style import MOST_LINES, Drawing, LineStyle, line_styles, small_multiples
 from retain.results.store.curves import Curve, heldout_curve, read_curves, training_curve
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import DamageError
@@ -44,9 +45,11 @@ def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurve
     begun = [stage for stage in tree.stages.values() if (store.root / stage.key / "curves.jsonl").is_file()]
     shown = [begun[at] for at in np.linspace(0, len(begun) - 1, min(len(begun), MOST_RUNS)).astype(int)]
     curves = {stage.key: _curves(store, stage) for stage in shown}
-    styles = line_styles(list(dict.fromkeys(names.values())))
+    chain = tree.chain
+    by_stage = grouped(sorted(shown, key=lambda one: chain.index(one.stage)), lambda one: one.stage)
+    styles = _styles([[names[one.key] for one in own] for own in by_stage.values()])
     panels: list[Drawing] = []
-    for stage, own in grouped(shown, lambda stage: stage.stage).items():
+    for stage, own in by_stage.items():
         for kind, text in (
             (training_curve(stage, "loss"), "training loss"),
             (REMEMBERED, "held-out post-training text"),
@@ -57,11 +60,28 @@ def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurve
     return LossCurves(tuple(panels), len(shown), len(begun))
 
 
+def _styles(names_by_stage: Sequence[Sequence[str]]) -> dict[str, LineStyle]:
+    """The style of each name. If there are more than one legend holds, a name's style is the first that its stage has free."""
+    everything = list(dict.fromkeys(name for names in names_by_stage for name in names))
+    if len(everything) <= MOST_LINES:
+        return line_styles(everything)
+    styles: dict[str, LineStyle] = {}
+    for names in names_by_stage:
+        styles = line_styles(list(dict.fromkeys(names))) | styles
+    return styles
+
+
 def _curves(store: Store, stage: Stage) -> Mapping[str, Curve]:
     try:
         return read_curves(store.root / stage.key)
     except DamageError:
         return {}
+
+
+def _without_short_end(points: Floats) -> Floats:
+    """A curve without a last point that is a mean over less than half as many tokens as the others, such as one short batch."""
+    along = np.diff(points[:, 0], prepend=0)
+    return points[:-1] if len(points) > 2 and along[-1] < along[-2] / 2 else points
 
 
 Lines = Sequence[tuple[str, Curve]]
@@ -82,7 +102,7 @@ def _panel(name: str, title: str, lines: Lines, styles: Mapping[str, LineStyle])
 
     def draw(axes: "Axes") -> None:
         for line, curve in lines:
-            points = np.array(curve, dtype=float)
+            points = _without_short_end(np.array(curve, dtype=float))
             kept = points[np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).astype(int))]
             shape: dict[str, Any] = {"color": styles[line].colour, "linewidth": 0.9, "alpha": 0.6}
             axes.plot(kept[:, 0], kept[:, 1], markevery=[-1], **shape, **styles[line].points | {"markersize": 3.5})

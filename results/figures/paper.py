@@ -45,6 +45,8 @@ MOST_LETTERS = 60
 """A longer legend takes two lines."""
 LINE_LETTERS, KEY_LETTERS = 115, 6
 """The number of letters that fit a line of a legend, and the number that a marker takes the place of."""
+OWN_LEGEND_INCHES, OWN_LEGEND_LETTERS = 0.115, 52
+"""The height of a line in the legend of a single panel, and the number of letters that fit it."""
 MOST_VECTOR_TRIALS = 2000
 """A line with more trials than these has them as pixels in the SVG."""
 MOST_PANELS = 24
@@ -148,6 +150,8 @@ def _write_figure(
     rows = -(-len(flat) // columns)
     width, height = PANEL_INCHES if columns < MOST_COLUMNS else (3.4, 3.0)
     styles = line_styles(list(dict.fromkeys(series.name for panel in flat for series in panel.series)))
+    if len(styles) > MOST_LINES:  # each panel has its legend below it
+        height += OWN_LEGEND_INCHES * max(sum(len(_key_lines(one.name)) for one in panel.series) for panel in flat)
     with new_figure(stem, (width * columns, height * rows + 0.8)) as figure:
         limits = _draw_panels(figure, flat, styles, rows, columns)
         figure.suptitle(heading, fontsize=10)
@@ -176,7 +180,7 @@ def _for_page(name: str, title: str, panel: Panel, styles: Mapping[str, LineStyl
     alone = all(series.published for series in panel.series)
     legend = [
         (_label_of(series, alone), styles[series.name], series.published and not alone)
-        for series in sorted(panel.series, key=lambda series: series.published)
+        for series in sorted(filter(_is_drawn, panel.series), key=lambda series: series.published)
     ]
     return Drawing(panel.title, draw_axes(name, ": ".join(filter(None, (title, panel.title))), draw), tuple(legend))
 
@@ -193,7 +197,9 @@ def _draw_panels(
         own = _draw_panel(axes, panel, styles)
         handles |= own
         if crowded and own:
-            axes.legend(own.values(), own.keys(), fontsize=6, frameon=False)
+            place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22)}
+            names = ["\n".join(_key_lines(label)) for label in own]
+            axes.legend(own.values(), names, fontsize=6, frameon=False, **place)
     for axes in places[len(flat) :]:
         axes.set_visible(False)
     limits: list[Limits] = [(None, None)] * len(flat)
@@ -206,6 +212,11 @@ def _draw_panels(
     if handles and not crowded:
         _draw_legend(figure, handles)
     return limits
+
+
+def _key_lines(label: str) -> list[str]:
+    """The name of a line, in the lines that it has in the legend of a single panel."""
+    return textwrap.wrap(label, OWN_LEGEND_LETTERS) or [label]
 
 
 def _draw_legend(figure: "Figure", handles: dict[str, Any]) -> None:
@@ -226,10 +237,14 @@ def _label_of(series: Series, alone: bool) -> str:
 
 def _with_shared_axes(flat: Sequence[Panel]) -> list[list[int]]:
     """The numbers of the panels that share axes: those over exposure share y, and small multiples of one panel both."""
-    drawn = [number for number, panel in enumerate(flat) if panel.series]
+    drawn = [number for number, panel in enumerate(flat) if any(map(_is_drawn, panel.series))]
     if flat[0].x == EXPOSURE:
         return [drawn] if drawn else []
     return list(grouped([number for number in drawn if flat[number].whole], lambda number: flat[number].whole).values())
+
+
+def _is_drawn(series: Series) -> bool:
+    return bool(len(series.line) or series.trials)
 
 
 def _draw_panel(axes: "Axes", panel: Panel, styles: Mapping[str, LineStyle]) -> dict[str, Any]:
@@ -237,7 +252,7 @@ def _draw_panel(axes: "Axes", panel: Panel, styles: Mapping[str, LineStyle]) -> 
     ours: dict[str, Any] = {}
     theirs: dict[str, Any] = {}
     alone = bool(panel.series) and all(series.published for series in panel.series)
-    for series in panel.series:
+    for series in filter(_is_drawn, panel.series):
         if series.published:
             theirs |= _draw_published(axes, series, styles[series.name].colour, alone)
         else:
@@ -268,8 +283,9 @@ def _draw_series(axes: "Axes", series: Series, style: LineStyle, panel: Panel) -
 
     x, y = series.line[:, 0], series.line[:, 1]
     trials = np.array(series.trials).reshape(-1, 3)
-    faint: dict[str, Any] = {"alpha": 0.35, "linewidths": 0, "rasterized": len(trials) > MOST_VECTOR_TRIALS}
-    axes.scatter(trials[:, 1], trials[:, 2], s=11, marker=style.marker, color=style.colour, **faint)
+    faint: dict[str, Any] = {"alpha": 0.35, "rasterized": len(trials) > MOST_VECTOR_TRIALS, "edgecolors": style.colour}
+    face, width = ("none", 0.8) if style.hollow else (style.colour, 0)
+    axes.scatter(trials[:, 1], trials[:, 2], s=11, marker=style.marker, facecolors=face, linewidths=width, **faint)
     shape: dict[str, Any] = {"color": style.colour, "linewidth": 1.6}
     points = style.points
     if series.low is None or series.high is None:
@@ -280,7 +296,9 @@ def _draw_series(axes: "Axes", series: Series, style: LineStyle, panel: Panel) -
     else:
         top = np.minimum(series.high, trials[:, 2].max())
         axes.fill_between(x, series.low, top, step="post", color=style.colour, alpha=0.2, linewidth=0)
-        axes.plot(x, y, drawstyle="steps-post", **shape)
+        # Markers where the line steps tell lines of one colour apart.
+        steps = np.flatnonzero(np.diff(y, prepend=np.inf)).tolist()
+        axes.plot(x, y, drawstyle="steps-post", markevery=steps, **shape, **points | {"markersize": 3.5})
     if (panel.x, panel.y) == (EXPOSURE, L_RET) and len(y):
         star: dict[str, Any] = {"marker": "*", "markersize": 13, "markeredgecolor": "white", "markeredgewidth": 0.7}
         axes.plot(x[y.argmin()], y.min(), color=style.colour, zorder=4, **star)

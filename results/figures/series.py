@@ -12,7 +12,6 @@ from retain.results.analysis.attainment import attainment_band
 from retain.results.analysis.axes import (
     EXPOSURE,
     METHOD,
-    PIPELINE,
     RATE,
     axis_values,
     grouped,
@@ -25,6 +24,7 @@ from retain.results.analysis.methods import (
     METHOD_FIELDS,
     PIPELINES,
     method_of,
+    names_pipeline,
     pipeline_of,
     setting_axes,
     setting_name,
@@ -85,19 +85,29 @@ def panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool = False) -> list
 
 
 def _small_multiples(panel: Panel) -> list[Panel]:
-    """The panel, or one for each value of what its lines are first named by, or several of at most ten lines."""
+    """The panel, or one for each value of what its lines are first named by, or several of at most ten lines.
+
+    A panel that is titled by such a value names its lines without it, so that they are alike in all panels.
+    """
     if len(panel.series) <= MOST_LINES:
         return [panel]
     panel = replace(panel, whole=f"{panel.title}: {panel.y} over {panel.x}")
     apart = grouped(panel.series, lambda series: series.name.partition(", ")[0])
     if 1 < len(apart) < len(panel.series) and max(map(len, apart.values())) <= MOST_LINES:
-        return [replace(panel, title=_joined(panel.title, name), series=own) for name, own in apart.items()]
+        return [
+            replace(panel, title=_joined(panel.title, name), series=[_without_first(one) for one in own])
+            for name, own in apart.items()
+        ]
     found: list[Panel] = []
     for own in small_multiples(panel.series):
         first = 1 + sum(len(one.series) for one in found)
         title = _joined(panel.title, f"lines {first} to {first + len(own) - 1}")
         found.append(replace(panel, title=title, series=list(own)))
     return found
+
+
+def _without_first(series: Series) -> Series:
+    return replace(series, name=series.name.partition(", ")[2] or series.name)
 
 
 def published_panels(spec: FigureSpec, rows: Sequence[Row]) -> list[list[Panel]]:
@@ -112,17 +122,18 @@ def published_panels(spec: FigureSpec, rows: Sequence[Row]) -> list[list[Panel]]
 
 
 def mean_curve(points: Iterable[tuple[Any, float | None]]) -> list[tuple[Any, float, float, float]]:
-    """(x, mean, lowest, highest) of the y at each x, by ascending x; nan where every y is missing."""
+    """(x, mean, lowest, highest) of the y at each x, by ascending x, or names in their order; nan where every y is missing."""
     by_x = grouped(points, itemgetter(0))
     at = {x: [y for _, y in own if y is not None] or [np.nan] for x, own in by_x.items()}
     # Python's own functions: numpy's take ten times as long on a few values, and a study may have thousands of points.
-    return [(x, fmean(at[x]), min(at[x]), max(at[x])) for x in sorted(at)]
+    ordered = list(at) if any(isinstance(x, str) for x in at) else sorted(at)
+    return [(x, fmean(at[x]), min(at[x]), max(at[x])) for x in ordered]
 
 
 def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[list[Panel]]:
     """A row of panels for each pipeline, a column for each side."""
     pipelines = pipelines_of(spec, rows)
-    axes = [name for name in setting_axes(rows) if name != PIPELINE]
+    axes = [name for name in setting_axes(rows) if not names_pipeline(name)]
     panel_rows = []
     for letter, pipeline in zip("abcdefghijklmnopqrstuvwxyz", pipelines, strict=False):
         own = [row for row in rows if pipeline_of(row) == pipeline]

@@ -135,7 +135,7 @@ def share_range(axes: Sequence["Axes"], along: Literal["x", "y"]) -> Range:
 
 def missing_trials(missing: int, total: int) -> str:
     """`3 of 4 trials are missing`."""
-    return f"{missing:,} of {counted(total, 'trial is', 'trials are')} missing"
+    return f"{missing:,} of {counted(total, 'trial')} {'is' if missing == 1 else 'are'} missing"
 
 
 def trials_note(missing: int, total: int) -> str:

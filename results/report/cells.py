@@ -31,6 +31,11 @@ class Table:
     filters: int = 0
     """The number of columns at the beginning that the page can filter by."""
 
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Of each column, whether it holds numbers; others in it may be missing."""
+        return tuple(any(row[at].number is not None for row in self.rows) for at in range(len(self.columns)))
+
 
 Rows = list[Sequence[Cell | str | float | None]]
 
@@ -42,6 +47,8 @@ def table(name: str, caption: str, columns: Iterable[str], rows: Rows, filters: 
 
 
 def _as_cell(value: Cell | str | float | None) -> Cell:
+    if value is None:
+        return Cell(DASH)
     if isinstance(value, Cell):
         return value
     return Cell(value) if isinstance(value, str) else value_cell(value)
@@ -61,7 +68,7 @@ def loss_cell(value: float | None) -> Cell:
 def value_text(value: object) -> str:
     """A field's value as the page writes it."""
     if value is None:
-        return DASH
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -1,14 +1,16 @@
 """The results of a study as far as they are there: its loss table, its overview figure and its TensorBoard view."""
 
 import contextlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from retain.results.figures.overview import draw_losses
+from retain.results.figures.style import missing_trials
 from retain.results.figures.theory import draw_theory
-from retain.results.store.loss_table import Row, save_rows, trial_rows
+from retain.results.store.loss_table import Row, finished_trials, save_rows, trial_rows
 from retain.results.store.measured.blanks import blank_reasons
 from retain.results.store.readiness import blocked_stages, written_state
 from retain.results.store.runs import Store
@@ -129,6 +131,14 @@ def _readable_states(tree: Tree, store: Store) -> dict[str, State]:
         except DamageError as error:
             states[key] = damaged_state(error)
     return states
+
+
+def missing_results(rows: Sequence[Row], failed: Sequence[Failure]) -> str:
+    """`4 of 8 trials are missing; 2 stages failed, 1 stage cancelled`; empty if every trial has its result."""
+    missing = len(rows) - len(finished_trials(rows))
+    counts = Counter(one.state for one in failed)
+    why = ", ".join(f"{counted(number, 'stage')} {state}" for state, number in counts.items())
+    return missing_trials(missing, len(rows)) + (f"; {why}" if why else "") if missing else ""
 
 
 def failures(tree: Tree, states: Mapping[str, StateSummary]) -> list[Failure]:

@@ -5,14 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from retain.results.analysis.axes import METHOD, PIPELINE, SIZE, axis_names, grouped, seed_of
+from retain.results.analysis.axes import METHOD, SIZE, axis_names, grouped, seed_axis, seed_of, setting
+from retain.results.analysis.axis_effects import AxisEffect
+from retain.results.analysis.effects import effect_of
 from retain.results.analysis.loss_planes import L_IM, L_RET, has_losses, matched_rows, means_by_seed
-from retain.results.analysis.methods import PIPELINES, setting_axes, setting_name
+from retain.results.analysis.methods import PIPELINES, names_pipeline, pipeline_of, setting_axes, setting_name
 from retain.results.claims.judging import Verdict
 from retain.results.figures.paper import method_title
 from retain.results.figures.style import COLOURS, LineStyle, line_styles, style_at
 from retain.results.report.provenance import device_seconds
-from retain.results.store.loss_table import Row, finished_trials, named_losses
+from retain.results.store.loss_table import (
+    Row,
+    chain_of,
+    finished_trials,
+    named_losses,
+    stages_after_posttraining,
+)
 from retain.results.store.state import State
 from retain.sweeps.base.units import counted, format_size
 
@@ -45,6 +53,8 @@ class Kept:
     """L_ret − L_im."""
     spread: str
     """Its lowest and highest seed; empty with one seed."""
+    retained: Mapping[int, float]
+    """L_ret of each seed; empty unless there are several, each over the same settings."""
     start: float = 0.0
     end: float = 0.0
     """The places of `before` and `after` on the row's scale, in percent."""
@@ -58,6 +68,8 @@ class KeptGroup:
     low: float
     high: float
     rows: tuple[Kept, ...]
+    even: bool = True
+    """Whether all rows are means over the same settings, so that they can be compared."""
 
 
 def kept_groups(rows: Sequence[Row]) -> tuple[KeptGroup, ...]:
@@ -70,11 +82,12 @@ def kept_groups(rows: Sequence[Row]) -> tuple[KeptGroup, ...]:
     for subject, own in grouped(rows, _subject).items():
         shared = [axis for axis in axis_names(own) if axis not in naming and all(axis in row["axes"] for row in own)]
         finished = [row for row in own if has_losses(row, L_IM, L_RET)]
-        even = matched_rows(own, shared, L_IM, L_RET)
+        begun = {setting(row, naming) for row in finished}
+        even = matched_rows([row for row in own if setting(row, naming) in begun], shared, L_IM, L_RET)
         by_name = grouped(even or finished, lambda row: setting_name(row, naming))
         lines = [_kept(name, styles[name], by_name[name]) for name in names if name in by_name]
         if lines:
-            found.append(_scaled(subject if even else f"{subject} (not yet over the same settings)".strip(), lines))
+            found.append(_scaled(subject, lines, even=bool(even)))
     return tuple(found)
 
 
@@ -82,15 +95,25 @@ def _kept(name: str, style: LineStyle, rows: Sequence[Row]) -> Kept:
     before, after = (means_by_seed(rows, loss) for loss in (L_IM, L_RET))
     per_seed = [after[seed] - before[seed] for seed in after]
     mean_before, mean_after = (fmean(row[loss] for row in rows) for loss in (L_IM, L_RET))
-    spread = f"{_signed(min(per_seed))} to {_signed(max(per_seed))}" if len(per_seed) > 1 else ""
-    return Kept(method_title(name), style, mean_before, mean_after, _signed(mean_after - mean_before), spread)
+    forgotten = _signed(mean_after - mean_before)
+    if not _has_spread(rows):
+        return Kept(method_title(name), style, mean_before, mean_after, forgotten, "", {})
+    spread = f"{_signed(min(per_seed))} to {_signed(max(per_seed))}"
+    return Kept(method_title(name), style, mean_before, mean_after, forgotten, spread, after)
+
+
+def _has_spread(rows: Sequence[Row]) -> bool:
+    """Whether these trials have several seeds, each over the same settings, so that seeds alone spread their means."""
+    swept = [axis for axis in axis_names(rows) if axis != seed_axis(rows[0])]
+    settings = [{setting(row, swept) for row in own} for own in grouped(rows, seed_of).values()]
+    return len(settings) > 1 and all(own == settings[0] for own in settings)
 
 
 def _signed(value: float) -> str:
     return f"{round(value, 3) + 0.0:+.3f}"  # + 0.0 makes -0.0 positive
 
 
-def _scaled(subject: str, lines: Sequence[Kept]) -> KeptGroup:
+def _scaled(subject: str, lines: Sequence[Kept], even: bool) -> KeptGroup:
     values = [value for line in lines for value in (line.before, line.after)]
     low, high = min(values), max(values)
     reach = (high - low) or 1.0
@@ -99,7 +122,7 @@ def _scaled(subject: str, lines: Sequence[Kept]) -> KeptGroup:
         return round(100 * (value - low) / reach, 1)
 
     placed = tuple(replace(line, start=place(line.before), end=place(line.after)) for line in lines)
-    return KeptGroup(subject, low, high, placed)
+    return KeptGroup(subject, low, high, placed, even)
 
 
 def run_names(rows: Sequence[Row]) -> dict[str, str]:
@@ -125,20 +148,28 @@ def _agree(rows: Sequence[Row], axis: str) -> bool:
 
 def _naming_axes(rows: Sequence[Row]) -> list[str]:
     """The axes that name a method: those that tell lines apart, besides those that name a group."""
-    return [name for name in setting_axes(rows) if name not in (PIPELINE, SIZE)]
+    return [name for name in setting_axes(rows) if name != SIZE and not names_pipeline(name)]
 
 
 def _subject(row: Row) -> str:
-    pipeline, size = row["axes"].get(PIPELINE), row["axes"].get(SIZE)
-    parts = [PIPELINES.get(str(pipeline), str(pipeline)) if pipeline is not None else ""]
+    pipeline, size = pipeline_of(row) or "", row["axes"].get(SIZE)
+    parts = [PIPELINES.get(pipeline, pipeline)]
     parts.append(f"D_post of {format_size(size) if isinstance(size, int) else size} tokens" if size is not None else "")
     return ", ".join(filter(None, parts))
 
 
 def answer(
-    rows: Sequence[Row], groups: Sequence[KeptGroup], verdicts: Sequence[Verdict], unit: str, linear: bool = False
+    rows: Sequence[Row],
+    groups: Sequence[KeptGroup],
+    verdicts: Sequence[Verdict],
+    unit: str,
+    linear: bool = False,
+    effects: Sequence[AxisEffect] = (),
 ) -> list[str]:
-    """The answer in two sentences: what is decided, and what the losses are. unit: of the losses, such as nats."""
+    """The answer in two sentences: what is decided, and what the losses are.
+
+    unit: of the losses, such as nats. effects: of all axes; the largest is told where no claim has a verdict.
+    """
     if rows and not {L_IM, L_RET} <= set(named_losses(rows)):
         return [
             *([_decided(verdicts)] if verdicts else []),
@@ -150,14 +181,43 @@ def answer(
     first = (
         "Gradient descent on the paper's two-layer linear model is compared with the closed forms of its theory."
         if linear
-        else _decided(verdicts)
+        else _decided(verdicts) or _largest(_upstream(effects, rows)) or "These trials test no claim of the paper."
     )
     return [first, _losses(groups, unit)]
 
 
+def _upstream(effects: Sequence[AxisEffect], rows: Sequence[Row]) -> list[AxisEffect]:
+    """The effects on L_ret of what is chosen before fine-tuning."""
+    later = stages_after_posttraining(chain_of(rows[0]))
+    return [
+        one
+        for one in effects
+        if one.loss == L_RET
+        and one.effect.seeds
+        and not names_pipeline(one.axis)
+        and one.axis.partition(".")[0] not in later
+    ]
+
+
+def _largest(effects: Sequence[AxisEffect]) -> str:
+    """Which choice changes L_ret most, of those whose interval excludes 0 if there are any; empty without effects."""
+    if not effects:
+        return ""
+    certain = [one for one in effects if one.effect.low * one.effect.high > 0]
+    most = max(certain or effects, key=lambda one: abs(one.effect.mean))
+    value, against = (setting_name({"axes": {most.axis: at}}, [most.axis]) for at in (most.value, most.against))
+    mean, _, interval = str(most.effect).partition(", ")
+    compared = f"; the largest of {len(effects)} differences" if len(effects) > 1 else ""
+    told = f"{value} {mean} against {against} ({interval}, {most.effect.sample}{compared})"
+    if certain:
+        return f"Of the upstream choices, {most.axis} changes L_ret most: {told}."
+    return f"No upstream choice is shown to change L_ret yet: {told}."
+
+
 def _decided(verdicts: Sequence[Verdict]) -> str:
+    """How many claims are decided; empty without verdicts."""
     if not verdicts:
-        return "These trials test no claim of the paper."
+        return ""
     names = Counter(one.name for one in verdicts)
     counts: Counter[str] = Counter(one.outcome for one in verdicts)
     if len(names) == 1:
@@ -178,6 +238,9 @@ def _decided(verdicts: Sequence[Verdict]) -> str:
 
 
 def _losses(groups: Sequence[KeptGroup], unit: str) -> str:
+    groups = [group for group in groups if group.even]
+    if not groups:
+        return "No two methods are finished over the same settings yet, so their losses cannot be compared."
     shared = [
         line.name for line in groups[0].rows if all(line.name in {one.name for one in group.rows} for group in groups)
     ]
@@ -196,13 +259,23 @@ def _losses(groups: Sequence[KeptGroup], unit: str) -> str:
         return f"Fine-tuning raises the post-training loss from {before:.3f} to {after:.3f} {unit} on average."
     if best == base:
         second = min(shared[1:], key=lambda name: mean[name][1])
-        gap = mean[second][1] - after
-        return f"{best} has the lowest L_ret on average, {after:.3f} {unit}; the next is {second}, {gap:.3f} higher."
+        gap = f"{mean[second][1] - after:.3f} higher{_interval(groups, best, second)}"
+        return f"{best} has the lowest L_ret on average, {after:.3f} {unit}; the next is {second}, {gap}."
     changes = [mean[best][index] - mean[base][index] for index in (1, 0)]
     return (
-        f"On average {best} has the lowest L_ret, {after:.3f} {unit}: {changes[0]:+.3f} against {base}, while L_im, before "
-        f"fine-tuning, changes by {changes[1]:+.3f}."
+        f"On average {best} has the lowest L_ret, {after:.3f} {unit}: {changes[0]:+.3f} against {base}"
+        f"{_interval(groups, base, best)}, while L_im, before fine-tuning, changes by {changes[1]:+.3f}."
     )
+
+
+def _interval(groups: Sequence[KeptGroup], first: str, second: str) -> str:
+    """The interval of L_ret of the second line minus that of the first, over seeds, in brackets; empty if there is none."""
+    lines = [{line.name: line.retained for line in group.rows} for group in groups]
+    pairs = [(own[first], own[second]) for own in lines]
+    seeds = set.intersection(*({*one} & {*other} for one, other in pairs))
+    effect = effect_of({seed: fmean(other[seed] - one[seed] for one, other in pairs) for seed in sorted(seeds)})
+    _, _, interval = str(effect).partition(", ")
+    return f" ({interval})" if effect.seeds > 1 else ""
 
 
 def facts(rows: Sequence[Row], verdicts: Sequence[Verdict], states: Mapping[str, State]) -> list[Fact]:

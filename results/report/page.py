@@ -8,9 +8,9 @@ from retain.results.analysis.axes import seed_of
 from retain.results.analysis.axis_effects import axis_effects
 from retain.results.claims.judging import Verdict
 from retain.results.figures.curves import draw_curves
-from retain.results.figures.style import DrawnFigure, missing_trials
+from retain.results.figures.style import DrawnFigure
 from retain.results.report.cells import Table
-from retain.results.report.collect import failures
+from retain.results.report.collect import failures, missing_results
 from retain.results.report.deviations import deviations, every_field, is_of_paper, summary
 from retain.results.report.forest import forest
 from retain.results.report.headline import MOST_OPEN, answer, facts, kept_groups, run_names
@@ -27,7 +27,7 @@ from retain.results.report.study import (
     parameter_count,
     question,
 )
-from retain.results.store.loss_table import Row, finished_trials, named_losses
+from retain.results.store.loss_table import Row, named_losses
 from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, State
 from retain.results.store.study_files import study_folder
@@ -40,6 +40,8 @@ from retain.sweeps.tree.measures import asked_columns
 from retain.sweeps.tree.tree import Tree
 
 WEB = Path(__file__).parent / "web"
+MOST_FAILURES = 3
+"""The reasons of more failed and cancelled stages are left to `retain status`."""
 MOST_OPEN_ROWS = 200
 """A loss table with more rows is collapsed."""
 MOST_OPEN_STAGES = 60
@@ -73,12 +75,13 @@ def write_report(
     overrides: Sequence[str] = (),
     how_looked: Sequence[str] = (),
     states: Mapping[str, State] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write report.html into the folder of `study_folder` and return its path.
 
     studies: one study, or several that are reported together, each with its own rows. tree, rows: those of all. how_looked:
     sentences about the looks of a study whose seeds were added until its verdicts were decided. states: of all stages, as
-    `readable_rows` finds them; without them, a damaged run raises DamageError.
+    `readable_rows` finds them; without them, a damaged run raises DamageError. notes: further notices for the top of the page.
     """
     import jinja2
 
@@ -88,7 +91,7 @@ def write_report(
     first = studies[0][0]
     linear = isinstance(first.study, LinearStudy)
     unit = "squared loss" if linear else "nats per token"
-    kept = kept_groups(rows)
+    kept, effects = kept_groups(rows), axis_effects(rows)
     curves = draw_curves(tree, store, run_names(rows))
     search, recipes = search_part(store.root, tree.study), recipe_tables(rows)
     of_paper = any(part.summary for part in parts)
@@ -104,9 +107,9 @@ def write_report(
     text = environment.get_template("page.html.j2").render(
         study=tree.study,
         parts=parts,
-        partial=_partial_sentences(tree, rows, states),
+        partial=[*_partial_sentences(tree, rows, states), *notes],
         sections=_sections(bool(curves.panels), bool(recipes), search is not None, of_paper),
-        answer=answer(rows, kept, verdicts, unit, linear),
+        answer=answer(rows, kept, verdicts, unit, linear, effects),
         facts=facts(rows, verdicts, states),
         kept=kept,
         several_seeds=len({seed_of(row) for row in rows}) > 1,
@@ -114,7 +117,7 @@ def write_report(
         unit=unit,
         linear=linear,
         forest=forest(verdicts),
-        axis_effects=axis_table(axis_effects(rows), higher, unit),
+        axis_effects=axis_table(effects, higher, unit),
         figures=figures,
         curves=curves,
         search=search,
@@ -182,7 +185,9 @@ def _sections(curves: bool, recipes: bool, search: bool, of_paper: bool) -> list
 
 def _partial_sentences(tree: Tree, rows: Sequence[Row], states: Mapping[str, State]) -> list[str]:
     """The notices at the top of the page; empty if the results are complete."""
-    missing = len(rows) - len(finished_trials(rows))
+    failed = failures(tree, states)
     notices = ["The data is not prepared: keys are provisional and no stage is trained."] if tree.provisional else []
-    notices += [f"Partial results: {missing_trials(missing, len(rows))}."] if missing else []
-    return notices + [f"{one.sentence}." for one in failures(tree, states) if one.state == DAMAGED]
+    if missing := missing_results(rows, failed):
+        notices.append(f"Partial results: {missing}.")
+    told = [one for one in failed if one.state != DAMAGED][:MOST_FAILURES]
+    return notices + [f"{one.sentence}." for one in failed if one.state == DAMAGED or one in told]

@@ -89,7 +89,9 @@ def _recommended(points: Sequence[Mapping[str, Any]]) -> Table:
         recipe = "\n".join(f"{path}: {value_text(value)}" for path, value in one["values"].items())
         rows.append([one["point"], recipe, *(_interval(one["losses"].get(name)) for name in measured)])
     columns = (AXIS_OF_POINTS, "recipe", *(SYMBOLS.get(name, name) for name in measured))
-    return table("recommended", "Recommended; 95% intervals over seeds", columns, rows)
+    several = any(loss["low"] is not None for one in points for loss in one["losses"].values())
+    caption = "Recommended; 95% intervals over seeds" if several else "Recommended"
+    return table("recommended", caption, columns, rows)
 
 
 def _importances(axes: Sequence[Mapping[str, Any]]) -> Table:

@@ -121,7 +121,7 @@ def corpora(file: StudyFile, facts: Facts) -> Table:
 def budgets(file: StudyFile) -> Table:
     """The stages side by side, one row for each field, also those at their defaults."""
     fields: dict[str, dict[str, str]] = {}
-    chain = file.study.stages
+    chain, seeds = file.study.stages, values_text("seed", file.values("seed"))
     for path, values in resolved(file):
         stage, _, name = path.partition(".")
         if stage in chain and name:
@@ -134,7 +134,7 @@ def budgets(file: StudyFile) -> Table:
                 own = [path for path in fields if path.startswith(f"{name}.")] or [name]
                 for path in own:
                     fields.setdefault(path, {}).setdefault(
-                        stage, f"{file.study.seed} (the study's)" if name == "seed" else "none"
+                        stage, f"{seeds} (the study's)" if name == "seed" else "none"
                     )
     rows: Rows = [[name, *(stages.get(stage, "") for stage in chain)] for name, stages in fields.items()]
     return table("budgets", "Stages: budgets in tokens, batches in sequences", ("", *chain), rows)
@@ -155,7 +155,8 @@ def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row], asked: Mapp
         losses = [loss_cell(loss_at(row, name)) for name in columns]
         if forgotten:
             losses.insert(2, loss_cell(row[L_RET] - row[L_IM] if has_losses(row, L_IM, L_RET) else None))
-        cells.append([*(value_cell(row["axes"].get(name)) for name in names), *losses, row["tokens"]])
+        values = (value_cell(row["axes"][name]) if name in row["axes"] else None for name in names)
+        cells.append([*values, *losses, row["tokens"]])
     titles = [SYMBOLS.get(name, name) + (" \N{UPWARDS ARROW}" if asked.get(name) else "") for name in columns]
     if forgotten:
         titles.insert(2, f"{SYMBOLS[L_RET]} \N{MINUS SIGN} {SYMBOLS[L_IM]}")

@@ -22,6 +22,7 @@ from retain.sweeps.schema.section import (
     GROUNDWORK,
     LOSSES,
     STAGE_KINDS,
+    in_one_order,
     loss_name,
     stage_kind,
     unknown_loss,
@@ -29,7 +30,7 @@ from retain.sweeps.schema.section import (
 )
 from retain.sweeps.tree.cost import parameters_by_root
 from retain.sweeps.tree.data_facts import HeldoutValues
-from retain.sweeps.tree.evaluation import PREFERENCES, TUNE, role_of
+from retain.sweeps.tree.evaluation import PREFERENCES, TUNE, corpora_by_role, role_of
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.measures import (
     asked_evaluations,
@@ -79,8 +80,9 @@ def trial_rows(
 ) -> list[Row]:
     """One row per trial: axes, keys, losses (nats per token) and the tokens trained on its path; None if not trained.
 
-    `losses` is the loss of each stage's weights on each corpus of the study; the paper's four are entries of it. `measures` are
-    the metrics on tasks, as TASK/METRIC, if the study has tasks, and on pairs, as CORPUS/METRIC, after stages with DPO.
+    `losses` is the loss of each stage's weights on each corpus of the study; the paper's four are entries of it, on the corpora
+    that `corpora` names by role. `measures` are the metrics on tasks, as TASK/METRIC, if the study has tasks, and on pairs, as
+    CORPUS/METRIC, after stages with DPO.
 
     states: the states of all stages, if they have been read already. damaged: the runs whose losses cannot be read are entered
     here, and their losses are missing; None: the first raises DamageError.
@@ -99,7 +101,7 @@ def trial_rows(
             damaged[key] = damaged_state(error)
     measures: Measured = {}
     pairs, preferences = measures_of_pairs(tree), preferences_by_stage(tree)
-    sizes = parameters_by_root(tree)
+    sizes, roles = parameters_by_root(tree), corpora_by_role(tree)
     rows = []
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
@@ -119,13 +121,8 @@ def trial_rows(
         tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
         keys = {**dict.fromkeys(STAGE_KINDS), **dict(zip(trial.stages, trial.chain, strict=True))}
         splits = [losses["splits"] if losses else None for losses in path]
-        row: Row = {
-            "axes": trial.axes,
-            "keys": keys,
-            **four_losses(splits, trained, role),
-            "tokens": tokens,
-            "losses": own,
-        }
+        row: Row = {"axes": trial.axes, "keys": keys, **four_losses(splits, trained, role), "tokens": tokens}
+        row |= {"losses": own, "corpora": roles[leaf.key]}
         if sizes:
             row["parameters"] = sizes[trial.path[0]]
         if pairs or any(tree.tasks.values()):
@@ -309,11 +306,10 @@ def measured_losses(found: Mapping[str, Any], run: Run) -> dict[str, float]:
 
 def loss_columns(rows: Sequence[Row]) -> list[str]:
     """The columns of the matrix of these rows by stage: as STAGE/CORPUS, and what tasks measure as STAGE/TASK/METRIC."""
-    chains = sorted((row.get("losses", {}) for row in rows), key=len, reverse=True)  # some trials leave stages out
     return list(
         dict.fromkeys(
             loss_name(stage, name)
-            for stage in dict.fromkeys(stage for chain in chains for stage in chain)
+            for stage in in_one_order(row.get("losses", ()) for row in rows)
             for part in ("losses", "measures")
             for row in rows
             for name in row.get(part, {}).get(stage, {})

@@ -6,6 +6,7 @@ import socket
 from retain.results.analysis.axes import axis_names, axis_values
 from retain.results.tensorboard.views import chosen_trials
 from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.yaml_text import written
 from retain.sweeps.tree.tree import Tree
 
 MOST_RUNS = 40
@@ -27,7 +28,7 @@ def readable_filters(tree: Tree) -> list[str]:
         if len({key for trial in chosen for key in trial.path}) <= MOST_RUNS:
             break
         values = axis_values([{"axes": trial.axes} for trial in chosen], axis)
-        filters.append(f"{axis}={values[0]}")
+        filters.append(f"{axis}={written(values[0])}")
     return filters
 
 

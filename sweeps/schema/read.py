@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,11 @@ class StudyFile:
     def unused_note(self) -> str:
         """What to tell the reader of a study with unused corpora."""
         which = ", ".join(f"corpora.{name}" for name in self.unused)
-        if len(self.unused) > 1:
-            return (
-                f"{which}: no stage uses these corpora, so they are not prepared, and no tokeniser is trained on them; remove "
-                "them"
-            )
+        these, are, it = (
+            ("these corpora", "they are", "them") if len(self.unused) > 1 else ("this corpus", "it is", "it")
+        )
         return (
-            f"{which}: no stage uses this corpus, so it is not prepared, and no tokeniser is trained on it; remove it"
+            f"{which}: no stage uses {these}, so {are} not prepared, and no tokeniser is trained on {it}; remove {it}"
         )
 
     @property
@@ -113,7 +111,7 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
     path = find_study(name)
     raw = _load(path)
     # A corpus that an override replaces stays, so that narrowing an axis trains the same tokeniser.
-    named = _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
+    named = corpus_names(raw)
     for override in overrides:
         _check_axes(raw, path.name)
         _apply(raw, override)
@@ -121,13 +119,18 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
     for override in overrides:
         _check_reaches_a_trial(raw, override)
     file = check_study(raw, path)
-    named |= _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
+    named |= corpus_names(raw)
     measured = tuple(name for name in measured_corpora(file.study) if name not in named)
     used = {name: corpus for name, corpus in file.study.corpora.items() if name in named or name in measured}
     unused = tuple(name for name in file.study.corpora if name not in used)
     if unused:
         file = replace(file, study=file.study.model_copy(update={"corpora": used}), unused=unused)
     return replace(file, only_measured=measured)
+
+
+def corpus_names(raw: Mapping[str, Any]) -> set[str]:
+    """The texts in the plain fields of a study that name a corpus on which it may train, if there is a corpus of that name."""
+    return _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
 
 
 def measured_corpora(study: AnyStudy) -> tuple[str, ...]:
@@ -201,7 +204,7 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
             f"{path.name}: {measured[0]}: what is measured is the same for all trials; set it under evaluate"
         )
     search = read_search(raw, schema, path.name, study.stages) if study.search else None
-    named = _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
+    named = corpus_names(raw)
     if search is not None:
         _check_losses(search.block, study, named, path.name)
     only_measured = tuple(name for name in measured_corpora(study) if name not in named)

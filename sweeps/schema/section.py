@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -106,6 +106,16 @@ PAIR_MEASURES: Mapping[str, bool] = {"dpo_loss": False, "accuracy": True, "margi
 """What is measured on held-out pairs, as STAGE/CORPUS/MEASURE, and whether higher is better."""
 Loss = Annotated[str, Field(min_length=1)]
 """The name of a loss: one of the paper's four, or STAGE/CORPUS (`loss_name`). Only a study knows which ones it has."""
+
+
+def in_one_order(chains: Iterable[Sequence[str]]) -> list[str]:
+    """The stages of several chains in one order: each comes after the stage that it follows in the first chain with it."""
+    names: list[str] = []
+    for chain in dict.fromkeys(map(tuple, chains)):
+        for place, name in enumerate(chain):
+            if name not in names:
+                names.insert(names.index(chain[place - 1]) + 1 if place else 0, name)
+    return names
 
 
 def loss_name(stage: str, corpus: str) -> str:

@@ -4,10 +4,11 @@ A role says what a corpus is on the path of a run: `posttraining` is the corpus 
 four losses. The other corpora of the study go by their own names; they fill the matrix of stages and corpora.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from retain.sweeps.schema.section import REFERENCE, STAGE_KINDS
+from retain.sweeps.schema.section import GROUNDWORK, REFERENCE, STAGE_KINDS
 from retain.sweeps.tree.recipes.preference import reference_key
 from retain.sweeps.tree.tree import Tree
 
@@ -42,6 +43,20 @@ def evaluation(stage: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
     if exposure := recipe.get("exposure"):
         roles["posttraining"] = exposure["corpus"]
     return roles
+
+
+def corpora_by_role(tree: Tree) -> dict[str, dict[str, str]]:
+    """The corpora on the path of each stage, by its key and their role; none in a linear study.
+
+    A corpus is named as in the study; of studies that are planned together and differ in it, one has its fingerprint.
+    """
+    names = {fingerprint: name for (name, _), fingerprint in tree.corpora.items()}
+    found: dict[str, dict[str, str]] = {}
+    for key, stage in tree.stages.items():
+        added = evaluation(stage.stage, json.loads(stage.recipe)) if names and stage.stage not in GROUNDWORK else {}
+        above = found[stage.parent] if stage.parent else {}
+        found[key] = above | {role: names.get(corpus, corpus) for role, corpus in added.items()}
+    return found
 
 
 def halves(stage: str, recipe: Mapping[str, Any]) -> dict[str, str]:

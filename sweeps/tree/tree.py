@@ -13,7 +13,7 @@ from retain.sweeps.schema.axes import Option, get_field
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import AnyStudy, StudyFile, check_section, measured_corpora, measured_stages
-from retain.sweeps.schema.section import REFERENCE, STAGE_KINDS, stage_kind
+from retain.sweeps.schema.section import REFERENCE, STAGE_KINDS, in_one_order, stage_kind
 from retain.sweeps.schema.stages import Component
 from retain.sweeps.tree.data_facts import Facts, HeldoutValues, TaskFacts
 from retain.sweeps.tree.keys import CARRY, canonical, stage_key
@@ -111,11 +111,7 @@ class Tree:
     @property
     def chain(self) -> list[str]:
         """The names of all stages in the order of their chains; GROUNDWORK comes before the first stage that needs it."""
-        names: list[str] = []
-        for chain in dict.fromkeys(trial.stages for trial in self.trials):
-            for place, name in enumerate(chain):
-                if name not in names:
-                    names.insert(names.index(chain[place - 1]) + 1 if place else 0, name)
+        names = in_one_order(trial.stages for trial in self.trials)
         for stage in (stage for stage in self.stages.values() if stage.stage in names):
             for need in (self.stages[key].stage for key in stage.also if key in self.stages):
                 if need not in names:

@@ -12,7 +12,7 @@ from retain.launchers.console import MOST_ROWS, new_table, open_console, print_l
 from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.predictors import FEWEST, PREDICTORS
 from retain.results.claims.sequential import looks_sentence
-from retain.results.report.collect import Failure, Results
+from retain.results.report.collect import Failure, Results, missing_results
 from retain.results.store.loss_table import loss_at, loss_columns, named_losses
 from retain.results.store.state import DAMAGED
 from retain.results.store.study_files import POINTS_STUDY, study_folder
@@ -33,7 +33,7 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
     four = named_losses(rows)
     named = four if columns is None and len(four) > 1 else ()
     shown = list(columns or named or loss_columns(rows))
-    titles = [SYMBOLS[name] if name in named else name for name in shown]
+    titles = [SYMBOLS.get(name, name) for name in shown]
     table = new_table(*results.axes, *titles, "tokens", left=len(results.axes))
     for row in rows[:MOST_ROWS]:
         losses = ("" if (loss := loss_at(row, name)) is None else f"{loss:.4f}" for name in shown)
@@ -41,9 +41,9 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
         table.add_row(*(cell(row["axes"].get(name, "")) for name in results.axes), *losses, tokens)
     console = open_console()
     console.print(table)
-    if named:
+    if any(name in SYMBOLS for name in shown):
         console.print(f"{results.loss_unit}: after post-training (im), and after fine-tuning (ret, ft, pre)")
-    else:
+    if not all(name in SYMBOLS for name in shown):
         console.print(f"{results.loss_unit}: STAGE/CORPUS is the loss after STAGE on CORPUS")
         if any(without_value(name) != name for name in shown):
             console.print("STAGE/CORPUS[VALUE] is the loss on the documents of CORPUS whose field `by` has this VALUE")
@@ -57,6 +57,8 @@ def print_results(results: Results, store: Path, columns: Sequence[str] | None =
             console.print("metrics of tasks: STAGE/TASK/METRIC is the metric after STAGE on TASK")
         for reason in results.blanks:
             print_line(console, reason)
+    if missing := missing_results(rows, results.failures):
+        print_line(console, missing)
     if len(rows) > MOST_ROWS:
         tables = [path for path in results.files if path.endswith(".csv")]
         where = f"in {tables[0]}" if tables else "with --csv or --json"

@@ -58,6 +58,13 @@ def test_rows_that_are_not_shown_are_said_to_be_where_they_are(
         assert f"1 more trial {where}" in capsys.readouterr().out
 
 
+def test_results_count_the_trials_that_are_missing(ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    study, store = ran
+    for overrides, said in (([], False), (["seed=[0,7]"], True)):
+        assert main(["results", str(study), *overrides, "--store", str(store)]) == 0
+        assert ("4 of 8 trials are missing" in capsys.readouterr().out) == said
+
+
 def test_a_report_with_overrides_leaves_that_of_the_study(
     ran: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,16 @@ def test_plan_run_submit_and_results_say_which_field_differs_from_what_was_train
         assert "another recipe" not in done.stdout + done.stderr
 
 
+def test_a_report_on_an_edited_study_says_so_where_it_says_that_results_are_missing(trained: tuple[Path, Path]) -> None:
+    study, store = trained
+    edit(study, "posttrain", lr=0.015)
+    done = retain_here("report", study, "--store", store)
+    assert SAID in done.stderr
+    page = Path(done.stdout.strip()).read_text()
+    assert page.index("trials are missing.") < page.index(SAID) < page.index('<div class="answer">')
+    assert "another recipe" not in retain_here("report", study, "posttrain.lr=0.015", "--store", store).stderr
+
+
 def test_of_several_edits_the_one_that_was_trained_last_is_compared(trained: tuple[Path, Path]) -> None:
     study, store = trained
     edit(study, "posttrain", lr=0.02)

@@ -116,3 +116,25 @@ def test_the_papers_chain_is_compared_in_the_papers_losses_and_in_the_metrics_of
 
 def test_points_of_a_search_are_not_compared_axis_by_axis() -> None:
     assert axis_effects([trial({"point": f"p{number}", "adapt.lr": number}, 3.0 + number) for number in range(3)]) == []
+
+
+def test_losses_on_different_corpora_are_not_compared() -> None:
+    rows = []
+    for number, (post, tuned) in enumerate((("music", "chemistry"), ("music", "law"), ("code", "law"))):
+        roles = {"pretraining": "general", "posttraining": post, "finetuning": tuned}
+        row = {"axes": {"pipeline": f"{post}-{tuned}"}, "keys": {}, **dict.fromkeys(LOSSES, 2.0 + number), "tokens": 1}
+        rows.append(row | {"losses": {stage: {} for stage in ("pretrain", "posttrain", "finetune")}, "corpora": roles})
+    compared = {(one.value, one.loss) for one in axis_effects(rows)}
+    assert compared == {
+        *(("music-law", loss) for loss in LOSSES if loss != "finetuning_loss"),
+        ("code-law", "retained_pretraining_loss"),
+    }
+
+
+def test_the_loss_on_fine_tuning_is_that_of_a_further_stage_that_ends_the_chain() -> None:
+    rows = []
+    for corpus in ("law", "code"):
+        roles = {"pretraining": "general", "posttraining": "music", "finetuning": "chemistry", "again": corpus}
+        row = {"axes": {"again.corpus": corpus}, "keys": {}, **dict.fromkeys(LOSSES, float(len(corpus))), "tokens": 1}
+        rows.append(row | {"losses": {stage: {} for stage in ("posttrain", "finetune", "again")}, "corpora": roles})
+    assert "finetuning_loss" not in {one.loss for one in axis_effects(rows)}

@@ -109,6 +109,16 @@ def test_frontiers_first_screen_and_curves_tell_the_same_settings_apart_by_the_s
     assert list(dict.fromkeys(run_names(rows).values())) == names
 
 
+def test_trials_on_different_corpora_are_pipelines_and_not_lines_of_one_panel() -> None:
+    rows = trials({"posttrain.corpus": ["music", "code"], "finetune.corpus": ["law"], "pretrain.exposure": [0, 1]})
+    assert list(dict.fromkeys(map(pipeline_of, rows))) == ["D_post music, D_ft law", "D_post code, D_ft law"]
+    titles = [panel.title for panel_row in panels(FRONTIERS, rows) for panel in panel_row[:1]]
+    assert titles == ["(a) D_post music, D_ft law", "(b) D_post code, D_ft law"]
+    groups = kept_groups(rows)
+    assert [group.subject for group in groups] == ["D_post music, D_ft law", "D_post code, D_ft law"]
+    assert {line.name for group in groups for line in group.rows} == {"λ = 0", "λ = 1"}
+
+
 def test_a_run_that_trials_share_is_named_by_what_they_agree_on() -> None:
     rows = trials({"size": ["1M", "2M"], "finetune.tokens": [12_800, 25_600], "seed": [0]})
     for number, one in enumerate(rows):

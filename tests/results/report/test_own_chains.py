@@ -5,8 +5,8 @@ from typing import Any
 
 from retain.results.figures.catalogue import figures_of
 from retain.results.report.headline import answer, facts
-from retain.results.report.study import loss_table, overview
-from retain.results.store.loss_table import Row
+from retain.results.report.study import budgets, loss_table, overview
+from retain.results.store.loss_table import Row, loss_columns
 from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.section import LOSSES
@@ -54,3 +54,29 @@ def test_a_chain_without_pretraining_has_frontiers_in_the_plane_that_it_has() ->
     (frontiers,) = figures_of("mine", rows)
     assert [(side.x, side.y) for side in frontiers.sides] == [("finetuning_loss", "retained_posttraining_loss")]
     assert "L_pre" not in loss_table([], "losses", rows, {}).columns
+
+
+def test_a_value_that_is_none_is_told_apart_from_a_missing_one_and_both_stand_in_columns_of_numbers() -> None:
+    rows = [
+        trial(("pretrain", "posttrain", "finetune"), axes)
+        for axes in ({"posttrain.max_tokens": None}, {"posttrain.max_tokens": 60_000}, {})
+    ]
+    table = loss_table(["posttrain.max_tokens"], "losses", rows, {})
+    assert [row[0].text for row in table.rows] == ["none", "60,000", "\N{EN DASH}"]
+    assert dict(zip(table.columns, table.numeric, strict=True)) == {
+        "posttrain.max_tokens": True,
+        **dict.fromkeys(("L_im", "L_ret", "L_ret \N{MINUS SIGN} L_im", "L_ft", "L_pre"), False),
+        "tokens": True,
+    }
+
+
+def test_the_losses_of_stages_that_only_some_trials_have_are_in_the_order_of_the_chain() -> None:
+    rows = [trial(chain, {}) for chain in (("pretrain", "finetune"), ("pretrain", "midtrain", "finetune"))]
+    stages = dict.fromkeys(name.partition("/")[0] for name in loss_columns(rows))
+    assert list(stages) == ["pretrain", "midtrain", "finetune"]
+
+
+def test_the_budgets_give_every_seed_of_the_study(tmp_path: Path) -> None:
+    file = check_study(tiny_fields(grid={"seed": [0, 1]}), tmp_path / "tiny.yaml")
+    (seeds,) = [row[1:] for row in budgets(file).rows if row[0].text == "seed"]
+    assert {cell.text for cell in seeds} == {"0; 1 (the study's)"}

@@ -280,6 +280,8 @@ def test_the_page_lists_interruptions_and_attempts(tmp_path: Path) -> None:
     ):
         assert expected in text, expected
     assert "1 failed" in text
+    assert "are missing; 1 stage failed." in text
+    assert f"failed: finetune {run.key[:8]} (" in text
 
 
 def test_the_study_files_head_is_the_question_and_is_escaped(tmp_path: Path) -> None:

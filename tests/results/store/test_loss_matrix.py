@@ -71,6 +71,8 @@ def test_results_shows_the_losses_that_are_asked_for(trained: Trained) -> None:
         "results", trained.study, "--store", trained.store, "--losses", "posttrain/general,L_ret", more=wide
     )
     assert by_symbol.stdout == printed
+    assert "  L_ret" in printed
+    assert "after post-training (im), and after fine-tuning (ret" in printed
     row = retain_json("results", trained.study, "--store", trained.store)["trials"][0]
     assert f"{row['losses']['posttrain']['general']:.4f}" in printed
     assert f"{row['retained_posttraining_loss']:.4f}" in printed
@@ -110,3 +112,10 @@ def test_a_run_that_another_study_trained_has_a_blank_with_its_reason(tmp_path: 
         "posttraining",
         "finetuning",
     }
+
+
+def test_every_trial_names_the_corpora_of_its_losses(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, grid={"finetune.corpus": ["chemistry", "music"]})
+    rows = retain_json("results", study, "--store", tmp_path / "runs")["trials"]
+    roles = {"pretraining": "general", "posttraining": "music"}
+    assert [row["corpora"] for row in rows] == [roles | {"finetuning": name} for name in ("chemistry", "music")]

@@ -188,7 +188,8 @@ def test_a_loss_is_found_by_the_tokens_of_its_corpus_and_never_by_a_name(planned
     tree, store = planned
     finish_all(tree, store)
     renamed = {("prose", 32): "general-32", ("music", 32): "other music", ("chemistry", 32): "chemistry-32"}
-    stages = {key: replace(stage, recipe=f'{stage.recipe} "other music"') for key, stage in tree.stages.items()}
+    also = '{"mixed": "other music", '
+    stages = {key: replace(one, recipe=one.recipe.replace("{", also, 1)) for key, one in tree.stages.items()}
     row = trial_rows(replace(tree, corpora=renamed, stages=stages), store)[0]
     assert row["losses"]["finetune"]["prose"] == row["retained_pretraining_loss"]
     assert row["losses"]["finetune"]["music"] is None

@@ -227,6 +227,8 @@ def test_a_large_study_opens_with_a_part_that_tensorboard_ticks_and_a_small_one_
     assert readable_filters(large) == ["seed=0"]
     more = tiny_tree(grid=grid | {"pretrain.exposure": [number / 12 for number in range(13)], "seed": [0, 1]})
     assert readable_filters(more) == ["seed=0", "finetune.lr=0.0001", "posttrain.lr=0.001"]
+    of_nulls = tiny_tree(grid=grid | {"seed": [0, 1], "posttrain.max_tokens": [None, 640]})
+    assert readable_filters(of_nulls)[0] == "posttrain.max_tokens=null"  # as `status` and the study file write it
     chosen, _ = chosen_trials(more, readable_filters(more))
     assert len({key for trial in chosen for key in trial.path}) == 39
 
