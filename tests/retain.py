@@ -73,7 +73,7 @@ def retain_json(*arguments: str | Path, code: int = 0, more: Mapping[str, str] |
 
 
 def start(*arguments: str | Path, more: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start one verb in a session of its own, as from a terminal: it answers Ctrl-C even where these tests run with nohup."""
+    """Start one verb in a session of its own, as from a terminal, also where these tests run with nohup."""
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -81,8 +81,14 @@ def start(*arguments: str | Path, more: Mapping[str, str] | None = None) -> subp
         text=True,
         env=environment(more),
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        preexec_fn=_answer_a_terminal,
     )
+
+
+def _answer_a_terminal() -> None:
+    """Let this process hear Ctrl-C, and that its terminal closes."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def stages_of(store: Path) -> list[Run]:
