@@ -177,7 +177,7 @@ def test_a_window_too_small_for_the_exposure_is_refused_and_an_exactly_full_one_
     pretrain_key(**{"pretrain.exposure_schedule": [0.5, 0.7]})
     with pytest.raises(
         StudyError,
-        match=r"pretrain\.exposure_schedule: \(0\.5, 0\.6\) leaves room for 40 sequences, but 80 are mixed in",
+        match=r"pretrain\.exposure_schedule: \[0\.5, 0\.6\] leaves room for 40 sequences, but 80 are mixed in",
     ):
         pretrain_key(**{"pretrain.exposure_schedule": [0.5, 0.6]})
 

@@ -204,7 +204,8 @@ def test_an_interrupted_launcher_stops_its_processes_and_leaves_their_runs_to_be
 ) -> None:
     tree, store, run = planned
     scheduler = scheduler_of(tree, store)
-    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    # Not forked: it would have the handlers of signals that other tests leave in this process.
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
     process.start()
     run.begin(os.getpid())
     scheduler.waiting.remove(run.key)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ def test_a_damaged_file_is_fetched_again_and_what_is_whole_is_not(online: dict[s
     kept, damaged = (place / f"train-{number:05}-of-00003.parquet" for number in (0, 1))
     content, before = damaged.read_bytes(), kept.stat().st_mtime_ns
     damaged.write_bytes(content[:-1] + b"?")
+    os.utime(
+        damaged, (time.time() + 10,) * 2
+    )  # huggingface_hub takes a file of the same second for what it has written
     said = retain(*command, more=online).stderr
     assert "owner/songs: train-00001-of-00003.parquet: " in said
     assert damaged.read_bytes() == content
