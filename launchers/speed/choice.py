@@ -65,12 +65,8 @@ def planned_choices(precision: str, compiles: str | bool, speeds: Speeds | None,
     """
     opens = precision == "auto", compiles == "auto"
     if too_few(so_far):
-        short = [what for what, is_open in zip(("fp32", "not compiled"), opens, strict=True) if is_open]
-        return (
-            [f"{' and '.join(short)}: a path of fewer than {FEWEST_STEPS} steps is too short to measure"]
-            if short
-            else []
-        )
+        taken = " and ".join(what for what, is_open in zip(("fp32", "not compiled"), opens, strict=True) if is_open)
+        return [f"{taken}: a path of fewer than {FEWEST_STEPS} steps is too short to measure"] if taken else []
     if speeds is None:
         found = [("precision by measurement", UNMEASURED), ("compiled by measurement", UNMEASURED)]
     else:

@@ -51,10 +51,9 @@ class AxisEffect:
 def axis_effects(rows: Sequence[Row]) -> list[AxisEffect]:
     """The effects of all axes that vary, in the order of the study; those on stages above an axis, which are 0, are left out.
 
-    Only settings count that are finished at both values at all seeds, so that seeds average over the same; losses on different
-    corpora are not compared. The losses are the
-    paper's, or all of the matrix where the chain has at most one of them, and the metrics of tasks. Empty for searched points,
-    which differ in several fields at once.
+    Only settings count that are finished at both values at all seeds, so that seeds average over the same. Losses on different
+    corpora are not compared. The losses are the paper's, or all of the matrix where the chain has at most one of them, and the
+    metrics of tasks. Empty for searched points, which differ in several fields at once.
     """
     if any(map(is_searched, rows)):
         return []

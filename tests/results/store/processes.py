@@ -1,7 +1,12 @@
-"""Python processes that a test starts, talks to line by line, and kills."""
+"""Owners of leases: Python processes that a test starts, talks to line by line, and kills, and claims that it writes itself."""
 
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from retain.results.store.lease import Lease, Owner
+from retain.sweeps.base.files import write_json
 
 HOLDER = """
 import sys
@@ -23,3 +28,10 @@ def next_line(process: subprocess.Popen[str]) -> str:
     """The next line that a process prints."""
     assert process.stdout
     return process.stdout.readline().strip()
+
+
+def written_lease(path: Path, owner: Owner, number: int = 1) -> Lease:
+    """A lease whose claim is written without a race."""
+    lease = Lease(path, number, owner)
+    write_json(lease.file, asdict(owner))
+    return lease

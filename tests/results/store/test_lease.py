@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +17,6 @@ import pytest
 from retain.results.store import lease as module
 from retain.results.store.lease import (
     Lease,
-    Owner,
     claim_problem,
     held_by,
     is_held,
@@ -26,8 +25,7 @@ from retain.results.store.lease import (
     this_process,
 )
 from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.files import write_json
-from tests.results.store.processes import HOLDER, next_line, start_python
+from tests.results.store.processes import HOLDER, next_line, start_python, written_lease
 
 RACER = """
 import os, sys, time
@@ -48,24 +46,6 @@ while won < rounds:
     won += 1
 """
 """Takes and releases a lease many times, and logs each."""
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "lease.json"
-
-
-@pytest.fixture
-def remote(path: Path) -> Lease:
-    """A lease that a process on another machine holds."""
-    return written_lease(path, replace(this_process(), machine="another boot", job_id="17"))
-
-
-def written_lease(path: Path, owner: Owner, number: int = 1) -> Lease:
-    """A lease whose claim is written without a race."""
-    lease = Lease(path, number, owner)
-    write_json(lease.file, asdict(owner))
-    return lease
 
 
 def let_race(racer: subprocess.Popen[str]) -> subprocess.Popen[str]:

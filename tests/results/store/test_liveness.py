@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,21 +17,8 @@ from retain.results.store.lease import (
     Owner,
     is_held,
     take_lease,
-    this_process,
     wait_for_lease,
 )
-from tests.results.store.test_lease import written_lease
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "lease.json"
-
-
-@pytest.fixture
-def remote(path: Path) -> Lease:
-    """A lease that a process on another machine holds."""
-    return written_lease(path, replace(this_process(), machine="another boot", job_id="17"))
 
 
 @dataclass
