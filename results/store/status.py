@@ -64,7 +64,7 @@ class RunStatus:
     failure: str | None
     """The failure class that ended the last attempt; see `launchers.stage.failures`."""
     log: str | None
-    """The path of the run's log."""
+    """The path of the run's log; None before it has one."""
     parent: str | None = None
     """The key of the parent stage; None for a root."""
     costs: tuple[AttemptCost, ...] = ()
@@ -303,7 +303,7 @@ def _row(stage: Stage, root: str, state: StateSummary, blocked: str | None) -> R
         job_id=state.job_ids[-1] if state.job_ids else None,
         reason=state.reason or (blocked and f"{BLOCKED} {blocked}"),
         failure=last.failure if last else None,
-        log=log if os.access(log, os.F_OK) else None,
+        log=log if done or os.access(log, os.F_OK) else None,
         parent=stage.parent,
         costs=tuple(attempt_costs(state)),
     )
