@@ -32,6 +32,9 @@ def configure_compiler() -> None:
         from torch._inductor import config as inductor
 
         dynamo.recompile_limit = MAX_VARIANTS
+        # With DDP, torch would divide a layer into pieces of about 25 MB of weights, and keep no compiled code of them for
+        # later processes. Gradients travel while others are computed all the same: each layer has its own backward pass.
+        dynamo.optimize_ddp = False
         # Torch decides by timing whether to pad a matrix product, so attempts that compile again might not be bit-identical.
         inductor.shape_padding = False
     except (ImportError, AttributeError) as error:

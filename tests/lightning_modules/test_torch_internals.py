@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo
+from torch import distributed
+from torch._dynamo.utils import counters
 from torch._inductor.codecache import get_lock_dir
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._filelock import FileLock
 
 from retain.lightning_modules.compiled import compile_layers, why_not_compiled
 from retain.lightning_modules.torch_internals import UnsupportedTorchError, clear_damaged_builds
-from tests.lightning_modules.tiny_models import small_model
+from tests.lightning_modules.tiny_models import random_sequences, small_model
 
 
 def a_complete_library() -> Path:
@@ -69,3 +72,17 @@ def test_a_torch_without_the_cache_internals_keeps_its_cache(tmp_path: Path, mon
     damaged.touch()
     clear_damaged_builds()
     assert damaged.exists()
+
+
+@pytest.mark.slow
+def test_a_layer_is_compiled_as_one_piece_also_where_ranks_share_gradients() -> None:
+    torch.compiler.reset()  # other tests compile the same layers
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = small_model(hidden=256, mlp=1024)  # more than the first megabyte, after which torch would cut
+        compile_layers(model)
+        counters["aot_autograd"].clear()
+        DistributedDataParallel(model)(random_sequences(2)).logits.sum().backward()
+        assert counters["aot_autograd"]["total"] == 2  # all layers, and the final norm
+    finally:
+        distributed.destroy_process_group()

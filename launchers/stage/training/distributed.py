@@ -39,8 +39,9 @@ def strategy_of(world: int, sharded: bool) -> Strategy | str:
     if sharded:
         return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
     # After its first step, DDP rearranges its buckets, which decide the order of sums: a resumed run would not be
-    # bit-identical. With find_unused_parameters DDP keeps the first arrangement.
-    return DDPStrategy(find_unused_parameters=True)
+    # bit-identical. With find_unused_parameters DDP keeps the first arrangement. Gradients are views of the buckets, as copies
+    # would take as much memory again.
+    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 def broadcast(value: Any, world: int) -> Any:

@@ -22,6 +22,8 @@ MOMENT_BYTES = 8
 """AdamW's two moments of a trained parameter, in fp32."""
 ANCHOR_BYTES = 4
 """The starting value of a trained parameter, in fp32, which an anchor keeps; one with `ewc` keeps as much again."""
+BUCKET_BYTES = 4
+"""The gradient of a trained parameter in DDP's buckets, beside the one that micro-batches add up to."""
 OTHERS_BYTES = 2 * 2**30
 """More than the driver and the kernels of this process occupy on a GPU that no other process uses."""
 
@@ -104,14 +106,25 @@ def is_shared(device: torch.device) -> bool:
     return total - free - torch.cuda.memory_reserved(device) > OTHERS_BYTES
 
 
+def kept_bytes(model: PreTrainedModel, recipe: Mapping[str, Any], world: int = 1) -> int:
+    """The bytes that a step keeps on a GPU besides weights, gradients and activations. world: ranks, each with all weights."""
+    anchor = recipe.get("anchor", {})
+    kept = MOMENT_BYTES + ANCHOR_BYTES * (bool(anchor) + ("ewc" in anchor)) + BUCKET_BYTES * (world > 1)
+    return kept * sum(parameter.numel() for _, parameter in trained_parameters(model))
+
+
 def fits_on_gpu(
-    model: PreTrainedModel, recipe: Mapping[str, Any], bf16: bool, device: torch.device, end_of_text: int | None = None
+    model: PreTrainedModel,
+    recipe: Mapping[str, Any],
+    bf16: bool,
+    device: torch.device,
+    end_of_text: int | None = None,
+    world: int = 1,
 ) -> Callable[[int], bool]:
     """A function that tries whether a number of sequences fits, with an uncompiled step; compiled steps need less memory."""
-    length, anchor = recipe["sequence_length"], recipe.get("anchor", {})
-    kept = MOMENT_BYTES + ANCHOR_BYTES * (bool(anchor) + ("ewc" in anchor))
-    held = kept * sum(parameter.numel() for _, parameter in trained_parameters(model))
-    room = FILLED * torch.cuda.get_device_properties(device).total_memory - held
+    length = recipe["sequence_length"]
+    memory = torch.cuda.get_device_properties(device).total_memory
+    room = FILLED * memory - kept_bytes(model, recipe, world)
 
     def fits(size: int) -> bool:
         # Memory that the allocator kept from an earlier stage of this process must not count.

@@ -246,7 +246,7 @@ def _fitting_micro_batch(context: AttemptContext, module: StageModule, bf16: boo
     """The number of sequences that fit on the GPU of every rank."""
     recipe, world, model = context.spec["recipe"], context.ranks.world, module.model
     device = torch.device("cuda", torch.cuda.current_device())
-    fits = fits_on_gpu(on_device(model, device), recipe, bf16, device, module.end_of_text)
+    fits = fits_on_gpu(on_device(model, device), recipe, bf16, device, module.end_of_text, world)
     share = -(-recipe["batch"] // world)
     shape = stage_shape(model, recipe, bf16, world, module.checkpointing)
     own = micro_batch_for(context.store.root, shape, share, fits, keep=not is_shared(device))

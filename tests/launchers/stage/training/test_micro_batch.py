@@ -1,6 +1,7 @@
 from pathlib import Path
 
-from retain.launchers.stage.training.micro_batch import largest_that_fits, micro_batch_for
+from retain.launchers.stage.training.micro_batch import kept_bytes, largest_that_fits, micro_batch_for
+from tests.lightning_modules.tiny_models import small_model
 
 KIND = {"device": "a GPU", "length": 1024}
 
@@ -48,3 +49,12 @@ def test_what_is_known_to_fit_stays_known_and_a_share_is_cut_into_equal_parts(tm
     assert micro_batch_for(tmp_path, KIND, 8, memory.fits) == 8
     assert micro_batch_for(tmp_path, KIND, 100, memory.fits) == 8
     assert micro_batch_for(tmp_path, KIND, 10, memory.fits) == 5
+
+
+def test_room_is_kept_for_moments_for_anchors_and_on_several_gpus_for_the_gradients_that_travel() -> None:
+    model = small_model()
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert kept_bytes(model, {}) == 8 * weights
+    assert kept_bytes(model, {}, world=2) == 12 * weights
+    assert kept_bytes(model, {"anchor": {"l2sp": 0.1}}) == 12 * weights
+    assert kept_bytes(model, {"anchor": {"ewc": 0.1}}, world=8) == 20 * weights
