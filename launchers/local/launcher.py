@@ -21,7 +21,7 @@ from retain.launchers.local.worker import work
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.stage.failures import BUG, DISK, LOCAL, classify_death, prepare_retry, sentence
 from retain.launchers.stage.log import BUSY, NO_ROOM, STOP_GRACE_S, STOPPED
-from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port, loopback_interface
+from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port
 from retain.launchers.stage.signals import CANCEL_SIGNAL, is_nohup
 from retain.results.store.lease import held_by, try_lease
 from retain.results.store.readiness import is_ready
@@ -287,8 +287,6 @@ class Scheduler:
         pack = self.store.run(key).spec()["execution"].get("pack", 1) if world == 1 else 1
         theirs, ours = self.context.Pipe(duplex=pack > 1)
         shared = {"CUDA_VISIBLE_DEVICES": ",".join(self.slots[slot].gpus[:world])}
-        if world > 1:
-            shared["GLOO_SOCKET_IFNAME"] = loopback_interface()
         port = free_port()
         processes = []
         for ranks in (Ranks(rank, world) for rank in range(world)):

@@ -1,5 +1,6 @@
 """A process's place among the ranks of one attempt, and how the ranks find each other."""
 
+import os
 import socket
 from dataclasses import dataclass
 
@@ -20,8 +21,12 @@ class Ranks:
         return self.rank == 0
 
     def rendezvous(self, address: str, port: int, local_rank: int, node: int = 0) -> dict[str, str]:
-        """The environment variables by which torch connects this rank to the others. address: that of rank 0."""
-        return {
+        """The environment variables by which torch connects this rank to the others. address: that of rank 0.
+
+        Ranks of one node connect over its loopback interface, unless the user has chosen another.
+        """
+        interface = _loopback_interface() if self.nodes == 1 else {}
+        return interface | {
             "MASTER_ADDR": address,
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(self.world),
@@ -39,7 +44,7 @@ def free_port(address: str = LOOPBACK) -> int:
         return int(probe.getsockname()[1])
 
 
-def loopback_interface() -> str:
-    """The name of the network interface that only this machine sees."""
+def _loopback_interface() -> dict[str, str]:
     names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in names if name.startswith("lo")), names[0])
+    interface = next((name for name in names if name.startswith("lo")), names[0])
+    return {name: interface for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ}

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from retain.datamodules.corpora.checkpoints.model import count
-from retain.launchers.stage.ranks import free_port, loopback_interface
+from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port
 from retain.lightning_modules import objective
 from retain.lightning_modules.compiled import FLEX, MASKS, compile_layers, why_not_flex_attention
 from retain.lightning_modules.families import layers, part
@@ -361,12 +361,12 @@ torch.distributed.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_ranks_with_half_of_the_weights_each_compute_the_same_gradient_for_every_family() -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    shared |= {"GLOO_SOCKET_IFNAME": loopback_interface(), "PYTHONPATH": ":".join((os.getcwd(), *sys.path))}
+    port, path = free_port(), {"PYTHONPATH": ":".join((os.getcwd(), *sys.path))}
+    connections = [Ranks(rank, 2).rendezvous(LOOPBACK, port, local_rank=0) for rank in range(2)]
     command = [sys.executable, "-c", SHARDED]
     ranks = [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
+        subprocess.Popen(command, env=os.environ | path | connection, stderr=subprocess.PIPE, text=True)
+        for connection in connections
     ]
     printed = [rank.communicate(timeout=300)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], printed

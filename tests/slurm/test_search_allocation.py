@@ -15,7 +15,7 @@ from retain.launchers.search.ray.cleanup import processes_of
 from retain.results.store.runs import Store
 from retain.results.store.study_files import search_run
 from tests.conftest import Trained
-from tests.launchers.search.test_search import addresses
+from tests.launchers.listening import addresses
 from tests.retain import losses, retain_json, stages_of, train_here, weights
 from tests.slurm.chaos import SLOW
 from tests.slurm.cluster.cluster import Cluster, call, wait_until

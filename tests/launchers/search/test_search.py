@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
 from tests.conftest import Trained
+from tests.launchers.listening import addresses
 from tests.retain import losses, retain, retain_here, retain_json, stages_of, start, weights
 from tests.studies import tiny_study
 
@@ -268,24 +269,3 @@ def ray_processes(temporary: Path) -> dict[int, str]:
         with contextlib.suppress(OSError):
             found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return found
-
-
-def addresses(processes: Iterable[int]) -> set[str]:
-    """The addresses on which these processes listen."""
-    return set(_listening(processes))
-
-
-def _listening(processes: Iterable[int]) -> Iterator[str]:
-    sockets = set()
-    for pid in processes:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    sockets.add(os.readlink(f"/proc/{pid}/fd/{name}"))
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                address = fields[1].split(":")[0]
-                local = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-                yield "127.0.0.1" if address in local else address

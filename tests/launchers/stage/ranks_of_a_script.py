@@ -8,19 +8,18 @@ from pathlib import Path
 
 from retain.launchers.kinds import TRAINING
 from retain.launchers.local.fork_server import fork_server, start
-from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port, loopback_interface
+from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port
 
 
 def printed_by_two_ranks(script: str) -> list[str]:
     """The last line that each of two ranks prints."""
     port, context = free_port(), fork_server([TRAINING.module])
-    shared = {"GLOO_SOCKET_IFNAME": loopback_interface()}
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / str(rank) for rank in range(2)]
         ranks = [
             context.Process(
                 target=run_script,
-                args=(script, output, shared | Ranks(rank, 2).rendezvous(LOOPBACK, port, local_rank=rank)),
+                args=(script, output, Ranks(rank, 2).rendezvous(LOOPBACK, port, local_rank=rank)),
             )
             for rank, output in enumerate(outputs)
         ]
