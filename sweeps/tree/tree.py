@@ -343,7 +343,9 @@ def may_affect(axis: str, stage: str, stages: Collection[str] = STAGE_KINDS) -> 
         return True
     if stage == "pretrain":
         return axis in EXPOSED or axis.startswith("posttrain.objective")
-    return stage == "posttrain" and axis in ("pretrain", "pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
+    # Exposure and the corpus decide what is left and what is replayed, and no `mix` may repeat it in matched allocation.
+    read = ("pretrain", "pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
+    return stage == "posttrain" and (axis in read or axis.startswith("pretrain.mix"))
 
 
 def with_values(study: AnyStudy, axes: Axes) -> AnyStudy:

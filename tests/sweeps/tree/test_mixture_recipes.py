@@ -208,6 +208,14 @@ def test_exposure_and_a_mixture_share_a_stage_and_its_window_is_of_the_whole_sta
     assert recipe["mix"][0]["window"] == [0, 240]
 
 
+@pytest.mark.parametrize(
+    "grid", [{"pretrain.mix.music.tokens": [0, 640]}, {"pretrain.mix": [{}, {"music": {"tokens": 64}}]}]
+)
+def test_matched_allocation_refuses_d_post_in_a_mixture_that_an_axis_sets(grid: dict[str, Any]) -> None:
+    with pytest.raises(StudyError, match=r"pretrain\.mix\.music: matched allocation trains on each D_post token once"):
+        tiny_tree(allocation="matched", grid=grid, **{"posttrain.max_tokens": None})
+
+
 def test_matched_allocation_takes_a_mixture_of_another_corpus() -> None:
     once = {"allocation": "matched", "posttrain.max_tokens": None, "pretrain.exposure": 0.25}
     recipe = mixed({"chemistry": {"tokens": 320}}, "posttrain", **once)
