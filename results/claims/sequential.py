@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from retain.results.analysis.effects import level_text
-from retain.results.claims.judging import Verdict, holm, judged_at
+from retain.results.claims.judging import Statement, Verdict, adjust, judged_at
 from retain.results.claims.looks import Look
 from retain.results.claims.verdicts import verdicts
 from retain.results.store.loss_table import Row
@@ -25,17 +25,15 @@ def verdicts_at_looks(rows: Sequence[Row], matched: bool = False, looks: SavedLo
     if not made:
         none_yet = [_without_losses(row) for row in _of_seeds(rows, looks["seeds"][: counts[0]])]
         return verdicts(none_yet, matched)
-    found: dict[tuple[str, str], Verdict] = {}
+    found: dict[Statement, Verdict] = {}
     for number in range(1, made + 1):
         look = Look(number, counts)
         for verdict in verdicts(_of_seeds(rows, looks["seeds"][: look.seeds]), matched):
-            name = (verdict.claim, verdict.words)
-            if name not in found or found[name].outcome == "undecided":
-                found[name] = judged_at(look, verdict)
+            earlier = found.get(verdict.statement)
+            if earlier is None or earlier.outcome == "undecided":
+                found[verdict.statement] = judged_at(look, verdict)
     judged = [_with_note(verdict, Look(made, counts)) for verdict in found.values()]
-    adjusted = holm([verdict.p for verdict in judged])
-    both = [replace(verdict, adjusted=value) for verdict, value in zip(judged, adjusted, strict=True)]
-    return sorted(both, key=lambda verdict: verdict.claim)
+    return adjust(judged)
 
 
 def looks_in_words(looks: SavedLooks) -> list[str]:

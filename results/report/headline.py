@@ -218,7 +218,7 @@ def _decided(verdicts: Sequence[Verdict]) -> str:
     """How many claims are decided; empty without verdicts."""
     if not verdicts:
         return ""
-    names = Counter(one.name for one in verdicts)
+    names = Counter(one.statement.name for one in verdicts)
     counts: Counter[str] = Counter(one.outcome for one in verdicts)
     if len(names) == 1:
         parts = [f"{outcome} in {counts[outcome]}" for outcome in OUTCOMES if counts[outcome]]
@@ -229,7 +229,7 @@ def _decided(verdicts: Sequence[Verdict]) -> str:
         return f"{len(verdicts)} verdicts on {len(names)} claims: {told}."
     parts = []
     for outcome in OUTCOMES:
-        found = Counter(one.name for one in verdicts if one.outcome == outcome)
+        found = Counter(one.statement.name for one in verdicts if one.outcome == outcome)
         named = [name + (f" (in {n} of {names[name]})" if names[name] > 1 else "") for name, n in found.items()]
         if named:
             parts.append(f"{outcome}: {', '.join(named)}")
