@@ -138,6 +138,8 @@ class SavedSummary(TypedDict):
 
     study: str
     objective: str
+    maximised: NotRequired[list[str]]
+    """The metrics of the objective that are maximised."""
     constraints: NotRequired[list[str]]
     points: list[SummaryPoint]
     recommended: list[Recommended]
