@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.results.store.curves import FILE, ends_whole
+from retain.results.store.curves import CURVES, ends_whole
 from retain.results.store.lease import claim_problem
-from retain.results.store.runs import ADAPTED, LOSSES, WEIGHTS, Run, Store, sha256_of
+from retain.results.store.runs import ADAPTED, LOG, LOSSES, WEIGHTS, Run, Store, sha256_of
 from retain.results.store.state import PART, PROBES, State, read_probe
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import DamageError, os_reason
 
 Found = TypeVar("Found")
-FOLDERS, FILES = ("model", "checkpoint", PART), (FILE, "log.txt", "pin")
+FOLDERS, FILES = ("model", "checkpoint", PART), (CURVES, LOG, "pin")
 """What must be a folder, or a file, in the folder of a run; documents are checked when they are read."""
 AT_A_TIME, IN_A_ROW, READERS = 256, 8, 8
 """The number of runs whose documents are in memory at a time, of those that a thread checks one after the other, and of
@@ -111,8 +111,8 @@ def run_problems(store: Store, run: Run, done: MutableMapping[str, bool] | None 
         done[run.key] = state.state == "done"
         if ADAPTED in run.entries:
             run.adapted()
-        if done[run.key] and FILE in run.entries and not ends_whole(run.folder):
-            found.append(f"{run.folder / FILE}: the last line is not complete; delete this file")
+        if done[run.key] and CURVES in run.entries and not ends_whole(run.folder):
+            found.append(f"{run.folder / CURVES}: the last line is not complete; delete this file")
     except FileNotFoundError:  # stage.json, which is a problem already
         pass
     except DamageError as error:
