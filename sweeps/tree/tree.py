@@ -24,7 +24,6 @@ from retain.sweeps.tree.recipes.linear import linear_stage_recipe
 from retain.sweeps.tree.recipes.optimisation import Recipe, carry_problem
 from retain.sweeps.tree.recipes.stage import check_heldout, stage_recipe
 
-STAGES = STAGE_KINDS
 EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")
 """The fields of post-training that decide what is mixed into pretraining."""
 OBJECTIVE = "posttrain.objective"
