@@ -206,9 +206,8 @@ def _largest(effects: Sequence[AxisEffect]) -> str:
     certain = [one for one in effects if one.effect.low * one.effect.high > 0]
     most = max(certain or effects, key=lambda one: abs(one.effect.mean))
     value, against = (setting_name({"axes": {most.axis: at}}, [most.axis]) for at in (most.value, most.against))
-    mean, _, interval = str(most.effect).partition(", ")
     compared = f"; the largest of {len(effects)} differences" if len(effects) > 1 else ""
-    told = f"{value} {mean} against {against} ({interval}, {most.effect.sample}{compared})"
+    told = f"{value} {most.effect.mean:+.3g} against {against} ({most.effect.interval}, {most.effect.sample}{compared})"
     if certain:
         return f"Of the upstream choices, {most.axis} changes L_ret most: {told}."
     return f"No upstream choice is shown to change L_ret yet: {told}."
@@ -274,8 +273,7 @@ def _interval(groups: Sequence[KeptGroup], first: str, second: str) -> str:
     pairs = [(own[first], own[second]) for own in lines]
     seeds = set.intersection(*({*one} & {*other} for one, other in pairs))
     effect = effect_of({seed: fmean(other[seed] - one[seed] for one, other in pairs) for seed in sorted(seeds)})
-    _, _, interval = str(effect).partition(", ")
-    return f" ({interval})" if effect.seeds > 1 else ""
+    return f" ({effect.interval})" if effect.seeds > 1 else ""
 
 
 def facts(rows: Sequence[Row], verdicts: Sequence[Verdict], states: Mapping[str, State]) -> list[Fact]:
