@@ -21,7 +21,8 @@ from retain.sweeps.tree.recipes.anchor import fields_of_stage_before
 from retain.sweeps.tree.recipes.checkpoint import counts_by_model
 from retain.sweeps.tree.recipes.groundwork import groundwork
 from retain.sweeps.tree.recipes.linear import linear_stage_recipe
-from retain.sweeps.tree.recipes.optimisation import Recipe, carry_problem
+from retain.sweeps.tree.recipes.optimisation import carry_problem
+from retain.sweeps.tree.recipes.preference import Recipe
 from retain.sweeps.tree.recipes.stage import check_heldout, stage_recipe
 
 EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")

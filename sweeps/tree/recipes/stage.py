@@ -17,8 +17,8 @@ from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts, skipped_records
 from retain.sweeps.tree.recipes.checkpoint import checkpoint_recipe
 from retain.sweeps.tree.recipes.mixture import check_fit, components, stage_mixture, stage_window
-from retain.sweeps.tree.recipes.optimisation import Recipe, early_stopping_recipe, method_recipe, optimisation_recipe
-from retain.sweeps.tree.recipes.preference import PAIR, unit_of, with_start
+from retain.sweeps.tree.recipes.optimisation import early_stopping_recipe, method_recipe, optimisation_recipe
+from retain.sweeps.tree.recipes.preference import PAIR, Recipe, unit_of, with_start
 
 
 def check_heldout(file: StudyFile, facts: Facts) -> None:
