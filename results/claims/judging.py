@@ -87,7 +87,7 @@ class Verdict:
     adjusted: float = math.nan
     """The p-value with Holm's correction over all verdicts that are judged together."""
     look: Look | None = None
-    """The look that the verdict is of, if seeds were added until claims were decided; None for a fixed sample."""
+    """The look at which the verdict was reached, if seeds were added until claims were decided; None for a fixed sample."""
 
     @property
     def claim(self) -> str:

@@ -15,7 +15,7 @@ from retain.sweeps.schema.section import LOSSES
 def verdicts_at_looks(rows: Sequence[Row], matched: bool = False, looks: SavedLooks | None = None) -> list[Verdict]:
     """A verdict for each claim that the rows can test.
 
-    looks: the looks of the study, which count if the rows have seeds of theirs; None for a fixed sample. A claim keeps the
+    looks: the looks of the study; they count if the rows have any of their seeds. None for a fixed sample. A claim keeps the
     outcome and the effects of the first look that decided it. Results of a block that no look has judged yet do not count.
     Before the first look every claim is undecided.
     """
@@ -81,7 +81,7 @@ def _without_losses(row: Row) -> Row:
 
 
 def _with_note(verdict: Verdict, last: Look) -> Verdict:
-    """The verdict; if it was decided before the last look, with a note that says so."""
+    """The verdict, with a note if it was decided before the last look."""
     if verdict.look is None or verdict.look.number == last.number:
         return verdict
     note = f"Decided by {verdict.look}; the study went on to {last.seeds} seeds for other claims."

@@ -61,7 +61,7 @@ def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurve
 
 
 def _styles(names_by_stage: Sequence[Sequence[str]]) -> dict[str, LineStyle]:
-    """The style of each name. If there are more than one legend holds, a name's style is the first that its stage has free."""
+    """The style of each name. With more names than one legend holds, a name has the first style that is free in its stage."""
     everything = list(dict.fromkeys(name for names in names_by_stage for name in names))
     if len(everything) <= MOST_LINES:
         return line_styles(everything)

@@ -42,7 +42,7 @@ class ReadOnce(Run):
 
     @property
     def entries(self) -> Mapping[str, os.DirEntry[str]]:
-        """What its folder holds, by name in order; nothing if it cannot be read, as the documents say then."""
+        """The entries of its folder by name, in order; empty if the folder cannot be read, which reading a document reports."""
         return self._once("entries", lambda: _entries(self.folder))
 
     def spec(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What processes take from the user's surroundings: no modules but those of libraries, and short names of sockets."""
+"""Keep the user's surroundings out of processes: they import only installed libraries, and their sockets have short paths."""
 
 import contextlib
 import json
@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 LONGEST_TEMPORARY = 30
-"""The most characters of a folder for temporary files with sockets, whose paths have at most 107."""
+"""The longest path of a temporary folder that leaves room for the names of sockets: their paths have at most 107 bytes."""
 BEFORE = "RETAIN_BEFORE"
-"""The environment variable that says, as JSON, what the others were that Retain has set; null for those that were not there."""
+"""The environment variable with the former values of the variables that Retain has set, as JSON; null for unset ones."""
 
 
 @contextlib.contextmanager

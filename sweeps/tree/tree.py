@@ -28,7 +28,7 @@ from retain.sweeps.tree.recipes.stage import check_heldout, stage_recipe
 EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")
 """The fields of post-training that decide what is mixed into pretraining."""
 OBJECTIVE = "posttrain.objective"
-"""Whether post-training has one decides that too: of pairs, only the chosen responses are mixed in. Its strength does not."""
+"""Whether post-training has one decides that too: only the chosen responses of pairs are mixed in. Its strength does not."""
 Axes = dict[str, Any]
 """The value of each axis, by its dotted path or the name of its cases."""
 
@@ -106,7 +106,7 @@ class Tree:
     tasks: Mapping[str, Mapping[str, TaskFacts]] = field(default_factory=dict)
     """The tasks that `evaluate` measures after each stage, by the name of the stage and of the task."""
     values: Mapping[tuple[str, int], HeldoutValues] = field(default_factory=dict)
-    """The values by which losses on a corpus are given, by its name and sequence length; of corpora with `by` alone."""
+    """The values by which losses on a corpus are given, by its name and sequence length; only for corpora with `by`."""
 
     @property
     def chain(self) -> list[str]:
@@ -127,7 +127,7 @@ class Tree:
         return [*(trial for trial in self.trials if trial.average == 1), *averaged.values()]
 
     def carried(self) -> set[str]:
-        """The keys of the stages whose AdamW a stage below continues with."""
+        """The keys of the stages with whose AdamW a stage below continues."""
         return {stage.parent for stage in self.stages.values() if stage.parent and CARRY in stage.recipe}
 
     def ancestors(self, key: str) -> list[Stage]:

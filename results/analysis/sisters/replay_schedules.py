@@ -52,7 +52,7 @@ class Schedule:
         return sorted({replay for _, replay in self.grid} - {0.0})
 
     def worth(self, replay: float) -> dict[int, Amount]:
-        """How much rare data a run without replay would need for the loss with replay, relative to what it has, by seed.
+        """How much rare data a run without replay would need to reach the loss with replay, as a factor, by seed.
 
         That is the data efficiency, with all rare data in phase 2. Only seeds that have all the runs count.
         """

@@ -14,7 +14,7 @@ Measured = dict[tuple[str, float], dict[str, float | None]]
 def trial_measures(
     tree: Tree, trial: Trial, store: Store, known: Measured, damaged: dict[str, State] | None
 ) -> dict[str, dict[str, float | None]]:
-    """The metrics after each stage of a trial. known: what earlier trials have read; damaged: as of `trial_rows`."""
+    """The metrics after each stage of a trial. known: what earlier trials have read; damaged: as in `trial_rows`."""
     found: dict[str, dict[str, float | None]] = {}
     for key in trial.path:
         stage, average = tree.stages[key], trial.average if key == trial.leaf else 1.0

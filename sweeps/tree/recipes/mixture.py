@@ -202,7 +202,7 @@ def _relieve(
 
 
 def _counts(study: Study, name: str, stage: Optimisation, own: int) -> list[tuple[str, str, Component, int]]:
-    """Each component, as of `components`, and its number of sequences.
+    """Each component, as `components` yields it, and its number of sequences.
 
     own: the stage's sequences without components.
     """

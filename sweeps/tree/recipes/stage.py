@@ -279,7 +279,7 @@ def _draw(
 ) -> tuple[CorpusFacts, int]:
     """A corpus and the number of sequences that a budget of tokens takes from it, after its `first` sequences.
 
-    unit: the sequences that the stage reads together, as of `unit_of`; it takes a multiple of them. Raises StudyError if the
+    unit: the sequences that the stage reads together (`unit_of`); it takes a multiple of them. Raises StudyError if the
     corpus has too few sequences.
     """
     length = study.sequence_length
