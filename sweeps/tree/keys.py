@@ -12,7 +12,7 @@ FORMAT = 1
 CARRY = '"start":{"optimizer":"carry"}'
 """A part of the canonical recipe of every stage that continues with its parent's AdamW, and of no other."""
 
-MEASURE, TASK = "heldout_loss", "task"
+HELDOUT_LOSS, TASK = "heldout_loss", "task"
 """What the recipe of an evaluation says that it measures: a loss, or the metrics of a task."""
 
 KEY_LENGTH = 20

@@ -26,7 +26,7 @@ from retain.sweeps.schema.section import (
 )
 from retain.sweeps.tree.data_facts import HeldoutValues, TaskFacts
 from retain.sweeps.tree.evaluation import PREFERENCES, preferences_of, used_corpora
-from retain.sweeps.tree.keys import MEASURE, TASK, canonical, stage_key
+from retain.sweeps.tree.keys import HELDOUT_LOSS, TASK, canonical, stage_key
 from retain.sweeps.tree.recipes.preference import objective_of
 from retain.sweeps.tree.tree import Stage, Tree
 
@@ -49,7 +49,7 @@ def evaluation_of(
     tokens: those of the held-out split, if known. average: the weights that it measures, from 0, the start of the stage, to 1,
     its end. values: those by which the loss is also given. preferences: for pairs, the entry of `preferences_by_stage`.
     """
-    fields: dict[str, Any] = {"corpus": fingerprint, "measure": MEASURE, "sequence_length": length}
+    fields: dict[str, Any] = {"corpus": fingerprint, "measure": HELDOUT_LOSS, "sequence_length": length}
     if values is not None:
         fields["by"] = values.fingerprint
     also: tuple[str, ...] = ()
