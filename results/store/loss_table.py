@@ -106,7 +106,7 @@ def trial_rows(
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
         own = {tree.stages[key].stage: matrix.get(key, {}) for key in trial.path}
-        trained = [name for name, key in zip(trial.stages, trial.chain, strict=True) if key is not None]
+        trained = [name for name, key in zip(trial.names, trial.keys, strict=True) if key is not None]
         leaf = tree.stages[trial.leaf]
         try:
             if trial.average != 1 and path[-1]:
@@ -119,7 +119,7 @@ def trial_rows(
             damaged[leaf.key] = damaged_state(error)
             path[-1], own[leaf.stage], role = None, {}, "finetuning"
         tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
-        keys = {**dict.fromkeys(STAGE_KINDS), **dict(zip(trial.stages, trial.chain, strict=True))}
+        keys = {**dict.fromkeys(STAGE_KINDS), **dict(zip(trial.names, trial.keys, strict=True))}
         splits = [losses["splits"] if losses else None for losses in path]
         row: Row = {"axes": trial.axes, "keys": keys, **four_losses(splits, trained, role), "tokens": tokens}
         row |= {"losses": own, "corpora": roles[leaf.key]}

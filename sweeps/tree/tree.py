@@ -62,21 +62,21 @@ class Trial:
     """One path from the root to a leaf, as stage keys."""
 
     axes: Axes
-    stages: tuple[str, ...]
+    names: tuple[str, ...]
     """The names of the stages of the chain."""
-    chain: tuple[str | None, ...]
+    keys: tuple[str | None, ...]
     """The key of each stage; None for a stage that has nothing to train, as Stage 2 may with matched allocation."""
     average: float = 1.0
     """The weights whose losses are the trial's: from 0, the start of the last stage, to 1, its end (WiSE-FT)."""
 
     def key(self, stage: str) -> str | None:
         """The key of the stage with this name; None if the trial has no such stage."""
-        return self.chain[self.stages.index(stage)] if stage in self.stages else None
+        return self.keys[self.names.index(stage)] if stage in self.names else None
 
     @property
     def path(self) -> tuple[str, ...]:
         """The keys of the trial's stages, root first."""
-        return tuple([key for key in self.chain if key is not None])
+        return tuple([key for key in self.keys if key is not None])
 
     @property
     def leaf(self) -> str:
@@ -111,7 +111,7 @@ class Tree:
     @property
     def chain(self) -> list[str]:
         """The names of all stages in the order of their chains; GROUNDWORK comes before the first stage that needs it."""
-        names = in_one_order(trial.stages for trial in self.trials)
+        names = in_one_order(trial.names for trial in self.trials)
         for stage in (stage for stage in self.stages.values() if stage.stage in names):
             for need in (self.stages[key].stage for key in stage.also if key in self.stages):
                 if need not in names:
