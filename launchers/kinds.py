@@ -12,7 +12,7 @@ from retain.results.store.runs import LOSSES, MEASURES, WEIGHTS, Run, Store
 from retain.results.store.state import ASSEMBLED, PART, SUBMITTED
 from retain.results.store.study_files import SUMMARY
 from retain.sweeps.base.errors import NewerFormatError
-from retain.sweeps.tree.keys import MEASURE, TASK
+from retain.sweeps.tree.keys import HELDOUT_LOSS, TASK
 from retain.sweeps.tree.linear_stage import LINEAR_METHOD
 
 Spec = Mapping[str, Any]
@@ -86,8 +86,8 @@ def kind_of(spec: Spec) -> Kind:
 
 def kind_of_recipe(recipe: Mapping[str, Any]) -> Kind:
     """The kind of a stage of a study, of an evaluation of one, or of what one needs besides the stage before it."""
-    if recipe.get("measure") in (MEASURE, TASK):
-        return EVALUATE if recipe["measure"] == MEASURE else MEASURED_TASK
+    if recipe.get("measure") in (HELDOUT_LOSS, TASK):
+        return EVALUATE if recipe["measure"] == HELDOUT_LOSS else MEASURED_TASK
     for kind in (FISHER, REFERENCE):
         if recipe.get("measure") == kind.name:
             return kind

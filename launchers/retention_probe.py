@@ -91,7 +91,7 @@ def short_probes(opened: OpenedStudy, share: float, train_missing: bool) -> Prob
         else:
             stages |= {key: tree.stages[key] for key in tree.runs_of(trial)[:-1]} | {short.key: short}
             trials.append(trial)
-            probed.append(replace(trial, chain=(*trial.chain[:-1], short.key)))
+            probed.append(replace(trial, keys=(*trial.keys[:-1], short.key)))
     return Probes(replace(tree, stages=stages, trials=probed), trials, left_out)
 
 

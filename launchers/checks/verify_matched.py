@@ -52,7 +52,7 @@ def matched_problems(opened: OpenedStudy, damaged: Collection[str] = ()) -> list
 
 def _is_matched(opened: OpenedStudy, trial: Trial) -> bool:
     # Without a Stage 1 or 2 there is nothing to divide.
-    if not {"pretrain", "posttrain"} <= set(trial.stages):
+    if not {"pretrain", "posttrain"} <= set(trial.names):
         return False
     return str(trial.axes.get("allocation", getattr(opened.file.study, "allocation", None))) == "matched"
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from retain.launchers.planning.register import as_here
 from retain.launchers.search.history import HELDOUT, History, Losses
-from retain.results.store.curves import FILE, Curve, heldout_curve, read_curves
+from retain.results.store.curves import CURVES, Curve, heldout_curve, read_curves
 from retain.results.store.loss_table import four_losses
 from retain.results.store.runs import Run, Store
 from retain.sweeps.base.units import format_size
@@ -136,7 +136,7 @@ class EarlyStopping:
     def _has_grown(self, key: str) -> bool:
         """Whether a run has written to its curves since they were read last."""
         try:
-            size = (self.store.run(key).folder / FILE).stat().st_size
+            size = (self.store.run(key).folder / CURVES).stat().st_size
         except FileNotFoundError:
             return False
         grown = size != self.sizes.get(key)

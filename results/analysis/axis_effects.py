@@ -89,8 +89,8 @@ def _compared_losses(rows: Sequence[Row]) -> list[str]:
     return [name for name in columns if name == without_value(name)]
 
 
-def _text_of(row: Row, loss: str) -> str | None:
-    """The corpus on which a trial has one of the paper's four losses; None if its row does not say it, as of other losses."""
+def _corpus_of(row: Row, loss: str) -> str | None:
+    """The corpus of one of the paper's four losses of a trial; None if the row does not say, and for other losses."""
     corpora: Mapping[str, str] = row.get("corpora", {})
     if loss == L_FT:
         return corpora.get(chain_of(row)[-1], corpora.get("finetuning"))
@@ -102,7 +102,7 @@ def _effect(pairs: Sequence[Pair], loss: str) -> tuple[Effect, int]:
     by_seed: dict[int, dict[tuple[str, ...], float]] = {}
     for seed, others, one, other in pairs:
         before, after = loss_at(one, loss), loss_at(other, loss)
-        if _text_of(one, loss) != _text_of(other, loss):
+        if _corpus_of(one, loss) != _corpus_of(other, loss):
             continue
         if before is not None and after is not None and math.isfinite(before) and math.isfinite(after):
             equal = math.isclose(before, after, rel_tol=ROUNDING, abs_tol=ROUNDING)

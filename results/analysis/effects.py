@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from retain.results.analysis.frontiers import height_at, hypervolume, lower_left_hull, pareto_set
 from retain.results.analysis.loss_planes import Points
+from retain.sweeps.base.units import counted
 
 LEVEL = 0.95
 SIDE = (1 - LEVEL) / 2
@@ -42,15 +43,18 @@ class Effect:
     @property
     def sample(self) -> str:
         """The number of seeds as text: `3 seeds`."""
-        return f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
+        return counted(self.seeds, "seed")
+
+    @property
+    def interval(self) -> str:
+        """The interval as text: `95% interval -0.001 to +0.0256`."""
+        if self.seeds < 2:
+            return "no interval"
+        return f"{level_text(self.level)} interval {self.low:+.3g} to {self.high:+.3g}"
 
     def __str__(self) -> str:
         """The effect as text: `+0.0123, 95% interval -0.001 to +0.0256`."""
-        if not self.seeds:
-            return "no value yet"
-        if self.seeds == 1:
-            return f"{self.mean:+.3g}, no interval"
-        return f"{self.mean:+.3g}, {level_text(self.level)} interval {self.low:+.3g} to {self.high:+.3g}"
+        return f"{self.mean:+.3g}, {self.interval}" if self.seeds else "no value yet"
 
 
 def level_text(level: float) -> str:

@@ -18,8 +18,8 @@ from retain.sweeps.schema.linear.closed_forms import (
     squared_loss,
     threshold,
 )
+from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.tree.linear_stage import stage_task, task_of
-from retain.sweeps.tree.tree import STAGES
 
 KINDS = INVARIANT, INCONSISTENT, SPECIALISED = "invariant", "inconsistent", "specialised"
 
@@ -94,7 +94,7 @@ class Simulated:
 
 def read_theory(store: Store, row: Row) -> Theory:
     """The closed forms for the stages of a finished trial."""
-    recipes = {stage: store.run(row["keys"][stage]).spec()["recipe"] for stage in STAGES}
+    recipes = {stage: store.run(row["keys"][stage]).spec()["recipe"] for stage in STAGE_KINDS}
     descents = (_descent(recipe, task_of(recipe["corpus"])) for recipe in recipes.values())
     return Theory(recipes["pretrain"]["model"]["linear"]["start"], *descents)
 
@@ -102,7 +102,7 @@ def read_theory(store: Store, row: Row) -> Theory:
 def read_trial(store: Store, row: Row) -> Simulated:
     """A finished trial of the loss table with the strengths of its features."""
     stages, alpha = {}, 0.0
-    for stage in STAGES:
+    for stage in STAGE_KINDS:
         run = store.run(row["keys"][stage])
         recipe, features = run.spec()["recipe"], run.losses()["features"]
         stages[stage] = _descent(recipe, stage_task(recipe)), features["times"], features["strengths"]

@@ -79,7 +79,7 @@ def loss_contrasts(rows: Sequence[Row]) -> list[LossContrast]:
 
 
 def _pairs(by_recipe: Mapping[str, Found]) -> Iterator[tuple[str, Found, Found]]:
-    """Each other recipe: its name, what it has by seed, and what the recommended recipe has."""
+    """For each other recipe: its name, its values by seed, and those of the recommended recipe."""
     recommended = by_recipe.get(RECOMMENDED)
     for name, other in by_recipe.items():
         if recommended and other and name != RECOMMENDED:

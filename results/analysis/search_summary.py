@@ -85,7 +85,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def violations(space: SearchSpace, results: Sequence[Result]) -> list[tuple[float, ...]]:
-    """By how much each result breaks each constraint, in its unit; at most 0 for a constraint that holds."""
+    """By how much each result breaks each constraint, in its unit; at most 0 if the constraint is met."""
     bounds = space.block.constraints
     values = {name: [result.means[name] for result in results] for name in bounds}
     return [

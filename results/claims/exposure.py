@@ -9,7 +9,7 @@ import numpy as np
 from retain.results.analysis.axes import EXPOSURE, axis_names, grouped, seed_of, setting
 from retain.results.analysis.effects import Effect, effect_of, paired_difference
 from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, Floats, has_losses
-from retain.results.claims.judging import Verdict, judge, subjects
+from retain.results.claims.judging import Statement, Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 
 FLAT = 0.25
@@ -28,10 +28,6 @@ class Curves:
     losses: Mapping[str, Mapping[int, Floats]]
     """The curve of each seed, for L_im and L_ret: [k], the loss at each exposure in nats per token."""
     notes: tuple[str, ...]
-
-    def about(self, words: str) -> str:
-        """The claim `words` about this subject."""
-        return f"{self.subject}: {words}" if self.subject else words
 
     def at(self, loss: str, index: int) -> dict[int, float]:
         """The loss of each seed at the exposure with this index."""
@@ -88,15 +84,16 @@ def _flat(curves: Curves) -> Verdict:
         for way, sign in (("rise", 1), ("fall", -1)):
             excess = {seed: sign * change.per_seed[seed] - FLAT * saving.per_seed[seed] for seed in change.per_seed}
             beyond.append((f"{way} of L_im at λ={exposure:g} beyond {FLAT:.0%} of the saving, nats", effect_of(excess)))
-    words = curves.about(f"L_im is flat in λ to within {FLAT:.0%} of what mixing saves of L_ret")
+    name = f"L_im is flat in λ to within {FLAT:.0%} of what mixing saves of L_ret"
     last = f"saving: L_ret at λ=0 minus λ={curves.exposures[-1]:g}, nats"
-    return judge("1a", words, -1, beyond, [*changes, (last, saving)], curves.notes)
+    return judge(Statement("1a", name, curves.subject), -1, beyond, [*changes, (last, saving)], curves.notes)
 
 
-def _sloped(claim: str, words: str, curves: Curves, loss: str, side: Literal[-1, 1]) -> Verdict:
+def _sloped(claim: str, name: str, curves: Curves, loss: str, side: Literal[-1, 1]) -> Verdict:
     """The claim that a loss falls (side -1) or rises (side 1) with λ."""
     notes = (curves.shape(loss, rising=side > 0), *curves.notes)
-    return judge(claim, curves.about(words), side, [curves.slope(loss)], [curves.ends(loss)], notes)
+    statement = Statement(claim, name, curves.subject)
+    return judge(statement, side, [curves.slope(loss)], [curves.ends(loss)], notes)
 
 
 def _interior_best(curves: Curves) -> Verdict:
@@ -111,9 +108,9 @@ def _interior_best(curves: Curves) -> Verdict:
         for index, exposure in enumerate(curves.exposures[1:-1], start=1)
         for other in (0, end)
     ]
-    words = curves.about("with compute matched, L_ret is best at some 0 < λ < 1")
+    statement = Statement("2b", "with compute matched, L_ret is best at some 0 < λ < 1", curves.subject)
     notes = (curves.shape(L_RET, rising=False), *curves.notes)
-    return judge("2b", words, -1, against, notes=notes, alternatives=end - 1)
+    return judge(statement, -1, against, notes=notes, alternatives=end - 1)
 
 
 def _curves(rows: Iterable[Row]) -> Iterator[Curves]:

@@ -27,7 +27,7 @@ from retain.results.analysis.loss_planes import (
     points_by_seed,
 )
 from retain.results.analysis.methods import METHOD_FIELDS, method_of
-from retain.results.claims.judging import Verdict, judge, subjects
+from retain.results.claims.judging import Statement, Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 
 
@@ -166,10 +166,10 @@ def _verdict(subject: str, contrast: Contrast, plane: LossPlane, by_method: Mapp
     if not even:
         plain = compared.contrasted(contrast, lambda a, b: gain(points[a], points[b]))
         others.append(("hypervolume gained with all checkpoints, which does not decide, squared nats", plain))
-    words = ", ".join(part for part in (subject, plane.name) if part)
     missing = f"{left_out} checkpoints are left out because their counterparts are missing." if left_out else ""
     deciding = [(f"hypervolume gained by {named}{how}, squared nats", evenly(gain))]
-    return judge(contrast.claim, f"{words}: {contrast.words}", 1, deciding, others, (_counts(points), missing))
+    statement = Statement(contrast.claim, contrast.words, subject, plane.name)
+    return judge(statement, 1, deciding, others, (_counts(points), missing))
 
 
 def _ends_of_exposure(rows: Sequence[Row]) -> list[Row]:

@@ -6,6 +6,7 @@ The claims themselves, with their effects, are in `exposure.py` and `frontier.py
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from string import ascii_lowercase
 from typing import Literal
 
 import numpy as np
@@ -41,14 +42,30 @@ SOURCES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The outcome of one claim for one subject, with the effects behind it."""
+class Statement:
+    """A claim about one subject; a study with several pipelines, sizes or planes has several statements of one claim."""
 
     claim: str
-    """The claim's number in `claims.verdicts`, such as 1a; a study with several pipelines, sizes or planes has several
-    verdicts on one claim."""
-    words: str
-    """The subject and the claim."""
+    """The claim's number in `claims.verdicts`, such as 1a."""
+    name: str
+    """The claim without its subject, such as `mixing improves the frontier`."""
+    subject: str = ""
+    """What it is about, such as a pipeline or a size of D_post; empty if the study has one subject."""
+    plane: str = ""
+    """The two losses of a frontier, `(L_ret, L_ft)`; empty for other claims."""
+
+    @property
+    def words(self) -> str:
+        """The subject and the claim."""
+        about = ", ".join(part for part in (self.subject, self.plane) if part)
+        return f"{about}: {self.name}" if about else self.name
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one statement, with the effects behind it."""
+
+    statement: Statement
     sentence: str
     """The subject, the claim, the outcome, the number of seeds, and the deciding effect with its interval."""
     outcome: Outcome
@@ -70,17 +87,17 @@ class Verdict:
     adjusted: float = math.nan
     """The p-value with Holm's correction over all verdicts that are judged together."""
     look: Look | None = None
-    """The look that the verdict is of, if seeds were added until claims were decided; None for a fixed sample."""
+    """The look at which the verdict was reached, if seeds were added until claims were decided; None for a fixed sample."""
 
     @property
-    def subject(self) -> str:
-        """What the claim is about: pipeline, size, plane; empty if the study has one subject."""
-        return self.words.rpartition(": ")[0]
+    def claim(self) -> str:
+        """The claim's number."""
+        return self.statement.claim
 
     @property
-    def name(self) -> str:
-        """The claim without its subject, such as `mixing improves the frontier`."""
-        return self.words.rpartition(": ")[2]
+    def words(self) -> str:
+        """The subject and the claim."""
+        return self.statement.words
 
     @property
     def source(self) -> str:
@@ -94,8 +111,7 @@ class Verdict:
 
 
 def judge(
-    claim: str,
-    words: str,
+    statement: Statement,
     side: Literal[-1, 1],
     deciding: Sequence[tuple[str, Effect]],
     others: Iterable[tuple[str, Effect]] = (),
@@ -103,7 +119,7 @@ def judge(
     alternatives: int = 1,
     look: Look | None = None,
 ) -> Verdict:
-    """The verdict on the claim that every deciding effect is below 0 (side -1) or above 0 (side 1).
+    """The verdict on the statement that every deciding effect is below 0 (side -1) or above 0 (side 1).
 
     With several alternatives, `deciding` holds as many effects for each, and the claim is that all effects of any one of them
     are on that side. The claim is supported or not supported if `decide` says so at the error rate of a 95% interval, and
@@ -127,20 +143,20 @@ def judge(
     refuting = [each for each in alternative if outcome == "not supported" and each[0].high < 0]
     _, name, effect = min(refuting or alternative, key=lambda each: _strength(each[0]))
     sample = f"{effect.sample}, {look}" if look else effect.sample
-    sentence = f"{words}: {outcome} at {sample}; {name}: {effect}."
+    sentence = f"{statement.words}: {outcome} at {sample}; {name}: {effect}."
     if outcome == "undecided" and (effect.low > 0 or effect.high < 0):
         sentence += f" Corrected for the {len(deciding)} intervals of the claim, it is undecided."
     p = float(np.minimum(1.0, 2 * np.fmin(support, refutation)))
     corrected = f"Holm's correction for {len(deciding)} intervals applies." if len(deciding) > 1 else ""
     evidence, note = (*deciding, *others), " ".join(note for note in (*notes, corrected) if note)
     told, count = (name, effect), len(deciding)
-    return Verdict(claim, words, sentence, outcome, evidence, note, side, alternatives, count, told, p, look=look)
+    return Verdict(statement, sentence, outcome, evidence, note, side, alternatives, count, told, p, look=look)
 
 
 def judged_at(look: Look, verdict: Verdict) -> Verdict:
     """A verdict of a fixed sample, judged as one of several looks: its intervals and p-values count all looks."""
     deciding, others = verdict.evidence[: verdict.deciding], verdict.evidence[verdict.deciding :]
-    judged = judge(verdict.claim, verdict.words, verdict.side, deciding, others, (), verdict.alternatives, look)
+    judged = judge(verdict.statement, verdict.side, deciding, others, (), verdict.alternatives, look)
     return replace(judged, note=verdict.note)
 
 
@@ -155,6 +171,13 @@ def decide(above: Floats, below: Floats) -> tuple[Floats, Floats]:
     alternatives, effects = above.shape[-2:]
     support = np.minimum(1.0, alternatives * above.max(axis=-1).min(axis=-1))
     return support, np.minimum(1.0, effects * below.min(axis=-1)).max(axis=-1)
+
+
+def adjust(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The verdicts with p-values that are adjusted for all of them (Holm), in the order of the claims."""
+    values = holm([verdict.p for verdict in verdicts])
+    found = [replace(verdict, adjusted=value) for verdict, value in zip(verdicts, values, strict=True)]
+    return sorted(found, key=lambda verdict: (int(verdict.claim.rstrip(ascii_lowercase)), verdict.claim))
 
 
 def holm(values: Sequence[float]) -> list[float]:

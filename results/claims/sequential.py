@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from retain.results.analysis.effects import level_text
-from retain.results.claims.judging import Verdict, holm, judged_at
+from retain.results.claims.judging import Statement, Verdict, adjust, judged_at
 from retain.results.claims.looks import Look
 from retain.results.claims.verdicts import verdicts
 from retain.results.store.loss_table import Row
@@ -15,7 +15,7 @@ from retain.sweeps.schema.section import LOSSES
 def verdicts_at_looks(rows: Sequence[Row], matched: bool = False, looks: SavedLooks | None = None) -> list[Verdict]:
     """A verdict for each claim that the rows can test.
 
-    looks: the looks of the study, which count if the rows have seeds of theirs; None for a fixed sample. A claim keeps the
+    looks: the looks of the study; they count if the rows have any of their seeds. None for a fixed sample. A claim keeps the
     outcome and the effects of the first look that decided it. Results of a block that no look has judged yet do not count.
     Before the first look every claim is undecided.
     """
@@ -25,17 +25,15 @@ def verdicts_at_looks(rows: Sequence[Row], matched: bool = False, looks: SavedLo
     if not made:
         none_yet = [_without_losses(row) for row in _of_seeds(rows, looks["seeds"][: counts[0]])]
         return verdicts(none_yet, matched)
-    found: dict[tuple[str, str], Verdict] = {}
+    found: dict[Statement, Verdict] = {}
     for number in range(1, made + 1):
         look = Look(number, counts)
         for verdict in verdicts(_of_seeds(rows, looks["seeds"][: look.seeds]), matched):
-            name = (verdict.claim, verdict.words)
-            if name not in found or found[name].outcome == "undecided":
-                found[name] = judged_at(look, verdict)
+            earlier = found.get(verdict.statement)
+            if earlier is None or earlier.outcome == "undecided":
+                found[verdict.statement] = judged_at(look, verdict)
     judged = [_with_note(verdict, Look(made, counts)) for verdict in found.values()]
-    adjusted = holm([verdict.p for verdict in judged])
-    both = [replace(verdict, adjusted=value) for verdict, value in zip(judged, adjusted, strict=True)]
-    return sorted(both, key=lambda verdict: verdict.claim)
+    return adjust(judged)
 
 
 def looks_in_words(looks: SavedLooks) -> list[str]:
@@ -83,7 +81,7 @@ def _without_losses(row: Row) -> Row:
 
 
 def _with_note(verdict: Verdict, last: Look) -> Verdict:
-    """The verdict; if it was decided before the last look, with a note that says so."""
+    """The verdict, with a note if it was decided before the last look."""
     if verdict.look is None or verdict.look.number == last.number:
         return verdict
     note = f"Decided by {verdict.look}; the study went on to {last.seeds} seeds for other claims."

@@ -24,12 +24,11 @@ that errs.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from retain.results.analysis.axes import EXPOSURE, is_searched
 from retain.results.claims.exposure import latent_benefit, matched_optimum
 from retain.results.claims.frontier import frontier_verdicts
-from retain.results.claims.judging import Verdict, holm
+from retain.results.claims.judging import Verdict, adjust
 from retain.results.claims.sisters.forgetting_law import forgetting_verdicts
 from retain.results.claims.sisters.overtraining import overtraining_verdicts
 from retain.results.claims.sisters.replay_schedules import replay_verdicts
@@ -41,7 +40,7 @@ def verdicts(rows: Sequence[Row], matched: bool = False) -> list[Verdict]:
     """A verdict for each claim that the rows can test, in the order of the claims; partial results are judged too.
 
     matched: whether the study is compute-matched; an axis `allocation` overrides it for each row. Exposures above 1 are not
-    the paper's and are left out. Each verdict has its plain p-value and one that is adjusted for all verdicts (Holm).
+    the paper's and are left out.
     """
     default = "matched" if matched else "additive"
     # The points of a search were chosen by their losses, and its recipes differ in several fields at once.
@@ -51,6 +50,4 @@ def verdicts(rows: Sequence[Row], matched: bool = False) -> list[Verdict]:
     found = [*latent_benefit(additive), *matched_optimum(compute_matched), *frontier_verdicts(additive)]
     found += [*forgetting_verdicts(paper), *replay_verdicts(paper)]
     found += [*overtraining_verdicts(paper), *specialised_verdicts(paper)]
-    adjusted = holm([verdict.p for verdict in found])
-    both = [replace(verdict, adjusted=value) for verdict, value in zip(found, adjusted, strict=True)]
-    return sorted(both, key=lambda verdict: verdict.claim)
+    return adjust(found)

@@ -20,11 +20,11 @@ AXIS_LABELS = {
     L_PRE: "L_pre: pretraining loss after fine-tuning",
 }
 REVERSED = "-"
-"""What the name of an axis begins with that shows the negative values of a metric, of which higher is better."""
+"""The prefix of an axis that shows the negated values of a metric where higher is better."""
 
 
 def axis_label(name: str) -> str:
-    """What an axis is called: a loss of the paper's four, STAGE/CORPUS, or STAGE/TASK/METRIC."""
+    """The label of an axis: a loss of the paper's four, STAGE/CORPUS, or STAGE/TASK/METRIC."""
     if name.startswith(REVERSED):
         return f"{name.removeprefix(REVERSED)} (higher is better; reversed)"
     return AXIS_LABELS.get(name, f"{name} (nats per token)" if name.count("/") == 1 else name)

@@ -11,7 +11,7 @@ from retain.results.analysis.loss_planes import Floats
 from retain.results.figures.drawing import draw_axes
 from retain.results.figures.paper import method_title
 from retain.results.figures.style import MOST_LINES, Drawing, LineStyle, line_styles, small_multiples
-from retain.results.store.curves import Curve, heldout_curve, read_curves, training_curve
+from retain.results.store.curves import CURVES, Curve, heldout_curve, read_curves, training_curve
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.tree.tree import Stage, Tree
@@ -42,7 +42,7 @@ def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurve
 
     names: of each run's line, by key; runs of one name share a style. More than ten names make several panels.
     """
-    begun = [stage for stage in tree.stages.values() if (store.root / stage.key / "curves.jsonl").is_file()]
+    begun = [stage for stage in tree.stages.values() if (store.root / stage.key / CURVES).is_file()]
     shown = [begun[at] for at in np.linspace(0, len(begun) - 1, min(len(begun), MOST_RUNS)).astype(int)]
     curves = {stage.key: _curves(store, stage) for stage in shown}
     chain = tree.chain
@@ -61,7 +61,7 @@ def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurve
 
 
 def _styles(names_by_stage: Sequence[Sequence[str]]) -> dict[str, LineStyle]:
-    """The style of each name. If there are more than one legend holds, a name's style is the first that its stage has free."""
+    """The style of each name. With more names than one legend holds, a name has the first style that is free in its stage."""
     everything = list(dict.fromkeys(name for names in names_by_stage for name in names))
     if len(everything) <= MOST_LINES:
         return line_styles(everything)

@@ -52,7 +52,7 @@ def draw_planes(
 ) -> list[DrawnFigure]:
     """Draw the frontiers of the finished trials in each plane into the folder figures/ of `study_folder`.
 
-    higher: the metrics of which higher is better. Their axes run the other way, so that lower left is better everywhere.
+    higher: the metrics where higher is better. Their axes are reversed, so that lower left is better everywhere.
     """
     folder = study_folder(store, study, overrides) / "figures"
     drawn = []

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from statistics import fmean
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -135,10 +136,11 @@ def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> li
     pipelines = pipelines_of(spec, rows)
     axes = [name for name in setting_axes(rows) if not names_pipeline(name)]
     panel_rows = []
-    for letter, pipeline in zip("abcdefghijklmnopqrstuvwxyz", pipelines, strict=False):
+    lettered = 1 < len(pipelines) <= len(ascii_lowercase)
+    for number, pipeline in enumerate(pipelines):
         own = [row for row in rows if pipeline_of(row) == pipeline]
         name = PIPELINES.get(pipeline or "", pipeline or "")
-        title = f"({letter}) {name}" if len(pipelines) > 1 else name
+        title = f"({ascii_lowercase[number]}) {name}" if lettered else name
         panel_rows.append(
             [
                 _panel(spec, side, _joined(title, side.title), pipeline, _frontiers(side, own, axes), overlay)

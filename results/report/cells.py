@@ -33,7 +33,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Of each column, whether it holds numbers; others in it may be missing."""
+        """For each column, whether it holds numbers, some of which may be missing."""
         return tuple(any(row[at].number is not None for row in self.rows) for at in range(len(self.columns)))
 
 

@@ -143,11 +143,11 @@ def missing_results(rows: Sequence[Row], failed: Sequence[Failure]) -> str:
 
 def failures(tree: Tree, states: Mapping[str, StateSummary]) -> list[Failure]:
     """The stages that failed, were cancelled or are damaged, each with the number of stages below it that are blocked."""
-    blocked = blocked_stages(tree.stages, states)
-    found = []
-    for key, state in states.items():
-        if state.state in ("failed", "cancelled", DAMAGED):
-            stage = tree.stages[key]
-            below = sum(stage in tree.ancestors(other) for other in blocked)
-            found.append(Failure(key, stage.stage, stage.axes, state.state, state.reason, below))
-    return found
+    blocked = Counter(
+        above.key for key in blocked_stages(tree.stages, states) for above in tree.ancestors(key) if above.key != key
+    )
+    return [
+        Failure(key, tree.stages[key].stage, tree.stages[key].axes, state.state, state.reason, blocked[key])
+        for key, state in states.items()
+        if state.state in ("failed", "cancelled", DAMAGED)
+    ]

@@ -13,8 +13,9 @@ from retain.sweeps.base.units import format_size
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.models import PRESETS
 from retain.sweeps.schema.read import StudyFile
+from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.tree.key_diff import leaves
-from retain.sweeps.tree.tree import STAGES, plain_value
+from retain.sweeps.tree.tree import plain_value
 
 SAME, DIFFERS, OPEN = "as in the paper", "differs", "open in the paper"
 SIZES = ("tokens", "max_tokens")
@@ -49,10 +50,10 @@ def _model(source: str, preset: str, *unstated: str, printed: bool = True) -> di
 
 
 _BOTH = {
-    **_stated("Table 5", {f"{stage}.clip": 1.0 for stage in STAGES}),
-    **_stated("Table 5", {f"{stage}.schedule": "cosine" for stage in STAGES}),
-    **_stated("Table 5", {f"{stage}.optimizer": "adamw" for stage in STAGES}),
-    **_stated("Table 5", {f"{stage}.betas": ((0.9, 0.95),) for stage in STAGES}),
+    **_stated("Table 5", {f"{stage}.clip": 1.0 for stage in STAGE_KINDS}),
+    **_stated("Table 5", {f"{stage}.schedule": "cosine" for stage in STAGE_KINDS}),
+    **_stated("Table 5", {f"{stage}.optimizer": "adamw" for stage in STAGE_KINDS}),
+    **_stated("Table 5", {f"{stage}.betas": ((0.9, 0.95),) for stage in STAGE_KINDS}),
     **_stated("Section 4", {"sequence_length": 1024}),
     **_stated("Section 3.3", {"finetune.tokens": 200 * 10**6}),
     **_stated("Section 4.1", {"finetune.method": "full"}),
@@ -148,7 +149,7 @@ def resolved(file: StudyFile) -> Iterator[tuple[str, list[Any]]]:
         model = study.model.model_dump(exclude_none=True)
     else:
         model = asdict(study.model.architecture())
-    fields = {f"model.{name}": model[name] for name in model} | dict(leaves(study.model_dump(exclude=NOT_A_CHOICE), ""))
+    fields = {f"model.{name}": model[name] for name in model} | dict(leaves(study.model_dump(exclude=NOT_A_CHOICE)))
     for name, corpus in study.corpora.items():
         fields |= {f"corpora.{name}.{part}": getattr(corpus, part) for part in sorted(corpus.model_fields_set)}
     swept = [*file.axes, *(name for options in file.cases.values() for option in options for name in option.fields)]

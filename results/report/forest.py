@@ -69,7 +69,7 @@ class ForestGroup:
 def forest(verdicts: Sequence[Verdict]) -> tuple[ForestGroup, ...]:
     """The groups of the plot, each on its own scale."""
     found: list[ForestGroup] = []
-    for (number, name), own in grouped(verdicts, lambda one: (one.claim, one.name)).items():
+    for (number, name), own in grouped(verdicts, lambda one: (one.claim, one.statement.name)).items():
         counts = Counter(one.outcome for one in own)
         summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         limit = _limit(map(_turned, own))
@@ -83,8 +83,8 @@ def _row(verdict: Verdict, limit: float, name: str, total: int) -> ForestRow:
     measure, effect = verdict.told
     mark = MARKS.get(verdict.outcome, "open")
     return ForestRow(
-        subject=_titled(verdict.subject.partition("(")[0].rstrip(", ")),
-        plane=verdict.subject[len(verdict.subject.partition("(")[0]) :],
+        subject=_titled(verdict.statement.subject),
+        plane=verdict.statement.plane,
         outcome=verdict.outcome,
         mark=mark,
         bar=_bar(_turned(verdict), limit) if effect.seeds else None,

@@ -27,7 +27,6 @@ from retain.sweeps.base.units import counted, format_size
 MOST_NAMES = 3
 """The answer counts more claims than these without naming them."""
 OUTCOMES = ("supported", "not supported", "undecided")
-LOSSES = ("before", "after")
 MOST_OPEN = 12
 """More rows than these of the first figure are folded."""
 
@@ -206,9 +205,8 @@ def _largest(effects: Sequence[AxisEffect]) -> str:
     certain = [one for one in effects if one.effect.low * one.effect.high > 0]
     most = max(certain or effects, key=lambda one: abs(one.effect.mean))
     value, against = (setting_name({"axes": {most.axis: at}}, [most.axis]) for at in (most.value, most.against))
-    mean, _, interval = str(most.effect).partition(", ")
     compared = f"; the largest of {len(effects)} differences" if len(effects) > 1 else ""
-    told = f"{value} {mean} against {against} ({interval}, {most.effect.sample}{compared})"
+    told = f"{value} {most.effect.mean:+.3g} against {against} ({most.effect.interval}, {most.effect.sample}{compared})"
     if certain:
         return f"Of the upstream choices, {most.axis} changes L_ret most: {told}."
     return f"No upstream choice is shown to change L_ret yet: {told}."
@@ -218,7 +216,7 @@ def _decided(verdicts: Sequence[Verdict]) -> str:
     """How many claims are decided; empty without verdicts."""
     if not verdicts:
         return ""
-    names = Counter(one.name for one in verdicts)
+    names = Counter(one.statement.name for one in verdicts)
     counts: Counter[str] = Counter(one.outcome for one in verdicts)
     if len(names) == 1:
         parts = [f"{outcome} in {counts[outcome]}" for outcome in OUTCOMES if counts[outcome]]
@@ -229,7 +227,7 @@ def _decided(verdicts: Sequence[Verdict]) -> str:
         return f"{len(verdicts)} verdicts on {len(names)} claims: {told}."
     parts = []
     for outcome in OUTCOMES:
-        found = Counter(one.name for one in verdicts if one.outcome == outcome)
+        found = Counter(one.statement.name for one in verdicts if one.outcome == outcome)
         named = [name + (f" (in {n} of {names[name]})" if names[name] > 1 else "") for name, n in found.items()]
         if named:
             parts.append(f"{outcome}: {', '.join(named)}")
@@ -244,27 +242,22 @@ def _losses(groups: Sequence[KeptGroup], unit: str) -> str:
     shared = [
         line.name for line in groups[0].rows if all(line.name in {one.name for one in group.rows} for group in groups)
     ]
-    mean = {
-        name: [
-            fmean(getattr(line, loss) for group in groups for line in group.rows if line.name == name)
-            for loss in LOSSES
-        ]
-        for name in shared
-    }
-    if not mean:
+    if not shared:
         return "No method is finished in all pipelines."
-    base, best = shared[0], min(shared, key=lambda name: mean[name][1])
-    before, after = mean[best]
-    if len(mean) == 1:
-        return f"Fine-tuning raises the post-training loss from {before:.3f} to {after:.3f} {unit} on average."
+    lines = {name: [line for group in groups for line in group.rows if line.name == name] for name in shared}
+    before = {name: fmean(line.before for line in own) for name, own in lines.items()}
+    after = {name: fmean(line.after for line in own) for name, own in lines.items()}
+    base, best = shared[0], min(shared, key=after.__getitem__)
+    if len(shared) == 1:
+        changes = "raises" if after[best] >= before[best] else "lowers"
+        return f"Fine-tuning {changes} the post-training loss from {before[best]:.3f} to {after[best]:.3f} {unit} on average."
     if best == base:
-        second = min(shared[1:], key=lambda name: mean[name][1])
-        gap = f"{mean[second][1] - after:.3f} higher{_interval(groups, best, second)}"
-        return f"{best} has the lowest L_ret on average, {after:.3f} {unit}; the next is {second}, {gap}."
-    changes = [mean[best][index] - mean[base][index] for index in (1, 0)]
+        second = min(shared[1:], key=after.__getitem__)
+        gap = f"{after[second] - after[best]:.3f} higher{_interval(groups, best, second)}"
+        return f"{best} has the lowest L_ret on average, {after[best]:.3f} {unit}; the next is {second}, {gap}."
     return (
-        f"On average {best} has the lowest L_ret, {after:.3f} {unit}: {changes[0]:+.3f} against {base}"
-        f"{_interval(groups, base, best)}, while L_im, before fine-tuning, changes by {changes[1]:+.3f}."
+        f"On average {best} has the lowest L_ret, {after[best]:.3f} {unit}: {after[best] - after[base]:+.3f} against {base}"
+        f"{_interval(groups, base, best)}, while L_im, before fine-tuning, changes by {before[best] - before[base]:+.3f}."
     )
 
 
@@ -274,8 +267,7 @@ def _interval(groups: Sequence[KeptGroup], first: str, second: str) -> str:
     pairs = [(own[first], own[second]) for own in lines]
     seeds = set.intersection(*({*one} & {*other} for one, other in pairs))
     effect = effect_of({seed: fmean(other[seed] - one[seed] for one, other in pairs) for seed in sorted(seeds)})
-    _, _, interval = str(effect).partition(", ")
-    return f" ({interval})" if effect.seeds > 1 else ""
+    return f" ({effect.interval})" if effect.seeds > 1 else ""
 
 
 def facts(rows: Sequence[Row], verdicts: Sequence[Verdict], states: Mapping[str, State]) -> list[Fact]:

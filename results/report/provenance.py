@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retain.results.report.cells import Cell, Rows, Table, moment, table
-from retain.results.store.runs import Store
+from retain.results.store.runs import SPEC, Store
 from retain.results.store.state import DAMAGED, State, attempt_costs
 from retain.sweeps.base.units import counted, format_seconds
 from retain.sweeps.tree.tree import Tree
@@ -37,7 +37,7 @@ def device_seconds(state: State) -> float:
 def provenance_table(tree: Tree, store: Store, states: Mapping[str, State], origin: Origin) -> Table:
     """One fact a row: what made this page, what made the runs, and how long it took."""
     readable = (key for key in tree.stages if states[key].state != DAMAGED)
-    specs = [store.run(key).spec() for key in readable if (store.root / key / "stage.json").exists()]
+    specs = [store.run(key).spec() for key in readable if (store.root / key / SPEC).exists()]
     lines: Rows = [
         ("commands", f"retain run {origin.command}\nretain report {origin.command}"),
         ("this page was written", moment(origin.moment)),

@@ -12,7 +12,7 @@ from retain.sweeps.schema.section import is_metric
 
 
 def axis_table(effects: Sequence[AxisEffect], higher: Collection[str], unit: str) -> Table:
-    """A row for each loss at each further value of an axis. higher: the losses of which a higher value is better."""
+    """A row for each loss at each further value of an axis. higher: the losses where a higher value is better."""
     rows: Rows = [
         [
             one.axis,

@@ -9,7 +9,7 @@ from typing import Any
 from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.report.cells import DASH, Rows, Table, loss_cell, table, value_cell, value_text
 from retain.results.store.study_files import AXIS_OF_POINTS, SUFFIX, SUMMARY, read_summary, study_folder
-from retain.sweeps.base.units import format_size
+from retain.sweeps.base.units import counted, format_size
 from retain.sweeps.schema.section import LOSSES
 
 
@@ -42,8 +42,7 @@ def describe_search(document: Mapping[str, Any]) -> SearchPart:
 def _sentences(document: Mapping[str, Any]) -> Iterator[str]:
     states = [point["state"] for point in document["points"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none"
-    many = f"{len(states):,} point{'s' * (len(states) != 1)}"
-    yield f"{_aim(document)}. {many}: {counts}; {document['ended']}."
+    yield f"{_aim(document)}. {counted(len(states), 'point')}: {counts}; {document['ended']}."
     if bounds := document.get("constraints"):  # older summaries do not have the field
         yield f"Constraints: {', '.join(bounds)}."
     spent = document["spent"]

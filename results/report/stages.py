@@ -56,7 +56,7 @@ def tree_of(tree: Tree, states: Mapping[str, State]) -> tuple[Node, ...]:
 def stage_table(tree: Tree, states: Mapping[str, State]) -> Table:
     """A row for each stage of the chain: its number, states, tokens, and how many trials share one."""
     rows: Rows = []
-    counted = False
+    has_energy = False
     by_kind = grouped(tree.stages.values(), lambda stage: stage.stage)
     for kind in (kind for kind in tree.chain if kind in by_kind):
         stages = by_kind[kind]
@@ -70,7 +70,7 @@ def stage_table(tree: Tree, states: Mapping[str, State]) -> Table:
         time = [Cell(_hours(hours) if hours else "-", hours) for hours in (took, lost)]
         joules = total_joules(costs)
         energy = Cell("-" if joules is None else format_joules(joules), joules or 0.0)
-        counted |= joules is not None
+        has_energy |= joules is not None
         rows.append([kind, len(stages), text, Cell(format_size(tokens), tokens), shared, *time, energy])
     columns = [
         "stage",
@@ -82,7 +82,7 @@ def stage_table(tree: Tree, states: Mapping[str, State]) -> Table:
         "of it lost",
         "energy",
     ]
-    if not counted:  # no device here counts its energy
+    if not has_energy:  # no device here counts its energy
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     return table("stages", "Stages of the tree", columns, rows)
 

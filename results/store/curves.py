@@ -12,7 +12,8 @@ from pathlib import Path
 from retain.sweeps.base.documents import parsed, read_bytes
 from retain.sweeps.base.files import write_text
 
-FILE = "curves.jsonl"
+CURVES = "curves.jsonl"
+"""The file in the folder of a run."""
 Curve = Sequence[tuple[int, float]]
 """(tokens seen, value), by ascending tokens."""
 
@@ -52,7 +53,7 @@ class CurveWriter:
     """
 
     def __init__(self, folder: Path, points: list[Point] | None = None) -> None:
-        self.path, self.points = folder / FILE, [] if points is None else points
+        self.path, self.points = folder / CURVES, [] if points is None else points
         self.rewrite()
 
     def add(self, point: Point) -> None:
@@ -68,7 +69,7 @@ class CurveWriter:
 
 def read_points(folder: Path) -> list[Point]:
     """All points of a run, in the order in which they were measured; empty if there are none yet. Raises DamageError."""
-    path, cure = folder / FILE, "delete this file; the run's losses do not depend on it"
+    path, cure = folder / CURVES, "delete this file; the run's losses do not depend on it"
     try:
         *lines, last = read_bytes(path, cure).split(b"\n")
     except FileNotFoundError:
@@ -82,7 +83,7 @@ def ends_whole(folder: Path) -> bool:
     """Whether the last line of the curves, if there are any, is complete, as it is in a done run. Raises DamageError."""
     read_points(folder)
     try:
-        content = read_bytes(folder / FILE, "")
+        content = read_bytes(folder / CURVES, "")
     except FileNotFoundError:
         return True
     return not content or content.endswith(b"\n")

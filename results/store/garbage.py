@@ -112,7 +112,7 @@ def free(store: Store, waste: Waste) -> str | None:
 
 
 def set_pin(run: Run, pinned: bool) -> None:
-    """Protect a run's weights from `gc --weights`, or end that. Raises StudyError if it has none, or none any more."""
+    """Protect a run's weights from `gc --weights`, or end the protection. Raises StudyError if the run has no weights."""
     if not pinned:
         _pin(run).unlink(missing_ok=True)
     elif "measure" in run.spec()["recipe"]:

@@ -228,7 +228,7 @@ def read_owner(path: Path) -> Owner | None:
 
 
 def held_by(path: Path) -> str:
-    """Who holds a lease, and until when somebody who waits for it will wait, as a clause."""
+    """Who holds a lease, and how long others wait for it, as a clause."""
     claim = _highest_claim(path)
     if claim is None or claim.owner is None:
         return "its owner is releasing the lease"
@@ -245,7 +245,7 @@ def held_by(path: Path) -> str:
 
 
 def claim_problem(path: Path) -> str | None:
-    """What is wrong with the claim in force of a lease, and the cure; None if nothing is."""
+    """What is wrong with the highest claim on a lease, and the cure; None if nothing is."""
     claim = _highest_claim(path)
     if claim is None or claim.owner != UNREADABLE:
         return None
@@ -275,7 +275,7 @@ def _is_alive(path: Path, claim: Claim, liveness: LivenessChecker | None) -> boo
 
 
 def _highest_claim(path: Path) -> Claim | None:
-    """The claim in force; None if there has been none."""
+    """The highest claim, which counts; None if there has been none."""
     while numbers := _numbers(path):
         file = _claim_file(path, numbers[-1])
         try:

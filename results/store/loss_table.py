@@ -106,7 +106,7 @@ def trial_rows(
     for trial in tree.trials:
         path = [done.get(key) for key in trial.path]
         own = {tree.stages[key].stage: matrix.get(key, {}) for key in trial.path}
-        trained = [name for name, key in zip(trial.stages, trial.chain, strict=True) if key is not None]
+        trained = [name for name, key in zip(trial.names, trial.keys, strict=True) if key is not None]
         leaf = tree.stages[trial.leaf]
         try:
             if trial.average != 1 and path[-1]:
@@ -119,7 +119,7 @@ def trial_rows(
             damaged[leaf.key] = damaged_state(error)
             path[-1], own[leaf.stage], role = None, {}, "finetuning"
         tokens = sum(losses["trained_tokens"] for losses in path if losses) if all(path) else None
-        keys = {**dict.fromkeys(STAGE_KINDS), **dict(zip(trial.stages, trial.chain, strict=True))}
+        keys = {**dict.fromkeys(STAGE_KINDS), **dict(zip(trial.names, trial.keys, strict=True))}
         splits = [losses["splits"] if losses else None for losses in path]
         row: Row = {"axes": trial.axes, "keys": keys, **four_losses(splits, trained, role), "tokens": tokens}
         row |= {"losses": own, "corpora": roles[leaf.key]}
@@ -146,7 +146,7 @@ def _averaged(
 ) -> tuple[dict[str, Any], dict[str, float | None]]:
     """The losses of averaged weights of a done stage, as losses.json has them and by the name of the corpus.
 
-    found: the stage's own losses.json. pairs: the entry of the stage of `preferences_by_stage`. What is not measured yet is
+    found: the stage's own losses.json. pairs: the entry of `preferences_by_stage` for the stage. What is not measured yet is
     missing in the former and None in the latter. Raises DamageError.
     """
     length = json.loads(leaf.recipe)["sequence_length"]
@@ -182,7 +182,7 @@ def _evaluated(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """What evaluation runs below a stage have measured: losses by the name of the corpus, and on pairs by its fingerprint.
 
-    names: the fingerprint of each corpus. pairs: as of `_averaged`. Raises DamageError.
+    names: the fingerprint of each corpus. pairs: as in `_averaged`. Raises DamageError.
     """
     found: dict[str, float] = {}
     preferences: dict[str, Any] = {}
@@ -234,7 +234,7 @@ def stages_after_posttraining(chain: Sequence[str]) -> tuple[str, ...]:
 
 
 def start_of_finetuning(row: Row) -> str:
-    """What is equal for the trials whose fine-tunings start from the same weights: the keys of the stages before them."""
+    """A value that trials share if their fine-tunings start from the same weights: the keys of the stages before."""
     later = stages_after_posttraining(chain_of(row))
     return str([key for name, key in row["keys"].items() if name not in later])
 

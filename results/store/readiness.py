@@ -11,6 +11,9 @@ from retain.sweeps.tree.key_diff import stage_name
 if TYPE_CHECKING:
     from retain.sweeps.tree.tree import Stage  # the import takes a fifth of a second, in every job
 
+VERBS = {"failed": "failed", "cancelled": "was cancelled"}
+"""What a sentence says of a stage in the states that end the branch below it."""
+
 
 def written_state(run: Run) -> State:
     """The state that state.json says; DAMAGED if it cannot be read."""
@@ -60,8 +63,12 @@ def is_ready(stage: "Stage", states: Mapping[str, StateSummary]) -> bool:
     return all(states[need].state == "done" for need in stage.needs)
 
 
+def is_blocked_by_a_stage(reason: str | None) -> bool:
+    """Whether the reason of a skipped run is a sentence of `blocked_by`, and not that the run has lost its job."""
+    return any(f" {verb}" in (reason or "") for verb in VERBS.values())
+
+
 def _sentence(stage: str, key: str, state: StateSummary) -> str:
     if state.state == "skipped":
         return state.reason or f"{stage} {key[:8]} was skipped"
-    verb = "failed" if state.state == "failed" else "was cancelled"
-    return f"{stage} {key[:8]} {verb}{f': {state.reason}' if state.reason else ''}"
+    return f"{stage} {key[:8]} {VERBS[state.state]}{f': {state.reason}' if state.reason else ''}"

@@ -12,7 +12,7 @@ STOPPED = ("failed", "cancelled", "skipped")
 """States of runs that `retain retry` plans again."""
 ENDED = ("done", *STOPPED)
 DAMAGED = "damaged"
-"""What `retain status` shows of a run whose files cannot be read; no state.json says so."""
+"""The state that `retain status` shows for a run whose files cannot be read; it is never written."""
 STATES = (*UNENDED, *ENDED)
 
 CHANGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -338,7 +338,7 @@ class Measures(TypedDict):
     documents: int
     """The number of documents that were measured on."""
     shots: int
-    """The number of solved examples before each."""
+    """The number of solved examples before each document."""
     harness: str
     """The version of the lm-evaluation-harness."""
 

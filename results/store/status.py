@@ -1,14 +1,13 @@
 """The status of runs as the store knows it: state, progress, speed, time left."""
 
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from retain.results.store.index.states import StateReader
-from retain.results.store.readiness import blocked_stages, written_state
+from retain.results.store.readiness import blocked_stages, is_blocked_by_a_stage, written_state
 from retain.results.store.runs import LOG, Run, Store
 from retain.results.store.state import (
     ENDED,
@@ -26,9 +25,7 @@ from retain.sweeps.tree.tree import Axes, Stage, Tree
 BLOCKED = "blocked:"
 """The beginning of the reason of a stage whose branch has ended above it."""
 REOPENED = "the stage that stopped its branch has been retried since; run or submit its study again"
-"""The reason of a skipped run whose branch goes on, as when another study has retried a stage that both have."""
-BY_A_STAGE = re.compile(r" (failed|was cancelled)\b")
-"""What the reason of a run says that was skipped because of a stage above it."""
+"""The reason of a skipped run whose branch goes on, for example because another study has retried a stage that both share."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ class StatusReader:
 
 
 def _with_reopened(tree: Tree, states: Mapping[str, StateSummary]) -> Mapping[str, StateSummary]:
-    """The states, in which skipped runs above which nothing is failed or cancelled any more say so."""
+    """The states, with another reason for skipped runs above which nothing is failed or cancelled any more."""
     if not any(state.state == "skipped" for state in states.values()):
         return states
     ended: set[str] = set()
@@ -153,7 +150,7 @@ def _with_reopened(tree: Tree, states: Mapping[str, StateSummary]) -> Mapping[st
         state = states[key]
         if state.state in ("failed", "cancelled") or not ended.isdisjoint(stage.needs):
             ended.add(key)
-        elif state.state == "skipped" and BY_A_STAGE.search(state.reason or ""):
+        elif state.state == "skipped" and is_blocked_by_a_stage(state.reason):
             found[key] = replace(state, reason=REOPENED)
     return found
 

@@ -19,14 +19,14 @@ SUMMARY = "search-summary.json"
 """What the last search printed."""
 POINTS_STUDY = "search.yaml"
 """The searched points as a study."""
+SUFFIX = "-points"
+"""The suffix that the name of that study adds to the name of the searched study."""
+AXIS_OF_POINTS = "point"
+"""The axis of cases of that study."""
 LOOKS = "looks.json"
 """The looks of a study whose seeds are added until its verdicts are decided; a study of a fixed sample has none."""
 PREPARATION = "preparation.json"
 """The runs that prepare the data of a study, as they were last registered."""
-SUFFIX = "-points"
-"""The name of that study is the name of the searched study with this suffix."""
-AXIS_OF_POINTS = "point"
-"""Its axis of cases."""
 LONGEST_NAME = 200
 """Bytes of the longest name of a folder for overrides, or for the axes of a run."""
 
@@ -138,6 +138,8 @@ class SavedSummary(TypedDict):
 
     study: str
     objective: str
+    maximised: NotRequired[list[str]]
+    """The metrics of the objective that are maximised."""
     constraints: NotRequired[list[str]]
     points: list[SummaryPoint]
     recommended: list[Recommended]

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retain.results.store.curves import FILE, ends_whole
+from retain.results.store.curves import CURVES, ends_whole
 from retain.results.store.lease import claim_problem
-from retain.results.store.runs import ADAPTED, LOSSES, WEIGHTS, Run, Store, sha256_of
+from retain.results.store.runs import ADAPTED, LOG, LOSSES, WEIGHTS, Run, Store, sha256_of
 from retain.results.store.state import PART, PROBES, State, read_probe
 from retain.sweeps.base.documents import unreadable
 from retain.sweeps.base.errors import DamageError, os_reason
 
 Found = TypeVar("Found")
-FOLDERS, FILES = ("model", "checkpoint", PART), (FILE, "log.txt", "pin")
+FOLDERS, FILES = ("model", "checkpoint", PART), (CURVES, LOG, "pin")
 """What must be a folder, or a file, in the folder of a run; documents are checked when they are read."""
 AT_A_TIME, IN_A_ROW, READERS = 256, 8, 8
 """The number of runs whose documents are in memory at a time, of those that a thread checks one after the other, and of
@@ -36,13 +36,13 @@ class Problem:
 
 
 class ReadOnce(Run):
-    """A run of which each document is read once, however many checks need it. Its state is that of the first check."""
+    """A run whose documents are each read once, however many checks need them. Its state is that of the first check."""
 
-    # functools.cached_property would let one thread at a time read, of all runs.
+    # Not functools.cached_property: before Python 3.12 it lets only one thread at a time read, whichever the run.
 
     @property
     def entries(self) -> Mapping[str, os.DirEntry[str]]:
-        """What its folder holds, by name in order; nothing if it cannot be read, as the documents say then."""
+        """The entries of its folder by name, in order; empty if the folder cannot be read, which reading a document reports."""
         return self._once("entries", lambda: _entries(self.folder))
 
     def spec(self) -> dict[str, Any]:
@@ -60,12 +60,6 @@ class ReadOnce(Run):
             known[name] = read()
         found: Found = known[name]
         return found
-
-
-def verify_runs(store: Store, keys: Collection[str] | None) -> tuple[int, list[Problem]]:
-    """Check the runs of `keys`, or all runs if `keys` is None. Returns the number of runs checked and the problems found."""
-    checked = [(run.key, problems) for run, problems in checked_runs(store, chosen_runs(store, keys))]
-    return len(checked), [Problem(key, what) for key, problems in checked for what in problems]
 
 
 def chosen_runs(store: Store, keys: Collection[str] | None) -> list[Run]:
@@ -101,43 +95,20 @@ def run_problems(store: Store, run: Run, done: MutableMapping[str, bool] | None 
         spec = run.spec()
     except (DamageError, FileNotFoundError) as error:
         found.append(str(error))
-    for name in sorted(fnmatch.filter(run.entries, PROBES)):
-        try:
-            read_probe(run.folder / name)
-        except DamageError as error:
-            found.append(str(error))
+    found += _probe_problems(run)
     try:
         state = run.state()
         done[run.key] = state.state == "done"
         if ADAPTED in run.entries:
             run.adapted()
-        if done[run.key] and FILE in run.entries and not ends_whole(run.folder):
-            found.append(f"{run.folder / FILE}: the last line is not complete; delete this file")
-    except FileNotFoundError:  # stage.json, which is a problem already
-        pass
+        if done[run.key] and CURVES in run.entries and not ends_whole(run.folder):
+            found.append(f"{run.folder / CURVES}: the last line is not complete; delete this file")
     except DamageError as error:
         found.append(str(error))
-    with contextlib.suppress(OSError):  # of the folder, which the documents say
-        # Most runs have one claim, which is empty: the lease was released.
-        claims = [name for name in run.entries if name.startswith("lease.")]
-        if (
-            claims
-            and (len(claims) != 1 or os.stat(f"{run.folder}/{claims[0]}").st_size)
-            and (claim := claim_problem(run.lease))
-        ):
-            found.append(claim)
+    found += _lease_problems(run)
     if spec is None or state is None or state.state != "done":
         return list(dict.fromkeys(found))
-    if damage := damaged_files(run, state, spec):
-        found += (f"{what}; delete the run's folder and train it again" for what in damage)
-    elif LOSSES in spec.get("leaves", [WEIGHTS, LOSSES]):
-        try:
-            missing = set(spec["evaluation"]) - set(run.losses()["splits"])
-        except DamageError as error:
-            return [*found, str(error)]
-        if missing:
-            what = f"losses.json lacks the split {', '.join(sorted(missing))}"
-            found.append(f"{what}; delete the run's folder and train it again")
+    found += _result_problems(run, state, spec)
     with contextlib.suppress(DamageError):  # a damaged parent is reported under its own key
         parent = spec["parent"]
         if parent and parent not in done:
@@ -145,6 +116,40 @@ def run_problems(store: Store, run: Run, done: MutableMapping[str, bool] | None 
         if parent and not done[parent]:
             found.append(f"the run is done, but its parent {parent} is not; train the parent again")
     return found
+
+
+def _probe_problems(run: ReadOnce) -> Iterator[str]:
+    """What is wrong with the gradient probes of a run."""
+    for name in sorted(fnmatch.filter(run.entries, PROBES)):
+        try:
+            read_probe(run.folder / name)
+        except DamageError as error:
+            yield str(error)
+
+
+def _lease_problems(run: ReadOnce) -> Iterator[str]:
+    """What is wrong with the lease of a run."""
+    with contextlib.suppress(OSError):  # of the folder, which the documents say
+        claims = [name for name in run.entries if name.startswith("lease.")]
+        # Most runs have one claim, which is empty: the lease was released.
+        released = len(claims) == 1 and not os.stat(f"{run.folder}/{claims[0]}").st_size
+        if claims and not released and (claim := claim_problem(run.lease)):
+            yield claim
+
+
+def _result_problems(run: ReadOnce, state: State, spec: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the results of a done run."""
+    cure = "delete the run's folder and train it again"
+    if damage := damaged_files(run, state, spec):
+        yield from (f"{what}; {cure}" for what in damage)
+    elif LOSSES in spec.get("leaves", [WEIGHTS, LOSSES]):
+        try:
+            missing = set(spec["evaluation"]) - set(run.losses()["splits"])
+        except DamageError as error:
+            yield str(error)
+        else:
+            if missing:
+                yield f"losses.json lacks the split {', '.join(sorted(missing))}; {cure}"
 
 
 def place_problem(path: Path) -> str | None:

@@ -13,8 +13,8 @@ from retain.results.store.curves import Point, read_points
 from retain.results.store.loss_table import four_losses
 from retain.results.store.runs import Run, Store
 from retain.results.tensorboard.events import hyperparameter_summaries, stage_metric
+from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.tree.key_diff import stage_name
-from retain.sweeps.tree.tree import STAGES
 
 SETTINGS = ("lr", "min_lr", "schedule", "optimizer", "batch", "dropout", "weight_decay", "seed", "steps")
 """Recipe fields that TensorBoard shows as hyperparameters."""
@@ -82,8 +82,8 @@ def run_results(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """What TensorBoard shows of a run that ends: the settings along its path, and its losses (nats per token).
 
-    A loss is named by the stage after which, and the split on which it is measured. A fine-tuning ends a trial, so it also has
-    the trial's four losses by their own names. losses: by split.
+    The name of a loss says after which stage and on which split it is measured. A fine-tuning ends a trial, so it also has the
+    trial's four losses by their own names. losses: by split.
     """
     settings: dict[str, Any] = {}
     path = [spec]
@@ -97,7 +97,7 @@ def run_results(
         }
     settings |= {name: _setting(value) for name, value in spec["axes"].items()}
     found = {stage_metric(stage_name(spec), split): float(loss["loss"]) for split, loss in losses.items()}
-    if spec["stage"] == STAGES[-1]:
+    if spec["stage"] == STAGE_KINDS[-1]:
         before = [store.run(stage["key"]).losses()["splits"] for stage in path[:-1]]
         four = four_losses([*before, losses], [stage_name(stage) for stage in path])
         found = {name: loss for name, loss in four.items() if loss is not None} | found
@@ -115,9 +115,8 @@ def needs_events(names: Sequence[str]) -> bool:
 
 def derive_events(store: Store, run: Run) -> None:
     """Write the event file of a run from its curves and, once it is done, from its losses; replaces an earlier file."""
-    points: Sequence[Point] = read_points(run.folder)
-    done = run.is_done()
-    if not points or not (done or not any(run.folder.glob("events.*"))):
+    points, done = read_points(run.folder), run.is_done()
+    if not points or (not done and any(run.folder.glob("events.*"))):
         return
     events = RunEvents(run.folder, points)
     if done:

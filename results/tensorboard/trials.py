@@ -1,6 +1,7 @@
 """The trials of a study for TensorBoard: one run for each trial, with its axes as hyperparameters and its losses as metrics."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from retain.results.store.loss_table import loss_at, loss_columns, named_losses, trial_rows
@@ -25,15 +26,14 @@ def write_trials(tree: Tree, store: Store, where: Sequence[str] = (), overrides:
 
     The metrics are those of the paper's four losses that the chain has, then those of every stage on every corpus as
     STAGE/CORPUS.
+
     where: filters as in `views.chosen_trials`; each combination of filters has its own folder. overrides: those of the tree, if
     it is to have a folder of its own. Raises StudyError, DamageError.
     """
     trials, name = chosen_trials(tree, where)
     home = study_folder(store.root, tree.study, overrides)
     folder = home / f"{VIEW}-where" / name if where else home / VIEW
-    chosen = {trial.path for trial in trials}
-    # Rows are in the order of the trials.
-    rows = [row for row, trial in zip(trial_rows(tree, store), tree.trials, strict=True) if trial.path in chosen]
+    rows = trial_rows(replace(tree, trials=trials), store)
     metrics = [*named_losses(rows), *loss_columns(rows)]
     hyperparameters = study_hyperparameters(tree.study, [trial.axes for trial in trials], metrics)
     digest, head = digest_of([hyperparameters]), run_events_head(hyperparameters)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from retain.results.analysis.axes import axis_names, axis_values
-from retain.results.store.curves import FILE
+from retain.results.store.curves import CURVES
 from retain.results.store.index.states import shown_states
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import StateSummary
@@ -90,7 +90,7 @@ def link_runs(
     keys = list(dict.fromkeys(key for trial in trials for key in trial.path))
     wanted = {name for names in shared_out(partial(_each, show), keys, WORTH_A_PROCESS) for name in names}
     search = search_run(store, tree.study).folder
-    if (search / FILE).exists():
+    if (search / CURVES).exists():
         _link(f"{folder}/{SEARCH}", os.path.relpath(search, folder))
     for name in os.listdir(folder):
         if name not in wanted and name != SEARCH and not name.startswith(("events.", ".")):
@@ -191,7 +191,7 @@ def _event_files(store: Store, run: Run, state: str) -> list[str]:
         names = os.listdir(run.folder)
     except FileNotFoundError:
         return []
-    if FILE in names and (needs_events(names) if state == "done" else not any(map(_is_event_file, names))):
+    if CURVES in names and (needs_events(names) if state == "done" else not any(map(_is_event_file, names))):
         # A store that may only be read keeps the files that it has; damage is for other verbs to report.
         with contextlib.suppress(OSError, DamageError):
             derive_events(store, run)

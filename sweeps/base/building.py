@@ -17,7 +17,7 @@ def new_build_folder(store: Path) -> Path:
 
 
 def publish(building: Path, target: Path, check: Callable[[Path], object]) -> None:
-    """Move finished data from its build folder to `target`. What is there is kept, unless `check` raises: it is damaged."""
+    """Move finished data from its build folder to `target`. Data that is there stays, unless `check` finds damage."""
     target.parent.mkdir(parents=True, exist_ok=True)
     sync_folder(building)
     if os.path.lexists(target):

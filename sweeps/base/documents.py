@@ -2,7 +2,7 @@
 
 A document is declared as a frozen dataclass, or as a TypedDict where readers want a mapping. Fields that a declaration lacks
 are ignored; those of a TypedDict, and of a dataclass with a field `unknown`, are kept. Fields with a default may be missing.
-A document without a `format` is of format 1.
+A document without a `format` has format 1.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ Check = Callable[[Any], Any]
 
 
 class _Type(NamedTuple):
-    """How values of a type are checked: those of the `plain` types of Python need no `check`, as most fields do."""
+    """How values of a type are checked. Values of the `plain` Python types, as in most fields, need no `check`."""
 
     check: Check
     plain: tuple[type, ...] = ()

@@ -6,7 +6,7 @@ from retain.sweeps.base.errors import MissingResourceError
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported. A folder of its name, such as the wandb/ that W&B writes, is none."""
+    """Whether a package can be imported. A folder of that name, such as the wandb/ that W&B writes, does not count."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
 
@@ -14,7 +14,7 @@ def is_installed(package: str) -> bool:
 def require_extra(extra: str, packages: tuple[str, ...], what: str, otherwise: str = "") -> None:
     """Raise MissingResourceError if one of the packages of an extra is missing.
 
-    what: what needs them; otherwise: another cure than to install them.
+    what: what needs them; otherwise: what else the user may do.
     """
     missing = [package for package in packages if not is_installed(package)]
     if missing:

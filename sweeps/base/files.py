@@ -30,7 +30,7 @@ def writing(place: str, cure: str) -> Iterator[None]:
 def write_text(path: Path, text: str, mode: int | None = None) -> None:
     """Replace a file with this text, in UTF-8. Readers see either the old or the new text. mode: as in `write_bytes`.
 
-    The letters of a file name that are not of the system's encoding are written as the bytes that they are.
+    Bytes of file names that are not UTF-8 (surrogate escapes in the text) are written as they are.
     """
     write_bytes(path, text.encode(errors="surrogateescape"), mode=mode)
 
@@ -61,7 +61,7 @@ def write_bytes(path: Path, content: bytes, sync: bool = True, mode: int | None 
 
 
 def share(path: Path) -> None:
-    """Give a file that a library wrote for its owner alone the mode of any new file of its folder: umask, default ACL."""
+    """Give a file that a library has made private the mode of any new file in its folder (umask, default ACL)."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
     beside.touch()
     path.chmod(stat.S_IMODE(beside.stat().st_mode))
@@ -82,7 +82,7 @@ def is_file(name: str) -> bool:
 
 
 def user_path(typed: str | Path, option: str) -> Path:
-    """The path that a user has typed, with ~ as the home folder. Raises StudyError, which begins with `option`, for no path."""
+    """The path that a user has typed, with ~ as the home folder. Raises StudyError, beginning with `option`, if it is none."""
     shown = f"{option} {shortened(repr(str(typed)))}"
     if not str(typed).strip():
         raise StudyError(f"{shown}: the path is empty; name a folder, or write . for the current one")

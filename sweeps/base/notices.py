@@ -11,7 +11,7 @@ def notice(sentence: str) -> None:
 
 
 class Waiting:
-    """Says what is waited for, once for each reason."""
+    """Prints what a command waits for, once for each new reason."""
 
     def __init__(self, what: str) -> None:
         self.what, self.said = what, ""

@@ -11,8 +11,7 @@ SECRET_PARAMETERS = (
     *("key", "api_key", "x_api_key", "access_key", "secret", "client_secret", "password", "passwd", "pwd"),
     *("security_token", "credential", "jwt", "auth", "authorization"),
 )
-"""The parameters of a query that let whoever knows them read a file, in any mix of capital and small letters, and with - or
-nothing for _."""
+"""Query parameters that grant access to a file. Case does not matter, and _ may also be - or left out."""
 _NAMES = "|".join(re.escape(name).replace("_", "[_-]?") for name in SECRET_PARAMETERS)
 _USER = re.compile(
     r"""([A-Za-z][A-Za-z0-9+.-]{0,20}://)([^\s/?#:@"<>]*)"""
@@ -23,7 +22,7 @@ _PARAMETER = re.compile(rf"""([?&;](?:{_NAMES})=)[^\s&;#'"<>()\\]*[^\s&;#'"<>()\
 
 
 def redacted(text: str) -> str:
-    """Return a text with the secrets of its URLs as ***: passwords, user names without one of http, and signed parameters.
+    """Return a text with *** for the secrets of its URLs: passwords, tokens in place of an http user name, and signatures.
 
     `https://user:***@host/a.jsonl?token=***`. It finds URLs anywhere in the text, so it suits the messages of libraries too.
     """

@@ -1,4 +1,4 @@
-"""What processes take from the user's surroundings: no modules but those of libraries, and short names of sockets."""
+"""Keep the user's surroundings out of processes: they import only installed libraries, and their sockets have short paths."""
 
 import contextlib
 import json
@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 LONGEST_TEMPORARY = 30
-"""The most characters of a folder for temporary files with sockets, whose paths have at most 107."""
+"""The longest path of a temporary folder that leaves room for the names of sockets: their paths have at most 107 bytes."""
 BEFORE = "RETAIN_BEFORE"
-"""The environment variable that says, as JSON, what the others were that Retain has set; null for those that were not there."""
+"""The environment variable with the former values of the variables that Retain has set, as JSON; null for unset ones."""
 
 
 @contextlib.contextmanager
@@ -27,7 +27,8 @@ def library_imports(variables: Mapping[str, str] | None = None) -> Iterator[None
     os.environ |= changed | {BEFORE: values_before(changed)}
     stdlib = os.path.dirname(os.__file__)
     own = path.index(stdlib) if stdlib in path else 0
-    kept = [entry for entry in path[:own] if entry in chosen.split(os.pathsep) or _holds_packages(entry)]
+    # An empty entry is the current folder.
+    kept = [entry for entry in path[:own] if entry and (entry in chosen.split(os.pathsep) or _holds_packages(entry))]
     home = [] if _home() in kept else [entry for entry in path[:own] if entry == _home()]
     sys.path = [*kept, *path[own:], *home]
     try:
@@ -70,11 +71,10 @@ def temporary_folder() -> str:
 
 def _holds_packages(entry: str) -> bool:
     """Whether an entry of Python's path is a folder of installed packages, and not one of sources."""
-    folder = Path(entry)
-    if not entry or folder.name in ("site-packages", "dist-packages"):
-        return bool(entry)
+    if Path(entry).name in ("site-packages", "dist-packages"):
+        return True
     try:
-        return any(name.endswith(".dist-info") for name in os.listdir(folder))
+        return any(name.endswith(".dist-info") for name in os.listdir(entry))
     except OSError:  # no folder, or one of another user's
         return False
 

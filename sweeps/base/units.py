@@ -18,7 +18,7 @@ SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T"
 LARGEST = 10**18
 """The largest valid number of tokens; a larger one is a typing error."""
 LONGEST = 100
-"""The most letters of an integer; a longer one is a typing error."""
+"""The most characters of an integer; a longer one is a typing error."""
 
 
 def parse_number(text: str) -> int | float:

@@ -34,7 +34,7 @@ _PROBLEMS = (
     ("recursive", "a value that contains itself; remove the alias"),
     ("for merging", "<< merges mappings only; name a mapping after it"),
 )  # fmt: skip
-"""What the library says, and the same for the author of a file."""
+"""Patterns of the library's messages, each with what the author of a file reads instead."""
 
 
 def read_yaml(path: Path, texts: Sequence[str] = ()) -> Any:
@@ -155,7 +155,7 @@ def _keep_text(node: yaml.Node, path: Sequence[str], seen: frozenset[int] = froz
 
 
 def _as_text(node: yaml.Node, kept: str | None) -> yaml.Node:
-    """A copy of a node with it, or the values in it, as text, but for empty ones and those with the `kept` tag."""
+    """A copy of a node in which the value, or each value in it, is text; empty values and those with the tag `kept` stay."""
 
     def text(value: yaml.Node) -> yaml.Node:
         empty = value.value == "" and getattr(value, "style", None) is None

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from retain.sweeps.reference.paths import PLAIN, all_paths
 from retain.sweeps.reference.sections import BOUNDS, all_field_docs, default_text, flat, is_size
 from retain.sweeps.schema.linear.study import LinearStudy
-from retain.sweeps.schema.section import Section, read_number, read_whole
+from retain.sweeps.schema.section import TOO_LARGE, Section, read_number, read_whole
 from retain.sweeps.schema.stages import FurtherStage
 from retain.sweeps.schema.study import Study
 
@@ -103,7 +103,7 @@ def _bounds(metadata: Sequence[Any]) -> Schema:
         LIMITS[name]: bound
         for one in metadata
         for kind, _, name in BOUNDS
-        if isinstance(one, kind) and (bound := getattr(one, name)) < 2**63
+        if isinstance(one, kind) and (bound := getattr(one, name)) < TOO_LARGE
     }
 
 

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from retain.sweeps.base.units import format_size, parse_size
-from retain.sweeps.schema.section import Loss, Section
+from retain.sweeps.schema.section import TOO_LARGE, Loss, Section
 
 BOUNDS = ((Ge, "≥", "ge"), (Gt, ">", "gt"), (Le, "≤", "le"), (Lt, "<", "lt"))
 
@@ -118,7 +118,7 @@ def _bounds(metadata: Sequence[Any]) -> str:
     found = []
     for one in metadata:
         for kind, sign, name in BOUNDS:
-            if isinstance(one, kind) and (bound := getattr(one, name)) < 2**63:
+            if isinstance(one, kind) and (bound := getattr(one, name)) < TOO_LARGE:
                 found.append(f"{sign} {bound:g}")
     return f" {', '.join(found)}".rstrip()
 

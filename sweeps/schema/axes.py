@@ -18,7 +18,7 @@ NOT_AXES = ("study", "stages", "tokenizer", "corpora", "cases", "grid", "search"
 COLUMNS = (*LOSSES, "tokens")
 """The columns that the results of a trial have beside its axes."""
 SEEDS = ("seed", "subset_seed")
-"""How the names of axes end whose values are repetitions."""
+"""The last names of axes whose values are repetitions."""
 
 Raw = dict[str, Any]
 """The plain mapping of a study file, before validation."""
@@ -132,7 +132,7 @@ def _validated(raw: Raw, settings: Mapping[str, Any], schema: Schema, where: str
 
 
 def _of_a_section(settings: Mapping[str, Any], problem: str) -> str:
-    """The problem; if a section is given some of its fields only, as if the others stayed, that it stands for all of them."""
+    """The problem, with another cure if a mapping lacks required fields: it replaces the whole section, not single fields."""
     lacking, required, _ = problem.partition(": this field is required")
     for path, value in settings.items():
         if required and isinstance(value, dict) and value and lacking.startswith(f"{path}."):

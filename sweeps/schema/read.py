@@ -3,7 +3,6 @@
 import difflib
 import math
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.files import is_file
+from retain.sweeps.base.notices import notice
 from retain.sweeps.base.units import format_seconds, shortened
 from retain.sweeps.base.yaml_text import parse_yaml, read_yaml
 from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
@@ -24,10 +24,10 @@ STUDIES = Path(__file__).parents[1] / "studies"
 AnyStudy = Study | LinearStudy
 TEXTS = [f"execution.{stage}slurm.{name}" for stage in ("", "stages.*.") for name in ("environment", "extra")]
 """The mappings of a study whose values are kept as they are written."""
-NAMES_NO_CORPUS = ("study", "corpora", "execution", "evaluate")
-"""Sections in which a text is not the name of a corpus that the study may train on."""
+NOT_TRAINED_ON = ("study", "corpora", "execution", "evaluate")
+"""Sections that name no corpus to train on."""
 MANY_TRIALS, MOST_TRIALS = 100_000, 1_000_000
-"""From how many trials on their number is printed first, and the most that a study may have: 1.3 GB of memory."""
+"""From this many trials on, their number is printed first; and the most that a study may have, which take 1.3 GB of memory."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def read_study(name: str, overrides: Sequence[str] = ()) -> StudyFile:
 
 
 def corpus_names(raw: Mapping[str, Any]) -> set[str]:
-    """The texts in the plain fields of a study that name a corpus on which it may train, if there is a corpus of that name."""
-    return _texts({name: part for name, part in raw.items() if name not in NAMES_NO_CORPUS})
+    """The texts in the plain fields of a study that may name a corpus to train on."""
+    return _texts({name: part for name, part in raw.items() if name not in NOT_TRAINED_ON})
 
 
 def measured_corpora(study: AnyStudy) -> tuple[str, ...]:
@@ -227,7 +227,7 @@ def _known_losses(study: AnyStudy, named: Collection[str]) -> list[str]:
 
 
 def _check_losses(block: SearchBlock, study: AnyStudy, named: Collection[str], file: str) -> None:
-    """Raise StudyError if a study has not what its search needs: its losses, and the stages that they are measured after."""
+    """Raise StudyError if a study lacks a loss that its search needs, or a stage after which the loss is measured."""
     chain, known = study.stages, _known_losses(study, named)
     tasks = [loss_name(stage, task) for stage in measured_stages(study) for task in measured_tasks(study)]
     known += [f"{task}/METRIC" for task in tasks]
@@ -272,7 +272,7 @@ def _check_losses(block: SearchBlock, study: AnyStudy, named: Collection[str], f
 
 
 def _texts(value: Any) -> set[str]:
-    """Every text in nested mappings and lists, also the names of fields, and the NAME in a path as finetune.mix.NAME.share."""
+    """Every text in nested mappings and lists, names of fields included, and the NAME in paths like finetune.mix.NAME.share."""
     if isinstance(value, dict):
         return _texts([*value, *value.values()])
     if isinstance(value, list | tuple):
@@ -300,10 +300,7 @@ def _check_count(study: AnyStudy, file: str) -> None:
             "values, divide the study into several, or search the space with retain search"
         )
     if trials >= MANY_TRIALS:
-        print(
-            f"retain: {file}: {trials:,} trials; expanding them takes about {format_seconds(trials / 10_000)}",
-            file=sys.stderr,
-        )
+        notice(f"{file}: {trials:,} trials; expanding them takes about {format_seconds(trials / 10_000)}")
 
 
 def check_section(study: AnyStudy, name: str) -> None:

@@ -12,8 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from retain.sweeps.base.redaction import redacted_values
 from retain.sweeps.base.units import parse_number, parse_size, shortened
 
-LARGEST = 2**63
-"""What whole numbers are below, as libraries count in 64 bits."""
+TOO_LARGE = 2**63
+"""The smallest whole number that is too large for the 64 bits in which libraries count."""
 
 
 def read_number(value: Any) -> Any:
@@ -21,7 +21,7 @@ def read_number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"expected a number (got {shown_value(value)}); write a number, such as 3 or 0.5")
     number = parse_number(value.strip()) if isinstance(value, str) else value
-    if isinstance(number, int) and abs(number) >= LARGEST:
+    if isinstance(number, int) and abs(number) >= TOO_LARGE:
         raise ValueError("the number does not fit in 64 bits; write a smaller one")
     if not math.isfinite(number):
         raise ValueError(f"expected a finite number (got {number:g})")
@@ -78,7 +78,7 @@ Share = Annotated[Number, Field(ge=0, lt=1)]
 Positive = Annotated[Whole, Field(gt=0)]
 PositiveFloat = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
-Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Seed = Annotated[Whole, Field(ge=0, lt=TOO_LARGE)]
 Name = Annotated[str, AfterValidator(check_name)]
 PathText = Annotated[str, AfterValidator(check_path)]
 Grid = dict[str, Annotated[list[Any], BeforeValidator(read_list)]]
@@ -92,7 +92,7 @@ FISHER = "fisher"
 REFERENCE = "reference"
 """The name of the runs that compute the reference log-probabilities of pairs. No stage of a chain may have it."""
 GROUNDWORK = (FISHER, REFERENCE)
-"""The names of the runs that stages need besides the stage before them. They train nothing, and are no stages of a chain."""
+"""The names of the runs that stages need besides the stage before them. They train nothing and are not in the chain."""
 
 
 LOSSES = (
@@ -124,12 +124,12 @@ def loss_name(stage: str, corpus: str) -> str:
 
 
 def value_name(corpus: str, value: str) -> str:
-    """What stands for the part of a corpus whose field `by` has a value, where the corpus has its name."""
+    """The name of the part of a corpus whose documents have a value in the field `by`."""
     return f"{corpus}[{value}]"
 
 
 def without_value(name: str) -> str:
-    """The name of the loss on the whole corpus, of a loss on the part with one value; other names as they are."""
+    """The name of a loss without the value of `by`: that of the loss on the whole corpus."""
     return name[: name.index("[")] if name.endswith("]") and "[" in name else name
 
 

@@ -54,7 +54,7 @@ ELSEWHERE: Mapping[str, Sequence[str]] = {
     "write batch": ("batch_size", "global_batch_size"),
     "write sequence_length": ("seq_len", "seq_length", "max_length", "context_length"),
 }
-"""What stands in the place of fields that other tools have and Retain does not."""
+"""What to write, by fields that other tools have and Retain does not."""
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -102,7 +102,7 @@ def unknown_field(name: str, known: Sequence[str], where: str = "") -> str:
 
 
 def written_otherwise(name: str) -> str | None:
-    """What stands in the place of a field that other tools have; None if no tool is known to have it."""
+    """What to write instead of a field that other tools have; None if no tool is known to have it."""
     return next((cure for cure, names in ELSEWHERE.items() if name in names), None)
 
 

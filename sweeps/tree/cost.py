@@ -186,11 +186,10 @@ def _gpu_hours(
     measured: Measured,
     parallelism: Mapping[str, Parallelism],
 ) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:
-    """The GPU-hours of the missing stages by device, from measured speeds where there are any.
+    """By device: the GPU-hours of the missing stages, from measured speeds where there are any; the hours if each trial trained
+    all its stages itself; and the number of stages with a measured speed.
 
-    Then the hours if each trial trained all its stages itself, and the number of stages with a measured speed.
-
-    trials: by the key of a stage, the number of trials that need it.
+    trials: the number of trials that need a stage, by its key.
     """
     hours, alone = dict.fromkeys(PEAK_FLOPS, 0.0), dict.fromkeys(PEAK_FLOPS, 0.0)
     known = dict.fromkeys(PEAK_FLOPS, 0)
@@ -210,9 +209,9 @@ def _gpu_hours(
 def _checkpoint_bytes(
     missing: Sequence[Stage], work: Mapping[str, _Work], parallelism: Mapping[str, Parallelism]
 ) -> tuple[int, int]:
-    """The bytes of the checkpoints at the peak: those of the largest stages of one kind that run at the same time.
+    """The bytes of the checkpoints at the peak, and the bytes of those that done stages keep, which the former do not include.
 
-    Then the bytes of those that all stages keep, which the former do not include.
+    The peak is that of the largest stages of one kind that run at the same time.
     """
     sizes: dict[str, list[int]] = {}
     for stage in (stage for stage in missing if stage.stage not in GROUNDWORK):  # which saves none while it runs

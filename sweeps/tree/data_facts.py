@@ -44,7 +44,7 @@ class Reading:
     sampled: int = 0
     """The documents in that sample; 0 with `dedupe: near`, which compares all."""
     long: int = 0
-    """Pairs of which a response with its prompt is longer than the sequences."""
+    """Pairs with a response that, with its prompt, is longer than the sequences."""
     equal: int = 0
     """Pairs whose two responses are the same."""
     asked: int = 0

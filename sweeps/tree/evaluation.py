@@ -14,7 +14,7 @@ from retain.sweeps.tree.tree import Tree
 
 ROLES: Mapping[str, str] = dict(zip(STAGE_KINDS, ("pretraining", "posttraining", "finetuning"), strict=True))
 PREFERENCES = "preferences"
-"""The field of a stage.json that says on the pairs of which corpora a stage is measured, and what losses.json has of them."""
+"""The field of stage.json with the corpora on whose pairs a stage is measured, and of losses.json with the results."""
 TUNE, REPORT = "tune", "report"
 """The halves of a held-out split: the one that early stopping selects on, and the one that is reported."""
 
@@ -25,7 +25,7 @@ def role_of(stage: str) -> str:
 
 
 def preference_split(split: str) -> str:
-    """The name of the DPO loss on the pairs of a split, where splits have theirs."""
+    """The name of the DPO loss on the pairs of a split, in the place of the name of a split."""
     return f"{split}-dpo"
 
 
@@ -74,18 +74,16 @@ def splits_of(stage: str, recipe: Mapping[str, Any], above: Mapping[str, Any]) -
     known |= evaluation(stage, recipe)
     inherited = {role: half for role, half in above.get("halves", {}).items() if half == REPORT}
     own = halves(stage, recipe)
-    for role in own:
-        known[tune_split(role)] = recipe["corpus"]
-        own = own | {tune_split(role): TUNE}
-    # A later stage that trains on a role anew, without a tune split of its own, is reported on the same half.
-    made = inherited | own
+    known |= {tune_split(role): recipe["corpus"] for role in own}
+    # A later stage that trains on a role again, without a tune split of its own, is reported on the same half.
+    made = inherited | own | {tune_split(role): TUNE for role in own}
     return {"evaluation": known} | ({"halves": made} if made else {})
 
 
 def preferences_of(parent: str | None, recipe: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """On the pairs of which corpora a stage is measured: those that it or a stage above it learns from, by fingerprint.
+    """The corpora on whose pairs a stage is measured, by fingerprint: those that it or a stage above it learns from.
 
-    Of each, the β and the key of the reference of the last stage that learns from it. above: those of the parent.
+    Each has the β and the key of the reference of the last stage that learns from it. above: those of the parent.
     """
     known = dict(above)
     if objective := recipe.get("objective"):

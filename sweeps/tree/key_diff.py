@@ -22,7 +22,7 @@ ABSENT = "absent"
 
 def path_fields(path: Sequence[Payload]) -> dict[str, Any]:
     """All fields that decide a stage's weights, such as `pretrain.lr`, from the payloads of its path, root first."""
-    return {f"{stage_name(payload)}.{name}": value for payload in path for name, value in leaves(payload["recipe"], "")}
+    return {f"{stage_name(payload)}.{name}": value for payload in path for name, value in leaves(payload["recipe"])}
 
 
 def stage_name(payload: Payload) -> str:
@@ -58,7 +58,7 @@ def nearest(
     return min((pair for pair in found if pair[1]), key=lambda pair: (len(pair[1]), pair[0]), default=None)
 
 
-def leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of nested mappings by dotted path, below `prefix`."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():

@@ -10,9 +10,9 @@ FORMAT = 1
 """Part of every key. Raise it when the meaning of recipes changes deliberately."""
 
 CARRY = '"start":{"optimizer":"carry"}'
-"""What the canonical recipe of a stage contains that continues with its parent's AdamW."""
+"""A part of the canonical recipe of every stage that continues with its parent's AdamW, and of no other."""
 
-MEASURE, TASK = "heldout_loss", "task"
+HELDOUT_LOSS, TASK = "heldout_loss", "task"
 """What the recipe of an evaluation says that it measures: a loss, or the metrics of a task."""
 
 KEY_LENGTH = 20

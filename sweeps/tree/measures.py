@@ -26,12 +26,12 @@ from retain.sweeps.schema.section import (
 )
 from retain.sweeps.tree.data_facts import HeldoutValues, TaskFacts
 from retain.sweeps.tree.evaluation import PREFERENCES, preferences_of, used_corpora
-from retain.sweeps.tree.keys import MEASURE, TASK, canonical, stage_key
+from retain.sweeps.tree.keys import HELDOUT_LOSS, TASK, canonical, stage_key
 from retain.sweeps.tree.recipes.preference import objective_of
 from retain.sweeps.tree.tree import Stage, Tree
 
 EVALUATE = "evaluate"
-"""The name of evaluation runs where stages have theirs."""
+"""The stage name of evaluation runs."""
 
 
 def evaluation_of(
@@ -47,9 +47,9 @@ def evaluation_of(
     """The evaluation run of a stage on a corpus, as a stage below it.
 
     tokens: those of the held-out split, if known. average: the weights that it measures, from 0, the start of the stage, to 1,
-    its end. values: those by which the loss is also given. preferences: of pairs, as of `preferences_by_stage`.
+    its end. values: those by which the loss is also given. preferences: for pairs, the entry of `preferences_by_stage`.
     """
-    fields: dict[str, Any] = {"corpus": fingerprint, "measure": MEASURE, "sequence_length": length}
+    fields: dict[str, Any] = {"corpus": fingerprint, "measure": HELDOUT_LOSS, "sequence_length": length}
     if values is not None:
         fields["by"] = values.fingerprint
     also: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ def evaluation_of(
 
 
 def task_evaluation_of(stage: Stage, name: str, task: TaskFacts, average: float = 1.0) -> Stage:
-    """The evaluation run of a stage on a task, as a stage below it. average: as of `evaluation_of`."""
+    """The evaluation run of a stage on a task, as a stage below it. average: as in `evaluation_of`."""
     return _evaluation(stage, {"measure": TASK, **task.recipe}, {"evaluate.tasks": name}, 0, average)
 
 
@@ -81,7 +81,7 @@ def _evaluation(
 
 
 def preferences_by_stage(tree: Tree) -> dict[str, dict[str, dict[str, Any]]]:
-    """On the pairs of which corpora each stage is measured, as `evaluation.preferences_of` has it, by key; often empty."""
+    """The corpora on whose pairs each stage is measured (`evaluation.preferences_of`), by the key of the stage; often empty."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for stage in (one for one in tree.stages.values() if one.stage not in (*GROUNDWORK, EVALUATE)):
         above = found.get(stage.parent, {}) if stage.parent else {}

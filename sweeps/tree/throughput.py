@@ -32,7 +32,7 @@ devices, and the device (None for any).
 """
 
 OTHER_WORK = ('"method":"lora"', '"objective":{', '"anchor":{', '"optimizer":"muon"', '"documents":{')
-"""What the canonical recipe of a stage contains if `work_text` is not empty."""
+"""Parts of canonical recipes: with any of them, `work_text` is not empty."""
 
 
 def check_device(device: str) -> None:
@@ -52,7 +52,7 @@ def modelled_speed(flops_per_token: int, parameters: int, device: str) -> float:
 
 
 def device_of(name: str) -> str | None:
-    """The device in PEAK_FLOPS that a GPU's name, such as `NVIDIA A100-SXM4-80GB`, stands for; None if there is none."""
+    """The device in PEAK_FLOPS that a GPU's name means, such as `NVIDIA A100-SXM4-80GB`; None if unknown."""
     words = name.replace("-", " ").split()
     return next((device for device in PEAK_FLOPS if device in words), None)
 

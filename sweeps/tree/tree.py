@@ -21,14 +21,14 @@ from retain.sweeps.tree.recipes.anchor import fields_of_stage_before
 from retain.sweeps.tree.recipes.checkpoint import counts_by_model
 from retain.sweeps.tree.recipes.groundwork import groundwork
 from retain.sweeps.tree.recipes.linear import linear_stage_recipe
-from retain.sweeps.tree.recipes.optimisation import Recipe, carry_problem
+from retain.sweeps.tree.recipes.optimisation import carry_problem
+from retain.sweeps.tree.recipes.preference import Recipe
 from retain.sweeps.tree.recipes.stage import check_heldout, stage_recipe
 
-STAGES = STAGE_KINDS
 EXPOSED = ("posttrain", "posttrain.corpus", "posttrain.tokens")
 """The fields of post-training that decide what is mixed into pretraining."""
 OBJECTIVE = "posttrain.objective"
-"""Whether post-training has one decides that too: of pairs, only the chosen responses are mixed in. Its strength does not."""
+"""Whether post-training has one decides that too: only the chosen responses of pairs are mixed in. Its strength does not."""
 Axes = dict[str, Any]
 """The value of each axis, by its dotted path or the name of its cases."""
 
@@ -62,21 +62,21 @@ class Trial:
     """One path from the root to a leaf, as stage keys."""
 
     axes: Axes
-    stages: tuple[str, ...]
+    names: tuple[str, ...]
     """The names of the stages of the chain."""
-    chain: tuple[str | None, ...]
+    keys: tuple[str | None, ...]
     """The key of each stage; None for a stage that has nothing to train, as Stage 2 may with matched allocation."""
     average: float = 1.0
     """The weights whose losses are the trial's: from 0, the start of the last stage, to 1, its end (WiSE-FT)."""
 
     def key(self, stage: str) -> str | None:
         """The key of the stage with this name; None if the trial has no such stage."""
-        return self.chain[self.stages.index(stage)] if stage in self.stages else None
+        return self.keys[self.names.index(stage)] if stage in self.names else None
 
     @property
     def path(self) -> tuple[str, ...]:
         """The keys of the trial's stages, root first."""
-        return tuple([key for key in self.chain if key is not None])
+        return tuple([key for key in self.keys if key is not None])
 
     @property
     def leaf(self) -> str:
@@ -106,12 +106,12 @@ class Tree:
     tasks: Mapping[str, Mapping[str, TaskFacts]] = field(default_factory=dict)
     """The tasks that `evaluate` measures after each stage, by the name of the stage and of the task."""
     values: Mapping[tuple[str, int], HeldoutValues] = field(default_factory=dict)
-    """The values by which losses on a corpus are given, by its name and sequence length; of corpora with `by` alone."""
+    """The values by which losses on a corpus are given, by its name and sequence length; only for corpora with `by`."""
 
     @property
     def chain(self) -> list[str]:
         """The names of all stages in the order of their chains; GROUNDWORK comes before the first stage that needs it."""
-        names = in_one_order(trial.stages for trial in self.trials)
+        names = in_one_order(trial.names for trial in self.trials)
         for stage in (stage for stage in self.stages.values() if stage.stage in names):
             for need in (self.stages[key].stage for key in stage.also if key in self.stages):
                 if need not in names:
@@ -127,7 +127,7 @@ class Tree:
         return [*(trial for trial in self.trials if trial.average == 1), *averaged.values()]
 
     def carried(self) -> set[str]:
-        """The keys of the stages whose AdamW a stage below continues with."""
+        """The keys of the stages with whose AdamW a stage below continues."""
         return {stage.parent for stage in self.stages.values() if stage.parent and CARRY in stage.recipe}
 
     def ancestors(self, key: str) -> list[Stage]:
@@ -343,7 +343,9 @@ def may_affect(axis: str, stage: str, stages: Collection[str] = STAGE_KINDS) -> 
         return True
     if stage == "pretrain":
         return axis in EXPOSED or axis.startswith("posttrain.objective")
-    return stage == "posttrain" and axis in ("pretrain", "pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
+    # Exposure and the corpus decide what is left and what is replayed, and no `mix` may repeat it in matched allocation.
+    read = ("pretrain", "pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
+    return stage == "posttrain" and (axis in read or axis.startswith("pretrain.mix"))
 
 
 def with_values(study: AnyStudy, axes: Axes) -> AnyStudy:

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from retain.launchers.planning.register import register
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
+from retain.results.store.verify import run_problems
 from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.tree.tree import Tree, expand
@@ -55,6 +56,11 @@ def finish_all(tree: Tree, store: Store, where: Callable[[str], bool] = lambda s
     for stage in tree.stages.values():
         if where(stage.stage):
             finish(store.run(stage.key))
+
+
+def problems(store: Store) -> dict[str, list[str]]:
+    """The problems of the runs that have some, by key."""
+    return {run.key: found for run in store.runs() if (found := run_problems(store, run))}
 
 
 def kinds(tree: Tree, store: Store, stage: str) -> list[Run]:

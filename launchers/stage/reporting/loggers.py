@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from retain.launchers.stage.log import log_line
-from retain.results.store.curves import FILE, Point
+from retain.results.store.curves import CURVES, Point
 from retain.results.store.runs import Run, Store
 from retain.sweeps.tree.key_diff import stage_name
 
@@ -87,7 +87,7 @@ class Loggers:
             failed = self.loggers.pop(name, None)
             log_line(
                 f"logger {name} failed and is off for this attempt ({type(error).__name__}: {error}); "
-                f"training continues, and {FILE} has every point"
+                f"training continues, and {CURVES} has every point"
             )
             if failed is not None:
                 with contextlib.suppress(Exception, SystemExit):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import TypeVar
 
 import numpy as np
@@ -29,13 +30,12 @@ def losses_at(rows: Iterable[Row], corpus: str, point: Callable[[Row], Point | N
             if loss is not None and math.isfinite(loss):
                 values.append((seed_of(row), float(loss)))
     return {
-        at: {seed: float(np.mean([loss for _, loss in own])) for seed, own in sorted(grouped(pairs, _first).items())}
+        at: {
+            seed: float(np.mean([loss for _, loss in own]))
+            for seed, own in sorted(grouped(pairs, itemgetter(0)).items())
+        }
         for at, pairs in found.items()
     }
-
-
-def _first(pair: tuple[int, float]) -> int:
-    return pair[0]
 
 
 def mean_of(each: Sequence[Mapping[int, float]]) -> dict[int, float]:

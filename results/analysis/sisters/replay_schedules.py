@@ -52,7 +52,7 @@ class Schedule:
         return sorted({replay for _, replay in self.grid} - {0.0})
 
     def worth(self, replay: float) -> dict[int, Amount]:
-        """How much rare data a run without replay would need for the loss with replay, relative to what it has, by seed.
+        """How much rare data a run without replay would need to reach the loss with replay, as a factor, by seed.
 
         That is the data efficiency, with all rare data in phase 2. Only seeds that have all the runs count.
         """
@@ -80,16 +80,12 @@ def schedules(rows: Iterable[Row]) -> list[Schedule]:
 
 
 def _schedule(name: str, losses: Mapping[Cell, Losses]) -> Schedule:
-    own = {cell: found for cell, found in losses.items() if cell.schedule == name}
+    cells = sorted(cell for cell in losses if cell.schedule == name)
     return Schedule(
         name,
-        {(cell.late, cell.replay): found for cell, found in sorted(own.items(), key=_cell) if cell.rare == 1},
-        {cell.rare: found for cell, found in sorted(own.items(), key=_cell) if (cell.late, cell.replay) == (1, 0)},
+        {(cell.late, cell.replay): losses[cell] for cell in cells if cell.rare == 1},
+        {cell.rare: losses[cell] for cell in cells if (cell.late, cell.replay) == (1, 0)},
     )
-
-
-def _cell(item: tuple[Cell, Losses]) -> Cell:
-    return item[0]
 
 
 def amounts_in_words(name: str, found: Sequence[Amount]) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from retain.results.analysis.effects import effect_of
 from retain.results.analysis.sisters.forgetting_law import Condition, conditions
 from retain.results.analysis.sisters.measured import mean_of, slope_of
-from retain.results.claims.judging import Verdict, judge, subjects
+from retain.results.claims.judging import Statement, Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 
 ONE_PERCENT = 0.01
@@ -19,12 +19,11 @@ def forgetting_verdicts(rows: Iterable[Row]) -> Iterator[Verdict]:
     """The verdicts of a study that varies tokens and shares of fine-tuning; none for other studies."""
     for subject, group in subjects(rows).items():
         found = conditions(group)
-        about = f"{subject}: " if subject else ""
-        yield from _one_percent(about, found)
-        yield from _smaller_models(about, found)
+        yield from _one_percent(subject, found)
+        yield from _smaller_models(subject, found)
 
 
-def _one_percent(about: str, found: Sequence[Condition]) -> Iterator[Verdict]:
+def _one_percent(subject: str, found: Sequence[Condition]) -> Iterator[Verdict]:
     """7a: at 1% less than half of the forgetting without any is left, over the same sizes and tokens.
 
     A difference, as a ratio of two small numbers has no interval.
@@ -41,9 +40,9 @@ def _one_percent(about: str, found: Sequence[Condition]) -> Iterator[Verdict]:
         ("forgetting without pretraining text, nats", effect_of(plain)),
         ("forgetting with 1%, nats", effect_of(mixed)),
     ]
-    words = f"{about}1% of pretraining text in fine-tuning removes most of the forgetting"
+    name = "1% of pretraining text in fine-tuning removes most of the forgetting"
     deciding = [(f"forgetting with 1% beyond {1 - MOST:.0%} of that without, nats", effect_of(excess))]
-    yield judge("7a", words, -1, deciding, others)
+    yield judge(Statement("7a", name, subject), -1, deciding, others)
 
 
 def _means(
@@ -56,7 +55,7 @@ def _means(
     return {seed: plain[seed] for seed in seeds}, {seed: mixed[seed] for seed in seeds}
 
 
-def _smaller_models(about: str, found: Sequence[Condition]) -> Iterator[Verdict]:
+def _smaller_models(subject: str, found: Sequence[Condition]) -> Iterator[Verdict]:
     """7b: the slope of the forgetting without pretraining text over the logarithm of N is below 0."""
     plain = [one for one in found if one.share == 0]
     sizes = sorted({one.parameters for one in plain})
@@ -70,4 +69,4 @@ def _smaller_models(about: str, found: Sequence[Condition]) -> Iterator[Verdict]
     ends = {seed: curves[0][seed] - curves[-1][seed] for seed in slopes}
     deciding = [("slope of the forgetting over log2 of the parameters, nats", effect_of(slopes))]
     others = [("forgetting of the smallest minus the largest model, nats", effect_of(ends))]
-    yield judge("7b", f"{about}smaller models forget more", -1, deciding, others)
+    yield judge(Statement("7b", "smaller models forget more", subject), -1, deciding, others)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from retain.results.analysis.effects import effect_of, paired_difference
 from retain.results.analysis.sisters.overtraining import CORPORA, Curve, curves
-from retain.results.claims.judging import Verdict, judge, subjects
+from retain.results.claims.judging import Statement, Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 from retain.sweeps.base.units import format_size
 
@@ -18,12 +18,12 @@ def overtraining_verdicts(rows: Iterable[Row]) -> Iterator[Verdict]:
         for corpus in CORPORA:
             own = [curve for curve in found if curve.corpus == corpus and len(curve.budgets) > 1]
             about = ", ".join(filter(None, (subject, LOSS[corpus])))
-            yield from (_too_much(f"{about}, rate {curve.rate:g}: ", curve) for curve in own)
+            yield from (_too_much(f"{about}, rate {curve.rate:g}", curve) for curve in own)
             if len(own) > 1:
-                yield _sooner(f"{about}: ", own)
+                yield _sooner(about, own)
 
 
-def _too_much(about: str, curve: Curve) -> Verdict:
+def _too_much(subject: str, curve: Curve) -> Verdict:
     """9a: with the most pretraining, the loss is above that with less, for one of the smaller numbers of tokens.
 
     The lowest of several noisy losses is too low on average, so none is chosen: Holm's correction counts all of them.
@@ -38,11 +38,11 @@ def _too_much(about: str, curve: Curve) -> Verdict:
     ]
     lowest = curve.turning_point()
     note = f"The mean over seeds is lowest after {format_size(lowest)} tokens of pretraining." if lowest else ""
-    words = f"{about}beyond a point, more pretraining raises the loss after fine-tuning"
-    return judge("9a", words, 1, deciding, notes=(note,), alternatives=len(deciding))
+    name = "beyond a point, more pretraining raises the loss after fine-tuning"
+    return judge(Statement("9a", name, subject), 1, deciding, notes=(note,), alternatives=len(deciding))
 
 
-def _sooner(about: str, own: Sequence[Curve]) -> Verdict:
+def _sooner(subject: str, own: Sequence[Curve]) -> Verdict:
     """9b: the slope of the loss over doublings of pretraining is larger at the highest rate than at the lowest.
 
     Where curves turn up lies between few numbers of tokens, so it is told and does not decide.
@@ -65,5 +65,5 @@ def _sooner(about: str, own: Sequence[Curve]) -> Verdict:
         if (lowest := curve.turning_point()) is not None
     ]
     note = f"Lowest mean loss after these tokens of pretraining: {', '.join(turning)}." if turning else ""
-    words = f"{about}more pretraining raises the loss after fine-tuning more, or lowers it less, at higher rates"
-    return judge("9b", words, 1, deciding, others, (note,))
+    name = "more pretraining raises the loss after fine-tuning more, or lowers it less, at higher rates"
+    return judge(Statement("9b", name, subject), 1, deciding, others, (note,))

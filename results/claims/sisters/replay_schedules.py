@@ -6,7 +6,7 @@ from retain.results.analysis.effects import Effect, effect_of, paired_difference
 from retain.results.analysis.sisters.interpolation import logs_within
 from retain.results.analysis.sisters.measured import mean_of, slope_of
 from retain.results.analysis.sisters.replay_schedules import Schedule, amounts_in_words, schedules
-from retain.results.claims.judging import Verdict, judge, subjects
+from retain.results.claims.judging import Statement, Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 
 
@@ -14,12 +14,12 @@ def replay_verdicts(rows: Iterable[Row]) -> Iterator[Verdict]:
     """The verdicts of a study of replay schedules; none for other studies."""
     for subject, group in subjects(rows).items():
         found = schedules(group)
-        about = f"{subject}, " if subject else ""
         for schedule in found:
-            yield from _replay_helps(f"{about}schedule {schedule.name}: ", schedule)
-            yield from _helps_where_late(f"{about}schedule {schedule.name}: ", schedule)
+            about = ", ".join(filter(None, (subject, f"schedule {schedule.name}")))
+            yield from _replay_helps(about, schedule)
+            yield from _helps_where_late(about, schedule)
         if len(found) == 2:
-            yield _continued(f"{subject}: " if subject else "", *found)
+            yield _continued(subject, *found)
 
 
 def _gain(schedule: Schedule, replay: float, late: float | None = None) -> Effect:
@@ -33,7 +33,7 @@ def _has(schedule: Schedule, late: float, *replays: float) -> bool:
     return all(schedule.grid.get((late, replay)) for replay in replays)
 
 
-def _replay_helps(about: str, schedule: Schedule) -> Iterator[Verdict]:
+def _replay_helps(subject: str, schedule: Schedule) -> Iterator[Verdict]:
     """8a: at some r the loss is lower than without replay. No r is chosen; Holm's correction counts all of them."""
     if not schedule.replays or not any(replay == 0 for _, replay in schedule.grid):
         return
@@ -48,11 +48,11 @@ def _replay_helps(about: str, schedule: Schedule) -> Iterator[Verdict]:
             name = f"data efficiency at r={replay:g} and a=1"
             others.append((f"{name}, doublings of the rare data", effect_of(logs_within(amounts))))
             notes.append(amounts_in_words(name[0].upper() + name[1:], list(amounts.values())))
-    words = f"{about}replay lowers the loss on the target"
-    yield judge("8a", words, -1, deciding, others, notes, alternatives=len(deciding))
+    statement = Statement("8a", "replay lowers the loss on the target", subject)
+    yield judge(statement, -1, deciding, others, notes, alternatives=len(deciding))
 
 
-def _helps_where_late(about: str, schedule: Schedule) -> Iterator[Verdict]:
+def _helps_where_late(subject: str, schedule: Schedule) -> Iterator[Verdict]:
     """8b: the change that replay makes, averaged over r, falls with a: with the share of rare data that did not come early."""
     if len(schedule.lates) < 2 or not schedule.replays:
         return
@@ -62,14 +62,15 @@ def _helps_where_late(about: str, schedule: Schedule) -> Iterator[Verdict]:
         (f"target loss with replay minus without at a={late:g}, nats", effect_of(change))
         for late, change in zip(whole, changes, strict=True)
     ]
-    words = f"{about}replay helps more where less of the target data came early"
+    statement = Statement("8b", "replay helps more where less of the target data came early", subject)
     deciding = [("slope over a of what replay changes, nats", effect_of(slope_of(whole, changes)))]
-    yield judge("8b", words, -1, deciding, others)
+    yield judge(statement, -1, deciding, others)
 
 
-def _continued(about: str, continued: Schedule, restarted: Schedule) -> Verdict:
+def _continued(subject: str, continued: Schedule, restarted: Schedule) -> Verdict:
     """8c, ours: over all runs of both grids, the loss with one schedule is below that with two."""
     shared = [cell for cell, losses in continued.grid.items() if losses and cell[1] > 0 and restarted.grid.get(cell)]
     one, two = (mean_of([schedule.grid[cell] for cell in shared]) for schedule in (continued, restarted))
-    words = f"{about}with replay, a continued schedule has a lower target loss than a restarted one"
-    return judge("8c", words, -1, [("target loss, continued minus restarted, nats", paired_difference(two, one))])
+    name = "with replay, a continued schedule has a lower target loss than a restarted one"
+    deciding = [("target loss, continued minus restarted, nats", paired_difference(two, one))]
+    return judge(Statement("8c", name, subject), -1, deciding)

@@ -6,7 +6,7 @@ from retain.results.analysis.effects import effect_of, paired_difference
 from retain.results.analysis.sisters.interpolation import logs_within
 from retain.results.analysis.sisters.measured import GENERAL, TARGET
 from retain.results.analysis.sisters.specialised import Pretrainings, pretrainings
-from retain.results.claims.judging import Verdict, judge, subjects
+from retain.results.claims.judging import Statement, Verdict, judge, subjects
 from retain.results.store.loss_table import Row
 
 CLAIMS = {
@@ -18,12 +18,11 @@ CLAIMS = {
 def specialised_verdicts(rows: Iterable[Row]) -> Iterator[Verdict]:
     """The verdicts of a study of specialised pretraining; none for other studies."""
     for subject, group in subjects(rows).items():
-        yield from (_lower(f"{subject}: " if subject else "", found) for found in pretrainings(group))
+        yield from (_lower(subject, found) for found in pretrainings(group))
 
 
-def _lower(about: str, found: Pretrainings) -> Verdict:
+def _lower(subject: str, found: Pretrainings) -> Verdict:
     """10a and 10b: the loss, averaged over the tokens of pretraining, is lower with the target corpus in it."""
-    claim, words = CLAIMS[found.corpus]
     deciding = [("loss with the target in pretraining minus without, nats", paired_difference(*found.means()))]
     others = [
         (
@@ -42,4 +41,4 @@ def _lower(about: str, found: Pretrainings) -> Verdict:
         parts = [f"{fewer} need fewer than {found.budgets[0]:,}"] * bool(fewer) + [f"{more} need more"] * bool(more)
         if parts:
             note = f"Of {len(needed)} seeds {' and '.join(parts)} tokens, beyond the range of the pretrainings."
-    return judge(claim, f"{about}{words}", -1, deciding, others, (note,))
+    return judge(Statement(*CLAIMS[found.corpus], subject), -1, deciding, others, (note,))

@@ -1,4 +1,4 @@
-"""One line of the index of a store: a run that has ended, with the stamp of the state.json that says so.
+"""One line of the index of a store: a run that has ended, with the stamp of its state.json.
 
 A line is the key of the run, a space, and a JSON list: the stamp, and the fields of `StateSummary` in their order. Trailing
 values that are those of a new `Attempt`, `Progress` or `StateSummary` are left out.
@@ -61,7 +61,7 @@ def key_of(line: str) -> str:
 
 
 def state_in(line: str, key: str, status: os.stat_result) -> StateSummary | None:
-    """The state that a line holds; None if the file of this status is another than the one that was read for it."""
+    """The state in a line; None if state.json, whose present status is given, has changed since it was read for the line."""
     (modified, changed, size, inode), *values = _raw_decode(line, len(key) + 1)[0]
     # The times first, as they are what differs; a tuple of all four takes longer to make than to compare.
     if (

@@ -58,7 +58,7 @@ class StateReader:
             state = self._from_index(key, self._lines)
             if state is None:
                 unread.append(key)
-            found[key] = state or _PLANNED
+            found[key] = state or _PLANNED  # keeps the order of the keys; `_read` replaces it
         if unread:
             self._read(unread, found, self._lines)
         return found
@@ -99,7 +99,7 @@ class StateReader:
             write_index(self.store, lines)
 
     def _state(self, key: str, before: float | None) -> tuple[State, Stamp | None]:
-        """`Run.state`, which parses no content twice that several runs share; and the stamp for the index, as of `_settled`."""
+        """`Run.state`, which parses content that several runs share only once; and the stamp for the index, from `_settled`."""
         path = f"{self.root}/{key}/{STATE}"
         try:
             content, status = read_bytes_and_status(path, "")

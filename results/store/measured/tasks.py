@@ -14,17 +14,19 @@ Measured = dict[tuple[str, float], dict[str, float | None]]
 def trial_measures(
     tree: Tree, trial: Trial, store: Store, known: Measured, damaged: dict[str, State] | None
 ) -> dict[str, dict[str, float | None]]:
-    """The metrics after each stage of a trial. known: what earlier trials have read; damaged: as of `trial_rows`."""
+    """The metrics after each stage of a trial. known: what earlier trials have read; damaged: as in `trial_rows`."""
+    found: dict[str, dict[str, float | None]] = {}
     for key in trial.path:
-        at = key, trial.average if key == trial.leaf else 1.0
-        if at not in known:
+        stage, average = tree.stages[key], trial.average if key == trial.leaf else 1.0
+        if (key, average) not in known:
             try:
-                known[at] = stage_measures(tree.stages[key], tree, store, at[1])
+                known[key, average] = stage_measures(stage, tree, store, average)
             except DamageError as error:
                 if damaged is None:
                     raise
-                damaged[key], known[at] = damaged_state(error), {}
-    return {tree.stages[key].stage: known[key, trial.average if key == trial.leaf else 1.0] for key in trial.path}
+                damaged[key], known[key, average] = damaged_state(error), {}
+        found[stage.stage] = known[key, average]
+    return found
 
 
 def stage_measures(stage: Stage, tree: Tree, store: Store, average: float = 1.0) -> dict[str, float | None]:

@@ -28,7 +28,7 @@ def done_evaluations(
 ) -> Iterator[Run]:
     """The done evaluations of a stage on a corpus: that with these values first, then that without any.
 
-    preferences: as of `evaluation_of`.
+    preferences: as in `evaluation_of`.
     """
     for given in dict.fromkeys((values, None)):
         one = evaluation_of(stage, name, fingerprint, length, 0, average, given, preferences)

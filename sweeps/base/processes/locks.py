@@ -45,7 +45,7 @@ def _create(path: Path, own: bytes) -> bool:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
-    with contextlib.suppress(OSError):  # on a full disk the lock has no name, and holds all the same
+    with contextlib.suppress(OSError):  # on a full disk the lock names no owner, but still works
         os.write(descriptor, own)
     os.close(descriptor)
     return True

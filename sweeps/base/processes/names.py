@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 UNKNOWN = "unknown"
-"""The start time of a process that runs, where the system does not show it."""
+"""Stands for the start time of a running process that the system does not show."""
 
 
 def process_name() -> str:

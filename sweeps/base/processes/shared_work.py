@@ -1,4 +1,4 @@
-"""Share out work on thousands of things among processes of this machine, as one process of Python uses one core."""
+"""Share out work on thousands of things among processes of this machine, because one Python process uses one core."""
 
 import multiprocessing
 import os
@@ -21,9 +21,9 @@ MOST_PROCESSES = 8
 def shared_out(work: Callable[[Sequence[Thing]], Result], things: Sequence[Thing], at_least: int) -> list[Result]:
     """Call `work` on consecutive parts of `things`, each in a process of its own, and return the results in their order.
 
-    at_least: how many things are worth a process. Fewer than two such parts are worked on here, and so are all things where
-    this process has threads or the system is not Linux, as a fork is not safe there, and in a daemon of multiprocessing, which
-    may start no process. Raises what `work` raises, and MissingResourceError if the system ends one of the processes.
+    at_least: how many things are worth a process. This process does all work itself if there are fewer than two such parts, if
+    it has threads or the system is not Linux (a fork is not safe there), or if it is a daemon of multiprocessing, which may not
+    start processes. Raises what `work` raises, and MissingResourceError if the system ends one of the processes.
     """
     count = min(usable_cores(), MOST_PROCESSES, len(things) // at_least)
     may_fork = (
@@ -79,7 +79,7 @@ def _answer_from(receiver: Connection, work: Callable[[Sequence[Thing]], Result]
 
 
 def _end_with_parent() -> None:
-    """End this process if its parent is killed, which then cannot end it."""
+    """End this process once its parent is gone: a parent that is killed cannot end its children."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -16,9 +16,8 @@ from retain.sweeps.schema.stages import Adaptable, Optimisation
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical, stage_key
-from retain.sweeps.tree.recipes.preference import unit_of
+from retain.sweeps.tree.recipes.preference import Recipe, unit_of
 
-Recipe = dict[str, Any]
 FIELDS_BEFORE = ("", ".corpus", ".tokens", ".skip", ".objective", ".objective.dpo")
 """The fields of the stage before on which an estimate depends."""
 

@@ -179,9 +179,8 @@ def _relieve(
     This is one augmenting path of a maximum flow. Raises OverfullError if no part with room can be reached: then the parts
     that were reached are too small for the windows that lie in them.
     """
-    came: dict[int, tuple[int, int] | None] = {
-        full: None
-    }  # for each part reached: the window and the part it came from
+    # For each part that was reached, the window and the part from which.
+    came: dict[int, tuple[int, int] | None] = {full: None}
     for part in (queue := [full]):
         if _excess(parts, counts, part) < 0:
             path, at = [], part
@@ -203,7 +202,7 @@ def _relieve(
 
 
 def _counts(study: Study, name: str, stage: Optimisation, own: int) -> list[tuple[str, str, Component, int]]:
-    """Each component, as of `components`, and its number of sequences.
+    """Each component, as `components` yields it, and its number of sequences.
 
     own: the stage's sequences without components.
     """

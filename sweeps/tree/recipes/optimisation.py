@@ -1,7 +1,5 @@
 """The part of a recipe that says how a stage optimises: method, steps, learning rate, optimiser and early stopping."""
 
-from typing import Any
-
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.stages import Adaptable, EarlyStopping, Lora, Optimisation, Wsd
@@ -9,9 +7,7 @@ from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
 from retain.sweeps.tree.recipes.anchor import anchor_recipe
 from retain.sweeps.tree.recipes.checkpoint import adapter_targets
-from retain.sweeps.tree.recipes.preference import objective_recipe
-
-Recipe = dict[str, Any]
+from retain.sweeps.tree.recipes.preference import Recipe, objective_recipe
 
 
 def method_recipe(study: Study, facts: Facts, stage: Adaptable, name: str) -> Recipe:

@@ -17,8 +17,8 @@ from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts, skipped_records
 from retain.sweeps.tree.recipes.checkpoint import checkpoint_recipe
 from retain.sweeps.tree.recipes.mixture import check_fit, components, stage_mixture, stage_window
-from retain.sweeps.tree.recipes.optimisation import Recipe, early_stopping_recipe, method_recipe, optimisation_recipe
-from retain.sweeps.tree.recipes.preference import PAIR, unit_of, with_start
+from retain.sweeps.tree.recipes.optimisation import early_stopping_recipe, method_recipe, optimisation_recipe
+from retain.sweeps.tree.recipes.preference import PAIR, Recipe, unit_of, with_start
 
 
 def check_heldout(file: StudyFile, facts: Facts) -> None:
@@ -279,7 +279,7 @@ def _draw(
 ) -> tuple[CorpusFacts, int]:
     """A corpus and the number of sequences that a budget of tokens takes from it, after its `first` sequences.
 
-    unit: the sequences that the stage reads together, as of `unit_of`; it takes a multiple of them. Raises StudyError if the
+    unit: the sequences that the stage reads together (`unit_of`); it takes a multiple of them. Raises StudyError if the
     corpus has too few sequences.
     """
     length = study.sequence_length

@@ -23,7 +23,7 @@ from retain.results.store.lease import this_process
 from retain.results.store.runs import Store
 from retain.results.store.state import State
 from retain.results.store.status import StatusReader
-from retain.sweeps.tree.tree import STAGES
+from retain.sweeps.schema.section import STAGE_KINDS
 from tests.conftest import Trained
 from tests.launchers.cli.test_bad_input import assert_one_sentence
 from tests.retain import losses, retain_here, retain_json, train_here, weights
@@ -279,7 +279,7 @@ def test_run_says_for_what_it_waits_and_until_when(content: str, tmp_path: Path)
             said.append(reason)
             claim.unlink(missing_ok=True)  # as its owner does at the end, or the user who is told so
 
-    states = train(opened.tree, opened.store, [Slot(dict.fromkeys(STAGES, 1))], watch)
+    states = train(opened.tree, opened.store, [Slot(dict.fromkeys(STAGE_KINDS, 1))], watch)
     assert {state.state for state in states.values()} == {"done"}
     assert ("on elsewhere (job 7) holds the lease" if "job_id" in content else f"{claim} cannot be read") in said[0]
     assert "no sign of life for 10 minutes" in said[0]

@@ -11,8 +11,8 @@ from retain.launchers.search.console import searching as showing
 from retain.launchers.search.summary import summary_document
 from retain.launchers.stage.signals import StopRequest
 from retain.results.report.search import search_part
-from retain.results.store.study_files import POINTS_STUDY, SUMMARY
-from retain.sweeps.base.errors import StudyError
+from retain.results.store.study_files import POINTS_STUDY, SUMMARY, read_summary
+from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.execution import Execution
 from tests.launchers.search.searches import THEORY, block, finish, searching, train_one
@@ -51,6 +51,9 @@ def test_a_summary_says_by_how_much_its_budget_was_exceeded(tmp_path: Path, caps
     search.budget = Budget(search.spent().tokens - 200, "tokens", "H100")
     document = summary_document(search)
     write_json(search.searched.folder / SUMMARY, document)
+    write_json(search.searched.folder / "damaged.json", document | {"maximised": 5})
+    with pytest.raises(DamageError, match="maximised must be a list, and is 5; delete this file and search again"):
+        read_summary(search.searched.folder / "damaged.json")
     print_summary(document)
     assert "(200 tokens over the budget)" in capsys.readouterr().out
     part = search_part(search.store.root, "theory")

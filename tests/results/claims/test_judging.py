@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from retain.results.analysis.effects import Effect, effect_of, tail
-from retain.results.claims.judging import holm, judge
+from retain.results.claims.judging import Statement, adjust, holm, judge
 from retain.results.claims.verdicts import verdicts
 from retain.results.store.loss_table import Row
 from retain.sweeps.schema.read import check_study
@@ -38,13 +38,13 @@ def test_one_interval_of_several_refutes_only_after_the_correction() -> None:
     against = effect_of({0: -1.0, 1: -1.2, 2: -1.6})
     assert against.high < 0
     nothing = effect_of({0: 1.0, 1: -1.0, 2: 0.1})
-    alone = judge("1a", "a claim", 1, [("it", against)])
-    among = judge("1a", "a claim", 1, [("it", against), *[("another", nothing)] * 7])
+    alone = judge(Statement("1a", "a claim"), 1, [("it", against)])
+    among = judge(Statement("1a", "a claim"), 1, [("it", against), *[("another", nothing)] * 7])
     assert (alone.outcome, among.outcome) == ("not supported", "undecided")
     assert "Holm's correction for 8 intervals applies" in among.note
     assert among.p > alone.p
     stronger = effect_of({0: -1.0, 1: -1.01, 2: -1.02})
-    refuted = judge("1a", "a claim", 1, [("it", stronger), *[("another", nothing)] * 7])
+    refuted = judge(Statement("1a", "a claim"), 1, [("it", stronger), *[("another", nothing)] * 7])
     assert refuted.outcome == "not supported"
     assert nothing.low < stronger.low
     assert refuted.told == ("it", stronger)
@@ -54,7 +54,7 @@ def test_a_claim_with_alternatives_needs_one_that_holds_and_is_refuted_only_if_a
     yes, no = effect_of({0: 1.0, 1: 1.01, 2: 1.02}), effect_of({0: -1.0, 1: -1.01, 2: -1.02})
 
     def outcome(*effects: Effect) -> str:
-        return judge("2b", "a claim", 1, [("it", effect) for effect in effects], alternatives=2).outcome
+        return judge(Statement("2b", "a claim"), 1, [("it", effect) for effect in effects], alternatives=2).outcome
 
     assert outcome(no, no, yes, yes) == "supported"
     assert outcome(yes, no, no, yes) == "not supported"
@@ -65,11 +65,18 @@ def test_an_interval_without_zero_that_decides_nothing_says_that_it_is_one_of_se
     barely = effect_of({0: 1.0, 1: 1.2, 2: 1.9})
     nothing = effect_of({0: 1.0, 1: -1.0, 2: 0.1})
     assert barely.low > 0
-    best = judge("8a", "a claim", 1, [("it", barely), *[("another", nothing)] * 4], alternatives=5)
+    best = judge(Statement("8a", "a claim"), 1, [("it", barely), *[("another", nothing)] * 4], alternatives=5)
     assert best.outcome == "undecided"
     assert best.sentence.endswith(". Corrected for the 5 intervals of the claim, it is undecided.")
-    for other in (judge("8a", "a claim", 1, [("it", barely)]), judge("8a", "a claim", 1, [("it", nothing)] * 2)):
+    for effects in ([("it", barely)], [("it", nothing)] * 2):
+        other = judge(Statement("8a", "a claim"), 1, effects)
         assert "Corrected" not in other.sentence
+
+
+def test_verdicts_are_in_the_order_of_the_claims() -> None:
+    claims = ["10a", "2b", "2a", "9a", "3"]
+    found = adjust([judge(Statement(claim, "a claim"), 1, [("it", effect_of({}))]) for claim in claims])
+    assert [verdict.claim for verdict in found] == ["2a", "2b", "3", "9a", "10a"]
 
 
 def seeded_subsets(seeds: tuple[int, ...], subsets: tuple[int, ...]) -> list[Row]:

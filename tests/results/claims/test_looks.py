@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retain.results.analysis.effects import Effect, effect_of, level_text, tail, tails
-from retain.results.claims.judging import judge
+from retain.results.claims.judging import Statement, judge
 from retain.results.claims.looks import Look, running_t
 from retain.results.claims.power import in_words
 from retain.results.claims.sequential import looks_in_words, looks_sentence, verdicts_at_looks
@@ -69,7 +69,7 @@ def test_the_interval_of_a_look_excludes_zero_exactly_if_the_claim_is_decided(
     look = Look(number, COUNTS)
     random = np.random.Generator(np.random.PCG64(seed))
     plain = effect_of(dict(enumerate((mean + random.standard_normal(look.seeds)).tolist())))
-    verdict = judge("1b", "a claim", 1, [("it", plain)], look=look)
+    verdict = judge(Statement("1b", "a claim"), 1, [("it", plain)], look=look)
     ((_, effect),) = verdict.evidence
     assert effect.level == look.level > 0.95
     assert effect.low < plain.low < plain.high < effect.high

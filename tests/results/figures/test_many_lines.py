@@ -43,6 +43,11 @@ def test_panels_that_a_value_titles_name_their_lines_alike() -> None:
     assert names.pop()[-1] == "midtrain.mix.music.share = 0.2, posttrain.max_tokens = 60k"
 
 
+def test_every_pipeline_has_its_panels_also_where_there_are_more_than_letters() -> None:
+    corpora = {name: [f"c{number}" for number in range(6)] for name in ("posttrain.corpus", "finetune.corpus")}
+    assert len(panels(FRONTIERS, trials(corpora))) == 36
+
+
 def test_lines_without_a_trial_are_in_no_legend_and_do_not_stretch_the_axes(tmp_path: Path) -> None:
     rows = trials(LONG)
     for row in rows:

@@ -101,7 +101,7 @@ def test_seeds_share_one_line(tmp_path: Path) -> None:
         finish(store.run(key), loss=float(number))
     text = texts(drawn(tree, store)[".svg"])
     assert "after fine-tuning (L_ret), all trials" in text
-    assert "seed=" not in text
+    assert "seed = " not in text
 
 
 def test_a_study_without_an_exposure_axis_has_a_figure(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_lines_that_readers_cannot_tell_apart_have_one_colour_and_no_names(tmp_p
     rates = [1e-5 * number for number in range(1, 70)]
     text = texts(draw_losses(tmp_path, "mine", exposure_rows(sizes=(100_000,), seeds=(0,), rates=rates))[1])
     assert "69 lines" in text
-    assert "lr=" not in text
+    assert "lr = " not in text
     assert GREY in text
 
 

@@ -95,6 +95,14 @@ def test_the_method_that_retains_most_is_told_with_the_interval_of_its_lead() ->
     assert "interval" not in said(trials(seeds=(0,)))[1]
 
 
+def test_a_fine_tuning_that_lowers_the_post_training_loss_is_not_said_to_raise_it() -> None:
+    rows = trials(("plain",))
+    assert said(rows)[1] == "Fine-tuning raises the post-training loss from 2.000 to 4.505 nats on average."
+    for row in rows:
+        row["retained_posttraining_loss"] -= 3.0
+    assert said(rows)[1] == "Fine-tuning lowers the post-training loss from 2.000 to 1.505 nats on average."
+
+
 def test_what_is_missing_is_told_with_the_stages_that_did_not_end_well() -> None:
     rows = trials()
     assert missing_results(rows, []) == ""

@@ -13,7 +13,7 @@ from retain.launchers.cli.app import main
 from retain.results.analysis.effects import effect_of
 from retain.results.analysis.loss_planes import L_IM, L_RET
 from retain.results.analysis.methods import PIPELINES
-from retain.results.claims.judging import judge, judged_at
+from retain.results.claims.judging import Statement, judge, judged_at
 from retain.results.claims.looks import Look
 from retain.results.claims.verdicts import verdicts
 from retain.results.figures.drawing import page_element
@@ -338,11 +338,13 @@ def test_only_a_study_of_the_paper_is_compared_with_it(tmp_path: Path) -> None:
 
 
 def test_a_verdict_shows_its_effects_with_intervals_and_seeds() -> None:
-    verdict = judge("1b", "a subject: L_ret falls", -1, [("slope, nats", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
+    statement = Statement("1b", "L_ret falls", "a subject (with brackets)", "(L_ret, L_ft)")
+    verdict = judge(statement, -1, [("slope, nats", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
     (group,) = forest([verdict])
     assert (group.number, group.name, group.source) == ("1b", "L_ret falls", "Section 4.2, Figure 3a")
     (row,) = group.rows
-    assert (row.subject, row.outcome, row.seeds) == ("a subject", "supported", "decided at 3")
+    assert (row.subject, row.plane) == ("a subject (with brackets)", "(L_ret, L_ft)")
+    assert (row.outcome, row.seeds) == ("supported", "decided at 3")
     assert [cell.text for cell in row.effects.rows[0]][:2] == ["slope, nats", "-0.11"]
     assert re.fullmatch(r"-0\.\d+ to -0\.\d+", row.effects.rows[0][2].text)
     assert re.search(r"p 0\.0027,", row.effects.caption)
@@ -352,16 +354,16 @@ def test_a_verdict_shows_its_effects_with_intervals_and_seeds() -> None:
 
 
 def test_an_interval_beyond_the_scale_is_cut_with_an_arrow() -> None:
-    wide = judge("1b", "L_ret falls", -1, [("slope, nats", effect_of({0: -0.1, 1: 0.12}))])
-    near = judge("1b", "L_ret falls", -1, [("slope, nats", effect_of({0: -0.1, 1: -0.11}))])
+    wide = judge(Statement("1b", "L_ret falls"), -1, [("slope, nats", effect_of({0: -0.1, 1: 0.12}))])
+    near = judge(Statement("1b", "L_ret falls"), -1, [("slope, nats", effect_of({0: -0.1, 1: -0.11}))])
     rows = forest([wide, near])[0].rows
     assert [row.bar and row.bar.cut for row in rows] == ["left right", ""]
 
 
 def test_an_undecided_verdict_says_how_many_seeds_would_decide_it() -> None:
-    noisy = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: 0.02, 2: -0.11}))])
-    decided = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
-    alone = judge("1b", "L_ret falls", -1, [("slope", effect_of({0: -0.1}))])
+    noisy = judge(Statement("1b", "L_ret falls"), -1, [("slope", effect_of({0: -0.1, 1: 0.02, 2: -0.11}))])
+    decided = judge(Statement("1b", "L_ret falls"), -1, [("slope", effect_of({0: -0.1, 1: -0.12, 2: -0.11}))])
+    alone = judge(Statement("1b", "L_ret falls"), -1, [("slope", effect_of({0: -0.1}))])
     seeds = [row.seeds for row in forest([noisy, decided, alone])[0].rows]
     assert seeds == ["about 13", "decided at 3", "unknown before 2 seeds"]
     at_look = judged_at(Look(1, (3, 5)), noisy)

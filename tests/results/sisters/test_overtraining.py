@@ -35,7 +35,7 @@ def overtrained(doublings: float, rate: float) -> float:
 
 
 def outcomes(rows: Sequence[Row]) -> dict[str, str]:
-    return {f"{one.claim} {one.subject}": one.outcome for one in verdicts(rows)}
+    return {f"{one.claim} {one.statement.subject}": one.outcome for one in verdicts(rows)}
 
 
 def test_more_pretraining_that_hurts_at_a_high_rate_only_is_found_there_only() -> None:
@@ -56,7 +56,7 @@ def test_a_high_rate_that_gains_more_from_pretraining_is_not_supported() -> None
 
 def test_the_note_tells_where_the_loss_turns_up() -> None:
     found = verdicts(overtraining_rows(overtrained))
-    (verdict,) = (one for one in found if (one.claim, one.subject) == ("9b", "general text"))
+    (verdict,) = (one for one in found if (one.claim, one.statement.subject) == ("9b", "general text"))
     assert "1.28M at rate 0.0001, 320k at rate 0.001" in verdict.note
 
 

@@ -26,13 +26,12 @@ from retain.results.store.garbage import (
 )
 from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
-from retain.results.store.verify import verify_runs
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.processes.names import process_name
 from retain.sweeps.tree.measures import asked_evaluations
 from retain.sweeps.tree.tree import Stage, Tree, expand
 from tests.conftest import Prepared
-from tests.results.runs import finish, finish_all, kinds, registered, write_model
+from tests.results.runs import finish, finish_all, kinds, problems, registered, write_model
 from tests.results.store.processes import HOLDER, next_line, start_python
 from tests.retain import retain_here, retain_json
 
@@ -90,7 +89,7 @@ def test_checkpoints_are_removed_from_done_runs_only(planned: tuple[Tree, Store]
     (waste,) = gc(store)
     assert (waste.path, waste.run, waste.kind, waste.bytes) == (first.checkpoint, first.key, CHECKPOINT, 100)
     assert (second.checkpoint / "step-000000010" / "rank-00000.safetensors").exists()
-    assert verify_runs(store, None) == (8, [])
+    assert (len(store.runs()), problems(store)) == (8, {})
     assert find_waste(store, None, weights=False) == []
     add_checkpoint(first)
     found = find_waste(store, None, weights=False)
@@ -207,7 +206,7 @@ def test_gc_weights_frees_the_weights_of_runs_whose_children_are_all_done(planne
         assert run.losses()["splits"]
     for run in kinds(tree, store, "finetune"):
         assert (run.model / "model.safetensors").exists()
-    assert verify_runs(store, None) == (8, [])
+    assert (len(store.runs()), problems(store)) == (8, {})
     assert find_waste(store, None, weights=True) == []
 
 
@@ -217,9 +216,9 @@ def test_verify_finds_damage_in_a_run_whose_weights_were_freed(planned: tuple[Tr
     gc(store, weights=True)
     run = kinds(tree, store, "pretrain")[0]
     (run.folder / "losses.json").write_text("{}")
-    _, (problem,) = verify_runs(store, None)
-    assert problem.where == run.key
-    assert "losses.json is damaged" in problem.what
+    ((key, (problem,)),) = problems(store).items()
+    assert key == run.key
+    assert "losses.json is damaged" in problem
 
 
 def test_the_weights_of_a_run_with_an_unfinished_child_stay(planned: tuple[Tree, Store]) -> None:
@@ -251,7 +250,7 @@ def test_a_pin_that_is_set_just_before_the_removal_counts(planned: tuple[Tree, S
     for run in (store.run(waste.run) for waste in found if waste.run):
         set_pin(run, True)
     assert {free(store, waste) for waste in found} == {"it is pinned"}
-    assert verify_runs(store, None) == (8, [])
+    assert (len(store.runs()), problems(store)) == (8, {})
 
 
 def test_a_killed_gc_leaves_a_valid_store_and_the_next_gc_completes_it(planned: tuple[Tree, Store]) -> None:
@@ -266,9 +265,9 @@ def test_a_killed_gc_leaves_a_valid_store_and_the_next_gc_completes_it(planned: 
     )
     assert subprocess.run([sys.executable, "-c", code, str(store.root)], check=False).returncode == -9
     assert sum(run.state().weights_freed for run in store.runs()) == 1
-    assert verify_runs(store, None) == (8, [])
+    assert (len(store.runs()), problems(store)) == (8, {})
     assert len(gc(store, weights=True)) == 4
-    assert verify_runs(store, None) == (8, [])
+    assert (len(store.runs()), problems(store)) == (8, {})
 
 
 def test_the_error_for_freed_weights_names_the_folders_to_delete(planned: tuple[Tree, Store]) -> None:

@@ -14,14 +14,13 @@ from retain.launchers.planning.opened_study import open_study
 from retain.lightning_modules.models import load_model
 from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.runs import Store
-from retain.sweeps.schema.section import LOSSES
+from retain.sweeps.schema.section import LOSSES, STAGE_KINDS
 from tests.conftest import Trained
 from tests.retain import retain_here as command
 from tests.retain import retain_json, train_here
 from tests.studies import WORDS, tiny_study
 
-STAGES = ("pretrain", "posttrain", "finetune")
-COLUMNS = [f"{stage}/{corpus}" for stage, corpus in itertools.product(STAGES, WORDS)]
+COLUMNS = [f"{stage}/{corpus}" for stage, corpus in itertools.product(STAGE_KINDS, WORDS)]
 FOUR = dict(zip(LOSSES, ("posttrain/music", "finetune/music", "finetune/chemistry", "finetune/general"), strict=True))
 
 
@@ -30,7 +29,9 @@ def test_every_trial_has_the_loss_of_each_stage_on_each_corpus_and_the_four_are_
     assert document["blanks"] == []
     assert len(document["trials"]) == 4
     for row in document["trials"]:
-        assert {stage: list(losses) for stage, losses in row["losses"].items()} == {key: list(WORDS) for key in STAGES}
+        assert {stage: list(losses) for stage, losses in row["losses"].items()} == {
+            key: list(WORDS) for key in STAGE_KINDS
+        }
         assert all(loss > 0 for losses in row["losses"].values() for loss in losses.values())
         for name, column in FOUR.items():
             stage, corpus = column.split("/")

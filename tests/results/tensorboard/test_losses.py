@@ -17,6 +17,7 @@ from retain.results.tensorboard.trials import write_trials
 from retain.results.tensorboard.views import link_runs, update_event_files
 from retain.sweeps.schema.section import LOSSES
 from tests.conftest import Trained
+from tests.results.runs import finish_all, registered
 from tests.results.tensorboard.test_views import Board, own_copy
 from tests.retain import retain_here
 
@@ -75,6 +76,16 @@ def test_the_view_of_trials_has_a_run_for_each_trial_with_its_axes_and_all_its_l
     assert write_trials(tree, store, ["finetune.lr=5e-4"]) != folder
     before = {path.name for path in folder.rglob("events.*")}
     assert {path.name for path in write_trials(tree, store).rglob("events.*")} == before
+
+
+def test_a_filtered_view_of_trials_has_the_trials_of_the_filter_alone_where_several_share_one_training(
+    tmp_path: Path,
+) -> None:
+    tree, store = registered(tmp_path / "runs", grid={"finetune.average": [0.5, 1]})
+    finish_all(tree, store)
+    for average in (0.5, 1.0):
+        (place,) = write_trials(tree, store, [f"finetune.average={average:g}"]).iterdir()
+        assert place.name.startswith(f"finetune.average={average} ")
 
 
 def test_the_view_of_stages_declares_the_losses_of_stages_alone(trained: Trained, tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ def error_of(action: Callable[[], Any]) -> str:
         ("5e-5", 5e-5),
         ("+3", 3),
         (".5", 0.5),
-        ("1e400", None),
         ("-.inf", -math.inf),
         ("true", True),
         ("null", None),
@@ -57,9 +56,6 @@ def error_of(action: Callable[[], Any]) -> str:
     ],
 )
 def test_a_plain_value_means_what_it_shows(written: str, value: Any) -> None:
-    if written == "1e400":
-        assert "'1e400' is not a valid float, or too long" in error_of(lambda: parse_yaml("a: 1e400", "x.yaml"))
-        return
     (read,) = parse_yaml(f"[{written or '~'}]", "x.yaml")
     assert (read, type(read)) == (value, type(value))
 
@@ -137,6 +133,7 @@ def test_values_below_a_path_are_text_as_they_are_written() -> None:
     [
         ("a: 1\nb: !!int abc", "line 2: 'abc' is not a valid int"),
         ("a: !!float 12:30", "line 1: '12:30' is not a valid float"),
+        ("a: 1e400", "line 1: '1e400' is not a valid float, or too long"),
         ("a: !!bool abc", "line 1: 'abc' is not a valid bool"),
         ("a: !!timestamp 2024-13-01", "line 1: unknown tag; remove the tag that begins with !"),
         ("a: !!set {b}", "line 1: unknown tag"),

@@ -51,6 +51,7 @@ def test_a_study_without_a_name_takes_the_name_of_its_file(tmp_path: Path) -> No
 def test_numbers_may_have_suffixes_exponents_and_underscores(path: Path) -> None:
     file = read_study(str(path), ["pretrain.tokens=8.7B", "finetune.lr=5e-5", "posttrain.tokens=1_000"])
     assert value(file, "pretrain.tokens") == 8_700_000_000
+    assert value(file, "finetune.lr") == 5e-5
     assert value(file, "posttrain.tokens") == 1000
 
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from retain.sweeps.schema.execution import Execution
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import check_study
+from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.schema.stages import Finetune, Posttrain, Pretrain
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts
-from retain.sweeps.tree.tree import STAGES, expand
+from retain.sweeps.tree.tree import expand
 from tests.studies import made_up_facts, tiny_fields, tiny_tree
 from tests.sweeps.write_golden_keys import COMMAND, GOLDEN, golden_keys
 
@@ -38,12 +39,12 @@ RICH: dict[str, Any] = {
 def path_keys(**overrides: Any) -> dict[str, str | None]:
     """The keys of a study with one trial, by stage."""
     (trial,) = tiny_tree(**RICH | overrides).trials
-    return {stage: trial.key(stage) for stage in STAGES}
+    return {stage: trial.key(stage) for stage in STAGE_KINDS}
 
 
 def changed_stages(**overrides: Any) -> list[str]:
     before, after = path_keys(), path_keys(**overrides)
-    return [stage for stage in STAGES if before[stage] != after[stage]]
+    return [stage for stage in STAGE_KINDS if before[stage] != after[stage]]
 
 
 def test_stage_keys_match_the_golden_file() -> None:
@@ -120,7 +121,7 @@ WITHOUT_EFFECT = {
         "tokenizer",
         "corpora",
         "stages",
-        *STAGES,
+        *STAGE_KINDS,
         "model",
     },
 }
@@ -134,17 +135,17 @@ def test_every_field_of_the_schema_is_listed_as_changing_keys_or_as_without_effe
     assert not set(CHANGES[section]) & WITHOUT_EFFECT[section]
 
 
-@pytest.mark.parametrize(("section", "field"), [(part, field) for part in STAGES for field in CHANGES[part]])
+@pytest.mark.parametrize(("section", "field"), [(part, field) for part in STAGE_KINDS for field in CHANGES[part]])
 def test_every_field_of_a_stage_changes_its_key_and_the_keys_below(section: str, field: str) -> None:
     changed = changed_stages(**{f"{section}.{field}": CHANGES[section][field]})
     assert changed[-1] == "finetune"
     assert section in changed
     of_d_post = section == "posttrain" and field in ("corpus", "tokens")
-    assert changed == list(STAGES) if of_d_post else changed == list(STAGES[STAGES.index(section) :])
+    assert changed == list(STAGE_KINDS) if of_d_post else changed == list(STAGE_KINDS[STAGE_KINDS.index(section) :])
 
 
 @pytest.mark.parametrize("field", ["passes", "start"])
-@pytest.mark.parametrize("section", STAGES)
+@pytest.mark.parametrize("section", STAGE_KINDS)
 def test_passes_and_a_carried_optimizer_change_the_key_of_their_stage_and_the_keys_below(
     section: str, field: str
 ) -> None:
@@ -156,25 +157,26 @@ def test_passes_and_a_carried_optimizer_change_the_key_of_their_stage_and_the_ke
         tiny_tree(**simple).trials,
         tiny_tree(**simple, **{f"{section}.{field}": changed}).trials,
     )
-    assert [stage for stage in STAGES if before.key(stage) != after.key(stage)] == list(STAGES[STAGES.index(section) :])
+    changed = [stage for stage in STAGE_KINDS if before.key(stage) != after.key(stage)]
+    assert changed == list(STAGE_KINDS[STAGE_KINDS.index(section) :])
     default = 1 if field == "passes" else {"optimizer": "new"}
     assert tiny_tree(**simple, **{f"{section}.{field}": default}).trials == [before]
 
 
 @pytest.mark.parametrize("field", CHANGES["model"])
 def test_every_number_of_the_model_changes_every_key(field: str) -> None:
-    assert changed_stages(**{f"model.{field}": CHANGES["model"][field]}) == list(STAGES)
+    assert changed_stages(**{f"model.{field}": CHANGES["model"][field]}) == list(STAGE_KINDS)
 
 
 @pytest.mark.parametrize("field", ["sequence_length", "seed", "subset_seed", "documents"])
 def test_sequence_length_seeds_and_attention_within_documents_change_every_key(field: str) -> None:
-    assert changed_stages(**{field: CHANGES["study"][field]}) == list(STAGES)
+    assert changed_stages(**{field: CHANGES["study"][field]}) == list(STAGE_KINDS)
 
 
 def test_the_allocation_changes_the_stages_after_pretraining_only() -> None:
     section = {"posttrain": POST}
     additive, matched = path_keys(**section), path_keys(allocation="matched", **section)
-    assert [stage for stage in STAGES if additive[stage] != matched[stage]] == ["posttrain", "finetune"]
+    assert [stage for stage in STAGE_KINDS if additive[stage] != matched[stage]] == ["posttrain", "finetune"]
 
 
 @pytest.mark.parametrize("stage", ["posttrain", "finetune"])
@@ -184,8 +186,8 @@ def test_the_allocation_changes_the_stages_after_pretraining_only() -> None:
 def test_every_lora_setting_changes_the_key_of_its_stage_and_the_keys_below(stage: str, field: str, value: Any) -> None:
     method = {f"{stage}.method": "lora"}
     before, after = path_keys(**method), path_keys(**method, **{f"{stage}.lora": {field: value}})
-    changed = [name for name in STAGES if before[name] != after[name]]
-    assert changed == list(STAGES[STAGES.index(stage) :])
+    changed = [name for name in STAGE_KINDS if before[name] != after[name]]
+    assert changed == list(STAGE_KINDS[STAGE_KINDS.index(stage) :])
 
 
 def test_an_axis_may_set_one_lora_setting_and_leave_the_others_at_their_defaults() -> None:
@@ -194,7 +196,7 @@ def test_an_axis_may_set_one_lora_setting_and_leave_the_others_at_their_defaults
     assert [trial.key("posttrain") == default.trials[0].key("posttrain") for trial in tree.trials] == [False, True]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_KINDS)
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -211,14 +213,16 @@ def test_every_choice_of_optimisation_that_changes_weights_changes_the_key(
     stage: str, before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     keys = [path_keys(**{f"{stage}.{field}": value for field, value in one.items()}) for one in (before, after)]
-    assert [name for name in STAGES if keys[0][name] != keys[1][name]] == list(STAGES[STAGES.index(stage) :])
+    assert [name for name in STAGE_KINDS if keys[0][name] != keys[1][name]] == list(
+        STAGE_KINDS[STAGE_KINDS.index(stage) :]
+    )
 
 
 @pytest.mark.parametrize("setting", [{"after_warmup": True}, {"split": "tune"}])
 def test_what_early_stopping_counts_and_selects_on_changes_the_key(setting: dict[str, Any]) -> None:
     base = {"posttrain.early_stopping": {"every": 2, "patience": 3}}
     before, after = path_keys(**base), path_keys(**{"posttrain.early_stopping": {"every": 2, "patience": 3} | setting})
-    assert [stage for stage in STAGES if before[stage] != after[stage]] == ["posttrain", "finetune"]
+    assert [stage for stage in STAGE_KINDS if before[stage] != after[stage]] == ["posttrain", "finetune"]
 
 
 @given(
@@ -249,7 +253,7 @@ LEARNING_RATES = st.floats(1e-6, 1.0)
 
 
 @settings(max_examples=40)
-@given(first=LEARNING_RATES, second=LEARNING_RATES, stage=st.sampled_from(STAGES))
+@given(first=LEARNING_RATES, second=LEARNING_RATES, stage=st.sampled_from(STAGE_KINDS))
 def test_two_learning_rates_share_a_key_only_if_they_are_equal(first: float, second: float, stage: str) -> None:
     keys = [path_keys(**{f"{stage}.lr": rate, f"{stage}.min_lr": 0.0})[stage] for rate in (first, second)]
     assert (keys[0] == keys[1]) == (first == second)
@@ -310,7 +314,7 @@ def test_other_tokens_in_a_corpus_change_the_stages_that_read_it_and_the_stages_
     stages = [
         stage.stage for stage in expand(file, other).stages.values() if stage.key not in expand(file, facts).stages
     ]
-    assert stages == (["finetune"] if corpus == "chemistry" else list(STAGES))
+    assert stages == (["finetune"] if corpus == "chemistry" else list(STAGE_KINDS))
 
 
 def test_another_tokeniser_changes_every_key() -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from retain.datamodules.order.mixtures import stage_order
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study, read_study
+from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.tree.scaled_down import scale_down
-from retain.sweeps.tree.tree import STAGES, expand
+from retain.sweeps.tree.tree import expand
 from tests.datamodules.order.test_mixtures import everything
 from tests.studies import made_up_facts, tiny_fields, tiny_study, tiny_tree
 
@@ -38,7 +39,7 @@ def keys(**overrides: Any) -> list[str]:
     return list(tiny_tree(**PLAIN | overrides).stages)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_KINDS)
 def test_every_stage_takes_a_mixture_that_adds_to_its_tokens(stage: str) -> None:
     plain = recipe_of(stage)
     recipe = mixed({"chemistry": {"tokens": 20 * LENGTH}}, stage)
@@ -47,7 +48,7 @@ def test_every_stage_takes_a_mixture_that_adds_to_its_tokens(stage: str) -> None
     assert recipe["steps"] == -(-recipe["sequences"] // 8)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_KINDS)
 def test_a_mixture_that_replaces_leaves_the_length_of_the_stage(stage: str) -> None:
     recipe = mixed({"chemistry": {"share": 0.25, "replaces": True}}, stage)
     assert recipe["sequences"] == BUDGETS[stage]
@@ -101,7 +102,7 @@ def spellings(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @settings(max_examples=80)
-@given(spellings(), st.sampled_from(STAGES))
+@given(spellings(), st.sampled_from(STAGE_KINDS))
 def test_equal_mixtures_written_in_another_order_or_unit_have_equal_keys(
     pair: tuple[dict[str, Any], dict[str, Any]], stage: str
 ) -> None:
@@ -133,7 +134,7 @@ def test_a_mixture_that_reads_anything_else_has_another_key(other: dict[str, Any
     "nothing",
     [{}, {"music": {"share": 0}}, {"music": [{"tokens": 0}, {"passes": 0, "of": "1k", "window": [0.1, 0.2]}]}],
 )
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_KINDS)
 def test_a_mixture_of_nothing_leaves_every_key(stage: str, nothing: dict[str, Any]) -> None:
     assert keys(**{f"{stage}.mix": nothing}) == keys()
 
@@ -206,6 +207,14 @@ def test_exposure_and_a_mixture_share_a_stage_and_its_window_is_of_the_whole_sta
     assert recipe["sequences"] == 240 + 80 + 160
     assert recipe["exposure"] == {"corpus": "music-32", "distinct": 80, "sequences": 80, "window": [240, 480]}
     assert recipe["mix"][0]["window"] == [0, 240]
+
+
+@pytest.mark.parametrize(
+    "grid", [{"pretrain.mix.music.tokens": [0, 640]}, {"pretrain.mix": [{}, {"music": {"tokens": 64}}]}]
+)
+def test_matched_allocation_refuses_d_post_in_a_mixture_that_an_axis_sets(grid: dict[str, Any]) -> None:
+    with pytest.raises(StudyError, match=r"pretrain\.mix\.music: matched allocation trains on each D_post token once"):
+        tiny_tree(allocation="matched", grid=grid, **{"posttrain.max_tokens": None})
 
 
 def test_matched_allocation_takes_a_mixture_of_another_corpus() -> None:

@@ -132,7 +132,7 @@ def test_a_pretraining_is_labelled_with_the_objective_where_it_decides_what_is_m
     tree = preferring(axis, **learned)
     assert [stage.axes for stage in tree.stages.values() if stage.parent is None] == labels
     # The stages below have the values themselves.
-    chosen = [tree.stages[trial.chain[1] or ""].axes[OBJECTIVE] for trial in tree.trials]
+    chosen = [tree.stages[trial.keys[1] or ""].axes[OBJECTIVE] for trial in tree.trials]
     assert chosen == axis[OBJECTIVE]
 
 
