@@ -67,6 +67,10 @@ def data(
 
     if launcher == "local":
         check_site(site, launcher)
+    if check:
+        document = checks_document(study, list(check_sources(read_study(study, overrides or ()))))
+        show(document, as_json, print_checks)
+        return 0 if document["resolves"] else MissingResourceError.exit_code
     if corpus is not None:
         from retain.launchers.cli.views.sequences import print_sequences, sequences_document
 
@@ -77,15 +81,11 @@ def data(
         return 0
     if download_only:
         return _download(study, overrides or (), store, as_json)
-    if launcher == "slurm" and not check:
+    if launcher == "slurm":
         _submit_data(study, overrides or (), store, site, as_json)
-        return 0
-    if not check:
+    else:
         show(data_document(prepare(study, overrides or (), store)), as_json, print_data)
-        return 0
-    document = checks_document(study, list(check_sources(read_study(study, overrides or ()))))
-    show(document, as_json, print_checks)
-    return 0 if document["resolves"] else MissingResourceError.exit_code
+    return 0
 
 
 def _download(study: str, overrides: Sequence[str], store: Path, as_json: bool) -> int:
