@@ -340,8 +340,8 @@ def drill(
     with reporting() as report:
         opened = prepare_cut(study, overrides or (), store, report)
     with watching(opened.tree, opened.store) as watch:
-        place = on_slurm(opened, site, watch) if launcher == "slurm" else on_this_machine(opened, watch)
-        result = run_drill(opened, place, kills, seed)
+        train_tree = on_slurm(opened, site, watch) if launcher == "slurm" else on_this_machine(opened, watch)
+        result = run_drill(opened, train_tree, kills, seed)
     show(result, as_json, print_drill)
     return SOME_RUN_FAILED if result.differences or result.kills < kills else 0
 
