@@ -89,7 +89,9 @@ class DiskItem:
     """Something of a study that takes disk."""
 
     what: str
+    """What it is, in words."""
     bytes: int
+    """The bytes that it takes."""
     freed: str
     """When it is freed, and by what; never, if only a user who deletes the store does."""
 
