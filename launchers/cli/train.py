@@ -282,6 +282,12 @@ def retry(
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
 
+    if site is not None and not is_study(name):
+        raise StudyError(
+            f"--site {site}: a run is submitted with the resources that it had; name its study, or omit it"
+        )
+    if site is not None and not has_slurm():
+        raise StudyError(f"--site {site}: a site's profile is for jobs, and this machine has no SLURM; omit it")
     keys = _keys_of(name, overrides or (), store)
     if has_slurm() and keys and is_study(name):
         chosen, opened = find_site(site), open_study(name, overrides or (), store)
@@ -379,7 +385,10 @@ def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:
 
     found = existing_store(store)
     if not is_study(name):
-        return branch(found, found.find(name).key)
+        keys = branch(found, found.find(name).key)
+        if overrides:
+            raise StudyError(f"{overrides[0]}: overrides change a study, and {name} is a run; omit it")
+        return keys
     from retain.launchers.planning.evaluations import with_evaluations
     from retain.launchers.planning.opened_study import open_study
     from retain.results.store.study_files import preparation_keys
