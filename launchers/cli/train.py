@@ -21,6 +21,7 @@ from retain.launchers.cli.options import (
     StudyName,
     StudyOrRun,
     UntilDecided,
+    at_most_one,
     check_site,
     command,
     show,
@@ -65,7 +66,9 @@ def data(
     from retain.launchers.cli.views.plan import checks_document, data_document, print_checks, print_data
     from retain.sweeps.schema.read import read_study
 
-    if launcher == "local":
+    by_jobs = launcher == "slurm"
+    at_most_one({"--check": check, "--download-only": download_only, "--show": corpus, "--launcher slurm": by_jobs})
+    if not by_jobs:
         check_site(site, launcher)
     if check:
         document = checks_document(study, list(check_sources(read_study(study, overrides or ()))))
@@ -81,7 +84,7 @@ def data(
         return 0
     if download_only:
         return _download(study, overrides or (), store, as_json)
-    if launcher == "slurm":
+    if by_jobs:
         _submit_data(study, overrides or (), store, site, as_json)
     else:
         show(data_document(prepare(study, overrides or (), store)), as_json, print_data)
@@ -282,12 +285,8 @@ def retry(
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
 
-    if site is not None and not is_study(name):
-        raise StudyError(
-            f"--site {site}: a run is submitted with the resources that it had; name its study, or omit it"
-        )
-    if site is not None and not has_slurm():
-        raise StudyError(f"--site {site}: a site's profile is for jobs, and this machine has no SLURM; omit it")
+    if site is not None and not (is_study(name) and has_slurm()):
+        raise StudyError(f"--site {site}: a site's profile is for the jobs of a study, and needs SLURM; omit it")
     keys = _keys_of(name, overrides or (), store)
     if has_slurm() and keys and is_study(name):
         chosen, opened = find_site(site), open_study(name, overrides or (), store)
@@ -385,10 +384,10 @@ def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:
 
     found = existing_store(store)
     if not is_study(name):
-        keys = branch(found, found.find(name).key)
+        run = found.find(name)
         if overrides:
             raise StudyError(f"{overrides[0]}: overrides change a study, and {name} is a run; omit it")
-        return keys
+        return branch(found, run.key)
     from retain.launchers.planning.evaluations import with_evaluations
     from retain.launchers.planning.opened_study import open_study
     from retain.results.store.study_files import preparation_keys

@@ -140,15 +140,6 @@ def test_local_sources_need_no_hub(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("more", [["--download-only"], ["--show", "a"]])
-def test_a_check_downloads_and_prepares_nothing_whatever_else_is_asked_for(tmp_path: Path, more: list[str]) -> None:
-    (tmp_path / "a.txt").write_text("some text")
-    study = write_study(tmp_path, {"a": {"files": "a.txt"}}, {"train": 300})
-    document = retain_json("data", study, "--check", *more, "--store", tmp_path / "store")
-    assert document["resolves"]
-    assert not (tmp_path / "store").exists()
-
-
 def test_a_damaged_local_tokeniser_does_not_resolve(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     train_tokenizer(documents_of("general"), 300).save(tmp_path / "mine")

@@ -95,9 +95,14 @@ def assert_one_sentence(stderr: str, words: list[str]) -> None:
         (["submit", "--launcher", "local", "--json"], ["--json", "--launcher local"]),
         (["submit", "--launcher", "local", "--site", "north"], ["--site north", "--launcher local"]),
         (["data", "--site", "north"], ["--site north", "--launcher local"]),
+        (["data", "--check", "--download-only"], ["--check: cannot be combined with --download-only"]),
+        (["data", "--check", "--show", "music"], ["--check: cannot be combined with --show"]),
+        (["data", "--download-only", "--show", "music"], ["--download-only: cannot be combined with --show"]),
+        (["data", "--check", "--launcher", "slurm"], ["--check: cannot be combined with --launcher slurm"]),
+        (["data", "--show", "music", "--launcher", "slurm"], ["--show: cannot be combined with --launcher slurm"]),
         (["drill", "--site", "north"], ["--site north", "--launcher local"]),
         (["search", "--site", "north"], ["--site north", "--launcher ray"]),
-        (["retry", "--site", "north"], ["--site north", "has no SLURM"]),
+        (["retry", "--site", "north"], ["--site north", "needs SLURM"]),
     ],
     ids=lambda given: " ".join(given),
 )
@@ -118,7 +123,7 @@ def test_an_option_that_would_do_nothing_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["retry", "--site", "north"], ["--site north", "name its study"]),
+        (["retry", "--site", "north"], ["--site north", "of a study"]),
         (["retry", "finetune.lr=1"], ["finetune.lr=1: overrides change a study"]),
         (["cancel", "finetune.lr=1"], ["finetune.lr=1: overrides change a study"]),
     ],
