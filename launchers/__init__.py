@@ -1,1 +1,1 @@
-"""Where and how it runs: one stage in one process group, the local launcher, and the command line."""
+"""Where and how runs are made: here, as SLURM jobs or on Ray; with planning, checks, searches and the command line."""

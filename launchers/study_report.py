@@ -67,18 +67,23 @@ def report_studies(
     drawn_planes = named_planes(planes, [row for rows in own for row in rows])
     if isinstance(opened[0].file.study, LinearStudy) and len(opened) == 1:
         rows = labelled = own[0]
-        figures, verdicts, how_looked = theory_figures(store, tree.study, rows, overrides), list[Verdict](), list[str]()
+        figures, verdicts, about_looks = (
+            theory_figures(store, tree.study, rows, overrides),
+            list[Verdict](),
+            list[str](),
+        )
     else:
         labelled = pooled_rows([one.file for one in opened], own)
         rows = own[0] if len(opened) == 1 else labelled
         figures = _figures(opened[0], tree, store, rows, labelled, overlay, overrides)
-        verdicts, how_looked = _verdicts(opened, store, labelled)
+        verdicts, about_looks = _verdicts(opened, store, labelled)
     higher = {name for one in opened for name, is_higher in asked_columns(one.tree).items() if is_higher}
     figures += draw_planes(store, tree.study, labelled, drawn_planes, higher, overrides)
     parts = [(one.file, one.facts, each) for one, each in zip(opened, own, strict=True)]
     notes = [f"{note}." for one in opened if (note := tell_edit(one, overrides))]
-    store_of = opened[0].store
-    page = write_report(parts, tree, store_of, rows, figures, verdicts, origin, overrides, how_looked, states, notes)
+    page = write_report(
+        parts, tree, opened[0].store, rows, figures, verdicts, origin, overrides, about_looks, states, notes
+    )
     return StudyReport(tree.study, page, rows, figures, verdicts, failures(tree, states))
 
 

@@ -71,7 +71,7 @@ def share_in_span(
 ) -> SpanShare:
     """Return the share of each gradient of the batches `measured` in the span of the gradients of the batches `spanning`.
 
-    A batch is int64 [sequences, length]. end_of_text: as of `summed_loss`.
+    A batch is int64 [sequences, length]. end_of_text: as in `summed_loss`.
 
     A batch's gradient is that of the mean next-token loss with respect to all weights, without dropout, accumulated over
     `micro_batch` sequences at a time. Memory: one gradient of the model, and one sketch a batch.

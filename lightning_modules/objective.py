@@ -96,7 +96,7 @@ def next_token_losses(
 ) -> torch.Tensor:
     """Return the summed cross-entropy of each sequence over its predictions: [sequences], nats, summed in this type.
 
-    Arguments as of `summed_loss`. Computes no gradient.
+    Arguments as in `summed_loss`. Computes no gradient.
     """
     return token_losses(model, sequences, end_of_text).sum(dim=1, dtype=dtype)
 
@@ -105,7 +105,7 @@ def next_token_losses(
 def token_losses(model: nn.Module, sequences: torch.Tensor, end_of_text: int | None = None) -> torch.Tensor:
     """Return the cross-entropy of the token after each token: fp32 [sequences, length], nats; 0 where none is predicted.
 
-    Arguments as of `summed_loss`. Computes no gradient.
+    Arguments as in `summed_loss`. Computes no gradient.
     """
 
     def losses(model: Any, sequences: torch.Tensor) -> torch.Tensor:
@@ -216,7 +216,7 @@ def heldout_loss(
 ) -> HeldoutLoss:
     """Return the mean loss over all predictions of a held-out split, each once, summed in fp64 over all ranks.
 
-    sequences: int64 [sequences, length], the whole split on every rank. end_of_text: as of `summed_loss`. between: called
+    sequences: int64 [sequences, length], the whole split on every rank. end_of_text: as in `summed_loss`. between: called
     before each batch with the number of this rank's sequences that are done. Never compiled, so that runs trained with and
     without compiling are evaluated with the same arithmetic. labels: the number of the value of each token, from 0 on,
     [sequences, length]; the loss is then also given by value, and is the same as without.

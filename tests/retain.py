@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,19 @@ def _answer_a_terminal() -> None:
     """Let this process hear Ctrl-C, and that its terminal closes."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen[str] | None = None, seconds: float = 300
+) -> None:
+    """Wait for a condition; fails with the output of the process if that ends first."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited for {seconds} s")
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"it ended first: {process.communicate()}")
+        time.sleep(0.05)
 
 
 def stages_of(store: Path) -> list[Run]:

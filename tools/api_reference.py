@@ -11,7 +11,7 @@ from retain.launchers.jobs.status import Orphan
 from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.planning.evaluations import PlannedEvaluations
 from retain.launchers.planning.overlaps import CorpusPair, Overlaps
-from retain.launchers.planning.plan import Plan, PlannedStage, PlannedStudy, PlanTotals
+from retain.launchers.planning.plan import DiskItem, Plan, PlannedStage, PlannedStudy, PlanTotals
 from retain.launchers.study_status import SearchStatus, Status
 from retain.results.report.collect import Failure, Results
 from retain.results.store.state import AttemptCost
@@ -23,7 +23,7 @@ from tools.docstrings import one_line
 
 FUNCTIONS = ("plan", "run", "evaluate", "overlap", "submit", "status", "load")
 RETURNED = (
-    *(Plan, PlanTotals, PlannedStage, PlannedStudy, PlannedEvaluations),
+    *(Plan, PlanTotals, PlannedStage, PlannedStudy, PlannedEvaluations, DiskItem),
     *(Results, Failure, SavedLooks, SavedLook, SavedVerdict),
     *(Overlaps, CorpusPair, Overlap),
     *(Submitted, SubmittedJob),

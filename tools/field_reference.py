@@ -1,7 +1,7 @@
 """The page of the docs site on every field of a study, generated from the docstrings of the schema."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic.fields import FieldInfo
 
@@ -97,7 +97,7 @@ Every field of a study file, with its type, its default and its meaning. A field
 
 def field_reference() -> str:
     """The page, in Markdown. Raises ValueError for a section that no part of the page has, or a field without docstring."""
-    if missing := set(all_sections()) - set(TITLES):
+    if missing := all_sections() - TITLES.keys():
         raise ValueError(f"tools/field_reference.py: PARTS lacks {', '.join(sorted(one.__name__ for one in missing))}")
     parts = [INTRODUCTION]
     for name, sections in PARTS:
@@ -105,12 +105,12 @@ def field_reference() -> str:
     return "\n".join(parts)
 
 
-def all_sections() -> Iterator[type[Section]]:
+def all_sections() -> set[type[Section]]:
     """Every section that the schema defines."""
-    for module in (study, execution, search_space, linear, sites):
-        for section in vars(module).values():
-            if inspect.isclass(section) and issubclass(section, Section) and section.__module__ == module.__name__:
-                yield section
+    found = [Section]
+    for section in found:
+        found += section.__subclasses__()
+    return {section for section in found[1:] if section.__module__.startswith("retain.")}
 
 
 def section_text(section: type[Section]) -> str:

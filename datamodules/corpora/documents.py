@@ -20,8 +20,8 @@ from retain.sweeps.schema.corpora import Corpus
 from retain.sweeps.tree.data_facts import reading_remarks
 
 T = TypeVar("T")
-HALF_A_PAIR = re.compile("[\ud800-\udfff]")
-"""A lone surrogate, as JSON can write it; no text in UTF-8 holds one."""
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, as JSON can write it; no text in UTF-8 has one."""
 DATASETS_FORMATS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv"}
 """The `datasets` builder for local copies of a hub's files, by file suffix."""
 
@@ -59,7 +59,7 @@ def read_documents(
 
 
 def counted(documents: Iterator[Document | None], corpus: Corpus, tally: Tally) -> Iterator[Document]:
-    """Yield documents without lone surrogates, and empty text in the place of null and empty ones; count all three."""
+    """Yield documents without lone surrogates, and empty text instead of null and empty ones; count all three."""
     for document in documents:
         if document is None:
             tally.counts["null"] += 1
@@ -75,10 +75,10 @@ def counted(documents: Iterator[Document | None], corpus: Corpus, tally: Tally) 
 def _whole(document: Document, tally: Tally) -> Document:
     """A document without lone surrogates."""
     text = text_of(document)
-    if text.isascii() or not HALF_A_PAIR.search(text):
+    if text.isascii() or not LONE_SURROGATE.search(text):
         return document
     tally.counts["replaced"] += 1
-    return with_texts(document, lambda text: HALF_A_PAIR.sub("\N{REPLACEMENT CHARACTER}", text))
+    return with_texts(document, lambda text: LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 def is_heldout(document: Document, share: float) -> bool:

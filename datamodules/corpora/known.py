@@ -156,17 +156,16 @@ def _facts(file: StudyFile, store: Path, remarks: dict[str, str] | None, read: R
     tokenizer, vocabulary = _look_up(
         store, TOKENIZER, lambda: tokenizer_source(file, read), tokenizer_definition(file), read_tokenizer, noted
     )
-    corpora = {}
+    corpora, plain = {}, tokenizer.removeprefix(UNPREPARED)
     for name, length in packings(file):
         fingerprint, counts = _look_up(
             store,
             f"corpora.{name}",
-            partial(corpus_source, file, name, length, tokenizer.removeprefix(UNPREPARED), read),
+            partial(corpus_source, file, name, length, plain, read),
             corpus_definition(file, name, length),
             read_corpus,
             noted if vocabulary else None,
         )
-        plain = tokenizer.removeprefix(UNPREPARED)
         values = (
             known_values(file, store, name, length, plain, fingerprint, noted is not None, read) if counts else None
         )

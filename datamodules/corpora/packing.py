@@ -1,6 +1,6 @@
 """Pack documents into sequences: tokenise, append end of text to each, cut to one length, write memory-mapped files.
 
-A corpus of which only the responses are predicted has a mask beside each file of tokens: one bit a token, 1 if the token is
+If only the responses of a corpus are predicted, a mask is beside each file of tokens: one bit a token, 1 if the token is
 predicted, each sequence in whole bytes. A corpus of pairs has the rejected responses in files of their own; see
 `preferences.packing`.
 """
@@ -89,7 +89,7 @@ def write_packed(
     fill: Callable[[dict[str, SplitWriter], HashSet], Counter[str]],
     tally: Tally,
 ) -> PackedCorpus:
-    """Write a packed corpus into a new `folder`; arguments as of `pack`.
+    """Write a packed corpus into a new `folder`; arguments as in `pack`.
 
     fill: writes the documents to the splits, without those whose hashes are in the set, once each, and returns the counts.
     """

@@ -94,6 +94,7 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
         return facts
     # A server that cannot be asked does not matter to data that is prepared.
     before = {} if facts.prepared and not without_values(file, facts) else corpus_sources(file)
+    # 1. Checkpoints, the tokeniser and the corpora.
     if not facts.prepared:
         with writing(str(store), "choose another store with --store"):
             remove_leftovers(store)
@@ -109,6 +110,7 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
             if in_parts is not None and cuts:
                 later = not in_parts(file, store, cuts, report)
         facts = known_facts(file, store, sources := KnownSources(file, store))
+    # 2. The values of held-out documents, for corpora with `by`.
     if facts.prepared and (unlabelled := without_values(file, facts)):
         with writing(str(store), "choose another store with --store"):
             tokenizer = stored_tokenizer(store, facts.tokenizer)
@@ -118,22 +120,20 @@ def prepare(file: StudyFile, store: Path, report: Report = ignore_progress, in_p
                 prepare_values(file, store, name, length, tokenizer, packed)
             check_unchanged(file, before)
         facts = known_facts(file, store, sources := KnownSources(file, store))
+    # 3. Tasks.
     if facts.tasks:
         with writing(str(store), "choose another store with --store"):
             prepare_tasks(file, store)
-    if later:
-        with contextlib.suppress(OSError):  # for the jobs, which may not reach the servers
-            _note_definitions(file, store, facts)
-            sources.keep(facts)
-        return facts
-    if not facts.prepared:
+    # 4. Check the result, unless some of it is prepared later.
+    if not facts.prepared and not later:
         check_unchanged(file, before)
         raise MissingResourceError(
             f"{file.path.name}: the sources changed while they were prepared; prepare them again"
         )
-    if "within" in file.values("documents.attention"):
+    if facts.prepared and "within" in file.values("documents.attention"):
         for (name, _), one in facts.corpora.items():
             check_document_ends(file, name, packed_corpus(store, one.fingerprint))
+    # 5. Note what was prepared, for readers whose sources have changed and for jobs that may not reach the servers.
     with contextlib.suppress(OSError):  # a store that may only be read
         _note_definitions(file, store, facts)
         sources.keep(facts)

@@ -116,7 +116,7 @@ class PackedCorpus:
     def mask(self, split: str, rejected: bool = False) -> "npt.NDArray[np.uint8] | None":
         """Memory-map the mask of a split: bits, uint8 [sequences, bytes]; None if all tokens are predicted.
 
-        rejected: as of `sequences`. Raises DamageError if the file cannot be read.
+        rejected: as in `sequences`. Raises DamageError if the file cannot be read.
         """
         if not self.masked:
             return None

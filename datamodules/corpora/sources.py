@@ -76,7 +76,7 @@ def corpora_with_splits(file: StudyFile) -> list[str]:
 
 
 def compared_corpora(file: StudyFile, name: str) -> list[str]:
-    """Return the names of the corpora with whose held-out documents a corpus with `dedupe: near` is compared, sorted."""
+    """Return the names, sorted, of the corpora whose held-out documents have no near copy in a corpus with `dedupe: near`."""
     return sorted({name, *file.trained})
 
 
@@ -96,10 +96,10 @@ def check_unchanged(file: StudyFile, before: Mapping[str, Source]) -> None:
 
 
 def tokenizer_source(file: StudyFile, read: ReadSource | None = None) -> Source:
-    """Return the source of the study's tokeniser. read: in the place of `read_source`. Raises as `read_source`."""
+    """Return the source of the study's tokeniser. read: what to call instead of `read_source`. Raises as `read_source` does."""
     read = read or read_source
     settings = tokenizer_settings(file)
-    source: Source = {"format": FORMAT, **_settings(settings)}
+    source: Source = {"format": FORMAT, **_tokenizer_fields(settings)}
     if settings.train is not None:
         source["tokenizers"] = importlib.metadata.version("tokenizers")
         source["corpora"] = [
@@ -131,7 +131,7 @@ def checkpoint_definition(file: StudyFile, model: Model) -> Source:
 def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str, read: ReadSource | None = None) -> Source:
     """Return the source of a corpus, packed with a tokeniser at a length.
 
-    read: in the place of `read_source`. Raises as `read_source`.
+    read: what to call instead of `read_source`. Raises as `read_source` does.
     """
     read = read or read_source
     corpus = file.study.corpora[name]
@@ -160,16 +160,16 @@ def corpus_source(file: StudyFile, name: str, length: int, tokenizer: str, read:
 def tokenizer_definition(file: StudyFile) -> Source:
     """Return the definition of the study's tokeniser."""
     settings = tokenizer_settings(file)
-    corpora = [_defined(file, name) for name in sorted(file.trained)] if settings.train is not None else []
-    return {DEFINITION: "tokenizer", "folder": shown(file.folder), "corpora": corpora, **_settings(settings)}
+    corpora = [_corpus_fields(file, name) for name in sorted(file.trained)] if settings.train is not None else []
+    return {DEFINITION: "tokenizer", "folder": shown(file.folder), "corpora": corpora, **_tokenizer_fields(settings)}
 
 
 def corpus_definition(file: StudyFile, name: str, length: int) -> Source:
     """Return the definition of a corpus, packed at a length."""
-    others = [_defined(file, other) for other in corpora_with_splits(file) if other != name]
+    others = [_corpus_fields(file, other) for other in corpora_with_splits(file) if other != name]
     return {
         DEFINITION: "corpus",
-        **_defined(file, name),
+        **_corpus_fields(file, name),
         "withheld": withheld_share(file),
         "tokenizer": tokenizer_definition(file),
         "sequence_length": length,
@@ -183,7 +183,7 @@ def _near_definition(file: StudyFile, name: str) -> Source:
     """What the definition of a corpus with `dedupe: near` says of the corpora that it is compared with."""
     if file.study.corpora[name].dedupe != "near":
         return {}
-    return {"near": [_defined(file, other) for other in compared_corpora(file, name)]}
+    return {"near": [_corpus_fields(file, other) for other in compared_corpora(file, name)]}
 
 
 @contextlib.contextmanager
@@ -199,7 +199,7 @@ def naming_checkpoint(file: StudyFile) -> Iterator[None]:
 def naming_tokenizer(file: StudyFile, copy: Path | None = None) -> Iterator[None]:
     """Prefix errors with the study file and the field of the tokeniser; of a checkpoint's own, name the cure too.
 
-    copy: the folder of the store that is read in the place of the checkpoint's.
+    copy: the folder of the store that is read instead of the checkpoint's.
     """
     try:
         yield
@@ -312,9 +312,9 @@ def write_note(store: Path, source: Source, note: Note, commit: str | None = Non
 
 def answer_path(file: StudyFile, name: str, store: Path) -> Path:
     """The place of the note on what servers said of a corpus; see `reading.answers`. Raises StudyError as `with_variables`."""
-    corpus, definition = file.study.corpora[name], _defined(file, name)
+    corpus, definition = file.study.corpora[name], _corpus_fields(file, name)
     if corpus.has_conversations:
-        definition["chat"] = _settings(tokenizer_settings(file))
+        definition["chat"] = _tokenizer_fields(tokenizer_settings(file))
     for split in filter(None, (corpus, corpus.heldout_corpus)):
         with naming_corpus(file, name, heldout=split is not corpus):
             # The same definition names other files where a variable is another.
@@ -323,6 +323,7 @@ def answer_path(file: StudyFile, name: str, store: Path) -> Path:
 
 
 def digest(source: Source) -> str:
+    """Return a short name for a source or a definition: 20 hexadecimal digits."""
     return hashlib.sha256(canonical(source).encode()).hexdigest()[:20]
 
 
@@ -385,13 +386,13 @@ def read_source(file: StudyFile, name: str, remote: bool = True) -> Source:
     return source
 
 
-def _settings(settings: fields.Tokenizer) -> Source:
+def _tokenizer_fields(settings: fields.Tokenizer) -> Source:
     """A tokeniser's fields; those of later versions only where they are set, so that data prepared before is still found."""
     return settings.model_dump(exclude={"chat_template"} if settings.chat_template is None else None)
 
 
-def _defined(file: StudyFile, name: str) -> Source:
-    """A corpus's fields; those of later versions only where they are set, as in `_settings`."""
+def _corpus_fields(file: StudyFile, name: str) -> Source:
+    """A corpus's fields; those of later versions only where they are set, as in `_tokenizer_fields`."""
     corpus = file.study.corpora[name]
     later = {field for field in fields.FIELDS_OF_RESPONSES if getattr(corpus, field) is None}
     later |= {"dedupe"} if corpus.dedupe == "exact" else set()

@@ -29,7 +29,7 @@ LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 """The class with which AutoTokenizer reads tokenizer.json as it is. Others, such as GPT2Tokenizer of SmolLM2, keep its entries
-but build the rest anew, and then split digits differently."""
+but rebuild the rest, and then split digits differently."""
 JINJA = "chat_template.jinja"
 """The file with a tokeniser's chat template. Where there is none, the template is in tokenizer_config.json."""
 

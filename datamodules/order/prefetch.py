@@ -20,7 +20,7 @@ class MappedSequences:
         self, sequences: npt.NDArray[np.unsignedinteger[Any]], mask: npt.NDArray[np.uint8] | None = None
     ) -> None:
         self.sequences, self.mask = sequences, mask
-        """[sequences, length], and the mask's bits as of `PackedCorpus.mask`."""
+        """[sequences, length], and the mask's bits as in `PackedCorpus.mask`."""
         mapped: list[npt.NDArray[Any]] = [sequences] if mask is None else [sequences, mask]
         self.files = [(rows.strides[0], file) for rows in mapped if (file := _prefetched_file(rows))]
 

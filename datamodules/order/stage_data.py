@@ -68,7 +68,7 @@ class StepLoader:
 class StageData(LightningDataModule):
     """The training data of a stage's recipe. The order is computed, not stored, so a loader may start at any step.
 
-    reference: as of `StepLoader`, for a stage with pairs.
+    reference: as in `StepLoader`, for a stage with pairs.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ def heldout_sequences(store: Path, corpus: str, half: str | None = None) -> torc
 def heldout_pairs(store: Path, corpus: str, half: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the held-out pairs of a corpus, in order, as `read_pairs` has them, and their numbers in the split: int64 [pairs].
 
-    half: as of `heldout_sequences`.
+    half: as in `heldout_sequences`.
     """
     packed = packed_corpus(store, corpus)
     rows = _heldout_rows(packed.count("heldout"), half)

@@ -69,18 +69,18 @@ class DrillResult:
     differences: list[Difference]
 
 
-Place = Callable[[Tree, Store, "Killer | None"], Mapping[str, State]]
+TrainTree = Callable[[Tree, Store, "Killer | None"], Mapping[str, State]]
 """Trains a tree in a store, disturbed by the killer if there is one; returns the last state of each stage."""
 
 
-def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> DrillResult:
+def run_drill(opened: OpenedStudy, train_tree: TrainTree, kills: int, seed: int) -> DrillResult:
     """Train a study undisturbed once, then disturbed until `kills` kills were made, and compare after each round.
 
     Works below `<store>/drill`, on the data of the store. Raises StageFailedError if the undisturbed study fails.
     """
     tree, store = opened.tree, opened.store
     calm = _twin(store, "calm")
-    states = place(tree, calm, None)
+    states = train_tree(tree, calm, None)
     if broken := next((state for state in states.values() if state.state != "done"), None):
         raise StageFailedError(f"the uninterrupted twin failed, so there is nothing to compare with: {broken.reason}")
     durations = {key: _duration(calm.run(key)) for key in tree.stages}
@@ -91,7 +91,7 @@ def run_drill(opened: OpenedStudy, place: Place, kills: int, seed: int) -> Drill
         disturbed = _twin(store, "disturbed")
         share = math.ceil(left / len(tree.stages))
         killer = Killer(tree, disturbed, durations, random.Random(seed + runs), min(share, MOST_A_STAGE), left)
-        place(tree, disturbed, killer)
+        train_tree(tree, disturbed, killer)
         made += killer.kills
         differences += compare(tree, calm, disturbed)
         runs += len(tree.stages)
@@ -117,7 +117,7 @@ def _stage_names(tree: Tree) -> list[str]:
     return list(dict.fromkeys([*tree.chain, *(stage.stage for stage in tree.stages.values())]))
 
 
-def on_this_machine(opened: OpenedStudy, watch: Watch) -> Place:
+def on_this_machine(opened: OpenedStudy, watch: Watch) -> TrainTree:
     """Train on this machine; a signal goes to every process of a run, or to one of them."""
     slots = local_slots(opened.file.study.execution, opened.file.study.stages)
 

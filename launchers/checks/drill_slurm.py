@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 
-from retain.launchers.checks.drill import Killer, Place
+from retain.launchers.checks.drill import Killer, TrainTree
 from retain.launchers.jobs.resources import as_executions, find_site, slurm_resources
 from retain.launchers.jobs.status import with_jobs
 from retain.launchers.jobs.submissions import submitted_job
@@ -22,7 +23,7 @@ QUEUE_EVERY_S = 2.0
 """Seconds between two polls of the queue, one squeue each."""
 
 
-def on_slurm(opened: OpenedStudy, site: str | None, watch: Watch) -> Place:
+def on_slurm(opened: OpenedStudy, site: str | None, watch: Watch) -> TrainTree:
     """Train as jobs in the study's partition; a signal goes to all processes of a job. site: the name of a profile."""
     chosen = find_site(site)
     executions = as_executions(slurm_resources(opened.tree, opened.file, opened.store, chosen and chosen[1]))
@@ -38,7 +39,7 @@ def on_slurm(opened: OpenedStudy, site: str | None, watch: Watch) -> Place:
                 return states
             if killer is not None:
                 for key in tree.stages:
-                    killer.poll(key, lambda key, name: _signal(store, key, name))
+                    killer.poll(key, partial(_signal, store))
             if time.monotonic() - polled_at > QUEUE_EVERY_S:
                 polled_at = time.monotonic()
                 _submit_orphans(tree, store)

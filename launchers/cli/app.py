@@ -128,9 +128,8 @@ def _main(typed: Sequence[str]) -> int:
         print(f"retain: {error}", file=sys.stderr)
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt) as interrupt:
-        if isinstance(
-            interrupt.__cause__, EOFError
-        ):  # typer takes it for a Ctrl-D at a prompt, and there are no prompts
+        # typer takes it for a Ctrl-D at a prompt, and there are no prompts.
+        if isinstance(interrupt.__cause__, EOFError):
             raise interrupt.__cause__ from None
         code = INTERRUPTED
     except OSError as error:

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -155,6 +155,13 @@ def check_site(site: str | None, launcher: str) -> None:
     """Raise StudyError for a site where nothing is submitted to SLURM."""
     if site is not None:
         raise StudyError(f"--site {site}: a site's profile is for jobs, and --launcher {launcher} has none; omit it")
+
+
+def at_most_one(options: Mapping[str, object]) -> None:
+    """Raise StudyError if more than one of these options is given: a verb would follow one, and ignore the others."""
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise StudyError(f"{given[0]}: cannot be combined with {given[1]}; omit one of the two")
 
 
 def show(document: Document, as_json: bool, print_text: Callable[[Document], None]) -> None:

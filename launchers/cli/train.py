@@ -21,6 +21,7 @@ from retain.launchers.cli.options import (
     StudyName,
     StudyOrRun,
     UntilDecided,
+    at_most_one,
     check_site,
     command,
     show,
@@ -65,8 +66,14 @@ def data(
     from retain.launchers.cli.views.plan import checks_document, data_document, print_checks, print_data
     from retain.sweeps.schema.read import read_study
 
-    if launcher == "local":
+    by_jobs = launcher == "slurm"
+    at_most_one({"--check": check, "--download-only": download_only, "--show": corpus, "--launcher slurm": by_jobs})
+    if not by_jobs:
         check_site(site, launcher)
+    if check:
+        document = checks_document(study, list(check_sources(read_study(study, overrides or ()))))
+        show(document, as_json, print_checks)
+        return 0 if document["resolves"] else MissingResourceError.exit_code
     if corpus is not None:
         from retain.launchers.cli.views.sequences import print_sequences, sequences_document
 
@@ -77,15 +84,11 @@ def data(
         return 0
     if download_only:
         return _download(study, overrides or (), store, as_json)
-    if launcher == "slurm" and not check:
+    if by_jobs:
         _submit_data(study, overrides or (), store, site, as_json)
-        return 0
-    if not check:
+    else:
         show(data_document(prepare(study, overrides or (), store)), as_json, print_data)
-        return 0
-    document = checks_document(study, list(check_sources(read_study(study, overrides or ()))))
-    show(document, as_json, print_checks)
-    return 0 if document["resolves"] else MissingResourceError.exit_code
+    return 0
 
 
 def _download(study: str, overrides: Sequence[str], store: Path, as_json: bool) -> int:
@@ -282,6 +285,8 @@ def retry(
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
 
+    if site is not None and not (is_study(name) and has_slurm()):
+        raise StudyError(f"--site {site}: a site's profile is for the jobs of a study, and needs SLURM; omit it")
     keys = _keys_of(name, overrides or (), store)
     if has_slurm() and keys and is_study(name):
         chosen, opened = find_site(site), open_study(name, overrides or (), store)
@@ -340,8 +345,8 @@ def drill(
     with reporting() as report:
         opened = prepare_cut(study, overrides or (), store, report)
     with watching(opened.tree, opened.store) as watch:
-        place = on_slurm(opened, site, watch) if launcher == "slurm" else on_this_machine(opened, watch)
-        result = run_drill(opened, place, kills, seed)
+        train_tree = on_slurm(opened, site, watch) if launcher == "slurm" else on_this_machine(opened, watch)
+        result = run_drill(opened, train_tree, kills, seed)
     show(result, as_json, print_drill)
     return SOME_RUN_FAILED if result.differences or result.kills < kills else 0
 
@@ -379,7 +384,10 @@ def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:
 
     found = existing_store(store)
     if not is_study(name):
-        return branch(found, found.find(name).key)
+        run = found.find(name)
+        if overrides:
+            raise StudyError(f"{overrides[0]}: overrides change a study, and {name} is a run; omit it")
+        return branch(found, run.key)
     from retain.launchers.planning.evaluations import with_evaluations
     from retain.launchers.planning.opened_study import open_study
     from retain.results.store.study_files import preparation_keys

@@ -132,8 +132,8 @@ def _slowest(speeds: Collection[float | None]) -> float | None:
     return min(known) if len(known) == len(speeds) else None
 
 
-def driver_minutes(execution: StageExecution, site: Site | None, wanted: int, file: str) -> int:
-    """The walltime of the job of a search in minutes: that of the study, or `wanted` as far as partition and site allow it.
+def minutes_allowed(execution: StageExecution, site: Site | None, wanted: int, file: str) -> int:
+    """The walltime in minutes of a job that trains no stage: that of the study, or `wanted` if partition and site allow it.
 
     Raises StudyError if the study gives a walltime that its partition does not allow.
     """

@@ -112,7 +112,7 @@ def run_until_decided(
 
 
 def _prepared(name: str, overrides: Sequence[str], store: Path, reporting: Reporting | None) -> OpenedStudy:
-    """A study with its data prepared, which a machine without the GPU that it asks for does not do."""
+    """Prepare the data of a study, unless this machine lacks the GPUs that it asks for. Raises as `run_study` does."""
     study = read_study(name, overrides).study
     if study.execution.accelerator == "gpu":
         local_slots(study.execution, study.stages)  # raises before any data is prepared

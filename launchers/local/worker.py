@@ -28,7 +28,7 @@ def work(
     """Make an attempt at a run while the pipe `launcher` is open; exit with the attempt's code.
 
     pack: the most runs. With several, report "done" after each, and continue with the run that the launcher then names, if any.
-    runs: how many that will be, as far as is known.
+    runs: the expected number of these runs.
     """
     stop = StopRequest()
     stop.install()

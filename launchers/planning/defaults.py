@@ -1,4 +1,4 @@
-"""What the defaults that depend on the machine mean for the stages of a study, as far as the store knows, and why."""
+"""The defaults that depend on the machine: what they are for the stages of a study, by what the store knows, and why."""
 
 import json
 from collections.abc import Collection, Iterator, Mapping

@@ -27,16 +27,9 @@ class PlannedEvaluations:
     """A third of what training on these tokens takes, as nothing is propagated back."""
 
 
-def heldout_tokens(facts: Facts) -> dict[tuple[str, int], int]:
-    """The tokens of the held-out splits, by corpus and sequence length; 0 for a corpus that is not prepared."""
-    return {(name, length): (one.heldout or 0) * length for (name, length), one in facts.corpora.items()}
-
-
 def with_evaluations(opened: OpenedStudy) -> Tree:
     """The tree of a study with the evaluations that it asks for as stages: what status, cancel, retry and verify are about."""
-    return replace(
-        opened.tree, stages=opened.tree.stages | asked_evaluations(opened.tree, heldout_tokens(opened.facts))
-    )
+    return replace(opened.tree, stages=opened.tree.stages | asked_evaluations(opened.tree, opened.facts.heldout_tokens))
 
 
 def ready_evaluations(opened: OpenedStudy, blanks: bool) -> dict[str, Stage]:
@@ -44,7 +37,7 @@ def ready_evaluations(opened: OpenedStudy, blanks: bool) -> dict[str, Stage]:
 
     Raises DamageError.
     """
-    missing = missing_evaluations(opened.tree, opened.store, heldout_tokens(opened.facts), blanks)
+    missing = missing_evaluations(opened.tree, opened.store, opened.facts.heldout_tokens, blanks)
     return {key: one for key, one in missing.items() if all(opened.store.run(need).is_done() for need in one.needs)}
 
 
@@ -54,7 +47,7 @@ def evaluations_of_search(tree: Tree, store: Store, facts: Facts, names: Collect
     Those of tasks; and those of corpora after stages that are done, and that were not measured on them.
     """
     found = {key: one for key, one in asked_evaluations(tree).items() if "evaluate.tasks" in one.axes}
-    found |= missing_evaluations(tree, store, heldout_tokens(facts), blanks=True)
+    found |= missing_evaluations(tree, store, facts.heldout_tokens, blanks=True)
 
     def column(one: Stage) -> str:
         return loss_name(one.axes["evaluate.at"], one.axes.get("evaluate.tasks") or one.axes["evaluate.corpora"])
@@ -65,7 +58,7 @@ def evaluations_of_search(tree: Tree, store: Store, facts: Facts, names: Collect
 
 def planned_evaluations(opened: OpenedStudy) -> PlannedEvaluations:
     """The evaluations of a study and their cost. Raises DamageError."""
-    asked = asked_evaluations(opened.tree, heldout_tokens(opened.facts))
+    asked = asked_evaluations(opened.tree, opened.facts.heldout_tokens)
     missing = [one for key, one in asked.items() if not opened.store.run(key).is_done()]
     tokens, flops = sum(one.tokens for one in missing), evaluation_flops(opened.tree, missing)
     return PlannedEvaluations(len(asked), len(missing), tokens, flops)

@@ -51,10 +51,9 @@ def open_study(name: str, overrides: Sequence[str], store: Path, remember: bool 
     """
     file = read_study(name, overrides)
     opened = open_store(store)  # before anything below it is read, so that a file in its place is said to be one
-    if remember:
-        file = with_recorded_seeds(file, store)
     if not remember:
         return _opened(name, file, opened, facts_now(file, store))
+    file = with_recorded_seeds(file, store)
     facts, remarks = remembered_facts(file, store)
     for remark in remarks:
         notice(remark)

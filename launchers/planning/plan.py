@@ -89,7 +89,9 @@ class DiskItem:
     """Something of a study that takes disk."""
 
     what: str
+    """What it is, in words."""
     bytes: int
+    """The bytes that it takes."""
     freed: str
     """When it is freed, and by what; never, if only a user who deletes the store does."""
 
@@ -215,7 +217,7 @@ def _is_reference(stage: Stage, corpus: CorpusFacts) -> bool:
 
 
 def _short_corpora(opened: OpenedStudy, room: DataRoom) -> list[str]:
-    """Corpora that are not prepared and of which a stage takes more tokens than it can get, one sentence each.
+    """One sentence for each unprepared corpus that is too small for what a stage takes of it.
 
     A study may limit what is read of a corpus. A source with fewer bytes than a stage takes tokens is too small, unless it is
     compressed well.

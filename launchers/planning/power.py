@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retain.launchers.planning.judged import judged
+from retain.launchers.planning.looks import seeds_override
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.plan import PlanTotals, plan_studies
 from retain.results.analysis.methods import has_claims
@@ -48,7 +49,7 @@ class Price:
     """What a number of seeds costs, and how many claims it decides with the wanted chance."""
 
     seeds: int
-    """The number of seeds, from 0 on."""
+    """The number of seeds: 0, 1, 2 and so on."""
     decides: int
     """The number of claims that need no more seeds."""
     totals: PlanTotals
@@ -112,8 +113,7 @@ def plan_power(
     needed = sorted({seeds for claim in claims for seeds in (claim.seeds, claim.cautious_seeds) if seeds})
     prices = []
     for seeds in needed:
-        numbered = f"seed=[{','.join(map(str, range(seeds)))}]"
-        totals = plan_studies([study], [*overrides, numbered], store, device).totals
+        totals = plan_studies([study], [*overrides, seeds_override(range(seeds))], store, device).totals
         prices.append(Price(seeds, sum(claim.seeds is not None and claim.seeds <= seeds for claim in claims), totals))
     own = piloted if pilot is None else open_study(study, overrides, store)
     pilot_seeds = max(found.seeds for _, found in pairs)

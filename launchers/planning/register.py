@@ -92,8 +92,7 @@ def register(
             list(writers.map(store.register, (stage.key for stage in some), specs(some)))
     if not measured:
         # Planned from now on, so that `retain gc --weights` keeps what they measure.
-        heldout = {(name, length): (one.heldout or 0) * length for (name, length), one in facts.corpora.items()}
-        asked = asked_evaluations(tree, heldout)
+        asked = asked_evaluations(tree, facts.heldout_tokens)
         known = executions if executions and asked.keys() <= executions.keys() else None
         register_evaluations(asked, tree, file, facts, store, known)
 

@@ -184,7 +184,8 @@ def write_confirmation(searched: SearchedStudy, recipes: Mapping[str, Values], g
         if path.partition(".")[0] in later and not _is_seed(path)
     }
     own = check_study(dict(searched.base), file.path).study
-    default = {axis.path: value for axis in searched.space.axes if (value := _own_value(own, axis.path)) is not None}
+    fields_now = {axis.path: plain_value(get_field(own, axis.path)) for axis in searched.space.axes}
+    default = {path: value for path, value in fields_now.items() if value is not None}
     named = dict(recipes) | ({GRID_BEST: default | grid_best} if grid_best is not None else {}) | {DEFAULT: default}
     distinct: dict[str, Values] = {}
     head = [
@@ -213,11 +214,6 @@ def write_confirmation(searched: SearchedStudy, recipes: Mapping[str, Values], g
 
 def _is_seed(path: str) -> bool:
     return path.rpartition(".")[2] == "seed"
-
-
-def _own_value(study: Any, path: str) -> Any:
-    """The value that a study gives a field; None if it gives none."""
-    return plain_value(get_field(study, path))
 
 
 def _left_out(fields: Any, path: Sequence[str]) -> Any:

@@ -189,8 +189,8 @@ def losses_at_probe(
 
 def heldout_curves(run: Run) -> dict[str, Curve]:
     """The held-out curves of a run by split."""
-    prefix = heldout_curve("")
-    return {name.removeprefix(prefix): curve for name, curve in read_curves(run.folder).items() if prefix in name}
+    prefix, curves = heldout_curve(""), read_curves(run.folder)
+    return {name.removeprefix(prefix): curve for name, curve in curves.items() if name.startswith(prefix)}
 
 
 def loss_at(tokens: int, curve: Curve) -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.reading.report import ignore_progress
-from retain.launchers.jobs.resources import driver_minutes
+from retain.launchers.jobs.resources import minutes_allowed
 from retain.launchers.kinds import SEARCH, described
 from retain.launchers.planning.register import installed_versions
 from retain.launchers.search.budget import Budget, parse_budget
@@ -25,8 +25,6 @@ MEMORY_GB = 4.0
 """Memory of the job of a search whose stages are jobs, on sites where memory must be requested."""
 DEVICES_A_NODE = 4
 """The number of processes that a node of an allocation holds, if execution.parallel does not say."""
-
-
 CURE = "delete this file and search the study again, which writes it again"
 
 
@@ -71,7 +69,7 @@ def register_search(searched: SearchedStudy, request: SearchRequest) -> Run:
     spec = {
         "key": run.key,
         "format": 1,
-        "stage": "search",
+        "stage": SEARCH.name,
         "parent": None,
         "recipe": search_recipe(searched.name),
         **described(SEARCH, searched.space.block.trials, []),
@@ -116,7 +114,7 @@ def job_execution(searched: SearchedStudy, request: SearchRequest) -> dict[str, 
     cpus, memory, gpus = 1, min(MEMORY_GB, own.slurm.memory_gb) if own.slurm.memory_gb else None, 0
     if request.launcher == "slurm-ray":
         cpus, memory, gpus = _node_room(searched, nodes, site)
-    minutes = driver_minutes(own, site, MINUTES, searched.file.path.name)
+    minutes = minutes_allowed(own, site, MINUTES, searched.file.path.name)
     slurm: dict[str, Any] = {"nodes": nodes, "cpus": cpus, "memory_gb": memory, "minutes": minutes}
     if not gpus and "gpu" in (own.slurm.gres or ""):
         slurm["gres"] = None  # the site's own words for the GPUs of a stage

@@ -67,7 +67,7 @@ def summary_document(search: Search) -> dict[str, Any]:
 
 
 def maximised(space: SearchSpace) -> list[str]:
-    """The metrics of the objective of which higher is better; none of a sum, whose weights have signs."""
+    """The metrics of the objective for which higher is better; none if the objective is a sum, whose weights have signs."""
     objective = space.block.objective
     return [] if objective.weighted else [name for name in objective.losses() if name in space.higher]
 

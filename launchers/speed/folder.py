@@ -21,7 +21,7 @@ FOLDER = Path("cache") / "compile"
 
 
 def private_folder(store: Path) -> Path:
-    """Where the folder of this user and this kind of processor is, whether or not it exists."""
+    """The path of the folder of this user and this kind of processor; it may not exist yet."""
     versions = f"{importlib.metadata.version('torch')}-py{sys.version_info.major}.{sys.version_info.minor}"
     return store.absolute() / FOLDER / str(os.geteuid()) / f"torch{versions}-{processor()}"
 

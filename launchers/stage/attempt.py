@@ -43,7 +43,7 @@ class AttemptContext:
     """Held by rank 0."""
     stop: StopRequest
     runs: int = 1
-    """The runs of a pack that this process is to do, as far as is known, this one among them."""
+    """The expected number of runs of a pack that this process does, this one included."""
 
     @functools.cached_property
     def spec(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class AttemptContext:
 def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: int = 1) -> None:
     """Make one attempt at a run whose needed runs are done; return at once if the run is done already.
 
-    runs: as of `attempt_code`. Raises StageFailedError, with the run failed; AttemptStopped, with the run planned;
+    runs: as in `attempt_code`. Raises StageFailedError, with the run failed; AttemptStopped, with the run planned;
     RunBusyError if another process has the run; MissingResourceError if its state or its lease cannot be read or written.
     """
     run = store.run(key)
@@ -124,7 +124,7 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
 def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: int = 1) -> tuple[int, str]:
     """Make one attempt at a run; returns the exit code (0: done) and a line for the log.
 
-    runs: how many runs of a pack this process is to do, this one among them.
+    runs: the expected number of runs of a pack that this process does, this one included.
     """
     try:
         make_attempt(store, key, ranks, stop, runs)

@@ -25,8 +25,8 @@ from retain.launchers.stage.reporting.by_value import loss_fields, split_labels
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import begin_on_one_process
 from retain.launchers.stage.training.preferences import held_out
-from retain.lightning_modules.compiled import attend_in_fp32, deterministic_kernels
-from retain.lightning_modules.models import average_with, load_model, on_device
+from retain.lightning_modules.compiled import deterministic_kernels
+from retain.lightning_modules.models import average_with, load_model
 from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.runs import LOSSES, Run
@@ -49,9 +49,7 @@ def attempt(context: AttemptContext) -> None:
     pairs = held_out(context.store, recipe["corpus"], asked["dpo"], asked[REFERENCE]) if asked else None
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
-    model = on_device(measured_model(context, stage, recipe.get("average", 1.0)), machine.device)
-    if machine.bf16 and not machine.gpu:
-        attend_in_fp32(model)
+    model = machine.receive(measured_model(context, stage, recipe.get("average", 1.0)))
     reported = time.monotonic()
 
     def between(done: int) -> None:

@@ -87,7 +87,7 @@ def tell_failed(store: Store, keys: Collection[str]) -> None:
 
 
 def tell_ended(store: Store, keys: Collection[str], policies: Mapping[str, Policy]) -> None:
-    """Run the commands of those studies of these ended runs that have ended with them, or of which they are failed branches.
+    """Run the commands of the studies that have ended with these runs, or in which these runs are failed branches.
 
     policies: what the launcher retries: another run that has failed, and may be retried, has not ended.
     """

@@ -30,7 +30,7 @@ def add_squares(
 ) -> Iterator[int]:
     """Add to `squares` the squared gradient of each sequence's log-likelihood; yield the number of sequences done after each.
 
-    sequences: int64 [sequences, length], as of `summed_loss`. end_of_text: as of `summed_loss`. Dropout is off. The sums
+    sequences: int64 [sequences, length]. sequences, end_of_text: as in `summed_loss`. Dropout is off. The sums
     depend on the order of the sequences only through rounding in fp32, so that a later call continues them exactly.
     """
     model.eval()

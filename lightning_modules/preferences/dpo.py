@@ -2,7 +2,7 @@
 
 The loss of a pair is -log σ(β m), in nats. Its margin m = (log π(chosen) - log π_ref(chosen)) - (log π(rejected) -
 log π_ref(rejected)) is in nats too: log-probabilities are summed over the predicted tokens of a sequence, not averaged, and no
-label is smoothed. Pairs are int64 [2 · pairs, length] as of `objective`, each chosen response before the rejected one.
+label is smoothed. Pairs are int64 [2 · pairs, length] as in `objective`, each chosen response before the rejected one.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def margins(log_probabilities: torch.Tensor, reference: torch.Tensor) -> torch.T
 def log_probabilities(model: nn.Module, pairs: torch.Tensor, end_of_text: int | None = None) -> torch.Tensor:
     """Return the log-probability of each sequence's predicted tokens: fp64 [2 · pairs]. Computes no gradient.
 
-    end_of_text: as of `objective.summed_loss`.
+    end_of_text: as in `objective.summed_loss`.
     """
     return -next_token_losses(model, pairs, end_of_text, torch.float64)
 
@@ -65,7 +65,7 @@ def summed_preference_loss(
 ) -> torch.Tensor:
     """Return the DPO loss summed over pairs, for training: a scalar in fp32 or better, nats.
 
-    reference: the log-probabilities of the sequences at the start of the stage, fp64 [2 · pairs]. loss_fn, end_of_text: as of
+    reference: the log-probabilities of the sequences at the start of the stage, fp64 [2 · pairs]. loss_fn, end_of_text: as in
     `objective.summed_loss`.
     """
 
@@ -152,7 +152,7 @@ def heldout_preferences(
     """Return what a model prefers on held-out pairs, each once, over all ranks.
 
     pairs, reference: the whole split on every rank. batch_size: in pairs. between: called before each batch with the number of
-    this rank's pairs that are done. Other arguments as of `objective.heldout_loss`; never compiled, like it.
+    this rank's pairs that are done. Other arguments as in `objective.heldout_loss`; never compiled, like it.
     """
     was_training = model.training
     model.eval()

@@ -153,6 +153,11 @@ class Facts:
         corpora, checkpoints = self.corpora.values(), self.checkpoints.values()
         return all(one.prepared for one in corpora) and all(one.prepared for one in checkpoints)
 
+    @property
+    def heldout_tokens(self) -> dict[tuple[str, int], int]:
+        """The tokens of the held-out splits, by corpus and sequence length; 0 for a corpus that is not prepared."""
+        return {(name, length): (one.heldout or 0) * length for (name, length), one in self.corpora.items()}
+
 
 def reading_remarks(reading: Reading) -> list[str]:
     """What a reader of a corpus should know, one clause each: what was skipped, replaced and left out, and near copies."""

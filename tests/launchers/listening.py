@@ -2,17 +2,13 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 
 def addresses(processes: Iterable[int]) -> set[str]:
     """The addresses on which these processes listen."""
-    return set(_listening(processes))
-
-
-def _listening(processes: Iterable[int]) -> Iterator[str]:
-    sockets = set()
+    sockets, found = set(), set[str]()
     for pid in processes:
         with contextlib.suppress(OSError):
             for name in os.listdir(f"/proc/{pid}/fd"):
@@ -24,4 +20,5 @@ def _listening(processes: Iterable[int]) -> Iterator[str]:
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
                 address = fields[1].split(":")[0]
                 local = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-                yield "127.0.0.1" if address in local else address
+                found.add("127.0.0.1" if address in local else address)
+    return found

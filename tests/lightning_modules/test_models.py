@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from retain.lightning_modules.models import add_dropout, build_model, load_model, parameter_groups
-from retain.sweeps.schema.models import PRESETS, Architecture, matrix_parameters, parameters
+from retain.sweeps.schema.models import PRESETS, matrix_parameters, parameters
 from tests.lightning_modules.tiny_models import SMALL, random_sequences, small_model
 
 
@@ -36,8 +37,7 @@ def test_the_papers_models_have_exactly_their_number_of_parameters(preset: str, 
     ids=str,
 )
 def test_the_planned_number_of_parameters_is_that_of_the_model(fields: dict[str, Any]) -> None:
-    numbers = {name: getattr(SMALL, name) for name in Architecture.__dataclass_fields__}
-    planned = Architecture(**numbers | fields)
+    planned = replace(SMALL, **fields)
     model = small_model(**fields)
     multiplied = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
     assert parameters(planned) == count(model)

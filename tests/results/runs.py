@@ -1,7 +1,9 @@
 """Stores whose runs were registered from a real tree and finished by hand, without training."""
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +68,18 @@ def problems(store: Store) -> dict[str, list[str]]:
 def kinds(tree: Tree, store: Store, stage: str) -> list[Run]:
     """The runs of one kind of stage, in the tree's order."""
     return [store.run(key) for key, node in tree.stages.items() if node.stage == stage]
+
+
+def of_stage(store: Path, stage: str) -> Run:
+    """The first run of a store of one kind of stage."""
+    return next(run for run in Store(store).runs() if run.spec()["stage"] == stage)
+
+
+def set_back(run: Run) -> int:
+    """Make a done run one that was stopped at its last kept state; the tokens that it had seen by then."""
+    shutil.rmtree(run.model)
+    (run.folder / "losses.json").unlink()
+    put_state(run, replace(run.state(), state="planned", checksums={}))
+    recipe = run.spec()["recipe"]
+    step = int(max(run.checkpoint.glob("step-*")).name.removeprefix("step-"))
+    return step * int(recipe["batch"] * recipe["sequence_length"])

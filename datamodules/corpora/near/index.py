@@ -10,7 +10,7 @@ from retain.datamodules.corpora.near.minhash import Bands
 
 
 class NearIndex:
-    """Documents of which near copies are found."""
+    """A set of documents that finds near copies of those in it."""
 
     def __init__(self) -> None:
         self.hashes = HashSet()

@@ -1,1 +1,1 @@
-"""How near two corpora are, measured on their packed tokens before anything is trained."""
+"""How similar two corpora are, measured on their packed tokens before anything is trained."""

@@ -14,19 +14,19 @@ CANDIDATES = 0.7
 """The similarity that the index is made for, lower so that it misses few."""
 
 
-def near_duplicates(those: Sequence["MinHash"], these: Sequence["MinHash"]) -> tuple[int, int]:
-    """How many of those documents have a near duplicate among these, and how many of these among those.
+def near_duplicates(first: Sequence["MinHash"], second: Sequence["MinHash"]) -> tuple[int, int]:
+    """How many documents of each sample have a near duplicate in the other.
 
     The documents are given by their signatures; see `near.minhash`.
     """
     from datasketch import MinHashLSH
 
     index = MinHashLSH(CANDIDATES, BANDS * ROWS)
-    for number, one in enumerate(these):
+    for number, one in enumerate(second):
         index.insert(number, one)
     found, partners = 0, set[int]()
-    for one in those:
-        near = {number for number in index.query(one) if one.jaccard(these[number]) >= SIMILARITY}
+    for one in first:
+        near = {number for number in index.query(one) if one.jaccard(second[number]) >= SIMILARITY}
         found += bool(near)
         partners |= near
     return found, len(partners)

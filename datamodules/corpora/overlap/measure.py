@@ -1,4 +1,4 @@
-"""Measure how near two packed corpora are. Everything is bounded by samples, which are spread evenly over a corpus."""
+"""Measure how similar two packed corpora are, on samples of bounded size that are spread evenly over each corpus."""
 
 import hashlib
 from functools import cached_property
@@ -29,12 +29,12 @@ Sequences = npt.NDArray[np.unsignedinteger[Any]]
 
 
 class CorpusSample:
-    """What of a packed corpus is compared with others, read when it is needed."""
+    """The parts of a packed corpus that are compared with other corpora, read when they are needed."""
 
     def __init__(self, packed: PackedCorpus, tokenizer: Tokenizer) -> None:
         self.packed, self.tokenizer = packed, tokenizer
 
-    def sequences(self, split: str, most: int) -> Trigrams:
+    def trigrams(self, split: str, most: int) -> Trigrams:
         """The trigrams of up to `most` sequences of a split, spread evenly over it."""
         rows = spread(self.packed.count(split), most)
         return trigrams(self.packed.sequences(split)[rows], self.tokenizer.vocabulary, self.tokenizer.end_id)
@@ -80,7 +80,9 @@ def split_documents(tokens: Sequences, end: int) -> list[bytes]:
 
 
 def overlap_of(one: CorpusSample, other: CorpusSample) -> Overlap:
-    """How near two corpora of one tokeniser and one sequence length are; of both, equally many training tokens are compared.
+    """How similar two corpora are; the same number of training tokens is compared of both.
+
+    They must have one tokeniser and one sequence length.
 
     Raises StudyError if the vocabulary is too large, or a corpus has no training sequence.
     """
@@ -93,8 +95,8 @@ def overlap_of(one: CorpusSample, other: CorpusSample) -> Overlap:
     sequences = min(count, theirs, -(-TRAINING_TOKENS // length))
     if not sequences or length < 3:
         raise StudyError("a corpus without three training tokens in a row cannot be compared; give it more documents")
-    trained = [sample.sequences("train", sequences) for sample in both]
-    held = [sample.sequences("heldout", -(-HELDOUT_TOKENS // length)) for sample in both]
+    trained = [sample.trigrams("train", sequences) for sample in both]
+    held = [sample.trigrams("heldout", -(-HELDOUT_TOKENS // length)) for sample in both]
     models = [NgramModel(part) for part in trained]
     entropies = [[model.cross_entropy(text) if len(text.token) else None for model in models] for text in held]
     near = near_duplicates(one.signatures, other.signatures)

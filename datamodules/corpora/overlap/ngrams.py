@@ -10,7 +10,7 @@ Tokens = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int64]
 """n-grams as numbers: the tokens are the digits, base the size of the vocabulary."""
 LARGEST_VOCABULARY = 2**21
-"""Up to which three tokens fit in 63 bits."""
+"""The largest vocabulary of which three tokens fit in 63 bits."""
 
 
 @dataclass(frozen=True)

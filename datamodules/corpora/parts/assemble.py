@@ -29,8 +29,8 @@ GIVEN_BACK = 1 << 20
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A part that is read, and its next document."""
+class _OpenPart:
+    """A part whose files are mapped into memory."""
 
     tokens: Tokens
     predicted: npt.NDArray[np.uint8] | None
@@ -45,9 +45,9 @@ class _Chunk:
 
     documents: npt.NDArray[Any]
     """DOCUMENT [documents]."""
-    places: tuple[_Place, ...]
+    parts: tuple[_OpenPart, ...]
     """The parts that they are in."""
-    place: npt.NDArray[np.int64]
+    part: npt.NDArray[np.int64]
     """For each document, the index of its part."""
     begin: npt.NDArray[np.int64]
     """For each document, the index of its first token in its part."""
@@ -131,13 +131,13 @@ def _copy(chunk: _Chunk, chosen: npt.NDArray[np.int64], writer: SplitWriter) -> 
     ids: list[Tokens] = []
     flags: list[npt.NDArray[np.uint8]] = []
     waiting = 0
-    for place, begin, end in _stretches(chunk, chosen):
+    for part, begin, end in _stretches(chunk, chosen):
         for first in range(begin, end, COPIED_TOKENS):
             piece = slice(first, min(first + COPIED_TOKENS, end))
-            ids.append(place.tokens[piece])
+            ids.append(part.tokens[piece])
             if writer.mask is not None:
-                assert place.predicted is not None
-                flags.append(place.predicted[piece])
+                assert part.predicted is not None
+                flags.append(part.predicted[piece])
             waiting += len(ids[-1])
             if waiting >= COPIED_TOKENS:
                 writer.extend(ids, flags)
@@ -147,15 +147,15 @@ def _copy(chunk: _Chunk, chosen: npt.NDArray[np.int64], writer: SplitWriter) -> 
     writer.flush()
 
 
-def _stretches(chunk: _Chunk, chosen: npt.NDArray[np.int64]) -> Iterator[tuple[_Place, int, int]]:
+def _stretches(chunk: _Chunk, chosen: npt.NDArray[np.int64]) -> Iterator[tuple[_OpenPart, int, int]]:
     """Yield the tokens of documents as ranges of parts: one range for documents that follow one another in a part."""
-    places, begins = chunk.place[chosen], chunk.begin[chosen]
+    parts, begins = chunk.part[chosen], chunk.begin[chosen]
     ends = begins + chunk.documents["length"][chosen]
-    follows = (places[1:] == places[:-1]) & (begins[1:] == ends[:-1])
+    follows = (parts[1:] == parts[:-1]) & (begins[1:] == ends[:-1])
     first = np.flatnonzero(np.concatenate(([True], ~follows)))
     last = np.append(first[1:], len(chosen)) - 1
-    for place, begin, end in zip(places[first].tolist(), begins[first].tolist(), ends[last].tolist(), strict=True):
-        yield chunk.places[place], begin, end
+    for part, begin, end in zip(parts[first].tolist(), begins[first].tolist(), ends[last].tolist(), strict=True):
+        yield chunk.parts[part], begin, end
 
 
 def _chunks(streams: Sequence[Iterator[StoredPart]]) -> Iterator[_Chunk]:
@@ -163,14 +163,14 @@ def _chunks(streams: Sequence[Iterator[StoredPart]]) -> Iterator[_Chunk]:
     left = [_Stream(stream) for stream in streams]
     while left := [stream for stream in left if stream.refill()]:
         rounds = min(max(1, AT_A_TIME // len(left)), *(stream.remaining for stream in left))
-        begins = np.stack([stream.place.begins[stream.at : stream.at + rounds] for stream in left])
-        documents = np.stack([stream.place.documents[stream.at : stream.at + rounds] for stream in left])
+        begins = np.stack([stream.part.begins[stream.at : stream.at + rounds] for stream in left])
+        documents = np.stack([stream.part.documents[stream.at : stream.at + rounds] for stream in left])
         for stream in left:
             stream.at += rounds
         # One document of each stream after the other: [streams, rounds] becomes [rounds, streams].
         yield _Chunk(
             documents.T.reshape(-1),
-            tuple(stream.place for stream in left),
+            tuple(stream.part for stream in left),
             np.tile(np.arange(len(left)), rounds),
             begins.T.reshape(-1),
         )
@@ -181,14 +181,15 @@ class _Stream:
 
     def __init__(self, parts: Iterator[StoredPart]) -> None:
         self.parts = parts
-        self.place: _Place
-        self.at = self.remaining_at = 0
+        self.part: _OpenPart
+        self.at = self.end = 0
+        """The next document of the part, and the number of its documents."""
         self.freed = 0
         """The first token of the part whose memory is not given back."""
 
     @property
     def remaining(self) -> int:
-        return self.remaining_at - self.at
+        return self.end - self.at
 
     def refill(self) -> bool:
         """Open the next part with documents if this one has ended. Returns whether there is a document."""
@@ -200,15 +201,15 @@ class _Stream:
                 return False
             documents = part.documents
             ends = np.cumsum(documents["length"], dtype=np.int64)
-            self.place = _Place(part.tokens, part.predicted, documents, ends - documents["length"])
-            self.at, self.remaining_at, self.freed = 0, len(documents), 0
+            self.part = _OpenPart(part.tokens, part.predicted, documents, ends - documents["length"])
+            self.at, self.end, self.freed = 0, len(documents), 0
         return True
 
     def _give_back(self) -> None:
         """Give back the memory of the tokens before this document: mapped pages stay as long as a part is open."""
-        done = int(self.place.begins[self.at]) // GIVEN_BACK * GIVEN_BACK
+        done = int(self.part.begins[self.at]) // GIVEN_BACK * GIVEN_BACK
         if done > self.freed:
-            for mapped in (self.place.tokens, self.place.predicted):
+            for mapped in (self.part.tokens, self.part.predicted):
                 memory: object = None if mapped is None else mapped.base
                 if mapped is not None and isinstance(memory, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
                     size = mapped.itemsize

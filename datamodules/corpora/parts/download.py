@@ -40,7 +40,7 @@ class Download(TypedDict):
 
 
 def local_copy(corpus: Corpus, folder: Path, store: Path) -> Corpus | None:
-    """Return a corpus with the copy in the store in the place of the hub; None if there is none. Raises DamageError."""
+    """Return a corpus that is read from its copy in the store, not from the hub; None without a copy. Raises DamageError."""
     if not is_on_hub(corpus, folder):
         return None
     place = _place(corpus, store)

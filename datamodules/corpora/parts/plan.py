@@ -30,7 +30,7 @@ ASSEMBLY = "assemble"
 
 @dataclass(frozen=True)
 class CutCorpus:
-    """A corpus of a study, cut into parts, which a tokeniser is to encode."""
+    """A corpus of a study, cut into parts for one tokeniser."""
 
     name: str
     corpus: Corpus
@@ -84,7 +84,7 @@ Cuts = Mapping[str, tuple[CutCorpus, tuple[int, ...]]]
 def cut_corpora(file: StudyFile, store: Path, packings: Sequence[tuple[str, int]], tokenizer: str) -> Cuts:
     """Cut corpora of a study; those of one part are left out, as are those of the hub that are not in the store.
 
-    None is cut if held-out splits must be read from the hub, as processes that put parts together have no network.
+    No corpus is cut if held-out splits must be read from the hub: processes that put parts together have no network.
 
     packings: names and sequence lengths.
     """
@@ -93,7 +93,7 @@ def cut_corpora(file: StudyFile, store: Path, packings: Sequence[tuple[str, int]
         return found
     for name in dict.fromkeys(name for name, _ in packings):
         corpus = pinned_corpus(file, name, store)
-        # Near copies are found in the text, of which parts keep the tokens alone. Pairs are kept apart.
+        # Near copies are found in texts, and parts keep only tokens. Parts of pairs do not exist.
         if not is_on_hub(corpus, file.folder) and corpus.dedupe != "near" and not corpus.is_pairs:
             cut = cut_corpus(file, name, tokenizer, corpus)
             if len(cut.cut.parts) > 1:

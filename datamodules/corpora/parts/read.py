@@ -7,7 +7,7 @@ from pathlib import Path
 from retain.datamodules.corpora.documents import counted, read_documents, read_shard
 from retain.datamodules.corpora.find import shown
 from retain.datamodules.corpora.parts.cut import Part, Piece
-from retain.datamodules.corpora.reading.files import documents_of, file_format, joined, naming_file
+from retain.datamodules.corpora.reading.files import documents_of, file_format, naming_file, record_documents
 from retain.datamodules.corpora.reading.json_records import jsonl_records
 from retain.datamodules.corpora.reading.tables import parquet_records
 from retain.datamodules.corpora.reading.tally import Tally
@@ -21,7 +21,7 @@ from retain.sweeps.schema.corpora import Corpus
 def part_documents(
     corpus: Corpus, folder: Path, part: Part, shards: int, chat: ChatTemplate | None = None, tally: Tally | None = None
 ) -> Iterator[Document]:
-    """Yield the documents of a part, and empty text in the place of null and empty ones.
+    """Yield the documents of a part, and empty text instead of null and empty ones.
 
     shards: the number of all shards of the source. tally: counts what is skipped or replaced, as `read_documents` does.
     Raises StudyError that names file and line, MissingResourceError, also if a file has changed since the source was cut.
@@ -48,7 +48,7 @@ def _piece_documents(piece: Piece, reader: RecordReader, separator: str | None) 
     path = Path(piece.file)
     if piece.unit == "rows":
         groups = range(piece.begin, piece.end)
-        yield from joined(parquet_records(path, shown(path), reader.fields, reader.check, groups), reader)
+        yield from record_documents(parquet_records(path, shown(path), reader.fields, reader.check, groups), reader)
     elif piece.unit == "file":
         yield from documents_of(path, file_format(path), reader, separator)
     else:
@@ -64,7 +64,7 @@ def _piece_documents(piece: Piece, reader: RecordReader, separator: str | None) 
 def _line_documents(piece: Piece, reader: RecordReader, first: int | None = None) -> Iterator[Document | None]:
     number = first if first is not None else 1 if piece.begin == 0 else 2  # only a first line may begin an array
     with _lines_of(piece.file, piece.begin, piece.end) as stream:
-        yield from joined(jsonl_records(stream, shown(piece.file), number), reader)
+        yield from record_documents(jsonl_records(stream, shown(piece.file), number), reader)
 
 
 def _lines_before(piece: Piece) -> int:

@@ -5,7 +5,7 @@
     predicted.bin   for each token whether it is predicted, one byte each; only of a corpus with a mask
     part.json       what the files are, with their SHA-256
 
-A part that proved to be beyond the budget of its corpus has one file instead, unneeded.json, which says so.
+A part that proved to be beyond the budget of its corpus has only the file unneeded.json.
 
 A document without tokens is empty, or a copy of an earlier one of the part: it only holds a place, as documents of several
 streams are read in turn.

@@ -43,7 +43,7 @@ def pack_pairs(
     """Tokenise and pack pairs into a new `folder`; memory is constant except for 8 bytes a pair.
 
     documents: pairs. tokens: the budget of the training split, of the sequences with both responses; reading stops when it is
-    reached. None for all pairs. tally: as of `packing.pack`. Exact duplicates are dropped, and pairs with equal responses.
+    reached. None for all pairs. tally: as in `packing.pack`. Exact duplicates are dropped, and pairs with equal responses.
     """
     tally = tally or Tally()
     folder.mkdir(parents=True)

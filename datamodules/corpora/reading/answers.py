@@ -44,7 +44,7 @@ class Answer:
 
 
 def kept_answer(path: Path) -> Answer | None:
-    """Return the answer that was noted at a path; None if there is none that can be read, as of another user's."""
+    """Return the answer that was noted at a path; None if there is none, or this user may not read it."""
     try:
         return _read(path)
     except (FileNotFoundError, DamageError):

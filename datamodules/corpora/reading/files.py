@@ -113,18 +113,18 @@ def documents_of(path: SourceFile, form: str, reader: RecordReader, separator: s
     if form in ("parquet", "arrow"):
         with _seekable(path) as file:
             if form == "parquet":
-                yield from joined(parquet_records(file, name, reader.fields, reader.check), reader)
+                yield from record_documents(parquet_records(file, name, reader.fields, reader.check), reader)
             else:
-                yield from joined(arrow_records(file, name, reader.check), reader)
+                yield from record_documents(arrow_records(file, name, reader.check), reader)
     else:
         with open_text(path) as stream:
             if form == "text":
                 yield from text_documents(checked_blocks(stream, name), separator)
             elif form == "csv":
-                yield from joined(csv_records(checked_lines(stream, name), name, reader.fields), reader)
+                yield from record_documents(csv_records(checked_lines(stream, name), name, reader.fields), reader)
             else:
                 records = json_records(stream, name) if form == "json" else jsonl_records(stream, name)
-                yield from joined(records, reader)
+                yield from record_documents(records, reader)
 
 
 def _seekable(path: SourceFile) -> AbstractContextManager[BinaryIO]:
@@ -132,7 +132,7 @@ def _seekable(path: SourceFile) -> AbstractContextManager[BinaryIO]:
     return path.seekable() if isinstance(path, RemoteFile) else path.open("rb")
 
 
-def joined(records: Iterable[tuple[str, object]], reader: RecordReader) -> Iterator[Document | None]:
+def record_documents(records: Iterable[tuple[str, object]], reader: RecordReader) -> Iterator[Document | None]:
     """Yield the document of each record, given with its place; None for a record whose text is null."""
     for where, record in records:
         yield document_of(reader, record, where)

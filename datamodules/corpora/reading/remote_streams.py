@@ -67,7 +67,7 @@ class _Answer:
     begin: int
     """The place of the first byte in the file."""
     total: int | None
-    """Bytes of the whole file; None if they are sent in chunks, of which the last says that it is."""
+    """Bytes of the whole file; None if they are sent in chunks: the last one is marked as such."""
     version: str
     """A strong etag, or the time of modification; empty if the server gives neither."""
     encoding: str

@@ -25,7 +25,7 @@ FILES = ("json", "csv", "parquet", "text", "arrow")
 FUNCTION, FOLDER = "!function", "folder"
 """The mark of a function in a stored definition, and the folder of its module in the store."""
 LOWER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter"}
-"""The harness's metrics of which lower is better, if a task does not say it."""
+"""The harness's metrics for which lower is better, unless a task says otherwise."""
 METRICS = {
     "loglikelihood": ("perplexity", "acc"),
     "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
@@ -274,7 +274,5 @@ def absent_data(data: str | None) -> str:
         siblings = place.parent.iterdir() if place.parent.is_dir() else ()
         if any(one.name.lower() == place.name.lower() for one in siblings):  # datasets changes some letters
             return ""
-    where = " or ".join(shown(place) for place in places)
-    return (
-        f"its data set {data} is not on this machine, neither as {where.replace(' or ', ' nor as ')}" if places else ""
-    )
+    where = " nor as ".join(map(shown, places))
+    return f"its data set {data} is not on this machine, neither as {where}" if places else ""

@@ -34,7 +34,7 @@ def print_submission(submission: "Submitted", retry: str, cancel: str = "", watc
     stages = sum(len(job.keys) for job in submission.jobs) - measured - preparing
     runs = [counted(preparing, "run that prepares data", "runs that prepare data")] if preparing else []
     runs += [counted(stages, "stage")] if stages or not preparing else []
-    runs += [*([counted(measured, "evaluation")] if measured else [])]
+    runs += [counted(measured, "evaluation")] if measured else []
     print_line(console, f"{' and '.join(runs)} submitted in {counted(len(submission.jobs), 'job')}")
     outdated = f"queued with other resources than the study asks for now: {cancel} && {retry}"
     lines = (

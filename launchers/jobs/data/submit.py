@@ -11,7 +11,7 @@ from typing import Any
 from retain.datamodules.corpora.parts.budget import needed_parts
 from retain.datamodules.corpora.parts.plan import Cuts
 from retain.datamodules.corpora.reading.report import Report
-from retain.launchers.jobs.resources import UNMEASURED_MINUTES, driver_minutes
+from retain.launchers.jobs.resources import UNMEASURED_MINUTES, minutes_allowed
 from retain.launchers.kinds import CONTINUE, described
 from retain.launchers.planning.preparation import Preparation, record_runs
 from retain.launchers.planning.register import installed_versions
@@ -78,7 +78,7 @@ class JobsForData:
             while not run.is_done():
                 try:
                     with run.log.open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-                        make_attempt(store, key, Ranks(0, 1), StopRequest())
+                        make_attempt(store, key, Ranks(), StopRequest())
                 except StageFailedError as error:
                     if error.failure == RECIPE:
                         raise StudyError(str(error).removeprefix(f"{RECIPE}: ")) from error
@@ -98,7 +98,7 @@ def in_turns(keys: Sequence[str], pack: int) -> list[str]:
 def data_execution(file: StudyFile, site: Site | None, parts: int) -> dict[str, Any]:
     """The field `execution` of runs that prepare data. parts: their number, which the jobs of an array share."""
     own = file.study.execution.of_data(site, site.data if site else None)
-    minutes = driver_minutes(own, site, UNMEASURED_MINUTES, file.path.name)
+    minutes = minutes_allowed(own, site, UNMEASURED_MINUTES, file.path.name)
     slurm = own.slurm.model_copy(update={"minutes": minutes})
     pack = max(1, math.ceil(parts / slurm.at_a_time))
     return own.model_copy(update={"threads": slurm.cpus, "pack": pack, "slurm": slurm}).model_dump(mode="json")

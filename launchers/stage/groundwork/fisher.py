@@ -21,8 +21,8 @@ from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import begin_on_one_process
 from retain.lightning_modules.anchors.fisher import add_squares, information_per_token, no_squares
-from retain.lightning_modules.compiled import attend_in_fp32, deterministic_kernels
-from retain.lightning_modules.models import load_model, on_device
+from retain.lightning_modules.compiled import deterministic_kernels
+from retain.lightning_modules.models import load_model
 from retain.lightning_modules.objective import predictions
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.state import FISHER_FILE, Progress
@@ -50,9 +50,7 @@ def attempt(context: AttemptContext) -> None:
         )
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
-    model = on_device(load_model(stage.model), machine.device)
-    if machine.bf16 and not machine.gpu:
-        attend_in_fp32(model)
+    model = machine.receive(load_model(stage.model))
     weights = sum(one.numel() for one in model.parameters())
     check_room(run.folder, 2 * BYTES_PER_VALUE * weights + SMALL_FILES)
     squares = no_squares(model)

@@ -28,8 +28,8 @@ from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.choose_numerics import Machine, begin_on_one_process
-from retain.lightning_modules.compiled import attend_in_fp32, deterministic_kernels, uncompiled
-from retain.lightning_modules.models import load_model, on_device
+from retain.lightning_modules.compiled import deterministic_kernels, uncompiled
+from retain.lightning_modules.models import load_model
 from retain.lightning_modules.preferences.dpo import log_probabilities
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.state import REFERENCE_FILE, Progress
@@ -101,10 +101,8 @@ def _start(context: AttemptContext, machine: Machine) -> tuple[PreTrainedModel, 
     else:
         folder, within = checkpoint_folder(store.root, recipe["model"]["start"]), "documents" in recipe
     tokenizer = stored_tokenizer(store.root, context.spec["tokenizer"])
-    model = on_device(load_model(folder), machine.device)
+    model = machine.receive(load_model(folder))
     model.train(False)
-    if machine.bf16 and not machine.gpu:
-        attend_in_fp32(model)
     return model, tokenizer.end_id if within else None
 
 

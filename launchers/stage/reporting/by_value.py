@@ -33,7 +33,7 @@ def split_labels(store: Path, corpus: str, fingerprint: str | None, half: str | 
 def loss_fields(found: HeldoutLoss, labels: SplitLabels | None) -> dict[str, Any]:
     """The loss on a split in nats per token, with the number of tokens, and the same for each value.
 
-    A value of which the split has no predicted token has no loss.
+    A value without a predicted token in the split has no loss.
     """
     fields: dict[str, Any] = {"loss": found.loss, "tokens": found.tokens}
     if labels is None:

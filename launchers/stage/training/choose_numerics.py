@@ -13,7 +13,8 @@ from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.checkpoints import checkpoint_folders
 from retain.launchers.stage.training.distributed import broadcast
 from retain.launchers.stage.training.numerics import Numerics, differences, recorded_numerics
-from retain.lightning_modules.compiled import why_not_compiled, why_not_flex_attention
+from retain.lightning_modules.compiled import attend_in_fp32, why_not_compiled, why_not_flex_attention
+from retain.lightning_modules.models import on_device
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Machine:
     @property
     def device(self) -> torch.device:
         return torch.device("cuda" if self.gpu else "cpu")
+
+    def receive(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Move a model to the device, ready to be measured in this precision; returns the same model."""
+        if self.bf16 and not self.gpu:
+            attend_in_fp32(model)
+        return on_device(model, self.device)
 
 
 def machine_of(execution: Mapping[str, Any], world: int = 1) -> Machine:

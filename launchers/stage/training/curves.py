@@ -116,7 +116,7 @@ class Curves(Callback):
         return int(-(-tokens // (self.batch * self.length)))
 
     def heldout_loss(self, split: str, step: int) -> float:
-        """The held-out loss after `step` steps, as of `Heldout.loss`, evaluated once and added to its curve."""
+        """The held-out loss after `step` steps, as in `Heldout.loss`, evaluated once and added to its curve."""
         if (step, split) not in self.evaluated:
             began = time.monotonic()
             self.enter("evaluating")

@@ -40,7 +40,7 @@ class HeldoutPairs:
         end_of_text: int | None = None,
         between: Callable[[int], None] = lambda done: None,
     ) -> Preferences:
-        """What a model prefers on the pairs. Arguments as of `heldout_preferences`."""
+        """What a model prefers on the pairs. Arguments as in `heldout_preferences`."""
         return heldout_preferences(
             model,
             self.pairs,

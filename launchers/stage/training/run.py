@@ -128,10 +128,16 @@ def attempt(context: AttemptContext) -> None:
     data = StageData(recipe, context.store.root, ranks.rank, ranks.world, training_reference(context))
     data.next_step = saved.step if saved else 0
     module.masked = data.batches.masked
-    splits, others = _heldout_splits(context)
-    pairs, objective = pairs_to_measure(context), _objective(context)
+    objective = _objective(context)
     heldout = Heldout(
-        *(splits, others, module, machine.bf16, ranks.rank, ranks.world, _labels(context)), pairs, objective
+        *_heldout_splits(context),
+        module,
+        machine.bf16,
+        ranks.rank,
+        ranks.world,
+        labels=_labels(context),
+        pairs=pairs_to_measure(context),
+        objective=objective,
     )
     points = saved.shared["curves"] if saved else None
     curves = Curves(run, heldout, execution["heldout_every"], points, execution.get("log_every"), energy)
@@ -142,11 +148,8 @@ def attempt(context: AttemptContext) -> None:
     resume = Resume(saved, carried, data, curves, best, writer, context.stop, cadence, holds_all=not machine.sharded)
     final = FinalLosses(context, curves, data)
     callbacks = [*([best] if best else []), curves, resume, final]
-    deterministic = numerics.deterministic is not False
-    bf16 = bool(numerics.bf16)
-    trainer = stage_trainer(
-        run.folder, ranks, machine.gpu, bf16, machine.sharded, callbacks, deterministic=deterministic
-    )
+    bf16, deterministic = bool(numerics.bf16), numerics.deterministic is not False
+    trainer = stage_trainer(run.folder, ranks, machine.gpu, bf16, machine.sharded, callbacks, deterministic)
     fit(trainer, module, data)
 
     # 5. Write the result.

@@ -203,7 +203,6 @@ HARMS: dict[str, Callable[[Path], object]] = {
         )
         for content in ("", "null", "[]", "{}", '{"fingerprint": 7}', '{"fingerprint": "x", "facts": []}')
     },
-    "corpora as a file": lambda store: (shutil.rmtree(store / "corpora"), (store / "corpora").write_text("")),
 }
 
 
@@ -215,12 +214,7 @@ def test_damaged_data_is_named_and_prepared_again_with_the_same_fingerprints(
     HARMS[harm](store)
     facts, _ = remembered_facts(file, store)
     assert facts == prepared.facts  # what is trained is found
-    if harm != "corpora as a file":
-        assert verify_store(Store(store), None)[1]
-    else:
-        with pytest.raises(MissingResourceError, match="cannot be written"):
-            prepare(file, store)
-        return
+    assert verify_store(Store(store), None)[1]
     if not harm.startswith("note"):
         with pytest.raises(DamageError) as damaged:
             open_all(store, prepared.facts)
@@ -233,9 +227,18 @@ def test_damaged_data_is_named_and_prepared_again_with_the_same_fingerprints(
     assert not list((store / "building").glob("*"))
 
 
-def test_the_notes_of_a_search_for_prepared_data_are_only_made_once(
-    copied: Copy, monkeypatch: pytest.MonkeyPatch
+def test_a_file_in_the_place_of_the_folder_of_corpora_is_refused_and_what_is_trained_is_found(
+    prepared: Prepared, copied: Copy
 ) -> None:
+    file, store = copied
+    shutil.rmtree(store / "corpora")
+    (store / "corpora").write_text("")
+    assert remembered_facts(file, store)[0] == prepared.facts
+    with pytest.raises(MissingResourceError, match="cannot be written"):
+        prepare(file, store)
+
+
+def test_preparing_prepared_data_again_writes_no_note(copied: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     file, store = copied
     monkeypatch.setattr(preparing, "write_note", lambda *_: pytest.fail("a note was written again"))
     prepare(file, store)

@@ -118,10 +118,12 @@ def test_values_of_a_corpus_on_the_hub_are_read_at_the_commit_that_was_packed(
 
 def test_an_unreachable_hub_is_reported_once_and_within_seconds(tmp_path: Path) -> None:
     study = write_study(tmp_path, {name: {"published": name} for name in PUBLISHED}, {"hf": TOKENIZER})
+    checkpoint = f"model={{hf: {TOKENIZER}, revision: main}}"
     start = time.monotonic()
-    output = retain_json("data", study, "--check", code=3, more={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    output = retain_json("data", study, checkpoint, "--check", code=3, more={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert time.monotonic() - start < 30
     first, *others = [row["problem"] for row in output["checks"]]
+    assert [row["name"] for row in output["checks"][:2]] == ["model", "tokenizer"]
     assert "the hub does not answer" in first
     assert set(others) == {"not checked, because the hub does not answer (see above)"}
 

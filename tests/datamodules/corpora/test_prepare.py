@@ -15,7 +15,7 @@ from retain.datamodules.corpora.prepared import packed_corpus, packed_problem
 from retain.datamodules.corpora.tokenizer import train_tokenizer
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.processes.names import process_name
-from retain.sweeps.schema.read import StudyFile, read_study
+from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.tree import expand
 from tests.conftest import Prepared
@@ -47,10 +47,6 @@ def start(
 def waiting(process: subprocess.Popen[str]) -> bool:
     assert process.stdout is not None
     return process.stdout.readline() == "waiting\n"
-
-
-def prepare_quietly(file: StudyFile, store: Path) -> Facts:
-    return prepare(file, store)
 
 
 def fingerprints(facts: Facts) -> list[str]:
@@ -91,7 +87,7 @@ def test_an_unprepared_study_expands_with_provisional_keys(prepared: Prepared, t
 
 def test_fingerprints_do_not_depend_on_paths_times_or_stores(prepared: Prepared, tmp_path: Path) -> None:
     file = read_study(str(tiny_study(tmp_path / "elsewhere" / "deeper")))
-    assert fingerprints(prepare_quietly(file, tmp_path / "store")) == fingerprints(prepared.facts)
+    assert fingerprints(prepare(file, tmp_path / "store")) == fingerprints(prepared.facts)
 
 
 def test_fingerprints_do_not_depend_on_parallelism(prepared: Prepared, tmp_path: Path) -> None:
@@ -128,7 +124,7 @@ def test_a_killed_preparation_leaves_no_partial_data_and_the_next_one_gives_the_
     assert len(list((store / "building").iterdir())) == 1
     for folder in (store / "corpora").glob("*"):
         assert packed_problem(folder) is None
-    assert fingerprints(prepare_quietly(prepared.file, store)) == fingerprints(prepared.facts)
+    assert fingerprints(prepare(prepared.file, store)) == fingerprints(prepared.facts)
     assert list((store / "building").iterdir()) == []
     assert contents(store) == contents(prepared.store)
 
@@ -140,7 +136,7 @@ def test_build_folders_of_dead_processes_are_removed_and_those_of_other_machines
     elsewhere, here = (tmp_path / "building" / f"{name}.999999999.5-ab" for name in ("node7", machine))
     for folder in (elsewhere, here):
         folder.mkdir(parents=True)
-    prepare_quietly(prepared.file, tmp_path)
+    prepare(prepared.file, tmp_path)
     assert elsewhere.is_dir()
     assert not here.exists()
 
@@ -148,10 +144,10 @@ def test_build_folders_of_dead_processes_are_removed_and_those_of_other_machines
 def test_a_changed_corpus_is_prepared_again_and_the_others_keep_their_fingerprints(tmp_path: Path) -> None:
     path = tiny_study(tmp_path / "study", tokenizer={"hf": "tok"})
     train_tokenizer(documents_of("general"), 320).save(tmp_path / "study" / "tok")
-    before = prepare_quietly(read_study(str(path)), tmp_path / "store")
+    before = prepare(read_study(str(path)), tmp_path / "store")
     write_corpus(tmp_path / "study", "music", count=300)
     assert not known_facts(read_study(str(path)), tmp_path / "store").prepared
-    after = prepare_quietly(read_study(str(path)), tmp_path / "store")
+    after = prepare(read_study(str(path)), tmp_path / "store")
     changed = [name for name in before.corpora if before.corpora[name] != after.corpora[name]]
     assert changed == [("music", 32)]
     assert after.tokenizer == before.tokenizer
@@ -159,18 +155,18 @@ def test_a_changed_corpus_is_prepared_again_and_the_others_keep_their_fingerprin
 
 def test_a_trained_tokeniser_changes_with_its_corpora(tmp_path: Path) -> None:
     path = tiny_study(tmp_path / "study")
-    before = prepare_quietly(read_study(str(path)), tmp_path / "store")
+    before = prepare(read_study(str(path)), tmp_path / "store")
     write_corpus(tmp_path / "study", "music", count=300)
-    after = prepare_quietly(read_study(str(path)), tmp_path / "store")
+    after = prepare(read_study(str(path)), tmp_path / "store")
     assert after.tokenizer != before.tokenizer
 
 
 def test_another_end_of_text_token_changes_the_fingerprints_of_tokeniser_and_corpora(tmp_path: Path) -> None:
     path = tiny_study(tmp_path / "study", tokenizer={"hf": "tok"})
     train_tokenizer(documents_of("general"), 320).save(tmp_path / "study" / "tok")
-    before = prepare_quietly(read_study(str(path)), tmp_path / "store")
+    before = prepare(read_study(str(path)), tmp_path / "store")
     (tmp_path / "study" / "tok" / "tokenizer_config.json").write_text('{"eos_token": "!"}')
-    after = prepare_quietly(read_study(str(path)), tmp_path / "store")
+    after = prepare(read_study(str(path)), tmp_path / "store")
     assert after.tokenizer != before.tokenizer
     assert not {corpus.fingerprint for corpus in after.corpora.values()} & {
         corpus.fingerprint for corpus in before.corpora.values()
@@ -188,7 +184,7 @@ def test_missing_files_of_a_local_tokeniser_are_named(tmp_path: Path) -> None:
 
 def test_every_sequence_length_of_the_grid_is_prepared(tmp_path: Path) -> None:
     file = read_study(str(tiny_study(tmp_path / "study", grid={"sequence_length": [16, 32]})))
-    facts = prepare_quietly(file, tmp_path / "store")
+    facts = prepare(file, tmp_path / "store")
     assert {length for _, length in facts.corpora} == {16, 32}
     for (_, length), corpus in facts.corpora.items():
         assert packed_corpus(tmp_path / "store", corpus.fingerprint).sequences("train").shape[1] == length
@@ -198,7 +194,7 @@ def test_a_corpus_deleted_from_the_store_is_prepared_again(prepared: Prepared, t
     store = shutil.copytree(prepared.store, tmp_path / "store")
     shutil.rmtree(store / "corpora" / prepared.facts.corpora["music", 32].fingerprint)
     assert not known_facts(prepared.file, store).prepared
-    assert prepare_quietly(prepared.file, store) == prepared.facts
+    assert prepare(prepared.file, store) == prepared.facts
 
 
 def test_a_corpus_missing_from_the_store_is_named_with_the_cure(tmp_path: Path) -> None:
@@ -238,7 +234,7 @@ def test_errors_of_preparation_name_the_field_and_the_cure(
 ) -> None:
     file = read_study(str(tiny_study(tmp_path / "study", **overrides)))
     with pytest.raises(error, match=message):
-        prepare_quietly(file, tmp_path / "store")
+        prepare(file, tmp_path / "store")
 
 
 def test_an_unwritable_store_is_named_with_the_cure(prepared: Prepared, tmp_path: Path) -> None:
@@ -247,13 +243,13 @@ def test_an_unwritable_store_is_named_with_the_cure(prepared: Prepared, tmp_path
         MissingResourceError,
         match=r"store: cannot be written .*; choose another store with --store",
     ):
-        prepare_quietly(prepared.file, tmp_path / "store")
+        prepare(prepared.file, tmp_path / "store")
 
 
 def test_a_corpus_too_small_for_its_budget_is_refused_once_it_is_prepared(tmp_path: Path) -> None:
     file = read_study(str(tiny_study(tmp_path / "study", **{"pretrain.tokens": "1M"})))
     assert expand(file, known_facts(file, tmp_path / "store")).provisional
-    facts = prepare_quietly(file, tmp_path / "store")
+    facts = prepare(file, tmp_path / "store")
     with pytest.raises(
         StudyError,
         match=r"tiny\.yaml: pretrain\.tokens: 1,000,000 tokens exceed the training split of corpus general, which",
@@ -266,7 +262,7 @@ def test_a_corpus_that_is_too_small_says_what_it_was_read_as(tmp_path: Path) -> 
     with pytest.raises(
         StudyError, match=r"\(it has 1 document; .* one, unless corpora\.general\.separator divides it\)"
     ):
-        expand(file, prepare_quietly(file, tmp_path / "store"))
+        expand(file, prepare(file, tmp_path / "store"))
 
 
 @pytest.mark.parametrize(
@@ -278,4 +274,4 @@ def test_an_empty_held_out_split_is_refused_once_it_is_prepared(use: dict[str, A
     own = {"files": "music.jsonl", "heldout": 1e-12}
     file = read_study(str(tiny_study(tmp_path / "study", **{"corpora.own": own} | use)))
     with pytest.raises(StudyError, match=r"tiny\.yaml: corpora\.own\.heldout: the held-out split would be empty"):
-        expand(file, prepare_quietly(file, tmp_path / "store"))
+        expand(file, prepare(file, tmp_path / "store"))

@@ -128,7 +128,6 @@ def test_a_tokeniser_that_cannot_be_downloaded_is_named_with_the_cure(tmp_path: 
 def test_documents_are_encoded_in_order() -> None:
     documents = documents_of("general", 500)
     assert TRAINED.encode(documents) == [TRAINED.encode([document])[0] for document in documents]
-    assert isinstance(TRAINED, Tokenizer)
 
 
 def test_a_tokeniser_whose_ids_have_a_gap_has_room_for_its_largest_id(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import yaml
 
 from retain.datamodules.order.batches import recipe_digest
 from retain.datamodules.order.digest import as_text
-from retain.launchers.planning.evaluations import heldout_tokens
 from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register, register_evaluations
 from retain.launchers.stage.on_end import begin_launch
@@ -46,7 +45,7 @@ def make_model_place(folder: Path) -> Place:
     study.write_text(yaml.safe_dump({name: value for name, value in fields.items() if name not in left_out}))
     opened = prepare_study(str(study), (), folder / "runs")
     register(opened.tree, opened.file, opened.facts, opened.store)
-    evaluations = asked_evaluations(opened.tree, heldout_tokens(opened.facts))
+    evaluations = asked_evaluations(opened.tree, opened.facts.heldout_tokens)
     register_evaluations(evaluations, opened.tree, opened.file, opened.facts, opened.store)
     (evaluated,), (first, decay) = evaluations, opened.tree.trials[0].path
     run = opened.store.run(first)

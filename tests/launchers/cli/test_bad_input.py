@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from retain.launchers.cli.app import main
+from tests.results.runs import registered
 from tests.retain import retain_here
 from tests.studies import linear_study, tiny_study
 
@@ -94,15 +95,45 @@ def assert_one_sentence(stderr: str, words: list[str]) -> None:
         (["submit", "--launcher", "local", "--json"], ["--json", "--launcher local"]),
         (["submit", "--launcher", "local", "--site", "north"], ["--site north", "--launcher local"]),
         (["data", "--site", "north"], ["--site north", "--launcher local"]),
+        (["data", "--check", "--download-only"], ["--check: cannot be combined with --download-only"]),
+        (["data", "--check", "--show", "music"], ["--check: cannot be combined with --show"]),
+        (["data", "--download-only", "--show", "music"], ["--download-only: cannot be combined with --show"]),
+        (["data", "--check", "--launcher", "slurm"], ["--check: cannot be combined with --launcher slurm"]),
+        (["data", "--show", "music", "--launcher", "slurm"], ["--show: cannot be combined with --launcher slurm"]),
         (["drill", "--site", "north"], ["--site north", "--launcher local"]),
         (["search", "--site", "north"], ["--site north", "--launcher ray"]),
+        (["retry", "--site", "north"], ["--site north", "needs SLURM"]),
     ],
     ids=lambda given: " ".join(given),
 )
 def test_an_option_that_would_do_nothing_is_refused(
-    arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # without SLURM
     verb, *options = arguments
     assert main([verb, str(linear_study(tmp_path)), "--store", str(tmp_path / "runs"), *options]) == 2
     assert_one_sentence(capsys.readouterr().err, words)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["retry", "--site", "north"], ["--site north", "of a study"]),
+        (["retry", "finetune.lr=1"], ["finetune.lr=1: overrides change a study"]),
+        (["cancel", "finetune.lr=1"], ["finetune.lr=1: overrides change a study"]),
+    ],
+    ids=lambda given: " ".join(given),
+)
+def test_what_can_only_be_asked_of_a_study_is_refused_for_a_run(
+    arguments: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, store = registered(tmp_path / "runs")
+    verb, *more = arguments
+    assert main([verb, tree.trials[0].leaf, *more, "--store", str(store.root)]) == 2
+    assert_one_sentence(capsys.readouterr().err, words)
+    assert {run.state().state for run in store.runs()} == {"planned"}

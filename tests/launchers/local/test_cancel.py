@@ -13,8 +13,7 @@ from retain.launchers.stage import linear
 from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
-from tests.launchers.local.test_run import wait_until
-from tests.retain import retain_here, start, train_here
+from tests.retain import retain_here, start, train_here, wait_until
 from tests.studies import SECOND, linear_study, tiny_study
 
 LONG = {"posttrain.tokens": 20_480, "posttrain.max_tokens": 61_440, "grid": {"pretrain.exposure": [0, 1]}}

@@ -9,8 +9,7 @@ import pytest
 
 from retain.results.store.runs import Store
 from tests.disks import small_disk_at
-from tests.launchers.local.test_run import wait_until
-from tests.retain import retain, start, weights
+from tests.retain import retain, start, wait_until, weights
 from tests.studies import tiny_study
 
 

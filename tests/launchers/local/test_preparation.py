@@ -253,7 +253,7 @@ def test_a_full_disk_keeps_what_is_whole_and_a_larger_one_continues(tmp_path: Pa
     assert fingerprint(document) == calm(study, tmp_path / "calm")
 
 
-def test_a_bad_line_is_named_and_only_its_part_is_made_again(tmp_path: Path) -> None:
+def test_a_bad_line_of_a_part_is_named_by_its_number_in_the_whole_file_with_the_cure(tmp_path: Path) -> None:
     study, store = large_study(tmp_path / "study", tokenizer={"hf": "tok"}), tmp_path / "runs"
     own_tokenizer(tmp_path / "study")
     file = tmp_path / "study" / "music.jsonl"

@@ -1,15 +1,13 @@
 """`retain run` with real processes that are really killed."""
 
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from retain.results.store.runs import Store
 from tests.conftest import Trained
-from tests.retain import losses, retain, retain_here, retain_json, start, train_here, weights
+from tests.retain import losses, retain, retain_here, retain_json, start, train_here, wait_until, weights
 from tests.studies import SECOND, linear_study, tiny_study
 
 
@@ -110,15 +108,3 @@ def test_two_ranks_see_the_same_data_and_reach_the_same_losses_as_one(trained: T
         for split, loss in one[key]["splits"].items():
             assert two[key]["splits"][split]["tokens"] == loss["tokens"]
             assert two[key]["splits"][split]["loss"] == pytest.approx(loss["loss"], abs=2e-3)
-
-
-def wait_until(condition: object, process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
-    """Wait for a condition, or fail with the output of the process."""
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited for {seconds} s")
-        if process is not None and process.poll() is not None:
-            raise AssertionError(f"it ended first: {process.communicate()}")
-        time.sleep(0.05)

@@ -15,7 +15,7 @@ import pytest
 from retain.launchers.stage.log import STOPPED
 from retain.launchers.stage.training.numerics import Numerics, record_numerics, recorded_numerics
 from retain.results.store.runs import Store
-from tests.launchers.stage.test_sharding import of_stage, set_back
+from tests.results.runs import of_stage, set_back
 from tests.retain import losses, train_here, weights
 from tests.studies import leave_out, tiny_study
 

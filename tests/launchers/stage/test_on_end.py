@@ -54,7 +54,7 @@ def registered(tmp_path: Path, told: Path) -> tuple[Store, Tree]:
     return opened.store, opened.tree
 
 
-def end(store: Store, keys: list[str]) -> None:
+def fail(store: Store, keys: list[str]) -> None:
     for key in keys:
         run = store.run(key)
         run.begin(os.getpid())
@@ -115,7 +115,7 @@ def test_a_slow_command_is_stopped(
     store, tree = registered
     monkeypatch.setattr(on_end, "LONGEST_S", 0.2)
     begin_launch(store, tree, f"sleep 20; echo late >> {told}")
-    end(store, list(tree.stages)[:1])
+    fail(store, list(tree.stages)[:1])
     tell_ended(store, list(tree.stages)[:1], {})
     assert "execution.on_end of linear was stopped, as it took more than 0 s" in capsys.readouterr().err
     assert not told.exists()
@@ -124,14 +124,14 @@ def test_a_slow_command_is_stopped(
 def test_jobs_that_end_at_the_same_time_tell_the_end_once(registered: tuple[Store, Tree], told: Path) -> None:
     store, tree = registered
     root = next(iter(tree.stages))
-    end(store, [root])
+    fail(store, [root])
     with ThreadPoolExecutor(8) as jobs:
         list(jobs.map(lambda _: tell_ended(store, [root], ON_SLURM), range(16)))
     assert lines(told) == ["study linear 0 1 6 0"]
     # Retried, it tells its end again.
     store.run(root).retry()
     renew_launches(store, [root])
-    end(store, [root])
+    fail(store, [root])
     tell_ended(store, [root], ON_SLURM)
     assert lines(told) == ["study linear 0 1 6 0"] * 2
 
@@ -163,7 +163,7 @@ def test_the_last_command_of_a_job_tells_a_failed_branch_and_then_the_end(
         submission = new_submission([key])
         write_submission(store, submission)
         store.run(key).queue(submission.token)
-        end(store, [key])
+        fail(store, [key])
         for _ in range(2):
             assert epilogue.main([str(store.root), submission.token]) == 0
         assert len(lines(told)) == number + 1
@@ -176,7 +176,7 @@ def test_a_failed_estimate_for_an_anchor_cuts_only_the_stages_that_need_it(tmp_p
     begin_launch(store, tree, LINE.format(told=told))
     (estimate,) = (key for key, stage in tree.stages.items() if stage.stage == "fisher")
     finish_all(tree, store, lambda stage: stage in ("pretrain", "posttrain"))
-    end(store, [estimate])
+    fail(store, [estimate])
     tell_ended(store, [estimate], {})
     finish(store.run(tree.trials[0].leaf))
     tell_ended(store, [tree.trials[0].leaf], {})
@@ -189,7 +189,7 @@ def test_a_run_that_another_job_will_retry_has_not_ended(registered: tuple[Store
     first, second = [key for key in below if tree.stages[key].parent == root]
     store.run(root).begin(os.getpid())
     store.run(root).finish(None, {})
-    end(store, [first])
+    fail(store, [first])
     store.run(second).begin(os.getpid())
     store.run(second).fail("Connection reset", "node or network")
     tell_ended(store, [first], ON_SLURM)

@@ -18,9 +18,18 @@ from hypothesis import strategies as st
 from retain.launchers.checks.drill import compare, curve_points
 from retain.launchers.planning.opened_study import open_study
 from retain.results.store.runs import Run, Store
-from tests.launchers.local.test_run import wait_until
 from tests.results.runs import put_state
-from tests.retain import losses, retain_here, retain_json, start, stop_here, train_here, train_killed, weights
+from tests.retain import (
+    losses,
+    retain_here,
+    retain_json,
+    start,
+    stop_here,
+    train_here,
+    train_killed,
+    wait_until,
+    weights,
+)
 from tests.studies import tiny_study
 
 LONG: dict[str, Any] = {

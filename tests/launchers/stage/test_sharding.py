@@ -1,7 +1,6 @@
 """The 1B model's layout, made narrow, held in parts by two and four processes as 1B is by GPUs."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from retain.datamodules.order.stage_data import heldout_sequences
 from retain.launchers.checks.verify import verify_store
 from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.export import export_run
-from retain.results.store.runs import Run, Store
+from retain.results.store.runs import Store
 from retain.sweeps.schema.models import PRESETS, Architecture, parameters
-from tests.results.runs import put_state
+from tests.results.runs import of_stage, set_back
 from tests.retain import losses, train_here, weights
 from tests.studies import tiny_study
 
@@ -60,20 +59,6 @@ def trained_by(devices: int, study: Path, store: Path, *overrides: str) -> Path:
     states = train_here(study, store, f"execution.devices={devices}", "execution.strategy=fsdp", *overrides)
     assert {state.state for state in states.values()} == {"done"}
     return store
-
-
-def of_stage(store: Path, stage: str) -> Run:
-    return next(run for run in Store(store).runs() if run.spec()["stage"] == stage)
-
-
-def set_back(run: Run) -> int:
-    """Make a done run one that was stopped at its last kept state; the tokens that it had seen by then."""
-    shutil.rmtree(run.model)
-    (run.folder / "losses.json").unlink()
-    put_state(run, replace(run.state(), state="planned", checksums={}))
-    recipe = run.spec()["recipe"]
-    step = int(max(run.checkpoint.glob("step-*")).name.removeprefix("step-"))
-    return step * int(recipe["batch"] * recipe["sequence_length"])
 
 
 def assert_same_training(store: Path, reference: Path) -> None:

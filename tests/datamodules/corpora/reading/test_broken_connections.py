@@ -17,10 +17,15 @@ from tests.datamodules.corpora.reading.test_odd_files import lines, parquet, rea
 
 TEXTS = [f"document {number} of a corpus" for number in range(20_000)]
 BODY = lines(*TEXTS)
-PACKED = {".jsonl": BODY, ".jsonl.gz": gzip.compress(BODY, 1), ".jsonl.zst": zstandard.compress(BODY)}
+PACKED = {
+    ".jsonl": BODY,
+    ".jsonl.gz": gzip.compress(BODY, 1),
+    ".jsonl.zst": zstandard.compress(BODY),
+    ".jsonl.bz2": bz2.compress(BODY),
+    ".parquet": parquet({"text": TEXTS}),
+}
 READ_BY_THEN_S = 0.5
-"""Seconds in which the half of a file is read."""
-PACKED |= {".jsonl.bz2": bz2.compress(BODY), ".parquet": parquet({"text": TEXTS})}
+"""Seconds in which half of a file is read."""
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ class Site:
     folder: Path
     """What the server serves."""
     statuses: dict[str, int] = field(default_factory=dict)
-    """What the server answers for a file in the place of the file."""
+    """What the server answers instead of a file."""
     broken: list[str] = field(default_factory=list)
     """The paths that are answered by breaking the connection."""
     asked: list[str] = field(default_factory=list)

@@ -28,7 +28,7 @@ from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.runs import Run, Store
 from retain.sweeps.base.files import write_json
 from tests.families import CONFIGS, tiny_model
-from tests.launchers.stage.test_sharding import of_stage, set_back
+from tests.results.runs import of_stage, set_back
 from tests.retain import losses, retain_json, train_here, weights
 from tests.studies import leave_out, tiny_study
 
@@ -88,7 +88,7 @@ def copied(store: Path, folder: Path) -> Path:
 
 
 def fresh(measured: tuple[Path, Path], folder: Path, **seconds: float) -> Path:
-    """A store with the data and the speeds of another, `seconds` in the place of its own, and no runs."""
+    """A store with the data and the speeds of another, `seconds` in place of some of these, and no runs."""
     store = folder / "runs"
     shutil.copytree(measured[1], store, symlinks=True)
     for run in [of_stage(store, "pretrain"), of_stage(store, "finetune")]:

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from retain.results.store.runs import Store
-from tests.launchers.stage.test_sharding import of_stage, set_back
+from tests.results.runs import of_stage, set_back
 from tests.retain import losses, train_here, weights
 from tests.studies import tiny_study
 

@@ -16,7 +16,7 @@ from retain.lightning_modules.models import load_model
 from retain.lightning_modules.objective import heldout_loss
 from retain.results.store.curves import read_curves
 from retain.results.store.runs import Store
-from tests.launchers.stage.test_sharding import of_stage, set_back
+from tests.results.runs import of_stage, set_back
 from tests.retain import losses, retain_here, train_here, train_killed, weights
 from tests.studies import documents_of, tiny_study
 

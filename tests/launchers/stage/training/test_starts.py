@@ -16,7 +16,7 @@ from retain.launchers.checks.verify import verify_store
 from retain.results.store.export import export_run
 from retain.results.store.runs import Run, Store
 from tests.families import tiny_checkpoint, tiny_tokenizer
-from tests.launchers.stage.test_sharding import set_back
+from tests.results.runs import set_back
 from tests.retain import losses, retain, stages_of, train_here, weights
 from tests.studies import leave_out, tiny_study
 
