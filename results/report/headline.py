@@ -9,7 +9,15 @@ from retain.results.analysis.axes import METHOD, SIZE, axis_names, grouped, seed
 from retain.results.analysis.axis_effects import AxisEffect
 from retain.results.analysis.effects import effect_of
 from retain.results.analysis.loss_planes import L_IM, L_RET, has_losses, matched_rows, means_by_seed
-from retain.results.analysis.methods import PIPELINES, names_pipeline, pipeline_of, setting_axes, setting_name
+from retain.results.analysis.methods import (
+    PIPELINES,
+    names_pipeline,
+    pipeline_axes,
+    pipeline_of,
+    setting_axes,
+    setting_name,
+    with_pipelines,
+)
 from retain.results.claims.judging import Verdict
 from retain.results.figures.paper import method_title
 from retain.results.figures.style import COLOURS, LineStyle, line_styles, style_at
@@ -74,6 +82,7 @@ class KeptGroup:
 
 def kept_groups(rows: Sequence[Row]) -> tuple[KeptGroup, ...]:
     """What each method, or else exposure, had learned and what fine-tuning left; empty if no trial has both losses."""
+    rows = with_pipelines(rows)
     naming = _naming_axes(rows)
     found = []
     names = list(dict.fromkeys(setting_name(row, naming) for row in rows))
@@ -130,6 +139,7 @@ def run_names(rows: Sequence[Row]) -> dict[str, str]:
 
     A run that trials share is named by the axes on which they agree, and by the method of the first of them.
     """
+    rows = with_pipelines(rows)
     naming = _naming_axes(rows)
     sharing: dict[str, list[Row]] = {}
     for row in rows:
@@ -188,13 +198,13 @@ def answer(
 
 def _upstream(effects: Sequence[AxisEffect], rows: Sequence[Row]) -> list[AxisEffect]:
     """The effects on L_ret of what is chosen before fine-tuning."""
-    later = stages_after_posttraining(chain_of(rows[0]))
+    later, pipelines = stages_after_posttraining(chain_of(rows[0])), pipeline_axes(rows)
     return [
         one
         for one in effects
         if one.loss == L_RET
         and one.effect.seeds
-        and not names_pipeline(one.axis)
+        and one.axis not in pipelines
         and one.axis.partition(".")[0] not in later
     ]
 
