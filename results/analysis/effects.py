@@ -8,10 +8,12 @@ is exact for normal differences, and wide at two seeds: 12.7 standard errors to 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
 
+from retain.results.analysis.axes import grouped
 from retain.results.analysis.frontiers import height_at, hypervolume, lower_left_hull, pareto_set
 from retain.results.analysis.loss_planes import Points
 
@@ -91,6 +93,16 @@ def tails(t: npt.NDArray[np.float64], freedom: npt.ArrayLike) -> npt.NDArray[np.
     from scipy.special import stdtr
 
     return np.asarray(stdtr(freedom, -t), dtype=np.float64)
+
+
+def over_repetitions(effect: Effect, repetition: Mapping[int, int]) -> Effect:
+    """The effect with the seeds of one repetition averaged. repetition: that of each seed, as of `axes.repetitions`."""
+    by_repetition = grouped(effect.per_seed, lambda seed: repetition.get(seed, seed))
+    if len(by_repetition) == effect.seeds:
+        return effect
+    return effect_of(
+        {one: fmean(effect.per_seed[seed] for seed in own) for one, own in by_repetition.items()}, effect.level
+    )
 
 
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Effect:

@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from retain.results.analysis.axes import EXPOSURE, axis_names, grouped, seed_of, setting
+from retain.results.analysis.axes import EXPOSURE, axis_names, grouped, repetitions, seed_of, setting
 from retain.results.analysis.effects import Effect, effect_of, paired_difference
 from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, Floats, has_losses
-from retain.results.claims.judging import Verdict, judge, subjects
+from retain.results.claims.judging import Verdict, judge, shared_runs, subjects
 from retain.results.store.loss_table import Row
 
 FLAT = 0.25
@@ -26,7 +26,8 @@ class Curves:
     exposures: Floats
     """[k], ascending."""
     losses: Mapping[str, Mapping[int, Floats]]
-    """The curve of each seed, for L_im and L_ret: [k], the loss at each exposure in nats per token."""
+    """The curve of each seed, for L_im and L_ret: [k], the loss at each exposure in nats per token. Seeds that share the
+    compared runs have one curve, their mean."""
     notes: tuple[str, ...]
 
     def about(self, words: str) -> str:
@@ -132,9 +133,16 @@ def _curves(rows: Iterable[Row]) -> Iterator[Curves]:
             notes.append(
                 f"{missing} of {len(settings)} settings (counting seeds) lack a result at some λ and are left out."
             )
-        by_seed = sorted(grouped(whole, lambda own: seed_of(next(iter(own.values())))).items())
+        repetition = repetitions([[own[exposure] for own in whole] for exposure in exposures])
+        notes.append(shared_runs(repetition))
+        by_seed: dict[int, list[dict[float, Row]]] = {}
+        for own in whole:
+            by_seed.setdefault(repetition[seed_of(next(iter(own.values())))], []).append(own)
         losses = {
-            loss: {seed: np.mean([[one[x][loss] for x in exposures] for one in own], axis=0) for seed, own in by_seed}
+            loss: {
+                seed: np.mean([[one[x][loss] for x in exposures] for one in own], axis=0)
+                for seed, own in sorted(by_seed.items())
+            }
             for loss in (L_IM, L_RET)
         }
         yield Curves(subject, np.array(exposures), losses, tuple(notes))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from retain.results.analysis.axes import METHOD, SIZE, axis_names, grouped, seed_axis, seed_of, setting
+from retain.results.analysis.axes import METHOD, SIZE, axis_names, grouped, repetitions, seed_axis, seed_of, setting
 from retain.results.analysis.axis_effects import AxisEffect
 from retain.results.analysis.effects import effect_of
 from retain.results.analysis.loss_planes import L_IM, L_RET, has_losses, matched_rows, means_by_seed
@@ -62,7 +62,8 @@ class Kept:
     spread: str
     """Its lowest and highest seed; empty with one seed."""
     retained: Mapping[int, float]
-    """L_ret of each seed; empty unless there are several, each over the same settings."""
+    """L_ret of each seed, or of those that share the compared runs; empty unless there are several, each over the same
+    settings."""
     start: float = 0.0
     end: float = 0.0
     """The places of `before` and `after` on the row's scale, in percent."""
@@ -94,13 +95,14 @@ def kept_groups(rows: Sequence[Row]) -> tuple[KeptGroup, ...]:
         begun = {setting(row, naming) for row in finished}
         even = matched_rows([row for row in own if setting(row, naming) in begun], shared, L_IM, L_RET)
         by_name = grouped(even or finished, lambda row: setting_name(row, naming))
-        lines = [_kept(name, styles[name], by_name[name]) for name in names if name in by_name]
+        repetition = repetitions(list(by_name.values()))
+        lines = [_kept(name, styles[name], by_name[name], repetition) for name in names if name in by_name]
         if lines:
             found.append(_scaled(subject, lines, even=bool(even)))
     return tuple(found)
 
 
-def _kept(name: str, style: LineStyle, rows: Sequence[Row]) -> Kept:
+def _kept(name: str, style: LineStyle, rows: Sequence[Row], repetition: Mapping[int, int]) -> Kept:
     before, after = (means_by_seed(rows, loss) for loss in (L_IM, L_RET))
     per_seed = [after[seed] - before[seed] for seed in after]
     mean_before, mean_after = (fmean(row[loss] for row in rows) for loss in (L_IM, L_RET))
@@ -108,7 +110,9 @@ def _kept(name: str, style: LineStyle, rows: Sequence[Row]) -> Kept:
     if not _has_spread(rows):
         return Kept(method_title(name), style, mean_before, mean_after, forgotten, "", {})
     spread = f"{_signed(min(per_seed))} to {_signed(max(per_seed))}"
-    return Kept(method_title(name), style, mean_before, mean_after, forgotten, spread, after)
+    apart = grouped(after, repetition.__getitem__)
+    retained = {one: fmean(after[seed] for seed in own) for one, own in apart.items()}
+    return Kept(method_title(name), style, mean_before, mean_after, forgotten, spread, retained)
 
 
 def _has_spread(rows: Sequence[Row]) -> bool:
