@@ -7,7 +7,7 @@ from statistics import fmean
 
 from retain.results.analysis.axes import METHOD, SIZE, axis_names, grouped, repetitions, seed_axis, seed_of, setting
 from retain.results.analysis.axis_effects import AxisEffect
-from retain.results.analysis.effects import effect_of
+from retain.results.analysis.effects import LEVEL, Effect, effect_of
 from retain.results.analysis.loss_planes import L_IM, L_RET, has_losses, matched_rows, means_by_seed
 from retain.results.analysis.methods import (
     PIPELINES,
@@ -214,18 +214,27 @@ def _upstream(effects: Sequence[AxisEffect], rows: Sequence[Row]) -> list[AxisEf
 
 
 def _largest(effects: Sequence[AxisEffect]) -> str:
-    """Which choice changes L_ret most, of those whose interval excludes 0 if there are any; empty without effects."""
+    """Which choice changes L_ret most, of those whose interval excludes 0 if there are any; empty without effects.
+
+    The largest of several differences is too large on average, so the intervals count all of them.
+    """
     if not effects:
         return ""
+    effects = [replace(one, effect=_counting(len(effects), one.effect.per_seed)) for one in effects]
     certain = [one for one in effects if one.effect.low * one.effect.high > 0]
     most = max(certain or effects, key=lambda one: abs(one.effect.mean))
     value, against = (setting_name({"axes": {most.axis: at}}, [most.axis]) for at in (most.value, most.against))
     mean, _, interval = str(most.effect).partition(", ")
-    compared = f"; the largest of {len(effects)} differences" if len(effects) > 1 else ""
-    told = f"{value} {mean} against {against} ({interval}, {most.effect.sample}{compared})"
+    chosen = f", as the largest of {len(effects)} differences" if len(effects) > 1 else ""
+    told = f"{value} {mean} against {against} ({interval}{chosen}, {most.effect.sample})"
     if certain:
         return f"Of the upstream choices, {most.axis} changes L_ret most: {told}."
     return f"No upstream choice is shown to change L_ret yet: {told}."
+
+
+def _counting(compared: int, per_seed: Mapping[int, float]) -> Effect:
+    """An effect that was chosen among several: its interval is one of 95% for all of them together (Bonferroni)."""
+    return effect_of(per_seed, 1 - (1 - LEVEL) / compared)
 
 
 def _decided(verdicts: Sequence[Verdict]) -> str:
@@ -273,23 +282,29 @@ def _losses(groups: Sequence[KeptGroup], unit: str) -> str:
         return f"Fine-tuning raises the post-training loss from {before:.3f} to {after:.3f} {unit} on average."
     if best == base:
         second = min(shared[1:], key=lambda name: mean[name][1])
-        gap = f"{mean[second][1] - after:.3f} higher{_interval(groups, best, second)}"
+        gap = f"{mean[second][1] - after:.3f} higher{_interval(groups, best, second, len(shared) - 1)}"
         return f"{best} has the lowest L_ret on average, {after:.3f} {unit}; the next is {second}, {gap}."
     changes = [mean[best][index] - mean[base][index] for index in (1, 0)]
     return (
         f"On average {best} has the lowest L_ret, {after:.3f} {unit}: {changes[0]:+.3f} against {base}"
-        f"{_interval(groups, base, best)}, while L_im, before fine-tuning, changes by {changes[1]:+.3f}."
+        f"{_interval(groups, base, best, len(shared) - 1)}, while L_im, before fine-tuning, changes by {changes[1]:+.3f}."
     )
 
 
-def _interval(groups: Sequence[KeptGroup], first: str, second: str) -> str:
-    """The interval of L_ret of the second line minus that of the first, over seeds, in brackets; empty if there is none."""
+def _interval(groups: Sequence[KeptGroup], first: str, second: str, compared: int) -> str:
+    """The interval of L_ret of the second line minus that of the first, over seeds, in brackets; empty if there is none.
+
+    compared: the number of differences among which this one was chosen.
+    """
     lines = [{line.name: line.retained for line in group.rows} for group in groups]
     pairs = [(own[first], own[second]) for own in lines]
     seeds = set.intersection(*({*one} & {*other} for one, other in pairs))
-    effect = effect_of({seed: fmean(other[seed] - one[seed] for one, other in pairs) for seed in sorted(seeds)})
+    effect = _counting(
+        compared, {seed: fmean(other[seed] - one[seed] for one, other in pairs) for seed in sorted(seeds)}
+    )
     _, _, interval = str(effect).partition(", ")
-    return f" ({interval})" if effect.seeds > 1 else ""
+    chosen = f", as one of {compared} differences" if compared > 1 else ""
+    return f" ({interval}{chosen})" if effect.seeds > 1 else ""
 
 
 def facts(rows: Sequence[Row], verdicts: Sequence[Verdict], states: Mapping[str, State]) -> list[Fact]:
