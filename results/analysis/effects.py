@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from retain.results.analysis.axes import grouped
 from retain.results.analysis.frontiers import height_at, hypervolume, lower_left_hull, pareto_set
-from retain.results.analysis.loss_planes import Points
+from retain.results.analysis.loss_planes import Floats, Points
 
 LEVEL = 0.95
 SIDE = (1 - LEVEL) / 2
@@ -108,6 +108,12 @@ def over_repetitions(effect: Effect, repetition: Mapping[int, int]) -> Effect:
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Effect:
     """The effect b − a over the seeds that both have."""
     return effect_of({seed: b[seed] - a[seed] for seed in sorted(a.keys() & b.keys())})
+
+
+def least_squares_slope(x: Floats, y: Floats) -> float:
+    """The slope of the least-squares line through points with these coordinates, [n] each; exactly 0 where all y are equal."""
+    centred = x - x.mean()
+    return float(centred @ (y - y[0]) / (centred @ centred))
 
 
 def frontier_gap(a_by_seed: Mapping[int, Points], b_by_seed: Mapping[int, Points]) -> Effect:

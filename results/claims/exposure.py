@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from retain.results.analysis.axes import EXPOSURE, axis_names, grouped, repetitions, seed_of, setting
-from retain.results.analysis.effects import Effect, effect_of, paired_difference
+from retain.results.analysis.effects import Effect, effect_of, least_squares_slope, paired_difference
 from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, Floats, has_losses
 from retain.results.claims.judging import Verdict, judge, shared_runs, subjects
 from retain.results.store.loss_table import Row
@@ -48,8 +48,7 @@ class Curves:
 
     def slope(self, loss: str) -> tuple[str, Effect]:
         """The slope of each seed's least-squares line, in nats per unit of λ, with its name."""
-        centred = self.exposures - self.exposures.mean()
-        slopes = {seed: float(centred @ curve / (centred @ centred)) for seed, curve in self.losses[loss].items()}
+        slopes = {seed: least_squares_slope(self.exposures, curve) for seed, curve in self.losses[loss].items()}
         return f"slope of {SYMBOLS[loss]} over λ, nats", effect_of(slopes)
 
     def shape(self, loss: str, rising: bool) -> str:

@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from retain.results.analysis.axes import grouped, repetitions, seed_of
+from retain.results.analysis.effects import least_squares_slope
 from retain.results.store.loss_table import Row, chain_of
 
 GENERAL, TARGET = "general", "target"
@@ -53,6 +54,6 @@ def slope_of(x: Sequence[float], curves: Sequence[Mapping[int, float]]) -> dict[
     """The slope of the least-squares line through the values of each seed, for the seeds that have a value at every x."""
     if len(curves) < 2:
         return {}
-    centred = np.array(x, dtype=np.float64) - np.mean(x)
     seeds = sorted(set.intersection(*(set(one) for one in curves)))
-    return {seed: float(centred @ np.array([one[seed] for one in curves]) / (centred @ centred)) for seed in seeds}
+    along = np.array(x, dtype=np.float64)
+    return {seed: least_squares_slope(along, np.array([one[seed] for one in curves])) for seed in seeds}
