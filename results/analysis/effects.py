@@ -20,6 +20,8 @@ from retain.results.analysis.loss_planes import Floats, Points
 LEVEL = 0.95
 SIDE = (1 - LEVEL) / 2
 """The error rate to each side of an interval."""
+MOST_DECIMALS = 8
+"""Values that need more decimals, or have more digits before the point, are written with an exponent."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,39 @@ class Effect:
         """The number of seeds as text: `3 seeds`."""
         return f"{self.seeds} seed{'' if self.seeds == 1 else 's'}"
 
+    @property
+    def written(self) -> str:
+        """The mean as text, with as many decimals as the interval: `+0.012`."""
+        return self._text(self.mean)
+
+    @property
+    def interval(self) -> str:
+        """The interval as text: `-0.001 to +0.026`; empty with fewer than two seeds."""
+        return "" if self.seeds < 2 else f"{self._text(self.low)} to {self._text(self.high)}"
+
     def __str__(self) -> str:
-        """The effect as text: `+0.0123, 95% interval -0.001 to +0.0256`."""
+        """The effect as text: `+0.012, 95% interval -0.001 to +0.026`."""
         if not self.seeds:
             return "no value yet"
-        if self.seeds == 1:
-            return f"{self.mean:+.3g}, no interval"
-        return f"{self.mean:+.3g}, {level_text(self.level)} interval {self.low:+.3g} to {self.high:+.3g}"
+        interval = f"{level_text(self.level)} interval {self.interval}" if self.interval else "no interval"
+        return f"{self.written}, {interval}"
+
+    def _text(self, value: float) -> str:
+        """A value to two digits of half the interval, and to one digit of its ends, so that none reads as 0."""
+        reach = (self.high - self.low) / 2
+        if not reach > 0:  # no interval, or none of any width
+            wanted = [_decimals(self.mean, 3)]
+        else:
+            wanted = [_decimals(reach, 2), *(_decimals(end, 1) for end in (self.low, self.high))]
+        decimals = max(0, *wanted)
+        if decimals > MOST_DECIMALS or not abs(value) < 10**MOST_DECIMALS:
+            return f"{value:+.3g}"
+        return f"{round(value, decimals) + 0.0:+.{decimals}f}"  # + 0.0 makes -0.0 positive
+
+
+def _decimals(value: float, digits: int) -> int:
+    """The decimals that show a number of significant digits of a value; 0 for a value of 0 or none."""
+    return digits - 1 - int(np.floor(np.log10(abs(value)))) if value and np.isfinite(value) else 0
 
 
 def level_text(level: float) -> str:

@@ -19,7 +19,7 @@ def axis_table(effects: Sequence[AxisEffect], higher: Collection[str], unit: str
             value_text(one.value),
             value_text(one.against),
             SYMBOLS.get(one.loss, one.loss),
-            Cell(f"{one.effect.mean:+.3g}", one.effect.mean),
+            Cell(one.effect.written, one.effect.mean),
             _interval(one.effect, better=1 if one.loss in higher else -1),
             one.effect.seeds,
             one.settings,
@@ -75,8 +75,7 @@ def _effect(effect: Effect, better: int) -> Cell:
 
 def _interval(effect: Effect, better: int) -> Cell:
     """The interval of an effect, marked as `_effect` does."""
-    text = DASH if effect.seeds < 2 else f"{effect.low:+.3g} to {effect.high:+.3g}"
-    return Cell(text, mark=_mark(effect, better))
+    return Cell(effect.interval or DASH, mark=_mark(effect, better))
 
 
 def _mark(effect: Effect, better: int) -> str:

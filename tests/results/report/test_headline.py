@@ -78,9 +78,9 @@ def test_the_spread_over_seeds_is_over_the_same_settings_at_each() -> None:
 def test_a_study_without_claims_says_which_upstream_choice_changes_what_is_retained_most() -> None:
     """The fine-tuning rate changes more, but it comes after the question."""
     (first, _), (one_seed, _) = said(trials()), said(trials(seeds=(0,)))
-    told = "exposed -0.5 against plain (95% interval -0.5 to -0.5, 2 seeds)."
+    told = "exposed -0.500 against plain (95% interval -0.500 to -0.500, 2 seeds)."
     assert first == f"Of the upstream choices, method changes L_ret most: {told}"
-    told = "exposed -0.5 against plain (no interval, 1 seed)."
+    told = "exposed -0.500 against plain (no interval, 1 seed)."
     assert one_seed == f"No upstream choice is shown to change L_ret yet: {told}"
 
 
@@ -90,10 +90,10 @@ def test_the_method_that_retains_most_is_told_with_the_interval_of_its_lead() ->
         row["retained_posttraining_loss"] += 0.2 * (row["axes"]["method"] == "exposed" and row["axes"]["seed"] == 1)
     _, told = said(rows)
     assert told.startswith(
-        "On average exposed has the lowest L_ret, 4.105 nats: -0.400 against plain (95% interval -1.67 to +0.871)"
+        "On average exposed has the lowest L_ret, 4.105 nats: -0.400 against plain (95% interval -1.7 to +0.9)"
     )
     _, told = said(trials(("exposed", "plain")))
-    assert told.endswith("the next is plain, 0.500 higher (95% interval +0.5 to +0.5).")
+    assert told.endswith("the next is plain, 0.500 higher (95% interval +0.500 to +0.500).")
     assert "interval" not in said(trials(seeds=(0,)))[1]
 
 
