@@ -1,6 +1,8 @@
 """From trials to what the panels of a figure show: the trials, one line for each method or size, and its band."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+import string
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from statistics import fmean
@@ -135,7 +137,7 @@ def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> li
     pipelines = pipelines_of(spec, rows)
     axes = [name for name in setting_axes(rows) if not names_pipeline(name)]
     panel_rows = []
-    for letter, pipeline in zip("abcdefghijklmnopqrstuvwxyz", pipelines, strict=False):
+    for letter, pipeline in zip(_letters(), pipelines, strict=False):
         own = [row for row in rows if pipeline_of(row) == pipeline]
         name = PIPELINES.get(pipeline or "", pipeline or "")
         title = f"({letter}) {name}" if len(pipelines) > 1 else name
@@ -146,6 +148,12 @@ def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> li
             ]
         )
     return panel_rows
+
+
+def _letters() -> Iterator[str]:
+    """a to z, then aa, ab and so on, without end."""
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
 
 
 def _exposure_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[Panel]:
