@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.launchers.planning.opened_study import OpenedStudy
-from retain.results.analysis.methods import pipeline_of
+from retain.results.analysis.methods import pipeline_of, with_pipelines
 from retain.results.analysis.predictors import Prediction
 from retain.results.store.garbage import freed_sentence
 from retain.results.store.loss_table import trial_rows
@@ -121,7 +121,7 @@ def predictions(opened: OpenedStudy, probes: Probes, report: Callable[[str], Non
     Measures the gradients that the store lacks; `report` gets a line about each. Raises MissingResourceError.
     """
     store, found = opened.store, []
-    rows = trial_rows(replace(opened.tree, trials=probes.trials), store)
+    rows = with_pipelines(trial_rows(replace(opened.tree, trials=probes.trials), store))
     for trial, row, short in zip(probes.trials, rows, trial_rows(probes.tree, store), strict=True):
         start = store.run(trial.path[-2])
         if not start.is_done():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from retain.launchers.planning.looks import Schedule, add_look, fix_looks, fixed_looks, schedule, seeds_override
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
-from retain.results.analysis.methods import fixed_methods, has_claims, with_fixed
+from retain.results.analysis.methods import fixed_methods, has_claims, with_fixed, with_pipelines
 from retain.results.claims.judging import Verdict
 from retain.results.claims.looks import Look
 from retain.results.claims.sequential import looks_sentence, verdicts_at_looks
@@ -22,7 +22,7 @@ def judged(opened: OpenedStudy, looks: SavedLooks | None = None) -> list[Verdict
     study = opened.file.study
     if not has_claims(study):
         return []
-    labelled = with_fixed(trial_rows(opened.tree, opened.store), fixed_methods(study))
+    labelled = with_pipelines(with_fixed(trial_rows(opened.tree, opened.store), fixed_methods(study)))
     return verdicts_at_looks(labelled, study.allocation == "matched", looks)
 
 

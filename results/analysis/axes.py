@@ -3,10 +3,11 @@
 A row is one trial of the loss table; `row["axes"]` maps the study's axes to the trial's values.
 """
 
-from collections.abc import Callable, Collection, Iterable
+import itertools
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
-from retain.results.store.loss_table import Row
+from retain.results.store.loss_table import Row, chain_of
 from retain.results.store.study_files import AXIS_OF_POINTS
 from retain.sweeps.schema.section import STAGE_KINDS
 
@@ -74,6 +75,25 @@ def seed_of(row: Row) -> int:
     """The value of the trial's `seed_axis`, 0 if the study varies no seed."""
     axis = seed_axis(row)
     return 0 if axis is None else int(row["axes"][axis])
+
+
+def repetitions(arms: Sequence[Iterable[Row]]) -> dict[int, int]:
+    """Of each seed, the first seed that it shares compared runs with: both are one repetition of the comparison.
+
+    arms: the trials of each side of a comparison. Compared are the runs of the first stage in which the arms differ. Where only
+    the seed of a later stage varies, all seeds start from the same ones.
+    """
+    by_arm = [list(arm) for arm in arms]
+    chain = chain_of(by_arm[0][0]) if by_arm and by_arm[0] else ()
+    runs_of = {stage: [{row["keys"].get(stage) for row in arm} for arm in by_arm] for stage in chain}
+    stage = next((stage for stage, each in runs_of.items() if any(runs != each[0] for runs in each)), None)
+    compared: dict[int, set[str]] = {}
+    found: dict[int, int] = {}
+    for seed, rows in sorted(grouped(itertools.chain(*by_arm), seed_of).items()):
+        runs = {key for row in rows if (key := row["keys"].get(stage)) is not None}
+        found[seed] = next((other for other, known in compared.items() if runs & known), seed)
+        compared.setdefault(found[seed], set()).update(runs)
+    return found
 
 
 def is_subset_apart(row: Row) -> bool:

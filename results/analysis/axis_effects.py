@@ -3,7 +3,7 @@
 A value of an axis is compared with the axis's first value at equal values of all other axes, seeds included, so each difference
 is of two trials that differ in nothing else. Differences are averaged within a seed; the seed is the unit of repetition. Where
 several kinds of seeds vary, such as `seed` and `subset_seed`, the unit is the one of `axes.seed_axis`, and every one of its
-values averages over the same values of the others.
+values averages over the same values of the others. Seeds that share the compared runs are one unit.
 """
 
 import math
@@ -18,12 +18,13 @@ from retain.results.analysis.axes import (
     axis_values,
     grouped,
     is_searched,
+    repetitions,
     seed_axis,
     seed_of,
     setting,
     varied_axes,
 )
-from retain.results.analysis.effects import Effect, effect_of
+from retain.results.analysis.effects import Effect, effect_of, over_repetitions
 from retain.results.analysis.loss_planes import L_FT, L_PRE
 from retain.results.store.loss_table import Row, chain_of, loss_at, loss_columns, named_losses
 from retain.sweeps.schema.section import LOSSES, is_metric, without_value
@@ -70,8 +71,9 @@ def axis_effects(rows: Sequence[Row]) -> list[AxisEffect]:
                 for row in by_value[repr(value),]
                 if (key := setting(row, others)) in base
             ]
+            repetition = repetitions([[one for _, _, one, _ in pairs], [other for _, _, _, other in pairs]])
             for loss in losses:
-                effect, settings = _effect(pairs, loss)
+                effect, settings = _effect(pairs, loss, repetition)
                 if any(effect.per_seed.values()):
                     found.append(AxisEffect(axis, value, first, loss, effect, settings))
     return found
@@ -97,8 +99,8 @@ def _corpus_of(row: Row, loss: str) -> str | None:
     return corpora.get("pretraining" if loss == L_PRE else "posttraining") if loss in LOSSES else None
 
 
-def _effect(pairs: Sequence[Pair], loss: str) -> tuple[Effect, int]:
-    """The mean difference of pairs, and over how many settings of the other axes."""
+def _effect(pairs: Sequence[Pair], loss: str, repetition: Mapping[int, int]) -> tuple[Effect, int]:
+    """The mean difference of pairs, and over how many settings of the other axes. repetition: as of `axes.repetitions`."""
     by_seed: dict[int, dict[tuple[str, ...], float]] = {}
     for seed, others, one, other in pairs:
         before, after = loss_at(one, loss), loss_at(other, loss)
@@ -109,4 +111,4 @@ def _effect(pairs: Sequence[Pair], loss: str) -> tuple[Effect, int]:
             by_seed.setdefault(seed, {})[others] = 0.0 if equal else after - before
     shared = set.intersection(*map(set, by_seed.values())) if by_seed else set()
     means = {seed: fmean(own[key] for key in shared) for seed, own in sorted(by_seed.items()) if shared}
-    return effect_of(means), len(shared)
+    return over_repetitions(effect_of(means), repetition), len(shared)

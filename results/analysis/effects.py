@@ -8,17 +8,21 @@ is exact for normal differences, and wide at two seeds: 12.7 standard errors to 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
 
+from retain.results.analysis.axes import grouped
 from retain.results.analysis.frontiers import height_at, hypervolume, lower_left_hull, pareto_set
-from retain.results.analysis.loss_planes import Points
+from retain.results.analysis.loss_planes import Floats, Points
 from retain.sweeps.base.units import counted
 
 LEVEL = 0.95
 SIDE = (1 - LEVEL) / 2
 """The error rate to each side of an interval."""
+MOST_DECIMALS = 8
+"""Values that need more decimals, or have more digits before the point, are written with an exponent."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,40 @@ class Effect:
         return counted(self.seeds, "seed")
 
     @property
+    def written(self) -> str:
+        """The mean as text, with as many decimals as the interval: `+0.012`."""
+        return self._text(self.mean)
+
+    @property
     def interval(self) -> str:
-        """The interval as text: `95% interval -0.001 to +0.0256`."""
-        if self.seeds < 2:
-            return "no interval"
-        return f"{level_text(self.level)} interval {self.low:+.3g} to {self.high:+.3g}"
+        """The interval as text: `-0.001 to +0.026`; empty with fewer than two seeds."""
+        return "" if self.seeds < 2 else f"{self._text(self.low)} to {self._text(self.high)}"
+
+    @property
+    def interval_in_words(self) -> str:
+        """The interval with its level: `95% interval -0.001 to +0.026`, or `no interval`."""
+        return f"{level_text(self.level)} interval {self.interval}" if self.interval else "no interval"
 
     def __str__(self) -> str:
-        """The effect as text: `+0.0123, 95% interval -0.001 to +0.0256`."""
-        return f"{self.mean:+.3g}, {self.interval}" if self.seeds else "no value yet"
+        """The effect as text: `+0.012, 95% interval -0.001 to +0.026`."""
+        return f"{self.written}, {self.interval_in_words}" if self.seeds else "no value yet"
+
+    def _text(self, value: float) -> str:
+        """A value to two digits of half the interval, and to one digit of its ends, so that none reads as 0."""
+        reach = (self.high - self.low) / 2
+        if not reach > 0:  # no interval, or none of any width
+            wanted = [_decimals(self.mean, 3)]
+        else:
+            wanted = [_decimals(reach, 2), *(_decimals(end, 1) for end in (self.low, self.high))]
+        decimals = max(0, *wanted)
+        if decimals > MOST_DECIMALS or not abs(value) < 10**MOST_DECIMALS:
+            return f"{value:+.3g}"
+        return f"{round(value, decimals) + 0.0:+.{decimals}f}"  # + 0.0 makes -0.0 positive
+
+
+def _decimals(value: float, digits: int) -> int:
+    """The decimals that show a number of significant digits of a value; 0 for a value of 0 or none."""
+    return digits - 1 - int(np.floor(np.log10(abs(value)))) if value and np.isfinite(value) else 0
 
 
 def level_text(level: float) -> str:
@@ -97,9 +126,25 @@ def tails(t: npt.NDArray[np.float64], freedom: npt.ArrayLike) -> npt.NDArray[np.
     return np.asarray(stdtr(freedom, -t), dtype=np.float64)
 
 
+def over_repetitions(effect: Effect, repetition: Mapping[int, int]) -> Effect:
+    """The effect with the seeds of one repetition averaged. repetition: that of each seed, as of `axes.repetitions`."""
+    by_repetition = grouped(effect.per_seed, lambda seed: repetition.get(seed, seed))
+    if len(by_repetition) == effect.seeds:
+        return effect
+    return effect_of(
+        {one: fmean(effect.per_seed[seed] for seed in own) for one, own in by_repetition.items()}, effect.level
+    )
+
+
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Effect:
     """The effect b − a over the seeds that both have."""
     return effect_of({seed: b[seed] - a[seed] for seed in sorted(a.keys() & b.keys())})
+
+
+def least_squares_slope(x: Floats, y: Floats) -> float:
+    """The slope of the least-squares line through points with these coordinates, [n] each; exactly 0 where all y are equal."""
+    centred = x - x.mean()
+    return float(centred @ (y - y[0]) / (centred @ centred))
 
 
 def frontier_gap(a_by_seed: Mapping[int, Points], b_by_seed: Mapping[int, Points]) -> Effect:

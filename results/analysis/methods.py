@@ -12,6 +12,7 @@ from retain.results.analysis.axes import (
     PIPELINE,
     RECIPE,
     SIZE,
+    axis_names,
     is_searched,
     varied_axes,
 )
@@ -125,3 +126,32 @@ def pipeline_of(row: Row) -> str | None:
 def names_pipeline(axis: str) -> bool:
     """Whether an axis tells pipelines apart, whose trials are not compared with each other."""
     return axis == PIPELINE or axis in CORPORA
+
+
+def pipeline_axes(rows: Collection[Row]) -> list[str]:
+    """The axes that tell pipelines apart: by their names, or because they alone choose D_post or D_ft."""
+    return [name for name in axis_names(rows) if names_pipeline(name) or _chooses_corpus(rows, name)]
+
+
+def with_pipelines(rows: Sequence[Row]) -> list[Row]:
+    """The rows, in which axes of cases that choose corpora are the axis `pipeline`, whatever their names are."""
+    choosing = [name for name in pipeline_axes(rows) if name not in CORPORA]
+    if choosing in ([], [PIPELINE]):
+        return list(rows)
+    found = []
+    for row in rows:
+        named = {PIPELINE: ", ".join(str(row["axes"][name]) for name in choosing if name in row["axes"])}
+        found.append(row | {"axes": named | {name: one for name, one in row["axes"].items() if name not in choosing}})
+    return found
+
+
+def _chooses_corpus(rows: Collection[Row], axis: str) -> bool:
+    """Whether the trials of each case of an axis are post-trained, or fine-tuned, on one corpus that others are not."""
+    if axis == METHOD or any(is_searched(row) or not isinstance(row["axes"].get(axis), str) for row in rows):
+        return False
+    for role in ("posttraining", "finetuning"):
+        pairs = {(row["axes"][axis], row.get("corpora", {}).get(role)) for row in rows}
+        values, corpora = ({pair[part] for pair in pairs} for part in (0, 1))
+        if None not in corpora and len(corpora) > 1 and len(pairs) == len(values):
+            return True
+    return False

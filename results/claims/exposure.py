@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from retain.results.analysis.axes import EXPOSURE, axis_names, grouped, seed_of, setting
-from retain.results.analysis.effects import Effect, effect_of, paired_difference
+from retain.results.analysis.axes import EXPOSURE, axis_names, grouped, repetitions, seed_of, setting
+from retain.results.analysis.effects import Effect, effect_of, least_squares_slope, paired_difference
 from retain.results.analysis.loss_planes import L_IM, L_RET, SYMBOLS, Floats, has_losses
-from retain.results.claims.judging import Statement, Verdict, judge, subjects
+from retain.results.claims.judging import Statement, Verdict, judge, shared_runs, subjects
 from retain.results.store.loss_table import Row
 
 FLAT = 0.25
@@ -26,7 +26,8 @@ class Curves:
     exposures: Floats
     """[k], ascending."""
     losses: Mapping[str, Mapping[int, Floats]]
-    """The curve of each seed, for L_im and L_ret: [k], the loss at each exposure in nats per token."""
+    """The curve of each seed, for L_im and L_ret: [k], the loss at each exposure in nats per token. Seeds that share the
+    compared runs have one curve, their mean."""
     notes: tuple[str, ...]
 
     def at(self, loss: str, index: int) -> dict[int, float]:
@@ -43,8 +44,7 @@ class Curves:
 
     def slope(self, loss: str) -> tuple[str, Effect]:
         """The slope of each seed's least-squares line, in nats per unit of λ, with its name."""
-        centred = self.exposures - self.exposures.mean()
-        slopes = {seed: float(centred @ curve / (centred @ centred)) for seed, curve in self.losses[loss].items()}
+        slopes = {seed: least_squares_slope(self.exposures, curve) for seed, curve in self.losses[loss].items()}
         return f"slope of {SYMBOLS[loss]} over λ, nats", effect_of(slopes)
 
     def shape(self, loss: str, rising: bool) -> str:
@@ -129,9 +129,16 @@ def _curves(rows: Iterable[Row]) -> Iterator[Curves]:
             notes.append(
                 f"{missing} of {len(settings)} settings (counting seeds) lack a result at some λ and are left out."
             )
-        by_seed = sorted(grouped(whole, lambda own: seed_of(next(iter(own.values())))).items())
+        repetition = repetitions([[own[exposure] for own in whole] for exposure in exposures])
+        notes.append(shared_runs(repetition))
+        by_seed: dict[int, list[dict[float, Row]]] = {}
+        for own in whole:
+            by_seed.setdefault(repetition[seed_of(next(iter(own.values())))], []).append(own)
         losses = {
-            loss: {seed: np.mean([[one[x][loss] for x in exposures] for one in own], axis=0) for seed, own in by_seed}
+            loss: {
+                seed: np.mean([[one[x][loss] for x in exposures] for one in own], axis=0)
+                for seed, own in sorted(by_seed.items())
+            }
             for loss in (L_IM, L_RET)
         }
         yield Curves(subject, np.array(exposures), losses, tuple(notes))

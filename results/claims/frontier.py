@@ -8,12 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retain.results.analysis.axes import EXPOSURE, METHOD, axis_names, grouped, is_seed, setting, varied_axes
+from retain.results.analysis.axes import (
+    EXPOSURE,
+    METHOD,
+    axis_names,
+    grouped,
+    is_seed,
+    repetitions,
+    setting,
+    varied_axes,
+)
 from retain.results.analysis.effects import (
     Effect,
     effect_of,
     frontier_gap,
     hypervolume_gain,
+    over_repetitions,
     paired_difference,
     worst_of,
 )
@@ -27,7 +37,7 @@ from retain.results.analysis.loss_planes import (
     points_by_seed,
 )
 from retain.results.analysis.methods import METHOD_FIELDS, method_of
-from retain.results.claims.judging import Statement, Verdict, judge, subjects
+from retain.results.claims.judging import Statement, Verdict, judge, shared_runs, subjects
 from retain.results.store.loss_table import Row
 
 
@@ -101,6 +111,8 @@ class _Comparison:
     parts: Mapping[str, list[dict[int, Points]]]
     """The same for each setting of the axes that the methods do not share, such as each rate of dropout, or a learning rate
     with other values in another method."""
+    repetition: Mapping[int, int]
+    """That of each seed: seeds that share the compared runs are one."""
 
     def is_even(self, a: str, b: str) -> bool:
         """Whether two methods have equal numbers of checkpoints."""
@@ -123,7 +135,9 @@ class _Comparison:
     def contrasted(self, contrast: Contrast, effect: Callable[[str, str], Effect]) -> Effect:
         """An effect of a contrast, as a difference of two if the contrast has `than`."""
         found = effect(contrast.a, contrast.b)
-        return paired_difference(effect(*contrast.than).per_seed, found.per_seed) if contrast.than else found
+        if contrast.than:
+            found = paired_difference(effect(*contrast.than).per_seed, found.per_seed)
+        return over_repetitions(found, self.repetition)
 
 
 def frontier_verdicts(rows: Iterable[Row]) -> Iterator[Verdict]:
@@ -169,7 +183,8 @@ def _verdict(subject: str, contrast: Contrast, plane: LossPlane, by_method: Mapp
     missing = f"{left_out} checkpoints are left out because their counterparts are missing." if left_out else ""
     deciding = [(f"hypervolume gained by {named}{how}, squared nats", evenly(gain))]
     statement = Statement(contrast.claim, contrast.words, subject, plane.name)
-    return judge(statement, 1, deciding, others, (_counts(points), missing))
+    notes = (_counts(points), missing, shared_runs(compared.repetition))
+    return judge(statement, 1, deciding, others, notes)
 
 
 def _ends_of_exposure(rows: Sequence[Row]) -> list[Row]:
@@ -191,7 +206,7 @@ def _comparable(by_method: Mapping[str, Sequence[Row]], plane: LossPlane) -> tup
     finished = {method: by_name.get(method, []) for method in by_method}
     points = {method: points_by_seed(own, plane) for method, own in finished.items()}
     parts = {method: [points_by_seed(part, plane) for part in _parts(own, shared)] for method, own in finished.items()}
-    return _Comparison(points, parts), _finished(rows, plane) - len(kept)
+    return _Comparison(points, parts, repetitions(list(by_method.values()))), _finished(rows, plane) - len(kept)
 
 
 def _finished(rows: Iterable[Row], plane: LossPlane) -> int:

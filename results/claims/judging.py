@@ -189,6 +189,14 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def shared_runs(repetition: Mapping[int, int]) -> str:
+    """A note for a comparison whose seeds share the compared runs; empty if no two do. repetition: as of `axes.repetitions`."""
+    if len(apart := set(repetition.values())) == len(repetition):
+        return ""
+    counted = f"The {len(repetition)} seeds share the runs that are compared, and count as {len(apart)}"
+    return f"{counted}; vary seed, which repeats every stage."
+
+
 def subjects(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """The rows of each pipeline, size of D_post, and subset next to seeds, by a name; comparisons never mix subjects."""
     return grouped(sorted(rows, key=_size_of), _subject)

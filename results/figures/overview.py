@@ -1,5 +1,6 @@
 """The overview figure of any study: L_im and L_ret over exposure, and the frontier of L_ret against L_ft."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -9,12 +10,13 @@ import numpy as np
 
 from retain.results.analysis.axes import EXPOSURE, METHOD, RATE, axis_names, axis_values, grouped, is_seed, varied_axes
 from retain.results.analysis.loss_planes import L_FT, L_IM, L_RET
-from retain.results.analysis.methods import setting_axes, setting_name
+from retain.results.analysis.methods import setting_axes, setting_name, with_pipelines
 from retain.results.figures.catalogue import AXIS_LABELS
 from retain.results.figures.series import before_finetuning, mean_curve
 from retain.results.figures.style import (
     GREY,
     INK,
+    MARKERS,
     MOST_LINES,
     LineStyle,
     image_files,
@@ -23,7 +25,7 @@ from retain.results.figures.style import (
     new_figure,
     small_multiples,
 )
-from retain.results.store.loss_table import Row
+from retain.results.store.loss_table import Row, chain_of, stages_after_posttraining
 from retain.results.store.study_files import study_folder
 
 if TYPE_CHECKING:
@@ -50,20 +52,25 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
     if not over:
         over = EXPOSURE
         trials = [row | {"axes": {**row["axes"], EXPOSURE: 0.0}} for row in trials]
-    upper, lower = _multiples(_by_label(trials, over)), _multiples(_by_label(trials, rate))
+    trials = with_pipelines(trials)
+    naming = _naming_axes(trials, over)
+    upper, lower = _multiples(_by_label(trials, naming)), _multiples(_by_label(trials, _naming_axes(trials, rate)))
+    later = stages_after_posttraining(chain_of(trials[0]))
+    before = [name for name in naming if name.partition(".")[0] not in later]
     beside = len(upper) == len(lower) == 1
     columns = max(len(upper), len(lower), 2 if beside else 1)
     stem = study_folder(store, study) / "losses"
     # Legends are below the axes: columns are as wide as their longest name, rows as high as their longest legend.
     named = [name for groups in (*upper, *lower) if len(groups) <= MOST_LINES for name in groups]
     width = max(5.2 if beside else 4.0, 0.075 * max(map(len, named), default=0) + 2.6)
-    lines = max((len(groups) for groups in (*upper, *lower) if len(groups) <= MOST_LINES), default=0) + 1
+    counts = [len(groups) + len(_before(groups, before)) for groups in upper] + [len(groups) for groups in lower]
+    lines = max((count for count in counts if count <= 2 * MOST_LINES), default=1)
     height = (3.9 + 0.19 * lines) * (1 if beside else 2)
     with new_figure(stem, (width * columns, height)) as figure:
         places = figure.subplots(1 if beside else 2, columns, squeeze=False)
         first, second = (list(places[0][:1]), list(places[0][1:])) if beside else map(list, places)
         for axes, groups in zip(first, upper, strict=False):
-            _over_exposure(axes, trials, groups, over)
+            _over_exposure(axes, groups, over, before)
         for axes, groups in zip(second, lower, strict=False):
             _against_finetuning(axes, groups, rate, over)
         for row, multiples in ((first, upper), (second, lower)):
@@ -105,16 +112,24 @@ def _multiples(groups: Groups) -> list[Groups]:
     return [{name: groups[name] for name in part} for part in small_multiples(names)]
 
 
-def _over_exposure(axes: "Axes", trials: Sequence[Row], groups: Groups, over: str) -> None:
+def _before(groups: Groups, naming: Sequence[str]) -> Groups:
+    """The states before fine-tuning of these lines, by their values on the axes `naming`: those that L_im may depend on."""
+    states = before_finetuning(row for group in groups.values() for row in group)
+    by_label = _by_label(states, naming)
+    return {f"after post-training (L_im){f', {name}' if naming else ''}": own for name, own in by_label.items()}
+
+
+def _over_exposure(axes: "Axes", groups: Groups, over: str, before: Sequence[str]) -> None:
+    """Draw L_im, a line for each setting of the axes `before`, and L_ret, a line for each group."""
     from matplotlib.ticker import EngFormatter
 
-    before = _curve(before_finetuning(trials), L_IM, over)
     after = {f"after fine-tuning (L_ret), {name}": _curve(group, L_RET, over) for name, group in groups.items()}
     if len(after) > MOST_LINES:
         _bundle(axes, [list(zip(*curve, strict=True))[:2] for curve in after.values() if curve])
     else:
         styles = line_styles(list(after))
-        _line(axes, "after post-training (L_im)", before, LineStyle(INK, "o", hollow=True), "--")
+        for (name, states), marker in zip(_before(groups, before).items(), itertools.cycle(MARKERS)):
+            _line(axes, name, _curve(states, L_IM, over), LineStyle(INK, marker, hollow=True), "--")
         for name, curve in after.items():
             _line(axes, name, curve, styles[name], "-")
     axes.set_xlabel("exposure λ: share of D_post mixed into pretraining" if over == EXPOSURE else over)
@@ -158,13 +173,17 @@ def _curve(trials: Iterable[Row], loss: str, axis: str) -> list[tuple[Any, float
     return mean_curve((row["axes"][axis], row[loss]) for row in there)
 
 
-def _by_label(trials: Sequence[Row], apart: str) -> dict[str, list[Row]]:
-    """The trials by their values on the axes that vary, seeds and the axis `apart` left out; the exposure always counts."""
-    names = [
+def _naming_axes(trials: Sequence[Row], apart: str) -> list[str]:
+    """The axes that vary and name lines, without seeds and the axis `apart`; the exposure always counts."""
+    return [
         name
         for name in axis_names(trials)
         if name != apart and not is_seed(name) and (name == EXPOSURE or len(axis_values(trials, name)) > 1)
     ]
+
+
+def _by_label(trials: Sequence[Row], names: Sequence[str]) -> dict[str, list[Row]]:
+    """The trials by their values on the axes `names`."""
 
     def label(row: Row) -> str:
         text = setting_name(row, names)

@@ -102,7 +102,7 @@ def draw_figure(folder: Path, study: str, spec: FigureSpec, rows: Sequence[Row],
     panel_rows = panels(spec, rows, overlay)
     if any(series.published for row in panel_rows for panel in row for series in panel.series):
         caption += f" Dashed: the paper's curves ({spec.scale})."
-    heading = f"{study}, {title} ({note})"
+    heading = f"{study}, {title} ({note})" + ("" if spec.over_exposure else "; losses in nats per token")
     return _write_figure(
         folder / spec.name, panel_rows, heading, f"{title}. {spec.question}", caption, len(own), missing
     )
@@ -114,11 +114,11 @@ def _what_is_drawn(spec: FigureSpec, seeds: int) -> str:
         means = f"Means over {seeds} seeds; bars from the lowest to the highest. " if seeds > 1 else ""
         return f"{means}Stars mark the lowest point of each line."
     lines = (
-        f"Lines: median attainment over {seeds} seeds; bands: bootstrap over seeds."
+        f"Lines: median attainment over {seeds} seeds; bands: pointwise 95% bootstrap over seeds, too narrow with few seeds."
         if seeds > 1
         else "Lines: lower-left convex hulls of one seed's trials."
     )
-    return f"{lines} Small points: trials. Lower left is better."
+    return f"{lines} Small points: trials. Losses are in nats per token; lower left is better."
 
 
 def _what_is_absent(spec: FigureSpec, own: Sequence[Row], rows: Sequence[Row]) -> str:

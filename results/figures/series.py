@@ -1,10 +1,11 @@
 """From trials to what the panels of a figure show: the trials, one line for each method or size, and its band."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+import string
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from statistics import fmean
-from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -136,11 +137,10 @@ def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> li
     pipelines = pipelines_of(spec, rows)
     axes = [name for name in setting_axes(rows) if not names_pipeline(name)]
     panel_rows = []
-    lettered = 1 < len(pipelines) <= len(ascii_lowercase)
-    for number, pipeline in enumerate(pipelines):
+    for letter, pipeline in zip(_letters(), pipelines, strict=False):
         own = [row for row in rows if pipeline_of(row) == pipeline]
         name = PIPELINES.get(pipeline or "", pipeline or "")
-        title = f"({ascii_lowercase[number]}) {name}" if lettered else name
+        title = f"({letter}) {name}" if len(pipelines) > 1 else name
         panel_rows.append(
             [
                 _panel(spec, side, _joined(title, side.title), pipeline, _frontiers(side, own, axes), overlay)
@@ -148,6 +148,12 @@ def _frontier_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> li
             ]
         )
     return panel_rows
+
+
+def _letters() -> Iterator[str]:
+    """a to z, then aa, ab and so on, without end."""
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
 
 
 def _exposure_panels(spec: FigureSpec, rows: Sequence[Row], overlay: bool) -> list[Panel]:

@@ -121,17 +121,13 @@ def seeds_text(verdict: Verdict) -> str:
 def _effects(verdict: Verdict, name: str, total: int) -> Table:
     """Every effect of a verdict, and its p-values."""
     rows: Rows = [
-        [label, Cell(f"{effect.mean:+.3g}", effect.mean), _interval(effect), effect.seeds]
+        [label, Cell(effect.written, effect.mean), effect.interval or DASH, effect.seeds]
         for label, effect in verdict.evidence
         if effect.seeds
     ]
     p, adjusted = (DASH if math.isnan(value) else f"{value:.2g}" for value in (verdict.p, verdict.adjusted))
     caption = f"All effects; p {p}, adjusted for {counted(total, 'verdict')} {adjusted}"
     return table(name, caption, ("effect", "mean", "95% interval", "seeds"), rows)
-
-
-def _interval(effect: Effect) -> str:
-    return DASH if math.isnan(effect.low) else f"{effect.low:+.3g} to {effect.high:+.3g}"
 
 
 def _unit(verdict: Verdict) -> str:

@@ -5,11 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from retain.results.analysis.axes import METHOD, SIZE, axis_names, grouped, seed_axis, seed_of, setting
+from retain.results.analysis.axes import METHOD, SIZE, axis_names, grouped, repetitions, seed_axis, seed_of, setting
 from retain.results.analysis.axis_effects import AxisEffect
-from retain.results.analysis.effects import effect_of
+from retain.results.analysis.effects import LEVEL, Effect, effect_of
 from retain.results.analysis.loss_planes import L_IM, L_RET, has_losses, matched_rows, means_by_seed
-from retain.results.analysis.methods import PIPELINES, names_pipeline, pipeline_of, setting_axes, setting_name
+from retain.results.analysis.methods import (
+    PIPELINES,
+    names_pipeline,
+    pipeline_axes,
+    pipeline_of,
+    setting_axes,
+    setting_name,
+    with_pipelines,
+)
 from retain.results.claims.judging import Verdict
 from retain.results.figures.paper import method_title
 from retain.results.figures.style import COLOURS, LineStyle, line_styles, style_at
@@ -53,7 +61,8 @@ class Kept:
     spread: str
     """Its lowest and highest seed; empty with one seed."""
     retained: Mapping[int, float]
-    """L_ret of each seed; empty unless there are several, each over the same settings."""
+    """L_ret of each seed, or of those that share the compared runs; empty unless there are several, each over the same
+    settings."""
     start: float = 0.0
     end: float = 0.0
     """The places of `before` and `after` on the row's scale, in percent."""
@@ -73,6 +82,7 @@ class KeptGroup:
 
 def kept_groups(rows: Sequence[Row]) -> tuple[KeptGroup, ...]:
     """What each method, or else exposure, had learned and what fine-tuning left; empty if no trial has both losses."""
+    rows = with_pipelines(rows)
     naming = _naming_axes(rows)
     found = []
     names = list(dict.fromkeys(setting_name(row, naming) for row in rows))
@@ -84,13 +94,14 @@ def kept_groups(rows: Sequence[Row]) -> tuple[KeptGroup, ...]:
         begun = {setting(row, naming) for row in finished}
         even = matched_rows([row for row in own if setting(row, naming) in begun], shared, L_IM, L_RET)
         by_name = grouped(even or finished, lambda row: setting_name(row, naming))
-        lines = [_kept(name, styles[name], by_name[name]) for name in names if name in by_name]
+        repetition = repetitions(list(by_name.values()))
+        lines = [_kept(name, styles[name], by_name[name], repetition) for name in names if name in by_name]
         if lines:
             found.append(_scaled(subject, lines, even=bool(even)))
     return tuple(found)
 
 
-def _kept(name: str, style: LineStyle, rows: Sequence[Row]) -> Kept:
+def _kept(name: str, style: LineStyle, rows: Sequence[Row], repetition: Mapping[int, int]) -> Kept:
     before, after = (means_by_seed(rows, loss) for loss in (L_IM, L_RET))
     per_seed = [after[seed] - before[seed] for seed in after]
     mean_before, mean_after = (fmean(row[loss] for row in rows) for loss in (L_IM, L_RET))
@@ -98,7 +109,9 @@ def _kept(name: str, style: LineStyle, rows: Sequence[Row]) -> Kept:
     if not _has_spread(rows):
         return Kept(method_title(name), style, mean_before, mean_after, forgotten, "", {})
     spread = f"{_signed(min(per_seed))} to {_signed(max(per_seed))}"
-    return Kept(method_title(name), style, mean_before, mean_after, forgotten, spread, after)
+    apart = grouped(after, repetition.__getitem__)
+    retained = {one: fmean(after[seed] for seed in own) for one, own in apart.items()}
+    return Kept(method_title(name), style, mean_before, mean_after, forgotten, spread, retained)
 
 
 def _has_spread(rows: Sequence[Row]) -> bool:
@@ -129,6 +142,7 @@ def run_names(rows: Sequence[Row]) -> dict[str, str]:
 
     A run that trials share is named by the axes on which they agree, and by the method of the first of them.
     """
+    rows = with_pipelines(rows)
     naming = _naming_axes(rows)
     sharing: dict[str, list[Row]] = {}
     for row in rows:
@@ -187,29 +201,41 @@ def answer(
 
 def _upstream(effects: Sequence[AxisEffect], rows: Sequence[Row]) -> list[AxisEffect]:
     """The effects on L_ret of what is chosen before fine-tuning."""
-    later = stages_after_posttraining(chain_of(rows[0]))
+    later, pipelines = stages_after_posttraining(chain_of(rows[0])), pipeline_axes(rows)
     return [
         one
         for one in effects
         if one.loss == L_RET
         and one.effect.seeds
-        and not names_pipeline(one.axis)
+        and one.axis not in pipelines
         and one.axis.partition(".")[0] not in later
     ]
 
 
 def _largest(effects: Sequence[AxisEffect]) -> str:
-    """Which choice changes L_ret most, of those whose interval excludes 0 if there are any; empty without effects."""
+    """Which choice changes L_ret most, of those whose interval excludes 0 if there are any; empty without effects.
+
+    The largest of several differences is too large on average, so the intervals count all of them.
+    """
     if not effects:
         return ""
+    effects = [replace(one, effect=_counting(len(effects), one.effect.per_seed)) for one in effects]
     certain = [one for one in effects if one.effect.low * one.effect.high > 0]
     most = max(certain or effects, key=lambda one: abs(one.effect.mean))
     value, against = (setting_name({"axes": {most.axis: at}}, [most.axis]) for at in (most.value, most.against))
-    compared = f"; the largest of {len(effects)} differences" if len(effects) > 1 else ""
-    told = f"{value} {most.effect.mean:+.3g} against {against} ({most.effect.interval}, {most.effect.sample}{compared})"
+    chosen = f", as the largest of {len(effects)} differences" if len(effects) > 1 else ""
+    told = (
+        f"{value} {most.effect.written} against {against} "
+        f"({most.effect.interval_in_words}{chosen}, {most.effect.sample})"
+    )
     if certain:
         return f"Of the upstream choices, {most.axis} changes L_ret most: {told}."
     return f"No upstream choice is shown to change L_ret yet: {told}."
+
+
+def _counting(compared: int, per_seed: Mapping[int, float]) -> Effect:
+    """An effect that was chosen among several: its interval is one of 95% for all of them together (Bonferroni)."""
+    return effect_of(per_seed, 1 - (1 - LEVEL) / compared)
 
 
 def _decided(verdicts: Sequence[Verdict]) -> str:
@@ -253,21 +279,27 @@ def _losses(groups: Sequence[KeptGroup], unit: str) -> str:
         return f"Fine-tuning {changes} the post-training loss from {before[best]:.3f} to {after[best]:.3f} {unit} on average."
     if best == base:
         second = min(shared[1:], key=after.__getitem__)
-        gap = f"{after[second] - after[best]:.3f} higher{_interval(groups, best, second)}"
+        gap = f"{after[second] - after[best]:.3f} higher{_interval(groups, best, second, len(shared) - 1)}"
         return f"{best} has the lowest L_ret on average, {after[best]:.3f} {unit}; the next is {second}, {gap}."
     return (
         f"On average {best} has the lowest L_ret, {after[best]:.3f} {unit}: {after[best] - after[base]:+.3f} against {base}"
-        f"{_interval(groups, base, best)}, while L_im, before fine-tuning, changes by {before[best] - before[base]:+.3f}."
+        f"{_interval(groups, base, best, len(shared) - 1)}, while L_im, before fine-tuning, changes by "
+        f"{before[best] - before[base]:+.3f}."
     )
 
 
-def _interval(groups: Sequence[KeptGroup], first: str, second: str) -> str:
-    """The interval of L_ret of the second line minus that of the first, over seeds, in brackets; empty if there is none."""
+def _interval(groups: Sequence[KeptGroup], first: str, second: str, compared: int) -> str:
+    """The interval of L_ret of the second line minus that of the first, over seeds, in brackets; empty if there is none.
+
+    compared: the number of differences among which this one was chosen.
+    """
     lines = [{line.name: line.retained for line in group.rows} for group in groups]
     pairs = [(own[first], own[second]) for own in lines]
     seeds = set.intersection(*({*one} & {*other} for one, other in pairs))
-    effect = effect_of({seed: fmean(other[seed] - one[seed] for one, other in pairs) for seed in sorted(seeds)})
-    return f" ({effect.interval})" if effect.seeds > 1 else ""
+    differences = {seed: fmean(other[seed] - one[seed] for one, other in pairs) for seed in sorted(seeds)}
+    effect = _counting(compared, differences)
+    chosen = f", as one of {compared} differences" if compared > 1 else ""
+    return f" ({effect.interval_in_words}{chosen})" if effect.seeds > 1 else ""
 
 
 def facts(rows: Sequence[Row], verdicts: Sequence[Verdict], states: Mapping[str, State]) -> list[Fact]:

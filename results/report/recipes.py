@@ -5,10 +5,15 @@ from collections.abc import Collection, Sequence
 from retain.results.analysis.axis_effects import AxisEffect
 from retain.results.analysis.effects import Effect
 from retain.results.analysis.loss_planes import SYMBOLS
-from retain.results.analysis.recipe_comparison import frontier_contrasts, loss_contrasts
+from retain.results.analysis.recipe_comparison import FrontierContrast, frontier_contrasts, loss_contrasts
 from retain.results.report.cells import DASH, Cell, Rows, Table, table, value_text
 from retain.results.store.loss_table import Row
 from retain.sweeps.schema.section import is_metric
+
+_FRONTIERS = (
+    "The recommended frontier minus that of the other recipe. More checkpoints alone make a frontier better, so only frontiers "
+    "of equally many are marked as better or worse"
+)
 
 
 def axis_table(effects: Sequence[AxisEffect], higher: Collection[str], unit: str) -> Table:
@@ -19,7 +24,7 @@ def axis_table(effects: Sequence[AxisEffect], higher: Collection[str], unit: str
             value_text(one.value),
             value_text(one.against),
             SYMBOLS.get(one.loss, one.loss),
-            Cell(f"{one.effect.mean:+.3g}", one.effect.mean),
+            Cell(one.effect.written, one.effect.mean),
             _interval(one.effect, better=1 if one.loss in higher else -1),
             one.effect.seeds,
             one.settings,
@@ -38,8 +43,8 @@ def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
     frontiers: Rows = [
         [
             f"({SYMBOLS[one.plane.y]} over {SYMBOLS[one.plane.x]}) {one.other}",
-            _effect(one.gain, better=1),
-            _effect(one.gap, better=-1),
+            _effect(one.gain, better=1 if _is_even(one) else 0),
+            _effect(one.gap, better=-1 if _is_even(one) else 0),
             one.gain.seeds,
             f"{one.checkpoints[0]} and {one.checkpoints[1]}",
         ]
@@ -57,7 +62,7 @@ def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
         "checkpoints per seed (at most)",
     )
     made = [
-        table("recipe-frontiers", "The recommended frontier minus that of the other recipe", columns, frontiers),
+        table("recipe-frontiers", _FRONTIERS, columns, frontiers),
         table(
             "recipe-losses",
             "The recommended recipe's losses minus those of the other, over the same fine-tunings",
@@ -68,17 +73,24 @@ def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
     return tuple(one for one in made if one.rows)
 
 
+def _is_even(contrast: FrontierContrast) -> bool:
+    """Whether both frontiers have equally many checkpoints."""
+    return len(set(contrast.checkpoints)) == 1
+
+
 def _effect(effect: Effect, better: int) -> Cell:
-    """An effect with its interval, marked good or bad if the whole interval lies on one side of 0."""
+    """An effect with its interval, marked good or bad if the whole interval lies on one side of 0.
+
+    better: the side that is better; 0 for an effect that shows nothing either way.
+    """
     return Cell(str(effect), mark=_mark(effect, better)) if effect.seeds else Cell("no x in common")
 
 
 def _interval(effect: Effect, better: int) -> Cell:
     """The interval of an effect, marked as `_effect` does."""
-    text = DASH if effect.seeds < 2 else f"{effect.low:+.3g} to {effect.high:+.3g}"
-    return Cell(text, mark=_mark(effect, better))
+    return Cell(effect.interval or DASH, mark=_mark(effect, better))
 
 
 def _mark(effect: Effect, better: int) -> str:
-    certain = effect.low * effect.high > 0
+    certain = better and effect.low * effect.high > 0
     return ("good" if better * effect.mean > 0 else "bad") if certain else ""

@@ -70,8 +70,12 @@ def _seeds_vary(file: StudyFile) -> str:
         return "the singular vectors; the data has no noise"
     subsets_alone = SUBSET in file.labels and not any(is_seed(name) for name in file.labels if name != SUBSET)
     vary = SUBSETS_VARY if subsets_alone else SEEDS_VARY
-    if file.study.model.is_trained and not subsets_alone:
+    chain = file.study.stages
+    seeded = [stage for stage in chain if "seed" not in file.labels and f"{stage}.seed" in file.labels]
+    if not subsets_alone and (file.study.model.is_trained or (seeded and chain[0] not in seeded)):
         vary = vary.removeprefix("initialisation, ")
+    if seeded:
+        vary = vary.replace(", but", f" of {' and '.join(seeded)} alone, but")
     return f"{vary}; the held-out splits are the same"
 
 

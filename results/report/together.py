@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from retain.results.analysis.methods import fixed_methods, with_fixed
+from retain.results.analysis.methods import fixed_methods, with_fixed, with_pipelines
 from retain.results.report.deviations import NOT_A_CHOICE, resolved, values_text
 from retain.results.store.loss_table import Row
 from retain.results.store.study_files import SavedLooks, looks_of
@@ -17,8 +17,9 @@ from retain.sweeps.schema.read import StudyFile
 def pooled_rows(files: Sequence[StudyFile], rows: Sequence[Sequence[Row]]) -> list[Row]:
     """The trials of all studies, each once, with the axes that tell them apart; rows: those of each study.
 
-    A grid's axis of one study is an axis of all, and so are the fields of the method, unless trials have named methods. Raises
-    StudyError if the studies differ in anything else, because their trials could not be compared.
+    A grid's axis of one study is an axis of all, and so are the fields of the method, unless trials have named methods. Axes of
+    cases that choose corpora become the axis `pipeline`. Raises StudyError if the studies differ in anything else, because
+    their trials could not be compared.
     """
     if len(files) > 1:
         _check_comparable(files)
@@ -30,7 +31,7 @@ def pooled_rows(files: Sequence[StudyFile], rows: Sequence[Sequence[Row]]) -> li
         for row in with_fixed(own, methods):
             named = row | {"axes": {**missing, **row["axes"]}}
             pooled.setdefault(repr(sorted(named["axes"].items())), named)
-    return list(pooled.values())
+    return with_pipelines(list(pooled.values()))
 
 
 def common_looks(files: Sequence[StudyFile], store: Path) -> SavedLooks | None:

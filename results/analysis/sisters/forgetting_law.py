@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from retain.results.analysis.axes import axis_names, grouped, seed_of
+from retain.results.analysis.axes import axis_names, repetitions, seed_of
 from retain.results.analysis.loss_planes import Floats
 from retain.results.analysis.sisters.designs import SHARE, TOKENS, is_forgetting_law, share_axis
+from retain.results.analysis.sisters.measured import over_seeds
 from retain.results.store.loss_table import Row, chain_of
 from retain.sweeps.base.units import parse_size
 
@@ -62,26 +63,28 @@ def conditions(rows: Iterable[Row]) -> list[Condition]:
     found = SHARE.fullmatch(axis)
     assert found is not None
     corpus = found[1]
-    by_point: dict[tuple[int, int, float], list[tuple[int, float, float]]] = {}
+    by_point: dict[tuple[int, int, float], list[Row]] = {}
     for row in rows:
-        chain = chain_of(row)
-        if "finetune" not in chain[1:] or TOKENS not in row["axes"]:
-            continue
-        place = chain.index("finetune")
-        before, after = (row["losses"][chain[at]].get(corpus) for at in (place - 1, place))
-        point = (row.get("parameters") or 0, parse_size(row["axes"][TOKENS]), float(row["axes"].get(axis) or 0))
-        values = by_point.setdefault(point, [])
-        if before is not None and after is not None and math.isfinite(before) and math.isfinite(after):
-            values.append((seed_of(row), before, after))
+        if "finetune" in chain_of(row)[1:] and TOKENS in row["axes"]:
+            point = (row.get("parameters") or 0, parse_size(row["axes"][TOKENS]), float(row["axes"].get(axis) or 0))
+            by_point.setdefault(point, []).append(row)
+    repetition = repetitions(list(by_point.values()))
     made = []
-    for point, values in sorted(by_point.items()):
-        by_seed = grouped(values, lambda one: one[0])
-        before, after = (
-            {seed: float(np.mean([one[part] for one in own])) for seed, own in sorted(by_seed.items())}
-            for part in (1, 2)
-        )
+    for point, own in sorted(by_point.items()):
+        values = [(seed_of(row), *ends) for row in own if (ends := _before_and_after(row, corpus))]
+        before, after = (over_seeds([(one[0], one[part]) for one in values], repetition) for part in (1, 2))
         made.append(Condition(*point, before, after))
     return made
+
+
+def _before_and_after(row: Row, corpus: str) -> tuple[float, float] | None:
+    """The losses of a trial on a corpus before and after fine-tuning; None if one is missing or not finite."""
+    chain = chain_of(row)
+    place = chain.index("finetune")
+    before, after = (row["losses"][chain[at]].get(corpus) for at in (place - 1, place))
+    if before is None or after is None or not (math.isfinite(before) and math.isfinite(after)):
+        return None
+    return before, after
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from retain.results.analysis.effects import effect_of, frontier_gap, hypervolume_gain, paired_difference, worst_of
+from retain.results.analysis.effects import (
+    Effect,
+    effect_of,
+    frontier_gap,
+    hypervolume_gain,
+    paired_difference,
+    worst_of,
+)
 from retain.results.analysis.frontiers import lower_left_hull
 from retain.results.analysis.loss_planes import Points
 
@@ -116,3 +123,23 @@ def test_a_diverged_run_does_not_move_the_default_reference() -> None:
 def test_a_reference_needs_a_checkpoint() -> None:
     with pytest.raises(ValueError, match="no checkpoint"):
         worst_of({}, {0: np.empty((0, 2))})
+
+
+@pytest.mark.parametrize(
+    ("ends", "text"),
+    [
+        ((-0.11, -0.00172, 0.106), "+0.00, 95% interval -0.11 to +0.11"),
+        ((0.105, 0.15, 0.196), "+0.150, 95% interval +0.105 to +0.196"),
+        ((0.0915, 0.212, 0.333), "+0.21, 95% interval +0.09 to +0.33"),
+        ((0.0004, 0.05, 0.1), "+0.0500, 95% interval +0.0004 to +0.1000"),
+        ((-1.67, -0.4, 0.871), "-0.4, 95% interval -1.7 to +0.9"),
+        ((-386_000.0, 2_070.0, 390_000.0), "+2070, 95% interval -386000 to +390000"),
+        ((-0.5, -0.5, -0.5), "-0.500, 95% interval -0.500 to -0.500"),
+        ((0.0, 0.0, 0.0), "+0, 95% interval +0 to +0"),
+    ],
+)
+def test_an_effect_and_its_interval_have_equally_many_decimals_and_an_end_that_is_not_0_does_not_read_as_0(
+    ends: tuple[float, float, float], text: str
+) -> None:
+    low, mean, high = ends
+    assert str(Effect(mean, low, high, 3, {})) == text

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from retain.results.analysis.loss_planes import LossPlane, points_by_seed
-from retain.results.analysis.methods import METHODS, method_of, pipeline_of, setting_axes, with_fixed
+from retain.results.analysis.methods import METHODS, method_of, pipeline_of, setting_axes, with_fixed, with_pipelines
+from retain.results.claims.verdicts import verdicts
 from retain.results.figures.catalogue import FIGURES, FRONTIERS
 from retain.results.figures.series import panels
 from retain.results.report.headline import kept_groups, run_names
@@ -156,3 +157,24 @@ def test_learning_rates_seeds_and_averages_of_weights_are_points_of_a_line() -> 
         {"seed": [0, 1], "finetune.lr": [1e-4, 5e-4], "finetune.average": [0.5, 1], "finetune.anchor.l2sp": [0, 1]}
     )
     assert setting_axes(rows) == ["finetune.anchor.l2sp"]
+
+
+def test_an_axis_of_cases_that_chooses_corpora_tells_pipelines_apart_whatever_its_name() -> None:
+    rows = trials({"data": ["a", "b"], "when": ["early", "late"], "pretrain.exposure": [0, 1], "finetune.lr": [1, 2]})
+    for one in rows:
+        one["corpora"] = {"pretraining": "web", "posttraining": one["axes"]["data"] * 2, "finetuning": "law"}
+    named = with_pipelines(rows)
+    assert [one["axes"]["pipeline"] for one in named] == [one["axes"]["data"] for one in rows]
+    assert "data" not in setting_axes(named)
+    assert "when" in setting_axes(named)
+    assert [group.subject for group in kept_groups(rows)] == ["a", "b"]
+    assert {verdict.statement.subject.partition(",")[0] for verdict in verdicts(named) if verdict.claim == "3"} == {"a", "b"}
+    assert with_pipelines(named) == named
+
+
+def test_an_axis_whose_cases_share_their_corpora_tells_no_pipelines_apart() -> None:
+    rows = trials({"data": ["a", "b"], "finetune.corpus": ["law", "code"], "seed": [0, 1]})
+    for one in rows:
+        one["corpora"] = {"pretraining": one["axes"]["data"], "posttraining": "music"}
+        one["corpora"]["finetuning"] = one["axes"]["finetune.corpus"]
+    assert with_pipelines(rows) == rows

@@ -110,3 +110,17 @@ def test_the_page_of_the_confirming_study_shows_the_comparison(tmp_path: Path) -
         ).read_text()
         assert ('<section id="section-recipes">' in page) is shown
         assert ("The recommended frontier minus that of the other recipe" in page) is shown
+
+
+def test_a_frontier_of_more_checkpoints_is_not_marked_as_better() -> None:
+    """Of several recipes that are like the other one, the frontier is better by chance."""
+    rows = recipe_rows("recommended", "default")
+    twice = [
+        row | {"axes": row["axes"] | {"recipe": f"frontier-{number}"}}
+        for row in rows
+        for number in (0, 1)
+        if row["axes"]["recipe"] == "recommended"
+    ]
+    for recommended, marks in ((rows, {"good"}), ([*twice, *rows[len(twice) // 2 :]], {""})):
+        frontiers, *_ = recipe_tables(recommended)
+        assert {cell.mark for row in frontiers.rows for cell in row[1:2]} == marks

@@ -102,3 +102,12 @@ def test_subset_seed_can_be_an_axis_and_changes_every_stage() -> None:
     tree = expand(file, made_up_facts(file))
     assert len(tree.trials) == 4
     assert len(tree.stages) == 12
+
+
+@pytest.mark.parametrize("exposures", [(0, 0.25, 0.5, 0.75, 1), (0, 0.1, 0.3), (0, 0.3, 0.7, 0.9)])
+def test_losses_that_are_all_equal_decide_nothing(exposures: tuple[float, ...]) -> None:
+    """The rounding of a sum is the same at every seed, and would look like a certain slope."""
+    for loss in (2.1, 3.7):
+        rows = exposure_rows(lambda _, loss=loss: loss, lambda _, loss=loss: loss, noise=0.0, exposures=exposures)
+        for verdict in [*verdicts(rows), *verdicts(rows, matched=True)]:
+            assert (verdict.outcome, verdict.p) == ("undecided", 1.0)

@@ -91,3 +91,10 @@ def test_named_values_are_drawn_in_the_order_of_the_study() -> None:
     points = [(name, float(place)) for place, name in enumerate(("plain", "exposed", "plain"))]
     assert mean_curve(points) == [("plain", 1.0, 0.0, 2.0), ("exposed", 1.0, 1.0, 1.0)]
     assert [x for x, *_ in mean_curve([(1.0, 2.0), (0.5, 3.0)])] == [0.5, 1.0]
+
+
+def test_every_pipeline_has_its_panels_also_beyond_the_alphabet() -> None:
+    names = [f"pipeline {number}" for number in range(30)]
+    titles = [panel_row[0].title for panel_row in panels(FRONTIERS, method_rows(names, ("unmixed", "mixed")))]
+    assert len(titles) == 30
+    assert titles[25:28] == ["(z) pipeline 25", "(aa) pipeline 26", "(ab) pipeline 27"]

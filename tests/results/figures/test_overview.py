@@ -144,3 +144,18 @@ def test_the_frontier_has_its_axes_as_the_report_has_them(planned: tuple[Tree, S
     finish_all(tree, store)
     text = texts(drawn(tree, store)[".svg"])
     assert text.index(AXIS_LABELS[L_FT]) < text.index(AXIS_LABELS[L_RET])  # x is drawn before y
+
+
+def test_l_im_has_a_line_of_its_own_for_each_size_of_d_post_and_each_pipeline(tmp_path: Path) -> None:
+    """A mean over sizes, or over losses on different corpora, is the loss of nothing."""
+    rows = exposure_rows(rates=(5e-5, 1e-4))
+    of_pipelines = [row | {"axes": dict(row["axes"])} for row in rows]
+    for row in of_pipelines:
+        row["axes"]["pipeline"] = f"pipeline {row['axes'].pop('posttrain.tokens')}"
+    for study, trials, names in (
+        ("sizes", rows, ("|D_post| = 100k", "|D_post| = 300k")),
+        ("pipelines", of_pipelines, ("pipeline 100000", "pipeline 300000")),
+    ):
+        _, svg = draw_losses(tmp_path, study, trials)
+        for name in names:
+            assert f"after post-training (L_im), {name}" in texts(svg)

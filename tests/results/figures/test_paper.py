@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from retain.results.analysis.frontiers import lower_left_hull
 from retain.results.analysis.loss_planes import L_FT, L_RET, PLANES
 from retain.results.figures.catalogue import FIGURES, FigureSpec, figures_of
-from retain.results.figures.paper import draw_paper_figures
+from retain.results.figures.paper import draw_figure, draw_paper_figures
 from retain.results.figures.published import panels_of
 from retain.results.figures.series import before_finetuning, panels
 from retain.results.figures.style import METHOD_STYLES, line_styles
@@ -211,3 +211,11 @@ def test_two_lines_of_a_panel_never_share_a_style() -> None:
     for names in (["unmixed+dropout", "mixed+dropout"], ["mixed", "λ = 0.5", "unmixed"], list(METHOD_STYLES), many):
         assert len(set(line_styles(names).values())) == len(names)
     assert line_styles(["unmixed", "mixed"]) == {name: METHOD_STYLES[name] for name in ("unmixed", "mixed")}
+
+
+def test_a_frontier_names_the_unit_of_its_losses_and_what_its_band_is(tmp_path: Path) -> None:
+    figure = draw_figure(
+        tmp_path, "mine", FIGURES["figure2"], method_rows((None,), ("unmixed", "mixed"), seeds=(0, 1, 2))
+    )
+    assert "losses in nats per token" in figure.svg.read_text(encoding="utf-8")
+    assert "bands: pointwise 95% bootstrap over seeds, too narrow with few seeds" in figure.caption

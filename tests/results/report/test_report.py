@@ -345,7 +345,7 @@ def test_a_verdict_shows_its_effects_with_intervals_and_seeds() -> None:
     (row,) = group.rows
     assert (row.subject, row.plane) == ("a subject (with brackets)", "(L_ret, L_ft)")
     assert (row.outcome, row.seeds) == ("supported", "decided at 3")
-    assert [cell.text for cell in row.effects.rows[0]][:2] == ["slope, nats", "-0.11"]
+    assert [cell.text for cell in row.effects.rows[0]][:2] == ["slope, nats", "-0.110"]
     assert re.fullmatch(r"-0\.\d+ to -0\.\d+", row.effects.rows[0][2].text)
     assert re.search(r"p 0\.0027,", row.effects.caption)
     assert row.bar is not None
