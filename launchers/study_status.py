@@ -44,7 +44,7 @@ class SearchStatus:
     points: dict[str, int]
     """The number of points in each state."""
     log: str
-    """The path of its log."""
+    """The path of its log, which a search on this machine does not have."""
 
     @property
     def sentence(self) -> str:
@@ -52,7 +52,9 @@ class SearchStatus:
         why = f" ({self.reason})" if self.reason else ""
         points = ", ".join(f"{count} {state}" for state, count in self.points.items()) or "none yet"
         where = f"job {self.job_id} ({self.launcher})" if self.job_id else self.launcher
-        return f"search of {self.study}: {where} is {self.state}{why}; points: {points}; log: {self.log}"
+        # A search on this machine prints in the terminal where it is started.
+        log = "" if self.launcher == "ray" else f"; log: {self.log}"
+        return f"search of {self.study}: {where} is {self.state}{why}; points: {points}{log}"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a search says of its points and its budget, while it goes on and at its end."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.execution import Execution
 from tests.launchers.search.searches import THEORY, block, finish, searching, train_one
 from tests.results.runs import put_state, registered
-from tests.retain import train_here
+from tests.retain import retain_here, train_here
 from tests.studies import tiny_study
 
 HOURS = Budget(0.5, "gpuh", "H100")
@@ -87,6 +88,18 @@ def test_a_search_without_a_finished_point_says_that_none_has_finished(
     assert "1 point: 1 failed" in told
     assert "No point has finished." in told
     assert "onstraints" not in told
+
+
+def test_a_search_whose_output_is_no_terminal_says_at_once_what_it_searches_and_how_to_follow_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = searching("theory", tmp_path, TWO_POINTS, *THEORY)
+    with showing(search):
+        (line,) = capsys.readouterr().err.splitlines()
+        assert " searching finetune.time for retained_posttraining_loss: 0 of 50 points done; to follow" in line
+        finish(search)
+        command = shlex.split(line.partition("stages: ")[2])
+        assert "4 runs: 4 done" in retain_here(*command[1:]).stdout
 
 
 def test_fewer_points_asked_for_than_are_there_are_told_apart(tmp_path: Path) -> None:
