@@ -139,10 +139,12 @@ def is_metric(name: str) -> bool:
 
 
 def unknown_loss(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a loss that a study does not have."""
+    """The end of a sentence about a loss that a study does not have. Of losses by value, which may be thousands, it has one."""
     near = difflib.get_close_matches(name, known := list(known), n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"unknown loss {shortened(name)!r}{hint}; the losses of this study are {', '.join(known)}"
+    whole = ((one, without_value(one)) for one in known)
+    shown = dict.fromkeys(one if one == corpus else value_name(corpus, "VALUE") for one, corpus in whole)
+    return f"unknown loss {shortened(name)!r}{hint}; the losses of this study are {', '.join(shown)}"
 
 
 def stage_kind(name: str) -> str:
