@@ -62,6 +62,8 @@ def check_path(path: str) -> str:
     """A path or an id that is not empty, with names that file systems allow. Raises ValueError."""
     if not path.strip():
         raise ValueError("the text is empty; write a path or an id, or remove the field")
+    if "://" in path:
+        raise ValueError(f"{shortened(path)!r} is a URL; write an id, as in OWNER/NAME, or a path")
     if any(len(name.encode(errors="surrogateescape")) > 255 for name in path.split("/")):
         raise ValueError(
             f"{shortened(path)!r} has a name of more than 255 bytes, which file systems do not allow; shorten it"

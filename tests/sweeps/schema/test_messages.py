@@ -189,6 +189,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("finetune.batch=8.5", "finetune.batch: expected a whole number (got 8.5); write one without a fraction"),
         ("finetune.betas=[0.9]", "finetune.betas: too few values (got [0.9]); write at least 2"),
         ("corpora.music.revision=1234567", "corpora.music.revision: expected text (got 1234567); quote a number"),
+        (
+            "model={hf: https://u:p@host/a/b}",
+            "model.hf: 'https://u:***@host/a/b' is a URL; write an id, as in OWNER/NAME, or a",
+        ),
         ("corpora.music.files=[1]", "corpora.music.files: expected a path or a list of paths (got [1])"),
         ("execution.slurm.extra={array: 1-3}", f"{OWN_OPTION} array of every job; remove it from extra"),
         (
