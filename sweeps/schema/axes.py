@@ -5,12 +5,12 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.section import LOSSES, shown_value
+from retain.sweeps.schema.section import LOSSES, Grid, shown_value
 from retain.sweeps.schema.validation_messages import validate
 
 NOT_AXES = ("study", "stages", "tokenizer", "corpora", "cases", "grid", "search", "execution")
@@ -24,6 +24,7 @@ SEEDS = ("seed", "subset_seed")
 Raw = dict[str, Any]
 """The plain mapping of a study file, before validation."""
 Schema = type[BaseModel]
+Base = TypeVar("Base", bound=BaseModel)
 Settings = Mapping[str, Any]
 """The plain values that an option of an axis sets, by dotted path."""
 
@@ -36,6 +37,36 @@ class Option:
     """What tables show: the axis with its value, or with the name of the case and the values that vary within the case."""
     fields: dict[str, Any]
     """The checked values that this option sets, by dotted path."""
+
+
+class _Axes(BaseModel):
+    """The axes of a study as they are written."""
+
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    grid: Grid = {}
+
+
+def read_base(raw: Raw, schema: type[Base], before: str) -> tuple[Raw, Base]:
+    """The plain mapping of a study and the study without its axes; with the values of the first point if it needs them.
+
+    So a field that every point sets needs no value of its own, and none that is valid without the others. before: what
+    messages begin with. Raises StudyError.
+    """
+    try:
+        return raw, validate(schema, raw, before)
+    except StudyError:
+        with contextlib.suppress(StudyError):
+            first = _at_first_point(raw)
+            return first, validate(schema, first, before)
+        raise
+
+
+def _at_first_point(raw: Raw) -> Raw:
+    """The plain mapping of a study with the first option of each axis set. Raises StudyError."""
+    axes = validate(_Axes, {name: raw[name] for name in _Axes.model_fields if name in raw}, "")
+    options = [next(iter(cases.values()), {}) for cases in axes.cases.values()]
+    options += [{axis: values[0]} for axis, values in axes.grid.items() if values]
+    return raw | _with_settings(raw, (next(_points(one), {}) for one in options), "")
 
 
 def read_axes(

@@ -374,3 +374,18 @@ def test_an_average_of_weights_is_refused_at_the_points_where_early_stopping_rep
     )
     with pytest.raises(StudyError, match=sentence):
         tiny_tree(posttrain=stopping, grid=grid)
+
+
+def test_a_field_that_every_point_sets_needs_no_value_of_its_own_nor_a_valid_one() -> None:
+    tree = tiny_tree(**{"model.heads": 3, "model.kv_heads": 3}, grid={"model.hidden": [24, 48], "seed": [0, 1]})
+    assert len(tree.trials) == 4
+    finetune = tiny_fields()["finetune"]
+    del finetune["lr"]
+    assert (
+        tiny_tree(finetune=finetune, grid={"finetune.lr": [1e-3, 2e-3]}).stages
+        == tiny_tree(grid={"finetune.lr": [1e-3, 2e-3]}).stages
+    )
+    size = {"small": {"model.hidden": [24, 48]}, "large": {"model.hidden": 96}}
+    assert len(tiny_tree(**{"model.heads": 3, "model.kv_heads": 3}, grid={}, cases={"size": size}).trials) == 3
+    with pytest.raises(StudyError, match=r"tiny\.yaml: finetune\.lr: this field is required"):
+        tiny_tree(finetune=finetune, grid={"seed": [0, 1]})
