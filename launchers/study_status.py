@@ -169,7 +169,7 @@ def filtered(
         and (not stages or row.stage in stages)
         and all(row.key in found for found in matching.values())
     ]
-    return replace(status, runs=chosen, cost=stage_costs(chosen))
+    return replace(status, runs=chosen, cost=_costs(chosen))
 
 
 def _values(axis: str, rows: Sequence[RunStatus], trials: Sequence[Trial]) -> dict[str, list[Any]]:
@@ -191,9 +191,12 @@ def _read(study: str | None, store: Store, rows: list[RunStatus], provisional: b
     queue = ask_slurm(rows, store)
     searches = [_search_status(store, row) for row in queue.runs if row.stage == SEARCH.name]
     left = study_seconds_left(queue.runs)
-    return Status(
-        study, queue.runs, queue.orphans, searches, queue.unanswered, provisional, left, stage_costs(queue.runs)
-    )
+    return Status(study, queue.runs, queue.orphans, searches, queue.unanswered, provisional, left, _costs(queue.runs))
+
+
+def _costs(rows: Sequence[RunStatus]) -> list[StageCost]:
+    """What each stage took. A search takes no device itself, and an interrupted one repeats nothing."""
+    return stage_costs([row for row in rows if row.stage != SEARCH.name])
 
 
 def _preparation(opened: OpenedStudy, study: str) -> list[RunStatus]:
