@@ -44,7 +44,7 @@ class SearchStatus:
     points: dict[str, int]
     """The number of points in each state."""
     log: str
-    """The path of its log."""
+    """The path of its log, which a search on this machine does not have."""
 
     @property
     def sentence(self) -> str:
@@ -52,7 +52,9 @@ class SearchStatus:
         why = f" ({self.reason})" if self.reason else ""
         points = ", ".join(f"{count} {state}" for state, count in self.points.items()) or "none yet"
         where = f"job {self.job_id} ({self.launcher})" if self.job_id else self.launcher
-        return f"search of {self.study}: {where} is {self.state}{why}; points: {points}; log: {self.log}"
+        # A search on this machine prints in the terminal where it is started.
+        log = "" if self.launcher == "ray" else f"; log: {self.log}"
+        return f"search of {self.study}: {where} is {self.state}{why}; points: {points}{log}"
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def filtered(
         and (not stages or row.stage in stages)
         and all(row.key in found for found in matching.values())
     ]
-    return replace(status, runs=chosen, cost=stage_costs(chosen))
+    return replace(status, runs=chosen, cost=_costs(chosen))
 
 
 def _values(axis: str, rows: Sequence[RunStatus], trials: Sequence[Trial]) -> dict[str, list[Any]]:
@@ -189,9 +191,12 @@ def _read(study: str | None, store: Store, rows: list[RunStatus], provisional: b
     queue = ask_slurm(rows, store)
     searches = [_search_status(store, row) for row in queue.runs if row.stage == SEARCH.name]
     left = study_seconds_left(queue.runs)
-    return Status(
-        study, queue.runs, queue.orphans, searches, queue.unanswered, provisional, left, stage_costs(queue.runs)
-    )
+    return Status(study, queue.runs, queue.orphans, searches, queue.unanswered, provisional, left, _costs(queue.runs))
+
+
+def _costs(rows: Sequence[RunStatus]) -> list[StageCost]:
+    """What each stage took. A search takes no device itself, and an interrupted one repeats nothing."""
+    return stage_costs([row for row in rows if row.stage != SEARCH.name])
 
 
 def _preparation(opened: OpenedStudy, study: str) -> list[RunStatus]:

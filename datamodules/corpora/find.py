@@ -118,9 +118,12 @@ def expanded(pattern: str, folder: Path, field: str = "files: ") -> Path:
 
 
 def absolute(pattern: str, folder: Path) -> str:
-    """Return a path or a pattern of a study that means the same from every folder; a URL stays one."""
-    path = with_variables(pattern, folder)
-    return path if url_kind(path) is not None else str(folder / expanded(pattern, folder))
+    """Return a path or a pattern of a study that means the same from every folder.
+
+    A URL stays as it is, with its variables: they may hold a password, which is for no file.
+    """
+    is_url = url_kind(with_variables(pattern, folder)) is not None
+    return pattern if is_url else str(folder / expanded(pattern, folder))
 
 
 def local_folder(named: str, folder: Path, field: str) -> Path | None:

@@ -28,7 +28,7 @@ from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import Reading
 from retain.sweeps.tree.keys import canonical
-from retain.sweeps.tree.tree import models_of
+from retain.sweeps.tree.recipes.point import models_of
 
 FORMAT = 1
 """The version of the packed data. Raise it when the way to read, split or pack changes."""

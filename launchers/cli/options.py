@@ -17,6 +17,7 @@ from retain.launchers.cli.completion import (
 )
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.files import is_file
+from retain.sweeps.base.redaction import redacted
 
 SOME_RUN_FAILED = 1
 INTERRUPTED = 130
@@ -130,7 +131,7 @@ Document = TypeVar("Document")
 
 
 def command(verb: str, name: str | None, overrides: Sequence[str] | None, store: Path) -> str:
-    """A command that runs as it is printed: with the same study or run, overrides and store."""
+    """A command that runs as it is printed, but for passwords: with the same study or run, overrides and store."""
     return f"retain {verb} {command_arguments(name, overrides, store)}".rstrip()
 
 
@@ -138,7 +139,7 @@ def command_arguments(name: str | None, overrides: Sequence[str] | None, store: 
     """The arguments of such a command; the default store is left out."""
     default = _store_path(os.environ.get("RETAIN_STORE") or str(RUNS))
     place = [] if store == default else ["--store", str(store)]
-    return shlex.join([*([name] if name else []), *(overrides or ()), *place])
+    return shlex.join([*([name] if name else []), *map(redacted, overrides or ()), *place])
 
 
 def split_studies(words: Sequence[str], verb: str) -> tuple[list[str], list[str]]:

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from retain.sweeps.base.files import sync_folder, write_json
@@ -22,14 +22,15 @@ def snapshot_code(store: Path) -> Path:
 
     commit.json in it holds the git commit and the uncommitted changes, if git knows them.
     """
-    place = snapshot_path(store)
+    files = _source()
+    place = _place(store, files)
     if place.is_dir():
         return place
     temporary = place.with_name(f".{place.name}.{os.getpid()}.{os.urandom(3).hex()}")
     try:
-        for name, path in _source_files():
+        for name, content in files.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, temporary / name)
+            (temporary / name).write_bytes(content)
         write_json(temporary / "commit.json", _commit())
         sync_folder(temporary)
         temporary.rename(place)
@@ -43,10 +44,20 @@ def snapshot_code(store: Path) -> Path:
 
 def snapshot_path(store: Path) -> Path:
     """The folder that `snapshot_code` would return; nothing is written."""
+    return _place(store, _source())
+
+
+def _place(store: Path, files: Mapping[str, bytes]) -> Path:
+    """The folder of a snapshot of files, which are named by their paths in it."""
     digest = hashlib.sha256()
-    for name, path in sorted(_source_files()):
-        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    for name, content in sorted(files.items()):
+        digest.update(f"{name}\0".encode() + content + b"\0")
     return store / "code" / digest.hexdigest()[:20]
+
+
+def _source() -> dict[str, bytes]:
+    """The content of the files of the package, by path in the snapshot. Read once: the user may be editing them."""
+    return {name: path.read_bytes() for name, path in _source_files()}
 
 
 def _source_files() -> Iterator[tuple[str, Path]]:

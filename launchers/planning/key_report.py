@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -64,9 +64,9 @@ class _Paths:
         self.store: Store = opened.store
 
     @cached_property
-    def stored(self) -> Collection[str]:
+    def stored(self) -> set[str]:
         """The keys of the runs of the store."""
-        return self.store.read_all(lambda run: run.spec()).keys()
+        return set(self.store.read_all(lambda run: run.spec()))
 
     def find(self, prefix: str) -> str:
         found = {key for key in self.study if key.startswith(prefix)} or {
@@ -82,19 +82,27 @@ class _Paths:
         )
 
     def of(self, key: str) -> list[Payload]:
-        """The payloads on the path to a stage, root first."""
+        """The payloads on the path to a stage, root first. Raises StudyError if a run above it is gone, DamageError."""
         if key not in self.payloads:
-            self.payloads[key] = self.store.run(key).spec()
+            try:
+                self.payloads[key] = self.store.run(key).spec()
+            except FileNotFoundError:
+                raise StudyError(
+                    f"{key}: this run is gone from {self.store.root}, and with it what the runs below it were trained from; "
+                    "name a stage above which nothing is missing"
+                ) from None
         payload = self.payloads[key]
         return [*(self.of(payload["parent"]) if payload["parent"] else []), payload]
 
     def candidates(self, key: str, stage: str) -> dict[str, list[Payload]]:
-        """The other runs of this stage in the store; if there are none, the other ones in the study."""
+        """The other runs of this stage in the store whose paths can be read; if there are none, the other ones in the study."""
         for keys in (self.stored, self.study):
-            if found := {
-                other: self.of(other) for other in keys if other != key and self.of(other)[-1]["stage"] == stage
-            }:
-                return found
+            found = {}
+            for other in keys - {key}:
+                with contextlib.suppress(StudyError, DamageError):
+                    found[other] = self.of(other)
+            if alike := {other: path for other, path in found.items() if path[-1]["stage"] == stage}:
+                return alike
         return {}
 
 

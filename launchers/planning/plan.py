@@ -18,7 +18,7 @@ from retain.results.store.index.states import shown_states
 from retain.results.store.runs import open_store
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.units import counted, format_bytes
-from retain.sweeps.schema.read import read_study
+from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.schema.section import GROUNDWORK, REFERENCE
 from retain.sweeps.schema.study import Study
 from retain.sweeps.tree.cost import Parallelism, Totals, total_cost
@@ -148,7 +148,9 @@ def plan_studies(
     done = {key for key, state in states.items() if state.state == "done"}
     # Before the store is read for speeds, so that damage is one sentence.
     measured = planned_evaluations(replace(opened[0], tree=tree, facts=_together(opened)))
-    totals = total_cost(tree, done, device, measured_speeds(found, states), _parallelism(opened))
+    totals = total_cost(
+        tree, done, device, measured_speeds(found, states), stage_parallelism([one.file for one in opened])
+    )
     rooms = [data_room(one.name, one.file, one.facts, one.store) for one in opened]
     total = _with_data(totals, opened, rooms, store)
     stages = [
@@ -321,11 +323,11 @@ def _axes(opened: OpenedStudy) -> dict[str, int]:
     return sizes | {name: len(values) for name, values in opened.file.axes.items()}
 
 
-def _parallelism(opened: Sequence[OpenedStudy]) -> dict[str, Parallelism]:
+def stage_parallelism(files: Sequence[StudyFile]) -> dict[str, Parallelism]:
     """How each stage is executed; of several studies, the one that takes the most counts."""
     parallelism = {}
-    for stage in dict.fromkeys([*(name for one in opened for name in one.file.study.stages), *GROUNDWORK]):
-        executions = [one.file.study.execution.of_stage(stage) for one in opened]
+    for stage in dict.fromkeys([*(name for file in files for name in file.study.stages), *GROUNDWORK]):
+        executions = [file.study.execution.of_stage(stage) for file in files]
         parallelism[stage] = Parallelism(
             max(execution.devices for execution in executions),
             max(one.slurm.at_a_time for one in executions),

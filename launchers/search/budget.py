@@ -5,12 +5,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from retain.launchers.planning.plan import stage_parallelism
 from retain.results.analysis.throughput import measured_speeds
 from retain.results.store.runs import Store
 from retain.results.store.state import State
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.base.units import format_size, parse_size
 from retain.sweeps.schema.execution import Execution
+from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.section import STAGE_KINDS
 from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.tree import Tree
@@ -84,12 +86,15 @@ def refuse_hours_on_cpus(
     )
 
 
-def planned_cost(tree: Tree, settled: Collection[str], store: Store, budget: Budget) -> float:
-    """The most that the stages of a tree cost, in the budget's unit, without the stages in `settled`."""
+def planned_cost(tree: Tree, settled: Collection[str], store: Store, budget: Budget, file: StudyFile) -> float:
+    """The most that the stages of a tree cost, in the budget's unit, without the stages in `settled`.
+
+    file: the study, which says on how many devices its stages train, as speeds are measured for numbers of devices.
+    """
     missing = [stage for key, stage in tree.stages.items() if key not in settled]
     if budget.unit == "tokens" or not missing:
         return float(sum(stage.tokens for stage in missing))
-    return total_cost(tree, settled, budget.device, measured_speeds(store)).gpu_hours
+    return total_cost(tree, settled, budget.device, measured_speeds(store), stage_parallelism([file])).gpu_hours
 
 
 def spent_on(trees: Iterable[Tree], states: Mapping[str, State], found: Collection[str]) -> Spent:

@@ -19,6 +19,7 @@ from retain.results.analysis.loss_planes import SYMBOLS
 from retain.results.analysis.search_summary import frontier_area, recommended
 from retain.results.report.search import describe_search
 from retain.results.store.status import seconds_left
+from retain.results.store.study_files import POINTS_STUDY
 from retain.sweeps.base.units import format_seconds, format_size
 from retain.sweeps.base.yaml_text import cell
 from retain.sweeps.tree.tree import axes_label
@@ -88,7 +89,14 @@ def _running_table(search: Search) -> Table:
 
 
 def _print_ends(search: Search, console: Console) -> Callable[[], None]:
-    """A function that prints a line for each point that has ended since its last call, for logs."""
+    """A function that prints a line for each point that has ended since its last call, for logs; first what is searched."""
+    points, store = search.searched.folder / POINTS_STUDY, search.store.root
+    print_line(
+        console,
+        f"{time.strftime('%H:%M:%S')} searching {', '.join(axis.path for axis in search.space.axes)} for "
+        f"{search.block.objective}: {len(search.results())} of {search.block.trials} points done; to follow the stages: "
+        f"{shlex.join(['retain', 'status', str(points), '--store', str(store)])}",
+    )
     reported = {one.point.label: search.state_of(one) for one in search.candidates}
 
     def print_ends() -> None:

@@ -28,7 +28,8 @@ from retain.sweeps.tree.data_facts import Facts
 from retain.sweeps.tree.keys import canonical
 from retain.sweeps.tree.measures import asked_columns, check_objective
 from retain.sweeps.tree.recipes.devices import device_mismatch
-from retain.sweeps.tree.tree import Tree, expand, plain_value, with_values
+from retain.sweeps.tree.recipes.point import study_at
+from retain.sweeps.tree.tree import Tree, expand, plain_value
 
 Fields = dict[str, Any]
 FRESH_SEEDS = 3
@@ -235,7 +236,7 @@ def _base(file: StudyFile) -> Fields:
                 f"{file.path.name}: cases.{name}: a search takes one case; choose it, as in {name}="
                 f"{next(iter(options[0].labels.values()))}, or search its fields"
             )
-        study = with_values(study, options[0].fields)
+        study = study_at(study, options)
     fields: Fields = study.model_dump(exclude_unset=True, exclude={"grid", "cases", "search"}, mode="json")
     corpora = list(fields.get("corpora", {}).values())
     held = [corpus["heldout"] for corpus in corpora if isinstance(corpus.get("heldout"), dict)]

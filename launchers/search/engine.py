@@ -35,6 +35,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.search_space import Values
 from retain.sweeps.tree.measures import EVALUATE
+from retain.sweeps.tree.merged import merged
 from retain.sweeps.tree.tree import Stage, Tree
 
 WATCH_EVERY_S = 1.0
@@ -355,9 +356,6 @@ class Search:
     def _total_with(self, tree: Tree, budget: Budget) -> float:
         """The most that will be spent with this tree, with what is spent and what the open points still need."""
         settled = {key for key, state in self.states.items() if state.state == "done"}
-        total = self.spent().of(budget.unit)
-        for one in self.open_points():
-            total += planned_cost(one.tree, settled, self.store, budget)
-            settled |= set(one.tree.stages)
         settled |= {key for key in tree.stages if key not in self.stages and self.store.run(key).is_done()}
-        return total + planned_cost(tree, settled, self.store, budget)
+        needed = merged([*(one.tree for one in self.open_points()), tree])
+        return self.spent().of(budget.unit) + planned_cost(needed, settled, self.store, budget, self.searched.file)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 from retain.results.store.runs import SPEC, Run, Store
 from retain.sweeps.base.documents import parsed, read_bytes, read_document
 from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.redaction import redacted
 from retain.sweeps.tree.keys import canonical, stage_key
 
 OWNER = "study.json"
@@ -301,7 +302,7 @@ def study_folder(store: Path, study: str, overrides: Sequence[str] = ()) -> Path
     whole = store / "studies" / study
     if not overrides:
         return whole
-    name = ",".join(overrides).replace("/", "_")
+    name = redacted(",".join(overrides)).replace("/", "_")
     encoded = name.encode(errors="surrogateescape")
     if len(encoded) > LONGEST_NAME:
         name = f"{name[:40]}.{hashlib.sha256(encoded).hexdigest()[:12]}"

@@ -62,6 +62,8 @@ def find_fields(path: str = "") -> tuple[Field | None, list[Field]]:
 
     The first name of a path may be that of a user's own stage, as in midtrain.lr.
     """
+    if path.endswith((".yaml", ".yml")):
+        raise StudyError(f"{path}: all studies have the same fields; name one, such as finetune.lr, and no file")
     known = sorted(all_paths())
     starts = [fields_of(root) for root in ROOTS]
     if stage := _further_stage(path, known):

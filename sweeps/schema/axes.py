@@ -1,15 +1,16 @@
 """The axes of a study: an axis of the grid varies one field, and an axis of cases sets several fields at once."""
 
+import contextlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.section import LOSSES, shown_value
+from retain.sweeps.schema.section import LOSSES, Grid, shown_value
 from retain.sweeps.schema.validation_messages import validate
 
 NOT_AXES = ("study", "stages", "tokenizer", "corpora", "cases", "grid", "search", "execution")
@@ -23,6 +24,9 @@ SEEDS = ("seed", "subset_seed")
 Raw = dict[str, Any]
 """The plain mapping of a study file, before validation."""
 Schema = type[BaseModel]
+Base = TypeVar("Base", bound=BaseModel)
+Settings = Mapping[str, Any]
+"""The plain values that an option of an axis sets, by dotted path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +39,88 @@ class Option:
     """The checked values that this option sets, by dotted path."""
 
 
-def grid_values(raw: Raw, axis: str, values: list[Any], schema: Schema, where: str) -> list[Any]:
+class _Axes(BaseModel):
+    """The axes of a study as they are written."""
+
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    grid: Grid = {}
+
+
+def read_base(raw: Raw, schema: type[Base], before: str) -> tuple[Raw, Base]:
+    """The plain mapping of a study and the study without its axes; with the values of the first point if it needs them.
+
+    So a field that every point sets needs no value of its own, and none that is valid without the others. before: what
+    messages begin with. Raises StudyError.
+    """
+    try:
+        return raw, validate(schema, raw, before)
+    except StudyError:
+        with contextlib.suppress(StudyError):
+            first = _at_first_point(raw)
+            return first, validate(schema, first, before)
+        raise
+
+
+def _at_first_point(raw: Raw) -> Raw:
+    """The plain mapping of a study with the first option of each axis set. Raises StudyError."""
+    axes = validate(_Axes, {name: raw[name] for name in _Axes.model_fields if name in raw}, "")
+    options = [next(iter(cases.values()), {}) for cases in axes.cases.values()]
+    options += [{axis: values[0]} for axis, values in axes.grid.items() if values]
+    return raw | _with_settings(raw, (next(_points(one), {}) for one in options), "")
+
+
+def read_axes(
+    raw: Raw, cases: Mapping[str, Mapping[str, Settings]], grid: Mapping[str, list[Any]], schema: Schema, file: str
+) -> tuple[dict[str, list[Option]], dict[str, list[Any]]]:
+    """The options of the axes of cases, and the checked values of those of the grid. Raises StudyError."""
+    plain = [[point for settings in options.values() for point in _points(settings)] for options in cases.values()]
+    plain += [grid_settings(axis, values) for axis, values in grid.items()]
+
+    def beside(number: int) -> list[list[Settings]]:
+        return [*plain[:number], *plain[number + 1 :]]
+
+    options = {
+        name: case_options(raw, name, own, schema, f"{file}: cases.{name}", beside(number))
+        for number, (name, own) in enumerate(cases.items())
+    }
+    values = {
+        axis: grid_values(raw, axis, own, schema, f"{file}: grid.{axis}", beside(number))
+        for number, (axis, own) in enumerate(grid.items(), len(cases))
+    }
+    check_disjoint(options, values, file)
+    return options, values
+
+
+def grid_settings(axis: str, values: Iterable[Any]) -> list[Settings]:
+    """The settings of each value of a grid axis."""
+    return [{axis: value} for value in values]
+
+
+def grid_values(
+    raw: Raw, axis: str, values: list[Any], schema: Schema, where: str, beside: Sequence[Sequence[Settings]] = ()
+) -> list[Any]:
     """The checked values of a grid axis.
 
-    Each value is validated as part of the whole study. where: the file and field that messages begin with. Raises StudyError.
+    Each value is validated as part of the whole study. One that is invalid in the study itself is valid if it is with an option
+    of each axis of the same section, as all points are checked when a study is expanded. where: the file and field that
+    messages begin with; beside: the options of the other axes. Raises StudyError.
     """
     _check_may_vary(axis, where)
-    return _check_distinct([_validated(raw, {axis: value}, schema, where)[axis] for value in values], where)
+    settings = grid_settings(axis, values)
+    return _check_distinct([_validated(raw, one, schema, where, beside)[axis] for one in settings], where)
 
 
-def case_options(raw: Raw, name: str, cases: Mapping[str, Any], schema: Schema, where: str) -> list[Option]:
+def case_options(
+    raw: Raw,
+    name: str,
+    cases: Mapping[str, Any],
+    schema: Schema,
+    where: str,
+    beside: Sequence[Sequence[Settings]] = (),
+) -> list[Option]:
     """The options of an axis of cases: one per case, or one per point of the grid that the lists in a case span.
 
-    Raises StudyError.
+    They are validated as in `grid_values`. Raises StudyError.
     """
     if not cases:
         raise StudyError(f"{where}: an axis needs at least one case; write `{name}: {{case: {{field: value}}}}`")
@@ -64,17 +137,15 @@ def case_options(raw: Raw, name: str, cases: Mapping[str, Any], schema: Schema, 
             )
         if not isinstance(settings, dict) or not settings:
             raise StudyError(f"{here}: a case must map fields to values, such as pretrain.exposure: 1")
-        varied = {
-            path: _check_distinct(values, f"{here}.{path}")
-            for path, values in settings.items()
-            if is_axis(path, values)
-        }
+        varied = _lists_in(settings)
+        for path, values in varied.items():
+            _check_distinct(values, f"{here}.{path}")
         for number, path in enumerate(settings):
             _check_may_vary(path, here)
             if lost := [name for name in list(settings)[:number] if name.startswith(f"{path}.")]:
                 raise StudyError(f"{here}: {path} replaces {lost[0]}, which is set before it; write {path} first")
-        for point in itertools.product(*varied.values()):
-            fields = _validated(raw, settings | dict(zip(varied, point, strict=True)), schema, here)
+        for point in _points(settings):
+            fields = _validated(raw, point, schema, here, beside)
             options.append(Option({name: case} | {path: fields[path] for path in varied}, fields))
     return options
 
@@ -119,16 +190,54 @@ def get_field(study: BaseModel, path: str) -> Any:
     return value
 
 
-def _validated(raw: Raw, settings: Mapping[str, Any], schema: Schema, where: str) -> dict[str, Any]:
-    """The checked values of settings, by dotted path, after validating the study with all of them set."""
-    trial = {name: part for name, part in raw.items() if name not in ("grid", "cases")}
-    for path, value in settings.items():
-        set_field(trial, path, value, where)
+def _lists_in(settings: Settings) -> dict[str, list[Any]]:
+    """The fields of a case that have several values in it."""
+    return {path: values for path, values in settings.items() if is_axis(path, values)}
+
+
+def _points(settings: Settings) -> Iterator[Settings]:
+    """Yield every point of the grid that the lists in a case span."""
+    varied = _lists_in(settings)
+    for point in itertools.product(*varied.values()):
+        yield {**settings, **dict(zip(varied, point, strict=True))}
+
+
+def _validated(
+    raw: Raw, settings: Settings, schema: Schema, where: str, beside: Sequence[Sequence[Settings]] = ()
+) -> dict[str, Any]:
+    """The checked values of settings, by dotted path, after validating the study with all of them set, as in `grid_values`."""
+    trial = _with_settings(raw, [settings], where)
     try:
         study = validate(schema, trial, "")
     except StudyError as error:
-        raise StudyError(_named_once(where, settings, _of_a_section(settings, str(error)))) from None
+        valid = next(_valid_points(raw, settings, schema, beside), None)
+        if valid is None:
+            raise StudyError(_named_once(where, settings, _of_a_section(settings, str(error)))) from None
+        study = valid
     return {path: get_field(study, path) for path in settings}
+
+
+def _valid_points(
+    raw: Raw, settings: Settings, schema: Schema, beside: Sequence[Sequence[Settings]]
+) -> Iterator[BaseModel]:
+    """Yield the study with these settings and an option of each axis of the same section, at every point where it is valid."""
+
+    def sections(options: Iterable[Settings]) -> set[str]:
+        return {path.partition(".")[0] for option in options for path in option}
+
+    related = [options for options in beside if sections(options) & sections([settings])]
+    for others in itertools.product(*related) if related else ():
+        with contextlib.suppress(StudyError):
+            yield validate(schema, _with_settings(raw, [*others, settings], ""), "")
+
+
+def _with_settings(raw: Raw, settings: Iterable[Settings], where: str) -> Raw:
+    """The plain mapping of a study without axes, with settings in their order. Raises StudyError."""
+    trial = {name: part for name, part in raw.items() if name not in ("grid", "cases")}
+    for one in settings:
+        for path, value in one.items():
+            set_field(trial, path, value, where)
+    return trial
 
 
 def _of_a_section(settings: Mapping[str, Any], problem: str) -> str:
@@ -189,6 +298,12 @@ def is_section(schema: type[BaseModel], name: str) -> bool:
     """Whether a field of a schema is a section with fields of its own."""
     kind = schema.model_fields[name].annotation if name in schema.model_fields else None
     return any(hasattr(one, "model_fields") for one in (kind, *get_args(kind)))
+
+
+def values_or_ends(axis: Any) -> list[Any]:
+    """The values of an axis of a search as it is written: those of a list, or the ends of a range; none of anything else."""
+    parts = axis.values() if isinstance(axis, Mapping) else [axis]
+    return [value for part in parts if isinstance(part, list) for value in part]
 
 
 def takes_whole_only(raw: dict[str, Any], path: str, fraction: float, schema: type[BaseModel]) -> bool:

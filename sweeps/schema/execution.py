@@ -14,7 +14,15 @@ OWN_OPTIONS = (
     *("ntasks", "ntasks-per-node", "wrap", "parsable", "test-only", "wait"),
 )
 """Options of sbatch that Retain must set itself."""
-OWN_FIELDS = {"time": "execution.slurm.minutes", "nodes": "execution.slurm.nodes"}
+SAME_NAME = ("partition", "account", "qos", "constraint", "exclude", "gres")
+OWN_FIELDS = {
+    "time": "execution.slurm.minutes",
+    "nodes": "execution.slurm.nodes",
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task"), "execution.devices"),
+    "cpus-per-task": "the field cpus beside extra",
+    "mem": "the field memory_gb beside extra",
+    **{name: f"the field {name} beside extra" for name in SAME_NAME},
+}
 """Options of sbatch that must be what Retain plans a job with, and the fields that set them."""
 
 

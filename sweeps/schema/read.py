@@ -13,7 +13,7 @@ from retain.sweeps.base.files import is_file
 from retain.sweeps.base.notices import notice
 from retain.sweeps.base.units import format_seconds, shortened
 from retain.sweeps.base.yaml_text import parse_yaml, read_yaml
-from retain.sweeps.schema.axes import Option, case_options, check_disjoint, get_field, grid_values, is_axis, set_field
+from retain.sweeps.schema.axes import Option, get_field, is_axis, read_axes, read_base, set_field
 from retain.sweeps.schema.linear.study import LinearStudy, is_linear
 from retain.sweeps.schema.search_space import BEFORE_FINETUNING, SearchBlock, SearchSpace, read_search
 from retain.sweeps.schema.section import LOSSES, PAIR_MEASURES, loss_name, unknown_loss, without_value
@@ -188,16 +188,9 @@ def check_study(raw: dict[str, Any], path: Path) -> StudyFile:
             f"{path.name}: search: expected a mapping with axes; write `search: {{axes: {{field: [a, b]}}}}`"
         )
     schema: type[AnyStudy] = LinearStudy if is_linear(raw) else Study
-    study = validate(schema, raw, f"{path.name}: ")
+    raw, study = read_base(raw, schema, f"{path.name}: ")
     _check_count(study, path.name)
-    cases = {
-        name: case_options(raw, name, options, schema, f"{path.name}: cases.{name}")
-        for name, options in study.cases.items()
-    }
-    grid = {
-        axis: grid_values(raw, axis, values, schema, f"{path.name}: grid.{axis}") for axis, values in study.grid.items()
-    }
-    check_disjoint(cases, grid, path.name)
+    cases, grid = read_axes(raw, study.cases, study.grid, schema, path.name)
     varied = [*grid, *(field for options in cases.values() for option in options for field in option.fields)]
     if measured := [name for name in varied if name.partition(".")[0] == "evaluate"]:
         raise StudyError(

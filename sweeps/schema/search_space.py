@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from retain.sweeps.base.errors import StudyError
-from retain.sweeps.schema.axes import grid_values, is_section, takes_whole_only
+from retain.sweeps.schema.axes import grid_settings, grid_values, is_section, takes_whole_only, values_or_ends
 from retain.sweeps.schema.section import (
     LOSSES,
     STAGE_KINDS,
@@ -356,23 +356,22 @@ def read_search(raw: dict[str, Any], schema: type[BaseModel], file: str, chain: 
     """
     block = validate(SearchBlock, {"seeds": [raw.get("seed", 0)]} | raw["search"], f"{file}: search.")
     study = {name: part for name, part in raw.items() if name != "search"}
-    axes = [
-        _axis(study, path, values, block.digits, schema, f"{file}: search.axes.{path}")
-        for path, values in block.axes.items()
-    ]
+    axes = [_axis(study, path, block, schema, f"{file}: search.axes.{path}") for path in block.axes]
     for axis, other in itertools.permutations(axes, 2):
         if f"{axis.path}.".startswith(f"{other.path}."):
             raise StudyError(f"{file}: search.axes: {axis.path} is a part of {other.path}; remove one of them")
     return SearchSpace(block, tuple(sorted(axes, key=lambda axis: chain.index(axis.stage(chain)))), chain)
 
 
-def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type[BaseModel], where: str) -> Axis:
+def _axis(raw: dict[str, Any], path: str, block: SearchBlock, schema: type[BaseModel], where: str) -> Axis:
+    values = block.axes[path]
+    beside = [grid_settings(other, values_or_ends(block.axes[other])) for other in block.axes if other != path]
     if path == "seed" or path.endswith(".seed"):
         raise StudyError(f"{where}: seeds are replicates of a point, not an axis; list them under search.seeds")
     if path.endswith(".average"):
         raise StudyError(f"{where}: an average is measured once its stage is done; make it an axis of the grid")
     if isinstance(values, list):
-        checked = grid_values(raw, path, values, schema, where)
+        checked = grid_values(raw, path, values, schema, where, beside)
         # Numbers as the schema reads them, such as 200k. Sections of the study stay plain mappings.
         plain = [
             read if isinstance(read, int | float | str) else value for read, value in zip(checked, values, strict=True)
@@ -391,10 +390,10 @@ def _axis(raw: dict[str, Any], path: str, values: Any, digits: int, schema: type
         raise StudyError(
             f"{where}: a range is not possible, as data is packed per length; list lengths, as in [128, 256]"
         )
-    axis = Axis(path, low=low, high=high, log=kind == "loguniform", whole=kind == "integers", digits=digits)
+    axis = Axis(path, low=low, high=high, log=kind == "loguniform", whole=kind == "integers", digits=block.digits)
     if (inside := axis.fractional_value()) is not None and takes_whole_only(raw, path, inside, schema):
         first, last = math.ceil(low), math.floor(high)
         cure = f"write integers: [{first}, {last}]" if first < last else "write a list of whole numbers"
         raise StudyError(f"{where}: the field takes whole numbers only; {cure}")
-    grid_values(raw, path, [low, high], schema, where)
+    grid_values(raw, path, [low, high], schema, where, beside)
     return axis

@@ -62,6 +62,8 @@ def check_path(path: str) -> str:
     """A path or an id that is not empty, with names that file systems allow. Raises ValueError."""
     if not path.strip():
         raise ValueError("the text is empty; write a path or an id, or remove the field")
+    if "://" in path:
+        raise ValueError(f"{shortened(path)!r} is a URL; write an id, as in OWNER/NAME, or a path")
     if any(len(name.encode(errors="surrogateescape")) > 255 for name in path.split("/")):
         raise ValueError(
             f"{shortened(path)!r} has a name of more than 255 bytes, which file systems do not allow; shorten it"
@@ -139,10 +141,12 @@ def is_metric(name: str) -> bool:
 
 
 def unknown_loss(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a loss that a study does not have."""
+    """The end of a sentence about a loss that a study does not have. Of losses by value, which may be thousands, it has one."""
     near = difflib.get_close_matches(name, known := list(known), n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"unknown loss {shortened(name)!r}{hint}; the losses of this study are {', '.join(known)}"
+    whole = ((one, without_value(one)) for one in known)
+    shown = dict.fromkeys(one if one == corpus else value_name(corpus, "VALUE") for one, corpus in whole)
+    return f"unknown loss {shortened(name)!r}{hint}; the losses of this study are {', '.join(shown)}"
 
 
 def stage_kind(name: str) -> str:

@@ -246,9 +246,7 @@ class Anchor(Section):
                 "ewc: the number of sequences to estimate the Fisher information on is missing; add sequences, such as 256"
             )
         if self.sequences is not None and self.ewc is None:
-            raise ValueError(
-                "sequences: only ewc estimates anything on sequences; add ewc (0 where an axis sets it), or remove sequences"
-            )
+            raise ValueError("sequences: only ewc estimates anything on sequences; add ewc, or remove sequences")
         return self
 
 

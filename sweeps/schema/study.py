@@ -142,7 +142,7 @@ class Study(Section):
                 f"{self.stages[0]} is the first stage; put a stage before it, or write anchor.l2sp instead"
             )
         check_stage_names(self.execution, self.stages)
-        self._check_average()
+        self.check_average()
         for stage in self.stages:
             section = self.section(stage)
             for field, name in [("corpus", section.corpus), *(("mix", name) for name in section.mix)]:
@@ -152,7 +152,8 @@ class Study(Section):
                     )
         return self
 
-    def _check_average(self) -> None:
+    def check_average(self) -> None:
+        """Raise ValueError for an average of weights that is impossible, or that could not be compared with other losses."""
         for name in (name for name in self.stages if getattr(self.section(name), "average", 1.0) != 1):
             if name != self.stages[-1]:
                 raise ValueError(

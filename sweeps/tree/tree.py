@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -22,6 +22,7 @@ from retain.sweeps.tree.recipes.checkpoint import counts_by_model
 from retain.sweeps.tree.recipes.groundwork import groundwork
 from retain.sweeps.tree.recipes.linear import linear_stage_recipe
 from retain.sweeps.tree.recipes.optimisation import carry_problem
+from retain.sweeps.tree.recipes.point import average_of, may_affect_average, study_at
 from retain.sweeps.tree.recipes.preference import Recipe
 from retain.sweeps.tree.recipes.stage import check_heldout, stage_recipe
 
@@ -150,9 +151,8 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
     trials = []
     names = file.study.stages
     builders = [_StageBuilder(stage, file, facts, dimensions, stages) for stage in names]
-    setters = (names[-1], f"{names[-1]}.average")
     averaged = [
-        n for n, options in enumerate(dimensions) if any(path in setters for one in options for path in one.fields)
+        n for n, options in enumerate(dimensions) if any(may_affect_average(option, names) for option in options)
     ]
     averages: dict[tuple[int, ...], float] = {}
     for point in itertools.product(*(range(len(options)) for options in dimensions)):
@@ -166,7 +166,11 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
             axes |= shown[index]
         chosen = tuple([point[n] for n in averaged])
         if chosen not in averages:
-            averages[chosen] = _average(file.study, [dimensions[n][point[n]] for n in averaged])
+            options = [dimensions[n][point[n]] for n in averaged]
+            try:
+                averages[chosen] = average_of(study_at(file.study, options))
+            except ValueError as error:
+                raise _error_at(options, str(error), file) from None
         trials.append(Trial(axes, names, tuple(chain), averages[chosen]))
     corpora = {place: corpus.fingerprint for place, corpus in facts.corpora.items()}
     measured = dict.fromkeys(measured_stages(file.study), measured_corpora(file.study))
@@ -174,12 +178,6 @@ def expand(file: StudyFile, facts: Facts) -> Tree:
     values = {place: corpus.values for place, corpus in facts.corpora.items() if corpus.values is not None}
     models = counts_by_model(facts)
     return Tree(file.study.study, stages, trials, not facts.prepared, corpora, models, measured, tasks, values)
-
-
-def _average(study: AnyStudy, options: Sequence[Option]) -> float:
-    """The share of the last stage's end in the weights whose losses are a trial's, given the options that may set it."""
-    study = with_values(study, {path: value for option in options for path, value in option.fields.items()})
-    return float(getattr(getattr(study, study.stages[-1]), "average", 1.0))
 
 
 class _StageBuilder:
@@ -249,15 +247,13 @@ class _StageBuilder:
     def _recipe(self, own: tuple[int, ...]) -> tuple[str, int] | None:
         options = self._options(own)
         try:
-            study = self.file.study
-            for option in options:
-                study = with_values(study, option.fields)
+            study = study_at(self.file.study, options)
             if self.stage == study.stages[0]:
                 check_section(study, "model")
             check_section(study, self.stage)
             recipe = _recipe_of(study, self.facts, self.stage)
         except StudyError as error:
-            raise self._error(str(error), options) from None
+            raise _error_at(options, str(error), self.file) from None
         if recipe is None:
             return None
         return canonical(recipe), recipe["sequences"] * study.sequence_length
@@ -265,9 +261,8 @@ class _StageBuilder:
     def _check_carry(self, recipe: str, parent: Stage, own: tuple[int, ...]) -> None:
         """Raise StudyError if AdamW's state at the end of a parent does not belong to the weights that a stage trains."""
         if problem := carry_problem(self.stage, recipe, parent.stage, parent.recipe):
-            raise self._error(
-                f"{self.stage}.start: the optimizer cannot be carried over: {problem}", self._options(own)
-            )
+            problem = f"{self.stage}.start: the optimizer cannot be carried over: {problem}"
+            raise _error_at(self._options(own), problem, self.file)
 
     def _groundwork(self, parent: str | None, recipe: str, named: Axes) -> tuple[str, ...]:
         """The keys of the runs besides its parent that a stage needs, added to the stages if they are new.
@@ -292,10 +287,6 @@ class _StageBuilder:
     def _is_study_wide(self, path: str) -> bool:
         return path.partition(".")[0] not in self.file.study.stages
 
-    def _error(self, problem: str, options: Sequence[Option]) -> StudyError:
-        at = ", ".join(axes_label(_plain_axes({name: value})) for one in options for name, value in one.labels.items())
-        return StudyError(f"{self.file.path.name}: {problem}{f' (at {at})' if at else ''}")
-
     def _is_label(self, path: str, recipe: str) -> bool:
         """Whether a field labels this kind of stage: fields of the stage and the study, and D_post's if it is mixed in."""
         section, _, name = path.partition(".")
@@ -311,26 +302,17 @@ class _StageBuilder:
         return section == self.stage or self._is_study_wide(path)
 
 
+def _error_at(options: Sequence[Option], problem: str, file: StudyFile) -> StudyError:
+    """The error for a problem of a study at a point, which is named by its options."""
+    at = ", ".join(axes_label(_plain_axes({name: value})) for one in options for name, value in one.labels.items())
+    return StudyError(f"{file.path.name}: {problem}{f' (at {at})' if at else ''}")
+
+
 def _recipe_of(study: AnyStudy, facts: Facts, stage: str) -> Recipe | None:
     """The recipe of a stage; None if it has nothing to train. Raises StudyError."""
     if isinstance(study, LinearStudy):
         return linear_stage_recipe(study, stage)
     return stage_recipe(study, facts, stage)
-
-
-def models_of(file: StudyFile) -> list[Any]:
-    """The distinct model sections of a study over its trials."""
-    dimensions = [
-        options
-        for options in file.dimensions
-        if any(path.partition(".")[0] == "model" for option in options for path in option.fields)
-    ]
-    found: list[Any] = []
-    for options in itertools.product(*dimensions):
-        study = with_values(file.study, {path: value for option in options for path, value in option.fields.items()})
-        if study.model not in found:
-            found.append(study.model)
-    return found
 
 
 def may_affect(axis: str, stage: str, stages: Collection[str] = STAGE_KINDS) -> bool:
@@ -346,33 +328,6 @@ def may_affect(axis: str, stage: str, stages: Collection[str] = STAGE_KINDS) -> 
     # Exposure and the corpus decide what is left and what is replayed, and no `mix` may repeat it in matched allocation.
     read = ("pretrain", "pretrain.exposure", "pretrain.corpus", "pretrain.tokens")
     return stage == "posttrain" and (axis in read or axis.startswith("pretrain.mix"))
-
-
-def with_values(study: AnyStudy, axes: Axes) -> AnyStudy:
-    """A copy of a study with other values, which must be checked already, at some dotted paths."""
-    for axis, value in axes.items():
-        study = _replaced(study, axis.split("."), value)
-    return study
-
-
-def _replaced(section: Any, path: list[str], value: Any) -> Any:
-    name, *rest = path
-    if rest:
-        own = section.get(name) if isinstance(section, Mapping) else getattr(section, name)
-        value = _replaced(own if isinstance(own, BaseModel | Mapping) else _default_section(section, name), rest, value)
-    return {**section, name: value} if isinstance(section, Mapping) else section.model_copy(update={name: value})
-
-
-def _default_section(section: BaseModel | Mapping[str, Any], name: str) -> BaseModel:
-    """The defaults of a section that the study leaves out, or writes as a word, while an axis sets one of its fields.
-
-    It may lack required fields: `check_section` checks it once all values are set.
-    """
-    if isinstance(section, Mapping):  # the corpora of a mixture
-        return Component.model_construct()
-    kinds = get_args(type(section).model_fields[name].annotation)
-    kind: type[BaseModel] = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return kind.model_construct()
 
 
 def plain_value(value: Any) -> Any:

@@ -102,7 +102,7 @@ def print_predictors(document: Mapping[str, Any], saved: Path | None) -> None:
         console.print(table)
     print_line(
         console,
-        f"{counted(len(trials), 'trial')} probed with {document['share']:.1%} of the fine-tuning budget, "
+        f"{counted(len(trials), 'trial')} probed with {document['share'] * 100:.3g}% of the fine-tuning budget, "
         f"{known:,} of them with a true L_ret to compare with; a correlation needs {FEWEST} trials that differ, "
         f"and its interval {FEWEST} post-trained models",
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from retain.datamodules.order.mixtures import stage_order
+from retain.launchers.cli.views.results import print_predictors
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.retention_probe import gradient_probe, probe_file, probe_settings, short_finetuning, short_probes
 from retain.lightning_modules.optimisation import rate_of_recipe
@@ -226,6 +227,14 @@ def test_wrong_shares_are_refused_before_anything_is_trained(probed: Probed) -> 
     for share in (0.0, 1.0, -0.1):
         with pytest.raises(StudyError, match="a share of the fine-tuning budget"):
             short_probes(opened, share, False)
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.02, "2%"), (0.0004, "0.04%"), (0.125, "12.5%")])
+def test_the_share_of_a_probe_is_printed_however_small(
+    share: float, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_predictors({"share": share, "correlations": [], "trials": []}, None)
+    assert f"probed with {shown} of the fine-tuning budget" in capsys.readouterr().out
 
 
 def test_a_linear_study_has_no_probe(tmp_path: Path) -> None:

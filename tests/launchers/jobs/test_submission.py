@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 
 from retain.launchers.cli.app import main
 from retain.launchers.cli.views.submission import print_submission
+from retain.launchers.jobs import code_snapshot
 from retain.launchers.jobs.backlog import submit_backlog
-from retain.launchers.jobs.code_snapshot import snapshot_code
+from retain.launchers.jobs.code_snapshot import snapshot_code, snapshot_path
 from retain.launchers.jobs.data.submit import in_turns
 from retain.launchers.jobs.job import Requeue, _requeue, check_needs
 from retain.launchers.jobs.status import find_orphans, with_jobs
@@ -222,6 +224,21 @@ def test_a_deleted_run_does_not_keep_the_others_waiting_for_room(
     submit_backlog(store)
     assert "not submitted: SLURM: scontrol is not on PATH" in capsys.readouterr().out
     assert read_backlog(store) == Backlog((other.key,), "6")
+
+
+def test_a_copy_of_code_that_is_being_edited_has_the_name_of_what_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = iter(["before", "after"])
+
+    def edited_before_each_listing() -> Iterator[tuple[str, Path]]:
+        (tmp_path / "a.py").write_text(next(contents))
+        yield "retain/a.py", tmp_path / "a.py"
+
+    monkeypatch.setattr(code_snapshot, "_source_files", edited_before_each_listing)
+    copied = snapshot_code(tmp_path)
+    monkeypatch.setattr(code_snapshot, "_source_files", lambda: [("retain/a.py", copied / "retain" / "a.py")])
+    assert snapshot_path(tmp_path) == copied
 
 
 def test_a_copy_of_the_code_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:

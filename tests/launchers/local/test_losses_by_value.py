@@ -109,7 +109,10 @@ def test_tables_frames_and_the_report_have_a_column_for_every_value(
         (kept,) = csv.DictReader(stream)
     assert [float(kept[column]) for column in columns] == [frame[column][0] for column in columns]
     assert main(["results", name, "--store", store, "--losses", "finetune/music[soul]"]) == 2
-    assert "unknown loss 'finetune/music[soul]' (did you mean finetune/music[folk]?)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "unknown loss 'finetune/music[soul]' (did you mean finetune/music[folk]?)" in told
+    assert "finetune/music[VALUE], " in told
+    assert "[jazz, old]" not in told, "there may be thousands of values"
     assert main(["report", name, "--store", store, "--json"]) == 0
     page = Path(json.loads(capsys.readouterr().out)["report"]).read_text()
     assert "posttrain/music[jazz, old]" in page

@@ -87,3 +87,17 @@ def test_what_is_above_a_run_that_is_gone_is_not_named_as_changed(trained: tuple
     edit(study, "finetune", time=20)
     edit(study, "pretrain", time=21)
     assert "(of a stage above, whose run is gone)" in retain_here("results", study, "--store", store).stderr
+
+
+def test_why_explains_a_stage_although_runs_that_others_were_trained_from_are_gone(trained: tuple[Path, Path]) -> None:
+    study, store = trained
+    (old, *_) = [run for run in Store(store).runs() if run.spec()["stage"] == "finetune"]
+    (gone,) = [run for run in Store(store).runs() if run.key == Store(store).run(old.spec()["parent"]).spec()["parent"]]
+    shutil.rmtree(gone.folder)
+    edit(study, "pretrain", time=21)
+    now = next(
+        one["key"] for one in retain_json("plan", study, "--store", store)["stages"] if one["stage"] == "finetune"
+    )
+    assert retain_json("why", study, now, "--store", store)["fields"]["pretrain.steps"]
+    said = retain_here("why", study, old.key, "--store", store, code=2).stderr
+    assert f"{gone.key}: this run is gone from {store}" in said

@@ -85,6 +85,9 @@ def test_status_results_and_report_of_the_study_tell_of_the_search(searched: Sea
     assert [(one["state"], one["launcher"], one["points"]) for one in status["searches"]] == [
         ("done", "ray", {"done": 4})
     ]
+    assert [cost["stage"] for cost in status["cost"]] == ["pretrain", "posttrain", "finetune"]
+    printed = retain_here("status", searched.study, "--store", searched.store).stdout
+    assert "search of tiny: ray is done; points: 4 done\n" in printed  # it has no log
     (search,) = [run for run in status["runs"] if run["stage"] == "search"]
     assert search["state"] == "done"
     told = retain_here("logs", search["key"], "--store", searched.store, code=2).stderr

@@ -1,22 +1,29 @@
 """What a search says of its points and its budget, while it goes on and at its end."""
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import retain
+from retain.launchers.planning.opened_study import open_study
 from retain.launchers.search.attempt import run_search
-from retain.launchers.search.budget import Budget, Spent, refuse_hours_on_cpus
+from retain.launchers.search.budget import Budget, Spent, planned_cost, refuse_hours_on_cpus
 from retain.launchers.search.console import print_summary
 from retain.launchers.search.console import searching as showing
 from retain.launchers.search.summary import summary_document
 from retain.launchers.stage.signals import StopRequest
 from retain.results.report.search import search_part
+from retain.results.store.state import Attempt, Progress
 from retain.results.store.study_files import POINTS_STUDY, SUMMARY, read_summary
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.files import write_json
 from retain.sweeps.schema.execution import Execution
 from tests.launchers.search.searches import THEORY, block, finish, searching, train_one
-from tests.retain import train_here
+from tests.results.runs import put_state, registered
+from tests.retain import retain_here, train_here
+from tests.studies import tiny_study
 
 HOURS = Budget(0.5, "gpuh", "H100")
 TWO_POINTS = block(axes={"finetune.time": [1, 2]}, searcher="grid")
@@ -29,6 +36,19 @@ def test_hours_are_refused_where_stages_train_on_cpus() -> None:
     for accelerator, gpus in (("auto", False), ("cpu", True)):
         with pytest.raises(StudyError, match=r"--budget 0\.5gpuh: stages train on CPUs here, .* give tokens"):
             refuse_hours_on_cpus(HOURS, Execution.model_validate({"accelerator": accelerator}), gpus)
+
+
+def test_hours_of_a_search_come_from_the_speeds_that_plan_takes_also_on_several_devices(tmp_path: Path) -> None:
+    on_two = {"grid": {}, "execution": {"devices": 2}}
+    tree, store = registered(tmp_path / "runs", **on_two)
+    run = store.run(tree.trials[0].path[0])
+    attempt = Attempt(0.0, "node", 1, world=2, end=1.0, cause="finished", device="NVIDIA H100 80GB HBM3")
+    progress = Progress(tokens=1, total=1, tokens_per_second=5.0)
+    put_state(run, replace(run.state(), state="done", attempts=(attempt,), progress=progress))
+    study = str(tiny_study(tmp_path, seed=1, **on_two))
+    planned, opened = retain.plan(study, store=store.root).totals, open_study(study, (), store.root)
+    assert planned.measured["H100"] == 1
+    assert planned_cost(opened.tree, (), store, HOURS, opened.file) == planned.gpu_hours
 
 
 def test_a_budget_below_one_point_is_refused_with_what_a_point_takes(tmp_path: Path) -> None:
@@ -71,6 +91,18 @@ def test_a_search_without_a_finished_point_says_that_none_has_finished(
     assert "1 point: 1 failed" in told
     assert "No point has finished." in told
     assert "onstraints" not in told
+
+
+def test_a_search_whose_output_is_no_terminal_says_at_once_what_it_searches_and_how_to_follow_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = searching("theory", tmp_path, TWO_POINTS, *THEORY)
+    with showing(search):
+        (line,) = capsys.readouterr().err.splitlines()
+        assert " searching finetune.time for retained_posttraining_loss: 0 of 50 points done; to follow" in line
+        finish(search)
+        command = shlex.split(line.partition("stages: ")[2])
+        assert "4 runs: 4 done" in retain_here(*command[1:]).stdout
 
 
 def test_fewer_points_asked_for_than_are_there_are_told_apart(tmp_path: Path) -> None:

@@ -168,7 +168,10 @@ def test_an_axis_of_cases_that_chooses_corpora_tells_pipelines_apart_whatever_it
     assert "data" not in setting_axes(named)
     assert "when" in setting_axes(named)
     assert [group.subject for group in kept_groups(rows)] == ["a", "b"]
-    assert {verdict.statement.subject.partition(",")[0] for verdict in verdicts(named) if verdict.claim == "3"} == {"a", "b"}
+    assert {verdict.statement.subject.partition(",")[0] for verdict in verdicts(named) if verdict.claim == "3"} == {
+        "a",
+        "b",
+    }
     assert with_pipelines(named) == named
 
 

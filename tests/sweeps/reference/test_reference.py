@@ -81,6 +81,10 @@ def test_an_unknown_path_is_one_sentence_with_the_nearest_field() -> None:
         find_fields("partition")
     with pytest.raises(StudyError, match=r"finetune\.learning_rate: a study has no such field; write lr"):
         find_fields("finetune.learning_rate")
+    with pytest.raises(StudyError, match=r"mine/study\.yaml: .* name one, such as finetune\.lr, and no file"):
+        find_fields("mine/study.yaml")
+    with pytest.raises(StudyError, match=r"tiny\.yaml: all studies have the same fields"):
+        find_fields("tiny.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema.execution import SAME_NAME
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import check_study, read_study
 from retain.sweeps.schema.search_space import SearchBlock
@@ -59,6 +60,7 @@ ODD: list[Any] = [
     *({1: 2}, b"a"),
 ]
 SEARCH = {"axes": {"finetune.lr": [1e-4, 1e-3]}}
+OWN_OPTION = "execution.slurm.extra: Retain sets the option"
 STARTS: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "study": (Study, TINY | {"search": SEARCH}),
     "linear": (LinearStudy, LINEAR),
@@ -187,11 +189,27 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("finetune.batch=8.5", "finetune.batch: expected a whole number (got 8.5); write one without a fraction"),
         ("finetune.betas=[0.9]", "finetune.betas: too few values (got [0.9]); write at least 2"),
         ("corpora.music.revision=1234567", "corpora.music.revision: expected text (got 1234567); quote a number"),
+        (
+            "model={hf: https://u:p@host/a/b}",
+            "model.hf: 'https://u:***@host/a/b' is a URL; write an id, as in OWNER/NAME, or a",
+        ),
         ("corpora.music.files=[1]", "corpora.music.files: expected a path or a list of paths (got [1])"),
-        ("execution.slurm.extra={array: 1-3}", "execution.slurm.extra: Retain sets the option array of every job;"),
+        ("execution.slurm.extra={array: 1-3}", f"{OWN_OPTION} array of every job; remove it from extra"),
         (
             "execution.slurm.extra={time: '2:00:00'}",
-            "execution.slurm.extra: Retain sets the option time of every job; write execution.slurm.minutes instead",
+            f"{OWN_OPTION} time of every job; write execution.slurm.minutes instead",
+        ),
+        (
+            "execution.slurm.extra={mem: 64G}",
+            f"{OWN_OPTION} mem of every job; write the field memory_gb beside extra instead",
+        ),
+        ("execution.slurm.extra={--gpus: 4}", f"{OWN_OPTION} --gpus of every job; write execution.devices instead"),
+        *(
+            (
+                f"execution.slurm.extra={{{name}: a}}",
+                f"{OWN_OPTION} {name} of every job; write the field {name} beside extra",
+            )
+            for name in SAME_NAME
         ),
         ("execution.slurm.environment={A: [1]}", "execution.slurm.environment.A: expected text (got [1])"),
         (f"study={'a' * 300}", "study: 'aaaa"),

@@ -260,8 +260,6 @@ def test_a_stage_is_left_out_by_an_override_of_the_chain_and_one_of_its_section(
 
 
 def test_the_sequences_of_ewc_may_be_set_once_for_an_axis_of_its_strength(path: Path) -> None:
-    anchor = "finetune.anchor={ewc: 0, sequences: 16}"
-    assert read_study(str(path), [anchor, "finetune.anchor.ewc=[1, 2]"]).axes["finetune.anchor.ewc"] == [1, 2]
-    assert "add ewc (0 where an axis sets it)" in error_of(
-        lambda: read_study(str(path), ["finetune.anchor.ewc=[1, 2]", "finetune.anchor.sequences=16"])
-    )
+    anchor, axis = "finetune.anchor.sequences=16", "finetune.anchor.ewc=[1, 2]"
+    assert read_study(str(path), [axis, anchor]).axes["finetune.anchor.ewc"] == [1, 2]
+    assert "add ewc, or remove sequences" in error_of(lambda: read_study(str(path), [anchor]))

@@ -247,3 +247,12 @@ def test_an_objective_is_one_loss_a_weighted_sum_or_two_losses() -> None:
     assert space(objective=weighted).block.objective.scores(losses) == (6.5,)
     plane = {"hypervolume": ["finetuning_loss", "retained_posttraining_loss"]}
     assert space(objective=plane).block.objective.scores(losses) == (3.0, 2.0)
+
+
+def test_values_of_a_search_may_be_valid_only_together() -> None:
+    axes = {"model.hidden": {"integers": [24, 48]}, "model.heads": [3, 6], "model.kv_heads": [3]}
+    search = check_study(tiny_fields(search={"axes": axes}), Path("tiny.yaml")).search
+    assert search is not None
+    assert {(point["model.hidden"], point["model.heads"]) for point in search.corners()} == {
+        *((hidden, heads) for hidden in (24, 48) for heads in (3, 6))
+    }

@@ -11,7 +11,8 @@ from retain.sweeps.schema.families.counts import ModelCounts
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.data_facts import UNPREPARED, CheckpointFacts, Facts, checkpoint_of
-from retain.sweeps.tree.tree import Tree, expand, models_of
+from retain.sweeps.tree.recipes.point import models_of
+from retain.sweeps.tree.tree import Tree, expand
 from tests.studies import made_up_facts, tiny_fields
 
 ADAPTERS = {"q_proj": 400, "k_proj": 0, "v_proj": 0, "o_proj": 200, "up_proj": 300, "down_proj": 300, "lm_head": 352}

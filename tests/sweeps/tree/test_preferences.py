@@ -14,8 +14,9 @@ from retain.sweeps.schema.section import REFERENCE
 from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts, checkpoint_of
 from retain.sweeps.tree.measures import asked_columns, asked_evaluations
+from retain.sweeps.tree.recipes.point import models_of
 from retain.sweeps.tree.scaled_down import scale_down
-from retain.sweeps.tree.tree import OBJECTIVE, Stage, Tree, expand, models_of
+from retain.sweeps.tree.tree import OBJECTIVE, Stage, Tree, expand
 from tests.studies import made_up_facts, tiny_fields
 from tests.sweeps.tree.test_checkpoint_recipes import GPT2
 

@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+from retain.launchers.planning.opened_study import open_study
+from retain.launchers.search.derived_studies import write_confirmation, write_points
+from retain.results.store.study_files import POINTS_STUDY
 from tests.datamodules.servers import running
+from tests.launchers.search.searches import block, searching
 from tests.retain import retain_here
 from tests.studies import tiny_study
 
@@ -100,6 +104,34 @@ def test_a_password_is_in_no_output_and_in_no_file_that_others_read(served: tupl
     assert any(shown in path.read_text() for path in (store / "prepared").glob("*.json"))
     (page,) = (store / "studies").rglob("report.html")
     assert f"http://{USER}:***@127.0.0.1:{port}/music.jsonl" in page.read_text()
+
+
+def test_a_password_of_an_override_is_in_no_command_that_is_printed_and_in_no_name_of_a_folder(
+    served: tuple[Path, int], tmp_path: Path
+) -> None:
+    study, port = served
+    override, store = f"corpora.music.files={url(port, 'music.jsonl')}", tmp_path / "store"
+    assert f"files=http://{USER}:***@127" in said("plan", study, override, "--store", store)
+    said("report", study, override, "--store", store)
+    (page,) = (store / "studies").rglob("report.html")
+    assert "music.files=http:__" in page.parent.name
+    assert not with_secrets(page.parent)
+
+
+def test_a_password_that_a_variable_holds_is_in_no_study_that_a_search_writes(
+    served: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, _ = served
+    study.write_text(study.read_text().replace(PASSWORD, "$SECRET").replace(TOKEN, "$SIGNED"))
+    monkeypatch.setenv("SECRET", PASSWORD)
+    monkeypatch.setenv("SIGNED", TOKEN)
+    searched = searching(str(study), tmp_path / "store", block(axes={"finetune.lr": [1e-4, 5e-4]})).searched
+    points = {"p0": {"finetune.lr": 1e-4}}
+    write_points(searched, points)
+    confirm = write_confirmation(searched, points, None)
+    assert not with_secrets(searched.folder)
+    for derived in (confirm, searched.folder / POINTS_STUDY):
+        assert not open_study(str(derived), (), searched.store.root).tree.provisional
 
 
 def test_a_password_is_in_no_explanation_of_a_run_that_prepares_a_corpus(

@@ -89,7 +89,7 @@ def test_variables_are_replaced_in_urls(tmp_path: Path, monkeypatch: pytest.Monk
     with serving(tmp_path) as url:
         monkeypatch.setenv("DATA", url)
         assert read(tmp_path, files="$DATA/in/*.jsonl") == ["one"]
-        assert absolute("$DATA/in/*.jsonl", tmp_path) == f"{url}/in/*.jsonl"
+        assert absolute("$DATA/in/*.jsonl", tmp_path) == "$DATA/in/*.jsonl"
     with pytest.raises(StudyError, match=r"files: https://x/\$NO_SUCH: the variable \$NO_SUCH is not set"):
         read(tmp_path, files="https://x/$NO_SUCH")
 
