@@ -121,7 +121,8 @@ def test_an_end_of_text_that_a_text_spells_out_ends_no_document_even_if_it_is_li
     assert listed.encode([text]) == TRAINED.encode([text])
     assert listed.end_id not in listed.encode([text])[0]
     assert listed.fingerprint == before.fingerprint
-    assert [encoding.ids for encoding in listed.encode_rendered([text])][0].count(listed.end_id) == 1
+    (rendered,) = listed.encode_rendered([text])
+    assert rendered.ids.count(listed.end_id) == 1
 
 
 def test_truncation_and_padding_of_a_tokeniser_are_switched_off(tmp_path: Path) -> None:
