@@ -15,14 +15,21 @@ class KeepBest(Callback):
     """Evaluates every `every` steps, stops after `patience` evaluations without a new best, restores the best weights.
 
     evaluate: returns the held-out loss at a step. The last step of the stage is always evaluated, so the weights kept are
-    the best of the whole stage. warmup: evaluations up to this step do not count against the patience.
+    the best of the whole stage. warmup: evaluations up to this step do not count against the patience. counted: whether the
+    state that was restored counts the evaluation at a step already.
     """
 
     def __init__(
-        self, evaluate: Callable[[int], float], every: int, patience: int, steps: int, warmup: int = 0
+        self,
+        evaluate: Callable[[int], float],
+        every: int,
+        patience: int,
+        steps: int,
+        warmup: int = 0,
+        counted: Callable[[int], bool] = lambda step: False,
     ) -> None:
         self.evaluate, self.every, self.patience, self.steps = evaluate, every, patience, steps
-        self.warmup = warmup
+        self.warmup, self.counted = warmup, counted
         self.loss: float | None = None
         self.step = 0
         self.without_gain = 0
@@ -35,7 +42,7 @@ class KeepBest(Callback):
     ) -> None:
         assert isinstance(module, StageModule)
         step = module.step
-        if step % self.every and step != self.steps:
+        if (step % self.every and step != self.steps) or self.counted(step):
             return
         loss = self.evaluate(step)
         if self.loss is None or loss < self.loss:
@@ -44,7 +51,7 @@ class KeepBest(Callback):
             self.weights = {name: local_part(weight).detach().cpu().clone() for name, weight in trained}
         elif step > self.warmup:
             self.without_gain += 1
-            if self.without_gain >= self.patience:
+            if self.is_over:
                 trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -53,6 +60,11 @@ class KeepBest(Callback):
             for name, parameter in trained_parameters(module.model):
                 if name in self.weights:
                     local_part(parameter).copy_(self.weights[name])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the stage has been stopped early."""
+        return self.without_gain >= self.patience
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed stage needs besides the best weights."""

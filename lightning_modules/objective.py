@@ -217,9 +217,9 @@ def heldout_loss(
     """Return the mean loss over all predictions of a held-out split, each once, summed in fp64 over all ranks.
 
     sequences: int64 [sequences, length], the whole split on every rank. end_of_text: as in `summed_loss`. between: called
-    before each batch with the number of this rank's sequences that are done. Never compiled, so that runs trained with and
-    without compiling are evaluated with the same arithmetic. labels: the number of the value of each token, from 0 on,
-    [sequences, length]; the loss is then also given by value, and is the same as without.
+    before each batch with the number of this rank's sequences that are done; it may raise to stop. Never compiled, so that
+    runs trained with and without compiling are evaluated with the same arithmetic. labels: the number of the value of each
+    token, from 0 on, [sequences, length]; the loss is then also given by value, and is the same as without.
     """
     was_training = model.training
     model.eval()
@@ -228,17 +228,19 @@ def heldout_loss(
     mine = sequences[rank::world]
     own_labels = None if labels is None else labels[rank::world]
     # Every rank makes the same number of calls, because a sharded model gathers its weights in each call.
-    for first in range(0, -(-len(sequences) // world), batch_size):
-        between(first)
-        block = mine[first : first + batch_size]
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16), uncompiled(model):
-            losses = token_losses(model, (block if len(block) else sequences[:1]).to(device), end_of_text)
-        if len(block):
-            total += losses.sum(dim=1).double().sum().cpu()
-            if own_labels is not None:
-                parts += sums_by_label(losses.cpu(), own_labels[first : first + batch_size], len(parts))
-    model.train(was_training)
-    reshard(model)
+    try:
+        for first in range(0, -(-len(sequences) // world), batch_size):
+            between(first)
+            block = mine[first : first + batch_size]
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16), uncompiled(model):
+                losses = token_losses(model, (block if len(block) else sequences[:1]).to(device), end_of_text)
+            if len(block):
+                total += losses.sum(dim=1).double().sum().cpu()
+                if own_labels is not None:
+                    parts += sums_by_label(losses.cpu(), own_labels[first : first + batch_size], len(parts))
+    finally:
+        model.train(was_training)
+        reshard(model)
     if world > 1:
         shared = total.to(device)
         distributed.all_reduce(shared)

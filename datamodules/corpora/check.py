@@ -100,7 +100,7 @@ def _check_tokenizer(tokenizer: Tokenizer, file: StudyFile, ask: LookUp) -> Chec
         return Check("tokenizer", f"{tokenizer.train} entries, trained on the corpora", None, None, None, None)
     commit, problem = None, None
     try:
-        if (local := local_folder(tokenizer.hf, file.folder, "tokenizer.hf: ")) is not None:
+        if (local := local_folder(tokenizer.hf, file.folder, "tokenizer.hf: ", tokenizer.revision)) is not None:
             tokenizer_files(local)
             load_tokenizer(local)
         else:

@@ -126,13 +126,19 @@ def absolute(pattern: str, folder: Path) -> str:
     return pattern if is_url else str(folder / expanded(pattern, folder))
 
 
-def local_folder(named: str, folder: Path, field: str) -> Path | None:
+def local_folder(named: str, folder: Path, field: str, revision: str | None = None) -> Path | None:
     """Return the folder that a field `hf` names, relative to that of the study file; None for an id on the hub.
 
-    field: what errors begin with. Raises MissingResourceError if only a path can be meant, and no folder is there; StudyError.
+    field: what errors begin with. revision: what the study names beside it. Raises MissingResourceError if only a path can be
+    meant, and no folder is there; StudyError, also for a folder with a revision.
     """
     place = folder / expanded(named, folder, field)
     if place.is_dir():
+        if revision is not None:
+            raise StudyError(
+                f"{field}{named} is a local folder, which has no revisions; remove revision: {revision}, or name a model on "
+                "Hugging Face"
+            )
         return place
     if named.startswith((".", "/", "~", "$")):
         raise MissingResourceError(f"{field}{named} is not a folder; correct the path")

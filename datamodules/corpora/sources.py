@@ -105,10 +105,12 @@ def tokenizer_source(file: StudyFile, read: ReadSource | None = None) -> Source:
         source["corpora"] = [
             {**read(file, name), "heldout": file.study.corpora[name].heldout_share} for name in sorted(file.trained)
         ]
-    elif settings.hf is not None and (local := local_folder(settings.hf, file.folder, "tokenizer.hf: ")) is not None:
+    elif settings.hf is not None:
         cure = "make it readable, or name another tokeniser"
         with naming_tokenizer(file):
-            source["sha256"] = [hashlib.sha256(read_bytes(path, cure)).hexdigest() for path in tokenizer_files(local)]
+            if (local := local_folder(settings.hf, file.folder, "", settings.revision)) is not None:
+                files = tokenizer_files(local)
+                source["sha256"] = [hashlib.sha256(read_bytes(path, cure)).hexdigest() for path in files]
     return source
 
 

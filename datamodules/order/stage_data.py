@@ -48,7 +48,8 @@ class StepLoader:
     """The reference log-probabilities of all training pairs: fp64 [pairs, 2]."""
 
     def __len__(self) -> int:
-        return len(self.batches) - self.first
+        # Lightning skips a stage without batches, also one whose last step is trained, and which is yet to be evaluated.
+        return max(1, len(self.batches) - self.first)
 
     def __iter__(self) -> Iterator[torch.Tensor | PairBatch]:
         return read_ahead(self._read(), STEPS_AHEAD)

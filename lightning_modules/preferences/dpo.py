@@ -160,17 +160,20 @@ def heldout_preferences(
     mine, known = both[rank::world], reference.view(-1, 2)[rank::world]
     sums = torch.zeros(3, dtype=torch.float64)
     # Every rank makes the same number of calls, because a sharded model gathers its weights in each call.
-    for first in range(0, -(-len(both) // world), batch_size):
-        between(first)
-        block = mine[first : first + batch_size]
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16), uncompiled(model):
-            one = (block if len(block) else both[:1]).flatten(0, 1).to(device)
-            found = log_probabilities(model, one, end_of_text).cpu()
-        if len(block):
-            margin = margins(found, known[first : first + batch_size].flatten())
-            sums += torch.stack((functional.softplus(-beta * margin).sum(), (margin > 0).double().sum(), margin.sum()))
-    model.train(was_training)
-    reshard(model)
+    try:
+        for first in range(0, -(-len(both) // world), batch_size):
+            between(first)
+            block = mine[first : first + batch_size]
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16), uncompiled(model):
+                one = (block if len(block) else both[:1]).flatten(0, 1).to(device)
+                found = log_probabilities(model, one, end_of_text).cpu()
+            if len(block):
+                margin = margins(found, known[first : first + batch_size].flatten())
+                parts = functional.softplus(-beta * margin).sum(), (margin > 0).double().sum(), margin.sum()
+                sums += torch.stack(parts)
+    finally:
+        model.train(was_training)
+        reshard(model)
     if world > 1:
         shared = sums.to(device)
         distributed.all_reduce(shared)

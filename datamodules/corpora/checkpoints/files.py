@@ -35,10 +35,10 @@ WITHOUT_EFFECT = (
 def local_checkpoint(model: Model, folder: Path) -> Path | None:
     """Return the local folder that `model.hf` names, relative to `folder`; None for an id on the hub.
 
-    Raises MissingResourceError if only a path can be meant, and no folder is there; StudyError.
+    Raises MissingResourceError if only a path can be meant, and no folder is there; StudyError, also for one with a revision.
     """
     assert model.hf is not None
-    return local_folder(model.hf, folder, "")
+    return local_folder(model.hf, folder, "", model.revision)
 
 
 def local_files(model: Model, place: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +52,8 @@ class Heldout:
     """The held-out pairs on which the final weights are measured, by the fingerprint of the corpus."""
     objective: Mapping[str, HeldoutPairs] = field(default_factory=dict)
     """The held-out pairs on which a stage that learns from pairs is measured meanwhile, by the name of its DPO loss."""
+    between: Callable[[int], None] = lambda done: None
+    """Called before each batch of an evaluation; it may raise to stop it."""
 
     def loss(self, split: str, by_value: bool = False) -> HeldoutLoss:
         """The loss of the current weights on a split: nats per token, or of a DPO loss per pair. by_value: whether it is also
@@ -62,13 +64,22 @@ class Heldout:
             return HeldoutLoss(found.loss, found.pairs)
         sequences = self.sequences[split] if split in self.sequences else self.others[split]
         labels = self.labels[split].numbers if by_value and split in self.labels else None
-        ranks = self.rank, self.world
-        return heldout_loss(model, sequences, model.device, self.bf16, *ranks, end_of_text=end_of_text, labels=labels)
+        return heldout_loss(
+            model,
+            sequences,
+            model.device,
+            self.bf16,
+            self.rank,
+            self.world,
+            end_of_text=end_of_text,
+            between=self.between,
+            labels=labels,
+        )
 
     def preferences(self, pairs: HeldoutPairs) -> Preferences:
         """What the current weights prefer on held-out pairs."""
         module = self.module
-        return pairs.preferences(module.model, self.bf16, self.rank, self.world, module.end_of_text)
+        return pairs.preferences(module.model, self.bf16, self.rank, self.world, module.end_of_text, self.between)
 
 
 class Curves(Callback):
@@ -99,7 +110,8 @@ class Curves(Callback):
         self.loggers = Loggers(run, points, self.step_of) if heldout.rank == 0 else None
         self.progress = Progress(total=self.sequences * self.length)
         self.timed_step, self.timed_at, self.reported_at, self.printed_at = -1, 0.0, 0.0, -LINE_EVERY_S
-        self.evaluated: dict[tuple[int, str], float] = {}
+        self.evaluated = {(self.step_of(point.tokens), point.curve): point.value for point in points}
+        """The held-out losses by step and curve: those of the latest step are not computed again."""
 
     def state(self) -> dict[str, Any]:
         """The points so far, as JSON for a checkpoint. For rank 0."""
@@ -117,18 +129,26 @@ class Curves(Callback):
 
     def heldout_loss(self, split: str, step: int) -> float:
         """The held-out loss after `step` steps, as in `Heldout.loss`, evaluated once and added to its curve."""
-        if (step, split) not in self.evaluated:
+        curve = heldout_curve(split)
+        if (step, curve) not in self.evaluated:
+            self._begin(step)
+            self._log_if_due(step)
             began = time.monotonic()
             self.enter("evaluating")
-            self.evaluated = {point: loss for point, loss in self.evaluated.items() if point[0] == step}
-            self.evaluated[step, split] = finite(self.heldout.loss(split).loss, f"held-out loss on {split}", step)
-            self._add(heldout_curve(split), self.evaluated[step, split], step)
-            self._print(f"step {step}/{self.steps}  held-out loss on {split} {self.evaluated[step, split]:.4f}")
+            loss = finite(self.heldout.loss(split).loss, f"held-out loss on {split}", step)
+            self.evaluated = {point: known for point, known in self.evaluated.items() if point[0] == step}
+            self.evaluated[step, curve] = loss
+            self._add(curve, loss, step)
+            self._print(f"step {step}/{self.steps}  held-out loss on {split} {loss:.4f}")
             if self.loggers:
                 self.loggers.flush()
             self.enter("training")
             self.timed_at += time.monotonic() - began
-        return self.evaluated[step, split]
+        return self.evaluated[step, curve]
+
+    def has_loss(self, split: str, step: int) -> bool:
+        """Whether the held-out loss after `step` steps is known already."""
+        return (step, heldout_curve(split)) in self.evaluated
 
     def finish(self, hyperparameters: Mapping[str, Any], losses: Mapping[str, float]) -> None:
         """Complete the curves, and give the loggers the final losses (nats per token) and hyperparameters. For rank 0."""
@@ -140,21 +160,13 @@ class Curves(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
         # At the first step of the attempt: by then a checkpoint has been restored, whose steps another attempt has trained.
-        if self.timed_step < 0:
-            self.timed_step, self.timed_at = self.heldout.module.step, time.monotonic()
-            total = f"{self.steps}, {format_size(self.tokens(self.steps))} tokens"
-            if self.timed_step:
-                # Lines of steps that were trained after the checkpoint stay in the log.
-                self._print(f"resumes after step {self.timed_step}/{total}; lines above of later steps no longer count")
-            else:
-                self._print(f"steps to train: {total}")
+        self._begin(self.heldout.module.step)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         step = self.heldout.module.step
-        if step % self.log_every == 0 or step == self.steps:
-            self._log(trainer, step)
+        self._log_if_due(step)
         if self.heldout_every and step % self.heldout_every == 0:
             for split in (*self.heldout.sequences, *self.heldout.objective):
                 self.heldout_loss(split, step)
@@ -162,6 +174,7 @@ class Curves(Callback):
             self._report(step)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._begin(self.heldout.module.step)
         self._report(self.heldout.module.step)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
@@ -183,6 +196,23 @@ class Curves(Callback):
             # Ignore a full disk here: it fails the run at the next checkpoint, or when the results are written.
             with contextlib.suppress(OSError):
                 self.run.report(self.progress)
+
+    def _begin(self, step: int) -> None:
+        """Say once where the attempt begins, and time it from there."""
+        if self.timed_step >= 0:
+            return
+        self.timed_step, self.timed_at = step, time.monotonic()
+        total = f"{self.steps}, {format_size(self.tokens(self.steps))} tokens"
+        if step:
+            # Lines of steps that were trained after the checkpoint stay in the log.
+            self._print(f"resumes after step {step}/{total}; lines above of later steps no longer count")
+        else:
+            self._print(f"steps to train: {total}")
+
+    def _log_if_due(self, step: int) -> None:
+        """Add the points of a step of this attempt to the training curves, once."""
+        if step > max(self.logged_step, self.timed_step) and (step % self.log_every == 0 or step == self.steps):
+            self._log(self.heldout.module.trainer, step)
 
     def _log(self, trainer: Trainer, step: int) -> None:
         module = self.heldout.module

@@ -1,10 +1,11 @@
 """Exact resume: what a checkpoint holds, when one is saved, and how a stage resumes from it.
 
-A checkpoint is taken between two steps. It holds the trained weights (a frozen base is read from the parent again), the moments
-of the optimiser, the best weights of early stopping, and the points of the curves so far, so that curves resume without a gap
-or an overlap. The order of the data, the learning rate and dropout are functions of the step, so nothing of them is saved.
-AdamW's step count is the stage's step, plus the steps of the stages before that AdamW was carried through (`carried.py`). The
-fields `execution.save_minutes` and `save_steps` say how often checkpoints are taken.
+A checkpoint is taken between two steps, or in a held-out evaluation that a signal stops. It holds the trained weights (a
+frozen base is read from the parent again), the moments of the optimiser, the best weights of early stopping, and the points of
+the curves so far, so that curves resume without a gap or an overlap. The order of the data, the learning rate and dropout are
+functions of the step, so nothing of them is saved. AdamW's step count is the stage's step, plus the steps of the stages before
+that AdamW was carried through (`carried.py`). The fields `execution.save_minutes` and `save_steps` say how often checkpoints
+are taken.
 """
 
 import time
@@ -67,10 +68,22 @@ class Agreement:
         return answer
 
 
+class StopEvaluation:
+    """Stops an evaluation before its next batch once a rank has received a stop signal. Every rank calls it equally often."""
+
+    def __init__(self, stop: StopRequest, world: int) -> None:
+        self.stop, self.agreement = stop, Agreement(world)
+
+    def __call__(self, done: int) -> None:
+        if self.agreement.settle(CONTINUE if self.stop.signal is None else STOP) == STOP:
+            raise _stopped(self.stop)
+
+
 class Resume(Callback):
     """Restores `saved`, or else the optimizer that is carried over, when the stage starts; and saves checkpoints.
 
-    Checkpoints are saved at step boundaries: periodically, and on a stop signal.
+    Checkpoints are saved at step boundaries: periodically, and on a stop signal. They are also saved when a stop signal ends an
+    evaluation: the next attempt begins with the evaluations of that step that are not in the curves.
     """
 
     def __init__(
@@ -98,6 +111,7 @@ class Resume(Callback):
         self.agreement = Agreement(trainer.world_size)
         if self.saved is not None:
             self._restore(self.saved, trainer, module)
+            self._finish_step(trainer, module)
         elif self.carried is not None:
             self.carried.restore(trainer.optimizers[0], module)
         self.saved_at = time.monotonic()
@@ -111,20 +125,35 @@ class Resume(Callback):
         decision = self.agreement.settle(self._wish(trainer, module))
         if decision == CONTINUE or trainer.should_stop or module.step == module.recipe["steps"]:
             return
-        # 2. Copy the state once the previous checkpoint is written, as its copy uses the same memory; write in a thread.
-        self.writer.wait()
-        self.writer.save(self._snapshot(trainer, module))
-        self.saved_at = time.monotonic()
-        # 3. On a stop signal, end the attempt once the checkpoint is on disk.
+        # 2. A stop signal ends the attempt, which saves a checkpoint (`on_exception`).
         if decision == STOP:
-            self.writer.wait()
-            raise AttemptStopped(self.stop.signal or "a stop signal on another rank")
+            raise _stopped(self.stop)
+        self._save(trainer, module)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.writer.wait()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self.writer.abandon()
+        if isinstance(exception, AttemptStopped):
+            assert isinstance(module, StageModule)
+            self._save(trainer, module)
+            self.writer.wait()
+        else:
+            self.writer.abandon()
+
+    def _save(self, trainer: Trainer, module: StageModule) -> None:
+        """Copy the state once the previous checkpoint is written, as its copy uses the same memory; write in a thread."""
+        self.writer.wait()
+        self.writer.save(self._snapshot(trainer, module))
+        self.saved_at = time.monotonic()
+
+    def _finish_step(self, trainer: Trainer, module: StageModule) -> None:
+        """Make the evaluations after the restored step that a stop signal prevented; end the stage if the step is its last."""
+        for callback in (self.best, self.curves):
+            if callback is not None:
+                callback.on_train_batch_end(trainer, module, None, None, 0)
+        if module.step == module.recipe["steps"] or (self.best is not None and self.best.is_over):
+            trainer.should_stop = True
 
     def _wish(self, trainer: Trainer, module: StageModule) -> int:
         if self.stop.signal is not None:
@@ -189,6 +218,10 @@ class Resume(Callback):
         # 3. The values of this rank alone.
         self.data.digest, loss_sum = _own_values(saved, trainer.global_rank, trainer.world_size)
         module.loss_sum = torch.tensor(loss_sum)
+
+
+def _stopped(stop: StopRequest) -> AttemptStopped:
+    return AttemptStopped(stop.signal or "a stop signal on another rank")
 
 
 def _own_values(saved: SavedCheckpoint, rank: int, world: int) -> tuple[int, float]:

@@ -53,7 +53,7 @@ from retain.launchers.stage.training.preferences import (
     pairs_to_stop_on,
     training_reference,
 )
-from retain.launchers.stage.training.resume import Cadence, Resume
+from retain.launchers.stage.training.resume import Cadence, Resume, StopEvaluation
 from retain.launchers.stage.training.trainer import fit, keep_freed_memory, stage_trainer
 from retain.lightning_modules.compiled import attend_in_fp32
 from retain.lightning_modules.early_stopping import KeepBest
@@ -138,6 +138,7 @@ def attempt(context: AttemptContext) -> None:
         labels=_labels(context),
         pairs=pairs_to_measure(context),
         objective=objective,
+        between=StopEvaluation(context.stop, ranks.world),
     )
     points = saved.shared["curves"] if saved else None
     curves = Curves(run, heldout, execution["heldout_every"], points, execution.get("log_every"), energy)
@@ -305,4 +306,11 @@ def _early_stopping(spec: Mapping[str, Any], curves: Curves, objective: str | No
     split = objective or _selection_split(spec)
     warmup = recipe["warmup"] if settings.get("after_warmup") else 0
     every, patience = settings["every"], settings["patience"]
-    return KeepBest(lambda step: curves.heldout_loss(split, step), every, patience, recipe["steps"], warmup)
+    return KeepBest(
+        lambda step: curves.heldout_loss(split, step),
+        every,
+        patience,
+        recipe["steps"],
+        warmup,
+        counted=lambda step: curves.has_loss(split, step),
+    )

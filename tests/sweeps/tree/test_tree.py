@@ -192,6 +192,21 @@ def test_a_batch_that_cannot_be_split_over_the_devices_is_named() -> None:
     assert device_mismatch(check_study(tiny_fields(execution={"devices": 4}), Path("tiny.yaml"))) is None
 
 
+def test_no_device_is_left_without_a_pair_of_a_step() -> None:
+    fields = tiny_fields(
+        **{
+            "corpora.pairs": {"files": "pairs.jsonl", "prompt": "{q}", "chosen": "{a}", "rejected": "{b}"},
+            "finetune.corpus": "pairs",
+            "finetune.objective": {"dpo": 0.1},
+        }
+    )
+    assert device_mismatch(check_study(fields | {"execution": {"devices": 8}}, Path("tiny.yaml"))) == (
+        "finetune.batch: 8 sequences have too few pairs for execution.devices: 8; choose a batch of at least 16, or fewer "
+        "devices"
+    )
+    assert device_mismatch(check_study(fields | {"execution": {"devices": 4}}, Path("tiny.yaml"))) is None
+
+
 def test_muon_with_split_matrices_is_named_in_any_stage_of_a_chain() -> None:
     chain = {
         "stages": ["pretrain", "decay"],

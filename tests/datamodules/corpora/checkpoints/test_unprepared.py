@@ -113,6 +113,26 @@ def test_a_plan_says_what_is_wrong_with_an_unprepared_checkpoint_in_one_sentence
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"model": {"hf": "gpt2", "revision": "v1.0"}, "tokenizer": None}, "model"),
+        ({"tokenizer": {"hf": "gpt2", "revision": "v1.0"}}, "tokenizer"),
+    ],
+)
+def test_a_plan_refuses_a_revision_of_a_local_folder(
+    fields: dict[str, Any], field: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    study = tiny_study(tmp_path, **fields)
+    (tmp_path / "gpt2").symlink_to(checkpoint)
+    with pytest.raises(StudyError) as refused:
+        retain.plan(str(study), store=tmp_path / "runs")
+    assert str(refused.value) == (
+        f"tiny.yaml: {field}.hf: gpt2 is a local folder, which has no revisions; remove revision: v1.0, or name a model on "
+        "Hugging Face"
+    )
+
+
 @pytest.mark.parametrize("weights", [None, "random"])
 def test_a_plan_costs_the_same_before_and_after_a_local_checkpoint_is_prepared(
     weights: str | None, checkpoint: Path, tmp_path: Path
