@@ -9,6 +9,7 @@ found again.
 """
 
 import contextlib
+import functools
 import os
 import re
 import time
@@ -230,3 +231,13 @@ def keys_of_jobs(store: Store, token: str) -> dict[str, tuple[str, ...]]:
         return read_submission(store, token).keys_of_jobs()
     except FileNotFoundError:
         return {}
+
+
+def any_has_runs(store: Store, jobs: Iterable[Job]) -> bool:
+    """Whether one of these jobs still has runs of this store to do: it submits the backlog once they have ended."""
+    keys_of = functools.cache(functools.partial(keys_of_jobs, store))
+    for job in jobs:
+        keys = keys_of(token).get(job.job_id, ()) if (token := token_of(job.name)) else ()
+        if any(store.run(key).state().state in UNENDED for key in keys):
+            return True
+    return False

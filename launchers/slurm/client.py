@@ -27,15 +27,20 @@ CURES = (
         r"[Tt]imed out|Unable to contact|temporarily|[Cc]onnection refused|Slurm backup controller",
         "submit again once the controller answers, which adds only what is missing",
     ),
+    (r"time limit|WallDuration", "lower execution.slurm.minutes; a longer stage continues in its next attempt"),
+    (
+        r"[Nn]ode co(nfiguration|unt)|Memory spec|CPU count|Per(Job|Node|User|Account)|Grp",
+        "ask for less on a node, or for another partition",
+    ),
     (r"account", "set execution.slurm.account to an account of yours; the site knows which you have"),
     (r"partition", "set execution.slurm.partition to a partition that sinfo lists"),
     (r"qos|QOS", "set execution.slurm.qos to a quality of service that your account may use"),
     (r"feature", "set execution.slurm.constraint to a feature that nodes of the partition have"),
-    (r"time limit", "lower execution.slurm.minutes; a longer stage continues in its next attempt"),
     (r"generic resource|gres", "set execution.slurm.gres as the site writes it, or execution.accelerator=cpu"),
-    (r"[Nn]ode co(nfiguration|unt)|Memory spec|CPU count", "ask for less on a node, or for another partition"),
 )
 """How sbatch's reasons for a refusal read, and the cure of each."""
+POLICY = re.compile(r"(; )?Job violates accounting/QOS policy.*")
+"""What sbatch prints after the name of any limit of accounting; without the name in old versions of SLURM."""
 AGAIN = "then cancel and retry its study, as a queued job keeps what it was submitted with"
 STUCK = (
     (
@@ -295,8 +300,15 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S, shielded: bool =
 def refusal(printed: str) -> str:
     """sbatch's reason for refusing a job, and the cure."""
     reason = one_line(printed)
-    cures = [cure for pattern, cure in CURES if re.search(pattern, reason)]
-    return "; ".join([reason, *cures[:1]])
+    named = POLICY.sub("", reason) or reason
+    cures = [cure for pattern, cure in CURES if re.search(pattern, named)]
+    return "; ".join([named, *cures[:1]])
+
+
+def is_full(printed: str) -> bool:
+    """Whether sbatch refused a job only because there are as many jobs as the user, or a group of users, may have."""
+    named = POLICY.sub("", printed)
+    return "SubmitJob" in named or (named != printed and not re.search(r"\b(Assoc|QOS|Max)\w+", named))
 
 
 def one_line(printed: str) -> str:
