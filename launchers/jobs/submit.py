@@ -43,7 +43,7 @@ from retain.launchers.planning.preparation import record_runs
 from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import is_full, live_jobs, refusal, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
-from retain.launchers.slurm.partitions import Limits, read_limits
+from retain.launchers.slurm.partitions import Limits, read_config, read_limits
 from retain.launchers.stage.on_end import begin_launch
 from retain.results.store.lease import SILENCE_S, Owner, held_by, wait_for_lease
 from retain.results.store.runs import Store
@@ -52,8 +52,6 @@ from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.notices import Waiting, notice
 from retain.sweeps.schema.sites import Site
 
-NO_JOB = "0"
-"""An id that no job has."""
 MOST_TASKS = 64
 """Tasks of one array that a job waits for by their own ids."""
 SUBMITTER_WAIT_S = 120.0
@@ -147,7 +145,7 @@ def _with_data(
 ) -> tuple[JobsForData, OpenedStudy]:
     """A study whose data is prepared, and the runs that are to prepare what is not."""
     require_slurm()
-    live_jobs([NO_JOB])  # whether the controller answers, before any data is prepared
+    read_config()  # whether the controller answers, before any data is prepared
     chosen = find_site(site)
     jobs = JobsForData(chosen and chosen[1])
     return jobs, prepare_study(name, overrides, store, report, jobs)
