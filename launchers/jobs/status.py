@@ -9,7 +9,7 @@ from retain.launchers.jobs.submissions import (
     LEASE,
     Backlog,
     any_has_runs,
-    job_logs,
+    first_log,
     keys_of_jobs,
     read_backlog,
     submitted_jobs,
@@ -98,9 +98,9 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
             reason = "; ".join(filter(None, reasons)) or None
             found.append(replace(row, state=state, job_id=job.job_id, reason=reason))
         elif row.key in job_of and row.state == "queued":
-            log = next(map(str, job_logs(store, store.run(row.key))), None)
+            log = first_log(store, store.run(row.key), job_of[row.key])
             gone = f"its job {job_of[row.key]} is gone{f', its log is {log}' if log else ''}; submit its study again"
-            found.append(replace(row, state="planned", reason=gone, log=row.log or log))
+            found.append(replace(row, state="planned", reason=gone, log=row.log or (str(log) if log else None)))
         elif row.key in unanswered and not is_submitting:
             found.append(replace(row, state="planned", reason=UNANSWERED))
         elif row.key in backlog.keys and row.state == "planned":
