@@ -224,10 +224,12 @@ def test_a_deleted_run_does_not_keep_the_others_waiting_for_room(
     assert read_backlog(store) == Backlog((other.key,), "6")
 
 
-def test_a_copy_of_the_code_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_copy_of_the_code_that_does_not_fit_names_the_store_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with small_disk_at(tmp_path / "disk", 1) as disk:
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as raised:
             snapshot_code(disk)
+        assert Path(raised.value.filename).parent == disk / "code"
+        assert raised.value.filename2 is None
         assert not list((disk / "code").iterdir())
 
 
