@@ -2,16 +2,15 @@
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.submissions import keys_of_jobs, read_backlog, token_of, write_backlog
-from retain.launchers.slurm.client import Job, live_jobs, requeue_job
+from retain.launchers.jobs.submissions import any_has_runs, read_backlog, write_backlog
+from retain.launchers.slurm.client import live_jobs, requeue_job
 from retain.launchers.slurm.partitions import read_limits
 from retain.launchers.stage.log import log_line
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import ENDED
 from retain.sweeps.base.notices import Waiting
 from retain.sweeps.base.processes.names import slurm_job
 from retain.sweeps.base.units import counted
@@ -75,7 +74,7 @@ def _submit_and_is_last(store: Store, job: str) -> bool:
             return False
         # 2. Leave the rest to another job of this store, if there is one.
         others = {job_id: one for job_id, one in live_jobs().items() if job_id != job}
-        if backlog.carrier in others or _any_will_end(store, others.values()):
+        if backlog.carrier in others or any_has_runs(store, others.values()):
             return False
         # 3. Otherwise this job becomes the one that others leave the rest to.
         write_backlog(store, replace(backlog, carrier=job))
@@ -95,12 +94,3 @@ def _submit_some(store: Store, keys: Sequence[str]) -> tuple[int, int | None]:
         result, room = submit_missing(store, keys[first : first + LOOKED_AT], limits, room)
         submitted += sum(len(one.keys) for one in result.jobs)
     return submitted, limits.jobs
-
-
-def _any_will_end(store: Store, jobs: Iterable[Job]) -> bool:
-    """Whether one of these jobs still has runs of this store to do: it will submit the backlog when they have ended."""
-    for job in jobs:
-        keys = keys_of_jobs(store, token).get(job.job_id, ()) if (token := token_of(job.name)) else ()
-        if any(store.run(key).state().state not in ENDED for key in keys):
-            return True
-    return False

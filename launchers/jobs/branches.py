@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from retain.launchers.jobs.submissions import packed_with, submitted_job, submitted_jobs, unanswered_jobs
+from retain.launchers.jobs.submissions import packed_with, submitted_jobs, unanswered_jobs
 from retain.launchers.slurm.client import cancel_jobs, has_slurm, live_jobs, signal_job
 from retain.launchers.stage.failures import DAMAGE
 from retain.launchers.stage.signals import CANCEL_SIGNAL
@@ -41,20 +41,22 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
     """
     # 1. Mark the runs first, so that a job which starts now skips them.
     cancelled: list[str] = []
-    jobs: dict[str, str] = {}
     unsure: list[Run] = []
     damaged: list[DamageError] = []
     for key in keys:
         try:
             run = store.run(key)
-            changed = run.cancel(reason)
-            cancelled += [key] if changed else []
-            if changed and (job := submitted_job(store, run)):
-                jobs[key] = job
-            elif (state := run.state()).state == "cancelled" and state.submission is not None:
+            if run.cancel(reason):
+                cancelled.append(key)
+            elif run.state().state == "cancelled":
                 unsure.append(run)
         except DamageError as error:
             damaged.append(error)
+    unread: dict[str, str] = {}
+    jobs = submitted_jobs(store, map(store.run, cancelled), unread)
+    damaged += map(DamageError, unread.values())
+    unsure += [store.run(key) for key in cancelled if key not in jobs.keys() | unread.keys()]
+    unsure = [run for run in unsure if run.state().submission is not None]
     # 2. Cancel the jobs that have nothing else to do. Signal those that have.
     if has_slurm():
         try:
@@ -80,7 +82,8 @@ def _live_jobs_of(store: Store, runs: Sequence[Run]) -> dict[str, str]:
 
 def _end_jobs(store: Store, jobs: Mapping[str, str]) -> None:
     """Cancel the jobs of cancelled runs, by key; a job with other runs to do is told to leave the one that it does."""
-    shared = {key for key in jobs if any(run.state().state in UNENDED for run in packed_with(store, store.run(key)))}
+    packs = packed_with(store, map(store.run, jobs))
+    shared = {key for key, others in packs.items() if any(run.state().state in UNENDED for run in others)}
     cancel_jobs(list(dict.fromkeys(job for key, job in jobs.items() if key not in shared)))
     for key in shared:
         if store.run(key).is_running():

@@ -34,8 +34,10 @@ def snapshot_code(store: Path) -> Path:
         write_json(temporary / "commit.json", _commit())
         sync_folder(temporary)
         temporary.rename(place)
-    except OSError:
+    except OSError as error:
         if not place.is_dir():  # otherwise another submitter was faster
+            if error.filename2 is not None:  # of a copy, its source comes first
+                error.filename, error.filename2 = str(place), None
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

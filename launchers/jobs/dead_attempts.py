@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from retain.launchers.jobs.submissions import job_logs
+from retain.launchers.jobs.submissions import first_log, job_logs
 from retain.launchers.slurm.client import accounted_states, live_jobs
 from retain.launchers.stage.failures import (
     INTERRUPTED,
@@ -147,7 +147,7 @@ def _explain(store: Store, run: Run, job: str | None, states: Mapping[str, str],
     failure = classify_death(None, slurm_state, log)
     if failure is None and not causes and not slurm_state.startswith(INTERRUPTED):
         failure = NODE
-    log_file = next(iter(job_logs(store, run, job)), None) if job else None
+    log_file = first_log(store, run, job) if job else None
     return Death(job, slurm_state, failure, job is not None and not own and by_scancel, log_file)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from retain.launchers.jobs.backlog import submit_backlog
 from retain.launchers.jobs.dead_attempts import explain_deaths, settle_death
 from retain.launchers.jobs.submissions import is_to_do, read_submission
-from retain.launchers.slurm.client import exclude_nodes, live_jobs, requeue_job
+from retain.launchers.slurm.client import asked_patiently, exclude_nodes, live_jobs, requeue_job
 from retain.launchers.stage.failures import NODE, ON_SLURM, next_attempt
 from retain.launchers.stage.on_end import tell_ended
 from retain.launchers.stage.rank_failures import blamed_nodes
@@ -80,16 +80,15 @@ def _next_if_died_early(runs: Sequence[Run], token: str) -> Run | None:
 
     The attempt is begun here, so that it can be settled as dead.
     """
-    job = slurm_job()
+    job, run = slurm_job(), next((run for run in runs if is_to_do(run, token)), None)
+    if job is None or run is None:
+        return None
     try:
-        found = live_jobs([job]).get(job) if job else None
+        found = asked_patiently(lambda: live_jobs([job])).get(job)
     except MissingResourceError:
         return None
     # The script of a job that has requeued itself ends here too: that job no longer runs.
     if found is None or found.state != "RUNNING":
-        return None
-    run = next((run for run in runs if is_to_do(run, token)), None)
-    if run is None:
         return None
     with try_lease(run.lease) as held:
         if held:

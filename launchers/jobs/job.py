@@ -25,6 +25,7 @@ from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.submissions import is_to_do, read_backlog, read_submission, submission_folder, submitted_job
 from retain.launchers.kinds import kind_of
 from retain.launchers.slurm.client import (
+    NoAnswerError,
     exclude_nodes,
     is_stopped_early,
     live_jobs,
@@ -198,13 +199,16 @@ def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest,
 
 
 def _decision(store: Store, token: str, run: Run) -> tuple[str, str]:
-    """`check_needs` of a run that this job has to do; or damaged, and the run has failed, if the store is."""
+    """`check_needs` of a run that this job has to do; wait while SLURM does not answer; damaged, with the run failed, if the
+    store is."""
     try:
         settle_dead_attempts(store, [run])
         decision, why = check_needs(store, run)
         if decision == "train" and run.state().submission != token:
             return "done", "the run was submitted again, to another job"
         return decision, why
+    except NoAnswerError as away:
+        return "wait", str(away)
     except DamageError as damage:  # in the files of the run, or of one that it needs
         with contextlib.suppress(DamageError):  # its own state.json may be the damaged file
             run.fail(str(damage), DAMAGE)

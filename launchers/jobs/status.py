@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead
 from retain.launchers.jobs.submissions import (
     LEASE,
-    job_logs,
+    Backlog,
+    any_has_runs,
+    first_log,
     keys_of_jobs,
     read_backlog,
     submitted_jobs,
@@ -71,7 +73,8 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
     damaged: dict[str, str] = {}
     job_of = submitted_jobs(store, (store.run(row.key) for row in unended), damaged)
     unanswered = {row.key for row in unended if row.state == "queued"} - job_of.keys() - damaged.keys()
-    if not job_of and not damaged and not unanswered:
+    backlog = read_backlog(store)
+    if not job_of and not damaged and not unanswered and not backlog.keys:
         return list(rows)
     job_of |= unanswered_jobs(store, map(store.run, sorted(unanswered)), live)
     is_submitting = is_held(store.root / "submissions" / LEASE)
@@ -80,7 +83,7 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
     deaths = explain_deaths(store, [run for run in begun if is_dead(run, live)])
     # 2. Complete each row by the death of its attempt, by its job, by the fact that its job is gone or was never submitted, or
     # by its place in the backlog.
-    backlog = read_backlog(store)
+    submitter = _submitter(store, backlog, live) if backlog.keys else ""
     found = []
     for row in rows:
         job = live.get(job_of.get(row.key, ""))
@@ -95,17 +98,25 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
             reason = "; ".join(filter(None, reasons)) or None
             found.append(replace(row, state=state, job_id=job.job_id, reason=reason))
         elif row.key in job_of and row.state == "queued":
-            log = next(map(str, job_logs(store, store.run(row.key))), None)
+            log = first_log(store, store.run(row.key), job_of[row.key])
             gone = f"its job {job_of[row.key]} is gone{f', its log is {log}' if log else ''}; submit its study again"
-            found.append(replace(row, state="planned", reason=gone, log=row.log or log))
+            found.append(replace(row, state="planned", reason=gone, log=row.log or (str(log) if log else None)))
         elif row.key in unanswered and not is_submitting:
             found.append(replace(row, state="planned", reason=UNANSWERED))
         elif row.key in backlog.keys and row.state == "planned":
-            who = f"job {backlog.carrier}" if backlog.carrier else "the next of your jobs of this store that ends"
-            found.append(replace(row, reason=f"waits for room within your limit of jobs; {who} submits it"))
+            found.append(replace(row, reason=f"waits for room within your limit of jobs; {submitter}"))
         else:
             found.append(replace(row, reason=damaged.get(row.key, row.reason)))
     return found
+
+
+def _submitter(store: Store, backlog: Backlog, live: Mapping[str, Job]) -> str:
+    """Who submits the backlog, as a clause."""
+    if backlog.carrier in live:
+        return f"job {backlog.carrier} submits it"
+    if any_has_runs(store, live.values()):
+        return "the next of your jobs of this store that ends submits it"
+    return "no job of this store is left to submit it: submit its study again once you have fewer jobs"
 
 
 def _waits_for(store: Store, key: str, job: Job) -> str:

@@ -9,6 +9,7 @@ found again.
 """
 
 import contextlib
+import functools
 import os
 import re
 import time
@@ -162,14 +163,17 @@ def is_to_do(run: Run, token: str) -> bool:
     return state.state in UNENDED and state.submission == token
 
 
-def packed_with(store: Store, run: Run) -> list[Run]:
-    """The other runs that the job of a run's last submission has to do."""
-    token = run.state().submission
-    if token is None:
-        return []
-    keys = next((keys for keys in read_submission(store, token).tasks if run.key in keys), ())
-    others = [store.run(key) for key in keys if key != run.key]
-    return [other for other in others if other.state().submission == token]
+def packed_with(store: Store, runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The other runs that the job of each run's last submission has to do, by key; each submission is read once."""
+    packs: dict[str, dict[str, tuple[str, ...]]] = {}
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        token = run.state().submission
+        if token is not None and token not in packs:
+            packs[token] = {key: keys for keys in read_submission(store, token).tasks for key in keys}
+        others = [store.run(key) for key in packs.get(token or "", {}).get(run.key, ()) if key != run.key]
+        found[run.key] = [other for other in others if other.state().submission == token]
+    return found
 
 
 def submitted_job(store: Store, run: Run) -> str | None:
@@ -224,9 +228,26 @@ def job_logs(store: Store, run: Run, job: str | None = None) -> list[Path]:
     return sorted(submission_folder(store, token).glob(f"{job}_*log.out")) if token and job else []
 
 
+def first_log(store: Store, run: Run, job: str) -> Path | None:
+    """The first of `job_logs`, that of rank 0; None if the job has not started. It does not list a folder of many jobs."""
+    token = run.state().submission
+    path = submission_folder(store, token) / f"{job}_0_log.out" if token else None
+    return path if path is not None and path.exists() else None
+
+
 def keys_of_jobs(store: Store, token: str) -> dict[str, tuple[str, ...]]:
     """`Submission.keys_of_jobs` of a submission; empty if its record is missing. Raises DamageError."""
     try:
         return read_submission(store, token).keys_of_jobs()
     except FileNotFoundError:
         return {}
+
+
+def any_has_runs(store: Store, jobs: Iterable[Job]) -> bool:
+    """Whether one of these jobs still has runs of this store to do: it submits the backlog once they have ended."""
+    keys_of = functools.cache(functools.partial(keys_of_jobs, store))
+    for job in jobs:
+        keys = keys_of(token).get(job.job_id, ()) if (token := token_of(job.name)) else ()
+        if any(store.run(key).state().state in UNENDED for key in keys):
+            return True
+    return False

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from retain.launchers.jobs.sbatch import (
 from retain.launchers.jobs.submissions import (
     LEASE,
     Submission,
+    any_has_runs,
     forget_submission,
     new_submission,
     read_backlog,
@@ -41,9 +41,9 @@ from retain.launchers.planning.key_report import tell_edit
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.preparation import record_runs
 from retain.launchers.planning.register import register
-from retain.launchers.slurm.client import live_jobs, refusal, release_jobs, require_slurm
+from retain.launchers.slurm.client import is_full, live_jobs, refusal, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
-from retain.launchers.slurm.partitions import Limits, read_limits
+from retain.launchers.slurm.partitions import Limits, read_config, read_limits
 from retain.launchers.stage.on_end import begin_launch
 from retain.results.store.lease import SILENCE_S, Owner, held_by, wait_for_lease
 from retain.results.store.runs import Store
@@ -52,8 +52,6 @@ from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.notices import Waiting, notice
 from retain.sweeps.schema.sites import Site
 
-NO_JOB = "0"
-"""An id that no job has."""
 MOST_TASKS = 64
 """Tasks of one array that a job waits for by their own ids."""
 SUBMITTER_WAIT_S = 120.0
@@ -104,6 +102,8 @@ class Submitted:
     """The user's limit of jobs."""
     outdated: list[str] = field(default_factory=list)
     """Keys of queued runs whose job asks for other resources than the study does now."""
+    unattended: bool = False
+    """Whether runs are deferred, and no job of this store is left that would submit them."""
 
 
 def submit_study(
@@ -145,7 +145,7 @@ def _with_data(
 ) -> tuple[JobsForData, OpenedStudy]:
     """A study whose data is prepared, and the runs that are to prepare what is not."""
     require_slurm()
-    live_jobs([NO_JOB])  # whether the controller answers, before any data is prepared
+    read_config()  # whether the controller answers, before any data is prepared
     chosen = find_site(site)
     jobs = JobsForData(chosen and chosen[1])
     return jobs, prepare_study(name, overrides, store, report, jobs)
@@ -186,7 +186,8 @@ def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitt
     adopted = settle_unanswered(store)
     limits = read_limits()
     submitted, _ = submit_missing(store, keys, limits, room_within(limits))
-    return replace(submitted, study=study, adopted=adopted)
+    alone = bool(submitted.deferred) and not submitted.jobs and not any_has_runs(store, live_jobs().values())
+    return replace(submitted, study=study, adopted=adopted, unattended=alone)
 
 
 def room_within(limits: Limits) -> int | None:
@@ -309,24 +310,26 @@ def _submit_families(
             taken = keys if room is None else keys[: max(0, room) * family.pack]
             if any(key not in job_of for key in unfinished):
                 taken = ()
-            deferred += keys[len(taken) :]
             if not taken:
+                deferred += keys
                 continue
             # 2. Submit them as one array, which starts after the jobs of the needed runs.
             after = _whole_arrays([job_of[key] for key in unfinished])
             dependency = ":".join(["afterany", *after]) if after else None
             code = code or snapshot_code(store.root)
-            try:
-                submission = _submit(store, replace(family, keys=taken), dependency, code)
-            except QueueFullError:
-                deferred += taken
+            submission = _submit_what_fits(store, replace(family, keys=taken), dependency, code)
+            submitted = submission.keys if submission else ()
+            deferred += keys[len(submitted) :]
+            if len(submitted) < len(taken):
                 room = 0
+            elif room is not None:
+                room -= -(-len(submitted) // family.pack)
+            if submission is None:
                 continue
             # 3. Families below may depend on these jobs.
             assert submission.job_id is not None
             job_of |= {key: job for job, keys in submission.keys_of_jobs().items() for key in keys}
-            jobs.append(SubmittedJob(submission.job_id, list(taken), submission.name, family.stage, after))
-            room = None if room is None else room - len(submission.tasks)
+            jobs.append(SubmittedJob(submission.job_id, list(submitted), submission.name, family.stage, after))
     return jobs, deferred, room
 
 
@@ -334,6 +337,21 @@ def _whole_arrays(jobs: Sequence[str]) -> list[str]:
     """The jobs, each once; an array instead of its tasks if they are many, as sbatch takes no list of any length."""
     tasks = Counter(job.partition("_")[0] for job in dict.fromkeys(jobs))
     return list(dict.fromkeys(array if tasks[array := job.partition("_")[0]] > MOST_TASKS else job for job in jobs))
+
+
+def _submit_what_fits(store: Store, family: Family, dependency: str | None, code: Path) -> Submission | None:
+    """Submit as many of the first runs of a family as SLURM takes; None if it takes none. Raises MissingResourceError.
+
+    It takes an array as a whole or not at all, and does not tell every limit, such as that of a group of users.
+    """
+    keys = family.keys
+    while keys:
+        try:
+            return _submit(store, replace(family, keys=keys), dependency, code)
+        except QueueFullError:
+            tasks = -(-len(keys) // family.pack)
+            keys = keys[: tasks // 2 * family.pack]
+    return None
 
 
 def _submit(store: Store, family: Family, dependency: str | None, code: Path) -> Submission:
@@ -362,8 +380,7 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
         if found:
             return replace(submission, job_id=_adopt(store, submission, next(iter(found))))
         settle_unanswered(store)
-        full = re.search("MaxSubmitJob|job submit limit", str(error))
-        kind = QueueFullError if full else MissingResourceError
+        kind = QueueFullError if is_full(str(error)) else MissingResourceError
         why = refusal(str(error))
         raise kind(f"SLURM: sbatch refused {family.stage} {family.keys[0][:8]}: {why}") from error
 

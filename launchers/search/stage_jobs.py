@@ -146,7 +146,7 @@ class StageJobs:
             if not run.is_running(self.liveness):
                 run.retry()
                 self._end(key)
-            elif job is not None and job in live and not packed_with(self.store, run):
+            elif job is not None and job in live and not packed_with(self.store, [run])[key]:
                 cancel_jobs([job])  # SLURM may not have answered earlier
 
     def _to_submit(self, live: Mapping[str, Job]) -> list[str]:

@@ -9,33 +9,45 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from retain.sweeps.base.errors import MissingResourceError
+from retain.sweeps.base.notices import Waiting
 from retain.sweeps.base.processes.names import slurm_job
 
+Answer = TypeVar("Answer")
 PATIENCE_S = 60.0
 """How long to wait for the answer of a command."""
+AWAY_S, ASK_AGAIN_S = 600.0, 10.0
+"""How long, and how often, a job asks a controller that does not answer before it gives up runs that it still has to do."""
+NO_ANSWER = (
+    r"[Tt]imed out|Unable to contact|temporarily|[Cc]onnection refused|Slurm backup controller|Unexpected message"
+)
+"""How the errors of SLURM's commands read while the controller restarts or has too much to do."""
 OPTION = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SACCT|SACCTMGR|SCANCEL|SCONTROL|SINFO)_")
 """Environment variables that stand for options of SLURM's commands, or describe the job that this process belongs to."""
 CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 """The only ones of them that are kept: they name the cluster and the user."""
 NO_CLUSTER = re.compile(r"resolve_ctls|Could not establish a configuration|Unable to process configuration file")
 CURES = (
+    (NO_ANSWER, "submit again once the controller answers, which adds only what is missing"),
+    (r"time limit|WallDuration", "lower execution.slurm.minutes; a longer stage continues in its next attempt"),
     (
-        r"[Tt]imed out|Unable to contact|temporarily|[Cc]onnection refused|Slurm backup controller",
-        "submit again once the controller answers, which adds only what is missing",
+        r"[Nn]ode co(nfiguration|unt)|Memory spec|CPU count|Per(Job|Node|User|Account)|Grp",
+        "ask for less on a node, or for another partition",
     ),
     (r"account", "set execution.slurm.account to an account of yours; the site knows which you have"),
     (r"partition", "set execution.slurm.partition to a partition that sinfo lists"),
     (r"qos|QOS", "set execution.slurm.qos to a quality of service that your account may use"),
     (r"feature", "set execution.slurm.constraint to a feature that nodes of the partition have"),
-    (r"time limit", "lower execution.slurm.minutes; a longer stage continues in its next attempt"),
     (r"generic resource|gres", "set execution.slurm.gres as the site writes it, or execution.accelerator=cpu"),
-    (r"[Nn]ode co(nfiguration|unt)|Memory spec|CPU count", "ask for less on a node, or for another partition"),
 )
 """How sbatch's reasons for a refusal read, and the cure of each."""
+POLICY = re.compile(r"(; )?Job violates accounting/QOS policy.*")
+"""What sbatch prints after the name of any limit of accounting; without the name in old versions of SLURM."""
 AGAIN = "then cancel and retry its study, as a queued job keeps what it was submitted with"
 STUCK = (
     (
@@ -49,6 +61,10 @@ STUCK = (
 )
 """SLURM's reasons for a job to wait that only the user can remove, and how."""
 NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
+
+
+class NoAnswerError(MissingResourceError):
+    """SLURM's controller does not answer at the moment."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +125,16 @@ def live_jobs(job_ids: Iterable[str] | None = None, name: str | None = None, eve
     wanted = None if job_ids is None else {job_id.split("_")[0] for job_id in job_ids}
     if wanted is not None and not wanted:
         return {}
+    if wanted is not None and len(wanted) == 1:
+        command += ["--jobs", *wanted]  # of several, squeue fetches the jobs of everyone all the same
+    try:
+        listed = ask(command)
+    except MissingResourceError as error:
+        if wanted is None or "Invalid job id" not in str(error):
+            raise
+        return {}  # SLURM has forgotten the job
     found = {}
-    for line in ask(command).splitlines():
+    for line in listed.splitlines():
         job_id, job_name, state, reason = (*line.strip().split("|", 3), "", "", "")[:4]
         if _is_live(state) and (wanted is None or job_id.split("_")[0] in wanted):
             found[job_id] = Job(job_id, job_name, state, "" if reason == "None" else reason)
@@ -148,7 +172,7 @@ def signal_job(job_id: str, name: str) -> bool:
 
 def requeue_job(job_id: str, hold_s: int = 0) -> None:
     """Requeue the job of this process, to start again after `hold_s` seconds at the earliest. Raises MissingResourceError."""
-    ask(["scontrol", "requeue", job_id], shielded=True)
+    asked_patiently(lambda: ask(["scontrol", "requeue", job_id], shielded=True))
     if hold_s:
         with contextlib.suppress(MissingResourceError):
             ask(["scontrol", "update", f"jobid={job_id}", f"starttime=now+{hold_s}"], shielded=True)
@@ -259,7 +283,7 @@ def cluster_environment() -> dict[str, str]:
 
 
 def ask(command: Sequence[str], patience_s: float = PATIENCE_S, shielded: bool = False) -> str:
-    """The output of a SLURM command. Raises MissingResourceError if it fails, is missing or does not answer.
+    """The output of a SLURM command. Raises NoAnswerError if the controller does not answer, else MissingResourceError.
 
     shielded: whether the command ignores TERM, which SLURM sends to all processes of a job while it answers a requeue.
     """
@@ -275,9 +299,7 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S, shielded: bool =
             preexec_fn=_ignore_term if shielded else None,
         )
     except subprocess.TimeoutExpired:
-        raise MissingResourceError(
-            f"SLURM: {command[0]} has not answered in {patience_s:g} s; try again later"
-        ) from None
+        raise NoAnswerError(f"SLURM: {command[0]} has not answered in {patience_s:g} s; try again later") from None
     except FileNotFoundError:
         raise MissingResourceError(f"SLURM: {command[0]} is not on PATH; load your site's SLURM module") from None
     if done.returncode:
@@ -287,16 +309,39 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S, shielded: bool =
                 "cluster, or set SLURM_CONF, or train on this machine: retain run, or submit --launcher local"
             )
         reason = one_line(done.stderr) or f"code {done.returncode}"
-        cure = "; try again once the controller answers" if "Unable to contact" in reason else ""
-        raise MissingResourceError(f"SLURM: {' '.join(command[:3])} failed: {reason}{cure}")
+        failed = f"SLURM: {' '.join(command[:3])} failed: {reason}"
+        if re.search(NO_ANSWER, reason):
+            raise NoAnswerError(f"{failed}; try again once the controller answers")
+        raise MissingResourceError(failed)
     return done.stdout
+
+
+def asked_patiently(question: Callable[[], Answer]) -> Answer:
+    """What a question to SLURM returns, once the controller answers. Raises NoAnswerError if it does not within AWAY_S."""
+    deadline = time.monotonic() + AWAY_S
+    waiting = Waiting(f"this job asks again for up to {AWAY_S / 60:.0f} minutes")
+    while True:
+        try:
+            return question()
+        except NoAnswerError as error:
+            if time.monotonic() > deadline:
+                raise
+            waiting.say(str(error))
+            time.sleep(ASK_AGAIN_S)
 
 
 def refusal(printed: str) -> str:
     """sbatch's reason for refusing a job, and the cure."""
     reason = one_line(printed)
-    cures = [cure for pattern, cure in CURES if re.search(pattern, reason)]
-    return "; ".join([reason, *cures[:1]])
+    named = POLICY.sub("", reason) or reason
+    cures = [cure for pattern, cure in CURES if re.search(pattern, named)]
+    return "; ".join([named, *cures[:1]])
+
+
+def is_full(printed: str) -> bool:
+    """Whether sbatch refused a job only because there are as many jobs as the user, or a group of users, may have."""
+    named = POLICY.sub("", printed)
+    return "SubmitJob" in named or (named != printed and not re.search(r"\b(Assoc|QOS|Max)\w+", named))
 
 
 def one_line(printed: str) -> str:

@@ -81,7 +81,8 @@ def test_a_node_death_requeues_its_jobs(silent_slurm: Cluster, tmp_path: Path) -
     assert state(silent_slurm, lost) == "NODE_FAIL"
     assert state(silent_slurm, elsewhere) == "RUNNING"
     start_node(silent_slurm, "n2")
-    wait_until(lambda: all(printed(output) == ["run", "run 1"] for output in outputs.values()), "both run again")
+    # Where slurmctld loses the node once more, they run a third time.
+    wait_until(lambda: all(printed(output)[:2] == ["run", "run 1"] for output in outputs.values()), "both run again")
 
 
 @pytest.mark.parametrize("end", [stop_controller, kill_controller])

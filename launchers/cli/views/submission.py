@@ -37,6 +37,9 @@ def print_submission(submission: "Submitted", retry: str, cancel: str = "", watc
     runs += [counted(measured, "evaluation")] if measured else []
     print_line(console, f"{' and '.join(runs)} submitted in {counted(len(submission.jobs), 'job')}")
     outdated = f"queued with other resources than the study asks for now: {cancel} && {retry}"
+    room = "jobs submit what waits when they end"
+    if submission.unattended:
+        room = "no job of this store is left to submit them, so submit again once you have fewer jobs"
     lines = (
         (submission.done_already, "stage", "done already"),
         (submission.queued_already, "stage", "queued or running already"),
@@ -44,7 +47,7 @@ def print_submission(submission: "Submitted", retry: str, cancel: str = "", watc
         (len(submission.adopted), "job", "of an earlier submission found: its sbatch had not answered"),
         (len(submission.released), "job", "released that a node could not start"),
         (len(submission.failed), "stage", f"failed, cancelled or skipped: {retry}"),
-        (len(submission.deferred), "stage", "beyond your limit of jobs: jobs submit what waits when they end"),
+        (len(submission.deferred), "stage", f"beyond your limit of jobs: {room}"),
     )
     for count, noun, what in lines:
         if count:

@@ -11,8 +11,16 @@ import pytest
 from retain.launchers.checks.verify_tokens import problems as token_problems
 from retain.launchers.cli.views.status_table import PRIORITY, most_important, status_table
 from retain.launchers.console import print_json
-from retain.launchers.jobs.status import find_orphans
-from retain.launchers.jobs.submissions import new_submission, submitted_job, submitted_jobs, write_submission
+from retain.launchers.jobs import branches, submissions
+from retain.launchers.jobs.branches import cancel_runs
+from retain.launchers.jobs.status import find_orphans, with_jobs
+from retain.launchers.jobs.submissions import (
+    new_submission,
+    submission_folder,
+    submitted_job,
+    submitted_jobs,
+    write_submission,
+)
 from retain.launchers.slurm.client import Job
 from retain.results.store.runs import Run, Store
 from retain.results.store.status import study_status
@@ -89,6 +97,30 @@ def test_the_jobs_of_many_runs_are_the_jobs_of_each_run(tmp_path: Path) -> None:
     (store.root / keys[1] / "state.json").unlink()
     (store.root / keys[1]).rmdir()
     assert [(orphan.job_id, orphan.key) for orphan in find_orphans(store, live)] == [("0_1", keys[1])]
+
+
+def test_cancel_and_status_read_the_record_of_an_array_once_however_many_runs_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, store = registered(tmp_path / "runs")
+    array = replace(new_submission(list(tree.stages)), job_id="7")
+    write_submission(store, array)
+    for key in array.keys:
+        store.run(key).queue(array.token)
+    reads: list[str] = []
+    read = submissions.read_submission
+    monkeypatch.setattr(submissions, "read_submission", lambda *names: (reads.append(""), read(*names))[1])
+    (submission_folder(store, array.token) / "7_0_0_log.out").touch()
+    rows = with_jobs(study_status(tree, store), store, {})
+    assert all("is gone" in str(row.reason) for row in rows)
+    assert [row.log is not None and row.log.endswith("7_0_0_log.out") for row in rows] == [True] + [False] * 7
+    assert len(reads) == 1
+    monkeypatch.setattr(branches, "has_slurm", lambda: True)
+    ended: list[str] = []
+    monkeypatch.setattr(branches, "cancel_jobs", ended.extend)
+    assert cancel_runs(store, array.keys) == list(array.keys)
+    assert ended == [f"7_{number}" for number in range(8)]
+    assert len(reads) <= 3
 
 
 def test_registering_stages_again_changes_nothing_and_leaves_no_temporary_files(tmp_path: Path) -> None:

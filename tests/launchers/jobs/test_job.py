@@ -1,63 +1,24 @@
 """What a job decides about its runs, and what the end of its script does, with SLURM's commands stood in for."""
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from retain.launchers.jobs import epilogue
-from retain.launchers.jobs.job import Requeue, _cancel_runs, _requeue, check_needs
-from retain.launchers.jobs.submissions import Backlog, new_submission, write_backlog, write_submission
+from retain.launchers.jobs.job import Requeue, _cancel_runs, _decision, _requeue, check_needs
+from retain.launchers.jobs.submissions import Backlog, write_backlog
+from retain.launchers.slurm import client
 from retain.launchers.stage.failures import BUG, DIVERGED, NODE
 from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
+from tests.launchers.jobs.conftest import Slurm, submit
 from tests.results.runs import finish, kinds, registered
 
 DEATHS = 4
 """Attempts in a row that die with their node, after which a run has failed."""
-
-
-@dataclass(frozen=True)
-class Slurm:
-    """SLURM's commands on PATH, which answer with what a test has written."""
-
-    folder: Path
-
-    def show(self, state: str) -> None:
-        """Let squeue show job 7 in this state; empty: it has ended."""
-        self.command("squeue", f"echo '7|any|{state}|None'" if state else "true")
-
-    def command(self, name: str, script: str) -> None:
-        place = self.folder / name
-        place.write_text(f'#!/bin/sh\necho "{name} $*" >> {self.folder}/calls\n{script}\n')
-        place.chmod(0o755)
-
-    def calls(self, verb: str) -> list[str]:
-        """The calls of scontrol with this verb."""
-        place = self.folder / "calls"
-        listed = place.read_text().splitlines() if place.exists() else []
-        return [line for line in listed if line.startswith(f"scontrol {verb}")]
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
-    """Job 7, to which this process belongs, with one node."""
-    found = Slurm(tmp_path / "bin")
-    found.folder.mkdir()
-    found.show("RUNNING")
-    found.command("scontrol", "[ $1 != --oneliner ] || echo 'JobId=7 Partition=low NumNodes=1 ExcNodeList=(null)'")
-    found.command("sinfo", "echo n1; echo n2")
-    found.command("sacct", "true")
-    monkeypatch.setenv("PATH", f"{found.folder}:/usr/bin:/bin")
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("SLURMD_NODENAME", "n1")
-    before = signal.getsignal(signal.SIGTERM)  # a job that requeues itself ignores TERM from then on
-    yield found
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -65,15 +26,6 @@ def pair(tmp_path: Path) -> tuple[Store, Run, Run]:
     """A store, a pretraining, and the post-training below it."""
     tree, store = registered(tmp_path / "runs")
     return store, kinds(tree, store, "pretrain")[0], kinds(tree, store, "posttrain")[0]
-
-
-def submit(store: Store, *runs: Run) -> str:
-    """Queue runs as one job, 7; returns the token of the submission."""
-    submission = replace(new_submission([run.key for run in runs], pack=len(runs)), job_id="7")
-    write_submission(store, submission)
-    for run in runs:
-        run.queue(submission.token)
-    return submission.token
 
 
 @pytest.mark.parametrize(
@@ -202,6 +154,53 @@ def test_the_end_of_a_job_that_died_early_leaves_a_run_to_the_process_that_has_i
     assert take_lease(run.lease)
     assert epilogue.main([str(store.root), token]) == 0
     assert (run.state().attempts, slurm.calls("requeue")) == ((), [])
+
+
+def test_a_job_waits_for_a_controller_that_is_away_before_it_requeues_itself(
+    pair: tuple[Store, Run, Run], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "ASK_AGAIN_S", 0.01)
+    slurm.silent("scontrol", 2, "Unexpected message received for job 7", "true")
+    _requeue(Requeue(pair[1]))
+    assert slurm.calls("requeue") == ["scontrol requeue 7"] * 3
+    monkeypatch.setattr(client, "AWAY_S", 0)
+    slurm.silent("scontrol", 99, "Unable to contact slurm controller (connect failure)", "true")
+    with pytest.raises(client.NoAnswerError):
+        _requeue(Requeue(pair[1]))
+
+
+def test_a_job_does_not_end_while_the_controller_does_not_tell_it_about_a_needed_run(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, parent, run = pair
+    submit(store, parent)
+    token = submit(store, run)
+    slurm.command("squeue", "echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1")
+    decision, why = _decision(store, token, run)
+    assert decision == "wait"
+    assert "Socket timed out" in why
+    slurm.command("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert _decision(store, token, run)[0] == "skip"
+
+
+def test_the_end_of_a_job_that_died_early_waits_for_a_controller_that_is_away(
+    pair: tuple[Store, Run, Run], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    monkeypatch.setattr(client, "ASK_AGAIN_S", 0.01)
+    slurm.silent("squeue", 2, "Unable to contact slurm controller (connect failure)", "echo '7|any|RUNNING|None'")
+    assert epilogue.main([str(store.root), token]) == 1
+    assert (run.state().state, len(slurm.calls("requeue"))) == ("queued", 1)
+
+
+def test_the_end_of_a_job_whose_runs_have_ended_asks_slurm_nothing(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    run.begin(os.getpid())
+    finish(run)
+    assert epilogue.main([str(store.root), token]) == 0
+    assert slurm.asked("") == []
 
 
 def test_setup_lines_that_end_a_job_are_the_cause_of_its_failure(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:

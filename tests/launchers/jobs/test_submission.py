@@ -241,10 +241,12 @@ def test_a_copy_of_code_that_is_being_edited_has_the_name_of_what_is_in_it(
     assert snapshot_path(tmp_path) == copied
 
 
-def test_a_copy_of_the_code_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_copy_of_the_code_that_does_not_fit_names_the_store_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with small_disk_at(tmp_path / "disk", 1) as disk:
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as raised:
             snapshot_code(disk)
+        assert Path(raised.value.filename).parent == disk / "code"
+        assert raised.value.filename2 is None
         assert not list((disk / "code").iterdir())
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from retain.launchers.jobs.sbatch import outside_job
-from retain.launchers.slurm.client import ask, cluster_environment, refusal
+from retain.launchers.slurm.client import ask, cluster_environment, is_full, refusal
 from retain.launchers.slurm.partitions import read_limits
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.sites import read_sites
@@ -41,6 +41,32 @@ def test_a_refusal_of_sbatch_is_said_once_with_its_cure() -> None:
         ("Requested time limit is invalid (missing or exceeds some limit)", "execution.slurm.minutes"),
     ):
         assert cure in refusal(f"sbatch: error: Batch job submission failed: {reason}")
+
+
+POLICY = (
+    "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "full", "cure"),
+    [
+        ("QOSMaxSubmitJobPerUserLimit", True, ""),
+        ("AssocGrpSubmitJobsLimit", True, ""),
+        ("", True, ""),
+        ("QOSMaxWallDurationPerJobLimit", False, "execution.slurm.minutes"),
+        ("AssocMaxCpuPerJobLimit", False, "ask for less"),
+        ("QOSMaxGRESPerUser", False, "ask for less"),
+    ],
+)
+def test_a_limit_on_the_number_of_jobs_is_told_from_one_on_what_a_job_asks_for(
+    limit: str, full: bool, cure: str
+) -> None:
+    printed = "".join(f"sbatch: error: {line}\n" for line in (limit, POLICY) if line)
+    assert is_full(printed) == full
+    if cure:
+        assert refusal(printed).startswith(f"{limit}; ")
+        assert cure in refusal(printed)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
