@@ -98,7 +98,7 @@ def check_unchanged(file: StudyFile, before: Mapping[str, Source]) -> None:
 def tokenizer_source(file: StudyFile, read: ReadSource | None = None) -> Source:
     """Return the source of the study's tokeniser. read: what to call instead of `read_source`. Raises as `read_source` does."""
     read = read or read_source
-    settings = tokenizer_settings(file)
+    settings, cure = tokenizer_settings(file), "make it readable, or name another tokeniser"
     source: Source = {"format": FORMAT, **_tokenizer_fields(settings)}
     if settings.train is not None:
         source["tokenizers"] = importlib.metadata.version("tokenizers")
@@ -106,7 +106,6 @@ def tokenizer_source(file: StudyFile, read: ReadSource | None = None) -> Source:
             {**read(file, name), "heldout": file.study.corpora[name].heldout_share} for name in sorted(file.trained)
         ]
     elif settings.hf is not None:
-        cure = "make it readable, or name another tokeniser"
         with naming_tokenizer(file):
             if (local := local_folder(settings.hf, file.folder, "", settings.revision)) is not None:
                 files = tokenizer_files(local)

@@ -36,8 +36,10 @@ def snapshot_code(store: Path) -> Path:
         temporary.rename(place)
     except OSError as error:
         if not place.is_dir():  # otherwise another submitter was faster
-            if error.filename2 is not None:  # of a copy, its source comes first
-                error.filename, error.filename2 = str(place), None
+            error.filename, error.filename2 = (
+                str(place),
+                None,
+            )  # writing names no file, and other errors a temporary one
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
