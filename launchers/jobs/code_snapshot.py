@@ -36,10 +36,8 @@ def snapshot_code(store: Path) -> Path:
         temporary.rename(place)
     except OSError as error:
         if not place.is_dir():  # otherwise another submitter was faster
-            error.filename, error.filename2 = (
-                str(place),
-                None,
-            )  # writing names no file, and other errors a temporary one
+            # A failed write names no file, and other errors one of the temporary folder.
+            error.filename, error.filename2 = str(place), None
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
