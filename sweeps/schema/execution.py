@@ -88,8 +88,8 @@ class SiteOptions(Section):
     environment: dict[Annotated[str, AfterValidator(check_variable)], Annotated[Text, BeforeValidator(check_text)]] = {}
     """Environment variables of the job. Values are kept as they are written, as in 12.10, and not expanded by the shell."""
     extra: Annotated[dict[str, Annotated[Text | bool, BeforeValidator(check_option)]], AfterValidator(check_extra)] = {}
-    """Further options of sbatch, without the dashes. true stands for an option without a value, false leaves the option out.
-    Other values are kept as they are written."""
+    """Further options of sbatch, without the dashes; those that have a field are refused. true stands for an option without a
+    value, false leaves the option out. Other values are kept as they are written."""
 
 
 class Slurm(SiteOptions):
