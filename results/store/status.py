@@ -1,7 +1,6 @@
 """The status of runs as the store knows it: state, progress, speed, time left."""
 
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from retain.results.store.index.states import StateReader
 from retain.results.store.readiness import blocked_stages, written_state
 from retain.results.store.runs import LOG, Run, Store
 from retain.results.store.state import (
+    DAMAGED,
     ENDED,
     UNENDED,
     AttemptCost,
@@ -27,8 +27,6 @@ BLOCKED = "blocked:"
 """The beginning of the reason of a stage whose branch has ended above it."""
 REOPENED = "the stage that stopped its branch has been retried since; run or submit its study again"
 """The reason of a skipped run whose branch goes on, as when another study has retried a stage that both have."""
-BY_A_STAGE = re.compile(r" (failed|was cancelled)\b")
-"""What the reason of a run says that was skipped because of a stage above it."""
 
 
 @dataclass(frozen=True)
@@ -144,16 +142,16 @@ class StatusReader:
 
 
 def _with_reopened(tree: Tree, states: Mapping[str, StateSummary]) -> Mapping[str, StateSummary]:
-    """The states, in which skipped runs above which nothing is failed or cancelled any more say so."""
+    """The states, in which skipped runs say so if nothing above them is failed, cancelled or damaged any more."""
     if not any(state.state == "skipped" for state in states.values()):
         return states
     ended: set[str] = set()
     found = dict(states)
     for key, stage in tree.stages.items():
         state = states[key]
-        if state.state in ("failed", "cancelled") or not ended.isdisjoint(stage.needs):
+        if state.state in ("failed", "cancelled", DAMAGED) or not ended.isdisjoint(stage.needs):
             ended.add(key)
-        elif state.state == "skipped" and BY_A_STAGE.search(state.reason or ""):
+        elif state.state == "skipped":
             found[key] = replace(state, reason=REOPENED)
     return found
 
