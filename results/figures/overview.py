@@ -63,8 +63,8 @@ def draw_losses(store: Path, study: str, rows: Sequence[Row]) -> list[Path]:
     # Legends are below the axes: columns are as wide as their longest name, rows as high as their longest legend.
     named = [name for groups in (*upper, *lower) if len(groups) <= MOST_LINES for name in groups]
     width = max(5.2 if beside else 4.0, 0.075 * max(map(len, named), default=0) + 2.6)
-    counts = [len(groups) + len(_before(groups, before)) for groups in upper] + [len(groups) for groups in lower]
-    lines = max((count for count in counts if count <= 2 * MOST_LINES), default=1)
+    legends = [len(groups) + len(_before(groups, before)) for groups in upper if len(groups) <= MOST_LINES]
+    lines = max([*legends, *(len(groups) for groups in lower if len(groups) <= MOST_LINES)], default=1)
     height = (3.9 + 0.19 * lines) * (1 if beside else 2)
     with new_figure(stem, (width * columns, height)) as figure:
         places = figure.subplots(1 if beside else 2, columns, squeeze=False)

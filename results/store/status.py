@@ -10,6 +10,7 @@ from retain.results.store.index.states import StateReader
 from retain.results.store.readiness import blocked_stages, is_blocked_by_a_stage, written_state
 from retain.results.store.runs import LOG, Run, Store
 from retain.results.store.state import (
+    DAMAGED,
     ENDED,
     UNENDED,
     AttemptCost,
@@ -141,14 +142,14 @@ class StatusReader:
 
 
 def _with_reopened(tree: Tree, states: Mapping[str, StateSummary]) -> Mapping[str, StateSummary]:
-    """The states, with another reason for skipped runs above which nothing is failed or cancelled any more."""
+    """The states, with another reason for skipped runs above which nothing is failed, cancelled or damaged any more."""
     if not any(state.state == "skipped" for state in states.values()):
         return states
     ended: set[str] = set()
     found = dict(states)
     for key, stage in tree.stages.items():
         state = states[key]
-        if state.state in ("failed", "cancelled") or not ended.isdisjoint(stage.needs):
+        if state.state in ("failed", "cancelled", DAMAGED) or not ended.isdisjoint(stage.needs):
             ended.add(key)
         elif state.state == "skipped" and is_blocked_by_a_stage(state.reason):
             found[key] = replace(state, reason=REOPENED)

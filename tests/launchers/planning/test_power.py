@@ -10,6 +10,8 @@ from retain.launchers.cli.app import main
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.planning.plan import plan_studies
 from retain.launchers.planning.register import register
+from retain.results.analysis.effects import SIDE
+from retain.results.claims.judging import decide
 from retain.results.claims.power import Pilot, chances
 from tests.results.runs import finish
 from tests.studies import linear_study, tiny_study
@@ -102,6 +104,23 @@ def test_the_simulated_chance_is_that_of_the_t_test_for_one_effect() -> None:
         limit, shift = t.ppf(0.975, seeds - 1), 0.8 * np.sqrt(seeds)
         exact = nct.sf(limit, seeds - 1, shift) + nct.cdf(-limit, seeds - 1, shift)
         assert found[seeds] == pytest.approx(exact, abs=0.05)
+
+
+@pytest.mark.parametrize(("effects", "alternatives"), [(8, 1), (6, 3), (4, 4)])
+def test_the_simulated_chance_of_a_claim_with_several_effects_is_that_of_the_rule_that_judges(
+    effects: int, alternatives: int
+) -> None:
+    import numpy as np
+    from scipy.stats import ttest_1samp
+
+    values = np.random.Generator(np.random.PCG64(1)).normal(0.08, 0.1, (4, effects))
+    pilot = Pilot(values.mean(axis=0), values - values.mean(axis=0), alternatives)
+    random, decided = np.random.Generator(np.random.PCG64(2)), []
+    for _ in range(500):
+        noise = random.standard_normal((6, 4)) @ pilot.deviations / np.sqrt(3)
+        above = ttest_1samp(pilot.means + noise, 0, alternative="greater").pvalue.reshape(alternatives, -1)
+        decided.append(min(decide(above, 1 - above)) < SIDE)
+    assert chances(pilot)[6] == pytest.approx(np.mean(decided), abs=0.08)
 
 
 def test_a_study_that_no_claim_is_about_is_not_asked_for_more_seeds(

@@ -113,6 +113,19 @@ def test_a_skipped_run_says_that_its_branch_goes_on_once_another_study_has_retri
     assert status.REOPENED.endswith("run or submit its study again")
 
 
+def test_a_skipped_run_does_not_say_that_its_branch_goes_on_while_the_run_above_is_damaged(
+    planned: tuple[Tree, Store],
+) -> None:
+    tree, store = planned
+    top = kinds(tree, store, "pretrain")[0]
+    below = [key for key in tree.stages if top.key in {stage.key for stage in tree.ancestors(key)} and key != top.key]
+    for key in below:
+        store.run(key).skip(f"pretrain {top.key[:8]} failed")
+    assert {row.reason for row in study_status(tree, store) if row.key in below} == {status.REOPENED}
+    (top.folder / "state.json").write_text("{")
+    assert {row.reason for row in study_status(tree, store) if row.key in below} == {f"pretrain {top.key[:8]} failed"}
+
+
 def test_the_status_of_a_store_lists_every_run_with_the_latest_attempt_last(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     second, first = kinds(tree, store, "pretrain")
