@@ -4,10 +4,11 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
 from retain.launchers.jobs.submissions import any_has_runs, read_backlog, write_backlog
-from retain.launchers.slurm.client import live_jobs, requeue_job
+from retain.launchers.slurm.client import asked_patiently, live_jobs, requeue_job
 from retain.launchers.slurm.partitions import read_limits
 from retain.launchers.stage.log import log_line
 from retain.results.store.runs import Run, Store
@@ -31,7 +32,9 @@ def submit_backlog(store: Store) -> None:
     deadline = time.monotonic() + LAST_WAIT_S
     waiting = Waiting("this is the last job, and runs wait for room in the queue")
     try:
-        while job is not None and read_backlog(store).keys and _submit_and_is_last(store, job):
+        while (
+            job is not None and read_backlog(store).keys and asked_patiently(partial(_submit_and_is_last, store, job))
+        ):
             if time.monotonic() > deadline:
                 requeue_job(job, LATER_S)
                 return

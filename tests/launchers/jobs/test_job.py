@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from retain.launchers.jobs import epilogue
+from retain.launchers.jobs.backlog import submit_backlog
 from retain.launchers.jobs.job import Requeue, _cancel_runs, _decision, _requeue, check_needs
-from retain.launchers.jobs.submissions import Backlog, write_backlog
+from retain.launchers.jobs.submissions import Backlog, read_backlog, submitted_job, write_backlog
 from retain.launchers.slurm import client
 from retain.launchers.stage.failures import BUG, DIVERGED, NODE
 from retain.results.store.lease import take_lease
@@ -192,6 +193,20 @@ def test_the_end_of_a_job_that_died_early_waits_for_a_controller_that_is_away(
     slurm.silent("squeue", 2, "Unable to contact slurm controller (connect failure)", "echo '7|any|RUNNING|None'")
     assert epilogue.main([str(store.root), token]) == 1
     assert (run.state().state, len(slurm.calls("requeue"))) == ("queued", 1)
+
+
+def test_runs_that_wait_for_room_are_submitted_once_a_controller_that_is_away_is_back(
+    pair: tuple[Store, Run, Run], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run, _ = pair
+    (store.root / "submissions").mkdir()
+    write_backlog(store, Backlog((run.key,)))
+    monkeypatch.setattr(client, "ASK_AGAIN_S", 0.01)
+    slurm.silent("scontrol", 2, "Unable to contact slurm controller (connect failure)", "echo 'MaxArraySize = 1001'")
+    slurm.command("sacctmgr", "exit 1")
+    slurm.command("sbatch", "echo Submitted batch job 9")
+    submit_backlog(store)
+    assert (run.state().state, submitted_job(store, run), read_backlog(store).keys) == ("queued", "9", ())
 
 
 def test_the_end_of_a_job_whose_runs_have_ended_asks_slurm_nothing(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from retain.launchers.cli.views.submission import print_submission
 from retain.launchers.jobs.status import with_jobs
-from retain.launchers.jobs.submissions import read_backlog, submitted_jobs
+from retain.launchers.jobs.submissions import INTENT, read_backlog, submission_folder, submitted_jobs
 from retain.launchers.jobs.submit import submit_runs
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
@@ -101,3 +101,7 @@ def test_where_no_job_is_left_to_submit_what_waits_submit_and_status_say_to_subm
     token = store.run(first.key).state().submission
     rows = with_jobs([first, *others], store, {"1": Job("1", f"name-{token}", "PENDING", "")})
     assert {row.reason for row in rows[1:]} == {f"{waits}; the next of your jobs of this store that ends submits it"}
+    (submission_folder(store, str(token)) / INTENT).write_text("{")
+    rows = with_jobs([first, *others], store, {"1": Job("1", f"name-{token}", "PENDING", "")})
+    assert "is damaged" in str(rows[0].reason)
+    assert all("no job of this store is left to submit it" in str(row.reason) for row in rows[1:])
