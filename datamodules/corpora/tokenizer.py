@@ -54,6 +54,18 @@ class Tokenizer:
         """One more than the largest token id, added tokens included: the number of entries, unless the ids have gaps."""
         return 1 + max(self.core.get_vocab(with_added_tokens=True).values())
 
+    @functools.cached_property
+    def _literal(self) -> "tokenizers.Tokenizer":
+        """The core in which the end of text is a special token, also if tokenizer.json lists it as an ordinary added one."""
+        import tokenizers
+
+        listed = self.core.get_added_tokens_decoder().get(self.end_id)
+        if listed is None or listed.special:
+            return self.core
+        copy = tokenizers.Tokenizer.from_str(self.core.to_str())
+        copy.add_special_tokens([tokenizers.AddedToken(self.end_of_text, special=True)])
+        return copy
+
     @property
     def fingerprint(self) -> str:
         content = self.core.to_str() + "\0" + self.end_of_text
@@ -64,8 +76,9 @@ class Tokenizer:
 
         A special token spelled out in a document is encoded as ordinary text: only packing inserts end-of-text tokens.
         """
-        self.core.encode_special_tokens = True
-        return [encoding.ids for encoding in self.core.encode_batch_fast(documents, add_special_tokens=False)]
+        core = self._literal
+        core.encode_special_tokens = True
+        return [encoding.ids for encoding in core.encode_batch_fast(documents, add_special_tokens=False)]
 
     def encode_rendered(self, texts: list[str]) -> "list[tokenizers.Encoding]":
         """Return the tokens, with their offsets in characters, of texts that a chat template wrote; uses all cores.

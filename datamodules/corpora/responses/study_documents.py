@@ -103,8 +103,8 @@ def check_document_ends(file: StudyFile, name: str, packed: PackedCorpus) -> Non
     if packed.ends_inside:
         raise StudyError(
             f"{file.path.name}: documents.attention: within would cut the conversations of corpora.{name}, because they hold "
-            "the tokeniser's end of text; set documents.attention: across, or choose a tokeniser whose end of text its chat "
-            "template does not write"
+            "the tokeniser's end of text; set documents.attention: across, remove it from the messages, or choose a tokeniser "
+            "whose end of text its chat template does not write"
         )
 
 

@@ -108,6 +108,23 @@ def test_a_tokeniser_without_an_end_of_text_token_is_refused(tmp_path: Path, end
         load_tokenizer(saved(tmp_path / "tok", eos_token=end))
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_an_end_of_text_that_a_text_spells_out_ends_no_document_even_if_it_is_listed_as_an_ordinary_token(
+    normalized: bool, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "tok")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"][0] |= {"special": False, "normalized": normalized}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    listed, before = load_tokenizer(folder), load_tokenizer(folder)
+    text = f"the model{END_OF_TEXT} of a river"
+    assert listed.encode([text]) == TRAINED.encode([text])
+    assert listed.end_id not in listed.encode([text])[0]
+    assert listed.fingerprint == before.fingerprint
+    (rendered,) = listed.encode_rendered([text])
+    assert rendered.ids.count(listed.end_id) == 1
+
+
 def test_truncation_and_padding_of_a_tokeniser_are_switched_off(tmp_path: Path) -> None:
     folder = saved(tmp_path / "tok")
     limited = load_tokenizer(folder).core
