@@ -30,6 +30,8 @@ FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+LARGE_WINDOW = "Frame requires too much memory"
+"""What libzstd says of data with a larger window than the 128 MiB that it takes."""
 
 
 def file_format(path: SourceFile) -> str:
@@ -94,6 +96,11 @@ def naming_file(path: SourceFile) -> Iterator[None]:
         yield
     # The UTF-16 decoder and pyarrow raise subclasses of ValueError.
     except (OSError, EOFError, ValueError, zlib.error) as error:
+        if LARGE_WINDOW in str(error):
+            raise StudyError(
+                f"{shown(path)}: cannot be read (its zstd window is larger than 128 MiB); decompress it with `zstd -d "
+                "--long=31`, or compress it with `--long=27` at most"
+            ) from error
         if isinstance(error, PermissionError):
             cure = "make it readable"
         else:

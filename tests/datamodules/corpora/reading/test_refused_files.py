@@ -31,6 +31,13 @@ def zipped(content: bytes) -> bytes:
     return made.getvalue()
 
 
+def with_large_window(content: bytes) -> bytes:
+    """Content as `zstd --long=28` writes what it reads from a pipe."""
+    settings = zstandard.ZstdCompressionParameters.from_level(3, window_log=28)
+    stream = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    return stream.compress(content) + stream.flush()
+
+
 def bound_socket(path: Path) -> None:
     here = Path.cwd()
     os.chdir(path.parent)  # the path of a socket is short
@@ -158,6 +165,11 @@ REFUSED: dict[str, tuple[Files, dict[str, Any], list[str]]] = {
             ("garbage after", whole + b"garbage"),
         )
     },
+    "a large zstd window": (
+        {"a.jsonl.zst": with_large_window(ONE)},
+        {"files": "a.jsonl.zst"},
+        ["a.jsonl.zst: cannot be read (its zstd window is larger than 128 MiB)", "zstd -d --long=31"],
+    ),
     "xz named jsonl": ({"a.jsonl": lzma.compress(ONE)}, {}, ["a.jsonl: cannot be read (it is an xz archive)", "xz -d"]),
     "zip named jsonl": ({"a.jsonl": zipped(ONE)}, {}, ["it is a zip archive", "unzip"]),
     "parquet named jsonl": ({"a.jsonl": parquet({"text": ["a"]})}, {}, ["it is a parquet file", ".parquet"]),
