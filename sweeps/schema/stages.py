@@ -237,7 +237,8 @@ class Anchor(Section):
     ewc: 1 stands for the second-order rise of the loss on that corpus. It needs `sequences`. The default is no penalty."""
     sequences: Positive | None = None
     """The number of sequences that `ewc` estimates the Fisher information on: the first ones of those that the stage before
-    takes from its corpus. One estimate serves all stages that need the same. Required with `ewc`."""
+    takes from its corpus, and with `allocation: matched` the first ones of D_post. One estimate serves all stages that need the
+    same. Required with `ewc`."""
 
     @model_validator(mode="after")
     def check_ewc(self) -> "Anchor":

@@ -38,18 +38,29 @@ def anchor_recipe(study: Study, facts: Facts, stage: Adaptable, name: str) -> Re
 
 
 def fields_of_stage_before(stage: str, file: StudyFile) -> set[str]:
-    """The paths of the fields of the stage before that the recipe of a stage depends on, as its estimate does; often empty."""
-    before, own = file.study.stages.index(stage) - 1, getattr(getattr(file.study, stage), "anchor", None)
+    """The paths of the fields of the stage before that the recipe of a stage depends on, as its estimate does; often empty.
+
+    Where the stage before may be left out, also those of the one before that.
+    """
+    before, own = (
+        file.study.stages[: file.study.stages.index(stage)],
+        getattr(getattr(file.study, stage), "anchor", None),
+    )
     paths = [path for options in file.dimensions for option in options for path in option.fields]
     varied = any(path == stage or f"{path}.".startswith(f"{stage}.anchor.") for path in paths)
-    if before < 0 or not (varied or (own is not None and own.ewc)):
-        return set()
-    return {f"{file.study.stages[before]}{field}" for field in FIELDS_BEFORE}
+    found: set[str] = set()
+    if varied or (own is not None and own.ewc):
+        for one in reversed(before):
+            found |= {f"{one}{field}" for field in FIELDS_BEFORE}
+            if 0 not in file.values(f"{one}.tokens"):
+                break
+    return found
 
 
 def _estimate(study: Study, facts: Facts, name: str, sequences: int) -> Recipe:
-    """The recipe of the estimate for a stage, on the corpus of the stage before."""
-    before = study.stages[study.stages.index(name) - 1]
+    """The recipe of the estimate for a stage, on the corpus of the stage before; stages of 0 tokens are left out."""
+    earlier = reversed(study.stages[: study.stages.index(name)])
+    before = next(stage for stage in earlier if study.section(stage).tokens)
     section = study.section(before)
     assert isinstance(section, Optimisation)
     # Of pairs, the chosen responses.

@@ -101,6 +101,23 @@ def test_with_all_of_d_post_in_pretraining_the_estimate_is_still_on_d_post() -> 
     assert before.recipe == after.recipe
 
 
+def test_behind_a_stage_that_is_left_out_the_estimate_is_on_the_corpus_of_the_stage_before_it() -> None:
+    chain = {"stages": ["pretrain", "midtrain", "finetune"], "pretrain.corpus": "chemistry", "midtrain": SECTION}
+    fields = tiny_fields(**{"grid": {"midtrain.tokens": [0, 2560]}, "finetune.anchor": ANCHOR, **chain})
+    del fields["posttrain"]
+    tree = plan(fields)
+    found = [(tree.stages[one.parent or ""].stage, json.loads(one.recipe)["corpus"]) for one in estimates(tree)]
+    assert found == [("pretrain", "chemistry-32"), ("midtrain", "general-32")]
+
+
+def test_with_matched_allocation_the_estimate_is_on_the_first_sequences_of_d_post_at_any_exposure() -> None:
+    grid = {"pretrain.exposure": [0, 0.5, 1]}
+    tree = anchored(grid, allocation="matched", **{"posttrain.max_tokens": None})
+    assert {(json.loads(one.recipe)["corpus"], json.loads(one.recipe).get("first")) for one in estimates(tree)} == {
+        ("music-32", None)
+    }
+
+
 def test_a_failed_estimate_stops_the_stages_that_need_it_and_no_others() -> None:
     tree = anchored({"finetune.anchor.ewc": [0, 1]})
     (estimate,) = estimates(tree)
