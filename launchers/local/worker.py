@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from retain.launchers.stage.log import FAILED, STOP_GRACE_S, log_into, log_line
+from retain.launchers.stage.log import FAILED, STOP_GRACE_S, STOPPED, log_into, log_line
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import StopRequest
 
@@ -47,6 +47,8 @@ def work(
         log_line(f"rank {ranks.rank}: {ending}")
         pack -= 1
         following = _next_run(launcher, named, stop) if code == 0 and pack else ""
+    # After a signal between two runs: the launcher may have named the second one already.
+    code = STOPPED if code == 0 and stop.signal is not None else code
     # The libraries' exit handlers may wait for a rank that is gone.
     os._exit(code)
 

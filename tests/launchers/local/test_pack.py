@@ -1,12 +1,14 @@
 """Short siblings in one process: each is a run of its own, with the bits that it would have had alone."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from retain.launchers.jobs.resources import as_executions, slurm_resources
 from retain.launchers.jobs.sbatch import families, sbatch_script
 from retain.launchers.jobs.submissions import new_submission, read_submission, submission_folder, write_submission
+from retain.launchers.local import launcher, worker
 from retain.launchers.local.devices import local_slots
 from retain.launchers.local.launcher import WorkerGroup, train
 from retain.launchers.planning.opened_study import prepare_study
@@ -30,7 +33,7 @@ from retain.sweeps.schema.sites import Site
 from retain.sweeps.tree.tree import expand
 from tests.results.runs import put_state
 from tests.retain import losses, train_here, weights
-from tests.studies import made_up_facts, tiny_fields, tiny_study
+from tests.studies import linear_study, made_up_facts, tiny_fields, tiny_study
 
 STUDY: dict[str, Any] = {
     "pretrain.dropout": 0.1,
@@ -120,6 +123,28 @@ def test_one_that_fails_stops_none_of_its_pack(alone: Path, tmp_path: Path) -> N
     assert failed.attempts[-1].failure == "diverged"
     # One process up to the one that failed, another for the rest.
     assert len(set(finetuned_by(store))) <= 2
+
+
+def test_a_signal_between_two_runs_of_a_pack_fails_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"execution.parallel": 1, "execution.stages": {"finetune": {"pack": 3}}}
+    study = linear_study(tmp_path, grid={"finetune.lr": [0.01, 0.011, 0.012]}, **fields)
+    leave = os._exit
+
+    def leave_late(code: int) -> None:
+        """Give the launcher the time to name the next run."""
+        time.sleep(0.3)
+        leave(code)
+
+    # A process asks for its next run once its garbage is collected. Forked from this process, workers have its changes.
+    monkeypatch.setattr(worker, "gc", SimpleNamespace(collect=lambda: os.kill(os.getpid(), signal.SIGUSR2)))
+    monkeypatch.setattr(os, "_exit", leave_late)
+    monkeypatch.setattr(launcher, "fork_server", lambda modules: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(launcher, "start", lambda process: process.start())
+    states = train_here(study, tmp_path / "runs")
+    assert {state.state for state in states.values()} == {"done"}
+    assert len(set(finetuned_by(tmp_path / "runs"))) == 3
 
 
 def test_a_run_that_is_cancelled_while_it_begins_stays_cancelled(alone: Path, tmp_path: Path) -> None:
