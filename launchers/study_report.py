@@ -23,7 +23,7 @@ from retain.results.report.together import common_looks, pooled_rows
 from retain.results.store.loss_table import Row
 from retain.results.store.runs import make_store
 from retain.sweeps.schema.linear.study import LinearStudy
-from retain.sweeps.tree.measures import asked_columns
+from retain.sweeps.tree.evaluation_runs import asked_columns
 from retain.sweeps.tree.merged import merged
 from retain.sweeps.tree.tree import Tree
 

@@ -19,7 +19,7 @@ from retain.datamodules.order.mixtures import Subset
 from retain.datamodules.order.permutation import derive_seed, permute
 from retain.datamodules.order.prefetch import MappedSequences
 from retain.datamodules.order.read_ahead import read_ahead
-from retain.sweeps.tree.evaluation import TUNE
+from retain.sweeps.tree.heldout_splits import TUNE
 from retain.sweeps.tree.recipes.preference import PAIR
 
 STEPS_AHEAD = 3

@@ -21,8 +21,8 @@ from retain.results.store.runs import Store
 from retain.sweeps.base.files import write_bytes
 from retain.sweeps.base.surroundings import BEFORE, safe_python_path, values_before
 from retain.sweeps.schema.execution import Slurm
+from retain.sweeps.tree.evaluation_runs import EVALUATE
 from retain.sweeps.tree.key_diff import stage_name
-from retain.sweeps.tree.measures import EVALUATE
 from retain.sweeps.tree.tree import Tree
 
 if TYPE_CHECKING:

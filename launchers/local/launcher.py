@@ -28,7 +28,7 @@ from retain.results.store.readiness import is_ready
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.sweeps.base.errors import RetainError
-from retain.sweeps.tree.measures import EVALUATE
+from retain.sweeps.tree.evaluation_runs import EVALUATE
 from retain.sweeps.tree.tree import Tree
 
 POLL_S = 0.1

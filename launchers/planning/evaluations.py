@@ -9,7 +9,7 @@ from retain.results.store.runs import Store
 from retain.sweeps.schema.section import loss_name, without_value
 from retain.sweeps.tree.cost import evaluation_flops
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.measures import asked_evaluations
+from retain.sweeps.tree.evaluation_runs import asked_evaluations
 from retain.sweeps.tree.tree import Stage, Tree
 
 

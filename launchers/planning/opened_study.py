@@ -18,7 +18,7 @@ from retain.sweeps.base.notices import notice
 from retain.sweeps.base.yaml_text import read_yaml
 from retain.sweeps.schema.read import StudyFile, read_study
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.measures import check_objective
+from retain.sweeps.tree.evaluation_runs import check_objective
 from retain.sweeps.tree.recipes.devices import device_mismatch
 from retain.sweeps.tree.scaled_down import scale_down
 from retain.sweeps.tree.tree import Tree, expand

@@ -17,9 +17,9 @@ from retain.sweeps.schema.execution import StageExecution
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.section import GROUNDWORK, stage_kind
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.evaluation import PREFERENCES, other_splits, preferences_of, splits_of, used_corpora
+from retain.sweeps.tree.evaluation_runs import asked_evaluations, corpora_after
+from retain.sweeps.tree.heldout_splits import PREFERENCES, other_splits, preferences_of, splits_of, used_corpora
 from retain.sweeps.tree.keys import FORMAT
-from retain.sweeps.tree.measures import asked_evaluations, corpora_after
 from retain.sweeps.tree.tree import Stage, Tree
 
 WRITERS = 16

@@ -25,8 +25,8 @@ from retain.sweeps.schema.axes import get_field, is_axis
 from retain.sweeps.schema.read import StudyFile, check_study, corpus_names, read_study
 from retain.sweeps.schema.search_space import SearchSpace, Values
 from retain.sweeps.tree.data_facts import Facts
+from retain.sweeps.tree.evaluation_runs import asked_columns, check_objective
 from retain.sweeps.tree.keys import canonical
-from retain.sweeps.tree.measures import asked_columns, check_objective
 from retain.sweeps.tree.recipes.devices import device_mismatch
 from retain.sweeps.tree.recipes.point import study_at
 from retain.sweeps.tree.tree import Tree, expand, plain_value

@@ -34,7 +34,7 @@ from retain.results.tensorboard.search_curves import End, write_curves
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.search_space import Values
-from retain.sweeps.tree.measures import EVALUATE
+from retain.sweeps.tree.evaluation_runs import EVALUATE
 from retain.sweeps.tree.merged import merged
 from retain.sweeps.tree.tree import Stage, Tree
 

@@ -28,7 +28,7 @@ from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.store.state import ENDED, State
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.schema.sites import Site
-from retain.sweeps.tree.measures import EVALUATE
+from retain.sweeps.tree.evaluation_runs import EVALUATE
 from retain.sweeps.tree.tree import Tree
 
 GIVEN_UP = "given up by its search"

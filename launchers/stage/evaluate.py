@@ -33,7 +33,7 @@ from retain.results.store.runs import LOSSES, Run
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.schema.section import REFERENCE
-from retain.sweeps.tree.evaluation import PREFERENCES
+from retain.sweeps.tree.heldout_splits import PREFERENCES
 
 REPORT_EVERY_S = 1.0
 

@@ -36,7 +36,7 @@ from retain.sweeps.base.redaction import redacted
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.tree.data_facts import Facts
-from retain.sweeps.tree.measures import asked_columns
+from retain.sweeps.tree.evaluation_runs import asked_columns
 from retain.sweeps.tree.tree import Tree
 
 WEB = Path(__file__).parent / "web"

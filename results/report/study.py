@@ -148,7 +148,7 @@ def loss_table(names: Sequence[str], unit: str, rows: Sequence[Row], asked: Mapp
     """One row for each trial: its axes (names), its losses in this unit with L_ret − L_im, and its tokens.
 
     The losses are those of the paper's four that the chain has, and those asked for; a chain besides the paper's also has the
-    matrix. asked: what `sweeps.tree.measures.asked_columns` returns.
+    matrix. asked: what `sweeps.tree.evaluation_runs.asked_columns` returns.
     """
     four = [name for name in SYMBOLS if name in named_losses(rows)]
     is_of_paper = four == list(SYMBOLS) and not any(set(row.get("losses", {})) - set(STAGE_KINDS) for row in rows)

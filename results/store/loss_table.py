@@ -30,15 +30,15 @@ from retain.sweeps.schema.section import (
 )
 from retain.sweeps.tree.cost import parameters_by_root
 from retain.sweeps.tree.data_facts import HeldoutValues
-from retain.sweeps.tree.evaluation import PREFERENCES, TUNE, corpora_by_role, role_of
-from retain.sweeps.tree.key_diff import stage_name
-from retain.sweeps.tree.measures import (
+from retain.sweeps.tree.evaluation_runs import (
     asked_evaluations,
     corpora_after,
     evaluation_of,
     measures_of_pairs,
     preferences_by_stage,
 )
+from retain.sweeps.tree.heldout_splits import PREFERENCES, TUNE, corpora_by_role, role_of
+from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.tree import Stage, Tree
 
 if TYPE_CHECKING:

@@ -219,14 +219,14 @@ class Spec(TypedDict):
     evaluation: dict[str, "str | Task"]
     """Of each held-out split the fingerprint of its corpus; of a linear stage, its task."""
     halves: NotRequired[dict[str, str]]
-    """Of each held-out split that is a half of its corpus's, which half; see `sweeps.tree.evaluation`."""
+    """Of each held-out split that is a half of its corpus's, which half; see `sweeps.tree.heldout_splits`."""
     others: NotRequired[dict[str, str]]
     """The fingerprints of the study's other corpora, by name, on which the final weights are evaluated too."""
     values: NotRequired[dict[str, str]]
     """The fingerprints of the values of corpora with `by`, by that of the corpus. They do not enter the key."""
     preferences: NotRequired[dict[str, dict[str, Any]]]
     """By the fingerprint of a corpus of pairs, the β and the key of the reference by which the final weights are measured on
-    its pairs; see `sweeps.tree.evaluation`."""
+    its pairs; see `sweeps.tree.heldout_splits`."""
     tokenizer: NotRequired[str]
     """The fingerprint of the tokeniser; searches have none."""
     chat_template: NotRequired[str]

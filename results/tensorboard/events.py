@@ -11,7 +11,7 @@ from typing import Any
 
 from retain.results.store.curves import heldout_curve, training_curve
 from retain.sweeps.schema.section import LOSSES
-from retain.sweeps.tree.evaluation import role_of
+from retain.sweeps.tree.heldout_splits import role_of
 
 MOST_VALUES = 100
 """An axis with more values is filtered by a range: otherwise every run's event file would hold all values."""

@@ -31,7 +31,7 @@ from retain.sweeps.base.files import remove, write_bytes
 from retain.sweeps.base.processes.shared_work import Result, Thing, shared_out
 from retain.sweeps.base.yaml_text import is_written, written
 from retain.sweeps.schema.section import GROUNDWORK
-from retain.sweeps.tree.evaluation import role_of
+from retain.sweeps.tree.heldout_splits import role_of
 from retain.sweeps.tree.tree import Stage, Tree, Trial, axes_label
 
 VIEW = "tensorboard"

@@ -11,7 +11,7 @@ from typing import Any
 
 from retain.sweeps.schema.read import check_study
 from retain.sweeps.tree.data_facts import HeldoutValues, TaskFacts
-from retain.sweeps.tree.measures import asked_evaluations
+from retain.sweeps.tree.evaluation_runs import asked_evaluations
 from retain.sweeps.tree.tree import Axes, expand
 from tests.studies import made_up_facts, replaced
 

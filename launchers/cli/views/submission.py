@@ -12,7 +12,7 @@ from retain.launchers.planning.opened_study import OpenedStudy
 from retain.results.store.index.states import shown_states
 from retain.results.store.state import StateSummary
 from retain.sweeps.base.units import counted
-from retain.sweeps.tree.measures import EVALUATE
+from retain.sweeps.tree.evaluation_runs import EVALUATE
 from retain.sweeps.tree.tree import Tree
 
 if TYPE_CHECKING:

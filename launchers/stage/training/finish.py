@@ -27,7 +27,7 @@ from retain.results.store.runs import LOSSES
 from retain.results.store.state import CHAT_TEMPLATE
 from retain.results.tensorboard.run_events import run_results
 from retain.sweeps.base.files import share
-from retain.sweeps.tree.evaluation import PREFERENCES
+from retain.sweeps.tree.heldout_splits import PREFERENCES
 
 
 class FinalLosses(Callback):

@@ -15,7 +15,7 @@ from retain.lightning_modules.preferences.dpo import Preferences, heldout_prefer
 from retain.results.store.runs import Store
 from retain.results.store.state import REFERENCE_FILE
 from retain.sweeps.schema.section import REFERENCE
-from retain.sweeps.tree.evaluation import PREFERENCES, TUNE
+from retain.sweeps.tree.heldout_splits import PREFERENCES, TUNE
 from retain.sweeps.tree.recipes.preference import reference_key
 
 

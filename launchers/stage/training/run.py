@@ -67,7 +67,7 @@ from retain.results.store.state import FISHER_FILE, KEEPS_OPTIMIZER
 from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.schema.models import Architecture
 from retain.sweeps.schema.section import FISHER
-from retain.sweeps.tree.evaluation import preference_split, role_of, tune_split
+from retain.sweeps.tree.heldout_splits import preference_split, role_of, tune_split
 from retain.sweeps.tree.key_diff import stage_name
 from retain.sweeps.tree.recipes.anchor import estimate_key
 

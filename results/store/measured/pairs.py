@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retain.sweeps.schema.section import PAIR_MEASURES
-from retain.sweeps.tree.evaluation import PREFERENCES
+from retain.sweeps.tree.heldout_splits import PREFERENCES
 
 
 def measures_on_pairs(corpora: Mapping[str, str], losses: Mapping[str, Any] | None) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ from retain.results.store.runs import MEASURES, Run, Store
 from retain.results.store.state import Measures, State, damaged_state
 from retain.sweeps.base.documents import read_document
 from retain.sweeps.base.errors import DamageError
-from retain.sweeps.tree.measures import task_evaluation_of
+from retain.sweeps.tree.evaluation_runs import task_evaluation_of
 from retain.sweeps.tree.tree import Stage, Tree, Trial
 
 Measured = dict[tuple[str, float], dict[str, float | None]]

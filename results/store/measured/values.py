@@ -6,8 +6,8 @@ from typing import Any
 from retain.results.store.runs import Run, Store
 from retain.sweeps.schema.section import value_name
 from retain.sweeps.tree.data_facts import HeldoutValues
-from retain.sweeps.tree.evaluation import TUNE
-from retain.sweeps.tree.measures import evaluation_of
+from retain.sweeps.tree.evaluation_runs import evaluation_of
+from retain.sweeps.tree.heldout_splits import TUNE
 from retain.sweeps.tree.tree import Stage, Tree
 
 

@@ -15,7 +15,7 @@ from retain.launchers.stage.on_end import begin_launch
 from retain.results.store.runs import LOSSES
 from retain.results.store.state import OPTIMIZER
 from retain.sweeps.base.documents import write_document
-from retain.sweeps.tree.measures import asked_evaluations
+from retain.sweeps.tree.evaluation_runs import asked_evaluations
 from tests.families import tiny_checkpoint, tiny_tokenizer
 from tests.launchers.checks.damages import Kind, Place, in_store, of_run
 from tests.studies import tiny_study

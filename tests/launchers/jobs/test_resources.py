@@ -18,7 +18,7 @@ from retain.results.store.state import Attempt, Progress
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import StudyFile, check_study
 from retain.sweeps.schema.sites import Site
-from retain.sweeps.tree.measures import asked_evaluations
+from retain.sweeps.tree.evaluation_runs import asked_evaluations
 from retain.sweeps.tree.tree import Tree, expand
 from tests.results.runs import put_state
 from tests.retain import train_here

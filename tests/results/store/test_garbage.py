@@ -28,7 +28,7 @@ from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.processes.names import process_name
-from retain.sweeps.tree.measures import asked_evaluations
+from retain.sweeps.tree.evaluation_runs import asked_evaluations
 from retain.sweeps.tree.tree import Stage, Tree, expand
 from tests.conftest import Prepared
 from tests.results.runs import finish, finish_all, kinds, problems, registered, write_model

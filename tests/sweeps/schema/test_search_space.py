@@ -12,7 +12,7 @@ from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.read import check_study, read_study
 from retain.sweeps.schema.search_space import Axis, Constraint, SearchSpace
 from retain.sweeps.schema.section import LOSSES
-from retain.sweeps.tree.measures import corpora_after
+from retain.sweeps.tree.evaluation_runs import corpora_after
 from tests.studies import tiny_fields, tiny_study, tiny_tree
 
 AXES = {"pretrain.exposure": {"uniform": [0, 1]}, "finetune.lr": {"loguniform": [1e-4, 1e-2]}}

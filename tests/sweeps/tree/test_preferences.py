@@ -13,7 +13,7 @@ from retain.sweeps.schema.read import check_study
 from retain.sweeps.schema.section import REFERENCE
 from retain.sweeps.tree.cost import total_cost
 from retain.sweeps.tree.data_facts import CorpusFacts, Facts, checkpoint_of
-from retain.sweeps.tree.measures import asked_columns, asked_evaluations
+from retain.sweeps.tree.evaluation_runs import asked_columns, asked_evaluations
 from retain.sweeps.tree.recipes.point import models_of
 from retain.sweeps.tree.scaled_down import scale_down
 from retain.sweeps.tree.tree import OBJECTIVE, Stage, Tree, expand

@@ -25,7 +25,7 @@ from retain.sweeps.schema.section import (
     without_value,
 )
 from retain.sweeps.tree.data_facts import HeldoutValues, TaskFacts
-from retain.sweeps.tree.evaluation import PREFERENCES, preferences_of, used_corpora
+from retain.sweeps.tree.heldout_splits import PREFERENCES, preferences_of, used_corpora
 from retain.sweeps.tree.keys import HELDOUT_LOSS, TASK, canonical, stage_key
 from retain.sweeps.tree.recipes.preference import objective_of
 from retain.sweeps.tree.tree import Stage, Tree
