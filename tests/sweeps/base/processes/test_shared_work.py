@@ -86,7 +86,7 @@ def test_a_signal_ends_all_processes_at_once(number: signal.Signals) -> None:
             raise SystemExit(5)
         signal.signal(signal.SIGTERM, end)
         def work(part):
-            print(os.getpid(), flush=True)
+            os.write(1, f"{os.getpid()}\\n".encode())  # at once: print may write the end of the line apart
             time.sleep(600)
         shared_out(work, range(1000), 500)
         """
