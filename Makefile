@@ -1,6 +1,7 @@
 # Two commands: `make demo` trains the laptop study, `make test` runs the test suite. Each sets up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST := .venv-oldest
 LOCKS := $(wildcard requirements/*.lock) pyproject.toml tools/install.py
 
 demo: .venv/demo.installed
@@ -25,6 +26,15 @@ test-slow-here: .venv/test.installed
 
 test-slow-slurm: .venv/test.installed
 	$(BIN)/pytest -m "slow and slurm"
+
+# With the oldest versions of libraries that pyproject.toml allows, in an environment of their own.
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet uv
+	$(OLDEST)/bin/uv pip compile pyproject.toml --extra demo --extra search --extra test --resolution lowest-direct --quiet \
+		--output-file $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/pip install --quiet --editable '.[demo,search,test]' --constraint $(OLDEST)/oldest.txt
+	nice $(OLDEST)/bin/pytest -n 2 --dist loadfile -m "not slurm and not slow"
 
 docs: .venv/docs.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -60,6 +70,6 @@ watch: .venv/test.installed
 	$(BIN)/python -m benchmarks.regressions
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(OLDEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: demo test test-here test-slurm test-slow test-slow-here test-slow-slurm docs drill slurm-chaos check watch clean
+.PHONY: demo test test-here test-slurm test-slow test-slow-here test-slow-slurm test-oldest docs drill slurm-chaos check watch clean
