@@ -264,7 +264,11 @@ def test_a_folder_in_the_place_of_a_table_is_named_by_verify_and_by_what_writes_
     assert capsys.readouterr().err == f"retain: {table} is not a file; delete it and try again\n"
 
 
-@pytest.mark.parametrize("content", ["{", json.dumps(asdict(replace(this_process(), host="elsewhere", job_id="7")))])
+@pytest.mark.parametrize(
+    "content",
+    ["{", json.dumps(asdict(replace(this_process(), host="elsewhere", job_id="7")))],
+    ids=["a damaged lease", "a lease of another node"],
+)
 def test_run_says_for_what_it_waits_and_until_when(content: str, tmp_path: Path) -> None:
     study = linear_study(tmp_path, grid={})
     opened = prepare_study(str(study), (), tmp_path / "runs")
