@@ -76,7 +76,7 @@ def corpora_with_splits(file: StudyFile) -> list[str]:
 
 
 def compared_corpora(file: StudyFile, name: str) -> list[str]:
-    """Return the names, sorted, of the corpora whose held-out documents have no near copy in a corpus with `dedupe: near`."""
+    """Return the sorted names of the corpora whose held-out documents may have no near copy in one with `dedupe: near`."""
     return sorted({name, *file.trained})
 
 

@@ -38,7 +38,7 @@ from retain.launchers.stage.attempt import attempt_code
 from retain.launchers.stage.failures import DAMAGE, DISK, ON_SLURM, prepare_retry
 from retain.launchers.stage.log import BUSY, FAILED, NO_ROOM, STOPPED, log_into, log_line
 from retain.launchers.stage.rank_failures import blamed_nodes
-from retain.launchers.stage.ranks import LOOPBACK, Ranks, free_port
+from retain.launchers.stage.ranks import Ranks, free_port
 from retain.launchers.stage.signals import ALL_SIGNALS, StopRequest
 from retain.results.store.lease import try_lease
 from retain.results.store.readiness import blocked_by, need_in_words, unfinished_needs
@@ -199,8 +199,8 @@ def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest,
 
 
 def _decision(store: Store, token: str, run: Run) -> tuple[str, str]:
-    """`check_needs` of a run that this job has to do; wait while SLURM does not answer; damaged, with the run failed, if the
-    store is."""
+    """`check_needs` of a run that this job has to do: wait also if SLURM does not answer; if the store is damaged, the run
+    fails, and the decision is damaged."""
     try:
         settle_dead_attempts(store, [run])
         decision, why = check_needs(store, run)
@@ -315,8 +315,7 @@ def _rendezvous(folder: Path, ranks: Ranks, trains: bool) -> Mapping[str, str] |
         return {} if trains else None
     meeting = folder / f"meeting.{slurm_job()}.{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
     if ranks.is_first:
-        address = LOOPBACK if ranks.nodes == 1 else socket.gethostname()
-        write_document(meeting, {"trains": trains, "address": address, "port": free_port("")})
+        write_document(meeting, {"trains": trains, "address": socket.gethostname(), "port": free_port("")})
     deadline = time.monotonic() + RENDEZVOUS_S
     if not meeting.exists():
         log_line(f"rank {ranks.rank}: waits at most {RENDEZVOUS_S:.0f} s for rank 0 to write {meeting}")

@@ -21,13 +21,13 @@ class Ranks:
         return self.rank == 0
 
     def rendezvous(self, address: str, port: int, local_rank: int, node: int = 0) -> dict[str, str]:
-        """The environment variables by which torch connects this rank to the others. address: that of rank 0.
+        """The environment variables by which torch connects this rank to the others. address: the host name of rank 0.
 
-        Ranks of one node connect over its loopback interface, unless the user has chosen another.
+        Ranks of one node connect over its loopback interface, unless the user has chosen another one.
         """
         interface = _loopback_interface() if self.nodes == 1 else {}
         return interface | {
-            "MASTER_ADDR": address,
+            "MASTER_ADDR": LOOPBACK if self.nodes == 1 else address,
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(self.world),
             "RANK": str(self.rank),

@@ -78,10 +78,10 @@ def seed_of(row: Row) -> int:
 
 
 def repetitions(arms: Sequence[Iterable[Row]]) -> dict[int, int]:
-    """Of each seed, the first seed that it shares compared runs with: both are one repetition of the comparison.
+    """For each seed, the first seed with which it shares compared runs; the two count as one repetition of the comparison.
 
-    arms: the trials of each side of a comparison. Compared are the runs of the first stage in which the arms differ. Where only
-    the seed of a later stage varies, all seeds start from the same ones.
+    arms: the trials of each side of the comparison. The compared runs are those of the first stage in which the arms differ. If
+    only the seed of a later stage varies, all seeds share them.
     """
     by_arm = [list(arm) for arm in arms]
     chain = chain_of(by_arm[0][0]) if by_arm and by_arm[0] else ()

@@ -100,7 +100,7 @@ def _corpus_of(row: Row, loss: str) -> str | None:
 
 
 def _effect(pairs: Sequence[Pair], loss: str, repetition: Mapping[int, int]) -> tuple[Effect, int]:
-    """The mean difference of pairs, and over how many settings of the other axes. repetition: as of `axes.repetitions`."""
+    """The mean difference of pairs, and over how many settings of the other axes. repetition: as in `axes.repetitions`."""
     by_seed: dict[int, dict[tuple[str, ...], float]] = {}
     for seed, others, one, other in pairs:
         before, after = loss_at(one, loss), loss_at(other, loss)

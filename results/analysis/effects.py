@@ -127,7 +127,7 @@ def tails(t: npt.NDArray[np.float64], freedom: npt.ArrayLike) -> npt.NDArray[np.
 
 
 def over_repetitions(effect: Effect, repetition: Mapping[int, int]) -> Effect:
-    """The effect with the seeds of one repetition averaged. repetition: that of each seed, as of `axes.repetitions`."""
+    """The effect with the seeds of one repetition averaged. repetition: that of each seed, as in `axes.repetitions`."""
     by_repetition = grouped(effect.per_seed, lambda seed: repetition.get(seed, seed))
     if len(by_repetition) == effect.seeds:
         return effect

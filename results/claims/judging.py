@@ -190,7 +190,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def shared_runs(repetition: Mapping[int, int]) -> str:
-    """A note for a comparison whose seeds share the compared runs; empty if no two do. repetition: as of `axes.repetitions`."""
+    """A note for a comparison whose seeds share the compared runs; empty if no two do. repetition: as in `axes.repetitions`."""
     if len(apart := set(repetition.values())) == len(repetition):
         return ""
     counted = f"The {len(repetition)} seeds share the runs that are compared, and count as {len(apart)}"

@@ -12,14 +12,13 @@ from transformers import PreTrainedModel
 from retain.lightning_modules.compiled import uncompiled
 from retain.lightning_modules.models import trained_parameters
 from retain.lightning_modules.objective import summed_loss
+from retain.results.store.disk import MOMENT_BYTES
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError
 
 FOLDER = Path("cache") / "micro-batch"
 FILLED = 0.9
 """The share of a GPU's memory that a step may use, including AdamW's moments."""
-MOMENT_BYTES = 8
-"""AdamW's two moments of a trained parameter, in fp32."""
 ANCHOR_BYTES = 4
 """The starting value of a trained parameter, in fp32, which an anchor keeps; one with `ewc` keeps as much again."""
 BUCKET_BYTES = 4

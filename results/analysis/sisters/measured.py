@@ -35,7 +35,7 @@ def losses_at(rows: Iterable[Row], corpus: str, point: Callable[[Row], Point | N
 
 
 def over_seeds(values: Iterable[tuple[int, float]], repetition: Mapping[int, int]) -> dict[int, float]:
-    """The mean of the values of each seed, and then of the seeds of one repetition. repetition: as of `axes.repetitions`."""
+    """The mean of the values of each seed, and then of the seeds of one repetition. repetition: as in `axes.repetitions`."""
     by_seed = {
         seed: float(np.mean([one for _, one in own])) for seed, own in sorted(grouped(values, itemgetter(0)).items())
     }
