@@ -89,7 +89,7 @@ def _running_table(search: Search) -> Table:
 
 
 def _print_ends(search: Search, console: Console) -> Callable[[], None]:
-    """A function that prints a line for each point that has ended since its last call, for logs. It begins with a line on what is searched."""
+    """A function that prints a line for each point that has ended since its last call; the first line says what is searched."""
     points, store = search.searched.folder / POINTS_STUDY, search.store.root
     print_line(
         console,
