@@ -69,7 +69,8 @@ def test_preemption_requeues_with_and_without_the_user_signal(
 
 
 def test_a_node_death_requeues_its_jobs(silent_slurm: Cluster, tmp_path: Path) -> None:
-    script = "echo run $SLURM_RESTART_COUNT; srun sleep 300; echo ended"
+    # A script may go on for a moment after its step has failed with the node.
+    script = "echo run $SLURM_RESTART_COUNT; srun sleep 300 && echo ended"
     outputs = {"n2": tmp_path / "one", "n[1-2]": tmp_path / "both"}
     for nodes, output in outputs.items():
         submit(silent_slurm, script, f"--nodelist={nodes}", output=output)
