@@ -43,7 +43,7 @@ def init(
     text = _renamed(find_study(whole if is_study(whole) else source).read_text(encoding="utf-8"), stem)
     path, schema = Path(f"{stem}.yaml"), Path(SCHEMA)
     with writing(str(path), "choose another folder"):
-        _write_new(path, f"# yaml-language-server: $schema={SCHEMA}\n{HEADER}\n{text}")
+        _write_new(path, f"# yaml-language-server: $schema={SCHEMA}\n{HEADER}\n\n{text}")
         if not schema.exists():
             _write_new(schema, json_schema_text())
     print(f"wrote {path} and {schema}; next: retain plan {path}")
@@ -53,7 +53,8 @@ HEADER = """\
 # A study of Retain. `retain fields` explains every field, as does your editor if it has a YAML language server.
 # To train on your own text, replace a corpus with files, which are read in the order of their names:
 #   general: {files: "data/*.jsonl.zst", text: body}     # text, jsonl or parquet; plain, gzip or zstd
-# Then: retain plan FILE, retain run FILE; or on a cluster: retain doctor, retain submit FILE."""
+# Then: retain plan FILE, retain run FILE; or on a cluster: retain doctor, retain submit FILE.
+# The comment below is the question of the study, as `retain report` prints it: write your own."""
 
 
 def fields(

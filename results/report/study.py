@@ -1,5 +1,6 @@
 """What a study is: its question, model, corpora, budgets, axes and seeds."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -22,11 +23,15 @@ GENERAL_QUESTION = "What does a model still know after its next fine-tuning, and
 
 
 def question(file: StudyFile) -> list[str]:
-    """The paragraphs of the comment at the head of the study's file, which says what the study asks."""
+    """The paragraphs of the last comment above the first field of the study's file, which says what the study asks.
+
+    Comments that an empty line separates from it are not part of it, such as what `retain init` writes for the author.
+    """
+    lines = redacted(file.path.read_text(encoding="utf-8")).splitlines()
+    head = "\n".join(itertools.takewhile(lambda line: not line.strip() or line.startswith("#"), lines))
+    comment = head.strip().rpartition("\n\n")[2]
     paragraphs: list[list[str]] = [[]]
-    for line in redacted(file.path.read_text(encoding="utf-8")).splitlines():
-        if not line.startswith("#"):
-            break
+    for line in comment.splitlines():
         if text := line.lstrip("#").strip():
             paragraphs[-1].append(text)
         else:

@@ -10,6 +10,7 @@ import pytest
 
 from retain.launchers.cli.app import main
 from retain.launchers.cli.start import SCHEMA
+from retain.results.report.study import question
 from retain.sweeps.schema.read import read_study
 from tests.results.runs import registered
 from tests.retain import retain
@@ -27,6 +28,7 @@ def test_a_new_study_is_the_old_one_under_its_name_with_a_schema_for_editors(
     first = (tmp_path / "mine.yaml").read_text().splitlines()[0]
     assert first == f"# yaml-language-server: $schema={SCHEMA}"
     assert "definitions" in json.loads((tmp_path / SCHEMA).read_text())
+    assert question(made) == question(old), "the report would print what is meant for the author"
 
 
 @pytest.mark.parametrize("short", ["checkpoint", "chat"])
