@@ -1,6 +1,7 @@
 """How well measurements at θ_post, before Stage 3, predict L_ret: rank correlations with intervals."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from retain.results.analysis.axes import PIPELINE, RATE, grouped
+from retain.results.analysis.axes import PIPELINE, RATE
 from retain.results.analysis.loss_planes import L_IM, Floats
 from retain.results.store.study_files import PREDICTORS_FILE, study_folder
 from retain.sweeps.base.documents import write_document
@@ -20,9 +21,10 @@ PREDICTORS = {
     "gradient_share": "share of the D_ft gradient in the span of D_post gradients",
 }
 """Each predictor in words."""
-DRAWS = 1000
 FEWEST = 3
-"""The fewest trials for a correlation, and the fewest different θ_post for its interval."""
+"""The fewest trials for a correlation."""
+FEWEST_STARTS = 4
+"""The fewest different θ_post for its interval."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,11 @@ class Correlation:
     correlation: float | None
     low: float | None
     high: float | None
-    """The upper end of the 95% bootstrap interval; `low` is the lower end."""
+    """The upper end of the 95% interval; `low` is the lower end."""
 
 
-def correlations(predictions: Sequence[Prediction], draws: int = DRAWS) -> list[Correlation]:
-    """Every predictor's correlation with L_ret: over all trials, within each rate, each pipeline, and each pair of both.
-
-    Intervals are the 2.5% and 97.5% quantiles of a bootstrap over θ_post, each drawn with all its trials. With few θ_post
-    (see `starts`) such an interval is too narrow.
-    """
+def correlations(predictions: Sequence[Prediction]) -> list[Correlation]:
+    """Every predictor's correlation with L_ret: over all trials, within each rate, each pipeline, and each pair of both."""
     found = []
     for within, members in _groups(predictions):
         for name in PREDICTORS:
@@ -74,9 +72,9 @@ def correlations(predictions: Sequence[Prediction], draws: int = DRAWS) -> list[
                 if (value := trial.predictors[name]) is not None and trial.retained_posttraining_loss is not None
             ]
             predicted, true = (np.array([pair[column] for pair in pairs], np.float64) for column in (0, 1))
-            starts = [pair[2] for pair in pairs]
-            low, high = _interval(predicted, true, starts, draws)
-            found.append(Correlation(name, within, len(pairs), len(set(starts)), spearman(predicted, true), low, high))
+            starts, correlation = len({pair[2] for pair in pairs}), spearman(predicted, true)
+            low, high = (None, None) if correlation is None else interval(correlation, starts)
+            found.append(Correlation(name, within, len(pairs), starts, correlation, low, high))
     return found
 
 
@@ -89,6 +87,21 @@ def spearman(x: Floats, y: Floats) -> float | None:
     ranks_x, ranks_y = rankdata(x) - (len(x) + 1) / 2, rankdata(y) - (len(y) + 1) / 2
     scale = float(np.sqrt((ranks_x @ ranks_x) * (ranks_y @ ranks_y)))
     return float(ranks_x @ ranks_y) / scale if scale else None
+
+
+def interval(correlation: float, starts: int) -> tuple[float, float] | tuple[None, None]:
+    """The 95% interval of a rank correlation over this number of θ_post; (None, None) for fewer than FEWEST_STARTS.
+
+    Fisher's z with the standard error of Bonett and Wright (2000), "Sample size requirements for estimating Pearson, Kendall
+    and Spearman correlations". All trials of one θ_post count as one, so the interval is wider than necessary where they
+    differ much. A perfect ranking counts as one in which two neighbours have changed places: its own z is infinite.
+    """
+    if starts < FEWEST_STARTS:
+        return None, None
+    nearly_perfect = 1 - 12 / (starts**3 - starts)
+    z = math.atanh(max(-nearly_perfect, min(correlation, nearly_perfect)))
+    width = 1.96 * math.sqrt((1 + correlation**2 / 2) / (starts - 3))
+    return min(math.tanh(z - width), correlation), max(math.tanh(z + width), correlation)
 
 
 def save_predictors(store: Path, study: str, document: Mapping[str, Any]) -> Path:
@@ -119,20 +132,3 @@ def _groups(predictions: Sequence[Prediction]) -> Iterator[tuple[dict[str, Any],
             {name: value for name, value in within.items() if value is not None},
             [trial for trial in predictions if pipeline in (None, trial.pipeline) and rate in (None, trial.rate)],
         )
-
-
-def _interval(x: Floats, y: Floats, starts: Sequence[str], draws: int) -> tuple[float, float] | tuple[None, None]:
-    members = [trials for _, trials in sorted(grouped(range(len(starts)), lambda trial: starts[trial]).items())]
-    if len(members) < FEWEST or spearman(x, y) is None:
-        return None, None
-    generator = np.random.default_rng(0)
-    drawn = (
-        np.concatenate([members[start] for start in generator.integers(len(members), size=len(members))])
-        for _ in range(draws)
-    )
-    # A resample may hold one θ_post only, which has no ranks to compare.
-    values = [value for chosen in drawn if (value := spearman(x[chosen], y[chosen])) is not None]
-    if not values:
-        return None, None
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)

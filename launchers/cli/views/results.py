@@ -10,7 +10,7 @@ from rich.text import Text
 from retain.launchers.cli.options import command
 from retain.launchers.console import MOST_ROWS, new_table, open_console, print_line
 from retain.results.analysis.loss_planes import SYMBOLS
-from retain.results.analysis.predictors import FEWEST, PREDICTORS
+from retain.results.analysis.predictors import FEWEST, FEWEST_STARTS, PREDICTORS
 from retain.results.claims.sequential import looks_sentence
 from retain.results.report.collect import Failure, Results, missing_results
 from retain.results.store.loss_table import loss_at, loss_columns, named_losses
@@ -104,7 +104,7 @@ def print_predictors(document: Mapping[str, Any], saved: Path | None) -> None:
         console,
         f"{counted(len(trials), 'trial')} probed with {document['share'] * 100:.3g}% of the fine-tuning budget, "
         f"{known:,} of them with a true L_ret to compare with; a correlation needs {FEWEST} trials that differ, "
-        f"and its interval {FEWEST} post-trained models",
+        f"and its interval {FEWEST_STARTS} post-trained models",
     )
     if saved is not None:
         print_line(console, str(saved))
