@@ -26,8 +26,8 @@ from retain.launchers.jobs.sbatch import (
 from retain.launchers.jobs.submissions import (
     LEASE,
     Submission,
-    any_has_runs,
     forget_submission,
+    is_attended,
     new_submission,
     read_backlog,
     submission_folder,
@@ -186,8 +186,9 @@ def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitt
     adopted = settle_unanswered(store)
     limits = read_limits()
     submitted, _ = submit_missing(store, keys, limits, room_within(limits))
-    alone = bool(submitted.deferred) and not submitted.jobs and not any_has_runs(store, live_jobs().values())
-    return replace(submitted, study=study, adopted=adopted, unattended=alone)
+    waits = bool(submitted.deferred) and not submitted.jobs
+    unattended = waits and not is_attended(store, read_backlog(store), live_jobs())
+    return replace(submitted, study=study, adopted=adopted, unattended=unattended)
 
 
 def room_within(limits: Limits) -> int | None:
