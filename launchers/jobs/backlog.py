@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.submissions import any_has_runs, read_backlog, write_backlog
+from retain.launchers.jobs.submissions import is_attended, read_backlog, write_backlog
 from retain.launchers.slurm.client import asked_patiently, live_jobs, requeue_job
 from retain.launchers.slurm.partitions import read_limits
 from retain.launchers.stage.log import log_line
@@ -77,7 +77,7 @@ def _submit_and_is_last(store: Store, job: str) -> bool:
             return False
         # 2. Leave the rest to another job of this store, if there is one.
         others = {job_id: one for job_id, one in live_jobs().items() if job_id != job}
-        if backlog.carrier in others or any_has_runs(store, others.values()):
+        if is_attended(store, backlog, others):
             return False
         # 3. Otherwise this job becomes the one that others leave the rest to.
         write_backlog(store, replace(backlog, carrier=job))

@@ -243,6 +243,11 @@ def keys_of_jobs(store: Store, token: str) -> dict[str, tuple[str, ...]]:
         return {}
 
 
+def is_attended(store: Store, backlog: Backlog, jobs: Mapping[str, Job]) -> bool:
+    """Whether one of these jobs submits the backlog: its carrier, or a job that still has runs of this store to do."""
+    return backlog.carrier in jobs or any_has_runs(store, jobs.values())
+
+
 def any_has_runs(store: Store, jobs: Iterable[Job]) -> bool:
     """Whether one of these jobs still has runs of this store to do: it submits the backlog once they have ended."""
     keys_of = functools.cache(functools.partial(keys_of_jobs, store))

@@ -26,8 +26,8 @@ from retain.launchers.jobs.sbatch import (
 from retain.launchers.jobs.submissions import (
     LEASE,
     Submission,
-    any_has_runs,
     forget_submission,
+    is_attended,
     new_submission,
     read_backlog,
     submission_folder,
@@ -41,7 +41,15 @@ from retain.launchers.planning.key_report import tell_edit
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.preparation import record_runs
 from retain.launchers.planning.register import register
-from retain.launchers.slurm.client import is_full, live_jobs, refusal, release_jobs, require_slurm
+from retain.launchers.slurm.client import (
+    NoAnswerError,
+    is_away,
+    is_full,
+    live_jobs,
+    refusal,
+    release_jobs,
+    require_slurm,
+)
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.slurm.partitions import Limits, read_config, read_limits
 from retain.launchers.stage.on_end import begin_launch
@@ -186,8 +194,9 @@ def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitt
     adopted = settle_unanswered(store)
     limits = read_limits()
     submitted, _ = submit_missing(store, keys, limits, room_within(limits))
-    alone = bool(submitted.deferred) and not submitted.jobs and not any_has_runs(store, live_jobs().values())
-    return replace(submitted, study=study, adopted=adopted, unattended=alone)
+    waits = bool(submitted.deferred) and not submitted.jobs
+    unattended = waits and not is_attended(store, read_backlog(store), live_jobs())
+    return replace(submitted, study=study, adopted=adopted, unattended=unattended)
 
 
 def room_within(limits: Limits) -> int | None:
@@ -355,7 +364,7 @@ def _submit_what_fits(store: Store, family: Family, dependency: str | None, code
 
 
 def _submit(store: Store, family: Family, dependency: str | None, code: Path) -> Submission:
-    """Call sbatch once for a family. Raises QueueFullError or MissingResourceError if SLURM refuses it."""
+    """Call sbatch once for a family. Raises QueueFullError, NoAnswerError or MissingResourceError if SLURM refuses it."""
     # 1. Write the record before the call, with a token that becomes part of the job's name.
     submission = new_submission(family.keys, family.pack, label_of(family))
     write_submission(store, submission)
@@ -380,7 +389,8 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
         if found:
             return replace(submission, job_id=_adopt(store, submission, next(iter(found))))
         settle_unanswered(store)
-        kind = QueueFullError if is_full(str(error)) else MissingResourceError
+        refused = NoAnswerError if is_away(str(error)) else MissingResourceError
+        kind = QueueFullError if is_full(str(error)) else refused
         why = refusal(str(error))
         raise kind(f"SLURM: sbatch refused {family.stage} {family.keys[0][:8]}: {why}") from error
 

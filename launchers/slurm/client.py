@@ -310,7 +310,7 @@ def ask(command: Sequence[str], patience_s: float = PATIENCE_S, shielded: bool =
             )
         reason = one_line(done.stderr) or f"code {done.returncode}"
         failed = f"SLURM: {' '.join(command[:3])} failed: {reason}"
-        if re.search(NO_ANSWER, reason):
+        if is_away(reason):
             raise NoAnswerError(f"{failed}; try again once the controller answers")
         raise MissingResourceError(failed)
     return done.stdout
@@ -336,6 +336,11 @@ def refusal(printed: str) -> str:
     named = POLICY.sub("", reason) or reason
     cures = [cure for pattern, cure in CURES if re.search(pattern, named)]
     return "; ".join([named, *cures[:1]])
+
+
+def is_away(printed: str) -> bool:
+    """Whether a command failed only because SLURM's controller did not answer."""
+    return re.search(NO_ANSWER, printed) is not None
 
 
 def is_full(printed: str) -> bool:

@@ -47,26 +47,31 @@ class _Axes(BaseModel):
 
 
 def read_base(raw: Raw, schema: type[Base], before: str) -> tuple[Raw, Base]:
-    """The plain mapping of a study and the study without its axes; with the values of the first point if it needs them.
+    """The plain mapping of a study and the study without its axes; if it needs them, with the first values of some fields.
 
-    So a field that every point sets needs no value of its own, and none that is valid without the others. before: what
-    messages begin with. Raises StudyError.
+    They are the fields that every point sets, which so need no value of their own, and none that is valid without the others.
+    before: what messages begin with. Raises StudyError.
     """
     try:
         return raw, validate(schema, raw, before)
     except StudyError:
         with contextlib.suppress(StudyError):
-            first = _at_first_point(raw)
+            first = _with_first_values(raw)
             return first, validate(schema, first, before)
         raise
 
 
-def _at_first_point(raw: Raw) -> Raw:
-    """The plain mapping of a study with the first option of each axis set. Raises StudyError."""
+def _with_first_values(raw: Raw) -> Raw:
+    """The plain mapping of a study with the first values of the fields that every point sets. Raises StudyError."""
     axes = validate(_Axes, {name: raw[name] for name in _Axes.model_fields if name in raw}, "")
-    options = [next(iter(cases.values()), {}) for cases in axes.cases.values()]
-    options += [{axis: values[0]} for axis, values in axes.grid.items() if values]
-    return raw | _with_settings(raw, (next(_points(one), {}) for one in options), "")
+    own: list[list[Settings]] = [list(cases.values()) for cases in axes.cases.values()]
+    own += [grid_settings(axis, values) for axis, values in axes.grid.items()]
+    firsts = []
+    for options in filter(None, own):
+        first = next(_points(options[0]), {})
+        # A field that only some cases set keeps the study's value in the others.
+        firsts.append({path: value for path, value in first.items() if all(path in option for option in options)})
+    return raw | _with_settings(raw, firsts, "")
 
 
 def read_axes(

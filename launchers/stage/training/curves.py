@@ -166,6 +166,7 @@ class Curves(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         step = self.heldout.module.step
+        self._begin(step)
         self._log_if_due(step)
         if self.heldout_every and step % self.heldout_every == 0:
             for split in (*self.heldout.sequences, *self.heldout.objective):
@@ -174,7 +175,6 @@ class Curves(Callback):
             self._report(step)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._begin(self.heldout.module.step)
         self._report(self.heldout.module.step)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:

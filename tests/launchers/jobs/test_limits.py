@@ -1,13 +1,20 @@
 """Which runs are submitted where a site limits the number of jobs, with SLURM's commands stood in for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from retain.launchers.cli.views.submission import print_submission
 from retain.launchers.jobs.status import with_jobs
-from retain.launchers.jobs.submissions import INTENT, read_backlog, submission_folder, submitted_jobs
+from retain.launchers.jobs.submissions import (
+    INTENT,
+    read_backlog,
+    submission_folder,
+    submitted_jobs,
+    write_backlog,
+)
 from retain.launchers.jobs.submit import submit_runs
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.register import register
@@ -95,6 +102,12 @@ def test_where_no_job_is_left_to_submit_what_waits_submit_and_status_say_to_subm
     assert {row.reason for row in rows} == {
         f"{waits}; no job of this store is left to submit it: submit its study again once you have fewer jobs"
     }
+    write_backlog(store, replace(read_backlog(store), carrier="6"))
+    carrier = "case $* in *--name*) ;; *) echo '6|any|PENDING|BeginTime' ;; esac"
+    commands(sbatch='echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1', squeue=carrier)
+    assert not submit_runs(store, list(tree.stages)).unattended
+    rows = with_jobs(study_status(tree, store), store, {"6": Job("6", "any", "PENDING", "BeginTime")})
+    assert {row.reason for row in rows} == {f"{waits}; job 6 submits it"}
     commands(sbatch=ONE_BY_ONE.replace("$MOST", "9"))
     submit_runs(store, list(tree.stages)[:1])
     first, *others = study_status(tree, store)

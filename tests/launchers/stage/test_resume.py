@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from retain.launchers.checks.drill import compare, curve_points
 from retain.launchers.planning.opened_study import open_study
+from retain.results.store.curves import read_curves
 from retain.results.store.runs import Run, Store
 from tests.results.runs import put_state
 from tests.retain import (
@@ -106,6 +107,18 @@ def test_a_stopped_run_goes_on_from_the_step_at_which_it_was_stopped(
     assert attempt.tokens > 0
     train_here(study, store)
     assert run.state().attempts[1].tokens_at_start == attempt.tokens
+
+
+def test_a_run_that_resumes_with_more_points_in_its_curves_times_its_own_steps_only(
+    calm: tuple[Path, Path], tmp_path: Path
+) -> None:
+    study, _ = calm
+    store = stop_here(study, tmp_path / "runs", "execution.log_every=1000")
+    run = begun(store)
+    train_here(study, store, "execution.log_every=1")
+    resumed = run.state().attempts[1].tokens_at_start
+    assert f"resumes after step {resumed // (8 * 32)}/" in run.log.read_text()
+    assert min(tokens for tokens, _ in read_curves(run.folder)["pretrain/tokens_per_second"]) > resumed
 
 
 @pytest.mark.slow

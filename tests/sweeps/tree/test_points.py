@@ -82,3 +82,13 @@ def test_a_field_that_every_point_sets_needs_no_value_of_its_own_nor_a_valid_one
     assert len(tiny_tree(**{"model.heads": 3, "model.kv_heads": 3}, grid={}, cases={"size": size}).trials) == 3
     with pytest.raises(StudyError, match=r"tiny\.yaml: finetune\.lr: this field is required"):
         tiny_tree(finetune=finetune, grid={"seed": [0, 1]})
+
+
+def test_a_field_that_only_some_cases_set_keeps_the_value_of_the_study_in_the_others() -> None:
+    finetune = tiny_fields()["finetune"]
+    cases = {"method": {"mixed": {"finetune.lr": 1e-3, "pretrain.exposure": 1}, "plain": {"finetune.lr": 2e-3}}}
+    whole = tiny_tree(grid={}, cases=cases)
+    del finetune["lr"]
+    assert tiny_tree(finetune=finetune, grid={}, cases=cases) == whole
+    with pytest.raises(StudyError, match=r"tiny\.yaml: finetune\.lr: this field is required"):
+        tiny_tree(finetune=finetune, grid={}, cases={"method": {"a": {"finetune.lr": 1e-3}, "b": {"seed": 1}}})
