@@ -6,7 +6,8 @@ is much too narrow: at three seeds it cannot reach beyond the extreme seeds and 
 is exact for normal differences, and wide at two seeds: 12.7 standard errors to each side.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -176,14 +177,30 @@ def hypervolume_gain(
 
 
 def worst_of(*methods: Mapping[int, Points]) -> npt.NDArray[np.float64]:
-    """The worst value on each axis, [2], over the Pareto sets of all seeds of all methods.
+    """The worst value on each axis, [2], over the Pareto sets of all seeds of all methods, without stray checkpoints.
 
-    Dominated checkpoints, such as diverged runs, do not move it. Raises ValueError if there is no point.
+    Stray checkpoints, as of a run that nearly diverged, would stretch the plane until its area measures little else. On an
+    axis they are those farther above all other checkpoints than these are apart. They are of at most half of the seeds, and no
+    frontier consists of them: otherwise their place is a finding. Dominated checkpoints do not count either. Raises ValueError
+    if there is no point.
     """
-    fronts = [pareto_set(points) for by_seed in methods for points in by_seed.values()]
-    if not any(len(front) for front in fronts):
+    fronts = [
+        (seed, front) for by_seed in methods for seed, points in by_seed.items() if len(front := pareto_set(points))
+    ]
+    if not fronts:
         raise ValueError("no checkpoint to take the reference point from")
-    return np.asarray(np.concatenate(fronts).max(axis=0), dtype=np.float64)
+    return np.array([_worst_but_strays([(seed, front[:, axis]) for seed, front in fronts]) for axis in (0, 1)])
+
+
+def _worst_but_strays(fronts: Sequence[tuple[int, Floats]]) -> float:
+    """The worst value on one axis of frontiers, each with its seed, without stray checkpoints."""
+    values = np.unique(np.concatenate([own for _, own in fronts]))
+    on_all, seeds = max(own.min() for _, own in fronts), {seed for seed, _ in fronts}
+    for worst, stray in itertools.pairwise(values):
+        strayed = {seed for seed, own in fronts if own.max() > worst}
+        if worst >= on_all and stray - worst > worst - values[0] and 2 * len(strayed) <= len(seeds):
+            return float(worst)
+    return float(values[-1])
 
 
 def _mean_gap(a: Points, b: Points) -> float | None:

@@ -50,7 +50,7 @@ class LossContrast:
 def frontier_contrasts(rows: Sequence[Row]) -> list[FrontierContrast]:
     """The recommended recipe against every other recipe, in both planes; empty until both are trained.
 
-    Hypervolumes reach up to the worst losses on the Pareto sets of both, over all seeds. A checkpoint counts once its
+    Hypervolumes reach up to the worst losses on the Pareto sets of both (`effects.worst_of`). A checkpoint counts once its
     counterparts in all recipes are finished.
     """
     found = []

@@ -27,9 +27,11 @@ from retain.results.analysis.effects import (
     paired_difference,
     worst_of,
 )
+from retain.results.analysis.frontiers import pareto_set
 from retain.results.analysis.loss_planes import (
     PLANES,
     SYMBOLS,
+    Floats,
     LossPlane,
     Points,
     has_losses,
@@ -39,6 +41,7 @@ from retain.results.analysis.loss_planes import (
 from retain.results.analysis.methods import METHOD_FIELDS, method_of
 from retain.results.claims.judging import Statement, Verdict, judge, shared_runs, subjects
 from retain.results.store.loss_table import Row
+from retain.sweeps.tree.tree import axes_label
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ Measure = Callable[[Mapping[int, Points], Mapping[int, Points]], Effect]
 class _Comparison:
     """The points of the methods of a contrast that can be compared, in one plane."""
 
+    rows: Sequence[Row]
+    """The trials that can be compared."""
     points: Mapping[str, dict[int, Points]]
     """All points of each method, by seed."""
     parts: Mapping[str, list[dict[int, Points]]]
@@ -183,7 +188,7 @@ def _verdict(subject: str, contrast: Contrast, plane: LossPlane, by_method: Mapp
     missing = f"{left_out} checkpoints are left out because their counterparts are missing." if left_out else ""
     deciding = [(f"hypervolume gained by {named}{how}, squared nats", evenly(gain))]
     statement = Statement(contrast.claim, contrast.words, subject, plane.name)
-    notes = (_counts(points), missing, shared_runs(compared.repetition))
+    notes = (_counts(points), _strays(compared, plane, reference), missing, shared_runs(compared.repetition))
     return judge(statement, 1, deciding, others, notes)
 
 
@@ -206,7 +211,8 @@ def _comparable(by_method: Mapping[str, Sequence[Row]], plane: LossPlane) -> tup
     finished = {method: by_name.get(method, []) for method in by_method}
     points = {method: points_by_seed(own, plane) for method, own in finished.items()}
     parts = {method: [points_by_seed(part, plane) for part in _parts(own, shared)] for method, own in finished.items()}
-    return _Comparison(points, parts, repetitions(list(by_method.values()))), _finished(rows, plane) - len(kept)
+    compared = _Comparison(kept, points, parts, repetitions(list(by_method.values())))
+    return compared, _finished(rows, plane) - len(kept)
 
 
 def _finished(rows: Iterable[Row], plane: LossPlane) -> int:
@@ -236,3 +242,31 @@ def _counts(points: Mapping[str, Mapping[int, Points]]) -> str:
         return ""
     counted = ", ".join(f"{method} {count}" for method, count in most.items())
     return f"Checkpoints per seed: {counted}; the comparison at equal numbers decides."
+
+
+def _strays(compared: _Comparison, plane: LossPlane, reference: Floats) -> str:
+    """The checkpoints on frontiers that lie beyond the reference point, if there are any, and their runs."""
+
+    def at(x: float, y: float) -> str:
+        return f"{SYMBOLS[plane.y]} {y:.4g} and {SYMBOLS[plane.x]} {x:.4g}"
+
+    beyond = {
+        (x, y)
+        for by_seed in compared.points.values()
+        for points in by_seed.values()
+        for x, y in pareto_set(points).tolist()
+        if x > reference[0] or y > reference[1]
+    }
+    named = [
+        f"{axes_label(row['axes'])} ({_last_run(row)}) at {at(row[plane.x], row[plane.y])}"
+        for row in compared.rows
+        if (row[plane.x], row[plane.y]) in beyond
+    ]
+    if not named:
+        return ""
+    return f"Hypervolumes reach up to {at(*reference)}. Checkpoints far beyond all others add none: {'; '.join(named)}."
+
+
+def _last_run(row: Row) -> str:
+    """The run that a checkpoint is of, such as `run 0a1b2c3d`."""
+    return next((f"run {key[:8]}" for key in reversed(row["keys"].values()) if key), "no run")

@@ -120,6 +120,23 @@ def test_a_diverged_run_does_not_move_the_default_reference() -> None:
     np.testing.assert_allclose(expected, [4.2, 4.2])
 
 
+def with_strays(seeds: int, strays: int) -> dict[int, Points]:
+    """Frontiers of x and y from 1 to 3; those of the first seeds have one more checkpoint, with a y of 30."""
+    usual = np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]])
+    return {seed: np.concatenate([usual, [[0.9, 30.0]]]) if seed < strays else usual for seed in range(seeds)}
+
+
+@pytest.mark.parametrize(("seeds", "strays", "worst"), [(1, 1, 30), (2, 1, 3), (3, 1, 3), (3, 2, 30), (5, 2, 3)])
+def test_stray_checkpoints_move_the_reference_if_most_seeds_have_them(seeds: int, strays: int, worst: float) -> None:
+    np.testing.assert_array_equal(worst_of(with_strays(seeds, strays), with_strays(seeds, 0)), [3, worst])
+
+
+def test_a_seed_whose_whole_frontier_is_worse_moves_the_reference() -> None:
+    """The seeds of a comparison may be far apart, because effects are paired within a seed."""
+    far = {0: CURVE, 1: CURVE, 2: CURVE + 30}
+    np.testing.assert_array_equal(worst_of(far, far), CURVE.max(axis=0) + 30)
+
+
 def test_a_reference_needs_a_checkpoint() -> None:
     with pytest.raises(ValueError, match="no checkpoint"):
         worst_of({}, {0: np.empty((0, 2))})

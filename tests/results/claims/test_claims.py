@@ -292,12 +292,6 @@ def test_a_curve_averages_only_settings_that_have_every_exposure() -> None:
     assert the("1b", verdicts(rows)).evidence[0][1].mean == pytest.approx(-0.2)
 
 
-def test_a_diverged_run_does_not_count() -> None:
-    rows = frontier_rows({"unmixed": 0, "mixed": -0.2})
-    rows[3][FINETUNING] = math.nan
-    assert outcomes(rows) == {"3": {"supported"}}
-
-
 def test_methods_with_different_numbers_of_checkpoints_are_judged_at_equal_numbers() -> None:
     """Dropout has no effect but is tried at two rates with noise: the best of both is better, each alone is not."""
     rows = frontier_rows({"mixed": 0}, seeds=range(8), noise=0.1)
