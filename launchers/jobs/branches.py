@@ -83,7 +83,7 @@ def _live_jobs_of(store: Store, runs: Sequence[Run]) -> dict[str, str]:
 def _end_jobs(store: Store, jobs: Mapping[str, str]) -> None:
     """Cancel the jobs of cancelled runs, by key; a job with other runs to do is told to leave the one that it does."""
     packs = packed_with(store, map(store.run, jobs))
-    shared = {key for key, others in packs.items() if any(run.state().state in UNENDED for run in others)}
+    shared = {key for key, others in packs.items() if others}
     cancel_jobs(list(dict.fromkeys(job for key, job in jobs.items() if key not in shared)))
     for key in shared:
         if store.run(key).is_running():
