@@ -18,6 +18,7 @@ from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.results.store.runs import Store
 from retain.results.store.state import State
 from retain.results.store.status import RunStatus, StatusReader, study_seconds_left
+from retain.sweeps.base.processes.many_writes import Count
 from retain.sweeps.base.units import format_seconds, format_size
 from retain.sweeps.tree.tree import Stage, Tree, axes_label
 
@@ -48,6 +49,17 @@ def reporting() -> Iterator[Report]:
                 progress.update(rows[name], seen=seen)
 
         yield show
+
+
+@contextmanager
+def counting(doing: str, shown: bool = True) -> Iterator[Count]:
+    """A function to call with how many things are done, and of how many: a terminal sees it on standard error."""
+    console = Console(stderr=True, markup=False)
+    columns = (SpinnerColumn(), TextColumn("{task.description}{task.fields[seen]}"), TimeElapsedColumn())
+    off = not (shown and console.is_terminal)
+    with Progress(*columns, console=console, transient=True, disable=off) as progress:
+        task = progress.add_task(doing, total=None, seen="")
+        yield lambda done, total: progress.update(task, seen=f": {done:,} of {total:,}")
 
 
 @contextmanager

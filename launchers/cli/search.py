@@ -92,6 +92,31 @@ def search(
     return 0
 
 
+def cancel_its_search(study: str, overrides: Sequence[str], store: Path) -> bool:
+    """Cancel the search of a study and its stages. Returns whether there was one."""
+    from retain.results.store.runs import SPEC, Store
+    from retain.results.store.study_files import search_run
+    from retain.sweeps.schema.read import read_study
+
+    name = read_study(study, overrides).study.study
+    run = search_run(Store(store), name)
+    if not (run.folder / SPEC).exists():
+        return False
+    from retain.launchers.search.request import read_request
+    from retain.launchers.search.submission import cancel_search
+
+    stages = cancel_search(Store(store), name)
+    if stages is None:
+        return False
+    request = read_request(run)
+    options = [f"--launcher={request.launcher}", *([f"--budget={request.budget}"] if request.budget else [])]
+    options += [f"--nodes={request.nodes}"] if request.nodes > 1 else []
+    options += [f"--address={request.address}"] if request.address else []
+    again = command("search", study, [*overrides, *options], store)
+    print(f"the search and {len(stages)} of its stages cancelled; {again} resumes them")
+    return True
+
+
 def _search_here(study: str, words: Sequence[str], store: Path, request: "SearchRequest", as_json: bool) -> int:
     """Search until the trials or the budget are used up. Raises KeyboardInterrupt once everything is saved."""
     from retain.launchers.search.console import print_summary

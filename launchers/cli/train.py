@@ -26,6 +26,7 @@ from retain.launchers.cli.options import (
     command,
     show,
 )
+from retain.launchers.cli.search import cancel_its_search
 from retain.sweeps.base.errors import MissingResourceError, StudyError
 from retain.sweeps.base.units import counted
 
@@ -252,13 +253,15 @@ def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUN
 
     With a study, also cancels its search. `retry` and `search` resume what was cancelled.
     """
+    from retain.launchers.cli.progress import counting
     from retain.launchers.jobs.branches import BY_KEY, WITH_STUDY, cancel_runs
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
 
-    searched = is_study(name) and _cancel_search(name, overrides or (), store)
+    searched = is_study(name) and cancel_its_search(name, overrides or (), store)
     keys = _keys_of(name, overrides or (), store)
-    cancelled = cancel_runs(Store(store), keys, WITH_STUDY if is_study(name) else BY_KEY)
+    with counting("cancelling runs") as count:
+        cancelled = cancel_runs(Store(store), keys, WITH_STUDY if is_study(name) else BY_KEY, count)
     if cancelled:
         print(f"{counted(len(cancelled), 'run')} cancelled; {command('retry', name, overrides, store)} resumes them")
     elif not searched:
@@ -276,7 +279,9 @@ def retry(
 
     With SLURM, they are submitted again: a STUDY with the resources that it asks for now, a RUN with those that it had.
     """
+    from retain.launchers.cli.progress import counting
     from retain.launchers.cli.views.submission import print_submission
+    from retain.launchers.jobs.branches import retry_runs
     from retain.launchers.jobs.resources import find_site
     from retain.launchers.jobs.submit import register_for_slurm, submit_runs
     from retain.launchers.planning.opened_study import open_study
@@ -292,12 +297,14 @@ def retry(
         chosen, opened = find_site(site), open_study(name, overrides or (), store)
         if not opened.tree.provisional:
             register_for_slurm(opened, chosen and chosen[1])
-    again = [key for key in keys if Store(store).run(key).retry()]
+    with counting("planning runs again", not as_json) as count:
+        again = retry_runs(Store(store), keys, count)
     submission = None
     if has_slurm():
         renew_launches(Store(store), again)
         try:
-            submission = submit_runs(Store(store), keys, name)
+            with counting("submitting arrays of jobs", not as_json) as count:
+                submission = submit_runs(Store(store), keys, name, count)
         except MissingResourceError as error:
             if not again:
                 raise
@@ -349,31 +356,6 @@ def drill(
         result = run_drill(opened, train_tree, kills, seed)
     show(result, as_json, print_drill)
     return SOME_RUN_FAILED if result.differences or result.kills < kills else 0
-
-
-def _cancel_search(study: str, overrides: Sequence[str], store: Path) -> bool:
-    """Cancel the search of a study and its stages. Returns whether there was one."""
-    from retain.results.store.runs import SPEC, Store
-    from retain.results.store.study_files import search_run
-    from retain.sweeps.schema.read import read_study
-
-    name = read_study(study, overrides).study.study
-    run = search_run(Store(store), name)
-    if not (run.folder / SPEC).exists():
-        return False
-    from retain.launchers.search.request import read_request
-    from retain.launchers.search.submission import cancel_search
-
-    stages = cancel_search(Store(store), name)
-    if stages is None:
-        return False
-    request = read_request(run)
-    options = [f"--launcher={request.launcher}", *([f"--budget={request.budget}"] if request.budget else [])]
-    options += [f"--nodes={request.nodes}"] if request.nodes > 1 else []
-    options += [f"--address={request.address}"] if request.address else []
-    again = command("search", study, [*overrides, *options], store)
-    print(f"the search and {len(stages)} of its stages cancelled; {again} resumes them")
-    return True
 
 
 def _keys_of(name: str, overrides: Sequence[str], store: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Cancel and skip branches: a run with all runs below it, or all runs of a study."""
+"""Cancel, retry and skip branches: a run with all runs below it, or all runs of a study."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,10 +10,12 @@ from retain.results.store.readiness import blocked_by
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
 from retain.sweeps.base.errors import DamageError, MissingResourceError
+from retain.sweeps.base.processes.many_writes import Count, each_written, uncounted
 from retain.sweeps.base.units import counted
 
 BY_KEY, WITH_STUDY = "by retain cancel", "with its study, by retain cancel"
 """The reasons of cancelled runs."""
+MARKED = "marked"
 
 
 def branch(store: Store, key: str) -> list[str]:
@@ -31,7 +33,7 @@ def branch(store: Store, key: str) -> list[str]:
     return sorted(depth, key=lambda run: depth[run])
 
 
-def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list[str]:
+def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY, count: Count = uncounted) -> list[str]:
     """Mark runs that have not ended as cancelled, and cancel their SLURM jobs; returns the keys of these runs.
 
     Among them are runs that were cancelled before and still have a job, as SLURM did not answer then. A job that has other runs
@@ -39,23 +41,24 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY) -> list
     Raises DamageError if the state of a run, or the record of its job, cannot be read, once all others are cancelled, and
     MissingResourceError if SLURM does not answer.
     """
+
     # 1. Mark the runs first, so that a job which starts now skips them.
-    cancelled: list[str] = []
-    unsure: list[Run] = []
-    damaged: list[DamageError] = []
-    for key in keys:
+    def mark(key: str) -> str | DamageError:
+        run = store.run(key)
         try:
-            run = store.run(key)
-            if run.cancel(reason):
-                cancelled.append(key)
-            elif run.state().state == "cancelled":
-                unsure.append(run)
+            before = run.state().state
+            return MARKED if before in UNENDED and run.cancel(reason) else before
         except DamageError as error:
-            damaged.append(error)
+            return error
+
+    marks = list(zip(keys, each_written(mark, keys, count), strict=True))
+    cancelled = [key for key, found in marks if found == MARKED]
+    unsure = [store.run(key) for key, found in marks if found == "cancelled"]
+    damaged = [found for _, found in marks if isinstance(found, DamageError)]
     unread: dict[str, str] = {}
     jobs = submitted_jobs(store, map(store.run, cancelled), unread)
     damaged += map(DamageError, unread.values())
-    unsure += [store.run(key) for key in cancelled if key not in jobs.keys() | unread.keys()]
+    unsure += [store.run(key) for key in cancelled if key not in jobs and key not in unread]
     unsure = [run for run in unsure if run.state().submission is not None]
     # 2. Cancel the jobs that have nothing else to do. Signal those that have.
     if has_slurm():
@@ -83,11 +86,17 @@ def _live_jobs_of(store: Store, runs: Sequence[Run]) -> dict[str, str]:
 def _end_jobs(store: Store, jobs: Mapping[str, str]) -> None:
     """Cancel the jobs of cancelled runs, by key; a job with other runs to do is told to leave the one that it does."""
     packs = packed_with(store, map(store.run, jobs))
-    shared = {key for key, others in packs.items() if any(run.state().state in UNENDED for run in others)}
+    shared = {key for key, others in packs.items() if others}
     cancel_jobs(list(dict.fromkeys(job for key, job in jobs.items() if key not in shared)))
     for key in shared:
         if store.run(key).is_running():
             signal_job(jobs[key], CANCEL_SIGNAL.name.removeprefix("SIG"))
+
+
+def retry_runs(store: Store, keys: Sequence[str], count: Count = uncounted) -> list[str]:
+    """Plan those of these runs again that failed, were cancelled or were skipped; returns their keys. Raises DamageError."""
+    planned = each_written(lambda key: store.run(key).retry(), keys, count)
+    return [key for key, again in zip(keys, planned, strict=True) if again]
 
 
 def skip_blocked(store: Store, keys: Sequence[str]) -> list[str]:

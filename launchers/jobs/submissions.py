@@ -164,15 +164,22 @@ def is_to_do(run: Run, token: str) -> bool:
 
 
 def packed_with(store: Store, runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """The other runs that the job of each run's last submission has to do, by key; each submission is read once."""
+    """The other runs that the job of each run's last submission has to do, by key; each record and each state is read once."""
     packs: dict[str, dict[str, tuple[str, ...]]] = {}
     found: dict[str, list[Run]] = {}
+
+    @functools.cache
+    def to_do(token: str, keys: tuple[str, ...]) -> list[Run]:
+        return [run for key in keys if is_to_do(run := store.run(key), token)]
+
     for run in runs:
         token = run.state().submission
-        if token is not None and token not in packs:
+        if token is None:
+            found[run.key] = []
+            continue
+        if token not in packs:
             packs[token] = {key: keys for keys in read_submission(store, token).tasks for key in keys}
-        others = [store.run(key) for key in packs.get(token or "", {}).get(run.key, ()) if key != run.key]
-        found[run.key] = [other for other in others if other.state().submission == token]
+        found[run.key] = [other for other in to_do(token, packs[token].get(run.key, ())) if other != run]
     return found
 
 

@@ -58,6 +58,7 @@ from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED, UNENDED
 from retain.sweeps.base.errors import MissingResourceError
 from retain.sweeps.base.notices import Waiting, notice
+from retain.sweeps.base.processes.many_writes import Count, each_written, uncounted
 from retain.sweeps.schema.sites import Site
 
 MOST_TASKS = 64
@@ -180,20 +181,21 @@ def register_for_slurm(opened: OpenedStudy, site: Site | None) -> Mapping[str, R
     return resources
 
 
-def submit_runs(store: Store, keys: Sequence[str], study: str = "") -> Submitted:
+def submit_runs(store: Store, keys: Sequence[str], study: str = "", count: Count = uncounted) -> Submitted:
     """Submit those of these registered runs (parents first) that have neither ended nor a job.
 
+    count: called with how many arrays of jobs are submitted or must wait.
     Raises MissingResourceError if SLURM does not answer, or another submitter holds the store for too long.
     """
     with submission_lease(store):
-        return submit_leased(store, keys, study)
+        return submit_leased(store, keys, study, count)
 
 
-def submit_leased(store: Store, keys: Sequence[str], study: str = "") -> Submitted:
+def submit_leased(store: Store, keys: Sequence[str], study: str = "", count: Count = uncounted) -> Submitted:
     """`submit_runs` for the holder of the store's submission lease."""
     adopted = settle_unanswered(store)
     limits = read_limits()
-    submitted, _ = submit_missing(store, keys, limits, room_within(limits))
+    submitted, _ = submit_missing(store, keys, limits, room_within(limits), count)
     waits = bool(submitted.deferred) and not submitted.jobs
     unattended = waits and not is_attended(store, read_backlog(store), live_jobs())
     return replace(submitted, study=study, adopted=adopted, unattended=unattended)
@@ -204,20 +206,23 @@ def room_within(limits: Limits) -> int | None:
     return None if limits.jobs is None else limits.jobs - sum(job.counts for job in live_jobs().values())
 
 
-def submit_missing(store: Store, keys: Sequence[str], limits: Limits, room: int | None) -> tuple[Submitted, int | None]:
+def submit_missing(
+    store: Store, keys: Sequence[str], limits: Limits, room: int | None, count: Count = uncounted
+) -> tuple[Submitted, int | None]:
     """`submit_leased` once unanswered submissions are settled. Returns how many more jobs the user may have after it, too."""
     # 1. Make states and SLURM agree: settle dead attempts, held jobs and blocked runs.
     runs = {key: store.run(key) for key in keys}
     settle_dead_attempts(store, list(runs.values()))
-    needed = {key for run in runs.values() for key in run.needs()}
+    left = [key for key, run in runs.items() if not run.is_done()]
+    needed = {need for key in left for need in runs[key].needs()}
     recorded = submitted_jobs(store, (store.run(key) for key in {*keys, *needed}))
     live = live_jobs(recorded.values())
     job_of = {key: job for key, job in recorded.items() if job in live}
     released = release_jobs([job for job in job_of.values() if live[job].failed_to_start])
-    skip_blocked(store, [key for key in keys if key not in job_of])
+    skip_blocked(store, [key for key in left if key not in job_of])
 
     # 2. Choose the runs that have not ended and have neither a job nor a living process.
-    states = {key: run.state() for key, run in runs.items()}
+    states = store.states(left)
     failed = [key for key, state in states.items() if state.state in STOPPED]
     wanted = [
         key
@@ -226,12 +231,12 @@ def submit_missing(store: Store, keys: Sequence[str], limits: Limits, room: int 
     ]
 
     # 3. Submit them within the user's limits. The rest is the backlog, which jobs submit when they end.
-    jobs, deferred, room = _submit_families(store, families(store, wanted), job_of, limits, room)
+    jobs, deferred, room = _submit_families(store, families(store, wanted), job_of, limits, room, count)
     backlog = read_backlog(store)
     if (waiting := backlog.once_submitted(keys, set(deferred))) != backlog:
         write_backlog(store, waiting)
-    done = sum(state.state == "done" for state in states.values())
-    queued = len(keys) - len(wanted) - len(failed) - done
+    queued = sum(state.state != "done" for state in states.values()) - len(wanted) - len(failed)
+    done = len(keys) - queued - len(wanted) - len(failed)
     return Submitted("", jobs, [], released, queued, done, failed, deferred, limits.jobs), room
 
 
@@ -301,7 +306,7 @@ def submission_lease(store: Store) -> Iterator[None]:
 
 
 def _submit_families(
-    store: Store, wanted: Sequence[Family], job_of: dict[str, str], limits: Limits, room: int | None
+    store: Store, wanted: Sequence[Family], job_of: dict[str, str], limits: Limits, room: int | None, count: Count
 ) -> tuple[list[SubmittedJob], list[str], int | None]:
     """Submit families in order, parents first. Returns the jobs, the keys that are beyond the limits, and the room left.
 
@@ -310,7 +315,8 @@ def _submit_families(
     code: Path | None = None
     jobs: list[SubmittedJob] = []
     deferred: list[str] = []
-    for family in wanted:
+    for number, family in enumerate(wanted):
+        count(number, len(wanted))
         unfinished = [key for key in family.needs if not store.run(key).is_done()]
         most = limits.array_tasks * family.pack
         for first in range(0, len(family.keys), most):
@@ -368,8 +374,7 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
     # 1. Write the record before the call, with a token that becomes part of the job's name.
     submission = new_submission(family.keys, family.pack, label_of(family))
     write_submission(store, submission)
-    for key in family.keys:
-        store.run(key).queue(submission.token)
+    each_written(lambda key: store.run(key).queue(submission.token), family.keys)
     # 2. Call sbatch.
     executor = family_executor(store, submission, family, dependency, code)
     root, token, tasks = str(store.root.absolute()), submission.token, len(submission.tasks)

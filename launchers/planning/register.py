@@ -5,7 +5,6 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -13,6 +12,7 @@ from retain.datamodules.corpora.responses.chat import local_template
 from retain.launchers.kinds import described, kind_of_recipe
 from retain.results.store.runs import SPEC, Store
 from retain.results.store.state import CHAT_TEMPLATE, KEEPS_OPTIMIZER
+from retain.sweeps.base.processes.many_writes import each_written
 from retain.sweeps.schema.execution import StageExecution
 from retain.sweeps.schema.read import StudyFile
 from retain.sweeps.schema.section import GROUNDWORK, stage_kind
@@ -22,8 +22,6 @@ from retain.sweeps.tree.heldout_splits import PREFERENCES, other_splits, prefere
 from retain.sweeps.tree.keys import FORMAT
 from retain.sweeps.tree.tree import Stage, Tree
 
-WRITERS = 16
-"""Number of stages that are written at a time."""
 AT_A_TIME = 1000
 """Number of stages whose recipes are in memory at a time."""
 PACKAGES = ("retain-lm", "torch", "lightning", "transformers", "tokenizers", "numpy")
@@ -86,10 +84,8 @@ def register(
             )
 
     waiting = iter(tree.stages.values())
-    # Each write waits for the disk, and many can wait at the same time.
-    with ThreadPoolExecutor(WRITERS) as writers:
-        while some := list(islice(waiting, AT_A_TIME)):
-            list(writers.map(store.register, (stage.key for stage in some), specs(some)))
+    while some := list(islice(waiting, AT_A_TIME)):
+        each_written(lambda spec: store.register(spec["key"], spec), specs(some))
     if not measured:
         # Planned from now on, so that `retain gc --weights` keeps what they measure.
         asked = asked_evaluations(tree, facts.heldout_tokens)
@@ -107,7 +103,8 @@ def register_evaluations(
 ) -> None:
     """`register` for evaluations of stages of a tree. Each runs as its stage does, on one device; a process measures many."""
     versions = installed_versions()
-    for one in evaluations.values():
+
+    def write(one: Stage) -> None:
         assert one.parent is not None
         recipe = json.loads(one.recipe)
         if executions:
@@ -125,6 +122,8 @@ def register_evaluations(
         }
         spec = stage_spec(one, recipe) | described(kind_of_recipe(recipe), one.tokens, one.needs) | fields
         store.register(one.key, spec)
+
+    each_written(write, evaluations.values())
 
 
 def one_device(execution: StageExecution) -> StageExecution:

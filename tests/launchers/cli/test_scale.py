@@ -1,8 +1,10 @@
 """What a user may rely on when a store has very many runs; benchmarks/scale.py measures how fast that is."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from retain.launchers.checks.verify_tokens import problems as token_problems
 from retain.launchers.cli.views.status_table import PRIORITY, most_important, status_table
 from retain.launchers.console import print_json
 from retain.launchers.jobs import branches, submissions
-from retain.launchers.jobs.branches import cancel_runs
+from retain.launchers.jobs.branches import cancel_runs, retry_runs
 from retain.launchers.jobs.status import find_orphans, with_jobs
 from retain.launchers.jobs.submissions import (
     new_submission,
@@ -21,12 +23,16 @@ from retain.launchers.jobs.submissions import (
     submitted_jobs,
     write_submission,
 )
+from retain.launchers.planning.opened_study import prepare_study
+from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import Job
 from retain.results.store.runs import Run, Store
 from retain.results.store.status import study_status
 from retain.results.tensorboard.events import run_events_name
 from tests.conftest import Prepared, Trained
 from tests.results.runs import finish_all, put_state, registered
+from tests.retain import COMMAND, environment, retain
+from tests.studies import linear_study
 
 EVENTS = """
 from retain.results.tensorboard.events import digest_of, run_events_name, study_hyperparameters
@@ -121,6 +127,59 @@ def test_cancel_and_status_read_the_record_of_an_array_once_however_many_runs_it
     assert cancel_runs(store, array.keys) == list(array.keys)
     assert ended == [f"7_{number}" for number in range(8)]
     assert len(reads) <= 3
+
+
+def test_cancelling_a_pack_of_runs_reads_each_state_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, store = registered(tmp_path / "runs")
+    pack = replace(new_submission(list(tree.stages), pack=len(tree.stages)), job_id="7")
+    write_submission(store, pack)
+    for key in pack.keys:
+        store.run(key).queue(pack.token)
+    reads: list[Run] = []
+    read = Run.state
+    monkeypatch.setattr(Run, "state", lambda run: (reads.append(run), read(run))[1])
+    monkeypatch.setattr(branches, "has_slurm", lambda: True)
+    ended: list[str] = []
+    monkeypatch.setattr(branches, "cancel_jobs", ended.extend)
+    assert cancel_runs(store, pack.keys) == list(pack.keys)
+    assert ended == ["7"]
+    assert len(reads) <= 7 * len(pack.keys)
+
+
+def test_runs_that_are_cancelled_or_retried_wait_for_the_disk_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, store = registered(tmp_path / "runs")
+    keys = list(tree.stages)
+    together = threading.Barrier(len(keys), timeout=30)
+    monkeypatch.setattr(os, "fsync", lambda file: together.wait())
+    assert cancel_runs(store, keys) == keys
+    assert retry_runs(store, keys) == keys
+
+
+def test_cancel_and_retry_show_only_a_terminal_how_far_they_are(tmp_path: Path) -> None:
+    study, store = linear_study(tmp_path), tmp_path / "runs"
+    opened = prepare_study(str(study), (), store)
+    register(opened.tree, opened.file, opened.facts, opened.store)
+
+    def shown(*words: str) -> str:
+        leader, terminal = os.openpty()
+        command = [*COMMAND, *words, str(study), "--store", str(store)]
+        more = environment({"PATH": str(tmp_path), "TERM": "xterm"})  # without SLURM
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=terminal, env=more, check=True)
+        os.write(terminal, b"end")
+        said = os.read(leader, 1 << 16).decode()
+        os.close(terminal)
+        os.close(leader)
+        return said
+
+    assert "cancelling runs: 8 of 8" in shown("cancel")
+    assert "planning runs again: 8 of 8" in shown("retry")
+    assert shown("retry", "--json") == "end"
+    for verb in ("cancel", "retry"):
+        assert retain(verb, study, "--store", store, more={"PATH": str(tmp_path)}).stderr == ""
 
 
 def test_registering_stages_again_changes_nothing_and_leaves_no_temporary_files(tmp_path: Path) -> None:

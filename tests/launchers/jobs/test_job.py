@@ -8,6 +8,7 @@ import pytest
 
 from retain.launchers.jobs import epilogue
 from retain.launchers.jobs.backlog import submit_backlog
+from retain.launchers.jobs.branches import cancel_runs
 from retain.launchers.jobs.job import Requeue, _cancel_runs, _decision, _requeue, check_needs
 from retain.launchers.jobs.submissions import Backlog, read_backlog, submitted_job, write_backlog
 from retain.launchers.slurm import client
@@ -15,6 +16,7 @@ from retain.launchers.stage.failures import BUG, DIVERGED, NODE
 from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
+from retain.sweeps.base.errors import DamageError
 from tests.launchers.jobs.conftest import Slurm, submit
 from tests.results.runs import finish, kinds, registered
 
@@ -269,3 +271,16 @@ def test_scancel_cancels_what_the_job_still_had_to_do_and_nothing_that_another_p
     submit(store, other)
     _cancel_runs(store, token, (other.key,))
     assert other.state().state in UNENDED
+
+
+def test_a_job_is_cancelled_with_its_run_if_another_run_of_its_pack_is_damaged(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, other = pair
+    submit(store, run, other)
+    (other.folder / "state.json").write_text("{")
+    slurm.command("scancel", "true")
+    with pytest.raises(DamageError, match=r"state\.json .* \(cancelled: 1 run\)"):
+        cancel_runs(store, [run.key, other.key])
+    assert run.state().state == "cancelled"
+    assert slurm.asked("scancel") == ["scancel --quiet 7"]
