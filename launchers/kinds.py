@@ -55,8 +55,8 @@ TRAINING = Kind(
     verify="retain.launchers.checks.verify_tokens",
 )
 LINEAR = Kind("linear", "retain.launchers.stage.linear", leaves=(WEIGHTS, LOSSES), resumes=False)
-EVALUATE = Kind("evaluate", "retain.launchers.stage.evaluate", leaves=(LOSSES,), resumes=False)
-MEASURED_TASK = Kind("task", "retain.launchers.stage.tasks.run", leaves=(MEASURES,), resumes=False)
+EVALUATE = Kind("evaluate", "retain.launchers.stage.evaluate", leaves=(LOSSES,))
+MEASURED_TASK = Kind("task", "retain.launchers.stage.tasks.run", leaves=(MEASURES,))
 FISHER = Kind("fisher", "retain.launchers.stage.groundwork.fisher", leaves=(WEIGHTS,))
 REFERENCE = Kind("reference", "retain.launchers.stage.groundwork.reference", leaves=(WEIGHTS,))
 PREPARE = Kind("prepare", "retain.launchers.stage.preparation.part", leaves=(f"{PART}/*",), resumes=False)

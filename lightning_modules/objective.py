@@ -7,7 +7,7 @@ Logits are computed in chunks of a few hundred or thousand tokens and never kept
 8 sequences of 1,024 tokens would take 1.6 GB in fp32, and their gradient as much again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -201,6 +201,12 @@ def chunk_tokens(hidden: torch.Tensor) -> int:
     return CHUNK_TOKENS.get(hidden.device.type, DEFAULT_CHUNK_TOKENS)
 
 
+def no_sums(labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """Return the sums with which `heldout_loss` begins, in fp64 and nats: of all predictions, and by value [values]."""
+    values = 0 if labels is None else int(labels.max()) + 1
+    return {"loss": torch.zeros((), dtype=torch.float64), "by_value": torch.zeros(values, dtype=torch.float64)}
+
+
 @torch.no_grad()
 def heldout_loss(
     model: nn.Module,
@@ -213,23 +219,26 @@ def heldout_loss(
     end_of_text: int | None = None,
     between: Callable[[int], None] = lambda done: None,
     labels: torch.Tensor | None = None,
+    done: int = 0,
+    sums: Mapping[str, torch.Tensor] | None = None,
 ) -> HeldoutLoss:
     """Return the mean loss over all predictions of a held-out split, each once, summed in fp64 over all ranks.
 
     sequences: int64 [sequences, length], the whole split on every rank. end_of_text: as in `summed_loss`. between: called
     before each batch with the number of this rank's sequences that are done; it may raise to stop. Never compiled, so that
     runs trained with and without compiling are evaluated with the same arithmetic. labels: the number of the value of each
-    token, from 0 on, [sequences, length]; the loss is then also given by value, and is the same as without.
+    token, from 0 on, [sequences, length]; the loss is then also given by value, and is the same as without. sums: those of
+    this rank's first `done` sequences, to continue an evaluation that stopped before a batch; the rest is added in place.
     """
     was_training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    parts = torch.zeros(0 if labels is None else int(labels.max()) + 1, dtype=torch.float64)
+    sums = no_sums(labels) if sums is None else sums
+    total, parts = sums["loss"], sums["by_value"]
     mine = sequences[rank::world]
     own_labels = None if labels is None else labels[rank::world]
     # Every rank makes the same number of calls, because a sharded model gathers its weights in each call.
     try:
-        for first in range(0, -(-len(sequences) // world), batch_size):
+        for first in range(done, -(-len(sequences) // world), batch_size):
             between(first)
             block = mine[first : first + batch_size]
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16), uncompiled(model):

@@ -68,7 +68,9 @@ def _drive(context: AttemptContext, request: SearchRequest, address: str | None,
             else:
                 train_on_ray(search, stop, address, nodes, request.dashboard)
 
-    search = run_search(searched, request.limit(), train, stop, retry=len(run.state().counted_attempts) == 1)
+    # Outside of jobs, every attempt is a start by the user; a job requeues itself.
+    retry = request.launcher == "ray" or len(run.state().counted_attempts) == 1
+    search = run_search(searched, request.limit(), train, stop, retry)
     context.report(_progress(search))
     document = summary_document(search)
     write_document(searched.folder / SUMMARY, document)

@@ -1,6 +1,6 @@
 """The kind `evaluate`: the loss of a done stage's weights on the held-out split of a corpus, as training runs measure it.
 
-It saves no checkpoints: an interrupted evaluation starts again.
+An attempt saves its sums on the way, and the next one continues them to the same bits.
 """
 
 import os
@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import math
-import time
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -22,26 +22,36 @@ from retain.launchers.stage.failures import DIVERGED
 from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
 from retain.launchers.stage.reporting.by_value import loss_fields, split_labels
-from retain.launchers.stage.signals import AttemptStopped
-from retain.launchers.stage.training.choose_numerics import begin_on_one_process
+from retain.launchers.stage.saving.pause import Pause
+from retain.launchers.stage.saving.tensors import save_tensors, saved_tensors
+from retain.launchers.stage.training.choose_numerics import arithmetic_of, begin_on_one_process
 from retain.launchers.stage.training.preferences import held_out
 from retain.lightning_modules.compiled import deterministic_kernels
 from retain.lightning_modules.models import average_with, load_model
-from retain.lightning_modules.objective import heldout_loss
+from retain.lightning_modules.objective import heldout_loss, no_sums
+from retain.lightning_modules.preferences import dpo
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.runs import LOSSES, Run
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.schema.section import REFERENCE
 from retain.sweeps.tree.heldout_splits import PREFERENCES
+from retain.sweeps.tree.recipes.preference import PAIR
 
-REPORT_EVERY_S = 1.0
+SUMS = "sums.safetensors"
+"""The file of saved sums in checkpoint/."""
 
 
 def attempt(context: AttemptContext) -> None:
     """Measure and finish a run, on one process. Raises StageFailedError, AttemptStopped, DamageError."""
-    recipe, machine = context.spec["recipe"], begin_on_one_process(context)
-    check_room(context.run.folder, SMALL_FILES)
+    run, recipe = context.run, context.spec["recipe"]
+    # 1. Record that the attempt begins, where the last one was stopped.
+    arithmetic = arithmetic_of(context.spec["execution"])
+    known = saved_tensors(run.checkpoint / SUMS, arithmetic)
+    done, length = known[0] if known else 0, recipe["sequence_length"]
+    machine = begin_on_one_process(context, done * length)
+    check_room(run.folder, SMALL_FILES)
+    # 2. Load what is measured, and what it is measured on: sequences, and then pairs if the corpus has them.
     stage = usable_parent(context.store, context.spec["parent"])
     sequences = heldout_sequences(context.store.root, recipe["corpus"])
     labels = split_labels(context.store.root, recipe["corpus"], recipe.get("by"))
@@ -50,16 +60,17 @@ def attempt(context: AttemptContext) -> None:
     tokenizer = stored_tokenizer(context.store.root, context.spec["tokenizer"])
     end_of_text = tokenizer.end_id if "documents" in stage.spec()["recipe"] else None
     model = machine.receive(measured_model(context, stage, recipe.get("average", 1.0)))
-    reported = time.monotonic()
+    sums = known[1] if known else no_sums(labels.numbers if labels else None) | {PREFERENCES: dpo.no_sums()}
+    count = len(sequences)
+    total = count + (len(pairs.reference) // PAIR if pairs else 0)
+    if known:
+        log_line(f"resumes after {done} of {total} sequences")
+    pause = Pause(context, done * length, total * length)
 
-    def between(done: int) -> None:
-        nonlocal reported
-        if context.stop.signal:
-            raise AttemptStopped(context.stop.signal)
-        if time.monotonic() - reported > REPORT_EVERY_S:
-            reported = time.monotonic()
-            context.report(Progress(done * sequences.shape[1], sequences.numel()))
+    def between(now: int) -> None:
+        pause(now * length, partial(save_tensors, run.checkpoint / SUMS, sums, now, arithmetic))
 
+    # 3. Add up the losses, one batch after the other.
     with deterministic_kernels():
         found = heldout_loss(
             model,
@@ -69,12 +80,20 @@ def attempt(context: AttemptContext) -> None:
             end_of_text=end_of_text,
             between=between,
             labels=labels.numbers if labels else None,
+            done=min(done, count),
+            sums=sums,
         )
         preferences = pairs and pairs.fields(
             pairs.preferences(
-                model, machine.bf16, end_of_text=end_of_text, between=lambda done: between(len(sequences))
+                model,
+                machine.bf16,
+                end_of_text=end_of_text,
+                between=lambda more: between(count + more),
+                done=max(0, done - count),
+                sums=sums[PREFERENCES],
             )
         )
+    # 4. Write the result.
     if not math.isfinite(found.loss):
         raise StageFailedError(f"the held-out loss is {found.loss}: the weights of {stage.key} have diverged", DIVERGED)
     log_line(f"held-out loss {found.loss:.4f} over {found.tokens:,} tokens")

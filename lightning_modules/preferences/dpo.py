@@ -135,6 +135,11 @@ class _SummedPreferenceLoss(torch.autograd.Function):
         return None, None, None, None, hidden, None, *gradients
 
 
+def no_sums() -> torch.Tensor:
+    """Return the sums with which `heldout_preferences` begins, fp64 [3]: losses, pairs with a margin above 0, margins."""
+    return torch.zeros(3, dtype=torch.float64)
+
+
 @torch.no_grad()
 def heldout_preferences(
     model: nn.Module,
@@ -148,6 +153,8 @@ def heldout_preferences(
     batch_size: int = 8,
     end_of_text: int | None = None,
     between: Callable[[int], None] = lambda done: None,
+    done: int = 0,
+    sums: torch.Tensor | None = None,
 ) -> Preferences:
     """Return what a model prefers on held-out pairs, each once, over all ranks.
 
@@ -158,10 +165,10 @@ def heldout_preferences(
     model.eval()
     both = pairs.view(-1, 2, pairs.shape[1])
     mine, known = both[rank::world], reference.view(-1, 2)[rank::world]
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = no_sums() if sums is None else sums
     # Every rank makes the same number of calls, because a sharded model gathers its weights in each call.
     try:
-        for first in range(0, -(-len(both) // world), batch_size):
+        for first in range(done, -(-len(both) // world), batch_size):
             between(first)
             block = mine[first : first + batch_size]
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16), uncompiled(model):

@@ -292,7 +292,7 @@ def _row(stage: Stage, root: str, state: StateSummary, blocked: str | None) -> R
         axes=stage.axes,
         state=state.state,
         attempts=len(state.attempts),
-        progress=1.0 if done else min(1.0, tokens / max(1, stage.tokens)),
+        progress=1.0 if done else min(1.0, tokens / stage.tokens) if stage.tokens else 0.0,
         tokens=progress.tokens,
         total=stage.tokens,
         loss=progress.loss,

@@ -11,6 +11,7 @@ from retain.lightning_modules.objective import (
     heldout_loss,
     loss_and_gradient,
     next_token_losses,
+    no_sums,
     summed_loss,
 )
 from tests.lightning_modules.tiny_models import LENGTH, SMALL, random_sequences, small_model
@@ -167,3 +168,19 @@ def test_the_parts_of_a_heldout_loss_add_up_and_leave_the_whole_as_it_is(count: 
         alone = heldout_loss(model, only, CPU, bf16=False)
         assert alone.tokens == tokens
         assert alone.loss * tokens == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [9, 12])
+def test_a_held_out_loss_that_is_stopped_before_any_batch_continues_to_the_same_bits(count: int) -> None:
+    model, sequences = small_model(initializer_range=0.2), random_sequences(count)
+    labels = torch.randint(3, sequences.shape, generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    states: list[tuple[int, dict[str, torch.Tensor]]] = []
+    sums = no_sums(labels)
+
+    def keep(done: int) -> None:
+        states.append((done, {name: one.clone() for name, one in sums.items()}))
+
+    whole = heldout_loss(model, sequences, CPU, False, batch_size=4, between=keep, labels=labels, sums=sums)
+    assert [done for done, _ in states] == [0, 4, 8]
+    for done, state in [*states, (count, sums)]:
+        assert heldout_loss(model, sequences, CPU, False, batch_size=4, labels=labels, done=done, sums=state) == whole

@@ -1,6 +1,6 @@
 """The kind `reference`: the log-probability of each response of a corpus of pairs, at the weights that DPO starts from.
 
-An attempt that is stopped by a signal saves what it has, and the next one continues to the same bits. It leaves
+An attempt saves what it has on the way, and the next one continues to the same bits. It leaves
 model/reference.safetensors: for each split the log-probabilities of the chosen and of the rejected response of every pair,
 summed over the tokens of the response, in fp64 [pairs, 2].
 """
@@ -10,8 +10,8 @@ import os
 # Before torch: cuBLAS is deterministic with a fixed workspace only.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,23 +23,22 @@ from retain.datamodules.corpora.prepared import SPLITS, packed_corpus, stored_to
 from retain.datamodules.order.stage_data import read_pairs
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED
-from retain.launchers.stage.groundwork.saved_tensors import publish_tensors, save_tensors, saved_tensors
 from retain.launchers.stage.log import log_line
 from retain.launchers.stage.parent import usable_parent
-from retain.launchers.stage.signals import AttemptStopped
-from retain.launchers.stage.training.choose_numerics import Machine, begin_on_one_process
+from retain.launchers.stage.saving.pause import Pause
+from retain.launchers.stage.saving.tensors import publish_tensors, save_tensors, saved_tensors
+from retain.launchers.stage.training.choose_numerics import Machine, arithmetic_of, begin_on_one_process
 from retain.lightning_modules.compiled import deterministic_kernels, uncompiled
 from retain.lightning_modules.models import load_model
 from retain.lightning_modules.preferences.dpo import log_probabilities
 from retain.results.store.disk import SMALL_FILES, check_room
-from retain.results.store.state import REFERENCE_FILE, Progress
+from retain.results.store.state import REFERENCE_FILE
 from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.tree.cost import BYTES_PER_LOG_PROBABILITY
 from retain.sweeps.tree.recipes.preference import PAIR
 
 PAIRS_AT_A_TIME = 8
 """Pairs of a forward pass. The number is fixed, as the size of a batch changes the last digits."""
-REPORT_EVERY_S = 1.0
 SAVED = "log_probabilities.safetensors"
 """The file of what is computed so far, in checkpoint/."""
 
@@ -51,7 +50,8 @@ def attempt(context: AttemptContext) -> None:
     """
     run, recipe = context.run, context.spec["recipe"]
     # 1. Record that the attempt begins, where the last one was stopped.
-    known = saved_tensors(run.checkpoint / SAVED)
+    arithmetic = arithmetic_of(context.spec["execution"])
+    known = saved_tensors(run.checkpoint / SAVED, arithmetic)
     done, length = known[0] if known else 0, recipe["sequence_length"]
     machine = begin_on_one_process(context, done * length)
     # 2. Load the weights, and see how many pairs there are.
@@ -64,22 +64,14 @@ def attempt(context: AttemptContext) -> None:
         found = known[1]
         log_line(f"resumes after {done} of {total} sequences")
     # 3. Compute them, some pairs after the others.
-    began, already = time.monotonic(), done
-    reported = began
+    pause = Pause(context, done * length, total * length)
     with deterministic_kernels():
         for split, rows in _blocks(found, done):
-            if context.stop.signal:
-                save_tensors(run.checkpoint / SAVED, found, done)
-                context.report(Progress(done * length, total * length))
-                raise AttemptStopped(context.stop.signal)
             pairs = read_pairs(packed, split, rows).to(machine.device)
             with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16), uncompiled(model):
                 found[split][rows] = log_probabilities(model, pairs, end_of_text).view(-1, PAIR).cpu()
             done += len(pairs)
-            if time.monotonic() - reported > REPORT_EVERY_S or done == total:
-                reported = time.monotonic()
-                speed = (done - already) * length / (reported - began)
-                context.report(Progress(done * length, total * length, tokens_per_second=speed))
+            pause(done * length, partial(save_tensors, run.checkpoint / SAVED, found, done, arithmetic))
     # 4. Write the result.
     if not all(one.isfinite().all() for one in found.values()):
         raise StageFailedError("a reference log-probability is not finite: the weights have diverged", DIVERGED)

@@ -15,6 +15,7 @@ from retain.launchers.stage.training.distributed import broadcast
 from retain.launchers.stage.training.numerics import Numerics, differences, recorded_numerics
 from retain.lightning_modules.compiled import attend_in_fp32, why_not_compiled, why_not_flex_attention
 from retain.lightning_modules.models import on_device
+from retain.sweeps.base.units import counted
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ def machine_of(execution: Mapping[str, Any], world: int = 1) -> Machine:
     gpu = execution["accelerator"] == "gpu" or (execution["accelerator"] == "auto" and torch.cuda.is_available())
     bf16 = execution["precision"] == "bf16" or (execution["precision"] == "auto" and gpu)
     return Machine(gpu, bf16, world > 1 and execution["strategy"] == "fsdp")
+
+
+def arithmetic_of(execution: Mapping[str, Any]) -> str:
+    """How this machine computes a run of one process, in words; only parts that are computed alike may be put together."""
+    machine = machine_of(execution)
+    words = f"{'bf16' if machine.bf16 else 'fp32'} on {'GPUs' if machine.gpu else 'CPUs'}"
+    return words if machine.gpu else f"{words} with {counted(execution['threads'], 'thread')}"
 
 
 def begin_on_one_process(context: AttemptContext, tokens: int = 0) -> Machine:

@@ -39,6 +39,8 @@ class HeldoutPairs:
         world: int = 1,
         end_of_text: int | None = None,
         between: Callable[[int], None] = lambda done: None,
+        done: int = 0,
+        sums: torch.Tensor | None = None,
     ) -> Preferences:
         """What a model prefers on the pairs. Arguments as in `heldout_preferences`."""
         return heldout_preferences(
@@ -52,6 +54,8 @@ class HeldoutPairs:
             world,
             end_of_text=end_of_text,
             between=between,
+            done=done,
+            sums=sums,
         )
 
     def fields(self, found: Preferences) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The course of a search, whoever trains its stages: what it finds, what it spends, and how it goes on."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -14,8 +15,11 @@ from retain.launchers.search.budget import Budget, parse_budget
 from retain.launchers.search.derived_studies import open_search
 from retain.launchers.search.engine import Search
 from retain.launchers.search.history import open_history
+from retain.launchers.search.request import SearchRequest, register_search
 from retain.launchers.search.summary import summary_document
-from retain.launchers.stage.signals import StopRequest
+from retain.launchers.stage.attempt import make_attempt
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.store.loss_table import trial_rows
 from retain.results.store.state import State
 from retain.results.store.study_files import search_run
@@ -186,6 +190,33 @@ def test_a_start_plans_what_failed_or_was_skipped_again_even_if_it_is_stopped_at
         with pytest.raises(KeyboardInterrupt):
             run_search(search.searched, None, stopped, StopRequest(), retry=retry)
         assert [run.state().state for run in runs] == ["planned"] * 3
+
+
+class Killed(BaseException):
+    """What ends a driver without a word."""
+
+
+@pytest.mark.parametrize("end", [None, AttemptStopped("SIGINT"), Killed()], ids=["ended", "stopped", "killed"])
+def test_every_start_of_a_search_here_tries_again_what_failed_however_the_one_before_ended(
+    end: BaseException | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_search("theory", [block(axes={"pretrain.exposure": [0.9]}), *THEORY], tmp_path, lambda *_: None)
+    seen: list[str] = []
+
+    def train(search: Search, *_: object) -> None:
+        stage = search.next_stage()
+        assert stage is not None
+        seen.append(search.store.run(stage.key).state().state)
+        put_state(search.store.run(stage.key), State("failed"))
+        if end is not None:
+            raise end
+
+    monkeypatch.setattr("retain.launchers.search.attempt.train_on_ray", train)
+    for _ in range(2):
+        run = register_search(opened, SearchRequest("ray", None, "H100"))
+        with contextlib.suppress(AttemptStopped, Killed):
+            make_attempt(opened.store, run.key, Ranks(), StopRequest())
+    assert seen == ["planned", "planned"]
 
 
 def test_a_changed_study_begins_a_new_history_and_keeps_the_old_one(tmp_path: Path) -> None:

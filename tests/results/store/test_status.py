@@ -41,6 +41,16 @@ def test_a_study_has_a_row_for_every_stage_even_before_its_runs_are_registered(t
     assert [row.key for row in study_status(tree, store)] == [row.key for row in rows]
 
 
+def test_the_progress_of_a_run_whose_tokens_are_unknown_is_not_complete(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    key, stage = next(iter(tree.stages.items()))
+    tree = replace(tree, stages={key: replace(stage, tokens=0)})
+    store.run(key).begin(os.getpid())
+    store.run(key).report(Progress(tokens=1920))
+    (row,) = study_status(tree, store)
+    assert (row.progress, row.tokens) == (0.0, 1920)
+
+
 def test_a_running_run_shows_its_progress_speed_and_time_left(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     run = kinds(tree, store, "pretrain")[0]

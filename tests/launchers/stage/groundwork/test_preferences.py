@@ -1,5 +1,6 @@
 """Studies that learn from pairs, from the command's end: references made once, exact resume, and what results say of pairs."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -166,11 +167,11 @@ def test_an_interrupted_reference_continues_to_the_same_bits(store: Store, monke
     shutil.rmtree(run.model)
     put_state(run, replace(whole, state="planned", checksums={}))
     stop, blocks = StopRequest(), reference._blocks
-    # In every attempt, a signal comes after two forward passes.
+    # In every attempt, a signal comes in the second forward pass.
 
     def stopping(*arguments: Any) -> Iterator[Any]:
         for number, block in enumerate(blocks(*arguments)):
-            stop.signal = "SIGTERM" if number == 2 else None
+            stop.signal = "SIGTERM" if number == 1 else None
             yield block
 
     monkeypatch.setattr(reference, "_blocks", stopping)
@@ -200,6 +201,35 @@ def test_averages_are_measured_on_pairs(store: Store, study: Path, trials: list[
     assert half.keys() == end.keys() == {"pairs/dpo_loss", "pairs/accuracy", "pairs/margin"}
     assert None not in half.values()
     assert half != end
+
+
+class StopAtSecondLook(StopRequest):
+    """Has a signal from the second time on that somebody asks for it."""
+
+    looks = 0
+
+    @property  # type: ignore[override]
+    def signal(self) -> str | None:
+        self.looks += 1
+        return "SIGUSR2" if self.looks > 1 else None
+
+    @signal.setter
+    def signal(self, name: str | None) -> None:
+        pass
+
+
+def test_a_measurement_on_pairs_that_is_stopped_in_every_batch_ends_in_the_same_bits(store: Store, study: Path) -> None:
+    averaged = ("dpo.early_stopping.split=heldout", "dpo.objective.dpo=1", "finetune.average=0.5")
+    assert not retain.run(str(study), averaged, store.root).failures
+    run = next(run for run in store.runs() if "preferences" in run.spec()["recipe"])
+    whole = run.state()
+    put_state(run, replace(whole, state="planned", checksums={}))
+    while not run.is_done():
+        with contextlib.suppress(AttemptStopped):
+            make_attempt(store, run.key, Ranks(), StopAtSecondLook())
+    starts = [attempt.tokens_at_start // 48 for attempt in run.state().attempts[1:]]
+    assert starts == [0, 16, 25, 33, 41, 49]  # 25 sequences, and then the 25 pairs
+    assert run.state().checksums == whole.checksums
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])

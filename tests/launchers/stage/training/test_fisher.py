@@ -32,7 +32,7 @@ ANCHORED: dict[str, Any] = {
     "finetune.anchor": {"sequences": 24, "ewc": 0},
     "grid": {"finetune.anchor.ewc": [0, 1, 1000]},
     "documents": {"attention": "within"},
-    "execution": {"accelerator": "cpu"},
+    "execution": {"accelerator": "cpu", "save_minutes": 1e-6},
 }
 """Post-training merges adapters and unties the head, and documents attend within themselves."""
 
@@ -107,6 +107,35 @@ def test_an_estimate_is_that_of_the_weights_that_the_stage_starts_from(
 
     free, weak, strong = map(moved, trials)
     assert free > weak > 2 * strong
+
+
+class Killed(BaseException):
+    """What ends an attempt without a word."""
+
+
+def test_an_estimate_that_dies_without_a_signal_continues_from_what_it_has_saved(
+    study: Path, trials: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(study.parent / "runs", tmp_path / "runs", symlinks=True)
+    run = estimate_of(Store(tmp_path / "runs"))
+    whole = run.state()
+    put_state(run, replace(whole, state="planned", checksums={}))
+
+    def dying(*arguments: Any) -> Iterator[int]:
+        for done in add_squares(*arguments):
+            if done == 8:
+                raise Killed
+            yield done
+
+    monkeypatch.setattr(fisher, "add_squares", dying)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            make_attempt(Store(tmp_path / "runs"), run.key, Ranks(0, 1), StopRequest())
+    monkeypatch.undo()
+    make_attempt(Store(tmp_path / "runs"), run.key, Ranks(0, 1), StopRequest())
+    state = run.state()
+    assert [attempt.tokens_at_start // 32 for attempt in state.attempts[-3:]] == [0, 7, 14]
+    assert (state.state, state.checksums) == ("done", whole.checksums)
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["whole", "with damaged sums"])
