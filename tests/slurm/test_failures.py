@@ -188,10 +188,10 @@ def test_the_end_of_a_study_is_told_before_its_last_job_waits_for_room(
 ) -> None:
     cluster, store, told = start_slurm(Site(nodes=2, max_submit=3)), tmp_path / "runs", tmp_path / "told.txt"
     execution = {**EXECUTION, "on_end": f"echo told > {told}"}
-    study = linear_study(tmp_path / "study", execution=execution, grid={}, **{"finetune.time": 0.1 * SECOND})
+    study = linear_study(tmp_path / "study", execution=execution, grid={}, **{"finetune.time": 0.3 * SECOND})
     retain("submit", study, "--store", store, more=cluster.environment)
     wait_until(lambda: sum(run.is_done() for run in Store(store).runs()) == 2, "two stages done", 90)
-    wait_until(lambda: len(queue(cluster)) == 1, "the last stage is alone", 30)
+    wait_until(lambda: len(queue(cluster)) == 1, "the last stage is alone")
     for _ in range(2):
         submit(cluster, "true", "--hold")
     other = linear_study(tmp_path / "other", execution=EXECUTION, grid={}, study="other", seed=7)
