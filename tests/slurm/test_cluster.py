@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,12 +28,11 @@ from tests.slurm.conftest import require_slurm
 pytestmark = pytest.mark.slurm
 
 REQUEUES_ITSELF_WHEN_TOLD = """
-echo run $SLURM_RESTART_COUNT
 trap 'echo told; scontrol requeue $SLURM_JOB_ID' USR2
+echo run $SLURM_RESTART_COUNT
 sleep 300 & wait; wait
 """
 WHOLE_CLUSTER = ("--nodes=4", "--exclusive")
-SECONDS_UNTIL_SAVED = 6
 
 
 def printed(output: Path) -> list[str]:
@@ -89,11 +87,13 @@ def test_a_node_death_requeues_its_jobs(silent_slurm: Cluster, tmp_path: Path) -
 @pytest.mark.parametrize("end", [stop_controller, kill_controller])
 def test_a_controller_restart_keeps_jobs_and_queue(slurm: Cluster, end: Callable[[Cluster], None]) -> None:
     runs = submit(slurm, "sleep 300", *WHOLE_CLUSTER)
-    wait_for_state(slurm, runs, "RUNNING")
+    wait_until(lambda: len(processes(slurm.folder, lambda it: it.name == "sleep")) == 1, "the job runs")
     array = submit(slurm, "true", "--array=0-2")
     held = submit(slurm, "true", "--hold")
     if end is kill_controller:
-        time.sleep(SECONDS_UNTIL_SAVED)
+        # It saves its state every five seconds, the ids of jobs as four bytes each.
+        saved, newest = slurm.folder / "state" / "job_state", int(held).to_bytes(4, "big")
+        wait_until(lambda: saved.exists() and newest in saved.read_bytes(), "all jobs saved")
     before = queue(slurm)
     end(slurm)
     start_controller(slurm)
@@ -157,7 +157,7 @@ def test_nothing_outlives_a_cluster_or_the_tests_that_started_it(
     with subprocess.Popen([sys.executable, "-c", TESTS, *map(str, words)], cwd=REPOSITORY) as tests:
         wait_until(started.exists, "job runs")
         if killed:
-            assert len(processes(folder, lambda it: not it.is_daemon)) >= 3
+            wait_until(lambda: len(processes(folder, lambda it: not it.is_daemon)) >= 3, "all of the job runs")
             tests.kill()
     wait_until(lambda: [entry.name for entry in folder.iterdir()] == ["log"], "cluster gone")
     assert not processes(folder)

@@ -23,7 +23,7 @@ from tests.disks import small_disk_at
 from tests.launchers.local.test_preparation import calm, done_parts, fingerprint, large_study, parts, preparation_of
 from tests.retain import losses, retain_json, train_here, weights
 from tests.slurm.chaos import Chaos, kill_process, node_death
-from tests.slurm.cluster.cluster import Cluster, wait_until
+from tests.slurm.cluster.cluster import Cluster, call, wait_until
 from tests.slurm.cluster.jobs import queue
 from tests.studies import documents_of, replaced
 
@@ -92,12 +92,13 @@ def test_a_study_is_submitted_by_its_jobs_where_they_cannot_reach_the_servers_of
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as port:
         fields = yaml.safe_load(chaos.study.read_text())
         fields["corpora"]["general"]["files"] = f"http://127.0.0.1:{port}/general.txt"
-        fields["execution"]["data"]["slurm"]["extra"] = {"begin": "now+8"}
+        fields["execution"]["data"]["slurm"]["extra"] = {"hold": True}
         chaos.study.write_text(yaml.safe_dump(fields))
         chaos.retain("submit", chaos.study)
     assert {row["stage"] for row in chaos.status()} >= {"prepare", "assemble", "continue"}
+    call(slurm, "scontrol", "release", *queue(slurm))
     stages = {"pretrain", "posttrain", "finetune"}
-    wait_until(lambda: {row["stage"] for row in chaos.status() if row["job_id"]} == stages, "the study's own jobs", 120)
+    wait_until(lambda: {row["stage"] for row in chaos.status() if row["job_id"]} == stages, "the study's own jobs", 300)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.retain import COMMAND
-from tests.slurm.cluster.cluster import Cluster, call
+from tests.slurm.cluster.cluster import Cluster, call, wait_until
 from tests.slurm.cluster.jobs import queue, submit, wait_for_state
 
 pytestmark = pytest.mark.slurm
@@ -63,7 +63,7 @@ def test_a_probe_runs_in_every_partition_and_leaves_nothing(
         assert outcomes == {"low": ("passed", True), "high": ("passed", True)}
         assert "sees the store, writes into it and runs Python 3." in findings(document)["probe low"][1]
         assert not list(tmp_path.iterdir())
-        assert not queue(cluster)
+        wait_until(lambda cluster=cluster: not queue(cluster), "the jobs to end behind their reports")
 
 
 def test_a_probe_uses_the_sites_profile_and_says_what_fails(silent_slurm: Cluster, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from retain.launchers.jobs.backlog import LAST_WAIT_S
-from retain.launchers.slurm.client import accounted_states, exclude_nodes, requeue_job
+from retain.launchers.slurm.client import accounted_states, exclude_nodes
 from retain.results.store.runs import Store
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.cluster.cluster import Cluster, Site, call, wait_until
@@ -29,7 +29,7 @@ def statuses(cluster: Cluster, study: Path, store: Path) -> dict[str, dict[str, 
     return {row["key"]: row for row in rows}
 
 
-def wait_for_the_end(cluster: Cluster, seconds: float = 90) -> None:
+def wait_for_the_end(cluster: Cluster, seconds: float = 180) -> None:
     wait_until(lambda: not queue(cluster), "queue empty", seconds)
 
 
@@ -85,7 +85,7 @@ def test_a_job_that_dies_before_it_can_begin_is_tried_again_and_then_named(slurm
     grid = {"pretrain.exposure": [1], "finetune.lr": RATES}
     study = linear_study(tmp_path / "study", execution=execution, grid=grid)
     retain("submit", study, "--store", tmp_path / "runs", more=slurm.environment)
-    wait_for_the_end(slurm, 180)
+    wait_for_the_end(slurm)
     states = [run.state() for run in Store(tmp_path / "runs").runs() if run.spec()["stage"] == "finetune"]
     assert [state.state for state in states] == ["failed", "failed"]
     for state in states:
@@ -127,9 +127,10 @@ def test_a_requeued_job_avoids_the_nodes_it_failed_on(slurm: Cluster, monkeypatc
         monkeypatch.setenv(name, value)
     failing = submit(slurm, "sleep 300")
     wait_for_state(slurm, failing, "RUNNING")
-    requeue_job(failing)
+    call(slurm, "scontrol", "requeuehold", failing)
     exclude_nodes(failing, {"n2", "n1"})
     exclude_nodes(failing, {"n3"})
+    call(slurm, "scontrol", "release", failing)
     wait_for_state(slurm, failing, "RUNNING")
     assert job(slurm, failing)["NodeList"] == "n4"
     assert job(slurm, failing)["ExcNodeList"] == "n1,n2,n3"
@@ -142,11 +143,12 @@ def test_a_job_that_has_failed_on_every_node_of_its_partition_still_starts(
         monkeypatch.setenv(name, value)
     failing = submit(slurm, "sleep 300")
     wait_for_state(slurm, failing, "RUNNING")
-    requeue_job(failing)
+    call(slurm, "scontrol", "requeuehold", failing)
     exclude_nodes(failing, {"n1", "n2", "n3"})
     exclude_nodes(failing, {"n4"})
     assert job(slurm, failing)["ExcNodeList"] == "n4"
     exclude_nodes(failing, slurm.nodes)
+    call(slurm, "scontrol", "release", failing)
     wait_for_state(slurm, failing, "RUNNING")
 
 
@@ -186,10 +188,10 @@ def test_the_end_of_a_study_is_told_before_its_last_job_waits_for_room(
 ) -> None:
     cluster, store, told = start_slurm(Site(nodes=2, max_submit=3)), tmp_path / "runs", tmp_path / "told.txt"
     execution = {**EXECUTION, "on_end": f"echo told > {told}"}
-    study = linear_study(tmp_path / "study", execution=execution, grid={}, **{"finetune.time": 0.1 * SECOND})
+    study = linear_study(tmp_path / "study", execution=execution, grid={}, **{"finetune.time": 0.3 * SECOND})
     retain("submit", study, "--store", store, more=cluster.environment)
     wait_until(lambda: sum(run.is_done() for run in Store(store).runs()) == 2, "two stages done", 90)
-    wait_until(lambda: len(queue(cluster)) == 1, "the last stage is alone", 30)
+    wait_until(lambda: len(queue(cluster)) == 1, "the last stage is alone")
     for _ in range(2):
         submit(cluster, "true", "--hold")
     other = linear_study(tmp_path / "other", execution=EXECUTION, grid={}, study="other", seed=7)
@@ -202,12 +204,12 @@ def test_the_end_of_a_study_is_told_before_its_last_job_waits_for_room(
 
 def test_a_job_tells_scancel_from_requeue_and_from_a_preemption_that_cancels(slurm: Cluster, tmp_path: Path) -> None:
     ask = "from retain.launchers.slurm import client; print(client.own_job_is_cancelled()); print(client.is_stopped_early())"
-    script = f"trap '{sys.executable} -c \"{ask}\"; exit' TERM; while :; do sleep 0.2; done"
+    script = f"trap '{sys.executable} -c \"{ask}\"; exit' TERM; echo listens; while :; do sleep 0.2; done"
     deeds = {"scancel": ["scancel"], "requeue": ["scontrol", "requeue"], "preempted": []}
     jobs = {deed: submit(slurm, script, "--partition=low", output=tmp_path / deed) for deed in deeds}
-    for job_id in jobs.values():
-        wait_for_state(slurm, job_id, "RUNNING")
-    time.sleep(1)  # until the shell listens
+    wait_until(
+        lambda: all((tmp_path / deed).exists() and (tmp_path / deed).read_text() for deed in deeds), "all listen"
+    )
     for deed, command in deeds.items():
         if command:
             call(slurm, *command, jobs[deed])
@@ -245,7 +247,7 @@ def test_a_job_that_is_requeued_by_others_does_not_say_that_it_cannot(
     study = linear_study(tmp_path / "study", execution=EXECUTION, grid=one, **{"pretrain.time": 4 * 0.01 * SECOND})
     store = tmp_path / "runs"
     retain("submit", study, "--store", store, more=slurm.environment)
-    wait_until(lambda: any(run.is_running() and run.state().attempts for run in Store(store).runs()), "training", 60)
+    wait_until(lambda: any(run.is_running() and run.state().attempts for run in Store(store).runs()), "training")
     (training,) = [run for run in Store(store).runs() if run.is_running()]
     (job_id,) = [one for one, state in queue(slurm).items() if state == "RUNNING"]
     if cause == "an operator requeues it":
@@ -253,7 +255,7 @@ def test_a_job_that_is_requeued_by_others_does_not_say_that_it_cannot(
     else:
         node = job(slurm, job_id)["NodeList"]
         call(slurm, "scontrol", "update", f"nodename={node}", "state=down", "reason=maintenance")
-        wait_until(lambda: not training.is_running(), "the run to stop", 60)
+        wait_until(lambda: not training.is_running(), "the run to stop")
         call(slurm, "scontrol", "update", f"nodename={node}", "state=resume")
     wait_for_the_end(slurm)
     assert {row["state"] for row in statuses(slurm, study, store).values()} == {"done"}
@@ -272,7 +274,7 @@ def test_a_job_that_waits_for_more_than_its_partition_allows_names_the_field_and
     try:
         retain("submit", study, high, "--store", store, more=slurm.environment)
         call(slurm, *partition, "state=up", "MaxTime=3")
-        wait_until(lambda: "PartitionTimeLimit" in reasons(slurm, study, store), "SLURM's reason", 30)
+        wait_until(lambda: "PartitionTimeLimit" in reasons(slurm, study, store), "SLURM's reason")
         assert "lower execution.slurm.minutes, then cancel and retry its study" in reasons(slurm, study, store)
         for verb in ("cancel", "retry"):
             retain(verb, study, high, "execution.slurm.minutes=3", "--store", store, more=slurm.environment)

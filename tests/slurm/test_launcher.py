@@ -28,18 +28,21 @@ from tests.studies import SECOND, linear_study, replaced, tiny_study
 pytestmark = pytest.mark.slurm
 
 
-def submitted(cluster: Cluster, folder: Path, **overrides: Any) -> Chaos:
-    """A linear study of two branches that has been submitted; its pretrainings take some seconds."""
-    fields = {"pretrain.time": 2 * 0.01 * SECOND, "execution": SLOW["execution"]} | overrides
-    chaos = Chaos(cluster, linear_study(folder / "study", **fields), folder / "runs", random.Random(1))
-    chaos.retain("submit", chaos.study)
+MINUTE = 60 * 0.01 * SECOND
+"""The time of a linear stage that a test ends before it is done."""
+
+
+def submitted(cluster: Cluster, folder: Path, *options: str, **overrides: Any) -> Chaos:
+    """A linear study of two branches that has been submitted with these options."""
+    study = linear_study(folder / "study", **{"execution": SLOW["execution"]} | overrides)
+    chaos = Chaos(cluster, study, folder / "runs", random.Random(1))
+    chaos.retain("submit", chaos.study, *options)
     return chaos
 
 
 def held(cluster: Cluster, folder: Path, **overrides: Any) -> Chaos:
     """The same, and SLURM starts none of its jobs."""
-    execution = replaced(SLOW["execution"], {"slurm.extra": {"hold": True}})
-    return submitted(cluster, folder, execution=execution, **overrides)
+    return submitted(cluster, folder, "execution.slurm.extra={hold: true}", **overrides)
 
 
 def running(chaos: Chaos) -> Run | None:
@@ -116,10 +119,11 @@ def test_a_drill_on_slurm_finds_no_difference(slurm: Cluster, tmp_path: Path) ->
 
 
 def test_a_cancelled_branch_ends_alone_and_retry_resumes_it(slurm: Cluster, tmp_path: Path) -> None:
-    chaos = submitted(slurm, tmp_path, grid={"pretrain.exposure": [0, 1]})
+    chaos = held(slurm, tmp_path, grid={"pretrain.exposure": [0, 1]})
     doomed = next(run["key"] for run in chaos.status() if run["stage"] == "posttrain")
     assert "2 runs cancelled" in chaos.retain("cancel", doomed).stdout
-    wait_until(lambda: not queue(slurm), "queue empty", 120)
+    call(slurm, "scontrol", "release", *queue(slurm))
+    wait_until(lambda: not queue(slurm), "queue empty")
     states = {run["key"]: run["state"] for run in chaos.status()}
     assert sorted(states.values()) == ["cancelled"] * 2 + ["done"] * 4
     chaos.retain("retry", chaos.study)
@@ -129,24 +133,24 @@ def test_a_cancelled_branch_ends_alone_and_retry_resumes_it(slurm: Cluster, tmp_
 
 
 def test_a_run_that_is_cancelled_while_it_trains_stays_cancelled(slurm: Cluster, tmp_path: Path) -> None:
-    chaos = submitted(slurm, tmp_path)
-    wait_until(lambda: running(chaos) is not None, "training", 60)
+    chaos = submitted(slurm, tmp_path, **{"pretrain.time": MINUTE})
+    wait_until(lambda: running(chaos) is not None, "training")
     training = running(chaos)
     assert training is not None
     assert "4 runs cancelled" in chaos.retain("cancel", training.key).stdout
-    wait_until(lambda: not training.is_running(), "the run to stop", 60)
+    wait_until(lambda: not training.is_running(), "the run to stop")
     assert training.state().state == "cancelled"
     assert training.state().attempts[-1].end is not None
     assert sum(run["state"] == "cancelled" for run in chaos.status()) == 4
 
 
 def test_scancel_of_a_job_cancels_its_run_and_retry_resumes_the_branch(slurm: Cluster, tmp_path: Path) -> None:
-    chaos = submitted(slurm, tmp_path, grid={"pretrain.exposure": [1]})
-    wait_until(lambda: running(chaos) is not None, "training", 60)
+    chaos = submitted(slurm, tmp_path, grid={"pretrain.exposure": [1]}, **{"pretrain.time": MINUTE})
+    wait_until(lambda: running(chaos) is not None, "training")
     job = chaos.running_job()
     assert job is not None
     call(slurm, "scancel", job)
-    wait_until(lambda: not queue(slurm), "queue empty", 60)
+    wait_until(lambda: not queue(slurm), "queue empty")
     by_stage = {run["stage"]: run for run in chaos.status()}
     assert by_stage["pretrain"]["state"] == "cancelled"
     assert by_stage["pretrain"]["reason"] == f"by scancel of job {job}"
@@ -211,8 +215,8 @@ def test_status_works_while_the_controller_is_away_and_says_so(slurm: Cluster, t
 def test_jobs_that_cancel_could_not_end_while_the_controller_was_away_end_with_the_next_cancel(
     slurm: Cluster, tmp_path: Path
 ) -> None:
-    chaos = submitted(slurm, tmp_path, grid={"pretrain.exposure": [1]}, **{"pretrain.time": 60 * 0.01 * SECOND})
-    wait_until(lambda: running(chaos) is not None, "training", 60)
+    chaos = submitted(slurm, tmp_path, grid={"pretrain.exposure": [1]}, **{"pretrain.time": MINUTE})
+    wait_until(lambda: running(chaos) is not None, "training")
     stop_controller(slurm)
     try:
         said = chaos.retain("cancel", chaos.study, code=3).stderr
@@ -221,7 +225,7 @@ def test_jobs_that_cancel_could_not_end_while_the_controller_was_away_end_with_t
     assert "3 runs marked as cancelled; cancelling again ends the jobs" in said
     assert len(queue(slurm)) == 3
     assert "3 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
-    wait_until(lambda: not queue(slurm), "queue empty", 60)
+    wait_until(lambda: not queue(slurm), "queue empty")
     assert "0 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
 
 

@@ -1,6 +1,10 @@
 """Packs of fine-tunings on a real SLURM: one job trains several runs."""
 
+import os
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,19 +75,32 @@ def in_training(run: Run) -> bool:
     return state.state == "running" and state.progress.tokens > 0
 
 
+@contextmanager
+def paused(run: Run) -> Iterator[None]:
+    """Halt the process that trains this run, so that it is not done before what the block does to it is done."""
+    pid = run.state().attempts[-1].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_a_preempted_pack_resumes_and_a_run_that_fails_stops_no_other(
     slurm: Cluster, calm: Path, tmp_path: Path
 ) -> None:
-    packed = Packed(slurm, calm, tmp_path, [0.005, 5, 0.01, 0.02])
+    rates = [0.02, 5, 0.005, 0.01]
+    packed = Packed(slurm, calm, tmp_path, rates)
     packed.retain("submit", packed.study)
     assert len(queue(slurm)) == 1
     (job,) = queue(slurm)
     assert set(packed.jobs().values()) == {job}
-    third = packed.finetuning(0.01)
+    third = packed.finetuning(0.005)
     wait_until(lambda: in_training(third), "the third to be trained", 300)
-    call(slurm, "scancel", "--signal=USR2", job)
+    with paused(third):
+        call(slurm, "scancel", "--signal=USR2", job)
     packed.wait_for_the_end()
-    states = {rate: packed.finetuning(rate).state() for rate in (0.005, 5, 0.01, 0.02)}
+    states = {rate: packed.finetuning(rate).state() for rate in rates}
     assert [state.state for state in states.values()] == ["done", "failed", "done", "done"]
     assert [len(state.attempts) for state in states.values()] == [1, 1, 2, 1]
     assert {state.job_ids for state in states.values()} == {(job,)}
@@ -109,15 +126,16 @@ def test_a_run_that_another_process_trains_delays_no_other_of_its_pack(
     slurm: Cluster, calm: Path, tmp_path: Path
 ) -> None:
     packed = Packed(slurm, calm, tmp_path, RATES)
-    packed.retain("submit", packed.study)
+    packed.retain("submit", packed.study, "execution.slurm.extra={hold: true}")
     first = packed.finetuning(RATES[0])
     lease = take_lease(first.lease)
     assert lease is not None
     state = replace(first.state(), state="running")
     put_state(first, state)
+    call(slurm, "scontrol", "release", *queue(slurm))
     others = [packed.finetuning(rate) for rate in RATES[1:]]
-    wait_until(lambda: all(run.is_done() for run in others), "the others to be done", 120)
-    wait_until(lambda: "RUNNING" not in queue(slurm).values(), "the job to go back to the queue", 60)
+    wait_until(lambda: all(run.is_done() for run in others), "the others to be done")
+    wait_until(lambda: "RUNNING" not in queue(slurm).values(), "the job to go back to the queue")
     assert (first.state(), len(queue(slurm))) == (state, 1)
     lease.release()
     packed.retain("cancel", packed.study)
@@ -129,8 +147,9 @@ def test_runs_of_a_pack_are_cancelled_alone_and_retried(slurm: Cluster, calm: Pa
     packed.retain("submit", packed.study)
     first, last = packed.finetuning(RATES[0]), packed.finetuning(RATES[-1])
     wait_until(lambda: in_training(first), "the first to be trained", 300)
-    packed.retain("cancel", first.key)
-    packed.retain("cancel", last.key)
+    with paused(first):
+        packed.retain("cancel", first.key)
+        packed.retain("cancel", last.key)
     packed.wait_for_the_end()
     states = [packed.finetuning(rate).state() for rate in RATES]
     assert [state.state for state in states] == ["cancelled", "done", "cancelled"]

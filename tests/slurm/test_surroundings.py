@@ -47,7 +47,7 @@ def test_a_users_defaults_for_slurms_commands_change_nothing(slurm: Cluster, tmp
     retain("cancel", *held, more=own)
     wait_until(lambda: not queue(slurm), "the held jobs to be cancelled")
     retain("submit", study, "--store", tmp_path / "runs", more=own)
-    wait_until(lambda: not queue(slurm), "queue empty", 90)
+    wait_until(lambda: not queue(slurm), "queue empty")
     assert {run.state().state for run in Store(tmp_path / "runs").runs()} == {"done"}
 
 
@@ -58,12 +58,19 @@ def test_setup_lines_that_end_a_job_are_named_with_its_log(slurm: Cluster, tmp_p
     )
     retain("submit", study, "--store", store, more=slurm.environment)
     first = next(run for run in Store(store).runs() if run.spec()["stage"] == "pretrain")
-    wait_until(lambda: bool(first.state().reason), "the setup lines to fail", 60)
-    reason = str(first.state().reason)
+    wait_until(lambda: bool(first.state().reason), "the setup lines to fail")
+    # Its job waits some seconds in the queue before it starts again: let it wait until all is read.
+    call(slurm, "scontrol", "update", "partitionname=low", "state=down")
+    try:
+        reason = str(first.state().reason)
+        printed = retain("logs", first.key, "--store", store, more=slurm.environment).stdout
+        shown = retain_json("status", study, "--store", store, more=slurm.environment)["runs"]
+    finally:
+        call(slurm, "scontrol", "update", "partitionname=low", "state=up")
     assert "ended in its setup lines (execution.slurm.setup) with code 1; its log is " in reason
     assert "from the setup lines" in Path(reason.rpartition(" ")[2]).read_text()
-    assert "from the setup lines" in retain("logs", first.key, "--store", store, more=slurm.environment).stdout
-    rows = {row["stage"]: row for row in retain_json("status", study, "--store", store, more=slurm.environment)["runs"]}
+    assert "from the setup lines" in printed
+    rows = {row["stage"]: row for row in shown}
     assert rows["pretrain"]["reason"].endswith(reason)
     assert rows["posttrain"]["reason"] == f"Dependency: pretrain {first.key[:8]} is queued"
 
@@ -71,7 +78,7 @@ def test_setup_lines_that_end_a_job_are_named_with_its_log(slurm: Cluster, tmp_p
 def test_setup_lines_with_set_e_run_before_a_stage_that_trains(slurm: Cluster, tmp_path: Path) -> None:
     study = small(tmp_path, **{"execution.slurm.setup": ["set -eu", "export LEVEL=1"]})
     retain("submit", study, "--store", tmp_path / "runs", more=slurm.environment)
-    wait_until(lambda: not queue(slurm), "queue empty", 90)
+    wait_until(lambda: not queue(slurm), "queue empty")
     assert {run.state().state for run in Store(tmp_path / "runs").runs()} == {"done"}
 
 

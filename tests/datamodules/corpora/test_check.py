@@ -121,7 +121,7 @@ def test_an_unreachable_hub_is_reported_once_and_within_seconds(tmp_path: Path) 
     checkpoint = f"model={{hf: {TOKENIZER}, revision: main}}"
     start = time.monotonic()
     output = retain_json("data", study, checkpoint, "--check", code=3, more={"HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
     first, *others = [row["problem"] for row in output["checks"]]
     assert [row["name"] for row in output["checks"][:2]] == ["model", "tokenizer"]
     assert "the hub does not answer" in first
