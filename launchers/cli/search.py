@@ -121,7 +121,8 @@ def _search_here(study: str, words: Sequence[str], store: Path, request: "Search
     """Search until the trials or the budget are used up. Raises KeyboardInterrupt once everything is saved."""
     from retain.launchers.search.console import print_summary
     from retain.launchers.search.request import register_search
-    from retain.launchers.stage.attempt import make_attempt
+    from retain.launchers.search.submission import searched_by
+    from retain.launchers.stage.attempt import RunBusyError, make_attempt
     from retain.launchers.stage.ranks import Ranks
     from retain.launchers.stage.signals import AttemptStopped, StopRequest
     from retain.results.store.study_files import SUMMARY, read_summary
@@ -133,6 +134,8 @@ def _search_here(study: str, words: Sequence[str], store: Path, request: "Search
         make_attempt(searched.store, run.key, Ranks(), stop)
     except AttemptStopped:
         raise KeyboardInterrupt from None
+    except RunBusyError as busy:  # another search was started at the same time
+        raise busy if run.is_done() else StudyError(searched_by(searched)) from None
     except StageFailedError as failed:
         # The error that the user can fix is the innermost cause.
         cause: BaseException | None = failed

@@ -16,7 +16,7 @@ from retain.launchers.search.ray.cluster import check_stages
 from retain.launchers.search.request import SearchRequest, job_execution, register_search
 from retain.launchers.slurm.client import has_slurm, live_jobs
 from retain.launchers.slurm.partitions import read_limits
-from retain.results.store.lease import held_by, is_held, read_owner
+from retain.results.store.lease import held_by, holder, is_held, read_owner
 from retain.results.store.runs import Run, Store
 from retain.results.store.study_files import HISTORY, POINTS_STUDY, search_run, study_folder
 from retain.sweeps.base.errors import MissingResourceError, StudyError
@@ -101,13 +101,18 @@ def cancel_search(store: Store, study: str) -> list[str] | None:
     return stages if stages or cancelled else None
 
 
+def searched_by(searched: SearchedStudy) -> str:
+    """Who searches a study, and what to do, as a sentence."""
+    who = holder(searched.run.lease)
+    return f"{searched.name}: {who} is searching this study in this store; wait for it, or cancel the search"
+
+
 def _refuse_second_search(searched: SearchedStudy, launcher: str) -> None:
     """Raise StudyError if another process, or a SLURM job, searches the study."""
     study, run = searched.name, searched.run
     owner = read_owner(run.lease)
     if owner is not None and owner.job_id is None and is_held(run.lease):
-        where = f"process {owner.pid}" if owner.is_here() else f"a process on {owner.host}"
-        raise StudyError(f"{study}: {where} is searching this study in this store; wait for it, or stop it")
+        raise StudyError(searched_by(searched))
     if launcher != "ray" or not has_slurm():
         return
     try:

@@ -18,7 +18,7 @@ from retain.launchers.stage.log import BUSY, FAILED, NO_ROOM, STOPPED
 from retain.launchers.stage.rank_failures import agree_on_failure, described_failure
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
-from retain.results.store.lease import Lease, wait_for_lease
+from retain.results.store.lease import Lease, holder, wait_for_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import DamageError, RetainError, StageFailedError
@@ -142,7 +142,7 @@ def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
 def _take_lease(run: Run) -> Lease:
     lease = wait_for_lease(run.lease, None, lambda owner: LEASE_PATIENCE_S, every_s=0.1)
     if lease is None:
-        raise RunBusyError(f"{run.key}: another process is training this run; wait for it, or stop it")
+        raise RunBusyError(f"{run.key}: {holder(run.lease)} is training this run; wait for it, or stop it")
     if run.is_done():  # the process that held the lease has just finished the run
         lease.release()
         raise RunBusyError(f"{run.key}: another process has finished this run")

@@ -227,6 +227,12 @@ def read_owner(path: Path) -> Owner | None:
     return claim.owner if claim else None
 
 
+def holder(path: Path) -> str:
+    """Who holds a lease, as the subject of a sentence."""
+    owner = read_owner(path)
+    return "another process" if owner is None or owner == UNREADABLE else _in_words(owner)
+
+
 def held_by(path: Path) -> str:
     """Who holds a lease, and how long others wait for it, as a clause."""
     claim = _highest_claim(path)
@@ -238,10 +244,13 @@ def held_by(path: Path) -> str:
             f"{_claim_file(path, claim.number)} cannot be read, so its owner is unknown: waiting until the owner ends "
             f"{silence}; if no process works on it, delete this file"
         )
-    job = f" (job {owner.job_id})" if owner.job_id else ""
-    if owner.is_here():
-        return f"process {owner.pid}{job} on this machine holds the lease: waiting until that process ends"
-    return f"process {owner.pid} on {owner.host}{job} holds the lease: waiting until that process ends {silence}"
+    sentence = f"{_in_words(owner)} holds the lease: waiting until that process ends"
+    return sentence if owner.is_here() else f"{sentence} {silence}"
+
+
+def _in_words(owner: Owner) -> str:
+    where = "this machine" if owner.is_here() else owner.host
+    return f"process {owner.pid} on {where}{f' (job {owner.job_id})' if owner.job_id else ''}"
 
 
 def claim_problem(path: Path) -> str | None:

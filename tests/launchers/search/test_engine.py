@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from retain.launchers.planning.opened_study import open_study
 from retain.launchers.search.attempt import run_search
 from retain.launchers.search.budget import Budget, parse_budget
-from retain.launchers.search.derived_studies import open_search
+from retain.launchers.search.derived_studies import SearchedStudy, open_search
 from retain.launchers.search.engine import Search
 from retain.launchers.search.history import open_history
 from retain.launchers.search.request import SearchRequest, register_search
@@ -20,7 +21,9 @@ from retain.launchers.search.summary import summary_document
 from retain.launchers.stage.attempt import make_attempt
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
+from retain.results.store.lease import take_lease
 from retain.results.store.loss_table import trial_rows
+from retain.results.store.runs import Run
 from retain.results.store.state import State
 from retain.results.store.study_files import search_run
 from retain.results.tensorboard.views import link_runs
@@ -29,6 +32,7 @@ from tests.conftest import Trained
 from tests.launchers.search.searches import THEORY, block, finish, searching
 from tests.results.runs import finish as finish_run
 from tests.results.runs import put_state
+from tests.retain import retain_here
 from tests.studies import tiny_fields, tiny_study
 
 OPTIMUM = block(axes={"pretrain.exposure": {"uniform": [0, 0.95]}}, trials=6, searcher="tpe")
@@ -217,6 +221,23 @@ def test_every_start_of_a_search_here_tries_again_what_failed_however_the_one_be
         with contextlib.suppress(AttemptStopped, Killed):
             make_attempt(opened.store, run.key, Ranks(), StopRequest())
     assert seen == ["planned", "planned"]
+
+
+@pytest.mark.parametrize("first", ["before", "meanwhile"])
+def test_a_second_search_at_the_same_time_is_told_which_process_has_the_study(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(searched: SearchedStudy, request: SearchRequest) -> Run:
+        run = register_search(searched, request)
+        assert take_lease(run.lease)
+        return run
+
+    monkeypatch.setattr("retain.launchers.search.request.register_search", taken)
+    if first == "before":
+        taken(open_search("theory", [OPTIMUM], tmp_path, lambda *_: None), SearchRequest("ray", None, "H100"))
+    said = retain_here("search", "theory", OPTIMUM, "--store", tmp_path, code=StudyError.exit_code).stderr
+    who = f"process {os.getpid()} on this machine"
+    assert f"theory: {who} is searching this study in this store; wait for it, or cancel the search" in said
 
 
 def test_a_changed_study_begins_a_new_history_and_keeps_the_old_one(tmp_path: Path) -> None:
