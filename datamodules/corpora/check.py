@@ -10,7 +10,7 @@ from typing import Literal
 from retain.datamodules.corpora.checkpoints.files import local_checkpoint
 from retain.datamodules.corpora.checkpoints.weights import INDEX, SINGLE
 from retain.datamodules.corpora.documents import read_documents
-from retain.datamodules.corpora.find import local_folder
+from retain.datamodules.corpora.find import data_set_folder, local_folder
 from retain.datamodules.corpora.hub import COMMIT, HubUnreachableError, Repository, is_on_hub, look_up
 from retain.datamodules.corpora.responses.marked import text_of
 from retain.datamodules.corpora.sources import checkpoint_source, checkpoints_of
@@ -120,6 +120,8 @@ def _check_corpus(name: str, corpus: Corpus, file: StudyFile, ask: LookUp) -> Ch
             revision = corpus.revision or "main"
             assert corpus.hf is not None
             commit = ask("dataset", corpus.hf, revision).commit
+        else:
+            data_set_folder(corpus, file.folder, corpus.revision)
         pinned_corpus = corpus.model_copy(update={"revision": commit}) if on_hub else corpus
         begins = text_of(next(read_documents(pinned_corpus, file.folder)))[:200]
         if (held := pinned_corpus.heldout_corpus) is not None:

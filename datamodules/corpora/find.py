@@ -136,7 +136,7 @@ def local_folder(named: str, folder: Path, field: str, revision: str | None = No
     if place.is_dir():
         if revision is not None:
             raise StudyError(
-                f"{field}{named} is a local folder, which has no revisions; remove revision: {revision}, or name a model on "
+                f"{field}{named} is a local folder, which has no revisions; remove revision: {revision}, or name an id on "
                 "Hugging Face"
             )
         return place
@@ -145,14 +145,14 @@ def local_folder(named: str, folder: Path, field: str, revision: str | None = No
     return None
 
 
-def data_set_folder(corpus: Corpus, folder: Path) -> str | None:
+def data_set_folder(corpus: Corpus, folder: Path, revision: str | None = None) -> str | None:
     """Return the local data set folder that `hf` names, relative to the study file; None for an id or a format.
 
-    Raises as `local_folder` does.
+    revision: as in `local_folder`. Raises as it does.
     """
     if corpus.hf is None or corpus.files is not None:
         return None
-    place = local_folder(corpus.hf, folder, "hf: ")
+    place = local_folder(corpus.hf, folder, "hf: ", revision)
     return None if place is None else str(place)
 
 

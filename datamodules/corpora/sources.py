@@ -351,7 +351,7 @@ def source_identity(corpus: fields.Corpus, folder: Path, remote: bool = True) ->
         source["in_turn"] = corpus.in_turn
     if corpus.package is not None:
         source["versions"] = package_versions(corpus.package)
-    if (patterns := corpus.files or data_set_folder(corpus, folder)) is not None:
+    if (patterns := corpus.files or data_set_folder(corpus, folder, corpus.revision)) is not None:
         try:
             found = [_file_identity(file) for file in find_sources(patterns, folder, remote=remote)]
         except OSError as error:  # removed just now

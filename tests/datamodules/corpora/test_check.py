@@ -148,3 +148,11 @@ def test_a_damaged_local_tokeniser_does_not_resolve(tmp_path: Path) -> None:
     tokenizer = next(one for one in check_sources(read_study(str(study))) if one.name == "tokenizer")
     assert tokenizer.problem is not None
     assert "tokenizer.json cannot be read" in tokenizer.problem
+
+
+def test_a_revision_of_a_local_data_set_does_not_resolve(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.jsonl").write_text('{"text": "one"}\n')
+    study = write_study(tmp_path, {"a": {"hf": "./mine", "revision": "v1.0"}}, {"train": 300})
+    corpus = next(one for one in check_sources(read_study(str(study))) if one.name == "corpora.a")
+    assert "./mine is a local folder, which has no revisions; remove revision: v1.0" in str(corpus.problem)

@@ -116,8 +116,9 @@ def test_a_plan_says_what_is_wrong_with_an_unprepared_checkpoint_in_one_sentence
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"model": {"hf": "gpt2", "revision": "v1.0"}, "tokenizer": None}, "model"),
-        ({"tokenizer": {"hf": "gpt2", "revision": "v1.0"}}, "tokenizer"),
+        ({"model": {"hf": "gpt2", "revision": "v1.0"}, "tokenizer": None}, "model.hf"),
+        ({"tokenizer": {"hf": "gpt2", "revision": "v1.0"}}, "tokenizer.hf"),
+        ({"corpora.music": {"hf": "gpt2", "revision": "v1.0"}}, "corpora.music: hf"),
     ],
 )
 def test_a_plan_refuses_a_revision_of_a_local_folder(
@@ -128,7 +129,7 @@ def test_a_plan_refuses_a_revision_of_a_local_folder(
     with pytest.raises(StudyError) as refused:
         retain.plan(str(study), store=tmp_path / "runs")
     assert str(refused.value) == (
-        f"tiny.yaml: {field}.hf: gpt2 is a local folder, which has no revisions; remove revision: v1.0, or name a model on "
+        f"tiny.yaml: {field}: gpt2 is a local folder, which has no revisions; remove revision: v1.0, or name an id on "
         "Hugging Face"
     )
 
