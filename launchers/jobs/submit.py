@@ -41,7 +41,7 @@ from retain.launchers.planning.key_report import tell_edit
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.preparation import record_runs
 from retain.launchers.planning.register import register
-from retain.launchers.slurm.client import is_full, live_jobs, refusal, release_jobs, require_slurm
+from retain.launchers.slurm.client import QueueFullError, live_jobs, refused, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.slurm.partitions import Limits, read_config, read_limits
 from retain.launchers.stage.on_end import begin_launch
@@ -56,10 +56,6 @@ MOST_TASKS = 64
 """Tasks of one array that a job waits for by their own ids."""
 SUBMITTER_WAIT_S = 120.0
 """How long a submitter waits for another one on this machine. On another machine, until its silence shows that it is dead."""
-
-
-class QueueFullError(MissingResourceError):
-    """The user has as many jobs as the site allows."""
 
 
 @dataclass(frozen=True)
@@ -356,7 +352,7 @@ def _submit_what_fits(store: Store, family: Family, dependency: str | None, code
 
 
 def _submit(store: Store, family: Family, dependency: str | None, code: Path) -> Submission:
-    """Call sbatch once for a family. Raises QueueFullError or MissingResourceError if SLURM refuses it."""
+    """Call sbatch once for a family. Raises QueueFullError, NoAnswerError or MissingResourceError if SLURM refuses it."""
     # 1. Write the record before the call, with a token that becomes part of the job's name.
     submission = new_submission(family.keys, family.pack, label_of(family))
     write_submission(store, submission)
@@ -381,9 +377,7 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
         if found:
             return replace(submission, job_id=_adopt(store, submission, next(iter(found))))
         settle_unanswered(store)
-        kind = QueueFullError if is_full(str(error)) else MissingResourceError
-        why = refusal(str(error))
-        raise kind(f"SLURM: sbatch refused {family.stage} {family.keys[0][:8]}: {why}") from error
+        raise refused(f"{family.stage} {family.keys[0][:8]}", str(error)) from error
 
 
 def _adopt(store: Store, submission: Submission, job_id: str) -> str:
