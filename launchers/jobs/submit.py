@@ -41,15 +41,7 @@ from retain.launchers.planning.key_report import tell_edit
 from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.preparation import record_runs
 from retain.launchers.planning.register import register
-from retain.launchers.slurm.client import (
-    NoAnswerError,
-    is_away,
-    is_full,
-    live_jobs,
-    refusal,
-    release_jobs,
-    require_slurm,
-)
+from retain.launchers.slurm.client import QueueFullError, live_jobs, refused, release_jobs, require_slurm
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.slurm.partitions import Limits, read_config, read_limits
 from retain.launchers.stage.on_end import begin_launch
@@ -65,10 +57,6 @@ MOST_TASKS = 64
 """Tasks of one array that a job waits for by their own ids."""
 SUBMITTER_WAIT_S = 120.0
 """How long a submitter waits for another one on this machine. On another machine, until its silence shows that it is dead."""
-
-
-class QueueFullError(MissingResourceError):
-    """The user has as many jobs as the site allows."""
 
 
 @dataclass(frozen=True)
@@ -394,10 +382,7 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
         if found:
             return replace(submission, job_id=_adopt(store, submission, next(iter(found))))
         settle_unanswered(store)
-        refused = NoAnswerError if is_away(str(error)) else MissingResourceError
-        kind = QueueFullError if is_full(str(error)) else refused
-        why = refusal(str(error))
-        raise kind(f"SLURM: sbatch refused {family.stage} {family.keys[0][:8]}: {why}") from error
+        raise refused(f"{family.stage} {family.keys[0][:8]}", str(error)) from error
 
 
 def _adopt(store: Store, submission: Submission, job_id: str) -> str:

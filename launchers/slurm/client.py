@@ -67,6 +67,10 @@ class NoAnswerError(MissingResourceError):
     """SLURM's controller does not answer at the moment."""
 
 
+class QueueFullError(MissingResourceError):
+    """The user has as many jobs as SLURM allows."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A job, or one task of an array, that has not ended."""
@@ -328,6 +332,12 @@ def asked_patiently(question: Callable[[], Answer]) -> Answer:
                 raise
             waiting.say(str(error))
             time.sleep(ASK_AGAIN_S)
+
+
+def refused(what: str, printed: str) -> MissingResourceError:
+    """The error for a job that sbatch refused. what: the first run of the job."""
+    kind = NoAnswerError if re.search(NO_ANSWER, printed) else MissingResourceError
+    return (QueueFullError if is_full(printed) else kind)(f"SLURM: sbatch refused {what}: {refusal(printed)}")
 
 
 def refusal(printed: str) -> str:
