@@ -11,8 +11,8 @@ from retain.results.store.loss_table import Row
 from retain.sweeps.schema.section import is_metric
 
 _FRONTIERS = (
-    "The recommended frontier minus that of the other recipe. More checkpoints alone make a frontier better, so only frontiers "
-    "of equally many are marked as better or worse"
+    "The recommended recipe's frontier minus that of the other recipe. More checkpoints alone make a frontier better, so only "
+    "frontiers of equally many are marked as better or worse"
 )
 
 
@@ -39,10 +39,12 @@ def axis_table(effects: Sequence[AxisEffect], higher: Collection[str], unit: str
 
 
 def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Frontiers and losses of the recommended recipe against every other; empty if the study compares no recipes."""
+    """Frontiers and losses of each recommended recipe against every other; empty if the study compares no recipes."""
     frontiers: Rows = [
         [
-            f"({SYMBOLS[one.plane.y]} over {SYMBOLS[one.plane.x]}) {one.other}",
+            one.plane.name,
+            one.recipe,
+            one.other,
             _effect(one.gain, better=1 if _is_even(one) else 0),
             _effect(one.gap, better=-1 if _is_even(one) else 0),
             one.gain.seeds,
@@ -51,23 +53,26 @@ def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
         for one in frontier_contrasts(rows)
     ]
     losses: Rows = [
-        [f"{SYMBOLS[one.loss]} {one.other}", _effect(one.difference, better=-1), one.difference.seeds]
+        [SYMBOLS[one.loss], one.recipe, one.other, _effect(one.difference, better=-1), one.difference.seeds]
         for one in loss_contrasts(rows)
     ]
     columns = (
-        "plane and other recipe",
+        "plane",
+        "recipe",
+        "against",
         "hypervolume gained, squared nats (above 0 is better)",
         "height at equal x, nats (below 0 is better)",
         "seeds",
         "checkpoints per seed (at most)",
     )
     made = [
-        table("recipe-frontiers", _FRONTIERS, columns, frontiers),
+        table("recipe-frontiers", _FRONTIERS, columns, frontiers, filters=3),
         table(
             "recipe-losses",
-            "The recommended recipe's losses minus those of the other, over the same fine-tunings",
-            ("loss and other recipe", "difference, nats (below 0 is better)", "seeds"),
+            "The recommended recipe's losses minus those of the other recipe, over the same fine-tunings",
+            ("loss", "recipe", "against", "difference, nats (below 0 is better)", "seeds"),
             losses,
+            filters=3,
         ),
     ]
     return tuple(one for one in made if one.rows)
@@ -83,7 +88,7 @@ def _effect(effect: Effect, better: int) -> Cell:
 
     better: the side that is better; 0 for an effect that shows nothing either way.
     """
-    return Cell(str(effect), mark=_mark(effect, better)) if effect.seeds else Cell("no x in common")
+    return Cell(str(effect), effect.mean, _mark(effect, better)) if effect.seeds else Cell("no x in common")
 
 
 def _interval(effect: Effect, better: int) -> Cell:

@@ -45,7 +45,7 @@ def report_document(made: StudyReport) -> dict[str, Any]:
             for one in made.verdicts
         ],
         "recipes": [
-            {"plane": one.plane.name, "other": one.other, "checkpoints": one.checkpoints}
+            {"plane": one.plane.name, "recipe": one.recipe, "other": one.other, "checkpoints": one.checkpoints}
             | {"hypervolume_gain": _effect_fields(one.gain), "gap": _effect_fields(one.gap)}
             for one in frontier_contrasts(made.rows)
         ],

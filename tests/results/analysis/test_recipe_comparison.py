@@ -68,14 +68,29 @@ def test_losses_are_compared_over_the_same_fine_tunings() -> None:
     assert [one.checkpoints for one in frontier_contrasts(rows)] == [(3, 3), (3, 3)]
 
 
-def test_the_points_of_a_recommended_frontier_are_compared_as_one() -> None:
+def test_each_recipe_of_a_recommended_frontier_is_compared_with_as_many_checkpoints_and_all_together() -> None:
+    """A user has to choose one of them: pooled, their frontier is better by the number of its checkpoints alone."""
     rows = recipe_rows("recommended", "grid-best", "default")
     for row in rows:
         names = {"recommended": "frontier-0", "grid-best": "frontier-1"}
         row["axes"]["recipe"] = names.get(row["axes"]["recipe"], "default")
-    found = frontier_contrasts(rows)
-    assert [(one.other, one.checkpoints) for one in found] == [("default", (8, 4))] * 2
-    assert loss_contrasts(rows) == []
+    first, second, whole = found = frontier_contrasts(rows)[:3]
+    assert [(one.recipe, one.other, one.checkpoints) for one in found] == [
+        ("frontier-0", "default", (4, 4)),
+        ("frontier-1", "default", (4, 4)),
+        ("whole frontier", "default", (8, 4)),
+    ]
+    assert first.gain.mean > second.gain.mean
+    assert whole.gain.mean >= first.gain.mean
+    assert [(one.recipe, one.other) for one in loss_contrasts(rows)[:2]] == [
+        ("frontier-0", "default"),
+        ("frontier-1", "default"),
+    ]
+    frontiers, losses = recipe_tables(rows)
+    assert [[cell.text for cell in row[:3]] for row in (frontiers.rows[0], losses.rows[0])] == [
+        ["(L_ret, L_ft)", "frontier-0", "default"],
+        ["L_im", "frontier-0", "default"],
+    ]
 
 
 def test_without_recipes_or_before_training_there_are_no_tables() -> None:
@@ -90,11 +105,12 @@ def test_without_recipes_or_before_training_there_are_no_tables() -> None:
 
 def test_the_report_shows_effects_with_intervals_and_marks_certain_ones() -> None:
     frontiers, losses = recipe_tables(recipe_rows("recommended", "default"))
-    assert [row[0].text for row in frontiers.rows] == ["(L_ret over L_ft) default", "(L_pre over L_ret) default"]
-    assert "95% interval" in frontiers.rows[0][1].text
-    assert [cell.mark for cell in frontiers.rows[0][1:3]] == ["good", "good"]
-    assert frontiers.rows[0][4].text == "4 and 4"
-    assert [row[0].text for row in losses.rows] == [f"{name} default" for name in ("L_im", "L_ret", "L_ft", "L_pre")]
+    assert [row[0].text for row in frontiers.rows] == ["(L_ret, L_ft)", "(L_pre, L_ret)"]
+    assert {(row[1].text, row[2].text) for row in (*frontiers.rows, *losses.rows)} == {("recommended", "default")}
+    assert "95% interval" in frontiers.rows[0][3].text
+    assert [cell.mark for cell in frontiers.rows[0][3:5]] == ["good", "good"]
+    assert frontiers.rows[0][6].text == "4 and 4"
+    assert [row[0].text for row in losses.rows] == ["L_im", "L_ret", "L_ft", "L_pre"]
     # One seed gives no interval, so no effect is certain.
     frontiers, losses = recipe_tables(recipe_rows("recommended", "default", seeds=(0,)))
     assert {cell.mark for row in (*frontiers.rows, *losses.rows) for cell in row} == {""}
@@ -109,7 +125,7 @@ def test_the_page_of_the_confirming_study_shows_the_comparison(tmp_path: Path) -
             [(file, facts, rows)], expand(file, facts), Store(tmp_path), rows, [], [], origin
         ).read_text()
         assert ('<section id="section-recipes">' in page) is shown
-        assert ("The recommended frontier minus that of the other recipe" in page) is shown
+        assert ("recommended recipe&#39;s frontier minus that of the other recipe" in page) is shown
 
 
 def test_a_frontier_of_more_checkpoints_is_not_marked_as_better() -> None:
@@ -121,6 +137,6 @@ def test_a_frontier_of_more_checkpoints_is_not_marked_as_better() -> None:
         for number in (0, 1)
         if row["axes"]["recipe"] == "recommended"
     ]
-    for recommended, marks in ((rows, {"good"}), ([*twice, *rows[len(twice) // 2 :]], {""})):
-        frontiers, *_ = recipe_tables(recommended)
-        assert {cell.mark for row in frontiers.rows for cell in row[1:2]} == marks
+    frontiers, *_ = recipe_tables([*twice, *rows[len(twice) // 2 :]])
+    marks = {row[1].text: row[3].mark for row in frontiers.rows}
+    assert marks == {"frontier-0": "good", "frontier-1": "good", "whole frontier": ""}
