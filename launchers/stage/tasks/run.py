@@ -42,7 +42,6 @@ from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.tasks.answers import Answers
 from retain.launchers.stage.training.choose_numerics import Machine, begin_on_one_process
 from retain.lightning_modules.compiled import deterministic_kernels
-from retain.lightning_modules.models import on_device
 from retain.results.store.disk import SMALL_FILES, check_room
 from retain.results.store.runs import MEASURES
 from retain.results.store.state import Progress
@@ -70,7 +69,7 @@ def attempt(context: AttemptContext) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
         context.store.root / "tokenizers" / context.spec["tokenizer"], local_files_only=True
     )
-    model = on_device(measured_model(context, stage, recipe.get("average", 1.0)), machine.device)
+    model = machine.receive(measured_model(context, stage, recipe.get("average", 1.0)))
     if answers.saved:
         log_line(f"resumes after {len(answers.saved)} batches of requests")
     try:
@@ -113,6 +112,7 @@ def measure(
         tokenizer=tokenizer,
         batch_size=max(1, TOKENS_OF_A_BATCH // context),
         mixed_precision_dtype="bfloat16" if machine.bf16 else None,
+        softmax_dtype="float32",  # as held-out losses have it
     )
     harness.answers = answers
     found: Any = evaluate(

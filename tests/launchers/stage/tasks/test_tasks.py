@@ -23,7 +23,9 @@ from retain.launchers.search.summary import summary_document
 from retain.launchers.stage.attempt import make_attempt
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
+from retain.launchers.stage.training.choose_numerics import machine_of
 from retain.lightning_modules.models import load_model
+from retain.lightning_modules.objective import next_token_losses
 from retain.results.analysis.search_summary import violations
 from retain.results.report.search import describe_search
 from retain.results.store.loss_table import loss_at
@@ -134,6 +136,24 @@ def test_a_text_gives_the_perplexity_of_the_models_own_log_probabilities(measure
         assert found["rain/byte_perplexity"] == pytest.approx(math.exp(-total / size), rel=1e-5)
         assert found["rain/bits_per_byte"] == pytest.approx(-total / size / math.log(2), rel=1e-5)
     assert measures_of(measured.evaluation("rain"))["documents"] == 2
+
+
+def test_a_text_is_measured_in_bf16_as_held_out_losses_are(tmp_path: Path) -> None:
+    """Logits are in bf16, and losses in fp32: in bf16, the log-probability of a text would have three digits."""
+    execution = {"accelerator": "cpu", "precision": "bf16"}
+    fields = {"stages": ["pretrain"], "grid": {}, "execution": execution}
+    path = tiny_study(tmp_path, **fields, evaluate={"tasks": {"rain": {"path": "tasks/"}}})
+    write_tasks(tmp_path)
+    (trial,) = retain.run(str(leave_out(path, "posttrain", "finetune")), (), tmp_path / "runs").trials
+    run = Store(tmp_path / "runs").run(trial["keys"]["pretrain"])
+    tokenizer = stored_tokenizer(tmp_path / "runs", run.spec()["tokenizer"])
+    model, total = machine_of(run.execution()).receive(load_model(run.model)).eval(), 0.0
+    for text in TEXTS:
+        sequence = torch.tensor([[tokenizer.end_id, *tokenizer.encode([text])[0]]])
+        with torch.autocast("cpu", torch.bfloat16):
+            total += next_token_losses(model, sequence).item()
+    exact = math.exp(total / sum(len(text.encode()) for text in TEXTS))
+    assert trial["measures"]["pretrain"]["rain/byte_perplexity"] == pytest.approx(exact, rel=2e-4)
 
 
 def test_metrics_are_columns_of_results_frame_csv_and_report(
