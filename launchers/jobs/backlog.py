@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.submissions import is_attended, read_backlog, write_backlog
+from retain.launchers.jobs.submissions import is_attended, read_backlog, submission_lease, write_backlog
 from retain.launchers.slurm.client import asked_patiently, live_jobs, requeue_job
-from retain.launchers.slurm.partitions import read_limits
+from retain.launchers.slurm.partitions import Limits, read_limits, room_within
 from retain.launchers.stage.log import log_line
 from retain.results.store.runs import Run, Store
 from retain.sweeps.base.notices import Waiting
@@ -21,6 +21,10 @@ LAST_WAIT_S = 15.0
 LATER_S = 60
 LOOKED_AT = 200
 """The waiting runs that a job looks at together: each takes some ten reads, and there is room for few."""
+
+
+class _CarriedError(Exception):
+    """Another job carries the backlog."""
 
 
 def submit_backlog(store: Store) -> None:
@@ -60,40 +64,73 @@ def submit_dead(store: Store, run: Run) -> None:
 
 def _submit_and_is_last(store: Store, job: str) -> bool:
     """Submit as much of the backlog as there is room for. Returns whether only this job is left to submit the rest."""
-    # submitit takes a while to import.
-    from retain.launchers.jobs.submit import submission_lease
+    # 1. Many jobs may end together, and would wait for the lease in turn: without room, this one leaves the rest to another.
+    limits = read_limits()
+    room = room_within(limits)
+    is_full = room is not None and room <= 0
+    if is_full and read_backlog(store).carrier != job and _is_left_to_others(store, job):
+        return False
+    try:
+        with submission_lease(store, _leave_to_carrier(store, job)):
+            # 2. Submit what there is room for, without runs that a user has deleted since.
+            backlog, present = read_backlog(store), set(os.listdir(store.root))
+            keys = tuple(key for key in backlog.keys if key in present)
+            if keys != backlog.keys:
+                write_backlog(store, replace(backlog, keys=keys))
+            submitted = _submit_some(store, keys, limits)
+            if submitted:
+                log_line(f"submitted {counted(submitted, 'run')} that had waited for room")
+            # 3. Leave the rest to another job of this store, if there is one. Otherwise this job carries it: others leave it to
+            # this one.
+            if not read_backlog(store).keys or limits.jobs == 1 or _leaves_to_others(store, job):
+                return False
+            write_backlog(store, replace(read_backlog(store), carrier=job))
+            return True
+    except _CarriedError:
+        return False
 
-    with submission_lease(store):
-        # 1. Submit what there is room for, without runs that a user has deleted since.
-        backlog, present = read_backlog(store), set(os.listdir(store.root))
-        keys = tuple(key for key in backlog.keys if key in present)
-        if keys != backlog.keys:
-            write_backlog(store, replace(backlog, keys=keys))
-        submitted, limit = _submit_some(store, keys)
-        if submitted:
-            log_line(f"submitted {counted(submitted, 'run')} that had waited for room")
-        backlog = read_backlog(store)
-        if not backlog.keys or limit == 1:
-            return False
-        # 2. Leave the rest to another job of this store, if there is one.
-        others = {job_id: one for job_id, one in live_jobs().items() if job_id != job}
-        if is_attended(store, backlog, others):
-            return False
-        # 3. Otherwise this job becomes the one that others leave the rest to.
-        write_backlog(store, replace(backlog, carrier=job))
+
+def _is_left_to_others(store: Store, job: str) -> bool:
+    """Whether another job of this store will submit the backlog. One that is COMPLETING may have ended without."""
+    others = {job_id: one for job_id, one in live_jobs().items() if job_id != job and one.counts}
+    return is_attended(store, read_backlog(store), others)
+
+
+def _leaves_to_others(store: Store, job: str) -> bool:
+    """`_is_left_to_others`, after which no other job leaves the backlog to this one. For the holder of the submission lease."""
+    if not _is_left_to_others(store, job):
+        return False
+    if (backlog := read_backlog(store)).carrier != job:
         return True
+    # The other job may have ended meanwhile, and have left the backlog to its carrier, this job.
+    write_backlog(store, replace(backlog, carrier=None))
+    return _is_left_to_others(store, job)
 
 
-def _submit_some(store: Store, keys: Sequence[str]) -> tuple[int, int | None]:
-    """Submit some of these runs, looking at them only while there is room. Returns how many, and the user's limit of jobs."""
-    from retain.launchers.jobs.submit import room_within, settle_unanswered, submit_missing
+def _leave_to_carrier(store: Store, job: str) -> Callable[[], None]:
+    """A function to call while this job waits for the lease: it raises _CarriedError once another job carries the backlog."""
+    asked: set[str | None] = {job, None}
+
+    def look() -> None:
+        carrier = read_backlog(store).carrier
+        if carrier not in asked:
+            asked.add(carrier)
+            if carrier in {job_id for job_id, one in live_jobs([str(carrier)]).items() if one.counts}:
+                raise _CarriedError
+
+    return look
+
+
+def _submit_some(store: Store, keys: Sequence[str], limits: Limits) -> int:
+    """Submit some of these runs, looking at them only while there is room. Returns how many."""
+    # submitit takes a while to import.
+    from retain.launchers.jobs.submit import settle_unanswered, submit_missing
 
     settle_unanswered(store)
-    limits, submitted = read_limits(), 0
-    room = room_within(limits)
+    room, submitted = room_within(limits), 0
     for first in range(0, len(keys), LOOKED_AT):
         if room is not None and room <= 0:
             break
         result, room = submit_missing(store, keys[first : first + LOOKED_AT], limits, room)
         submitted += sum(len(one.keys) for one in result.jobs)
-    return submitted, limits.jobs
+    return submitted

@@ -13,16 +13,19 @@ import functools
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from retain.launchers.slurm.client import Job
+from retain.launchers.slurm.liveness import slurm_liveness
+from retain.results.store.lease import SILENCE_S, Owner, held_by, wait_for_lease
 from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
 from retain.sweeps.base.documents import read_document, write_document
-from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.errors import DamageError, MissingResourceError
+from retain.sweeps.base.notices import Waiting, notice
 
 INTENT, UNANSWERED, BACKLOG, LEASE = "intent.json", ".unanswered", "deferred.json", "lease.json"
 TOKEN_BYTES = 6
@@ -30,6 +33,8 @@ UNLABELLED = "retain"
 """The label of jobs that were submitted before names had labels."""
 LONGEST_LABEL = 60
 """Letters of a job's name before its token."""
+SUBMITTER_WAIT_S = 120.0
+"""How long a submitter waits for another one on this machine. On another machine, until its silence shows that it is dead."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,37 @@ def read_backlog(store: Store) -> Backlog:
 def write_backlog(store: Store, backlog: Backlog) -> None:
     """Replace the backlog. For the holder of the store's submission lease."""
     write_document(store.root / "submissions" / BACKLOG, asdict(backlog))
+
+
+@contextlib.contextmanager
+def submission_lease(store: Store, poll: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Allow one submitter of a store at a time. Raises MissingResourceError if another one holds the store for too long.
+
+    A submitter that is killed in between leaves unanswered submissions, which the next one settles.
+    poll: called several times a second while another one holds the store; an exception from it ends the waiting.
+    """
+    place = store.root / "submissions"
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / LEASE
+
+    def patience(owner: Owner | None) -> float:
+        return SUBMITTER_WAIT_S if owner is None or owner.is_here() else SILENCE_S + 60
+
+    def say(owner: Owner | None) -> None:
+        poll()
+        waiting.say(f"{held_by(path)}, at most {patience(owner):.0f} s")
+
+    waiting = Waiting(f"{place}: another process is submitting")
+    lease = wait_for_lease(path, slurm_liveness(), patience, say)
+    if lease is None:
+        raise MissingResourceError(f"{place}: another submitter has held the store for too long; try again later")
+    try:
+        yield
+    except KeyboardInterrupt:
+        notice("interrupted while jobs were submitted; submit again: that adds only what is missing")
+        raise
+    finally:
+        lease.release()
 
 
 def submission_folder(store: Store, token: str) -> Path:

@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,13 +24,13 @@ from retain.launchers.jobs.sbatch import (
     outside_job,
 )
 from retain.launchers.jobs.submissions import (
-    LEASE,
     Submission,
     forget_submission,
     is_attended,
     new_submission,
     read_backlog,
     submission_folder,
+    submission_lease,
     submitted_jobs,
     unanswered_submissions,
     write_backlog,
@@ -42,21 +42,15 @@ from retain.launchers.planning.opened_study import OpenedStudy, prepare_study
 from retain.launchers.planning.preparation import record_runs
 from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import QueueFullError, live_jobs, refused, release_jobs, require_slurm
-from retain.launchers.slurm.liveness import slurm_liveness
-from retain.launchers.slurm.partitions import Limits, read_config, read_limits
+from retain.launchers.slurm.partitions import Limits, read_config, read_limits, room_within
 from retain.launchers.stage.on_end import begin_launch
-from retain.results.store.lease import SILENCE_S, Owner, held_by, wait_for_lease
 from retain.results.store.runs import Store
 from retain.results.store.state import STOPPED, UNENDED
-from retain.sweeps.base.errors import MissingResourceError
-from retain.sweeps.base.notices import Waiting, notice
 from retain.sweeps.base.processes.many_writes import Count, each_written, uncounted
 from retain.sweeps.schema.sites import Site
 
 MOST_TASKS = 64
 """Tasks of one array that a job waits for by their own ids."""
-SUBMITTER_WAIT_S = 120.0
-"""How long a submitter waits for another one on this machine. On another machine, until its silence shows that it is dead."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +183,6 @@ def submit_leased(store: Store, keys: Sequence[str], study: str = "", count: Cou
     return replace(submitted, study=study, adopted=adopted, unattended=unattended)
 
 
-def room_within(limits: Limits) -> int | None:
-    """How many more jobs the user may have; None: no known limit."""
-    return None if limits.jobs is None else limits.jobs - sum(job.counts for job in live_jobs().values())
-
-
 def submit_missing(
     store: Store, keys: Sequence[str], limits: Limits, room: int | None, count: Count = uncounted
 ) -> tuple[Submitted, int | None]:
@@ -260,37 +249,6 @@ def settle_unanswered(store: Store) -> list[str]:
                     run.unqueue()
             forget_submission(store, submission.token)
     return adopted
-
-
-@contextlib.contextmanager
-def submission_lease(store: Store) -> Iterator[None]:
-    """Allow one submitter of a store at a time. Raises MissingResourceError if another one holds the store for too long.
-
-    A submitter that is killed in between leaves unanswered submissions, which the next one settles.
-    """
-    place = store.root / "submissions"
-    place.mkdir(parents=True, exist_ok=True)
-    path = place / LEASE
-
-    def patience(owner: Owner | None) -> float:
-        return SUBMITTER_WAIT_S if owner is None or owner.is_here() else SILENCE_S + 60
-
-    waiting = Waiting(f"{place}: another process is submitting")
-    lease = wait_for_lease(
-        path,
-        slurm_liveness(),
-        patience,
-        lambda owner: waiting.say(f"{held_by(path)}, at most {patience(owner):.0f} s"),
-    )
-    if lease is None:
-        raise MissingResourceError(f"{place}: another submitter has held the store for too long; try again later")
-    try:
-        yield
-    except KeyboardInterrupt:
-        notice("interrupted while jobs were submitted; submit again: that adds only what is missing")
-        raise
-    finally:
-        lease.release()
 
 
 def _submit_families(

@@ -15,11 +15,12 @@ from retain.launchers.jobs.submissions import (
     packed_with,
     read_backlog,
     read_submission,
+    submission_lease,
     submitted_job,
     submitted_jobs,
     write_backlog,
 )
-from retain.launchers.jobs.submit import submission_lease, submit_leased
+from retain.launchers.jobs.submit import submit_leased
 from retain.launchers.search.engine import Search
 from retain.launchers.slurm.client import Job, cancel_jobs, live_jobs
 from retain.launchers.slurm.liveness import slurm_liveness

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from retain.launchers.slurm.client import ask, seconds
+from retain.launchers.slurm.client import ask, live_jobs, seconds
 from retain.sweeps.base.errors import MissingResourceError
 
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
@@ -71,6 +71,11 @@ def read_limits(config: Mapping[str, str] | None = None) -> Limits:
     """The cluster's largest array, and the user's MaxSubmitJobs if accounting knows one. config: asked for if it is None."""
     size = (config or read_config()).get("MaxArraySize", "1001")
     return Limits(max(1, int(size) - 1), _max_submit_jobs())
+
+
+def room_within(limits: Limits) -> int | None:
+    """How many more jobs the user may have; None: no known limit. Raises MissingResourceError."""
+    return None if limits.jobs is None else limits.jobs - sum(job.counts for job in live_jobs().values())
 
 
 def _max_submit_jobs() -> int | None:

@@ -2,15 +2,23 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from retain.launchers.jobs import epilogue
+from retain.launchers.jobs import backlog, epilogue, submissions
 from retain.launchers.jobs.backlog import submit_backlog
 from retain.launchers.jobs.branches import cancel_runs
 from retain.launchers.jobs.job import Requeue, _cancel_runs, _decision, _requeue, check_needs
-from retain.launchers.jobs.submissions import Backlog, read_backlog, submitted_job, write_backlog
+from retain.launchers.jobs.submissions import (
+    Backlog,
+    new_submission,
+    read_backlog,
+    submitted_job,
+    write_backlog,
+    write_submission,
+)
 from retain.launchers.slurm import client
 from retain.launchers.stage.failures import BUG, DIVERGED, NODE
 from retain.results.store.lease import take_lease
@@ -213,6 +221,45 @@ def test_runs_that_wait_for_room_are_submitted_once_a_controller_that_is_away_is
         slurm.silent(name, times, "Unable to contact slurm controller (connect failure)", answer)
     submit_backlog(store)
     assert (run.state().state, submitted_job(store, run), read_backlog(store).keys) == ("queued", "9", ())
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_job_that_ends_waits_for_no_submitter_if_another_job_will_submit_what_waits(
+    carried: bool,
+    pair: tuple[Store, Run, Run],
+    slurm: Slurm,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Either the other job carries the backlog, or there is no room and it still has a run to do."""
+    store, run, other = pair
+    elsewhere = replace(new_submission([other.key]), job_id="8")
+    write_submission(store, elsewhere)
+    if not carried:
+        other.queue(elsewhere.token)
+    write_backlog(store, Backlog((run.key,), carrier="8" if carried else None))
+    slurm.command("squeue", f"echo '7|any|RUNNING|None'; echo '8|any-{elsewhere.token}|RUNNING|None'")
+    slurm.command("sacctmgr", "exit 1" if carried else "[ $4 != assoc ] || echo '2|'")
+    monkeypatch.setattr(submissions, "SUBMITTER_WAIT_S", 3)
+    lease = take_lease(store.root / "submissions" / submissions.LEASE)
+    assert lease
+    submit_backlog(store)
+    assert "not submitted" not in capsys.readouterr().out
+    assert read_backlog(store) == Backlog((run.key,), carrier="8" if carried else None)
+
+
+def test_a_job_that_ends_leaves_what_waits_to_no_job_that_is_completing(
+    pair: tuple[Store, Run, Run], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run, _ = pair
+    (store.root / "submissions").mkdir()
+    write_backlog(store, Backlog((run.key,), carrier="8"))
+    slurm.command("squeue", "for job in '6|a|RUNNING' '7|b|RUNNING' '8|c|COMPLETING'; do echo \"$job|None\"; done")
+    slurm.command("sacctmgr", "[ $4 != assoc ] || echo '2|'")
+    monkeypatch.setattr(backlog, "LAST_WAIT_S", 0)
+    submit_backlog(store)
+    assert read_backlog(store) == Backlog((run.key,), carrier="7")
+    assert slurm.calls("requeue") == ["scontrol requeue 7"]
 
 
 def test_the_end_of_a_job_whose_runs_have_ended_asks_slurm_nothing(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from retain.launchers.cli.app import main
 from retain.launchers.cli.views.submission import print_submission
-from retain.launchers.jobs import code_snapshot
+from retain.launchers.jobs import backlog, code_snapshot
 from retain.launchers.jobs.backlog import submit_backlog
 from retain.launchers.jobs.code_snapshot import snapshot_code, snapshot_path
 from retain.launchers.jobs.data.submit import in_turns
@@ -39,6 +39,7 @@ from retain.launchers.jobs.submit import Submitted, SubmittedJob
 from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register
 from retain.launchers.slurm.client import Job
+from retain.launchers.slurm.partitions import Limits
 from retain.results.store.runs import Store
 from retain.results.store.status import study_status
 from retain.sweeps.base.errors import MissingResourceError
@@ -220,9 +221,10 @@ def test_a_deleted_run_does_not_keep_the_others_waiting_for_room(
     write_backlog(store, Backlog((one.key, other.key), "6"))
     shutil.rmtree(one.folder)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("PATH", "/nowhere")  # it gets as far as asking SLURM for the user's limit
+    monkeypatch.setattr(backlog, "read_limits", lambda: Limits(array_tasks=1000, jobs=None))
+    monkeypatch.setenv("PATH", "/nowhere")  # it gets as far as asking SLURM for the jobs of its runs
     submit_backlog(store)
-    assert "not submitted: SLURM: scontrol is not on PATH" in capsys.readouterr().out
+    assert "not submitted: SLURM: squeue is not on PATH" in capsys.readouterr().out
     assert read_backlog(store) == Backlog((other.key,), "6")
 
 
