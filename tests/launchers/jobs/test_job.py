@@ -262,6 +262,26 @@ def test_a_job_that_ends_leaves_what_waits_to_no_job_that_is_completing(
     assert slurm.calls("requeue") == ["scontrol requeue 7"]
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_two_jobs_that_end_together_do_not_leave_what_waits_to_each_other(
+    ends: bool, pair: tuple[Store, Run, Run], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This job carries it. The other one has runs to do, or ends, and trusts the carrier, just before this one leaves."""
+    store, run, other = pair
+    elsewhere = replace(new_submission([other.key]), job_id="8")
+    write_submission(store, elsewhere)
+    other.queue(elsewhere.token)
+    write_backlog(store, Backlog((run.key,), carrier="7"))
+    carried = f'grep -q \'"carrier": "7"\' {store.root}/submissions/deferred.json'
+    later = f"{carried} && echo RUNNING || echo COMPLETING" if ends else "echo RUNNING"
+    slurm.command("squeue", f"echo '7|any|RUNNING|None'; echo \"8|any-{elsewhere.token}|$({later})|None\"")
+    slurm.command("sacctmgr", "[ $4 != assoc ] || echo '2|'")
+    monkeypatch.setattr(backlog, "LAST_WAIT_S", 0)
+    submit_backlog(store)
+    assert read_backlog(store) == Backlog((run.key,), carrier="7" if ends else None)
+    assert slurm.calls("requeue") == (["scontrol requeue 7"] if ends else [])
+
+
 def test_the_end_of_a_job_whose_runs_have_ended_asks_slurm_nothing(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:
     store, run, _ = pair
     token = submit(store, run)
