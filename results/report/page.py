@@ -73,13 +73,13 @@ def write_report(
     verdicts: Sequence[Verdict],
     origin: Origin,
     overrides: Sequence[str] = (),
-    how_looked: Sequence[str] = (),
+    about_looks: Sequence[str] = (),
     states: Mapping[str, State] | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
     """Write report.html into the folder of `study_folder` and return its path.
 
-    studies: one study, or several that are reported together, each with its own rows. tree, rows: those of all. how_looked:
+    studies: one study, or several that are reported together, each with its own rows. tree, rows: those of all. about_looks:
     sentences about the looks of a study whose seeds were added until its verdicts were decided. states: of all stages, as
     `readable_rows` finds them; without them, a damaged run raises DamageError. notes: further notices for the top of the page.
     """
@@ -130,7 +130,7 @@ def write_report(
         small=len(tree.stages) <= MOST_OPEN_STAGES,
         cost=cost_sentences(tree),
         of_paper=of_paper,
-        how_looked=how_looked,
+        about_looks=about_looks,
         making=provenance_table(tree, store, states, origin),
         interruptions=interruptions(states),
         style=(WEB / "style.css").read_text(encoding="utf-8"),
