@@ -1,5 +1,6 @@
 """Loss curves of a study's runs: in each stage the training loss, and the held-out loss on the post-training text."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,14 +41,17 @@ class LossCurves:
 def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurves:
     """A panel for each stage and kind of curve that the store has; no panel if no run has begun.
 
-    names: of each run's line, by key; runs of one name share a style. More than ten names make several panels.
+    names: of each run's line, by key, in the order of the trials; runs of one name share a style. More than ten names make
+    several panels.
     """
     begun = [stage for stage in tree.stages.values() if (store.root / stage.key / CURVES).is_file()]
     shown = [begun[at] for at in np.linspace(0, len(begun) - 1, min(len(begun), MOST_RUNS)).astype(int)]
     curves = {stage.key: _curves(store, stage) for stage in shown}
     chain = tree.chain
     by_stage = grouped(sorted(shown, key=lambda one: chain.index(one.stage)), lambda one: one.stage)
-    styles = _styles([[names[one.key] for one in own] for own in by_stage.values()])
+    leaves = {trial.leaf for trial in tree.trials}
+    whole = [name for key, name in names.items() if key in leaves]
+    styles = _styles(whole, [[names[one.key] for one in own] for own in by_stage.values()])
     panels: list[Drawing] = []
     for stage, own in by_stage.items():
         for kind, text in (
@@ -60,9 +64,12 @@ def draw_curves(tree: Tree, store: Store, names: Mapping[str, str]) -> LossCurve
     return LossCurves(tuple(panels), len(shown), len(begun))
 
 
-def _styles(names_by_stage: Sequence[Sequence[str]]) -> dict[str, LineStyle]:
-    """The style of each name. With more names than one legend holds, a name has the first style that is free in its stage."""
-    everything = list(dict.fromkeys(name for names in names_by_stage for name in names))
+def _styles(whole: Sequence[str], names_by_stage: Sequence[Sequence[str]]) -> dict[str, LineStyle]:
+    """The style of each name: first those of whole trials, so that a line has one colour on the page.
+
+    With more names than one legend holds, a name has the first style that is free in its stage.
+    """
+    everything = list(dict.fromkeys([*whole, *itertools.chain(*names_by_stage)]))
     if len(everything) <= MOST_LINES:
         return line_styles(everything)
     styles: dict[str, LineStyle] = {}

@@ -140,7 +140,8 @@ def _scaled(subject: str, lines: Sequence[Kept], even: bool) -> KeptGroup:
 def run_names(rows: Sequence[Row]) -> dict[str, str]:
     """What the line of each run is named by, by its key: as in the first figure.
 
-    A run that trials share is named by the axes on which they agree, and by the method of the first of them.
+    A run that trials share is named by the axes on which they agree, and by the method of the first of them. Without such an
+    axis it is `all trials` if each line has it, and `several` otherwise.
     """
     rows = with_pipelines(rows)
     naming = _naming_axes(rows)
@@ -149,10 +150,13 @@ def run_names(rows: Sequence[Row]) -> dict[str, str]:
         for key in row["keys"].values():
             if key is not None:
                 sharing.setdefault(key, []).append(row)
-    return {
-        key: setting_name(own[0], [axis for axis in naming if axis == METHOD or _agree(own, axis)])
-        for key, own in sharing.items()
-    }
+    lines = {setting(row, naming) for row in rows}
+    found = {}
+    for key, own in sharing.items():
+        agreed = [axis for axis in naming if axis == METHOD or _agree(own, axis)]
+        on_some = {setting(row, naming) for row in own} < lines
+        found[key] = "several" if on_some and not agreed else setting_name(own[0], agreed)
+    return found
 
 
 def _agree(rows: Sequence[Row], axis: str) -> bool:

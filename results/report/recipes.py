@@ -11,8 +11,8 @@ from retain.results.store.loss_table import Row
 from retain.sweeps.schema.section import is_metric
 
 _FRONTIERS = (
-    "The recommended recipe's frontier minus that of the other recipe. More checkpoints alone make a frontier better, so only "
-    "frontiers of equally many are marked as better or worse"
+    "The recommended recipe's frontier minus that of the other recipe: a hypervolume above 0 and a height below 0 are better. "
+    "More checkpoints alone make a frontier better, so only frontiers of equally many are marked as better or worse"
 )
 
 
@@ -60,17 +60,17 @@ def recipe_tables(rows: Sequence[Row]) -> tuple[Table, ...]:
         "plane",
         "recipe",
         "against",
-        "hypervolume gained, squared nats (above 0 is better)",
-        "height at equal x, nats (below 0 is better)",
+        "hypervolume, squared nats",
+        "height at equal x, nats",
         "seeds",
-        "checkpoints per seed (at most)",
+        "checkpoints per seed",
     )
     made = [
         table("recipe-frontiers", _FRONTIERS, columns, frontiers, filters=3),
         table(
             "recipe-losses",
-            "The recommended recipe's losses minus those of the other recipe, over the same fine-tunings",
-            ("loss", "recipe", "against", "difference, nats (below 0 is better)", "seeds"),
+            "The recommended recipe's losses minus those of the other recipe, over the same fine-tunings: below 0 is better",
+            ("loss", "recipe", "against", "difference, nats", "seeds"),
             losses,
             filters=3,
         ),
@@ -88,7 +88,8 @@ def _effect(effect: Effect, better: int) -> Cell:
 
     better: the side that is better; 0 for an effect that shows nothing either way.
     """
-    return Cell(str(effect), effect.mean, _mark(effect, better)) if effect.seeds else Cell("no x in common")
+    text = f"{effect.written} ({effect.interval})" if effect.interval else effect.written
+    return Cell(text, effect.mean, _mark(effect, better)) if effect.seeds else Cell("no x in common")
 
 
 def _interval(effect: Effect, better: int) -> Cell:

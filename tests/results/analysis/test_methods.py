@@ -129,6 +129,16 @@ def test_a_run_that_trials_share_is_named_by_what_they_agree_on() -> None:
     assert names["run 1"] == "size = 1M, finetune.tokens = 25.6k"
 
 
+def test_a_run_that_only_some_lines_share_is_not_named_all_trials() -> None:
+    rows = trials({"recipe": ["frontier-0", "frontier-1", "default"]})
+    for one in rows:
+        recipe = one["axes"]["recipe"]
+        first = "alone" if recipe == "default" else "shared"
+        one["keys"] = {"pretrain": first, "posttrain": "of all", "finetune": recipe}
+    names = run_names(rows)
+    assert (names["shared"], names["alone"], names["of all"]) == ("several", "default", "all trials")
+
+
 def test_a_named_method_is_one_line_over_the_lists_of_its_cases_but_not_over_another_axis() -> None:
     """As in the paper's figures, which sweep rates, batches, and dropout within its case."""
     rows = [

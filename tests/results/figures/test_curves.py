@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retain.results.figures.curves import LossCurves, draw_curves
+from retain.results.figures.style import line_styles
 from tests.results.runs import registered
 
 MIX = {"general": {"share": 0.2}}
@@ -43,13 +44,27 @@ def test_lines_of_one_panel_have_different_colours_however_many_the_other_panels
         assert len({style.colour for _, style, _ in panel.legend}) == len(panel.legend) == 3
 
 
+def test_a_line_has_the_colour_that_it_has_in_the_other_figures_whoever_shares_its_first_stages(tmp_path: Path) -> None:
+    """Pretrainings that several lines share have names of their own, and come first."""
+    tree, store = registered(tmp_path / "runs", grid={"posttrain.replay": [0, 0.1], "pretrain.exposure": [0, 1]})
+    names = dict.fromkeys(tree.stages, "all trials") | {trial.leaf: str(trial.axes) for trial in tree.trials}
+    for key, stage in tree.stages.items():
+        lines = [{"curve": f"{stage.stage}/loss", "tokens": at, "value": 4.0, "time": 0.0} for at in (1000, 2000)]
+        (store.root / key / "curves.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    found = draw_curves(tree, store, names)
+    whole = [str(trial.axes) for trial in tree.trials]
+    assert [(name, style) for name, style, _ in found.panels[-1].legend] == list(line_styles(whole).items())
+
+
 def test_a_last_point_of_one_short_batch_does_not_end_a_curve(tmp_path: Path) -> None:
     """Its loss is of a few sequences, and would look like a jump."""
     for end, drawn_points in ((3000, 3), (2100, 2)):
         folder = tmp_path / str(end)
         folder.mkdir()
         curves = drawn(folder, [(end, 1.0)], grid={"seed": [0]})
+        panel = curves.panels[0]
+        ((_, style, _),) = panel.legend
         paths = re.findall(
-            r'<path d="(M[^"]*)" clip-path="[^"]*" style="fill: none; stroke: #4477aa', curves.panels[0].svg
+            rf'<path d="(M[^"]*)" clip-path="[^"]*" style="fill: none; stroke: {style.colour.lower()}', panel.svg
         )
         assert [path.count("L") + 1 for path in paths] == [drawn_points]
