@@ -15,6 +15,7 @@ from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import STOPPED
 from tests.launchers.stage.tasks.local_tasks import write_tasks
+from tests.launchers.stage.test_interrupted_evaluations import long_study
 from tests.results.runs import put_state
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.cluster.cluster import Cluster, call, wait_until
@@ -202,3 +203,20 @@ def test_a_submitted_study_ends_with_its_evaluations_measured_several_to_a_job(s
     assert [(job["stage"], job["keys"], job["after"]) for job in last["jobs"]] == [("evaluate", [damaged], [])]
     wait_until(lambda: not queue(slurm), "queue empty", 120)
     assert retain_json("results", *where)["trials"] == calm
+
+
+@pytest.mark.slow
+def test_a_preempted_evaluation_continues_with_the_answers_that_it_has_saved(slurm: Cluster, tmp_path: Path) -> None:
+    study, store = long_study(tmp_path / "study"), tmp_path / "runs"
+    calm = retain_json("run", study, "--store", tmp_path / "here")["trials"]
+    options = "execution.slurm={minutes: 10, cpus: 1, partition: low}"
+    retain("submit", study, options, "--store", store, more=slurm.environment)
+    saved: list[Path] = []
+    wait_until(lambda: saved.extend(store.glob("*/checkpoint/answers.json")) or saved, "answers to be saved", 300)
+    run = Run(saved[0].parents[1])
+    call(slurm, "scancel", "--signal=USR2", run.state().job_ids[-1])
+    wait_until(lambda: not queue(slurm), "queue empty", 300)
+    first, second = run.state().attempts
+    assert (first.cause, second.cause) == ("SIGUSR2", "finished")
+    assert first.tokens == second.tokens_at_start > 0
+    assert retain_json("results", study, options, "--store", store)["trials"] == calm
