@@ -9,6 +9,7 @@ from typing import Any
 from retain.launchers.jobs.status import Orphan, ask_slurm
 from retain.launchers.kinds import SEARCH
 from retain.launchers.planning.evaluations import with_evaluations
+from retain.launchers.planning.looks import has_look_left, with_recorded_seeds
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.results.store.runs import SPEC, Store, existing_store
 from retain.results.store.state import DAMAGED, STATES
@@ -24,6 +25,7 @@ from retain.results.store.status import (
 from retain.results.store.study_files import preparation_keys, search_run
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.yaml_text import is_written, written
+from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.tree import Trial
 
 
@@ -80,6 +82,9 @@ class Status:
     cost: list[StageCost] = field(default_factory=list)
     """What each stage of these runs took so far. A search is a stage too: its driver's time is that of its one process."""
 
+    has_look_left: bool = False
+    """Whether a look at the study's results is to come (`run --until decided`), which may add seeds."""
+
     @property
     def is_idle(self) -> bool:
         """Whether it is known that nothing is queued or running."""
@@ -91,7 +96,8 @@ class Status:
 
         Where all runs have ended, the store alone says so, without an answer of SLURM.
         """
-        return not any(map(is_to_come, self.runs)) and (self.unanswered is None or bool(self.runs))
+        ended = not self.has_look_left and not any(map(is_to_come, self.runs))
+        return ended and (self.unanswered is None or bool(self.runs))
 
 
 def status_reader(
@@ -104,8 +110,8 @@ def status_reader(
 ) -> Callable[[], Status]:
     """A function that reads the present status of a study, or of a whole store.
 
-    The study is expanded again only while its data is not prepared, as its keys change then. states, stages, where: filters, as
-    in `filtered`.
+    The study is expanded again only while its data is not prepared, as its keys change then, and once looks have added seeds to
+    it. states, stages, where: filters, as in `filtered`.
 
     Raises StudyError, and MissingResourceError if no study is named and the store does not exist.
     """
@@ -113,19 +119,21 @@ def status_reader(
         whole = existing_store(store)
         of_store = StatusReader(whole).of_store
         return lambda: filtered(_read(None, whole, of_store()), states, stages, where)
-    opened = open_study(study, overrides, store)
+    file, opened = read_study(study, overrides), open_study(study, overrides, store)
     tree, name = with_evaluations(opened), opened.tree.study
     reader, first = StatusReader(opened.store), True
 
     def read() -> Status:
         nonlocal opened, tree, first
-        if tree.provisional and not first:
-            prepared = open_study(study, overrides, store, remember=False)
-            if not prepared.tree.provisional:
-                opened, tree = prepared, with_evaluations(prepared)
+        was_provisional = tree.provisional and not first
+        is_prepared = was_provisional and not open_study(study, overrides, store, remember=False).tree.provisional
+        if is_prepared or with_recorded_seeds(file, store).axes != opened.file.axes:
+            opened = open_study(study, overrides, store)
+            tree = with_evaluations(opened)
         first = False
         rows = [*_preparation(opened, name), *reader.of_study(tree), *_search_row(opened.store, name)]
-        return filtered(_read(name, opened.store, rows, tree.provisional), states, stages, where, tree.trials)
+        status = replace(_read(name, opened.store, rows, tree.provisional), has_look_left=has_look_left(file, store))
+        return filtered(status, states, stages, where, tree.trials)
 
     return read
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from retain.launchers.jobs.resources import UNMEASURED_MINUTES
 from retain.launchers.jobs.submissions import Submission, job_label, submission_folder
 from retain.launchers.planning.register import EVALUATIONS_OF_A_JOB
-from retain.launchers.slurm.client import cluster_environment
+from retain.launchers.slurm.client import at_once, cluster_environment
 from retain.launchers.stage.environment import OFFLINE
 from retain.results.store.runs import Store
 from retain.sweeps.base.files import write_bytes
@@ -211,6 +211,19 @@ def outside_job() -> Iterator[None]:
         for name in inherited.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextlib.contextmanager
+def failing_at_once() -> Iterator[None]:
+    """Let submitit call sbatch as `at_once` does. It calls it for an array through an executor of its own class."""
+    import submitit
+
+    plain = submitit.SlurmExecutor._make_submission_command
+    setattr(submitit.SlurmExecutor, plain.__name__, lambda executor, file: at_once(plain(executor, file)))
+    try:
+        yield
+    finally:
+        setattr(submitit.SlurmExecutor, plain.__name__, plain)
 
 
 def _setup(slurm: Slurm, code: Path, epilogue: str) -> list[str]:

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from retain.datamodules.corpora.reading.report import Report, ignore_progress
@@ -17,6 +18,7 @@ from retain.launchers.jobs.resources import Resources, as_executions, find_site,
 from retain.launchers.jobs.sbatch import (
     Family,
     asks_otherwise,
+    failing_at_once,
     families,
     family_executor,
     hand_over,
@@ -243,12 +245,15 @@ def settle_unanswered(store: Store) -> list[str]:
             adopted.append(_adopt(store, submission, next(iter(found))))
         # 2. It does not: its runs, unless they were submitted again since, have no job.
         else:
-            for key in submission.keys:
-                run = store.run(key)
-                if run.state().submission == submission.token:
-                    run.unqueue()
+            each_written(partial(_unqueue, store, submission), submission.keys)
             forget_submission(store, submission.token)
     return adopted
+
+
+def _unqueue(store: Store, submission: Submission, key: str) -> None:
+    run = store.run(key)
+    if run.state().submission == submission.token:
+        run.unqueue()
 
 
 def _submit_families(
@@ -326,7 +331,7 @@ def _submit(store: Store, family: Family, dependency: str | None, code: Path) ->
     root, token, tasks = str(store.root.absolute()), submission.token, len(submission.tasks)
     try:
         # submitit prints the errors of sbatch, which the exception holds as well.
-        with outside_job(), contextlib.redirect_stderr(io.StringIO()):
+        with outside_job(), failing_at_once(), contextlib.redirect_stderr(io.StringIO()):
             if tasks > 1:
                 job = executor.map_array(do_task, [root] * tasks, [token] * tasks)[0]
             else:

@@ -48,6 +48,17 @@ CURES = (
 """How sbatch's reasons for a refusal read, and the cure of each."""
 POLICY = re.compile(r"(; )?Job violates accounting/QOS policy.*")
 """What sbatch prints after the name of any limit of accounting; without the name in old versions of SLURM."""
+FULL = "sleeping and retrying"
+"""What sbatch prints when the cluster has as many jobs as slurmctld takes (MaxJobCount); it then tries for two minutes."""
+AT_ONCE = f"""
+exec "$@" 2> >(
+    while IFS= read -r line; do
+        printf '%s\\n' "$line" >&2
+        case $line in *"{FULL}"*) kill -KILL $$ ;; esac
+    done
+)
+"""
+"""A script of bash that becomes the sbatch of its arguments, and ends it where it would try again."""
 AGAIN = "then cancel and retry its study, as a queued job keeps what it was submitted with"
 STUCK = (
     (
@@ -354,9 +365,16 @@ def is_away(printed: str) -> bool:
 
 
 def is_full(printed: str) -> bool:
-    """Whether sbatch refused a job only because there are as many jobs as the user, or a group of users, may have."""
+    """Whether sbatch refused a job only because there are as many jobs as the user, a group of users or all may have."""
     named = POLICY.sub("", printed)
-    return "SubmitJob" in named or (named != printed and not re.search(r"\b(Assoc|QOS|Max)\w+", named))
+    return (
+        FULL in printed or "SubmitJob" in named or (named != printed and not re.search(r"\b(Assoc|QOS|Max)\w+", named))
+    )
+
+
+def at_once(command: Sequence[str]) -> list[str]:
+    """A call of sbatch that fails at once where the cluster is full. BASH_ENV, which may print anything, is not read."""
+    return ["bash", "-p", "-c", AT_ONCE, "bash", *command]
 
 
 def one_line(printed: str) -> str:

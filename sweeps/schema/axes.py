@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.schema.section import LOSSES, Grid, shown_value
-from retain.sweeps.schema.validation_messages import validate
+from retain.sweeps.schema.validation_messages import InvalidError, validate
 
 NOT_AXES = ("study", "stages", "tokenizer", "corpora", "cases", "grid", "search", "execution")
 """Sections of a study that cannot be an axis."""
@@ -214,8 +214,9 @@ def _validated(
     trial = _with_settings(raw, [settings], where)
     try:
         study = validate(schema, trial, "")
-    except StudyError as error:
-        valid = next(_valid_points(raw, settings, schema, beside), None)
+    except InvalidError as error:
+        hopeless = any(f"{field}.".startswith(f"{path}.") for path in settings for field in error.alone)
+        valid = None if hopeless else next(_valid_points(raw, settings, schema, beside), None)
         if valid is None:
             raise StudyError(_named_once(where, settings, _of_a_section(settings, str(error)))) from None
         study = valid

@@ -60,18 +60,33 @@ ELSEWHERE: Mapping[str, Sequence[str]] = {
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
+class InvalidError(StudyError):
+    """A section is invalid."""
+
+    def __init__(self, message: str, alone: Sequence[str]) -> None:
+        super().__init__(message)
+        self.alone = alone
+        """The paths of the fields whose own values are invalid, whatever the others are."""
+
+
 def validate(schema: type[Schema], fields: Any, before: str) -> Schema:
-    """The section that plain fields describe. Raises StudyError: `before`, then the first invalid field and the cure."""
+    """The section that plain fields describe. Raises InvalidError: `before`, then the first invalid field and the cure."""
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
-        raise StudyError(f"{before}{_first_sentence(error, schema)}") from None
+        alone = tuple(".".join(map(str, _location(one))) for one in error.errors() if one["type"] in WORDS)
+        raise InvalidError(f"{before}{_first_sentence(error, schema)}", alone) from None
+
+
+def _location(error: Mapping[str, Any]) -> list[int | str]:
+    """The path of the field that one of pydantic's errors is about."""
+    return [part for part in error["loc"] if part not in ("[key]", ONE, SEVERAL)]
 
 
 def _first_sentence(error: ValidationError, root: type[BaseModel]) -> str:
     """The first error in a `root` section, as `field: what is wrong; the cure`."""
     first = error.errors()[0]
-    kind, location = first["type"], [part for part in first["loc"] if part not in ("[key]", ONE, SEVERAL)]
+    kind, location = first["type"], _location(first)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     context = first.get("ctx", {})
     if kind == "missing" and isinstance(location[-1], int):  # a list with too few values

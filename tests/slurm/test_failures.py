@@ -183,6 +183,21 @@ def test_a_study_beyond_the_limit_of_jobs_finishes_unattended(
 
 
 @pytest.mark.slow
+def test_a_study_beyond_the_clusters_limit_of_jobs_finishes_unattended(
+    start_slurm: Callable[[Site], Cluster], tmp_path: Path
+) -> None:
+    cluster = start_slurm(Site(nodes=2, accounting=False, max_jobs=4, forget_after=30))
+    grid = {"pretrain.exposure": [1], "finetune.lr": [*RATES, 0.02]}
+    study, store = linear_study(tmp_path / "study", execution=EXECUTION, grid=grid), tmp_path / "runs"
+    began = time.monotonic()
+    said = retain("submit", study, "--store", store, more=cluster.environment).stdout
+    assert time.monotonic() - began < 60
+    assert "beyond your limit of jobs: jobs submit what waits when they end" in said
+    wait_until(lambda: all(run.is_done() for run in Store(store).runs()), "all stages done", 400)
+    assert [len(run.state().attempts) for run in Store(store).runs()] == [1] * 5
+
+
+@pytest.mark.slow
 def test_the_end_of_a_study_is_told_before_its_last_job_waits_for_room(
     start_slurm: Callable[[Site], Cluster], tmp_path: Path
 ) -> None:

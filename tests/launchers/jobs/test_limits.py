@@ -1,5 +1,6 @@
 """Which runs are submitted where a site limits the number of jobs, with SLURM's commands stood in for."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,14 @@ POLICY = (
 ONE_BY_ONE = """
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' $1)
 if [ ${last:-0} -ge $MOST ]; then printf 'sbatch: error: %s\\n' AssocGrpSubmitJobsLimit "POLICY" >&2; exit 1; fi
+echo x >> $0.calls; echo "Submitted batch job $(wc -l < $0.calls)"
+"""
+PATIENT = """
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' $1)
+if [ ${last:-0} -ge $MOST ]; then
+    echo 'sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying' >&2
+    exec sleep 60
+fi
 echo x >> $0.calls; echo "Submitted batch job $(wc -l < $0.calls)"
 """
 Commands = Callable[..., None]
@@ -72,6 +81,18 @@ def test_part_of_an_array_is_submitted_where_a_groups_limit_has_no_room_for_all_
     assert {store.run(key).state().state for key in keys} - {"queued"} == ({"planned"} if waiting else set())
     assert submitted_jobs(store, map(store.run, keys)).keys() == set(keys) - set(waiting)
     assert not submitted.unattended
+
+
+def test_a_full_cluster_gets_what_fits_without_the_minutes_for_which_sbatch_would_try(
+    commands: Commands, opened: OpenedStudy
+) -> None:
+    commands(sbatch=PATIENT.replace("$MOST", "4"))
+    store, keys, began = opened.store, list(opened.tree.stages), time.monotonic()
+    submitted = submit_runs(store, keys)
+    assert time.monotonic() - began < 50
+    assert [len(job.keys) for job in submitted.jobs] == [1, 1, 2]
+    assert submitted.deferred == list(read_backlog(store).keys) == keys[4:]
+    assert {store.run(key).state().state for key in keys[4:]} == {"planned"}
 
 
 def test_a_limit_on_walltime_is_an_error_that_names_the_field_and_leaves_no_run_waiting(

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from retain.sweeps.base.errors import StudyError
+from retain.sweeps.schema import axes
+from retain.sweeps.schema.validation_messages import validate
 from tests.studies import tiny_fields, tiny_tree
 
 WIDTHS = {"model.hidden": [24, 48], "model.kv_heads": [3]}
@@ -52,6 +54,17 @@ def test_a_grid_of_values_that_are_valid_only_together_has_all_its_points(heads:
 def test_a_value_that_no_other_values_make_valid_is_refused_at_its_axis() -> None:
     with pytest.raises(StudyError, match=r"grid\.model\.heads: model: heads must divide hidden"):
         tiny_tree(grid=WIDTHS | {"model.heads": [3, 5]})
+
+
+def test_a_value_that_its_own_field_refuses_is_refused_without_a_look_at_the_points_of_the_other_axes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked: list[object] = []
+    monkeypatch.setattr(axes, "validate", lambda *told: (checked.append(told), validate(*told))[1])
+    many = {f"finetune.{name}": [1, 2, 3, 4, 5] for name in ("warmup", "batch", "passes", "weight_decay")}
+    with pytest.raises(StudyError, match=r"^tiny\.yaml: grid\.finetune\.lr: must be greater than 0 \(got -1\)"):
+        tiny_tree(grid={"finetune.lr": [-1, 1e-3], **many})
+    assert len(checked) < 50
 
 
 def test_a_point_of_the_grid_that_is_invalid_is_named_though_each_value_is_valid_at_another_point() -> None:

@@ -12,13 +12,17 @@ from rich.console import Console
 from retain.launchers.cli.app import main
 from retain.launchers.cli.views import status as view
 from retain.launchers.cli.views.status_table import reasons_below, status_table, summary_lines
+from retain.launchers.planning.judged import begin_looks, make_look, planned_looks
+from retain.launchers.planning.looks import Schedule
+from retain.launchers.planning.opened_study import open_study, prepare_study
+from retain.launchers.planning.register import register
 from retain.launchers.study_status import Status, filtered, status_reader
 from retain.results.store.runs import Store
 from retain.results.store.state import Attempt, State
 from retain.results.store.status import RunStatus, in_tree_order, study_seconds_left, study_status
 from retain.sweeps.base.errors import StudyError
 from retain.sweeps.tree.tree import Tree
-from tests.results.runs import finish, kinds, put_state, registered
+from tests.results.runs import finish, finish_all, kinds, put_state, registered
 from tests.studies import linear_study, tiny_study, tiny_tree
 
 NARROW = 80
@@ -216,6 +220,27 @@ def test_watching_ends_with_a_sentence_if_nothing_begins(
         "nothing was queued or running for 0 s; start training with retain run or retain submit"
         in capsys.readouterr().out
     )
+
+
+def test_what_is_watched_goes_on_until_the_last_look_and_has_the_seeds_that_looks_add(tmp_path: Path) -> None:
+    study, store = tiny_study(tmp_path, grid={"pretrain.exposure": [0, 1], "seed": [0]}), tmp_path / "runs"
+    read = status_reader(str(study), (), store)
+
+    def seeds() -> set[int]:
+        return {row.axes["seed"] for row in read().runs}
+
+    assert (seeds(), read().has_look_left) == ({0}, False)
+    prepare_study(str(study), (), store)
+    planned = planned_looks(str(study), (), store, 6, None)
+    assert isinstance(planned, Schedule)
+    looks = begin_looks(str(study), (), store, planned)
+    assert seeds() == {0, 1}
+    opened = open_study(str(study), (), store)
+    register(opened.tree, opened.file, opened.facts, opened.store)
+    finish_all(opened.tree, opened.store)
+    assert not read().is_over
+    make_look(opened, looks)
+    assert seeds() == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("joules", [None, 4.32e6])
