@@ -9,7 +9,7 @@ from typing import Any
 from retain.launchers.jobs.status import Orphan, ask_slurm
 from retain.launchers.kinds import SEARCH
 from retain.launchers.planning.evaluations import with_evaluations
-from retain.launchers.planning.looks import has_look_left, with_recorded_seeds
+from retain.launchers.planning.looks import has_look_left
 from retain.launchers.planning.opened_study import OpenedStudy, open_study
 from retain.results.store.runs import SPEC, Store, existing_store
 from retain.results.store.state import DAMAGED, STATES
@@ -22,10 +22,9 @@ from retain.results.store.status import (
     stage_costs,
     study_seconds_left,
 )
-from retain.results.store.study_files import preparation_keys, search_run
+from retain.results.store.study_files import looks_of, preparation_keys, search_run
 from retain.sweeps.base.errors import DamageError, StudyError
 from retain.sweeps.base.yaml_text import is_written, written
-from retain.sweeps.schema.read import read_study
 from retain.sweeps.tree.tree import Trial
 
 
@@ -119,20 +118,22 @@ def status_reader(
         whole = existing_store(store)
         of_store = StatusReader(whole).of_store
         return lambda: filtered(_read(None, whole, of_store()), states, stages, where)
-    file, opened = read_study(study, overrides), open_study(study, overrides, store)
+    opened = open_study(study, overrides, store)
     tree, name = with_evaluations(opened), opened.tree.study
-    reader, first = StatusReader(opened.store), True
+    looks, reader, first = looks_of(store, name), StatusReader(opened.store), True
 
     def read() -> Status:
-        nonlocal opened, tree, first
+        nonlocal opened, tree, looks, first
+        looks, known = looks_of(store, name), looks
         was_provisional = tree.provisional and not first
         is_prepared = was_provisional and not open_study(study, overrides, store, remember=False).tree.provisional
-        if is_prepared or with_recorded_seeds(file, store).axes != opened.file.axes:
+        if is_prepared or looks != known:
             opened = open_study(study, overrides, store)
             tree = with_evaluations(opened)
         first = False
         rows = [*_preparation(opened, name), *reader.of_study(tree), *_search_row(opened.store, name)]
-        status = replace(_read(name, opened.store, rows, tree.provisional), has_look_left=has_look_left(file, store))
+        found = _read(name, opened.store, rows, tree.provisional)
+        status = replace(found, has_look_left=has_look_left(opened.file, looks))
         return filtered(status, states, stages, where, tree.trials)
 
     return read

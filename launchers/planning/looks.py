@@ -94,10 +94,9 @@ def with_recorded_seeds(file: StudyFile, store: Path) -> StudyFile:
     return replace(file, axes={**file.axes, "seed": seeds_of_looks(looks)})
 
 
-def has_look_left(file: StudyFile, store: Path) -> bool:
-    """Whether a look at the results of a study is to come, which may add seeds. With other seeds than its file, it has none."""
-    looks = looks_of(store, file.study.study)
-    return looks is not None and own_seeds(file) == looks["own"] and not looks_ended(looks)
+def has_look_left(file: StudyFile, looks: SavedLooks | None) -> bool:
+    """Whether a look at the results of a study, as its looks have it, is to come; it may add seeds."""
+    return looks is not None and own_seeds(file) == seeds_of_looks(looks) and not looks_ended(looks)
 
 
 def fixed_looks(file: StudyFile, store: Path, most: int | None, block: int | None) -> SavedLooks | None:
