@@ -179,21 +179,23 @@ def hypervolume_gain(
 def worst_of(*methods: Mapping[int, Points]) -> npt.NDArray[np.float64]:
     """The worst value on each axis, [2], over the Pareto sets of all seeds of all methods, without stray checkpoints.
 
-    Stray checkpoints, as of a run that nearly diverged, would stretch the plane until its area measures little else. On an
-    axis they are those farther above all other checkpoints than these are apart. They are of at most half of the seeds, and no
-    frontier consists of them: otherwise their place is a finding. Dominated checkpoints do not count either. Raises ValueError
-    if there is no point.
+    Stray checkpoints would stretch the plane until its area measures little else. Dominated ones do not count either. Raises
+    ValueError if there is no point.
     """
     fronts = [
         (seed, front) for by_seed in methods for seed, points in by_seed.items() if len(front := pareto_set(points))
     ]
     if not fronts:
         raise ValueError("no checkpoint to take the reference point from")
-    return np.array([_worst_but_strays([(seed, front[:, axis]) for seed, front in fronts]) for axis in (0, 1)])
+    return np.array([worst_but_strays([(seed, front[:, axis]) for seed, front in fronts]) for axis in (0, 1)])
 
 
-def _worst_but_strays(fronts: Sequence[tuple[int, Floats]]) -> float:
-    """The worst value on one axis of frontiers, each with its seed, without stray checkpoints."""
+def worst_but_strays(fronts: Sequence[tuple[int, Floats]]) -> float:
+    """The worst value on one axis over all methods and seeds, without stray checkpoints, as of a run that nearly diverged.
+
+    fronts: the values of each method at each seed, with the seed. Stray values are farther above all others than these are
+    apart. They are of at most half of the seeds, and no method has only such values at a seed: otherwise they are a finding.
+    """
     values = np.unique(np.concatenate([own for _, own in fronts]))
     on_all, seeds = max(own.min() for _, own in fronts), {seed for seed, _ in fronts}
     for worst, stray in itertools.pairwise(values):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from retain.results.analysis.axes import EXPOSURE, grouped, seed_of
-from retain.results.analysis.loss_planes import L_RET
+from retain.results.analysis.effects import worst_but_strays
+from retain.results.analysis.loss_planes import L_RET, Floats
 from retain.results.analysis.methods import PIPELINES, method_of, pipeline_of
 from retain.results.figures.catalogue import REVERSED, FigureSpec, axis_label, figures_of, named_figures
 from retain.results.figures.drawing import draw_axes
@@ -31,6 +32,7 @@ from retain.results.figures.style import (
 from retain.results.store.loss_table import Row
 from retain.results.store.study_files import study_folder
 from retain.sweeps.base.files import write_text
+from retain.sweeps.base.units import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -265,9 +267,32 @@ def _draw_panel(axes: "Axes", panel: Panel, styles: Mapping[str, LineStyle]) -> 
     for name, axis in ((panel.x, axes.xaxis), (panel.y, axes.yaxis)):
         if name.startswith(REVERSED):
             axis.set_major_formatter(lambda value, _: f"{-value:g}")
-    if not alone and not any(series.trials for series in panel.series if not series.published):
+    ran = [np.array(series.trials) for series in panel.series if series.trials and not series.published]
+    if ran and panel.x != EXPOSURE:
+        _cut_strays(axes, panel, ran)
+    if not alone and not ran:
         axes.text(0.5, 0.5, "no trial has ended yet", transform=axes.transAxes, ha="center", color=GREY)
     return ours | theirs
+
+
+def _cut_strays(axes: "Axes", panel: Panel, ran: Sequence[Floats]) -> None:
+    """End the axes of a plane below stray trials, such as runs that nearly diverged, and say how many are beyond.
+
+    ran: the trials of each line, [n, 3]: seed, x, y.
+    """
+    ends = [
+        worst_but_strays([(seed, own[own[:, 0] == seed, along]) for own in ran for seed in np.unique(own[:, 0])])
+        for along in (1, 2)
+    ]
+    trials = np.concatenate(ran)[:, 1:]
+    beyond = (trials > ends).any(axis=1)
+    if beyond.any():
+        shown = np.concatenate([trials[~beyond], *(series.line for series in panel.series if series.published)])
+        margins = 0.05 * np.ptp(shown, axis=0)
+        (left, low), (right, high) = shown.min(axis=0) - margins, shown.max(axis=0) + margins
+        axes.set(xlim=(left, right), ylim=(low, high))
+        text = f"{counted(int(beyond.sum()), 'trial')} beyond the axes"
+        axes.text(0.99, 0.98, text, transform=axes.transAxes, ha="right", va="top", color=GREY, fontsize=8)
 
 
 def _broken(label: str) -> str:
