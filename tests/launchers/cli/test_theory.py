@@ -1,6 +1,9 @@
 """The theory study with the same verbs, store and processes as every other study, cut to four trials."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,9 +125,13 @@ def test_a_killed_stage_restarts_and_ends_bit_exactly(ran: Path, tmp_path: Path)
 
     def kill_two(groups: Mapping[str, WorkerGroup]) -> None:
         for key, group in groups.items():
-            if len(killed) < 2 and key not in killed and opened.store.run(key).state().state == "running":
-                group.processes[0].kill()
-                killed.append(key)
+            run, pid = opened.store.run(key), group.processes[0].pid
+            if len(killed) < 2 and key not in killed and pid and run.state().state == "running":
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGSTOP)
+                    if is_killed := run.state().state == "running":
+                        killed.append(key)
+                    os.kill(pid, signal.SIGKILL if is_killed else signal.SIGCONT)
         time.sleep(0.005)
 
     train(
