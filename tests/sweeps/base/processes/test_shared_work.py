@@ -19,6 +19,7 @@ HEAD = """
 import json, os, signal, sys, threading, time
 from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.processes.shared_work import shared_out
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a script ignores it
 """
 several_cores = pytest.mark.skipif(usable_cores() < 2 or sys.platform != "linux", reason="one process works here")
 
