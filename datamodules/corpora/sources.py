@@ -351,7 +351,7 @@ def source_identity(corpus: fields.Corpus, folder: Path, remote: bool = True) ->
         source["in_turn"] = corpus.in_turn
     if corpus.package is not None:
         source["versions"] = package_versions(corpus.package)
-    if (patterns := corpus.files or data_set_folder(corpus, folder, corpus.revision)) is not None:
+    if (patterns := corpus.files or data_set_folder(corpus, folder)) is not None:
         try:
             found = [_file_identity(file) for file in find_sources(patterns, folder, remote=remote)]
         except OSError as error:  # removed just now
@@ -372,11 +372,11 @@ def _file_identity(file: SourceFile) -> list[Any]:
 def read_source(file: StudyFile, name: str, remote: bool = True) -> Source:
     """Return the source of a corpus, with that of its own held-out split and of its chat template, where it has them.
 
-    remote: whether to ask the servers of URLs. Raises ServerUnreachableError if one does not answer, StudyError,
-    MissingResourceError.
+    remote: whether to ask servers of URLs. Raises ServerUnreachableError if one is silent, StudyError, MissingResourceError.
     """
     corpus = file.study.corpora[name]
     with naming_corpus(file, name):
+        data_set_folder(corpus, file.folder, corpus.revision)  # the store's copy of a data set of the hub may have both
         source = source_identity(corpus, file.folder, remote)
         if corpus.has_conversations:
             source["chat"] = chat_source(tokenizer_settings(file), file.folder)
