@@ -347,7 +347,7 @@ def asked_patiently(question: Callable[[], Answer]) -> Answer:
 
 def refused(what: str, printed: str) -> MissingResourceError:
     """The error for a job that sbatch refused. what: the first run of the job."""
-    kind = NoAnswerError if re.search(NO_ANSWER, printed) else MissingResourceError
+    kind = NoAnswerError if is_away(printed) else MissingResourceError
     return (QueueFullError if is_full(printed) else kind)(f"SLURM: sbatch refused {what}: {refusal(printed)}")
 
 

@@ -27,8 +27,8 @@ def question(file: StudyFile) -> list[str]:
 
     Comments that an empty line separates from it are not part of it, such as what `retain init` writes for the author.
     """
-    lines = redacted(file.path.read_text(encoding="utf-8")).splitlines()
-    head = "\n".join(itertools.takewhile(lambda line: not line.strip() or line.startswith("#"), lines))
+    lines = [line.rstrip() for line in redacted(file.path.read_text(encoding="utf-8")).splitlines()]
+    head = "\n".join(itertools.takewhile(lambda line: not line or line.startswith("#"), lines))
     comment = head.strip().rpartition("\n\n")[2]
     paragraphs: list[list[str]] = [[]]
     for line in comment.splitlines():

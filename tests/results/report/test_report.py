@@ -286,11 +286,11 @@ def test_the_page_lists_interruptions_and_attempts(tmp_path: Path) -> None:
 
 def test_the_study_files_head_is_the_question_and_is_escaped(tmp_path: Path) -> None:
     _, store = registered(tmp_path / "runs")
-    (store.root / "tiny.yaml").write_text("# Is <b>mixing</b> worth it?\n# <script>alert(1)</script>\nstudy: tiny\n")
+    (store.root / "tiny.yaml").write_text("# No\n  \n# Is <b>it</b> so?\n# <script>alert(1)</script>\nstudy: tiny\n")
     html = made_report(store.root)
-    assert "Is &lt;b&gt;mixing&lt;/b&gt; worth it? &lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert ">Is &lt;b&gt;it&lt;/b&gt; so? &lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert html.count("<script>") == 1
-    assert "<pre># Is &lt;b&gt;mixing" in html
+    assert "\n# Is &lt;b&gt;it" in html
 
 
 def test_more_than_two_hundred_trials_are_collapsed(tmp_path: Path) -> None:
