@@ -23,7 +23,8 @@ def small_disk_at(place: Path, megabytes: int) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        # Lazily, as jobs of a test that has failed may still write there.
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @contextlib.contextmanager

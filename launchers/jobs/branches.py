@@ -1,6 +1,6 @@
 """Cancel, retry and skip branches: a run with all runs below it, or all runs of a study."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from retain.launchers.jobs.submissions import packed_with, submitted_jobs, unanswered_jobs
 from retain.launchers.slurm.client import cancel_jobs, has_slurm, live_jobs, signal_job
@@ -9,7 +9,7 @@ from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.readiness import blocked_by
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
-from retain.sweeps.base.errors import DamageError, MissingResourceError
+from retain.sweeps.base.errors import NO_ROOM, DamageError, MissingResourceError, os_reason
 from retain.sweeps.base.processes.many_writes import Count, each_written, uncounted
 from retain.sweeps.base.units import counted
 
@@ -39,24 +39,29 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY, count: 
     Among them are runs that were cancelled before and still have a job, as SLURM did not answer then. A job that has other runs
     of a pack to do continues with them. A local launcher sees what is cancelled, and stops it.
     Raises DamageError if the state of a run, or the record of its job, cannot be read, once all others are cancelled, and
-    MissingResourceError if SLURM does not answer.
+    MissingResourceError if SLURM does not answer, or, once their jobs are cancelled, if the disk had no room for marks.
     """
 
     # 1. Mark the runs first, so that a job which starts now skips them.
-    def mark(key: str) -> str | DamageError:
+    def mark(key: str) -> str | DamageError | OSError:
         run = store.run(key)
         try:
             before = run.state().state
             return MARKED if before in UNENDED and run.cancel(reason) else before
         except DamageError as error:
             return error
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            return error
 
     marks = list(zip(keys, each_written(mark, keys, count), strict=True))
     cancelled = [key for key, found in marks if found == MARKED]
     unsure = [store.run(key) for key, found in marks if found == "cancelled"]
+    unmarked = {key: found for key, found in marks if isinstance(found, OSError)}
     damaged = [found for _, found in marks if isinstance(found, DamageError)]
     unread: dict[str, str] = {}
-    jobs = submitted_jobs(store, map(store.run, cancelled), unread)
+    jobs = submitted_jobs(store, map(store.run, [*cancelled, *unmarked]), unread)
     damaged += map(DamageError, unread.values())
     unsure += [store.run(key) for key in cancelled if key not in jobs and key not in unread]
     unsure = [run for run in unsure if run.state().submission is not None]
@@ -64,12 +69,17 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY, count: 
     if has_slurm():
         try:
             jobs |= _live_jobs_of(store, unsure)
-            _end_jobs(store, jobs)
+            _end_jobs(store, jobs, unmarked)
         except MissingResourceError as error:
             marked = f"{counted(len(cancelled), 'run')} marked as cancelled; cancelling again ends the jobs"
             raise MissingResourceError(f"{error} ({marked})") from error
     if damaged:
         raise DamageError(f"{damaged[0]} (cancelled: {counted(len(cancelled), 'run')})")
+    if unmarked:
+        raise MissingResourceError(
+            f"{os_reason(next(iter(unmarked.values())))}: {len(unmarked)} of {counted(len(keys), 'run')} cannot be marked as "
+            "cancelled, but their SLURM jobs are cancelled where no other run shares them; free space, then cancel again"
+        )
     ended = {*cancelled, *jobs}
     return [key for key in keys if key in ended]
 
@@ -83,12 +93,15 @@ def _live_jobs_of(store: Store, runs: Sequence[Run]) -> dict[str, str]:
     return {key: job for key, job in recorded.items() if job in live} | unanswered_jobs(store, runs, live)
 
 
-def _end_jobs(store: Store, jobs: Mapping[str, str]) -> None:
-    """Cancel the jobs of cancelled runs, by key; a job with other runs to do is told to leave the one that it does."""
+def _end_jobs(store: Store, jobs: Mapping[str, str], unmarked: Collection[str]) -> None:
+    """Cancel the jobs of cancelled runs, by key; a job with other runs to do is told to leave the one that it does.
+
+    unmarked: the keys of runs to cancel of whose cancellation their jobs cannot know.
+    """
     packs = packed_with(store, map(store.run, jobs))
-    shared = {key for key, others in packs.items() if others}
+    shared = {key for key, others in packs.items() if any(other.key not in unmarked for other in others)}
     cancel_jobs(list(dict.fromkeys(job for key, job in jobs.items() if key not in shared)))
-    for key in shared:
+    for key in shared - set(unmarked):
         if store.run(key).is_running():
             signal_job(jobs[key], CANCEL_SIGNAL.name.removeprefix("SIG"))
 

@@ -182,7 +182,7 @@ def test_parts_that_fill_the_disk_say_so_and_a_larger_disk_continues(slurm: Clus
         chaos.retain("data", study, "--launcher", "slurm")
         wait_until(lambda: full(chaos.store), "a part that finds the disk full", 300)
         said = full(chaos.store)
-        chaos.retain("cancel", study)
+        chaos.retain("cancel", study, code=None)  # which may find no room to mark the runs
         wait_until(lambda: ended(chaos), "the end of all jobs", 120)
         assert all("No space left on device" in reason or "are needed and" in reason for reason in said)
         left = [place for run in parts(chaos.store) for place in run.folder.iterdir() if place.is_dir()]

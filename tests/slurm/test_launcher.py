@@ -19,6 +19,7 @@ from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.study_status import Status
 from retain.results.store.lease import this_process
 from retain.results.store.runs import Run, Store
+from tests.disks import small_disk_at
 from tests.retain import losses, retain, retain_json, train_here, weights
 from tests.slurm.chaos import FAULTS, SLOW, Chaos, assert_nothing_repeated, unleash
 from tests.slurm.cluster.cluster import Cluster, call, start_controller, stop_controller, wait_until
@@ -227,6 +228,23 @@ def test_jobs_that_cancel_could_not_end_while_the_controller_was_away_end_with_t
     assert "3 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
     wait_until(lambda: not queue(slurm), "queue empty")
     assert "0 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
+
+
+def test_cancel_on_a_full_disk_ends_the_jobs_and_says_that_it_could_not_mark_the_runs(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    with small_disk_at(tmp_path / "disk", 64) as disk:
+        chaos = held(slurm, disk, grid={"pretrain.exposure": [1]})
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        said = chaos.retain("cancel", chaos.study, code=3).stderr
+        assert "No space left on device: 3 of 3 runs cannot be marked as cancelled, but their SLURM jobs are" in said
+        wait_until(lambda: not queue(slurm), "queue empty")
+        filler.unlink()
+        assert "3 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
+        assert {run.state().state for run in Store(chaos.store).runs()} == {"cancelled"}
 
 
 def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_path: Path) -> None:
