@@ -18,6 +18,7 @@ from retain.launchers.planning.register import register
 from retain.launchers.stage.failures import BUG
 from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.runs import Run, Store
+from tests.disks import fill, read_only_at, small_disk_at
 from tests.launchers.jobs.conftest import Slurm, submit
 from tests.studies import SECOND, linear_study
 
@@ -134,6 +135,36 @@ def test_a_task_waits_in_the_queue_for_a_run_that_another_job_does_and_skips_a_b
     assert task(store, token)[0] == 0
     assert posttrain.state().state == "skipped"
     assert len(slurm.calls("requeue")) == 1
+
+
+@pytest.mark.parametrize("branch_ended", [False, True])
+def test_a_task_on_a_full_disk_sends_its_job_back_to_the_queue_until_there_is_room(
+    branch_ended: bool, tmp_path: Path, slurm: Slurm
+) -> None:
+    with small_disk_at(tmp_path / "disk", 64) as disk:
+        store, (pretrain, *below) = branch(disk)
+        runs = [pretrain, *below]
+        if branch_ended:
+            pretrain.fail("it broke", BUG)
+            runs = below
+        token = submit(store, *runs)
+        filler = fill(disk)
+        assert task(store, token)[0] == 1
+        assert states(runs) == ["queued"] * len(runs)
+        assert slurm.calls("requeue") == ["scontrol requeue 7"]
+        assert slurm.calls("update") == ["scontrol update jobid=7 starttime=now+600"]
+        filler.unlink()
+        assert task(store, token)[0] == 0
+        assert states(runs) == ["skipped" if branch_ended else "done"] * len(runs)
+
+
+def test_a_task_whose_store_cannot_be_written_ends_with_the_error(tmp_path: Path, slurm: Slurm) -> None:
+    store, runs = branch(tmp_path)
+    token = submit(store, *runs)
+    with read_only_at(tmp_path / "disk", store.root) as root:
+        code, printed = task(Store(root), token)
+    assert (code, states(runs), slurm.calls("requeue")) == (1, ["queued"] * 4, [])
+    assert printed.count("cannot be written (Read-only file system); ask its owner for access") == 1
 
 
 def test_a_task_leaves_a_run_alone_that_was_submitted_again_to_another_job(tmp_path: Path, slurm: Slurm) -> None:
