@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retain.results.store.curves import CURVES
+from retain.results.store.curves import drop_events
 from retain.results.store.disk import used_bytes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
@@ -97,7 +97,7 @@ def free(store: Store, waste: Waste) -> str | None:
         except (OSError, MissingResourceError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
             full = isinstance(cause, OSError) and cause.errno in NO_ROOM
-            if not full or waste.run is None or not _drop_events(store.run(waste.run)):
+            if not full or waste.run is None or not drop_events(store.run(waste.run).folder):
                 raise
             return _free(store, waste)
     except OSError as error:
@@ -131,14 +131,6 @@ def _free(store: Store, waste: Waste) -> str | None:
 def _writes_first(waste: Waste) -> bool:
     """Whether something is written before this is removed: on a full disk, other things are removed before."""
     return waste.kind in (WEIGHTS, PARTS) or (waste.kind == LEFTOVER and waste.run is not None)
-
-
-def _drop_events(run: Run) -> bool:
-    """Remove the event files of a run, if its curves are there to derive them from; returns whether there were any."""
-    files = list(run.folder.glob("events.*")) if (run.folder / CURVES).exists() else []
-    for file in files:
-        file.unlink(missing_ok=True)
-    return bool(files)
 
 
 def set_pin(run: Run, pinned: bool) -> None:
