@@ -209,7 +209,7 @@ def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest,
 
 def _decision(store: Store, token: str, run: Run) -> tuple[str, str]:
     """`check_needs` of a run that this job has to do: wait also if SLURM does not answer; if the store is damaged, the run
-    fails, and the decision is damaged."""
+    fails, and the decision is damaged. Raises DamageError for a file that cannot be read here and now, but may be whole."""
     try:
         settle_dead_attempts(store, [run])
         decision, why = check_needs(store, run)
@@ -219,6 +219,8 @@ def _decision(store: Store, token: str, run: Run) -> tuple[str, str]:
     except NoAnswerError as away:
         return "wait", str(away)
     except DamageError as damage:  # in the files of the run, or of one that it needs
+        if classify(damage) != DAMAGE:
+            raise
         with contextlib.suppress(DamageError):  # its own state.json may be the damaged file
             run.fail(str(damage), DAMAGE)
         return "damaged", str(damage)

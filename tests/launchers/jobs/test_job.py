@@ -178,6 +178,23 @@ def test_a_job_that_died_on_a_full_disk_waits_in_the_queue_until_there_is_room(
         assert slurm.calls("requeue") == ["scontrol requeue 7"] * 2
 
 
+def test_a_job_that_cannot_read_a_file_here_and_now_is_tried_again_elsewhere(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, needed, run = pair
+    finish(needed)
+    token = submit(store, run)
+    whole = (needed.folder / "state.json").rename(needed.folder / "whole")
+    (needed.folder / "state.json").symlink_to("/proc/self/mem")  # whose first byte is an I/O error
+    with pytest.raises(DamageError, match=r"\(Input/output error\); check the file system, and try again"):
+        _decision(store, token, run)
+    assert epilogue.main([str(store.root), token]) == 1
+    assert (run.state().state, run.state().attempts[-1].failure) == ("queued", NODE)
+    assert slurm.calls("update") == ["scontrol update jobid=7 excnodelist=n1"]
+    whole.replace(needed.folder / "state.json")
+    assert _decision(store, token, run) == ("train", "")
+
+
 def test_the_end_of_a_job_that_died_early_leaves_a_run_to_the_process_that_has_it(
     pair: tuple[Store, Run, Run], slurm: Slurm
 ) -> None:
