@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from retain.launchers.jobs.branches import cancel_runs
 from retain.launchers.jobs.submissions import new_submission, write_submission
 from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register
 from retain.launchers.stage.failures import BUG
 from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.runs import Run, Store
+from retain.sweeps.base.errors import MissingResourceError
 from tests.disks import fill, read_only_at, small_disk_at
 from tests.launchers.jobs.conftest import Slurm, submit
 from tests.studies import SECOND, linear_study
@@ -156,6 +158,19 @@ def test_a_task_on_a_full_disk_sends_its_job_back_to_the_queue_until_there_is_ro
         filler.unlink()
         assert task(store, token)[0] == 0
         assert states(runs) == ["skipped" if branch_ended else "done"] * len(runs)
+
+
+def test_cancel_ends_the_job_also_where_a_store_has_become_read_only(tmp_path: Path, slurm: Slurm) -> None:
+    store, runs = branch(tmp_path)
+    submit(store, *runs)
+    slurm.command("scancel", "true")
+    said = "Read-only file system: 4 of 4 runs cannot be marked .*; ask its owner for access, .*, then cancel again"
+    with (
+        read_only_at(tmp_path / "disk", store.root) as root,
+        pytest.raises(MissingResourceError, match=said),
+    ):
+        cancel_runs(Store(root), [run.key for run in runs])
+    assert slurm.asked("scancel") == ["scancel --quiet 7"]
 
 
 def test_a_task_whose_store_cannot_be_written_ends_with_the_error(tmp_path: Path, slurm: Slurm) -> None:
