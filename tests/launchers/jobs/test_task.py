@@ -16,12 +16,15 @@ from retain.launchers.jobs.branches import cancel_runs
 from retain.launchers.jobs.submissions import new_submission, write_submission
 from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register
+from retain.launchers.search.derived_studies import open_search, write_points
+from retain.launchers.search.request import SearchRequest, register_search
 from retain.launchers.stage.failures import BUG
 from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.runs import Run, Store
 from retain.sweeps.base.errors import MissingResourceError
 from tests.disks import fill, read_only_at, small_disk_at
 from tests.launchers.jobs.conftest import Slurm, submit
+from tests.retain import retain_here
 from tests.studies import SECOND, linear_study
 
 TASK = "import sys; from retain.launchers.jobs.entry import do_task; print('ended:', do_task(*sys.argv[1:]))"
@@ -171,6 +174,29 @@ def test_cancel_ends_the_job_also_where_a_store_has_become_read_only(tmp_path: P
     ):
         cancel_runs(Store(root), [run.key for run in runs])
     assert slurm.asked("scancel") == ["scancel --quiet 7"]
+
+
+def test_cancel_on_a_full_disk_ends_the_jobs_of_a_search_of_its_stages_and_of_the_study(
+    tmp_path: Path, slurm: Slurm
+) -> None:
+    rates = {"axes": {"finetune.lr": {"uniform": [0.02, 0.04]}}, "trials": 2, "seeds": [0]}
+    with small_disk_at(tmp_path / "disk", 1) as disk:
+        store, runs = branch(disk, search=rates)
+        study = disk / "study" / "linear.yaml"
+        searched = open_search(str(study), (), store.root, lambda *_: None)
+        search = register_search(searched, SearchRequest("slurm", None, "h100"))
+        points = searched.corners()
+        write_points(searched, points)
+        file, tree = searched.tree(points)
+        register(tree, file, searched.facts, store)
+        stages = [store.run(key) for key in tree.stages if store.run(key) not in runs]
+        for job, own in (("7", runs), ("8", [search]), ("9", stages)):
+            submit(store, *own, job=job)
+        slurm.command("scancel", "true")
+        fill(disk)
+        said = retain_here("cancel", study, "--store", store.root, code=3).stderr
+        assert "No space left on device: 4 of 4 runs cannot be marked as cancelled" in said
+        assert sorted(slurm.asked("scancel")) == [f"scancel --quiet {job}" for job in (7, 8, 9)]
 
 
 def test_a_task_whose_store_cannot_be_written_ends_with_the_error(tmp_path: Path, slurm: Slurm) -> None:
