@@ -57,6 +57,17 @@ def test_readers_work_on_a_store_that_cannot_be_written(closed: Path, trained: T
     assert before == {path: path.stat().st_mtime_ns for path in closed.rglob("*") if path.is_file()}
 
 
+def test_overlap_prints_what_a_full_disk_has_no_room_to_keep(trained: Trained, tmp_path: Path) -> None:
+    with small_disk_at(tmp_path / "disk", 8) as disk:
+        store = shutil.copytree(trained.store, disk / "runs", symlinks=True)
+        fill(disk)
+        done = retain_here("overlap", trained.study, "--store", store)
+    assert "music" in done.stdout
+    assert (
+        done.stderr.count("cannot be written (No space left on device), so this pair is measured again next time") == 3
+    )
+
+
 def test_gc_works_on_a_full_disk(disk: Path) -> None:
     tree, store = registered(disk / "runs")
     unfinished, done = sorted(kinds(tree, store, "pretrain"), key=lambda run: run.key)
