@@ -1,6 +1,10 @@
 """A store that may only be read, or whose disk is full: verbs that only read work, and gc frees the disk."""
 
+import contextlib
+import gzip
+import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +14,12 @@ from retain.results.store.curves import CurveWriter, Point
 from retain.results.store.runs import Store
 from retain.results.tensorboard.run_events import derive_events
 from retain.results.tensorboard.views import update_event_files
+from retain.sweeps.base.processes.names import process_name
 from tests.conftest import Trained
 from tests.disks import fill, read_only_at, small_disk_at
 from tests.results.runs import finish, finish_all, kinds, problems, registered, write_model
-from tests.retain import retain_here, retain_json
+from tests.retain import pid_of_dead_process, retain_here, retain_json
+from tests.studies import documents_of, tiny_study
 
 
 @pytest.fixture
@@ -55,6 +61,29 @@ def test_readers_work_on_a_store_that_cannot_be_written(closed: Path, trained: T
     retain_here("results", study, "--csv", tmp_path / "rows.csv", "--store", closed)
     retain_here("export", key, "--to", tmp_path / "exported", "--store", closed)
     assert before == {path: path.stat().st_mtime_ns for path in closed.rglob("*") if path.is_file()}
+
+
+def test_data_that_does_not_fit_leaves_no_half_of_it_and_is_prepared_once_there_is_room(tmp_path: Path) -> None:
+    music = {"files": "music.jsonl.gz", "heldout": 0.1}  # compressed, so that nobody knows before how much there is
+    study = tiny_study(tmp_path / "study", **{"corpora.music": music})
+    with gzip.open(tmp_path / "study" / "music.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in documents_of("music", 30_000))
+    with small_disk_at(tmp_path / "disk", 2) as disk:
+        store = disk / "runs"
+        said = retain_here("data", study, "--store", store, code=3).stderr
+        assert "cannot be written (No space left on device); free space" in said
+        assert list((store / "building").iterdir()) == []
+        abandoned = store / "building" / f"{process_name().partition('.')[0]}.{pid_of_dead_process()}.1-00000000"
+        abandoned.mkdir()
+        with (abandoned / "train.bin").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+            while True:
+                stream.write(bytes(4096))
+        assert (
+            "cannot be written (No space left on device)" in retain_here("data", study, "--store", store, code=3).stderr
+        )
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        retain_here("data", study, "--store", store)
+        assert list((store / "building").iterdir()) == []
 
 
 def test_overlap_prints_what_a_full_disk_has_no_room_to_keep(trained: Trained, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from retain.sweeps.tree.tree import Stage, Tree, expand
 from tests.conftest import Prepared
 from tests.results.runs import finish, finish_all, kinds, problems, registered, write_model
 from tests.results.store.processes import HOLDER, next_line, start_python
-from tests.retain import retain_here, retain_json
+from tests.retain import pid_of_dead_process, retain_here, retain_json
 
 
 @pytest.fixture
@@ -47,12 +47,6 @@ def add_checkpoint(run: Run, size: int = 100) -> Path:
     folder.mkdir(parents=True)
     (folder / "rank-00000.safetensors").write_bytes(b"s" * size)
     return folder
-
-
-def pid_of_dead_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def age(path: Path, hours: float) -> Path:
