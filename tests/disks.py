@@ -27,6 +27,27 @@ def small_disk_at(place: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+def fill(disk: Path) -> Path:
+    """Fill a small file system to its last byte; returns the file that takes the room."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+    return filler
+
+
+@contextlib.contextmanager
+def read_only_at(place: Path, folder: Path) -> Iterator[Path]:
+    """A folder as a file system that may only be read; skips as `small_disk_at` does."""
+    with small_disk_at(place, 1):
+        subprocess.run(["mount", "--bind", str(folder), str(place)], check=True)
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
+            yield place
+        finally:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
 @contextlib.contextmanager
 def recorded_syncs(monkeypatch: pytest.MonkeyPatch, name: Path) -> Iterator[list[tuple[int, bool]]]:
     """The inode of each file or folder that is synced to disk in the block, and whether `name` existed by then."""

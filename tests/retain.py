@@ -104,6 +104,12 @@ def wait_until(
         time.sleep(0.05)
 
 
+def pid_of_dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 def stages_of(store: Path) -> list[Run]:
     """The training stages of a store: its runs without searches."""
     return [run for run in Store(store).runs() if run.spec()["stage"] != "search"]

@@ -67,7 +67,7 @@ from retain.datamodules.corpora.tokenizer import (
     train_tokenizer,
 )
 from retain.datamodules.corpora.values.prepare import prepare_values
-from retain.sweeps.base.building import new_build_folder, publish, remove_leftovers
+from retain.sweeps.base.building import new_build_folder, publish, remove_leftovers, removed_on_error
 from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.files import writing
 from retain.sweeps.schema.read import StudyFile
@@ -181,8 +181,9 @@ def _prepare_tokenizer(file: StudyFile, store: Path, report: Report) -> Tokenize
         tokenizer = train_tokenizer(_reported(chain.from_iterable(samples), report), settings.train, special)
     check_unchanged(file, before)
     building = new_build_folder(store)
-    tokenizer.save(building)
-    publish(building, store / "tokenizers" / tokenizer.fingerprint, load_tokenizer)
+    with removed_on_error(building):
+        tokenizer.save(building)
+        publish(building, store / "tokenizers" / tokenizer.fingerprint, load_tokenizer)
     write_note(store, source, Note(tokenizer.fingerprint, {"vocabulary": tokenizer.vocabulary}))
     return stored_tokenizer(store, tokenizer.fingerprint)
 
@@ -212,23 +213,24 @@ def _prepare_corpus(file: StudyFile, store: Path, name: str, length: int, near: 
     pinned, tally, sample = pinned_corpus(file, name, store), Tally(), NearSample()
     documents = corpus_documents(file, name, pinned, tally=tally)
     packing = pack_pairs if corpus.is_pairs else partial(pack, masked=corpus.responses_only)
-    packed = packing(
-        near.distinct(name, documents, tally) if corpus.dedupe == "near" else sampled(documents, sample),
-        tokenizer,
-        length,
-        corpus_division(file, name, pinned, store, tally),
-        corpus.tokens,
-        building,
-        lambda documents, tokens: report(name, documents, tokens),
-        tally=tally,
-    )
-    check_unchanged(file, before)
-    check_lengths(file, name, packed, tally)
-    check_predictions(file, name, packed)
-    if corpus.dedupe != "near":
-        sample.count(tally)
+    with removed_on_error(building):
+        packed = packing(
+            near.distinct(name, documents, tally) if corpus.dedupe == "near" else sampled(documents, sample),
+            tokenizer,
+            length,
+            corpus_division(file, name, pinned, store, tally),
+            corpus.tokens,
+            building,
+            lambda documents, tokens: report(name, documents, tokens),
+            tally=tally,
+        )
+        check_unchanged(file, before)
+        check_lengths(file, name, packed, tally)
+        check_predictions(file, name, packed)
+        if corpus.dedupe != "near":
+            sample.count(tally)
+        publish(building, store / "corpora" / packed.fingerprint, open_packed)
     commit = pinned.revision if is_on_hub(corpus, file.folder) else None
-    publish(building, store / "corpora" / packed.fingerprint, open_packed)
     counts = {split: packed.count(split) for split in SPLITS}
     write_note(store, source, Note(packed.fingerprint, counts, tally.reading()), commit)
 

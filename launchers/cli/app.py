@@ -14,7 +14,7 @@ import typer
 from retain.launchers.cli import maintain, search, show, start, train
 from retain.launchers.cli.options import EXIT_CODES, INTERRUPTED
 from retain.launchers.cli.streams import safe_streams
-from retain.sweeps.base.errors import MissingResourceError, RetainError, StudyError, os_cure, os_reason
+from retain.sweeps.base.errors import NO_ROOM, MissingResourceError, RetainError, StudyError, os_cure, os_reason
 from retain.sweeps.base.files import is_file
 from retain.sweeps.base.redaction import redacted
 from retain.sweeps.base.surroundings import library_imports
@@ -134,7 +134,8 @@ def _main(typed: Sequence[str]) -> int:
         code = INTERRUPTED
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"retain: {redacted(place)}{os_reason(error)}; {os_cure(error, TRY)}", file=sys.stderr)
+        cure = "free space and try again" if error.errno in NO_ROOM else os_cure(error, TRY)
+        print(f"retain: {redacted(place)}{os_reason(error)}; {cure}", file=sys.stderr)
         return MissingResourceError.exit_code
     except typer.TyperException as error:  # an unknown verb or option, or an invalid value
         what = error.format_message().rstrip(".").replace("Value error, ", "")

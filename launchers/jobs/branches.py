@@ -9,7 +9,7 @@ from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.readiness import blocked_by
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
-from retain.sweeps.base.errors import NO_ROOM, DamageError, MissingResourceError, os_reason
+from retain.sweeps.base.errors import DamageError, MissingResourceError, os_cure, os_reason
 from retain.sweeps.base.processes.many_writes import Count, each_written, uncounted
 from retain.sweeps.base.units import counted
 
@@ -39,7 +39,8 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY, count: 
     Among them are runs that were cancelled before and still have a job, as SLURM did not answer then. A job that has other runs
     of a pack to do continues with them. A local launcher sees what is cancelled, and stops it.
     Raises DamageError if the state of a run, or the record of its job, cannot be read, once all others are cancelled, and
-    MissingResourceError if SLURM does not answer, or, once their jobs are cancelled, if the disk had no room for marks.
+    MissingResourceError if SLURM does not answer, or, once their jobs are cancelled, if marks could not be written, as on a
+    full disk.
     """
 
     # 1. Mark the runs first, so that a job which starts now skips them.
@@ -50,9 +51,9 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY, count: 
             return MARKED if before in UNENDED and run.cancel(reason) else before
         except DamageError as error:
             return error
+        except PermissionError:  # the runs, and so their jobs, are another user's
+            raise
         except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
             return error
 
     marks = list(zip(keys, each_written(mark, keys, count), strict=True))
@@ -76,10 +77,11 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY, count: 
     if damaged:
         raise DamageError(f"{damaged[0]} (cancelled: {counted(len(cancelled), 'run')})")
     if unmarked:
+        first = next(iter(unmarked.values()))
         ended = ", but their SLURM jobs are cancelled where no other run shares them" if jobs else ""
         raise MissingResourceError(
-            f"{os_reason(next(iter(unmarked.values())))}: {len(unmarked)} of {counted(len(keys), 'run')} cannot be marked as "
-            f"cancelled{ended}; free space, then cancel again"
+            f"{os_reason(first)}: {len(unmarked)} of {counted(len(keys), 'run')} cannot be marked as cancelled{ended}; "
+            f"{os_cure(first, 'check the file system')}, then cancel again"
         )
     done = {*cancelled, *jobs}
     return [key for key in keys if key in done]

@@ -15,7 +15,7 @@ from retain.launchers.jobs.backlog import submit_backlog
 from retain.launchers.jobs.dead_attempts import explain_deaths, settle_death
 from retain.launchers.jobs.submissions import is_to_do, read_submission
 from retain.launchers.slurm.client import asked_patiently, exclude_nodes, live_jobs, requeue_job
-from retain.launchers.stage.failures import NODE, ON_SLURM, next_attempt
+from retain.launchers.stage.failures import DISK, NODE, ON_SLURM, classify, next_attempt
 from retain.launchers.stage.on_end import tell_ended
 from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.results.store.lease import try_lease
@@ -23,13 +23,26 @@ from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
 from retain.sweeps.base.errors import MissingResourceError, RetainError
+from retain.sweeps.base.notices import notice
 from retain.sweeps.base.processes.names import slurm_job
 
 
 def main(arguments: list[str]) -> int:
     """Settle the job's runs; returns the exit code of the script, which becomes that of the job."""
     root, token, *setup = arguments
-    store = Store(Path(root))
+    try:
+        return _settle(Store(Path(root)), token, setup)
+    except (OSError, MissingResourceError) as error:
+        job = slurm_job()
+        if classify(error) != DISK or job is None:
+            raise
+        notice(f"{error}; job {job} waits until there is room")
+        requeue_job(job, ON_SLURM[DISK].wait_s)
+        return 1
+
+
+def _settle(store: Store, token: str, setup: Sequence[str]) -> int:
+    """`main`. Raises OSError or MissingResourceError if the disk has no room for how an attempt ended, or for a submission."""
     runs = [run for key in read_submission(store, token).own_keys() if (run := store.run(key)).folder.is_dir()]
 
     # 1. Find the run that the job was doing when it died. None: it did not die.

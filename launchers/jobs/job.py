@@ -35,7 +35,7 @@ from retain.launchers.slurm.client import (
     start_after,
 )
 from retain.launchers.stage.attempt import attempt_code
-from retain.launchers.stage.failures import DAMAGE, DISK, ON_SLURM, prepare_retry
+from retain.launchers.stage.failures import DAMAGE, DISK, ON_SLURM, classify, prepare_retry
 from retain.launchers.stage.log import BUSY, FAILED, NO_ROOM, STOPPED, log_into, log_line
 from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.launchers.stage.ranks import Ranks, free_port
@@ -43,7 +43,7 @@ from retain.launchers.stage.signals import ALL_SIGNALS, StopRequest
 from retain.results.store.lease import try_lease
 from retain.results.store.readiness import blocked_by, need_in_words, unfinished_needs
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import State
+from retain.results.store.state import UNENDED, State
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError
 from retain.sweeps.base.processes.names import slurm_job
@@ -108,13 +108,22 @@ def do_task(root: str, token: str) -> str:
     outcome = Outcome("the store no longer has its runs")
     # 1. One run after the other, until one of them sends the job back to the queue.
     while waiting:
-        outcome = _do_run(store, token, waiting[0], ranks, stop, runs)
+        run = waiting[0]
+        try:
+            outcome = _do_run(store, token, run, ranks, stop, runs)
+        except (OSError, MissingResourceError) as error:
+            if classify(error) != DISK:
+                raise
+            log_line(f"rank {ranks.rank}: the disk is full: {error}")
+            again = Requeue(run, ON_SLURM[DISK].wait_s) if ranks.is_first else None
+            outcome = Outcome(str(error), failed=True, requeue=again)
         cancelled = stop.forget_cancel()
         busy += waiting[:1] if outcome.busy else []
         waiting = [run for run in waiting[1:] if is_to_do(run, token)]
         if waiting and stop.signal is not None and outcome.requeue is None:
             outcome = replace(outcome, requeue=Requeue(waiting[0]))
-        if outcome.requeue is not None:
+        # A failure that could not be recorded, in a store that cannot be written, would be met again and again.
+        if outcome.requeue is not None or (outcome.failed and is_to_do(run, token)):
             break
         if waiting and (outcome.failed or cancelled):
             _restart_interpreter(output)
@@ -200,7 +209,7 @@ def _do_run(store: Store, token: str, run: Run, ranks: Ranks, stop: StopRequest,
 
 def _decision(store: Store, token: str, run: Run) -> tuple[str, str]:
     """`check_needs` of a run that this job has to do: wait also if SLURM does not answer; if the store is damaged, the run
-    fails, and the decision is damaged."""
+    fails, and the decision is damaged. Raises DamageError for a file that cannot be read here and now, but may be whole."""
     try:
         settle_dead_attempts(store, [run])
         decision, why = check_needs(store, run)
@@ -210,6 +219,8 @@ def _decision(store: Store, token: str, run: Run) -> tuple[str, str]:
     except NoAnswerError as away:
         return "wait", str(away)
     except DamageError as damage:  # in the files of the run, or of one that it needs
+        if classify(damage) != DAMAGE:
+            raise
         with contextlib.suppress(DamageError):  # its own state.json may be the damaged file
             run.fail(str(damage), DAMAGE)
         return "damaged", str(damage)
@@ -243,7 +254,7 @@ def _attempt(store: Store, run: Run, ranks: Ranks, stop: StopRequest, runs: int)
 def _after_failure(run: Run, ranks: Ranks, code: int) -> Requeue | None:
     """Requeue the job if the policy of the failure's class allows another attempt."""
     policy = prepare_retry(run, ON_SLURM)
-    if code == NO_ROOM and run.state().state == "running":  # the disk was too full to enter the failure
+    if code == NO_ROOM and run.state().state in UNENDED:  # the disk was too full to enter the failure
         policy = ON_SLURM[DISK]
     if policy is None:
         return None

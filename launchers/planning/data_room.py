@@ -11,6 +11,7 @@ from retain.results.store.disk import check_room, used_bytes
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import PART
 from retain.results.store.study_files import preparation_keys
+from retain.sweeps.base.building import remove_leftovers
 from retain.sweeps.base.notices import notice
 from retain.sweeps.base.units import format_bytes
 from retain.sweeps.schema.read import StudyFile
@@ -107,9 +108,13 @@ def bytes_of_token(facts: Facts) -> int:
 
 
 def check_data_room(name: str, file: StudyFile, facts: Facts, store: Path) -> None:
-    """Say what disk it takes to prepare large corpora, and check that the data of a study will fit. Raises NoRoomError."""
+    """Say what disk it takes to prepare large corpora, and check that the data of a study will fit. Raises NoRoomError.
+
+    What killed processes had half prepared is removed first, as its preparation would do it.
+    """
     if facts.prepared:
         return
+    remove_leftovers(store)
     room = data_room(name, file, facts, Store(store))
     if room.parts:
         notice(

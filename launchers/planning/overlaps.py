@@ -20,8 +20,8 @@ from retain.datamodules.corpora.overlap.measure import (
 )
 from retain.datamodules.corpora.prepared import packed_corpus, stored_tokenizer
 from retain.launchers.planning.opened_study import OpenedStudy
-from retain.sweeps.base.errors import DamageError, StudyError
-from retain.sweeps.base.files import writing
+from retain.sweeps.base.errors import MAY_NOT, NO_ROOM, DamageError, StudyError, os_reason
+from retain.sweeps.base.notices import notice
 from retain.sweeps.schema.section import GROUNDWORK, STAGE_KINDS
 from retain.sweeps.tree.overlap import Overlap, read_overlap, write_overlap
 from retain.sweeps.tree.tree import Tree
@@ -66,7 +66,7 @@ class Overlaps:
 
 
 def measure_overlaps(opened: OpenedStudy, say: Callable[[str], None]) -> Overlaps:
-    """How near every two corpora of a study are; measures what its store does not know, and keeps it.
+    """How near every two corpora of a study are; measures what its store does not know, and keeps it if it can.
 
     say: called with a line before a pair is measured. Raises StudyError if the study has fewer than two corpora.
     """
@@ -91,8 +91,12 @@ def measure_overlaps(opened: OpenedStudy, say: Callable[[str], None]) -> Overlap
                 found = overlap_of(sample(first), sample(second))
             except StudyError as error:
                 raise StudyError(f"{opened.file.path.name}: corpora.{one} and corpora.{other}: {error}") from None
-            with writing(str(store), "choose another store with --store"):
+            try:
                 write_overlap(store, found)
+            except OSError as error:
+                if error.errno not in (*MAY_NOT, *NO_ROOM):
+                    raise
+                notice(f"{store} cannot be written ({os_reason(error)}), so this pair is measured again next time")
         pairs.append(CorpusPair((one, other), (roles.get(first, []), roles.get(second, [])), length, found))
     return Overlaps(tree.study, SAMPLE, pairs)
 

@@ -82,23 +82,32 @@ def queued_job(store: Store, run: Run) -> str | None:
 def cancel_search(store: Store, study: str) -> list[str] | None:
     """Cancel the search of a study and its stages; returns the keys of the stages, None if there was nothing to cancel.
 
-    The next start of the search resumes them. Raises MissingResourceError.
+    The next start of the search resumes them. Raises MissingResourceError, as `cancel_runs` does.
     """
     run = search_run(store, study)
     # 1. The search itself, so that it submits nothing more.
-    cancelled = bool(cancel_runs(store, [run.key]))
+    try:
+        cancelled = bool(cancel_runs(store, [run.key]))
+    except MissingResourceError:
+        _cancel_stages(store, study)
+        raise
     deadline = time.monotonic() + LEAVING_S
     waiting = Waiting(f"waiting up to {LEAVING_S:.0f} s for the search to stop")
     while cancelled and run.is_running() and time.monotonic() < deadline:
         waiting.say(held_by(run.lease))
         time.sleep(0.5)
     # 2. Then the stages that it has submitted.
+    stages = _cancel_stages(store, study)
+    return stages if stages or cancelled else None
+
+
+def _cancel_stages(store: Store, study: str) -> list[str]:
+    """Cancel the stages that a search has submitted; returns their keys."""
     points = study_folder(store.root, study) / POINTS_STUDY
     keys = with_evaluations(open_study(str(points), (), store.root)).stages if points.exists() else {}
     states = store.states(keys)
     submitted = [key for key, state in states.items() if state.state in ("queued", "running") and state.submission]
-    stages = cancel_runs(store, submitted, WITH_STUDY)
-    return stages if stages or cancelled else None
+    return cancel_runs(store, submitted, WITH_STUDY)
 
 
 def searched_by(searched: SearchedStudy) -> str:

@@ -134,8 +134,8 @@ def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
         return STOPPED, f"stopped by {stopped}; the run can be resumed"
     except RunBusyError as busy:
         return BUSY, str(busy)
-    except RetainError as error:  # the state itself cannot be read
-        return FAILED, f"failed: {error}"
+    except RetainError as error:  # the state itself cannot be read, or the lease cannot be written
+        return (NO_ROOM if classify(error) == DISK else FAILED), f"failed: {error}"
     return 0, "done"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from retain.launchers.stage.training.numerics import recorded_numerics
 from retain.results.store.runs import Run
 from retain.results.store.state import State
-from retain.sweeps.base.errors import DamageError, NoRoomError, RetainError, StageFailedError
+from retain.sweeps.base.errors import FAULTS, NO_ROOM, DamageError, NoRoomError, RetainError, StageFailedError
 
 GPU_MEMORY = "out of memory on the GPU"
 HOST_MEMORY = "out of memory on the host"
@@ -72,7 +72,7 @@ _SLURM_STATES = {"OUT_OF_MEMORY": HOST_MEMORY, "NODE_FAIL": NODE, "BOOT_FAIL": N
 INTERRUPTED = ("PREEMPTED", "TIMEOUT", "CANCELLED", "REQUEUED")
 """How SLURM's states of jobs begin that were interrupted and did not fail."""
 _NODE_ERRORS = (
-    *(errno.ESTALE, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENETUNREACH, errno.EHOSTUNREACH),
+    *FAULTS,
     errno.EADDRINUSE,  # another process took the port of the ranks' rendezvous
 )
 
@@ -102,7 +102,7 @@ def _class_of(error: BaseException) -> str | None:
         return DAMAGE
     if isinstance(error, RetainError):
         return None
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return DISK
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return HOST_MEMORY

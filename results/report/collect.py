@@ -1,6 +1,5 @@
 """The results of a study as far as they are there: its loss table, its overview figure and its TensorBoard view."""
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from retain.results.store.readiness import blocked_stages, written_state
 from retain.results.store.runs import Store
 from retain.results.store.state import DAMAGED, State, StateSummary, damaged_state
 from retain.results.store.status import StatusReader
-from retain.results.store.study_files import SavedLooks, looks_of
+from retain.results.store.study_files import SavedLooks, looks_of, study_folder
 from retain.results.tensorboard.views import link_runs, view_folder
-from retain.sweeps.base.errors import DamageError
+from retain.sweeps.base.errors import MAY_NOT, NO_ROOM, DamageError, os_reason
+from retain.sweeps.base.notices import notice
 from retain.sweeps.base.units import counted
 from retain.sweeps.schema.linear.study import LinearStudy
 from retain.sweeps.schema.read import StudyFile
@@ -87,7 +87,8 @@ def collect_results(
 
     states: the states of all stages, if they have been read already; without them, damaged runs are left out and are among the
     failures. write: the loss table that `retain.load` reads, the overview figure and the TensorBoard view (all); the figure,
-    and the view if there is one already (pictures); or nothing. A store that may only be read still has results.
+    and the view if there is one already (pictures); or nothing. A store that may only be read still has results, and so
+    has one whose disk is too full for pictures. Raises OSError if it is too full for the loss table.
     """
     damaged: dict[str, State] | None = {} if states is None else None
     if states is None and isinstance(file.study, LinearStudy):  # whose figure needs the recipes in stage.json
@@ -97,7 +98,7 @@ def collect_results(
     states = {**states, **(damaged or {})}
     written: list[Path] = []
     draw = draw_theory if isinstance(file.study, LinearStudy) else draw_losses
-    with contextlib.suppress(PermissionError):
+    try:
         if write != "nothing" and any(state.state == "done" for state in states.values()):
             if write == "all":
                 written.append(save_rows(store.root, tree.study, rows))
@@ -105,6 +106,12 @@ def collect_results(
             # With ten thousand runs this takes as long as the rest.
             if write == "all" or view_folder(store.root, tree.study).is_dir():
                 written.append(link_runs(tree, store, states=states))
+    except OSError as error:
+        if error.errno in NO_ROOM and write == "pictures":
+            place = study_folder(store.root, tree.study)
+            notice(f"{place}: pictures cannot be written ({os_reason(error)}), so they may be older than these results")
+        elif error.errno not in MAY_NOT:
+            raise
     paths, axes = [str(path) for path in written], list(file.labels)
     failed, blanks, looks = failures(tree, states), blank_reasons(rows, store), looks_of(store.root, tree.study)
     return Results(tree.study, file.study.loss_unit, axes, rows, failed, paths, tree.provisional, blanks, looks)

@@ -54,17 +54,25 @@ class CurveWriter:
 
     def __init__(self, folder: Path, points: list[Point] | None = None) -> None:
         self.path, self.points = folder / CURVES, [] if points is None else points
+        self.is_whole = False
+        """Whether the file ends with the last point: on a full disk it may end with half of a line."""
         self.rewrite()
 
     def add(self, point: Point) -> None:
-        """Append a point. Raises OSError if it cannot be written; the next `rewrite` then writes it."""
+        """Append a point. Raises OSError if it cannot be written; the next point that can be, or `rewrite`, then brings it."""
         self.points.append(point)
+        if not self.is_whole:
+            self.rewrite()
+            return
+        self.is_whole = False
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(_line(point))
+        self.is_whole = True
 
     def rewrite(self) -> None:
         """Replace the file by all points, synced to disk."""
         write_text(self.path, "".join(map(_line, self.points)))
+        self.is_whole = True
 
 
 def read_points(folder: Path) -> list[Point]:
@@ -95,6 +103,14 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     for point in read_points(folder):
         found.setdefault(point.curve, []).append((point.tokens, point.value))
     return {name: sorted(curve) for name, curve in found.items()}
+
+
+def drop_events(folder: Path) -> bool:
+    """Remove TensorBoard's files of a run, if its curves are there to derive them from; returns whether there were any."""
+    files = list(folder.glob("events.*")) if (folder / CURVES).exists() else []
+    for file in files:
+        file.unlink(missing_ok=True)
+    return bool(files)
 
 
 def _line(point: Point) -> str:

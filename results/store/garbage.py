@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retain.results.store.curves import drop_events
 from retain.results.store.disk import used_bytes
 from retain.results.store.lease import try_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import OPTIMIZER, PART, State, StateSummary
 from retain.sweeps.base.building import new_build_folder
 from retain.sweeps.base.documents import unreadable
-from retain.sweeps.base.errors import DamageError, MissingResourceError, StudyError, os_reason
+from retain.sweeps.base.errors import NO_ROOM, DamageError, MissingResourceError, StudyError, os_reason
 from retain.sweeps.base.files import file_system_time, remove
 from retain.sweeps.base.processes.names import is_gone, is_here, process_start
 from retain.sweeps.tree.keys import CARRY
@@ -81,34 +82,55 @@ def find_waste(
     temporary = [_temporary(path, key) for path, key in hidden]
     if keys is None:
         temporary += _of_store(store.root)
-    return found + _quiet(store.root, [waste for waste in temporary if waste])
+    found += _quiet(store.root, [waste for waste in temporary if waste])
+    return sorted(found, key=_writes_first)
 
 
 def free(store: Store, waste: Waste) -> str | None:
-    """Remove something, if that is still allowed; returns None, or why it is kept, in one sentence."""
+    """Remove something, if that is still allowed; returns None, or why it is kept, in one sentence.
+
+    Where a full disk leaves no room for what is written before, the run's event files make room: they can be derived again.
+    """
     try:
-        if waste.run is None:
-            remove(waste.path)
-            return None
-        run = store.run(waste.run)
-        if run.is_running():
-            return "a process is working on the run"
-        if waste.kind == WEIGHTS:
-            return _free_weights(run)
-        if run.is_done():
-            remove(_aside(store, waste.path) if waste.kind == PARTS else waste.path)
-            return None
-        if waste.kind in (CHECKPOINT, PARTS):
-            return "the run is no longer done"
-        with try_lease(run.lease) as held:
-            if not held:
-                return "a process is working on the run"
-            remove(waste.path)
+        try:
+            return _free(store, waste)
+        except (OSError, MissingResourceError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            full = isinstance(cause, OSError) and cause.errno in NO_ROOM
+            if not full or waste.run is None or not drop_events(store.run(waste.run).folder):
+                raise
+            return _free(store, waste)
     except OSError as error:
         return f"it cannot be removed ({os_reason(error)})"
     except MissingResourceError as error:
         return str(error)
+
+
+def _free(store: Store, waste: Waste) -> str | None:
+    """`free`, with the errors of the file system."""
+    if waste.run is None:
+        remove(waste.path)
+        return None
+    run = store.run(waste.run)
+    if run.is_running():
+        return "a process is working on the run"
+    if waste.kind == WEIGHTS:
+        return _free_weights(run)
+    if run.is_done():
+        remove(_aside(store, waste.path) if waste.kind == PARTS else waste.path)
+        return None
+    if waste.kind in (CHECKPOINT, PARTS):
+        return "the run is no longer done"
+    with try_lease(run.lease) as held:
+        if not held:
+            return "a process is working on the run"
+        remove(waste.path)
     return None
+
+
+def _writes_first(waste: Waste) -> bool:
+    """Whether something is written before this is removed: on a full disk, other things are removed before."""
+    return waste.kind in (WEIGHTS, PARTS) or (waste.kind == LEFTOVER and waste.run is not None)
 
 
 def set_pin(run: Run, pinned: bool) -> None:

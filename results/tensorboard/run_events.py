@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retain.results.store.curves import Point, read_points
+from retain.results.store.curves import Point, drop_events, read_points
 from retain.results.store.loss_table import four_losses
 from retain.results.store.runs import Run, Store
 from retain.results.tensorboard.events import hyperparameter_summaries, stage_metric
@@ -114,14 +114,21 @@ def needs_events(names: Sequence[str]) -> bool:
 
 
 def derive_events(store: Store, run: Run) -> None:
-    """Write the event file of a run from its curves and, once it is done, from its losses; replaces an earlier file."""
+    """Write the event file of a run from its curves and, once it is done, from its losses; replaces an earlier file.
+
+    Raises OSError if it cannot be written; half of it, on a full disk, is removed.
+    """
     points, done = read_points(run.folder), run.is_done()
     if not points or (not done and any(run.folder.glob("events.*"))):
         return
-    events = RunEvents(run.folder, points)
-    if done:
-        events.add_results(*run_results(store, run.spec(), run.losses()["splits"]))
-    events.close()
+    try:
+        events = RunEvents(run.folder, points)
+        if done:
+            events.add_results(*run_results(store, run.spec(), run.losses()["splits"]))
+        events.close()
+    except OSError:
+        drop_events(run.folder)
+        raise
 
 
 def _scalar(tag: str, value: float, step: int, when: float) -> Any:

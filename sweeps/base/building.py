@@ -1,8 +1,9 @@
 """Folders of a store that are built under building/ and published by a rename, so that a reader never sees half of one."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from retain.sweeps.base.errors import RetainError
@@ -14,6 +15,17 @@ from retain.sweeps.base.processes.names import is_gone, process_name
 def new_build_folder(store: Path) -> Path:
     """Return the path of a new folder named after this process, so that others can tell whether its owner is alive."""
     return store / "building" / f"{process_name()}-{os.urandom(4).hex()}"
+
+
+@contextlib.contextmanager
+def removed_on_error(folder: Path) -> Iterator[None]:
+    """Begin without a folder, and remove it if the block fails: a full disk keeps what is whole, and nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def publish(building: Path, target: Path, check: Callable[[Path], object]) -> None:

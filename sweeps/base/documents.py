@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
-from retain.sweeps.base.errors import DamageError, NewerFormatError, os_reason
+from retain.sweeps.base.errors import FAULTS, DamageError, NewerFormatError, os_reason
 from retain.sweeps.base.files import write_json
 
 FORMAT = 1
@@ -127,6 +127,8 @@ def unreadable(path: Path | str, error: OSError, cure: str) -> DamageError:
     """The error for a file that the operating system does not let us read."""
     if isinstance(error, PermissionError):
         cure = "ask its owner for permission to read it"
+    elif error.errno in FAULTS:
+        cure = "check the file system, and try again: the file may be whole"
     return DamageError(f"{path} cannot be read ({os_reason(error)}); {cure}")
 
 

@@ -56,6 +56,9 @@ class StageFailedError(RetainError):
 
 MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_OF_FAULTS = ("EIO", "ESTALE", "EREMOTEIO", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH", "ENOTCONN", "ESHUTDOWN")
+FAULTS = tuple(number for number, name in errno.errorcode.items() if name in _OF_FAULTS)
+"""Errors of disks, file servers and networks, as far as this system has them: a file that meets one may be whole."""
 
 
 def os_cure(error: OSError, otherwise: str) -> str:

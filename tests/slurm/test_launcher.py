@@ -19,7 +19,7 @@ from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.study_status import Status
 from retain.results.store.lease import this_process
 from retain.results.store.runs import Run, Store
-from tests.disks import small_disk_at
+from tests.disks import fill, small_disk_at
 from tests.retain import losses, retain, retain_json, train_here, weights
 from tests.slurm.chaos import FAULTS, SLOW, Chaos, assert_nothing_repeated, unleash
 from tests.slurm.cluster.cluster import Cluster, call, start_controller, stop_controller, wait_until
@@ -235,10 +235,7 @@ def test_cancel_on_a_full_disk_ends_the_jobs_and_says_that_it_could_not_mark_the
 ) -> None:
     with small_disk_at(tmp_path / "disk", 64) as disk:
         chaos = held(slurm, disk, grid={"pretrain.exposure": [1]})
-        filler = disk / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+        filler = fill(disk)
         said = chaos.retain("cancel", chaos.study, code=3).stderr
         assert "No space left on device: 3 of 3 runs cannot be marked as cancelled, but their SLURM jobs are" in said
         wait_until(lambda: not queue(slurm), "queue empty")

@@ -15,7 +15,7 @@ from retain.datamodules.corpora.sources import (
     write_note,
 )
 from retain.datamodules.corpora.tokenizer import Tokenizer, load_tokenizer
-from retain.sweeps.base.building import new_build_folder, publish
+from retain.sweeps.base.building import new_build_folder, publish, removed_on_error
 from retain.sweeps.base.errors import DamageError
 from retain.sweeps.schema.models import Model
 from retain.sweeps.schema.read import StudyFile
@@ -30,9 +30,10 @@ def prepare_checkpoint(file: StudyFile, store: Path, model: Model, report: Calla
             return
     report(f"checkpoint {model.hf}", 0, 0)
     building = new_build_folder(store)
-    with naming_checkpoint(file):
-        facts, commit = build_checkpoint(model, file.folder, building)
-    publish(building, store / "checkpoints" / facts.fingerprint, open_checkpoint)
+    with removed_on_error(building):
+        with naming_checkpoint(file):
+            facts, commit = build_checkpoint(model, file.folder, building)
+        publish(building, store / "checkpoints" / facts.fingerprint, open_checkpoint)
     write_note(store, source, Note(facts.fingerprint, {}), commit)
 
 

@@ -28,7 +28,7 @@ from retain.datamodules.corpora.tasks.definition import (
     metrics_of,
     own_definition,
 )
-from retain.sweeps.base.building import new_build_folder, publish
+from retain.sweeps.base.building import new_build_folder, publish, removed_on_error
 from retain.sweeps.base.documents import read_document, write_document
 from retain.sweeps.base.errors import DamageError, MissingResourceError, RetainError, StudyError, os_reason
 from retain.sweeps.base.extras import require_extra
@@ -109,12 +109,13 @@ def prepare_tasks(file: StudyFile, store: Path) -> None:
             place = store / TASKS / _identity(stored)
             if not (place / TASK_FILE).exists():
                 building = new_build_folder(store)
-                building.mkdir(parents=True)
-                for copy, path in definition.files.items():
-                    (building / copy).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, building / copy)
-                write_document(building / TASK_FILE, stored)
-                publish(building, place, stored_task)
+                with removed_on_error(building):
+                    building.mkdir(parents=True)
+                    for copy, path in definition.files.items():
+                        (building / copy).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(path, building / copy)
+                    write_document(building / TASK_FILE, stored)
+                    publish(building, place, stored_task)
             for noted in (source, _definition_of(file, name, options)):
                 if read_note(store, noted) != (note := Note(place.name, {})):
                     write_note(store, noted, note)

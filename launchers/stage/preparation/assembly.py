@@ -22,10 +22,10 @@ from retain.datamodules.corpora.sources import Note, naming_corpus, write_note
 from retain.datamodules.corpora.tokenizer import Tokenizer
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.log import log_line
-from retain.launchers.stage.preparation.part import Watch, removed_on_error, use_threads
+from retain.launchers.stage.preparation.part import Watch, use_threads
 from retain.results.store.disk import check_room, used_bytes
 from retain.results.store.state import ASSEMBLED, PART, Progress
-from retain.sweeps.base.building import new_build_folder, publish
+from retain.sweeps.base.building import new_build_folder, publish, removed_on_error
 from retain.sweeps.base.errors import RetainError
 from retain.sweeps.schema.read import StudyFile
 

@@ -1,11 +1,7 @@
 """The kind `prepare`: read and tokenise one part of a corpus."""
 
-import contextlib
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from retain.datamodules.corpora.parts.plan import part_of
@@ -22,6 +18,7 @@ from retain.launchers.stage.preparation.surplus import is_surplus
 from retain.launchers.stage.signals import AttemptStopped
 from retain.results.store.disk import check_room
 from retain.results.store.state import PART, Progress
+from retain.sweeps.base.building import removed_on_error
 from retain.sweeps.base.documents import write_document
 
 REPORT_EVERY_S = 1.0
@@ -61,17 +58,6 @@ def _leave_out(context: AttemptContext) -> None:
         write_document(building / UNNEEDED, {"reason": "the parts before it reach the budget"})
     log_line("the parts before this one reach the budget: it is left out")
     context.finish(building, {}, place=PART)
-
-
-@contextlib.contextmanager
-def removed_on_error(folder: Path) -> Iterator[None]:
-    """Begin without a folder, and remove it if the block fails: a full disk keeps what is whole, and nothing else."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 class Watch:

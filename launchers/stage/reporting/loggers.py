@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from retain.launchers.stage.log import log_line
-from retain.results.store.curves import CURVES, Point
+from retain.results.store.curves import CURVES, Point, drop_events
 from retain.results.store.runs import Run, Store
 from retain.sweeps.tree.key_diff import stage_name
 
@@ -48,6 +48,7 @@ class Loggers:
     """
 
     def __init__(self, run: Run, points: Iterable[Point], step_of: Callable[[int], int]) -> None:
+        self.run = run
         self.loggers: dict[str, Logger] = {}
         points = list(points)
 
@@ -92,6 +93,9 @@ class Loggers:
             if failed is not None:
                 with contextlib.suppress(Exception, SystemExit):
                     failed.close()
+            if name == TENSORBOARD:
+                with contextlib.suppress(OSError):
+                    drop_events(self.run.folder)  # `retain board` derives all of them, and no part of them
 
 
 def log_whole(store: Store, run: Run, points: Sequence[Point], losses: Mapping[str, Mapping[str, Any]]) -> None:

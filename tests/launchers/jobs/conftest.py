@@ -59,9 +59,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
     signal.signal(signal.SIGTERM, before)
 
 
-def submit(store: Store, *runs: Run) -> str:
-    """Queue runs as one job, 7; returns the token of the submission."""
-    submission = replace(new_submission([run.key for run in runs], pack=len(runs)), job_id="7")
+def submit(store: Store, *runs: Run, job: str = "7") -> str:
+    """Queue runs as one job; returns the token of the submission."""
+    submission = replace(new_submission([run.key for run in runs], pack=len(runs)), job_id=job)
     write_submission(store, submission)
     for run in runs:
         run.queue(submission.token)

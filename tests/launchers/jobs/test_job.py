@@ -25,6 +25,7 @@ from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
 from retain.sweeps.base.errors import DamageError
+from tests.disks import fill, small_disk_at
 from tests.launchers.jobs.conftest import Slurm, submit
 from tests.results.runs import finish, kinds, registered
 
@@ -155,6 +156,43 @@ def test_a_job_that_died_before_its_run_began_is_told_from_one_that_has_requeued
     assert epilogue.main([str(store.root), token]) == code
     assert len(run.state().attempts) == len(slurm.calls("requeue")) == code
     assert run.state().state == "queued"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_job_that_died_on_a_full_disk_waits_in_the_queue_until_there_is_room(
+    begun: bool, tmp_path: Path, slurm: Slurm
+) -> None:
+    with small_disk_at(tmp_path / "disk", 1) as disk:
+        tree, store = registered(disk / "runs")
+        run = kinds(tree, store, "pretrain")[0]
+        token = submit(store, run)
+        if begun:
+            run.begin(os.getpid())
+        filler = fill(disk)
+        assert epilogue.main([str(store.root), token]) == 1
+        assert run.state().state == ("running" if begun else "queued")
+        assert slurm.calls("update") == ["scontrol update jobid=7 starttime=now+600"]
+        filler.unlink()
+        assert epilogue.main([str(store.root), token]) == 1
+        assert [attempt.cause for attempt in run.state().attempts] == ["lost"]
+        assert slurm.calls("requeue") == ["scontrol requeue 7"] * 2
+
+
+def test_a_job_that_cannot_read_a_file_here_and_now_is_tried_again_elsewhere(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, needed, run = pair
+    finish(needed)
+    token = submit(store, run)
+    whole = (needed.folder / "state.json").rename(needed.folder / "whole")
+    (needed.folder / "state.json").symlink_to("/proc/self/mem")  # whose first byte is an I/O error
+    with pytest.raises(DamageError, match=r"\(Input/output error\); check the file system, and try again"):
+        _decision(store, token, run)
+    assert epilogue.main([str(store.root), token]) == 1
+    assert (run.state().state, run.state().attempts[-1].failure) == ("queued", NODE)
+    assert slurm.calls("update") == ["scontrol update jobid=7 excnodelist=n1"]
+    whole.replace(needed.folder / "state.json")
+    assert _decision(store, token, run) == ("train", "")
 
 
 def test_the_end_of_a_job_that_died_early_leaves_a_run_to_the_process_that_has_it(

@@ -12,13 +12,19 @@ from typing import Any
 
 import pytest
 
+from retain.launchers.jobs.branches import cancel_runs
 from retain.launchers.jobs.submissions import new_submission, write_submission
 from retain.launchers.planning.opened_study import prepare_study
 from retain.launchers.planning.register import register
+from retain.launchers.search.derived_studies import open_search, write_points
+from retain.launchers.search.request import SearchRequest, register_search
 from retain.launchers.stage.failures import BUG
 from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.runs import Run, Store
+from retain.sweeps.base.errors import MissingResourceError
+from tests.disks import fill, read_only_at, small_disk_at
 from tests.launchers.jobs.conftest import Slurm, submit
+from tests.retain import retain_here
 from tests.studies import SECOND, linear_study
 
 TASK = "import sys; from retain.launchers.jobs.entry import do_task; print('ended:', do_task(*sys.argv[1:]))"
@@ -134,6 +140,72 @@ def test_a_task_waits_in_the_queue_for_a_run_that_another_job_does_and_skips_a_b
     assert task(store, token)[0] == 0
     assert posttrain.state().state == "skipped"
     assert len(slurm.calls("requeue")) == 1
+
+
+@pytest.mark.parametrize("branch_ended", [False, True])
+def test_a_task_on_a_full_disk_sends_its_job_back_to_the_queue_until_there_is_room(
+    branch_ended: bool, tmp_path: Path, slurm: Slurm
+) -> None:
+    with small_disk_at(tmp_path / "disk", 64) as disk:
+        store, (pretrain, *below) = branch(disk)
+        runs = [pretrain, *below]
+        if branch_ended:
+            pretrain.fail("it broke", BUG)
+            runs = below
+        token = submit(store, *runs)
+        filler = fill(disk)
+        assert task(store, token)[0] == 1
+        assert states(runs) == ["queued"] * len(runs)
+        assert slurm.calls("requeue") == ["scontrol requeue 7"]
+        assert slurm.calls("update") == ["scontrol update jobid=7 starttime=now+600"]
+        filler.unlink()
+        assert task(store, token)[0] == 0
+        assert states(runs) == ["skipped" if branch_ended else "done"] * len(runs)
+
+
+def test_cancel_ends_the_job_also_where_a_store_has_become_read_only(tmp_path: Path, slurm: Slurm) -> None:
+    store, runs = branch(tmp_path)
+    submit(store, *runs)
+    slurm.command("scancel", "true")
+    said = "Read-only file system: 4 of 4 runs cannot be marked .*; ask its owner for access, .*, then cancel again"
+    with (
+        read_only_at(tmp_path / "disk", store.root) as root,
+        pytest.raises(MissingResourceError, match=said),
+    ):
+        cancel_runs(Store(root), [run.key for run in runs])
+    assert slurm.asked("scancel") == ["scancel --quiet 7"]
+
+
+def test_cancel_on_a_full_disk_ends_the_jobs_of_a_search_of_its_stages_and_of_the_study(
+    tmp_path: Path, slurm: Slurm
+) -> None:
+    rates = {"axes": {"finetune.lr": {"uniform": [0.02, 0.04]}}, "trials": 2, "seeds": [0]}
+    with small_disk_at(tmp_path / "disk", 1) as disk:
+        store, runs = branch(disk, search=rates)
+        study = disk / "study" / "linear.yaml"
+        searched = open_search(str(study), (), store.root, lambda *_: None)
+        search = register_search(searched, SearchRequest("slurm", None, "h100"))
+        points = searched.corners()
+        write_points(searched, points)
+        file, tree = searched.tree(points)
+        register(tree, file, searched.facts, store)
+        stages = [store.run(key) for key in tree.stages if store.run(key) not in runs]
+        for job, own in (("7", runs), ("8", [search]), ("9", stages)):
+            submit(store, *own, job=job)
+        slurm.command("scancel", "true")
+        fill(disk)
+        said = retain_here("cancel", study, "--store", store.root, code=3).stderr
+        assert "No space left on device: 4 of 4 runs cannot be marked as cancelled" in said
+        assert sorted(slurm.asked("scancel")) == [f"scancel --quiet {job}" for job in (7, 8, 9)]
+
+
+def test_a_task_whose_store_cannot_be_written_ends_with_the_error(tmp_path: Path, slurm: Slurm) -> None:
+    store, runs = branch(tmp_path)
+    token = submit(store, *runs)
+    with read_only_at(tmp_path / "disk", store.root) as root:
+        code, printed = task(Store(root), token)
+    assert (code, states(runs), slurm.calls("requeue")) == (1, ["queued"] * 4, [])
+    assert printed.count("cannot be written (Read-only file system); ask its owner for access") == 1
 
 
 def test_a_task_leaves_a_run_alone_that_was_submitted_again_to_another_job(tmp_path: Path, slurm: Slurm) -> None:

@@ -1,6 +1,5 @@
 """What `retain gc` removes, and what it never touches."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -33,7 +32,7 @@ from retain.sweeps.tree.tree import Stage, Tree, expand
 from tests.conftest import Prepared
 from tests.results.runs import finish, finish_all, kinds, problems, registered, write_model
 from tests.results.store.processes import HOLDER, next_line, start_python
-from tests.retain import retain_here, retain_json
+from tests.retain import pid_of_dead_process, retain_here, retain_json
 
 
 @pytest.fixture
@@ -48,12 +47,6 @@ def add_checkpoint(run: Run, size: int = 100) -> Path:
     folder.mkdir(parents=True)
     (folder / "rank-00000.safetensors").write_bytes(b"s" * size)
     return folder
-
-
-def pid_of_dead_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def age(path: Path, hours: float) -> Path:
@@ -355,25 +348,6 @@ def test_run_refuses_to_start_from_freed_weights_before_it_trains_anything(prepa
     assert printed.startswith("retain: retain gc --weights has freed weights that are needed to start from; delete ")
     assert all(str(run.folder) in printed for stage in ("pretrain", "posttrain") for run in kinds(tree, store, stage))
     assert len(store.runs()) == 8
-
-
-def test_gc_works_on_a_full_disk_and_reports_what_it_could_not_remove(small_disk: Path) -> None:
-    tree, store = registered(small_disk / "runs")
-    done, unfinished = kinds(tree, store, "pretrain")
-    finish(done)
-    add_checkpoint(done, size=200_000)
-    write_model(unfinished.folder / "model.partial")
-    with (small_disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
-        while True:
-            filler.write(b"x" * 4096)
-    assert shutil.disk_usage(small_disk).free == 0
-    document = retain_json("gc", "--store", store.root, code=3)
-    assert [row["path"] for row in document["freed"]] == [str(done.checkpoint)]
-    (kept,) = document["kept"]
-    assert kept["path"] == str(unfinished.folder / "model.partial")
-    assert "No space left" in kept["reason"]
-    assert retain_json("gc", "--store", store.root)["kept"] == []
-    assert not (unfinished.folder / "model.partial").exists()
 
 
 def test_weights_stay_until_the_averages_and_estimates_that_need_them_are_done(tmp_path: Path) -> None:

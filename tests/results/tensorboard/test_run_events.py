@@ -5,8 +5,10 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
-from retain.results.store.curves import Point
+from retain.results.store.curves import CurveWriter, Point
 from retain.results.tensorboard.run_events import RunEvents, run_results
+from retain.results.tensorboard.views import update_event_files
+from tests.disks import fill, small_disk_at
 from tests.results.runs import finish_all, registered
 from tests.studies import tiny_fields
 
@@ -59,6 +61,20 @@ def test_attempts_within_a_second_and_on_a_node_whose_clock_is_behind_are_shown_
         names.append(name)
     resumed.close()
     assert [path.name for path in folder.glob("events.*")] == names[-1:]
+
+
+def test_event_files_that_a_full_disk_had_no_room_for_are_derived_once_there_is_room(tmp_path: Path) -> None:
+    with small_disk_at(tmp_path / "disk", 1) as disk:
+        tree, store = registered(disk / "runs")
+        finish_all(tree, store)
+        for run in store.runs():
+            CurveWriter(run.folder, points(range(4), 1.0))
+        filler = fill(disk)
+        update_event_files(store)
+        assert not list(disk.rglob("events.*"))
+        filler.unlink()
+        update_event_files(store)
+        assert [path.stat().st_size > 0 for path in disk.rglob("events.*")] == [True] * len(tree.stages)
 
 
 def test_stages_of_ones_own_go_by_their_own_names(tmp_path: Path) -> None:

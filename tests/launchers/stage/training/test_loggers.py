@@ -1,5 +1,6 @@
 """`execution.log`: what each logger has of a run that was interrupted and resumed, and what a broken one does to training."""
 
+import contextlib
 import csv
 import io
 import json
@@ -14,13 +15,16 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback
 
+from retain.launchers.stage.reporting.loggers import Loggers
 from retain.launchers.stage.signals import AttemptStopped
 from retain.launchers.stage.training.curves import Curves, Heldout
 from retain.lightning_modules.stage import StageModule
-from retain.results.store.curves import read_points
+from retain.results.store.curves import CurveWriter, Point, read_points
 from retain.results.store.runs import Run
+from retain.results.tensorboard.views import update_event_files
+from tests.disks import fill, small_disk_at
 from tests.lightning_modules.tiny_models import LENGTH, RECIPE, random_sequences, small_model, train
-from tests.results.runs import kinds, registered
+from tests.results.runs import finish, kinds, registered
 from tests.retain import retain
 from tests.studies import linear_study, tiny_tree
 
@@ -145,6 +149,32 @@ def test_a_logger_that_fails_says_so_once_and_the_run_goes_on(tmp_path: Path) ->
     assert output.getvalue().count("logger csv failed and is off for this attempt") == 1
     assert len(expected(run)) == STEPS
     assert list(run.folder.glob("events.*"))
+
+
+def test_curves_and_tensorboard_have_all_points_of_a_run_whose_disk_was_full_for_a_while(tmp_path: Path) -> None:
+    def report(steps: range) -> None:
+        for point in (Point("pretrain/loss", step, 1.0, float(step)) for step in steps):
+            with contextlib.suppress(OSError):
+                curves.add(point)
+            loggers.add(point)
+        loggers.flush()
+
+    with small_disk_at(tmp_path / "disk", 1) as disk, redirect_stdout(io.StringIO()) as output:
+        tree, store = registered(disk / "runs")
+        run = kinds(tree, store, "pretrain")[0]
+        curves, loggers = CurveWriter(run.folder), Loggers(run, [], int)
+        report(range(10))
+        filler = fill(disk)
+        report(range(10, 200))
+        assert output.getvalue().count("logger tensorboard failed and is off for this attempt") == 1
+        filler.unlink()
+        report(range(200, 300))
+        assert [point.tokens for point in read_points(run.folder)] == list(range(300))
+        loggers.close()
+        finish(run)
+        update_event_files(store)
+        (path,) = run.folder.glob("events.*")
+        assert path.read_bytes().count(b"pretrain/loss") == 300
 
 
 def test_a_logger_that_is_not_installed_is_one_sentence_with_the_command_before_anything_starts(tmp_path: Path) -> None:
