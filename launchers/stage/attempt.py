@@ -19,6 +19,7 @@ from retain.launchers.stage.rank_failures import agree_on_failure, described_fai
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
 from retain.results.store.lease import Lease, holder, wait_for_lease
+from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import DamageError, RetainError, StageFailedError
@@ -89,7 +90,7 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
     lease = _take_lease(run) if ranks.is_first else None
     try:
         # 2. The kind does the work.
-        with heartbeat(lease):
+        with heartbeat(lease, lambda: _stop_if_cancelled(run, stop)):
             context = AttemptContext(store, run, ranks, lease, stop, runs)
             importlib.import_module(kind_of(context.spec).module).attempt(context)
     except AttemptStopped as stopped:
@@ -137,6 +138,12 @@ def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
     except RetainError as error:  # the state itself cannot be read
         return FAILED, f"failed: {error}"
     return 0, "done"
+
+
+def _stop_if_cancelled(run: Run, stop: StopRequest) -> None:
+    """Request a stop once the run is cancelled: no signal comes if SLURM does not answer, or if the job is another user's."""
+    if written_state(run).state == "cancelled":
+        stop.cancel()
 
 
 def _take_lease(run: Run) -> Lease:
