@@ -23,6 +23,7 @@ from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import DamageError, RetainError, StageFailedError
+from retain.sweeps.base.files import sync_folder
 from retain.sweeps.base.redaction import redacted
 
 LEASE_PATIENCE_S = 3.0
@@ -54,14 +55,20 @@ class AttemptContext:
     def begin(self, tokens: int = 0, device: str | None = None) -> None:
         """Record the beginning of the attempt, which resumes at `tokens`. For rank 0.
 
-        device: the name of the GPUs. Raises AttemptStopped if the run was cancelled.
+        device: the name of the GPUs. Raises AttemptStopped if the run was cancelled, StageFailedError as `check_lease` does.
         """
+        self.check_lease()
         if not self.run.begin(os.getpid(), tokens, self.ranks.world, device):
             raise AttemptStopped(CANCEL_SIGNAL.name)
 
     def may_write(self) -> bool:
         """Whether no other process has taken over the run. Always true on ranks other than 0, which hold no lease."""
         return self.lease is None or self.lease.held()
+
+    def check_lease(self) -> None:
+        """Raise StageFailedError if another process has taken over the run, as while this process or its file system hung."""
+        if not self.may_write():
+            raise StageFailedError("another process has taken over this run; this process writes nothing more")
 
     def report(self, progress: Progress) -> None:
         """Report progress, unless another process has taken over the run."""
@@ -72,8 +79,9 @@ class AttemptContext:
         self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False, place: str = "model"
     ) -> None:
         """Make the run done; see `Run.finish`. For rank 0. Raises StageFailedError if another process has the run."""
-        if not self.may_write():
-            raise StageFailedError("another process has taken over this run; this process writes nothing more")
+        if model is not None:
+            sync_folder(model)  # takes long, so the lease is checked afterwards
+        self.check_lease()
         self.run.finish(model, results, keep_checkpoints, place)
 
 
@@ -95,7 +103,7 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
             importlib.import_module(kind_of(context.spec).module).attempt(context)
     except AttemptStopped as stopped:
         # 3a. Stopped by a signal: the run becomes planned. A cancelled run stays cancelled.
-        if ranks.is_first:
+        if lease is not None and lease.held():
             run.stop(str(stopped))
         raise
     except Exception as error:
@@ -106,7 +114,7 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
         failure, reason = agree_on_failure(run.folder, ranks, *described_failure(error))
         if stop.signal is not None and failure == BUG:
             # The signal also ended child processes such as compilers, which is no failure of the run.
-            if ranks.is_first:
+            if lease is not None and lease.held():
                 run.stop(stop.signal)
             raise AttemptStopped(stop.signal) from error
         try:
