@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from retain.launchers.jobs.submissions import packed_with, submitted_jobs, unanswered_jobs
+from retain.launchers.jobs.submissions import packed_with, still_live, submitted_jobs, unanswered_jobs
 from retain.launchers.slurm.client import cancel_jobs, has_slurm, live_jobs, signal_job
 from retain.launchers.stage.failures import DAMAGE
 from retain.launchers.stage.signals import CANCEL_SIGNAL
@@ -58,18 +58,19 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY, count: 
 
     marks = list(zip(keys, each_written(mark, keys, count), strict=True))
     cancelled = [key for key, found in marks if found == MARKED]
-    unsure = [store.run(key) for key, found in marks if found == "cancelled"]
+    before = [store.run(key) for key, found in marks if found == "cancelled"]
     unmarked = {key: found for key, found in marks if isinstance(found, OSError)}
     damaged = [found for _, found in marks if isinstance(found, DamageError)]
     unread: dict[str, str] = {}
-    jobs = submitted_jobs(store, map(store.run, [*cancelled, *unmarked]), unread)
+    recorded = submitted_jobs(store, map(store.run, [*cancelled, *unmarked]), unread)
     damaged += map(DamageError, unread.values())
-    unsure += [store.run(key) for key in cancelled if key not in jobs and key not in unread]
+    unsure = [*before, *(store.run(key) for key in cancelled if key not in recorded and key not in unread)]
     unsure = [run for run in unsure if run.state().submission is not None]
     # 2. Cancel the jobs that have nothing else to do. Signal those that have.
+    jobs: dict[str, str] = {}
     if has_slurm():
         try:
-            jobs |= _live_jobs_of(store, unsure)
+            jobs = _live_jobs_of(store, recorded, unsure)
             _end_jobs(store, jobs, unmarked)
         except MissingResourceError as error:
             marked = f"{counted(len(cancelled), 'run')} marked as cancelled; cancelling again ends the jobs"
@@ -87,13 +88,18 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY, count: 
     return [key for key in keys if key in done]
 
 
-def _live_jobs_of(store: Store, runs: Sequence[Run]) -> dict[str, str]:
-    """The jobs by key of those runs that were cancelled before, or whose sbatch has not answered, if SLURM still has them."""
-    if not runs:
+def _live_jobs_of(store: Store, recorded: Mapping[str, str], unsure: Sequence[Run]) -> dict[str, str]:
+    """The jobs by key that SLURM still has, of this user: others end their own, which see that their runs are cancelled.
+
+    recorded: the jobs of runs that were cancelled just now. unsure: runs that were cancelled before, or whose sbatch has not
+    answered.
+    """
+    if not recorded and not unsure:
         return {}
-    live = {job.job_id: job for job in live_jobs().values() if job.state != "COMPLETING"}
-    recorded = submitted_jobs(store, runs, damaged={})
-    return {key: job for key, job in recorded.items() if job in live} | unanswered_jobs(store, runs, live)
+    live = live_jobs()
+    left = {job_id: job for job_id, job in live.items() if job.state != "COMPLETING"}
+    earlier = still_live(store, submitted_jobs(store, unsure, damaged={}), left)
+    return still_live(store, recorded, live) | earlier | unanswered_jobs(store, unsure, left)
 
 
 def _end_jobs(store: Store, jobs: Mapping[str, str], unmarked: Collection[str]) -> None:

@@ -6,13 +6,13 @@ has ended.
 
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from retain.launchers.jobs.submissions import first_log, job_logs
-from retain.launchers.slurm.client import accounted_states, live_jobs
+from retain.launchers.jobs.submissions import first_log, is_of, job_logs, submitted_job
+from retain.launchers.slurm.client import Job, accounted_states, live_jobs
 from retain.launchers.stage.failures import (
     INTERRUPTED,
     NODE,
@@ -66,11 +66,13 @@ class Death:
         return sentence(self.failure, cause) if self.failure else f"lost: {cause}"
 
 
-def is_dead(run: Run, live: Collection[str]) -> bool:
+def is_dead(store: Store, run: Run, live: Mapping[str, Job]) -> bool:
     """Whether a run that is marked as running has neither a living process nor one of the `live` jobs."""
     owner = read_owner(run.lease)
     if owner is not None and owner.job_id is not None and not owner.is_here():
-        alive = owner.job_id in live and owner.job_id != slurm_job()
+        job = live.get(owner.job_id) if owner.job_id != slurm_job() else None
+        # Another job than that of the run's submission may train it too, but not one that only has the id of that job.
+        alive = job is not None and (is_of(run, job) or owner.job_id != submitted_job(store, run))
     else:
         alive = run.is_running()
     return not alive and run.state().state == "running"
@@ -120,7 +122,7 @@ def settle_dead_attempts(store: Store, runs: Sequence[Run]) -> list[str]:
     if not marked:
         return []
     live = live_jobs([job for run in marked if (job := last_job(run)) is not None])
-    dead = [run for run in marked if is_dead(run, live)]
+    dead = [run for run in marked if is_dead(store, run, live)]
     deaths = explain_deaths(store, dead, later=True)
     # 2. Settle them, some only after their leases have been silent for long enough.
     again: list[str] = []
@@ -143,7 +145,8 @@ def _explain(store: Store, run: Run, job: str | None, states: Mapping[str, str],
     own = job is not None and job == slurm_job()
     log = _since_attempt(_tail(run.log)) + (_job_log(store, run, job, 1 if later and own else 0) if job else "")
     causes = causes_of_end(log)
-    by_scancel = slurm_state.startswith("CANCELLED") or (not slurm_state and causes[-1:] == [""])
+    # By its user, or by an operator: a controller that has lost its state leaves jobs that are CANCELLED by nobody.
+    by_scancel = slurm_state.startswith("CANCELLED by") or (not slurm_state and causes[-1:] == [""])
     failure = classify_death(None, slurm_state, log)
     if failure is None and not causes and not slurm_state.startswith(INTERRUPTED):
         failure = NODE

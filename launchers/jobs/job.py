@@ -22,7 +22,14 @@ from typing import TypedDict
 from retain.launchers.jobs.backlog import submit_dead
 from retain.launchers.jobs.data.further import submit_further_parts
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.submissions import is_to_do, read_backlog, read_submission, submission_folder, submitted_job
+from retain.launchers.jobs.submissions import (
+    is_to_do,
+    read_backlog,
+    read_submission,
+    still_live,
+    submission_folder,
+    submitted_job,
+)
 from retain.launchers.kinds import kind_of
 from retain.launchers.slurm.client import (
     NoAnswerError,
@@ -301,7 +308,7 @@ def _cancel_runs(store: Store, token: str, keys: tuple[str, ...]) -> None:
 
 def _has_job(store: Store, run: Run) -> bool:
     job = submitted_job(store, run)
-    return job is not None and job in live_jobs([job])
+    return job is not None and bool(still_live(store, {run.key: job}, live_jobs([job])))
 
 
 def _restart_interpreter(output: int) -> None:

@@ -12,6 +12,7 @@ from retain.launchers.jobs.submissions import (
     first_log,
     keys_of_jobs,
     read_backlog,
+    still_live,
     submitted_jobs,
     token_of,
     unanswered_jobs,
@@ -77,16 +78,17 @@ def with_jobs(rows: Sequence[RunStatus], store: Store, live: Mapping[str, Job]) 
     if not job_of and not damaged and not unanswered and not backlog.keys:
         return list(rows)
     job_of |= unanswered_jobs(store, map(store.run, sorted(unanswered)), live)
+    alive = still_live(store, job_of, live)
     is_submitting = is_held(store.root / "submissions" / LEASE)
     # 1. Explain attempts that died. Rows of dead runs say planned although state.json says running.
     begun = [store.run(row.key) for row in unended if row.key in job_of and row.state != "queued"]
-    deaths = explain_deaths(store, [run for run in begun if is_dead(run, live)])
+    deaths = explain_deaths(store, [run for run in begun if is_dead(store, run, live)])
     # 2. Complete each row by the death of its attempt, by its job, by the fact that its job is gone or was never submitted, or
     # by its place in the backlog.
     submitter = _submitter(store, backlog, live) if backlog.keys else ""
     found = []
     for row in rows:
-        job = live.get(job_of.get(row.key, ""))
+        job = live.get(alive.get(row.key, ""))
         if death := deaths.get(row.key):
             cure = "its job resumes it" if job else "submit its study again"
             state = "queued" if job else "planned"

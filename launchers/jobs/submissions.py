@@ -248,6 +248,17 @@ def submitted_jobs(store: Store, runs: Iterable[Run], damaged: dict[str, str] | 
     return found
 
 
+def is_of(run: Run, job: Job) -> bool:
+    """Whether a job belongs to the run's last submission, as its name says. Its id is not enough: the controller of a cluster
+    that was set up again, or has lost its state, gives out the ids of earlier jobs once more."""
+    return token_of(job.name) == run.state().submission
+
+
+def still_live(store: Store, jobs: Mapping[str, str], live: Mapping[str, Job]) -> dict[str, str]:
+    """Those of the jobs that runs were submitted as, by key, which are among the live ones."""
+    return {key: job for key, job in jobs.items() if job in live and is_of(store.run(key), live[job])}
+
+
 def unanswered_jobs(store: Store, runs: Iterable[Run], live: Mapping[str, Job]) -> dict[str, str]:
     """The ids of the live jobs of runs whose sbatch has not answered, by key: found by the token in their names.
 

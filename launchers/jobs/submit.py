@@ -31,6 +31,7 @@ from retain.launchers.jobs.submissions import (
     is_attended,
     new_submission,
     read_backlog,
+    still_live,
     submission_folder,
     submission_lease,
     submitted_jobs,
@@ -196,7 +197,7 @@ def submit_missing(
     needed = {need for key in left for need in runs[key].needs()}
     recorded = submitted_jobs(store, (store.run(key) for key in {*keys, *needed}))
     live = live_jobs(recorded.values())
-    job_of = {key: job for key, job in recorded.items() if job in live}
+    job_of = still_live(store, recorded, live)
     released = release_jobs([job for job in job_of.values() if live[job].failed_to_start])
     skip_blocked(store, [key for key in left if key not in job_of])
 

@@ -19,7 +19,7 @@ from retain.launchers.search.summary import summary_document
 from retain.launchers.slurm.liveness import slurm_liveness
 from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED, NODE
-from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
+from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.results.store.lease import held_by
 from retain.results.store.state import Progress
 from retain.results.store.study_files import HISTORY, SUMMARY
@@ -58,8 +58,8 @@ def _drive(context: AttemptContext, request: SearchRequest, address: str | None,
 
             def report() -> None:
                 context.report(_progress(search))
-                if run.state().state == "cancelled" and stop.signal is None:
-                    stop.signal = CANCEL_SIGNAL.name  # no signal reaches a search outside of SLURM
+                if run.state().state == "cancelled":
+                    stop.cancel()  # no signal reaches a search outside of SLURM
                 show()
 
             search.report = report

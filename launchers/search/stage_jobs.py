@@ -12,9 +12,11 @@ from retain.launchers.jobs.branches import cancel_runs
 from retain.launchers.jobs.dead_attempts import explain_deaths, is_dead, last_job, settle_death
 from retain.launchers.jobs.resources import slurm_resources
 from retain.launchers.jobs.submissions import (
+    is_of,
     packed_with,
     read_backlog,
     read_submission,
+    still_live,
     submission_lease,
     submitted_job,
     submitted_jobs,
@@ -147,17 +149,17 @@ class StageJobs:
             if not run.is_running(self.liveness):
                 run.retry()
                 self._end(key)
-            elif job is not None and job in live and not packed_with(self.store, [run])[key]:
+            elif job is not None and job in live and is_of(run, live[job]) and not packed_with(self.store, [run])[key]:
                 cancel_jobs([job])  # SLURM may not have answered earlier
 
     def _to_submit(self, live: Mapping[str, Job]) -> list[str]:
         """The stages that wait for a job, and those whose job SLURM holds because a node could not start it."""
         runs = [self.store.run(key) for key in sorted(self.search.training - self.leaving)]
-        jobs = submitted_jobs(self.store, runs)
-        lost = [run for run in runs if jobs.get(run.key) not in live]
+        jobs = still_live(self.store, submitted_jobs(self.store, runs), live)
+        lost = [run for run in runs if run.key not in jobs]
         # 1. Attempts whose job died without reporting.
         running = [run for run in lost if run.state().state == "running"]
-        dead = [run for run in running if is_dead(run, live) or not run.is_running(self.liveness)]
+        dead = [run for run in running if is_dead(self.store, run, live) or not run.is_running(self.liveness)]
         deaths = explain_deaths(self.store, dead)
         for run in dead:
             settle_death(run, deaths[run.key], self.liveness)
@@ -166,7 +168,7 @@ class StageJobs:
         for key in planned - self.waiting:
             self._end(key)
         self.waiting &= planned
-        held = {key for key, job in jobs.items() if job in live and live[job].failed_to_start}
+        held = {key for key, job in jobs.items() if live[job].failed_to_start}
         return sorted(self.waiting | held)
 
     def _submit(self, keys: Collection[str]) -> None:

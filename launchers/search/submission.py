@@ -4,7 +4,7 @@ import time
 
 from retain.launchers.jobs.branches import WITH_STUDY, cancel_runs
 from retain.launchers.jobs.resources import slurm_resources
-from retain.launchers.jobs.submissions import submitted_job
+from retain.launchers.jobs.submissions import still_live, submitted_job
 from retain.launchers.jobs.submit import submit_runs
 from retain.launchers.planning.evaluations import with_evaluations
 from retain.launchers.planning.opened_study import open_study
@@ -75,8 +75,8 @@ def submit_search(searched: SearchedStudy, request: SearchRequest) -> tuple[str,
 def queued_job(store: Store, run: Run) -> str | None:
     """The id of the job of a run, if SLURM has not finished with it. Raises MissingResourceError."""
     job_id = submitted_job(store, run)
-    job = live_jobs([job_id]).get(job_id) if job_id else None
-    return job.job_id if job is not None and job.counts else None
+    live = live_jobs([job_id]) if job_id else {}
+    return job_id if job_id and still_live(store, {run.key: job_id}, live) and live[job_id].counts else None
 
 
 def cancel_search(store: Store, study: str) -> list[str] | None:

@@ -19,9 +19,11 @@ from retain.launchers.stage.rank_failures import agree_on_failure, described_fai
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
 from retain.results.store.lease import Lease, holder, wait_for_lease
+from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import DamageError, RetainError, StageFailedError
+from retain.sweeps.base.files import sync_folder
 from retain.sweeps.base.redaction import redacted
 
 LEASE_PATIENCE_S = 3.0
@@ -53,14 +55,20 @@ class AttemptContext:
     def begin(self, tokens: int = 0, device: str | None = None) -> None:
         """Record the beginning of the attempt, which resumes at `tokens`. For rank 0.
 
-        device: the name of the GPUs. Raises AttemptStopped if the run was cancelled.
+        device: the name of the GPUs. Raises AttemptStopped if the run was cancelled, StageFailedError as `check_lease` does.
         """
+        self.check_lease()
         if not self.run.begin(os.getpid(), tokens, self.ranks.world, device):
             raise AttemptStopped(CANCEL_SIGNAL.name)
 
     def may_write(self) -> bool:
         """Whether no other process has taken over the run. Always true on ranks other than 0, which hold no lease."""
         return self.lease is None or self.lease.held()
+
+    def check_lease(self) -> None:
+        """Raise StageFailedError if another process has taken over the run, as while this process or its file system hung."""
+        if not self.may_write():
+            raise StageFailedError("another process has taken over this run; this process writes nothing more")
 
     def report(self, progress: Progress) -> None:
         """Report progress, unless another process has taken over the run."""
@@ -71,8 +79,9 @@ class AttemptContext:
         self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False, place: str = "model"
     ) -> None:
         """Make the run done; see `Run.finish`. For rank 0. Raises StageFailedError if another process has the run."""
-        if not self.may_write():
-            raise StageFailedError("another process has taken over this run; this process writes nothing more")
+        if model is not None:
+            sync_folder(model)  # takes long, so the lease is checked afterwards
+        self.check_lease()
         self.run.finish(model, results, keep_checkpoints, place)
 
 
@@ -89,12 +98,12 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
     lease = _take_lease(run) if ranks.is_first else None
     try:
         # 2. The kind does the work.
-        with heartbeat(lease):
+        with heartbeat(lease, lambda: _stop_if_cancelled(run, stop)):
             context = AttemptContext(store, run, ranks, lease, stop, runs)
             importlib.import_module(kind_of(context.spec).module).attempt(context)
     except AttemptStopped as stopped:
         # 3a. Stopped by a signal: the run becomes planned. A cancelled run stays cancelled.
-        if ranks.is_first:
+        if lease is not None and lease.held():
             run.stop(str(stopped))
         raise
     except Exception as error:
@@ -105,7 +114,7 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
         failure, reason = agree_on_failure(run.folder, ranks, *described_failure(error))
         if stop.signal is not None and failure == BUG:
             # The signal also ended child processes such as compilers, which is no failure of the run.
-            if ranks.is_first:
+            if lease is not None and lease.held():
                 run.stop(stop.signal)
             raise AttemptStopped(stop.signal) from error
         try:
@@ -137,6 +146,12 @@ def attempt_code(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
     except RetainError as error:  # the state itself cannot be read, or the lease cannot be written
         return (NO_ROOM if classify(error) == DISK else FAILED), f"failed: {error}"
     return 0, "done"
+
+
+def _stop_if_cancelled(run: Run, stop: StopRequest) -> None:
+    """Request a stop once the run is cancelled: no signal comes if SLURM does not answer, or if the job is another user's."""
+    if written_state(run).state == "cancelled":
+        stop.cancel()
 
 
 def _take_lease(run: Run) -> Lease:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from retain.results.store.lease import Lease
@@ -12,8 +12,11 @@ BEAT_EVERY_S = 15.0
 
 
 @contextlib.contextmanager
-def heartbeat(lease: Lease | None) -> Iterator[None]:
-    """Send heartbeats during the block; end the process if another process has taken over the lease. None: do nothing."""
+def heartbeat(lease: Lease | None, poll: Callable[[], None]) -> Iterator[None]:
+    """Send heartbeats during the block; end the process if another process has taken over the lease. None: do nothing.
+
+    poll: called after each heartbeat.
+    """
     if lease is None:
         yield
         return
@@ -28,6 +31,7 @@ def heartbeat(lease: Lease | None) -> Iterator[None]:
                     print(f"another process has taken over {lease.path.parent}; this process stops", flush=True)
                     os._exit(3)
                 lease.beat()
+                poll()
             except OSError as error:  # the file system answers late; the next heartbeat may succeed
                 print(f"the heartbeat could not be written: {error}", flush=True)
 

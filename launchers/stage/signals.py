@@ -24,6 +24,10 @@ class StopRequest:
         self.signal: str | None = None
         """The name of the signal; None as long as there was none."""
 
+    def cancel(self) -> None:
+        """Stop the current run, as the cancel signal does."""
+        self.signal = self.signal or CANCEL_SIGNAL.name
+
     def forget_cancel(self) -> bool:
         """Forget the cancel signal once the cancelled run has stopped. Returns whether it was the signal received."""
         if self.signal != CANCEL_SIGNAL.name:

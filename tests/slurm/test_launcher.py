@@ -16,6 +16,7 @@ import pytest
 from retain.launchers.jobs.code_snapshot import snapshot_code
 from retain.launchers.jobs.submissions import submitted_job
 from retain.launchers.slurm.liveness import slurm_liveness
+from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.launchers.study_status import Status
 from retain.results.store.lease import this_process
 from retain.results.store.runs import Run, Store
@@ -213,19 +214,25 @@ def test_status_works_while_the_controller_is_away_and_says_so(slurm: Cluster, t
     assert all(run["job_id"] for run in answered["runs"])
 
 
-def test_jobs_that_cancel_could_not_end_while_the_controller_was_away_end_with_the_next_cancel(
+def test_without_a_controller_cancel_stops_what_trains_and_the_next_cancel_ends_the_waiting_jobs(
     slurm: Cluster, tmp_path: Path
 ) -> None:
-    chaos = submitted(slurm, tmp_path, grid={"pretrain.exposure": [1]}, **{"pretrain.time": MINUTE})
+    """As for the jobs of a colleague, which only their owner may cancel."""
+    chaos = held(slurm, tmp_path, grid={"pretrain.exposure": [1]}, **{"pretrain.time": 5 * MINUTE})
+    call(slurm, "scontrol", "release", min(queue(slurm)))
     wait_until(lambda: running(chaos) is not None, "training")
+    training = running(chaos)
+    assert training is not None
     stop_controller(slurm)
     try:
         said = chaos.retain("cancel", chaos.study, code=3).stderr
+        wait_until(lambda: not training.is_running(), "the run to stop")
     finally:
         start_controller(slurm)
     assert "3 runs marked as cancelled; cancelling again ends the jobs" in said
-    assert len(queue(slurm)) == 3
-    assert "3 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
+    assert (training.state().state, training.state().attempts[-1].cause) == ("cancelled", CANCEL_SIGNAL.name)
+    wait_until(lambda: len(queue(slurm)) == 2, "its job to end")
+    assert "2 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
     wait_until(lambda: not queue(slurm), "queue empty")
     assert "0 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
 

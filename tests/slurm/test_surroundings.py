@@ -1,17 +1,22 @@
 """Submitting from a shell, a site or a study that is in its own way."""
 
+import os
+import random
 import shlex
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retain.results.store.runs import Store
-from tests.retain import COMMAND, environment, retain, retain_json
-from tests.slurm.cluster.cluster import Cluster, call, wait_until
-from tests.slurm.cluster.jobs import queue
-from tests.studies import linear_study, tiny_study
+from tests.retain import COMMAND, environment, retain, retain_json, train_here, weights
+from tests.slurm.chaos import Chaos
+from tests.slurm.cluster.cluster import Cluster, Site, call, forget_jobs, wait_until
+from tests.slurm.cluster.jobs import queue, submit
+from tests.studies import SECOND, linear_study, tiny_study
 
 pytestmark = pytest.mark.slurm
 EXECUTION = {"accelerator": "cpu", "slurm": {"minutes": 5, "cpus": 1}}
@@ -109,3 +114,29 @@ def test_what_a_site_would_refuse_or_never_start_is_said_once_at_submission(slur
     (printed,) = retain(*asked, code=3, more=slurm.environment).stderr.splitlines()
     assert printed.count("nosuch") == 1
     assert printed.endswith("set execution.slurm.partition to a partition that sinfo lists")
+
+
+def test_a_controller_that_forgets_all_jobs_costs_no_run_and_none_of_the_jobs_that_get_the_same_ids(
+    start_slurm: Callable[[Site], Cluster], tmp_path: Path
+) -> None:
+    """As where a cluster is set up again, and the store stays."""
+    slurm = start_slurm(Site(nodes=1))
+    study = small(tmp_path / "study", **{"pretrain.time": 2 * 0.01 * SECOND})
+    chaos = Chaos(slurm, study, tmp_path / "runs", random.Random(1))
+    chaos.retain("submit", study)
+    pretrain, _, leaf = (Store(chaos.store).run(row["key"]) for row in chaos.status())
+    wait_until(lambda: pretrain.is_running() and bool(pretrain.state().attempts), "training")
+    os.kill(pretrain.state().attempts[-1].pid, signal.SIGSTOP)  # so that it does not end before it is forgotten
+    jobs = sorted(queue(slurm))
+    forget_jobs(slurm)
+    others = sorted(submit(slurm, "true", "--hold") for _ in jobs)
+    assert others == jobs
+    rows = chaos.status()
+    assert {row["state"] for row in rows} == {"planned"}
+    assert all(row["reason"].endswith("submit its study again") for row in rows), rows
+    chaos.retain("cancel", leaf.key)
+    assert sorted(queue(slurm)) == others
+    assert "3 stages submitted" in chaos.retain("retry", study).stdout
+    wait_until(lambda: sorted(queue(slurm)) == others, "all but the other jobs to end")
+    train_here(study, tmp_path / "calm")
+    assert weights(chaos.store) == weights(tmp_path / "calm")

@@ -124,6 +124,8 @@ def test_cancel_and_status_read_the_record_of_an_array_once_however_many_runs_it
     monkeypatch.setattr(branches, "has_slurm", lambda: True)
     ended: list[str] = []
     monkeypatch.setattr(branches, "cancel_jobs", ended.extend)
+    live = {job: Job(job, array.name, "PENDING", "") for job in array.keys_of_jobs()}
+    monkeypatch.setattr(branches, "live_jobs", lambda: live)
     assert cancel_runs(store, array.keys) == list(array.keys)
     assert ended == [f"7_{number}" for number in range(8)]
     assert len(reads) <= 3
@@ -143,6 +145,7 @@ def test_cancelling_a_pack_of_runs_reads_each_state_a_few_times(
     monkeypatch.setattr(branches, "has_slurm", lambda: True)
     ended: list[str] = []
     monkeypatch.setattr(branches, "cancel_jobs", ended.extend)
+    monkeypatch.setattr(branches, "live_jobs", lambda: {"7": Job("7", pack.name, "PENDING", "")})
     assert cancel_runs(store, pack.keys) == list(pack.keys)
     assert ended == ["7"]
     assert len(reads) <= 7 * len(pack.keys)

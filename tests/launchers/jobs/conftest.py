@@ -17,9 +17,9 @@ class Slurm:
 
     folder: Path
 
-    def show(self, state: str) -> None:
-        """Let squeue show job 7 in this state; empty: it has ended."""
-        self.command("squeue", f"echo '7|any|{state}|None'" if state else "true")
+    def show(self, state: str, token: str = "") -> None:
+        """Let squeue show job 7 in this state; empty: it has ended. token: that of the submission which its name tells."""
+        self.command("squeue", f"echo '7|any-{token}|{state}|None'" if state else "true")
 
     def command(self, name: str, script: str) -> None:
         place = self.folder / name

@@ -10,6 +10,7 @@ import pytest
 from retain.launchers.jobs import backlog, epilogue, submissions
 from retain.launchers.jobs.backlog import submit_backlog
 from retain.launchers.jobs.branches import cancel_runs
+from retain.launchers.jobs.dead_attempts import explain_deaths
 from retain.launchers.jobs.job import Requeue, _cancel_runs, _decision, _requeue, check_needs
 from retain.launchers.jobs.submissions import (
     Backlog,
@@ -80,7 +81,9 @@ def test_a_job_trains_a_run_once_the_one_above_is_done_and_waits_only_while_some
     write_backlog(store, Backlog((parent.key,)))
     assert check_needs(store, run) == ("wait", f"pretrain {parent.key[:8]} is planned")
     write_backlog(store, Backlog())
-    submit(store, parent)
+    token = submit(store, parent)
+    assert check_needs(store, run)[0] == "skip"  # job 7 is somebody else's: SLURM has given out the id again
+    slurm.show("RUNNING", token)
     assert check_needs(store, run) == ("wait", f"pretrain {parent.key[:8]} is queued")
     slurm.show("")
     assert check_needs(store, run)[0] == "skip"
@@ -378,11 +381,23 @@ def test_scancel_cancels_what_the_job_still_had_to_do_and_nothing_that_another_p
     assert other.state().state in UNENDED
 
 
+@pytest.mark.parametrize(("accounted", "cancelled"), [("CANCELLED by 1000", True), ("CANCELLED", False)])
+def test_a_dead_run_is_cancelled_if_somebody_has_cancelled_its_job_and_not_if_slurm_has_lost_it(
+    accounted: str, cancelled: bool, pair: tuple[Store, Run, Run], slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, run, _ = pair
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    run.begin(os.getpid())
+    monkeypatch.delenv("SLURM_JOB_ID")
+    slurm.command("sacct", f"echo '8|{accounted}'")
+    assert explain_deaths(store, [run])[run.key].cancelled is cancelled
+
+
 def test_a_job_is_cancelled_with_its_run_if_another_run_of_its_pack_is_damaged(
     pair: tuple[Store, Run, Run], slurm: Slurm
 ) -> None:
     store, run, other = pair
-    submit(store, run, other)
+    slurm.show("RUNNING", submit(store, run, other))
     (other.folder / "state.json").write_text("{")
     slurm.command("scancel", "true")
     with pytest.raises(DamageError, match=r"state\.json .* \(cancelled: 1 run\)"):

@@ -130,7 +130,7 @@ def test_a_task_waits_in_the_queue_for_a_run_that_another_job_does_and_skips_a_b
     other = replace(new_submission([pretrain.key]), job_id="8")
     write_submission(store, other)
     pretrain.queue(other.token)
-    slurm.command("squeue", "echo '8|any|PENDING|Resources'")
+    slurm.command("squeue", f"echo '8|any-{other.token}|PENDING|Resources'")
     token = submit(store, posttrain)
     assert task(store, token)[0] == 0
     assert (posttrain.state().state, posttrain.state().attempts) == ("queued", ())

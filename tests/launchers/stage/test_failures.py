@@ -306,9 +306,9 @@ def test_an_attempt_that_died_without_reporting_is_explained_by_the_log(tmp_path
     run.begin(os.getpid())
     lease = take_lease(run.lease)
     assert lease is not None
-    assert not is_dead(run, set())
+    assert not is_dead(Store(tmp_path), run, {})
     lease.release()
-    assert is_dead(run, set())
+    assert is_dead(Store(tmp_path), run, {})
     death = explain_deaths(Store(tmp_path), [run])[run.key]
     assert death.failure == HOST_MEMORY
     assert settle_death(run, death)

@@ -31,6 +31,7 @@ __all__ = [
     "Site",
     "call",
     "down",
+    "forget_jobs",
     "install",
     "kill_controller",
     "kill_node",
@@ -176,6 +177,15 @@ def start_controller(cluster: Cluster) -> None:
     alive = {process.node for process in processes(cluster.folder, lambda process: process.name == "slurmd")}
     daemons.start_controller(cluster)
     _wait_for_nodes(cluster, {node for node in alive if node})
+
+
+def forget_jobs(cluster: Cluster) -> None:
+    """Restart slurmctld as on a new disk: it knows no job, ends those that run, and gives out their ids once more."""
+    stop_controller(cluster)
+    for saved in (cluster.folder / "state").glob("job_state*"):
+        saved.unlink()
+    start_controller(cluster)
+    wait_until(lambda: not processes(cluster.folder, lambda it: not it.is_daemon), "unknown jobs ended")
 
 
 def status(cluster: Cluster) -> dict[str, bool]:
