@@ -165,7 +165,7 @@ def test_a_task_on_a_full_disk_sends_its_job_back_to_the_queue_until_there_is_ro
 
 def test_cancel_ends_the_job_also_where_a_store_has_become_read_only(tmp_path: Path, slurm: Slurm) -> None:
     store, runs = branch(tmp_path)
-    submit(store, *runs)
+    slurm.show("RUNNING", submit(store, *runs))
     slurm.command("scancel", "true")
     said = "Read-only file system: 4 of 4 runs cannot be marked .*; ask its owner for access, .*, then cancel again"
     with (
@@ -190,8 +190,11 @@ def test_cancel_on_a_full_disk_ends_the_jobs_of_a_search_of_its_stages_and_of_th
         file, tree = searched.tree(points)
         register(tree, file, searched.facts, store)
         stages = [store.run(key) for key in tree.stages if store.run(key) not in runs]
-        for job, own in (("7", runs), ("8", [search]), ("9", stages)):
-            submit(store, *own, job=job)
+        listed = [
+            f"echo '{job}|any-{submit(store, *own, job=job)}|RUNNING|None'"
+            for job, own in (("7", runs), ("8", [search]), ("9", stages))
+        ]
+        slurm.command("squeue", "; ".join(listed))
         slurm.command("scancel", "true")
         fill(disk)
         said = retain_here("cancel", study, "--store", store.root, code=3).stderr
