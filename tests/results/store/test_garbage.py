@@ -127,6 +127,22 @@ def test_half_written_files_of_a_dead_attempt_are_removed_and_its_checkpoints_st
     assert not run.is_running()
 
 
+def test_half_written_sums_of_a_dead_attempt_are_removed_and_the_saved_ones_stay(planned: tuple[Tree, Store]) -> None:
+    tree, store = planned
+    run = kinds(tree, store, "pretrain")[0]
+    run.checkpoint.mkdir()
+    for name in (
+        "sums.safetensors",
+        "sums.safetensors.partial",
+        ".tmp7ufoNf",
+        "answers.json",
+        ".answers.json.7.0a1b2c",
+    ):
+        (run.checkpoint / name).write_bytes(b"s" * 100)
+    assert {waste.kind for waste in gc(store)} == {LEFTOVER}
+    assert {path.name for path in run.checkpoint.iterdir()} == {"sums.safetensors", "answers.json"}
+
+
 def test_nothing_is_removed_from_a_run_that_a_process_has_leased_meanwhile(planned: tuple[Tree, Store]) -> None:
     tree, store = planned
     first, second = kinds(tree, store, "pretrain")
