@@ -296,7 +296,8 @@ def any_has_runs(store: Store, jobs: Iterable[Job]) -> bool:
     keys_of = functools.cache(functools.partial(keys_of_jobs, store))
     for job in jobs:
         with contextlib.suppress(DamageError):  # what its runs are part of says so
-            keys = keys_of(token).get(job.job_id, ()) if (token := token_of(job.name)) else ()
-            if any(written_state(store.run(key)).state in UNENDED for key in keys):
+            if (token := token_of(job.name)) and any(
+                is_to_do(store.run(key), token) for key in keys_of(token).get(job.job_id, ())
+            ):
                 return True
     return False

@@ -282,6 +282,24 @@ def test_two_jobs_that_end_together_do_not_leave_what_waits_to_each_other(
     assert slurm.calls("requeue") == (["scontrol requeue 7"] if ends else [])
 
 
+def test_a_run_of_a_pack_that_was_retried_without_room_is_submitted_once_the_packs_job_has_done_the_others(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, other = pair
+    token = submit(store, run, other)
+    run.begin(os.getpid())
+    finish(run)
+    other.cancel("by a test")
+    other.retry()
+    write_backlog(store, Backlog((other.key,)))
+    slurm.command("scontrol", "echo 'MaxArraySize = 1001'")
+    slurm.command("sacctmgr", "exit 1")
+    slurm.command("squeue", "true")
+    slurm.command("sbatch", "echo Submitted batch job 9")
+    assert epilogue.main([str(store.root), token]) == 0
+    assert (other.state().state, submitted_job(store, other), read_backlog(store).keys) == ("queued", "9", ())
+
+
 def test_the_end_of_a_job_whose_runs_have_ended_asks_slurm_nothing(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:
     store, run, _ = pair
     token = submit(store, run)
