@@ -103,7 +103,8 @@ def read_backlog(store: Store) -> Backlog:
 
 def write_backlog(store: Store, backlog: Backlog) -> None:
     """Replace the backlog. For the holder of the store's submission lease."""
-    write_document(store.root / "submissions" / BACKLOG, asdict(backlog))
+    # The carrier of an empty backlog ends, so that nothing may be left to it from then on.
+    write_document(store.root / "submissions" / BACKLOG, asdict(backlog if backlog.keys else Backlog()))
 
 
 @contextlib.contextmanager
