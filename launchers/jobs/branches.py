@@ -76,9 +76,10 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY, count: 
     if damaged:
         raise DamageError(f"{damaged[0]} (cancelled: {counted(len(cancelled), 'run')})")
     if unmarked:
+        but = ", but their SLURM jobs are cancelled where no other run shares them" if has_slurm() else ""
         raise MissingResourceError(
             f"{os_reason(next(iter(unmarked.values())))}: {len(unmarked)} of {counted(len(keys), 'run')} cannot be marked as "
-            "cancelled, but their SLURM jobs are cancelled where no other run shares them; free space, then cancel again"
+            f"cancelled{but}; free space, then cancel again"
         )
     ended = {*cancelled, *jobs}
     return [key for key in keys if key in ended]
