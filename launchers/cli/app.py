@@ -21,6 +21,8 @@ from retain.sweeps.base.surroundings import library_imports
 
 RESUMABLE = ("run", "evaluate", "search", "probe")
 """Verbs that resume their work when they are interrupted and called again."""
+CHANGING = ("cancel", "retry")
+"""Verbs that change one run after another."""
 TRY = "check that it is there, and that you may read and write it"
 HELP = {"--help", "-h", "--version"}
 ALLOCATIONS = 500_000
@@ -142,9 +144,12 @@ def _main(typed: Sequence[str]) -> int:
         context = getattr(error, "ctx", None)
         print(f"retain: {redacted(what)}; see {context.command_path if context else 'retain'} --help", file=sys.stderr)
         return StudyError.exit_code
-    if code == INTERRUPTED and typed[0] in RESUMABLE:
+    if code == INTERRUPTED:
         again = redacted(shlex.join(["retain", *typed]))
-        print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
+        if typed[0] in RESUMABLE:
+            print(f"interrupted; finished stages and checkpoints are kept, and {again} resumes", file=sys.stderr)
+        elif typed[0] in CHANGING:
+            print(f"interrupted; some runs may be changed already, and {again} does the rest", file=sys.stderr)
     return code
 
 

@@ -9,7 +9,7 @@ from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.readiness import blocked_by
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
-from retain.sweeps.base.errors import DamageError, MissingResourceError, os_cure, os_reason
+from retain.sweeps.base.errors import NO_ROOM, DamageError, MissingResourceError, os_cure, os_reason
 from retain.sweeps.base.processes.many_writes import Count, each_written, uncounted
 from retain.sweeps.base.units import counted
 
@@ -80,9 +80,10 @@ def cancel_runs(store: Store, keys: Sequence[str], reason: str = BY_KEY, count: 
     if unmarked:
         first = next(iter(unmarked.values()))
         ended = ", but their SLURM jobs are cancelled where no other run shares them" if jobs else ""
+        cure = "free space" if first.errno in NO_ROOM else os_cure(first, "check the file system")
         raise MissingResourceError(
             f"{os_reason(first)}: {len(unmarked)} of {counted(len(keys), 'run')} cannot be marked as cancelled{ended}; "
-            f"{os_cure(first, 'check the file system')}, then cancel again"
+            f"{cure}, then cancel again"
         )
     done = {*cancelled, *jobs}
     return [key for key in keys if key in done]

@@ -21,7 +21,6 @@ from retain.launchers.stage.rank_failures import blamed_nodes
 from retain.results.store.lease import try_lease
 from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
-from retain.results.store.state import UNENDED
 from retain.sweeps.base.errors import MissingResourceError, RetainError
 from retain.sweeps.base.notices import notice
 from retain.sweeps.base.processes.names import slurm_job
@@ -52,7 +51,7 @@ def _settle(store: Store, token: str, setup: Sequence[str]) -> int:
     )
     dead = dead or _next_if_died_early(runs, token)
     if dead is None:
-        if _all_ended(runs):
+        if not _has_more_to_do(runs, token):
             _end(store, runs)
         return 0
 
@@ -64,7 +63,7 @@ def _settle(store: Store, token: str, setup: Sequence[str]) -> int:
     again = settle_death(dead, death, queued=True)
     if again is None:  # another process has the run
         return 0
-    if not again and _all_ended(runs):
+    if not again and not _has_more_to_do(runs, token):
         _end(store, runs)
         return 1
 
@@ -84,8 +83,8 @@ def _end(store: Store, runs: Sequence[Run]) -> None:
     submit_backlog(store)  # last: it may requeue this job, which ends this process
 
 
-def _all_ended(runs: Sequence[Run]) -> bool:
-    return all(written_state(run).state not in UNENDED for run in runs)
+def _has_more_to_do(runs: Sequence[Run], token: str) -> bool:
+    return any(is_to_do(run, token) for run in runs)
 
 
 def _next_if_died_early(runs: Sequence[Run], token: str) -> Run | None:

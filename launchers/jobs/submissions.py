@@ -103,7 +103,8 @@ def read_backlog(store: Store) -> Backlog:
 
 def write_backlog(store: Store, backlog: Backlog) -> None:
     """Replace the backlog. For the holder of the store's submission lease."""
-    write_document(store.root / "submissions" / BACKLOG, asdict(backlog))
+    # The carrier of an empty backlog ends, so that nothing may be left to it from then on.
+    write_document(store.root / "submissions" / BACKLOG, asdict(backlog if backlog.keys else Backlog()))
 
 
 @contextlib.contextmanager
@@ -307,7 +308,8 @@ def any_has_runs(store: Store, jobs: Iterable[Job]) -> bool:
     keys_of = functools.cache(functools.partial(keys_of_jobs, store))
     for job in jobs:
         with contextlib.suppress(DamageError):  # what its runs are part of says so
-            keys = keys_of(token).get(job.job_id, ()) if (token := token_of(job.name)) else ()
-            if any(written_state(store.run(key)).state in UNENDED for key in keys):
+            if (token := token_of(job.name)) and any(
+                is_to_do(store.run(key), token) for key in keys_of(token).get(job.job_id, ())
+            ):
                 return True
     return False

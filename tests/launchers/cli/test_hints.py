@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from retain.launchers.cli.options import command
+from retain.launchers.planning.opened_study import prepare_study
+from retain.launchers.planning.register import register
 from retain.launchers.search.derived_studies import open_search
 from retain.launchers.search.request import SearchRequest, register_search
-from retain.results.store.runs import Store
+from retain.results.store.runs import Run, Store
 from retain.sweeps.schema.read import read_study
 from tests.launchers.search.searches import THEORY, block, finish, searching
 from tests.retain import retain_here, start
@@ -100,6 +102,26 @@ def test_a_plan_of_unprepared_studies_names_the_commands_that_prepare_them(tmp_p
     commands = hints(text, "provisional: (retain data .*one file.*)", "provisional: (retain data .*two file.*)")
     run_as_printed(commands)
     hints(printed_by("plan", *studies, rates, "--store", store))
+
+
+def test_an_interrupted_cancel_names_the_command_that_does_the_rest(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = prepare_study(str(place.study), SMALL, place.store)
+    register(opened.tree, opened.file, opened.facts, opened.store)
+    cancel, last = Run.cancel, opened.store.run(list(opened.tree.stages)[-1])
+
+    def interrupted_at_the_last(run: Run, reason: str) -> bool:
+        if run == last:
+            raise KeyboardInterrupt
+        return cancel(run, reason)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "cancel", interrupted_at_the_last)
+        printed = place.retain("cancel", place.study, *SMALL, code=130)
+    assert last.state().state == "planned"
+    run_as_printed(hints(printed, "changed already, and (retain cancel .*) does the rest"))
+    assert {run.state().state for run in opened.store.runs()} == {"cancelled"}
 
 
 def test_an_interrupted_run_names_the_command_that_resumes_it(place: Place) -> None:

@@ -20,6 +20,7 @@ from retain.launchers.jobs.submissions import (
     write_backlog,
     write_submission,
 )
+from retain.launchers.jobs.submit import submit_runs
 from retain.launchers.slurm import client
 from retain.launchers.stage.failures import BUG, DIVERGED, NODE
 from retain.results.store.lease import take_lease
@@ -321,6 +322,40 @@ def test_two_jobs_that_end_together_do_not_leave_what_waits_to_each_other(
     submit_backlog(store)
     assert read_backlog(store) == Backlog((run.key,), carrier="7" if ends else None)
     assert slurm.calls("requeue") == (["scontrol requeue 7"] if ends else [])
+
+
+def test_nothing_is_left_to_a_job_that_has_submitted_all_that_waited_and_ends(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, other = pair
+    (store.root / "submissions").mkdir()
+    write_backlog(store, Backlog((run.key,), carrier="7"))
+    slurm.command("scontrol", "echo 'MaxArraySize = 1001'")
+    slurm.command("sacctmgr", "[ $4 != assoc ] || echo '2|'")
+    slurm.command("sbatch", "echo Submitted batch job 9")
+    submit_backlog(store)
+    assert (submitted_job(store, run), read_backlog(store).keys) == ("9", ())
+    slurm.command("squeue", "echo '7|any|RUNNING|None'; echo '8|any|RUNNING|None'")
+    later = submit_runs(store, [other.key])
+    assert (later.deferred, later.unattended) == ([other.key], True)
+
+
+def test_a_run_of_a_pack_that_was_retried_without_room_is_submitted_once_the_packs_job_has_done_the_others(
+    pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, other = pair
+    token = submit(store, run, other)
+    run.begin(os.getpid())
+    finish(run)
+    other.cancel("by a test")
+    other.retry()
+    write_backlog(store, Backlog((other.key,)))
+    slurm.command("scontrol", "echo 'MaxArraySize = 1001'")
+    slurm.command("sacctmgr", "exit 1")
+    slurm.command("squeue", "true")
+    slurm.command("sbatch", "echo Submitted batch job 9")
+    assert epilogue.main([str(store.root), token]) == 0
+    assert (other.state().state, submitted_job(store, other), read_backlog(store).keys) == ("queued", "9", ())
 
 
 def test_the_end_of_a_job_whose_runs_have_ended_asks_slurm_nothing(pair: tuple[Store, Run, Run], slurm: Slurm) -> None:

@@ -1,6 +1,8 @@
 """`retain cancel` stops what `retain run` trains, whose other branches go on."""
 
+import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +11,13 @@ from typing import Any
 import pytest
 
 from retain.launchers.local import launcher
+from retain.launchers.planning.opened_study import prepare_study
+from retain.launchers.planning.register import register
 from retain.launchers.stage import linear
 from retain.launchers.stage.signals import CANCEL_SIGNAL
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
+from tests.disks import small_disk_at
 from tests.retain import retain_here, start, train_here, wait_until
 from tests.studies import SECOND, linear_study, tiny_study
 
@@ -51,6 +56,18 @@ def test_a_command_whose_study_is_cancelled_ends_soon(tmp_path: Path) -> None:
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 1, output + errors
     assert {run.state().state for run in Store(store).runs()} == {"cancelled"}
+
+
+def test_cancel_on_a_full_disk_promises_nothing_of_slurm_on_a_machine_without_it(tmp_path: Path) -> None:
+    with small_disk_at(tmp_path / "disk", 16) as disk:
+        opened = prepare_study(str(linear_study(tmp_path, grid={})), (), disk / "runs")
+        register(opened.tree, opened.file, opened.facts, opened.store)
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        command = ("cancel", opened.file.path, "--store", disk / "runs")
+        said = retain_here(*command, code=3, more={"PATH": os.devnull}).stderr
+    assert "3 of 3 runs cannot be marked as cancelled; free space, then cancel again" in said
 
 
 def test_a_run_that_is_cancelled_and_retried_at_once_keeps_its_result(tmp_path: Path) -> None:
