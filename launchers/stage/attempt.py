@@ -99,10 +99,11 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
         raise
     except Exception as error:
         # 3b. Failed: the ranks agree on one cause, and rank 0 records it.
-        if not isinstance(error, RetainError):
+        own, described = described_failure(error)
+        if not isinstance(error, RetainError) and own != DISK:
             with contextlib.suppress(OSError):
                 print(redacted(traceback.format_exc()), file=sys.stderr)
-        failure, reason = agree_on_failure(run.folder, ranks, *described_failure(error))
+        failure, reason = agree_on_failure(run.folder, ranks, own, described)
         if stop.signal is not None and failure == BUG:
             # The signal also ended child processes such as compilers, which is no failure of the run.
             if ranks.is_first:
