@@ -63,9 +63,10 @@ class AttemptContext:
         return self.lease is None or self.lease.held()
 
     def report(self, progress: Progress) -> None:
-        """Report progress, unless another process has taken over the run."""
-        if self.may_write():
-            self.run.report(progress)
+        """Report progress, unless another process has taken over the run. A full disk only fails what the run must write."""
+        with contextlib.suppress(OSError):
+            if self.may_write():
+                self.run.report(progress)
 
     def finish(
         self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False, place: str = "model"

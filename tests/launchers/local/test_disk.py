@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from retain.results.store.runs import Store
 from retain.results.store.state import State
 from tests.disks import fill, small_disk_at
 from tests.retain import retain, start, train_here, wait_until, weights
-from tests.studies import tiny_study
+from tests.studies import SECOND, linear_study, tiny_study
 
 
 @pytest.fixture
@@ -81,3 +82,22 @@ def test_a_stage_that_cannot_begin_on_a_full_disk_ends_its_branch_and_no_other_s
     assert str(told[0]).startswith("disk full: ")
     states = train_here(study, store, *overrides)
     assert {state.state for state in states.values()} == {"done"}
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_a_while_does_not_stop_what_needs_no_room_meanwhile(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    study = linear_study(tmp_path / "study", **{"pretrain.time": 4 * SECOND * 0.01, "grid": {}})
+    full: list[float] = []
+
+    def watch(states: Mapping[str, State]) -> None:
+        if not full and any(state.progress.tokens for state in states.values()):
+            fill(small_disk)
+            full.append(time.monotonic())
+        elif full and time.monotonic() - full[0] > 2:
+            (small_disk / "filler").unlink(missing_ok=True)
+
+    states = train_here(study, small_disk / "runs", watch=watch)
+    assert [state.state for state in states.values()] == ["done"] * 3
+    assert [len(state.attempts) for state in states.values()] == [1] * 3
