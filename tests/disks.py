@@ -10,10 +10,13 @@ import pytest
 
 
 @contextlib.contextmanager
-def small_disk_at(place: Path, megabytes: int) -> Iterator[Path]:
-    """A tmpfs of this size; where this user may not mount one, skip with the reason, or in CI fail with it."""
+def small_disk_at(place: Path, megabytes: int, files: int = 0) -> Iterator[Path]:
+    """A tmpfs of this size; where this user may not mount one, skip with the reason, or in CI fail with it.
+
+    files: the most files and folders on it; 0 for any number.
+    """
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,nr_inodes={files}", "tmpfs", str(place)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
         why = f"cannot mount a small file system: {mounted.stderr.strip()}"
@@ -34,6 +37,11 @@ def fill(disk: Path) -> Path:
         while True:
             stream.write(bytes(4096))
     return filler
+
+
+def enlarge(disk: Path, megabytes: int) -> None:
+    """Give a small file system this size, and room for any number of files."""
+    subprocess.run(["mount", "-o", f"remount,size={megabytes}m,nr_inodes=0", str(disk)], check=True)
 
 
 @contextlib.contextmanager

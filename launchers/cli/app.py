@@ -135,7 +135,8 @@ def _main(typed: Sequence[str]) -> int:
             raise interrupt.__cause__ from None
         code = INTERRUPTED
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
+        file = error.filename2 or error.filename  # the second of a rename or a link is the one that is made
+        place = f"{file}: " if file else ""
         cure = "free space and try again" if error.errno in NO_ROOM else os_cure(error, TRY)
         print(f"retain: {redacted(place)}{os_reason(error)}; {cure}", file=sys.stderr)
         return MissingResourceError.exit_code

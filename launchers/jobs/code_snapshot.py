@@ -37,7 +37,8 @@ def snapshot_code(store: Path) -> Path:
     except OSError as error:
         if not place.is_dir():  # otherwise another submitter was faster
             # A failed write names no file, and other errors one of the temporary folder.
-            error.filename, error.filename2 = str(place), None
+            error.filename = str(place)
+            del error.filename2
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -27,7 +27,7 @@ from retain.results.store.lease import held_by, try_lease
 from retain.results.store.readiness import is_ready
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
-from retain.sweeps.base.errors import RetainError
+from retain.sweeps.base.errors import MissingResourceError, RetainError
 from retain.sweeps.tree.evaluation_runs import EVALUATE
 from retain.sweeps.tree.tree import Tree
 
@@ -225,7 +225,8 @@ class Scheduler:
         # 3. Record that their attempts have ended.
         for key in self.groups:
             run = self.store.run(key)
-            with try_lease(run.lease) as held:
+            # On a full disk the next launcher sees that they have ended.
+            with contextlib.suppress(OSError, MissingResourceError), try_lease(run.lease) as held:
                 if held:
                     run.stop(cause)
             self.states[key] = run.state()
@@ -306,8 +307,11 @@ class Scheduler:
         return min(pack, -(-siblings // len(self.slots)))
 
     def _free_lease(self, key: str) -> None:
-        """Release the lease of a dead owner on another machine: a worker has not watched long enough to know that."""
-        with try_lease(self.store.run(key).lease, self.liveness):
+        """Release the lease of a dead owner on another machine: a worker has not watched long enough to know that.
+
+        A store that cannot be written is for the worker to report, as the failure of this run alone.
+        """
+        with contextlib.suppress(MissingResourceError), try_lease(self.store.run(key).lease, self.liveness):
             pass
 
     def _dismiss(self, key: str, group: WorkerGroup, code: int) -> None:

@@ -71,9 +71,10 @@ class AttemptContext:
             raise StageFailedError("another process has taken over this run; this process writes nothing more")
 
     def report(self, progress: Progress) -> None:
-        """Report progress, unless another process has taken over the run."""
-        if self.may_write():
-            self.run.report(progress)
+        """Report progress, unless another process has taken over the run. A full disk only fails what the run must write."""
+        with contextlib.suppress(OSError):
+            if self.may_write():
+                self.run.report(progress)
 
     def finish(
         self, model: Path | None, results: Mapping[str, Any], keep_checkpoints: bool = False, place: str = "model"
@@ -108,10 +109,11 @@ def make_attempt(store: Store, key: str, ranks: Ranks, stop: StopRequest, runs: 
         raise
     except Exception as error:
         # 3b. Failed: the ranks agree on one cause, and rank 0 records it.
-        if not isinstance(error, RetainError):
+        own, described = described_failure(error)
+        if not isinstance(error, RetainError) and own != DISK:
             with contextlib.suppress(OSError):
                 print(redacted(traceback.format_exc()), file=sys.stderr)
-        failure, reason = agree_on_failure(run.folder, ranks, *described_failure(error))
+        failure, reason = agree_on_failure(run.folder, ranks, own, described)
         if stop.signal is not None and failure == BUG:
             # The signal also ended child processes such as compilers, which is no failure of the run.
             if lease is not None and lease.held():

@@ -56,7 +56,8 @@ def write_bytes(path: Path, content: bytes, sync: bool = True, mode: int | None 
         if isinstance(error, IsADirectoryError):
             raise DamageError(f"{path} is not a file; delete it and try again") from None
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None  # users know the file, not its temporary name
+            error.filename = str(path)  # users know the file, not its temporary name
+            del error.filename2
         raise
 
 

@@ -137,6 +137,7 @@ def _ray(
         import ray  # it reads the environment
 
         logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it raises the errors that it logs
         try:
             # Ray would add the folder of the script and the current folder to the path of its workers. Its processes must
             # outlive a closed terminal until the stages have saved their checkpoints.

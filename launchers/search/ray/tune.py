@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
-from ray.tune import PlacementGroupFactory, Stopper, Trainable
+from ray.tune import PlacementGroupFactory, Stopper, Trainable, TuneError
 from ray.tune.search import Searcher
 from ray.tune.stopper import NoopStopper
 
@@ -58,6 +58,8 @@ def train_stages(search: "Search", stop: StopRequest, needs: Mapping[str, Mappin
                 reuse_actors=True,
                 raise_on_failed_trial=False,
             )
+    except TuneError as error:
+        raise stages.failed or error from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if not search.finished():
@@ -72,6 +74,8 @@ class Stages(Searcher, Stopper):
         self.search, self.stop, self.needs = search, stop, needs
         self.keys: dict[str, str] = {}
         """The stage of each trial."""
+        self.failed: Exception | None = None
+        """The first error in the search itself; Tune raises its traceback as the text of another one."""
 
     def suggest(self, trial_id: str) -> Any:
         stage = self.search.next_stage()
@@ -86,7 +90,11 @@ class Stages(Searcher, Stopper):
         }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        self.search.ended(self.keys.pop(trial_id))
+        try:
+            self.search.ended(self.keys.pop(trial_id))
+        except Exception as error:
+            self.failed = self.failed or error
+            raise
 
     def __call__(self, trial_id: str, result: Any) -> bool:
         return self.search.given_up(self.keys[trial_id])

@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from retain.results.tensorboard.run_events import derive_events
 from retain.results.tensorboard.views import update_event_files
 from retain.sweeps.base.processes.names import process_name
 from tests.conftest import Trained
-from tests.disks import fill, read_only_at, small_disk_at
+from tests.disks import enlarge, fill, read_only_at, small_disk_at
 from tests.results.runs import finish, finish_all, kinds, problems, registered, write_model
 from tests.retain import pid_of_dead_process, retain_here, retain_json
 from tests.studies import documents_of, tiny_study
@@ -81,7 +80,7 @@ def test_data_that_does_not_fit_leaves_no_half_of_it_and_is_prepared_once_there_
         assert (
             "cannot be written (No space left on device)" in retain_here("data", study, "--store", store, code=3).stderr
         )
-        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        enlarge(disk, 8)
         retain_here("data", study, "--store", store)
         assert list((store / "building").iterdir()) == []
 

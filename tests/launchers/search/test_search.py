@@ -22,9 +22,10 @@ from retain.results.store.loss_table import trial_rows
 from retain.results.store.runs import Store
 from retain.sweeps.base.errors import StudyError
 from tests.conftest import Trained
+from tests.disks import enlarge, small_disk_at
 from tests.launchers.listening import addresses
 from tests.retain import losses, retain, retain_here, retain_json, stages_of, start, wait_until, weights
-from tests.studies import tiny_study
+from tests.studies import linear_study, tiny_study
 
 GRID: dict[str, Any] = {
     "axes": {"pretrain.exposure": [0, 1], "finetune.lr": [5e-4, 2e-3]},
@@ -256,3 +257,19 @@ def ray_processes(temporary: Path) -> dict[int, str]:
         with contextlib.suppress(OSError):
             found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+@pytest.mark.slow
+def test_a_search_whose_disk_is_full_ends_with_one_sentence_and_goes_on_once_there_is_room(tmp_path: Path) -> None:
+    space = {"axes": {"finetune.lr": {"uniform": [0.005, 0.02]}}, "trials": 3, "seeds": [0]}
+    study = linear_study(tmp_path / "study", search=space)
+    with small_disk_at(tmp_path / "disk", 64, files=60) as disk:
+        said = retain("search", study, "--store", disk / "runs", code=1).stderr
+        *before, last = said.splitlines()
+        assert last.startswith("retain: disk full: ")
+        assert "No space left on device" in last
+        assert "Traceback" not in said
+        assert not any("Error" in line for line in before), said
+        enlarge(disk, 64)
+        document = retain_json("search", study, "--store", disk / "runs")
+    assert [point["state"] for point in document["points"]] == ["done"] * 3
