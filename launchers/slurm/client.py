@@ -60,6 +60,7 @@ exec "$@" 2> >(
 """
 """A script of bash that becomes the sbatch of its arguments, and ends it where it would try again."""
 AGAIN = "then cancel and retry its study, as a queued job keeps what it was submitted with"
+SUSPENDED = "SUSPENDED"
 STUCK = (
     (
         r"PartitionTimeLimit|WallDurationPerJobLimit",
@@ -68,10 +69,12 @@ STUCK = (
     (r"InvalidAccount|AccountNotAllowed", f"set execution.slurm.account to an account that may run there, {AGAIN}"),
     (r"InvalidQOS|QOSNotAllowed", f"set execution.slurm.qos to a quality of service that you may use, {AGAIN}"),
     (r"PerJobLimit|PerJob$|PartitionNodeLimit|BadConstraints", f"ask for less or for another partition, {AGAIN}"),
-    (r"JobHeldUser", "it is held: scontrol release {job} lets it start"),
+    (r"JobHeldUser|JobHoldMaxRequeue|held.state", "it is held: scontrol release {job} lets it start"),
+    (r"JobHeldAdmin", "an administrator holds it: ask them to release job {job}"),
+    (SUSPENDED, "it continues once SLURM or an administrator resumes it"),
 )
-"""SLURM's reasons for a job to wait that only the user can remove, and how."""
-NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
+"""SLURM's reasons for a job to wait that somebody has to remove, and how."""
+NOT_STARTED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", SUSPENDED)
 
 
 class NoAnswerError(MissingResourceError):
@@ -91,7 +94,7 @@ class Job:
     name: str
     state: str
     reason: str
-    """SLURM's reason for waiting; empty if the job runs."""
+    """SLURM's reason for waiting, or SUSPENDED; empty if the job runs."""
 
     @property
     def waits(self) -> bool:
@@ -152,7 +155,8 @@ def live_jobs(job_ids: Iterable[str] | None = None, name: str | None = None, eve
     for line in listed.splitlines():
         job_id, job_name, state, reason = (*line.strip().split("|", 3), "", "", "")[:4]
         if _is_live(state) and (wanted is None or job_id.split("_")[0] in wanted):
-            found[job_id] = Job(job_id, job_name, state, "" if reason == "None" else reason)
+            reason = SUSPENDED if state == SUSPENDED else "" if reason == "None" else reason
+            found[job_id] = Job(job_id, job_name, state, reason)
     return found
 
 

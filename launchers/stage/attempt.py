@@ -18,7 +18,7 @@ from retain.launchers.stage.log import BUSY, FAILED, NO_ROOM, STOPPED
 from retain.launchers.stage.rank_failures import agree_on_failure, described_failure
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import CANCEL_SIGNAL, AttemptStopped, StopRequest
-from retain.results.store.lease import Lease, holder, wait_for_lease
+from retain.results.store.lease import Lease, holder, wait_for_lease, why_lost
 from retain.results.store.readiness import written_state
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import Progress
@@ -68,7 +68,7 @@ class AttemptContext:
     def check_lease(self) -> None:
         """Raise StageFailedError if another process has taken over the run, as while this process or its file system hung."""
         if not self.may_write():
-            raise StageFailedError("another process has taken over this run; this process writes nothing more")
+            raise StageFailedError(f"{why_lost(self.run.lease)}; this process writes nothing more")
 
     def report(self, progress: Progress) -> None:
         """Report progress, unless another process has taken over the run. A full disk only fails what the run must write."""

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from retain.results.store.lease import Lease
+from retain.results.store.lease import Lease, why_lost
 
 BEAT_EVERY_S = 15.0
 
 
 @contextlib.contextmanager
 def heartbeat(lease: Lease | None, poll: Callable[[], None]) -> Iterator[None]:
-    """Send heartbeats during the block; end the process if another process has taken over the lease. None: do nothing.
+    """Send heartbeats during the block; end the process if it no longer holds the lease. None: do nothing.
 
     poll: called after each heartbeat.
     """
@@ -28,7 +28,7 @@ def heartbeat(lease: Lease | None, poll: Callable[[], None]) -> Iterator[None]:
         while not stop.wait(BEAT_EVERY_S):
             try:
                 if not lease.held():
-                    print(f"another process has taken over {lease.path.parent}; this process stops", flush=True)
+                    print(f"{why_lost(lease.path)}; this process stops", flush=True)
                     os._exit(3)
                 lease.beat()
                 poll()

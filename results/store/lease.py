@@ -253,6 +253,12 @@ def _in_words(owner: Owner) -> str:
     return f"process {owner.pid} on {where}{f' (job {owner.job_id})' if owner.job_id else ''}"
 
 
+def why_lost(path: Path) -> str:
+    """Why the process that held a lease holds it no longer, as a clause."""
+    folder = path.parent
+    return f"another process has taken over {folder}" if folder.is_dir() else f"{folder} was moved or deleted"
+
+
 def claim_problem(path: Path) -> str | None:
     """What is wrong with the highest claim on a lease, and the cure; None if nothing is."""
     claim = _highest_claim(path)

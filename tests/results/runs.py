@@ -11,6 +11,9 @@ import numpy
 from safetensors.numpy import save_file
 
 from retain.launchers.planning.register import register
+from retain.launchers.stage.attempt import AttemptContext
+from retain.launchers.stage.ranks import Ranks
+from retain.launchers.stage.signals import StopRequest
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import State
 from retain.results.store.verify import run_problems
@@ -28,6 +31,11 @@ def registered(root: Path, **overrides: Any) -> tuple[Tree, Store]:
     tree = expand(file, facts)
     register(tree, file, facts, Store(root))
     return tree, Store(root)
+
+
+def context_of(run: Run) -> AttemptContext:
+    """What an attempt at a run works with, of a process that holds no lease."""
+    return AttemptContext(Store(run.folder.parent), run, Ranks(), None, StopRequest())
 
 
 def put_state(run: Run, state: State) -> None:

@@ -195,7 +195,9 @@ class CheckpointWriter:
 
     def _write(self, snapshot: Snapshot) -> None:
         partial = self.folder / f".step-{snapshot.step:09d}"
-        partial.mkdir(parents=True, exist_ok=True)
+        # Without the run's folder: it may be gone, as where the store was moved, and nothing must take its place.
+        self.folder.mkdir(exist_ok=True)
+        partial.mkdir(exist_ok=True)
         try:
             self._write_rank(partial, snapshot)
             if self.rank == 0:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from retain.launchers.stage.attempt import AttemptContext
 from retain.launchers.stage.failures import DIVERGED
 from retain.launchers.stage.log import log_line
 from retain.launchers.stage.reporting.by_value import SplitLabels
@@ -20,7 +21,6 @@ from retain.lightning_modules.objective import HeldoutLoss, heldout_loss
 from retain.lightning_modules.preferences.dpo import Preferences
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.curves import CurveWriter, Point, heldout_curve, training_curve
-from retain.results.store.runs import Run
 from retain.results.store.state import Progress
 from retain.sweeps.base.errors import StageFailedError
 from retain.sweeps.base.units import format_size
@@ -91,15 +91,15 @@ class Curves(Callback):
 
     def __init__(
         self,
-        run: Run,
+        context: AttemptContext,
         heldout: Heldout,
         heldout_every: int | None,
         saved: Mapping[str, Any] | None,
         log_every: int | None = None,
         energy: EnergyMeter | None = None,
     ) -> None:
-        self.run, self.heldout, self.heldout_every, self.energy = run, heldout, heldout_every, energy
-        self.stage = stage_name(run.spec())
+        self.context, self.heldout, self.heldout_every, self.energy = context, heldout, heldout_every, energy
+        self.stage, run = stage_name(context.spec), context.run
         recipe = heldout.module.recipe
         self.sequences, self.batch, self.length = recipe["sequences"], recipe["batch"], recipe["sequence_length"]
         self.steps = recipe["steps"]
@@ -195,7 +195,7 @@ class Curves(Callback):
                 self.progress = replace(self.progress, joules=self.energy.joules())
             # Ignore a full disk here: it fails the run at the next checkpoint, or when the results are written.
             with contextlib.suppress(OSError):
-                self.run.report(self.progress)
+                self.context.report(self.progress)
 
     def _begin(self, step: int) -> None:
         """Say once where the attempt begins, and time it from there."""

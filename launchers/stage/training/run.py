@@ -141,7 +141,7 @@ def attempt(context: AttemptContext) -> None:
         between=StopEvaluation(context.stop, ranks.world),
     )
     points = saved.shared["curves"] if saved else None
-    curves = Curves(run, heldout, execution["heldout_every"], points, execution.get("log_every"), energy)
+    curves = Curves(context, heldout, execution["heldout_every"], points, execution.get("log_every"), energy)
     best = _early_stopping(spec, curves, next(iter(objective), None))
     writer = CheckpointWriter(run.checkpoint, ranks.rank, ranks.world, context.may_write)
     cadence = Cadence(execution["save_minutes"] * 60, execution["save_steps"])

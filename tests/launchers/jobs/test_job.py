@@ -12,6 +12,7 @@ from retain.launchers.jobs.backlog import submit_backlog
 from retain.launchers.jobs.branches import cancel_runs
 from retain.launchers.jobs.dead_attempts import explain_deaths
 from retain.launchers.jobs.job import Requeue, _cancel_runs, _decision, _requeue, check_needs
+from retain.launchers.jobs.status import with_jobs
 from retain.launchers.jobs.submissions import (
     Backlog,
     new_submission,
@@ -22,10 +23,12 @@ from retain.launchers.jobs.submissions import (
 )
 from retain.launchers.jobs.submit import submit_runs
 from retain.launchers.slurm import client
+from retain.launchers.slurm.client import live_jobs
 from retain.launchers.stage.failures import BUG, DIVERGED, NODE
 from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import UNENDED
+from retain.results.store.status import run_status
 from retain.sweeps.base.errors import DamageError
 from tests.disks import fill, small_disk_at
 from tests.launchers.jobs.conftest import Slurm, submit
@@ -414,6 +417,25 @@ def test_scancel_cancels_what_the_job_still_had_to_do_and_nothing_that_another_p
     submit(store, other)
     _cancel_runs(store, token, (other.key,))
     assert other.state().state in UNENDED
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ("PENDING|JobHeldUser", "JobHeldUser: it is held: scontrol release 7 lets it start"),
+        ("PENDING|JobHeldAdmin", "JobHeldAdmin: an administrator holds it: ask them to release job 7"),
+        ("PENDING|job requeued in held state", "state: it is held: scontrol release 7 lets it start"),
+        ("SUSPENDED|None", "SUSPENDED: it continues once SLURM or an administrator resumes it"),
+    ],
+)
+def test_status_says_who_can_let_a_job_go_on_that_an_operator_has_stopped(
+    shown: str, said: str, pair: tuple[Store, Run, Run], slurm: Slurm
+) -> None:
+    store, run, _ = pair
+    token = submit(store, run)
+    slurm.command("squeue", f"echo '7|any-{token}|{shown}'")
+    (row,) = with_jobs([run_status(run)], store, live_jobs(everyone=True))
+    assert (row.state, str(row.reason).endswith(said)) == ("queued", True), row.reason
 
 
 @pytest.mark.parametrize(("accounted", "cancelled"), [("CANCELLED by 1000", True), ("CANCELLED", False)])

@@ -12,10 +12,12 @@ from retain.launchers.kinds import kind_of
 from retain.launchers.stage.attempt import AttemptContext, make_attempt
 from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
+from retain.launchers.stage.training.checkpoints import CheckpointWriter, Snapshot
 from retain.results.store.lease import this_process
 from retain.results.store.runs import Run, Store
+from retain.results.store.state import Progress
 from retain.sweeps.base.documents import write_document
-from retain.sweeps.base.errors import StageFailedError
+from retain.sweeps.base.errors import MissingResourceError, StageFailedError
 from tests.results.runs import finish, kinds, problems, registered, write_model
 
 
@@ -51,6 +53,23 @@ def test_it_changes_nothing_of_the_attempt_of_the_other(then: str, run: Run, mon
     attempted(run, monkeypatch, attempt)
     state = run.state()
     assert (state.state, state.attempts[-1].pid, state.attempts[-1].end) == ("running", 1, None)
+
+
+def test_it_says_so_where_the_store_was_moved_and_makes_no_new_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attempt(context: AttemptContext) -> None:
+        context.begin()
+        run.folder.parent.rename(run.folder.parent.with_name("moved"))
+        context.report(Progress(1, 2))
+        writer = CheckpointWriter(run.checkpoint, 0, 1, context.may_write)
+        writer.save(Snapshot(1, {}, {}, {}))
+        with pytest.raises(MissingResourceError, match="No such file or directory"):
+            writer.wait()
+        with pytest.raises(StageFailedError, match=f"{run.folder} was moved or deleted; this process writes nothing"):
+            context.finish(None, {})
+        raise AttemptStopped("SIGTERM")
+
+    attempted(run, monkeypatch, attempt)
+    assert not run.folder.parent.exists()
 
 
 def test_it_does_not_remove_the_weights_that_the_other_has_published(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

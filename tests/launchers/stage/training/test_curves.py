@@ -4,6 +4,7 @@ import io
 import re
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from lightning.pytorch import Callback
 from retain.launchers.stage.training.curves import Curves, Heldout
 from retain.lightning_modules.stage import StageModule
 from retain.results.store.curves import read_curves
+from retain.results.store.lease import take_lease
+from retain.results.store.state import Progress
 from tests.lightning_modules.tiny_models import LENGTH, RECIPE, random_sequences, small_model, train
-from tests.results.runs import kinds, registered
+from tests.results.runs import context_of, kinds, registered
 
 SAVED, STEPS, STEP_S = 4000, 20, 0.01
 
@@ -33,12 +36,23 @@ def test_no_reading_of_the_speed_counts_the_tokens_of_an_earlier_attempt(tmp_pat
     run = kinds(*registered(tmp_path), "pretrain")[0]
     module = StageModule(small_model(), recipe)
     saved = {"points": [], "logged_step": SAVED}
-    curves = Curves(run, Heldout({}, {}, module, bf16=False, rank=0, world=1), None, saved)
+    curves = Curves(context_of(run), Heldout({}, {}, module, bf16=False, rank=0, world=1), None, saved)
     train(module, list(random_sequences(8 * STEPS).split(8)), curves, Restoring())
     speeds = read_curves(run.folder)["pretrain/tokens_per_second"]
     assert [tokens for tokens, _ in speeds] == [(SAVED + step) * 8 * LENGTH for step in (10, 20)]
     assert all(0 < speed < 8 * LENGTH / STEP_S for _, speed in speeds)
     assert run.state().progress.tokens_per_second == speeds[-1][1]
+
+
+def test_a_process_reports_nothing_of_a_run_that_another_has_taken_over(tmp_path: Path) -> None:
+    run = kinds(*registered(tmp_path), "pretrain")[0]
+    module = StageModule(small_model(), RECIPE | {"steps": 2, "sequences": 16, "sequence_length": LENGTH})
+    context = replace(context_of(run), lease=take_lease(run.lease))
+    (run.folder / "lease.9.json").touch()  # the other has come and gone
+    train(
+        module, list(random_sequences(16).split(8)), Curves(context, Heldout({}, {}, module, False, 0, 1), None, None)
+    )
+    assert run.state().progress == Progress()
 
 
 def trained_from(
@@ -51,7 +65,7 @@ def trained_from(
     module.step = start
     points = [("pretrain/loss", 5.0, start * 8 * LENGTH, 1.0)] if start else []
     saved = {"points": points, "logged_step": start} if start else None
-    curves = Curves(run, Heldout({}, {}, module, bf16=False, rank=0, world=1), None, saved, log_every)
+    curves = Curves(context_of(run), Heldout({}, {}, module, bf16=False, rank=0, world=1), None, saved, log_every)
     output = io.StringIO()
     with redirect_stdout(output):
         train(module, list(random_sequences(8 * (steps - start)).split(8)), curves)

@@ -24,7 +24,7 @@ from retain.results.store.runs import Run
 from retain.results.tensorboard.views import update_event_files
 from tests.disks import fill, small_disk_at
 from tests.lightning_modules.tiny_models import LENGTH, RECIPE, random_sequences, small_model, train
-from tests.results.runs import finish, kinds, registered
+from tests.results.runs import context_of, finish, kinds, registered
 from tests.retain import retain
 from tests.studies import linear_study, tiny_tree
 
@@ -73,7 +73,7 @@ def attempt(run: Run, start: int, saved: dict[str, Any] | None, *callbacks: Call
     recipe = RECIPE | {"steps": STEPS, "sequences": 8 * STEPS, "sequence_length": LENGTH, "warmup": 1}
     module = StageModule(small_model(), recipe)
     module.step = start
-    curves = Curves(run, Heldout({}, {}, module, bf16=False, rank=0, world=1), None, saved, 1)
+    curves = Curves(context_of(run), Heldout({}, {}, module, bf16=False, rank=0, world=1), None, saved, 1)
     try:
         train(module, list(random_sequences(8 * (STEPS - start)).split(8)), curves, *callbacks)
     except AttemptStopped:
