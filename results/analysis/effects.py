@@ -179,29 +179,30 @@ def hypervolume_gain(
 def worst_of(*methods: Mapping[int, Points]) -> npt.NDArray[np.float64]:
     """The worst value on each axis, [2], over the Pareto sets of all seeds of all methods, without stray checkpoints.
 
-    Stray checkpoints would stretch the plane until its area measures little else. Dominated ones do not count either. Raises
-    ValueError if there is no point.
+    Stray checkpoints would stretch the plane until its area measures little else. Raises ValueError if there is no point.
     """
-    fronts = [
-        (seed, front) for by_seed in methods for seed, points in by_seed.items() if len(front := pareto_set(points))
-    ]
-    if not fronts:
+    checkpoints = [(seed, points) for by_seed in methods for seed, points in by_seed.items() if len(points)]
+    if not checkpoints:
         raise ValueError("no checkpoint to take the reference point from")
-    return np.array([worst_but_strays([(seed, front[:, axis]) for seed, front in fronts]) for axis in (0, 1)])
+    fronts = np.concatenate([pareto_set(points) for _, points in checkpoints])
+    ends = [worst_but_strays([(seed, points[:, axis]) for seed, points in checkpoints]) for axis in (0, 1)]
+    return np.array([values[values <= end].max() for values, end in zip(fronts.T, ends, strict=True)])
 
 
-def worst_but_strays(fronts: Sequence[tuple[int, Floats]]) -> float:
+def worst_but_strays(checkpoints: Sequence[tuple[int, Floats]]) -> float:
     """The worst value on one axis over all methods and seeds, without stray checkpoints, as of a run that nearly diverged.
 
-    fronts: the values of each method at each seed, with the seed. Stray values are farther above all others than these are
-    apart. They are of at most half of the seeds, and no method has only such values at a seed: otherwise they are a finding.
+    checkpoints: the values of each method at each seed, with the seed. Stray values are farther above all others than these
+    are apart. They are of at most half of the seeds, and no method has only such values at a seed: otherwise they are a
+    finding. Where all others are equal, as accuracies may be, nothing says how far is far.
     """
-    values = np.unique(np.concatenate([own for _, own in fronts]))
-    on_all, seeds = max(own.min() for _, own in fronts), {seed for seed, _ in fronts}
+    values = np.unique(np.concatenate([own for _, own in checkpoints]))
+    on_all, seeds = max(own.min() for _, own in checkpoints), {seed for seed, _ in checkpoints}
     for worst, stray in itertools.pairwise(values):
-        strayed = {seed for seed, own in fronts if own.max() > worst}
-        if worst >= on_all and stray - worst > worst - values[0] and 2 * len(strayed) <= len(seeds):
-            return float(worst)
+        if worst >= on_all and stray - worst > worst - values[0] > 0:
+            strayed = {seed for seed, own in checkpoints if own.max() > worst}
+            if 2 * len(strayed) <= len(seeds):
+                return float(worst)
     return float(values[-1])
 
 

@@ -288,9 +288,8 @@ def _cut_strays(axes: "Axes", panel: Panel, ran: Sequence[Floats]) -> None:
     beyond = (trials > ends).any(axis=1)
     if beyond.any():
         shown = np.concatenate([trials[~beyond], *(series.line for series in panel.series if series.published)])
-        margins = 0.05 * np.ptp(shown, axis=0)
-        (left, low), (right, high) = shown.min(axis=0) - margins, shown.max(axis=0) + margins
-        axes.set(xlim=(left, right), ylim=(low, high))
+        axes.dataLim.update_from_data_xy(shown, ignore=True)
+        axes.autoscale_view()
         text = f"{counted(int(beyond.sum()), 'trial')} beyond the axes"
         axes.text(0.99, 0.98, text, transform=axes.transAxes, ha="right", va="top", color=GREY, fontsize=8)
 

@@ -12,6 +12,7 @@ from retain.results.analysis.effects import (
     frontier_gap,
     hypervolume_gain,
     paired_difference,
+    worst_but_strays,
     worst_of,
 )
 from retain.results.analysis.frontiers import lower_left_hull
@@ -129,6 +130,18 @@ def with_strays(seeds: int, strays: int) -> dict[int, Points]:
 @pytest.mark.parametrize(("seeds", "strays", "worst"), [(1, 1, 30), (2, 1, 3), (3, 1, 3), (3, 2, 30), (5, 2, 3)])
 def test_stray_checkpoints_move_the_reference_if_most_seeds_have_them(seeds: int, strays: int, worst: float) -> None:
     np.testing.assert_array_equal(worst_of(with_strays(seeds, strays), with_strays(seeds, 0)), [3, worst])
+
+
+def test_a_checkpoint_is_no_stray_beside_others_that_are_on_no_frontier() -> None:
+    """The higher rates are worse in both losses; at one seed, the second is on the frontier by chance."""
+    usual = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    lucky = np.array([[1.0, 1.0], [2.0, 0.9], [3.0, 3.0]])
+    np.testing.assert_array_equal(worst_of({0: usual, 1: usual, 2: lucky}, {0: usual, 1: usual, 2: usual}), [2, 1])
+
+
+def test_nothing_is_far_from_values_that_are_all_equal() -> None:
+    accuracies = [(seed, np.array([-1.0, -0.98 if seed == 0 else -1.0])) for seed in range(4)]
+    assert worst_but_strays(accuracies) == -0.98
 
 
 def test_a_seed_whose_whole_frontier_is_worse_moves_the_reference() -> None:

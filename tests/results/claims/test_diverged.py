@@ -5,7 +5,7 @@ import math
 import pytest
 
 from retain.results.claims.verdicts import verdicts
-from tests.results.claims.test_claims import FINETUNING, RETAINED, frontier_rows, outcomes
+from tests.results.claims.test_claims import FINETUNING, PRETRAINING, RETAINED, frontier_rows, outcomes
 
 
 def test_a_diverged_run_does_not_count() -> None:
@@ -27,3 +27,13 @@ def test_a_run_that_nearly_diverged_widens_no_interval_and_is_named_beside_the_v
         assert before.note == ""
         assert "method=mixed finetune.lr=3 seed=2 (run 01234567) at L_" in after.note
         assert "L_ret 30" in after.note
+
+
+def test_an_ordinary_run_that_is_on_the_frontier_by_chance_is_not_named_as_far_beyond_all_others() -> None:
+    """Both losses of a plane rise with the rate, so most frontiers are the lowest rate alone."""
+    rows = frontier_rows({"unmixed": 0, "mixed": -0.05}, seeds=range(5))
+    for row in rows:
+        row |= {RETAINED: 2 + 0.5 * row["axes"]["finetune.lr"], PRETRAINING: 4 + 0.1 * row["axes"]["finetune.lr"]}
+    lucky = next(row for row in rows if row["axes"] == {"method": "mixed", "finetune.lr": 2, "seed": 3})
+    lucky[PRETRAINING] = 3.99
+    assert [one.note for one in verdicts(rows)] == ["", ""]
