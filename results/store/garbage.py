@@ -189,7 +189,7 @@ def _of_run(run: Run, names: set[str]) -> Iterator[Waste]:
     if run.is_done() and run.checkpoint.is_dir() and not run.checkpoint.is_symlink():
         yield Waste(run.checkpoint, run.key, CHECKPOINT, used_bytes(run.checkpoint), "the run is done")
     else:
-        places += run.checkpoint.glob(".step-*")
+        places += [*run.checkpoint.glob(".*"), *run.checkpoint.glob("*.partial")]
     for place in sorted(places):
         yield Waste(place, run.key, LEFTOVER, used_bytes(place), "a dead attempt left it half written")
 
