@@ -97,7 +97,7 @@ def attempt(context: AttemptContext) -> None:
     if not math.isfinite(found.loss):
         raise StageFailedError(f"the held-out loss is {found.loss}: the weights of {stage.key} have diverged", DIVERGED)
     log_line(f"held-out loss {found.loss:.4f} over {found.tokens:,} tokens")
-    context.report(Progress(sequences.numel(), sequences.numel()))
+    context.report(Progress(pause.total, pause.total))
     split = loss_fields(found, labels) | {"corpus": recipe["corpus"]}
     losses: dict[str, Any] = {"splits": {"heldout": split}, "steps": 0, "trained_tokens": 0}
     context.finish(None, {LOSSES: losses | ({PREFERENCES: {recipe["corpus"]: preferences}} if preferences else {})})

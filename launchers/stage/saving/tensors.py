@@ -13,7 +13,7 @@ from retain.launchers.stage.log import log_line
 from retain.sweeps.base.files import share, sync_path
 
 DONE, ARITHMETIC, DIGEST = "sequences", "arithmetic", "sha256"
-"""What the metadata of the file has: over how many sequences the tensors are, how they were computed, and their digest."""
+"""What the metadata of the file has: over how many sequences the tensors are, how they were computed, and a digest."""
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], done: int, arithmetic: str) -> None:
@@ -21,7 +21,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], done: int, arithm
     path.parent.mkdir(exist_ok=True)
     own = {name: one.cpu() for name, one in tensors.items()}
     partial = path.with_name(f"{path.name}.partial")
-    save_file(own, partial, {DONE: str(done), ARITHMETIC: arithmetic, DIGEST: _digest(own)})
+    save_file(own, partial, {DONE: str(done), ARITHMETIC: arithmetic, DIGEST: _digest(own, done)})
     share(partial)
     sync_path(partial)
     partial.replace(path)
@@ -38,9 +38,10 @@ def saved_tensors(path: Path, arithmetic: str) -> tuple[int, dict[str, torch.Ten
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = file.metadata()
-        intact = about[DIGEST] == _digest(tensors)
+        done = int(about[DONE])
+        intact = about[DIGEST] == _digest(tensors, done)
         if intact and about[ARITHMETIC] == arithmetic:
-            return int(about[DONE]), tensors
+            return done, tensors
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         intact = False
     log_line(f"{path} {f'was not computed in {arithmetic}' if intact else 'is damaged'}: the run starts again")
@@ -57,10 +58,10 @@ def publish_tensors(context: AttemptContext, tensors: dict[str, torch.Tensor], n
     context.finish(partial, {})
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of the names and values of tensors, in hexadecimal."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].contiguous().numpy().data)
+def _digest(tensors: dict[str, torch.Tensor], done: int) -> str:
+    """SHA-256 of tensors, with their names, types and shapes, over the first `done` sequences, in hexadecimal."""
+    found = hashlib.sha256(str(done).encode())
+    for name, one in sorted(tensors.items()):
+        found.update(f" {name} {one.dtype} {tuple(one.shape)} ".encode())
+        found.update(one.contiguous().numpy().data)
     return found.hexdigest()

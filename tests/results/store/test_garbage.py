@@ -113,8 +113,9 @@ def test_half_written_files_of_a_dead_attempt_are_removed_and_its_checkpoints_st
     tree, store = planned
     run = kinds(tree, store, "pretrain")[0]
     whole = add_checkpoint(run)
-    shutil.copytree(whole, run.checkpoint / ".step-000000020")
-    write_model(run.folder / "model.partial")
+    halves = [run.checkpoint / name for name in (".step-000000020", ".tmp7ufoNf", "sums.safetensors.partial")]
+    for half in (*halves, run.folder / "model.partial"):
+        write_model(half)
     holder = start_python(HOLDER, run.lease)
     assert next_line(holder) == "True"
     assert find_waste(store, None, weights=True) == []
@@ -122,7 +123,7 @@ def test_half_written_files_of_a_dead_attempt_are_removed_and_its_checkpoints_st
     holder.communicate()
     found = gc(store)
     assert {waste.kind for waste in found} == {LEFTOVER}
-    assert {waste.path.name for waste in found} == {".step-000000020", "model.partial"}
+    assert {waste.path for waste in found} == {*halves, run.folder / "model.partial"}
     assert [path.name for path in run.checkpoint.iterdir()] == [whole.name]
     assert not run.is_running()
 

@@ -229,6 +229,7 @@ def test_a_measurement_on_pairs_that_is_stopped_in_every_batch_ends_in_the_same_
             make_attempt(store, run.key, Ranks(), StopAtSecondLook())
     starts = [attempt.tokens_at_start // 48 for attempt in run.state().attempts[1:]]
     assert starts == [0, 16, 25, 33, 41, 49]  # 25 sequences, and then the 25 pairs
+    assert run.state().progress.tokens // 48 == 50
     assert run.state().checksums == whole.checksums
 
 
