@@ -56,8 +56,9 @@ def submit_dead(store: Store, run: Run) -> None:
         if settle_dead_attempts(store, [run]):
             from retain.launchers.jobs.submit import submit_runs
 
+            why = run.state().reason
             submit_runs(store, [run.key])
-            log_line(f"submitted {run.key[:8]} again: {run.state().reason}")
+            log_line(f"submitted {run.key[:8]} again: {why}")
     except Exception as error:
         log_line(f"{run.key[:8]} was not submitted again: {error}")
 

@@ -140,3 +140,26 @@ def test_a_controller_that_forgets_all_jobs_costs_no_run_and_none_of_the_jobs_th
     wait_until(lambda: sorted(queue(slurm)) == others, "all but the other jobs to end")
     train_here(study, tmp_path / "calm")
     assert weights(chaos.store) == weights(tmp_path / "calm")
+
+
+def test_tasks_of_an_array_that_somebody_has_cancelled_are_submitted_again_and_no_others(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    study = linear_study(tmp_path / "study", grid={"pretrain.exposure": [0, 0.3, 0.6, 1]}, execution=EXECUTION)
+    where = (study, "execution.slurm.extra={hold: true}", "--store", tmp_path / "runs")
+    array = retain_json("submit", *where, more=slurm.environment)["jobs"][0]
+    call(slurm, "scancel", f"{array['job_id']}_[1-2]")
+    rows = retain_json("status", *where, more=slurm.environment)["runs"]
+    assert {row["key"]: row["reason"] for row in rows if row["state"] == "planned"} == {
+        array["keys"][task]: f"its job {array['job_id']}_{task} is gone; submit its study again" for task in (1, 2)
+    }
+    again = retain_json("submit", *where, more=slurm.environment)
+    assert [job["keys"] for job in again["jobs"]] == [array["keys"][1:3]]
+    first = [job for job in queue(slurm) if job.partition("_")[0] in (array["job_id"], again["jobs"][0]["job_id"])]
+    call(slurm, "scontrol", "release", *first)
+    # A job below a cancelled task waits for nothing: it would find its parent at work, and wait for a minute.
+    wait_until(lambda: not queue(slurm).keys() & set(first), "the array and the cancelled tasks to be done")
+    call(slurm, "scontrol", "release", *queue(slurm))
+    wait_until(lambda: not queue(slurm), "queue empty")
+    train_here(study, tmp_path / "calm")
+    assert weights(tmp_path / "runs") == weights(tmp_path / "calm")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from retain.launchers.cli.app import main
 from retain.launchers.cli.views.submission import print_submission
-from retain.launchers.jobs import backlog, code_snapshot
-from retain.launchers.jobs.backlog import submit_backlog
+from retain.launchers.jobs import backlog, code_snapshot, submit
+from retain.launchers.jobs.backlog import submit_backlog, submit_dead
 from retain.launchers.jobs.code_snapshot import snapshot_code, snapshot_path
 from retain.launchers.jobs.data.submit import in_turns
 from retain.launchers.jobs.job import Requeue, _requeue, check_needs
@@ -44,6 +44,7 @@ from retain.results.store.runs import Store
 from retain.results.store.status import study_status
 from retain.sweeps.base.errors import MissingResourceError
 from tests.disks import small_disk_at
+from tests.launchers.jobs.conftest import Slurm
 from tests.results.runs import kinds, registered
 from tests.retain import environment
 from tests.studies import linear_study, tiny_study
@@ -265,3 +266,17 @@ def test_a_died_job_that_cannot_be_requeued_says_so_in_one_sentence(tmp_path: Pa
     assert done.returncode == 1
     assert done.stderr.startswith("retain: SLURM: scontrol is not on PATH"), done.stderr
     assert run.state().state == "queued"
+
+
+def test_a_job_that_submits_a_dead_run_again_says_of_what_it_died(
+    tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, store = registered(tmp_path / "runs")
+    run = kinds(tree, store, "pretrain")[0]
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    run.begin(os.getpid())
+    slurm.command("sacct", "echo '8|TIMEOUT'")
+    monkeypatch.setattr(submit, "submit_runs", lambda store, keys: store.run(keys[0]).queue("a-token"))
+    submit_dead(store, run)
+    said = f"submitted {run.key[:8]} again: lost: job 8 died without reporting (TIMEOUT)\n"
+    assert capsys.readouterr().out.endswith(said)
