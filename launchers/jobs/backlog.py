@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from retain.launchers.jobs.dead_attempts import settle_dead_attempts
-from retain.launchers.jobs.submissions import is_attended, read_backlog, submission_lease, write_backlog
+from retain.launchers.jobs.submissions import any_is_ending, is_attended, read_backlog, submission_lease, write_backlog
 from retain.launchers.slurm.client import asked_patiently, live_jobs, requeue_job
 from retain.launchers.slurm.partitions import Limits, read_limits, room_within
 from retain.launchers.stage.log import log_line
@@ -17,7 +17,7 @@ from retain.sweeps.base.processes.names import slurm_job
 from retain.sweeps.base.units import counted
 
 LAST_WAIT_S = 15.0
-"""How long the last job waits for room in the queue, before it requeues itself to try later."""
+"""How long a job waits for room in the queue, before it leaves the rest to others, or requeues itself to try later."""
 LATER_S = 60
 LOOKED_AT = 200
 """The waiting runs that a job looks at together: each takes some ten reads, and there is room for few."""
@@ -30,20 +30,23 @@ class _CarriedError(Exception):
 def submit_backlog(store: Store) -> None:
     """Submit the backlog from a job whose runs have ended. Errors are logged; they do not fail the job.
 
-    If there is no room and no other job will submit the rest, this job waits for room, and requeues itself if it must.
+    If there is no room, this job waits while other jobs end, which makes room, or if no other job will submit the rest. In the
+    end it requeues itself if it must.
     """
     job = slurm_job()
     deadline = time.monotonic() + LAST_WAIT_S
-    waiting = Waiting("this is the last job, and runs wait for room in the queue")
+    waiting = Waiting("runs wait for room in the queue")
     try:
-        while (
-            job is not None and read_backlog(store).keys and asked_patiently(partial(_submit_and_is_last, store, job))
-        ):
-            if time.monotonic() > deadline:
+        while job is not None and read_backlog(store).keys:
+            is_late = time.monotonic() > deadline
+            if not asked_patiently(partial(_submit_and_is_needed, store, job, is_late)):
+                return
+            if is_late:
                 requeue_job(job, LATER_S)
                 return
             waiting.say(
-                f"it waits {LAST_WAIT_S:.0f} s for room, and then requeues itself to try again after {LATER_S} s"
+                f"this job waits {LAST_WAIT_S:.0f} s for it, and then requeues itself to try again after {LATER_S} s if no "
+                "other job of the store is left"
             )
             time.sleep(1.0)
     except Exception as error:  # the job's own runs have ended whatever happens here
@@ -63,13 +66,16 @@ def submit_dead(store: Store, run: Run) -> None:
         log_line(f"{run.key[:8]} was not submitted again: {error}")
 
 
-def _submit_and_is_last(store: Store, job: str) -> bool:
-    """Submit as much of the backlog as there is room for. Returns whether only this job is left to submit the rest."""
+def _submit_and_is_needed(store: Store, job: str, is_late: bool) -> bool:
+    """Submit as much of the backlog as there is room for. Returns whether this job is needed for the rest.
+
+    is_late: whether it has waited long enough for room that other jobs make as they end.
+    """
     # 1. Many jobs may end together, and would wait for the lease in turn: without room, this one leaves the rest to another.
     limits = read_limits()
     room = room_within(limits)
     is_full = room is not None and room <= 0
-    if is_full and read_backlog(store).carrier != job and _is_left_to_others(store, job):
+    if is_full and read_backlog(store).carrier != job and _is_left_to_others(store, job, is_late):
         return False
     try:
         with submission_lease(store, _leave_to_carrier(store, job)):
@@ -83,7 +89,7 @@ def _submit_and_is_last(store: Store, job: str) -> bool:
                 log_line(f"submitted {counted(submitted, 'run')} that had waited for room")
             # 3. Leave the rest to another job of this store, if there is one. Otherwise this job carries it: others leave it to
             # this one.
-            if not read_backlog(store).keys or limits.jobs == 1 or _leaves_to_others(store, job):
+            if not read_backlog(store).keys or limits.jobs == 1 or _leaves_to_others(store, job, is_late):
                 return False
             write_backlog(store, replace(read_backlog(store), carrier=job))
             return True
@@ -91,21 +97,24 @@ def _submit_and_is_last(store: Store, job: str) -> bool:
         return False
 
 
-def _is_left_to_others(store: Store, job: str) -> bool:
-    """Whether another job of this store will submit the backlog. One that is COMPLETING may have ended without."""
+def _is_left_to_others(store: Store, job: str, is_late: bool) -> bool:
+    """Whether another job of this store will submit the backlog, and there will not be room for it in a moment."""
+    # One that is COMPLETING may have ended without.
     others = {job_id: one for job_id, one in live_jobs().items() if job_id != job and one.counts}
-    return is_attended(store, read_backlog(store), others)
+    if (backlog := read_backlog(store)).carrier not in others and not is_late and any_is_ending(store, others.values()):
+        return False
+    return is_attended(store, backlog, others)
 
 
-def _leaves_to_others(store: Store, job: str) -> bool:
+def _leaves_to_others(store: Store, job: str, is_late: bool) -> bool:
     """`_is_left_to_others`, after which no other job leaves the backlog to this one. For the holder of the submission lease."""
-    if not _is_left_to_others(store, job):
+    if not _is_left_to_others(store, job, is_late):
         return False
     if (backlog := read_backlog(store)).carrier != job:
         return True
     # The other job may have ended meanwhile, and have left the backlog to its carrier, this job.
     write_backlog(store, replace(backlog, carrier=None))
-    return _is_left_to_others(store, job)
+    return _is_left_to_others(store, job, is_late)
 
 
 def _leave_to_carrier(store: Store, job: str) -> Callable[[], None]:

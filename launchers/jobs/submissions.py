@@ -305,11 +305,18 @@ def is_attended(store: Store, backlog: Backlog, jobs: Mapping[str, Job]) -> bool
 
 def any_has_runs(store: Store, jobs: Iterable[Job]) -> bool:
     """Whether one of these jobs still has runs of this store to do: it submits the backlog once they have ended."""
+    return any(_have_runs(store, jobs))
+
+
+def any_is_ending(store: Store, jobs: Iterable[Job]) -> bool:
+    """Whether one of these jobs has done its runs of this store, and so makes room in a moment."""
+    return not all(_have_runs(store, (job for job in jobs if job.state == "RUNNING")))
+
+
+def _have_runs(store: Store, jobs: Iterable[Job]) -> Iterator[bool]:
+    """Whether it still has runs to do, for each of these jobs that is one of this store."""
     keys_of = functools.cache(functools.partial(keys_of_jobs, store))
     for job in jobs:
         with contextlib.suppress(DamageError):  # what its runs are part of says so
-            if (token := token_of(job.name)) and any(
-                is_to_do(store.run(key), token) for key in keys_of(token).get(job.job_id, ())
-            ):
-                return True
-    return False
+            if (token := token_of(job.name)) and (keys := keys_of(token).get(job.job_id)):
+                yield any(is_to_do(store.run(key), token) for key in keys)

@@ -9,6 +9,7 @@ import pytest
 
 from retain.launchers.jobs.submissions import new_submission, write_submission
 from retain.results.store.runs import Run, Store
+from tests.results.runs import kinds, registered
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
     before = signal.getsignal(signal.SIGTERM)  # a job that requeues itself ignores TERM from then on
     yield found
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Store, Run, Run]:
+    """A store, a pretraining, and the post-training below it."""
+    tree, store = registered(tmp_path / "runs")
+    return store, kinds(tree, store, "pretrain")[0], kinds(tree, store, "posttrain")[0]
 
 
 def submit(store: Store, *runs: Run, job: str = "7") -> str:
