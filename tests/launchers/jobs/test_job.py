@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +11,7 @@ from retain.launchers.jobs.branches import cancel_runs
 from retain.launchers.jobs.dead_attempts import explain_deaths
 from retain.launchers.jobs.job import Requeue, _cancel_runs, _decision, _requeue, check_needs
 from retain.launchers.jobs.status import with_jobs
-from retain.launchers.jobs.submissions import (
-    Backlog,
-    write_backlog,
-)
+from retain.launchers.jobs.submissions import Backlog, write_backlog
 from retain.launchers.slurm import client
 from retain.launchers.slurm.client import live_jobs
 from retain.launchers.stage.failures import BUG, DIVERGED, NODE
@@ -24,7 +22,7 @@ from retain.results.store.status import run_status
 from retain.sweeps.base.errors import DamageError
 from tests.disks import fill, small_disk_at
 from tests.launchers.jobs.conftest import Slurm, submit
-from tests.results.runs import finish
+from tests.results.runs import finish, kinds, registered
 
 DEATHS = 4
 """Attempts in a row that die with their node, after which a run has failed."""
