@@ -14,8 +14,8 @@ import pytest
 from retain.results.store.lease import take_lease
 from retain.results.store.runs import Run, Store
 from retain.results.store.state import STOPPED
-from tests.launchers.stage.tasks.local_tasks import write_tasks
 from tests.launchers.stage.saving.test_interrupted_evaluations import long_study
+from tests.launchers.stage.tasks.local_tasks import write_tasks
 from tests.results.runs import put_state
 from tests.retain import retain, retain_json, train_here, weights
 from tests.slurm.cluster.cluster import Cluster, call, wait_until
