@@ -37,7 +37,7 @@ def attempt(context: AttemptContext) -> None:
     """Estimate the information and finish a run, on one process. Raises StageFailedError, AttemptStopped, DamageError."""
     run, recipe = context.run, context.spec["recipe"]
     # 1. Record that the attempt begins, where the last one was stopped.
-    arithmetic = arithmetic_of(context.spec["execution"])
+    arithmetic = arithmetic_of(context)
     known = saved_tensors(run.checkpoint / SUMS, arithmetic)
     done, length = known[0] if known else 0, recipe["sequence_length"]
     machine = begin_on_one_process(context, done * length)

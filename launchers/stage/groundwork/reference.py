@@ -50,7 +50,7 @@ def attempt(context: AttemptContext) -> None:
     """
     run, recipe = context.run, context.spec["recipe"]
     # 1. Record that the attempt begins, where the last one was stopped.
-    arithmetic = arithmetic_of(context.spec["execution"])
+    arithmetic = arithmetic_of(context)
     known = saved_tensors(run.checkpoint / SAVED, arithmetic)
     done, length = known[0] if known else 0, recipe["sequence_length"]
     machine = begin_on_one_process(context, done * length)

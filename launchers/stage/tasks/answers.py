@@ -46,7 +46,7 @@ class Answers:
 
     def __init__(self, context: AttemptContext) -> None:
         self.path = context.run.checkpoint / FILE
-        self.arithmetic = arithmetic_of(context.spec["execution"])
+        self.arithmetic = arithmetic_of(context)
         self.saved = _saved_batches(self.path, self.arithmetic)
         self.batches: list[_Batch] = []
         self.tokens = 0

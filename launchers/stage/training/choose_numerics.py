@@ -1,5 +1,6 @@
 """Choose how an attempt computes its steps: as earlier attempts did, so that the run ends in the same bits."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,11 +46,18 @@ def machine_of(execution: Mapping[str, Any], world: int = 1) -> Machine:
     return Machine(gpu, bf16, world > 1 and execution["strategy"] == "fsdp")
 
 
-def arithmetic_of(execution: Mapping[str, Any]) -> str:
-    """How this machine computes a run of one process, in words; only parts that are computed alike may be put together."""
+def arithmetic_of(context: AttemptContext) -> str:
+    """How this machine computes a run of one process and from which weights, in words; only equal ones may be put together.
+
+    A stage that was deleted and trained again on other hardware has other weights. Raises DamageError.
+    """
+    execution = context.spec["execution"]
     machine = machine_of(execution)
     words = f"{'bf16' if machine.bf16 else 'fp32'} on {'GPUs' if machine.gpu else 'CPUs'}"
-    return words if machine.gpu else f"{words} with {counted(execution['threads'], 'thread')}"
+    if not machine.gpu:
+        words += f" with {counted(execution['threads'], 'thread')}"
+    needs = [sorted(context.store.run(key).state().checksums.items()) for key in context.run.needs()]
+    return f"{words} from the weights {hashlib.sha256(repr(needs).encode()).hexdigest()[:8]}" if needs else words
 
 
 def begin_on_one_process(context: AttemptContext, tokens: int = 0) -> Machine:

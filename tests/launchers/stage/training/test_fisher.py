@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import retain
 from retain.datamodules.order.stage_data import first_sequences
@@ -22,7 +22,7 @@ from retain.launchers.stage.ranks import Ranks
 from retain.launchers.stage.signals import AttemptStopped, StopRequest
 from retain.lightning_modules.anchors.fisher import add_squares
 from retain.lightning_modules.models import load_model
-from retain.results.store.runs import Run, Store
+from retain.results.store.runs import Run, Store, sha256_of
 from tests.results.runs import problems, put_state
 from tests.studies import tiny_study
 
@@ -136,6 +136,27 @@ def test_an_estimate_that_dies_without_a_signal_continues_from_what_it_has_saved
     state = run.state()
     assert [attempt.tokens_at_start // 32 for attempt in state.attempts[-3:]] == [0, 7, 14]
     assert (state.state, state.checksums) == ("done", whole.checksums)
+
+
+def test_an_interrupted_estimate_starts_again_if_its_stage_has_other_weights(
+    study: Path, trials: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    shutil.copytree(study.parent / "runs", tmp_path / "runs", symlinks=True)
+    store = Store(tmp_path / "runs")
+    run = estimate_of(store)
+    put_state(run, replace(run.state(), state="planned", checksums={}))
+    stop = StopRequest()
+    stop.signal = "SIGTERM"
+    with pytest.raises(AttemptStopped):
+        make_attempt(store, run.key, Ranks(0, 1), stop)
+    assert run.state().progress.tokens > 0
+    parent = store.run(run.spec()["parent"])
+    (weights,) = parent.model.glob("*.safetensors")
+    save_file({name: one + 0.01 for name, one in load_file(weights).items()}, weights, {"format": "pt"})
+    new = parent.state().checksums | {f"model/{weights.name}": sha256_of(weights)}
+    put_state(parent, replace(parent.state(), checksums=new))
+    make_attempt(store, run.key, Ranks(0, 1), StopRequest())
+    assert run.state().attempts[-1].tokens_at_start == 0
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["whole", "with damaged sums"])
