@@ -41,6 +41,7 @@ from retain.results.analysis.loss_planes import (
 from retain.results.analysis.methods import METHOD_FIELDS, method_of
 from retain.results.claims.judging import Statement, Verdict, judge, shared_runs, subjects
 from retain.results.store.loss_table import Row
+from retain.sweeps.base.units import counted
 from retain.sweeps.tree.tree import axes_label
 
 
@@ -185,7 +186,8 @@ def _verdict(subject: str, contrast: Contrast, plane: LossPlane, by_method: Mapp
     if not even:
         plain = compared.contrasted(contrast, lambda a, b: gain(points[a], points[b]))
         others.append(("hypervolume gained with all checkpoints, which does not decide, squared nats", plain))
-    missing = f"{left_out} checkpoints are left out because their counterparts are missing." if left_out else ""
+    is_or_are = "is" if left_out == 1 else "are"
+    missing = f"{counted(left_out, 'checkpoint')} {is_or_are} left out for lack of counterparts." if left_out else ""
     deciding = [(f"hypervolume gained by {named}{how}, squared nats", evenly(gain))]
     statement = Statement(contrast.claim, contrast.words, subject, plane.name)
     notes = (_counts(points), _strays(compared, plane, reference), missing, shared_runs(compared.repetition))

@@ -12,6 +12,7 @@ def test_a_diverged_run_does_not_count() -> None:
     rows = frontier_rows({"unmixed": 0, "mixed": -0.2})
     rows[3][FINETUNING] = math.nan
     assert outcomes(rows) == {"3": {"supported"}}
+    assert "1 checkpoint is left out for lack of counterparts." in [one.note for one in verdicts(rows)]
 
 
 def test_a_run_that_nearly_diverged_widens_no_interval_and_is_named_beside_the_verdict() -> None:
