@@ -251,29 +251,6 @@ def test_cancel_on_a_full_disk_ends_the_jobs_and_says_that_it_could_not_mark_the
         assert {run.state().state for run in Store(chaos.store).runs()} == {"cancelled"}
 
 
-def test_jobs_that_start_on_a_full_disk_wait_in_the_queue_until_there_is_room(slurm: Cluster, tmp_path: Path) -> None:
-    with small_disk_at(tmp_path / "disk", 64) as disk:
-        chaos = held(slurm, disk, grid={"pretrain.exposure": [1]})
-        filler = fill(disk)
-        for job in queue(slurm):
-            call(slurm, "scontrol", "release", job)
-        wait_until(
-            lambda: "BeginTime" in call(slurm, "squeue", "--noheader", "--format=%r"), "a job that waits for room", 60
-        )
-        assert {run.state().state for run in Store(chaos.store).runs()} == {"queued"}
-        filler.unlink()
-        wait_until(lambda: hurried(slurm), "the end of all jobs", 120)
-        assert {run.state().state for run in Store(chaos.store).runs()} == {"done"}
-
-
-def hurried(slurm: Cluster) -> bool:
-    """Let jobs that wait for a time start now; returns whether the queue is empty."""
-    for job in queue(slurm):
-        with contextlib.suppress(subprocess.CalledProcessError):
-            call(slurm, "scontrol", "update", f"jobid={job}", "starttime=now")
-    return not queue(slurm)
-
-
 def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_path: Path) -> None:
     chaos = Chaos(slurm, linear_study(tmp_path / "study"), tmp_path / "runs", random.Random(1))
     chaos.store.mkdir()
