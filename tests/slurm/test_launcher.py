@@ -25,6 +25,7 @@ from tests.retain import losses, retain, retain_json, train_here, weights
 from tests.slurm.chaos import FAULTS, SLOW, Chaos, assert_nothing_repeated, unleash
 from tests.slurm.cluster.cluster import Cluster, call, start_controller, stop_controller, wait_until
 from tests.slurm.cluster.jobs import queue
+from tests.slurm.cluster.processes import processes
 from tests.studies import SECOND, linear_study, replaced, tiny_study
 
 pytestmark = pytest.mark.slurm
@@ -249,6 +250,26 @@ def test_cancel_on_a_full_disk_ends_the_jobs_and_says_that_it_could_not_mark_the
         filler.unlink()
         assert "3 runs cancelled" in chaos.retain("cancel", chaos.study).stdout
         assert {run.state().state for run in Store(chaos.store).runs()} == {"cancelled"}
+
+
+def test_jobs_that_start_on_a_full_disk_wait_in_the_queue_until_there_is_room(slurm: Cluster, tmp_path: Path) -> None:
+    with small_disk_at(tmp_path / "disk", 64) as disk:
+        chaos = held(slurm, disk, grid={"pretrain.exposure": [1]})
+        filler = fill(disk)
+        for job in queue(slurm):
+            call(slurm, "scontrol", "release", job)
+        wait_until(
+            lambda: "BeginTime" in call(slurm, "squeue", "--noheader", "--format=%r"), "a job that waits for room", 60
+        )
+        assert {run.state().state for run in Store(chaos.store).runs()} == {"queued"}
+        wait_until(
+            lambda: not processes(slurm.folder, lambda one: one.name == "slurmstepd"), "the end of the first start"
+        )
+        filler.unlink()
+        # SLURM refuses ("Job credential revoked") what starts again in the second in which it ended.
+        call(slurm, "scontrol", "update", f"jobid={min(queue(slurm))}", "starttime=now+2")
+        wait_until(lambda: not queue(slurm), "the end of all jobs", 120)
+        assert {run.state().state for run in Store(chaos.store).runs()} == {"done"}
 
 
 def test_queued_jobs_run_the_code_as_it_was_at_submission(slurm: Cluster, tmp_path: Path) -> None:
