@@ -258,16 +258,16 @@ def cancel(name: StudyOrRun, overrides: Overrides = None, store: StorePath = RUN
     from retain.results.store.runs import Store
     from retain.sweeps.schema.read import is_study
 
-    searched, unmarked = False, None
+    searched, refused = False, None
     try:
         searched = is_study(name) and cancel_its_search(name, overrides or (), store)
     except MissingResourceError as error:  # the runs of the study are cancelled all the same
-        unmarked = error
+        refused = error
     keys = _keys_of(name, overrides or (), store)
     with counting("cancelling runs") as count:
         cancelled = cancel_runs(Store(store), keys, WITH_STUDY if is_study(name) else BY_KEY, count)
-    if unmarked:
-        raise unmarked
+    if refused:
+        raise refused
     if cancelled:
         print(f"{counted(len(cancelled), 'run')} cancelled; {command('retry', name, overrides, store)} resumes them")
     elif not searched:
